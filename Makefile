@@ -1,0 +1,46 @@
+# The two commands: `make demo` and `make test`. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint bench nightly proto clean setup-demo setup-test
+
+help:
+	@echo "make demo     set up, then lose a data centre under load and prove that nothing is lost"
+	@echo "make test     set up, then lint and all tests"
+	@echo "make lint     format, lint, types, layers, generated stubs"
+	@echo "make bench    print the benchmark's figures"
+	@echo "make nightly  the long tests"
+	@echo "make proto    generate the Protobuf stubs"
+	@echo "make clean    remove what was built; .venv stays"
+
+setup-demo:
+	@$(PYTHON) tools/setup.py demo
+
+setup-test:
+	@$(PYTHON) tools/setup.py test
+
+demo: setup-demo
+	@$(BIN)/imctl demo
+
+test: setup-test lint
+	@$(BIN)/pytest -m "not nightly"
+
+lint: setup-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
+
+bench: setup-test
+	@$(BIN)/python -m benchmarks
+
+nightly: setup-test
+	@$(BIN)/pytest -m nightly
+
+proto: setup-test
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py
+
+clean:
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

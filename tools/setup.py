@@ -1,0 +1,155 @@
+"""Make .venv with the locked packages: ``python3 tools/setup.py [demo|test]``.
+
+Standard library only, and no syntax that Python 3.6 does not know: an old Python must get to the
+line that says it is too old. What is there already is not done again: a stamp in .venv holds a
+hash over the lock file and the interpreter.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+NEEDED = (3, 11)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+STAMP = os.path.join(VENV, "imctl-setup")
+LOCKS = {"demo": "requirements.lock", "test": "requirements-dev.lock"}
+OTHER_PYTHON = "call make with PYTHON=/path/to/python3.11"
+NETWORK_SIGNS = (
+    "name resolution",
+    "Failed to establish a new connection",
+    "No matching distribution",
+    "ConnectionError",
+    "timed out",
+    "ProxyError",
+    "SSLError",
+)
+
+
+class Failed(Exception):
+    """One line that says what is wrong and what to do."""
+
+
+def check_python() -> None:
+    if sys.version_info[:2] < NEEDED:
+        version = sys.version.split()[0]
+        raise Failed(
+            f"Python 3.11 or newer is needed, {sys.executable} is {version}; {OTHER_PYTHON}"
+        )
+
+
+def wanted_stamp(kind: str) -> str:
+    digest = hashlib.sha256()
+    for name in (LOCKS[kind], "pyproject.toml"):
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    digest.update(sys.version.encode())
+    return f"{kind} {digest.hexdigest()}"
+
+
+def is_done(kind: str) -> bool:
+    """The test set-up holds all that the demo needs."""
+    try:
+        with open(STAMP) as file:
+            stamp = file.read()
+    except OSError:
+        return False
+    kinds = ("demo", "test") if kind == "demo" else ("test",)
+    return os.path.exists(PYTHON) and stamp in [wanted_stamp(one) for one in kinds]
+
+
+def run(arguments: "list[str]", what: str) -> None:
+    """Run quietly; on failure show what it said, and raise with what to do."""
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
+    environment.pop("PYTHONPATH", None)
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
+    output = process.communicate()[0]
+    if process.returncode == 0:
+        return
+    sys.stderr.write(output)
+    if any(sign in output for sign in NETWORK_SIGNS):
+        raise Failed(f"{what}: the package registry was not reached or lacks a package (above)")
+    if "Permission denied" in output or "Read-only file system" in output:
+        raise Failed(f"{what}: no write permission below {VENV}; change its owner or remove it")
+    raise Failed(f"{what} failed with status {process.returncode} (above)")
+
+
+def make_venv() -> None:
+    try:
+        # A Python without either of them cannot make a .venv that works.
+        import ensurepip
+        import venv
+
+        del ensurepip, venv
+    except ImportError:
+        raise Failed(
+            f"{sys.executable} has no venv module; install it (Debian: apt install python3-venv), "
+            f"or {OTHER_PYTHON}"
+        ) from None
+    if same_python():
+        return
+    for path in (ROOT, VENV):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise Failed(f"no write permission in {path}; .venv is made there: change its owner")
+    run([sys.executable, "-m", "venv", "--clear", VENV], "making .venv")
+
+
+def same_python() -> bool:
+    """Whether .venv works and is of this Python; if not, it is made anew."""
+    try:
+        found = subprocess.check_output(
+            [PYTHON, "-c", "import pip, sys; print(sys.version)"],
+            stderr=subprocess.DEVNULL,
+            universal_newlines=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return found.strip() == sys.version.strip()
+
+
+def install(kind: str) -> None:
+    pip = [PYTHON, "-m", "pip", "--quiet", "install"]
+    lock = os.path.join(ROOT, LOCKS[kind])
+    run([*pip, "--require-hashes", "-r", lock], "installing " + LOCKS[kind])
+    run([*pip, "--no-deps", "--no-build-isolation", "-e", ROOT], "installing imctl itself")
+
+
+def set_up(kind: str) -> None:
+    if is_done(kind):
+        return
+    print(f"Setting up .venv from {LOCKS[kind]} (once; about a minute) ...", flush=True)
+    try:
+        if os.path.exists(STAMP):
+            os.remove(STAMP)
+        make_venv()
+        install(kind)
+        with open(STAMP, "w") as file:
+            file.write(wanted_stamp(kind))
+    except OSError as error:
+        raise Failed(f"{error.filename or VENV}: {error.strerror or error}") from error
+
+
+def main() -> None:
+    kind = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    try:
+        check_python()
+        if kind not in LOCKS:
+            raise Failed(f"expected demo or test, got {kind}")
+        set_up(kind)
+    except Failed as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; make goes on from here next time") from None
+
+
+if __name__ == "__main__":
+    main()
