@@ -1,0 +1,61 @@
+"""Errors by what the caller can do about them; adapters translate library errors into these."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Error codes on the wire (``Error.code``); a client acts on these, never on the text."""
+
+    BAD_REQUEST = "bad_request"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    TOO_LARGE = "too_large"
+    CID_CONFLICT = "cid_conflict"
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE = "deadline"
+    NOT_REPLICATED = "not_replicated"
+    INTERNAL = "internal"
+
+
+class ImError(Exception):
+    """Base of what this project raises on purpose."""
+
+
+class Refused(ImError):
+    """A request was judged and refused; trying again unchanged gives the same answer."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Unavailable(ImError):
+    """It cannot be done now; the same request may succeed after ``retry_after_ms``."""
+
+    def __init__(self, message: str, retry_after_ms: int = 200) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class OutcomeUnknown(ImError):
+    """A time-out or a lost peer: it may or may not have happened; ask again with the same id."""
+
+
+class DiskFull(Unavailable):
+    """The log could not write; nothing of the batch counts as accepted."""
+
+
+class Damaged(ImError):
+    """Stored bytes fail their check where they were known to be whole."""
+
+
+class StaleWriter(ImError):
+    """A newer epoch owns what this writer wanted to change; it must stop, never retry."""
+
+
+class BadInput(ImError):
+    """A user's file or flag is wrong: the message names it, what was expected and what to do."""

@@ -1,0 +1,208 @@
+"""Typed models of the region file, `apiVersion: imctl.dev/v1alpha1`.
+
+Each field says unit, default and reason; the models become the CRD schemas.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import ip_network
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+HostPort = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$")]
+Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metadata(Model):
+    name: Name
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class IdcPlace(Model):
+    """Where the IDC really is; shown, and the reason for the link delays."""
+
+    city: str
+    country: Country
+    latitude: float = Field(ge=-90, le=90)
+    longitude: float = Field(ge=-180, le=180)
+
+
+class Endpoints(Model):
+    """Where the IDC's listeners are, host:port."""
+
+    gateway: HostPort = Field(description="first client listener; gateway n listens n ports above")
+    ipconf: HostPort = Field(description="HTTPS API that tells clients where to connect")
+    peer: HostPort = Field(description="gRPC for other IDCs and for imctl, mutual TLS")
+
+
+class Engines(Model):
+    kv: Literal["embedded"] = "embedded"
+    log: Literal["embedded"] = "embedded"
+    registry: Literal["embedded"] = "embedded"
+
+
+class Capacity(Model):
+    """What the IDC can carry; safety rules compare it with live traffic."""
+
+    sessions: int = Field(default=10_000, gt=0)
+    messages_per_s: int = Field(default=2_000, gt=0)
+
+
+class Idc(Model):
+    name: Name
+    place: IdcPlace
+    endpoints: Endpoints
+    engines: Engines = Engines()
+    capacity: Capacity = Capacity()
+    gateways: int = Field(default=1, ge=1, le=64)
+
+
+class Witness(Model):
+    """Registry and vote without traffic; the third voter where there are two IDCs."""
+
+    name: Name = "witness"
+    peer: HostPort
+
+
+class Link(Model):
+    """One WAN link, as the local target emulates it; delay is one way."""
+
+    between: tuple[Name, Name]
+    delay_ms: float = Field(ge=0, le=2000)
+    jitter_ms: float = Field(default=0, ge=0)
+    loss: float = Field(default=0, ge=0, lt=0.5, description="share of packets, felt as delay")
+    rate_mbit: float = Field(default=1000, gt=0)
+
+
+class Match(Model):
+    """Longest prefix wins among cidrs; a cidr beats an ASN, an ASN beats a country."""
+
+    countries: list[Country] = Field(default_factory=list)
+    asns: list[int] = Field(default_factory=list)
+    cidrs: list[str] = Field(default_factory=list)
+
+    @field_validator("cidrs")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for text in value:
+            ip_network(text)
+        return value
+
+
+class Shard(Model):
+    name: Name
+    match: Match = Match()
+    weights: dict[Name, float] = Field(description="share of this shard's clients by IDC")
+    fallback: list[Name] = Field(default_factory=list, description="where they go next, in order")
+
+
+class Geo(Model):
+    shards: list[Shard]
+    default: Name = Field(description="the shard of clients that match none")
+    trusted_proxies: list[str] = Field(
+        default_factory=list, description="networks whose X-Forwarded-For header is believed"
+    )
+    database: str | None = Field(
+        default=None, description="MaxMind-format file; default: the country table of geoip2fast"
+    )
+
+
+class FreezeWindow(Model):
+    start: str = Field(description="RFC 3339; no traffic moves from here")
+    end: str
+
+
+class Safety(Model):
+    """Checked by every path that moves traffic."""
+
+    active_idcs_min: int = Field(default=1, ge=1)
+    headroom: float = Field(default=0.8, gt=0, le=1, description="survivors' load limit")
+    replication_lag_ms_max: int = Field(default=5_000, gt=0, description="for planned moves")
+    hold_ms: int = Field(default=3_000, ge=500, description="evidence must hold this long")
+    automatic_failover: bool = True
+    evidence_age_ms_max: int = Field(default=2_000, gt=0)
+    freeze: list[FreezeWindow] = Field(default_factory=list)
+
+
+class WhenUnreplicated(StrEnum):
+    REFUSE = "refuse"
+    DEGRADE = "degrade"
+
+
+class Messages(Model):
+    ack: Literal["stored", "replicated"] = "stored"
+    replicas: int = Field(default=1, ge=1, description="other IDCs that must hold it, `replicated`")
+    when_unreplicated: WhenUnreplicated = WhenUnreplicated.DEGRADE
+    replicated_timeout_ms: int = Field(default=2_000, gt=0)
+    content_bytes_max: int = Field(
+        default=16_384,
+        gt=0,
+        le=98_304,
+        description="with as many claims as are taken, it must fit one message of the protocol",
+    )
+    group_members_max: int = Field(default=1_000, gt=0)
+    push_group_members_max: int = Field(default=500, description="larger: read-diffused")
+
+
+class Retention(Model):
+    """When logs are cut (docs/retention.md)."""
+
+    enabled: bool = True
+    log_bytes: int = Field(
+        default=1 << 30, gt=0, description="of all logs of an IDC; below this nothing is cut"
+    )
+    segment_bytes: int = Field(
+        default=16 << 20, ge=4_096, description="a log is cut by whole files of this size"
+    )
+    check_ms: int = Field(default=10_000, ge=100)
+    snapshots: int = Field(
+        default=2, ge=2, description="kept on disk, the one that waits for the other IDCs included"
+    )
+
+
+class ClientParameters(Model):
+    """What ipconf tells the SDK."""
+
+    heartbeat_ms: int = Field(default=5_000, ge=200)
+    heartbeat_timeout_ms: int = Field(default=2_000, ge=100)
+    connect_timeout_ms: int = Field(default=1_500, ge=100)
+    backoff_base_ms: int = Field(default=100, ge=1)
+    backoff_max_ms: int = Field(default=5_000, ge=1)
+    fast_retries: int = Field(default=2, ge=0)
+    idle_pull_ms: int = Field(default=15_000, ge=500)
+    grace_ms: int = Field(default=10_000, ge=0, description="a session outlives its connection so")
+
+
+class RegionSpec(Model):
+    partitions: int = Field(default=4, ge=1, le=1024, description="equal everywhere and fixed")
+    idcs: list[Idc] = Field(min_length=1)
+    witness: Witness | None = None
+    links: list[Link] = Field(default_factory=list)
+    geo: Geo
+    safety: Safety = Safety()
+    messages: Messages = Messages()
+    retention: Retention = Retention()
+    client: ClientParameters = ClientParameters()
+
+
+class Region(Model):
+    """A whole deployment. Cross-field rules are in ``imcore.region.load`` (they name lines)."""
+
+    apiVersion: Literal["imctl.dev/v1alpha1"]
+    kind: Literal["Region"]
+    metadata: Metadata
+    spec: RegionSpec
+
+    def idc(self, name: str) -> Idc:
+        """Raises KeyError."""
+        for idc in self.spec.idcs:
+            if idc.name == name:
+                return idc
+        raise KeyError(name)

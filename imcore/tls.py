@@ -1,0 +1,147 @@
+"""Mutual TLS between processes, TLS for clients, and who a caller is.
+
+A caller's identity is the SAN of its certificate, ``<name>.imctl.internal``: an IDC's name,
+``witness``, ``linkproxy`` or ``admin``. Where a peer listens says nothing about who it is (links
+go through proxies), so a channel checks the certificate against the peer's *name*.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from imcore.attest import RegionKeys
+from imcore.errors import BadInput
+from imcore.pki import DOMAIN, dns_name
+
+MESSAGE_BYTES_MAX = 16 << 20
+
+# Keepalive finds a silently cut link: without it a half-open stream would hang for minutes.
+# Servers must pass SERVER_OPTIONS, or they drop a caller for pinging too often.
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long one attempt may take; a handshake over a WAN link needs three round trips.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),  # one channel's back-off is not another's
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+]
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),  # a second process on the same port is an error, not a share
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+]
+
+
+class AuthContext(Protocol):
+    """The part of ``grpc.aio.ServicerContext`` that tells who calls."""
+
+    def auth_context(self) -> Any: ...
+
+
+def load_region_keys(pki_dir: Path) -> RegionKeys:
+    """Raises BadInput; the message never repeats a key."""
+    path = Path(pki_dir) / "region-keys.json"
+    try:
+        document = json.loads(path.read_bytes())
+        keys = {
+            int(key_id): base64.b64decode(text, validate=True)
+            for key_id, text in document["keys"].items()
+        }
+        if any(len(key) != 32 for key in keys.values()):
+            raise ValueError("a key is not 32 bytes long")
+        return RegionKeys(keys, int(document["current"]))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f'{path}: expected {{"current": ID, "keys": {{"ID": "<base64 of 32 bytes>"}}}}; '
+            "restore the file from another IDC"
+        ) from error
+
+
+def grpc_server_credentials(pki_dir: Path, name: str) -> grpc.ServerCredentials:
+    """Callers must show a certificate of the region's CA. Raises BadInput."""
+    ca, certificate, key = _pair(Path(pki_dir), name)
+    return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+
+
+def grpc_channel(pki_dir: Path, own_name: str, peer_name: str, target: str) -> grpc.aio.Channel:
+    """A channel to ``target`` that accepts nobody but ``peer_name``. Raises BadInput."""
+    ca, certificate, key = _pair(Path(pki_dir), own_name)
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", dns_name(peer_name))]
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def caller_name(context: AuthContext) -> str:
+    """The name in the caller's certificate; empty (allowed nothing) when there is none."""
+    suffix = f".{DOMAIN}"
+    for value in context.auth_context().get("x509_subject_alternative_name", ()):
+        text: str = value.decode(errors="replace")
+        if text.endswith(suffix):
+            return text.removesuffix(suffix)
+    return ""
+
+
+def gateway_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
+    """For listeners that clients dial; clients show a token, not a certificate."""
+    folder = Path(pki_dir)
+    _pair(folder, name)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    except ssl.SSLError as error:
+        raise BadInput(
+            f"{folder / name}.pem: expected a certificate with its key beside it"
+        ) from error
+    return context
+
+
+def client_ssl_context(ca_file: Path) -> ssl.SSLContext:
+    """Trusts this CA alone and checks host names. Raises BadInput."""
+    path = Path(ca_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise BadInput(f"{path}: expected a PEM certificate of the region's CA") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return context
+
+
+def _pair(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
+    """CA, certificate and key, as PEM."""
+    paths = (folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+    try:
+        ca, certificate, key = (path.read_bytes() for path in paths)
+    except OSError as error:
+        raise _unreadable(Path(error.filename), error) from error
+    return ca, certificate, key
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{path}: expected a readable file, got {error.strerror}; "
+        "`imctl pki init FILE` makes what is missing"
+    )
