@@ -1,0 +1,250 @@
+"""THE evaluator: every change of traffic (operator, automation, drill) is judged here only.
+
+A pure function of (policy, change, evidence, rules, time). It is called again, never just retried,
+when another change was committed meanwhile. It names all blockers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from imcore.region.model import Region
+from services.control import rules
+from services.control.evidence import Evidence
+from services.control.policy import (
+    HISTORY_MAX,
+    REQUESTS_MAX,
+    IdcPolicy,
+    IdcState,
+    OperationRef,
+    Outcome,
+    Policy,
+)
+from services.control.rules import Blocker, Case, Change, Kind, Rule
+
+# Not rules of safety but of sense: no override makes them pass.
+ALWAYS = frozenset({"expect-epoch", "transition", "override"})
+
+_S = IdcState
+_FROM: dict[str, frozenset[IdcState]] = {
+    Kind.CORDON: frozenset({_S.ACTIVE}),
+    Kind.UNCORDON: frozenset({_S.CORDONED}),
+    Kind.DRAIN: frozenset({_S.ACTIVE, _S.CORDONED}),
+    Kind.SWITCHOVER: frozenset({_S.ACTIVE, _S.CORDONED}),
+    Kind.UNDRAIN: frozenset({_S.DRAINING}),
+    Kind.DRAINED: frozenset({_S.DRAINING}),
+    Kind.FAILOVER: frozenset(_S) - {_S.FAILED, _S.RETIRED},
+    Kind.RECOVERING: frozenset({_S.FAILED}),
+    Kind.FAILBACK: frozenset({_S.FAILED, _S.DRAINED, _S.RECOVERING}),
+    Kind.RAMP: frozenset({_S.RECOVERING, _S.ACTIVE}),
+    Kind.RETIRE: frozenset({_S.FAILED, _S.DRAINED}),
+}
+_TO: dict[str, IdcState] = {
+    Kind.CORDON: _S.CORDONED,
+    Kind.UNCORDON: _S.ACTIVE,
+    Kind.DRAIN: _S.DRAINING,
+    Kind.SWITCHOVER: _S.DRAINING,
+    Kind.UNDRAIN: _S.ACTIVE,
+    Kind.DRAINED: _S.DRAINED,
+    Kind.FAILOVER: _S.FAILED,
+    Kind.RECOVERING: _S.RECOVERING,
+    Kind.FAILBACK: _S.RECOVERING,
+    Kind.RAMP: _S.ACTIVE,
+    Kind.RETIRE: _S.RETIRED,
+}
+_PLANNED: tuple[Rule, ...] = (
+    rules.active_idcs_min,
+    rules.headroom,
+    rules.replication_lag,
+    rules.one_move_at_a_time,
+    rules.freeze_window,
+)
+_RULES: dict[str, tuple[Rule, ...]] = {
+    Kind.CORDON: (rules.active_idcs_min, rules.one_move_at_a_time, rules.freeze_window),
+    Kind.DRAIN: _PLANNED,
+    Kind.SWITCHOVER: _PLANNED,
+    Kind.DRAINED: (rules.log_applied_elsewhere,),
+    Kind.FAILOVER: (
+        rules.active_idcs_min,
+        rules.headroom,
+        rules.freeze_window,
+        rules.survivors_copies_agree,
+        rules.votes_majority,
+        rules.hold_time,
+        rules.automatic_failover,
+    ),
+    Kind.FAILBACK: (rules.one_move_at_a_time, rules.freeze_window),
+    Kind.RAMP: (rules.caught_up, rules.replication_lag),
+}
+# Whose fresh status a kind rests on, besides that of the IDCs that take clients.
+_OWN_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.DRAINED, Kind.FAILBACK, Kind.RAMP})
+_OTHERS_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RAMP})
+_OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``policy`` None: refused, for all of ``blockers``. ``repeated``: this very request had been
+    decided before, and ``sentence`` is what was said then."""
+
+    policy: Policy | None
+    sentence: str
+    blockers: tuple[Blocker, ...] = ()
+    overridden: tuple[Blocker, ...] = ()
+    operation: str = ""
+    repeated: bool = False
+
+
+def evaluate(
+    policy: Policy, change: Change, evidence: Evidence, region: Region, now_ms: int
+) -> Decision:
+    done = policy.outcome(change.request_id)
+    if done is not None:
+        return Decision(policy, done.sentence, operation=done.operation, repeated=True)
+    case = Case(
+        policy,
+        change,
+        evidence,
+        region.spec.safety,
+        {idc.name: idc for idc in region.spec.idcs},
+        now_ms,
+    )
+    blockers = _nonsense(case)
+    if change.kind in _FROM and change.idc in case.idcs:
+        blockers += _violations(case)
+    passed = tuple(
+        blocker
+        for blocker in blockers
+        if blocker.rule in change.overrides and blocker.rule not in ALWAYS
+    )
+    left = tuple(blocker for blocker in blockers if blocker not in passed)
+    if left:
+        said = "; ".join(f"{blocker.rule}: {blocker.sentence}" for blocker in left)
+        return Decision(None, f"{_wish(change)} is refused: {said}", left, passed)
+    return _commit(case, passed)
+
+
+def _nonsense(case: Case) -> list[Blocker]:
+    change, policy = case.change, case.policy
+    found = []
+    if len(change.overrides) > 1:
+        found.append(
+            Blocker("override", str(len(change.overrides)), "1", "one override names one rule")
+        )
+    if change.expect_epoch and change.expect_epoch != policy.epoch:
+        found.append(
+            Blocker(
+                "expect-epoch",
+                str(policy.epoch),
+                str(change.expect_epoch),
+                f"the policy is at epoch {policy.epoch}, not {change.expect_epoch}",
+            )
+        )
+    if change.kind not in _FROM or change.idc not in case.idcs:
+        found.append(_transition(f"{change.kind} {change.idc}", "a known change of a known IDC"))
+        return found
+    allowed = _FROM[change.kind]
+    state = policy.state(change.idc)
+    if state not in allowed:
+        found.append(_transition(f"{change.idc} is {state}", " or ".join(sorted(allowed))))
+    if change.kind == Kind.SWITCHOVER and change.target not in case.others():
+        found.append(_transition(f"the target is {change.target or 'missing'}", "an active IDC"))
+    if change.kind == Kind.RAMP:
+        found += _ramp_nonsense(case)
+    return found
+
+
+def _ramp_nonsense(case: Case) -> list[Blocker]:
+    change, running = case.change, case.policy.operation
+    if running is None or running.kind != Kind.FAILBACK or running.idc != change.idc:
+        return [_transition(f"no failback of {change.idc} is under way", "a failback under way")]
+    if not 1 <= change.ramp <= 100:
+        return [_transition(f"a ramp of {change.ramp}", "1 to 100 per cent")]
+    return []
+
+
+def _transition(measured: str, limit: str) -> Blocker:
+    return Blocker("transition", measured, limit, f"{measured}; expected {limit}")
+
+
+def _violations(case: Case) -> list[Blocker]:
+    kind = case.change.kind
+    needed = [case.change.idc] if kind in _OWN_FACTS else []
+    needed += case.others() if kind in _OTHERS_FACTS else []
+    found = [rules.evidence_age(case, needed)] if needed else []
+    found += [rule(case) for rule in _RULES.get(kind, ())]
+    return [blocker for blocker in found if blocker is not None]
+
+
+def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
+    change, policy = case.change, case.policy
+    epoch = policy.epoch + 1
+    operation, closes = policy.operation, _closes(case)
+    history = policy.history
+    opened = ""
+    if change.kind in _OPENS or change.kind == Kind.FAILOVER:
+        opened = f"{change.kind}-{change.idc}-{epoch}"
+        history = (*history, opened)[-HISTORY_MAX:]
+    if change.kind in _OPENS:
+        operation = OperationRef(
+            opened,
+            change.kind,
+            change.idc,
+            change.target,
+            change.by,
+            change.request_id,
+            case.now_ms,
+        )
+    elif closes:
+        operation = None
+    sentence = _sentence(case, epoch, overridden)
+    named = opened or (policy.operation.id if policy.operation else "")
+    outcome = Outcome(change.request_id, epoch, named, sentence)
+    changed = IdcPolicy(
+        state=_TO[change.kind],
+        ramp=change.ramp if change.kind == Kind.RAMP else 100,
+        target=_target(policy, change),
+        since_ms=case.now_ms,
+    )
+    new = replace(
+        policy,
+        epoch=epoch,
+        idcs={**policy.idcs, change.idc: changed},
+        operation=operation,
+        history=history,
+        requests=(*policy.requests, outcome)[-REQUESTS_MAX:],
+    )
+    return Decision(new, sentence, (), tuple(overridden), named)
+
+
+def _target(policy: Policy, change: Change) -> str:
+    """Who takes the clients over, and keeps them while the IDC stays drained: no second move."""
+    if change.kind == Kind.SWITCHOVER:
+        return change.target
+    known = policy.idcs.get(change.idc)
+    return known.target if known and change.kind == Kind.DRAINED else ""
+
+
+def _closes(case: Case) -> bool:
+    """A failover ends whatever move was under way: its plan no longer holds."""
+    kind = case.change.kind
+    if kind == Kind.RAMP:
+        return case.change.ramp == 100
+    return kind in (Kind.DRAINED, Kind.UNDRAIN, Kind.FAILOVER)
+
+
+def _wish(change: Change) -> str:
+    target = f" to {change.target}" if change.target else ""
+    ramp = f" to {change.ramp} %" if change.kind == Kind.RAMP else ""
+    return f"{change.kind} of {change.idc}{target}{ramp} by {change.by}"
+
+
+def _sentence(case: Case, epoch: int, overridden: Sequence[Blocker]) -> str:
+    text = f"epoch {epoch}: {_wish(case.change)}"
+    if case.change.kind == Kind.FAILOVER:
+        voters = sorted(vote.voter for vote in rules.votes_of(case))
+        text += f", accused by {', '.join(voters) or 'nobody'}"
+    if overridden:
+        text += f", overriding {', '.join(blocker.rule for blocker in overridden)}"
+    return text

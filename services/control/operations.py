@@ -1,0 +1,219 @@
+"""One record per operation (CASPaxos key ``op/<id>``), and an audit event for each decision."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from imcore.errors import ImError
+from imcore.region.model import Region
+from imcore.runtime import Clock
+from services.control.caspaxos import Proposer
+from services.control.evaluate import Decision, evaluate
+from services.control.evidence import Evidence
+from services.control.policy import POLICY_KEY, Policy, from_json, initial
+from services.control.rules import Change, Kind
+
+log = logging.getLogger("im.control")
+audit_log = logging.getLogger("im.audit")
+
+
+class State(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    ENDED_EARLY = "ended early"  # taken back, or overtaken by a failover
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    at_ms: int
+    epoch: int  # of the policy that the step committed
+    sentence: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    id: str
+    kind: str
+    idc: str
+    target: str
+    by: str
+    request_id: str
+    state: State
+    started_ms: int
+    ended_ms: int = 0
+    steps: tuple[Step, ...] = ()
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+
+class Blocked(ImError):
+    """The evaluator refused; carries its decision."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.sentence)
+        self.decision = decision
+
+
+def operation_key(operation_id: str) -> str:
+    return f"op/{operation_id}"
+
+
+def operation_from_json(data: bytes) -> Operation:
+    """Raises ValueError, also for the empty record of an operation that is long past."""
+    try:
+        row = json.loads(data)
+        steps = tuple(Step(**step) for step in row["steps"])
+        return Operation(**{**row, "state": State(row["state"]), "steps": steps})
+    except (KeyError, TypeError) as error:
+        raise ValueError("not an operation record") from error
+
+
+def with_step(current: bytes | None, opened: Operation, step: Step, state: State) -> bytes:
+    """The record with the step; a step of an epoch that it has already is not added twice."""
+    operation = operation_from_json(current) if current else opened
+    if any(known.epoch == step.epoch for known in operation.steps):
+        return operation.to_json()
+    steps = tuple(sorted((*operation.steps, step), key=lambda each: each.epoch))
+    if operation.state is not State.RUNNING:
+        return replace(operation, steps=steps).to_json()
+    ended = 0 if state is State.RUNNING else step.at_ms
+    return replace(operation, steps=steps, state=state, ended_ms=ended).to_json()
+
+
+async def commit(
+    proposer: Proposer, region: Region, change: Change, evidence: Evidence, clock: Clock
+) -> Decision:
+    """Judge and commit one change; the only way to change the policy. A refusal is a Decision
+    without a policy. Raises Unavailable, and OutcomeUnknown: then the same request id resolves."""
+    before: list[Policy] = []
+    decided: list[Decision] = []
+
+    def fn(current: bytes | None) -> bytes:
+        policy = from_json(current) if current else initial(region, clock.wall_ms())
+        decision = evaluate(policy, change, evidence, region, clock.wall_ms())
+        before[:], decided[:] = [policy], [decision]
+        if decision.policy is None:
+            raise Blocked(decision)
+        return decision.policy.to_json()
+
+    try:
+        await proposer.change(POLICY_KEY, fn)
+    except Blocked as error:
+        audit(change, error.decision, evidence, clock.wall_ms())
+        return error.decision
+    decision = decided[0]
+    audit(change, decision, evidence, clock.wall_ms())
+    if not decision.repeated:
+        await _record(proposer, change, before[0], decision, evidence, clock.wall_ms())
+    return decision
+
+
+async def _record(
+    proposer: Proposer,
+    change: Change,
+    before: Policy,
+    decision: Decision,
+    evidence: Evidence,
+    now_ms: int,
+) -> None:
+    """The policy is committed already; a record that cannot be written now is only logged."""
+    assert decision.policy is not None
+    epoch = decision.policy.epoch
+    step = Step(now_ms, epoch, decision.sentence, summary(change, decision, evidence, now_ms))
+    writes: list[tuple[Operation, State]] = []
+    running = before.operation
+    if running is not None:
+        opened = Operation(
+            running.id,
+            running.kind,
+            running.idc,
+            running.target,
+            running.by,
+            running.request_id,
+            State.RUNNING,
+            running.started_ms,
+        )
+        ended = decision.policy.operation is None
+        early = change.kind in (Kind.FAILOVER, Kind.UNDRAIN)
+        state = State.RUNNING if not ended else State.ENDED_EARLY if early else State.DONE
+        writes.append((opened, state))
+    if decision.operation and (running is None or decision.operation != running.id):
+        done = change.kind == Kind.FAILOVER
+        opened = Operation(
+            decision.operation,
+            change.kind,
+            change.idc,
+            change.target,
+            change.by,
+            change.request_id,
+            State.RUNNING,
+            now_ms,
+        )
+        writes.append((opened, State.DONE if done else State.RUNNING))
+    for opened, state in writes:
+        try:
+            await proposer.change(
+                operation_key(opened.id),
+                lambda current, opened=opened, state=state: with_step(  # type: ignore[misc]
+                    current, opened, step, state
+                ),
+            )
+        except ImError as error:
+            log.warning("the record of %s could not be written: %s", opened.id, error)
+    for forgotten in set(before.history) - set(decision.policy.history):
+        await _forget(proposer, forgotten)
+
+
+async def _forget(proposer: Proposer, operation_id: str) -> None:
+    """Old records are emptied: a bucket travels whole with each change of what lies in it."""
+    try:
+        await proposer.change(operation_key(operation_id), lambda _: b"")
+    except ImError as error:
+        log.warning("the old record of %s could not be emptied: %s", operation_id, error)
+
+
+def audit(change: Change, decision: Decision, evidence: Evidence, now_ms: int) -> None:
+    """One JSON line on the logger ``im.audit``."""
+    audit_log.info(
+        "%s",
+        json.dumps(
+            {
+                "at_ms": now_ms,
+                "decision": "refused" if decision.policy is None else "committed",
+                "repeated": decision.repeated,
+                "sentence": decision.sentence,
+                "request_id": change.request_id,
+                "operation": decision.operation,
+                "blockers": [blocker._asdict() for blocker in decision.blockers],
+                "evidence": summary(change, decision, evidence, now_ms),
+            }
+        ),
+    )
+
+
+def summary(change: Change, decision: Decision, evidence: Evidence, now_ms: int) -> dict[str, Any]:
+    """The observations that the decision rests on, small enough to keep."""
+    return {
+        "idcs": {
+            name: {
+                "age_ms": now_ms - facts.at_ms,
+                "serving": facts.serving,
+                "sessions": facts.sessions,
+                "lag_ms": dict(facts.lag_ms),
+            }
+            for name, facts in evidence.idcs.items()
+        },
+        "votes": [
+            {"voter": vote.voter, "held_ms": vote.held_ms, "said": vote.sentence}
+            for vote in evidence.votes
+            if vote.accused == change.idc
+        ],
+        "overridden": [blocker._asdict() for blocker in decision.overridden],
+    }

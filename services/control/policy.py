@@ -1,0 +1,118 @@
+"""The geo policy: one small document with an epoch, committed under the CASPaxos key ``policy``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from imcore.region.model import Region
+
+POLICY_KEY = "policy"
+MOVES_PER_S = 50  # sessions handed over per second by one IDC
+HISTORY_MAX = 20
+REQUESTS_MAX = 64
+
+
+class IdcState(StrEnum):
+    ACTIVE = "active"
+    CORDONED = "cordoned"  # serves who is there, takes no new clients
+    DRAINING = "draining"
+    DRAINED = "drained"
+    FAILED = "failed"
+    RECOVERING = "recovering"
+    RETIRED = "retired"
+
+
+SERVING = frozenset({IdcState.ACTIVE, IdcState.CORDONED})
+
+
+@dataclass(frozen=True, slots=True)
+class IdcPolicy:
+    """``ramp``: per cent of its clients that an active IDC gets. ``target``: who gets the clients
+    of a draining IDC first (switchover); empty: as the shards' fallback orders say."""
+
+    state: IdcState = IdcState.ACTIVE
+    ramp: int = 100
+    target: str = ""
+    since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRef:
+    """The one move under way; the record of its steps is kept under ``op/<id>``."""
+
+    id: str
+    kind: str
+    idc: str
+    target: str
+    by: str
+    request_id: str
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a request came to: the same request id, asked again, resolves to this."""
+
+    request_id: str
+    epoch: int
+    operation: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    epoch: int
+    idcs: Mapping[str, IdcPolicy]
+    operation: OperationRef | None = None
+    history: tuple[str, ...] = ()  # ids of the last operations, newest last
+    requests: tuple[Outcome, ...] = ()
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # over the region file
+    moves_per_s: int = MOVES_PER_S
+
+    def state(self, idc: str) -> IdcState:
+        """An IDC that the document does not know has been added to the region file: active."""
+        known = self.idcs.get(idc)
+        return known.state if known else IdcState.ACTIVE
+
+    def serves(self, idc: str) -> bool:
+        return self.state(idc) in SERVING
+
+    def outcome(self, request_id: str) -> Outcome | None:
+        return next((done for done in self.requests if done.request_id == request_id), None)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+
+def initial(region: Region, now_ms: int) -> Policy:
+    idcs = {idc.name: IdcPolicy(since_ms=now_ms) for idc in region.spec.idcs}
+    return Policy(epoch=1, idcs=idcs)
+
+
+def from_json(data: bytes) -> Policy:
+    """Raises ValueError. Fields that this version does not know are ignored."""
+    try:
+        document: dict[str, Any] = json.loads(data)
+        operation = document["operation"]
+        return Policy(
+            epoch=int(document["epoch"]),
+            idcs={
+                name: replace(_known(IdcPolicy, row), state=IdcState(row["state"]))
+                for name, row in document["idcs"].items()
+            },
+            operation=_known(OperationRef, operation) if operation else None,
+            history=tuple(document["history"]),
+            requests=tuple(_known(Outcome, row) for row in document["requests"]),
+            weights=document["weights"],
+            moves_per_s=int(document["moves_per_s"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not a policy document") from error
+
+
+def _known(kind: Any, row: Mapping[str, Any]) -> Any:
+    return kind(**{name: row[name] for name in kind.__dataclass_fields__ if name in row})

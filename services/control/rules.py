@@ -1,0 +1,314 @@
+"""The safety rules, each a pure function: what was measured, what the limit is, one sentence.
+
+A rule that lacks an observation says nothing: its absence is ``evidence-age``'s to report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from imcore.region.model import Idc, Safety
+from services.control.evidence import Evidence, IdcFacts, Vote, reached
+from services.control.policy import IdcState, Policy
+
+
+class Blocker(NamedTuple):
+    rule: str
+    measured: str
+    limit: str
+    sentence: str
+
+
+class Kind:
+    """Kinds of changes (the words of the command line)."""
+
+    CORDON = "cordon"
+    UNCORDON = "uncordon"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    SWITCHOVER = "switchover"
+    FAILOVER = "failover"
+    FAILBACK = "failback"
+    RECOVERING = "recovering"
+    DRAINED = "drained"
+    RAMP = "ramp"
+    RETIRE = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id."""
+
+    kind: str
+    idc: str
+    request_id: str
+    by: str  # "operator", "drill", or "controller <idc>"
+    target: str = ""
+    expect_epoch: int = 0
+    overrides: tuple[str, ...] = ()
+    ramp: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All that a rule may look at."""
+
+    policy: Policy
+    change: Change
+    evidence: Evidence
+    safety: Safety
+    idcs: Mapping[str, Idc]
+    now_ms: int
+
+    def others(self) -> list[str]:
+        """IDCs that take clients, other than the one that the change is about."""
+        return [
+            name
+            for name in self.idcs
+            if name != self.change.idc and self.policy.state(name) is IdcState.ACTIVE
+        ]
+
+    def facts(self, idc: str) -> IdcFacts | None:
+        return self.evidence.idcs.get(idc)
+
+
+Rule = Callable[[Case], Blocker | None]
+
+
+def active_idcs_min(case: Case) -> Blocker | None:
+    left, limit = len(case.others()), case.safety.active_idcs_min
+    if left >= limit:
+        return None
+    return Blocker(
+        "active-idcs-min", str(left), str(limit), f"{left} active IDCs would be left of {limit}"
+    )
+
+
+def headroom(case: Case) -> Blocker | None:
+    """Room for what would move: sessions and messages, against the share of capacity allowed."""
+    moving = case.facts(case.change.idc)
+    takers = [case.change.target] if case.change.target else case.others()
+    known = [(case.idcs[name].capacity, case.facts(name)) for name in takers if name in case.idcs]
+    sessions = sum(facts.sessions for _, facts in known if facts)
+    rate = sum(facts.messages_per_s for _, facts in known if facts)
+    if moving is not None:
+        sessions += moving.sessions
+        rate += moving.messages_per_s
+    room = case.safety.headroom
+    sessions_max = room * sum(capacity.sessions for capacity, _ in known)
+    rate_max = room * sum(capacity.messages_per_s for capacity, _ in known)
+    if sessions <= sessions_max and rate <= rate_max:
+        return None
+    return Blocker(
+        "headroom",
+        f"{sessions} sessions, {rate:.0f} messages/s",
+        f"{sessions_max:.0f} sessions, {rate_max:.0f} messages/s",
+        f"{', '.join(takers) or 'nobody'} would carry {sessions} sessions and {rate:.0f} "
+        f"messages/s, of {sessions_max:.0f} and {rate_max:.0f} allowed",
+    )
+
+
+def replication_lag(case: Case) -> Blocker | None:
+    """How far the others are behind the log of the IDC that gives its clients away (or takes them
+    back), and it behind theirs."""
+    about, limit = case.facts(case.change.idc), case.safety.replication_lag_ms_max
+    lags = []
+    for name in case.others():
+        facts = case.facts(name)
+        if facts and about:
+            lags += [facts.lag_ms.get(about.origin, 0), about.lag_ms.get(facts.origin, 0)]
+    worst = max(lags, default=0)
+    if worst <= limit:
+        return None
+    return Blocker(
+        "replication-lag",
+        f"{worst} ms",
+        f"{limit} ms",
+        f"replication between {case.change.idc} and the others lags {worst} ms, {limit} allowed",
+    )
+
+
+def one_move_at_a_time(case: Case) -> Blocker | None:
+    running = case.policy.operation
+    if running is None:
+        return None
+    return Blocker(
+        "one-move-at-a-time",
+        running.id,
+        "no other move",
+        f"{running.kind} of {running.idc} is under way ({running.id})",
+    )
+
+
+def freeze_window(case: Case) -> Blocker | None:
+    for window in case.safety.freeze:
+        start, end = _ms(window.start), _ms(window.end)
+        if start <= case.now_ms < end:
+            return Blocker(
+                "freeze-window",
+                datetime.fromtimestamp(case.now_ms / 1000).astimezone().isoformat(),
+                f"outside {window.start} to {window.end}",
+                f"no traffic moves from {window.start} to {window.end}",
+            )
+    return None
+
+
+def evidence_age(case: Case, needed: Iterable[str]) -> Blocker | None:
+    limit = case.safety.evidence_age_ms_max
+    ages = {}
+    for name in needed:
+        facts = case.facts(name)
+        ages[name] = case.now_ms - facts.at_ms if facts else None
+    if case.change.kind == Kind.FAILOVER:
+        ages |= {f"the vote of {vote.voter}": case.now_ms - vote.at_ms for vote in votes_of(case)}
+    old = {name: age for name, age in ages.items() if age is None or age > limit}
+    if not old:
+        return None
+    measured = ", ".join(
+        f"{name}: {'none' if age is None else f'{age} ms old'}" for name, age in old.items()
+    )
+    return Blocker(
+        "evidence-age", measured, f"{limit} ms", f"evidence is missing or too old: {measured}"
+    )
+
+
+def survivors_copies_agree(case: Case) -> Blocker | None:
+    """While an IDC is failed, another may fail only when the survivors hold the same of the failed
+    one's log: else the second could take with it what it alone has."""
+    lost = [
+        name
+        for name in case.idcs
+        if name != case.change.idc and case.policy.state(name) is IdcState.FAILED
+    ]
+    survivors = {name: facts for name in case.others() if (facts := case.facts(name))}
+    for name in lost:
+        origins = {
+            origin
+            for facts in survivors.values()
+            for origin in facts.held
+            if origin.rpartition(".")[0] == name
+        }
+        for origin in sorted(origins):
+            copies = {facts.held.get(origin, ()) for facts in survivors.values()}
+            if len(copies) > 1 or len(survivors) < len(case.others()):
+                return _copies_differ(name, origin)
+        if not origins:
+            return _copies_differ(name, name)
+    return None
+
+
+def _copies_differ(idc: str, origin: str) -> Blocker:
+    return Blocker(
+        "survivors-copies-agree",
+        f"copies of {origin} differ or are unknown",
+        "equal copies in all survivors",
+        f"{idc} is failed already and the survivors' copies of its log do not agree yet",
+    )
+
+
+def votes_of(case: Case) -> list[Vote]:
+    """The votes against this IDC, one a voter, the accused's own not counted."""
+    newest = {}
+    for vote in sorted(case.evidence.votes, key=lambda vote: vote.at_ms):
+        if vote.accused == case.change.idc != vote.voter and vote.voter in case.evidence.voters:
+            newest[vote.voter] = vote
+    return list(newest.values())
+
+
+def votes_majority(case: Case) -> Blocker | None:
+    voters = len(case.evidence.voters)
+    fresh = [
+        vote
+        for vote in votes_of(case)
+        if case.now_ms - vote.at_ms <= case.safety.evidence_age_ms_max
+    ]
+    needed = voters // 2 + 1
+    if len(fresh) >= needed:
+        return None
+    return Blocker(
+        "votes-majority",
+        f"{len(fresh)} of {voters}",
+        f"{needed} of {voters}",
+        f"{len(fresh)} of {voters} voters accuse {case.change.idc}, {needed} are needed; "
+        "to move clients away from an IDC that works, drain it",
+    )
+
+
+def hold_time(case: Case) -> Blocker | None:
+    """The shortest of the longest-held majority's votes must have held long enough."""
+    limit, needed = case.safety.hold_ms, len(case.evidence.voters) // 2 + 1
+    held = sorted(
+        (vote.held_ms + case.now_ms - vote.at_ms for vote in votes_of(case)), reverse=True
+    )
+    least = held[needed - 1] if len(held) >= needed else 0
+    if least >= limit:
+        return None
+    return Blocker(
+        "hold-time",
+        f"{least} ms",
+        f"{limit} ms",
+        f"the evidence against {case.change.idc} has held for {least} ms, {limit} are needed",
+    )
+
+
+def automatic_failover(case: Case) -> Blocker | None:
+    if case.safety.automatic_failover or not case.change.by.startswith("controller"):
+        return None
+    return Blocker(
+        "automatic-failover",
+        "off",
+        "on",
+        f"the region file leaves a failover of {case.change.idc} to an operator",
+    )
+
+
+def log_applied_elsewhere(case: Case) -> Blocker | None:
+    """For ``drained``: everything up to a mark taken without sessions is applied by all that take
+    clients."""
+    idc = case.change.idc
+    facts, mark = case.facts(idc), case.evidence.marks.get(idc)
+    if facts is None:
+        return None
+    behind = [
+        name
+        for name in case.others()
+        if mark is None
+        or mark.sessions > 0
+        or mark.origin != facts.origin
+        or not reached(facts.peers_applied.get(name, ()), mark.ends)
+    ]
+    if facts.sessions == 0 and not behind:
+        return None
+    left = f"{facts.sessions} sessions, log not applied in {', '.join(behind) or 'none'}"
+    return Blocker("log-applied-elsewhere", left, "no sessions, all applied", f"{idc} has {left}")
+
+
+def caught_up(case: Case) -> Blocker | None:
+    """For a return: it has applied the others' logs, and its own tail is held elsewhere."""
+    idc = case.change.idc
+    facts, own = case.facts(idc), case.evidence.marks.get(idc)
+    if facts is None:
+        return None
+    behind = [
+        name
+        for name in case.others()
+        if (mark := case.evidence.marks.get(name)) is None
+        or not reached(facts.applied.get(mark.origin, ()), mark.ends)
+    ]
+    tail_held = own is not None and any(
+        reached(held, own.ends) and own.origin == facts.origin for held in facts.peers_held.values()
+    )
+    if facts.serving and not behind and tail_held:
+        return None
+    parts = [f"has not applied all of {name}" for name in behind]
+    parts += [] if tail_held else ["has a tail that nobody else holds"]
+    parts += [] if facts.serving else ["does not serve yet"]
+    said = ", ".join(parts)
+    return Blocker("caught-up", said, "all applied, own tail held elsewhere", f"{idc} {said}")
+
+
+def _ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1000)

@@ -1,0 +1,1 @@
+"""Adapters of the ports in services.ports that need nothing installed but packages."""

@@ -1,0 +1,165 @@
+"""Consistent copies of a KV, with a digest that is checked before one is used; blocking.
+
+A copy is verified when it is made: it is opened again, and every row in it, checkpoints included,
+is compared, by hash, with the state that it was made of. Scans pause between pages: they run in a
+thread beside the loop that serves clients, and may take their time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+from io import BufferedRandom, BufferedReader
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from imcore.errors import BadInput, Damaged
+from services.engines.disk import Disk
+
+DATA = "data.mdb"
+MANIFEST = "snapshot.json"
+_PAGE_ROWS = 128
+_REST_FACTOR = 3.0  # a scan takes this share of its time off
+_LENGTHS = struct.Struct(">II")
+PARTITIONS, ROWS = b"partitions", b"rows"
+DATABASES = (PARTITIONS, ROWS)
+
+
+def take(env: lmdb.Environment, txn: lmdb.Transaction[bytes], folder: Path, disk: Disk) -> None:
+    """Order: copy into ``FOLDER.new``, sync, describe, rename: a folder with its name is whole."""
+    if folder.exists():
+        raise BadInput(f"{folder} exists already: a snapshot goes to a new folder")
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    disk.make_folder(str(new))
+    env.copy(str(new), compact=True, txn=txn)
+    digest = _synced_digest(new / DATA)
+    _verify(env, txn, new)
+    write_manifest(new, digest, disk)
+    disk.rename(str(new), str(folder))
+    disk.sync_folder(str(folder.parent))
+
+
+def write_manifest(folder: Path, digest: str, disk: Disk) -> None:
+    disk.write_whole(str(folder / MANIFEST), json.dumps({"blake2b": digest}).encode())
+
+
+def _verify(env: lmdb.Environment, txn: lmdb.Transaction[bytes], copy: Path) -> None:
+    """Raises Damaged when the copy does not hold what ``txn`` sees."""
+    opened = _open(copy)
+    try:
+        with opened.begin() as copied:
+            for name in DATABASES:
+                wanted = _rows_hash(txn, env.open_db(name, txn, create=False))
+                found = _rows_hash(copied, opened.open_db(name, copied, create=False))
+                if found != wanted:
+                    raise Damaged(f"the snapshot {copy} does not hold the state it was taken of")
+    finally:
+        opened.close()
+
+
+def _open(folder: Path) -> lmdb.Environment:
+    return lmdb.open(str(folder), readonly=True, lock=False, max_dbs=len(DATABASES))
+
+
+def _rows_hash(txn: lmdb.Transaction[bytes], db: Any) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    with txn.cursor(db=db) as cursor:
+        began = time.perf_counter()
+        for number, (key, value) in enumerate(cursor, 1):
+            digest.update(_LENGTHS.pack(len(key), len(value)) + key + value)
+            if number % _PAGE_ROWS == 0:
+                time.sleep(_REST_FACTOR * (time.perf_counter() - began))
+                began = time.perf_counter()
+    return digest.digest()
+
+
+def check(folder: Path) -> str:
+    """The digest of a snapshot's file. Raises Damaged when it is not what was written, BadInput
+    when there is no snapshot."""
+    wanted = manifest_digest(folder)
+    try:
+        with open(folder / DATA, "rb") as file:
+            found = _digest(file)
+    except OSError as error:
+        raise Damaged(f"cannot read {folder / DATA}: {error.strerror}") from error
+    if found != wanted:
+        raise Damaged(f"the snapshot {folder} fails its check")
+    return found
+
+
+def partition_rows(folder: Path) -> dict[bytes, bytes]:
+    """What the snapshot holds of the engine's own row of each partition."""
+    try:
+        opened = _open(folder)
+    except lmdb.Error as error:
+        raise Damaged(f"the snapshot {folder} cannot be opened: {error}") from error
+    try:
+        with opened.begin() as txn, txn.cursor(db=opened.open_db(PARTITIONS, txn)) as cursor:
+            return dict(cursor)
+    finally:
+        opened.close()
+
+
+def load_rows(folder: Path, prefix: bytes, txn: lmdb.Transaction[bytes], db: Any) -> None:
+    """Put the snapshot's rows with this prefix in the place of those that ``txn`` sees."""
+    with txn.cursor(db=db) as cursor:
+        more = cursor.set_range(prefix)
+        while more and cursor.key().startswith(prefix):
+            more = cursor.delete()
+    opened = _open(folder)
+    try:
+        with opened.begin() as source, source.cursor(db=opened.open_db(ROWS, source)) as rows:
+            more = rows.set_range(prefix)
+            while more and rows.key().startswith(prefix):
+                txn.put(rows.key(), rows.value(), db=db)
+                more = rows.next()
+    finally:
+        opened.close()
+
+
+def manifest_digest(snapshot: Path) -> str:
+    """What the digest of a snapshot's file was. Raises BadInput, Damaged."""
+    try:
+        return str(json.loads((snapshot / MANIFEST).read_bytes())["blake2b"])
+    except FileNotFoundError as error:
+        raise BadInput(f"{snapshot} is no KV snapshot: it has no {MANIFEST}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{snapshot / MANIFEST} cannot be read") from error
+
+
+def restore(snapshot: Path, folder: Path, disk: Disk) -> None:
+    """Order: copy beside the old file, check, forget the old one, rename."""
+    wanted = manifest_digest(snapshot)
+    disk.make_folder(str(folder))
+    lock = disk.lock(str(folder / "lock"), f"the KV {folder}")
+    try:
+        new = folder / "restored.mdb"
+        shutil.copyfile(snapshot / DATA, new)
+        if _synced_digest(new) != wanted:
+            new.unlink()
+            raise Damaged(f"the snapshot {snapshot} fails its check")
+        # The data file goes first: without one, the others are not looked at.
+        for name in ("data.mdb", "lock.mdb", "steady", "running"):
+            disk.remove(str(folder / name))
+            disk.sync_folder(str(folder))
+        os.replace(new, folder / "data.mdb")
+        disk.sync_folder(str(folder))
+    finally:
+        lock.close()
+
+
+def _synced_digest(path: Path) -> str:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        return _digest(file)
+
+
+def _digest(file: BufferedReader | BufferedRandom) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,1 @@
+"""Holds connections and nothing else: frames, idle time-outs, write coalescing, back-pressure."""

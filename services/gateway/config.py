@@ -1,0 +1,19 @@
+"""Limits of a gateway. Each says its unit and why it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    connections_max: int = 20_000  # beyond it a client is told to come back later
+    first_frame_ms: int = 5_000  # preface and Connect must be in by then
+    idle_ms: int = 12_000  # no frame for this long: the client only looks online
+    tick_ms: int = 100  # resolution of the timing wheels
+    push_bytes_max: int = 256 * 1024  # unsent: beyond it pushes are dropped (the reader is slow)
+    response_bytes_max: int = 2 * 1024 * 1024  # unsent: beyond it the connection is closed
+    stuck_ms: int = 10_000  # over push_bytes_max for this long: closed, slow_consumer
+    requests_per_s: float = 200.0  # one client cannot take the process: refill of its bucket
+    requests_burst: int = 400  # and its size (an outbox offered again after a move comes at once)
+    retry_after_ms: int = 1_000  # told to clients that are turned away or closed as too slow

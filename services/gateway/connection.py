@@ -1,0 +1,238 @@
+"""One client connection: bytes to frames, frames to the state role, and back.
+
+Frames queued in one turn of the loop are written as one. Unsent bytes are bounded: a reader that
+is slow loses pushes (and learns of them by a signal), one that stays stuck loses the connection.
+Whatever a client sends costs only its own connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, cast
+
+from imcore import frame
+from imcore.errors import Code
+from imcore.proto import client_pb2 as pb
+
+if TYPE_CHECKING:
+    from services.gateway.server import Gateway
+
+log = logging.getLogger("im.gateway")
+
+_WRITE_BYTES = 64 * 1024  # as much in one turn is written without waiting for its end
+_GOODBYE_S = 2.0  # for a peer that never reads, or never answers TLS's goodbye
+
+
+class Connection(asyncio.Protocol):
+    """``paused``: the transport holds more than ``push_bytes_max`` that the peer did not take."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._config = gateway.config
+        self._decoder = frame.FrameDecoder()
+        self._preface = b""
+        self._spoken = False
+        self._refused = False
+        self._ended = False
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._transport: asyncio.Transport | None = None
+        self._cut: asyncio.TimerHandle | None = None
+        self._tokens = float(gateway.config.requests_burst)
+        self._refilled_at = gateway.clock.now()
+        self._throttled = False
+        self._overflowed = False
+        self.number = 0
+        self.peer_address = ""
+        self.reason = "closed"  # what the state role is told
+        self.asked = False  # a whole request has come
+        self.heard_tick = 0  # of the gateway's wheel, when the last frame came
+        self.paused = False
+
+    # --------------------------------------------------------------------- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = transport.get_extra_info("peername")
+        self.peer_address = str(peer[0]) if peer else ""
+        self._transport.set_write_buffer_limits(high=self._config.push_bytes_max)
+        self._gateway.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        try:
+            if not self._spoken:
+                data = self._speak(data)
+            for received in self._decoder.feed(data) if data else ():
+                self._received(received)
+                if self._ended:
+                    return
+        except frame.FrameError as error:
+            self._gateway.counters.rubbish += 1
+            log.info("rubbish from %s: %s", self.peer_address, error)
+            self.end("protocol")
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self._gateway.stuck.schedule(self, self._gateway.ticks(self._config.stuck_ms))
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._gateway.stuck.cancel(self)
+        if self._overflowed and not self._ended:
+            self._overflowed = False  # once for all that was dropped, now that it can be told
+            self._gateway.sessions.overflowed(self._gateway.name, self.number)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._ended = True
+        self._out.clear()
+        if self._cut is not None:
+            self._cut.cancel()
+        self._gateway.lost(self)
+
+    # ------------------------------------------------------------------------------ receive
+
+    def _speak(self, data: bytes) -> bytes:
+        """The prefaces; returns what follows the client's."""
+        self._preface += data
+        if not frame.MAGIC.startswith(self._preface[:4]):
+            raise frame.FrameError("it did not begin with this protocol's preface")
+        if len(self._preface) < frame.CLIENT_PREFACE_BYTES:
+            return b""
+        head = self._preface[: frame.CLIENT_PREFACE_BYTES]
+        rest = self._preface[frame.CLIENT_PREFACE_BYTES :]
+        version = frame.parse_client_preface(head)
+        self._preface = b""
+        self._queue(frame.server_preface(version))
+        if version == 0:
+            raise frame.FrameError("it speaks none of our versions")
+        self._spoken = True
+        if self._refused:
+            self.end("overloaded", self._config.retry_after_ms)
+            return b""
+        return rest
+
+    def _received(self, received: frame.Frame) -> None:
+        if received.type != frame.REQUEST:
+            raise frame.FrameError(f"a client sends requests, not frames of type {received.type}")
+        gateway = self._gateway
+        self.heard_tick = gateway.wheel.now
+        if not self.asked:
+            self.asked = True
+            gateway.wheel.schedule(self, gateway.ticks(self._config.idle_ms))
+        if self._take_token():
+            gateway.sessions.received(gateway.name, self.number, received.id, received.body)
+        else:
+            self._limit(received.id)
+
+    def _take_token(self) -> bool:
+        now = self._gateway.clock.now()
+        gained = (now - self._refilled_at) * self._config.requests_per_s
+        self._tokens = min(self._config.requests_burst, self._tokens + gained)
+        self._refilled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _limit(self, request_id: int) -> None:
+        """Say so, and read no more until the bucket has something again: a client that does not
+        listen is slowed down by TCP."""
+        self._gateway.counters.limited += 1
+        response = pb.Response()
+        response.error.code = Code.OVERLOADED
+        response.error.message = "too many requests on this connection"
+        response.error.retry_after_ms = int(1000 / self._config.requests_per_s) + 1
+        self.respond(request_id, response.SerializeToString())
+        if not self._throttled and self._transport is not None and not self._ended:
+            self._throttled = True
+            self._transport.pause_reading()
+            self._gateway.throttled.append(self)
+
+    def unthrottle(self) -> None:
+        self._throttled = False
+        if self._transport is not None and not self._ended:
+            self._transport.resume_reading()
+
+    # --------------------------------------------------------------------------------- send
+
+    def _unsent(self) -> int:
+        """Bytes not handed to the kernel yet."""
+        if self._transport is None:
+            return 0
+        return self._out_bytes + self._transport.get_write_buffer_size()
+
+    def respond(self, request_id: int, body: bytes) -> None:
+        if self.paused and self._unsent() > self._config.response_bytes_max:
+            self._gateway.counters.slow += 1
+            self.end("slow_consumer", self._config.retry_after_ms)
+            return
+        if not self._ended:
+            self._queue(frame.encode(frame.RESPONSE, request_id, body))
+
+    def push(self, framed: bytes) -> None:
+        if self._ended:
+            return
+        if not self.paused:
+            self._gateway.counters.pushed += 1
+            self._queue(framed)
+            return
+        self._gateway.counters.dropped += 1
+        self._overflowed = True
+
+    def _queue(self, data: bytes) -> None:
+        if not self._out:
+            self._gateway.flush_later(self)
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes >= _WRITE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._transport is not None and self._out:
+            data = b"".join(self._out)
+            self._out.clear()
+            self._out_bytes = 0
+            self._gateway.counters.writes += 1
+            self._transport.write(data)
+
+    # ---------------------------------------------------------------------------------- end
+
+    def refuse(self) -> None:
+        """Too many connections: once it has said its preface, it is told when to come back."""
+        self._refused = True
+        self._cut_after(self._config.first_frame_ms / 1000)
+
+    def end(self, reason: str, retry_after_ms: int = 0) -> None:
+        """Say why, then close once that is written; a stuck connection is cut at once."""
+        if self._ended or self._transport is None:
+            return
+        self._ended = True
+        self.reason = reason
+        if self.paused:
+            self._transport.abort()
+            return
+        if self._spoken:
+            event = pb.Event()
+            event.close.reason = reason
+            event.close.retry_after_ms = retry_after_ms
+            self._queue(frame.encode(frame.EVENT, 0, event.SerializeToString()))
+        self.flush()
+        self._transport.close()
+        self._cut_after(_GOODBYE_S)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _cut_after(self, seconds: float) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        self._cut = self._gateway.loop.call_later(seconds, self.abort)

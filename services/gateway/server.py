@@ -1,0 +1,193 @@
+"""A gateway: listens, numbers its connections, and is their queue for the state role."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imcore import frame
+from imcore.runtime import Clock
+from services.gateway.config import GatewayConfig
+from services.gateway.connection import Connection
+from services.gateway.wheel import TimingWheel
+from services.ports import Sessions
+
+log = logging.getLogger("im.gateway")
+
+_STOP_S = 1.0  # for connections to take their goodbye
+_STALL_TICKS = 5
+_REFUSED_MAX = 1_000  # connections that are told to come back later, at a time; others are cut
+
+
+@dataclass(slots=True)
+class Counters:
+    accepted: int = 0
+    refused: int = 0
+    rubbish: int = 0
+    limited: int = 0
+    idle: int = 0
+    slow: int = 0
+    pushed: int = 0
+    dropped: int = 0
+    writes: int = 0
+
+
+class Gateway:
+    """Implements ``GatewayQueue``. Numbers are never used twice in the life of a process."""
+
+    def __init__(
+        self, name: str, sessions: Sessions, clock: Clock, config: GatewayConfig | None = None
+    ) -> None:
+        self.name = name
+        self.sessions = sessions
+        self.clock = clock
+        self.config = config or GatewayConfig()
+        self.counters = Counters()
+        self.port = 0
+        self.loop: asyncio.AbstractEventLoop
+        self.wheel: TimingWheel[Connection] = TimingWheel()  # who must be heard of by when
+        self.stuck: TimingWheel[Connection] = TimingWheel()  # who must have read by when
+        self.throttled: list[Connection] = []  # not read from until the next tick
+        self._connections: dict[int, Connection] = {}
+        self._refused: set[Connection] = set()
+        self._last_number = 0
+        self._to_flush: list[Connection] = []
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked_at = 0.0
+        self._accepting = True
+        self._emptied = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    # --------------------------------------------------------------------------- life cycle
+
+    async def start(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
+        """No context: plain TCP, for benchmarks. Raises OSError when the address is taken."""
+        self.loop = asyncio.get_running_loop()
+        tls = ssl_context is not None
+        self._server = await self.loop.create_server(
+            lambda: Connection(self), host, port, ssl=ssl_context, backlog=1024,
+            ssl_handshake_timeout=self.config.first_frame_ms / 1000 if tls else None,
+            ssl_shutdown_timeout=_STOP_S if tls else None,
+        )  # fmt: skip
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._ticked_at = self.clock.now()
+        self._tick_later()
+        log.info("gateway %s listens on %s:%d", self.name, host, self.port)
+
+    async def stop(self, reason: str = "shutdown") -> None:
+        """Every client is told; returns when all connections are gone, soon in any case."""
+        self._accepting = False
+        if self._server is not None:
+            self._server.close()
+        everybody = [*self._connections.values(), *self._refused]
+        for connection in everybody:
+            connection.end(reason, 100)
+        if everybody:
+            try:
+                async with asyncio.timeout(_STOP_S):
+                    await self._emptied.wait()
+            except TimeoutError:
+                for connection in everybody:
+                    connection.abort()
+                await asyncio.sleep(0)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def ticks(self, ms: int) -> int:
+        return -(-ms // self.config.tick_ms)
+
+    def _tick_later(self) -> None:
+        self._timer = self.loop.call_later(self.config.tick_ms / 1000, self._tick)
+
+    def _tick(self) -> None:
+        """Turns the wheels by the time that has really passed."""
+        self._tick_later()
+        tick_s = self.config.tick_ms / 1000
+        now = self.clock.now()
+        ticks = int((now - self._ticked_at) / tick_s)
+        if ticks > _STALL_TICKS:
+            # The process itself was stalled or paused: what clients sent waits in the sockets.
+            # Let it be read before anybody is called idle.
+            self._ticked_at, ticks = now, 1
+        else:
+            self._ticked_at += ticks * tick_s
+        throttled, self.throttled = self.throttled, []
+        for connection in throttled:
+            connection.unthrottle()
+        for connection in self.wheel.advance(ticks):
+            self._due(connection)
+        for connection in self.stuck.advance(ticks):
+            self.counters.slow += 1
+            connection.end("slow_consumer", self.config.retry_after_ms)
+
+    def _due(self, connection: Connection) -> None:
+        silent = self.wheel.now - connection.heard_tick
+        idle = self.ticks(self.config.idle_ms)
+        if connection.asked and silent < idle:
+            self.wheel.schedule(connection, idle - silent)
+        else:
+            self.counters.idle += 1
+            connection.end("idle")
+
+    # --------------------------------------------------------------------- from connections
+
+    def opened(self, connection: Connection) -> None:
+        self._last_number += 1
+        connection.number = self._last_number
+        if not self._accepting or len(self._connections) >= self.config.connections_max:
+            self.counters.refused += 1
+            if not self._accepting or len(self._refused) >= _REFUSED_MAX:
+                connection.abort()
+            else:
+                self._refused.add(connection)
+                connection.refuse()
+            return
+        self.counters.accepted += 1
+        self._connections[connection.number] = connection
+        self.wheel.schedule(connection, self.ticks(self.config.first_frame_ms))
+        self.sessions.opened(self.name, connection.number, connection.peer_address)
+
+    def lost(self, connection: Connection) -> None:
+        self.wheel.cancel(connection)
+        self.stuck.cancel(connection)
+        self._refused.discard(connection)
+        if self._connections.pop(connection.number, None) is not None:
+            self.sessions.closed(self.name, connection.number, connection.reason)
+        if not self._accepting and not self._connections and not self._refused:
+            self._emptied.set()
+
+    def flush_later(self, connection: Connection) -> None:
+        """All that is queued in this turn of the loop goes out at its end, one write each."""
+        if not self._to_flush:
+            self.loop.call_soon(self._flush)
+        self._to_flush.append(connection)
+
+    def _flush(self) -> None:
+        connections, self._to_flush = self._to_flush, []
+        for connection in connections:
+            connection.flush()
+
+    # ------------------------------------------------------------------------- GatewayQueue
+
+    def send(self, connection: int, request_id: int, body: bytes) -> None:
+        found = self._connections.get(connection)
+        if found is not None:
+            found.respond(request_id, body)
+
+    def push(self, connections: Sequence[int], body: bytes) -> None:
+        framed = frame.encode(frame.EVENT, 0, body)
+        for number in connections:
+            found = self._connections.get(number)
+            if found is not None:
+                found.push(framed)
+
+    def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
+        found = self._connections.get(connection)
+        if found is not None:
+            found.end(reason, retry_after_ms)

@@ -1,0 +1,73 @@
+"""What the applier keeps of a conversation between batches: heads and, for groups, members."""
+
+from __future__ import annotations
+
+from imcore.convert import origin_of, origin_pb, positions_pb, vector_of
+from imcore.proto import oplog_pb2 as oplog
+from imcore.words import Origin, Vector, direct_members, is_group
+
+MemberEvent = tuple[int, Origin, int, bool]  # hlc, origin, seq, member
+
+
+class Conversation:
+    """Heads: the seq folded of each origin. Members: intervals, the last event by
+    (hlc, origin, seq) wins, so that replicas agree whatever order the events came in."""
+
+    __slots__ = ("_current", "events", "heads", "id", "name")
+
+    def __init__(self, id_: str) -> None:
+        self.id = id_
+        self.heads: Vector = {}
+        self.name = ""
+        self.events: dict[str, list[MemberEvent]] = {}
+        self._current: tuple[str, ...] | None = direct_members(id_)
+
+    @staticmethod
+    def from_rows(id_: str, heads: bytes | None, group: bytes | None) -> Conversation:
+        conversation = Conversation(id_)
+        if heads is not None:
+            conversation.heads = vector_of(oplog.HeadsRow.FromString(heads).heads)
+        if group is not None:
+            row = oplog.GroupRow.FromString(group)
+            conversation.name = row.name
+            for member in row.members:
+                conversation.events[member.uid] = [
+                    (event.hlc, origin_of(event.origin), event.seq, event.member)
+                    for event in member.events
+                ]
+        return conversation
+
+    def heads_row(self) -> bytes:
+        return oplog.HeadsRow(heads=positions_pb(self.heads)).SerializeToString(deterministic=True)
+
+    def group_row(self) -> bytes:
+        row = oplog.GroupRow(name=self.name)
+        for uid in sorted(self.events):
+            member = row.members.add(uid=uid)
+            for hlc, origin, seq, is_member in self.events[uid]:
+                member.events.add(hlc=hlc, origin=origin_pb(origin), seq=seq, member=is_member)
+        return row.SerializeToString(deterministic=True)
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.events) if is_group(self.id) else self._current is not None
+
+    def members(self) -> tuple[str, ...]:
+        """Current members, sorted."""
+        if self._current is None:
+            self._current = tuple(
+                sorted(uid for uid, events in self.events.items() if events[-1][3])
+            )
+        return self._current
+
+    def is_member(self, uid: str) -> bool:
+        if not is_group(self.id):
+            return self._current is not None and uid in self._current
+        events = self.events.get(uid)
+        return bool(events) and events[-1][3]  # type: ignore[index]  # bool() says it is not None
+
+    def set_member(self, uid: str, event: MemberEvent) -> None:
+        events = self.events.setdefault(uid, [])
+        events.append(event)
+        events.sort()
+        self._current = None

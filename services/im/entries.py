@@ -1,0 +1,61 @@
+"""Entries as clients get them: what was logged, where its class stands, and the attestation."""
+
+from __future__ import annotations
+
+from imcore.attest import RegionKeys
+from imcore.convert import key_of
+from imcore.proto import client_pb2 as pb
+from imcore.words import ClientKey, Origin, Place
+from services.im.fold import Entry
+
+
+def attest(
+    out: pb.Attested,
+    key: ClientKey,
+    digest: bytes,
+    origin: Origin,
+    seq: int,
+    place: Place,
+    region_keys: RegionKeys,
+) -> None:
+    """Fill in the attestation. In place: a message made apart and copied costs twice as much."""
+    signed = region_keys.attest(key, digest, origin, seq, place)
+    named = out.key
+    named.uid, named.device, named.outbox, named.conversation, named.cid = key
+    out.content_hash, out.seq = digest, seq
+    _fill_origin(out.origin, origin)
+    at = out.place
+    at.hlc, at.seq = place.hlc, place.seq
+    _fill_origin(at.origin, place.origin)
+    out.key_id, out.mac = signed.key_id, signed.mac
+
+
+def _fill_origin(message: pb.Origin, origin: Origin) -> None:
+    message.idc, message.incarnation = origin
+
+
+def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
+    op = entry.op
+    built = pb.Entry(seq=op.seq, hlc=op.hlc)
+    _fill_origin(built.origin, entry.origin)
+    kind = op.WhichOneof("body")
+    if kind == "message":
+        if entry.place is None:
+            raise ValueError(f"message {entry.origin}:{op.seq} of {op.conversation} has no place")
+        message, out = op.message, built.message
+        key, digest = key_of(message.key), message.content_hash
+        attest(out.placed, key, digest, entry.origin, op.seq, entry.place, region_keys)
+        out.content = message.content
+        out.composed_ms = message.composed_ms
+        out.alias = entry.alias
+        built.claims.extend(message.claims)
+    elif kind == "place":
+        built.place_op.key.CopyFrom(op.place.key)
+        built.place_op.place.CopyFrom(op.place.place)
+        built.claims.extend(op.place.claims)
+    elif kind == "membership":
+        built.membership.changes.extend(op.membership.changes)
+        built.membership.name = op.membership.name
+        built.membership.create = op.membership.create
+        built.membership.actor = op.membership.actor
+    return built

@@ -1,0 +1,141 @@
+"""Keys of the KV. Every key starts with its partition number, so it belongs to one applier.
+
+Strings hold no NUL byte (``imcore.words.valid_id``), so a NUL ends them and prefixes never
+overlap. Integers are big-endian: byte order is number order.
+
+    table  key                                      value
+    h      conversation                             HeadsRow
+    e      conversation, origin, seq                the Op as its origin logged it
+    k      conversation, uid, device, outbox, cid   ClassRow
+    o      conversation, place, client key          identity of the copy that is shown
+    g      conversation                             GroupRow
+    m      uid, conversation                        empty: member of this group
+    r      uid, conversation                        Place: read up to here
+    w      uid, device                              RouteRow
+    u      uid, conversation                        local timeline number (not replicated state)
+    v                                               CheckpointRow (not replicated state)
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from imcore.words import ClientKey, Lane, Origin, Place
+
+_U16 = struct.Struct(">H")
+_U64 = struct.Struct(">Q")
+_PLACE_REF = struct.Struct(">IQ")
+
+REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"w")
+
+
+def partition_of(text: str, partitions: int) -> int:
+    """Which partition a conversation (or a uid) belongs to: the same in every IDC, for ever."""
+    return zlib.crc32(text.encode()) % partitions
+
+
+def table(partition: int, name: bytes) -> bytes:
+    return _U16.pack(partition) + name
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The smallest key above all that start with ``prefix`` (none here ends in 0xff)."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _origin(origin: Origin) -> bytes:
+    return origin.idc.encode() + b"\0" + struct.pack(">I", origin.incarnation)
+
+
+def heads(partition: int, conversation: str) -> bytes:
+    return _U16.pack(partition) + b"h" + conversation.encode()
+
+
+def group(partition: int, conversation: str) -> bytes:
+    return _U16.pack(partition) + b"g" + conversation.encode()
+
+
+def entry(partition: int, conversation: str, origin: Origin, seq: int) -> bytes:
+    return (
+        _U16.pack(partition)
+        + b"e"
+        + conversation.encode()
+        + b"\0"
+        + _origin(origin)
+        + _U64.pack(seq)
+    )
+
+
+def lane(partition: int, lane_: Lane) -> bytes:
+    text = f"{lane_.conversation}\0{lane_.uid}\0{lane_.device}\0{lane_.outbox}\0"
+    return _U16.pack(partition) + b"k" + text.encode()
+
+
+def client_key(partition: int, key: ClientKey) -> bytes:
+    text = f"{key.conversation}\0{key.uid}\0{key.device}\0{key.outbox}\0"
+    return _U16.pack(partition) + b"k" + text.encode() + _U64.pack(key.cid)
+
+
+def cid_of(class_key: bytes) -> int:
+    return int(_U64.unpack(class_key[-8:])[0])
+
+
+def order_prefix(partition: int, conversation: str) -> bytes:
+    return _U16.pack(partition) + b"o" + conversation.encode() + b"\0"
+
+
+def order_at(partition: int, conversation: str, place: Place) -> bytes:
+    """The start of all order keys at this place."""
+    return (
+        order_prefix(partition, conversation)
+        + _U64.pack(place.hlc)
+        + _origin(place.origin)
+        + _U64.pack(place.seq)
+    )
+
+
+def order(partition: int, place: Place, key: ClientKey) -> bytes:
+    tie = f"{key.uid}\0{key.device}\0{key.outbox}\0".encode() + _U64.pack(key.cid)
+    return order_at(partition, key.conversation, place) + tie
+
+
+def identity_value(origin: Origin, seq: int) -> bytes:
+    return _PLACE_REF.pack(origin.incarnation, seq) + origin.idc.encode()
+
+
+def identity_from(value: bytes) -> tuple[Origin, int]:
+    incarnation, seq = _PLACE_REF.unpack_from(value)
+    return Origin(value[_PLACE_REF.size :].decode(), incarnation), seq
+
+
+def member(partition: int, uid: str, conversation: str) -> bytes:
+    return member_prefix(partition, uid) + conversation.encode()
+
+
+def member_prefix(partition: int, uid: str) -> bytes:
+    return _U16.pack(partition) + b"m" + uid.encode() + b"\0"
+
+
+def cursor(partition: int, uid: str, conversation: str) -> bytes:
+    return _U16.pack(partition) + b"r" + uid.encode() + b"\0" + conversation.encode()
+
+
+def route(partition: int, uid: str, device: str) -> bytes:
+    return _U16.pack(partition) + b"w" + uid.encode() + b"\0" + device.encode()
+
+
+def timeline_prefix(partition: int, uid: str) -> bytes:
+    return _U16.pack(partition) + b"u" + uid.encode() + b"\0"
+
+
+def timeline(partition: int, uid: str, conversation: str) -> bytes:
+    return timeline_prefix(partition, uid) + conversation.encode()
+
+
+def number(value: int) -> bytes:
+    return _U64.pack(value)
+
+
+def number_from(value: bytes) -> int:
+    return int(_U64.unpack(value)[0])

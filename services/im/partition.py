@@ -1,0 +1,283 @@
+"""One partition at work: sequencer, own log and applier together; the thin shell around them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from imcore.attest import RegionKeys
+from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.hlc import Hlc
+from imcore.proto import oplog_pb2 as oplog
+from imcore.runtime import Clock
+from imcore.words import Attested, ClientKey, Lane, Origin, Place
+from services.im import keys
+from services.im.applier import Applier, Told
+from services.im.cache import ConversationCache
+from services.im.conversation import Conversation
+from services.im.replication import ReplicationTracker
+from services.im.sequencer import (
+    Accept,
+    Accepted,
+    Conflict,
+    Joined,
+    Known,
+    Pending,
+    Sequencer,
+    Submission,
+    Want,
+    judge_known,
+    unknown_places,
+)
+from services.ports import Kv, Log, LogStore, Record
+
+log = logging.getLogger("im.sequencer")
+
+_LANE_SCAN = 4096
+
+
+Outcome = Accepted | Want | Exception
+Done = Callable[[Outcome], None]
+
+
+class Partition:
+    def __init__(
+        self,
+        number: int,
+        origin: Origin,
+        own_log: Log,
+        kv: Kv,
+        logs: LogStore,
+        hlc: Hlc,
+        clock: Clock,
+        region_keys: RegionKeys,
+        replicas: int,
+        others: int,
+        told: Callable[[int, Origin, object], None],
+        timeline_members_max: int,
+    ) -> None:
+        self.number = number
+        self.origin = origin
+        self._log = own_log
+        self._kv = kv
+        self._clock = clock
+        self._keys = region_keys
+        self._hlc = hlc
+        self.conversations = ConversationCache(kv, number)
+        self.sequencer = Sequencer(origin, hlc)
+        self.replication = ReplicationTracker(replicas, others)
+        told_here: Told = lambda origin_, effects: told(number, origin_, effects)  # noqa: E731
+        self.applier = Applier(
+            number, kv, logs, self.conversations, hlc, told_here, timeline_members_max
+        )
+        self._epoch = 0
+        self._failed: Exception | None = None
+        self._waiters: dict[tuple[Lane, int], list[Done]] = {}
+        self._repairing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------------------- take-over
+
+    async def open(self, sequencer_id: bytes) -> None:
+        """Fold what the logs hold, then open an epoch with a marker (rule 5) and take sends."""
+        await self.applier.open()
+        await self.applier.drain()
+        await self._open_epoch(sequencer_id)
+
+    async def _open_epoch(self, sequencer_id: bytes) -> None:
+        self._epoch = self._log.end(self.number).epoch + 1
+        op = self.sequencer.plain("", self._clock.wall_ms(), 0)
+        op.marker.sequencer = sequencer_id
+        await self.append(op)
+        self._sequencer_id = sequencer_id
+        self._failed = None
+        log.info("partition %d of %s is open in epoch %d", self.number, self.origin, self._epoch)
+
+    # --------------------------------------------------------------------------- appends
+
+    def put(self, op: oplog.Op, done: Callable[[Record | Exception], None]) -> None:
+        """Append; ``done`` from the loop when it is durable, or with why it is not."""
+        if self._failed is not None and not op.HasField("marker"):
+            done(Unavailable(f"partition {self.number} cannot be written: {self._failed}", 500))
+            return
+
+        def durable(result: Sequence[Record] | Exception) -> None:
+            if isinstance(result, Exception):
+                self._append_failed(result)
+                done(result)
+            else:
+                done(result[0])
+                self.applier.wake()
+
+        self._log.append(self.number, self._epoch, [op.SerializeToString()], durable)
+
+    async def append(self, op: oplog.Op) -> Record:
+        future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
+
+        def done(result: Record | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.put(op, done)
+        return await future
+
+    def _append_failed(self, error: Exception) -> None:
+        """Nothing un-durable may be built upon: forget it, cut it, open a new epoch (rule 5)."""
+        if self._failed is None:
+            self._failed = error
+            log.error("partition %d of %s failed: %s", self.number, self.origin, error)
+        if self._repairing is None or self._repairing.done():
+            self._repairing = asyncio.ensure_future(self._repair())
+
+    async def _repair(self) -> None:
+        while self._failed is not None:
+            self.sequencer.reset()
+            await asyncio.sleep(0.25)
+            try:
+                await self._log.reopen(self.number)
+                await self.applier.drain()
+                self.sequencer.reset()
+                await self._open_epoch(self._sequencer_id)
+            except (ImError, OSError) as error:
+                self._failed = error
+
+    @property
+    def alarm(self) -> str | None:
+        if self._failed is not None:
+            return f"partition {self.number} takes no writes: {self._failed}"
+        return self.applier.alarm
+
+    async def republish(self, original: oplog.Op, place: Place | None) -> None:
+        """Accept an op again under the own origin (rule 7)."""
+        head = 0
+        if original.seq:
+            conversation = await self.conversations.load(original.conversation)
+            head = conversation.heads.get(self.origin, 0)
+        op = self.sequencer.republish(original, place, head, self._clock.wall_ms())
+        await self.append(op)
+
+    async def claim(self, claims: Sequence[Attested], seen_hlc: int) -> None:
+        """Log what of these places is not known here (verified, of one conversation)."""
+        conversation = await self.conversations.load(claims[0].key.conversation)
+        wanted = [keys.client_key(self.number, claim.key) for claim in claims]
+        stored = await self._kv.get_many(wanted)
+        rows = [None if value is None else oplog.ClassRow.FromString(value) for value in stored]
+        lower = unknown_places(claims, rows)
+        if lower:
+            head = conversation.heads.get(self.origin, 0)
+            op = self.sequencer.claim_op(lower, head, self._clock.wall_ms(), seen_hlc)
+            await self.append(op)
+
+    # ---------------------------------------------------------------------------- messages
+
+    def submit(self, submission: Submission, done: Done) -> bool:
+        """Without waiting when lane and conversation are in memory; False when they are not
+        (``prepare`` first)."""
+        key = submission.key
+        lane = Lane(*key[:4])
+        conversation = self.conversations.get(key.conversation)
+        state = self.sequencer.lane(lane)
+        if conversation is None or state is None or not state.loaded:
+            return False
+        if submission.floor < state.floor:
+            return False
+        if self._failed is not None:
+            done(Unavailable(f"partition {self.number} cannot be written: {self._failed}", 500))
+            return True
+        head = conversation.heads.get(self.origin, 0)
+        verdict = self.sequencer.message(submission, head, self._clock.wall_ms())
+        if isinstance(verdict, Accept):
+            self._put_message(key, verdict, done)
+        elif isinstance(verdict, Joined):
+            if verdict.pending.lsn:
+                done(self._accepted(verdict.pending, joined=True))
+            else:
+                self._waiters.setdefault((lane, key.cid), []).append(done)
+        elif isinstance(verdict, Known):
+            task = asyncio.ensure_future(self._known(submission, conversation, done))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif isinstance(verdict, Want):
+            done(verdict)
+        elif isinstance(verdict, Conflict):
+            done(Refused(Code.CID_CONFLICT, "this cid was used for other content"))
+        return True
+
+    def _put_message(self, key: ClientKey, accept: Accept, done: Done) -> None:
+        waiting = (Lane(*key[:4]), key.cid)
+
+        def durable(result: Record | Exception) -> None:
+            outcome: Outcome
+            if isinstance(result, Exception):
+                outcome = result
+            else:
+                accept.pending.lsn = result.lsn
+                outcome = self._accepted(accept.pending)
+            done(outcome)
+            for also in self._waiters.pop(waiting, ()):
+                also(
+                    outcome
+                    if isinstance(result, Exception)
+                    else self._accepted(accept.pending, joined=True)
+                )
+
+        self.put(accept.op, durable)
+
+    def _accepted(self, pending: Pending, joined: bool = False) -> Accepted:
+        """``joined`` answers as known: what that request carried along (claims) is not logged."""
+        return Accepted(self.origin, pending.seq, pending.place, pending.lsn, known=joined)
+
+    async def prepare(self, lane: Lane, floor: int) -> None:
+        """Bring lane and conversation into memory."""
+        await self.conversations.load(lane.conversation)
+        state = self.sequencer.open_lane(lane, floor)
+        if not state.loaded or floor < state.floor:
+            # The second: a client went back to an older copy of its outbox.
+            state.known |= await self.known_cids(lane, floor)
+            state.floor = min(state.floor, max(1, floor))
+            state.loaded = True
+
+    async def known_cids(self, lane: Lane, floor: int) -> set[int]:
+        """Folded cids of the lane at or above floor. A class that only a claim has made (no copy
+        yet) is not known: its message is still to come."""
+        prefix = keys.lane(self.number, lane)
+        start = prefix + keys.number(max(0, floor))
+        end = keys.prefix_end(prefix)
+        known: set[int] = set()
+        while True:
+            rows = await self._kv.scan(start, end, _LANE_SCAN)
+            for key, value in rows:
+                if oplog.ClassRow.FromString(value).copies:
+                    known.add(keys.cid_of(key))
+            if len(rows) < _LANE_SCAN:
+                return known
+            start = rows[-1][0] + b"\0"
+
+    async def _known(self, submission: Submission, conversation: Conversation, done: Done) -> None:
+        """Answer with what was accepted; a smaller attested place becomes a place op (rule 12)."""
+        try:
+            outcome = await self._judge_known(submission, conversation)
+        except Exception as error:
+            outcome = error
+        done(outcome)
+
+    async def _judge_known(self, submission: Submission, conversation: Conversation) -> Outcome:
+        stored = await self._kv.get(keys.client_key(self.number, submission.key))
+        if stored is None:
+            return Unavailable("the message is being applied; ask again", 20)
+        row = oplog.ClassRow.FromString(stored)
+        answer, lower = judge_known(row, submission, self.origin)
+        if isinstance(answer, Conflict):
+            return Refused(Code.CID_CONFLICT, "this cid was used for other content")
+        if lower:
+            head = conversation.heads.get(self.origin, 0)
+            op = self.sequencer.place_op(submission, answer.place, head, self._clock.wall_ms())
+            await self.append(op)
+        if not answer.elsewhere:
+            answer.lsn = self._log.end(self.number).lsn
+        return answer

@@ -1,0 +1,269 @@
+"""One partition's sequencer: which op comes next, and under which identity (rules 9-12). Pure.
+
+It decides on what is known of a lane: the cids that are folded (``known``) and those that it has
+accepted but that are not folded yet (``pending``). It accepts the lowest cid at or above the
+sender's floor that it does not know; a known cid is answered with what was accepted; anything
+else with the cid that it wants. So no lane can have a hole that nobody will ever fill, and no
+resend becomes a second message in one IDC, whatever connection it comes by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from imcore.convert import attested_pb, key_pb, origin_of, place_of, place_pb
+from imcore.hlc import Hlc
+from imcore.proto import oplog_pb2 as oplog
+from imcore.words import Attested, ClientKey, Lane, Origin, Place
+
+
+@dataclass(slots=True)
+class Pending:
+    """Accepted, not folded yet."""
+
+    content_hash: bytes
+    seq: int
+    place: Place
+    lsn: int = 0  # once it is durable
+
+
+class Accept(NamedTuple):
+    op: oplog.Op
+    pending: Pending
+
+
+class Joined(NamedTuple):
+    """The same message is on its way to the log already: answer when that is durable."""
+
+    pending: Pending
+
+
+class Known(NamedTuple):
+    """It is folded: its class row says the rest."""
+
+
+class Want(NamedTuple):
+    cid: int
+
+
+class Conflict(NamedTuple):
+    """The client key is taken by other content."""
+
+
+Verdict = Accept | Joined | Known | Want | Conflict
+
+
+@dataclass(slots=True)
+class LaneState:
+    """Cids from ``floor`` on; below it everything is replicated and nobody will ask."""
+
+    known: set[int] = field(default_factory=set)
+    pending: dict[int, Pending] = field(default_factory=dict)
+    floor: int = 1
+    loaded: bool = False  # False while the KV is being asked what is known
+
+    def raise_floor(self, floor: int) -> None:
+        if floor > self.floor:
+            self.floor = floor
+            self.known = {cid for cid in self.known if cid >= floor}
+
+    def want(self) -> int:
+        cid = self.floor
+        while cid in self.known or cid in self.pending:
+            cid += 1
+        return cid
+
+
+class Submission(NamedTuple):
+    key: ClientKey
+    content: bytes
+    content_hash: bytes
+    floor: int
+    placed: Attested | None  # verified: MAC, key and hash fit
+    claims: tuple[Attested, ...]  # verified
+    composed_ms: int
+    seen_hlc: int
+
+
+@dataclass(slots=True)
+class Accepted:
+    """What became of a message: durable here, or known before."""
+
+    origin: Origin
+    seq: int
+    place: Place
+    lsn: int  # 0: of another origin, or not known any more
+    known: bool = False
+    elsewhere: bool = False  # known, and another origin accepted a copy that is held here
+
+
+def judge_known(
+    row: oplog.ClassRow, submission: Submission, own: Origin
+) -> tuple[Accepted | Conflict, bool]:
+    """The answer to a known cid, and whether a place op is due: it was presented with a smaller
+    attested place than its class has here (rule 12)."""
+    shown = row.copies[0]
+    if shown.content_hash != submission.content_hash:
+        return Conflict(), False
+    place = place_of(row.place)
+    lower = submission.placed is not None and submission.placed.place < place
+    if submission.placed is not None and lower:
+        place = submission.placed.place
+    elsewhere = any(origin_of(copy.origin) != own for copy in row.copies)
+    accepted = Accepted(
+        origin_of(shown.origin), shown.seq, place, 0, known=True, elsewhere=elsewhere
+    )
+    return accepted, lower
+
+
+def unknown_places(
+    claims: Sequence[Attested], rows: Sequence[oplog.ClassRow | None]
+) -> list[Attested]:
+    """Of these claims, with the class rows of their client keys: those that would lower a class."""
+    return [
+        claim
+        for claim, row in zip(claims, rows, strict=True)
+        if row is None or not row.HasField("place") or claim.place < place_of(row.place)
+    ]
+
+
+class Sequencer:
+    """``heads`` of a conversation are the folded seqs of the own origin; ``_seq`` what is given
+    out above them. ``reset`` forgets all that is not folded (after a failed append)."""
+
+    def __init__(self, origin: Origin, hlc: Hlc) -> None:
+        self.origin = origin
+        self._hlc = hlc
+        self._seq: dict[str, int] = {}
+        self._lanes: dict[Lane, LaneState] = {}
+
+    # ------------------------------------------------------------------------------ lanes
+
+    def lane(self, lane: Lane) -> LaneState | None:
+        return self._lanes.get(lane)
+
+    def open_lane(self, lane: Lane, floor: int) -> LaneState:
+        """Before the KV is read, so that nothing folded meanwhile is missed."""
+        return self._lanes.setdefault(lane, LaneState(floor=max(1, floor)))
+
+    def forget_idle_lanes(self, keep: int) -> None:
+        """Bound the memory: lanes with nothing pending can be loaded again."""
+        if len(self._lanes) > keep:
+            idle = [lane for lane, state in self._lanes.items() if not state.pending]
+            for lane in idle[: len(self._lanes) - keep]:
+                del self._lanes[lane]
+
+    def folded(self, key: ClientKey) -> None:
+        """An op of this client key is folded, wherever it was accepted."""
+        state = self._lanes.get(Lane(*key[:4]))
+        if state is not None:
+            state.pending.pop(key.cid, None)
+            if key.cid >= state.floor:
+                state.known.add(key.cid)
+
+    def reset(self) -> None:
+        self._seq.clear()
+        self._lanes.clear()
+
+    # ------------------------------------------------------------------------------- ops
+
+    def _next(self, conversation: str, head: int) -> int:
+        seq = max(self._seq.get(conversation, 0), head) + 1
+        self._seq[conversation] = seq
+        return seq
+
+    def trim(self, conversation: str, head: int) -> None:
+        """Folded up to head: nothing is in flight in this conversation any more."""
+        if self._seq.get(conversation) == head:
+            del self._seq[conversation]
+
+    def message(self, submission: Submission, head: int, wall_ms: int) -> Verdict:
+        """``head``: folded seq of the own origin in the conversation. The lane must be loaded."""
+        key = submission.key
+        lane = self._lanes[Lane(*key[:4])]
+        lane.raise_floor(submission.floor)
+        pending = lane.pending.get(key.cid)
+        if pending is not None:
+            same = pending.content_hash == submission.content_hash
+            return Joined(pending) if same else Conflict()
+        if key.cid in lane.known:
+            return Known()
+        want = lane.want()
+        if key.cid != want:
+            return Want(want)
+        op = self._op(key.conversation, head, wall_ms, submission.seen_hlc)
+        own = Place(op.hlc, self.origin, op.seq)
+        place = submission.placed.place if submission.placed else own
+        op.message.key.CopyFrom(key_pb(key))
+        op.message.content = submission.content
+        op.message.content_hash = submission.content_hash
+        op.message.composed_ms = submission.composed_ms
+        if place != own:
+            op.message.place.CopyFrom(place_pb(place))
+        op.message.claims.extend(attested_pb(claim) for claim in submission.claims)
+        accepted = lane.pending[key.cid] = Pending(submission.content_hash, op.seq, place)
+        return Accept(op, accepted)
+
+    def place_op(self, submission: Submission, place: Place, head: int, wall_ms: int) -> oplog.Op:
+        """A known cid was presented with a smaller attested place."""
+        op = self._op(submission.key.conversation, head, wall_ms, submission.seen_hlc)
+        op.place.key.CopyFrom(key_pb(submission.key))
+        op.place.content_hash = submission.content_hash
+        op.place.place.CopyFrom(place_pb(place))
+        op.place.claims.extend(attested_pb(claim) for claim in submission.claims)
+        return op
+
+    def claim_op(self, claims: Sequence[Attested], head: int, wall_ms: int, seen: int) -> oplog.Op:
+        """Places that a device shows and this IDC does not know; at least one."""
+        op = self._op(claims[0].key.conversation, head, wall_ms, seen)
+        op.place.key.CopyFrom(key_pb(claims[0].key))
+        op.place.content_hash = claims[0].content_hash
+        op.place.place.CopyFrom(place_pb(claims[0].place))
+        op.place.claims.extend(attested_pb(claim) for claim in claims[1:])
+        return op
+
+    def membership(
+        self,
+        conversation: str,
+        changes: list[tuple[str, bool]],
+        actor: str,
+        head: int,
+        wall_ms: int,
+        seen_hlc: int,
+        create: bool = False,
+        name: str = "",
+    ) -> oplog.Op:
+        op = self._op(conversation, head, wall_ms, seen_hlc)
+        for uid, member in changes:
+            op.membership.changes.add(uid=uid, member=member)
+        op.membership.create = create
+        op.membership.name = name
+        op.membership.actor = actor
+        return op
+
+    def republish(
+        self, original: oplog.Op, place: Place | None, head: int, wall_ms: int
+    ) -> oplog.Op:
+        """An op that lies above a committed seal, accepted again under the own origin with its
+        old place and client key (rule 7)."""
+        op = self._op(original.conversation, head, wall_ms, original.hlc) if original.seq else None
+        if op is None:
+            op = self.plain(original.conversation, wall_ms, original.hlc)
+        hlc, seq = op.hlc, op.seq
+        op.CopyFrom(original)
+        op.hlc, op.seq = hlc, seq
+        if place is not None and op.WhichOneof("body") == "message":
+            op.message.place.CopyFrom(place_pb(place))
+        return op
+
+    def plain(self, conversation: str, wall_ms: int, seen_hlc: int) -> oplog.Op:
+        """An op without a seq: cursors, routes, ticks, markers."""
+        hlc = self._hlc.next(wall_ms, seen_hlc)
+        return oplog.Op(hlc=hlc, conversation=conversation, wall_ms=wall_ms)
+
+    def _op(self, conversation: str, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
+        op = self.plain(conversation, wall_ms, seen_hlc)
+        op.seq = self._next(conversation, head)
+        return op

@@ -1,0 +1,76 @@
+"""Every gateway of every IDC that holds a live lease, from the registries of all IDCs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from imcore.runtime import Clock
+from services.control.poll import Poller
+from services.ports import Registry, Versioned
+
+log = logging.getLogger("im.ipconf")
+
+PREFIX = b"gateway/"
+
+
+class Gateway(NamedTuple):
+    idc: str
+    name: str
+    host: str
+    port: int
+    connections: int
+    capacity: int
+
+    @property
+    def load(self) -> float:
+        """0 (empty) to 1 (full)."""
+        return min(1.0, self.connections / self.capacity) if self.capacity > 0 else 1.0
+
+
+class Directory:
+    """A gateway is live while its IDC's registry answers and still has its leased key."""
+
+    def __init__(self, registries: Mapping[str, Registry], clock: Clock) -> None:
+        self._poller = Poller(registries, PREFIX, clock)
+        self._names = list(registries)
+
+    def start(self) -> None:
+        self._poller.start()
+
+    async def stop(self) -> None:
+        await self._poller.stop()
+
+    async def refresh(self) -> None:
+        """Ask every registry once, now."""
+        for name in self._names:
+            await self._poller.poll(name)
+
+    def live(self) -> dict[str, list[Gateway]]:
+        """By IDC; an IDC without a live gateway is missing."""
+        found = {name: self.live_in(name) for name in self._names}
+        return {name: gateways for name, gateways in found.items() if gateways}
+
+    def live_in(self, idc: str) -> list[Gateway]:
+        parsed = (_gateway(idc, row) for row in self._poller.entries(idc))
+        return [gateway for gateway in parsed if gateway is not None]
+
+
+def _gateway(idc: str, row: Versioned) -> Gateway | None:
+    """An IDC's registry speaks for that IDC's gateways only."""
+    try:
+        document = json.loads(row.value)
+        gateway = Gateway(
+            str(document["idc"]),
+            str(document["gateway"]),
+            str(document["host"]),
+            int(document["port"]),
+            int(document["connections"]),
+            int(document["capacity"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        log.warning("the registry of %s holds an unreadable gateway %r", idc, row.key)
+        return None
+    return gateway if gateway.idc == idc else None

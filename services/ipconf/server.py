@@ -1,0 +1,208 @@
+"""The HTTPS API: a client's address, uid, network and last gateway -> ordered gateways.
+
+Stateless but for the last committed policy: it goes on answering from that, flagged ``stale``, when
+no majority of the registries can be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from aiohttp import web
+
+from imcore.attest import RegionKeys
+from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.region.model import Region
+from imcore.runtime import Clock
+from imcore.tokens import Claims, verify
+from services.control.holder import PolicyHolder
+from services.ipconf.directory import Directory
+from services.ipconf.geo import Address, Shards, inside
+from services.ipconf.locate import Locator
+from services.ipconf.rank import Scored, rank
+from services.ipconf.reports import PER_REQUEST_MAX, Reports
+from services.ipconf.ticket import Ticket, mint
+
+log = logging.getLogger("im.ipconf")
+
+TTL_MS = 30_000
+BODY_BYTES_MAX = 16_384
+NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
+TRANSPORTS = ["tcp"]
+
+_STATUS = {
+    Code.BAD_REQUEST: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.FORBIDDEN: 403,
+    Code.NOT_FOUND: 404,
+    Code.TOO_LARGE: 413,
+    Code.OVERLOADED: 429,
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class IpconfServer:
+    """``in_minority``: whether this IDC has had no majority for the hold time; then it ranks itself
+    last. ``reports`` is shared with the controller."""
+
+    def __init__(
+        self,
+        own: str,
+        region: Region,
+        keys: RegionKeys,
+        holder: PolicyHolder,
+        directory: Directory,
+        locator: Locator,
+        reports: Reports,
+        clock: Clock,
+        in_minority: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._own = own
+        self._region = region
+        self._keys = keys
+        self._holder = holder
+        self._directory = directory
+        self._locator = locator
+        self._reports = reports
+        self._clock = clock
+        self._in_minority = in_minority
+        self._shards = Shards(region.spec.geo)
+        self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
+        self._parameters = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
+        """Returns the port (for 0). Raises OSError when the address is taken."""
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_errors])
+        app.router.add_get("/v1/gateways", self._gateways)
+        app.router.add_post("/v1/reports", self._report)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, ssl_context=tls)
+        await site.start()
+        bound: tuple[str, int] = self._runner.addresses[0]
+        return bound[1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # ------------------------------------------------------------------------------ routes
+
+    async def _gateways(self, request: web.Request) -> web.StreamResponse:
+        claims = self._claims(request)
+        network = request.query.get("network", "unknown")
+        if network not in NETWORKS:
+            raise Refused(Code.BAD_REQUEST, f"network: expected one of {sorted(NETWORKS)}")
+        policy = self._holder.policy
+        if policy is None:
+            raise Unavailable("no policy is known yet", retry_after_ms=500)
+        address = self._address(request, claims)
+        shard = self._shards.of(address, self._locator.locate(address))
+        live = self._directory.live()
+        last = request.query.get("last", "")
+        at = next(
+            (idc for idc, gateways in live.items() for each in gateways if each.name == last), ""
+        )
+        minority = (self._own,) if self._in_minority() else ()
+        ranked = rank(policy, self._region, shard, claims.uid, live, at, minority)
+        if not ranked:
+            raise Unavailable("no gateway is alive", retry_after_ms=500)
+        placement = mint(self._keys, Ticket(shard, claims.uid, policy.epoch))
+        return web.json_response(
+            {
+                "policy_epoch": policy.epoch,
+                "stale": self._holder.stale,
+                "shard": shard,
+                "placement": placement,
+                "idcs": list(dict.fromkeys(each.gateway.idc for each in ranked)),
+                "gateways": [_row(each) for each in ranked],
+                "parameters": self._parameters,
+                "ttl_ms": TTL_MS,
+            }
+        )
+
+    async def _report(self, request: web.Request) -> web.StreamResponse:
+        claims = self._claims(request)
+        try:
+            rows = json.loads(await request.read())["reports"]
+            accused = [str(row["idc"]) for row in rows[:PER_REQUEST_MAX]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(
+                Code.BAD_REQUEST, 'expected {"reports": [{"gateway", "idc", "failure"}]}'
+            ) from error
+        if not self._reports.add(claims.uid, accused, self._clock.now()):
+            raise Unavailable("reports come too often", retry_after_ms=1_000)
+        return web.Response(status=204)
+
+    # ------------------------------------------------------------------------------ callers
+
+    def _claims(self, request: web.Request) -> Claims:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Refused(Code.UNAUTHENTICATED, "expected the header Authorization: Bearer TOKEN")
+        return verify(self._keys, token.strip(), self._clock.wall_ms())
+
+    def _address(self, request: web.Request, claims: Claims) -> Address:
+        """The socket's; a header's from listed proxies only; any for an admin who says so."""
+        wanted = request.headers.get("X-Im-Address")
+        if wanted is not None:
+            if not claims.admin:
+                raise Refused(Code.FORBIDDEN, "X-Im-Address needs an admin token")
+            return _parsed(wanted)
+        address = _parsed(request.remote or "")
+        forwarded = request.headers.getall("X-Forwarded-For", [])
+        hops = [hop for line in forwarded for hop in line.split(",")]
+        # From the nearest hop outwards: the first that is not one of ours is the client.
+        while hops and inside(address, self._proxies):
+            address = _parsed(hops.pop())
+        return address
+
+
+def _parsed(text: str) -> Address:
+    try:
+        return ip_address(text.strip())
+    except ValueError as error:
+        raise Refused(Code.BAD_REQUEST, "expected an IP address") from error
+
+
+def _row(each: Scored) -> dict[str, Any]:
+    gateway = each.gateway
+    return {
+        "idc": gateway.idc,
+        "gateway": gateway.name,
+        "host": gateway.host,
+        "port": gateway.port,
+        "score": each.score,
+    }
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refused as error:
+        return _error(_STATUS.get(error.code, 400), error.code, str(error))
+    except Unavailable as error:
+        return _error(503, Code.UNAVAILABLE, str(error), error.retry_after_ms)
+    except ImError as error:
+        return _error(503, Code.UNAVAILABLE, str(error), 500)
+    except web.HTTPRequestEntityTooLarge:
+        return _error(413, Code.TOO_LARGE, f"at most {BODY_BYTES_MAX} bytes")
+    except web.HTTPException as error:
+        code = Code.NOT_FOUND if error.status == 404 else Code.BAD_REQUEST
+        return _error(error.status, code, error.reason)
+    except Exception:
+        log.exception("a request to %s failed", request.path)
+        return _error(500, Code.INTERNAL, "internal error", 500)
+
+
+def _error(status: int, code: Code, message: str, retry_after_ms: int = 0) -> web.Response:
+    body = {"error": {"code": code, "message": message, "retry_after_ms": retry_after_ms}}
+    return web.json_response(body, status=status)

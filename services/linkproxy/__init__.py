@@ -1,0 +1,1 @@
+"""Emulates the WAN links between the IDCs of the local target, and their faults."""

@@ -1,0 +1,64 @@
+"""What the load needs of a chat client. ``services.loadgen.sdk`` adapts the SDK's public API to it;
+the recorder and the runner know nothing else of a client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """What an application is told; called from the event loop."""
+
+    def shown(
+        self, conversation: str, key: str, uid: str, content: bytes, at: int, late: bool
+    ) -> None: ...
+
+    def moved(self, conversation: str, key: str, origin: int, target: int) -> None: ...
+
+    def cursor(self, conversation: str, key: str, uid: str) -> None: ...
+
+    def connection(self, idc: str, gateway: str) -> None:
+        """Empty names: the connection is lost."""
+        ...
+
+
+class Session(Protocol):
+    """One application on one device."""
+
+    @property
+    def idc(self) -> str:
+        """Where it is connected; empty while it is not."""
+        ...
+
+    async def open(self) -> None:
+        """Connect and be in sync. Raises ImError."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def direct(self, uid: str) -> str: ...
+
+    async def create_group(self, uids: Sequence[str], name: str) -> str: ...
+
+    async def members(self, conversation: str) -> Sequence[str]:
+        """Raises ImError when this IDC does not know the group (yet)."""
+        ...
+
+    async def send(self, conversation: str, content: bytes) -> str:
+        """Until it is durably stored; then how: stored, replicated or degraded. Raises ImError."""
+        ...
+
+    async def history(self, conversation: str) -> list[bytes]:
+        """The contents of the whole conversation, in order. Raises ImError."""
+        ...
+
+
+class Connect(Protocol):
+    """Makes a session; ``address`` is where in the world it says it is."""
+
+    def __call__(
+        self, uid: str, device: str, address: str, listener: Listener, remember: bool
+    ) -> Session:
+        """``remember`` False: a fresh login that keeps nothing."""
+        ...

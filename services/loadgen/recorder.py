@@ -1,0 +1,166 @@
+"""Writes the history of a run from what the applications were told, and counts it for the live
+view. It knows only the callbacks of ``services.loadgen.ports.Listener``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from imcore import history as h
+from imcore.words import is_group
+
+
+class Ear:
+    """The application of one device: notes what it was told."""
+
+    def __init__(self, recorder: Recorder, n: int, uid: str) -> None:
+        self.n = n
+        self.uid = uid
+        self.seen: dict[str, int] = {}  # shown so far, by conversation
+        self._recorder = recorder
+
+    def shown(
+        self, conversation: str, key: str, uid: str, content: bytes, at: int, late: bool
+    ) -> None:
+        recorder = self._recorder
+        tag = recorder.tags[key] = h.tag_of(content)
+        now = recorder.now_us()
+        recorder.write(h.Shown(now, self.n, recorder.conversation(conversation), tag, at, late))
+        self.seen[conversation] = self.seen.get(conversation, 0) + 1
+        recorder.counts.shown += 1
+        if uid != self.uid:
+            recorder.last_shown[conversation] = self.n
+        if (composed := recorder.composed_at.get(tag)) and composed[1] != self.n:
+            recorder.receive_us.append(now - composed[0])
+
+    def moved(self, conversation: str, key: str, origin: int, target: int) -> None:
+        recorder = self._recorder
+        c = recorder.conversation(conversation)
+        tag = recorder.tags.get(key, f"?-{key}")
+        recorder.write(h.Moved(recorder.now_us(), self.n, c, tag, origin, target))
+
+    def cursor(self, conversation: str, key: str, uid: str) -> None:
+        recorder = self._recorder
+        if (tag := recorder.tags.get(key)) is not None:
+            c = recorder.conversation(conversation)
+            recorder.write(h.Cursor(recorder.now_us(), self.n, c, tag, uid))
+
+    def connection(self, idc: str, gateway: str) -> None:
+        recorder = self._recorder
+        recorder.where[self.n] = idc
+        recorder.write(h.Connection(recorder.now_us(), self.n, idc, gateway))
+
+
+class Deaf:
+    """The listener of a fresh login, which is asked and not told."""
+
+    def shown(
+        self, conversation: str, key: str, uid: str, content: bytes, at: int, late: bool
+    ) -> None: ...
+
+    def moved(self, conversation: str, key: str, origin: int, target: int) -> None: ...
+
+    def cursor(self, conversation: str, key: str, uid: str) -> None: ...
+
+    def connection(self, idc: str, gateway: str) -> None: ...
+
+
+class Counters:
+    """Since the start of the run."""
+
+    def __init__(self) -> None:
+        self.composed = 0
+        self.acked = 0
+        self.group_acked = 0  # of these, to groups
+        self.failed = 0
+        self.shown = 0
+
+
+class Recorder:
+    """``write`` is the history's writer; ``now`` a monotonic clock in seconds."""
+
+    def __init__(
+        self,
+        write: Callable[[h.Event], None],
+        now: Callable[[], float],
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.write = write
+        self.flush = flush
+        self._now = now
+        self.counts = Counters()
+        self.tags: dict[str, str] = {}  # the SDK's key of a message: our tag
+        self.where: dict[int, str] = {}  # the IDC that each device is connected to, or ""
+        self.last_shown: dict[str, int] = {}  # who could answer, by conversation
+        self.composed_at: dict[str, tuple[int, int]] = {}  # tag: (µs, device)
+        self.acked_in: dict[str, int] = {}  # acked messages by conversation
+        self.ack_us: list[int] = []  # of this second: the runner takes and clears them
+        self.receive_us: list[int] = []
+        self._conversations: dict[str, int] = {}
+        self._devices = 0
+        self._logins = 0
+        self._messages = 0
+
+    def now_us(self) -> int:
+        return int(self._now() * 1_000_000)
+
+    def device(self, uid: str, device: str) -> Ear:
+        ear = Ear(self, self._devices, uid)
+        self._devices += 1
+        self.write(h.Device(self.now_us(), ear.n, uid, device))
+        return ear
+
+    def closed(self, n: int) -> None:
+        self.write(h.Closed(self.now_us(), n))
+
+    def conversation(self, name: str) -> int:
+        number = self._conversations.get(name)
+        if number is None:
+            number = self._conversations[name] = len(self._conversations)
+            self.write(h.Conversation(self.now_us(), number, name))
+        return number
+
+    def members(self, conversation: str, uids: Iterable[str], joined: bool = True) -> None:
+        c = self.conversation(conversation)
+        for uid in uids:
+            self.write(h.Member(self.now_us(), c, uid, joined))
+
+    def compose(self, ear: Ear, conversation: str, body: str) -> tuple[str, bytes]:
+        """Call it right before send, with nothing awaited in between."""
+        tag, content = h.seal(self._messages, body)
+        self._messages += 1
+        self.counts.composed += 1
+        now = self.now_us()
+        self.composed_at[tag] = (now, ear.n)
+        seen = ear.seen.get(conversation, 0)
+        self.write(h.Compose(now, ear.n, self.conversation(conversation), tag, seen))
+        return tag, content
+
+    def ack(self, ear: Ear, conversation: str, tag: str, how: str) -> None:
+        now = self.now_us()
+        self.counts.acked += 1
+        self.counts.group_acked += is_group(conversation)
+        self.acked_in[conversation] = self.acked_in.get(conversation, 0) + 1
+        self.ack_us.append(now - self.composed_at[tag][0])
+        self.write(h.Ack(now, ear.n, tag, how))
+
+    def send_failed(self, ear: Ear, tag: str, reason: str) -> None:
+        self.counts.failed += 1
+        self.write(h.SendFailed(self.now_us(), ear.n, tag, reason))
+
+    def phase(self, name: str) -> None:
+        self.write(h.Phase(self.now_us(), name))
+
+    def fault(self, idc: str, what: str) -> None:
+        self.write(h.Fault(self.now_us(), idc, what))
+
+    def quiet(self, idcs: Sequence[str]) -> None:
+        self.write(h.Quiet(self.now_us(), list(idcs)))
+
+    def login(self, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]) -> None:
+        """What a fresh login found, by conversation."""
+        now, n = self.now_us(), self._logins
+        self._logins += 1
+        self.write(h.Login(now, n, uid, idc, purpose))
+        for conversation, contents in views.items():
+            tags = [h.tag_of(content) for content in contents]
+            self.write(h.View(now, n, self.conversation(conversation), tags))

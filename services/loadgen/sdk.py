@@ -1,0 +1,110 @@
+"""The load's port to a chat client, made of the SDK's public API."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from services.loadgen.ports import Listener
+from services.sdk import (
+    Client,
+    ConnectionChanged,
+    CursorMoved,
+    Event,
+    IpconfClient,
+    Message,
+    Moved,
+    Options,
+)
+
+HISTORY_PAGE = 500
+
+
+class SdkSession:
+    """One application on one device, by one SDK client."""
+
+    def __init__(self, client: Client, listener: Listener) -> None:
+        self._client = client
+        self._listener = listener
+        client.on(self._told)
+
+    def _told(self, event: Event) -> None:
+        listener = self._listener
+        if isinstance(event, Message):
+            conversation, key, uid, _, content, index, late, _ = event
+            listener.shown(conversation, key, uid, content, index, late)
+        elif isinstance(event, Moved):
+            listener.moved(*event)
+        elif isinstance(event, ConnectionChanged):
+            listener.connection(event.idc, event.gateway)
+        elif isinstance(event, CursorMoved) and event.key is not None:
+            listener.cursor(event.conversation, event.key, event.uid)
+
+    @property
+    def idc(self) -> str:
+        return self._client.state.idc
+
+    async def open(self) -> None:
+        await self._client.__aenter__()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def direct(self, uid: str) -> str:
+        return self._client.direct(uid)
+
+    async def create_group(self, uids: Sequence[str], name: str) -> str:
+        return await self._client.create_group(uids, name)
+
+    async def members(self, conversation: str) -> Sequence[str]:
+        return await self._client.members(conversation)
+
+    async def send(self, conversation: str, content: bytes) -> str:
+        sent = await self._client.send(conversation, content)
+        return "degraded" if sent.degraded else "stored"
+
+    async def history(self, conversation: str) -> list[bytes]:
+        while await self._client.sync_history(conversation, HISTORY_PAGE):
+            pass
+        await self._client.settled()
+        return [message.content for message in self._client.view(conversation)]
+
+
+class SdkClients:
+    """Makes sessions of one region, which share what can be shared. ``token``: of (uid, device).
+    ``outboxes``: a folder for their files; None keeps outboxes in memory."""
+
+    def __init__(
+        self,
+        ipconf: Sequence[str],
+        ca_file: Path,
+        token: Callable[[str, str], str],
+        rng: random.Random,
+        outboxes: Path | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self._ipconf = IpconfClient(ipconf, ca_file, rng)
+        self._token = token
+        self._rng = rng
+        self._outboxes = outboxes
+        self._options = options or Options(client="loadgen/1")
+
+    def __call__(
+        self, uid: str, device: str, address: str, listener: Listener, remember: bool
+    ) -> SdkSession:
+        outbox = None
+        if remember and self._outboxes is not None:
+            outbox = self._outboxes / f"{uid}.{device}.db"
+        client = Client(
+            token=self._token(uid, device),
+            ipconf=self._ipconf,
+            outbox=outbox,
+            options=self._options,
+            rng=random.Random(self._rng.getrandbits(64)),
+            forwarded_for=address,
+        )
+        return SdkSession(client, listener)
+
+    async def close(self) -> None:
+        await self._ipconf.close()

@@ -1,0 +1,232 @@
+"""The copy's side: follows one other IDC's logs into durable copies (rule 3).
+
+A record counts when it is fsynced in the copy; only then is it reported as held. The origin itself
+is the first source; while it does not answer, whichever other IDC holds the longest copy is (a
+relay of a copy, position and origin kept). Copies are chained by hash, so a record that
+comes twice, or from two sources, is dropped or alarms; it never forks a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+
+from imcore.convert import origin_of, origin_pb
+from imcore.errors import Damaged, ImError
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.words import Origin
+from services.engines.records import unpack
+from services.mirror.progress import Progress
+from services.ports import Log, LogStore
+
+log = logging.getLogger("im.mirror")
+
+_RETRY_S = 0.3
+_QUIET_S = 2.0  # a source says something each half second; longer than this it is lost
+_REPORT_S = 0.05  # how often it is looked whether there is something to report
+
+SealOf = Callable[[Origin, int], int | None]
+
+
+class CutAway(Exception):
+    """The source no longer has the records that come next here."""
+
+
+@dataclass(slots=True)
+class Follower:
+    """Follows all incarnations of one IDC. ``channels``: how to reach every other IDC."""
+
+    idc: str  # whose logs
+    own: str
+    partitions: int
+    store: LogStore
+    channels: Mapping[str, grpc.aio.Channel]
+    progress: Progress
+    applied: Callable[[Origin], dict[int, int]]
+    seal_of: SealOf  # the last lsn that counts of an origin's partition, once it is sealed
+    source: str = ""  # from whom the last batch came
+    alarm: str | None = None
+    heard_at: float = 0.0
+    missed: Callable[[str], None] = lambda sentence: None  # nobody has the next records any more
+    _cut_away: set[str] = field(default_factory=set)  # sources that cannot serve the next records
+    _ends: dict[Origin, dict[int, int]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            for via in await self._sources():
+                try:
+                    await self._follow_from(via)
+                except CutAway as error:
+                    self._cut_away.add(via)
+                    log.info("%s via %s: %s", self.idc, via, error)
+                except grpc.RpcError as error:
+                    log.debug("%s via %s: %s", self.idc, via, error)
+                except Damaged as error:
+                    self._alarm(f"the copy of {self.idc}'s log does not continue: {error}")
+                except (ImError, TimeoutError) as error:
+                    self._alarm(f"following {self.idc} via {via} stopped: {error}")
+            await asyncio.sleep(_RETRY_S)
+
+    def _alarm(self, sentence: str) -> None:
+        if self.alarm != sentence:
+            log.error(sentence)
+        self.alarm = sentence
+
+    async def _sources(self) -> list[str]:
+        """The origin first; then the others, the longest copy first. Those that have cut away
+        what comes next are asked again only once somebody else has brought it."""
+        served = self.idc in self.channels and self.idc not in self._cut_away
+        if served and await self._reaches(self.idc):
+            return [self.idc]
+        others = [name for name in self.channels if name != self.idc]
+        totals = await asyncio.gather(*(self._copied(name) for name in others))
+        best = sorted(zip(totals, others, strict=True), reverse=True)
+        found = [name for total, name in best if total > 0 and name not in self._cut_away]
+        if self._cut_away and not found:
+            cut, self._cut_away = sorted(self._cut_away), set()
+            self.missed(
+                f"{' and '.join(cut)} no longer have the records of {self.idc} that come next here"
+            )
+        return found
+
+    async def _reaches(self, name: str) -> bool:
+        try:
+            stub = rpc.LogsStub(self.channels[name])
+            await stub.Ends(peer.EndsRequest(), timeout=1.0)
+        except (grpc.RpcError, TimeoutError):
+            return False
+        return True
+
+    async def _copied(self, name: str) -> int:
+        """How many records of this IDC's logs another one has that are missing here."""
+        try:
+            reply = await rpc.LogsStub(self.channels[name]).Ends(peer.EndsRequest(), timeout=1.0)
+        except (grpc.RpcError, TimeoutError):
+            return 0
+        missing = 0
+        for row in reply.origins:
+            origin = origin_of(row.origin)
+            if origin.idc == self.idc:
+                mine = self.store.held().get(origin)
+                missing += sum(
+                    max(0, end.lsn - (mine.end(end.partition).lsn if mine else 0))
+                    for end in row.held
+                )
+        return missing
+
+    async def _follow_from(self, via: str) -> None:
+        """Follow every incarnation that the source has a log of; returns when any stream ends."""
+        stub = rpc.LogsStub(self.channels[via])
+        reply = await stub.Ends(peer.EndsRequest(), timeout=2.0)
+        own = self.store.own()
+        origins = [
+            origin
+            for row in reply.origins
+            if (origin := origin_of(row.origin)).idc == self.idc
+            and (own is None or origin != own.origin)
+        ]
+        for row in reply.origins:
+            for end in [*row.held, *row.announced]:
+                self.progress.announce(origin_of(row.origin), end.partition, end.lsn)
+        if not origins:
+            await asyncio.sleep(1.0)  # not started yet, or never anything but its current log
+            return
+        tasks = [asyncio.ensure_future(self._tail(stub, via, origin)) for origin in origins]
+        if via != self.idc:
+            # A relay is a stopgap: ask for the origin itself again soon.
+            tasks.append(asyncio.ensure_future(asyncio.sleep(_QUIET_S)))
+        else:
+            tasks.append(asyncio.ensure_future(self._new_incarnation(stub, set(origins))))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _new_incarnation(self, stub: rpc.LogsAsyncStub, known: set[Origin]) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            reply = await stub.Ends(peer.EndsRequest(), timeout=2.0)
+            found = {origin_of(r.origin) for r in reply.origins if r.origin.idc == self.idc}
+            if found - known:
+                return
+
+    async def _tail(self, stub: rpc.LogsAsyncStub, via: str, origin: Origin) -> None:
+        copy = await self.store.open_copy(origin)
+        call = stub.Tail(self._requests(copy, origin))
+        try:
+            while True:
+                async with asyncio.timeout(_QUIET_S):  # not wait_for: that is a task a batch
+                    batch = await call.read()
+                if not isinstance(batch, peer.TailBatch):
+                    raise TimeoutError(f"{via} ended the stream of {origin}")
+                self.source, self.heard_at = via, asyncio.get_running_loop().time()
+                await self._take(copy, origin, batch)
+                if batch.truncated_below:
+                    raise CutAway(f"{via} has cut away what comes next here of {origin}")
+                if batch.records:
+                    self._cut_away.discard(self.idc)
+        finally:
+            call.cancel()
+
+    async def _take(self, copy: Log, origin: Origin, batch: peer.TailBatch) -> None:
+        ends = self._ends.setdefault(origin, {})
+        for end in batch.ends:
+            ends[end.partition] = max(end.lsn, ends.get(end.partition, 0))
+            self.progress.announce(origin, end.partition, end.lsn)
+            held = copy.end(end.partition).lsn
+            sealed = self.seal_of(origin, end.partition) is not None
+            if end.lsn < held and self.source == self.idc and not sealed:
+                self._alarm(
+                    f"{origin} partition {end.partition} ends at {end.lsn} at its origin, "
+                    f"below the {held} held here"
+                )
+        records = [unpack(item.record) for item in batch.records]
+        records = [r for r in records if not self._above_seal(origin, r.partition, r.lsn)]
+        if records:
+            await copy.append_copy(records)
+            self.alarm = None
+
+    def _above_seal(self, origin: Origin, partition: int, lsn: int) -> bool:
+        seal = self.seal_of(origin, partition)
+        return seal is not None and lsn > seal
+
+    async def _requests(self, copy: Log, origin: Origin) -> AsyncIterator[peer.TailRequest]:
+        """First what is held, then what is held and applied whenever it has changed. Paced: a
+        report a batch would cost as much as the batch, and only ``replicated`` waits for it."""
+        reported: tuple[list[int], dict[int, int]] | None = None
+        while True:
+            held = [copy.end(partition).lsn for partition in range(self.partitions)]
+            applied = self.applied(origin)
+            if (held, applied) != reported:
+                yield self._request(copy, origin, applied)
+                reported = (held, dict(applied))
+            await asyncio.sleep(_REPORT_S)
+
+    def _request(self, copy: Log, origin: Origin, applied: dict[int, int]) -> peer.TailRequest:
+        request = peer.TailRequest(reader_idc=self.own, origin=origin_pb(origin))
+        request.applied.extend(
+            peer.PartitionEnd(partition=partition, lsn=lsn) for partition, lsn in applied.items()
+        )
+        for partition in range(self.partitions):
+            end = copy.end(partition)
+            request.held.add(partition=partition, lsn=end.lsn, chain=end.chain)
+        return request
+
+    def behind(self) -> int:
+        """Records known to exist at the origin that are not held here."""
+        missing = 0
+        for origin, ends in self._ends.items():
+            copy = self.store.held().get(origin)
+            if copy is not None:
+                missing += sum(max(0, lsn - copy.end(p).lsn) for p, lsn in ends.items())
+        return missing

@@ -1,0 +1,83 @@
+"""The operators' service: status, state hash, faults (off unless the process was told), stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import SystemClock
+from services.node.convergence import partition_hash
+from services.ports import Kv
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+log = logging.getLogger("im.admin")
+
+
+class DiskFaults(Protocol):
+    full: bool
+    fsync_delay_ms: int
+
+
+class AdminService(rpc.AdminServicer):
+    def __init__(
+        self,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[], None],
+        partitions: int,
+        clock: SystemClock,
+        disk: DiskFaults,
+        faults: bool,
+    ) -> None:
+        self._status = status
+        self._stop = stop
+        self._partitions = partitions
+        self._clock = clock
+        self._disk = disk
+        self._faults = faults
+        self.kv: Kv | None = None  # once it is open
+
+    async def Status(self, request: peer.StatusRequest, context: Context) -> peer.StatusReply:
+        status = self._status()
+        return peer.StatusReply(idc=status["idc"], json=json.dumps(status))
+
+    async def StateHash(
+        self, request: peer.StateHashRequest, context: Context
+    ) -> peer.StateHashReply:
+        if self.kv is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the KV is not open yet")
+        assert self.kv is not None
+        hashes = [await partition_hash(self.kv, number) for number in range(self._partitions)]
+        return peer.StateHashReply(partitions=hashes)
+
+    async def Fault(self, request: peer.FaultRequest, context: Context) -> peer.FaultReply:
+        if not self._faults:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "faults are off: this process was not started with --faults",
+            )
+        kind = request.WhichOneof("fault")
+        if kind == "clock":
+            self._clock.offset_ms = request.clock.offset_ms
+            sentence = f"the clock is shifted by {request.clock.offset_ms} ms"
+        elif kind == "disk":
+            self._disk.full = request.disk.full
+            self._disk.fsync_delay_ms = request.disk.fsync_delay_ms
+            full = "full" if request.disk.full else "not full"
+            sentence = f"the disk is {full}, each fsync takes {request.disk.fsync_delay_ms} ms more"
+        else:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "an IDC takes clock and disk faults"
+            )
+            raise AssertionError("abort raises")
+        log.warning("fault: %s", sentence)
+        return peer.FaultReply(sentence=sentence)
+
+    async def Shutdown(self, request: peer.ShutdownRequest, context: Context) -> peer.ShutdownReply:
+        self._stop()
+        return peer.ShutdownReply()

@@ -1,0 +1,89 @@
+"""What one process of an IDC is told: its flags, the region file, the certificates' folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from imcore.attest import RegionKeys
+from imcore.errors import BadInput
+from imcore.region.load import load_region
+from imcore.region.model import Idc, Region
+from imcore.tls import load_region_keys
+from services.control.controller import voters_of
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    region: Region
+    idc: Idc
+    data: Path
+    pki: Path
+    keys: RegionKeys
+    links: dict[str, str]  # peer -> HOST:PORT to dial it at
+    faults: bool
+    plain_clients: bool = False  # gateways without TLS, for benchmarks; on loopback only
+
+    def peers(self) -> list[str]:
+        """Every other IDC, and the witness: whoever has a registry and a vote."""
+        return [name for name in voters_of(self.region) if name != self.idc.name]
+
+    def peer_idcs(self) -> list[str]:
+        return [i.name for i in self.region.spec.idcs if i.name != self.idc.name]
+
+    def address(self, peer: str) -> str:
+        if peer in self.links:
+            return self.links[peer]
+        witness = self.region.spec.witness
+        if witness is not None and witness.name == peer:
+            return witness.peer
+        return self.region.idc(peer).endpoints.peer
+
+
+def load(
+    region_file: Path,
+    idc: str,
+    data: Path,
+    pki: Path,
+    links: Path | None,
+    faults: bool,
+    plain_clients: bool = False,
+) -> NodeConfig:
+    """Raises BadInput."""
+    region = load_region(region_file)
+    try:
+        own = region.idc(idc)
+    except KeyError:
+        names = ", ".join(i.name for i in region.spec.idcs)
+        raise BadInput(f"--idc {idc}: expected one of {names} ({region_file})") from None
+    gateway = split_address(own.endpoints.gateway)[0]
+    if plain_clients and not _is_loopback(gateway):
+        raise BadInput(
+            f"--plain-clients: expected a gateway on a loopback address, got {gateway}: "
+            "without TLS tokens and messages could be read on the way"
+        )
+    addresses: dict[str, str] = {}
+    if links is not None:
+        try:
+            addresses = json.loads(links.read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f'--links {links}: expected JSON {{"IDC": "HOST:PORT"}}: {error}'
+            ) from None
+    return NodeConfig(
+        region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)

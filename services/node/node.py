@@ -1,0 +1,430 @@
+"""One IDC: starts the roles in order, runs them, stops them in the reverse order.
+
+Order: disk and registry (others need it for their majority), then the gRPC server with everything
+that peers may ask of an IDC that is not serving yet, then identity, logs, im, state, and last
+what brings clients: gateways, ipconf, controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+import grpc
+
+from imcore.errors import ImError
+from imcore.hlc import Hlc
+from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import SystemClock
+from imcore.tls import SERVER_OPTIONS, gateway_ssl_context, grpc_channel, grpc_server_credentials
+from imcore.words import Origin, Vector
+from services.control.caspaxos import Proposer
+from services.control.controller import voters_of
+from services.engines.disk import RealDisk
+from services.engines.lmdb_kv import LmdbKv
+from services.engines.log_store import SegmentLogStore
+from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
+from services.engines.registry_store import RegistryStore
+from services.gateway.config import GatewayConfig
+from services.gateway.server import Gateway
+from services.im import keys
+from services.im.partition import Partition
+from services.im.server import ImServer
+from services.mirror.progress import Progress
+from services.mirror.serve import LogsService
+from services.node.admin import AdminService
+from services.node.authorize import Authorizer
+from services.node.bootstrap import Bootstrap, ranges_here
+from services.node.config import NodeConfig, split_address
+from services.node.identity import settle
+from services.node.peers import PeerService
+from services.node.registers import follow_registers, read_registers
+from services.node.replication import Replication
+from services.node.retention import Retention, Shelf
+from services.node.seals import Seals
+from services.node.status import Status
+from services.node.traffic import Traffic
+from services.ports import Registry
+from services.route.signals import SignalQueue
+from services.route.table import RouteTable
+from services.state.server import StateServer
+
+log = logging.getLogger("im.node")
+
+TICK_S = 1.0
+STOP_S = 3.0
+
+
+class Node:
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.idc = config.idc.name
+        self.clock = SystemClock()
+        self.rng = random.Random(secrets.randbits(64))
+        self.disk = RealDisk()
+        self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
+        self.routes = RouteTable()
+        self.seals = Seals()
+        self.gateways: list[Gateway] = []
+        self.partitions: list[Partition] = []
+        self.alarms: list[str] = []
+        self.serving = False
+        self.again = False  # the process is to start its roles again
+        self._awaited: dict[tuple[Origin, int], int] = {}
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    # ---------------------------------------------------------------------------- life cycle
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Until ``stop``, or until a role fails for good; then raises what failed."""
+        async with contextlib.AsyncExitStack() as stack:
+            starting = asyncio.ensure_future(self._start(stack))
+            stopping = asyncio.ensure_future(self._stopping.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await stopping
+            else:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+            log.info("%s stops", self.idc)
+            self.serving = False
+            await self._stop_tasks()
+        if self._failure is not None:
+            raise self._failure
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """A role's task: when it ends with an error the whole process ends, and says why."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                log.critical("%s failed: %s", name, error, exc_info=error)
+                self._failure = error
+                self.stop()
+
+        task = asyncio.ensure_future(guarded())
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*self._tasks, return_exceptions=True), STOP_S)
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        self.config.data.mkdir(parents=True, exist_ok=True)
+        await self._start_stores(stack)
+        await self._start_server(stack)
+        self._spawn("registry membership", self.proposer.ensure_member())
+        self._spawn("registers", follow_registers(self))
+        await self._start_im(await self._settle())
+        await self._start_clients(stack)
+        self.serving = True
+        log.info("%s serves as %s (pid %d)", self.idc, self.origin, os.getpid())
+
+    # --------------------------------------------------------------------------------- stores
+
+    async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
+        data, spec = self.config.data, self.config.region.spec
+        registry = await RegistryStore.open(str(data / "registry"), self.disk, self.clock, self.rng)
+        stack.push_async_callback(registry.close)
+        self.store = await SegmentLogStore.open(
+            str(data / "log"), spec.partitions, self.disk, self.rng, spec.retention.segment_bytes
+        )
+        stack.push_async_callback(self.store.close)
+        self.kv_folder = str(data / "kv")
+        self.kv = await LmdbKv.open(self.kv_folder, self.disk)
+        stack.push_async_callback(self._close_kv)
+        self.channels: dict[str, grpc.aio.Channel] = {}
+        self.registries: dict[str, Registry] = {self.idc: registry}
+        for name in self.config.peers():
+            channel = grpc_channel(self.config.pki, self.idc, name, self.config.address(name))
+            stack.push_async_callback(channel.close, 0.5)
+            self.channels[name] = channel
+            self.registries[name] = RemoteRegistry(channel, name)
+        self.own_registry = registry
+        self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
+        stack.push_async_callback(self.proposer.close)
+        self.progress = Progress(self._peer_holds)
+        self.replication = Replication(
+            self.idc,
+            [idc.name for idc in spec.idcs],
+            spec.partitions,
+            self.store,
+            self.channels,
+            self.progress,
+            self.seals,
+        )
+        self.state = StateServer(
+            self.config.keys,
+            self.clock,
+            spec.client,
+            self.stamp,
+            lambda: self.traffic.epoch(),
+            lambda ticket, uid: self.traffic.shard_of(ticket, uid),
+            data / "sessions.json",
+        )
+        self.traffic = Traffic(self)
+        self.status = Status(self)
+        self._prepare_retention()
+        await self.traffic.prepare(stack)
+
+    async def _close_kv(self) -> None:
+        await self.kv.close()  # the one that is open by then: a start may have replaced it
+
+    def _prepare_retention(self) -> None:
+        idcs = [idc.name for idc in self.config.region.spec.idcs]
+        self.retention = Retention(
+            self.idc, idcs, self.config.region.spec.partitions, self.config.region.spec.retention,
+            Shelf(self.config.data / "snapshots", self.disk, self.clock), self.store,
+            lambda: self.kv, self.channels, self.seals, partial(read_registers, self),
+            self.traffic.retired,
+            self.replication.applied, self.clock,
+        )  # fmt: skip
+        self.bootstrap = Bootstrap(self)
+        for follower in self.replication.followers.values():
+            follower.missed = self._missed
+
+    def begin_again(self) -> None:
+        """Stop, and start the roles again in this process."""
+        if not self._stopping.is_set():
+            self.again = True
+            self.stop()
+
+    def _missed(self, sentence: str) -> None:
+        log.warning(sentence)
+        self._spawn("a new beginning", self._ask_again(sentence))
+
+    async def _ask_again(self, sentence: str) -> None:
+        await self.bootstrap.ask_again(sentence)
+
+    def stamp(self) -> pb.Stamp:
+        return self.im.stamp()
+
+    def _peer_holds(self, idc: str, origin: Origin, partition: int, lsn: int) -> None:
+        if self.partitions and origin == self.origin and idc != self.idc:
+            self.im.peer_holds(idc, partition, lsn)
+
+    # --------------------------------------------------------------------------------- server
+
+    async def _start_server(self, stack: contextlib.AsyncExitStack) -> None:
+        partitions = self.config.region.spec.partitions
+        everybody = frozenset(voters_of(self.config.region))
+        authorizer = Authorizer(
+            {
+                "Logs": everybody,
+                "Peer": everybody,
+                "Registry": everybody | {"admin"},
+                "Admin": frozenset({"admin"}),
+            }
+        )
+        server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
+        self.logs_service = LogsService(
+            self.idc, self.store, partitions, self.progress, self.replication.applied
+        )
+        self.logs_service.seal_of = self.seals.of
+        self.peer_service = PeerService(
+            self.idc,
+            self.clock,
+            self.traffic.fill_probe,
+            self._behind,
+            self._deliver,
+            self.status.as_dict,
+        )
+        self.admin = AdminService(
+            self.status.as_dict, self.stop, partitions, self.clock, self.disk.faults,
+            self.config.faults,
+        )  # fmt: skip
+        rpc.add_RegistryServicer_to_server(RegistryServicer(self.own_registry), server)
+        rpc.add_LogsServicer_to_server(self.logs_service, server)
+        rpc.add_PeerServicer_to_server(self.peer_service, server)
+        rpc.add_AdminServicer_to_server(self.admin, server)
+        credentials = grpc_server_credentials(self.config.pki, self.idc)
+        address = self.config.idc.endpoints.peer
+        if server.add_secure_port(address, credentials) == 0:
+            raise OSError(f"cannot listen on {address} (endpoints.peer of {self.idc})")
+        await server.start()
+        stack.push_async_callback(partial(server.stop, 0.5))
+
+    def _behind(self, conversation: str, heads: Vector) -> bool:
+        if not self.partitions:
+            return False
+        known = self.im.partition(conversation).conversations.get(conversation)
+        return known is None or any(known.heads.get(o, 0) < seq for o, seq in heads.items())
+
+    def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
+        self.state.signal(uids, conversation, heads)
+
+    # -------------------------------------------------------------------------------- identity
+
+    async def _settle(self) -> Origin:
+        """Under which origin this IDC goes on; from then on its logs and its KV join."""
+        await self.retention.shelf.load()
+        mended = await self.bootstrap.mend()
+        if not mended:
+            await self.store.renew()
+        settled = await settle(
+            self.idc,
+            self.config.region.spec.partitions,
+            self.store,
+            self.proposer,
+            {name: self.channels[name] for name in self.config.peer_idcs()},
+            self.traffic.retired(),
+        )
+        self.register = settled.register
+        self.alarms += settled.alarms
+        self.seals.learn(self.idc, settled.register)
+        if settled.cut_off or not mended:
+            await self.bootstrap.from_peers()
+        self._awaited = settled.awaited
+        return settled.own.origin
+
+    def _look_whether_whole(self) -> None:
+        """Ends that this IDC tells others count for a seal once it holds what it held before."""
+        if self.logs_service.starting:
+            here = ranges_here(self.store)
+            self.logs_service.starting = any(
+                key not in here or here[key].end < min(end, self._seal(*key))
+                for key, end in self._awaited.items()
+            )
+
+    def _seal(self, origin: Origin, partition: int) -> int:
+        seal = self.seals.of(origin, partition)
+        return 1 << 63 if seal is None else seal
+
+    # ------------------------------------------------------------------------------------- im
+
+    async def _start_im(self, origin: Origin) -> None:
+        spec = self.config.region.spec
+        self.origin = origin
+        own_log = self.store.own()
+        assert own_log is not None
+        self.partitions = [
+            Partition(
+                number, origin, own_log, self.kv, self.store, self.hlc, self.clock,
+                self.config.keys, spec.messages.replicas, len(spec.idcs) - 1, self._told,
+                spec.messages.push_group_members_max,
+            )
+            for number in range(spec.partitions)
+        ]  # fmt: skip
+        self.signals = {
+            name: SignalQueue(name, partial(self.channels.__getitem__, name))
+            for name in self.config.peer_idcs()
+        }
+        self.im = ImServer(
+            origin, self.partitions, self.kv, self.config.keys, self.hlc, self.clock,
+            spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
+            self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
+        )  # fmt: skip
+        self.state.im, self.state.origin = self.im, origin
+        self.state.load_checkpoint()
+        self.replication.appliers = [p.applier for p in self.partitions]
+        refresh = self.replication.watch_copies()
+        await self._load_routes()
+        sequencer_id = secrets.token_bytes(8)
+        for partition in self.partitions:
+            partition.applier.base = self.retention
+            await partition.open(sequencer_id)
+            self._spawn(f"applier {partition.number}", partition.applier.run())
+        self.admin.kv = self.kv
+        self.logs_service.origin = self.peer_service.origin = origin
+        self.logs_service.offer = self.retention.offer
+        for idc, follower in self.replication.followers.items():
+            self._spawn(f"mirror of {idc}", follower.run())
+        for queue in self.signals.values():
+            self._spawn(f"signals to {queue.idc}", queue.run())
+        self._spawn("ticks", self._tick(refresh))
+        self._spawn("retention", self.retention.run())
+        self._spawn("state", self.state.run())
+
+    async def _load_routes(self) -> None:
+        """Routes of all IDCs as of the last fold; the logs bring the rest."""
+        for number in range(self.config.region.spec.partitions):
+            start = keys.table(number, b"w")
+            while True:
+                rows = await self.kv.scan(start, keys.prefix_end(keys.table(number, b"w")), 1000)
+                for _, value in rows:
+                    row = oplog.RouteRow.FromString(value)
+                    origin = Origin(row.origin.idc, row.origin.incarnation)
+                    self.routes.apply(origin, row.hlc, row.route)
+                if len(rows) < 1000:
+                    break
+                start = rows[-1][0] + b"\0"
+
+    async def _tick(self, refresh: Any) -> None:
+        """Closed HLCs into the logs, new copies under the appliers' eyes, rates."""
+        while True:
+            refresh()
+            self._look_whether_whole()
+            self.im.tick()
+            self.status.sample()
+            await asyncio.sleep(TICK_S)
+
+    def _told(self, number: int, origin: Origin, effects: Any) -> None:
+        hlc = self.partitions[number].applier.newest[origin]
+        self.replication.folded(origin, number, hlc, self.clock.wall_ms())
+        self.im.told(number, origin, effects)
+
+    def _route_folded(self, origin: Origin, op: oplog.Op) -> None:
+        self.routes.apply(origin, op.hlc, op.route)
+        if origin.idc != self.idc and not op.route.gone:
+            self.state.connected_elsewhere(op.route.uid, op.route.device, op.route.connection_epoch)
+
+    def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
+        if not self.signals:  # no other IDC
+            return
+        for idc, users in self.routes.idcs_of(uids, self.traffic.usable).items():
+            queue = self.signals.get(idc)
+            if queue is not None:
+                queue.add(conversation, users, origin, seq)
+
+    # -------------------------------------------------------------------------------- clients
+
+    async def _start_clients(self, stack: contextlib.AsyncExitStack) -> None:
+        spec = self.config.region.spec
+        host, port = split_address(self.config.idc.endpoints.gateway)
+        limits = GatewayConfig(
+            idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms
+        )
+        context = None
+        if self.config.plain_clients:
+            log.warning("%s takes clients without TLS (--plain-clients)", self.idc)
+        else:
+            context = gateway_ssl_context(self.config.pki, self.idc)
+        for number in range(self.config.idc.gateways):
+            # The boot count makes the name new: routes of an earlier life are never taken for live.
+            name = f"{self.idc}-gw{number + 1}.{self.store.boot_count}"
+            gateway = Gateway(name, self.state, self.clock, limits)
+            self.state.gateways[name] = gateway
+            await gateway.start(host, port + number, context)
+            stack.push_async_callback(gateway.stop)
+            self.gateways.append(gateway)
+        await self.traffic.start(stack)
+        stack.push_async_callback(self._farewell)
+
+    async def _farewell(self) -> None:
+        with contextlib.suppress(ImError):
+            await self.state.write_checkpoint()
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """For parts of the composition root (``traffic``)."""
+        self._spawn(name, work)

@@ -1,0 +1,24 @@
+"""Rates from counters, over the last seconds. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class Rate:
+    """Per-second rate of a counter that only rises; ``sample`` is called about once a second."""
+
+    def __init__(self, window_s: float = 5.0) -> None:
+        self._window_s = window_s
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def sample(self, now: float, count: int) -> None:
+        self._samples.append((now, count))
+        while now - self._samples[0][0] > self._window_s:
+            self._samples.popleft()
+
+    def per_second(self) -> float:
+        if len(self._samples) < 2:
+            return 0.0
+        (start, first), (end, last) = self._samples[0], self._samples[-1]
+        return (last - first) / (end - start) if end > start else 0.0

@@ -1,0 +1,56 @@
+"""Keeps the committed registers of all IDCs in view, and acts on seals that they carry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from imcore.errors import Damaged, ImError
+from services.im.incarnation import Register
+from services.node.identity import register_key
+
+if TYPE_CHECKING:
+    from services.node.node import Node
+
+log = logging.getLogger("im.identity")
+
+_EACH_S = 1.0
+
+
+async def read_registers(node: Node) -> bool:
+    """Learns every committed register; False when some could not be read."""
+    everything = True
+    for idc in node.config.region.spec.idcs:
+        try:
+            value, _ = await node.proposer.read(register_key(idc.name))
+        except ImError as error:
+            log.debug("register of %s: %s", idc.name, error)
+            everything = False
+            continue
+        if value:
+            register = Register.from_json(value)
+            node.replication.registers[idc.name] = register
+            node.seals.learn(idc.name, register)
+    return everything
+
+
+async def follow_registers(node: Node) -> None:
+    """Until cancelled. A register changes only when an IDC starts, so reading is enough."""
+    while True:
+        await read_registers(node)
+        if node.serving:
+            await _act(node)
+        await asyncio.sleep(_EACH_S)
+
+
+async def _act(node: Node) -> None:
+    try:
+        partitions = {partition.number: partition for partition in node.partitions}
+        await node.seals.act(node.store, partitions)
+        node.seals.problem = None
+    except ImError as error:
+        node.seals.problem = f"acting on a seal has to wait: {error}"
+        log.warning(node.seals.problem)
+        if isinstance(error, Damaged):
+            await node.bootstrap.demand(str(error))

@@ -1,0 +1,83 @@
+"""The status document of an IDC (docs/status.md): one schema for the CLI, controllers, reports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from services.node.rates import Rate
+
+if TYPE_CHECKING:
+    from services.node.node import Node
+
+
+class Status:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._started = node.clock.now()
+        self._accepted = Rate()
+        self._pushed = Rate()
+
+    def sample(self) -> None:
+        now = self._node.clock.now()
+        self._accepted.sample(now, self._node.im.counters.accepted)
+        self._pushed.sample(now, self._node.state.counters.pushed)
+
+    def as_dict(self) -> dict[str, Any]:
+        node = self._node
+        started = bool(node.partitions)
+        held, applied = node.replication.vectors()
+        own = node.store.own()
+        peers_held, peers_applied = (
+            node.replication.of_own_log(node.origin) if started else ({}, {})
+        )
+        return {
+            "idc": node.idc,
+            "origin": str(node.origin) if started else "",
+            "pid": os.getpid(),
+            "uptime_s": round(node.clock.now() - self._started, 1),
+            "serving": node.serving,
+            "policy": node.traffic.policy_status(),
+            "gateways": [
+                {"gateway": g.name, "connections": len(g), "port": g.port} for g in node.gateways
+            ],
+            "sessions": node.state.connected_count(),
+            "rates": {
+                "accepted_per_s": round(self._accepted.per_second(), 1),
+                "pushed_per_s": round(self._pushed.per_second(), 1),
+            },
+            "totals": {
+                "accepted": node.im.counters.accepted if started else 0,
+                "pushed": node.state.counters.pushed,
+            },
+            "log": {
+                "durability": "fsync",
+                "ends": [own.end(p.number).lsn for p in node.partitions] if own else [],
+            },
+            "held": held,
+            "applied": applied,
+            "peers_held": peers_held,
+            "peers_applied": peers_applied,
+            "lag": node.replication.lag(node.clock.wall_ms(), asyncio.get_running_loop().time())
+            if started
+            else {},
+            "clock": {
+                "offset_ms": -node.hlc.median_offset_ms,
+                "skewed": node.hlc.skewed(),
+            },
+            "alarms": self._alarms(),
+            "retention": node.retention.status(),
+            "registries": node.traffic.registries_status(),
+        }
+
+    def _alarms(self) -> list[str]:
+        node = self._node
+        alarms = [*node.alarms, *node.replication.alarms(), *node.traffic.alarms()]
+        alarms += node.retention.alarms()
+        alarms += [said for said in (node.bootstrap.alarm, node.seals.problem) if said]
+        alarms += [partition.alarm for partition in node.partitions if partition.alarm]
+        if node.hlc.skewed():
+            off = -node.hlc.median_offset_ms
+            alarms.append(f"the clock is {off} ms off the median of the IDCs and is being clamped")
+        return alarms

@@ -1,0 +1,221 @@
+"""What brings clients to this IDC and takes them away: gateway leases, ipconf, controller, mover;
+and what the policy says, for the roles that only want to know."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from imcore.errors import ImError, Unavailable
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.tls import gateway_ssl_context
+from imcore.words import Origin
+from services.control.controller import Controller
+from services.control.holder import PolicyHolder
+from services.control.mover import Mover
+from services.control.policy import IdcState
+from services.gateway.server import Gateway
+from services.ipconf import ticket
+from services.ipconf.directory import Directory
+from services.ipconf.locate import open_locator
+from services.ipconf.reports import Reports
+from services.ipconf.server import IpconfServer
+from services.node.config import split_address
+
+if TYPE_CHECKING:
+    from services.node.node import Node
+
+log = logging.getLogger("im.traffic")
+
+LEASE_MS = 2_000
+REFRESH_S = 0.5
+LIVE_S = 0.05
+_OUT = frozenset({IdcState.FAILED, IdcState.RETIRED})
+
+
+class Traffic:
+    """The controller runs from the start (its vote counts before the IDC serves); gateways, ipconf
+    and mover only once it serves."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._idcs = [idc.name for idc in node.config.region.spec.idcs]
+        self._live: dict[str, tuple[float, frozenset[str]]] = {}  # since when, gateways
+        self.holder = PolicyHolder(node.config.data / "policy.json")
+        self.directory = Directory({name: node.registries[name] for name in self._idcs}, node.clock)
+        self.reports = Reports(self._idcs)
+        self.controller = Controller(
+            node.idc,
+            node.config.region,
+            node.registries,
+            node.proposer,
+            self.holder,
+            self.directory,
+            self._probe,
+            self._peer_facts,
+            node.clock,
+            node.rng,
+            facts=lambda: node.status.as_dict(),
+            reports=lambda: self.reports.counts(node.clock.now()),
+            on_clock_offset=self._clock_offset,
+        )
+
+    async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
+        self.directory.start()
+        stack.push_async_callback(self.directory.stop)
+        self.controller.start()
+        stack.push_async_callback(self.controller.stop)
+
+    async def start(self, stack: contextlib.AsyncExitStack) -> None:
+        node, config = self._node, self._node.config
+        node.spawn("gateway leases", self._keep_leases())
+        locator = open_locator(config.region.spec.geo.database, Path.cwd())
+        ipconf = IpconfServer(
+            node.idc,
+            config.region,
+            config.keys,
+            self.holder,
+            self.directory,
+            locator,
+            self.reports,
+            node.clock,
+            self.controller.in_minority,
+        )
+        host, port = split_address(config.idc.endpoints.ipconf)
+        await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
+        stack.push_async_callback(ipconf.stop)
+        mover = Mover(
+            node.idc,
+            config.region,
+            self.holder,
+            node.state,
+            self.controller.in_minority,
+            self.directory.live,
+            node.clock,
+        )
+        mover.start()
+        stack.push_async_callback(mover.stop)
+
+    # ------------------------------------------------------------------------------- calls
+
+    async def _probe(self, name: str) -> peer.ProbeReply:
+        request = peer.ProbeRequest(from_idc=self._node.idc, wall_ms=self._node.clock.wall_ms())
+        try:
+            return await rpc.PeerStub(self._node.channels[name]).Probe(request, timeout=1.0)
+        except grpc.RpcError as error:
+            raise Unavailable(f"{name} does not answer a probe") from error
+
+    async def _peer_facts(self, name: str) -> dict[str, Any]:
+        try:
+            stub = rpc.PeerStub(self._node.channels[name])
+            reply = await stub.Facts(peer.StatusRequest(), timeout=1.0)
+        except grpc.RpcError as error:
+            raise Unavailable(f"{name} does not tell its status") from error
+        found: dict[str, Any] = json.loads(reply.json)
+        return found
+
+    def _clock_offset(self, offset_ms: int) -> None:
+        self._node.hlc.measured(self._node.clock.wall_ms(), offset_ms)
+
+    def fill_probe(self, reply: peer.ProbeReply) -> None:
+        reply.serving = self._node.serving
+        reply.gateways = len(self._node.gateways)
+        reply.policy_epoch = self.epoch()
+
+    # ------------------------------------------------------------------------------ leases
+
+    async def _keep_leases(self) -> None:
+        """Each gateway is known by a leased key in the own registry."""
+        lease = 0
+        while True:
+            try:
+                registry = self._node.own_registry
+                if not lease or not await registry.keep_alive(lease):
+                    lease = await registry.grant_lease(LEASE_MS)
+                for gateway in self._node.gateways:
+                    value = json.dumps(self._describe(gateway)).encode()
+                    await registry.put(f"gateway/{gateway.name}".encode(), value, lease)
+            except ImError as error:
+                lease = 0
+                log.warning("gateway leases: %s", error)
+            await asyncio.sleep(REFRESH_S)
+
+    def _describe(self, gateway: Gateway) -> dict[str, Any]:
+        idc = self._node.config.idc
+        return {
+            "idc": idc.name,
+            "gateway": gateway.name,
+            "host": split_address(idc.endpoints.gateway)[0],
+            "port": gateway.port,
+            "connections": len(gateway),
+            "capacity": max(1, idc.capacity.sessions // idc.gateways),
+        }
+
+    # -------------------------------------------------------------------------- the policy
+
+    def epoch(self) -> int:
+        return self.holder.policy.epoch if self.holder.policy else 0
+
+    def _state(self, idc: str) -> IdcState:
+        return self.holder.policy.state(idc) if self.holder.policy else IdcState.ACTIVE
+
+    def shard_of(self, text: bytes, uid: str) -> str:
+        found = ticket.read(self._node.config.keys, text)
+        if found is None or found.uid != uid:
+            return self._node.config.region.spec.geo.default
+        return found.shard
+
+    def retired(self) -> frozenset[str]:
+        return frozenset(idc for idc in self._idcs if self._state(idc) is IdcState.RETIRED)
+
+    def voting_origins(self) -> frozenset[Origin]:
+        """Those whose closed HLC holds the stable watermark back."""
+        current = self._node.replication.current
+        return frozenset(current(idc) for idc in self._idcs if self._state(idc) not in _OUT)
+
+    def suspended_origins(self) -> dict[Origin, bool]:
+        """Origins that are down, and whether they are sealed for good."""
+        replication = self._node.replication
+        found = {replication.current(idc): False for idc in self._idcs if self._state(idc) in _OUT}
+        for idc, register in replication.registers.items():
+            for seal in register.seals:
+                found[Origin(idc, seal.incarnation)] = True
+        return found
+
+    def usable(self, idc: str, gateway: str) -> bool:
+        """Whether a route by this gateway is still good: its lease lives, its IDC is not out.
+        Asked for every device of every receiver, and the answer changes by the half second, so
+        it is looked up so seldom: reading the leases each time took 4 % of the process."""
+        now = self._node.clock.now()
+        known = self._live.get(idc)
+        if known is None or now - known[0] > LIVE_S:
+            out = self._state(idc) in _OUT
+            names = () if out else (gateway.name for gateway in self.directory.live_in(idc))
+            known = self._live[idc] = (now, frozenset(names))
+        return gateway in known[1]
+
+    def policy_status(self) -> dict[str, Any]:
+        policy = self.holder.policy
+        return {
+            "epoch": self.epoch(),
+            "stale": self.holder.stale,
+            "operation": policy.operation.id if policy and policy.operation else "",
+            "waiting_for": self.controller.waiting_for,
+            "idcs": {
+                name: {"state": str(row.state), "ramp": row.ramp}
+                for name, row in (policy.idcs.items() if policy else ())
+            },
+        }
+
+    def registries_status(self) -> dict[str, str]:
+        return self.controller.registries()
+
+    def alarms(self) -> list[str]:
+        return self.controller.alarms()

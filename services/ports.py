@@ -1,0 +1,327 @@
+"""The ports: what the services need from engines and from each other.
+
+No service imports an adapter; the process's composition root (services.node) picks them from the
+region file. Nothing outside an adapter knows the engine's name. One contract suite
+(tests/contract) runs against every adapter of a port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from imcore.proto import client_pb2 as pb
+from imcore.words import Origin, Vector
+
+# ------------------------------------------------------------------------------------- KV
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one applied batch of a partition writes, atomically.
+
+    ``checkpoint`` holds the applier's epoch and vector; every batch *writes* it, so that a
+    snapshot-isolated store sees two appliers of one partition in conflict.
+    """
+
+    partition: int
+    applier_epoch: int
+    checkpoint: bytes
+    puts: dict[bytes, bytes] = field(default_factory=dict)
+    deletes: set[bytes] = field(default_factory=set)
+
+
+class Kv(Protocol):
+    """Ordered keys, every key of one partition number: it starts with that number, big-endian,
+    two bytes. State may be lost back to an earlier batch by a crash (it is a fold of the logs),
+    but never torn and never out of order."""
+
+    async def get(self, key: bytes) -> bytes | None: ...
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    async def scan(
+        self, start: bytes, end: bytes, limit: int, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        """Up to ``limit`` pairs with start <= key < end, ascending (or descending)."""
+        ...
+
+    async def open_partition(self, partition: int) -> tuple[int, bytes | None]:
+        """Take the partition over: raises its applier epoch durably and returns it with the stored
+        checkpoint (None: empty). From then on every older epoch's commit raises StaleWriter."""
+        ...
+
+    async def commit(self, batch: Batch) -> None:
+        """Raises StaleWriter when the epoch is not the newest, DiskFull when it cannot write."""
+        ...
+
+    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
+        """Throw the partition's rows away (before a rebuild from the logs). Same errors."""
+        ...
+
+    async def sync(self) -> None:
+        """Everything committed so far survives a power loss when this returns."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# ------------------------------------------------------------------------------------ Log
+
+
+class Record(NamedTuple):
+    """One record of a log. ``chain`` is the hash over this record and its predecessor's chain."""
+
+    partition: int
+    epoch: int
+    lsn: int
+    chain: bytes
+    payload: bytes  # a serialized oplog.Op
+
+
+class LogEnd(NamedTuple):
+    """Where a partition's log ends: lsn 0 and 16 zero bytes when empty."""
+
+    lsn: int
+    chain: bytes
+    epoch: int
+
+
+class Log(Protocol):
+    """One origin's log in this IDC: the own log, or the durable copy of another's.
+
+    Only the own log is appended with ``append``; a copy takes whole records, positions kept, with
+    ``append_copy``. Both are durable (fsynced) when the call returns.
+    """
+
+    origin: Origin
+    partitions: int
+
+    def end(self, partition: int) -> LogEnd:
+        """The durable end."""
+        ...
+
+    def first_lsn(self, partition: int) -> int:
+        """The lowest lsn still stored (end + 1 when nothing is)."""
+        ...
+
+    def append(
+        self,
+        partition: int,
+        epoch: int,
+        payloads: Sequence[bytes],
+        done: Callable[[Sequence[Record] | Exception], None],
+    ) -> int:
+        """Give the payloads the next lsns; returns the first of them at once. ``done`` is called
+        from the loop, in lsn order across calls, once the records are durable, or with DiskFull
+        (or OutcomeUnknown) when they are not and never will be: then every later append
+        fails likewise until ``reopen``. Calls of one loop turn share one write and one fsync, and
+        so do those that arrive while an fsync is under way (group commit)."""
+        ...
+
+    async def reopen(self, partition: int) -> LogEnd:
+        """After a failed append: cut what was not acknowledged; appends are taken again."""
+        ...
+
+    async def append_copy(self, records: Sequence[Record]) -> None:
+        """Records of any partitions, each partition's contiguous from its end. Already held ones
+        are dropped. Raises Damaged when a chain does not continue, DiskFull."""
+        ...
+
+    async def read(self, partition: int, from_lsn: int, limit_bytes: int) -> list[Record]:
+        """Records from ``from_lsn`` on, durable ones only; empty at the end. Raises Damaged, and
+        LookupError when ``from_lsn`` has been truncated away."""
+        ...
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """``callback`` is called from the loop after the durable end of any partition has risen.
+        Returns a function that ends the subscription."""
+        ...
+
+    async def truncate_below(self, partition: int, lsn: int) -> None:
+        """Forget whole segments that lie below lsn."""
+        ...
+
+    async def cut_above(self, partition: int, lsn: int) -> None:
+        """Forget what lies above lsn (copies only: records above a committed seal)."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class LogStore(Protocol):
+    """All logs that this IDC holds."""
+
+    log_id: bytes  # random, made with the store, 16 bytes
+    boot_count: int
+    clean: bool  # no CRC error below a written end was found at start
+
+    def own(self) -> Log | None: ...
+
+    async def open_own(self, origin: Origin) -> Log:
+        """Opens (or makes) this IDC's own log under this incarnation."""
+        ...
+
+    async def open_copy(self, origin: Origin) -> Log: ...
+
+    def held(self) -> dict[Origin, Log]:
+        """Every log here, earlier incarnations included."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# ------------------------------------------------------------------------------- Registry
+
+
+class Versioned(NamedTuple):
+    """A value with the store revision that wrote it; ``exists`` False for a removed key."""
+
+    key: bytes
+    value: bytes
+    mod_revision: int
+    lease: int = 0
+    exists: bool = True
+
+
+class WatchEvents(NamedTuple):
+    revision: int
+    events: list[Versioned]
+    compacted: bool = False  # the history was gone: ``events`` is a full re-read
+
+
+class Registry(Protocol):
+    """One IDC's registry. All calls raise Unavailable (not done) or OutcomeUnknown (maybe done)."""
+
+    async def store_id(self) -> bytes:
+        """Random id made with the store: a blank store is known by its new id."""
+        ...
+
+    async def get(self, key: bytes) -> Versioned | None: ...
+
+    async def range(self, prefix: bytes) -> list[Versioned]: ...
+
+    async def compare_and_swap(
+        self, key: bytes, expected_mod_revision: int, value: bytes | None, lease: int = 0
+    ) -> tuple[bool, Versioned | None]:
+        """Write when the key's mod_revision is as expected (0: it must not exist); None removes.
+        Durable when it returns. Second: what the key holds now."""
+        ...
+
+    async def put(self, key: bytes, value: bytes | None, lease: int = 0) -> None: ...
+
+    async def grant_lease(self, ttl_ms: int) -> int: ...
+
+    async def keep_alive(self, lease: int) -> bool:
+        """False: the lease has ended, and its keys are gone."""
+        ...
+
+    async def revoke_lease(self, lease: int) -> None: ...
+
+    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchEvents]:
+        """From ``from_revision`` on (0: a full read first, then changes). Ends with Unavailable
+        when the registry is lost; the caller resumes from the last revision + 1."""
+        ...
+
+
+# -------------------------------------------------------------------- roles of the service
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """What a connection means; owned by the state role, read by im."""
+
+    id: str
+    uid: str
+    device: str
+    connection_epoch: int
+    gateway: str
+    connection: int  # the gateway's number for it
+    pull_only: bool = False
+    seen_hlc: int = 0  # highest valid stamp this session has presented
+
+
+Reply = Callable[[pb.Response], None]
+
+
+class Im(Protocol):
+    """The business role, as the state role sees it."""
+
+    def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
+        """Judge the request; ``reply`` is called exactly once, from the loop, perhaps at once.
+        Never raises for bad input: that is an ``error`` in the response."""
+        ...
+
+    async def connected(self, session: Session, connect: pb.Connect) -> list[pb.KnownCids]:
+        """A session starts or moves to a new connection: waits (at most 500 ms) until what the
+        client moved with is applied, writes its route, lists the known cids of its outbox heads."""
+        ...
+
+    def disconnected(self, session: Session) -> None:
+        """The session is over (the grace period too): its route goes."""
+        ...
+
+
+class Sessions(Protocol):
+    """The state role, as gateways see it. A gateway knows a connection only by its number."""
+
+    def opened(self, gateway: str, connection: int, peer_address: str) -> None: ...
+
+    def received(self, gateway: str, connection: int, request_id: int, body: bytes) -> None:
+        """One REQUEST frame's body. The answer comes by ``GatewayQueue.send``."""
+        ...
+
+    def closed(self, gateway: str, connection: int, reason: str) -> None: ...
+
+    def overflowed(self, gateway: str, connection: int) -> None:
+        """A slow reader has caught up; pushes to it were dropped meanwhile: told once for all of
+        them, so that it learns of them by a signal."""
+        ...
+
+
+class GatewayQueue(Protocol):
+    """The queue of one gateway, as state and route see it."""
+
+    name: str
+
+    def send(self, connection: int, request_id: int, body: bytes) -> None:
+        """A RESPONSE frame. Unknown connections are ignored."""
+        ...
+
+    def push(self, connections: Sequence[int], body: bytes) -> None:
+        """One EVENT frame, encoded once, to many. A connection over its bound drops it, and
+        ``Sessions.overflowed`` is called once it is below again."""
+        ...
+
+    def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
+        """Send a Close event, then close once it is written (or at once when it is stuck)."""
+        ...
+
+
+class Pushes(Protocol):
+    """The state role, as im's applier sees it: pushes to the local devices of users."""
+
+    def push_entries(
+        self,
+        conversation: str,
+        uids: Sequence[str],
+        entries: Sequence[pb.Entry],
+        heads: Vector,
+        stable: int,
+    ) -> None:
+        """To every local session of these users (the sender's own device too): one Push event; the
+        state role remembers, per session, the heads that it should come to have."""
+        ...
+
+    def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None: ...
+
+    def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None: ...
+
+    def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
+        """This session has an op that is stored but not yet replicated."""
+        ...
+
+    def replicated(self, origin: Origin, partition: int, lsn: int) -> None:
+        """Everything of the own log up to lsn is held by another IDC: tell who waits."""
+        ...

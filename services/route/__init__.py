@@ -1,0 +1,1 @@
+"""User -> devices -> (IDC, gateway, connection), for all IDCs, and the cross-IDC signal queue."""

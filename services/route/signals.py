@@ -1,0 +1,76 @@
+"""The cross-IDC queue: tells the receivers' IDCs that there is something to pull (rule 17).
+
+Per IDC one bounded queue; signals of one conversation merge (users joined, heads by maximum), so a
+burst crosses a WAN link as one line. Losing one costs time, not messages: clients pull anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
+
+import grpc
+
+from imcore.convert import positions_pb
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.words import Origin, Vector
+
+log = logging.getLogger("im.route")
+
+_FLUSH_S = 0.1  # the other IDC waits for longer before it acts on one (services.node.peers)
+_QUEUED_MAX = 10_000  # conversations; beyond it the oldest is dropped
+_BATCH_MAX = 500  # conversations in one message, so that an outage's backlog stays under its limit
+_RETRY_S = 0.5
+
+
+class SignalQueue:
+    """To one other IDC."""
+
+    def __init__(self, idc: str, channel: Callable[[], grpc.aio.Channel]) -> None:
+        self.idc = idc
+        self._channel = channel
+        self._queued: dict[str, tuple[set[str], Vector]] = {}
+        self._grown = asyncio.Event()
+        self.sent = 0
+        self.dropped = 0
+
+    def add(self, conversation: str, uids: Iterable[str], origin: Origin, seq: int) -> None:
+        queued = self._queued.get(conversation)
+        if queued is None:
+            if len(self._queued) >= _QUEUED_MAX:
+                del self._queued[next(iter(self._queued))]
+                self.dropped += 1
+            queued = self._queued[conversation] = (set(), {})
+        queued[0].update(uids)
+        queued[1][origin] = max(seq, queued[1].get(origin, 0))
+        self._grown.set()
+
+    def _batch(self) -> peer.SignalBatch:
+        batch = peer.SignalBatch()
+        for conversation in list(islice(self._queued, _BATCH_MAX)):
+            uids, heads = self._queued.pop(conversation)
+            batch.signals.add(
+                uids=sorted(uids), conversation=conversation, heads=positions_pb(heads)
+            )
+        self.sent += len(batch.signals)
+        return batch
+
+    async def _batches(self) -> AsyncIterator[peer.SignalBatch]:
+        while True:
+            await self._grown.wait()
+            await asyncio.sleep(_FLUSH_S)
+            self._grown.clear()
+            while self._queued:
+                yield self._batch()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await rpc.PeerStub(self._channel()).Signals(self._batches())
+            except grpc.RpcError as error:
+                log.debug("signals to %s: %s", self.idc, error)
+            await asyncio.sleep(_RETRY_S)

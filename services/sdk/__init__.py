@@ -1,0 +1,37 @@
+"""The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
+
+from services.sdk.client import Client, Sent, State
+from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message, Moved
+from services.sdk.errors import (
+    AuthError,
+    NotConnected,
+    OutboxFull,
+    OutboxLocked,
+    Replaced,
+    RequestRefused,
+    SdkError,
+    SendFailed,
+)
+from services.sdk.ipconf import IpconfClient
+from services.sdk.options import Options
+
+__all__ = [
+    "AuthError",
+    "Client",
+    "ConnectionChanged",
+    "CursorMoved",
+    "Event",
+    "IpconfClient",
+    "Message",
+    "Moved",
+    "NotConnected",
+    "Options",
+    "OutboxFull",
+    "OutboxLocked",
+    "Replaced",
+    "RequestRefused",
+    "SdkError",
+    "SendFailed",
+    "Sent",
+    "State",
+]

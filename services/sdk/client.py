@@ -1,0 +1,579 @@
+"""The public client: what an application of the messaging service uses."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from imcore.convert import key_of, place_of, place_pb, positions_pb
+from imcore.errors import Code
+from imcore.proto import client_pb2 as pb
+from imcore.runtime import Clock, SystemClock
+from imcore.words import Origin, Place, direct_conversation
+from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message
+from services.sdk.core.liveness import Due, Liveness
+from services.sdk.core.outbox import Entry, Outbox
+from services.sdk.core.reconnect import Lost
+from services.sdk.core.seen import Seen
+from services.sdk.core.view import View, key_text, parse_key
+from services.sdk.errors import (
+    AuthError,
+    NotConnected,
+    RequestRefused,
+    SdkError,
+    SendFailed,
+)
+from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
+from services.sdk.link import Link
+from services.sdk.options import Options
+from services.sdk.puller import Puller
+from services.sdk.sender import Sender
+from services.sdk.session import Session, SessionLost
+from services.sdk.side import SideLinks
+from services.sdk.store import MemoryStore, SqliteStore, Store
+from services.sdk.transport import Dialer, TlsDialer
+
+log = logging.getLogger("im.sdk")
+
+_RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE}
+
+
+class State(NamedTuple):
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+
+    idc: str
+    gateway: str
+    policy_epoch: int
+    outbox: int
+
+
+class Sent:
+    """A message that is durable in the IDC that took it (``stored``).
+
+    ``place``: where it stands as its IDC knew it; ``degraded``: it was to be replicated before
+    the ack and could not be, and the service's policy allows that."""
+
+    __slots__ = ("_entry", "_sender", "degraded", "key", "place")
+
+    def __init__(self, key: str, place: Place, degraded: bool, sender: Sender, entry: Entry):
+        self.key = key
+        self.place = place
+        self.degraded = degraded
+        self._sender = sender
+        self._entry = entry
+
+    async def replicated(self) -> None:
+        """Until another IDC holds it durably too. Cancelled when the client is closed."""
+        await self._sender.until_replicated(self._entry)
+
+
+class Client:
+    """``async with`` connects and syncs. One outbox file belongs to one client at a time.
+
+    ``token``: a signed client token, names uid and device. ``ipconf``: URLs, or an
+    ``IpconfClient`` that many clients of a process share. ``outbox``: a file, or None for
+    memory (acked messages may then be lost with this process before they are replicated).
+    """
+
+    def __init__(
+        self,
+        token: str,
+        ipconf: Sequence[str] | IpconfClient,
+        ca_file: str | Path | None = None,
+        outbox: str | Path | Store | None = None,
+        options: Options | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        forwarded_for: str | None = None,
+        dialer: Dialer | None = None,
+    ) -> None:
+        self.options = options or Options()
+        self.uid, self.device = _who(token)
+        self._token = token
+        self._clock: Clock = clock or SystemClock()
+        self._rng = rng or random.Random()
+        self._shared_ipconf = isinstance(ipconf, IpconfClient)
+        self._ipconf = (
+            ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
+        )
+        self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._store = _store(outbox)
+        self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
+        self._callbacks: list[Callable[[Event], None]] = []
+        self._views: dict[str, View] = {}
+        self._seen = Seen()
+        self._stopped: SdkError | None = None
+        self._started = False
+        self._ready = asyncio.Event()
+        self._connection = asyncio.Event()
+        self._resume_token = b""
+        self._serving: Origin | None = None
+        self._liveness: Liveness | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._to_ack: dict[str, None] = {}
+        self._acking: dict[str, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---------------------------------------------------------------------- start and end
+
+    async def __aenter__(self) -> Self:
+        """Raises AuthError, NotConnected, OutboxLocked, SdkError."""
+        options = self.options
+        stored = self._store.open(self._new_id)
+        outbox = Outbox(
+            stored.outbox,
+            self._new_id,
+            options.outbox_entries_max,
+            options.outbox_bytes_max,
+            options.window,
+        )
+        outbox.load(stored.lanes, stored.entries)
+        self._sender = Sender(
+            outbox, self._store, options.in_flight_max, self._view, self._on_stored
+        )
+        self._side = SideLinks(
+            self._dialer,
+            self._seen,
+            self._clock,
+            options.side_idle_ms,
+            self._answer,
+            self._side_connect,
+        )
+        self._puller = Puller(options, self._views, self._view, self._side, self._on_news)
+        self._link = Link(
+            self,
+            self._ipconf,
+            self._dialer,
+            self._seen,
+            self._clock,
+            self._rng,
+            self._lookup,
+            self._on_event,
+        )
+        self._started = True
+        self._spawn(self._link.run())
+        try:
+            async with asyncio.timeout(options.start_timeout_ms / 1000):
+                await self._ready.wait()
+        except TimeoutError as error:
+            await self.close()
+            raise NotConnected("no IDC took this client in time") from error
+        except BaseException:
+            await self.close()
+            raise
+        if self._stopped is not None:
+            error_ = self._stopped
+            await self.close()
+            raise error_
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Sends that wait fail with ``pending``: they stay in a persistent outbox."""
+        if not self._started:
+            return
+        self._started = False
+        if self._stopped is None:
+            self._stopped = NotConnected("the client is closed")
+        self._stop_timer()
+        self._link.close()
+        self._side.close()
+        self._puller.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sender.disconnected()
+        self._sender.fail_all(SendFailed(Code.UNAVAILABLE, "the client was closed", pending=True))
+        self._sender.flush()
+        await self._store.close()
+        if not self._shared_ipconf:
+            await self._ipconf.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the client of %s failed", self.uid, exc_info=task.exception())
+            self.stopped(SdkError(f"internal error: {task.exception()}"))
+
+    def _new_id(self) -> str:
+        return f"{self._rng.getrandbits(80):020x}"
+
+    # ------------------------------------------------------------------------ application
+
+    def on(self, callback: Callable[[Event], None]) -> None:
+        """``callback`` gets Message, Moved, CursorMoved and ConnectionChanged, from the loop."""
+        self._callbacks.append(callback)
+
+    def direct(self, uid: str) -> str:
+        return direct_conversation(self.uid, uid)
+
+    async def send(
+        self,
+        conversation: str,
+        content: bytes,
+        *,
+        replicated: bool = False,
+        timeout_ms: int | None = None,
+    ) -> Sent:
+        """Returns once the message is stored (or, if asked for, replicated). Raises SendFailed
+        (OutboxFull among them). Without a time-out it waits for as long as the client lives."""
+        if self._stopped is not None:
+            raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
+        durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
+        entry, future = self._sender.send(conversation, content, self._clock.wall_ms(), durability)
+        if timeout_ms is None:
+            ack = await future
+        else:
+            try:
+                async with asyncio.timeout(timeout_ms / 1000):
+                    ack = await future
+            except TimeoutError as error:
+                raise SendFailed(
+                    Code.DEADLINE, "not acked in time; it stays in the outbox", pending=True
+                ) from error
+        placed = entry.placed if entry.placed is not None else ack.placed
+        place = place_of(placed.place)
+        return Sent(key_text(key_of(placed.key)), place, ack.degraded, self._sender, entry)
+
+    def view(self, conversation: str) -> tuple[Message, ...]:
+        """What is shown of a conversation, in order."""
+        view = self._views.get(conversation)
+        return view.messages() if view is not None else ()
+
+    def conversations(self) -> tuple[str, ...]:
+        """Those that something is known of, by name."""
+        return tuple(sorted(self._views))
+
+    def stable(self, conversation: str) -> int:
+        """How many messages at the head of the view are below the stable watermark: only a
+        message flagged ``late`` can still be inserted among them."""
+        view = self._views.get(conversation)
+        return view.stable_count() if view is not None else 0
+
+    @property
+    def state(self) -> State:
+        session = self._link.session if self._started else None
+        answer = self._link.answer if self._started else None
+        epoch = answer.policy_epoch if answer is not None else 0
+        size = len(self._sender.outbox) if self._started else 0
+        if session is None:
+            return State("", "", epoch, size)
+        return State(session.origin.idc, session.gateway.name, epoch, size)
+
+    async def settled(self) -> None:
+        """Until everything that is known to be missing has been fetched."""
+        await self._puller.settled()
+
+    async def create_group(self, members: Sequence[str], name: str = "") -> str:
+        """Of these and this client's own user; returns its conversation id. Raises
+        RequestRefused, NotConnected, as do all requests below."""
+        conversation = f"g:{self._rng.getrandbits(128):032x}"
+        create = pb.GroupCreate(
+            conversation=conversation, members=sorted({self.uid, *members}), name=name
+        )
+        await self._request(pb.Request(group_create=create))
+        return conversation
+
+    async def join(self, conversation: str, uids: Sequence[str] = ()) -> None:
+        """Add users (none named: this one)."""
+        change = pb.GroupChange(conversation=conversation, join=list(uids) or [self.uid])
+        await self._request(pb.Request(group_change=change))
+
+    async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
+        change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
+        await self._request(pb.Request(group_change=change))
+
+    async def members(self, conversation: str) -> tuple[str, ...]:
+        info = pb.GroupInfo(conversation=conversation)
+        response = await self._request(pb.Request(group_info=info))
+        return tuple(response.group_info_ok.members)
+
+    async def cursor(self, conversation: str, key: str) -> None:
+        """This user has read everything up to this shown message. Raises KeyError too."""
+        shown = self._view(conversation).classes[parse_key(key)]
+        cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
+        await self._request(pb.Request(read_cursor=cursor))
+
+    async def sync_history(self, conversation: str, limit: int = 50) -> int:
+        """Show up to ``limit`` messages before the first shown one; returns how many came."""
+        session = await self._connected_session(self.options.request_timeout_ms / 1000)
+        try:
+            return await self._puller.history(session, conversation, limit)
+        except SessionLost as error:
+            raise NotConnected("the connection was lost") from error
+
+    async def _request(self, request: pb.Request) -> pb.Response:
+        """Again on a new connection when one is lost: all these requests may be repeated."""
+        timeout_s = self.options.request_timeout_ms / 1000
+        request.deadline_ms = self.options.request_timeout_ms
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    session = await self._connected_session(timeout_s)
+                    try:
+                        response = await session.ask(request, timeout_s)
+                    except SessionLost:
+                        continue
+                    if not response.HasField("error"):
+                        return response
+                    error = response.error
+                    if error.code not in _RETRIED:
+                        raise RequestRefused(error.code, error.message)
+                    await asyncio.sleep((error.retry_after_ms or 200) / 1000)
+        except TimeoutError as error_:
+            raise NotConnected(f"no answer within {timeout_s:g} s") from error_
+
+    async def _connected_session(self, timeout_s: float) -> Session:
+        """Raises NotConnected."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    if self._stopped is not None:
+                        raise NotConnected(str(self._stopped))
+                    session = self._link.session
+                    if session is not None and not session.ended.done():
+                        return session
+                    self._connection.clear()
+                    await self._connection.wait()
+        except TimeoutError as error:
+            raise NotConnected("not connected") from error
+
+    # ----------------------------------------------------------------- views and callbacks
+
+    def _view(self, conversation: str) -> View:
+        view = self._views.get(conversation)
+        if view is None:
+            view = View(conversation, (self.uid, self.device), self._emit)
+            self._views[conversation] = view
+        return view
+
+    def _emit(self, event: Event) -> None:
+        for callback in self._callbacks:
+            try:
+                callback(event)
+            except Exception:
+                log.exception("a callback of the application failed")
+
+    def _on_stored(self, entry: Entry) -> None:
+        if entry.placed is not None:
+            self._view(entry.lane.conversation).own(entry.placed, entry.content, entry.composed_ms)
+
+    def _on_news(self, conversation: str) -> None:
+        """Positions were reached: the session is told with the next heartbeat."""
+        self._to_ack[conversation] = None
+        if self._liveness is not None:
+            self._liveness.news(self._clock.now(), True)
+
+    # ------------------------------------------------------------------------- connection
+
+    def _answer(self) -> Answer | None:
+        return self._link.answer
+
+    def _side_connect(self) -> pb.Connect:
+        answer = self._link.answer
+        return pb.Connect(
+            token=self._token.encode(),
+            mode=pb.CONNECT_MODE_PULL_ONLY,
+            network=self.options.network,
+            client=self.options.client,
+            placement=answer.placement if answer is not None else b"",
+        )
+
+    async def connect_request(self, gateway: Gateway) -> pb.Connect:
+        epoch = await self._store.raise_epoch(self._clock.wall_ms())
+        answer = self._link.answer
+        return pb.Connect(
+            token=self._token.encode(),
+            connection_epoch=epoch,
+            resume_token=self._resume_token,
+            network=self.options.network,
+            outbox=self._sender.outbox.heads(),
+            client=self.options.client,
+            moved_from=self._sender.moved_from(),
+            placement=answer.placement if answer is not None else b"",
+        )
+
+    async def before_move(self) -> None:
+        await self._sender.drain(self.options.move_drain_ms / 1000)
+
+    def move_failed(self) -> None:
+        self._sender.resume()
+
+    def connected(self, session: Session) -> None:
+        self._resume_token = session.ok.resume_token
+        elsewhere = self._serving is not None and session.origin != self._serving
+        self._serving = session.origin
+        if elsewhere:
+            for view in self._views.values():
+                view.served_by_another()
+        self._to_ack.update(self._acking)
+        self._acking.clear()
+        parameters = self._link.reconnect.parameters
+        self._liveness = Liveness(
+            parameters.with_heartbeat(session.ok.heartbeat_ms), self._rng, self._clock.now()
+        )
+        self._puller.connected(session)
+        self._look_later()
+        self._spawn(self._catch_up(session, elsewhere))
+        self._connection.set()
+        self._emit(ConnectionChanged(session.origin.idc, session.gateway.name, "connected"))
+
+    async def _catch_up(self, session: Session, elsewhere: bool) -> None:
+        """On another IDC its heads come first, so that sends claim only what it lacks."""
+        if not elsewhere:
+            self._sender.connected(session)
+        try:
+            if elsewhere:
+                sync = asyncio.ensure_future(self._puller.sync(session))
+                try:
+                    await asyncio.wait([sync], timeout=self.options.sync_before_offer_ms / 1000)
+                    if session is self._link.session and not session.ended.done():
+                        self._sender.connected(session)
+                    await sync
+                finally:
+                    sync.cancel()
+            else:
+                await self._puller.sync(session)
+            await self._puller.settled()
+            self._ready.set()
+        except SessionLost:
+            return  # the next connection catches up
+
+    def disconnected(self, lost: Lost) -> None:
+        self._stop_timer()
+        self._liveness = None
+        self._sender.disconnected()
+        self._puller.disconnected()
+        self._emit(ConnectionChanged("", "", f"the connection ended: {lost.reason}"))
+
+    def stopped(self, error: SdkError) -> None:
+        if self._stopped is None:
+            self._stopped = error
+        code = Code.UNAUTHENTICATED if isinstance(error, AuthError) else Code.UNAVAILABLE
+        self._sender.fail_all(SendFailed(code, str(error), pending=True))
+        self._ready.set()
+        self._connection.set()
+        self._emit(ConnectionChanged("", "", str(error)))
+
+    # ------------------------------------------------------------------------------ events
+
+    def _on_event(self, session: Session, event: pb.Event) -> None:
+        if session is not self._link.session:
+            return
+        kind = event.WhichOneof("body")
+        if kind == "push":
+            push = event.push
+            view = self._view(push.conversation)
+            view.entries(push.entries, True)
+            if push.stable:
+                view.offer_stable(push.stable)
+            self._on_news(push.conversation)
+            if view.received.hole():
+                self._puller.want(push.conversation)
+        elif kind == "replicated":
+            self._sender.replicated(event.replicated)
+        elif kind == "signal":
+            self._puller.signal(event.signal)
+        elif kind == "cursor_moved":
+            moved = event.cursor_moved
+            key = self._view(moved.conversation).at_or_below(place_of(moved.place))
+            text = key_text(key) if key is not None else None
+            self._emit(CursorMoved(moved.conversation, moved.uid, text))
+        elif kind == "move":
+            self._link.move(session, event.move)
+
+    # ---------------------------------------------------------------------------- liveness
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_later(self) -> None:
+        self._stop_timer()
+        if self._liveness is not None:
+            delay_s = self._liveness.next_look(self._clock.now())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        liveness, session = self._liveness, self._link.session
+        if liveness is None or session is None:
+            return
+        now = self._clock.now()
+        due = liveness.due(now)
+        if due is Due.DEAD:
+            log.info("%s does not answer heartbeats", session.gateway.name)
+            session.end(Lost("dead", session.lived_ms()))
+            return
+        if due is Due.HEARTBEAT:
+            self._heartbeat(session, liveness, now)
+        elif due is Due.IDLE_PULL:
+            liveness.pulled(now)
+            if self._sender.outbox.refresh():
+                self._sender.pump()
+            self._spawn(self._idle_pull(session))
+        self._look_later()
+
+    async def _idle_pull(self, session: Session) -> None:
+        try:
+            await self._puller.sync(session)
+        except SessionLost:
+            return
+
+    def _heartbeat(self, session: Session, liveness: Liveness, now: float) -> None:
+        self._acking, self._to_ack = {**self._acking, **self._to_ack}, {}
+        request = pb.Request()
+        request.heartbeat.SetInParent()
+        for conversation in self._acking:
+            prefix = self._view(conversation).received.prefix
+            request.heartbeat.acks.add(conversation=conversation, heads=positions_pb(prefix))
+        liveness.sent(now)
+
+        def answered(response: pb.Response | None) -> None:
+            if response is None or session is not self._link.session:
+                return
+            liveness.answered()
+            if not response.HasField("error"):
+                self._acking.clear()
+                self._puller.heads(response.heartbeat_ok.behind)
+                self._puller.claim(session, self._clock.now())
+
+        session.call(request, answered)
+
+
+def _store(outbox: str | Path | Store | None) -> Store:
+    if outbox is None or outbox == ":memory:":
+        return MemoryStore()
+    if isinstance(outbox, (str, Path)):
+        return SqliteStore(outbox)
+    return outbox
+
+
+def _who(token: str) -> tuple[str, str]:
+    """The uid and device that a token names; the service checks its signature. Raises AuthError;
+    the message never repeats the token."""
+    try:
+        body = token.split(".")[0]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return str(claims["uid"]), str(claims["device"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuthError("the token is not of the form CLAIMS.SIGNATURE") from error

@@ -1,0 +1,51 @@
+"""What the application's callback receives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Message(NamedTuple):
+    """A message is shown for the first (and only) time: inserted at ``index`` of the view.
+
+    ``key`` names it for ever, the same on every device. ``late``: it lies below the stable
+    watermark, so it may stand above messages that were read long ago. ``composed_ms`` is the
+    sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    device: str
+    content: bytes
+    index: int  # type: ignore[assignment]  # hides tuple.index, which means nothing here
+    late: bool
+    composed_ms: int
+
+
+class Moved(NamedTuple):
+    """A shown message turned out to stand elsewhere: taken out at ``from_index``, put in at
+    ``to_index`` (counted after it was taken out)."""
+
+    conversation: str
+    key: str
+    from_index: int
+    to_index: int
+
+
+class CursorMoved(NamedTuple):
+    """``uid`` has read up to the message ``key`` (None: to before the first shown one)."""
+
+    conversation: str
+    uid: str
+    key: str | None
+
+
+class ConnectionChanged(NamedTuple):
+    """Empty names: not connected. ``reason`` is a sentence for people."""
+
+    idc: str
+    gateway: str
+    reason: str
+
+
+Event = Message | Moved | CursorMoved | ConnectionChanged

@@ -1,0 +1,268 @@
+"""One conversation as this device shows it: ordered, each message once (rules 9, 12, 14). Pure.
+
+Messages of one client key are one class, whatever number of copies was accepted. A class stands
+at the smallest place anybody has vouched for and only ever sinks; the client key breaks ties.
+What an application is told (``Message``, ``Moved``) turns its list into ``order`` exactly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
+
+from imcore.convert import key_of, origin_of, place_of
+from imcore.proto import client_pb2 as pb
+from imcore.words import ClientKey, Origin, Place, Vector
+from services.sdk.core.events import Event, Message, Moved
+from services.sdk.core.vector import Received
+
+CLAIMS_MAX = 512  # of one send: about 80 KB
+
+
+def key_text(key: ClientKey) -> str:
+    """The name of a message for applications; only the conversation may contain a slash."""
+    return f"{key.uid}/{key.device}/{key.outbox}/{key.cid}/{key.conversation}"
+
+
+def parse_key(text: str) -> ClientKey:
+    """Inverse of ``key_text``. Raises ValueError."""
+    uid, device, outbox, cid, conversation = text.split("/", 4)
+    return ClientKey(uid, device, outbox, conversation, int(cid))
+
+
+class Class:
+    """A message and where it stands. ``known_at`` is the view's ``era`` in which the present IDC
+    was found to know this place."""
+
+    __slots__ = ("attested", "composed_ms", "content", "key", "known_at", "late", "place")
+
+    def __init__(self, key: ClientKey, place: Place, attested: pb.Attested | None) -> None:
+        self.key = key
+        self.place = place
+        self.attested = attested  # vouches for ``place`` or for a larger one
+        self.content = b""
+        self.composed_ms = 0
+        self.late = False
+        self.known_at = 0
+
+
+class View:
+    """``emit`` is called with each event as it happens."""
+
+    def __init__(
+        self, conversation: str, own: tuple[str, str], emit: Callable[[Event], None]
+    ) -> None:
+        self.own_device = own  # uid, device
+        self.conversation = conversation
+        self.received = Received()
+        self.order: list[tuple[Place, ClientKey]] = []
+        self.classes: dict[ClientKey, Class] = {}
+        self.stable = 0
+        self._emit = emit
+        # Places of messages that are still to come, and in which era the IDC knew them.
+        self._waiting: dict[ClientKey, tuple[Place, pb.Attested | None, int]] = {}
+        self._next_stable: tuple[int, Vector] = (0, {})
+        self._idc_has: Vector = {}  # what the present IDC is known to have applied
+        self._era = 1
+        self._suspects: dict[ClientKey, Class] = {}
+
+    # -------------------------------------------------------------------------- receiving
+
+    def entries(self, entries: Iterable[pb.Entry], from_idc: bool, track: bool = True) -> int:
+        """Take entries in the order they came; returns how many positions were new.
+
+        ``from_idc``: they came from the IDC that serves this device (it has applied them, and
+        knows their places), not by a pull from elsewhere. ``track`` False: history, shown without
+        counting as received."""
+        new = 0
+        for entry in entries:
+            wire = entry.origin
+            origin = Origin(wire.idc, wire.incarnation)
+            seq = entry.seq
+            if from_idc and seq > self._idc_has.get(origin, 0) and track:
+                self._idc_has[origin] = seq
+            if track and self.received.add(origin, seq):
+                new += 1
+            kind = entry.WhichOneof("kind")
+            if kind == "message":
+                message = entry.message
+                self._message(message.placed, message.content, message.composed_ms, from_idc, track)
+            elif kind == "place_op":
+                op = entry.place_op
+                self._lower(key_of(op.key), place_of(op.place), None, from_idc)
+            for claim in entry.claims:
+                self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
+        if self._next_stable[0]:
+            self._raise_stable()
+        return new
+
+    def own(self, placed: pb.Attested, content: bytes, composed_ms: int) -> None:
+        """An own message was acked by the serving IDC. Its position comes by push or pull."""
+        self._message(placed, content, composed_ms, True, True)
+
+    def _message(
+        self, placed: pb.Attested, content: bytes, composed_ms: int, from_idc: bool, live: bool
+    ) -> None:
+        wire = placed.key
+        key = ClientKey(wire.uid, wire.device, wire.outbox, wire.conversation, wire.cid)
+        place = place_of(placed.place)
+        shown = self.classes.get(key)
+        if shown is not None:
+            self._sink(shown, place, placed, from_idc)
+            return
+        waiting = self._waiting.pop(key, None)
+        known = from_idc
+        attested: pb.Attested | None = placed
+        if waiting is not None and waiting[0] < place:
+            place, known = waiting[0], waiting[2] == self._era
+            attested = waiting[1] or placed
+        made = self.classes[key] = Class(key, place, attested)
+        made.content, made.composed_ms = content, composed_ms
+        made.known_at = self._era if known else 0
+        if not known:
+            self._suspects[key] = made
+        made.late = live and place.hlc <= self.stable
+        index = self._insert(place, key)
+        self._emit(self._shown(made, index))
+
+    def _shown(self, made: Class, index: int) -> Message:
+        key = made.key
+        return Message(
+            self.conversation,
+            key_text(key),
+            key.uid,
+            key.device,
+            made.content,
+            index,
+            made.late,
+            made.composed_ms,
+        )
+
+    def _insert(self, place: Place, key: ClientKey) -> int:
+        order = self.order
+        item = (place, key)
+        if not order or order[-1] < item:  # the common case
+            order.append(item)
+            return len(order) - 1
+        index = bisect_left(order, item)
+        order.insert(index, item)
+        return index
+
+    def _lower(
+        self, key: ClientKey, place: Place, attested: pb.Attested | None, from_idc: bool
+    ) -> None:
+        """A place op or a claim: this client key stands at ``place`` or below."""
+        shown = self.classes.get(key)
+        if shown is not None:
+            self._sink(shown, place, attested, from_idc)
+            return
+        waiting = self._waiting.get(key)
+        if waiting is None or place < waiting[0]:
+            self._waiting[key] = (place, attested, self._era if from_idc else 0)
+
+    def _sink(
+        self, shown: Class, place: Place, attested: pb.Attested | None, from_idc: bool
+    ) -> None:
+        if place > shown.place:
+            return
+        if attested is not None:
+            shown.attested = attested
+        if from_idc:
+            shown.known_at = self._era
+            self._suspects.pop(shown.key, None)
+        elif place < shown.place:
+            shown.known_at = 0
+            self._suspects[shown.key] = shown
+        if place == shown.place:
+            return
+        before = bisect_left(self.order, (shown.place, shown.key))
+        del self.order[before]
+        shown.place = place
+        after = self._insert(place, shown.key)
+        if after != before:
+            self._emit(Moved(self.conversation, key_text(shown.key), before, after))
+
+    # ------------------------------------------------------------------- positions, stable
+
+    def heads(self, heads: Mapping[Origin, int], stable: int = 0) -> None:
+        """What the serving IDC has applied, and its stable watermark then."""
+        self.received.expect(heads)
+        for origin, seq in heads.items():
+            if seq > self._idc_has.get(origin, 0):
+                self._idc_has[origin] = seq
+        self.offer_stable(stable, heads)
+
+    def offer_stable(self, stable: int, heads: Mapping[Origin, int] | None = None) -> None:
+        """It counts once all that it covers was received: a message that this device merely had
+        not fetched is not late."""
+        if stable > max(self.stable, self._next_stable[0]):
+            self._next_stable = (stable, dict(heads or {}))
+            self._raise_stable()
+
+    def _raise_stable(self) -> None:
+        stable, heads = self._next_stable
+        received = self.received
+        if received.covers(heads) and not received.behind():
+            self.stable = max(self.stable, stable)
+            self._next_stable = (0, {})
+
+    def ends(self, suspended: Iterable[pb.SuspendedOrigin]) -> None:
+        """Of origins that are down, as a pull tells (``Received``)."""
+        open_: Vector = {}
+        sealed: Vector = {}
+        for item in suspended:
+            (sealed if item.sealed else open_)[origin_of(item.origin)] = item.end
+        self.received.ends(open_, sealed)
+
+    # -------------------------------------------------------------------------- connection
+
+    def served_by_another(self) -> None:
+        """Another IDC serves this device: what it knows has to be learned anew."""
+        self._era += 1
+        self._idc_has = {}
+        self._suspects = dict(self.classes)
+
+    def claims(self) -> list[pb.Attested]:
+        """The places of shown messages, own ones too, that the serving IDC may not know, in
+        order, so whole prefixes of every sender. They go with every send, and by themselves when
+        the IDC has caught up. Empty when it has applied what this device shows."""
+        if not self._suspects:
+            return []
+        for key, suspect in list(self._suspects.items()):
+            place = suspect.place
+            if suspect.known_at == self._era or place.seq <= self._idc_has.get(place.origin, 0):
+                suspect.known_at = self._era
+                del self._suspects[key]
+        ordered = sorted(self._suspects.values(), key=lambda suspect: (suspect.place, suspect.key))
+        found = [suspect.attested for suspect in ordered[:CLAIMS_MAX]]
+        return [attested for attested in found if attested is not None]
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether ``claims`` may give any."""
+        return bool(self._suspects)
+
+    def claimed(self, claims: Iterable[pb.Attested]) -> None:
+        """The serving IDC has logged these."""
+        for claim in claims:
+            suspect = self._suspects.pop(key_of(claim.key), None)
+            if suspect is not None:
+                suspect.known_at = self._era
+
+    # ----------------------------------------------------------------------------- reading
+
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(
+            self._shown(self.classes[key], index) for index, (_, key) in enumerate(self.order)
+        )
+
+    def stable_count(self) -> int:
+        """How many of them lie at or below the stable watermark."""
+        return bisect_right(self.order, self.stable, key=lambda item: item[0].hlc)
+
+    def at_or_below(self, place: Place) -> ClientKey | None:
+        """The last message that stands at or below a place (a read cursor's)."""
+        index = bisect_left(self.order, place, key=lambda item: item[0])
+        if index < len(self.order) and self.order[index][0] == place:
+            return self.order[index][1]
+        return self.order[index - 1][1] if index else None

@@ -1,0 +1,178 @@
+"""Asks ipconf which gateways to dial. One client can serve many SDK clients of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from imcore.tls import client_ssl_context
+from services.sdk.core.parameters import Parameters
+from services.sdk.errors import AuthError
+
+STAGGER_S = 0.2  # the next ipconf is asked when the ones before have not answered for as long
+TIMEOUT_S = 2.0
+
+
+class Gateway(NamedTuple):
+    idc: str
+    name: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    policy_epoch: int
+    stale: bool  # that ipconf sees no majority of the registries
+    placement: bytes
+    gateways: tuple[Gateway, ...]  # best first
+    parameters: Parameters
+
+
+class NoAnswer(Exception):
+    """No ipconf gave a usable answer."""
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class Lookup(NamedTuple):
+    token: str
+    network: str = "unknown"
+    last: str = ""  # the gateway of the last connection
+    forwarded_for: str = ""  # believed only from addresses that the region file lists
+    policy_epoch_min: int = 0
+
+
+class IpconfClient:
+    """``urls``: any IDC's ipconf will do; give all of them. ``close`` when done."""
+
+    def __init__(self, urls: Sequence[str], ca_file: str | Path | None, rng: random.Random) -> None:
+        if not urls:
+            raise ValueError("expected at least one ipconf URL")
+        self._urls = [url.rstrip("/") for url in urls]
+        self.tls: ssl.SSLContext | None = client_ssl_context(Path(ca_file)) if ca_file else None
+        self._rng = rng
+        self._http: aiohttp.ClientSession | None = None
+        self._reports: set[asyncio.Task[None]] = set()
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None or self._http.closed:
+            connector = aiohttp.TCPConnector(ssl=self.tls or True, limit_per_host=16)
+            self._http = aiohttp.ClientSession(
+                connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+            )
+        return self._http
+
+    async def close(self) -> None:
+        for task in list(self._reports):
+            task.cancel()
+        await asyncio.gather(*self._reports, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+
+    async def lookup(self, lookup: Lookup) -> Answer:
+        """The first good answer; one with a policy older than asked for only when there is no
+        other. Raises NoAnswer, AuthError."""
+        urls = list(self._urls)
+        self._rng.shuffle(urls)
+        tasks: set[asyncio.Task[Answer]] = set()
+        failures: list[BaseException] = []
+        older: Answer | None = None
+        try:
+            while urls or tasks:
+                if urls:
+                    tasks.add(asyncio.ensure_future(self._ask(urls.pop(), lookup)))
+                done, tasks = await asyncio.wait(
+                    tasks,
+                    timeout=STAGGER_S if urls else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                failed = {task for task in done if task.exception() is not None}
+                failures += [error for task in failed if (error := task.exception())]
+                for task in done - failed:
+                    answer = task.result()
+                    if answer.policy_epoch >= lookup.policy_epoch_min and answer.gateways:
+                        return answer
+                    if answer.gateways and (
+                        older is None or answer.policy_epoch > older.policy_epoch
+                    ):
+                        older = answer
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if older is not None:
+            return older
+        raise self._failure(failures)
+
+    @staticmethod
+    def _failure(failures: list[BaseException]) -> Exception:
+        for error in failures:
+            if isinstance(error, AuthError):
+                return error
+        waits = [e.retry_after_ms for e in failures if isinstance(e, NoAnswer)]
+        reasons = "; ".join(sorted({str(e) or type(e).__name__ for e in failures}))
+        return NoAnswer(reasons or "no ipconf knows a gateway", max(waits, default=0))
+
+    async def _ask(self, url: str, lookup: Lookup) -> Answer:
+        headers = {"Authorization": f"Bearer {lookup.token}"}
+        if lookup.forwarded_for:
+            headers["X-Forwarded-For"] = lookup.forwarded_for
+        query = {"network": lookup.network, "last": lookup.last}
+        try:
+            async with self._session().get(
+                f"{url}/v1/gateways", params=query, headers=headers
+            ) as response:
+                document = await response.json()
+                if response.status == 200:
+                    return _answer(document)
+                error = document.get("error", {})
+                message = f"{url}: {error.get('message', response.status)}"
+                if response.status == 401:
+                    raise AuthError(message)
+                raise NoAnswer(message, int(error.get("retry_after_ms") or 0))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NoAnswer(f"{url}: {error or type(error).__name__}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NoAnswer(f"{url}: the answer is not an ipconf's") from error
+
+    def report(self, lookup: Lookup, gateway: Gateway, failure: str) -> None:
+        """Tell an ipconf that a gateway cannot be used: evidence for the failover. Best effort."""
+        task = asyncio.ensure_future(self._report(lookup, gateway, failure))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report(self, lookup: Lookup, gateway: Gateway, failure: str) -> None:
+        body = {"reports": [{"gateway": gateway.name, "idc": gateway.idc, "failure": failure}]}
+        headers = {"Authorization": f"Bearer {lookup.token}"}
+        for url in self._rng.sample(self._urls, len(self._urls)):
+            try:
+                async with self._session().post(
+                    f"{url}/v1/reports", json=body, headers=headers
+                ) as response:
+                    if response.status < 300:
+                        return
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                continue
+
+
+def _answer(document: Mapping[str, Any]) -> Answer:
+    return Answer(
+        int(document["policy_epoch"]),
+        bool(document.get("stale", False)),
+        str(document.get("placement", "")).encode(),
+        tuple(
+            Gateway(str(g["idc"]), str(g["gateway"]), str(g["host"]), int(g["port"]))
+            for g in document["gateways"]
+        ),
+        Parameters.of(document.get("parameters", {})),
+    )

@@ -1,0 +1,242 @@
+"""Keeps the client connected: where to, when again, and moving without a break."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Protocol
+
+from imcore.proto import client_pb2 as pb
+from imcore.runtime import Clock
+from services.sdk.core.reconnect import Lost, Plan, Reconnect, Where
+from services.sdk.core.seen import Seen
+from services.sdk.errors import AuthError, Replaced, SdkError
+from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
+from services.sdk.session import OnEvent, Session, SessionLost
+from services.sdk.transport import Dialer
+
+log = logging.getLogger("im.sdk")
+
+_AVOID_S = 3.0  # a gateway that failed is the last to be tried for as long
+_TRIES = 3  # gateways of one ipconf answer, before backing off
+_ANSWER_AGE_S = 30.0
+
+
+class Owner(Protocol):
+    """The client, as the link sees it."""
+
+    async def connect_request(self, gateway: Gateway) -> pb.Connect:
+        """With a raised, durable connection epoch."""
+        ...
+
+    async def before_move(self) -> None:
+        """No new sends; returns when those in flight are answered (bounded)."""
+        ...
+
+    def move_failed(self) -> None: ...
+
+    def connected(self, session: Session) -> None: ...
+
+    def disconnected(self, lost: Lost) -> None: ...
+
+    def stopped(self, error: SdkError) -> None:
+        """No reconnect will be tried."""
+        ...
+
+
+class Link:
+    def __init__(
+        self,
+        owner: Owner,
+        ipconf: IpconfClient,
+        dialer: Dialer,
+        seen: Seen,
+        clock: Clock,
+        rng: random.Random,
+        lookup: Lookup,
+        on_event: OnEvent,
+    ) -> None:
+        self._owner = owner
+        self._ipconf = ipconf
+        self._dialer = dialer
+        self._seen = seen
+        self._clock = clock
+        self._rng = rng
+        self._lookup = lookup
+        self._on_event = on_event
+        self.reconnect = Reconnect(rng)
+        self.answer: Answer | None = None
+        self._answered_at = 0.0
+        self.session: Session | None = None
+        self._last: Gateway | None = None
+        self._avoid: dict[str, float] = {}
+        self._move: pb.Move | None = None
+        self._wake = asyncio.Event()
+        self._close_after: set[asyncio.TimerHandle] = set()
+        self._raised = 0  # the connection epoch of the last attempt
+
+    # ------------------------------------------------------------------------------- run
+
+    async def run(self) -> None:
+        """Until cancelled, replaced by another connection of this device, or not authorized."""
+        plan = Plan(Where.IPCONF, 0)
+        try:
+            while plan.where is not Where.NOWHERE:
+                await asyncio.sleep(plan.delay_ms / 1000)
+                lost = await self._round(plan.where)
+                plan = self.reconnect.lost(lost)
+                log.info("not connected (%s): %s in %d ms", lost.reason, *_words(plan))
+            self._owner.stopped(Replaced("another connection of this device took over"))
+        except AuthError as error:
+            self._owner.stopped(error)
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.call(pb.Request(bye=pb.Bye()), lambda _: None)
+            self.session.close()
+
+    async def _round(self, where: Where) -> Lost:
+        """Try some gateways; stay with the first that takes us, until that connection ends."""
+        lost = Lost("no_answer")
+        candidates = [self._last] if where is Where.SAME and self._last else []
+        if not candidates:
+            try:
+                candidates = self._candidates(await self._ask(0))
+            except NoAnswer as error:
+                lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
+                if self.answer is not None:  # better an old list than none
+                    candidates = self._candidates(self.answer)
+        for gateway in candidates:
+            try:
+                session = await self._open(gateway)
+            except SessionLost as error:
+                lost = error.lost
+                self._failed(gateway, lost.reason)
+                if lost.retry_after_ms or lost.reason == "replaced":
+                    break
+                continue
+            self._take(session)
+            return await self._stay()
+        return lost
+
+    async def _ask(self, policy_epoch_min: int) -> Answer:
+        last = self._last.name if self._last is not None else ""
+        answer = await self._ipconf.lookup(
+            self._lookup._replace(last=last, policy_epoch_min=policy_epoch_min)
+        )
+        self.answer = answer
+        self._answered_at = self._clock.now()
+        self.reconnect.parameters = answer.parameters
+        return answer
+
+    def _candidates(self, answer: Answer) -> list[Gateway]:
+        """The best one, then others, other IDCs before other gateways of the same one; those
+        that just failed last."""
+        now = self._clock.now()
+        seen: dict[str, int] = {}
+        ranked: list[tuple[bool, int, int, Gateway]] = []
+        for position, gateway in enumerate(answer.gateways):
+            nth = seen[gateway.idc] = seen.get(gateway.idc, 0) + 1
+            ranked.append((self._avoid.get(gateway.name, 0.0) > now, nth, position, gateway))
+        return [gateway for *_, gateway in sorted(ranked)][:_TRIES]
+
+    def _failed(self, gateway: Gateway, reason: str) -> None:
+        self._avoid[gateway.name] = self._clock.now() + _AVOID_S
+        self._ipconf.report(self._lookup, gateway, reason)
+
+    async def _open(self, gateway: Gateway) -> Session:
+        """Raises SessionLost, AuthError."""
+        session = Session(gateway, self._seen, self._clock, self._on_event)
+        timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
+        try:
+            await session.dial(self._dialer, timeout_s)
+            await self._connect(session, await self._owner.connect_request(gateway), timeout_s)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    async def _connect(self, session: Session, connect: pb.Connect, timeout_s: float) -> None:
+        session.epoch = self._raised = connect.connection_epoch
+        await session.connect(connect, timeout_s)
+
+    def _take(self, session: Session) -> None:
+        self.session = session
+        self._last = session.gateway
+        session.ended.add_done_callback(lambda _: self._wake.set())
+        self._owner.connected(session)
+
+    async def _stay(self) -> Lost:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            session = self.session
+            assert session is not None
+            if session.ended.done():
+                self.session = None
+                lost = session.ended.result()
+                if lost.reason == "replaced" and session.epoch < self._raised:
+                    # By a later attempt of our own, whose answer was lost: nobody else has come.
+                    lost = lost._replace(reason="lost")
+                if lost.reason == "dead":
+                    self._failed(session.gateway, lost.reason)
+                self._owner.disconnected(lost)
+                return lost
+            if self._move is not None:
+                move, self._move = self._move, None
+                await self._make_before_break(session, move)
+
+    # ------------------------------------------------------------------------------ moves
+
+    def move(self, session: Session, move: pb.Move) -> None:
+        if session is self.session:
+            self._move = move
+            self._wake.set()
+
+    async def _make_before_break(self, old: Session, move: pb.Move) -> None:
+        """Dial first, then let sends land, then connect; the old connection serves until the
+        new one does. A move that fails leaves everything as it was and is tried again."""
+        if move.within_ms:
+            await asyncio.sleep(self._rng.random() * move.within_ms / 1000)
+        try:
+            answer = await self._ask(move.policy_epoch)
+            gateway = self._target(old.gateway, answer)
+            session = Session(gateway, self._seen, self._clock, self._on_event)
+            timeout_s = answer.parameters.connect_timeout_ms / 1000
+            try:
+                await session.dial(self._dialer, timeout_s)
+                await self._owner.before_move()
+                connect = await self._owner.connect_request(gateway)
+                if move.resume_token:
+                    connect.resume_token = move.resume_token
+                await self._connect(session, connect, timeout_s)
+            except BaseException:
+                session.close()
+                raise
+        except (NoAnswer, SessionLost) as error:
+            log.info("the move away from %s failed: %s", old.gateway.name, error)
+            self._owner.move_failed()
+            if not old.ended.done():
+                self._retry_move(old, move)
+            return
+        log.info("moved from %s to %s", old.gateway.name, gateway.name)
+        self._take(session)
+        old.call(pb.Request(bye=pb.Bye()), lambda _: None)
+        old.close()
+
+    @staticmethod
+    def _target(present: Gateway, answer: Answer) -> Gateway:
+        others = [g for g in answer.gateways if g.name != present.name]
+        return others[0] if others else answer.gateways[0]
+
+    def _retry_move(self, session: Session, move: pb.Move) -> None:
+        again = pb.Move()
+        again.CopyFrom(move)
+        again.within_ms = 0
+        delay_s = self._rng.uniform(0.2, 1.0)
+        asyncio.get_running_loop().call_later(delay_s, self.move, session, again)
+
+
+def _words(plan: Plan) -> tuple[str, int]:
+    return plan.where.value, plan.delay_ms

@@ -1,0 +1,282 @@
+"""Fetches what this device has missed: sync after connecting, gaps, idle pulls, other origins.
+
+A conversation is pulled by one task at a time and at most ``pulls_max`` at once; whatever finds
+out that something is missing only names the conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from imcore.convert import positions_pb, vector_of
+from imcore.errors import Code
+from imcore.proto import client_pb2 as pb
+from imcore.words import Vector
+from services.sdk.core.view import View
+from services.sdk.options import Options
+from services.sdk.session import Session, SessionLost
+from services.sdk.side import SideLinks
+
+log = logging.getLogger("im.sdk")
+
+_TIMEOUT_S = 5.0
+_AGAIN = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.INTERNAL}
+_SIDE_ROUNDS = 5  # of asking a named origin; after that the own IDC's idle pull finds it
+
+
+class Puller:
+    def __init__(
+        self,
+        options: Options,
+        views: dict[str, View],
+        view: Callable[[str], View],
+        side: SideLinks,
+        on_news: Callable[[str], None],
+    ) -> None:
+        self._options = options
+        self._views = views
+        self._view = view
+        self._side = side
+        self._on_news = on_news
+        self._session: Session | None = None
+        self._tokens: dict[str, bytes] = {}  # of the last sync, by origin
+        self._queue: dict[str, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._signals: dict[str, tuple[Vector, int]] = {}  # named heads, rounds so far
+        self._signal_timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._suspicious: dict[str, float] = {}  # since when a view has places the IDC may lack
+
+    def close(self) -> None:
+        self._session = None
+        if self._signal_timer is not None:
+            self._signal_timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def connected(self, session: Session) -> None:
+        self._session = session
+        self._suspicious.clear()
+
+    def disconnected(self) -> None:
+        self._session = None
+        self._queue.clear()
+
+    # ------------------------------------------------------------------------------ sync
+
+    async def sync(self, session: Session) -> None:
+        """Learn what the IDC has of every conversation that changed since the last sync with it,
+        and pull what is missing here. Raises SessionLost."""
+        origin = str(session.origin)
+        since = self._tokens.get(origin, b"")
+        page = b""
+        while True:
+            request = pb.Request(
+                sync=pb.Sync(since=since, limit=self._options.pull_limit, page=page)
+            )
+            response = await session.ask(request, _TIMEOUT_S)
+            if response.HasField("error"):
+                await asyncio.sleep((response.error.retry_after_ms or 200) / 1000)
+                if response.error.code not in _AGAIN:
+                    log.warning("sync was refused: %s", response.error.message)
+                    return
+                continue
+            ok = response.sync_ok
+            self.heads(ok.conversations)
+            if not ok.next_page or ok.next_page == page:
+                break
+            page = ok.next_page
+        self._tokens[origin] = ok.token
+        for conversation, view in self._views.items():
+            if view.received.behind():
+                self.want(conversation)
+
+    def heads(self, behind: Iterable[pb.ConversationHeads]) -> None:
+        """The IDC says what it has (or what this session should have)."""
+        for item in behind:
+            view = self._view(item.conversation)
+            view.heads(vector_of(item.heads), item.stable)
+            if view.received.behind():
+                self.want(item.conversation)
+
+    # ----------------------------------------------------------------------------- pulls
+
+    def want(self, conversation: str) -> None:
+        """Something of this conversation is missing."""
+        if self._session is None:
+            return
+        self._queue[conversation] = None
+        self._idle.clear()
+        if len(self._tasks) < self._options.pulls_max:
+            task = asyncio.get_running_loop().create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a pull failed: %s", task.exception())
+        if not self._tasks:
+            self._idle.set()
+
+    async def settled(self) -> None:
+        """Until nothing is being pulled."""
+        while self._tasks:
+            await self._idle.wait()
+
+    async def _work(self) -> None:
+        while self._queue:
+            conversation = next(iter(self._queue))
+            del self._queue[conversation]
+            session = self._session
+            if session is None:
+                return
+            try:
+                await self._pull(session, conversation)
+            except SessionLost:
+                return  # the next connection's sync finds it again
+
+    async def _pull(self, session: Session, conversation: str) -> None:
+        view = self._view(conversation)
+        while True:
+            before = dict(view.received.prefix)
+            response = await session.ask(self._request(view), _TIMEOUT_S)
+            if response.HasField("error"):
+                self._refused(view, response.error)
+                return
+            ok = response.pull_ok
+            view.ends(ok.suspended)
+            view.entries(ok.entries, True)
+            view.heads(vector_of(ok.heads), ok.stable)
+            self._on_news(conversation)
+            if not ok.more or view.received.prefix == before:
+                return
+
+    def _request(self, view: View) -> pb.Request:
+        return pb.Request(
+            pull=pb.Pull(
+                conversation=view.conversation,
+                have=positions_pb(view.received.prefix),
+                limit=self._options.pull_limit,
+            )
+        )
+
+    def _refused(self, view: View, error: pb.Error) -> None:
+        if error.code in _AGAIN:
+            asyncio.get_running_loop().call_later(
+                (error.retry_after_ms or 200) / 1000, self.want, view.conversation
+            )
+        else:
+            log.info("%s cannot be pulled: %s", view.conversation, error.message)
+            view.received.expected.clear()
+
+    # --------------------------------------------------------------------------- signals
+
+    def signal(self, signal: pb.Signal) -> None:
+        """Another origin has something; the own IDC gets ``signal_wait_ms`` to deliver it."""
+        heads = vector_of(signal.heads)
+        view = self._view(signal.conversation)
+        if view.received.covers(heads):
+            return
+        known, _ = self._signals.get(signal.conversation, ({}, 0))
+        for origin, seq in heads.items():
+            known[origin] = max(seq, known.get(origin, 0))
+        self._signals[signal.conversation] = (known, 0)
+        self._look_later(self._options.signal_wait_ms)
+
+    def _look_later(self, after_ms: int) -> None:
+        if self._signal_timer is None:
+            self._signal_timer = asyncio.get_running_loop().call_later(after_ms / 1000, self._look)
+
+    def _look(self) -> None:
+        self._signal_timer = None
+        by_idc: dict[str, list[str]] = {}
+        for conversation, (heads, rounds) in list(self._signals.items()):
+            view = self._view(conversation)
+            missing = [o for o, seq in heads.items() if not view.received.covers({o: seq})]
+            if not missing or rounds >= _SIDE_ROUNDS:
+                del self._signals[conversation]
+                continue
+            self._signals[conversation] = (heads, rounds + 1)
+            for idc in {origin.idc for origin in missing}:
+                by_idc.setdefault(idc, []).append(conversation)
+        own = self._session.origin.idc if self._session is not None else ""
+        for idc, conversations in by_idc.items():
+            if idc == own:
+                for conversation in conversations:
+                    self.want(conversation)
+            else:
+                task = asyncio.get_running_loop().create_task(self._pull_aside(idc, conversations))
+                self._idle.clear()
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+        if self._signals:
+            self._look_later(1_000)
+
+    async def _pull_aside(self, idc: str, conversations: list[str]) -> None:
+        """From a gateway of the named origin's IDC, beside the own connection."""
+        try:
+            session = await self._side.get(idc)
+            if session is None:
+                return
+            for conversation in conversations:
+                view = self._view(conversation)
+                more = True
+                while more:
+                    response = await session.ask(self._request(view), _TIMEOUT_S)
+                    if response.HasField("error"):
+                        break
+                    ok = response.pull_ok
+                    more = bool(view.entries(ok.entries, False)) and ok.more
+                    self._on_news(conversation)
+        except SessionLost as error:
+            log.info("%s cannot be asked directly: %s", idc, error)
+
+    # ---------------------------------------------------------------------------- claims
+
+    def claim(self, session: Session, now: float) -> None:
+        """Tell the IDC of places that it still does not know though it has had the time to catch
+        up: the IDC that gave them out may be gone, and this device the only one that knows."""
+        for conversation, view in self._views.items():
+            if not view.suspicious:
+                self._suspicious.pop(conversation, None)
+                continue
+            since = self._suspicious.setdefault(conversation, now)
+            if now < since + self._options.claim_after_ms / 1000 or view.received.behind():
+                continue
+            self._suspicious[conversation] = now
+            if claims := view.claims():
+                request = pb.Request(claim=pb.Claim(conversation=conversation, claims=claims))
+                session.call(request, partial(self._claimed, session, view, claims))
+
+    def _claimed(
+        self,
+        session: Session,
+        view: View,
+        claims: list[pb.Attested],
+        response: pb.Response | None,
+    ) -> None:
+        if response is not None and not response.HasField("error") and session is self._session:
+            view.claimed(claims)
+
+    # --------------------------------------------------------------------------- history
+
+    async def history(self, session: Session, conversation: str, limit: int) -> int:
+        """Show up to ``limit`` messages before the first one shown. Raises SessionLost."""
+        view = self._view(conversation)
+        request = pb.Request(history=pb.History(conversation=conversation, limit=limit))
+        if view.order:
+            place = view.order[0][0]
+            request.history.before.hlc = place.hlc
+            request.history.before.origin.idc = place.origin.idc
+            request.history.before.origin.incarnation = place.origin.incarnation
+            request.history.before.seq = place.seq
+        response = await session.ask(request, _TIMEOUT_S)
+        if response.HasField("error"):
+            return 0
+        before = len(view.order)
+        view.entries(response.pull_ok.entries, True, track=False)
+        return len(view.order) - before

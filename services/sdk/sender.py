@@ -1,0 +1,246 @@
+"""Drives the outbox: store first, then offers, answers, and what the application waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from imcore.convert import origin_of
+from imcore.errors import Code
+from imcore.proto import client_pb2 as pb
+from imcore.words import Origin
+from services.sdk.core.outbox import Entry, Lane, Outbox
+from services.sdk.core.view import View
+from services.sdk.errors import SdkError, SendFailed
+from services.sdk.session import Session
+from services.sdk.store import Store
+
+log = logging.getLogger("im.sdk")
+
+RETRY_MS = 200  # when the service names no time
+_LATER = {
+    Code.OVERLOADED, Code.UNAVAILABLE, Code.DEADLINE, Code.INTERNAL, Code.UNAUTHENTICATED,
+    Code.NOT_REPLICATED,
+}  # fmt: skip
+
+
+class Sender:
+    """``shown(entry)`` is called when a message is stored, before the sender is told."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        store: Store,
+        in_flight_max: int,
+        view: Callable[[str], View],
+        on_stored: Callable[[Entry], None],
+    ) -> None:
+        self.outbox = outbox
+        self._store = store
+        self._in_flight_max = in_flight_max
+        self._view = view
+        self._on_stored = on_stored
+        self._session: Session | None = None
+        self._paused = False
+        self._write_due = False
+        self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
+        self._until_safe: dict[Entry, asyncio.Future[None]] = {}
+        self._landed = asyncio.Event()
+        self._moved_from: dict[tuple[Origin, int], int] = {}
+
+    # -------------------------------------------------------------------------- composing
+
+    def send(
+        self, conversation: str, content: bytes, composed_ms: int, durability: int
+    ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
+        """The future is done when the message is stored, or fails with SendFailed. Raises
+        OutboxFull."""
+        entry = self.outbox.compose(conversation, content, composed_ms, durability)
+        future: asyncio.Future[pb.SendAck] = asyncio.get_running_loop().create_future()
+        self._waiting[entry] = future
+        self._write()
+        return entry, future
+
+    def until_replicated(self, entry: Entry) -> asyncio.Future[None]:
+        future = self._until_safe.get(entry)
+        if future is None or future.cancelled():
+            future = asyncio.get_running_loop().create_future()
+            self._until_safe[entry] = future
+            if entry.replicated:
+                self._safe((entry,))
+        return future
+
+    def _write(self) -> None:
+        if not self._write_due:
+            self._write_due = True
+            asyncio.get_running_loop().call_soon(self._write_now)
+
+    def _write_now(self) -> None:
+        self._write_due = False
+        changes, entries = self.outbox.take_batch()
+        if changes:
+            self._store.write(changes, partial(self._written, entries))
+
+    def _written(self, entries: list[Entry], error: Exception | None) -> None:
+        if error is None:
+            self.outbox.written(entries)
+        else:
+            log.error("%s", error)
+            self.outbox.unwritable(entries)
+            for entry in entries:
+                self._fail(entry, SendFailed("outbox_unwritable", str(error)))
+            self._write()
+        self.pump()
+
+    def flush(self) -> None:
+        """Hand what is not written yet to the store now (before it is closed)."""
+        self._write_now()
+
+    # --------------------------------------------------------------------------- offering
+
+    def connected(self, session: Session) -> None:
+        """Everything in the outbox is offered again on this connection."""
+        self._session = session
+        self._paused = False
+        self._moved_from.clear()
+        self.outbox.connected()
+        self.pump()
+
+    def disconnected(self) -> None:
+        self._session = None
+        self.outbox.disconnected()
+        self._landed.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Offer nothing new until ``connected`` or ``resume``; wait for answers, bounded."""
+        self._paused = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.outbox.in_flight and self._session is not None:
+                    self._landed.clear()
+                    await self._landed.wait()
+        except TimeoutError:
+            log.info("%d sends were not answered before the move", self.outbox.in_flight)
+
+    def resume(self) -> None:
+        self._paused = False
+        self.pump()
+
+    def moved_from(self) -> list[pb.MovedFrom]:
+        """How far the logs reach that this connection's acks were written to."""
+        return [
+            pb.MovedFrom(
+                origin=pb.Origin(idc=origin.idc, incarnation=origin.incarnation),
+                partition=partition,
+                lsn=lsn,
+            )
+            for (origin, partition), lsn in self._moved_from.items()
+        ]
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
+        session = self._session
+        if session is None or self._paused:
+            return
+        for entry in self.outbox.offers(self._in_flight_max):
+            lane = entry.lane
+            claims = self._view(lane.conversation).claims()
+            request = pb.Request()
+            send = request.send
+            send.conversation = lane.conversation
+            send.outbox = lane.outbox
+            send.cid = entry.cid
+            send.floor = lane.floor()
+            send.content = entry.content
+            send.durability = entry.durability  # type: ignore[assignment]
+            send.composed_ms = entry.composed_ms
+            if entry.placed is not None:
+                send.placed.CopyFrom(entry.placed)
+            if claims:
+                send.claims.extend(claims)
+            session.call(request, partial(self._answer, session, entry, claims))
+
+    # ---------------------------------------------------------------------------- answers
+
+    def _answer(
+        self,
+        session: Session,
+        entry: Entry,
+        claims: list[pb.Attested],
+        response: pb.Response | None,
+    ) -> None:
+        if session is not self._session or response is None:
+            return  # offered again on the next connection
+        if response.HasField("error"):
+            self._error(entry, response.error)
+        else:
+            self._ack(session, entry, claims, response.send_ack)
+        self._write()
+        self.pump()
+        if not self.outbox.in_flight:
+            self._landed.set()
+
+    def _ack(
+        self, session: Session, entry: Entry, claims: list[pb.Attested], ack: pb.SendAck
+    ) -> None:
+        answer = self.outbox.answered(entry, ack, session.origin)
+        if ack.outcome != pb.SendAck.WANT and ack.lsn:
+            where = (origin_of(ack.placed.origin), ack.partition)
+            self._moved_from[where] = max(ack.lsn, self._moved_from.get(where, 0))
+        if ack.outcome == pb.SendAck.ACCEPTED and claims:
+            self._view(entry.lane.conversation).claimed(claims)
+        if answer.acked:
+            self._on_stored(entry)
+        future = self._waiting.pop(entry, None) if entry.placed is not None else None
+        if future is not None and not future.done():
+            future.set_result(ack)
+        self._safe(answer.replicated)
+        if answer.hold:
+            self._release_later(entry.lane, RETRY_MS)
+
+    def _error(self, entry: Entry, error: pb.Error) -> None:
+        if error.code in _LATER:
+            if error.code == Code.NOT_REPLICATED:
+                self._fail(entry, SendFailed(error.code, error.message, pending=True))
+            self.outbox.delayed(entry)
+            self._release_later(entry.lane, error.retry_after_ms or RETRY_MS)
+        elif error.code == Code.CID_CONFLICT:
+            log.warning("the outbox was used elsewhere; it goes on under a new id")
+            self.outbox.conflict(entry)
+        elif self.outbox.refused(entry):
+            self._fail(entry, SendFailed(error.code, error.message))
+
+    def _release_later(self, lane: Lane, after_ms: int) -> None:
+        asyncio.get_running_loop().call_later(after_ms / 1000, self._release, lane)
+
+    def _release(self, lane: Lane) -> None:
+        self.outbox.release(lane)
+        self.pump()
+
+    def _fail(self, entry: Entry, error: SdkError) -> None:
+        future = self._waiting.pop(entry, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    # ------------------------------------------------------------------------ replication
+
+    def replicated(self, event: pb.Replicated) -> None:
+        self._safe(self.outbox.replicated(origin_of(event.origin), event.partition, event.lsn))
+        self._write()
+        self.pump()
+
+    def _safe(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            future = self._until_safe.pop(entry, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    def fail_all(self, error: SendFailed) -> None:
+        """The client stops: whoever waits is told."""
+        for entry in list(self._waiting):
+            self._fail(entry, error)
+        for future in self._until_safe.values():
+            future.cancel()
+        self._until_safe.clear()

@@ -1,0 +1,141 @@
+"""One connection to a gateway: requests with their answers, events, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from imcore import frame
+from imcore.convert import origin_of
+from imcore.proto import client_pb2 as pb
+from imcore.runtime import Clock
+from services.sdk.core.reconnect import Lost
+from services.sdk.core.seen import Seen
+from services.sdk.errors import AuthError
+from services.sdk.ipconf import Gateway
+from services.sdk.transport import Dialer, DialFailed, Wire
+
+OnAnswer = Callable[[pb.Response | None], None]  # None: the connection is lost
+OnEvent = Callable[["Session", pb.Event], None]
+
+
+class SessionLost(Exception):
+    """The connection ended (or was never made): ``lost`` says how."""
+
+    def __init__(self, lost: Lost) -> None:
+        super().__init__(lost.reason)
+        self.lost = lost
+
+
+class Session:
+    def __init__(self, gateway: Gateway, seen: Seen, clock: Clock, on_event: OnEvent) -> None:
+        self.gateway = gateway
+        self.origin = origin_of(pb.Origin())
+        self.ok = pb.ConnectOk()
+        self.ended: asyncio.Future[Lost] = asyncio.get_running_loop().create_future()
+        self._seen = seen
+        self._clock = clock
+        self._on_event = on_event
+        self._wire: Wire | None = None
+        self._answers: dict[int, OnAnswer] = {}
+        self._next_id = 0
+        self._since = 0.0  # when it was fully connected; 0: not yet
+        self.epoch = 0  # the connection epoch that it was opened with
+
+    # --------------------------------------------------------------------------- opening
+
+    async def dial(self, dialer: Dialer, timeout_s: float) -> None:
+        """Raises SessionLost."""
+        gateway = self.gateway
+        try:
+            self._wire = await dialer.dial(
+                gateway.host, gateway.port, timeout_s, self._frame, self._closed
+            )
+        except DialFailed as error:
+            raise SessionLost(Lost(error.reason)) from error
+
+    async def connect(self, connect: pb.Connect, timeout_s: float) -> pb.ConnectOk:
+        """Raises SessionLost, AuthError."""
+        response = await self.ask(pb.Request(connect=connect), timeout_s)
+        if response.HasField("error"):
+            error = response.error
+            self.close()
+            if error.code == "unauthenticated":
+                raise AuthError(error.message)
+            raise SessionLost(Lost("unavailable", retry_after_ms=error.retry_after_ms))
+        self.ok = response.connect_ok
+        self.origin = origin_of(self.ok.origin)
+        self._since = self._clock.now()
+        return self.ok
+
+    # -------------------------------------------------------------------------- requests
+
+    def call(self, request: pb.Request, on_answer: OnAnswer) -> None:
+        """``on_answer`` is called once, from the loop."""
+        if self.ended.done() or self._wire is None:
+            asyncio.get_running_loop().call_soon(on_answer, None)
+            return
+        self._next_id = self._next_id % 0xFFFF_FFFE + 1
+        self._answers[self._next_id] = on_answer
+        body = self._seen.mark(request).SerializeToString()
+        self._wire.send(frame.REQUEST, self._next_id, body)
+
+    async def ask(self, request: pb.Request, timeout_s: float) -> pb.Response:
+        """Raises SessionLost; after a time-out too, and then the connection is given up: a
+        gateway that leaves a request unanswered is not trusted with the next."""
+        future: asyncio.Future[pb.Response | None] = asyncio.get_running_loop().create_future()
+
+        def answered(response: pb.Response | None) -> None:
+            if not future.done():
+                future.set_result(response)
+
+        self.call(request, answered)
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await future
+        except TimeoutError as error:
+            self.end(Lost("timeout" if not self._since else "dead", self.lived_ms()))
+            raise SessionLost(self.ended.result()) from error
+        if response is None:
+            raise SessionLost(self.ended.result())
+        return response
+
+    # ------------------------------------------------------------------------- receiving
+
+    def _frame(self, received: frame.Frame) -> None:
+        if received.type == frame.RESPONSE:
+            response = pb.Response.FromString(received.body)
+            self._seen.observe(response)
+            on_answer = self._answers.pop(received.id, None)
+            if on_answer is not None:
+                on_answer(response)
+        elif received.type == frame.EVENT:
+            event = pb.Event.FromString(received.body)
+            self._seen.observe(event)
+            if event.HasField("close"):
+                close = event.close
+                self.end(Lost(close.reason, self.lived_ms(), close.retry_after_ms))
+            else:
+                self._on_event(self, event)
+
+    # --------------------------------------------------------------------------- the end
+
+    def lived_ms(self) -> int:
+        return int((self._clock.now() - self._since) * 1000) + 1 if self._since else 0
+
+    def _closed(self, reason: str) -> None:
+        self.end(Lost(reason, self.lived_ms()))
+
+    def end(self, lost: Lost) -> None:
+        """Give the connection up; everything that waits for an answer gets None."""
+        if self.ended.done():
+            return
+        self.ended.set_result(lost)
+        if self._wire is not None:
+            self._wire.close()
+        answers, self._answers = self._answers, {}
+        for on_answer in answers.values():
+            on_answer(None)
+
+    def close(self) -> None:
+        self.end(Lost("closed", self.lived_ms()))

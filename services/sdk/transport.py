@@ -1,0 +1,132 @@
+"""Frames over one TLS connection. The dialer is injected: simulations bring their own."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from imcore import frame
+
+OnFrame = Callable[[frame.Frame], None]
+OnClosed = Callable[[str], None]  # a reason: lost or protocol
+
+
+class DialFailed(Exception):
+    """``reason``: refused, timeout or protocol."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Wire(Protocol):
+    def send(self, kind: int, request_id: int, body: bytes) -> None: ...
+
+    def close(self) -> None:
+        """What was sent is still written; ``on_closed`` is not called any more."""
+        ...
+
+
+class Dialer(Protocol):
+    async def dial(
+        self, host: str, port: int, timeout_s: float, on_frame: OnFrame, on_closed: OnClosed
+    ) -> Wire:
+        """Connected, versions agreed. Raises DialFailed."""
+        ...
+
+
+class StreamWire(asyncio.Protocol):
+    """All frames of one loop turn go out in one write."""
+
+    def __init__(self, on_frame: OnFrame, on_closed: OnClosed) -> None:
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        # Whoever dialled may have given up by then: a failure nobody asks for is no news.
+        self.ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._decoder = frame.FrameDecoder()
+        self._preface = b""
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's TLS transport is none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(frame.client_preface())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if not self.ready.done():
+                self._preface += data
+                if len(self._preface) < frame.SERVER_PREFACE_BYTES:
+                    return
+                head = self._preface[: frame.SERVER_PREFACE_BYTES]
+                data = self._preface[frame.SERVER_PREFACE_BYTES :]
+                frame.parse_server_preface(head)
+                self.ready.set_result(None)
+            for received in self._decoder.feed(data):
+                if self._ended:
+                    return
+                self._on_frame(received)
+        except (frame.FrameError, ValueError) as error:  # ValueError: a body that does not parse
+            self._end("protocol", str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end("lost", str(exc or "the gateway closed the connection"))
+
+    def _end(self, reason: str, message: str) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        if not self.ready.done():
+            self.ready.set_exception(DialFailed(reason, message))
+        elif not self._ended:
+            self._on_closed(reason)
+        self._ended = True
+
+    def send(self, kind: int, request_id: int, body: bytes) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame.encode(kind, request_id, body))
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
+
+    def close(self) -> None:
+        self._ended = True
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class TlsDialer:
+    """``context`` None: plain TCP, for benchmarks."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+
+    async def dial(
+        self, host: str, port: int, timeout_s: float, on_frame: OnFrame, on_closed: OnClosed
+    ) -> Wire:
+        loop = asyncio.get_running_loop()
+        wire: StreamWire | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, wire = await loop.create_connection(
+                    lambda: StreamWire(on_frame, on_closed), host, port, ssl=self._context
+                )
+                await wire.ready
+        except TimeoutError as error:
+            if wire is not None:
+                wire.close()
+            raise DialFailed("timeout", f"{host}:{port} does not answer") from error
+        except ssl.SSLError as error:
+            raise DialFailed("protocol", f"{host}:{port}: {error.reason}") from error
+        except OSError as error:
+            raise DialFailed("refused", f"{host}:{port}: {error.strerror or error}") from error
+        return wire

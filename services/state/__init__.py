@@ -1,0 +1,1 @@
+"""What a connection means: sessions, what each is owed, resume tokens, moves."""

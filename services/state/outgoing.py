@@ -1,0 +1,190 @@
+"""What goes to sessions unasked: pushes, signals, moves, replicated acks. Implements ``Pushes``.
+
+An event is encoded once, whatever the number of its receivers; no task is made on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from imcore import frame
+from imcore.convert import origin_pb, positions_pb
+from imcore.proto import client_pb2 as pb
+from imcore.runtime import Clock
+from imcore.words import Origin, Vector
+from services.gateway.wheel import TimingWheel
+from services.ports import GatewayQueue, Session
+from services.state.session import Record
+from services.state.table import SessionTable
+
+TICK_S = 0.1  # resolution of the timers here
+SIGNAL_S = 2.0  # owed for longer: a signal, and again at doubling intervals
+_SIGNAL_DOUBLINGS = 4
+_SIGNALS_AT_ONCE = 200
+_REPLICATED_FLUSH_S = 0.03
+_PUSH_BYTES_MAX = frame.MESSAGE_BYTES_MAX - 4096  # leaves room for the event around the entries
+
+
+@dataclass(slots=True)
+class Counters:
+    pushed: int = 0
+    signalled: int = 0
+    resumed: int = 0
+    replaced: int = 0
+    overflowed: int = 0
+    deadlines: int = 0
+
+
+class Outgoing:
+    def __init__(self, clock: Clock, stamp: Callable[[], pb.Stamp]) -> None:
+        self._clock = clock
+        self._stamp = stamp
+        self.counters = Counters()
+        self.gateways: dict[str, GatewayQueue] = {}
+        self._table = SessionTable()
+        self._owing: TimingWheel[Record] = TimingWheel()
+        self._unreplicated: dict[int, set[Record]] = {}
+        self._replicated: dict[int, tuple[Origin, int]] = {}
+        self._levels: dict[int, tuple[Origin, int]] = {}  # what was last told of each partition
+        self._flushing = False
+
+    # --------------------------------------------------------------------------- Pushes (im)
+
+    def push_entries(
+        self,
+        conversation: str,
+        uids: Sequence[str],
+        entries: Sequence[pb.Entry],
+        heads: Vector,
+        stable: int,
+    ) -> None:
+        receivers = self._table.of_users(uids)
+        if not receivers:
+            return
+        now = self._clock.now()
+        connected = []
+        for record in receivers:
+            record.owe(conversation, heads, now)
+            if record.connected:
+                connected.append(record)
+                if record not in self._owing:
+                    self._signal_later(record)
+        if connected:
+            self.counters.pushed += len(connected)
+            self._push(connected, conversation, entries, stable)
+
+    def _push(
+        self,
+        receivers: Sequence[Record],
+        conversation: str,
+        entries: Sequence[pb.Entry],
+        stable: int,
+    ) -> None:
+        event = pb.Event(stamp=self._stamp())
+        event.push.conversation = conversation
+        event.push.entries.extend(entries)
+        event.push.stable = stable
+        body = event.SerializeToString()
+        if len(body) > _PUSH_BYTES_MAX and len(entries) > 1:
+            half = len(entries) // 2
+            self._push(receivers, conversation, entries[:half], stable)
+            self._push(receivers, conversation, entries[half:], stable)
+        elif len(body) <= frame.MESSAGE_BYTES_MAX:
+            self._emit_body(receivers, body)
+
+    def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
+        """Of what another IDC has: it is not owed before it is folded here."""
+        receivers = [record for record in self._table.of_users(uids) if record.connected]
+        if receivers:
+            self._emit(receivers, self._signal_event(conversation, heads))
+
+    def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None:
+        receivers = [record for record in self._table.of_users([uid]) if record.connected]
+        if receivers:
+            self._emit(receivers, pb.Event(stamp=self._stamp(), cursor_moved=event))
+
+    def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
+        if isinstance(session, Record) and lsn:
+            session.lsns[partition] = max(lsn, session.lsns.get(partition, 0))
+            session.unreplicated[partition] = max(lsn, session.unreplicated.get(partition, 0))
+            self._unreplicated.setdefault(partition, set()).add(session)
+
+    def replicated(self, origin: Origin, partition: int, lsn: int) -> None:
+        """Told in batches: nothing that a person waits for hangs on it."""
+        self._replicated[partition] = (origin, lsn)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_later(_REPLICATED_FLUSH_S, self._flush_replicated)
+
+    def _flush_replicated(self) -> None:
+        """A session that is away is not told: when it is back, it offers its outbox again and
+        learns from the answers."""
+        self._flushing = False
+        self._levels.update(self._replicated)
+        for partition, (origin, lsn) in self._replicated.items():
+            waiting = self._unreplicated.get(partition)
+            if not waiting:
+                continue
+            event = self._replicated_event(partition, origin, lsn)
+            self._emit([record for record in waiting if record.connected], event)
+            for record in list(waiting):
+                if record.unreplicated.get(partition, 0) <= lsn:
+                    waiting.discard(record)
+                    record.unreplicated.pop(partition, None)
+        self._replicated.clear()
+
+    def _replicated_event(self, partition: int, origin: Origin, lsn: int) -> pb.Event:
+        event = pb.Event(stamp=self._stamp())
+        event.replicated.origin.CopyFrom(origin_pb(origin))
+        event.replicated.partition = partition
+        event.replicated.lsn = lsn
+        return event
+
+    def _tell_again(self, record: Record) -> None:
+        """Events to this session were dropped. Entries are named by signals; a lost `replicated`
+        would keep messages in an outbox for as long as the connection stands."""
+        for name, owed in list(record.owed.items())[:_SIGNALS_AT_ONCE]:
+            self._emit([record], self._signal_event(name, owed.heads))
+        for partition in record.lsns:
+            if partition in self._levels:
+                self._emit([record], self._replicated_event(partition, *self._levels[partition]))
+
+    # ---------------------------------------------------------------------------- what is owed
+
+    def _signal_later(self, record: Record) -> None:
+        after_s = SIGNAL_S * (1 << min(record.signals, _SIGNAL_DOUBLINGS))
+        self._owing.schedule(record, round(after_s / TICK_S))
+
+    def _signal_owed(self, record: Record) -> None:
+        """Pushes get lost between here and the client; what stays un-acked is named again."""
+        if not record.owed:
+            record.signals = 0
+        elif record.connected:
+            late = record.behind(self._clock.now(), SIGNAL_S)
+            for name, owed in late[:_SIGNALS_AT_ONCE]:
+                self._emit([record], self._signal_event(name, owed.heads))
+            record.signals = record.signals + 1 if late else 0
+            self._signal_later(record)
+
+    def _signal_event(self, conversation: str, heads: Vector) -> pb.Event:
+        self.counters.signalled += 1
+        event = pb.Event(stamp=self._stamp())
+        event.signal.conversation = conversation
+        event.signal.heads.extend(positions_pb(heads))
+        return event
+
+    # ------------------------------------------------------------------------------- sending
+
+    def _emit(self, receivers: Iterable[Record], event: pb.Event) -> None:
+        self._emit_body(receivers, event.SerializeToString())
+
+    def _emit_body(self, receivers: Iterable[Record], body: bytes) -> None:
+        by_gateway: dict[str, list[int]] = {}
+        for record in receivers:
+            by_gateway.setdefault(record.gateway, []).append(record.connection)
+        for gateway, connections in by_gateway.items():
+            queue = self.gateways.get(gateway)
+            if queue is not None:
+                queue.push(connections, body)

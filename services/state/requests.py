@@ -1,0 +1,100 @@
+"""Requests between a session and im: each is answered exactly once, by im or by its deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from imcore import frame
+from imcore.convert import origin_of, vector_of
+from imcore.errors import Code
+from imcore.proto import client_pb2 as pb
+from imcore.runtime import Clock
+from services.gateway.wheel import TimingWheel
+from services.ports import GatewayQueue, Im
+from services.state.outgoing import TICK_S
+from services.state.session import Record
+
+DEADLINE_S = 10.0
+IN_FLIGHT_MAX = 1_000  # requests of one session that im has not answered
+_PULL_ONLY = frozenset(("pull", "sync", "history", "group_info"))
+
+MakeError = Callable[[Code, str, int], pb.Response]
+
+
+class Answer:
+    """What im calls once with the answer to a request; expires when it does not."""
+
+    __slots__ = ("_connection", "_request_id", "_requests", "record")
+
+    def __init__(self, requests: Requests, record: Record, request_id: int) -> None:
+        self._requests = requests
+        self._connection = record.connection
+        self._request_id = request_id
+        self.record = record
+
+    def __call__(self, response: pb.Response) -> None:
+        if not self._requests.answered(self):
+            return
+        if response.HasField("pull_ok"):
+            for suspended in response.pull_ok.suspended:
+                if suspended.sealed:
+                    origin = origin_of(suspended.origin)
+                    self.record.excuse(response.pull_ok.conversation, origin, suspended.end)
+        self.send(response)
+
+    def send(self, response: pb.Response) -> None:
+        body = response.SerializeToString()
+        if len(body) > frame.MESSAGE_BYTES_MAX:
+            body = self._requests.too_large().SerializeToString()
+        queue = self._requests.gateways[self.record.gateway]
+        queue.send(self._connection, self._request_id, body)
+
+
+class Requests:
+    def __init__(
+        self, clock: Clock, gateways: Mapping[str, GatewayQueue], make_error: MakeError
+    ) -> None:
+        self._clock = clock
+        self._make_error = make_error
+        self._deadlines: TimingWheel[Answer] = TimingWheel()
+        self.gateways = gateways
+
+    def submit(
+        self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
+    ) -> None:
+        answer = Answer(self, record, request_id)
+        if record.pull_only and kind not in _PULL_ONLY:
+            message = "a pull-only connection may only read"
+            answer.send(self._make_error(Code.FORBIDDEN, message, 0))
+            return
+        if record.in_flight >= IN_FLIGHT_MAX:
+            message = "too many requests are unanswered"
+            answer.send(self._make_error(Code.OVERLOADED, message, 100))
+            return
+        if kind == "pull":
+            have = vector_of(request.pull.have)
+            record.ack(request.pull.conversation, have, self._clock.now())
+        deadline_s = min(request.deadline_ms / 1000 or DEADLINE_S, DEADLINE_S)
+        record.in_flight += 1
+        self._deadlines.schedule(answer, round(deadline_s / TICK_S) + 1)
+        im.submit(record, request, answer)
+
+    def answered(self, answer: Answer) -> bool:
+        """False: it had been answered, or its deadline has passed."""
+        if not self._deadlines.cancel(answer):
+            return False
+        answer.record.in_flight -= 1
+        return True
+
+    def too_large(self) -> pb.Response:
+        message = "the answer is too large for one message; ask for less"
+        return self._make_error(Code.TOO_LARGE, message, 0)
+
+    def advance(self, ticks: int) -> int:
+        """Answers what has waited too long; returns how many."""
+        expired = self._deadlines.advance(ticks)
+        for answer in expired:
+            answer.record.in_flight -= 1
+            message = "the request was not answered in time"
+            answer.send(self._make_error(Code.DEADLINE, message, 200))
+        return len(expired)

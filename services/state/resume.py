@@ -1,0 +1,41 @@
+"""Resume tokens: self-contained and signed region-wide, so that any IDC can honour one without
+asking the IDC that gave it out; no session state crosses the WAN."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from imcore.attest import RegionKeys
+
+PURPOSE = b"resume"
+_SIGNATURE_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    session: str
+    uid: str
+    device: str
+    connection_epoch: int
+    expires_ms: int
+    idc: str
+    incarnation: int
+    lsns: dict[str, int] = field(default_factory=dict)  # partition -> last op accepted there
+
+
+def seal(keys: RegionKeys, resume: Resume) -> bytes:
+    body = json.dumps(asdict(resume), separators=(",", ":")).encode()
+    return keys.sign(body, PURPOSE) + body
+
+
+def open_token(keys: RegionKeys, token: bytes, now_ms: int) -> Resume | None:
+    """None when it is not one of this region's, or has expired: then the client just connects."""
+    signature, body = token[:_SIGNATURE_BYTES], token[_SIGNATURE_BYTES:]
+    if not keys.check(body, signature, PURPOSE):
+        return None
+    try:
+        resume = Resume(**json.loads(body))
+    except (ValueError, TypeError):
+        return None
+    return resume if resume.expires_ms > now_ms else None

@@ -1,0 +1,363 @@
+"""The state role: sessions between gateways and im. Implements ``Sessions`` and ``Pushes``.
+
+Invariant: at most one connection of a (uid, device) has a session, the one of the highest
+connection epoch (rule 16); every other one is closed with ``replaced``.
+The path of a request (``received`` -> im -> its answer) makes no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from imcore.attest import RegionKeys
+from imcore.convert import origin_pb, positions_pb, vector_of
+from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.proto import client_pb2 as pb
+from imcore.region.model import ClientParameters
+from imcore.runtime import Clock
+from imcore.words import Origin
+from services.gateway.wheel import TimingWheel
+from services.ports import Im
+from services.state import checkpoint
+from services.state.admission import Admission, goes_on
+from services.state.outgoing import TICK_S, Outgoing
+from services.state.requests import Requests
+from services.state.session import Record, SessionInfo
+from services.state.table import Address
+
+log = logging.getLogger("im.state")
+
+BEHIND_S = 1.0  # owed for longer: a heartbeat's answer names it
+_BEHIND_MAX = 500  # conversations in one answer; the next names the others
+CONNECT_S = 5.0
+_QUEUED_MAX = 64  # requests that wait for their Connect to be judged
+_CHECKPOINT_S = 5.0
+
+
+class _Opening:
+    """A connection before its session."""
+
+    __slots__ = ("peer_address", "queued", "task")
+
+    def __init__(self, peer_address: str) -> None:
+        self.peer_address = peer_address
+        self.task: asyncio.Task[None] | None = None
+        self.queued: list[tuple[int, pb.Request]] = []
+
+
+class StateServer(Outgoing):
+    """``origin`` and ``im`` are set once the IDC has settled its incarnation."""
+
+    def __init__(
+        self,
+        keys: RegionKeys,
+        clock: Clock,
+        parameters: ClientParameters,
+        stamp: Callable[[], pb.Stamp],
+        policy_epoch: Callable[[], int],
+        shard_of: Callable[[bytes, str], str],
+        checkpoint_path: Path | None = None,
+    ) -> None:
+        super().__init__(clock, stamp)
+        self._admission = Admission(keys, clock, shard_of)
+        self._parameters = parameters
+        self._policy_epoch = policy_epoch
+        self._checkpoint_path = checkpoint_path
+        self.im: Im
+        self.origin: Origin
+        self._opening: dict[Address, _Opening] = {}
+        self._requests = Requests(clock, self.gateways, self._error)
+        self._graces: TimingWheel[Record] = TimingWheel()
+        self._ticked_at = clock.now()
+
+    # ------------------------------------------------------------------------------ looking
+
+    def sessions(self) -> list[SessionInfo]:
+        return [record.info() for record in self._table]
+
+    def connected_count(self) -> int:
+        return len(self._table.by_address)
+
+    # ------------------------------------------------------------------- Sessions (gateways)
+
+    def opened(self, gateway: str, connection: int, peer_address: str) -> None:
+        self._opening[gateway, connection] = _Opening(peer_address)
+
+    def received(self, gateway: str, connection: int, request_id: int, body: bytes) -> None:
+        address = (gateway, connection)
+        try:
+            request = pb.Request.FromString(body)
+        except DecodeError:
+            self.gateways[gateway].close(connection, "protocol")
+            return
+        record = self._table.by_address.get(address)
+        if record is not None:
+            self._request(record, request_id, request)
+            return
+        opening = self._opening.get(address)
+        if opening is None:
+            return
+        if opening.task is not None:
+            if len(opening.queued) >= _QUEUED_MAX:
+                self.gateways[gateway].close(connection, "protocol")
+            else:
+                opening.queued.append((request_id, request))
+        elif not request.HasField("connect"):
+            self._refuse(address, request_id, Refused(Code.UNAUTHENTICATED, "connect first"))
+        else:
+            opening.task = asyncio.ensure_future(
+                self._connect(address, opening, request_id, request)
+            )
+
+    def closed(self, gateway: str, connection: int, reason: str) -> None:
+        address = (gateway, connection)
+        opening = self._opening.pop(address, None)
+        if opening is not None and opening.task is not None:
+            opening.task.cancel()
+        record = self._table.by_address.pop(address, None)
+        if record is not None:
+            self._away(record)
+
+    def overflowed(self, gateway: str, connection: int) -> None:
+        """The reader has caught up: it is told at once what the pushes that were dropped said."""
+        self.counters.overflowed += 1
+        record = self._table.by_address.get((gateway, connection))
+        if record is not None and record.connected:
+            self._tell_again(record)
+
+    # ------------------------------------------------------------------------------ connect
+
+    def _refuse(self, address: Address, request_id: int, error: ImError) -> None:
+        gateway, connection = address
+        code = error.code if isinstance(error, Refused) else Code.UNAVAILABLE
+        response = self._error(code, str(error), getattr(error, "retry_after_ms", 0))
+        self.gateways[gateway].send(connection, request_id, response.SerializeToString())
+        reason = "unauthenticated" if isinstance(error, Refused) else "unavailable"
+        self.gateways[gateway].close(connection, reason, response.error.retry_after_ms)
+
+    def _error(self, code: Code, message: str, retry_after_ms: int = 0) -> pb.Response:
+        response = pb.Response(stamp=self._stamp())
+        response.error.code = code
+        response.error.message = message
+        response.error.retry_after_ms = retry_after_ms
+        return response
+
+    async def _connect(
+        self, address: Address, opening: _Opening, request_id: int, request: pb.Request
+    ) -> None:
+        record: Record | None = None
+        answered = False
+        try:
+            record, resumed = self._admit(address, request)
+            if record is None:
+                return
+            async with asyncio.timeout(CONNECT_S):
+                known = await self.im.connected(record, request.connect)
+            answered = self._start(address, opening, request_id, record, resumed, known)
+        except (ImError, TimeoutError) as error:
+            log.info("refused a connect from %s: %s", opening.peer_address, error)
+            if isinstance(error, TimeoutError):
+                error = Unavailable("the IDC is too busy to take a connection", 500)
+            self._refuse(address, request_id, error)
+        except Exception:
+            log.exception("a connect failed unexpectedly")
+            self._refuse(address, request_id, Unavailable("the connect failed", 500))
+        finally:
+            if record is not None and not answered:
+                self._away(record)  # it may have a route by now: it ends like any other
+
+    def _admit(self, address: Address, request: pb.Request) -> tuple[Record | None, bool]:
+        """The session of a valid Connect; None when it lost against a newer connection. Raises
+        Refused."""
+        record, token = self._admission.judge(address, request, self.origin)
+        if record.pull_only:
+            return record, False
+        former = self._table.of_device(record.uid, record.device)
+        resumed = False
+        if former is not None:
+            if former.connection_epoch >= record.connection_epoch:
+                # Rule 16: the newest connection of a device wins, whatever order they arrive in.
+                self._close_replaced(*address)
+                return None, False
+            resumed = goes_on(record, former, token)
+            self._replace(former)
+            self.counters.resumed += resumed
+        self._table.put(record)
+        return record, resumed
+
+    def _replace(self, former: Record) -> None:
+        """A newer connection of the device takes over, whatever the former one is doing."""
+        self._graces.cancel(former)
+        self._owing.cancel(former)
+        for waiting in self._unreplicated.values():
+            waiting.discard(former)
+        former.connected = False
+        self._table.by_address.pop((former.gateway, former.connection), None)
+        # A client that was told to move has made the newer connection itself, and must come back
+        # if that one fails: `replaced` would forbid it.
+        reason = "moved" if former.moving else "replaced"
+        self._close_replaced(former.gateway, former.connection, reason)
+
+    def _close_replaced(self, gateway: str, connection: int, reason: str = "replaced") -> None:
+        queue = self.gateways.get(gateway)
+        if queue is not None:
+            self.counters.replaced += 1
+            queue.close(connection, reason)
+
+    def _start(
+        self,
+        address: Address,
+        opening: _Opening,
+        request_id: int,
+        record: Record,
+        resumed: bool,
+        known: list[pb.KnownCids],
+    ) -> bool:
+        """The connection is a session from here on. False: it is not wanted any more."""
+        if self._opening.pop(address, None) is None:
+            return False  # it closed meanwhile
+        if not record.pull_only and not self._table.holds(record):
+            self._close_replaced(*address)
+            return False
+        self._table.by_address[address] = record
+        response = pb.Response(stamp=self._stamp())
+        self._fill_connect_ok(response.connect_ok, record, resumed, known)
+        self.gateways[address[0]].send(address[1], request_id, response.SerializeToString())
+        if not record.pull_only:
+            record.connected = True
+            for partition in record.unreplicated:
+                self._unreplicated.setdefault(partition, set()).add(record)
+            if record.owed:  # of before the connection broke, and of the time between
+                self._signal_later(record)
+        for queued_id, queued in opening.queued:
+            self._request(record, queued_id, queued)
+        return True
+
+    def _fill_connect_ok(
+        self, ok: pb.ConnectOk, record: Record, resumed: bool, known: list[pb.KnownCids]
+    ) -> None:
+        grace_ms = self._parameters.grace_ms
+        ok.session = record.id
+        ok.resumed = resumed
+        ok.resume_token = self._admission.resume_token(record, self.origin, grace_ms)
+        ok.heartbeat_ms = self._parameters.heartbeat_ms
+        ok.grace_ms = grace_ms
+        ok.origin.CopyFrom(origin_pb(self.origin))
+        ok.known.extend(known)
+        ok.policy_epoch = self._policy_epoch()
+        ok.gateway = record.gateway
+
+    # ---------------------------------------------------------------------- end of a session
+
+    def _away(self, record: Record) -> None:
+        """The connection is gone; the session lives on for its grace."""
+        record.connected = False
+        if not self._table.holds(record):
+            return
+        self._owing.cancel(record)
+        if self._parameters.grace_ms == 0:
+            self._over(record)
+        else:
+            self._graces.schedule(record, max(1, round(self._parameters.grace_ms / 1000 / TICK_S)))
+
+    def _over(self, record: Record) -> None:
+        """The grace is over too."""
+        record.connected = False
+        self._forget(record)
+        self.im.disconnected(record)
+
+    def _forget(self, record: Record) -> None:
+        self._table.remove(record)
+        self._graces.cancel(record)
+        self._owing.cancel(record)
+        for waiting in self._unreplicated.values():
+            waiting.discard(record)
+
+    # ----------------------------------------------------------------------------- requests
+
+    def _request(self, record: Record, request_id: int, request: pb.Request) -> None:
+        kind = request.WhichOneof("body") or ""
+        if kind == "heartbeat":
+            self._heartbeat(record, request_id, request)
+        elif kind == "bye":
+            self._table.by_address.pop((record.gateway, record.connection), None)
+            self.gateways[record.gateway].close(record.connection, "bye")
+            if self._table.holds(record):
+                self._over(record)
+        elif kind == "connect":
+            self.gateways[record.gateway].close(record.connection, "protocol")
+        else:
+            self._requests.submit(self.im, record, request_id, request, kind)
+
+    def _heartbeat(self, record: Record, request_id: int, request: pb.Request) -> None:
+        now = self._clock.now()
+        record.seen_hlc = max(record.seen_hlc, self._admission.seen(request))
+        for ack in request.heartbeat.acks:
+            record.ack(ack.conversation, vector_of(ack.heads), now)
+        response = pb.Response(stamp=self._stamp())
+        answer = response.heartbeat_ok
+        answer.policy_epoch = self._policy_epoch()
+        for name, owed in record.behind(now, BEHIND_S)[:_BEHIND_MAX]:
+            answer.behind.add(conversation=name, heads=positions_pb(owed.heads))
+        queue = self.gateways[record.gateway]
+        queue.send(record.connection, request_id, response.SerializeToString())
+
+    # -------------------------------------------------------------------------- from others
+
+    def move(self, session: str, within_ms: int, policy_epoch: int) -> bool:
+        """Tell a client to go where the policy of that epoch wants it. False: it is not here."""
+        record = self._table.by_id(session)
+        if record is None or not record.connected:
+            return False
+        record.moving = True
+        grace_ms = self._parameters.grace_ms
+        event = pb.Event(stamp=self._stamp())
+        event.move.resume_token = self._admission.resume_token(record, self.origin, grace_ms)
+        event.move.within_ms = within_ms
+        event.move.policy_epoch = policy_epoch
+        self._emit([record], event)
+        return True
+
+    def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:
+        """Another IDC has a newer connection of this device (its route was folded)."""
+        record = self._table.of_device(uid, device)
+        if record is None or record.connection_epoch >= connection_epoch:
+            return
+        self._replace(record)
+        self._forget(record)
+
+    # ------------------------------------------------------------------------------- timers
+
+    def load_checkpoint(self) -> None:
+        if self._checkpoint_path is not None and self._parameters.grace_ms > 0:
+            for record in checkpoint.load(self._checkpoint_path, self._clock.now()):
+                self._table.put(record)
+                self._away(record)
+
+    async def run(self) -> None:
+        """Signals, graces, deadlines and checkpoints, until cancelled."""
+        written = self._ticked_at = self._clock.now()  # graces begin when clients can come
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.tick()
+            if self._clock.now() - written >= _CHECKPOINT_S:
+                written = self._clock.now()
+                await self.write_checkpoint()
+
+    def tick(self) -> None:
+        ticks = int((self._clock.now() - self._ticked_at) / TICK_S)
+        self._ticked_at += ticks * TICK_S
+        self.counters.deadlines += self._requests.advance(ticks)
+        for record in self._owing.advance(ticks):
+            self._signal_owed(record)
+        for record in self._graces.advance(ticks):
+            self._over(record)
+
+    async def write_checkpoint(self) -> None:
+        if self._checkpoint_path is not None:
+            await checkpoint.save(self._checkpoint_path, list(self._table))

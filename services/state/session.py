@@ -1,0 +1,100 @@
+"""One session, and what it is owed. Pure.
+
+Owed is a vector per conversation, merged by maximum and never replaced, so that a second push
+cannot overwrite the first, un-acked one; it is paid by an ack whose position covers it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from imcore.words import Origin, Vector
+from services.ports import Session
+
+
+class Owed:
+    """``waiting``: since when each origin's head is unpaid, or since when an ack last made
+    progress towards it. Per origin, because one that is busy must not hide that the last message
+    of another was lost."""
+
+    __slots__ = ("acked", "heads", "waiting")
+
+    def __init__(self, heads: Vector, now: float) -> None:
+        self.heads = heads
+        self.waiting = dict.fromkeys(heads, now)
+        self.acked: Vector = {}
+
+    def merge(self, heads: Mapping[Origin, int], now: float) -> None:
+        for origin, seq in heads.items():
+            if seq > self.heads.get(origin, 0):
+                self.heads[origin] = seq
+                self.waiting.setdefault(origin, now)
+
+    def paid_by(self, position: Vector, now: float) -> bool:
+        """A position that is on its way to the heads starts the waiting time anew: a busy
+        conversation always has something that is not acked yet."""
+        for origin in list(self.waiting):
+            reached = position.get(origin, 0)
+            if reached >= self.heads[origin]:
+                del self.waiting[origin]
+            elif reached > self.acked.get(origin, reached):
+                self.waiting[origin] = now
+            self.acked[origin] = max(reached, self.acked.get(origin, 0))
+        return not self.waiting
+
+    def waits_since(self) -> float:
+        return min(self.waiting.values(), default=math.inf)
+
+
+class SessionInfo(NamedTuple):
+    """What others see of a session (``StateServer.sessions``)."""
+
+    session: str
+    uid: str
+    device: str
+    shard: str
+    gateway: str
+    connected: bool
+
+
+@dataclass(slots=True, eq=False)
+class Record(Session):
+    shard: str = ""
+    connected: bool = False  # its Connect was answered, and the connection stands
+    owed: dict[str, Owed] = field(default_factory=dict)
+    unreplicated: dict[int, int] = field(default_factory=dict)  # partition -> highest lsn
+    lsns: dict[int, int] = field(default_factory=dict)  # partition -> last op accepted here
+    moving: bool = False  # it was told to connect elsewhere
+    in_flight: int = 0  # requests that im has not answered
+    signals: int = 0  # sent in a row without everything being acked
+
+    def owe(self, conversation: str, heads: Vector, now: float) -> None:
+        owed = self.owed.get(conversation)
+        if owed is None:
+            self.owed[conversation] = Owed(dict(heads), now)
+        else:
+            owed.merge(heads, now)
+
+    def ack(self, conversation: str, position: Vector, now: float) -> None:
+        owed = self.owed.get(conversation)
+        if owed is not None and owed.paid_by(position, now):
+            del self.owed[conversation]
+
+    def excuse(self, conversation: str, origin: Origin, end: int) -> None:
+        """What lies above a seal will never come."""
+        owed = self.owed.get(conversation)
+        if owed is not None and owed.heads.get(origin, 0) > end:
+            owed.heads[origin] = end
+
+    def behind(self, now: float, older_than_s: float) -> list[tuple[str, Owed]]:
+        return [
+            (name, owed)
+            for name, owed in self.owed.items()
+            if now - owed.waits_since() >= older_than_s
+        ]
+
+    def info(self) -> SessionInfo:
+        return SessionInfo(self.id, self.uid, self.device, self.shard, self.gateway, self.connected)

@@ -1,0 +1,175 @@
+"""Gateways and the state role of one IDC over an im in memory, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from imcore.attest import RegionKeys
+from imcore.convert import stamp_pb
+from imcore.hlc import from_ms
+from imcore.proto import client_pb2 as pb
+from imcore.region.model import ClientParameters
+from imcore.runtime import SystemClock
+from imcore.tokens import Claims, mint
+from imcore.words import Origin, Vector, direct_members
+from services.gateway.config import GatewayConfig
+from services.gateway.server import Gateway
+from services.gateway.testing import FrameClient, dial
+from services.ports import Pushes, Reply, Session
+from services.state.server import StateServer
+
+
+class MemoryIm:
+    """Accepts every send at once and pushes it to both members of the direct conversation.
+
+    ``mute``: never answers. ``connect_gate``: cleared, it holds Connects up.
+    """
+
+    def __init__(self, pushes: Pushes, stamp: Callable[[], pb.Stamp], origin: Origin) -> None:
+        self.pushes = pushes
+        self.origin = origin
+        self.entries: dict[str, list[pb.Entry]] = {}
+        self.sessions: list[Session] = []
+        self.over: list[Session] = []
+        self.moved_from: list[pb.MovedFrom] = []
+        self.connect_gate = asyncio.Event()
+        self.connect_gate.set()
+        self.mute = False
+        self._stamp = stamp
+        self._lsn = 0
+
+    def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
+        if self.mute:
+            return
+        response = pb.Response(stamp=self._stamp())
+        if request.HasField("send"):
+            self._send(session, request.send, response.send_ack)
+        elif request.HasField("pull"):
+            self._pull(request.pull, response.pull_ok)
+        else:
+            response.ok.SetInParent()
+        reply(response)
+
+    def _send(self, session: Session, send: pb.Send, ack: pb.SendAck) -> None:
+        entry = self.store(send.conversation, send.content)
+        self._lsn += 1
+        ack.lsn = self._lsn
+        ack.placed.seq = entry.seq
+        self.pushes.accepted(session, self.origin, 0, self._lsn)
+        self.push(send.conversation, [entry])
+
+    def store(self, conversation: str, content: bytes) -> pb.Entry:
+        entries = self.entries.setdefault(conversation, [])
+        entry = pb.Entry(seq=len(entries) + 1, hlc=len(entries) + 1)
+        entry.origin.idc, entry.origin.incarnation = self.origin
+        entry.message.content = content
+        entries.append(entry)
+        return entry
+
+    def heads(self, conversation: str) -> Vector:
+        return {self.origin: len(self.entries.get(conversation, ()))}
+
+    def push(self, conversation: str, entries: Sequence[pb.Entry]) -> None:
+        members = direct_members(conversation) or ()
+        self.pushes.push_entries(conversation, members, entries, self.heads(conversation), 0)
+
+    def _pull(self, pull: pb.Pull, answer: pb.PullOk) -> None:
+        have = sum(position.seq for position in pull.have)
+        answer.conversation = pull.conversation
+        answer.entries.extend(self.entries.get(pull.conversation, [])[have:])
+
+    async def connected(self, session: Session, connect: pb.Connect) -> list[pb.KnownCids]:
+        self.moved_from = list(connect.moved_from)
+        await self.connect_gate.wait()
+        self.sessions.append(session)
+        return [pb.KnownCids(conversation=head.conversation) for head in connect.outbox]
+
+    def disconnected(self, session: Session) -> None:
+        self.over.append(session)
+
+
+class FastClock(SystemClock):
+    def __init__(self, speed: float) -> None:
+        super().__init__()
+        self._speed = speed
+
+    def now(self) -> float:
+        return super().now() * self._speed
+
+
+class Front:
+    """Gateways and the state role of one IDC, real sockets, over a ``MemoryIm``.
+
+    ``async with Front(...) as front``; then ``front.dial()`` and ``front.connect(uid)``. ``speed``:
+    as many seconds of the roles' clock pass in one.
+    """
+
+    def __init__(
+        self,
+        keys: RegionKeys,
+        tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,  # server's, client's
+        parameters: ClientParameters | None = None,
+        limits: GatewayConfig | None = None,
+        gateways: int = 1,
+        checkpoint_path: Path | None = None,
+        origin: Origin = Origin("fra", 1),  # noqa: B008 - a tuple
+        speed: float = 1.0,
+    ) -> None:
+        self.keys = keys
+        self.clock = FastClock(speed)
+        self._tls = tls
+        self.state = StateServer(
+            keys,
+            self.clock,
+            parameters or ClientParameters(),
+            self.stamp,
+            lambda: 12,
+            lambda ticket, uid: ticket.decode(),
+            checkpoint_path,
+        )
+        self.im = MemoryIm(self.state, self.stamp, origin)
+        self.state.im, self.state.origin = self.im, origin
+        self.gateways = [
+            Gateway(f"{origin.idc}-gw-{number}", self.state, self.clock, limits)
+            for number in range(1, gateways + 1)
+        ]
+        self._task: asyncio.Task[None] | None = None
+
+    def stamp(self) -> pb.Stamp:
+        return stamp_pb(self.keys.stamp(from_ms(self.clock.wall_ms())))
+
+    async def __aenter__(self) -> Self:
+        self.state.load_checkpoint()
+        for gateway in self.gateways:
+            self.state.gateways[gateway.name] = gateway
+            await gateway.start("127.0.0.1", 0, self._tls[0] if self._tls else None)
+        self._task = asyncio.create_task(self.state.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for gateway in self.gateways:
+            await gateway.stop()
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self.state.write_checkpoint()
+
+    async def dial(self, gateway: int = 0, speak: bool = True) -> FrameClient:
+        return await dial(self.gateways[gateway].port, self._tls[1] if self._tls else None, speak)
+
+    def hello(self, uid: str, epoch: int = 1, device: str = "phone", **fields: Any) -> pb.Request:
+        claims = Claims(uid, device, self.clock.wall_ms() + 60_000)
+        token = mint(self.keys, claims).encode()
+        return pb.Request(connect=pb.Connect(token=token, connection_epoch=epoch, **fields))
+
+    async def connect(
+        self, uid: str, epoch: int = 1, device: str = "phone", gateway: int = 0, **fields: Any
+    ) -> tuple[FrameClient, pb.ConnectOk]:
+        client = await self.dial(gateway)
+        response = await client.ask(self.hello(uid, epoch, device, **fields))
+        assert not response.HasField("error"), response.error
+        return client, response.connect_ok

@@ -1,0 +1,66 @@
+"""``python -m services.witness``: a registry and a vote, until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from imcore.errors import BadInput, ImError
+from imcore.region.load import load_region
+from services.witness.witness import Witness
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.witness", description=__doc__)
+    parser.add_argument("--region", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pki", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--links", type=Path, metavar="FILE", help="JSON: at which address to dial each IDC"
+    )
+    return parser.parse_args(argv)
+
+
+def _links(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_text())
+        return {str(name): str(address) for name, address in document.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"{path}: expected a JSON object of addresses by IDC: {error}") from error
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    witness = Witness(load_region(options.region), options.data, options.pki, _links(options.links))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, witness.stop)
+    await witness.run()
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    options = _arguments(argv)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(options))
+    except (ImError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

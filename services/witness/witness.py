@@ -1,0 +1,199 @@
+"""Composition of the witness: registry store, gRPC server, controller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from imcore.errors import BadInput
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.region.model import Region
+from imcore.runtime import SystemClock
+from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
+from services.control.caspaxos import Proposer
+from services.control.controller import Controller, voters_of
+from services.control.holder import PolicyHolder
+from services.control.peer_calls import PeerCalls
+from services.engines.disk import RealDisk
+from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
+from services.engines.registry_store import RegistryStore
+from services.ipconf.directory import Directory
+from services.node.authorize import Authorizer
+from services.ports import Registry
+
+log = logging.getLogger("im.witness")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+STOP_S = 0.5
+_NO_TRAFFIC = "a witness carries no messages"
+
+
+class _Peers(rpc.PeerServicer):
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    async def Probe(self, request: peer.ProbeRequest, context: Context) -> peer.ProbeReply:
+        policy = self._witness.holder.policy
+        return peer.ProbeReply(
+            idc=self._witness.name,
+            wall_ms=self._witness.clock.wall_ms(),
+            serving=True,
+            policy_epoch=policy.epoch if policy else 0,
+        )
+
+    async def Facts(self, request: peer.StatusRequest, context: Context) -> peer.StatusReply:
+        return peer.StatusReply(idc=self._witness.name, json=json.dumps(self._witness.status()))
+
+    async def Signals(
+        self, request_iterator: AsyncIterator[peer.SignalBatch], context: Context
+    ) -> peer.SignalsDone:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_TRAFFIC)
+        raise AssertionError("abort returns never")
+
+
+class _Admin(rpc.AdminServicer):
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    async def Status(self, request: peer.StatusRequest, context: Context) -> peer.StatusReply:
+        status = self._witness.status()
+        return peer.StatusReply(idc=self._witness.name, json=json.dumps(status))
+
+    async def Shutdown(self, request: peer.ShutdownRequest, context: Context) -> peer.ShutdownReply:
+        self._witness.stop()
+        return peer.ShutdownReply()
+
+    async def StateHash(
+        self, request: peer.StateHashRequest, context: Context
+    ) -> peer.StateHashReply:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_TRAFFIC)
+        raise AssertionError("abort returns never")
+
+    async def Fault(self, request: peer.FaultRequest, context: Context) -> peer.FaultReply:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a witness takes no faults")
+        raise AssertionError("abort returns never")
+
+
+class Witness:
+    """``links``: at which address to dial each IDC, where that is not its own endpoint. Raises
+    BadInput for a region without a witness."""
+
+    def __init__(self, region: Region, data: Path, pki: Path, links: Mapping[str, str]) -> None:
+        if region.spec.witness is None:
+            raise BadInput("the region file has no spec.witness; nothing to run")
+        self.name = region.spec.witness.name
+        self.clock = SystemClock()
+        self.holder = PolicyHolder(data / "policy.json")
+        self._address = region.spec.witness.peer
+        self._region = region
+        self._data = data
+        self._pki = pki
+        self._links = links
+        self._rng = random.Random(secrets.randbits(64))
+        self._stopped = asyncio.Event()
+        self._started = time.monotonic()
+        self._controller: Controller | None = None
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Until ``stop``. Raises OSError when the address is taken, Unavailable when another
+        process holds the data folder."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            log.info("%s votes at %s (pid %d)", self.name, self._address, os.getpid())
+            await self._stopped.wait()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        self._data.mkdir(parents=True, exist_ok=True)
+        store = await RegistryStore.open(
+            str(self._data / "registry"), RealDisk(), self.clock, self._rng
+        )
+        stack.push_async_callback(store.close)
+        registries: dict[str, Registry] = {}
+        stubs: dict[str, rpc.PeerAsyncStub] = {}
+        for idc in self._region.spec.idcs:
+            target = self._links.get(idc.name, idc.endpoints.peer)
+            channel = grpc_channel(self._pki, self.name, idc.name, target)
+            stack.push_async_callback(channel.close, STOP_S)
+            registries[idc.name] = RemoteRegistry(channel, idc.name)
+            stubs[idc.name] = rpc.PeerStub(channel)
+        registries[self.name] = store
+        await self._serve(store, stack)
+        proposer = Proposer(registries, self.name, self.clock, self._rng)
+        stack.push_async_callback(proposer.close)
+        directory = Directory(
+            {idc.name: registries[idc.name] for idc in self._region.spec.idcs}, self.clock
+        )
+        directory.start()
+        stack.push_async_callback(directory.stop)
+        peers = PeerCalls(self.name, stubs, self.clock)
+        self._controller = Controller(
+            self.name,
+            self._region,
+            registries,
+            proposer,
+            self.holder,
+            directory,
+            peers.probe,
+            peers.facts,
+            self.clock,
+            self._rng,
+        )
+        self._controller.start()
+        stack.push_async_callback(self._controller.stop)
+        joining = asyncio.create_task(proposer.ensure_member())
+        stack.callback(joining.cancel)
+
+    async def _serve(self, store: RegistryStore, stack: contextlib.AsyncExitStack) -> None:
+        everybody = frozenset(voters_of(self._region))
+        authorizer = Authorizer(
+            {
+                "Peer": everybody,
+                "Registry": everybody | {"admin"},
+                "Admin": frozenset({"admin"}),
+            }
+        )
+        server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
+        rpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
+        rpc.add_PeerServicer_to_server(_Peers(self), server)
+        rpc.add_AdminServicer_to_server(_Admin(self), server)
+        credentials = grpc_server_credentials(self._pki, self.name)
+        if server.add_secure_port(self._address, credentials) == 0:
+            raise OSError(f"cannot listen on {self._address} (spec.witness.peer)")
+        await server.start()
+        stack.push_async_callback(server.stop, STOP_S)
+
+    def status(self) -> dict[str, Any]:
+        """The part of the status JSON that a witness has."""
+        controller, policy = self._controller, self.holder.policy
+        return {
+            "idc": self.name,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "serving": True,
+            "policy": {
+                "epoch": policy.epoch if policy else 0,
+                "stale": self.holder.stale,
+                "idcs": {
+                    name: {"state": known.state, "ramp": known.ramp}
+                    for name, known in (policy.idcs.items() if policy else ())
+                },
+            },
+            "alarms": controller.alarms() if controller else [],
+            "registries": controller.registries() if controller else {},
+        }
