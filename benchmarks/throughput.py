@@ -1,0 +1,139 @@
+"""The highest rate at which one IDC in one process answers in time; plain TCP and TLS side by side.
+
+Fsync before ack, every message acked to its sender and pushed to two devices. In time: p99 of ack
+and of receipt under LIMIT_MS, counted from when a message was to be sent, and as much is acked as
+is offered. The rate rises by half until a step fails three times, then the gap is halved. The rate
+goes on rising until the node does not keep up any more: a busy machine spoils that figure least.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.deployment import Process, one_idc, running
+from benchmarks.generator import Generator, generator
+
+LIMIT_MS = 10.0
+AIM_PER_S = 2000
+ACHIEVED = 0.97  # of what is offered
+START_PER_S = 400.0
+LOWEST_PER_S = 50.0
+NEAR = 1.1  # the search ends when the failed rate is this near
+PAIRS = 100  # two connections each; a gateway takes 200 requests/s of one
+TRIES = 3  # a step that fails may have been disturbed
+
+
+class Step(NamedTuple):
+    found: dict[str, Any]  # of the generator
+    node_cpu_us: float  # a message
+    load: float  # of the machine, 1 minute
+
+    def has_kept_up(self) -> bool:
+        found = self.found
+        lost = found["unacked"] or found["unreceived"] or found["lost"]
+        return not lost and found["achieved"] >= ACHIEVED * found["offered"]
+
+    def is_in_time(self) -> bool:
+        slowest = max(self.found["ack"]["p99_ms"], self.found["receive"]["p99_ms"])
+        return self.has_kept_up() and slowest < LIMIT_MS
+
+
+class Found(NamedTuple):
+    """The steps with the highest rate in time, and with the highest at which all was acked as fast
+    as it came; None: there was none."""
+
+    in_time: Step | None
+    kept_up: Step | None
+
+
+async def step(load: Generator, node: Process, rate: float, seconds: float) -> Step:
+    before = node.cpu_s()
+    found = await load.run(rate, seconds)
+    cpu_us = (node.cpu_s() - before) / max(1, found["messages"]) * 1e6
+    done = Step(found, cpu_us, os.getloadavg()[0])
+    ack, receive = found["ack"], found["receive"]
+    print(
+        f"  offered {found['offered']:6.0f}/s  achieved {found['achieved']:6.0f}/s  "
+        f"ack p50 {ack['p50_ms']:7.2f} p99 {ack['p99_ms']:8.2f} ms  "
+        f"receipt p50 {receive['p50_ms']:7.2f} p99 {receive['p99_ms']:8.2f} ms  "
+        f"node {cpu_us:4.0f} us/msg  load {done.load:.1f}"
+        f"{'' if done.is_in_time() else '  too slow'}{found['lost']}",
+        flush=True,
+    )
+    return done
+
+
+async def search(load: Generator, node: Process, seconds: float) -> Found:
+    async def attempt(rate: float, good: Callable[[Step], bool] = Step.is_in_time) -> Step:
+        for _ in range(TRIES):
+            done = await step(load, node, rate, seconds)
+            if good(done):
+                break
+        return done
+
+    rate, best, most, failed = START_PER_S, None, None, 0.0
+    while True:
+        done = await attempt(rate, Step.has_kept_up if failed else Step.is_in_time)
+        if not failed:
+            best, failed = (done, 0.0) if done.is_in_time() else (best, rate)
+        if not done.has_kept_up():
+            break
+        most, rate = done, rate * 1.5
+    failed = failed or rate
+    while best is None and failed / 2 >= LOWEST_PER_S:
+        done = await attempt(failed / 2)
+        best, failed = (done, failed) if done.is_in_time() else (None, failed / 2)
+    while best is not None and failed / best.found["rate"] > NEAR:
+        middle = (failed + best.found["rate"]) / 2
+        done = await attempt(middle)
+        best, failed = (done, failed) if done.is_in_time() else (best, middle)
+    return Found(best, most)
+
+
+async def measure(plain: bool, seconds: float) -> Found:
+    with tempfile.TemporaryDirectory(prefix="bench-throughput-") as name:
+        folder = Path(name)
+        region = one_idc(folder)
+        async with (
+            running(folder, region, plain) as processes,
+            generator(folder, region, [("fra", "fra")] * PAIRS, not plain) as load,
+        ):
+            print(f"{'plain' if plain else 'TLS'}, {2 * PAIRS} connections", flush=True)
+            await load.run(START_PER_S / 2, 1.0)
+            found = await search(load, processes["fra"], seconds)
+            print(f"  history: {await load.judged()}", flush=True)
+    return found
+
+
+def _line(name: str, best: Step | None) -> str:
+    if best is None:
+        return f"  {name:6} none on this machine now, from {LOWEST_PER_S:g}/s on"
+    found = best.found
+    return (
+        f"  {name:6} {found['achieved']:5.0f} msg/s, ack p99 {found['ack']['p99_ms']:.1f} ms, "
+        f"receipt p99 {found['receive']['p99_ms']:.1f} ms, node {best.node_cpu_us:.0f} us/msg, "
+        f"load {best.load:.1f}"
+    )
+
+
+def _ratio(plain: Step | None, tls: Step | None) -> str:
+    if plain is None or tls is None:
+        return "  TLS / plain: not known"
+    rates = tls.found["achieved"] / plain.found["achieved"]
+    return f"  TLS / plain: rate {rates:.2f}, CPU {tls.node_cpu_us / plain.node_cpu_us:.2f}"
+
+
+async def run(quick: bool) -> None:
+    seconds = 2.0 if quick else 4.0
+    plain = await measure(True, seconds)
+    tls = await measure(False, seconds)
+    print(f"highest rate with p99 of ack and receipt under {LIMIT_MS:g} ms (aim {AIM_PER_S}/s):")
+    print(_line("plain", plain.in_time), _line("TLS", tls.in_time), sep="\n")
+    print(_ratio(plain.in_time, tls.in_time))
+    print("highest rate that was kept up with, whatever the latency:")
+    print(_line("plain", plain.kept_up), _line("TLS", tls.kept_up), sep="\n")
+    print(_ratio(plain.kept_up, tls.kept_up))

@@ -1,0 +1,5 @@
+"""``python -m imctl``."""
+
+from imctl.main import main
+
+main()

@@ -1,0 +1,70 @@
+"""Calls to the Admin services of a deployment, over mutual TLS as ``admin``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unavailable
+from imcore.proto import peer_pb2 as pb
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.tls import grpc_channel
+from imctl.target.base import Target
+
+TIMEOUT_S = 3.0
+
+
+async def status(target: Target, name: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """One unit's status document. Raises Unavailable."""
+    async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+        try:
+            reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, name, safe=True) from error
+        document: dict[str, Any] = json.loads(reply.json)
+        return document
+
+
+async def statuses(
+    target: Target, names: Iterable[str], timeout_s: float = TIMEOUT_S
+) -> dict[str, dict[str, Any] | ImError]:
+    """Of all, at once; an error in place of the document of one that does not answer."""
+
+    async def one(name: str) -> dict[str, Any] | ImError:
+        try:
+            return await status(target, name, timeout_s)
+        except ImError as error:
+            return error
+
+    wanted = list(names)
+    found = await asyncio.gather(*(one(name) for name in wanted))
+    return dict(zip(wanted, found, strict=True))
+
+
+async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
+    """Returns what was done, in a sentence. Raises Refused, Unavailable, OutcomeUnknown."""
+    async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+        try:
+            reply = await rpc.AdminStub(channel).Fault(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, name, safe=False) from error
+        return str(reply.sentence)
+
+
+def translate(error: grpc.aio.AioRpcError, name: str, safe: bool) -> ImError:
+    """``safe``: the call changes nothing, so a time-out is no unknown outcome."""
+    code, details = error.code(), error.details() or "no details"
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return BadInput(details)
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return Refused(Code.FORBIDDEN, details)
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return Refused(Code.FORBIDDEN, f"{name} refuses: {details}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not safe:
+        return OutcomeUnknown(f"{name} did not answer in time")
+    return Unavailable(f"{name} does not answer ({code.name.lower().replace('_', ' ')})")

@@ -1,0 +1,181 @@
+"""token, send, tail: speak as a user of a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from imcore.errors import BadInput, OutcomeUnknown, Unavailable
+from imcore.runtime import SystemClock
+from imcore.words import direct_members, is_group, valid_id
+from imctl import deployment
+from imctl.identity import DAY_S, ipconf_urls, token_for
+from imctl.options import Data, Format, Output
+from imctl.target.local import Local
+from services.sdk import (
+    Client,
+    ConnectionChanged,
+    Event,
+    Message,
+    Moved,
+    NotConnected,
+    Options,
+    SendFailed,
+)
+
+Uid = Annotated[str, typer.Argument(metavar="UID", help="Whom it speaks for.")]
+Device = Annotated[str, typer.Option(help="Which of the user's devices it is.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="ADDRESS", help="Appear to come from this public address."),
+]
+START_MS = 10_000
+
+
+def token(
+    uid: Uid,
+    device: Annotated[str, typer.Argument(metavar="DEVICE")],
+    ttl: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = DAY_S,
+    admin: Annotated[bool, typer.Option("--admin", help="May ask ipconf for any address.")] = False,
+    data: Data = None,
+) -> None:
+    """Mint a client token, signed with the region key."""
+    print(token_for(deployment.find(data), uid, device, SystemClock(), ttl, admin))
+
+
+def send(
+    uid: Uid,
+    to: Annotated[str, typer.Argument(metavar="TO", help="A uid, or a group's g:... id.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT")],
+    device: Device = "imctl",
+    source: From = None,
+    replicated: Annotated[
+        bool, typer.Option("--replicated", help="Wait until another IDC holds it too.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 10.0,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Send a message as a user; returns once it is durably stored.
+
+    Exit status 4: not acked in time; it stays in the outbox of this device and goes out with the
+    next `send` of it.
+    """
+    target = deployment.find(data)
+    outbox = target.data / "clients" / f"{uid}.{device}.db"
+    client = _client(target, uid, device, source, outbox)
+    conversation = _conversation(client, to)
+    outbox.parent.mkdir(parents=True, exist_ok=True)
+    document = asyncio.run(_send(client, conversation, text, replicated, timeout))
+    if output is Format.TABLE:
+        print(f"{document['durability']} by {document['idc']} in {document['ms']:.0f} ms")
+    else:
+        print(json.dumps(document))
+
+
+def _client(
+    target: Local, uid: str, device: str, source: str | None, outbox: object = None
+) -> Client:
+    return Client(
+        token=token_for(target, uid, device, SystemClock()),
+        ipconf=ipconf_urls(target),
+        ca_file=target.pki / "ca.pem",
+        outbox=str(outbox) if outbox else None,
+        options=Options(client="imctl/1", start_timeout_ms=START_MS),
+        forwarded_for=source,
+    )
+
+
+def _conversation(client: Client, to: str) -> str:
+    if is_group(to) or direct_members(to):
+        return to
+    if not valid_id(to):
+        raise BadInput(f"expected a uid or a conversation's id, got {to!r}")
+    return client.direct(to)
+
+
+async def _send(
+    client: Client, conversation: str, text: str, replicated: bool, timeout_s: float
+) -> dict[str, object]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(START_MS / 1000 + timeout_s), client:
+            started = loop.time()
+            sent = await client.send(conversation, text.encode(), timeout_ms=int(timeout_s * 1000))
+            if replicated:
+                await sent.replicated()
+            return {
+                "conversation": conversation,
+                "key": sent.key,
+                "durability": "replicated" if replicated else "stored",
+                "idc": client.state.idc or str(sent.place.origin),
+                "ms": round((loop.time() - started) * 1000, 1),
+            }
+    except SendFailed as error:
+        if error.pending:
+            raise OutcomeUnknown(str(error)) from error
+        raise
+    except TimeoutError as error:
+        raise OutcomeUnknown("stored, but not replicated in time") from error
+    except NotConnected as error:
+        raise Unavailable(str(error)) from error
+
+
+def tail(
+    uid: Uid,
+    device: Annotated[
+        str | None, typer.Option(help="Which device it is [default: a new one].")
+    ] = None,
+    source: From = None,
+    history: Annotated[int, typer.Option(min=0, help="How many older messages to show.")] = 0,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Follow what a user's device is shown: messages, moves, connections; until Ctrl-C."""
+    target = deployment.find(data)
+    client = _client(target, uid, device or f"tail-{secrets.token_hex(4)}", source)
+    show = _as_line if output is Format.TABLE else _as_json
+    client.on(lambda event: print(show(event), flush=True))
+    try:
+        asyncio.run(_tail(client, history))
+    except NotConnected as error:
+        raise Unavailable(str(error)) from error
+
+
+async def _tail(client: Client, history: int) -> None:
+    async with client:
+        if history:
+            for conversation in client.conversations():
+                await client.sync_history(conversation, history)
+        await asyncio.Event().wait()
+
+
+def _as_json(event: Event) -> str:
+    document = {"event": type(event).__name__} | event._asdict()
+    if isinstance(event, Message):
+        document["content"] = event.content.decode(errors="replace")
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _as_line(event: Event) -> str:
+    if isinstance(event, Message):
+        at = datetime.fromtimestamp(event.composed_ms / 1000).strftime("%H:%M:%S")
+        note = f" (at {event.index}{', late' if event.late else ''})"
+        text = printable(event.content.decode(errors="replace"))
+        return f"{at} {event.conversation} {event.uid}: {text}{note}"
+    if isinstance(event, Moved):
+        return f"moved in {event.conversation}: from {event.from_index} to {event.to_index}"
+    if isinstance(event, ConnectionChanged):
+        where = f"connected to {event.gateway}" if event.gateway else "not connected"
+        return f"{where} ({event.reason})" if event.reason else where
+    return f"{event.uid} has read {event.conversation}"
+
+
+def printable(text: str) -> str:
+    """Without what could steer a terminal: the text is somebody else's."""
+    return "".join(c if c.isprintable() else "�" for c in text)

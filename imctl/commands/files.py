@@ -1,0 +1,129 @@
+"""validate, check, pki: commands that work on files alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from imctl.errors import USAGE
+from imctl.options import Format, Output, RegionFile
+from imctl.output import emit
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Region files.")],
+) -> None:
+    """Check region files: types, fields and the rules between them, each error with its line."""
+    from imcore.region.load import check_region
+
+    wrong = 0
+    for file in files:
+        found = check_region(file)
+        for problem in found.problems:
+            print(problem, file=sys.stderr)
+        wrong += len(found.problems)
+        if found.region is not None:
+            spec = found.region.spec
+            witness = " and a witness" if spec.witness else ""
+            print(f"{file}: valid; {len(spec.idcs)} IDCs{witness}, {len(spec.geo.shards)} shards")
+    if wrong:
+        raise typer.Exit(USAGE)
+
+
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A history, as JSON lines.")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Judge a recorded history: nothing missing, nothing twice, one order (docs/history.md).
+
+    Exit status: 0 every promise held, 1 violations, 2 no history, or one that ends too early.
+    """
+    from imcore.checker import check_file
+
+    report = check_file(file)
+    emit(report.as_json() | {"sentence": report.sentence()}, output, lambda: _verdict(report))
+    raise typer.Exit(report.exit_code)
+
+
+def _verdict(report: Any) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row(report.sentence())
+    for kind, examples in sorted(report.examples.items()):
+        table.add_row(f"{kind}: {report.violations[kind]}")
+        for example in examples:
+            table.add_row(f"  {example}")
+    return table
+
+
+pki = typer.Typer(
+    help="Make and show the region's certificates.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@pki.command("init")
+def pki_init(
+    file: RegionFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder [default: var/REGION/pki].", show_default=False),
+    ] = None,
+) -> None:
+    """Make what is missing: a CA, a certificate for each IDC, the region keys.
+
+    Nothing that exists is overwritten.
+    """
+    from imcore import pki as core
+    from imcore.region.load import load_region
+    from imcore.runtime import SystemClock
+    from imctl.target.local import default_data, pki_names
+
+    region = load_region(file)
+    folder = out or default_data(region) / "pki"
+    made = core.init(folder, pki_names(region), core.utc_now(SystemClock().wall_ms()))
+    print(f"{folder}: made {', '.join(made)}" if made else f"{folder}: nothing was missing")
+
+
+@pki.command("show")
+def pki_show(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]", help="The folder [default: the deployment's].", show_default=False
+        ),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the certificates of a folder: names, expiry, fingerprint. Never a key."""
+    from imcore import pki as core
+    from imctl import deployment
+
+    infos = core.show(folder or deployment.find(None).pki)
+    rows = [
+        {
+            "name": info.name,
+            "hosts": list(info.hosts),
+            "expires": f"{info.expires:%Y-%m-%d}",
+            "fingerprint": info.fingerprint,
+        }
+        for info in infos
+    ]
+
+    def table() -> Table:
+        view = Table("NAME", "EXPIRES", "SHA-256", "HOSTS", box=None, pad_edge=False)
+        for info in infos:
+            view.add_row(
+                info.name,
+                f"{info.expires:%Y-%m-%d}",
+                info.fingerprint[:16],
+                ", ".join(info.hosts),
+            )
+        return view
+
+    emit(rows, output, table)

@@ -1,0 +1,155 @@
+"""up, down, logs; kill, start, wipe, pause, resume one IDC."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from imcore.runtime import SystemClock
+from imctl import deployment, startup
+from imctl.errors import Failed
+from imctl.options import Data, IdcName, RegionFile
+from imctl.output import console
+from imctl.target.local import Local
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return once all of it serves.")]
+
+
+def up(
+    file: RegionFile,
+    data: Data = None,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Allow faults (partition, slow, clock, disk).")
+    ] = False,
+    wait: Wait = True,
+) -> None:
+    """Start the deployment of a region file on this machine.
+
+    Makes the certificates when there are none, starts the link proxy, the witness and the IDCs as
+    processes of their own and waits until they serve. Ctrl-C while starting leaves nothing.
+    """
+    target = Local.prepare(file, data, faults, SystemClock())
+    started = time.monotonic()
+    with _progress(target) as progress:
+        startup.bring_up(target, progress, wait)
+    names = ", ".join(idc.name for idc in target.region.spec.idcs)
+    done = "serve" if wait else "are starting"
+    print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")
+
+
+@contextmanager
+def _progress(target: Local) -> Iterator[startup.Progress]:
+    """A line for each unit, on a terminal; nothing elsewhere."""
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bars:
+        tasks = {name: bars.add_task(f"{name} waits", total=1) for name in target.names()}
+
+        def show(name: str, serving: bool) -> None:
+            words = "serves" if serving else "starts"
+            bars.update(tasks[name], description=f"{name} {words}", completed=int(serving))
+
+        yield show
+
+
+def down(data: Data = None) -> None:
+    """Stop the deployment; its data stay."""
+    target = deployment.find(data)
+    count = sum(unit.state != "gone" for unit in target.units())
+    killed = target.stop()
+    note = f" ({', '.join(killed)} had to be killed)" if killed else ""
+    print(f"stopped {count} processes of {target.region.metadata.name}{note}")
+
+
+def kill(idc: IdcName, data: Data = None) -> None:
+    """Kill -9 every process of an IDC, as a power cut would."""
+    deployment.find(data).kill(idc)
+    print(f"killed {idc}; `imctl start {idc}` starts it again")
+
+
+def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
+    """Start an IDC (or the witness, or the link proxy) that was killed."""
+    target = deployment.find(data)
+    target.start([idc])
+    if wait:
+        asyncio.run(startup.wait_serving(target, [idc], lambda name, serving: None))
+    print(f"{idc} {'serves' if wait else 'is starting'}")
+
+
+def wipe(
+    idc: IdcName,
+    data: Data = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete the data of an IDC that is down: its log, its KV, its registry."""
+    target = deployment.find(data)
+    if not yes:
+        typer.confirm(f"Delete all data of {idc} below {target.data / idc}?", abort=True)
+    target.wipe(idc)
+    print(f"wiped {idc}; it comes back as a new incarnation")
+
+
+def pause(idc: IdcName, data: Data = None) -> None:
+    """Freeze an IDC's processes (SIGSTOP): connections stay open and nothing answers."""
+    deployment.find(data).pause(idc)
+    print(f"paused {idc}; `imctl resume {idc}` lets it go on")
+
+
+def resume(idc: IdcName, data: Data = None) -> None:
+    """Let a paused IDC go on (SIGCONT)."""
+    deployment.find(data).resume(idc)
+    print(f"resumed {idc}")
+
+
+def logs(
+    idc: Annotated[
+        str | None, typer.Argument(metavar="[IDC]", help="One of them; else all.")
+    ] = None,
+    data: Data = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the end.")] = 50,
+) -> None:
+    """Show the logs of an IDC (or the witness, the link proxy), or of all."""
+    target = deployment.find(data)
+    if idc is not None and idc not in target.names():
+        raise typer.BadParameter(f"expected one of {', '.join(target.names())}, got {idc}")
+    files = {name: target.log_file(name) for name in target.names() if idc in (None, name)}
+    prefix = len(files) > 1
+    ends = {name: _print_end(name, path, lines, prefix) for name, path in files.items()}
+    while follow:
+        time.sleep(0.2)
+        for name, path in files.items():
+            ends[name] = _print_from(name, path, ends[name], prefix)
+
+
+def _print_end(name: str, path: Path, count: int, prefix: bool) -> int:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise Failed(f"cannot read {path}: {error.strerror}") from error
+    for line in data.decode(errors="replace").splitlines()[-count or len(data) :]:
+        print(f"{name}: {line}" if prefix else line)
+    return len(data)
+
+
+def _print_from(name: str, path: Path, offset: int, prefix: bool) -> int:
+    """Whole new lines; returns the new offset."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return 0
+    whole, newline, _ = data.rpartition(b"\n")
+    if newline:
+        for line in whole.decode(errors="replace").splitlines():
+            print(f"{name}: {line}" if prefix else line, flush=True)
+    return offset + len(whole) + len(newline)

@@ -1,0 +1,386 @@
+"""``imctl demo``: IDCs under load, one of them killed, and a report of what the clients saw."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from imcore.checker import Report as Verdict
+from imcore.checker import check_file
+from imcore.checker.availability import Availability
+from imcore.checker.latency import Latencies
+from imcore.errors import BadInput, ImError, OutcomeUnknown, Unavailable
+from imcore.history import VERSION, Header, HistoryWriter
+from imcore.region.load import load_region
+from imcore.region.model import Region
+from imcore.runtime import SystemClock
+from imctl import admin, startup
+from imctl.commands.load import home_countries
+from imctl.errors import Failed
+from imctl.identity import ipconf_urls, token_for
+from imctl.loop import new_event_loop
+from imctl.output import console
+from imctl.report import promises
+from imctl.report.live import View, make_view
+from imctl.report.model import Promise, RunReport, Subject, write_json, write_text
+from imctl.report.page import write_page
+from imctl.report.screen import show
+from imctl.scenario import Observed, Plan, Scenario
+from imctl.statusview import newest_policy
+from imctl.target.local import Local
+from imctl.traffic import Control
+from services.control.operations import State
+from services.control.rules import Change, Kind
+from services.loadgen.load import Load
+from services.loadgen.population import Population, country_lookup, make_population
+from services.loadgen.recorder import Recorder
+from services.loadgen.schedule import Rates
+from services.loadgen.sdk import SdkClients
+
+REGION = Path("regions/three-idc.yaml")
+ASK_AGAIN_S = 0.3
+CLOSE_S = 10.0  # hundreds of clients on a machine that is too busy
+RATE_MARGIN = 1.05  # arrivals are random: so much is offered that the promised rate is reached
+RATE_GROUPS = 20.0
+GROUP_MARGIN = 1.25
+
+
+def demo(
+    victim: Annotated[
+        str, typer.Option(help="The IDC to kill [default: another one each run].", metavar="IDC")
+    ] = "random",
+    clients: Annotated[int, typer.Option(help="Users; a third of them have two devices.")] = 300,
+    rate: Annotated[float, typer.Option(help="Messages per second to sustain.")] = 300.0,
+    seconds: Annotated[float, typer.Option(help="Steady load before the fault, and after.")] = 15.0,
+    switchover: Annotated[
+        bool, typer.Option("--switchover/--no-switchover", help="A planned move at the end.")
+    ] = True,
+    file: Annotated[Path, typer.Option("--region", help="The region file.")] = REGION,
+    out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the deployment's data.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the clients and their messages.")] = None,
+) -> None:
+    """Lose a data centre under load and prove that nothing is lost.
+
+    Starts the IDCs on this machine, connects clients at real public addresses, kills one IDC while
+    they talk, waits for the automatic failover, brings the IDC back, makes a planned switchover,
+    and judges what every client was shown. Exit status 0 only if every promise held.
+    """
+    began = time.monotonic()
+    clock = SystemClock()
+    screen = console()
+    run = f"{clock.wall_ms() // 1000 % 16**5:05x}"
+    _writable(out)
+    data = out / f"data-{run}"
+    chosen = _victim(victim, load_region(file), out, clock.wall_ms())
+    target = Local.prepare(file, data, faults=False, clock=clock)
+    settings = _Settings(
+        region=target.region,
+        run=run,
+        victim=chosen,
+        clients=clients,
+        rate=rate,
+        seconds=seconds,
+        switchover=switchover,
+        seed=clock.wall_ms() % 1_000_000 if seed is None else seed,
+        out=out,
+    )
+    report: RunReport | None = None
+    try:
+        with startup.interruptible(), _stopping(target):
+            screen.print(f"starting {', '.join(_idcs(target.region))}", highlight=False)
+            startup.bring_up(target, lambda name, serving: None)
+            with (
+                make_view(screen, _idcs(target.region)) as view,
+                asyncio.Runner(loop_factory=new_event_loop) as runner,
+            ):
+                recorded = runner.run(_run(target, settings, view, clock))
+        report = _judge(settings, recorded, clock, began)
+    finally:
+        if not keep and report is not None and report.ok:
+            shutil.rmtree(data, ignore_errors=True)
+    _publish(report, out, screen)
+    if not report.ok:
+        screen.print(f"logs and data: {data}", highlight=False)
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    region: Region
+    run: str
+    victim: str
+    clients: int
+    rate: float
+    seconds: float
+    switchover: bool
+    seed: int
+    out: Path
+
+    @property
+    def history(self) -> Path:
+        return self.out / "history.jsonl"
+
+    def rates(self) -> Rates:
+        groups = min(self.rate, RATE_GROUPS) * GROUP_MARGIN
+        return Rates(max(self.rate * RATE_MARGIN, groups), groups)
+
+
+# -------------------------------------------------------------------------------- before
+
+
+def _idcs(region: Region) -> list[str]:
+    return [idc.name for idc in region.spec.idcs]
+
+
+def _writable(out: Path) -> None:
+    """Raises BadInput before anything is started."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(
+            f"cannot write below {out}: {error.strerror}; choose another folder with --out"
+        ) from error
+
+
+def _victim(wanted: str, region: Region, out: Path, wall_ms: int) -> str:
+    """``random``: the one after the last run's, which a file remembers."""
+    idcs = _idcs(region)
+    if len(idcs) < 2:
+        raise BadInput("the demo needs a region of at least two IDCs")
+    if wanted != "random":
+        if wanted not in idcs:
+            raise BadInput(f"--victim: expected one of {', '.join(idcs)}, got {wanted!r}")
+        return wanted
+    memory = out / "last-victim"
+    last = memory.read_text().strip() if memory.exists() else ""
+    position = idcs.index(last) + 1 if last in idcs else wall_ms
+    chosen = idcs[position % len(idcs)]
+    write_text(memory, chosen + "\n")
+    return chosen
+
+
+@contextlib.contextmanager
+def _stopping(target: Local) -> Iterator[None]:
+    """However the block ends, nothing of the deployment runs on."""
+    try:
+        yield
+    finally:
+        with startup.deaf():
+            target.stop()
+
+
+# -------------------------------------------------------------------------------- the run
+
+
+@dataclass(slots=True)
+class _Recorded:
+    scenario: Scenario
+    load: Load
+    population: Population
+    started: str
+    broke_off: str
+    load_average: float
+
+
+async def _run(target: Local, settings: _Settings, view: View, clock: SystemClock) -> _Recorded:
+    rng = random.Random(settings.seed)
+    population = make_population(
+        settings.clients,
+        home_countries(target),
+        rng,
+        country_lookup(),
+        prefix=f"{settings.run}-",
+    )
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    name = settings.region.metadata.name
+    writer = HistoryWriter(settings.history, Header(VERSION, started, name, settings.run))
+    recorder = Recorder(writer.write, clock.now, writer.flush)
+    connect = _clients(target, clock, rng)
+    load = Load(population, connect, recorder, clock, rng)
+    addresses = {
+        idc: next(client.address for client in population.clients if client.home == idc)
+        for idc in _idcs(settings.region)
+    }
+    plan = Plan(
+        before_s=settings.seconds,
+        after_s=settings.seconds,
+        rates=settings.rates(),
+        switchover=settings.switchover,
+    )
+    async with Control(target, clock, rng) as control:
+        deployment = LocalDeployment(target, control)
+        scenario = Scenario(load, recorder, deployment, connect, view, clock, plan, addresses)
+        recorded = _Recorded(scenario, load, population, started, "", os.getloadavg()[0])
+        try:
+            view.step(f"connecting {len(population.clients)} devices of {settings.clients} clients")
+            await load.open()
+            _collect_seldom()
+            await scenario.run(settings.victim)
+        except ImError as error:
+            recorded.broke_off = str(error)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await load.close()
+                    await connect.close()
+            writer.close()
+    return recorded
+
+
+def _collect_seldom() -> None:
+    """A full collection over hundreds of clients' objects stops all of them for half a second,
+    which would be measured as the service's latency."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000)
+
+
+def _clients(target: Local, clock: SystemClock, rng: random.Random) -> SdkClients:
+    def token(uid: str, device: str) -> str:
+        return token_for(target, uid, device, clock)
+
+    return SdkClients(ipconf_urls(target), target.pki / "ca.pem", token, rng)
+
+
+class LocalDeployment:
+    """The local target, as the script needs it."""
+
+    def __init__(self, target: Local, control: Control) -> None:
+        self._target = target
+        self._control = control
+
+    async def kill(self, idc: str) -> None:
+        await asyncio.to_thread(self._target.kill, idc)
+
+    async def start(self, idc: str) -> None:
+        await asyncio.to_thread(self._target.start, [idc])
+        await startup.wait_serving(self._target, [idc], lambda name, serving: None)
+
+    async def failback(self, idc: str) -> None:
+        await self._carry_out(Kind.FAILBACK, idc)
+
+    async def switchover(self, source: str, target: str) -> None:
+        await self._carry_out(Kind.SWITCHOVER, source, target)
+
+    async def _carry_out(self, kind: str, idc: str, target: str = "") -> None:
+        """Ask until the evaluator says yes (an IDC that has just come back has first to catch up),
+        then until the operation has ended. Raises Failed when it ends early."""
+        name = await self._commit(kind, idc, target)
+        while True:
+            with contextlib.suppress(Unavailable):  # a registry is busy: look again
+                operation = await self._control.operation(name)
+                if operation is not None and operation.state is State.DONE:
+                    return
+                if operation is not None and operation.state is State.ENDED_EARLY:
+                    raise Failed(f"{name} ended early: {operation.steps[-1].sentence}")
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _commit(self, kind: str, idc: str, target: str) -> str:
+        """The operation's name. A refused change is a new request, one of unknown outcome not."""
+        change = Change(kind, idc, secrets.token_hex(8), "drill", target)
+        while True:
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                decision = await self._control.submit(change)
+                if decision.policy is not None:
+                    return decision.operation
+                change = replace(change, request_id=secrets.token_hex(8))
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def observe(self) -> Observed:
+        idcs = _idcs(self._target.region)
+        found = await admin.statuses(self._target, idcs, timeout_s=1.0)
+        answers = {name: one for name, one in found.items() if not isinstance(one, ImError)}
+        policy = newest_policy(answers.values()).get("idcs", {})
+        lags = {
+            f"{origin.rpartition('.')[0]}->{idc}": float(lag.get("ms") or 0)
+            for idc, document in answers.items()
+            for origin, lag in (document.get("lag") or {}).items()
+        }
+        return Observed({name: str(one.get("state")) for name, one in policy.items()}, lags)
+
+
+# -------------------------------------------------------------------------------- after
+
+
+def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: float) -> RunReport:
+    latencies, availability = Latencies(), Availability()
+    verdict = check_file(settings.history, [latencies, availability])
+    scenario, population = recorded.scenario, recorded.population
+    samples = recorded.load.sampler.samples
+    report = RunReport(
+        subject=Subject(
+            region=settings.region.metadata.name,
+            run=settings.run,
+            started=recorded.started,
+            idcs=_idcs(settings.region),
+            victim=settings.victim,
+            seconds=time.monotonic() - began,
+            rate=settings.rates().total,
+            group_rate=settings.rates().groups,
+            users=settings.clients,
+            devices=len(population.clients),
+            pairs=len(population.pairs),
+            crossing=population.crossing(),
+            groups=[len(group.members) for group in population.groups],
+            cpus=os.cpu_count() or 1,
+            load_average=recorded.load_average,
+        ),
+        verdict=verdict,
+        latencies=latencies.phases,
+        availability=availability,
+        samples=samples,
+        marks=scenario.marks,
+        spans=scenario.spans,
+        notes=scenario.notes,
+    )
+    if recorded.broke_off:
+        report.notes.append(f"The run broke off: {recorded.broke_off}.")
+    report.promises = _promises(settings, scenario, verdict, report)
+    return report
+
+
+def _promises(
+    settings: _Settings, scenario: Scenario, verdict: Verdict, report: RunReport
+) -> list[Promise]:
+    steady = [span for span in report.spans if span.name in ("before", "after")]
+    moves = [move for move in report.availability.moves if move.what == "switchover"]
+    found = [
+        *promises.of_failover(report.availability),
+        *promises.of_verdict(verdict),
+        *promises.of_rate(report.samples, steady, settings.rate, min(settings.rate, RATE_GROUPS)),
+        promises.of_return(settings.victim, scenario.serving_after, scenario.serving_before),
+        promises.of_time(report.subject.seconds),
+    ]
+    if moves:
+        found += promises.of_switchover(moves[0])
+    elif settings.switchover:
+        found.append(Promise("Switchover", "happens", "did not", False))
+    return found
+
+
+def _publish(report: RunReport, out: Path, screen: Console) -> None:
+    write_json(report, out / "report.json")
+    write_page(report, out / "report.html")
+    show(screen, report)
+    screen.print(
+        f"report: {out / 'report.html'}, {out / 'report.json'}; history: {out / 'history.jsonl'}",
+        highlight=False,
+    )

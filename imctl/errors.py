@@ -1,0 +1,52 @@
+"""What went wrong -> one line on stderr and an exit status that scripts can act on."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unavailable
+
+OK = 0
+ERROR = 1
+USAGE = 2  # a wrong flag or file; a difference that was asked for
+GUARDED = 3  # a safety rule, or another guard, said no
+UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells
+
+DEBUG = "IMCTL_DEBUG"
+
+
+class Failed(ImError):
+    """Something on this machine prevents it; the message says what, and what to do."""
+
+
+class Guarded(ImError):
+    """A guard refused; nothing was changed. The message names the rule."""
+
+
+def exit_code(error: ImError) -> int:
+    if isinstance(error, BadInput):
+        return USAGE
+    if isinstance(error, Guarded) or (isinstance(error, Refused) and error.code is Code.FORBIDDEN):
+        return GUARDED
+    return UNKNOWN if isinstance(error, OutcomeUnknown) else ERROR
+
+
+def first(group: ExceptionGroup[ImError]) -> ImError:
+    """Of tasks that failed together, usually for one reason."""
+    error = group.exceptions[0]
+    return first(error) if isinstance(error, ExceptionGroup) else error
+
+
+def report(error: ImError) -> int:
+    """Print the error; returns the exit status. With --debug the traceback stands above."""
+    if os.environ.get(DEBUG):
+        import traceback
+
+        traceback.print_exception(error)
+    unknown = " (the outcome is unknown)" if isinstance(error, OutcomeUnknown) else ""
+    again = ""
+    if isinstance(error, Unavailable):
+        again = "; trying again later may help"
+    print(f"error: {error}{unknown}{again}", file=sys.stderr)
+    return exit_code(error)

@@ -1,0 +1,34 @@
+"""Tokens and addresses that let ``imctl`` speak as a user of a deployment."""
+
+from __future__ import annotations
+
+from imcore.errors import BadInput
+from imcore.runtime import Clock
+from imcore.tls import load_region_keys
+from imcore.tokens import Claims, mint
+from imcore.words import valid_id
+from imctl.target.base import Target
+
+DAY_S = 86_400
+
+
+def token_for(
+    target: Target,
+    uid: str,
+    device: str,
+    clock: Clock,
+    ttl_s: int = DAY_S,
+    admin: bool = False,
+) -> str:
+    """Raises BadInput."""
+    for what, text in (("uid", uid), ("device", device)):
+        if not valid_id(text):
+            raise BadInput(
+                f"expected a {what} of 1 to 64 letters, digits and . _ - @, got {text!r}"
+            )
+    claims = Claims(uid, device, clock.wall_ms() + ttl_s * 1000, admin)
+    return mint(load_region_keys(target.pki), claims)
+
+
+def ipconf_urls(target: Target) -> list[str]:
+    return [f"https://{idc.endpoints.ipconf}" for idc in target.region.spec.idcs]

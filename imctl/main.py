@@ -1,0 +1,124 @@
+"""``imctl``: the command line. A command's module is imported only when the command is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from imcore.errors import ImError
+from imctl import errors
+
+# name -> (module, attribute, what it does). An attribute that is a Typer is a group of commands.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "up": ("imctl.commands.lifecycle", "up", "Start the deployment of a region file."),
+    "down": ("imctl.commands.lifecycle", "down", "Stop the deployment; its data stay."),
+    "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
+    "demo": ("imctl.demo", "demo", "Lose a data centre under load and prove that nothing is lost."),
+    "validate": ("imctl.commands.files", "validate", "Check a region file."),
+    "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
+    "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
+    "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of an IDC, or of all."),
+    "ipconf": ("imctl.commands.ipconf", "ipconf", "Ask where a client would be sent."),
+    "token": ("imctl.commands.chat", "token", "Mint a client token."),
+    "send": ("imctl.commands.chat", "send", "Send a message as a user."),
+    "tail": ("imctl.commands.chat", "tail", "Follow what a user's device is shown."),
+    "load": ("imctl.commands.load", "load", "Put load on a deployment and judge its history."),
+    "cordon": ("imctl.commands.traffic", "cordon", "Send no new clients to an IDC."),
+    "uncordon": ("imctl.commands.traffic", "uncordon", "Send new clients to an IDC again."),
+    "drain": ("imctl.commands.traffic", "drain", "Move every client away from an IDC."),
+    "undrain": ("imctl.commands.traffic", "undrain", "Take a drained IDC back into service."),
+    "switchover": ("imctl.commands.traffic", "switchover", "Move an IDC's clients to another."),
+    "failover": ("imctl.commands.traffic", "failover", "Declare an IDC failed."),
+    "failback": ("imctl.commands.traffic", "failback", "Return traffic to a recovered IDC."),
+    "op": ("imctl.commands.traffic", "op", "Look at operations and their evidence."),
+    "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
+    "kill": ("imctl.commands.lifecycle", "kill", "kill -9 every process of an IDC."),
+    "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of an IDC that is down."),
+    "pause": ("imctl.commands.lifecycle", "pause", "Freeze an IDC's processes (SIGSTOP)."),
+    "resume": ("imctl.commands.lifecycle", "resume", "Let a paused IDC go on (SIGCONT)."),
+    "partition": ("imctl.commands.faults", "partition", "Cut the link between two IDCs."),
+    "slow": ("imctl.commands.faults", "slow", "Slow the link between two IDCs down."),
+    "heal": ("imctl.commands.faults", "heal", "Undo partition and slow, of one link or of all."),
+    "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock, fill its disk."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows every command's name and summary; loads a command when it is resolved."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        return TyperCommand(name=cmd_name, help=COMMANDS[cmd_name][2], rich_markup_mode=None)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(name) if command is not None and name is not None else None, rest
+
+
+def load(name: str) -> Any:
+    """The real command of this name."""
+    module, attribute, summary = COMMANDS[name]
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(rich_markup_mode=None, add_completion=False)
+        single.command(name, help=found.__doc__ or summary)(found)
+        found = single
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Deploy, fail over and drill a multi-region active-active IM system.
+
+    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown.
+    """
+    if debug:
+        os.environ[errors.DEBUG] = "1"
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("imctl"))
+        raise typer.Exit
+
+
+def main() -> None:
+    try:
+        app()
+    except ImError as error:
+        raise SystemExit(errors.report(error)) from None
+    except ExceptionGroup as group:
+        expected, others = group.split(ImError)
+        if expected is None or others is not None:
+            raise
+        raise SystemExit(errors.report(errors.first(expected))) from None
+    except BrokenPipeError:
+        # `imctl ... | head`: not an error; no second complaint when stdout is flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(errors.OK) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="The deployment's folder [default: $IMCTL_DATA, or the one below ./var].",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print the result.")]
+RegionFile = Annotated[Path, typer.Argument(metavar="FILE", help="The region file.")]
+IdcName = Annotated[str, typer.Argument(metavar="IDC", help="The name of an IDC.")]

@@ -1,0 +1,37 @@
+"""Results for people (tables) and for programs (JSON, YAML)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from imctl.options import Format
+
+
+def console() -> Console:
+    """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> None:
+    """``document``: what JSON and YAML show, plain values only."""
+    if how is Format.JSON:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    elif how is Format.YAML:
+        import yaml
+
+        print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
+    else:
+        console().print(table())
+
+
+def stream(document: Any, how: Format) -> None:
+    """One of many documents: a line each as JSON, separated by --- as YAML."""
+    if how is Format.YAML:
+        print("---")
+        emit(document, how, str)
+    else:
+        print(json.dumps(document, ensure_ascii=False), flush=True)

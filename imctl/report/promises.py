@@ -1,0 +1,119 @@
+"""What the demo promises, each a line with its limit and what was measured. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imcore.checker import Report as Verdict
+from imcore.checker.availability import Availability, Move
+from imctl.report.model import Promise, Span
+from services.loadgen.stats import Sample
+
+RTO_S = 8.0
+GAP_S = 2.0
+MOVED_S = 20.0
+TOTAL_S = 180.0
+
+
+def of_verdict(verdict: Verdict) -> list[Promise]:
+    """Nothing missing, nothing twice, one order, and all of it looked at. Of a run that did not
+    come to its end nothing is proven."""
+    named = {
+        "missing": "Acked messages missing",
+        "duplicate": "Shown or standing twice",
+        "out_of_order": "Out of order",
+        "phantom": "Never composed, or altered",
+        "unproven": "Conversations not looked at in an IDC",
+    }
+    promises = [_zero(text, verdict.total(group)) for group, text in named.items()]
+    if verdict.finished and verdict.counts.acked:
+        return promises
+    return [
+        promise._replace(measured="not judged", ok=False) if promise.ok else promise
+        for promise in promises
+    ]
+
+
+def of_failover(availability: Availability) -> list[Promise]:
+    if not availability.outages:
+        return [Promise("Failover", "happens", "no fault was made", False)]
+    outage = availability.outages[0]
+    rto = outage.rto_us()
+    recovered = f"{len(outage.recovered)} of {len(outage.affected)} clients"
+    promises = [
+        Promise(
+            "RTO (99 % of affected acked again)",
+            f"<= {RTO_S:g} s",
+            f"never ({recovered})" if rto is None else f"{rto / 1e6:.2f} s ({recovered})",
+            rto is not None and rto <= RTO_S * 1e6 and bool(outage.affected),
+        )
+    ]
+    rpo = availability.rpo()
+    if rpo is None:
+        return [*promises, Promise("RPO lost", "0", "not looked at", False)]
+    measured = f"{rpo.lost} ({rpo.delayed} delayed, of {rpo.looked_at} looked at)"
+    return [*promises, Promise("RPO lost", "0", measured, rpo.lost == 0 and rpo.looked_at > 0)]
+
+
+def of_switchover(move: Move) -> list[Promise]:
+    moved = move.moved_us()
+    count = f"{len(move.to_move)} clients"
+    return [
+        Promise(
+            "Switchover gap", f"<= {GAP_S:g} s", f"{move.gap / 1e6:.2f} s", move.gap <= GAP_S * 1e6
+        ),
+        Promise(
+            "Switchover: all moved",
+            f"<= {MOVED_S:g} s",
+            f"not all of {count}" if moved is None else f"{moved / 1e6:.1f} s ({count})",
+            moved is not None and moved <= MOVED_S * 1e6 and bool(move.to_move),
+        ),
+        _zero("Switchover: failed sends", move.failed),
+    ]
+
+
+def of_rate(
+    samples: Sequence[Sample], steady: Sequence[Span], wanted: float, group_wanted: float
+) -> list[Promise]:
+    """The rates of acks over the undisturbed phases; the first second of each is left out."""
+    within = [
+        sample
+        for sample in samples
+        if any(span.start + 1 <= sample.t <= span.end for span in steady)
+    ]
+    count = max(1, len(within))
+    acked = sum(sample.acked for sample in within) / count
+    offered = sum(sample.offered for sample in within) / count
+    groups = sum(sample.group_acked for sample in within) / count
+    return [
+        Promise(
+            "Rate sustained before and after",
+            f">= {wanted:g}/s",
+            f"{acked:.0f}/s acked, {offered:.0f}/s offered",
+            acked >= wanted,
+        ),
+        Promise(
+            "of these to groups",
+            f">= {group_wanted:g}/s",
+            f"{groups:.0f}/s",
+            groups >= group_wanted,
+        ),
+    ]
+
+
+def of_time(seconds: float) -> Promise:
+    return Promise("Whole run", f"< {TOTAL_S:g} s", f"{seconds:.0f} s", seconds < TOTAL_S)
+
+
+def of_return(idc: str, at_end: int, before: int) -> Promise:
+    """The victim serves about as many clients as before the fault."""
+    return Promise(
+        f"{idc} serves its clients again",
+        f">= {before * 9 // 10}",
+        f"{at_end} of {before} clients",
+        before > 0 and at_end >= before * 9 // 10,
+    )
+
+
+def _zero(name: str, measured: int) -> Promise:
+    return Promise(name, "0", str(measured), measured == 0)

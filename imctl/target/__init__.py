@@ -1,0 +1,1 @@
+"""Where a deployment runs: behind one interface, so that the commands do not know."""

@@ -1,0 +1,52 @@
+"""What a target must do. The commands know nothing else of where a deployment runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from imcore.region.model import Region
+
+
+class Unit(NamedTuple):
+    """One process of a deployment: an IDC, the witness or the link proxy."""
+
+    name: str
+    state: str  # "running", "paused", "gone"
+    pid: int
+
+
+class Target(Protocol):
+    """All calls raise Failed or BadInput, with one clear line."""
+
+    region: Region
+    pki: Path
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start these units; returns once they are running, perhaps not yet serving."""
+        ...
+
+    def stop(self) -> list[str]:
+        """Stop everything. Returns the names of the units that had to be killed."""
+        ...
+
+    def kill(self, name: str) -> None:
+        """At once and without a farewell, as a power cut would."""
+        ...
+
+    def pause(self, name: str) -> None: ...
+
+    def resume(self, name: str) -> None: ...
+
+    def wipe(self, name: str) -> None:
+        """Delete the data of a unit that is down."""
+        ...
+
+    def units(self) -> list[Unit]: ...
+
+    def address(self, name: str) -> str:
+        """HOST:PORT of a unit's Admin service."""
+        ...
+
+    def log_file(self, name: str) -> Path: ...

@@ -1,0 +1,323 @@
+"""The local target: one process for each IDC, a link proxy between them, perhaps a witness.
+
+Each child leads a session of its own: Ctrl-C at the terminal reaches `imctl` alone, which decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from imcore import pki
+from imcore.errors import BadInput
+from imcore.region.load import load_region
+from imcore.region.model import Region
+from imcore.region.problem import dotted
+from imcore.region.rules import listeners
+from imcore.runtime import Clock
+from imctl.errors import Failed
+from imctl.target import process, runfile
+from imctl.target.base import Unit
+from imctl.target.process import Identity
+from imctl.target.runfile import RunFile
+
+LINKPROXY = "linkproxy"
+LINKPROXY_START_S = 15.0
+STOP_GRACE_S = 5.0
+REAP_S = 5.0
+
+
+def default_data(region: Region) -> Path:
+    return Path("var") / region.metadata.name
+
+
+class Local:
+    """A deployment on this machine, whose files lie in ``data``."""
+
+    def __init__(self, region: Region, data: Path, run: RunFile) -> None:
+        self.region = region
+        self.data = data
+        self.pki = data / "pki"
+        self._run = run
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    # ------------------------------------------------------------------- making and finding
+
+    @classmethod
+    def prepare(cls, region_file: Path, data: Path | None, faults: bool, clock: Clock) -> Local:
+        """Check that the region can run here and make its folder and certificates.
+        Raises BadInput for the file, Failed for this machine."""
+        region = load_region(region_file)
+        folder = (data or default_data(region)).absolute()
+        _check_not_running(folder)
+        copy = folder / "region.yaml"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(region_file.read_bytes())
+        except OSError as error:
+            raise Failed(
+                f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
+            ) from error
+        check_ports(region)
+        pki.init(folder / "pki", pki_names(region), pki.utc_now(clock.wall_ms()))
+        run = RunFile(region=str(copy), faults=faults, link_admin=f"127.0.0.1:{_free_port()}")
+        return cls(region, folder, run)
+
+    @classmethod
+    def open(cls, folder: Path) -> Local:
+        """The deployment that was started in this folder. Raises Failed."""
+        run = runfile.read(folder)
+        if run is None:
+            raise Failed(f"no deployment was started in {folder}; `imctl up FILE` starts one")
+        return cls(load_region(Path(run.region)), folder.absolute(), run)
+
+    # ---------------------------------------------------------------------------- starting
+
+    def names(self) -> list[str]:
+        """Every unit, in the order of starting: the link proxy first."""
+        names = [LINKPROXY] if self._linked() else []
+        if self.region.spec.witness:
+            names.append(self.region.spec.witness.name)
+        return names + [idc.name for idc in self.region.spec.idcs]
+
+    def start(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self._state(name) != "gone":
+                raise Failed(f"{name} is running already (pid {self._run.processes[name].pid})")
+        for name in names:
+            self._spawn(name)
+            if name == LINKPROXY:
+                self._wait_for_links()
+
+    def _spawn(self, name: str) -> None:
+        command = self._command(name)
+        with process.uninterrupted():
+            self._spawn_and_note(name, command)
+
+    def _spawn_and_note(self, name: str, command: list[str]) -> None:
+        folder = self.data if name == LINKPROXY else self.data / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.log_file(name).open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        identity = process.identify(child.pid)
+        self._children[name] = child
+        if identity is None:
+            raise self._died(name)
+        self._run.processes[name] = identity
+        self._run.write(self.data)
+
+    def _command(self, name: str) -> list[str]:
+        common = ["--region", self._run.region, "--pki", str(self.pki)]
+        faults = ["--faults"] if self._run.faults else []
+        if name == LINKPROXY:
+            listen = ["--admin", self._run.link_admin, "--listen", str(self._links_file())]
+            return [sys.executable, "-m", "services.linkproxy", *common, *listen, *faults]
+        data = ["--data", str(self.data / name / "data")]
+        links = ["--links", str(self._write_links(name))] if self._linked() else []
+        witness = self.region.spec.witness
+        if witness and name == witness.name:
+            return [sys.executable, "-m", "services.witness", *common, *data, *links]
+        idc = ["--idc", self.region.idc(name).name]
+        return [sys.executable, "-m", "services.node", *common, *idc, *data, *links, *faults]
+
+    def _linked(self) -> bool:
+        return len(self.region.spec.idcs) > 1
+
+    def _links_file(self) -> Path:
+        return self.data / "links.json"
+
+    def _write_links(self, name: str) -> Path:
+        """Which addresses this unit dials to reach the others."""
+        addresses = json.loads(self._links_file().read_text())[name]
+        path = self.data / name / "links.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(addresses) + "\n")
+        return path
+
+    def _wait_for_links(self) -> None:
+        """The proxy writes its addresses when it listens. They may be there from an earlier run,
+        so its admin port is what tells."""
+        host, port = self._run.link_admin.split(":")
+        deadline = time.monotonic() + LINKPROXY_START_S
+        while time.monotonic() < deadline:
+            self.check_alive([LINKPROXY])
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+                if self._links_file().exists():
+                    return
+            time.sleep(0.05)
+        raise Failed(f"the link proxy does not answer; see {self.log_file(LINKPROXY)}")
+
+    def check_alive(self, names: Sequence[str]) -> None:
+        """Raises Failed, with the last line of its log, for a unit that ended by itself."""
+        for name in names:
+            if self._state(name) == "gone":
+                raise self._died(name)
+
+    def _died(self, name: str) -> Failed:
+        last = last_line(self.log_file(name)) or "it said nothing"
+        return Failed(f"{name} ended while starting: {last} ({self.log_file(name)})")
+
+    # ---------------------------------------------------------------------------- stopping
+
+    def stop(self) -> list[str]:
+        killed = process.stop(list(self._run.processes.values()), STOP_GRACE_S)
+        names = [name for name, one in self._run.processes.items() if one in killed]
+        self._reap()
+        (self.data / runfile.NAME).unlink(missing_ok=True)
+        return names
+
+    def kill(self, name: str) -> None:
+        self._signal(name, signal.SIGKILL)
+        process.wait_gone([self._run.processes[name]], 5.0)
+        self._reap()
+
+    def terminate(self, name: str) -> None:
+        """Let it end by itself, with its farewell; killed when that takes too long."""
+        self._signal(name, signal.SIGTERM)
+        process.stop([self._run.processes[name]], STOP_GRACE_S)
+        self._reap()
+
+    def pause(self, name: str) -> None:
+        self._signal(name, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        self._signal(name, signal.SIGCONT)
+
+    def wipe(self, name: str) -> None:
+        if self._state(self._known(name)) != "gone":
+            raise Failed(f"{name} is running; `imctl kill {name}` first")
+        try:
+            shutil.rmtree(self.data / name / "data")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Failed(f"cannot delete {error.filename}: {error.strerror}") from error
+
+    def _signal(self, name: str, signum: signal.Signals) -> None:
+        identity = self._run.processes.get(self._known(name))
+        if identity is None or not process.send(identity, signum):
+            raise Failed(f"{name} is not running; `imctl start {name}` starts it")
+
+    def _reap(self) -> None:
+        """Our own children that ended leave no zombie. One whose first thread is gone may have
+        others that are still ending, and holds its ports and locks until they have."""
+        for name, child in list(self._children.items()):
+            if process.state(self._run.processes[name]) == "gone":
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(REAP_S)
+                    del self._children[name]
+
+    # ----------------------------------------------------------------------------- looking
+
+    def units(self) -> list[Unit]:
+        return [
+            Unit(name, self._state(name), self._run.processes[name].pid)
+            for name in self.names()
+            if name in self._run.processes
+        ]
+
+    def _known(self, name: str) -> str:
+        if name not in self.names():
+            raise BadInput(f"expected one of {', '.join(self.names())}, got {name!r}")
+        return name
+
+    def _state(self, name: str) -> str:
+        child = self._children.get(name)
+        if child is not None:
+            child.poll()
+        identity: Identity | None = self._run.processes.get(name)
+        return "gone" if identity is None else process.state(identity)
+
+    @property
+    def faults(self) -> bool:
+        return self._run.faults
+
+    def address(self, name: str) -> str:
+        if name == LINKPROXY:
+            return self._run.link_admin
+        if self.region.spec.witness and name == self.region.spec.witness.name:
+            return self.region.spec.witness.peer
+        return self.region.idc(self._known(name)).endpoints.peer
+
+    def log_file(self, name: str) -> Path:
+        if name == LINKPROXY:
+            return self.data / "linkproxy.log"
+        return self.data / name / "node.log"
+
+
+# ------------------------------------------------------------------------------------ checks
+
+
+def pki_names(region: Region) -> dict[str, list[str]]:
+    """Who needs a certificate, and under which hosts it listens."""
+    names: dict[str, list[str]] = {LINKPROXY: [], "admin": []}
+    for idc in region.spec.idcs:
+        ends = (idc.endpoints.gateway, idc.endpoints.ipconf, idc.endpoints.peer)
+        names[idc.name] = sorted({end.rpartition(":")[0] for end in ends})
+    if region.spec.witness:
+        names[region.spec.witness.name] = [region.spec.witness.peer.rpartition(":")[0]]
+    return names
+
+
+def _check_not_running(folder: Path) -> None:
+    run = runfile.read(folder) if folder.exists() else None
+    alive = [n for n, i in run.processes.items() if process.state(i) != "gone"] if run else []
+    if alive:
+        raise Failed(
+            f"{', '.join(alive)} of {folder} still run; `imctl down --data {folder}` stops them"
+        )
+
+
+def check_ports(region: Region) -> None:
+    """Raises Failed, one line for each port that somebody else has."""
+    taken = list(_taken(region))
+    if taken:
+        raise Failed("\n".join(taken))
+
+
+def _taken(region: Region) -> Iterator[str]:
+    for loc, host, port in listeners(region):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                yield (
+                    f"cannot listen on {host}:{port} ({dotted(loc)}): {os.strerror(error.errno)}; "
+                    "stop what uses it, or change the region file"
+                    if error.errno
+                    else f"cannot listen on {host}:{port} ({dotted(loc)}): {error}"
+                )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def last_line(path: Path) -> str:
+    """Of a log that may be long."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,46 @@
+"""``run.json``: which processes a local deployment has. Written whole at each change, so that a
+deployment that was half started, or whose `imctl` died, can still be stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from imctl.errors import Failed
+from imctl.target.process import Identity
+
+NAME = "run.json"
+
+
+@dataclass(slots=True)
+class RunFile:
+    region: str  # absolute path of the deployment's own copy of the region file
+    faults: bool
+    link_admin: str  # HOST:PORT of the link proxy's fault API
+    processes: dict[str, Identity] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        document = asdict(self)
+        document["processes"] = {
+            name: identity._asdict() for name, identity in self.processes.items()
+        }
+        temporary = folder / f".{NAME}.new"
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(folder / NAME)
+
+
+def read(folder: Path) -> RunFile | None:
+    """None when nothing was started here. Raises Failed when the file is damaged."""
+    path = folder / NAME
+    try:
+        document = json.loads(path.read_text())
+        processes = {name: Identity(**row) for name, row in document.pop("processes").items()}
+        return RunFile(**document, processes=processes)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Failed(
+            f"{path}: expected what `imctl up` writes, got something else; look for processes of "
+            "this deployment, stop them, then remove the file"
+        ) from error

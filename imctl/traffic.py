@@ -1,0 +1,142 @@
+"""Changes of traffic from outside the IDCs: evidence from every IDC, the one evaluator, a commit
+among the registries. Decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from types import TracebackType
+from typing import Any, Self
+
+from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imcore.runtime import Clock
+from imcore.tls import grpc_channel
+from imctl import admin
+from imctl.target.base import Target
+from services.control.caspaxos import Proposer
+from services.control.evaluate import Decision, evaluate
+from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
+from services.control.operations import Operation, commit, operation_from_json, operation_key
+from services.control.policy import POLICY_KEY, Policy, from_json, initial
+from services.control.poll import Poller
+from services.control.rules import Change
+from services.control.voting import PREFIX as VOTES
+from services.control.voting import Votes
+from services.engines.registry_grpc import RemoteRegistry
+
+RESOLVE_TRIES = 3
+FACTS_S = 1.0  # evidence may be two seconds old when it is judged
+
+
+class Control:
+    """``async with Control(...)``: connections to the registries of all IDCs (and the witness)."""
+
+    def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
+        self._target = target
+        self._clock = clock
+        region = target.region
+        self.idcs = [idc.name for idc in region.spec.idcs]
+        witness = [region.spec.witness.name] if region.spec.witness else []
+        self.voters = self.idcs + witness
+        self._channels = {
+            name: grpc_channel(target.pki, "admin", name, target.address(name))
+            for name in self.voters
+        }
+        self._registries = {
+            name: RemoteRegistry(channel, name) for name, channel in self._channels.items()
+        }
+        self._proposer = Proposer(self._registries, "admin", clock, rng)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._proposer.close()
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    async def policy(self) -> Policy:
+        """The committed one. Raises Unavailable."""
+        value, _ = await self._proposer.read(POLICY_KEY)
+        if value is None:
+            return initial(self._target.region, self._clock.wall_ms())
+        return from_json(value)
+
+    async def operation(self, name: str) -> Operation | None:
+        """Raises Unavailable."""
+        value, _ = await self._proposer.read(operation_key(name))
+        return operation_from_json(value) if value else None
+
+    async def evidence(self) -> Evidence:
+        """What every IDC says of itself, and all votes, as of now; silence is no evidence."""
+        facts, votes = await asyncio.gather(self._facts(), self._votes())
+        marks = {name: mark_of(each) for name, each in facts.items()}
+        return Evidence(facts, votes, self.voters, marks)
+
+    async def _facts(self) -> dict[str, IdcFacts]:
+        found = await admin.statuses(self._target, self.idcs, FACTS_S)
+        now_ms = self._clock.wall_ms()
+        facts = {}
+        for name, document in found.items():
+            if isinstance(document, ImError):
+                continue
+            try:
+                facts[name] = facts_from_status(document, now_ms)
+            except ValueError as error:
+                raise Unavailable(f"the status of {name} cannot be used: {error}") from error
+        return facts
+
+    async def _votes(self) -> list[Vote]:
+        poller = Poller(self._registries, VOTES, self._clock)
+        await asyncio.gather(*(poller.poll(name) for name in self.voters))
+        votes = Votes("admin", self._registries, poller, self._clock)
+        return votes.seen(self._clock.wall_ms())
+
+    async def judge(self, change: Change) -> Decision:
+        """What would be decided now; nothing is changed. Raises Unavailable."""
+        policy, evidence = await asyncio.gather(self.policy(), self.evidence())
+        return evaluate(policy, change, evidence, self._target.region, self._clock.wall_ms())
+
+    async def submit(self, change: Change) -> Decision:
+        """Judge and commit. An unknown outcome is resolved by the same request again. Raises
+        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer)."""
+        for attempt in range(RESOLVE_TRIES):
+            try:
+                return await commit(
+                    self._proposer,
+                    self._target.region,
+                    change,
+                    await self.evidence(),
+                    self._clock,
+                )
+            except OutcomeUnknown as error:
+                if attempt == RESOLVE_TRIES - 1:
+                    raise OutcomeUnknown(
+                        f"{error}; `imctl status` shows the policy that came of it"
+                    ) from error
+        raise AssertionError("the loop returns or raises")
+
+    async def sessions(self, idc: str) -> int | None:
+        """How many an IDC has now; None when it does not answer."""
+        found = await admin.statuses(self._target, [idc], FACTS_S)
+        document = found[idc]
+        return None if isinstance(document, ImError) else int(document.get("sessions", 0))
+
+
+def document_of(decision: Decision, dry_run: bool) -> dict[str, Any]:
+    """For -o json."""
+    accepted = decision.policy is not None
+    return {
+        "decision": "refused" if not accepted else "would commit" if dry_run else "committed",
+        "sentence": decision.sentence,
+        "epoch": decision.policy.epoch if decision.policy else None,
+        "operation": decision.operation,
+        "repeated": decision.repeated,
+        "blockers": [blocker._asdict() for blocker in decision.blockers],
+        "overridden": [blocker._asdict() for blocker in decision.overridden],
+    }
