@@ -1,0 +1,136 @@
+"""What every Kv adapter must do. A further adapter adds its factory to ADAPTERS."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from imcore.errors import StaleWriter
+from services.engines.disk import RealDisk
+from services.engines.lmdb_kv import LmdbKv
+from services.ports import Batch, Kv
+
+Opener = Callable[[], Awaitable[Kv]]
+
+
+def lmdb(folder: Path) -> Opener:
+    async def opener() -> Kv:
+        # A tiny map, so that it has to grow.
+        return await LmdbKv.open(str(folder / "kv"), RealDisk(), map_bytes=64 * 1024)
+
+    return opener
+
+
+ADAPTERS = {"lmdb": lmdb}
+
+
+@pytest.fixture(params=sorted(ADAPTERS))
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    return ADAPTERS[request.param](tmp_path)
+
+
+@pytest.fixture
+async def kv(opener: Opener) -> AsyncIterator[Kv]:
+    opened = await opener()
+    yield opened
+    await opened.close()
+
+
+def key(partition: int, name: str) -> bytes:
+    return partition.to_bytes(2, "big") + name.encode()
+
+
+async def put(kv: Kv, epoch: int, rows: dict[bytes, bytes], partition: int = 1) -> None:
+    await kv.commit(Batch(partition, epoch, b"checkpoint", rows))
+
+
+async def test_a_batch_puts_and_deletes_together(kv: Kv) -> None:
+    epoch, checkpoint = await kv.open_partition(1)
+    assert checkpoint is None
+    await kv.commit(Batch(1, epoch, b"one", {key(1, "a"): b"1", key(1, "b"): b"2"}))
+    await kv.commit(Batch(1, epoch, b"two", {key(1, "c"): b"3"}, {key(1, "a"), key(1, "none")}))
+    assert await kv.get(key(1, "a")) is None
+    assert await kv.get_many([key(1, "c"), key(1, "a"), key(1, "b")]) == [b"3", None, b"2"]
+    assert (await kv.open_partition(1))[1] == b"two"
+
+
+async def test_a_read_after_a_commit_sees_it(kv: Kv) -> None:
+    epoch, _ = await kv.open_partition(1)
+    for number in range(20):
+        await put(kv, epoch, {key(1, "a"): b"%d" % number})
+        assert await kv.get(key(1, "a")) == b"%d" % number
+
+
+async def test_an_empty_value_is_not_a_missing_one(kv: Kv) -> None:
+    epoch, _ = await kv.open_partition(1)
+    await put(kv, epoch, {key(1, "a"): b""})
+    assert await kv.get(key(1, "a")) == b""
+    await kv.commit(Batch(1, epoch, b""))
+    assert (await kv.open_partition(1))[1] == b""
+
+
+async def test_scans_are_ordered_bounded_and_half_open(kv: Kv) -> None:
+    epoch, _ = await kv.open_partition(1)
+    rows = {key(1, f"k{n:03}"): b"%d" % n for n in range(100)}
+    await put(kv, epoch, rows)
+    other, _ = await kv.open_partition(2)
+    await put(kv, other, {key(2, "k"): b"other"}, partition=2)
+    ordered = sorted(rows.items())
+    assert await kv.scan(key(1, "k010"), key(1, "k020"), 1000) == ordered[10:20]
+    assert await kv.scan(key(1, "k010"), key(1, "k020"), 3) == ordered[10:13]
+    assert await kv.scan(key(1, "k010"), key(1, "k020"), 3, reverse=True) == ordered[19:16:-1]
+    assert await kv.scan(key(1, ""), key(2, ""), 1000) == ordered
+    assert await kv.scan(key(1, ""), key(2, ""), 1000, reverse=True) == ordered[::-1]
+    assert await kv.scan(key(1, "k0995"), key(9, ""), 5, reverse=True) == [(key(2, "k"), b"other")]
+    assert await kv.scan(key(1, "l"), key(2, ""), 10) == []
+    assert await kv.scan(key(0, ""), key(1, ""), 10, reverse=True) == []
+    assert await kv.scan(key(1, "k010"), key(1, "k020"), 0) == []
+    assert await kv.scan(key(1, "k020"), key(1, "k010"), 10) == []
+
+
+async def test_a_new_applier_fences_off_the_old_one(kv: Kv) -> None:
+    old, _ = await kv.open_partition(1)
+    await put(kv, old, {key(1, "a"): b"1"})
+    new, checkpoint = await kv.open_partition(1)
+    assert new > old and checkpoint == b"checkpoint"
+    with pytest.raises(StaleWriter):
+        await put(kv, old, {key(1, "a"): b"stale"})
+    with pytest.raises(StaleWriter):
+        await kv.clear_partition(1, old)
+    assert await kv.get(key(1, "a")) == b"1"
+    await put(kv, new, {key(1, "a"): b"2"})
+    assert await kv.get(key(1, "a")) == b"2"
+
+
+async def test_a_partition_that_was_not_opened_takes_no_commit(kv: Kv) -> None:
+    with pytest.raises(StaleWriter):
+        await put(kv, 0, {key(1, "a"): b"1"})
+
+
+async def test_clearing_takes_only_the_partition(kv: Kv) -> None:
+    epochs = {number: (await kv.open_partition(number))[0] for number in (1, 2, 3)}
+    for number, epoch in epochs.items():
+        rows = {key(number, f"k{n}"): bytes(500) for n in range(200)}
+        await put(kv, epoch, rows, partition=number)
+    await kv.clear_partition(2, epochs[2])
+    assert await kv.scan(key(2, ""), key(3, ""), 10) == []
+    assert len(await kv.scan(key(1, ""), key(9, ""), 1000)) == 400
+    await put(kv, epochs[2], {key(2, "a"): b"again"}, partition=2)
+    await kv.clear_partition(2, epochs[2])
+    assert await kv.open_partition(2) == (epochs[2] + 1, None)
+
+
+async def test_everything_is_there_after_a_restart(kv: Kv, opener: Opener) -> None:
+    epoch, _ = await kv.open_partition(1)
+    await put(kv, epoch, {key(1, f"k{n}"): bytes(1000) for n in range(1000)})
+    await kv.sync()
+    await put(kv, epoch, {key(1, "last"): b"x"})
+    await kv.close()
+    again = await opener()
+    try:
+        assert len(await again.scan(key(1, ""), key(2, ""), 5000)) == 1001
+        assert await again.open_partition(1) == (epoch + 1, b"checkpoint")
+    finally:
+        await again.close()

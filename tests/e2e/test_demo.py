@@ -1,0 +1,83 @@
+"""The demo as a user runs it, small: a killed IDC loses nothing; Ctrl-C leaves nothing running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imctl.target import process, runfile
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+IMCTL = Path(sys.executable).with_name("imctl")
+PORTS = (17110, 17101, 17102, 17210, 17201, 17202, 17310, 17301, 17302)
+SMALL = ("--clients", "24", "--rate", "30", "--seconds", "3", "--seed", "7")
+
+
+@pytest.fixture
+def region(tmp_path: Path, unused_tcp_port_factory) -> Path:
+    text = (ROOT / "regions" / "three-idc.yaml").read_text()
+    for port in PORTS:
+        text = text.replace(str(port), str(unused_tcp_port_factory()))
+    path = tmp_path / "region.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_small_demo_holds_every_promise(region: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [IMCTL, "demo", "--region", region, "--out", out, "--victim", "iad", *SMALL],
+        env=os.environ | {"COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Every promise held." in done.stdout
+    report = json.loads((out / "report.json").read_text())
+    assert report["ok"] and report["subject"]["victim"] == "iad"
+    assert set(report["check"]["totals"].values()) == {0}
+    assert report["check"]["counts"]["acked"] > 500
+    assert report["outages"][0]["affected"] > 5 and report["rpo"]["lost"] == 0
+    assert (out / "report.html").stat().st_size > 20_000
+    checked = subprocess.run(
+        [IMCTL, "check", out / "history.jsonl"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert not list(out.glob("data-*"))  # a good run leaves its report only
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_running(
+    region: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    child = subprocess.Popen(
+        [IMCTL, "demo", "--region", region, "--out", out, *SMALL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if "before: load" in line:
+            break
+    (data,) = out.glob("data-*")
+    started = runfile.read(data)
+    assert started is not None and len(started.processes) == 4
+    child.send_signal(how)
+    with child.stdout:
+        rest = child.stdout.read()
+    assert child.wait(timeout=30) not in (0, 1), rest
+    assert "Traceback" not in rest
+    states = {name: process.state(one) for name, one in started.processes.items()}
+    assert set(states.values()) == {"gone"}, states

@@ -1,0 +1,218 @@
+"""ipconf over real HTTPS: who asks, from where, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import random
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from imcore.attest import RegionKeys
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
+from imcore.tls import client_ssl_context, gateway_ssl_context, load_region_keys
+from imcore.tokens import Claims, mint
+from services.control.holder import PolicyHolder
+from services.control.policy import IdcPolicy, IdcState, Policy, initial
+from services.engines.disk import RealDisk
+from services.engines.registry_store import RegistryStore
+from services.ipconf.directory import Directory
+from services.ipconf.locate import CountryTable
+from services.ipconf.reports import Reports
+from services.ipconf.server import IpconfServer
+from services.ipconf.ticket import Ticket, read
+
+LOCATOR = CountryTable()
+IDCS = ("fra", "iad", "sin")
+
+
+class Api:
+    """A running ipconf and a client of it."""
+
+    def __init__(self, folder: Path, pki_dir: Path) -> None:
+        self.folder = folder
+        self.pki_dir = pki_dir
+        self.keys: RegionKeys = load_region_keys(pki_dir)
+        self.clock = SystemClock()
+        self.region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
+        self.holder = PolicyHolder(folder / "policy.json")
+        self.reports = Reports(IDCS)
+        self.minority = False
+        self.stores: dict[str, RegistryStore] = {}
+
+    async def start(self) -> None:
+        for idc in IDCS:
+            store = await RegistryStore.open(
+                str(self.folder / idc), RealDisk(), self.clock, random.Random(1)
+            )
+            self.stores[idc] = store
+            row = {"idc": idc, "gateway": f"{idc}-gw-1", "host": "127.0.0.1", "port": 17110}
+            value = json.dumps(row | {"connections": 5, "capacity": 100, "score": 0.95})
+            await store.put(f"gateway/{idc}-gw-1".encode(), value.encode())
+        self.directory = Directory(self.stores, self.clock)
+        await self.directory.refresh()
+        self.server = IpconfServer(
+            "fra",
+            self.region,
+            self.keys,
+            self.holder,
+            self.directory,
+            LOCATOR,
+            self.reports,
+            self.clock,
+            lambda: self.minority,
+        )
+        tls = gateway_ssl_context(self.pki_dir, "fra")
+        port = await self.server.start("127.0.0.1", 0, tls)
+        self.url = f"https://127.0.0.1:{port}"
+        connector = aiohttp.TCPConnector(ssl=client_ssl_context(self.pki_dir / "ca.pem"))
+        self.http = aiohttp.ClientSession(connector=connector)
+
+    async def stop(self) -> None:
+        await self.http.close()
+        await self.server.stop()
+        for store in self.stores.values():
+            await store.close()
+
+    def token(self, uid: str = "alice", admin: bool = False, for_ms: int = 60_000) -> str:
+        return mint(self.keys, Claims(uid, "phone", self.clock.wall_ms() + for_ms, admin))
+
+    async def get(
+        self, token: str | None = None, query: str = "", **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        bearer = {"Authorization": f"Bearer {self.token() if token is None else token}"}
+        async with self.http.get(
+            f"{self.url}/v1/gateways{query}", headers=bearer | headers
+        ) as response:
+            return response.status, await response.json()
+
+    async def report(self, body: Any, uid: str = "alice") -> int:
+        headers = {"Authorization": f"Bearer {self.token(uid)}"}
+        async with self.http.post(f"{self.url}/v1/reports", data=body, headers=headers) as response:
+            return response.status
+
+    def policy(self, epoch: int = 3, **idcs: IdcState) -> Policy:
+        base = initial(self.region, 0)
+        states = {idc: IdcPolicy(state) for idc, state in idcs.items()}
+        return Policy(epoch, {**base.idcs, **states})
+
+
+@pytest.fixture
+async def api(tmp_path: Path, pki_dir: Path) -> AsyncIterator[Api]:
+    found = Api(tmp_path, pki_dir)
+    await found.start()
+    yield found
+    await found.stop()
+
+
+async def test_a_client_is_told_where_to_connect(api: Api) -> None:
+    api.holder.offer(api.policy())
+    api.holder.stale = False
+    status, body = await api.get(query="?network=wifi&last=", X_Forwarded_For="8.8.8.8")
+    assert status == 200
+    assert (body["policy_epoch"], body["stale"], body["shard"]) == (3, False, "americas")
+    assert body["idcs"] == ["iad", "fra", "sin"]
+    first = body["gateways"][0]
+    assert first == {
+        "idc": "iad",
+        "gateway": "iad-gw-1",
+        "host": "127.0.0.1",
+        "port": 17110,
+        "score": 1.0,
+    }
+    assert body["parameters"]["heartbeat_ms"] == api.region.spec.client.heartbeat_ms
+    assert body["parameters"]["transports"] == ["tcp"]
+    ticket = read(api.keys, body["placement"].encode())
+    assert ticket == Ticket("americas", "alice", 3)
+
+
+async def test_only_listed_proxies_may_name_the_client(api: Api) -> None:
+    api.holder.offer(api.policy())
+    shard = (await api.get(X_Forwarded_For="8.8.8.8, 1.0.16.1"))[1]["shard"]
+    assert shard == "asia"  # the nearest hop that is not ours; what lies before it may be made up
+    assert (await api.get(X_Forwarded_For="8.8.8.8, 127.0.0.9"))[1]["shard"] == "americas"
+    api.server._proxies = []
+    assert (await api.get(X_Forwarded_For="8.8.8.8"))[1]["shard"] == "europe"
+
+
+async def test_an_address_override_needs_an_admin_token(api: Api) -> None:
+    api.holder.offer(api.policy())
+    assert (await api.get(X_Im_Address="8.8.8.8"))[0] == 403
+    status, body = await api.get(api.token(admin=True), X_Im_Address="8.8.8.8")
+    assert (status, body["shard"]) == (200, "americas")
+    assert (await api.get(api.token(admin=True), X_Im_Address="x"))[0] == 400
+
+
+@pytest.mark.parametrize("token", ["", "x.y", "rubbish"])
+async def test_nobody_without_a_token_is_told_anything(api: Api, token: str) -> None:
+    api.holder.offer(api.policy())
+    status, body = await api.get(token)
+    assert status == 401
+    assert body["error"]["code"] == "unauthenticated"
+    assert token not in body["error"]["message"] or not token
+    assert (await api.get(api.token(for_ms=-1)))[0] == 401
+
+
+async def test_without_a_policy_it_says_when_to_ask_again(api: Api) -> None:
+    status, body = await api.get()
+    assert status == 503
+    assert body["error"]["retry_after_ms"] > 0
+
+
+async def test_the_last_policy_is_served_stale_even_after_a_restart(api: Api) -> None:
+    api.holder.offer(api.policy(epoch=9))
+    restarted = PolicyHolder(api.folder / "policy.json")
+    api.server._holder = restarted
+    status, body = await api.get()
+    assert (status, body["policy_epoch"], body["stale"]) == (200, 9, True)
+    assert not restarted.offer(api.policy(epoch=8))  # never a lower epoch than one served
+    assert (await api.get())[1]["policy_epoch"] == 9
+
+
+async def test_failed_and_cordoned_idcs_are_treated_as_the_policy_says(api: Api) -> None:
+    api.holder.offer(api.policy(fra=IdcState.FAILED))
+    assert (await api.get())[1]["idcs"] == ["iad", "sin"]
+    api.holder.offer(api.policy(epoch=4, fra=IdcState.CORDONED))
+    assert (await api.get())[1]["idcs"] == ["iad", "sin"]
+    assert (await api.get(query="?last=fra-gw-1"))[1]["idcs"][0] == "fra"
+
+
+async def test_a_minority_ranks_itself_last(api: Api) -> None:
+    api.holder.offer(api.policy())
+    api.minority = True
+    assert (await api.get())[1]["idcs"] == ["iad", "sin", "fra"]
+
+
+async def test_reports_count_once_a_client(api: Api) -> None:
+    body = json.dumps({"reports": [{"gateway": "iad-gw-1", "idc": "iad", "failure": "refused"}]})
+    assert await api.report(body) == 204
+    assert await api.report(body) == 503
+    assert await api.report(body, "bob") == 204
+    assert api.reports.counts(api.clock.now())["iad"] == 2
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"reports": [1]}', '{"reports": {"a": 1}}'])
+async def test_rubbish_costs_its_sender_a_400(api: Api, body: str) -> None:
+    assert await api.report(body) == 400
+    assert await api.report("x" * 20_000) == 413
+
+
+async def test_unknown_paths_and_networks_are_refused(api: Api) -> None:
+    api.holder.offer(api.policy())
+    assert (await api.get(query="?network=pigeon"))[0] == 400
+    async with api.http.get(f"{api.url}/v1/else") as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["code"] == "not_found"
+
+
+async def test_a_client_that_does_not_trust_the_ca_gets_nothing(api: Api) -> None:
+    connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+    async with aiohttp.ClientSession(connector=connector) as stranger:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await stranger.get(f"{api.url}/v1/gateways")

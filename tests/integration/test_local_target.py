@@ -1,0 +1,177 @@
+"""Processes by identity, run.json, and the units of the local target, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imcore.errors import BadInput
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
+from imctl.errors import Failed
+from imctl.target import process, runfile
+from imctl.target.local import LINKPROXY, Local, last_line
+from imctl.target.runfile import RunFile
+
+REGIONS = Path(__file__).resolve().parents[2] / "regions"
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
+    yield child
+    child.kill()
+    child.wait()
+
+
+def identity_of(child: subprocess.Popen[bytes]) -> process.Identity:
+    identity = process.identify(child.pid)
+    assert identity is not None
+    return identity
+
+
+def test_a_process_is_known_until_it_ends(child: subprocess.Popen[bytes]) -> None:
+    identity = identity_of(child)
+    assert process.state(identity) == "running"
+    child.kill()
+    # Not yet reaped: its remains do not count.
+    assert process.wait_gone([identity], 2.0) == []
+    assert process.state(identity) == "gone"
+
+
+def test_another_process_with_the_same_pid_is_not_signalled(
+    child: subprocess.Popen[bytes],
+) -> None:
+    earlier = identity_of(child)._replace(started=1)
+    assert not process.send(earlier, signal.SIGKILL)
+    other_boot = identity_of(child)._replace(boot="another")
+    assert not process.send(other_boot, signal.SIGKILL)
+    assert child.poll() is None
+
+
+def test_a_paused_process_is_seen_and_can_be_stopped(child: subprocess.Popen[bytes]) -> None:
+    identity = identity_of(child)
+    process.send(identity, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    assert process.state(identity) == "paused"
+    assert process.stop([identity], 2.0) == []
+    assert child.wait(2) == -signal.SIGTERM
+
+
+def test_a_process_that_ignores_sigterm_is_killed() -> None:
+    code = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        identity = identity_of(child)
+        assert process.stop([identity], 0.2) == [identity]
+
+
+def test_an_interrupt_waits_until_the_child_is_written_down() -> None:
+    noted = False
+    with pytest.raises(KeyboardInterrupt), process.uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        noted = True
+    assert noted
+
+
+def test_the_run_file_is_read_as_it_was_written(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    written = RunFile("r.yaml", True, "127.0.0.1:1", {"fra": identity_of(child)})
+    written.write(tmp_path)
+    assert runfile.read(tmp_path) == written
+
+
+def test_no_run_file_is_no_deployment(tmp_path: Path) -> None:
+    assert runfile.read(tmp_path) is None
+    with pytest.raises(Failed, match="no deployment was started"):
+        Local.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"processes": {"fra": 1}}', "rubbish"])
+def test_a_damaged_run_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(Failed, match=r"run\.json: expected what `imctl up` writes"):
+        runfile.read(tmp_path)
+
+
+@pytest.fixture
+def target(tmp_path: Path, unused_tcp_port_factory) -> Iterator[Local]:
+    """A region of three IDCs on free ports, prepared and not started."""
+    text = (REGIONS / "three-idc.yaml").read_text()
+    for number in (17110, 17101, 17102, 17210, 17201, 17202, 17310, 17301, 17302):
+        text = text.replace(str(number), str(unused_tcp_port_factory()))
+    file = tmp_path / "region.yaml"
+    file.write_text(text)
+    target = Local.prepare(file, tmp_path / "data", faults=True, clock=SystemClock())
+    yield target
+    target.stop()
+
+
+def test_preparing_makes_folder_copy_and_certificates(target: Local) -> None:
+    assert load_region(target.data / "region.yaml") == target.region
+    names = {path.stem for path in target.pki.glob("*.pem")}
+    assert names == {"ca", "fra", "iad", "sin", "linkproxy", "admin"}
+    assert target.names() == [LINKPROXY, "fra", "iad", "sin"]
+
+
+def test_the_link_proxy_starts_is_found_again_keeps_its_ports_and_stops(target: Local) -> None:
+    target.start([LINKPROXY])
+    first = json.loads((target.data / "links.json").read_text())
+    again = Local.open(target.data)
+    assert [(unit.name, unit.state) for unit in again.units()] == [(LINKPROXY, "running")]
+    again.kill(LINKPROXY)
+    again.start([LINKPROXY])
+    assert json.loads((target.data / "links.json").read_text()) == first
+    with pytest.raises(Failed, match="linkproxy is running already"):
+        again.start([LINKPROXY])
+    with pytest.raises(Failed, match=r"still run; `imctl down"):
+        Local.prepare(target.data / "region.yaml", target.data, False, SystemClock())
+    assert again.stop() == []
+    assert not (target.data / "run.json").exists()
+
+
+def test_a_unit_that_ends_at_once_is_reported_with_its_last_words(
+    target: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (target.pki / "linkproxy.key").unlink()
+    with pytest.raises(Failed, match=r"linkproxy ended while starting: error: .*linkproxy\.key"):
+        target.start([LINKPROXY])
+
+
+def test_commands_on_what_is_not_there_say_so(target: Local) -> None:
+    with pytest.raises(BadInput, match="expected one of linkproxy, fra, iad, sin, got 'mars'"):
+        target.kill("mars")
+    with pytest.raises(Failed, match="fra is not running; `imctl start fra`"):
+        target.kill("fra")
+
+
+def test_wiping_deletes_the_data_and_nothing_else(target: Local) -> None:
+    data = target.data / "fra" / "data"
+    data.mkdir(parents=True)
+    (data / "log").write_text("x")
+    (target.data / "fra" / "node.log").write_text("kept")
+    target.wipe("fra")
+    assert not data.exists()
+    assert (target.data / "fra" / "node.log").exists()
+    target.wipe("fra")  # nothing there: nothing to do
+
+
+def test_the_last_line_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert last_line(path) == ""
+    path.write_text("x" * 10_000 + "\nlast words\n\n")
+    assert last_line(path) == "last words"

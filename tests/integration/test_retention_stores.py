@@ -1,0 +1,279 @@
+"""Cuts, rebuilds and starts from a snapshot, on real stores; of one IDC, whose word is enough."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imcore.attest import content_hash
+from imcore.convert import key_pb
+from imcore.errors import Damaged
+from imcore.hlc import Hlc
+from imcore.proto import oplog_pb2 as oplog
+from imcore.region.model import Retention as Settings
+from imcore.runtime import ManualClock
+from imcore.words import ClientKey, Origin
+from services.engines import lmdb_snapshot
+from services.engines.disk import RealDisk
+from services.engines.lmdb_kv import LmdbKv
+from services.engines.log_store import SegmentLogStore
+from services.im.applier import Applier
+from services.im.cache import ConversationCache
+from services.im.incarnation import Register, Seal
+from services.node.bootstrap import Bootstrap
+from services.node.convergence import partition_hash
+from services.node.retention import Retention, Shelf
+from services.node.seals import Seals
+from services.ports import Log, Record
+from services.retention.decide import SEAL_COMMIT_S
+
+FRA, IAD = Origin("fra", 1), Origin("iad", 1)
+CONVERSATION = "d:ann:bob"
+SETTINGS = Settings(log_bytes=40_000, segment_bytes=4_096)
+
+
+class Bench:
+    """One partition of ``fra`` with its own log and a copy of that of ``iad``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = ManualClock()
+        self.seals = Seals()
+        self.disk = RealDisk()
+        self.kv_folder = str(folder / "kv")
+
+    async def open(self) -> None:
+        self.store = await SegmentLogStore.open(
+            str(self.folder / "log"), 1, self.disk, random.Random(1), SETTINGS.segment_bytes
+        )
+        self.own = await self.store.open_own(FRA)
+        self.copy = await self.store.open_copy(IAD)
+        self.kv = await LmdbKv.open(self.kv_folder, self.disk)
+        self.shelf = Shelf(self.folder / "snapshots", self.disk, self.clock)
+        await self.shelf.load()
+        self.retention = Retention(
+            "fra", ["fra"], 1, SETTINGS, self.shelf, self.store, lambda: self.kv, {}, self.seals,
+            self.read_seals, frozenset, lambda origin: {0: self.applier.applied().get(origin, 0)},
+            self.clock,
+        )  # fmt: skip
+        await self.take_over()
+
+    async def take_over(self) -> None:
+        self.cache = ConversationCache(self.kv, 0)
+        self.applier = Applier(
+            0, self.kv, self.store, self.cache, Hlc(), lambda origin, effects: None
+        )
+        self.applier.base = self.retention
+        await self.applier.open()
+
+    async def read_seals(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        await self.kv.close()
+        await self.store.close()
+
+    async def look(self) -> None:
+        self.clock.advance(SEAL_COMMIT_S)
+        await self.retention.check()
+
+    async def until_cut(self) -> None:
+        for _ in range(4):
+            await self.look()
+        assert self.own.first_lsn(0) > 1
+        assert self.copy.first_lsn(0) > 1
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    opened = Bench(tmp_path)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def message(uid: str, seq: int, hlc: int) -> bytes:
+    op = oplog.Op(hlc=hlc, conversation=CONVERSATION, seq=seq)
+    op.message.key.CopyFrom(key_pb(ClientKey(uid, "phone", "o1", CONVERSATION, seq)))
+    op.message.content = b"x" * 300
+    op.message.content_hash = content_hash(op.message.content)
+    return op.SerializeToString()
+
+
+async def append(log: Log, payloads: Sequence[bytes]) -> None:
+    for payload in payloads:
+        durable: asyncio.Future[Sequence[Record] | Exception]
+        durable = asyncio.get_running_loop().create_future()
+        log.append(0, 1, [payload], durable.set_result)
+        assert not isinstance(await durable, Exception)
+
+
+async def records_of(folder: Path, count: int) -> list[Record]:
+    """What ``iad`` has logged."""
+    store = await SegmentLogStore.open(str(folder), 1, RealDisk(), random.Random(2))
+    log = await store.open_own(IAD)
+    await append(log, [message("bob", n, 2 * n) for n in range(1, count + 1)])
+    records: list[Record] = []
+    while len(records) < count:
+        records += await log.read(0, len(records) + 1, 1 << 20)
+    await store.close()
+    return records
+
+
+async def filled(bench: Bench, tmp_path: Path) -> list[Record]:
+    """60 messages of each origin are folded, 20 more of ``iad`` are not here yet."""
+    theirs = await records_of(tmp_path / "iad", 80)
+    await append(bench.own, [message("ann", n, 2 * n + 1) for n in range(1, 61)])
+    for record in theirs[:60]:
+        await bench.copy.append_copy([record])
+    await bench.applier.drain()
+    return theirs
+
+
+async def state(kv: LmdbKv) -> tuple[bytes, int]:
+    found = await partition_hash(kv, 0)
+    return found.hash, found.rows
+
+
+async def folded_from_the_start(bench: Bench, tmp_path: Path, theirs: list[Record]) -> Any:
+    """The state of an IDC that has never cut anything and got only these records of ``iad``."""
+    whole = Bench(tmp_path / "whole")
+    await whole.open()
+    await append(whole.own, [message("ann", n, 2 * n + 1) for n in range(1, 61)])
+    await whole.copy.append_copy(theirs)
+    await whole.applier.drain()
+    found = await state(whole.kv)
+    await whole.close()
+    return found
+
+
+async def test_logs_are_cut_below_a_safe_snapshot_and_nothing_else_is_lost(
+    bench: Bench, tmp_path: Path
+) -> None:
+    theirs = await filled(bench, tmp_path)
+    before = await state(bench.kv)
+    await bench.look()
+    assert [d.safe for d in bench.shelf.kept] == [False]
+    assert bench.own.first_lsn(0) == 1
+    await bench.until_cut()
+    assert bench.retention.log_bytes() <= SETTINGS.log_bytes
+    assert [d.safe for d in bench.shelf.kept] == [True]
+    vector = bench.shelf.kept[0].vector
+    assert vector == {FRA: (60,), IAD: (60,)}
+    assert (await bench.own.read(0, 60, 1))[0].lsn == 60
+    assert await state(bench.kv) == before
+    await bench.copy.append_copy(theirs[60:])
+    await bench.applier.drain()
+    assert await state(bench.kv) == await folded_from_the_start(bench, tmp_path, theirs)
+
+
+async def test_after_a_seal_a_partition_is_folded_again_from_the_snapshot(
+    bench: Bench, tmp_path: Path
+) -> None:
+    theirs = await filled(bench, tmp_path)
+    await bench.until_cut()
+    await bench.copy.append_copy(theirs[60:])
+    await bench.applier.drain()
+    bench.seals.learn("iad", Register(2, "", 0, (Seal(1, (70,)),)))
+    await bench.copy.cut_above(0, 70)
+    assert await bench.applier.seal({IAD: 70})
+    await bench.applier.drain()
+    assert bench.applier.applied() == {FRA: 60, IAD: 70}
+    assert await state(bench.kv) == await folded_from_the_start(bench, tmp_path, theirs[:70])
+
+
+async def test_no_head_is_told_while_a_partition_is_folded_again(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """It would be lower than the seqs that were given out."""
+    await filled(bench, tmp_path)
+    assert (await bench.cache.load(CONVERSATION)).heads[FRA] == 60
+    await bench.copy.cut_above(0, 50)
+    assert await bench.applier.seal({IAD: 50})
+    assert bench.cache.get(CONVERSATION) is None
+    loading = asyncio.ensure_future(bench.cache.load(CONVERSATION))
+    await asyncio.sleep(0)
+    assert not loading.done()
+    await bench.applier.drain()
+    assert (await loading).heads == {FRA: 60, IAD: 50}
+    assert bench.cache.get(CONVERSATION) is await loading
+
+
+async def test_a_seal_below_the_snapshot_is_refused_and_nothing_is_thrown_away(
+    bench: Bench, tmp_path: Path
+) -> None:
+    await filled(bench, tmp_path)
+    await bench.until_cut()
+    before = await state(bench.kv)
+    with pytest.raises(Damaged, match="above its seal at 50"):
+        await bench.applier.seal({IAD: 50})
+    await bench.applier.drain()
+    assert bench.applier.applied() == {FRA: 60, IAD: 60}
+    assert await state(bench.kv) == before
+
+
+async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_path: Path) -> None:
+    theirs = await filled(bench, tmp_path)
+    await bench.until_cut()
+    await bench.copy.append_copy(theirs[60:])
+    await bench.close()
+    (tmp_path / "kv" / "data.mdb").unlink()
+    await bench.open()
+    node: Any = SimpleNamespace(
+        kv=bench.kv, kv_folder=bench.kv_folder, disk=bench.disk, store=bench.store, idc="fra",
+        retention=bench.retention, rng=random.Random(3),
+        config=SimpleNamespace(
+            data=tmp_path, region=SimpleNamespace(spec=SimpleNamespace(partitions=1))
+        ),
+    )  # fmt: skip
+    bootstrap = Bootstrap(node)
+    assert bootstrap.timeline_life() == bench.store.log_id
+    assert await bootstrap.mend()
+    assert bootstrap.timeline_life() != bench.store.log_id
+    bench.kv = node.kv
+    await bench.take_over()
+    await bench.applier.drain()
+    assert await state(bench.kv) == await folded_from_the_start(bench, tmp_path, theirs)
+
+
+async def test_a_snapshot_that_does_not_verify_permits_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy that the engine makes lacks a row."""
+    await filled(bench, tmp_path)
+    digest = lmdb_snapshot._synced_digest
+
+    def lose_a_row(path: Path) -> str:
+        import lmdb
+
+        with lmdb.open(str(path.parent), max_dbs=2) as env:
+            rows = env.open_db(lmdb_snapshot.ROWS)
+            with env.begin(write=True, db=rows) as txn, txn.cursor() as cursor:
+                assert cursor.first() and cursor.delete()
+        return digest(path)
+
+    monkeypatch.setattr(lmdb_snapshot, "_synced_digest", lose_a_row)
+    for _ in range(3):
+        with pytest.raises(Damaged, match="does not hold the state"):
+            await bench.look()
+    assert bench.shelf.kept == []
+    assert list((tmp_path / "snapshots").iterdir()) == []
+    assert bench.own.first_lsn(0) == 1
+
+
+async def test_a_snapshot_that_rots_on_disk_is_thrown_away(bench: Bench, tmp_path: Path) -> None:
+    await filled(bench, tmp_path)
+    await bench.until_cut()
+    data = bench.shelf.path(bench.shelf.kept[0].name) / lmdb_snapshot.DATA
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    assert await bench.shelf.newest_safe() is None
+    assert bench.shelf.kept == []
+    assert bench.retention.alarms()

@@ -1,0 +1,345 @@
+"""The client's shell against scripted gateways: the real protocol over TLS on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from imcore.convert import origin_pb
+from imcore.proto import client_pb2 as pb
+from imcore.tls import gateway_ssl_context
+from imcore.words import ClientKey
+from services.sdk import (
+    AuthError,
+    IpconfClient,
+    NotConnected,
+    Options,
+    OutboxFull,
+    OutboxLocked,
+    RequestRefused,
+    SendFailed,
+)
+from services.sdk.testing.app import App, eventually
+from services.sdk.testing.scripted import Idc, Region
+
+CHAT = "d:ann:bob"
+FAST = {
+    "heartbeat_ms": 300,
+    "heartbeat_timeout_ms": 300,
+    "connect_timeout_ms": 500,
+    "backoff_base_ms": 5,
+    "backoff_max_ms": 40,
+    "idle_pull_ms": 60_000,
+}
+
+
+@pytest.fixture
+def ca_file(pki_dir: Path) -> Path:
+    return pki_dir / "ca.pem"
+
+
+@pytest.fixture
+async def region(pki_dir: Path) -> AsyncIterator[Region]:
+    region = Region(gateway_ssl_context(pki_dir, "fra"), parameters=dict(FAST))
+    await region.start("fra", "iad")
+    yield region
+    await region.stop()
+
+
+def say(idc: Idc, cid: int, uid: str = "bob") -> None:
+    idc.accept(ClientKey(uid, "phone", "box", CHAT, cid), b"%s %d" % (uid.encode(), cid))
+
+
+async def test_two_clients_chat_and_see_one_order(region, ca_file):
+    async with App(region, ca_file, "ann") as ann, App(region, ca_file, "bob") as bob:
+        chat = ann.client.direct("bob")
+        assert chat == bob.client.direct("ann") == CHAT
+        for n in range(5):
+            await ann.client.send(chat, b"ann %d" % n)
+            await bob.client.send(chat, b"bob %d" % n)
+        await eventually(lambda: len(ann.list) == len(bob.list) == 10)
+        assert ann.list == bob.list == [m.content for m in ann.client.view(chat)]
+        assert ann.client.state[:2] == ("fra", "fra-gw-1")
+
+
+async def test_every_request_carries_the_highest_clock_that_was_seen(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        await ann.client.send(CHAT, b"1")
+        before = fra.sends[-1]
+        await ann.client.send(CHAT, b"2")
+        assert before.cid == 1 and fra.sends[-1].floor == 1
+
+
+async def test_replicated_is_told_and_empties_the_outbox(region, ca_file):
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"1")
+        assert ann.client.state.outbox == 1
+        waiting = asyncio.ensure_future(sent.replicated())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        region.mirror()
+        await waiting
+        await sent.replicated()
+        assert ann.client.state.outbox == 0
+
+
+async def test_a_connection_closed_in_the_middle_of_a_burst(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        await ann.client.send(CHAT, b"0")
+        fra.drop_sends = 7
+        await asyncio.gather(*(ann.client.send(CHAT, b"%d" % n) for n in range(1, 40)))
+        contents = [copy.content for copy in fra.own[CHAT]]
+        assert contents == [b"%d" % n for n in range(40)]
+        assert ann.list == contents and len(fra.connects) == 2
+        assert fra.connects[1].connection_epoch > fra.connects[0].connection_epoch
+        assert fra.connects[1].resume_token == b"resume"
+
+
+async def test_a_lost_idc_is_left_and_its_acked_messages_are_offered_elsewhere(region, ca_file):
+    """What only the lost IDC held is accepted again, at its old place."""
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file) as ann:
+        sent = [await ann.client.send(CHAT, b"%d" % n) for n in range(3)]
+        await fra.stop()
+        again = await ann.client.send(CHAT, b"3")
+        assert again.place.origin.idc == "iad"
+        await eventually(lambda: len(iad.own.get(CHAT, [])) == 4)
+        assert [copy.place for copy in iad.own[CHAT]] == [s.place for s in [*sent, again]]
+        assert ann.list == [b"0", b"1", b"2", b"3"] and ann.moved == 0
+        assert {"gateway": "fra-gw-1", "idc": "fra", "failure": "refused"} in region.reports
+
+
+async def test_a_move_loses_no_send_and_makes_before_it_breaks(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file) as ann:
+        await ann.client.send(CHAT, b"first")
+        say(fra, 1)
+        await eventually(lambda: len(ann.list) == 2)
+        region.order, region.epoch = ["iad", "fra"], 2
+        sends = [asyncio.ensure_future(ann.client.send(CHAT, b"%d" % n)) for n in range(30)]
+        await asyncio.sleep(0)
+        fra.everybody(pb.Event(move=pb.Move(resume_token=b"moved", policy_epoch=2)))
+        await asyncio.gather(*sends)
+        await eventually(lambda: ann.connections[-1] == "iad")
+        await ann.client.send(CHAT, b"last")
+        assert ann.connections == ["fra", "iad"]  # never without one
+        connect = iad.connects[0]
+        assert connect.resume_token == b"moved" and connect.placement == b"dGlja2V0"
+        assert [(m.origin.idc, m.lsn) for m in connect.moved_from] != []
+        assert connect.connection_epoch > fra.connects[0].connection_epoch
+        assert {h.conversation for h in connect.outbox} == {CHAT}
+        own = [c for c in ann.list if c != b"bob 1"]
+        assert own == [b"first", *(b"%d" % n for n in range(30)), b"last"]
+        await eventually(lambda: not fra.connections)
+        # The new IDC had not seen bob's message: an answer to it brings its place along.
+        assert any(c.key.uid == "bob" for send in iad.sends for c in send.claims)
+
+
+async def test_a_move_that_fails_stays_and_is_tried_again(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file) as ann:
+        region.order = ["iad", "fra"]
+        iad.errors["connect"] = [pb.Error(code="unavailable", message="starting")]
+        fra.everybody(pb.Event(move=pb.Move(policy_epoch=1)))
+        await eventually(lambda: iad.requests["connect"] == 1)
+        await ann.client.send(CHAT, b"still here")
+        assert fra.own[CHAT]
+        await eventually(lambda: ann.connections == ["fra", "iad"])
+
+
+async def test_a_claim_tells_places_that_the_new_idc_never_gets(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    options = Options(claim_after_ms=200)
+    async with App(region, ca_file, options=options) as ann:
+        say(fra, 1)
+        await eventually(lambda: len(ann.list) == 1)
+        await fra.stop()
+        await eventually(lambda: bool(iad.claims), 5)
+        assert [c.key.uid for c in iad.claims[0].claims] == ["bob"]
+
+
+async def test_a_signal_is_followed_to_the_named_origin(region, ca_file):
+    """The own IDC does not get it: the link between the two is cut."""
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    options = Options(signal_wait_ms=50)
+    async with App(region, ca_file, options=options) as ann:
+        say(iad, 1)
+        heads = [pb.Position(origin=origin_pb(iad.origin), seq=1)]
+        fra.everybody(pb.Event(signal=pb.Signal(conversation=CHAT, heads=heads)))
+        await eventually(lambda: ann.list == [b"bob 1"])
+        assert iad.connects[0].mode == pb.CONNECT_MODE_PULL_ONLY
+        await ann.client.send(CHAT, b"answer")
+        assert [c.key.uid for c in fra.sends[-1].claims] == ["bob"]
+        region.mirror()
+        await ann.client.send(CHAT, b"again")
+        assert not fra.sends[-1].claims and ann.list == [b"bob 1", b"answer", b"again"]
+
+
+async def test_an_idle_client_pulls_unasked(region, ca_file):
+    fra = region.idcs["fra"]
+    fra.told_behind = False
+    region.parameters["idle_pull_ms"] = 100
+    async with App(region, ca_file) as ann:
+        fra.drop_pushes = 1
+        say(fra, 1)
+        await eventually(lambda: ann.list == [b"bob 1"])
+
+
+async def test_no_ipconf_answers_but_an_old_answer_is_known(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        region.ipconf_down = True
+        await fra.stop()
+        await ann.client.send(CHAT, b"x")
+        assert ann.client.state.idc == "iad"
+
+
+async def test_a_gateway_that_sends_rubbish_costs_one_connection(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        fra.connections[0].raw(b"\xff" * 64)
+        await eventually(lambda: len(ann.connections) >= 3)
+        await ann.client.send(CHAT, b"x")
+
+
+async def test_a_refused_token_ends_the_client(region, ca_file):
+    region.refuse_tokens = True
+    with pytest.raises(AuthError, match="expired"):
+        async with App(region, ca_file):
+            pass
+    region.refuse_tokens = False
+    fra = region.idcs["fra"]
+    fra.errors["connect"] = [pb.Error(code="unauthenticated", message="revoked")]
+    with pytest.raises(AuthError, match="revoked"):
+        async with App(region, ca_file):
+            pass
+
+
+async def test_a_refused_send_fails_visibly_and_the_next_goes_on(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        await ann.client.send(CHAT, b"0")
+        fra.errors["send"] = [pb.Error(code="forbidden", message="not a member")]
+        with pytest.raises(SendFailed, match="not a member") as failed:
+            await ann.client.send(CHAT, b"1")
+        assert failed.value.code == "forbidden" and not failed.value.pending
+        await ann.client.send(CHAT, b"2")
+        assert ann.list == [b"0", b"2"]
+
+
+async def test_an_overloaded_idc_is_asked_again_after_its_pause(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        error = pb.Error(code="overloaded", message="busy", retry_after_ms=50)
+        fra.errors["send"] = [error, error]
+        await ann.client.send(CHAT, b"0")
+        assert fra.requests["send"] == 3 and len(fra.own[CHAT]) == 1
+
+
+async def test_a_full_outbox_fails_visibly(region, ca_file):
+    async with App(region, ca_file, options=Options(outbox_entries_max=2)) as ann:
+        await ann.client.send(CHAT, b"0")
+        await ann.client.send(CHAT, b"1")
+        with pytest.raises(OutboxFull):
+            await ann.client.send(CHAT, b"2")
+        region.mirror()
+        await eventually(lambda: ann.client.state.outbox == 0)
+        await ann.client.send(CHAT, b"2")
+
+
+async def test_an_outbox_survives_its_process(region, ca_file, tmp_path):
+    fra, box = region.idcs["fra"], tmp_path / "outbox.db"
+    async with App(region, ca_file, outbox=box) as ann:
+        await ann.client.send(CHAT, b"0")
+        fra.mute.add("send")
+        with pytest.raises(SendFailed) as failed:
+            await ann.client.send(CHAT, b"1", timeout_ms=50)
+        assert failed.value.pending
+        first = fra.connects[0].connection_epoch
+    fra.mute.clear()
+    async with App(region, ca_file, outbox=box) as again:
+        await eventually(lambda: again.list == [b"0", b"1"])
+        await again.client.send(CHAT, b"2")
+        assert [copy.key.cid for copy in fra.own[CHAT]] == [1, 2, 3]
+        assert fra.connects[-1].connection_epoch > first
+        region.mirror()
+        await eventually(lambda: again.client.state.outbox == 0)
+    async with App(region, ca_file, outbox=box) as third:
+        assert third.client.state.outbox == 0
+        await third.client.send(CHAT, b"3")
+        assert fra.own[CHAT][-1].key.cid == 4
+
+
+async def test_an_outbox_belongs_to_one_client(region, ca_file, tmp_path):
+    box = tmp_path / "outbox.db"
+    async with App(region, ca_file, outbox=box):
+        with pytest.raises(OutboxLocked, match="in use"):
+            async with App(region, ca_file, outbox=box):
+                pass
+
+
+async def test_a_copied_outbox_goes_on_under_a_new_id(region, ca_file, tmp_path):
+    box, copy = tmp_path / "outbox.db", tmp_path / "copy.db"
+    async with App(region, ca_file, outbox=box) as ann:
+        await ann.client.send(CHAT, b"0")
+        region.mirror()
+        await eventually(lambda: ann.client.state.outbox == 0)
+    copy.write_bytes(box.read_bytes())
+    async with App(region, ca_file, outbox=box) as ann:
+        await ann.client.send(CHAT, b"1")
+    async with App(region, ca_file, outbox=copy) as other:
+        await other.client.send(CHAT, b"another 1")
+        await eventually(lambda: other.list == [b"0", b"1", b"another 1"])
+
+
+async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        fra.errors["group_create"] = [pb.Error(code="unavailable", message="", retry_after_ms=1)]
+        group = await ann.client.create_group(["bob"], "friends")
+        assert group.startswith("g:") and fra.requests["group_create"] == 2
+        assert await ann.client.members(group) == ("ann",)
+        fra.errors["group_change"] = [pb.Error(code="forbidden", message="not yours")]
+        with pytest.raises(RequestRefused, match="not yours"):
+            await ann.client.leave(group)
+        fra.connections[0].abort()
+        await ann.client.join(group, ["eve"])
+
+
+async def test_cursors_name_messages(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        await ann.client.cursor(CHAT, sent.key)
+        assert fra.requests["read_cursor"] == 1
+        place = fra.attest(fra.own[CHAT][0]).place
+        moved = pb.CursorMoved(conversation=CHAT, uid="bob", place=place)
+        fra.everybody(pb.Event(cursor_moved=moved))
+        await eventually(lambda: len(ann.cursors) == 1)
+        assert (ann.cursors[0].uid, ann.cursors[0].key) == ("bob", sent.key)
+
+
+async def test_many_clients_share_one_ipconf_client(region, ca_file):
+    shared = IpconfClient([region.url], ca_file, random.Random(1))
+    uids = [f"u{n}" for n in range(8)]
+    apps = [App(region, ca_file, uid, ipconf=shared) for uid in uids]
+    await asyncio.gather(*(app.client.__aenter__() for app in apps))
+    await asyncio.gather(*(app.client.send(CHAT, uid.encode()) for app, uid in zip(apps, uids)))  # noqa: B905
+    await eventually(lambda: all(len(app.list) == 8 for app in apps))
+    assert len({tuple(app.list) for app in apps}) == 1
+    for app in apps:
+        await app.client.close()
+    await shared.close()
+
+
+async def test_nobody_answers(region, ca_file):
+    region.ipconf_down = True
+    with pytest.raises(NotConnected):
+        async with App(region, ca_file, options=Options(start_timeout_ms=100)):
+            pass

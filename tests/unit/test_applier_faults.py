@@ -1,0 +1,96 @@
+"""The applier over a real log and a real KV whose disk is full for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from imcore.attest import content_hash
+from imcore.convert import key_pb
+from imcore.errors import DiskFull
+from imcore.hlc import Hlc
+from imcore.proto import oplog_pb2 as oplog
+from imcore.words import ClientKey, Origin
+from services.engines.disk import RealDisk
+from services.engines.lmdb_kv import LmdbKv
+from services.engines.log_store import SegmentLogStore
+from services.im import keys
+from services.im.applier import Applier
+from services.im.cache import ConversationCache
+from services.ports import Log, Record
+
+FRA = Origin("fra", 1)
+CONVERSATION = "d:ann:bob"
+
+
+class Bench:
+    def __init__(self, log: Log, kv: LmdbKv, kv_disk: RealDisk, applier: Applier) -> None:
+        self.log, self.kv, self.kv_disk, self.applier = log, kv, kv_disk, applier
+
+    async def message(self, seq: int) -> None:
+        op = oplog.Op(hlc=seq, conversation=CONVERSATION, seq=seq)
+        op.message.key.CopyFrom(key_pb(ClientKey("ann", "phone", "o1", CONVERSATION, seq)))
+        op.message.content = b"%d" % seq
+        op.message.content_hash = content_hash(op.message.content)
+        durable: asyncio.Future[Sequence[Record] | Exception]
+        durable = asyncio.get_running_loop().create_future()
+        self.log.append(0, 1, [op.SerializeToString()], durable.set_result)
+        assert not isinstance(await durable, Exception)
+
+    async def folded(self) -> int:
+        """Messages that stand in the conversation."""
+        prefix = keys.order_prefix(0, CONVERSATION)
+        return len(await self.kv.scan(prefix, keys.prefix_end(prefix), 100))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    store = await SegmentLogStore.open(str(tmp_path / "log"), 1, RealDisk(), random.Random(1))
+    log = await store.open_own(FRA)
+    disk = RealDisk()
+    kv = await LmdbKv.open(str(tmp_path / "kv"), disk)
+    cache = ConversationCache(kv, 0)
+    applier = Applier(0, kv, store, cache, Hlc(), lambda origin, effects: None)
+    await applier.open()
+    yield Bench(log, kv, disk, applier)
+    await kv.close()
+    await store.close()
+
+
+async def test_a_batch_that_could_not_be_committed_is_folded_by_whoever_drains_next(
+    bench: Bench,
+) -> None:
+    await bench.message(1)
+    bench.kv_disk.faults.full = True
+    with pytest.raises(DiskFull):
+        await bench.applier.drain()
+    bench.kv_disk.faults.full = False
+    await bench.message(2)
+    await bench.applier.drain()
+    assert await bench.folded() == 2
+    assert bench.applier.applied() == {FRA: 2}
+
+
+async def test_a_take_over_that_failed_half_way_is_repeated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The KV had raised its epoch when it could not make that durable."""
+    bench.kv_disk.faults.full = True
+    await bench.message(1)
+    with pytest.raises(DiskFull):
+        await bench.applier.drain()
+    bench.kv_disk.faults.full = False
+
+    async def full() -> None:
+        raise DiskFull("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.kv, "sync", full)
+        with pytest.raises(DiskFull):
+            await bench.applier.drain()
+    await bench.applier.drain()
+    assert await bench.folded() == 1

@@ -1,0 +1,198 @@
+"""The asyncio shell of CASPaxos over registries in memory, in the ways that they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import pytest
+
+from imcore.errors import Code, OutcomeUnknown, Refused, Unavailable
+from imcore.runtime import SystemClock
+from services.control import caspaxos
+from services.control.caspaxos import Proposer
+from services.ports import Versioned, WatchEvents
+
+
+class Memory:
+    """A registry in memory that can be away, lose replies, and be wiped."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.away = False
+        self.lose_replies = False
+        self.wipes = 0
+        self.wipe()
+
+    def wipe(self) -> None:
+        self.wipes += 1
+        self.revision = 0
+        self.data: dict[bytes, Versioned] = {}
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(0)
+        if self.away:
+            raise Unavailable(f"{self.name} is away")
+
+    async def store_id(self) -> bytes:
+        await self._reach()
+        return f"{self.name}{self.wipes}".encode()
+
+    async def get(self, key: bytes) -> Versioned | None:
+        await self._reach()
+        return self.data.get(key)
+
+    async def range(self, prefix: bytes) -> list[Versioned]:
+        await self._reach()
+        return [value for key, value in sorted(self.data.items()) if key.startswith(prefix)]
+
+    async def compare_and_swap(
+        self, key: bytes, expected_mod_revision: int, value: bytes | None, lease: int = 0
+    ) -> tuple[bool, Versioned | None]:
+        await self._reach()
+        current = self.data.get(key)
+        if (current.mod_revision if current else 0) != expected_mod_revision:
+            return False, current
+        await self.put(key, value)
+        if self.lose_replies:
+            raise OutcomeUnknown("the reply was lost")
+        return True, self.data.get(key)
+
+    async def put(self, key: bytes, value: bytes | None, lease: int = 0) -> None:
+        await self._reach()
+        self.revision += 1
+        if value is None:
+            self.data.pop(key, None)
+        else:
+            self.data[key] = Versioned(key, value, self.revision, lease)
+
+    async def grant_lease(self, ttl_ms: int) -> int:
+        return 1
+
+    async def keep_alive(self, lease: int) -> bool:
+        return True
+
+    async def revoke_lease(self, lease: int) -> None:
+        return None
+
+    async def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchEvents]:
+        yield WatchEvents(self.revision, await self.range(prefix))
+
+
+Region = Mapping[str, Memory]
+
+
+def proposer(registries: Region, own: str, seed: int = 1) -> Proposer:
+    return Proposer(registries, own, SystemClock(), random.Random(seed))
+
+
+async def formed() -> tuple[dict[str, Memory], dict[str, Proposer]]:
+    registries = {name: Memory(name) for name in ("fra", "iad", "sin")}
+    proposers = {name: proposer(registries, name, n) for n, name in enumerate(registries)}
+    await asyncio.gather(*(each.ensure_member() for each in proposers.values()))
+    return registries, proposers
+
+
+def add(token: str) -> Callable[[bytes | None], bytes]:
+    """Idempotent, as ``Proposer.change`` asks of its functions."""
+
+    def fn(current: bytes | None) -> bytes:
+        tokens = json.loads(current) if current else []
+        return json.dumps(tokens if token in tokens else [*tokens, token]).encode()
+
+    return fn
+
+
+async def test_a_first_start_needs_every_registry_once() -> None:
+    registries = {name: Memory(name) for name in ("fra", "iad", "sin")}
+    registries["sin"].away = True
+    fra, iad = proposer(registries, "fra"), proposer(registries, "iad", 2)
+    joins = [asyncio.create_task(each.ensure_member()) for each in (fra, iad)]
+    await asyncio.wait(joins, timeout=0.4)
+    assert not any(join.done() for join in joins)
+    registries["sin"].away = False
+    sin = proposer(registries, "sin", 3)
+    await asyncio.gather(*joins, sin.ensure_member())
+    assert await fra.change("policy", add("x")) == b'["x"]'
+
+
+async def test_concurrent_changes_all_survive() -> None:
+    _, proposers = await formed()
+    await asyncio.gather(
+        *(
+            each.change("policy", add(f"{name}{n}"))
+            for name, each in proposers.items()
+            for n in range(4)
+        )
+    )
+    value, _ = await proposers["fra"].read("policy")
+    assert len(json.loads(value or b"[]")) == 12
+
+
+async def test_a_value_never_written_reads_as_none() -> None:
+    _, proposers = await formed()
+    assert (await proposers["iad"].read("op/1"))[0] is None
+
+
+async def test_one_registry_away_stops_nothing_and_two_stop_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(caspaxos, "PATIENCE_S", 0.2)
+    registries, proposers = await formed()
+    registries["sin"].away = True
+    await proposers["fra"].change("policy", add("x"))
+    registries["iad"].away = True
+    with pytest.raises(Unavailable):
+        await proposers["fra"].read("policy")
+    with pytest.raises(Unavailable):
+        await proposers["fra"].change("policy", add("y"))
+    registries["iad"].away = False
+    assert (await proposers["iad"].read("policy"))[0] == b'["x"]'
+
+
+async def test_lost_replies_say_unknown_and_the_same_change_resolves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(caspaxos, "PATIENCE_S", 0.1)
+    registries, proposers = await formed()
+    registries["sin"].away = True
+    fra = proposers["fra"]
+    await fra.change("policy", add("x"))
+
+    def swallow(current: bytes | None) -> bytes:
+        registries["iad"].lose_replies = True  # from the acceptance on
+        return add("y")(current)
+
+    with pytest.raises(OutcomeUnknown):
+        await fra.change("policy", swallow)
+    registries["iad"].lose_replies = False
+    assert await fra.change("policy", add("y")) == b'["x", "y"]'
+
+
+async def test_what_the_function_raises_passes_through() -> None:
+    _, proposers = await formed()
+
+    def refuse(current: bytes | None) -> bytes:
+        raise Refused(Code.BAD_REQUEST, "no")
+
+    with pytest.raises(Refused):
+        await proposers["fra"].change("policy", refuse)
+    assert (await proposers["iad"].read("policy"))[0] is None
+
+
+async def test_a_wiped_registry_abstains_until_all_others_answered() -> None:
+    registries, proposers = await formed()
+    await proposers["fra"].change("policy", add("x"))
+    registries["fra"].wipe()
+    registries["sin"].away = True
+    restarted = proposer(registries, "fra", 9)
+    join = asyncio.create_task(restarted.ensure_member())
+    await asyncio.wait([join], timeout=0.4)
+    assert not join.done()  # iad has the value, but sin may hold more
+    registries["sin"].away = False
+    await asyncio.wait_for(join, 2)
+    registries["sin"].away = True
+    assert (await proposers["iad"].read("policy"))[0] == b'["x"]'
+    assert await restarted.change("policy", add("y")) == b'["x", "y"]'

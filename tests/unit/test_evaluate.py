@@ -1,0 +1,324 @@
+"""The evaluator: every rule blocks on its own, all blockers are named at once, requests resolve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imcore.region.load import load_region
+from imcore.region.model import FreezeWindow, Region
+from services.control.evaluate import Decision, evaluate
+from services.control.evidence import Evidence, IdcFacts, Mark, Vote, facts_from_status
+from services.control.policy import IdcPolicy, IdcState, Policy, from_json, initial
+from services.control.rules import Change, Kind
+
+NOW = 1_700_000_000_000
+REGIONS = Path(__file__).parents[2] / "regions"
+REGION = load_region(REGIONS / "three-idc.yaml")
+IDCS = ("fra", "iad", "sin")
+
+
+def region(**safety: Any) -> Region:
+    changed = REGION.spec.safety.model_copy(update=safety)
+    return REGION.model_copy(update={"spec": REGION.spec.model_copy(update={"safety": changed})})
+
+
+def facts(idc: str, **fields: Any) -> IdcFacts:
+    others = [name for name in IDCS if name != idc]
+    whole = {f"{name}.1": (10, 10) for name in IDCS}
+    basis = IdcFacts(
+        at_ms=NOW - 300,
+        origin=f"{idc}.1",
+        sessions=100,
+        messages_per_s=100,
+        ends=(10, 10),
+        held=whole,
+        applied=whole,
+        peers_held=dict.fromkeys(others, (10, 10)),
+        peers_applied=dict.fromkeys(others, (10, 10)),
+        lag_ms={f"{name}.1": 100 for name in others},
+    )
+    return replace(basis, **fields)
+
+
+def evidence(**changed: IdcFacts) -> Evidence:
+    votes = [Vote(voter, "fra", 3_100, NOW - 200) for voter in ("iad", "sin")]
+    marks = {idc: Mark(NOW - 900, f"{idc}.1", (10, 10), 0) for idc in IDCS}
+    known = {idc: facts(idc) for idc in IDCS} | changed
+    return Evidence(known, votes, IDCS, marks)
+
+
+def policy(**states: IdcState | IdcPolicy) -> Policy:
+    base = initial(REGION, NOW - 60_000)
+    rows = {
+        idc: state if isinstance(state, IdcPolicy) else IdcPolicy(state, since_ms=NOW - 60_000)
+        for idc, state in states.items()
+    }
+    return replace(base, epoch=7, idcs={**base.idcs, **rows})
+
+
+def change(kind: str, idc: str = "fra", **fields: Any) -> Change:
+    return Change(kind, idc, fields.pop("request_id", "r1"), fields.pop("by", "operator"), **fields)
+
+
+def decide(
+    what: Change,
+    of: Policy | None = None,
+    on: Evidence | None = None,
+    within: Region = REGION,
+    now_ms: int = NOW,
+) -> Decision:
+    return evaluate(of or policy(), what, on or evidence(), within, now_ms)
+
+
+def blocked_by(decision: Decision) -> set[str]:
+    assert (decision.policy is None) == bool(decision.blockers)
+    return {blocker.rule for blocker in decision.blockers}
+
+
+def committed(decision: Decision) -> Policy:
+    assert decision.policy is not None, decision.sentence
+    return decision.policy
+
+
+def test_a_drain_opens_an_operation_and_its_end_closes_it() -> None:
+    draining = committed(decide(change(Kind.DRAIN)))
+    assert draining.epoch == 8
+    assert draining.state("fra") is IdcState.DRAINING
+    assert draining.operation is not None
+    assert draining.operation.id == "drain-fra-8"
+    empty = evidence(fra=facts("fra", sessions=0))
+    done = committed(decide(change(Kind.DRAINED, request_id="r2"), draining, empty))
+    assert done.state("fra") is IdcState.DRAINED
+    assert done.operation is None
+    assert done.history == ("drain-fra-8",)
+
+
+def test_a_switchover_remembers_its_target() -> None:
+    moved = committed(decide(change(Kind.SWITCHOVER, target="sin")))
+    assert moved.idcs["fra"].target == "sin"
+    assert blocked_by(decide(change(Kind.SWITCHOVER))) == {"transition"}
+    assert blocked_by(decide(change(Kind.SWITCHOVER, target="fra"))) == {"transition"}
+
+
+def test_the_same_request_resolves_to_its_first_outcome() -> None:
+    first = decide(change(Kind.DRAIN))
+    again = decide(change(Kind.DRAIN), committed(first), Evidence(), now_ms=NOW + 60_000)
+    assert again.repeated
+    assert again.policy == first.policy
+    assert (again.sentence, again.operation) == (first.sentence, "drain-fra-8")
+
+
+def test_the_policy_survives_its_json() -> None:
+    moved = committed(decide(change(Kind.SWITCHOVER, target="sin")))
+    assert from_json(moved.to_json()) == moved
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"epoch": "x"}', b"null"])
+def test_rubbish_is_no_policy(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"policy|JSON|Expecting"):
+        from_json(text)
+
+
+def test_all_blockers_are_named_at_once() -> None:
+    frozen = region(
+        freeze=[FreezeWindow(start="2023-11-01T00:00:00Z", end="2023-12-01T00:00:00Z")],
+        active_idcs_min=3,
+        replication_lag_ms_max=50,
+        headroom=0.001,
+    )
+    busy = committed(decide(change(Kind.DRAIN, "iad", request_id="r0")))
+    on = evidence(sin=facts("sin", at_ms=NOW - 2_001))
+    decision = decide(change(Kind.DRAIN, expect_epoch=3), busy, on, frozen)
+    assert blocked_by(decision) == {
+        "expect-epoch",
+        "active-idcs-min",
+        "headroom",
+        "replication-lag",
+        "one-move-at-a-time",
+        "freeze-window",
+        "evidence-age",
+    }
+    for blocker in decision.blockers:
+        assert all(blocker)  # what was measured, the limit, a sentence
+        assert blocker.rule in decision.sentence
+
+
+def test_each_rule_passes_at_its_limit() -> None:
+    limits = region(active_idcs_min=2, replication_lag_ms_max=100)
+    on = evidence(iad=facts("iad", at_ms=NOW - 2_000))
+    committed(decide(change(Kind.DRAIN, expect_epoch=7), on=on, within=limits))
+
+
+def test_one_override_names_one_rule_and_is_recorded() -> None:
+    strict = region(active_idcs_min=3, replication_lag_ms_max=50)
+    over = change(Kind.DRAIN, overrides=("active-idcs-min",))
+    assert blocked_by(decide(over, within=strict)) == {"replication-lag"}
+    strict = region(active_idcs_min=3)
+    decision = decide(over, within=strict)
+    committed(decision)
+    assert [blocker.rule for blocker in decision.overridden] == ["active-idcs-min"]
+    assert "overriding active-idcs-min" in decision.sentence
+    both = change(Kind.DRAIN, overrides=("active-idcs-min", "replication-lag"))
+    assert "override" in blocked_by(decide(both, within=strict))
+
+
+@pytest.mark.parametrize("rule", ["expect-epoch", "transition", "override"])
+def test_what_is_no_safety_rule_cannot_be_overridden(rule: str) -> None:
+    wrong = change(Kind.UNCORDON, overrides=(rule,), expect_epoch=3)
+    assert "transition" in blocked_by(decide(wrong))
+    assert "expect-epoch" in blocked_by(decide(wrong))
+
+
+def test_headroom_counts_what_would_move() -> None:
+    full = evidence(iad=facts("iad", sessions=15_900), sin=facts("sin", sessions=0))
+    committed(decide(change(Kind.DRAIN), on=full))  # 16,000 of 0.8 x 20,000
+    over = evidence(iad=facts("iad", sessions=15_901), sin=facts("sin", sessions=0))
+    assert blocked_by(decide(change(Kind.DRAIN), on=over)) == {"headroom"}
+    target = change(Kind.SWITCHOVER, target="sin")
+    assert decide(target, on=over).policy is not None
+    assert blocked_by(decide(change(Kind.SWITCHOVER, target="iad"), on=over)) == {"headroom"}
+
+
+def test_a_failover_needs_votes_held_for_long_enough() -> None:
+    auto = change(Kind.FAILOVER, by="controller iad")
+    failed = decide(auto)
+    assert committed(failed).state("fra") is IdcState.FAILED
+    assert "iad, sin" in failed.sentence
+
+    base = evidence()
+    one = replace(base, votes=base.votes[:1])
+    assert blocked_by(decide(auto, on=one)) == {"votes-majority", "hold-time"}
+    short = replace(base, votes=[base.votes[0], Vote("sin", "fra", 2_700, NOW - 200)])
+    assert blocked_by(decide(auto, on=short)) == {"hold-time"}
+    own = replace(base, votes=[base.votes[0], Vote("fra", "fra", 9_000, NOW - 200)])
+    assert "votes-majority" in blocked_by(decide(auto, on=own))
+    old = replace(base, votes=[base.votes[0], Vote("sin", "fra", 9_000, NOW - 2_500)])
+    assert blocked_by(decide(auto, on=old)) == {"evidence-age", "votes-majority"}
+
+
+def test_the_region_file_can_leave_failovers_to_operators() -> None:
+    manual = region(automatic_failover=False)
+    auto = change(Kind.FAILOVER, by="controller iad")
+    assert blocked_by(decide(auto, within=manual)) == {"automatic-failover"}
+    committed(decide(change(Kind.FAILOVER), within=manual))
+
+
+def test_no_second_failover_before_the_survivors_copies_agree() -> None:
+    second = policy(sin=IdcState.FAILED)
+    within = region(headroom=1.0)
+    votes = [Vote(voter, "fra", 9_000, NOW - 200) for voter in ("iad", "sin")]
+    on = replace(evidence(), votes=votes)
+    assert decide(change(Kind.FAILOVER), second, on, within).policy is not None
+    unknown = replace(on, idcs={**on.idcs, "iad": facts("iad", held={"iad.1": (10, 10)})})
+    assert blocked_by(decide(change(Kind.FAILOVER), second, unknown, within)) == {
+        "survivors-copies-agree"
+    }
+
+
+def test_survivors_with_different_copies_block() -> None:
+    four = REGION.spec.idcs[2].model_copy(update={"name": "dub"})
+    spec = REGION.spec.model_copy(update={"idcs": [*REGION.spec.idcs, four]})
+    within = REGION.model_copy(update={"spec": spec})
+    second = policy(sin=IdcState.FAILED, dub=IdcState.ACTIVE)
+    ahead = facts("dub", held={"sin.1": (10, 11)})
+    votes = [Vote(voter, "fra", 9_000, NOW - 200) for voter in ("iad", "dub", "sin")]
+    voters = (*IDCS, "dub")
+    on = replace(evidence(dub=ahead), votes=votes, voters=voters)
+    assert blocked_by(decide(change(Kind.FAILOVER), second, on, within)) == {
+        "survivors-copies-agree"
+    }
+    same = replace(on, idcs={**on.idcs, "dub": facts("dub", held={"sin.1": (10, 10)})})
+    committed(decide(change(Kind.FAILOVER), second, same, within))
+
+
+def test_a_failover_ends_the_move_under_way() -> None:
+    draining = committed(decide(change(Kind.DRAIN, "iad", request_id="r0")))
+    failed = committed(decide(change(Kind.FAILOVER), draining, within=region(headroom=1.0)))
+    assert failed.operation is None
+    assert failed.state("iad") is IdcState.DRAINING
+
+
+@pytest.mark.parametrize(
+    ("changed", "mark_sessions"),
+    [
+        ({"sessions": 1}, 0),
+        ({"sessions": 0, "peers_applied": {"iad": (10, 10), "sin": (10, 9)}}, 0),
+        ({"sessions": 0, "peers_applied": {"iad": (10, 10)}}, 0),
+        ({"sessions": 0}, 4),
+        ({"sessions": 0, "origin": "fra.2"}, 0),
+    ],
+)
+def test_it_is_not_drained_before_all_is_applied_elsewhere(
+    changed: dict[str, Any], mark_sessions: int
+) -> None:
+    draining = policy(fra=IdcState.DRAINING)
+    on = evidence(fra=facts("fra", **changed))
+    on = replace(on, marks={"fra": Mark(NOW - 900, "fra.1", (10, 10), mark_sessions)})
+    assert blocked_by(decide(change(Kind.DRAINED), draining, on)) == {"log-applied-elsewhere"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"serving": False},
+        {"applied": {"iad.1": (10, 10), "sin.1": (9, 10)}},
+        {"applied": {"iad.1": (10, 10)}},
+        {"peers_held": {"iad": (9, 10), "sin": (10, 9)}},
+    ],
+)
+def test_traffic_returns_in_steps_and_only_to_an_idc_that_has_caught_up(
+    changed: dict[str, Any],
+) -> None:
+    back = committed(decide(change(Kind.FAILBACK), policy(fra=IdcState.FAILED)))
+    assert back.state("fra") is IdcState.RECOVERING
+    behind = evidence(fra=facts("fra", **changed))
+    step = change(Kind.RAMP, request_id="r2", ramp=10)
+    assert blocked_by(decide(step, back, behind)) == {"caught-up"}
+    ten = committed(decide(step, back))
+    assert ten.idcs["fra"] == IdcPolicy(IdcState.ACTIVE, 10, "", NOW)
+    assert ten.operation is not None
+    full = committed(decide(change(Kind.RAMP, request_id="r3", ramp=100), ten))
+    assert full.operation is None
+
+
+def test_a_ramp_without_a_failback_is_refused() -> None:
+    assert blocked_by(decide(change(Kind.RAMP, ramp=10))) == {"transition"}
+
+
+@pytest.mark.parametrize("kind", ["", "explode", "drain; drop"])
+def test_unknown_changes_and_idcs_are_refused(kind: str) -> None:
+    assert blocked_by(decide(change(kind))) == {"transition"}
+    assert blocked_by(decide(change(Kind.DRAIN, "mars"))) == {"transition"}
+
+
+def test_facts_come_from_the_status_document() -> None:
+    status = {
+        "origin": "fra.2",
+        "serving": True,
+        "sessions": 3,
+        "rates": {"accepted_per_s": 1.5, "pushed_per_s": 0},
+        "log": {"durability": "fsync", "ends": [4, 5]},
+        "held": {"iad.1": [1, 2]},
+        "applied": {"iad.1": [1, 1]},
+        "peers_held": {"iad": [4, 5]},
+        "peers_applied": {"iad": [4, 4]},
+        "lag": {"iad.1": {"records": 1, "ms": 12}},
+    }
+    found = facts_from_status(status, NOW)
+    assert (found.origin, found.ends, found.lag_ms) == ("fra.2", (4, 5), {"iad.1": 12})
+    with pytest.raises(ValueError, match="peers_held"):
+        facts_from_status({k: v for k, v in status.items() if k != "peers_held"}, NOW)
+
+
+def test_the_target_of_a_switchover_keeps_the_clients_while_the_source_is_drained() -> None:
+    """Found by a run: at `drained` the target was forgotten, and everybody moved once more."""
+    moved = committed(decide(change(Kind.SWITCHOVER, target="sin")))
+    on = evidence(fra=facts("fra", sessions=0))
+    on = replace(on, marks={"fra": Mark(NOW - 900, "fra.1", (10, 10), 0)})
+    drained = committed(decide(change(Kind.DRAINED, request_id="r2"), moved, on))
+    assert drained.state("fra") is IdcState.DRAINED
+    assert drained.idcs["fra"].target == "sin"

@@ -1,0 +1,215 @@
+"""Folds are CRDTs (rule 15): replicas agree whatever order the origins' ops came in."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imcore.attest import content_hash
+from imcore.convert import attested_pb, key_pb, place_pb
+from imcore.hlc import Hlc
+from imcore.proto import oplog_pb2 as oplog
+from imcore.words import Attested, ClientKey, Lane, Origin, Place
+from services.im import keys
+from services.im.conversation import Conversation
+from services.im.fold import Effects, Fold, MissingRow, Rows, Taken, conversations_of, needs
+from services.im.sequencer import Accept, Joined, Known, Sequencer, Submission, Want
+from services.ports import Record
+
+A, B = Origin("fra", 1), Origin("iad", 1)
+CONVERSATION = "d:ann:bob"
+
+
+class Replica:
+    """The KV and the fold of one IDC, in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.timeline = 0
+        self.conversations: dict[str, Conversation] = {}
+
+    def fold(self, origin: Origin, *ops: oplog.Op) -> Effects:
+        for name in conversations_of(ops):
+            self.conversations.setdefault(name, Conversation(name))
+        rows = Rows({key: self.rows.get(key) for key in needs(0, ops)})
+        self.timeline += 1
+        taken = [Taken(Record(0, 1, 0, b"", op.SerializeToString()), op) for op in ops]
+        effects = Fold(0).batch(taken, origin, self.conversations, rows, self.timeline)
+        self.rows.update(rows.puts)
+        for key in rows.deletes:
+            self.rows.pop(key, None)
+        return effects
+
+    def replicated(self) -> dict[bytes, bytes]:
+        return {k: v for k, v in self.rows.items() if k[2:3] in keys.REPLICATED_TABLES}
+
+    def order(self) -> list[tuple[Origin, int]]:
+        prefix = keys.order_prefix(0, CONVERSATION)
+        found = sorted(key for key in self.rows if key.startswith(prefix))
+        return [keys.identity_from(self.rows[key]) for key in found]
+
+
+def message(seq: int, hlc: int, cid: int, place: Place | None = None, uid: str = "ann") -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation=CONVERSATION, seq=seq)
+    op.message.key.CopyFrom(key_pb(ClientKey(uid, "phone", "o1", CONVERSATION, cid)))
+    op.message.content = f"{uid}-{cid}".encode()
+    op.message.content_hash = content_hash(op.message.content)
+    if place is not None:
+        op.message.place.CopyFrom(place_pb(place))
+    return op
+
+
+def test_a_second_copy_of_a_client_key_is_an_alias_and_stands_once() -> None:
+    replica = Replica()
+    replica.fold(A, message(1, 100, 1))
+    effects = replica.fold(B, message(1, 200, 1, Place(100, A, 1)))
+    assert replica.order() == [(A, 1)]
+    assert [e.alias for e in effects.entries[CONVERSATION]] == [True]
+
+
+def test_the_copy_with_the_smaller_place_wins_and_the_class_moves() -> None:
+    replica = Replica()
+    replica.fold(B, message(1, 200, 1), message(2, 201, 2))
+    effects = replica.fold(A, message(1, 100, 2))
+    assert replica.order() == [(A, 1), (B, 1)]
+    assert effects.entries[CONVERSATION][0].place == Place(100, A, 1)
+
+
+def test_an_answers_claim_moves_its_question_even_before_the_question_comes() -> None:
+    question = ClientKey("ann", "phone", "o1", CONVERSATION, 1)
+    place = Place(50, B, 7)
+    claim = Attested(question, b"h", B, 7, place, 1, b"m")
+    answer = message(1, 90, 1, uid="bob")
+    answer.message.claims.append(attested_pb(claim))
+    early, late = Replica(), Replica()
+    early.fold(A, answer)
+    early.fold(B, message(1, 300, 1))
+    late.fold(B, message(1, 300, 1))
+    late.fold(A, answer)
+    assert early.order() == late.order() == [(B, 1), (A, 1)]
+    assert early.replicated() == late.replicated()
+
+
+def test_reading_a_row_that_was_not_asked_for_is_an_error() -> None:
+    with pytest.raises(MissingRow):
+        Rows({}).get(b"x")
+
+
+def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
+    """Per origin, ops as sequencers would log them, resends and place ops among them."""
+    history: dict[Origin, list[oplog.Op]] = {A: [], B: []}
+    seq = {A: 0, B: 0}
+    for hlc in range(100, 100 + rng.randint(3, 25)):
+        origin = rng.choice([A, B])
+        uid = rng.choice(["ann", "bob"])
+        place = Place(rng.randint(50, hlc), rng.choice([A, B]), rng.randint(1, 9))
+        seq[origin] += 1
+        op = message(seq[origin], hlc, rng.randint(1, 6), rng.choice([None, place]), uid)
+        kind = rng.random()
+        if kind < 0.2:
+            cid = rng.randint(1, 6)
+            op.ClearField("message")
+            op.place.key.CopyFrom(key_pb(ClientKey(uid, "phone", "o1", CONVERSATION, cid)))
+            op.place.place.CopyFrom(place_pb(place))
+        elif kind < 0.3:
+            op.ClearField("message")
+            op.cursor.uid = uid
+            op.cursor.place.CopyFrom(place_pb(place))
+            op.seq = 0
+            seq[origin] -= 1
+        elif kind < 0.4:
+            op.ClearField("message")
+            op.membership.changes.add(uid=f"u{rng.randint(1, 3)}", member=rng.random() < 0.6)
+            op.conversation = "g:team"
+            op.seq = 1 + sum(o.conversation == "g:team" for o in history[origin])
+            seq[origin] -= 1
+        elif kind < 0.5:
+            op = oplog.Op(hlc=hlc)
+            op.route.uid, op.route.device = uid, "phone"
+            op.route.connection_epoch = rng.randint(1, 3)
+            seq[origin] -= 1
+        history[origin].append(op)
+    return history
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other: int) -> None:
+    history = _random_history(random.Random(seed))
+    states = []
+    for order_seed in (seed, other):
+        rng, replica = random.Random(order_seed), Replica()
+        left = {origin: list(ops) for origin, ops in history.items()}
+        while any(left.values()):
+            origin = rng.choice([o for o in left if left[o]])
+            count = rng.randint(1, 4)
+            replica.fold(origin, *left[origin][:count])
+            left[origin] = left[origin][count:]
+        states.append(replica.replicated())
+    assert states[0] == states[1]
+
+
+# ------------------------------------------------------------------------------- sequencer
+
+
+def submission(cid: int, floor: int = 1, content: bytes = b"x") -> Submission:
+    key = ClientKey("ann", "phone", "o1", CONVERSATION, cid)
+    return Submission(key, content, content_hash(content), floor, None, (), 0, 0)
+
+
+def opened(floor: int = 1) -> Sequencer:
+    sequencer = Sequencer(A, Hlc())
+    sequencer.open_lane(Lane("ann", "phone", "o1", CONVERSATION), floor).loaded = True
+    return sequencer
+
+
+def test_cids_are_taken_in_order_from_the_floor_and_others_are_told_what_is_wanted() -> None:
+    sequencer = opened()
+    assert sequencer.message(submission(2), 0, 1) == Want(1)
+    assert isinstance(sequencer.message(submission(1), 0, 1), Accept)
+    assert isinstance(sequencer.message(submission(2), 0, 1), Accept)
+    # All below the floor is replicated: nobody will ever send 3 and 4.
+    assert isinstance(sequencer.message(submission(5, floor=5), 0, 1), Accept)
+
+
+def test_a_cid_on_its_way_is_joined_and_a_folded_one_is_known() -> None:
+    sequencer = opened()
+    first = sequencer.message(submission(1), 0, 1)
+    assert isinstance(first, Accept)
+    assert sequencer.message(submission(1), 0, 1) == Joined(first.pending)
+    sequencer.folded(submission(1).key)
+    assert sequencer.message(submission(1), 0, 1) == Known()
+
+
+def test_a_hole_below_the_highest_known_cid_is_filled() -> None:
+    sequencer = opened()
+    sequencer.folded(submission(2).key)  # mirrored from another IDC, where 1 is not known yet
+    assert isinstance(sequencer.message(submission(1), 0, 1), Accept)
+    assert sequencer.message(submission(4), 0, 1) == Want(3)
+
+
+def test_the_same_cid_with_other_content_conflicts() -> None:
+    sequencer = opened()
+    sequencer.message(submission(1), 0, 1)
+    assert type(sequencer.message(submission(1, content=b"y"), 0, 1)).__name__ == "Conflict"
+
+
+def test_seq_continues_above_what_is_folded_and_in_flight() -> None:
+    sequencer = opened()
+    seqs = [
+        verdict.op.seq
+        for cid in (1, 2, 3)
+        if isinstance(verdict := sequencer.message(submission(cid), 7, 1), Accept)
+    ]
+    assert seqs == [8, 9, 10]
+
+
+def test_an_op_stands_above_everything_that_its_session_has_seen() -> None:
+    sequencer = opened()
+    seen = 1 << 60
+    verdict = sequencer.message(submission(1)._replace(seen_hlc=seen), 0, 1)
+    assert isinstance(verdict, Accept)
+    assert verdict.op.hlc == seen + 1

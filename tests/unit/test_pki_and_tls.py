@@ -1,0 +1,162 @@
+"""The pki folder, and that mutual TLS lets in exactly whom it should."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from imcore import pki, tls
+from imcore.errors import BadInput
+from imcore.proto import peer_pb2 as pb
+from imcore.proto import peer_pb2_grpc as rpc
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class EchoCaller(rpc.AdminServicer):
+    async def Status(self, request, context):
+        return pb.StatusReply(idc=tls.caller_name(context))
+
+    async def StateHash(self, request, context):
+        raise NotImplementedError
+
+    async def Fault(self, request, context):
+        raise NotImplementedError
+
+    async def Shutdown(self, request, context):
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def server(pki_dir: Path):
+    server = grpc.aio.server(options=tls.SERVER_OPTIONS)
+    rpc.add_AdminServicer_to_server(EchoCaller(), server)
+    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(pki_dir, "fra"))
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def ask(channel: grpc.aio.Channel) -> str:
+    async with channel:
+        reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=3)
+        return reply.idc
+
+
+def test_init_makes_everything_once_and_never_overwrites(tmp_path: Path) -> None:
+    first = pki.init(tmp_path, {"fra": (), "admin": ()}, NOW)
+    assert sorted(first) == [
+        "admin.key",
+        "admin.pem",
+        "ca.key",
+        "ca.pem",
+        "fra.key",
+        "fra.pem",
+        "region-keys.json",
+    ]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert pki.init(tmp_path, {"fra": (), "admin": (), "iad": ()}, NOW) == ["iad.key", "iad.pem"]
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    pki.init(tmp_path, {"fra": ()}, NOW)
+    for name in ("ca.key", "fra.key", "region-keys.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600, name
+
+
+def test_an_expired_certificate_is_named_not_replaced(tmp_path: Path) -> None:
+    pki.init(tmp_path, {"fra": ()}, NOW)
+    with pytest.raises(BadInput, match=r"fra\.pem: expired 2028-"):
+        pki.init(tmp_path, {"fra": ()}, NOW + timedelta(days=pki.LEAF_DAYS + 1))
+
+
+def test_a_certificate_that_lacks_a_host_is_named(tmp_path: Path) -> None:
+    pki.init(tmp_path, {"fra": ()}, NOW)
+    with pytest.raises(BadInput, match=r"fra\.pem: expected it to name fra\.example"):
+        pki.init(tmp_path, {"fra": ("fra.example",)}, NOW)
+
+
+def test_a_certificate_of_another_ca_is_named(tmp_path: Path) -> None:
+    pki.init(tmp_path / "a", {"fra": ()}, NOW)
+    pki.init(tmp_path / "b", {"fra": ()}, NOW)
+    (tmp_path / "a" / "fra.pem").write_bytes((tmp_path / "b" / "fra.pem").read_bytes())
+    with pytest.raises(BadInput, match=r"fra\.pem: expected a certificate of this folder's CA"):
+        pki.init(tmp_path / "a", {"fra": ()}, NOW)
+
+
+def test_show_lists_the_ca_first(tmp_path: Path) -> None:
+    pki.init(tmp_path, {"fra": ("fra.example",), "admin": ()}, NOW)
+    infos = pki.show(tmp_path)
+    assert [info.name for info in infos] == ["ca", "admin", "fra"]
+    assert set(infos[2].hosts) == {"fra.imctl.internal", "fra.example", "localhost", "127.0.0.1"}
+
+
+async def test_the_caller_is_known_by_its_certificate(pki_dir: Path, server: str) -> None:
+    for name in ("admin", "iad", "witness"):
+        assert await ask(tls.grpc_channel(pki_dir, name, "fra", server)) == name
+
+
+async def test_a_server_with_another_name_is_not_accepted(pki_dir: Path, server: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(tls.grpc_channel(pki_dir, "admin", "iad", server))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_caller_of_another_ca_is_not_let_in(
+    pki_dir: Path, server: str, tmp_path: Path
+) -> None:
+    pki.init(tmp_path, {"admin": ()}, datetime.now(UTC))
+    (tmp_path / "ca.pem").write_bytes((pki_dir / "ca.pem").read_bytes())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(tls.grpc_channel(tmp_path, "admin", "fra", server))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_clients_check_the_gateways_certificate(pki_dir: Path, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(
+        answer, "127.0.0.1", 0, ssl=tls.gateway_ssl_context(pki_dir, "fra")
+    )
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        context = tls.client_ssl_context(pki_dir / "ca.pem")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        assert await reader.read() == b"hello"
+        writer.close()
+        pki.init(tmp_path, {}, NOW)
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            await asyncio.open_connection(
+                "127.0.0.1", port, ssl=tls.client_ssl_context(tmp_path / "ca.pem")
+            )
+
+
+def test_region_keys_of_one_region_agree(pki_dir: Path) -> None:
+    signature = tls.load_region_keys(pki_dir).sign(b"data", b"test")
+    assert tls.load_region_keys(pki_dir).check(b"data", signature, b"test")
+
+
+@pytest.mark.parametrize(
+    "document", ["", "[]", '{"current": 1}', '{"current": 2, "keys": {"1": "AA=="}}', "null"]
+)
+def test_bad_region_keys_are_one_clear_line(tmp_path: Path, document: str) -> None:
+    (tmp_path / "region-keys.json").write_text(document)
+    with pytest.raises(BadInput, match=r"region-keys\.json: expected"):
+        tls.load_region_keys(tmp_path)
+
+
+def test_a_missing_certificate_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "region-keys.json").write_text(json.dumps({}))
+    with pytest.raises(BadInput, match=r"ca\.pem: expected a readable file.*imctl pki init"):
+        tls.grpc_server_credentials(tmp_path, "fra")

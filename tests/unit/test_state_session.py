@@ -1,0 +1,128 @@
+"""What a session is owed; resume tokens; the checkpoint. Pure parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imcore.attest import RegionKeys
+from imcore.words import Origin
+from services.state import checkpoint, resume
+from services.state.session import Record
+from services.state.table import SessionTable
+
+FRA, IAD = Origin("fra", 1), Origin("iad", 1)
+KEYS = RegionKeys({1: b"k" * 32}, 1)
+vectors = st.dictionaries(st.sampled_from((FRA, IAD)), st.integers(1, 9), max_size=2)
+
+
+def record(uid: str = "ann", device: str = "phone", epoch: int = 1) -> Record:
+    return Record(f"s-{uid}-{device}", uid, device, epoch, "fra-gw", 1)
+
+
+@given(st.lists(vectors, max_size=6), vectors)
+def test_owed_is_paid_exactly_when_a_position_covers_every_head_ever_pushed(pushed, position):
+    session = record()
+    for heads in pushed:
+        session.owe("d:a:b", heads, 0.0)
+    session.ack("d:a:b", position, 0.0)
+    covered = all(position.get(o, 0) >= seq for heads in pushed for o, seq in heads.items())
+    assert ("d:a:b" not in session.owed) == covered
+
+
+def test_a_vector_that_is_owed_is_not_the_callers():
+    heads = {FRA: 1}
+    session = record()
+    session.owe("d:a:b", heads, 0.0)
+    heads[FRA] = 7
+    assert session.owed["d:a:b"].heads == {FRA: 1}
+
+
+def test_progress_starts_the_waiting_time_anew_and_standing_still_does_not():
+    session = record()
+    session.owe("d:a:b", {FRA: 5}, 10.0)
+    session.ack("d:a:b", {FRA: 2}, 11.0)  # where it stood: no progress yet
+    assert session.behind(11.0, 1.0)
+    session.ack("d:a:b", {FRA: 3}, 12.0)
+    assert not session.behind(12.5, 1.0)
+    session.ack("d:a:b", {FRA: 3}, 14.0)
+    assert [name for name, _ in session.behind(14.0, 1.0)] == ["d:a:b"]
+
+
+def test_progress_of_one_origin_hides_nothing_of_another():
+    """Defect: a lost last message of one origin, in a conversation that another keeps busy."""
+    session = record()
+    session.owe("d:a:b", {FRA: 1, IAD: 1}, 0.0)  # what iad's push said is lost
+    for second in range(1, 6):
+        session.owe("d:a:b", {FRA: second + 1, IAD: 1}, float(second))
+        session.ack("d:a:b", {FRA: second}, float(second))
+    assert [name for name, _ in session.behind(6.0, 5.0)] == ["d:a:b"]
+    session.ack("d:a:b", {FRA: 6, IAD: 1}, 6.0)
+    assert not session.owed
+
+
+def test_what_lies_above_a_seal_is_not_owed():
+    session = record()
+    session.owe("d:a:b", {FRA: 9}, 0.0)
+    session.excuse("d:a:b", FRA, 6)
+    session.ack("d:a:b", {FRA: 6}, 0.0)
+    assert not session.owed
+
+
+def token(**changes: object) -> resume.Resume:
+    whole = resume.Resume("s1", "ann", "phone", 4, 1_000, "fra", 2, {"0": 17})
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def test_a_resume_token_says_what_was_sealed_until_it_expires():
+    sealed = resume.seal(KEYS, token())
+    assert resume.open_token(KEYS, sealed, 999) == token()
+    assert resume.open_token(KEYS, sealed, 1_000) is None
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_a_resume_token_that_was_not_given_out_is_none(rubbish, at):
+    assert resume.open_token(KEYS, rubbish, 0) is None
+    sealed = bytearray(resume.seal(KEYS, token()))
+    sealed[at % len(sealed)] ^= 1
+    assert resume.open_token(KEYS, bytes(sealed), 0) is None
+
+
+def test_the_table_keeps_one_session_a_device():
+    table = SessionTable()
+    old, new, other = record(epoch=1), record(epoch=2), record(device="desk")
+    new.id = "s-new"
+    for each in (old, other, new):
+        table.put(each)
+    assert sorted(r.id for r in table) == ["s-ann-desk", "s-new"]
+    assert table.by_id(old.id) is None and not table.remove(old)
+    assert {r.id for r in table.of_users(["ann", "nobody"])} == {"s-ann-desk", "s-new"}
+    assert table.remove(new) and table.remove(other)
+    assert table.of_users(["ann"]) == [] and list(table) == []
+
+
+async def test_a_checkpoint_brings_sessions_back(tmp_path):
+    session = record(epoch=7)
+    session.shard, session.lsns, session.seen_hlc = "europe", {2: 40}, 99
+    session.owe("d:ann:bob", {FRA: 3, IAD: 1}, 5.0)
+    path = tmp_path / "sessions"
+    await checkpoint.save(path, [session, record(uid="bob")])
+    back, _ = checkpoint.load(path, 100.0)
+    assert (back.id, back.connection_epoch, back.shard) == ("s-ann-phone", 7, "europe")
+    assert back.lsns == {2: 40} and back.seen_hlc == 99 and not back.connected
+    assert back.owed["d:ann:bob"].heads == {FRA: 3, IAD: 1}
+
+
+@given(data=st.data())
+def test_a_damaged_checkpoint_never_raises(data, tmp_path_factory):
+    whole = b'{"format": 1, "sessions": 1}\n' + checkpoint.line(record())
+    path = tmp_path_factory.mktemp("damaged") / "sessions"
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    path.write_bytes(whole[:cut])
+    assert checkpoint.load(path, 0.0) == []
+    flipped = bytearray(whole)
+    flipped[cut] = data.draw(st.integers(0, 255))
+    path.write_bytes(flipped)
+    assert len(checkpoint.load(path, 0.0)) <= 1
