@@ -372,7 +372,7 @@ def _promises(
     if moves:
         found += promises.of_switchover(moves[0])
     elif settings.switchover:
-        found.append(Promise("Switchover", "happens", "did not", False))
+        found.append(Promise("Switchover", "happens", "did not", False, True))
     return found
 
 

@@ -15,26 +15,12 @@ from typing import Any
 
 RUNS = 3
 OUT = Path("build") / "demo"
-HISTORY = frozenset(
-    {
-        "RPO lost",
-        "Acked messages missing",
-        "Shown or standing twice",
-        "Out of order",
-        "Never composed, or altered",
-        "Switchover: failed sends",
-    }
-)
 
 
 def broken(promises: list[dict[str, Any]]) -> list[str]:
-    """Promises about messages that were judged (their measure begins with a count) and not held."""
-    found = []
-    for promise in promises:
-        count = str(promise["measured"]).partition(" ")[0]
-        if promise["name"] in HISTORY and count.isdigit() and int(count) > 0:
-            found.append(f"{promise['name']}: {promise['measured']}")
-    return found
+    """What was not held and no busy machine can be blamed for."""
+    missed = [p for p in promises if not p["ok"] and not p["repeatable"]]
+    return [f"{promise['name']}: {promise['measured']}" for promise in missed]
 
 
 def main() -> int:

