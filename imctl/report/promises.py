@@ -29,8 +29,8 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
     if verdict.finished and verdict.counts.acked:
         return promises
     return [
-        promise._replace(measured="not judged", ok=False, repeatable=True) if promise.ok else promise
-        for promise in promises
+        held._replace(measured="not judged", ok=False, repeatable=True) if held.ok else held
+        for held in promises
     ]
 
 
