@@ -22,13 +22,14 @@ class Marks:
     marks: dict[str, Mark] = field(default_factory=dict)
 
     def take(self, policy: Policy, facts: Mapping[str, IdcFacts]) -> dict[str, Mark]:
-        """A mark per IDC, taken at this policy epoch; retaken when it was taken with sessions."""
+        """A mark per IDC, taken at this policy epoch; that of a draining IDC is taken again until
+        it has no sessions."""
         if self.epoch != policy.epoch:
             self.epoch, self.marks = policy.epoch, {}
-        draining = policy.operation.idc if policy.operation else ""
         for name, seen in facts.items():
             known = self.marks.get(name)
-            left = known is not None and name == draining and known.sessions > 0
+            draining = policy.state(name) is IdcState.DRAINING
+            left = known is not None and draining and known.sessions > 0
             if known is None or left or known.origin != seen.origin:
                 self.marks[name] = mark_of(seen)
         return dict(self.marks)
