@@ -83,6 +83,11 @@ class StateServer(Outgoing):
     def connected_count(self) -> int:
         return len(self._table.by_address)
 
+    def handover_sessions(self) -> int:
+        """Connected sessions that a planned move has to take along. A pull-only connection is
+        beside a session of another IDC and writes nothing, so it keeps nothing here."""
+        return sum(not record.pull_only for record in self._table.by_address.values())
+
     # ------------------------------------------------------------------- Sessions (gateways)
 
     def opened(self, gateway: str, connection: int, peer_address: str) -> None:
@@ -322,6 +327,22 @@ class StateServer(Outgoing):
         event.move.policy_epoch = policy_epoch
         self._emit([record], event)
         return True
+
+    def close_after_move(self, session: str) -> bool:
+        """End the connection of a client that was told to move and has not gone: it asks ipconf
+        where to connect. False: it is not here."""
+        record = self._table.by_id(session)
+        if record is None or not record.connected:
+            return False
+        self.gateways[record.gateway].close(record.connection, "drained")
+        return True
+
+    def close_pull_only(self) -> int:
+        """End the side connections, which nobody tells to move; returns how many there were."""
+        found = [record for record in self._table.by_address.values() if record.pull_only]
+        for record in found:
+            self.gateways[record.gateway].close(record.connection, "drained")
+        return len(found)
 
     def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:
         """Another IDC has a newer connection of this device (its route was folded)."""

@@ -180,6 +180,21 @@ async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothi
         assert front.im.over == []
 
 
+async def test_only_sessions_have_to_be_handed_over_and_both_kinds_can_be_closed():
+    """A pull-only connection kept an IDC from ever being drained."""
+    async with Front(KEYS) as front:
+        main, ok = await front.connect("ann", epoch=5)
+        side, _ = await front.connect("bob", epoch=0, mode=pb.CONNECT_MODE_PULL_ONLY)
+        assert (front.state.connected_count(), front.state.handover_sessions()) == (2, 1)
+        assert front.state.close_pull_only() == 1
+        assert (await side.event("close")).close.reason == "drained"
+        assert not (await main.ask(heartbeat())).HasField("error")
+        assert front.state.close_after_move(ok.session)
+        assert (await main.event("close")).close.reason == "drained"
+        await until(lambda: front.state.handover_sessions() == 0)
+        assert not front.state.close_after_move(ok.session)
+
+
 # ------------------------------------------------------------------------------- resume
 
 
