@@ -140,8 +140,10 @@ async def _record(
             State.RUNNING,
             running.started_ms,
         )
-        ended = decision.policy.operation is None
-        early = change.kind in (Kind.FAILOVER, Kind.UNDRAIN)
+        left = decision.policy.operation
+        ended = left is None or left.id != running.id
+        # The last: another operation took its place, by an override.
+        early = change.kind in (Kind.FAILOVER, Kind.UNDRAIN) or left is not None
         state = State.RUNNING if not ended else State.ENDED_EARLY if early else State.DONE
         writes.append((opened, state))
     if decision.operation and (running is None or decision.operation != running.id):
