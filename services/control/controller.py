@@ -122,6 +122,8 @@ class Controller:
             found.append(f"{self.own} reaches no majority of the registries")
         if self._proposer.refused_join:
             found.append(self._proposer.refused_join)
+        if self.holder.alarm:
+            found.append(self.holder.alarm)
         return found
 
     def registries(self) -> dict[str, str]:
@@ -243,8 +245,7 @@ class Controller:
             return
         self._committed_at = self._clock.now()
         self._detector.majority_answered(self._committed_at)
-        self.holder.stale = False
-        if self.holder.offer(policy):
+        if await self.holder.offer(policy):
             log.info("%s follows the policy of epoch %d", self.own, policy.epoch)
 
     # ------------------------------------------------------------------------------ failover

@@ -48,7 +48,7 @@ class Traffic:
         self._node = node
         self._idcs = [idc.name for idc in node.config.region.spec.idcs]
         self._live: dict[str, tuple[float, frozenset[str]]] = {}  # since when, gateways
-        self.holder = PolicyHolder(node.config.data / "policy.json")
+        self.holder = PolicyHolder(node.config.data / "policy.json", node.disk)
         self.directory = Directory({name: node.registries[name] for name in self._idcs}, node.clock)
         self.reports = Reports(self._idcs)
         self.controller = Controller(

@@ -96,7 +96,8 @@ class Witness:
             raise BadInput("the region file has no spec.witness; nothing to run")
         self.name = region.spec.witness.name
         self.clock = SystemClock()
-        self.holder = PolicyHolder(data / "policy.json")
+        self._disk = RealDisk()
+        self.holder = PolicyHolder(data / "policy.json", self._disk)
         self._address = region.spec.witness.peer
         self._region = region
         self._data = data
@@ -121,7 +122,7 @@ class Witness:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
         store = await RegistryStore.open(
-            str(self._data / "registry"), RealDisk(), self.clock, self._rng
+            str(self._data / "registry"), self._disk, self.clock, self._rng
         )
         stack.push_async_callback(store.close)
         registries: dict[str, Registry] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from imcore.runtime import ManualClock
 from services.control.holder import PolicyHolder
 from services.control.mover import AGAIN_S, EVERY_S, GONE_S, Mover
 from services.control.policy import IdcPolicy, IdcState, Policy, initial
+from services.engines.disk import RealDisk
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 
@@ -49,7 +51,7 @@ class Setup:
     def __init__(self, folder: Path, count: int = 300) -> None:
         self.clock = ManualClock()
         self.state = State(count)
-        self.holder = PolicyHolder(folder / "policy.json")
+        self.holder = PolicyHolder(folder / "policy.json", RealDisk())
         self.minority = False
         self.live = {"fra": 1, "iad": 1, "sin": 1}
         self.mover = Mover(
@@ -64,7 +66,7 @@ class Setup:
 
     def offer(self, epoch: int, **idcs: IdcPolicy) -> None:
         base = initial(REGION, 0)
-        self.holder.offer(Policy(epoch, {**base.idcs, **idcs}))
+        asyncio.run(self.holder.offer(Policy(epoch, {**base.idcs, **idcs})))
 
     def run(self, seconds: float) -> int:
         before = len(self.state.moved)
