@@ -11,7 +11,7 @@ from typing import Any, Self
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
-from imctl import admin
+from imctl import admin, audit
 from imctl.target.base import Target
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
@@ -104,7 +104,13 @@ class Control:
 
     async def submit(self, change: Change) -> Decision:
         """Judge and commit. An unknown outcome is resolved by the same request again. Raises
-        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer)."""
+        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer).
+
+        The audit is kept here and not by the callers, so that none of them can forget it."""
+        with audit.kept(self._target.audit_file()):
+            return await self._submit(change)
+
+    async def _submit(self, change: Change) -> Decision:
         for attempt in range(RESOLVE_TRIES):
             try:
                 return await commit(

@@ -7,7 +7,6 @@ the region's safety rules, and names all that stands against it. The controllers
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
@@ -44,7 +43,6 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until the operatio
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for its end.")]
 
 T = TypeVar("T")
-AUDIT = "audit.jsonl"  # beside run.json
 TICK_S = 0.5
 WAIT_S = 120.0
 
@@ -242,22 +240,12 @@ def _change(kind: str, idc: str, target: str, epoch: int, override: str | None) 
 
 def _with_control(data: Path | None, work: Callable[[Control], Awaitable[T]]) -> T:
     target = deployment.find(data)
-    keep_audit(target.data / AUDIT)
 
     async def run() -> T:
         async with Control(target, SystemClock(), random.Random()) as control:
             return await work(control)
 
     return asyncio.run(run())
-
-
-def keep_audit(path: Path) -> None:
-    """Decisions made by this process go where those of all earlier ones are."""
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("im.audit")
-    logger.setLevel(logging.INFO)
-    logger.handlers, logger.propagate = [handler], False
 
 
 def _run(
