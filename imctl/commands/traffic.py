@@ -64,12 +64,13 @@ def cordon(
 def uncordon(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    override: Override = None,
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Send new clients to a cordoned IDC again."""
-    change = _change(Kind.UNCORDON, idc, "", expect_epoch, None)
+    change = _change(Kind.UNCORDON, idc, "", expect_epoch, override)
     _run(change, dry_run, True, False, 0.0, output, data)
 
 
@@ -92,13 +93,14 @@ def drain(
 def undrain(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`."""
-    change = _change(Kind.UNDRAIN, idc, "", expect_epoch, None)
+    change = _change(Kind.UNDRAIN, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
 

@@ -62,9 +62,13 @@ _PLANNED: tuple[Rule, ...] = (
     rules.one_move_at_a_time,
     rules.freeze_window,
 )
+# They move clients back at once, without a return's steps.
+_BACK: tuple[Rule, ...] = (rules.replication_lag, rules.no_other_move, rules.freeze_window)
 _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.CORDON: (rules.active_idcs_min, rules.one_move_at_a_time, rules.freeze_window),
+    Kind.UNCORDON: _BACK,
     Kind.DRAIN: _PLANNED,
+    Kind.UNDRAIN: _BACK,
     Kind.SWITCHOVER: _PLANNED,
     Kind.DRAINED: (rules.log_applied_elsewhere,),
     Kind.FAILOVER: (
@@ -80,8 +84,9 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.RAMP: (rules.caught_up, rules.replication_lag),
 }
 # Whose fresh status a kind rests on, besides that of the IDCs that take clients.
-_OWN_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.DRAINED, Kind.FAILBACK, Kind.RAMP})
-_OTHERS_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RAMP})
+_BOTH_WAYS = frozenset({Kind.UNCORDON, Kind.DRAIN, Kind.UNDRAIN, Kind.SWITCHOVER, Kind.RAMP})
+_OWN_FACTS = _BOTH_WAYS | {Kind.DRAINED, Kind.FAILBACK}
+_OTHERS_FACTS = _BOTH_WAYS | {Kind.FAILOVER}
 _KEEPS_RAMP = frozenset({Kind.CORDON, Kind.UNCORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.UNDRAIN})
 _OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
 

@@ -143,6 +143,14 @@ def one_move_at_a_time(case: Case) -> Blocker | None:
     )
 
 
+def no_other_move(case: Case) -> Blocker | None:
+    """For what takes an IDC's own move back."""
+    running = case.policy.operation
+    if running is not None and running.idc == case.change.idc:
+        return None
+    return one_move_at_a_time(case)
+
+
 def freeze_window(case: Case) -> Blocker | None:
     for window in case.safety.freeze:
         start, end = _ms(window.start), _ms(window.end)

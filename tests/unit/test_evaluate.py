@@ -12,7 +12,14 @@ from imcore.region.load import load_region
 from imcore.region.model import FreezeWindow, Region
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Mark, Vote, facts_from_status
-from services.control.policy import IdcPolicy, IdcState, Policy, from_json, initial
+from services.control.policy import (
+    IdcPolicy,
+    IdcState,
+    OperationRef,
+    Policy,
+    from_json,
+    initial,
+)
 from services.control.rules import Change, Kind
 
 NOW = 1_700_000_000_000
@@ -283,6 +290,31 @@ def test_traffic_returns_in_steps_and_only_to_an_idc_that_has_caught_up(
     assert ten.operation is not None
     full = committed(decide(change(Kind.RAMP, request_id="r3", ramp=100), ten))
     assert full.operation is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [(Kind.UNCORDON, IdcState.CORDONED), (Kind.UNDRAIN, IdcState.DRAINING)],
+)
+def test_what_moves_clients_back_is_judged_like_what_moves_them_away(
+    kind: str, state: IdcState
+) -> None:
+    """Both had no rules at all: clients moved in a freeze window, and beside another move."""
+    frozen = region(
+        freeze=[FreezeWindow(start="2023-11-01T00:00:00Z", end="2023-12-01T00:00:00Z")],
+        replication_lag_ms_max=50,
+    )
+    there = policy(fra=state)
+    other = replace(there, operation=OperationRef("x", Kind.DRAIN, "iad", "", "", "", 0))
+    on = evidence(sin=facts("sin", at_ms=NOW - 2_001))
+    assert blocked_by(decide(change(kind), other, on, frozen)) == {
+        "freeze-window",
+        "replication-lag",
+        "one-move-at-a-time",
+        "evidence-age",
+    }
+    own = replace(there, operation=OperationRef("x", Kind.DRAIN, "fra", "", "", "", 0))
+    assert committed(decide(change(kind), own)).state("fra") is IdcState.ACTIVE
 
 
 def test_a_ramp_without_a_failback_is_refused() -> None:
