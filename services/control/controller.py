@@ -29,7 +29,7 @@ from services.control.holder import PolicyHolder
 from services.control.operations import commit
 from services.control.policy import POLICY_KEY, IdcState, Policy, from_json, initial
 from services.control.poll import Poller
-from services.control.rules import Change, Kind
+from services.control.rules import Change, Kind, is_fresh
 from services.control.voting import PREFIX, Votes
 from services.ipconf.directory import Directory
 from services.ports import Registry
@@ -322,7 +322,9 @@ class Controller:
         limit_ms = self._region.spec.safety.evidence_age_ms_max
         now_ms = self._clock.wall_ms()
         heard = sorted(
-            name for name, facts in evidence.idcs.items() if now_ms - facts.at_ms <= limit_ms
+            name
+            for name, facts in evidence.idcs.items()
+            if is_fresh(now_ms - facts.at_ms, limit_ms)
         )
         return heard.index(self.own) if self.own in heard else len(heard)
 

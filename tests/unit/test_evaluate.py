@@ -160,6 +160,17 @@ def test_each_rule_passes_at_its_limit() -> None:
     committed(decide(change(Kind.DRAIN, expect_epoch=7), on=on, within=limits))
 
 
+@pytest.mark.parametrize(("ahead_ms", "refused"), [(500, False), (501, True), (60_000, True)])
+def test_evidence_from_the_future_is_none(ahead_ms: int, refused: bool) -> None:
+    """The judge's clock stepped back: however old the evidence was, its age came out negative."""
+    on = evidence(iad=facts("iad", at_ms=NOW + ahead_ms))
+    found = blocked_by(decide(change(Kind.DRAIN), on=on))
+    assert found == ({"evidence-age"} if refused else set())
+    votes = [Vote(voter, "fra", 9_000, NOW + ahead_ms) for voter in ("iad", "sin")]
+    found = blocked_by(decide(change(Kind.FAILOVER), on=replace(evidence(), votes=votes)))
+    assert found == ({"evidence-age", "votes-majority"} if refused else set())
+
+
 def test_one_override_names_one_rule_and_is_recorded() -> None:
     strict = region(active_idcs_min=3, replication_lag_ms_max=50)
     over = change(Kind.DRAIN, overrides=("active-idcs-min",))
