@@ -1,4 +1,4 @@
-"""cordon, uncordon, drain, undrain, switchover, failover, failback; op: through the one evaluator.
+"""cordon, uncordon, drain, undrain, switchover, failover, failback, retire; op.
 
 Every command only *asks*: the evaluator judges the change against the policy, fresh evidence and
 the region's safety rules, and names all that stands against it. The controllers carry it out.
@@ -149,6 +149,22 @@ def failback(
     """Return traffic to an IDC that was failed or drained, in steps, once it has caught up."""
     change = _change(Kind.FAILBACK, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, wait, timeout, output, data)
+
+
+def retire(
+    idc: IdcName,
+    expect_epoch: Epoch = 0,
+    override: Override = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Give up an IDC that is failed or drained: nobody keeps logs for it any longer.
+
+    When it returns, it starts from another IDC's snapshot, and `imctl failback` gives it clients."""
+    change = _change(Kind.RETIRE, idc, "", expect_epoch, override)
+    _run(change, dry_run, yes, False, 0.0, output, data)
 
 
 op = typer.Typer(

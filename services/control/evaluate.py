@@ -38,7 +38,7 @@ _FROM: dict[str, frozenset[IdcState]] = {
     Kind.FAILOVER: frozenset(_S) - {_S.FAILED, _S.RETIRED},
     Kind.RECOVERING: frozenset({_S.FAILED}),
     # `active` below 100 %: likewise a return that was interrupted; at 100 % there is none to do.
-    Kind.FAILBACK: frozenset({_S.FAILED, _S.DRAINED, _S.RECOVERING, _S.ACTIVE}),
+    Kind.FAILBACK: frozenset({_S.FAILED, _S.DRAINED, _S.RECOVERING, _S.ACTIVE, _S.RETIRED}),
     Kind.RAMP: frozenset({_S.RECOVERING, _S.ACTIVE}),
     Kind.RETIRE: frozenset({_S.FAILED, _S.DRAINED}),
 }
@@ -82,6 +82,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
     Kind.FAILBACK: (rules.one_move_at_a_time, rules.freeze_window),
     Kind.RAMP: (rules.caught_up, rules.replication_lag),
+    Kind.RETIRE: (rules.one_move_at_a_time,),
 }
 # Whose fresh status a kind rests on, besides that of the IDCs that take clients.
 _BOTH_WAYS = frozenset({Kind.UNCORDON, Kind.DRAIN, Kind.UNDRAIN, Kind.SWITCHOVER, Kind.RAMP})

@@ -1,68 +1,103 @@
-"""Changes of traffic that `imctl` asks for, over a real registry and mutual TLS."""
+"""Changes of traffic that `imctl` asks for, of a whole node in this process."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import random
-from datetime import UTC, datetime
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import grpc
-import grpc.aio
-
-from imcore import pki
-from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
-from imcore.tls import SERVER_OPTIONS, grpc_server_credentials
-from imctl.target.local import Local, pki_names
-from imctl.target.runfile import RunFile
-from imctl.testing.lab import lab_region
+from imctl.target.local import Local
+from imctl.testing.onenode import running
 from imctl.traffic import Control
-from services.control.caspaxos import Proposer
+from services.control.policy import IdcState
 from services.control.rules import Change, Kind
-from services.engines.disk import RealDisk
-from services.engines.registry_grpc import RegistryServicer
-from services.engines.registry_store import RegistryStore
+from services.node.node import Node
+
+SOON_S = 15.0
 
 
-def one_idc(spec: dict[str, Any]) -> None:
-    """A region whose only registry is the majority."""
-    spec["idcs"] = spec["idcs"][:1]
-    spec["links"] = []
-    spec["geo"]["shards"] = [{"name": "all", "weights": {"fra": 1}}]
-    spec["geo"]["default"] = "all"
+class Result(NamedTuple):
+    status: int
+    document: Any
+    errors: str
+
+
+async def imctl(folder: Path, *arguments: object) -> Result:
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("imctl"),
+        *map(str, arguments),
+        "-o",
+        "json",
+        env={**os.environ, "IMCTL_DATA": str(folder)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, errors = await process.communicate()
+    assert process.returncode is not None
+    return Result(process.returncode, json.loads(out) if out else None, errors.decode())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not condition():  # noqa: ASYNC110 - the node's own loops
+            await asyncio.sleep(0.02)
+
+
+def state(node: Node) -> IdcState | None:
+    policy = node.traffic.holder.policy
+    return policy.state("fra") if policy else None
+
+
+def audit(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
 
 
 async def test_every_decision_asked_for_leaves_an_event_whoever_asks(tmp_path: Path) -> None:
     """The demo and the drills asked without the command's own preparation: theirs left none."""
-    RunFile(str(lab_region(tmp_path, one_idc)), False, "127.0.0.1:1", {}).write(tmp_path)
-    target = Local.open(tmp_path)
-    pki.init(target.pki, pki_names(target.region), datetime.now(UTC))
-    clock = SystemClock()
-    store = await RegistryStore.open(
-        str(tmp_path / "registry"), RealDisk(), clock, random.Random(1)
-    )
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    rpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
-    assert server.add_secure_port(target.address("fra"), grpc_server_credentials(target.pki, "fra"))
-    await server.start()
-    own = Proposer({"fra": store}, "fra", clock, random.Random(2))
-    try:
-        await own.ensure_member()
-        async with Control(target, clock, random.Random(3)) as control:
-            done = await control.submit(
-                Change(Kind.CORDON, "fra", "r1", "drill", overrides=("active-idcs-min",))
-            )
-            assert done.policy is not None, done.sentence
-            refused = await control.submit(Change(Kind.CORDON, "fra", "r2", "drill"))
-            assert refused.policy is None
-    finally:
-        await own.close()
-        await server.stop(0)
-        await store.close()
-    rows = [json.loads(line) for line in target.audit_file().read_text().splitlines()]
-    assert [(row["request_id"], row["decision"]) for row in rows] == [
+    async with (
+        running(tmp_path, faults=False),
+        Control(Local.open(tmp_path), SystemClock(), random.Random(3)) as control,
+    ):
+        wish = Change(Kind.CORDON, "fra", "r1", "drill", overrides=("active-idcs-min",))
+        done = await control.submit(wish)
+        assert done.policy is not None, done.sentence
+        refused = await control.submit(Change(Kind.CORDON, "fra", "r2", "drill"))
+        assert refused.policy is None
+    assert [(row["request_id"], row["decision"]) for row in audit(tmp_path)] == [
         ("r1", "committed"),
         ("r2", "refused"),
     ]
+
+
+async def test_an_idc_is_retired_by_the_command_and_taken_in_again(tmp_path: Path) -> None:
+    """There was no command for it, though the documents named it."""
+    async with running(tmp_path, faults=False) as node:
+        refused = await imctl(tmp_path, "retire", "fra", "--yes")
+        assert refused.status == 3
+        assert [blocker["rule"] for blocker in refused.document["blockers"]] == ["transition"]
+        over = ("--override", "active-idcs-min")
+        drained = await imctl(tmp_path, "drain", "fra", "--yes", "--no-wait", *over)
+        assert drained.status == 0, drained
+        await until(lambda: state(node) is IdcState.DRAINED)
+
+        would = await imctl(tmp_path, "retire", "fra", "--dry-run")
+        assert (would.status, would.document["decision"]) == (0, "would commit")
+        late = await imctl(tmp_path, "retire", "fra", "--yes", "--expect-epoch", 1)
+        assert late.status == 3
+        assert state(node) is IdcState.DRAINED
+
+        done = await imctl(tmp_path, "retire", "fra", "--yes")
+        assert (done.status, done.document["decision"]) == (0, "committed")
+        await until(lambda: state(node) is IdcState.RETIRED)
+        assert audit(tmp_path)[-1]["sentence"].endswith("retire of fra by operator")
+
+        back = await imctl(tmp_path, "failback", "fra", "--yes", "--no-wait")
+        assert back.status == 0, back
+        await until(lambda: state(node) is IdcState.RECOVERING)

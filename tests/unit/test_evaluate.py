@@ -166,7 +166,7 @@ def test_evidence_from_the_future_is_none(ahead_ms: int, refused: bool) -> None:
     on = evidence(iad=facts("iad", at_ms=NOW + ahead_ms))
     found = blocked_by(decide(change(Kind.DRAIN), on=on))
     assert found == ({"evidence-age"} if refused else set())
-    votes = [Vote(voter, "fra", 9_000, NOW + ahead_ms) for voter in ("iad", "sin")]
+    votes = [Vote(voter, "fra", 90_000, NOW + ahead_ms) for voter in ("iad", "sin")]
     found = blocked_by(decide(change(Kind.FAILOVER), on=replace(evidence(), votes=votes)))
     assert found == ({"evidence-age", "votes-majority"} if refused else set())
 
@@ -326,6 +326,21 @@ def test_what_moves_clients_back_is_judged_like_what_moves_them_away(
     }
     own = replace(there, operation=OperationRef("x", Kind.DRAIN, "fra", "", "", "", 0))
     assert committed(decide(change(kind), own)).state("fra") is IdcState.ACTIVE
+
+
+@pytest.mark.parametrize("state", [IdcState.FAILED, IdcState.DRAINED])
+def test_an_idc_without_clients_can_be_retired_and_taken_in_again(state: IdcState) -> None:
+    there = policy(fra=state)
+    other = replace(there, operation=OperationRef("x", Kind.DRAIN, "iad", "", "", "", 0))
+    assert blocked_by(decide(change(Kind.RETIRE), other)) == {"one-move-at-a-time"}
+    assert blocked_by(decide(change(Kind.RETIRE))) == {"transition"}
+    retired = committed(decide(change(Kind.RETIRE), there))
+    assert retired.state("fra") is IdcState.RETIRED
+    back = committed(decide(change(Kind.FAILBACK, request_id="r2"), retired))
+    assert back.state("fra") is IdcState.RECOVERING
+    behind = evidence(fra=facts("fra", applied={}))
+    step = change(Kind.RAMP, request_id="r3", ramp=10)
+    assert blocked_by(decide(step, back, behind)) == {"caught-up"}
 
 
 def test_a_ramp_without_a_failback_is_refused() -> None:

@@ -31,6 +31,7 @@ KINDS = (
     Kind.FAILOVER,
     Kind.RECOVERING,
     Kind.FAILBACK,
+    Kind.RETIRE,
 )
 
 
@@ -81,7 +82,7 @@ def successors(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Poli
 
 def returns(policy: Policy) -> Iterator[Policy]:
     """By what gives clients back or ends a move: no detour by a new cordon or drain."""
-    takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER}
+    takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RETIRE}
     for change in changes():
         decision = evaluate(policy, change, evidence(), REGION, NOW)
         if decision.policy is not None and change.kind not in takes:
