@@ -162,7 +162,7 @@ def retire(
 ) -> None:
     """Give up an IDC that is failed or drained: nobody keeps logs for it any longer.
 
-    When it returns, it starts from another IDC's snapshot, and `imctl failback` gives it clients."""
+    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients."""
     change = _change(Kind.RETIRE, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 

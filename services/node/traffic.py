@@ -85,7 +85,7 @@ class Traffic:
             self.directory,
             locator,
             self.reports,
-            node.clock,
+            node.median_clock,
             self.controller.in_minority,
         )
         host, port = split_address(config.idc.endpoints.ipconf)

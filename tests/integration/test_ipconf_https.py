@@ -16,7 +16,7 @@ from imcore.attest import RegionKeys
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context, gateway_ssl_context, load_region_keys
-from imcore.tokens import Claims, mint
+from imcore.tokens import LEEWAY_MS, Claims, mint
 from services.control.holder import PolicyHolder
 from services.control.policy import IdcPolicy, IdcState, Policy, initial
 from services.engines.disk import RealDisk
@@ -156,7 +156,7 @@ async def test_nobody_without_a_token_is_told_anything(api: Api, token: str) -> 
     assert status == 401
     assert body["error"]["code"] == "unauthenticated"
     assert token not in body["error"]["message"] or not token
-    assert (await api.get(api.token(for_ms=-1)))[0] == 401
+    assert (await api.get(api.token(for_ms=-LEEWAY_MS)))[0] == 401
 
 
 async def test_without_a_policy_it_says_when_to_ask_again(api: Api) -> None:

@@ -10,7 +10,7 @@ import pytest
 from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters
-from imcore.tokens import Claims, mint
+from imcore.tokens import LEEWAY_MS, Claims, mint
 from imcore.words import Origin
 from services.state.testing import Front
 
@@ -57,7 +57,8 @@ async def test_a_bad_token_is_refused_with_a_code_and_closed(token):
 async def test_an_expired_token_is_refused():
     async with Front(KEYS) as front:
         client = await front.dial()
-        token = mint(KEYS, Claims("ann", "phone", front.clock.wall_ms())).encode()
+        expired_ms = front.clock.wall_ms() - LEEWAY_MS
+        token = mint(KEYS, Claims("ann", "phone", expired_ms)).encode()
         response = await client.ask(pb.Request(connect=pb.Connect(token=token)))
         assert response.error.code == "unauthenticated"
 
