@@ -17,12 +17,12 @@ from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
 from services.control.operations import Operation, commit, operation_from_json, operation_key
-from services.control.policy import POLICY_KEY, Policy, from_json, initial
-from services.control.poll import Poller
 from services.control.rules import Change
 from services.control.voting import PREFIX as VOTES
 from services.control.voting import Votes
 from services.engines.registry_grpc import RemoteRegistry
+from services.policy.document import POLICY_KEY, Policy, from_json, initial
+from services.policy.poll import Poller
 
 RESOLVE_TRIES = 3
 FACTS_S = 1.0  # evidence may be two seconds old when it is judged

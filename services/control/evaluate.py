@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from imcore.region.model import Region
 from services.control import rules
 from services.control.evidence import Evidence
-from services.control.policy import (
+from services.control.rules import Blocker, Case, Change, Kind, Rule
+from services.policy.document import (
     HISTORY_MAX,
     REQUESTS_MAX,
     IdcPolicy,
@@ -21,7 +22,6 @@ from services.control.policy import (
     Outcome,
     Policy,
 )
-from services.control.rules import Blocker, Case, Change, Kind, Rule
 
 # Not rules of safety but of sense: no override makes them pass.
 ALWAYS = frozenset({"expect-epoch", "transition", "override"})

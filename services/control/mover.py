@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 
 from imcore.region.model import Region
 from imcore.runtime import Clock
-from services.control.holder import PolicyHolder
-from services.control.policy import IdcState, Policy
-from services.ipconf.rank import preference, takes
+from services.policy.document import IdcState, Policy
+from services.policy.holder import PolicyHolder
+from services.policy.placement import preference, takes
 
 log = logging.getLogger("im.control")
 

@@ -15,8 +15,8 @@ from imcore.runtime import Clock
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence
-from services.control.policy import POLICY_KEY, Policy, from_json, initial
 from services.control.rules import Change, Kind
+from services.policy.document import POLICY_KEY, Policy, from_json, initial
 
 log = logging.getLogger("im.control")
 audit_log = logging.getLogger("im.audit")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from imcore.region.model import Idc, Safety
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
-from services.control.policy import IdcState, Policy
+from services.policy.document import IdcState, Policy
 
 AHEAD_MS_MAX = 500
 

@@ -18,9 +18,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.control.controller import Controller
-from services.control.holder import PolicyHolder
 from services.control.mover import Mover
-from services.control.policy import IdcState
 from services.gateway.server import Gateway
 from services.ipconf import ticket
 from services.ipconf.directory import Directory
@@ -28,6 +26,8 @@ from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
 from services.node.config import split_address
+from services.policy.document import IdcState
+from services.policy.holder import PolicyHolder
 
 if TYPE_CHECKING:
     from services.node.node import Node

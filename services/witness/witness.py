@@ -25,13 +25,13 @@ from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
-from services.control.holder import PolicyHolder
 from services.control.peer_calls import PeerCalls
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
+from services.policy.holder import PolicyHolder
 from services.ports import Registry
 
 log = logging.getLogger("im.witness")

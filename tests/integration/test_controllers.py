@@ -21,18 +21,18 @@ from services.control import evaluate, follow
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller
 from services.control.evaluate import Decision
-from services.control.holder import PolicyHolder
 from services.control.operations import (
     State,
     commit,
     operation_from_json,
     operation_key,
 )
-from services.control.policy import IdcState
 from services.control.rules import Change, Kind
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
+from services.policy.document import IdcState
+from services.policy.holder import PolicyHolder
 
 IDCS = ("fra", "iad", "sin")
 SOON_S = 8.0

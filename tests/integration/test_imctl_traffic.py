@@ -15,9 +15,9 @@ from imcore.runtime import SystemClock
 from imctl.target.local import Local
 from imctl.testing.onenode import running
 from imctl.traffic import Control
-from services.control.policy import IdcState
 from services.control.rules import Change, Kind
 from services.node.node import Node
+from services.policy.document import IdcState
 
 SOON_S = 15.0
 

@@ -17,8 +17,6 @@ from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context, gateway_ssl_context, load_region_keys
 from imcore.tokens import LEEWAY_MS, Claims, mint
-from services.control.holder import PolicyHolder
-from services.control.policy import IdcPolicy, IdcState, Policy, initial
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
@@ -26,6 +24,8 @@ from services.ipconf.locate import CountryTable
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
 from services.ipconf.ticket import Ticket, read
+from services.policy.document import IdcPolicy, IdcState, Policy, initial
+from services.policy.holder import PolicyHolder
 
 LOCATOR = CountryTable()
 IDCS = ("fra", "iad", "sin")

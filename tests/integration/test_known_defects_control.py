@@ -15,11 +15,11 @@ from imcore.region.load import load_region
 from imcore.tls import load_region_keys
 from imcore.words import Origin
 from services.control.caspaxos import Proposer
-from services.control.policy import IdcPolicy, IdcState, initial
 from services.engines.registry_store import RegistryStore
 from services.node.config import NodeConfig
 from services.node.node import Node
 from services.node.traffic import LIVE_S, Traffic
+from services.policy.document import IdcPolicy, IdcState, initial
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 LEASE_MS = 700

@@ -25,10 +25,10 @@ from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.control.caspaxos import Proposer
-from services.control.policy import POLICY_KEY, from_json
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
+from services.policy.document import POLICY_KEY, from_json
 from services.ports import Registry
 from services.witness.witness import Witness
 

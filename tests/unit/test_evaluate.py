@@ -12,7 +12,8 @@ from imcore.region.load import load_region
 from imcore.region.model import FreezeWindow, Region
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Mark, Vote, facts_from_status
-from services.control.policy import (
+from services.control.rules import Change, Kind
+from services.policy.document import (
     IdcPolicy,
     IdcState,
     OperationRef,
@@ -20,7 +21,6 @@ from services.control.policy import (
     from_json,
     initial,
 )
-from services.control.rules import Change, Kind
 
 NOW = 1_700_000_000_000
 REGIONS = Path(__file__).parents[2] / "regions"

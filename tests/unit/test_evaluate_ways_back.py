@@ -12,8 +12,8 @@ from imcore.region.load import load_region
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts, Mark, Vote
 from services.control.follow import next_change
-from services.control.policy import IdcPolicy, IdcState, OperationRef, Policy, initial
 from services.control.rules import Change, Kind
+from services.policy.document import IdcPolicy, IdcState, OperationRef, Policy, initial
 
 NOW = 1_700_000_000_000
 IDCS = ("fra", "iad", "sin")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from imcore.region.load import load_region
 from imcore.runtime import ManualClock
-from services.control.holder import PolicyHolder
 from services.control.mover import AGAIN_S, EVERY_S, GONE_S, Mover
-from services.control.policy import IdcPolicy, IdcState, Policy, initial
 from services.engines.disk import RealDisk
+from services.policy.document import IdcPolicy, IdcState, Policy, initial
+from services.policy.holder import PolicyHolder
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 

@@ -11,9 +11,9 @@ import pytest
 
 from imcore.errors import Damaged
 from imcore.region.load import load_region
-from services.control.holder import PolicyHolder
-from services.control.policy import Policy, initial
 from services.engines.disk import RealDisk
+from services.policy.document import Policy, initial
+from services.policy.holder import PolicyHolder
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from imcore.errors import Damaged, ImError
-from services.control.policy import Policy, from_json
+from services.policy.document import Policy, from_json
 
 log = logging.getLogger("im.control")
 
