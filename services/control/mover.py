@@ -23,9 +23,9 @@ log = logging.getLogger("im.control")
 EVERY_S = 0.2
 WITHIN_MS = 1_000  # how much time a client has to go
 JUDGED_PER_STEP = 200
-AGAIN_S = 5.0  # a session that has not gone is told again
+AGAIN_S = 8.0  # a session that has not gone is told again: a move takes a second or two
 TIMES = 2  # so often it is told before ...
-GONE_S = 5.0  # ... its connection is closed so long after the last time
+GONE_S = 4.0  # ... its connection is closed so long after the last time
 
 
 class SessionInfo(Protocol):
