@@ -55,11 +55,16 @@ async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
             reply = await rpc.AdminStub(channel).Fault(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             translated = translate(error, name, safe=False)
-            unknown = isinstance(translated, OutcomeUnknown)
-            _audit(target, name, "unknown" if unknown else "refused", f"{request}: {translated}")
+            _audit(target, name, _outcome(translated), f"{request}: {translated}")
             raise translated from error
         _audit(target, name, "done", reply.sentence)
         return str(reply.sentence)
+
+
+def _outcome(error: ImError) -> str:
+    if isinstance(error, OutcomeUnknown):
+        return "unknown"
+    return "refused" if isinstance(error, Refused | BadInput) else "not done"
 
 
 def _audit(target: Target, name: str, outcome: str, sentence: str) -> None:

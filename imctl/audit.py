@@ -35,7 +35,7 @@ def kept(path: Path) -> Iterator[None]:
 
 
 def fault(path: Path, at_ms: int, unit: str, outcome: str, sentence: str) -> None:
-    """``outcome``: "done", "refused", "unknown"."""
+    """``outcome``: "done", "refused", "not done" (no answer), "unknown"."""
     row = {"at_ms": at_ms, "fault": unit, "outcome": outcome, "sentence": sentence}
     with kept(path):
         logging.getLogger(LOGGER).info("%s", json.dumps(row, ensure_ascii=False))

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 
+from imcore.errors import Refused, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import grpc_channel
+from imctl import admin
+from imctl.target.local import Local
 from imctl.testing.onenode import running
 from services.node.node import Node
 
 CLOCK = peer.FaultRequest(clock=peer.ClockFault(offset_ms=600_000))
 DISK = peer.FaultRequest(disk=peer.DiskFault(full=True))
+
+
+async def test_faults_asked_for_through_imctl_stand_in_the_audit(tmp_path: Path) -> None:
+    async with running(tmp_path, faults=False):
+        target = Local.open(tmp_path)
+        with pytest.raises(Refused):
+            await admin.fault(target, "fra", CLOCK)
+    with pytest.raises(Unavailable):
+        await admin.fault(target, "fra", CLOCK)
+    rows = [json.loads(line) for line in target.audit_file().read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == ["refused", "not done"]
+    assert "offset_ms: 600000" in rows[0]["sentence"]
 
 
 async def fault(node: Node, caller: str, request: peer.FaultRequest) -> str:
