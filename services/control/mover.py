@@ -48,7 +48,10 @@ class State(Protocol):
 
     def sessions(self) -> Sequence[SessionInfo]: ...
     def move(self, session_id: str, within_ms: int, policy_epoch: int) -> object: ...
-    def close_after_move(self, session_id: str) -> object: ...
+    def close_after_move(self, session_id: str) -> bool:
+        """False: it was not closed; then it is told again in its turn."""
+        ...
+
     def close_pull_only(self) -> int: ...
 
 
@@ -143,8 +146,8 @@ class Mover:
         self._told = {key: told for key, told in self._told.items() if key in here}
         moved = closed = 0
         for session in leaving:
-            if self._has_been_asked_enough(session, now):
-                self._state.close_after_move(session.session)
+            asked = self._has_been_asked_enough(session, now)
+            if asked and self._state.close_after_move(session.session):
                 self._closed.add((session.uid, session.device))
                 closed += 1
                 continue

@@ -30,6 +30,7 @@ class State:
         self.moved: list[tuple[str, int, int]] = []
         self.closed: list[str] = []
         self.pull_only = 3
+        self.closes = True
 
     def sessions(self) -> list[Session]:
         return self.all
@@ -40,7 +41,7 @@ class State:
 
     def close_after_move(self, session: str) -> bool:
         self.closed.append(session)
-        return True
+        return self.closes
 
     def close_pull_only(self) -> int:
         closed, self.pull_only = self.pull_only, 0
@@ -164,6 +165,14 @@ def test_a_client_that_does_not_go_is_closed_and_cannot_hold_up_a_drain(tmp_path
     setup.state.all = [Session("another", "u0"), Session("desk", "u0", "desk")]
     setup.run(0.4)
     assert set(setup.state.closed) == {"another"}  # it was told already; the other device was not
+
+
+def test_who_cannot_be_closed_is_told_again(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 1)
+    setup.state.closes = False
+    setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(3 * AGAIN_S + 1)
+    assert len(setup.state.moved) == 4
 
 
 def test_only_a_drain_closes_connections(tmp_path: Path) -> None:
