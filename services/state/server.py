@@ -35,6 +35,7 @@ log = logging.getLogger("im.state")
 BEHIND_S = 1.0  # owed for longer: a heartbeat's answer names it
 _BEHIND_MAX = 500  # conversations in one answer; the next names the others
 CONNECT_S = 5.0
+MOVES_BEFORE_CLOSE = 2
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
 
@@ -81,6 +82,12 @@ class StateServer(Outgoing):
         return [record.info() for record in self._table]
 
     def connected_count(self) -> int:
+        """Sessions with a connection. A pull-only connection is none: it is nobody's to move, so
+        an IDC that waited for it to go would never be drained."""
+        return sum(not record.pull_only for record in self._table.by_address.values())
+
+    def connections_count(self) -> int:
+        """Pull-only ones included."""
         return len(self._table.by_address)
 
     # ------------------------------------------------------------------- Sessions (gateways)
@@ -200,7 +207,7 @@ class StateServer(Outgoing):
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
         # if that one fails: `replaced` would forbid it.
-        reason = "moved" if former.moving else "replaced"
+        reason = "moved" if former.moves else "replaced"
         self._close_replaced(former.gateway, former.connection, reason)
 
     def _close_replaced(self, gateway: str, connection: int, reason: str = "replaced") -> None:
@@ -314,13 +321,28 @@ class StateServer(Outgoing):
         record = self._table.by_id(session)
         if record is None or not record.connected:
             return False
-        record.moving = True
+        record.moves += 1
         grace_ms = self._parameters.grace_ms
         event = pb.Event(stamp=self._stamp())
         event.move.resume_token = self._admission.resume_token(record, self.origin, grace_ms)
         event.move.within_ms = within_ms
         event.move.policy_epoch = policy_epoch
         self._emit([record], event)
+        return True
+
+    def close_for_move(self, session: str) -> bool:
+        """End the connection of a client that was told to move, and again, and has not gone: it
+        would keep its IDC from being drained for ever. The session stays for its grace, as after
+        any loss, and the reason sends the client to ipconf. False: it is not here (any more), or
+        was not told so often."""
+        record = self._table.by_id(session)
+        if record is None or not record.connected or record.moves < MOVES_BEFORE_CLOSE:
+            return False
+        queue = self.gateways.get(record.gateway)
+        if queue is None:
+            return False
+        self.counters.drained += 1
+        queue.close(record.connection, "drained")
         return True
 
     def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:

@@ -166,6 +166,29 @@ async def test_a_newer_connection_in_another_idc_replaces_the_one_here():
         assert front.state.sessions() == []
 
 
+async def test_a_client_that_does_not_go_when_it_is_told_to_is_closed():
+    async with Front(KEYS) as front:
+        client, ok = await front.connect("ann", epoch=5)
+        assert not front.state.close_for_move("unknown")
+        assert not front.state.close_for_move(ok.session)  # it was told nothing
+        assert front.state.move(ok.session, 0, 13) and not front.state.close_for_move(ok.session)
+        assert front.state.move(ok.session, 0, 13) and front.state.close_for_move(ok.session)
+        assert (await client.event("close")).close.reason == "drained"
+        await client.gone()
+        await until(lambda: front.state.connected_count() == 0)
+        assert not front.state.close_for_move(ok.session)
+        # Nothing of the session is lost by it: it goes on, and has been told nothing anew.
+        _, again = await front.connect("ann", epoch=6, resume_token=ok.resume_token)
+        assert again.resumed and not front.state.close_for_move(ok.session)
+
+
+async def test_a_pull_only_connection_alone_is_no_session_that_a_drain_waits_for():
+    async with Front(KEYS) as front:
+        await front.connect("ann", epoch=0, mode=pb.CONNECT_MODE_PULL_ONLY)
+        assert front.state.connections_count() == 1
+        assert front.state.connected_count() == 0
+
+
 async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothing():
     async with Front(KEYS) as front:
         main, _ = await front.connect("ann", epoch=5)
@@ -175,8 +198,9 @@ async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothi
         pulled = await side.ask(pb.Request(pull=pb.Pull(conversation=CONVERSATION)))
         assert len(pulled.pull_ok.entries) == 1 and side.events.empty()
         assert [session.device for session in front.state.sessions()] == ["phone"]
+        assert (front.state.connected_count(), front.state.connections_count()) == (1, 2)
         side.abort()
-        await until(lambda: front.state.connected_count() == 1)
+        await until(lambda: front.state.connections_count() == 1)
         assert front.im.over == []
 
 
