@@ -24,16 +24,8 @@ from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages, WhenUnreplicated
 from imcore.runtime import Clock
-from imcore.words import (
-    Attested,
-    ClientKey,
-    Lane,
-    Origin,
-    direct_members,
-    is_group,
-    valid_id,
-)
-from services.im import entries, groups, reads
+from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
+from services.im import entries, groups, known, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -47,7 +39,6 @@ log = logging.getLogger("im.im")
 CLAIMS_MAX = 256
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_OUTBOX_HEADS_MAX = 1_000
 
 RouteFold = Callable[[Origin, Any], None]
 Signals = Callable[[str, tuple[str, ...], Origin, int], None]
@@ -188,8 +179,7 @@ class ImServer:
     def _submission(self, session: Session, send: pb.Send) -> Submission:
         if not valid_id(send.outbox) or send.cid < 1:
             raise Refused(Code.BAD_REQUEST, "a send needs an outbox id and a cid from 1")
-        if direct_members(send.conversation) is None and not is_group(send.conversation):
-            raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
+        check_conversation(send.conversation)
         if len(send.content) > self.policy.content_bytes_max:
             limit = self.policy.content_bytes_max
             raise Refused(Code.TOO_LARGE, f"a message holds at most {limit} bytes")
@@ -331,9 +321,8 @@ class ImServer:
 
     async def readable(self, session: Session, name: str) -> tuple[Partition, Conversation]:
         """The conversation, if this user is in it. Raises Refused."""
+        check_conversation(name)
         partition = self.partition(name)
-        if direct_members(name) is None and not is_group(name):
-            raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
         conversation = await partition.conversations.load(name)
         if not conversation.is_member(session.uid):
             raise _not_a_member(name)
@@ -354,6 +343,8 @@ class ImServer:
     async def _history(self, session: Session, history: pb.History) -> pb.Response:
         partition, conversation = await self.readable(session, history.conversation)
         before = place_of(history.before) if history.HasField("before") else None
+        if before is not None and before.origin.idc and not valid_id(before.origin.idc):
+            raise Refused(Code.BAD_REQUEST, "`before` names no valid origin")
         found, more = await reads.history(
             self.kv, partition.number, conversation, before, history.limit, self.keys
         )
@@ -377,6 +368,8 @@ class ImServer:
 
     async def _read_cursor(self, session: Session, cursor: pb.ReadCursor) -> pb.Response:
         partition, _ = await self.readable(session, cursor.conversation)
+        if not valid_id(cursor.place.origin.idc):
+            raise Refused(Code.BAD_REQUEST, "a read cursor needs the place of a message")
         op = partition.sequencer.plain(cursor.conversation, self.clock.wall_ms(), session.seen_hlc)
         op.cursor.uid = session.uid
         op.cursor.place.CopyFrom(cursor.place)
@@ -395,16 +388,7 @@ class ImServer:
         await self._wait_applied(connect)
         if not session.pull_only:
             self._route(session, gone=False)
-        known = []
-        for head in connect.outbox[:_OUTBOX_HEADS_MAX]:
-            if not valid_id(head.outbox):
-                continue
-            partition = self.partition(head.conversation)
-            lane = Lane(session.uid, session.device, head.outbox, head.conversation)
-            cids = await partition.known_cids(lane, head.floor)
-            if cids:
-                known.append(pb.KnownCids(conversation=head.conversation, ranges=_ranges(cids)))
-        return known
+        return await known.of_outboxes(self.kv, self.partition, session, connect.outbox)
 
     async def _wait_applied(self, connect: pb.Connect) -> None:
         """What a move brought along must be folded before cids are judged; at most 500 ms."""
@@ -484,15 +468,11 @@ class ImServer:
             partition.put(op, lambda _: None)
 
 
+def check_conversation(name: str) -> None:
+    """Raises Refused. Before an id becomes part of a key, and before anything of it is logged."""
+    if not valid_conversation(name):
+        raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
+
+
 def _not_a_member(name: str) -> Refused:
     return Refused(Code.FORBIDDEN, f"not a member of {name}")
-
-
-def _ranges(cids: set[int]) -> list[pb.CidRange]:
-    ranges: list[pb.CidRange] = []
-    for cid in sorted(cids):
-        if ranges and ranges[-1].last == cid - 1:
-            ranges[-1].last = cid
-        else:
-            ranges.append(pb.CidRange(first=cid, last=cid))
-    return ranges
