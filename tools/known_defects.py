@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 GATEWAY = "tests/integration/test_known_defects_gateway.py"
+IM = "tests/integration/test_known_defects_im.py"
 SDK = "tests/integration/test_known_defects_sdk.py"
 
 LOST_PUSH = "a push lost between business and gateway"
@@ -72,6 +73,17 @@ MUTATIONS = (
         f"{SDK}::test_a_duplicate_check_is_per_message_not_per_connection",
     ),
     Mutation(
+        PER_CONNECTION, "each connection has keys of its own", "services/im/server.py",
+        "ClientKey(session.uid, session.device, send.outbox, send.conversation, send.cid)",
+        "ClientKey(session.uid, session.device, session.id, send.conversation, send.cid)",
+        f"{IM}::test_duplicate_checks_per_connection_instead_of_per_conversation",
+    ),
+    Mutation(
+        PER_CONNECTION, "what is folded is not asked", "services/im/partition.py",
+        "state.known |= await self.known_cids(lane, floor)", "pass",
+        f"{IM}::test_duplicate_checks_per_connection_instead_of_per_conversation",
+    ),
+    Mutation(
         LOST_LAST, "heartbeats are answered without what is owed", "services/state/server.py",
         "record.behind(now, BEHIND_S)[:_BEHIND_MAX]", "record.behind(now, BEHIND_S)[:0]",
         f"{GATEWAY}::test_a_lost_last_message_that_no_gap_reveals",
@@ -97,6 +109,17 @@ MUTATIONS = (
         "have=positions_pb(dict.fromkeys(view.received.expected,"
         " max(view.received.prefix.values(), default=0))),",
         f"{SDK}::test_equal_timestamps_lose_no_history",
+    ),
+    Mutation(
+        EQUAL_TIMES, "the server takes one position for all origins", "services/im/reads.py",
+        "start = have.get(origin, 0) + 1", "start = max(have.values(), default=0) + 1",
+        f"{IM}::test_equal_timestamps_losing_history_in_a_pull",
+    ),
+    Mutation(
+        EQUAL_TIMES, "history goes back by time alone", "services/im/reads.py",
+        "keys.order_at(partition, conversation.id, before)",
+        'keys.order_at(partition, conversation.id, Place(before.hlc, Origin("", 0), 0))',
+        f"{IM}::test_equal_timestamps_losing_history_in_a_screen",
     ),
     Mutation(
         RECONNECTS, "an older connection takes over", "services/state/server.py",
