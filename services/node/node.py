@@ -336,6 +336,7 @@ class Node:
             origin, self.partitions, self.kv, self.config.keys, self.hlc, self.clock,
             spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
+            self.seals.of, self.progress.held, len(spec.idcs) - 1,
         )  # fmt: skip
         self.state.im, self.state.origin = self.im, origin
         self.state.load_checkpoint()

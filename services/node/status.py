@@ -42,7 +42,7 @@ class Status:
             "gateways": [
                 {"gateway": g.name, "connections": len(g), "port": g.port} for g in node.gateways
             ],
-            "sessions": node.state.handover_sessions(),
+            "sessions": node.state.connected_count(),
             "rates": {
                 "accepted_per_s": round(self._accepted.per_second(), 1),
                 "pushed_per_s": round(self._pushed.per_second(), 1),

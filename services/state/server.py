@@ -81,12 +81,13 @@ class StateServer(Outgoing):
         return [record.info() for record in self._table]
 
     def connected_count(self) -> int:
-        return len(self._table.by_address)
-
-    def handover_sessions(self) -> int:
-        """Connected sessions that a planned move has to take along. A pull-only connection is
-        beside a session of another IDC and writes nothing, so it keeps nothing here."""
+        """Sessions with a connection. A pull-only connection is none: it is nobody's to move, so
+        an IDC that waited for it to go would never be drained."""
         return sum(not record.pull_only for record in self._table.by_address.values())
+
+    def connections_count(self) -> int:
+        """Pull-only ones included."""
+        return len(self._table.by_address)
 
     # ------------------------------------------------------------------- Sessions (gateways)
 
@@ -205,7 +206,7 @@ class StateServer(Outgoing):
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
         # if that one fails: `replaced` would forbid it.
-        reason = "moved" if former.moving else "replaced"
+        reason = "moved" if former.moves else "replaced"
         self._close_replaced(former.gateway, former.connection, reason)
 
     def _close_replaced(self, gateway: str, connection: int, reason: str = "replaced") -> None:
@@ -319,7 +320,7 @@ class StateServer(Outgoing):
         record = self._table.by_id(session)
         if record is None or not record.connected:
             return False
-        record.moving = True
+        record.moves += 1
         grace_ms = self._parameters.grace_ms
         event = pb.Event(stamp=self._stamp())
         event.move.resume_token = self._admission.resume_token(record, self.origin, grace_ms)
@@ -329,20 +330,26 @@ class StateServer(Outgoing):
         return True
 
     def close_after_move(self, session: str) -> bool:
-        """End the connection of a client that was told to move and has not gone: it asks ipconf
-        where to connect. False: it is not here."""
+        """End the connection of a client that was told to move and has not gone: it would keep its
+        IDC from being drained for ever. The session stays for its grace, as after any loss, and the
+        reason sends the client to ipconf. False: it is not here (any more)."""
         record = self._table.by_id(session)
         if record is None or not record.connected:
             return False
-        self.gateways[record.gateway].close(record.connection, "drained")
-        return True
+        return self._drain(record)
 
     def close_pull_only(self) -> int:
         """End the side connections, which nobody tells to move; returns how many there were."""
         found = [record for record in self._table.by_address.values() if record.pull_only]
-        for record in found:
-            self.gateways[record.gateway].close(record.connection, "drained")
-        return len(found)
+        return sum(self._drain(record) for record in found)
+
+    def _drain(self, record: Record) -> bool:
+        queue = self.gateways.get(record.gateway)
+        if queue is None:
+            return False
+        self.counters.drained += 1
+        queue.close(record.connection, "drained")
+        return True
 
     def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:
         """Another IDC has a newer connection of this device (its route was folded)."""
