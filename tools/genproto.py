@@ -9,7 +9,9 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "imcore" / "proto").glob("*.proto"))
+# An engine's own API lies beside its adapter.
+FOLDERS = ("imcore/proto", "services/engines/etcd")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.proto"))
 
 
 def generate(into: Path) -> None:

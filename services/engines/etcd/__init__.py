@@ -1,0 +1,1 @@
+"""The Registry on etcd (docs/engines.md)."""
