@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "validate": ("imctl.commands.files", "validate", "Check a region file."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
     "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
+    "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
     "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of an IDC, or of all."),
     "ipconf": ("imctl.commands.ipconf", "ipconf", "Ask where a client would be sent."),
     "token": ("imctl.commands.chat", "token", "Mint a client token."),

@@ -1,0 +1,1 @@
+"""The engines' own programs: what of them is on this machine, and how the rest gets here."""
