@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from imcore.region.model import Country, HostPort, Name, Region
+from imcore.region.model import AbsolutePath, Country, HostPort, KeyPrefix, Name, Region
 from imcore.region.problem import Loc, Problem
 
 _NAME = 'a name (lowercase letters, digits and "-", a letter first, at most 31 characters)'
@@ -24,6 +24,8 @@ _PATTERNS = {
     _pattern(Name): _NAME,
     _pattern(HostPort): "HOST:PORT",
     _pattern(Country): "a country's two letters, such as DE",
+    _pattern(AbsolutePath): "a file's path from / on",
+    _pattern(KeyPrefix): 'a key prefix (letters, digits, ".", "_", "-" and "/")',
 }
 _BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 _TYPES = {

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 HostPort = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$")]
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
+# A process that reads it may run in any folder.
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/.+$")]
+KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")]
 
 
 class Model(BaseModel):
@@ -42,10 +53,40 @@ class Endpoints(Model):
     peer: HostPort = Field(description="gRPC for other IDCs and for imctl, mutual TLS")
 
 
+class Etcd(Model):
+    """An etcd that runs already; secrets stand in files, never here."""
+
+    endpoints: list[HostPort] = Field(min_length=1, description="tried in this order")
+    ca_file: AbsolutePath | None = Field(default=None, description="PEM; without it no TLS")
+    cert_file: AbsolutePath | None = Field(default=None, description="PEM, shown to etcd")
+    key_file: AbsolutePath | None = None
+    username: str | None = None
+    password_file: AbsolutePath | None = Field(default=None, description="its first line")
+    prefix: KeyPrefix | None = Field(
+        default=None, description="of all keys; default imctl/REGION/IDC, so that one can be shared"
+    )
+
+
+class RegistryEngine(Model):
+    """`embedded`, or `{etcd: {...}}`."""
+
+    etcd: Etcd | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if value == "embedded":
+            return {}
+        if not isinstance(value, dict | RegistryEngine) or value == {}:
+            expected = "`embedded`, or `etcd:` with its `endpoints:`"
+            raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
+        return value
+
+
 class Engines(Model):
     kv: Literal["embedded"] = "embedded"
     log: Literal["embedded"] = "embedded"
-    registry: Literal["embedded"] = "embedded"
+    registry: RegistryEngine = RegistryEngine.model_construct()
 
 
 class Capacity(Model):

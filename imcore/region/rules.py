@@ -15,7 +15,9 @@ RESERVED = ("admin", "linkproxy")
 
 
 def check(region: Region) -> list[Problem]:
-    checks = (_names, _ports, _witness, _links, _shards, _claims, _networks, _safety, _messages)
+    checks = (
+        _names, _ports, _witness, _links, _shards, _claims, _networks, _safety, _messages, _engines,
+    )  # fmt: skip
     return [problem for one in checks for problem in one(region)]
 
 
@@ -194,6 +196,40 @@ def _messages(region: Region) -> Iterator[Problem]:
     if messages.ack == "replicated" and messages.replicas > others:
         loc: Loc = ("spec", "messages", "replicas")
         yield Problem(loc, f"at most {others}, the number of other IDCs", str(messages.replicas))
+
+
+def registry_prefix(region: Region, idc: Idc) -> str:
+    """Below which keys this IDC's registry lies in its etcd."""
+    etcd = idc.engines.registry.etcd
+    prefix = (etcd.prefix if etcd else None) or f"imctl/{region.metadata.name}/{idc.name}"
+    return prefix.rstrip("/") + "/"
+
+
+def _engines(region: Region) -> Iterator[Problem]:
+    taken: dict[tuple[str, str], str] = {}
+    for index, idc in enumerate(region.spec.idcs):
+        etcd = idc.engines.registry.etcd
+        if etcd is None:
+            continue
+        loc: Loc = ("spec", "idcs", index, "engines", "registry", "etcd")
+        for one, other in (
+            ("cert_file", "key_file"),
+            ("key_file", "cert_file"),
+            ("username", "password_file"),
+            ("password_file", "username"),
+            ("cert_file", "ca_file"),
+            ("username", "ca_file"),  # a password would be readable on the way
+        ):
+            if getattr(etcd, one) is not None and getattr(etcd, other) is None:
+                do = f"add `{other}:`"
+                yield Problem((*loc, one), f"`{other}` beside `{one}`", "none", do)
+        prefix = registry_prefix(region, idc)
+        for position, endpoint in enumerate(etcd.endpoints):
+            owner = taken.setdefault((endpoint, prefix), idc.name)
+            if owner != idc.name:
+                got = f"{endpoint} with the prefix {prefix}, which {owner} has too"
+                do = "give one of them another `prefix:`"
+                yield Problem((*loc, "endpoints", position), "a registry of its own", got, do)
 
 
 def gateway_ports(idc: Idc) -> list[tuple[str, int]]:

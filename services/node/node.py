@@ -33,7 +33,6 @@ from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
-from services.engines.registry_store import RegistryStore
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.im import keys
@@ -46,6 +45,7 @@ from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
+from services.node.engines import open_registry, stay_member
 from services.node.identity import settle
 from services.node.peers import PeerService
 from services.node.registers import follow_registers, read_registers
@@ -136,7 +136,7 @@ class Node:
         self.config.data.mkdir(parents=True, exist_ok=True)
         await self._start_stores(stack)
         await self._start_server(stack)
-        self._spawn("registry membership", self.proposer.ensure_member())
+        self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
         self._spawn("registers", follow_registers(self))
         await self._start_im(await self._settle())
         await self._start_clients(stack)
@@ -147,8 +147,7 @@ class Node:
 
     async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
         data, spec = self.config.data, self.config.region.spec
-        registry = await RegistryStore.open(str(data / "registry"), self.disk, self.clock, self.rng)
-        stack.push_async_callback(registry.close)
+        registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
         self.store = await SegmentLogStore.open(
             str(data / "log"), spec.partitions, self.disk, self.rng, spec.retention.segment_bytes
         )

@@ -1,0 +1,100 @@
+"""Which engines an IDC runs on: opens what the region file names."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+from imcore.errors import BadInput, ImError, Unavailable
+from imcore.region.model import Etcd
+from imcore.region.rules import registry_prefix
+from imcore.runtime import Clock, Random
+from services.control.caspaxos import Proposer
+from services.engines.disk import Disk
+from services.engines.etcd.client import EtcdSettings, NotTrusted
+from services.engines.etcd.registry import EtcdRegistry
+from services.engines.registry_store import RegistryStore
+from services.node.config import NodeConfig
+from services.ports import Registry
+
+log = logging.getLogger("im.engines")
+
+ETCD_START_S = 10.0
+RETRY_S = 0.5
+LOOK_S = 1.0
+
+
+async def open_registry(
+    config: NodeConfig, disk: Disk, clock: Clock, rng: Random, stack: contextlib.AsyncExitStack
+) -> Registry:
+    """Closed by ``stack``. Raises BadInput for a file that cannot be read, NotTrusted when etcd
+    and this IDC do not accept each other."""
+    etcd = config.idc.engines.registry.etcd
+    if etcd is None:
+        store = await RegistryStore.open(str(config.data / "registry"), disk, clock, rng)
+        stack.push_async_callback(store.close)
+        return store
+    prefix = registry_prefix(config.region, config.idc)
+    registry = EtcdRegistry(await asyncio.to_thread(settings_of, etcd, prefix), config.idc.name)
+    stack.push_async_callback(registry.close)
+    await _wait_for(registry, config.idc.name, clock)
+    return registry
+
+
+async def _wait_for(registry: EtcdRegistry, idc: str, clock: Clock) -> None:
+    """An etcd that is away must not keep the IDC from serving what it can: its logs to the other
+    IDCs, for one. Its clients stay with the others until its registry is back."""
+    deadline = clock.now() + ETCD_START_S
+    while True:
+        try:
+            await registry.store_id()
+            log.info("the registry of %s is on etcd %s", idc, await registry.version())
+            return
+        except NotTrusted:
+            raise
+        except Unavailable as error:
+            if clock.now() >= deadline:
+                log.error("%s starts without its registry: %s", idc, error)
+                return
+        await asyncio.sleep(RETRY_S)
+
+
+def settings_of(etcd: Etcd, prefix: str) -> EtcdSettings:
+    """Reads the files that the region file names. Raises BadInput."""
+    password = (_read(etcd.password_file) or b"").decode(errors="replace")
+    return EtcdSettings(
+        endpoints=tuple(etcd.endpoints),
+        prefix=prefix,
+        ca=_read(etcd.ca_file),
+        certificate=_read(etcd.cert_file),
+        key=_read(etcd.key_file),
+        username=etcd.username or "",
+        password=(password.splitlines() or [""])[0],
+    )
+
+
+def _read(path: str | None) -> bytes | None:
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"{path}: expected a readable file, got {error.strerror} (engines.registry.etcd)"
+        ) from error
+
+
+async def stay_member(proposer: Proposer, registry: Registry) -> None:
+    """Joins the registry as an acceptor, and again whenever its store is another one: unlike the
+    embedded one, an etcd can be wiped while this process runs."""
+    joined = b""
+    while True:
+        with contextlib.suppress(ImError):  # away is not replaced
+            store = await registry.store_id()
+            if store != joined:
+                if joined:
+                    log.warning("the registry is another store now, and abstains until it joins")
+                await proposer.ensure_member()
+                joined = store
+                log.info("the registry votes as store %s", store.hex()[:8])
+        await asyncio.sleep(LOOK_S)
