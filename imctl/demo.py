@@ -33,6 +33,7 @@ from imctl.commands.load import home_countries
 from imctl.errors import Failed
 from imctl.identity import ipconf_urls, token_for
 from imctl.loop import new_event_loop
+from imctl.options import Engines
 from imctl.output import console
 from imctl.report import promises
 from imctl.report.live import View, make_view
@@ -41,6 +42,7 @@ from imctl.report.page import write_page
 from imctl.report.screen import show
 from imctl.scenario import Observed, Plan, Scenario
 from imctl.statusview import newest_policy
+from imctl.target.engines import chosen as chosen_engines
 from imctl.target.local import Local
 from imctl.traffic import Control
 from services.control.operations import State
@@ -73,6 +75,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Keep the deployment's data.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of the clients and their messages.")] = None,
+    engines: Engines = "",
 ) -> None:
     """Lose a data centre under load and prove that nothing is lost.
 
@@ -87,7 +90,7 @@ def demo(
     _writable(out)
     data = out / f"data-{run}"
     chosen = _victim(victim, load_region(file), out, clock.wall_ms())
-    target = Local.prepare(file, data, faults=False, clock=clock)
+    target = Local.prepare(file, data, faults=False, clock=clock, engines=chosen_engines(engines))
     settings = _Settings(
         region=target.region,
         run=run,

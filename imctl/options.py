@@ -24,5 +24,13 @@ Data = Annotated[
     ),
 ]
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print the result.")]
+Engines = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help="Run these beside each IDC: etcd (its registry) [default: as the file says].",
+        show_default=False,
+    ),
+]
 RegionFile = Annotated[Path, typer.Argument(metavar="FILE", help="The region file.")]
 IdcName = Annotated[str, typer.Argument(metavar="IDC", help="The name of an IDC.")]

@@ -102,6 +102,13 @@ def _idcs(document: Mapping[str, Any]) -> Table:
     if document["witness"] is not None:
         process = process_of(document, document["witness_name"])
         table.add_row(document["witness_name"], "", "", "votes", process)
+    ours = {*document["idcs"], document["witness_name"], "linkproxy"}
+    for name, unit in document["processes"].items():
+        if name not in ours:  # an engine of an IDC
+            state = str(unit["state"])
+            table.add_row(
+                name, "", "", "engine", Text(state, style="" if state == "running" else "red")
+            )
     return table
 
 

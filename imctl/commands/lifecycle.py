@@ -15,8 +15,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from imcore.runtime import SystemClock
 from imctl import audit, deployment, startup
 from imctl.errors import Failed, Guarded
-from imctl.options import Data, IdcName, RegionFile
+from imctl.options import Data, Engines, IdcName, RegionFile
 from imctl.output import console
+from imctl.target.engines import chosen
 from imctl.target.local import Local
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return once all of it serves.")]
@@ -29,13 +30,14 @@ def up(
         bool, typer.Option("--faults", help="Allow faults (partition, slow, clock, disk, pause).")
     ] = False,
     wait: Wait = True,
+    engines: Engines = "",
 ) -> None:
     """Start the deployment of a region file on this machine.
 
     Makes the certificates when there are none, starts the link proxy, the witness and the IDCs as
     processes of their own and waits until they serve. Ctrl-C while starting leaves nothing.
     """
-    target = Local.prepare(file, data, faults, SystemClock())
+    target = Local.prepare(file, data, faults, SystemClock(), chosen(engines))
     started = time.monotonic()
     with _progress(target) as progress:
         startup.bring_up(target, progress, wait)
@@ -49,7 +51,7 @@ def _progress(target: Local) -> Iterator[startup.Progress]:
     """A line for each unit, on a terminal; nothing elsewhere."""
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bars:
-        tasks = {name: bars.add_task(f"{name} waits", total=1) for name in target.names()}
+        tasks = {name: bars.add_task(f"{name} waits", total=1) for name in target.everything()}
 
         def show(name: str, serving: bool) -> None:
             words = "serves" if serving else "starts"
@@ -87,12 +89,13 @@ def wipe(
     data: Data = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete the data of an IDC that is down: its log, its KV, its registry."""
+    """Delete the data of an IDC that is down (log, KV, registry), or those of its etcd alone."""
     target = deployment.find(data)
     if not yes:
         typer.confirm(f"Delete all data of {idc} below {target.data / idc}?", abort=True)
     target.wipe(idc)
-    print(f"wiped {idc}; it comes back as a new incarnation")
+    as_what = "a blank registry" if idc in target.engine_names() else "a new incarnation"
+    print(f"wiped {idc}; it comes back as {as_what}")
 
 
 def pause(idc: IdcName, data: Data = None) -> None:
@@ -130,9 +133,9 @@ def logs(
 ) -> None:
     """Show the logs of an IDC (or the witness, the link proxy), or of all."""
     target = deployment.find(data)
-    if idc is not None and idc not in target.names():
-        raise typer.BadParameter(f"expected one of {', '.join(target.names())}, got {idc}")
-    files = {name: target.log_file(name) for name in target.names() if idc in (None, name)}
+    if idc is not None and idc not in target.everything():
+        raise typer.BadParameter(f"expected one of {', '.join(target.everything())}, got {idc}")
+    files = {name: target.log_file(name) for name in target.everything() if idc in (None, name)}
     prefix = len(files) > 1
     ends = {name: _print_end(name, path, lines, prefix) for name, path in files.items()}
     while follow:

@@ -25,7 +25,10 @@ from imcore.region.problem import dotted
 from imcore.region.rules import listeners
 from imcore.runtime import Clock
 from imctl import audit
+from imctl.engines import binaries
+from imctl.engines.etcd import Server
 from imctl.errors import Failed, Guarded
+from imctl.target import engines as beside
 from imctl.target import process, runfile
 from imctl.target.base import Unit
 from imctl.target.process import Identity
@@ -33,6 +36,7 @@ from imctl.target.runfile import RunFile
 
 LINKPROXY = "linkproxy"
 LINKPROXY_START_S = 15.0
+ETCD_START_S = 30.0
 STOP_GRACE_S = 5.0
 REAP_S = 5.0
 
@@ -54,23 +58,45 @@ class Local:
     # ------------------------------------------------------------------- making and finding
 
     @classmethod
-    def prepare(cls, region_file: Path, data: Path | None, faults: bool, clock: Clock) -> Local:
-        """Check that the region can run here and make its folder and certificates.
-        Raises BadInput for the file, Failed for this machine."""
+    def prepare(
+        cls,
+        region_file: Path,
+        data: Path | None,
+        faults: bool,
+        clock: Clock,
+        engines: Sequence[str] = (),
+    ) -> Local:
+        """Check that the region can run here and make its folder and certificates. ``engines``:
+        which ones run beside the IDCs. Raises BadInput for the file, Failed for this machine."""
         region = load_region(region_file)
+        if beside.ETCD in engines:
+            binaries.need_etcd()
         folder = (data or default_data(region)).absolute()
         _check_not_running(folder)
         copy = folder / "region.yaml"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(region_file.read_bytes())
+            text = region_file.read_bytes()
+            if beside.ETCD in engines:
+                text = beside.with_etcd(text.decode(), region, folder / "pki").encode()
+            chosen = folder / "region.yaml.new"
+            chosen.write_bytes(text)
+            region = load_region(chosen)
+            beside.check_same(folder, region)
+            chosen.replace(copy)
         except OSError as error:
             raise Failed(
                 f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
             ) from error
         check_ports(region)
-        pki.init(folder / "pki", pki_names(region), pki.utc_now(clock.wall_ms()))
-        run = RunFile(region=str(copy), faults=faults, link_admin=f"127.0.0.1:{_free_port()}")
+        names = pki_names(region) | beside.certificates(region, engines)
+        pki.init(folder / "pki", names, pki.utc_now(clock.wall_ms()))
+        run = RunFile(
+            region=str(copy),
+            faults=faults,
+            link_admin=f"127.0.0.1:{_free_port()}",
+            engines=list(engines),
+        )
         return cls(region, folder, run)
 
     @classmethod
@@ -83,8 +109,17 @@ class Local:
 
     # ---------------------------------------------------------------------------- starting
 
+    def engine_names(self) -> list[str]:
+        """The units that are engines of an IDC: they start before it, and share its faults."""
+        if beside.ETCD not in self._run.engines:
+            return []
+        return [beside.unit(idc.name) for idc in self.region.spec.idcs]
+
+    def everything(self) -> list[str]:
+        return [*self.engine_names(), *self.names()]
+
     def names(self) -> list[str]:
-        """Every unit, in the order of starting: the link proxy first."""
+        """Every unit of ours, in the order of starting: the link proxy first."""
         names = [LINKPROXY] if self._linked() else []
         if self.region.spec.witness:
             names.append(self.region.spec.witness.name)
@@ -95,6 +130,10 @@ class Local:
             if self._state(name) != "gone":
                 raise Failed(f"{name} is running already (pid {self._run.processes[name].pid})")
         for name in names:
+            for engine in self._engines_of(name):
+                if self._state(engine) == "gone":
+                    self._spawn(engine)
+                self._wait_for_engine(engine)
             self._spawn(name)
             if name == LINKPROXY:
                 self._wait_for_links()
@@ -105,8 +144,7 @@ class Local:
             self._spawn_and_note(name, command)
 
     def _spawn_and_note(self, name: str, command: list[str]) -> None:
-        folder = self.data if name == LINKPROXY else self.data / name
-        folder.mkdir(parents=True, exist_ok=True)
+        self.log_file(name).parent.mkdir(parents=True, exist_ok=True)
         with self.log_file(name).open("ab") as log:
             child = subprocess.Popen(
                 command,
@@ -128,6 +166,8 @@ class Local:
         if name == LINKPROXY:
             listen = ["--admin", self._run.link_admin, "--listen", str(self._links_file())]
             return [sys.executable, "-m", "services.linkproxy", *common, *listen, *faults]
+        if name in self.engine_names():
+            return self._etcd(name).command(binaries.need_etcd().path)
         data = ["--data", str(self.data / name / "data")]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         witness = self.region.spec.witness
@@ -163,6 +203,28 @@ class Local:
             time.sleep(0.05)
         raise Failed(f"the link proxy does not answer; see {self.log_file(LINKPROXY)}")
 
+    def _engines_of(self, name: str) -> list[str]:
+        return [engine for engine in self.engine_names() if engine == beside.unit(name)]
+
+    def _etcd(self, name: str) -> Server:
+        idc = beside.idc_of(self.region, name)
+        assert idc is not None
+        return beside.etcd_server(self.region, idc, self.data / idc / "etcd", self.pki)
+
+    def engine_serves(self, name: str) -> bool:
+        """Raises Failed when it has ended."""
+        self.check_alive([name])
+        return self._etcd(name).healthy()
+
+    def _wait_for_engine(self, name: str) -> None:
+        deadline = time.monotonic() + ETCD_START_S
+        while not self.engine_serves(name):
+            if time.monotonic() >= deadline:
+                raise Failed(
+                    f"{name} did not serve within {ETCD_START_S:g} s; see {self.log_file(name)}"
+                )
+            time.sleep(0.05)
+
     def check_alive(self, names: Sequence[str]) -> None:
         """Raises Failed, with the last line of its log, for a unit that ended by itself."""
         for name in names:
@@ -176,21 +238,30 @@ class Local:
     # ---------------------------------------------------------------------------- stopping
 
     def stop(self) -> list[str]:
-        killed = process.stop(list(self._run.processes.values()), STOP_GRACE_S)
+        engines = self.engine_names()  # an IDC says its farewell to its registry too
+        units = [one for name, one in self._run.processes.items() if name not in engines]
+        killed = process.stop(units, STOP_GRACE_S)
+        killed += process.stop(
+            [one for name, one in self._run.processes.items() if name in engines], STOP_GRACE_S
+        )
         names = [name for name, one in self._run.processes.items() if one in killed]
         self._reap()
         (self.data / runfile.NAME).unlink(missing_ok=True)
         return names
 
     def kill(self, name: str) -> None:
+        """An IDC with its engines, so that nothing of it outlives the power cut."""
         self._signal(name, signal.SIGKILL)
-        process.wait_gone([self._run.processes[name]], 5.0)
+        names = [one for one in (name, *self._engines_of(name)) if one in self._run.processes]
+        process.wait_gone([self._run.processes[one] for one in names], 5.0)
         self._reap()
 
     def terminate(self, name: str) -> None:
         """Let it end by itself, with its farewell; killed when that takes too long."""
-        self._signal(name, signal.SIGTERM)
-        process.stop([self._run.processes[name]], STOP_GRACE_S)
+        self._signal(name, signal.SIGTERM, engines=False)
+        for one in (name, *self._engines_of(name)):
+            if one in self._run.processes:
+                process.stop([self._run.processes[one]], STOP_GRACE_S)
         self._reap()
 
     def pause(self, name: str) -> None:
@@ -207,18 +278,28 @@ class Local:
             raise Guarded("faults are off: this deployment was not started with `up --faults`")
 
     def wipe(self, name: str) -> None:
-        if self._state(self._known(name)) != "gone":
-            raise Failed(f"{name} is running; `imctl kill {name}` first")
-        try:
-            shutil.rmtree(self.data / name / "data")
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise Failed(f"cannot delete {error.filename}: {error.strerror}") from error
+        for one in (self._known(name), *self._engines_of(name)):
+            if self._state(one) != "gone":
+                raise Failed(f"{one} is running; `imctl kill {one}` first")
+        engines = [name] if name in self.engine_names() else self._engines_of(name)
+        folders = [self._etcd(engine).data for engine in engines]
+        if name not in engines:
+            folders.append(self.data / name / "data")
+        for folder in folders:
+            try:
+                shutil.rmtree(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise Failed(f"cannot delete {error.filename}: {error.strerror}") from error
 
-    def _signal(self, name: str, signum: signal.Signals) -> None:
+    def _signal(self, name: str, signum: signal.Signals, engines: bool = True) -> None:
         identity = self._run.processes.get(self._known(name))
-        if identity is None or not process.send(identity, signum):
+        hit = identity is not None and process.send(identity, signum)
+        for engine in self._engines_of(name) if engines else ():
+            beside_it = self._run.processes.get(engine)
+            hit |= beside_it is not None and process.send(beside_it, signum)
+        if not hit:
             raise Failed(f"{name} is not running; `imctl start {name}` starts it")
 
     def _reap(self) -> None:
@@ -235,13 +316,14 @@ class Local:
     def units(self) -> list[Unit]:
         return [
             Unit(name, self._state(name), self._run.processes[name].pid)
-            for name in self.names()
+            for name in (*self.names(), *self.engine_names())
             if name in self._run.processes
         ]
 
     def _known(self, name: str) -> str:
-        if name not in self.names():
-            raise BadInput(f"expected one of {', '.join(self.names())}, got {name!r}")
+        if name not in self.everything():
+            names = ", ".join((*self.names(), *self.engine_names()))
+            raise BadInput(f"expected one of {names}, got {name!r}")
         return name
 
     def _state(self, name: str) -> str:
@@ -268,6 +350,8 @@ class Local:
     def log_file(self, name: str) -> Path:
         if name == LINKPROXY:
             return self.data / "linkproxy.log"
+        if name in self.engine_names():
+            return self._etcd(name).data.with_name("etcd.log")
         return self.data / name / "node.log"
 
 

@@ -19,6 +19,7 @@ class RunFile:
     faults: bool
     link_admin: str  # HOST:PORT of the link proxy's fault API
     processes: dict[str, Identity] = field(default_factory=dict)
+    engines: list[str] = field(default_factory=list)  # those that run beside the IDCs
 
     def write(self, folder: Path) -> None:
         document = asdict(self)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,10 +99,11 @@ class Lab:
         folder: Path,
         edit: Edit | None = None,
         before_start: Callable[[Local], None] = lambda target: None,
+        engines: Sequence[str] = (),
     ) -> AsyncIterator[Lab]:
         """Until all serve; nothing of it runs on afterwards."""
         region = lab_region(folder, edit)
-        target = Local.prepare(region, folder / "deployment", True, SystemClock())
+        target = Local.prepare(region, folder / "deployment", True, SystemClock(), engines)
         before_start(target)
         try:
             for name in target.names():

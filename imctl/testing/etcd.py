@@ -1,0 +1,134 @@
+"""A real etcd for tests: killed, paused, wiped and filled as they like."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from imctl.engines.binaries import Program
+from imctl.engines.etcd import Server
+from imctl.errors import Failed
+from imctl.target.engines import free_port
+from services.engines.etcd import etcd_pb2 as pb
+from services.engines.etcd.client import EtcdSettings, Stubs
+
+QUOTA_BYTES = 4 << 20
+START_S = 20.0
+PIECE = b"x" * (1 << 19)
+
+
+class EtcdProcess:
+    """TLS on, as the server ``iad`` of a pki folder that lets ``fra`` in."""
+
+    def __init__(self, program: Program, folder: Path, pki: Path, port: int) -> None:
+        self._binary = program.path
+        self._log = folder / "etcd.log"
+        self.server = Server(
+            "fra", folder / "etcd", f"127.0.0.1:{port}", pki, "iad", "fra", QUOTA_BYTES
+        )
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def settings(self, prefix: str, name: str = "fra") -> EtcdSettings:
+        pki = self.server.pki
+        return EtcdSettings(
+            endpoints=(self.server.address,),
+            prefix=prefix,
+            ca=(pki / "ca.pem").read_bytes(),
+            certificate=(pki / f"{name}.pem").read_bytes(),
+            key=(pki / f"{name}.key").read_bytes(),
+        )
+
+    # -------------------------------------------------------------------------- processes
+
+    def start(self) -> None:
+        """Until it serves."""
+        with self._log.open("ab") as log:
+            self._child = subprocess.Popen(
+                self.server.command(self._binary),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while not self.server.healthy():
+            if self._child.poll() is not None or time.monotonic() >= deadline:
+                raise Failed(f"etcd does not start: {self._log.read_text()[-500:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
+    def pause(self) -> None:
+        assert self._child is not None
+        self._child.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._child is not None
+        self._child.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        shutil.rmtree(self.server.data)
+
+    # ------------------------------------------------------------------------ what it holds
+
+    @contextlib.asynccontextmanager
+    async def stubs(self) -> AsyncIterator[Stubs]:
+        """For what the registry never does itself."""
+        stubs = Stubs(self.server.address, self.settings(""))
+        try:
+            yield stubs
+        finally:
+            await stubs.channel.close(None)
+
+    async def compact(self) -> None:
+        """Forget the history."""
+        async with self.stubs() as on:
+            head = (await on.kv.Range(pb.RangeRequest(key=b"x", count_only=True))).header.revision
+            await on.kv.Compact(pb.CompactionRequest(revision=head, physical=True))
+
+    @contextlib.asynccontextmanager
+    async def full(self) -> AsyncIterator[None]:
+        """Its quota is used up, really; within the block nothing can be written."""
+        async with self.stubs() as on:
+            number = 0
+            with contextlib.suppress(Exception):
+                while True:
+                    await on.kv.Put(pb.PutRequest(key=b"fill/%d" % number, value=PIECE))
+                    number += 1
+        assert number > 0
+        try:
+            yield
+        finally:
+            await self.empty()
+
+    async def empty(self) -> None:
+        """What an operator does about a full etcd: delete, compact, defragment, disarm."""
+        async with self.stubs() as on:
+            await on.kv.DeleteRange(pb.DeleteRangeRequest(key=b"fill/", range_end=b"fill0"))
+            await self.compact()
+            await on.maintenance.Defragment(pb.DefragmentRequest())
+            member = (await on.maintenance.Status(pb.StatusRequest())).header.member_id
+            disarm = pb.AlarmRequest.DEACTIVATE
+            await on.maintenance.Alarm(
+                pb.AlarmRequest(action=disarm, memberID=member, alarm=pb.NOSPACE)
+            )
+
+
+@contextlib.contextmanager
+def running(program: Program, folder: Path, pki: Path) -> Iterator[EtcdProcess]:
+    folder.mkdir(parents=True, exist_ok=True)
+    etcd = EtcdProcess(program, folder, pki, free_port(set()))
+    try:
+        etcd.start()
+        yield etcd
+    finally:
+        etcd.kill()
