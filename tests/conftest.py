@@ -7,10 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from imcore import pki
+from imctl.engines.binaries import Program, find_etcd
+from imctl.testing import etcd
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
 FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -49,7 +52,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # ----------------------------------------------------------------------------- what is needed
 
 
-def impossible_here(why: str, remedy: str) -> None:
+def impossible_here(why: str, remedy: str) -> NoReturn:
     """Skips the test, with one line that says what to do. In CI it fails: a test that is left out
     in silence there is left out for good."""
     line = f"{why}; {remedy}"
@@ -79,3 +82,20 @@ def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def etcd_program() -> Program:
+    found = find_etcd()
+    if found is None:
+        impossible_here("no etcd on this machine", "`imctl engines install etcd` builds it")
+    return found
+
+
+@pytest.fixture(scope="module")
+def etcd_process(
+    etcd_program: Program, pki_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[etcd.EtcdProcess]:
+    """One for the tests of a module, which each take a key prefix of their own."""
+    with etcd.running(etcd_program, tmp_path_factory.mktemp("etcd"), pki_dir) as process:
+        yield process

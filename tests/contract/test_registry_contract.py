@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 from imcore.errors import Refused, Unavailable
 from imcore.proto import peer_pb2_grpc
 from imcore.runtime import ManualClock
+from imctl.testing.etcd import EtcdProcess
 from services.engines.disk import DiskFaults, RealDisk
+from services.engines.etcd.registry import EtcdRegistry
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ports import Registry, WatchEvents
@@ -26,12 +29,40 @@ HISTORY = 20
 
 @dataclass
 class Rig:
-    """A registry with the means to let time pass and to lose it."""
+    """A registry with the means to let time pass, to make it forget and to lose it."""
 
     registry: Registry
-    clock: ManualClock
-    faults: DiskFaults
+    elapse: Callable[[float], Awaitable[None]]  # seconds of the registry's time
+    forget: Callable[[], Awaitable[None]]  # the history so far, not the keys
+    full: Callable[[], AbstractAsyncContextManager[None]]  # the disk, while the block runs
     restart: Callable[[], AbstractAsyncContextManager[Registry]]
+    # How exactly leases end: not yet so long before their time, surely so long after it, and which
+    # is the shortest time that one gets.
+    early_s: float = 0.1
+    late_s: float = 0.1
+    lease_least_s: float = 0.0
+
+
+Front = Callable[[Registry], AbstractAsyncContextManager[Registry]]
+
+
+@contextlib.asynccontextmanager
+async def direct(registry: Registry) -> AsyncIterator[Registry]:
+    yield registry
+
+
+@contextlib.asynccontextmanager
+async def served(registry: Registry) -> AsyncIterator[Registry]:
+    server = grpc.aio.server()
+    peer_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(registry), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield RemoteRegistry(channel, "fra")
+    await server.stop(0)
+
+
+# ------------------------------------------------------------------------------- embedded
 
 
 async def open_store(folder: Path, clock: ManualClock, faults: DiskFaults) -> RegistryStore:
@@ -40,56 +71,82 @@ async def open_store(folder: Path, clock: ManualClock, faults: DiskFaults) -> Re
 
 
 @contextlib.asynccontextmanager
-async def embedded(folder: Path) -> AsyncIterator[Rig]:
+async def embedded(front: Front, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    folder: Path = request.getfixturevalue("tmp_path")
     clock, faults = ManualClock(), DiskFaults()
     store = await open_store(folder, clock, faults)
+
+    async def elapse(seconds: float) -> None:
+        clock.advance(seconds)
+
+    async def forget() -> None:
+        for n in range(3 * HISTORY):
+            await store.put(b"forget", b"%d" % n)
+
+    @contextlib.asynccontextmanager
+    async def full() -> AsyncIterator[None]:
+        faults.full = True
+        yield
+        faults.full = False
 
     @contextlib.asynccontextmanager
     async def restart() -> AsyncIterator[Registry]:
         await store.close()
         again = await open_store(folder, clock, faults)
-        yield again
+        async with front(again) as registry:
+            yield registry
         await again.close()
 
-    yield Rig(store, clock, faults, restart)
+    async with front(store) as registry:
+        yield Rig(registry, elapse, forget, full, restart)
     await store.close()
 
 
-@contextlib.asynccontextmanager
-async def served(store: RegistryStore) -> AsyncIterator[Registry]:
-    server = grpc.aio.server()
-    peer_pb2_grpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield RemoteRegistry(channel, "fra")
-    await server.stop(0)
+# ----------------------------------------------------------------------------------- etcd
 
 
 @contextlib.asynccontextmanager
-async def over_grpc(folder: Path) -> AsyncIterator[Rig]:
-    clock, faults = ManualClock(), DiskFaults()
-    store = await open_store(folder, clock, faults)
+async def etcd(front: Front, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    process: EtcdProcess = request.getfixturevalue("etcd_process")
+    settings = process.settings(f"contract/{secrets.token_hex(4)}/")
+    store = EtcdRegistry(settings, "fra")
 
     @contextlib.asynccontextmanager
     async def restart() -> AsyncIterator[Registry]:
-        await store.close()
-        again = await open_store(folder, clock, faults)
-        async with served(again) as remote:
-            yield remote
+        await asyncio.sleep(0.2)  # a watch that was just begun reaches it first
+        await asyncio.to_thread(process.kill)
+        await asyncio.to_thread(process.start)
+        again = EtcdRegistry(settings, "fra")
+        async with front(again) as registry:
+            yield registry
         await again.close()
 
-    async with served(store) as remote:
-        yield Rig(remote, clock, faults, restart)
+    async with front(store) as registry:
+        yield Rig(
+            registry,
+            asyncio.sleep,
+            process.compact,
+            process.full,
+            restart,
+            early_s=0.8,  # a busy machine
+            late_s=2.5,  # half a second until it looks; an election's second after a restart
+            lease_least_s=2.0,
+        )
     await store.close()
 
 
-ADAPTERS = {"embedded": embedded, "over-grpc": over_grpc}
+ADAPTERS = {
+    "embedded": (embedded, direct),
+    "embedded-over-grpc": (embedded, served),
+    "etcd": (etcd, direct),
+    "etcd-over-grpc": (etcd, served),
+}
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
-async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    async with ADAPTERS[request.param](tmp_path) as opened:
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    adapter, front = ADAPTERS[request.param]
+    async with adapter(front, request) as opened:
         yield opened
 
 
@@ -144,11 +201,11 @@ async def test_a_lease_takes_its_keys_along(rig: Rig) -> None:
     await registry.put(b"mine", b"1", lease)
     await registry.put(b"moved", b"1", lease)
     await registry.put(b"moved", b"2")  # no lease any more
-    rig.clock.advance(1.9)
+    await rig.elapse(2 - rig.early_s)
     assert await registry.keep_alive(lease)
-    rig.clock.advance(1.9)
+    await rig.elapse(2 - rig.early_s)
     assert await registry.get(b"mine") is not None
-    rig.clock.advance(0.2)
+    await rig.elapse(rig.early_s + rig.late_s)
     assert not await registry.keep_alive(lease)
     assert await registry.get(b"mine") is None
     assert await registry.get(b"moved") is not None
@@ -163,7 +220,7 @@ async def test_a_lease_ends_without_anybody_asking(rig: Rig) -> None:
     await rig.registry.put(b"k", b"1", lease)
     watch = rig.registry.watch(b"k")
     assert [e.exists for e in (await anext(watch)).events] == [True]
-    rig.clock.advance(1.1)
+    await rig.elapse(max(1, rig.lease_least_s) + rig.late_s)
     gone = await asyncio.wait_for(anext(watch), 2)
     assert [(e.key, e.exists) for e in gone.events] == [(b"k", False)]
     await aclose(watch)
@@ -228,10 +285,12 @@ async def test_a_watch_resumes_where_it_ended(registry: Registry) -> None:
     assert await waiting == [(b"k", b"new")]
 
 
-async def test_a_watch_of_what_is_forgotten_reads_everything(registry: Registry) -> None:
+async def test_a_watch_of_what_is_forgotten_reads_everything(rig: Rig) -> None:
+    registry = rig.registry
     first = await put(registry, b"k/old", b"1")
-    for n in range(3 * HISTORY):
-        await registry.put(b"k/busy", b"%d" % n)
+    await registry.put(b"k/busy", b"1")
+    await registry.put(b"k/busy", b"2")
+    await rig.forget()
     watch = registry.watch(b"k/", first)
     found = await anext(watch)
     assert found.compacted
@@ -270,7 +329,7 @@ async def test_everything_is_there_after_a_restart(rig: Rig) -> None:
     await registry.put(b"gone", b"1")
     await registry.put(b"gone", None)
     revision = await put(registry, b"kept", b"1")
-    rig.clock.advance(1.9)
+    await rig.elapse(2 - rig.early_s)
     watch = registry.watch(b"")
     await anext(watch)
     waiting = asyncio.ensure_future(anext(watch))
@@ -282,9 +341,9 @@ async def test_everything_is_there_after_a_restart(rig: Rig) -> None:
         assert [v.key for v in await again.range(b"")] == [b"kept", b"leased"]
         swapped, current = await again.compare_and_swap(b"kept", revision, b"2")
         assert swapped and current is not None and current.mod_revision > revision
-        rig.clock.advance(1.9)  # the lease has its full time again
+        await rig.elapse(2 - rig.early_s)  # the lease has its full time again
         assert await again.keep_alive(lease)
-        rig.clock.advance(2.1)
+        await rig.elapse(2 + rig.late_s)
         assert not await again.keep_alive(lease)
         assert await again.get(b"leased") is None
 
@@ -292,12 +351,11 @@ async def test_everything_is_there_after_a_restart(rig: Rig) -> None:
 async def test_a_full_disk_is_said_and_nothing_is_done(rig: Rig) -> None:
     registry = rig.registry
     await registry.put(b"k", b"1")
-    rig.faults.full = True
-    with pytest.raises(Unavailable, match="disk is full"):
-        await registry.put(b"k", b"2")
-    with pytest.raises(Unavailable, match="disk is full"):
-        await registry.compare_and_swap(b"n", 0, b"2")
-    rig.faults.full = False
+    async with rig.full():
+        with pytest.raises(Unavailable, match="disk is full"):
+            await registry.put(b"k", b"2")
+        with pytest.raises(Unavailable, match="disk is full"):
+            await registry.compare_and_swap(b"n", 0, b"2")
     assert [v.value for v in await registry.range(b"")] == [b"1"]
     await registry.put(b"k", b"3")
     async with rig.restart() as again:

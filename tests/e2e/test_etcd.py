@@ -1,0 +1,65 @@
+"""Three IDCs whose registries are etcds: one IDC is lost with its etcd and comes back, one etcd is
+wiped under its IDC; nobody loses a message, and everybody votes again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from imctl.engines.binaries import Program
+from imctl.testing.cast import Cast
+from imctl.testing.lab import Lab, until
+
+pytestmark = pytest.mark.e2e
+
+VICTIM, WIPED = "fra", "sin"
+VOTES = "the registry votes as store"
+
+
+async def test_an_idc_with_its_etcd_is_lost_and_an_etcd_is_wiped(
+    tmp_path: Path, etcd_program: Program
+) -> None:
+    async with Lab.up(tmp_path, engines=("etcd",)) as lab, Cast(lab, tmp_path) as cast:
+        couples = await cast.couples(6, VICTIM, "iad", WIPED)
+
+        async def talk() -> None:
+            while True:
+                for couple in couples:
+                    await couple.here.send(couple.conversation)
+                    await couple.there.send(couple.conversation)
+                await asyncio.sleep(0.05)
+
+        load = asyncio.create_task(talk())
+        try:
+            await asyncio.sleep(2)
+            cast.recorder.fault(VICTIM, "kill")
+            await lab.kill(VICTIM)
+            cast.recorder.fault(VICTIM, "killed")
+            states = {unit.name: unit.state for unit in lab.target.units()}
+            assert states[VICTIM] == states[f"{VICTIM}-etcd"] == "gone"
+            await lab.wait_state(VICTIM, "failed")
+            await lab.start(VICTIM)
+            await lab.all_active()
+
+            etcd = f"{WIPED}-etcd"
+            await lab.kill(etcd)
+            lab.wipe(etcd)
+            await asyncio.to_thread(lab.target.start, [etcd])
+
+            async def joined() -> bool:
+                return "abstains until" in lab.log(WIPED) and lab.log(WIPED).count(VOTES) == 2
+
+            await until(joined, 20, f"the new registry of {WIPED} does not join")
+            # With the wiped one among them, so that its vote is the one that counts.
+            await lab.kill("iad")
+            await lab.wait_state("iad", "failed")
+            await lab.start("iad")
+            await lab.all_active()
+        finally:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged()

@@ -1,0 +1,99 @@
+"""etcd beside the IDCs of the local target: real processes, without the IDCs."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imcore.runtime import SystemClock
+from imctl.engines.binaries import Program
+from imctl.errors import Failed
+from imctl.target import process
+from imctl.target.local import LINKPROXY, Local
+from imctl.testing.lab import lab_region
+
+
+@pytest.fixture
+def target(tmp_path: Path, etcd_program: Program) -> Iterator[Local]:
+    target = Local.prepare(
+        lab_region(tmp_path), tmp_path / "data", True, SystemClock(), engines=("etcd",)
+    )
+    yield target
+    target.stop()
+
+
+def test_every_idc_gets_an_etcd_in_the_copy_of_the_file(target: Local) -> None:
+    assert target.engine_names() == ["fra-etcd", "iad-etcd", "sin-etcd"]
+    assert target.names() == [LINKPROXY, "fra", "iad", "sin"]
+    places = set()
+    for idc in target.region.spec.idcs:
+        etcd = idc.engines.registry.etcd
+        assert etcd is not None and etcd.cert_file == str(target.pki / f"{idc.name}.pem")
+        places.add(etcd.endpoints[0])
+        assert (target.pki / f"{idc.name}-etcd.pem").exists()
+    assert len(places) == 3
+    again = Local.prepare(
+        target.data / "region.yaml", target.data, True, SystemClock(), engines=("etcd",)
+    )
+    assert again.region == target.region  # the file says where
+
+
+def test_an_etcd_starts_is_killed_paused_and_wiped_by_itself(target: Local) -> None:
+    target.start(["fra-etcd"])
+    target._wait_for_engine("fra-etcd")
+    found = Local.open(target.data)
+    assert [(unit.name, unit.state) for unit in found.units()] == [("fra-etcd", "running")]
+    assert found.engine_serves("fra-etcd")
+    with pytest.raises(Failed, match="fra-etcd is running"):
+        found.wipe("fra")
+    found.pause("fra")  # whatever of the IDC runs
+    assert [unit.state for unit in found.units()] == ["paused"]
+    found.resume("fra")
+    found.kill("fra")
+    assert [unit.state for unit in found.units()] == ["gone"]
+    assert (target.data / "fra" / "etcd").is_dir()
+    found.wipe("fra-etcd")
+    assert not (target.data / "fra" / "etcd").exists()
+    assert found.log_file("fra-etcd").exists()
+    with pytest.raises(Failed, match=r"fra-etcd ended while starting"):
+        found.engine_serves("fra-etcd")
+
+
+def test_nobody_but_its_own_idc_is_let_in(target: Local) -> None:
+    target.start(["fra-etcd"])
+    target._wait_for_engine("fra-etcd")
+    mine = target._etcd("fra-etcd")
+    assert mine.healthy()
+    assert not type(mine)(
+        mine.name, mine.data, mine.address, mine.pki, mine.certificate, client="iad"
+    ).healthy()
+
+
+def test_a_folder_is_not_started_on_another_engine(target: Local) -> None:
+    document = yaml.safe_load((target.data / "region.yaml").read_text())
+    for idc in document["spec"]["idcs"]:
+        del idc["engines"]
+        (target.data / idc["name"] / "data").mkdir(parents=True)
+    plain = target.data.parent / "plain.yaml"
+    plain.write_text(yaml.safe_dump(document))
+    with pytest.raises(Failed, match=r"the registry of fra in .* is on etcd; start it so again"):
+        Local.prepare(plain, target.data, True, SystemClock())
+
+
+def test_a_port_that_is_taken_is_said_with_the_last_words(target: Local) -> None:
+    target.start(["fra-etcd"])
+    target._wait_for_engine("fra-etcd")
+    other = target.data / "region.yaml"
+    document = yaml.safe_load(other.read_text())
+    etcds = [idc["engines"]["registry"]["etcd"] for idc in document["spec"]["idcs"]]
+    etcds[1]["endpoints"] = list(etcds[0]["endpoints"])
+    other.write_text(yaml.safe_dump(document))
+    found = Local.open(target.data)
+    found.start(["iad-etcd"])
+    with pytest.raises(Failed, match=r"iad-etcd ended while starting: .*address already in use"):
+        found._wait_for_engine("iad-etcd")
+    assert process.send(found._run.processes["fra-etcd"], signal.SIGKILL)
