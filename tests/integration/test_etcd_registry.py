@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +20,13 @@ from imcore.runtime import SystemClock
 from imctl.engines.binaries import Program
 from imctl.target.engines import free_port
 from imctl.testing.etcd import EtcdProcess, running
+from imctl.testing.lab import lab_region
+from services.engines.disk import RealDisk
 from services.engines.etcd import etcd_pb2 as pb
 from services.engines.etcd.client import EtcdSettings, NotTrusted
 from services.engines.etcd.registry import EtcdRegistry
+from services.node.config import NodeConfig, load
+from services.node.engines import open_registry
 from services.ports import WatchEvents
 
 DEADLINE_S = 1.0
@@ -286,3 +293,32 @@ async def test_users_and_passwords(etcd_program: Program, pki_dir: Path, tmp_pat
 async def test_an_etcd_without_users_says_so(settings: EtcdSettings) -> None:
     error = await refusal(replace(settings, username="root", password="secret"))
     assert isinstance(error, NotTrusted) and "authentication is not enabled" in str(error)
+
+
+async def test_a_node_does_not_start_where_nobody_trusts_it(
+    etcd_process: EtcdProcess, pki_dir: Path, tmp_path: Path
+) -> None:
+    pki.init(tmp_path / "other", {"fra": ()}, pki.utc_now(SystemClock().wall_ms()))
+
+    def with_etcd(ca: Path) -> NodeConfig:
+        def edit(spec: dict[str, Any]) -> None:
+            spec["idcs"][0]["engines"] = {
+                "registry": {
+                    "etcd": {
+                        "endpoints": [etcd_process.server.address],
+                        "ca_file": str(ca),
+                        "cert_file": str(pki_dir / "fra.pem"),
+                        "key_file": str(pki_dir / "fra.key"),
+                        "prefix": f"node/{tmp_path.name}",
+                    }
+                }
+            }
+
+        return load(lab_region(tmp_path, edit), "fra", tmp_path, pki_dir, None, False)
+
+    async with contextlib.AsyncExitStack() as stack:
+        wanted = (RealDisk(), SystemClock(), random.Random(), stack)
+        with pytest.raises(NotTrusted, match="check ca_file"):
+            await open_registry(with_etcd(tmp_path / "other" / "ca.pem"), *wanted)
+        registry = await open_registry(with_etcd(pki_dir / "ca.pem"), *wanted)
+        assert len(await registry.store_id()) == 16
