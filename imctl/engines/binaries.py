@@ -155,7 +155,7 @@ def build(name: str, go: Program) -> Path:
 def _compile(name: str, go: Program, target: Path) -> None:
     environment = os.environ | {
         "GOTOOLCHAIN": "local",  # the compiler that is here, or an error
-        "GOFLAGS": "-mod=readonly -buildvcs=false",
+        "GOFLAGS": "-mod=readonly -buildvcs=false -modcacherw",  # whoever clears it may
         "GOWORK": "off",
         "CGO_ENABLED": "0",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def target(tmp_path: Path, etcd_program: Program) -> Iterator[Local]:
     )
     yield target
     target.stop()
+
+
+def wait_state(target: Local, state: str) -> None:
+    """A signal takes a moment."""
+    deadline = time.monotonic() + 5
+    while [unit.state for unit in target.units()] != [state]:
+        assert time.monotonic() < deadline, target.units()
+        time.sleep(0.01)
 
 
 def test_every_idc_gets_an_etcd_in_the_copy_of_the_file(target: Local) -> None:
@@ -51,7 +60,7 @@ def test_an_etcd_starts_is_killed_paused_and_wiped_by_itself(target: Local) -> N
     with pytest.raises(Failed, match="fra-etcd is running"):
         found.wipe("fra")
     found.pause("fra")  # whatever of the IDC runs
-    assert [unit.state for unit in found.units()] == ["paused"]
+    wait_state(found, "paused")
     found.resume("fra")
     found.kill("fra")
     assert [unit.state for unit in found.units()] == ["gone"]
