@@ -35,6 +35,7 @@ from services.ports import Kv, Log, LogStore, Record
 log = logging.getLogger("im.sequencer")
 
 _LANE_SCAN = 4096
+_REPAIR_S = 0.25
 
 
 Outcome = Accepted | Want | Exception
@@ -72,6 +73,7 @@ class Partition:
             number, kv, logs, self.conversations, hlc, told_here, timeline_members_max
         )
         self._epoch = 0
+        self._sequencer_id = b""
         self._failed: Exception | None = None
         self._waiters: dict[tuple[Lane, int], list[Done]] = {}
         self._repairing: asyncio.Task[None] | None = None
@@ -81,16 +83,19 @@ class Partition:
 
     async def open(self, sequencer_id: bytes) -> None:
         """Fold what the logs hold, then open an epoch with a marker (rule 5) and take sends."""
+        self._sequencer_id = sequencer_id
         await self.applier.open()
         await self.applier.drain()
-        await self._open_epoch(sequencer_id)
+        await self._open_epoch()
 
-    async def _open_epoch(self, sequencer_id: bytes) -> None:
+    async def _open_epoch(self) -> None:
         self._epoch = self._log.end(self.number).epoch + 1
         op = self.sequencer.plain("", self._clock.wall_ms(), 0)
-        op.marker.sequencer = sequencer_id
+        op.marker.sequencer = self._sequencer_id
         await self.append(op)
-        self._sequencer_id = sequencer_id
+        # In the turn in which ops are taken again: what was given out for ops that the failure took
+        # along must not be counted on.
+        self.sequencer.reset()
         self._failed = None
         log.info("partition %d of %s is open in epoch %d", self.number, self.origin, self._epoch)
 
@@ -99,7 +104,7 @@ class Partition:
     def put(self, op: oplog.Op, done: Callable[[Record | Exception], None]) -> None:
         """Append; ``done`` from the loop when it is durable, or with why it is not."""
         if self._failed is not None and not op.HasField("marker"):
-            done(Unavailable(f"partition {self.number} cannot be written: {self._failed}", 500))
+            done(Unavailable(self._refusal(), 500))
             return
 
         def durable(result: Sequence[Record] | Exception) -> None:
@@ -129,22 +134,32 @@ class Partition:
     def _append_failed(self, error: Exception) -> None:
         """Nothing un-durable may be built upon: forget it, cut it, open a new epoch (rule 5)."""
         if self._failed is None:
-            self._failed = error
-            log.error("partition %d of %s failed: %s", self.number, self.origin, error)
+            self._fail(error)
         if self._repairing is None or self._repairing.done():
             self._repairing = asyncio.ensure_future(self._repair())
 
     async def _repair(self) -> None:
         while self._failed is not None:
-            self.sequencer.reset()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(_REPAIR_S)
             try:
                 await self._log.reopen(self.number)
                 await self.applier.drain()
-                self.sequencer.reset()
-                await self._open_epoch(self._sequencer_id)
-            except (ImError, OSError) as error:
-                self._failed = error
+                await self._open_epoch()
+            except Exception as error:  # whatever it is: nobody else will try again
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed is None or str(error) != str(self._failed):
+            known = isinstance(error, ImError | OSError)
+            trace = None if known else error
+            log.error(
+                "partition %d of %s failed: %s", self.number, self.origin, error, exc_info=trace
+            )
+        self._failed = error
+        self.sequencer.close(self._refusal())
+
+    def _refusal(self) -> str:
+        return f"partition {self.number} cannot be written: {self._failed}"
 
     @property
     def alarm(self) -> str | None:
@@ -187,7 +202,7 @@ class Partition:
         if submission.floor < state.floor:
             return False
         if self._failed is not None:
-            done(Unavailable(f"partition {self.number} cannot be written: {self._failed}", 500))
+            done(Unavailable(self._refusal(), 500))
             return True
         head = conversation.heads.get(self.origin, 0)
         verdict = self.sequencer.message(submission, head, self._clock.wall_ms())

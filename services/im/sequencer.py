@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imcore.convert import attested_pb, key_pb, origin_of, place_of, place_pb
+from imcore.errors import Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
@@ -131,13 +132,15 @@ def unknown_places(
 
 class Sequencer:
     """``heads`` of a conversation are the folded seqs of the own origin; ``_seq`` what is given
-    out above them. ``reset`` forgets all that is not folded (after a failed append)."""
+    out above them. From ``close`` (an append has failed) to ``reset`` no seq is given out: one that
+    no record carries would be a hole in its conversation for ever (rule 9)."""
 
     def __init__(self, origin: Origin, hlc: Hlc) -> None:
         self.origin = origin
         self._hlc = hlc
         self._seq: dict[str, int] = {}
         self._lanes: dict[Lane, LaneState] = {}
+        self._closed: str | None = None
 
     # ------------------------------------------------------------------------------ lanes
 
@@ -163,13 +166,20 @@ class Sequencer:
             if key.cid >= state.floor:
                 state.known.add(key.cid)
 
+    def close(self, reason: str) -> None:
+        self._closed = reason
+
     def reset(self) -> None:
+        """Forget all that is not folded, when all that is durable is, and give out again."""
         self._seq.clear()
         self._lanes.clear()
+        self._closed = None
 
     # ------------------------------------------------------------------------------- ops
 
     def _next(self, conversation: str, head: int) -> int:
+        if self._closed is not None:
+            raise Unavailable(self._closed, 500)
         seq = max(self._seq.get(conversation, 0), head) + 1
         self._seq[conversation] = seq
         return seq
@@ -264,6 +274,7 @@ class Sequencer:
         return oplog.Op(hlc=hlc, conversation=conversation, wall_ms=wall_ms)
 
     def _op(self, conversation: str, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
+        seq = self._next(conversation, head)  # first: it may refuse
         op = self.plain(conversation, wall_ms, seen_hlc)
-        op.seq = self._next(conversation, head)
+        op.seq = seq
         return op
