@@ -71,17 +71,22 @@ class Applier:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()  # one batch or one rebuild at a time
         self._spoiled = False  # a batch is under way, or has failed
-        self._begun = 0  # how often it was folded again
+        self.begun = 0  # how often it was folded again
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
         self.alarm: str | None = None
         self.base: Base | None = None
+        self.begins_again: Callable[[], None] = lambda: None  # what was known is not any more
 
     # -------------------------------------------------------------------------- positions
 
     def applied(self) -> Vector:
         return {origin: position.lsn for origin, position in self._positions.items()}
+
+    def lsn(self, origin: Origin) -> int:
+        position = self._positions.get(origin)
+        return position.lsn if position else 0
 
     @property
     def timeline(self) -> int:
@@ -137,7 +142,7 @@ class Applier:
         return [
             (origin, source)
             for origin, source in self._logs.held().items()
-            if source.end(self.partition).lsn > self._lsn(origin)
+            if source.end(self.partition).lsn > self.lsn(origin)
         ]
 
     async def run(self) -> None:
@@ -171,7 +176,7 @@ class Applier:
 
     async def drain(self) -> None:
         """Fold everything durable that is not folded yet."""
-        begun = self._begun
+        begun = self.begun
         async with self._turn:
             await self._sound()
         more = True
@@ -184,7 +189,7 @@ class Applier:
                     more |= await self._one_batch(origin, source)
                     self._spoiled = False
         self.alarm = None
-        if begun == self._begun:  # else not all of it was folded after that beginning
+        if begun == self.begun:  # else not all of it was folded after that beginning
             self._conversations.release()
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:
@@ -238,7 +243,7 @@ class Applier:
         async with self._turn:
             await self._sound()
             self._seals.update(seals)
-            above = [o for o, lsn in seals.items() if self._lsn(o) > lsn]
+            above = [o for o, lsn in seals.items() if self.lsn(o) > lsn]
             if not above:
                 return False
             log.warning(
@@ -255,7 +260,8 @@ class Applier:
         nobody may cut away what is to be folded again (services.node.retention)."""
         timeline, self._spoiled = self._timeline, True
         self._conversations.withhold()
-        self._begun += 1
+        self.begun += 1
+        self.begins_again()
         self._positions = {}
         checkpoint = await self._base_checkpoint()
         if self.base is not None and checkpoint is not None:
@@ -290,7 +296,3 @@ class Applier:
             seal = self._seals.get(origin)
             if seal is not None and at.lsn > seal:
                 raise Damaged(f"the snapshot has {origin} up to {at.lsn}, above its seal at {seal}")
-
-    def _lsn(self, origin: Origin) -> int:
-        position = self._positions.get(origin)
-        return position.lsn if position else 0

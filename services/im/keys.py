@@ -52,6 +52,10 @@ def heads(partition: int, conversation: str) -> bytes:
     return _U16.pack(partition) + b"h" + conversation.encode()
 
 
+def conversation_of(heads_key: bytes) -> str:
+    return heads_key[3:].decode()
+
+
 def group(partition: int, conversation: str) -> bytes:
     return _U16.pack(partition) + b"g" + conversation.encode()
 

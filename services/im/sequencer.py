@@ -9,7 +9,7 @@ resend becomes a second message in one IDC, whatever connection it comes by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +18,14 @@ from imcore.errors import Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
+
+
+def place_of_op(op: oplog.Op, origin: Origin) -> Place | None:
+    """The place that the op keeps when it is published again; None: it has none."""
+    if not op.HasField("message"):
+        return None
+    own = Place(op.hlc, origin, op.seq)
+    return place_of(op.message.place) if op.message.HasField("place") else own
 
 
 @dataclass(slots=True)
@@ -97,22 +105,33 @@ class Accepted:
     place: Place
     lsn: int  # 0: of another origin, or not known any more
     known: bool = False
-    elsewhere: bool = False  # known, and another origin accepted a copy that is held here
+    elsewhere: bool = False  # known, and another IDC accepted a copy that is held here
+
+
+class Sealed(NamedTuple):
+    """Known, but every copy lies above a seal: none counts before it is published again."""
 
 
 def judge_known(
-    row: oplog.ClassRow, submission: Submission, own: Origin
-) -> tuple[Accepted | Conflict, bool]:
+    row: oplog.ClassRow,
+    submission: Submission,
+    own: Origin,
+    void: Callable[[Origin], bool] = lambda origin: False,
+) -> tuple[Accepted | Conflict | Sealed, bool]:
     """The answer to a known cid, and whether a place op is due: it was presented with a smaller
-    attested place than its class has here (rule 12)."""
-    shown = row.copies[0]
+    attested place than its class has here (rule 12). ``void``: whether copies of this origin may
+    lie above its seal. An earlier life of this IDC is not another IDC."""
+    copies = [copy for copy in row.copies if not void(origin_of(copy.origin))]
+    if not copies:
+        return Sealed(), False
+    shown = copies[0]
     if shown.content_hash != submission.content_hash:
         return Conflict(), False
     place = place_of(row.place)
     lower = submission.placed is not None and submission.placed.place < place
     if submission.placed is not None and lower:
         place = submission.placed.place
-    elsewhere = any(origin_of(copy.origin) != own for copy in row.copies)
+    elsewhere = any(copy.origin.idc != own.idc for copy in copies)
     accepted = Accepted(
         origin_of(shown.origin), shown.seq, place, 0, known=True, elsewhere=elsewhere
     )
@@ -165,6 +184,14 @@ class Sequencer:
             state.pending.pop(key.cid, None)
             if key.cid >= state.floor:
                 state.known.add(key.cid)
+
+    def forget_known(self) -> None:
+        """The partition is folded again, perhaps without some of it: lanes are read again. What is
+        pending is in the own log, which stays, and so do the seqs that were given out for it."""
+        self._lanes = {lane: state for lane, state in self._lanes.items() if state.pending}
+        for state in self._lanes.values():
+            state.known.clear()
+            state.loaded = False
 
     def close(self, reason: str) -> None:
         self._closed = reason

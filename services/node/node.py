@@ -47,7 +47,7 @@ from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.config import NodeConfig, split_address
 from services.node.identity import settle
 from services.node.peers import PeerService
-from services.node.registers import follow_registers, read_registers
+from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
 from services.node.seals import Seals
@@ -137,6 +137,7 @@ class Node:
         self._spawn("registry membership", self.proposer.ensure_member())
         self._spawn("registers", follow_registers(self))
         await self._start_im(await self._settle())
+        await act_before_serving(self)
         await self._start_clients(stack)
         self.serving = True
         log.info("%s serves as %s (pid %d)", self.idc, self.origin, os.getpid())
@@ -343,6 +344,11 @@ class Node:
         sequencer_id = secrets.token_bytes(8)
         for partition in self.partitions:
             partition.applier.base = self.retention
+            partition.seal_of = self.seals.of
+            # Before the logs are folded, so that nothing need be folded out again.
+            await partition.applier.seal(
+                {sealed: self._seal(sealed, partition.number) for sealed in self.seals.known()}
+            )
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
         self.admin.kv = self.kv

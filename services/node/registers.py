@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("im.identity")
 
 _EACH_S = 1.0
+_RETRY_S = 0.3
+_BEFORE_SERVING_S = 20.0
 
 
 async def read_registers(node: Node) -> bool:
@@ -44,7 +46,18 @@ async def follow_registers(node: Node) -> None:
         await asyncio.sleep(_EACH_S)
 
 
-async def _act(node: Node) -> None:
+async def act_before_serving(node: Node) -> None:
+    """What clients ask about must not stand on records that are about to be folded out. Not for
+    ever: until it is done, the messages concerned are answered with `unavailable`."""
+    until = node.clock.now() + _BEFORE_SERVING_S
+    while True:
+        if await _act(node) or node.clock.now() >= until:
+            return
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _act(node: Node) -> bool:
+    """False when trying again soon may help."""
     try:
         partitions = {partition.number: partition for partition in node.partitions}
         await node.seals.act(node.store, partitions)
@@ -54,3 +67,5 @@ async def _act(node: Node) -> None:
         log.warning(node.seals.problem)
         if isinstance(error, Damaged):
             await node.bootstrap.demand(str(error))
+        return isinstance(error, Damaged)
+    return True

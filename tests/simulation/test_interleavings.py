@@ -22,7 +22,7 @@ from imcore.convert import attested_of, attested_pb, origin_of, place_of, stamp_
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import ClientKey, Lane, Origin, Place
+from imcore.words import ClientKey, Lane, Origin
 from services.im import entries, keys
 from services.im.conversation import Conversation
 from services.im.fold import Entry as FoldedEntry
@@ -38,6 +38,7 @@ from services.im.sequencer import (
     Submission,
     Want,
     judge_known,
+    place_of_op,
     unknown_places,
 )
 from services.ports import Record
@@ -134,8 +135,7 @@ class SimIdc:
         above = self.logs.get(origin, [])[end : self.durable(origin)]
         if "seal" in self.rules:
             for op in above:
-                own = Place(op.hlc, origin, op.seq)
-                place = place_of(op.message.place) if op.message.HasField("place") else own
+                place = place_of_op(op, origin)
                 head = self.conversation.heads.get(self.origin, 0)
                 self.append(self.sequencer.republish(op, place, head, 0))
         if origin in self.logs:
