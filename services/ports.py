@@ -33,9 +33,10 @@ class Batch:
 
 
 class Kv(Protocol):
-    """Ordered keys, every key of one partition number: it starts with that number, big-endian,
-    two bytes. State may be lost back to an earlier batch by a crash (it is a fold of the logs),
-    but never torn and never out of order."""
+    """Ordered keys of 1 to 511 bytes, every key of one partition number: it starts with that
+    number, big-endian, two bytes. To write a longer one raises ValueError. State may be lost back
+    to an earlier batch by a crash (it is a fold of the logs), but never torn and never out of
+    order."""
 
     async def get(self, key: bytes) -> bytes | None: ...
 

@@ -19,7 +19,7 @@ from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Vector
 from services.im.cache import ConversationCache
-from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, needs
+from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, fits, needs
 from services.im.reader import Position, Verdict
 from services.ports import Batch, Kv, Log, LogStore
 
@@ -75,7 +75,8 @@ class Applier:
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
-        self.alarm: str | None = None
+        self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
+        self._problem: str | None = None
         self.base: Base | None = None
         self.begins_again: Callable[[], None] = lambda: None  # what was known is not any more
 
@@ -161,9 +162,34 @@ class Applier:
 
     def _failed(self, error: Exception) -> None:
         sentence = f"partition {self.partition} cannot be applied for now: {error}"
-        if sentence != self.alarm:
+        if sentence != self._problem:
             log.error(sentence)
-        self.alarm = sentence
+        self._problem = sentence
+
+    @property
+    def alarm(self) -> str | None:
+        return self._problem or self._left_out()
+
+    def _left_out(self) -> str | None:
+        count = sum(map(len, self._skipped.values()))
+        if not count:
+            return None
+        return f"{count} records of partition {self.partition} cannot be stored and are left out"
+
+    def _fitting(self, origin: Origin, taken: list[Taken]) -> list[Taken]:
+        found = []
+        for item in taken:
+            if fits(item.op):
+                found.append(item)
+            elif item.record.lsn not in self._skipped.setdefault(origin, set()):
+                self._skipped[origin].add(item.record.lsn)
+                log.error(
+                    "lsn %d of %s in partition %d is left out: its names are too long to be stored",
+                    item.record.lsn,
+                    origin,
+                    self.partition,
+                )
+        return found
 
     async def _sound(self) -> None:
         """After a batch that failed, memory may be ahead of what was committed: go back to the
@@ -188,7 +214,7 @@ class Applier:
                     self._spoiled = True
                     more |= await self._one_batch(origin, source)
                     self._spoiled = False
-        self.alarm = None
+        self._problem = None
         if begun == self.begun:  # else not all of it was folded after that beginning
             self._conversations.release()
 
@@ -218,17 +244,18 @@ class Applier:
         return True
 
     async def _commit(self, origin: Origin, taken: list[Taken]) -> Effects:
+        for item in taken:
+            self._hlc.observe(item.op.hlc)
+            if item.op.HasField("tick"):
+                self.closed[origin] = max(item.op.hlc, self.closed.get(origin, 0))
+        self.newest[origin] = taken[-1].op.hlc
+        taken = self._fitting(origin, taken)
         ops = [item.op for item in taken]
         conversations = await self._conversations.load_all(conversations_of(ops))
         wanted = list(needs(self.partition, ops))
         fetched = dict(zip(wanted, await self._kv.get_many(wanted), strict=True))
         rows = Rows(fetched)
         self._timeline += 1
-        for op in ops:
-            self._hlc.observe(op.hlc)
-            if op.HasField("tick"):
-                self.closed[origin] = max(op.hlc, self.closed.get(origin, 0))
-        self.newest[origin] = ops[-1].hlc
         effects = self._fold.batch(taken, origin, conversations, rows, self._timeline)
         await self._kv.commit(
             Batch(self.partition, self._epoch, self._checkpoint(), rows.puts, rows.deletes)

@@ -10,6 +10,7 @@ from imcore.errors import Damaged, ImError, Unavailable
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin
 from services.im.applied import applied_above
+from services.im.fold import fits
 from services.im.incarnation import Register
 from services.im.partition import Partition
 from services.im.sequencer import place_of_op
@@ -108,7 +109,7 @@ class Seals:
         while lsn <= copy.end(partition.number).lsn:
             records = await copy.read(partition.number, lsn, _READ_BYTES)
             ops = [oplog.Op.FromString(record.payload) for record in records]
-            wanted = [op for op in ops if op.WhichOneof("body") in _PUBLISHED]
+            wanted = [op for op in ops if op.WhichOneof("body") in _PUBLISHED and fits(op)]
             await self._again(partition, origin, wanted)
             published += len(wanted)
             lsn, hlc = records[-1].lsn + 1, ops[-1].hlc

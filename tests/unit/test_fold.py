@@ -15,7 +15,16 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
 from services.im import keys
 from services.im.conversation import Conversation
-from services.im.fold import Effects, Fold, MissingRow, Rows, Taken, conversations_of, needs
+from services.im.fold import (
+    Effects,
+    Fold,
+    MissingRow,
+    Rows,
+    Taken,
+    conversations_of,
+    fits,
+    needs,
+)
 from services.im.sequencer import Accept, Joined, Known, Sequencer, Submission, Want
 from services.ports import Record
 
@@ -150,6 +159,37 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
             left[origin] = left[origin][count:]
         states.append(replica.replicated())
     assert states[0] == states[1]
+
+
+def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:
+    name = "x" * 64
+    for conversation in (f"d:{name}:{name}", f"g:{name}"):
+        op = oplog.Op(hlc=1, conversation=conversation, seq=1)
+        op.message.key.CopyFrom(key_pb(ClientKey(name, name, name, conversation, 1)))
+        assert fits(op)
+        op.membership.changes.add(uid=name, member=True)
+        assert fits(op)
+        op.cursor.uid = name
+        assert fits(op)
+    route = oplog.Op(hlc=1)
+    route.route.uid = route.route.device = name
+    assert fits(route)
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+@settings(deadline=None)
+def test_whatever_fits_makes_no_key_that_is_too_long(
+    conversation: str, uid: str, device: str, outbox: str
+) -> None:
+    for text in (conversation, conversation * 9, f"d:{conversation * 4}:{uid * 9}"):
+        client_key = ClientKey(uid, device, outbox, text, 1)
+        op = oplog.Op(hlc=1, conversation=text, seq=1)
+        op.message.key.CopyFrom(key_pb(client_key))
+        op.message.claims.add().key.CopyFrom(key_pb(client_key._replace(uid=uid * 200)))
+        if fits(op):
+            replica = Replica()
+            replica.fold(Origin("i" * 64, 1), op)
+            assert max(map(len, replica.rows)) <= keys.KEY_BYTES_MAX
 
 
 # ------------------------------------------------------------------------------- sequencer
