@@ -240,7 +240,7 @@ class Node:
         )
         server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
         self.logs_service = LogsService(
-            self.idc, self.store, partitions, self.progress, self.replication.applied
+            self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock
         )
         self.logs_service.seal_of = self.seals.of
         self.peer_service = PeerService(
