@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 
 from imcore.convert import origin_of, origin_pb
+from imcore.errors import Damaged
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import Clock
@@ -19,12 +20,13 @@ from imcore.tls import caller_name
 from imcore.words import Origin
 from services.engines.records import pack
 from services.mirror.progress import Progress
-from services.ports import Log, LogStore
+from services.ports import Log, LogStore, Record
 
 log = logging.getLogger("im.mirror")
 
 _BATCH_BYTES = 256 * 1024  # of one batch, whatever the number of partitions
 _RECORD_BYTES = 16  # at most what a record takes in a batch beyond its own bytes
+_SOUND_MAX = 100  # records read one by one before a damaged one
 _IDLE_S = 0.5
 # At least so far apart, unless there is much to catch up on. What a small batch costs (a gRPC
 # message at both ends and in between, an fsync and a fold at the reader) hardly depends on how many
@@ -64,6 +66,7 @@ class LogsService(rpc.LogsServicer):
         self._progress = progress
         self._applied = applied
         self._clock = clock
+        self._damaged: dict[tuple[Origin, int], int] = {}  # the first lsn that cannot be read
         self.origin: Origin | None = None
         self.starting = True  # what this IDC held once may still be on its way here
         self.seal_of: Callable[[Origin, int], int | None] = lambda origin, partition: None
@@ -105,7 +108,7 @@ class LogsService(rpc.LogsServicer):
 
     async def _batches(
         self, source: Log, next_lsn: dict[int, int]
-    ) -> AsyncIterator[peer.TailBatch]:
+    ) -> AsyncGenerator[peer.TailBatch, None]:
         grown = asyncio.Event()
         unsubscribe = source.subscribe(grown.set)
         now, first = self._clock.now, 0
@@ -150,6 +153,11 @@ class LogsService(rpc.LogsServicer):
         except LookupError:
             batch.truncated_below = True
             return 0
+        except Damaged as error:
+            records = await self._sound_ones(source, partition, lsn)
+            if not records:
+                batch.damaged.add(partition=partition, lsn=lsn)
+                self._note_damage(source.origin, partition, lsn, error)
         size = 0
         for record in records:
             if record.lsn > end or size >= room:
@@ -159,6 +167,29 @@ class LogsService(rpc.LogsServicer):
             next_lsn[partition] = record.lsn + 1
             size += len(packed) + _RECORD_BYTES
         return size
+
+    async def _sound_ones(self, source: Log, partition: int, lsn: int) -> list[Record]:
+        """Those before the damaged one."""
+        records: list[Record] = []
+        with contextlib.suppress(Damaged):
+            while len(records) < _SOUND_MAX and (found := await source.read(partition, lsn, 1)):
+                records += found
+                lsn = found[-1].lsn + 1
+        return records
+
+    def _note_damage(self, origin: Origin, partition: int, lsn: int, error: Damaged) -> None:
+        if self._damaged.get((origin, partition)) != lsn:
+            log.error("lsn %d of %s partition %d cannot be read: %s", lsn, origin, partition, error)
+        self._damaged[origin, partition] = lsn
+
+    def alarms(self) -> list[str]:
+        """Of records that are still to be held here, and cannot be read."""
+        held = self._store.held()
+        return [
+            f"lsn {lsn} of {origin} partition {partition} is damaged here and cannot be read"
+            for (origin, partition), lsn in self._damaged.items()
+            if origin in held and held[origin].first_lsn(partition) <= lsn
+        ]
 
     def _end(self, source: Log, partition: int) -> int:
         """What lies above a seal does not count as held, and is served to nobody."""
@@ -218,7 +249,7 @@ class LogsService(rpc.LogsServicer):
         source = held.get(origin_of(request.origin))
         if source is None:
             return b""
-        with contextlib.suppress(LookupError):
+        with contextlib.suppress(LookupError, Damaged):
             records = await source.read(request.at_partition, request.at_lsn, 1)
             if records and records[0].lsn == request.at_lsn:
                 return records[0].chain

@@ -174,6 +174,7 @@ class Node:
             self.channels,
             self.progress,
             self.seals,
+            self.clock,
         )
         self.state = StateServer(
             self.config.keys,
@@ -290,6 +291,7 @@ class Node:
             self.proposer,
             {name: self.channels[name] for name in self.config.peer_idcs()},
             self.traffic.retired(),
+            self.clock,
         )
         self.register = settled.register
         self.alarms += settled.alarms
