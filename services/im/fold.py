@@ -81,6 +81,13 @@ class Rows:
         self.deletes.add(key)
 
 
+def place_kept(op: oplog.Op, origin: Origin) -> Place:
+    """Where a message or a change of members stands: at the place of its first acceptance, however
+    often and wherever it is accepted again."""
+    body = op.message if op.HasField("message") else op.membership
+    return place_of(body.place) if body.HasField("place") else Place(op.hlc, origin, op.seq)
+
+
 def fits(op: oplog.Op) -> bool:
     """Whether the rows of this op can be stored. Such names are refused before they are logged; an
     op that is in a log nevertheless must not stop the partition. It is left out, in every IDC
@@ -206,9 +213,7 @@ class Fold:
     ) -> None:
         message = op.message
         key = key_of(message.key)
-        own_place = (
-            place_of(message.place) if message.HasField("place") else Place(op.hlc, origin, op.seq)
-        )
+        own_place = place_kept(op, origin)
         class_key = keys.client_key(self._partition, key)
         stored = rows.get(class_key)
         effects.keys.append(key)
@@ -285,10 +290,12 @@ class Fold:
         effects: Effects,
     ) -> None:
         before = set(conversation.members())
-        if op.membership.create and not conversation.name:
-            conversation.name = op.membership.name
+        # An old change that is published again must not override a newer one.
+        at = place_kept(op, origin)
+        if op.membership.create and op.membership.name:
+            conversation.set_name(op.membership.name, at)
         for change in op.membership.changes:
-            conversation.set_member(change.uid, (op.hlc, origin, op.seq, change.member))
+            conversation.set_member(change.uid, (*at, change.member))
             key = keys.member(self._partition, change.uid, op.conversation)
             if conversation.is_member(change.uid):
                 rows.put(key, b"")

@@ -11,7 +11,7 @@ from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import Clock
-from imcore.words import Attested, ClientKey, Lane, Origin, Place
+from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
 from services.im.cache import ConversationCache
@@ -172,16 +172,16 @@ class Partition:
             return f"partition {self.number} takes no writes: {self._failed}"
         return self.applier.alarm
 
-    async def republish(self, originals: Sequence[tuple[oplog.Op, Place | None]]) -> None:
-        """Accept ops again under the own origin, with their places (rule 7); in this order."""
+    async def republish(self, origin: Origin, originals: Sequence[oplog.Op]) -> None:
+        """Accept ops of that origin again under the own one, in this order (rule 7)."""
         appended: list[asyncio.Future[Record]] = []
         try:
-            for original, place in originals:
+            for original in originals:
                 head = 0
                 if original.seq:
                     conversation = await self.conversations.load(original.conversation)
                     head = conversation.heads.get(self.origin, 0)
-                op = self.sequencer.republish(original, place, head, self._clock.wall_ms())
+                op = self.sequencer.republish(original, origin, head, self._clock.wall_ms())
                 appended.append(self._appended(op))
         finally:
             results = await asyncio.gather(*appended, return_exceptions=True)

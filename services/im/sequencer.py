@@ -18,14 +18,7 @@ from imcore.errors import Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
-
-
-def place_of_op(op: oplog.Op, origin: Origin) -> Place | None:
-    """The place that the op keeps when it is published again; None: it has none."""
-    if not op.HasField("message"):
-        return None
-    own = Place(op.hlc, origin, op.seq)
-    return place_of(op.message.place) if op.message.HasField("place") else own
+from services.im.fold import place_kept
 
 
 @dataclass(slots=True)
@@ -280,19 +273,20 @@ class Sequencer:
         op.membership.actor = actor
         return op
 
-    def republish(
-        self, original: oplog.Op, place: Place | None, head: int, wall_ms: int
-    ) -> oplog.Op:
-        """An op that lies above a committed seal, accepted again under the own origin with its
-        old place and client key (rule 7)."""
+    def republish(self, original: oplog.Op, origin: Origin, head: int, wall_ms: int) -> oplog.Op:
+        """An op of this origin that lies above a committed seal, accepted again under the own
+        origin with its old place and client key (rule 7)."""
         op = self._op(original.conversation, head, wall_ms, original.hlc) if original.seq else None
         if op is None:
             op = self.plain(original.conversation, wall_ms, original.hlc)
         hlc, seq = op.hlc, op.seq
         op.CopyFrom(original)
         op.hlc, op.seq = hlc, seq
-        if place is not None and op.WhichOneof("body") == "message":
-            op.message.place.CopyFrom(place_pb(place))
+        place = place_pb(place_kept(original, origin))
+        if op.HasField("message"):
+            op.message.place.CopyFrom(place)
+        elif op.HasField("membership"):
+            op.membership.place.CopyFrom(place)
         return op
 
     def plain(self, conversation: str, wall_ms: int, seen_hlc: int) -> oplog.Op:

@@ -4,7 +4,7 @@ own current origin, with its old place and client key, and then folded without t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from imcore.errors import Damaged, ImError, Unavailable
 from imcore.proto import oplog_pb2 as oplog
@@ -13,7 +13,6 @@ from services.im.applied import applied_above
 from services.im.fold import fits
 from services.im.incarnation import Register
 from services.im.partition import Partition
-from services.im.sequencer import place_of_op
 from services.ports import Log, LogStore
 
 log = logging.getLogger("im.seals")
@@ -89,7 +88,7 @@ class Seals:
         if applied > max(end, seal):
             hlc = hlc or await _hlc_at(origin, copy, partition.number, seal)
             async for ops in applied_above(partition.kv, partition.number, origin, hlc):
-                await self._again(partition, origin, ops)
+                await partition.republish(origin, ops)
                 published += len(ops)
         log.warning(
             "%d ops of %s above its seal in partition %d were published again",
@@ -110,13 +109,10 @@ class Seals:
             records = await copy.read(partition.number, lsn, _READ_BYTES)
             ops = [oplog.Op.FromString(record.payload) for record in records]
             wanted = [op for op in ops if op.WhichOneof("body") in _PUBLISHED and fits(op)]
-            await self._again(partition, origin, wanted)
+            await partition.republish(origin, wanted)
             published += len(wanted)
             lsn, hlc = records[-1].lsn + 1, ops[-1].hlc
         return published, hlc
-
-    async def _again(self, partition: Partition, origin: Origin, ops: Sequence[oplog.Op]) -> None:
-        await partition.republish([(op, place_of_op(op, origin)) for op in ops])
 
 
 async def _hlc_at(origin: Origin, copy: Log | None, partition: int, seal: int) -> int:

@@ -30,7 +30,6 @@ from services.im.fold import Fold, Rows, Taken, needs
 from services.im.sequencer import (
     Accept,
     Accepted,
-    Conflict,
     Joined,
     Known,
     Pending,
@@ -38,7 +37,6 @@ from services.im.sequencer import (
     Submission,
     Want,
     judge_known,
-    place_of_op,
     unknown_places,
 )
 from services.ports import Record
@@ -135,9 +133,8 @@ class SimIdc:
         above = self.logs.get(origin, [])[end : self.durable(origin)]
         if "seal" in self.rules:
             for op in above:
-                place = place_of_op(op, origin)
                 head = self.conversation.heads.get(self.origin, 0)
-                self.append(self.sequencer.republish(op, place, head, 0))
+                self.append(self.sequencer.republish(op, origin, head, 0))
         if origin in self.logs:
             del self.logs[origin][end:]
         waiting = self.waiting
@@ -208,7 +205,7 @@ class SimIdc:
     def _known(self, submission: Submission, head: int, wall_ms: int, ack: Ack) -> None:
         row = oplog.ClassRow.FromString(self.rows[keys.client_key(0, submission.key)])
         answer, lower = judge_known(row, submission, self.origin)
-        assert not isinstance(answer, Conflict)
+        assert isinstance(answer, Accepted)
         lsn = len(self.logs.get(self.origin, ()))
         if lower:
             op = self.sequencer.place_op(submission, answer.place, head, wall_ms + self.offset_ms)

@@ -1,4 +1,4 @@
-"""What one batch of a mirrored log may hold: a gRPC message has a limit, and partitions are many."""
+"""What one batch of a mirrored log may hold: a message has a limit, and partitions are many."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ async def test_no_seq_is_lost_to_what_is_asked_while_a_log_is_repaired(bench: Be
             with contextlib.suppress(ImError):
                 await bench.partition.claim([a_claim()], 0)
             with contextlib.suppress(ImError):
-                await bench.partition.republish([(original, None)])
+                await bench.partition.republish(IAD, [original])
             await asyncio.sleep(0.005)
 
     await ask_all_the_time()
