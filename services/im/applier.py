@@ -73,6 +73,8 @@ class Applier:
         self._spoiled = False  # a batch is under way, or has failed
         self.begun = 0  # how often it was folded again
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
+        self._told_to: Vector = {}  # while it is folded again: what was told before
+        self._owed: list[tuple[Origin, Effects]] = []  # told once it is whole again
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
         self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
@@ -216,11 +218,30 @@ class Applier:
                     self._spoiled = False
         self._problem = None
         if begun == self.begun:  # else not all of it was folded after that beginning
-            self._conversations.release()
+            await self._release(begun)
+
+    async def _release(self, begun: int) -> None:
+        """Everything is folded again. What came in meanwhile could not be pushed, since nobody
+        could be told how far its conversation reaches: it is told now, or nobody would ever be."""
+        named = {name for _, effects in self._owed for name in effects.entries}
+        conversations = await self._conversations.load_all(named)
+        if begun != self.begun:
+            return
+        self._conversations.release()
+        self._told_to.clear()
+        owed, self._owed = self._owed, []
+        for origin, effects in owed:
+            effects.keep_below(
+                {name: at.heads.get(origin, 0) for name, at in conversations.items()}
+            )
+            self._told(origin, effects)
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:
         position = self._positions.setdefault(origin, Position())
         end = min(source.end(self.partition).lsn, self._seals.get(origin, 1 << 63))
+        again = position.lsn < self._told_to.get(origin, 0)
+        if again:  # what was told before and what was not never share a batch
+            end = min(end, self._told_to[origin])
         if end <= position.lsn:
             return False
         records = await source.read(self.partition, position.lsn + 1, _READ_BYTES)
@@ -239,9 +260,18 @@ class Applier:
         if not taken:
             return False
         effects = await self._commit(origin, taken)
-        self._told(origin, effects)
+        self._tell(origin, effects, again)
         self._conversations.trim()
         return True
+
+    def _tell(self, origin: Origin, effects: Effects, again: bool) -> None:
+        if not self._conversations.withheld:
+            self._told(origin, effects)
+            return
+        self._told(origin, Effects(keys=effects.keys, routes=effects.routes))
+        if not again:
+            later = Effects(effects.entries, effects.audience, effects.cursors)
+            self._owed.append((origin, later))
 
     async def _commit(self, origin: Origin, taken: list[Taken]) -> Effects:
         for item in taken:
@@ -289,6 +319,8 @@ class Applier:
         self._conversations.withhold()
         self.begun += 1
         self.begins_again()
+        for origin, position in self._positions.items():
+            self._told_to[origin] = max(position.lsn, self._told_to.get(origin, 0))
         self._positions = {}
         checkpoint = await self._base_checkpoint()
         if self.base is not None and checkpoint is not None:

@@ -47,6 +47,10 @@ class ConversationCache:
         """For the applier, which also reads what is withheld."""
         return {name: self._loaded.get(name) or await self._load(name) for name in names}
 
+    @property
+    def withheld(self) -> bool:
+        return not self._whole.is_set()
+
     def withhold(self) -> None:
         """The partition is folded again: until ``release`` heads are lower than what was given out,
         and whoever built upon them would give the same identity out twice."""

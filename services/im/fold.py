@@ -49,6 +49,14 @@ class Effects:
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
 
+    def keep_below(self, heads: Mapping[str, int]) -> None:
+        """Forget entries above these heads of their conversations: they were folded out since."""
+        kept = {
+            name: [entry for entry in found if entry.op.seq <= heads[name]]
+            for name, found in self.entries.items()
+        }
+        self.entries = {name: found for name, found in kept.items() if found}
+
 
 class MissingRow(LookupError):
     """A row was read that ``needs`` did not name: a defect of this module."""

@@ -15,6 +15,7 @@ from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
 from services.im.cache import ConversationCache
+from services.im.fold import Effects
 from services.im.replication import ReplicationTracker
 from services.im.sequencer import (
     Accept,
@@ -55,7 +56,7 @@ class Partition:
         region_keys: RegionKeys,
         replicas: int,
         others: int,
-        told: Callable[[int, Origin, object], None],
+        told: Callable[[int, Origin, Effects], None],
         timeline_members_max: int,
     ) -> None:
         self.number = number

@@ -22,12 +22,13 @@ from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.records import record_after
 from services.im import keys
+from services.im.fold import Effects
 from services.im.incarnation import Register, Seal
 from services.im.partition import Outcome, Partition
 from services.im.sequencer import Accepted, Submission
 from services.node.seals import Seals
 
-FRA, FRA_2, IAD = Origin("fra", 1), Origin("fra", 2), Origin("iad", 1)
+FRA, FRA_2, IAD, SIN = Origin("fra", 1), Origin("fra", 2), Origin("iad", 1), Origin("sin", 1)
 KEYS = RegionKeys({1: b"k" * 32}, 1)
 CONVERSATION = "d:ann:bob"
 
@@ -37,6 +38,7 @@ class Bench:
         self.folder = folder
         self.disk = RealDisk()  # of the log
         self.partition: Partition
+        self.told: list[tuple[Origin, int]] = []  # entries that could be pushed
 
     async def start(self, origin: Origin = FRA, seals: Seals | None = None) -> None:
         self.seals = seals or Seals()
@@ -47,7 +49,7 @@ class Bench:
         log = await self.store.open_own(origin)
         self.partition = Partition(
             0, origin, log, self.kv, self.store, Hlc(), SystemClock(), KEYS, 1, 2,
-            lambda number, origin, effects: None, 500,
+            self._tell, 500,
         )  # fmt: skip
         self.partition.seal_of = self.seals.of
         await self.partition.open(b"sequencer")
@@ -58,6 +60,12 @@ class Bench:
         await asyncio.gather(self.applying, return_exceptions=True)
         await self.kv.close()
         await self.store.close()
+
+    def _tell(self, number: int, origin: Origin, effects: Effects) -> None:
+        """As the im role does: what is withheld cannot be pushed."""
+        for name, entries in effects.entries.items():
+            if self.partition.conversations.get(name) is not None:
+                self.told += [(origin, entry.op.seq) for entry in entries]
 
     async def send(self, cid: int, content: bytes = b"hello") -> Outcome:
         key = ClientKey("ann", "phone", "o1", CONVERSATION, cid)
@@ -267,3 +275,38 @@ async def test_a_rebuild_does_not_give_out_a_seq_again_that_is_on_its_way(bench:
     assert (again.seq, again.known) == (accepted.seq, True)  # joined, not accepted twice
     assert isinstance(first, Accepted)
     assert await bench.seqs() == [1, 2, 3]
+
+
+async def test_what_comes_in_while_a_partition_is_folded_again_is_told_once_it_is_whole(
+    bench: Bench,
+) -> None:
+    """Nobody is pushed it before, so without that a receiver never hears of it."""
+    await bench.mirrored(IAD, 1, 2)
+    await bench.mirrored(SIN, 1)
+    assert bench.told == [(IAD, 1), (IAD, 2), (SIN, 1)]
+    bench.told.clear()
+    bench.applying.cancel()  # the rebuild waits
+    await asyncio.gather(bench.applying, return_exceptions=True)
+    await bench.partition.applier.seal({IAD: 1})
+    assert bench.partition.conversations.get(CONVERSATION) is None
+    await bench.mirrored(SIN, 2, 3)
+    assert bench.told == [(SIN, 2), (SIN, 3)]
+    await bench.mirrored(SIN, 4)
+    assert bench.told == [(SIN, 2), (SIN, 3), (SIN, 4)]
+
+
+async def test_what_a_second_seal_folds_out_meanwhile_is_not_told(bench: Bench) -> None:
+    await bench.mirrored(IAD, 1, 2)
+    bench.told.clear()
+    bench.applying.cancel()
+    await asyncio.gather(bench.applying, return_exceptions=True)
+    await bench.partition.applier.seal({IAD: 1})
+    copy = await bench.store.open_copy(SIN)
+    op = oplog.Op(hlc=1, conversation=CONVERSATION, seq=1)
+    op.message.key.CopyFrom(key_pb(ClientKey("bob", "phone", "o1", CONVERSATION, 1)))
+    await copy.append_copy([record_after(copy.end(0), 0, 1, op.SerializeToString())])
+    applier = bench.partition.applier
+    await applier._one_batch(SIN, copy)  # the drain is not done yet
+    await applier.seal({SIN: 0})
+    await applier.drain()
+    assert bench.told == []
