@@ -73,9 +73,7 @@ class Follower:
                 except CutAway as error:
                     self._cut_away.add(via)
                     log.info("%s via %s: %s", self.idc, via, error)
-                except SourceDamaged as error:
-                    log.error("%s via %s: %s", self.idc, via, error)
-                except grpc.RpcError as error:
+                except (SourceDamaged, grpc.RpcError) as error:
                     log.debug("%s via %s: %s", self.idc, via, error)
                 except Damaged as error:
                     self._alarm(f"the copy of {self.idc}'s log does not continue: {error}")
@@ -100,7 +98,8 @@ class Follower:
         """Of records that this source could not read and that are not here yet."""
         for (source, origin, partition), lsn in self._damaged.items():
             copy = self.store.held().get(origin)
-            if source == via and (copy is None or copy.end(partition).lsn < lsn):
+            wanted = source == via and not self._above_seal(origin, partition, lsn)
+            if wanted and (copy is None or copy.end(partition).lsn < lsn):
                 return f"{via} cannot read lsn {lsn} of {origin} partition {partition} any more"
         return None
 
@@ -213,10 +212,12 @@ class Follower:
 
     def _note_damage(self, via: str, origin: Origin, batch: peer.TailBatch) -> None:
         for at in batch.damaged:
-            self._damaged[via, origin, at.partition] = at.lsn
+            key = (via, origin, at.partition)
+            if self._damaged.get(key) != at.lsn:
+                log.error("%s cannot read lsn %d of %s partition %d", via, at.lsn, *key[1:])
+            self._damaged[key] = at.lsn
         if batch.damaged:
-            at = batch.damaged[0]
-            raise SourceDamaged(f"lsn {at.lsn} of {origin} partition {at.partition} is damaged")
+            raise SourceDamaged(f"{via} cannot read what comes next here of {origin}")
 
     async def _take(self, copy: Log, origin: Origin, batch: peer.TailBatch) -> None:
         ends = self._ends.setdefault(origin, {})
