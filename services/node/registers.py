@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,21 @@ async def follow_registers(node: Node) -> None:
 
 
 async def act_before_serving(node: Node) -> None:
-    """What clients ask about must not stand on records that are about to be folded out. Not for
-    ever: until it is done, the messages concerned are answered with `unavailable`."""
-    until = node.clock.now() + _BEFORE_SERVING_S
-    while True:
-        if await _act(node) or node.clock.now() >= until:
-            return
+    """What clients ask about must not stand on records that are about to be folded out. Not waited
+    for without end: until it is done, the messages concerned are answered with `unavailable`. Never
+    cancelled, since a log may be half cut then; ``follow_registers`` takes over."""
+    acted = asyncio.Event()
+    node.spawn("seals", _until_acted(node, acted))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(acted.wait(), _BEFORE_SERVING_S)
+
+
+async def _until_acted(node: Node, acted: asyncio.Event) -> None:
+    while not node.serving:
+        if await _act(node):
+            break
         await asyncio.sleep(_RETRY_S)
+    acted.set()
 
 
 async def _act(node: Node) -> bool:

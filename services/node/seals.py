@@ -3,6 +3,7 @@ own current origin, with its old place and client key, and then folded without t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -27,6 +28,7 @@ class Seals:
 
     def __init__(self) -> None:
         self._ends: dict[Origin, tuple[int, ...]] = {}
+        self._acting = asyncio.Lock()
         self.problem: str | None = None  # why a known one cannot be acted on yet
 
     def learn(self, idc: str, register: Register) -> bool:
@@ -55,10 +57,14 @@ class Seals:
     async def act(self, store: LogStore, partitions: Mapping[int, Partition]) -> int:
         """Returns how many ops were published again. What can be done is done, also when something
         else has to wait; then raises why (Damaged before Unavailable)."""
+        async with self._acting:
+            return await self._act(store, partitions)
+
+    async def _act(self, store: LogStore, partitions: Mapping[int, Partition]) -> int:
         published, problems = 0, list[ImError]()
         for number, partition in partitions.items():
             done: dict[Origin, int] = {}
-            for origin in self._ends:
+            for origin in list(self._ends):  # more may be learned meanwhile
                 seal = self.of(origin, number) or 0
                 try:
                     copy = store.held().get(origin)
