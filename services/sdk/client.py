@@ -14,9 +14,17 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, place_of, place_pb, positions_pb
 from imcore.errors import Code
+from imcore.limits import CONTENT_BYTES_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
-from imcore.words import Origin, Place, direct_conversation
+from imcore.words import (
+    Origin,
+    Place,
+    direct_conversation,
+    direct_members,
+    is_group,
+    valid_id,
+)
 from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
@@ -42,6 +50,7 @@ from services.sdk.transport import Dialer, TlsDialer
 
 log = logging.getLogger("im.sdk")
 
+HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
 _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE}
 
 
@@ -238,6 +247,7 @@ class Client:
         (OutboxFull among them). Without a time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
+        _check(conversation, content)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         entry, future = self._sender.send(conversation, content, self._clock.wall_ms(), durability)
         if timeout_ms is None:
@@ -333,6 +343,8 @@ class Client:
                         response = await session.ask(request, timeout_s)
                     except SessionLost:
                         continue
+                    except ValueError as error:
+                        raise RequestRefused(Code.TOO_LARGE, str(error)) from error
                     if not response.HasField("error"):
                         return response
                     error = response.error
@@ -540,13 +552,23 @@ class Client:
             return
 
     def _heartbeat(self, session: Session, liveness: Liveness, now: float) -> None:
-        self._acking, self._to_ack = {**self._acking, **self._to_ack}, {}
+        # What was sent and not answered goes to the end: a heartbeat has room for so many acks,
+        # and those that never went out must have their turn.
+        self._to_ack.update(self._acking)
+        self._acking.clear()
         request = pb.Request()
         request.heartbeat.SetInParent()
-        for conversation in self._acking:
+        room = HEARTBEAT_ACK_BYTES
+        for conversation in list(self._to_ack):
             prefix = self._view(conversation).received.prefix
-            request.heartbeat.acks.add(conversation=conversation, heads=positions_pb(prefix))
-        liveness.sent(now)
+            ack = pb.ConversationHeads(conversation=conversation, heads=positions_pb(prefix))
+            room -= ack.ByteSize()
+            if room < 0 and self._acking:
+                break
+            request.heartbeat.acks.append(ack)
+            self._acking[conversation] = None
+            del self._to_ack[conversation]
+        liveness.sent(now, more=bool(self._to_ack))
 
         def answered(response: pb.Response | None) -> None:
             if response is None or session is not self._link.session:
@@ -558,6 +580,19 @@ class Client:
                 self._puller.claim(session, self._clock.now())
 
         session.call(request, answered)
+
+
+def _check(conversation: str, content: bytes) -> None:
+    """Raises SendFailed for what no IDC could ever take: once in the outbox it would be offered
+    after every connect, and might not even fit a message of the protocol."""
+    if len(content) > CONTENT_BYTES_MAX:
+        raise SendFailed(
+            Code.TOO_LARGE,
+            f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {len(content)}",
+        )
+    names = direct_members(conversation) or (conversation[2:],)
+    if not is_group(conversation) and len(names) != 2 or not all(map(valid_id, names)):
+        raise SendFailed(Code.BAD_REQUEST, "the conversation id is of no known form")
 
 
 def _store(outbox: str | Path | Store | None) -> Store:

@@ -160,7 +160,10 @@ class Sender:
                 send.placed.CopyFrom(entry.placed)
             if claims:
                 send.claims.extend(claims)
-            session.call(request, partial(self._answer, session, entry, claims))
+            try:
+                session.call(request, partial(self._answer, session, entry, claims))
+            except ValueError as error:  # written by a release that let it in: it can never go
+                self._refuse(entry, SendFailed(Code.TOO_LARGE, str(error)))
 
     # ---------------------------------------------------------------------------- answers
 
@@ -209,8 +212,14 @@ class Sender:
         elif error.code == Code.CID_CONFLICT:
             log.warning("the outbox was used elsewhere; it goes on under a new id")
             self.outbox.conflict(entry)
-        elif self.outbox.refused(entry):
-            self._fail(entry, SendFailed(error.code, error.message))
+        else:
+            self._refuse(entry, SendFailed(error.code, error.message))
+
+    def _refuse(self, entry: Entry, error: SendFailed) -> None:
+        if self.outbox.refused(entry):
+            self._fail(entry, error)
+            self._write()
+            asyncio.get_running_loop().call_soon(self.pump)  # what stood behind it
 
     def _release_later(self, lane: Lane, after_ms: int) -> None:
         asyncio.get_running_loop().call_later(after_ms / 1000, self._release, lane)

@@ -18,9 +18,11 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import nsmallest
 from typing import NamedTuple
 
 from imcore.convert import origin_of, place_of
+from imcore.limits import OUTBOX_HEADS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
 from services.sdk.errors import OutboxFull
@@ -304,7 +306,13 @@ class Outbox:
         self._ready[entry.lane] = None
 
     def heads(self) -> list[pb.OutboxHead]:
-        """For Connect: the range of cids of each lane that has some."""
+        """For Connect: the range of cids of each lane that has some, the oldest messages' lanes
+        first. No more than a Connect may hold: the rest is offered without having been named."""
+        lanes = [lane for some in self._lanes.values() for lane in some if lane.entries]
+        if len(lanes) > OUTBOX_HEADS_MAX:
+            lanes = nsmallest(
+                OUTBOX_HEADS_MAX, lanes, key=lambda lane: lane.entries[lane.floor()].composed_ms
+            )
         return [
             pb.OutboxHead(
                 conversation=lane.conversation,
@@ -312,9 +320,7 @@ class Outbox:
                 floor=lane.floor(),
                 top=lane.next_cid - 1,
             )
-            for lanes in self._lanes.values()
             for lane in lanes
-            if lane.entries
         ]
 
     def refresh(self) -> int:
