@@ -343,8 +343,8 @@ class Client:
                         response = await session.ask(request, timeout_s)
                     except SessionLost:
                         continue
-                    except ValueError as error:
-                        raise RequestRefused(Code.TOO_LARGE, str(error)) from error
+                    except ValueError as large:
+                        raise RequestRefused(Code.TOO_LARGE, str(large)) from large
                     if not response.HasField("error"):
                         return response
                     error = response.error
@@ -591,7 +591,7 @@ def _check(conversation: str, content: bytes) -> None:
             f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {len(content)}",
         )
     names = direct_members(conversation) or (conversation[2:],)
-    if not is_group(conversation) and len(names) != 2 or not all(map(valid_id, names)):
+    if (len(names) != 2 and not is_group(conversation)) or not all(map(valid_id, names)):
         raise SendFailed(Code.BAD_REQUEST, "the conversation id is of no known form")
 
 

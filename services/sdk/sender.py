@@ -11,7 +11,7 @@ from imcore.convert import origin_of
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
-from services.sdk.core.outbox import Entry, Lane, Outbox
+from services.sdk.core.outbox import Change, Entry, Lane, Outbox
 from services.sdk.core.view import View
 from services.sdk.errors import SdkError, SendFailed
 from services.sdk.session import Session
@@ -20,6 +20,7 @@ from services.sdk.store import Store
 log = logging.getLogger("im.sdk")
 
 RETRY_MS = 200  # when the service names no time
+STORE_RETRY_MS = 1_000  # after a failed write: a full disk, a locked file
 _LATER = {
     Code.OVERLOADED, Code.UNAVAILABLE, Code.DEADLINE, Code.INTERNAL, Code.UNAUTHENTICATED,
     Code.NOT_REPLICATED,
@@ -45,6 +46,7 @@ class Sender:
         self._session: Session | None = None
         self._paused = False
         self._write_due = False
+        self._closed = False
         self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
         self._until_safe: dict[Entry, asyncio.Future[None]] = {}
         self._landed = asyncio.Event()
@@ -73,7 +75,7 @@ class Sender:
         return future
 
     def _write(self) -> None:
-        if not self._write_due:
+        if not self._write_due and not self._closed:
             self._write_due = True
             asyncio.get_running_loop().call_soon(self._write_now)
 
@@ -81,9 +83,11 @@ class Sender:
         self._write_due = False
         changes, entries = self.outbox.take_batch()
         if changes:
-            self._store.write(changes, partial(self._written, entries))
+            self._store.write(changes, partial(self._written, changes, entries))
 
-    def _written(self, entries: list[Entry], error: Exception | None) -> None:
+    def _written(
+        self, changes: list[Change], entries: list[Entry], error: Exception | None
+    ) -> None:
         if error is None:
             self.outbox.written(entries)
         else:
@@ -91,11 +95,14 @@ class Sender:
             self.outbox.unwritable(entries)
             for entry in entries:
                 self._fail(entry, SendFailed("outbox_unwritable", str(error)))
-            self._write()
+            # What else was in the batch is no less true: places, and what is out of the outbox.
+            self.outbox.unwritten(changes)
+            asyncio.get_running_loop().call_later(STORE_RETRY_MS / 1000, self._write)
         self.pump()
 
     def flush(self) -> None:
         """Hand what is not written yet to the store now (before it is closed)."""
+        self._closed = True
         self._write_now()
 
     # --------------------------------------------------------------------------- offering
@@ -106,12 +113,14 @@ class Sender:
         self._paused = False
         self._moved_from.clear()
         self.outbox.connected()
+        self._write()
         self.pump()
 
     def disconnected(self) -> None:
         self._session = None
         self.outbox.disconnected()
         self._landed.set()
+        self._write()  # a lane that was closing may have been given up
 
     async def drain(self, timeout_s: float) -> None:
         """Offer nothing new until ``connected`` or ``resume``; wait for answers, bounded."""

@@ -22,7 +22,6 @@ from typing import IO, NamedTuple, Protocol
 from services.sdk.core.outbox import Change, Delete, Put, PutLane
 from services.sdk.errors import OutboxLocked, SdkError
 
-
 log = logging.getLogger("im.sdk")
 
 

@@ -142,11 +142,9 @@ async def test_a_commit_whose_follow_up_fails_does_not_stop_the_store(tmp_path):
     async with asyncio.timeout(5):
         store.write([PutLane(CHAT, "box1", 1, 2, False)], bad)
         store.write([PutLane(CHAT, "box1", 1, 3, False)], answers.append)
-        while not answers:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: len(answers) == 1)
         store.write([PutLane("\udc80", "box1", 1, 3, False)], answers.append)  # cannot be bound
-        while len(answers) < 2:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: len(answers) == 2)
         store.write([PutLane(CHAT, "box1", 1, 4, False)], answers.append)
         await store.close()
     assert [error is None for error in answers] == [True, False, True]
