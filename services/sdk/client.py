@@ -42,7 +42,7 @@ from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
 from services.sdk.puller import Puller
-from services.sdk.sender import Sender
+from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
 from services.sdk.side import SideLinks
 from services.sdk.store import MemoryStore, SqliteStore, Store
@@ -51,7 +51,7 @@ from services.sdk.transport import Dialer, TlsDialer
 log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
-_RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE}
+_RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
 
 class State(NamedTuple):
@@ -79,7 +79,9 @@ class Sent:
         self._entry = entry
 
     async def replicated(self) -> None:
-        """Until another IDC holds it durably too. Cancelled when the client is closed."""
+        """Until another IDC holds it durably too. Cancelled when the client is closed. Raises
+        SendFailed, with ``pending``, when the IDC it was acked by is gone and the one that serves
+        now goes on refusing it: it stays in the outbox and is offered with every connect."""
         await self._sender.until_replicated(self._entry)
 
 
@@ -145,7 +147,12 @@ class Client:
         )
         outbox.load(stored.lanes, stored.entries)
         self._sender = Sender(
-            outbox, self._store, options.in_flight_max, self._view, self._on_stored
+            outbox,
+            self._store,
+            options.in_flight_max,
+            self._view,
+            self._on_stored,
+            options.lag_wait_ms,
         )
         self._side = SideLinks(
             self._dialer,
@@ -348,7 +355,8 @@ class Client:
                     if not response.HasField("error"):
                         return response
                     error = response.error
-                    if error.code not in _RETRIED:
+                    again = error.code in MAY_LAG and self._sender.may_lag
+                    if error.code not in _RETRIED and not again:
                         raise RequestRefused(error.code, error.message)
                     await asyncio.sleep((error.retry_after_ms or 200) / 1000)
         except TimeoutError as error_:
@@ -433,6 +441,8 @@ class Client:
     def connected(self, session: Session) -> None:
         self._resume_token = session.ok.resume_token
         elsewhere = self._serving is not None and session.origin != self._serving
+        if elsewhere or (self._serving is None and len(self._sender.outbox)):
+            self._sender.moved()  # or the IDC that served this outbox before is not known
         self._serving = session.origin
         if elsewhere:
             for view in self._views.values():

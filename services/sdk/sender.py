@@ -20,11 +20,15 @@ from services.sdk.store import Store
 log = logging.getLogger("im.sdk")
 
 RETRY_MS = 200  # when the service names no time
+LAG_RETRY_MS_MAX = 1_600
 STORE_RETRY_MS = 1_000  # after a failed write: a full disk, a locked file
 _LATER = {
     Code.OVERLOADED, Code.UNAVAILABLE, Code.DEADLINE, Code.INTERNAL, Code.UNAUTHENTICATED,
     Code.NOT_REPLICATED,
 }  # fmt: skip
+
+# Also said by an IDC that has not heard of the group, or of this member, yet.
+MAY_LAG = {Code.FORBIDDEN, Code.NOT_FOUND}
 
 
 class Sender:
@@ -37,18 +41,24 @@ class Sender:
         in_flight_max: int,
         view: Callable[[str], View],
         on_stored: Callable[[Entry], None],
+        lag_wait_ms: int,
     ) -> None:
         self.outbox = outbox
         self._store = store
         self._in_flight_max = in_flight_max
         self._view = view
         self._on_stored = on_stored
+        self._lag_s = lag_wait_ms / 1000
+        self._lag_until = 0.0
         self._session: Session | None = None
         self._paused = False
         self._write_due = False
         self._closed = False
         self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
         self._until_safe: dict[Entry, asyncio.Future[None]] = {}
+        # Acked messages that this IDC refuses: since when and how often, and what was reported.
+        self._lagging: dict[Entry, tuple[float, int]] = {}
+        self._unsafe: dict[Entry, SendFailed] = {}
         self._landed = asyncio.Event()
         self._moved_from: dict[tuple[Origin, int], int] = {}
 
@@ -66,12 +76,15 @@ class Sender:
         return entry, future
 
     def until_replicated(self, entry: Entry) -> asyncio.Future[None]:
+        """Fails with SendFailed when the IDC goes on refusing the acked message."""
         future = self._until_safe.get(entry)
         if future is None or future.cancelled():
             future = asyncio.get_running_loop().create_future()
             self._until_safe[entry] = future
             if entry.replicated:
                 self._safe((entry,))
+            elif entry in self._unsafe:
+                self._report(entry, self._unsafe[entry])
         return future
 
     def _write(self) -> None:
@@ -110,11 +123,21 @@ class Sender:
     def connected(self, session: Session) -> None:
         """Everything in the outbox is offered again on this connection."""
         self._session = session
+        self._lagging.clear()
+        self._unsafe.clear()
         self._paused = False
         self._moved_from.clear()
         self.outbox.connected()
         self._write()
         self.pump()
+
+    def moved(self) -> None:
+        """Another IDC than before serves now: what it refuses it may only not have heard of."""
+        self._lag_until = asyncio.get_running_loop().time() + self._lag_s
+
+    @property
+    def may_lag(self) -> bool:
+        return asyncio.get_running_loop().time() < self._lag_until
 
     def disconnected(self) -> None:
         self._session = None
@@ -201,6 +224,9 @@ class Sender:
         if ack.outcome != pb.SendAck.WANT and ack.lsn:
             where = (origin_of(ack.placed.origin), ack.partition)
             self._moved_from[where] = max(ack.lsn, self._moved_from.get(where, 0))
+        if ack.outcome != pb.SendAck.WANT:
+            self._lagging.pop(entry, None)
+            self._unsafe.pop(entry, None)
         if ack.outcome == pb.SendAck.ACCEPTED and claims:
             self._view(entry.lane.conversation).claimed(claims)
         if answer.acked:
@@ -221,14 +247,38 @@ class Sender:
         elif error.code == Code.CID_CONFLICT:
             log.warning("the outbox was used elsewhere; it goes on under a new id")
             self.outbox.conflict(entry)
+        elif error.code in MAY_LAG and (again_ms := self._lags(entry)):
+            self.outbox.delayed(entry, judged=True)
+            self._release_later(entry.lane, again_ms)
         else:
             self._refuse(entry, SendFailed(error.code, error.message))
 
+    def _lags(self, entry: Entry) -> int:
+        """After how many ms to ask again; 0: the IDC has had the time to hear of the group. One
+        that took the message over from a lost IDC may hear of it only from other outboxes."""
+        now = asyncio.get_running_loop().time()
+        since, tries = self._lagging.get(entry, (now, 0))
+        self._lagging[entry] = (since, tries + 1)
+        until = since + self._lag_s if entry.placed is not None else self._lag_until
+        return min(RETRY_MS << min(tries, 8), LAG_RETRY_MS_MAX) if now < until else 0
+
     def _refuse(self, entry: Entry, error: SendFailed) -> None:
         if self.outbox.refused(entry):
+            self._lagging.pop(entry, None)
             self._fail(entry, error)
-            self._write()
-            asyncio.get_running_loop().call_soon(self.pump)  # what stood behind it
+        elif entry.placed is not None and not entry.replicated:
+            # Kept and offered again with every connect: the IDC that took it may come back.
+            if entry not in self._unsafe:
+                log.warning("an acked message of %s is refused: %s", entry.lane.conversation, error)
+            self._unsafe[entry] = failed = SendFailed(error.code, str(error), pending=True)
+            self._report(entry, failed)
+        self._write()
+        asyncio.get_running_loop().call_soon(self.pump)  # what stood behind it
+
+    def _report(self, entry: Entry, error: SendFailed) -> None:
+        future = self._until_safe.pop(entry, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
 
     def _release_later(self, lane: Lane, after_ms: int) -> None:
         asyncio.get_running_loop().call_later(after_ms / 1000, self._release, lane)
@@ -251,6 +301,8 @@ class Sender:
 
     def _safe(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:
+            self._lagging.pop(entry, None)
+            self._unsafe.pop(entry, None)
             future = self._until_safe.pop(entry, None)
             if future is not None and not future.done():
                 future.set_result(None)

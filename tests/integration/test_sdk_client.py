@@ -305,11 +305,85 @@ async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
         group = await ann.client.create_group(["bob"], "friends")
         assert group.startswith("g:") and fra.requests["group_create"] == 2
         assert await ann.client.members(group) == ("ann",)
+        for code in ("unavailable", "not_replicated"):  # the next IDC is slow to hold it
+            again = pb.Error(code=code, message="", retry_after_ms=1)
+            fra.errors["group_change"] = [again, again]
+            await ann.client.join(group, ["eve"])
+        assert fra.requests["group_change"] == 6
         fra.errors["group_change"] = [pb.Error(code="forbidden", message="not yours")]
         with pytest.raises(RequestRefused, match="not yours"):
             await ann.client.leave(group)
         fra.connections[0].abort()
         await ann.client.join(group, ["eve"])
+
+
+NOT_A_MEMBER = pb.Error(code="forbidden", message="not a member")
+
+
+async def moved(region: Region, app: App) -> Idc:
+    """To iad, which may not have heard of everything."""
+    region.order, region.epoch = ["iad", "fra"], 2
+    region.idcs["fra"].everybody(pb.Event(move=pb.Move(policy_epoch=2)))
+    await eventually(lambda: app.connections[-1] == "iad")
+    return region.idcs["iad"]
+
+
+async def test_an_idc_that_has_not_heard_of_the_group_yet_is_asked_again(region, ca_file):
+    async with App(region, ca_file) as ann:
+        await ann.client.send(CHAT, b"0")
+        region.mirror()
+        region.idcs["iad"].errors["send"] = [NOT_A_MEMBER] * 2
+        region.idcs["iad"].errors["group_info"] = [NOT_A_MEMBER]
+        iad = await moved(region, ann)
+        sends = [ann.client.send(CHAT, b"%d" % n, timeout_ms=4_000) for n in (1, 2, 3)]
+        await asyncio.gather(*sends, ann.client.members("g:1"))
+        assert [copy.content for copy in iad.own[CHAT]] == [b"1", b"2", b"3"]
+
+
+async def test_one_that_still_has_not_after_a_while_is_believed(region, ca_file):
+    async with App(region, ca_file, options=Options(lag_wait_ms=300)) as ann:
+        iad = await moved(region, ann)
+        iad.errors["send"] = [NOT_A_MEMBER] * 4
+        with pytest.raises(SendFailed) as failed:
+            await ann.client.send(CHAT, b"1", timeout_ms=4_000)
+        assert failed.value.code == "forbidden" and not failed.value.pending
+        assert 2 <= iad.requests["send"] <= 3 and ann.client.state.outbox == 0
+
+
+async def test_an_acked_message_that_the_survivor_refuses_at_first_is_not_lost(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file) as ann:
+        sent = [await ann.client.send(CHAT, b"%d" % n) for n in range(3)]
+        iad.errors["send"] = [NOT_A_MEMBER, pb.Error(code="not_found", message="no group (yet)")]
+        waiting = asyncio.gather(*(message.replicated() for message in sent))
+        await fra.stop()
+        await eventually(lambda: len(iad.own.get(CHAT, [])) == 3)
+        region.mirror()
+        await waiting
+        assert ann.client.state.outbox == 0
+
+
+async def test_an_acked_message_that_stays_refused_is_reported_and_kept(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file, options=Options(lag_wait_ms=300)) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        iad.errors["send"] = [NOT_A_MEMBER] * 100
+        waiting = asyncio.ensure_future(sent.replicated())
+        await fra.stop()
+        async with asyncio.timeout(4):
+            for call in (waiting, sent.replicated()):  # told again, whenever it is asked for
+                with pytest.raises(SendFailed) as failed:
+                    await call
+                assert failed.value.code == "forbidden" and failed.value.pending
+            with pytest.raises(SendFailed):
+                await ann.client.send(CHAT, b"1")  # nothing waits for ever behind it
+        assert ann.client.state.outbox == 1
+        iad.errors.clear()
+        iad.connections[0].abort()
+        await eventually(lambda: CHAT in iad.own)
+        region.mirror()
+        async with asyncio.timeout(4):
+            await sent.replicated()
 
 
 async def test_cursors_name_messages(region, ca_file):
