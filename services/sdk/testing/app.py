@@ -31,7 +31,7 @@ class App:
     def __init__(
         self,
         region: Region,
-        ca_file: Path,
+        ca_file: Path | None,
         uid: str = "ann",
         outbox: Path | Store | None = None,
         options: Options | None = None,
