@@ -37,6 +37,7 @@ from services.sdk.errors import (
     RequestRefused,
     SdkError,
     SendFailed,
+    StoreFailed,
 )
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
@@ -89,7 +90,8 @@ class Client:
     """``async with`` connects and syncs. One outbox file belongs to one client at a time.
 
     ``token``: a signed client token, names uid and device. ``ipconf``: URLs, or an
-    ``IpconfClient`` that many clients of a process share. ``outbox``: a file, or None for
+    ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
+    machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
     """
 
@@ -215,9 +217,11 @@ class Client:
         self._sender.disconnected()
         self._sender.fail_all(SendFailed(Code.UNAVAILABLE, "the client was closed", pending=True))
         self._sender.flush()
-        await self._store.close()
-        if not self._shared_ipconf:
-            await self._ipconf.close()
+        try:
+            await self._store.close()
+        finally:
+            if not self._shared_ipconf:
+                await self._ipconf.close()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -487,6 +491,9 @@ class Client:
         self._puller.disconnected()
         self._emit(ConnectionChanged("", "", f"the connection ended: {lost.reason}"))
 
+    def unwritable(self, error: StoreFailed) -> None:
+        self._emit(ConnectionChanged("", "", f"not connected: {error}"))
+
     def stopped(self, error: SdkError) -> None:
         if self._stopped is None:
             self._stopped = error
@@ -587,6 +594,7 @@ class Client:
             if not response.HasField("error"):
                 self._acking.clear()
                 self._puller.heads(response.heartbeat_ok.behind)
+                self._link.knows(response.heartbeat_ok.policy_epoch)
                 self._puller.claim(session, self._clock.now())
 
         session.call(request, answered)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from services.sdk.core.outbox import Change, Delete, Put, PutLane
-from services.sdk.errors import OutboxLocked, SdkError
+from services.sdk.errors import OutboxLocked, SdkError, StoreFailed
 
 log = logging.getLogger("im.sdk")
 
@@ -42,7 +42,8 @@ class Store(Protocol):
         ...
 
     async def raise_epoch(self, at_least: int) -> int:
-        """The connection epoch of the next connection, durable when it returns."""
+        """The connection epoch of the next connection, durable when it returns. Raises
+        StoreFailed."""
         ...
 
     async def close(self) -> None: ...
@@ -157,7 +158,7 @@ class SqliteStore:
                 try:
                     await loop.run_in_executor(self._thread, self._apply, changes)
                 except Exception as error:  # sqlite3's, and what cannot be bound as a value
-                    failed = SdkError(f"the outbox {self._path} cannot be written: {error}")
+                    failed = StoreFailed(f"the outbox {self._path} cannot be written: {error}")
                 for _, done in batch:
                     try:
                         done(failed)
@@ -189,7 +190,11 @@ class SqliteStore:
     async def raise_epoch(self, at_least: int) -> int:
         self._epoch = max(self._epoch + 1, at_least)
         epoch = self._epoch
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write_epoch, epoch)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._write_epoch, epoch)
+        except sqlite3.Error as error:
+            raise StoreFailed(f"the outbox {self._path} cannot be written: {error}") from error
         return epoch
 
     def _write_epoch(self, epoch: int) -> None:

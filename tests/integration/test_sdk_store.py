@@ -12,7 +12,8 @@ import pytest
 from imcore.convert import origin_pb
 from imcore.proto import client_pb2 as pb
 from imcore.tls import gateway_ssl_context
-from services.sdk import SendFailed
+from services.sdk import ConnectionChanged, SendFailed
+from services.sdk.core.events import Event
 from services.sdk.store import SqliteStore
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
@@ -87,3 +88,23 @@ async def test_a_store_that_fails_for_ever_does_not_keep_a_client_from_closing(
             await ann.client.send(CHAT, bytes(60_000))
     async with App(region, ca_file, outbox=box) as again:
         await again.client.send(CHAT, b"2")
+
+
+async def test_an_epoch_that_cannot_be_stored_is_tried_again(region, ca_file, tmp_path):
+    """Without it no connection may be made; the client says so and does not give up."""
+    fra, store = region.idcs["fra"], SqliteStore(tmp_path / "outbox.db")
+    async with App(region, ca_file, outbox=store) as ann:
+        reasons: list[str] = []
+
+        def told(event: Event) -> None:
+            if isinstance(event, ConnectionChanged):
+                reasons.append(event.reason)
+
+        ann.client.on(told)
+        assert store._db is not None
+        store._db.execute("PRAGMA query_only = 1")
+        fra.connections[0].abort()
+        await eventually(lambda: any("cannot be written" in reason for reason in reasons))
+        assert len(fra.connects) == 1
+        store._db.execute("PRAGMA query_only = 0")
+        await ann.client.send(CHAT, b"x", timeout_ms=4_000)

@@ -28,7 +28,7 @@ from heapq import nsmallest
 from typing import NamedTuple
 
 from imcore.convert import origin_of, place_of
-from imcore.limits import OUTBOX_HEADS_MAX
+from imcore.limits import CONVERSATION_CHARS_MAX, OUTBOX_HEADS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
 from services.sdk.errors import OutboxFull
@@ -347,7 +347,12 @@ class Outbox:
     def heads(self) -> list[pb.OutboxHead]:
         """For Connect: the range of cids of each lane that has some, the oldest messages' lanes
         first. No more than a Connect may hold: the rest is offered without having been named."""
-        lanes = [lane for some in self._lanes.values() for lane in some if lane.entries]
+        lanes = [
+            lane
+            for some in self._lanes.values()
+            for lane in some
+            if lane.entries and len(lane.conversation) <= CONVERSATION_CHARS_MAX  # else: refused
+        ]
         if len(lanes) > OUTBOX_HEADS_MAX:
             lanes = nsmallest(
                 OUTBOX_HEADS_MAX, lanes, key=lambda lane: lane.entries[lane.floor()].composed_ms
