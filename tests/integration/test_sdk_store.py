@@ -21,8 +21,8 @@ from services.sdk.testing.scripted import Region
 CHAT = "d:ann:bob"
 FAST = {
     "heartbeat_ms": 300,
-    "heartbeat_timeout_ms": 2_000,
-    "connect_timeout_ms": 2_000,
+    "heartbeat_timeout_ms": 10_000,
+    "connect_timeout_ms": 10_000,
     "backoff_base_ms": 5,
     "backoff_max_ms": 40,
     "idle_pull_ms": 60_000,
