@@ -591,6 +591,8 @@ class Client:
             if response is None or session is not self._link.session:
                 return
             liveness.answered()
+            if self._to_ack:  # more than fitted: not only when this one would have been overdue
+                self._look_later()
             if not response.HasField("error"):
                 self._acking.clear()
                 self._puller.heads(response.heartbeat_ok.behind)
