@@ -6,8 +6,10 @@ from one seed: three IDCs' logs with what is durable and what is not, mirrors an
 links, lost acks, crashes back to what was synced, skewed clocks, clients that move, one IDC lost
 for good, and one that comes back wiped as a new incarnation while another was cut off.
 
-A failing seed reproduces exactly: ``run(seed)``. Each rule that can be left out has a named case
-that shows that the simulation would find it missing.
+A failing seed reproduces exactly: ``run(seed)``. Each of ``ALL_RULES`` has a named case that shows
+that the simulation would find it missing. ``place`` is left out together with ``claims``, which
+would make up for it; and ``floor`` has a case of its own instead of a seed, because all that it
+does is to let a sender go on before the links are mended, and every run ends with that.
 """
 
 from __future__ import annotations
@@ -638,28 +640,59 @@ def found_without(rules: set[str], seeds: range) -> set[str]:
     return next((found for seed in seeds if (found := run(seed, ALL_RULES - rules))), set())
 
 
+def stuck_while_cut(rules: frozenset[str]) -> bool:
+    """A message is replicated, so its sender forgets it; then the sender comes to an IDC that was
+    cut off before it got there. Whether it cannot send until the link is mended."""
+    region = Region(0, rules)
+    fra, iad, sin = (region.idcs[name] for name in IDCS)
+    ann = region.clients[0]
+    ann.connect("fra")
+    ann.compose()
+    ann.offers(fra, region.wall_ms, lambda: False)
+    fra.sync()
+    region.mirror(fra, iad, fra.origin, 1)
+    iad.sync()
+    region.notify(ann)
+    assert not len(ann.outbox)
+    ann.connect("sin")
+    ann.compose()
+    ann.offers(sin, region.wall_ms, lambda: False)
+    sin.sync()
+    return ann.key(ann.composed[-1]) not in ann.acked
+
+
+# Two rules are needed by few interleavings: their search starts near a seed that shows it. A change
+# of the cores may change which seed that is; then the search goes on (a minute), and passes.
+LEFT_OUT: list[tuple[set[str], str, range]] = [
+    ({"relay"}, "replicas differ for ever", range(1_000)),  # rule 3
+    ({"durable"}, "replicas differ for ever", range(1_000)),  # rules 3, 4
+    ({"hlc"}, "an answer stands before its question", range(5_600, 16_000)),  # rule 10
+    ({"seal"}, "a view differs from the replicas' order", range(1_000, 12_000)),  # rule 7
+    ({"place", "claims"}, "an answer stands before its question", range(1_000)),  # rule 12
+    ({"claims"}, "a view differs from the replicas' order", range(1_000)),  # rule 12
+    ({"reoffer"}, "a sender is stuck", range(1_000)),  # rule 11
+]
+
+
 @pytest.mark.parametrize(
-    ("rules", "breaks"),
-    [
-        ({"relay"}, "replicas differ for ever"),  # rule 3
-        ({"durable"}, "replicas differ for ever"),  # rules 3, 4
-        ({"place", "claims"}, "an answer stands before its question"),  # rule 12
-        ({"claims"}, "a view differs from the replicas' order"),  # rule 12
-        ({"reoffer"}, "a sender is stuck"),  # rule 11
-    ],
-    ids=["relay", "durable copies", "places", "carried places", "offered again"],
+    ("rules", "breaks", "seeds"),
+    LEFT_OUT,
+    ids=["relay", "durable", "carried HLC", "seals", "places", "carried places", "offered again"],
 )
-def test_leaving_a_rule_out_is_found(rules: set[str], breaks: str) -> None:
-    assert breaks in found_without(rules, range(1_000))
+def test_leaving_a_rule_out_is_found(rules: set[str], breaks: str, seeds: range) -> None:
+    assert breaks in found_without(rules, seeds)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("rules", [{"hlc"}, {"seal"}], ids=["carried HLC", "seals"])
-def test_leaving_a_rarer_rule_out_is_found(rules: set[str]) -> None:
-    assert found_without(rules, range(12_000))
+def test_leaving_the_floor_out_is_found() -> None:  # rule 11
+    assert not stuck_while_cut(ALL_RULES)
+    assert stuck_while_cut(ALL_RULES - {"floor"})
 
 
 @pytest.mark.nightly
 def test_no_interleaving_of_many_loses_doubles_or_reorders() -> None:
     bad = {seed: found for seed in range(2_000, 40_000) if (found := run(seed))}
     assert bad == {}
+
+
+def test_every_rule_is_left_out_once() -> None:
+    assert {"floor"}.union(*(rules for rules, _, _ in LEFT_OUT)) == ALL_RULES
