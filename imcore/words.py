@@ -6,6 +6,7 @@ an origin first by the IDC's name as a string, then by its incarnation as an *in
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -98,19 +99,30 @@ def direct_conversation(uid_a: str, uid_b: str) -> str:
 
 def direct_members(conversation: str) -> tuple[str, str] | None:
     """The two uids of a direct conversation, or None when the id is not of that form."""
-    parts = conversation.split(":")
-    if len(parts) == 3 and parts[0] == "d" and parts[1] <= parts[2]:
-        return parts[1], parts[2]
-    return None
+    form = _DIRECT.fullmatch(conversation)
+    if form is None or form[1] > form[2]:
+        return None
+    return form[1], form[2]
 
 
 def is_group(conversation: str) -> bool:
-    return conversation.startswith("g:") and 3 <= len(conversation) <= 66
+    return _GROUP.fullmatch(conversation) is not None
 
 
-_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@")
+def valid_conversation(conversation: str) -> bool:
+    """Whether the id is of a known form. Every id that a client names is judged by this before it
+    gets near a log: it becomes part of keys, and one that the KV cannot take as a key would, once
+    logged, stop the fold of its partition in every IDC for ever."""
+    return is_group(conversation) or direct_members(conversation) is not None
 
 
 def valid_id(text: str) -> bool:
-    """Whether a uid, device, outbox id or IDC name has only the characters that keys allow."""
-    return 1 <= len(text) <= 64 and _ID_CHARS.issuperset(text)
+    """Whether a uid, device, outbox id or IDC name has only the characters that keys allow, and
+    few enough of them for the longest key (tests/unit/test_key_lengths.py)."""
+    return _ID.fullmatch(text) is not None
+
+
+_ID_PATTERN = "[A-Za-z0-9._@-]{1,64}"
+_ID = re.compile(_ID_PATTERN)
+_DIRECT = re.compile(f"d:({_ID_PATTERN}):({_ID_PATTERN})")
+_GROUP = re.compile(f"g:{_ID_PATTERN}")

@@ -13,7 +13,9 @@ import grpc.aio
 from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unavailable
 from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import SystemClock
 from imcore.tls import grpc_channel
+from imctl import audit
 from imctl.target.base import Target
 
 TIMEOUT_S = 3.0
@@ -52,8 +54,22 @@ async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
         try:
             reply = await rpc.AdminStub(channel).Fault(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise translate(error, name, safe=False) from error
+            translated = translate(error, name, safe=False)
+            _audit(target, name, _outcome(translated), f"{request}: {translated}")
+            raise translated from error
+        _audit(target, name, "done", reply.sentence)
         return str(reply.sentence)
+
+
+def _outcome(error: ImError) -> str:
+    if isinstance(error, OutcomeUnknown):
+        return "unknown"
+    return "refused" if isinstance(error, Refused | BadInput) else "not done"
+
+
+def _audit(target: Target, name: str, outcome: str, sentence: str) -> None:
+    said = " ".join(sentence.split())
+    audit.fault(target.audit_file(), SystemClock().wall_ms(), name, outcome, said)
 
 
 def translate(error: grpc.aio.AioRpcError, name: str, safe: bool) -> ImError:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "switchover": ("imctl.commands.traffic", "switchover", "Move an IDC's clients to another."),
     "failover": ("imctl.commands.traffic", "failover", "Declare an IDC failed."),
     "failback": ("imctl.commands.traffic", "failback", "Return traffic to a recovered IDC."),
+    "retire": ("imctl.commands.traffic", "retire", "Give an IDC up: logs are cut without it."),
     "op": ("imctl.commands.traffic", "op", "Look at operations and their evidence."),
     "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
     "kill": ("imctl.commands.lifecycle", "kill", "kill -9 every process of an IDC."),

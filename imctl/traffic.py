@@ -11,18 +11,18 @@ from typing import Any, Self
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
-from imctl import admin
+from imctl import admin, audit
 from imctl.target.base import Target
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
 from services.control.operations import Operation, commit, operation_from_json, operation_key
-from services.control.policy import POLICY_KEY, Policy, from_json, initial
-from services.control.poll import Poller
 from services.control.rules import Change
 from services.control.voting import PREFIX as VOTES
 from services.control.voting import Votes
 from services.engines.registry_grpc import RemoteRegistry
+from services.policy.document import POLICY_KEY, Policy, from_json, initial
+from services.policy.poll import Poller
 
 RESOLVE_TRIES = 3
 FACTS_S = 1.0  # evidence may be two seconds old when it is judged
@@ -104,7 +104,13 @@ class Control:
 
     async def submit(self, change: Change) -> Decision:
         """Judge and commit. An unknown outcome is resolved by the same request again. Raises
-        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer)."""
+        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer).
+
+        The audit is kept here and not by the callers, so that none of them can forget it."""
+        with audit.kept(self._target.audit_file()):
+            return await self._submit(change)
+
+    async def _submit(self, change: Change) -> Decision:
         for attempt in range(RESOLVE_TRIES):
             try:
                 return await commit(

@@ -1,8 +1,10 @@
-"""Fixtures of every test folder."""
+"""Fixtures of every test folder, and what the tests show at the end of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from imcore import pki
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
+FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +22,60 @@ def pki_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("pki")
     pki.init(folder, {name: () for name in PKI_NAMES}, datetime.now(UTC))
     yield folder
+
+
+# ----------------------------------------------------------------------------------- figures
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """``figures("writes at fra", 1100)``: a measured value that the end of the run shows, whether
+    or not the test passed. Printing is not enough: what a good test printed is thrown away."""
+    noted = request.config.stash.setdefault(FIGURES, [])
+
+    def note(what: str, value: object) -> None:
+        noted.append((request.node.name, what, str(value)))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if noted := terminalreporter.config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for test, what, value in noted:
+            terminalreporter.write_line(f"{what}: {value}  ({test})")
+
+
+# ----------------------------------------------------------------------------- what is needed
+
+
+def impossible_here(why: str, remedy: str) -> None:
+    """Skips the test, with one line that says what to do. In CI it fails: a test that is left out
+    in silence there is left out for good."""
+    line = f"{why}; {remedy}"
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip(line)
+    pytest.fail(f"CI must run this test: {line}", pytrace=False)
+
+
+@pytest.fixture
+def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """``mount_tmpfs(folder, "1m")``: a real file system of that size, to be filled up. The folder
+    lies below ``tmp_path``; it is unmounted after the test."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        assert tmp_path in folder.parents
+        folder.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            impossible_here(
+                f"a small tmpfs cannot be mounted ({done.stderr.strip()})",
+                "run it as root with the right to mount (docker: --cap-add SYS_ADMIN)",
+            )
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -97,6 +97,8 @@ def make_venv() -> None:
         ) from None
     if same_python():
         return
+    if os.path.exists(VENV) and not os.path.isdir(VENV):
+        raise Failed(f"{VENV} is no folder, and a Python environment is made there: remove it")
     for path in (ROOT, VENV):
         if os.path.exists(path) and not os.access(path, os.W_OK):
             raise Failed(f"no write permission in {path}; .venv is made there: change its owner")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,8 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from imcore.runtime import SystemClock
-from imctl import deployment, startup
-from imctl.errors import Failed
+from imctl import audit, deployment, startup
+from imctl.errors import Failed, Guarded
 from imctl.options import Data, IdcName, RegionFile
 from imctl.output import console
 from imctl.target.local import Local
@@ -26,7 +26,7 @@ def up(
     file: RegionFile,
     data: Data = None,
     faults: Annotated[
-        bool, typer.Option("--faults", help="Allow faults (partition, slow, clock, disk).")
+        bool, typer.Option("--faults", help="Allow faults (partition, slow, clock, disk, pause).")
     ] = False,
     wait: Wait = True,
 ) -> None:
@@ -97,14 +97,27 @@ def wipe(
 
 def pause(idc: IdcName, data: Data = None) -> None:
     """Freeze an IDC's processes (SIGSTOP): connections stay open and nothing answers."""
-    deployment.find(data).pause(idc)
+    target = deployment.find(data)
+    _audited(target, idc, "paused (SIGSTOP)", target.pause)
     print(f"paused {idc}; `imctl resume {idc}` lets it go on")
 
 
 def resume(idc: IdcName, data: Data = None) -> None:
     """Let a paused IDC go on (SIGCONT)."""
-    deployment.find(data).resume(idc)
+    target = deployment.find(data)
+    _audited(target, idc, "resumed (SIGCONT)", target.resume)
     print(f"resumed {idc}")
+
+
+def _audited(target: Local, idc: str, done: str, work: Callable[[str], None]) -> None:
+    """Refusals stand in the audit too."""
+    now_ms = SystemClock().wall_ms()
+    try:
+        work(idc)
+    except Guarded as error:
+        audit.fault(target.audit_file(), now_ms, idc, "refused", f"not {done}: {error}")
+        raise
+    audit.fault(target.audit_file(), now_ms, idc, "done", done)
 
 
 def logs(

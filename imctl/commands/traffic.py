@@ -1,4 +1,4 @@
-"""cordon, uncordon, drain, undrain, switchover, failover, failback; op: through the one evaluator.
+"""cordon, uncordon, drain, undrain, switchover, failover, failback, retire; op.
 
 Every command only *asks*: the evaluator judges the change against the policy, fresh evidence and
 the region's safety rules, and names all that stands against it. The controllers carry it out.
@@ -7,7 +7,6 @@ the region's safety rules, and names all that stands against it. The controllers
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
@@ -44,7 +43,6 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until the operatio
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for its end.")]
 
 T = TypeVar("T")
-AUDIT = "audit.jsonl"  # beside run.json
 TICK_S = 0.5
 WAIT_S = 120.0
 
@@ -66,12 +64,13 @@ def cordon(
 def uncordon(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    override: Override = None,
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Send new clients to a cordoned IDC again."""
-    change = _change(Kind.UNCORDON, idc, "", expect_epoch, None)
+    change = _change(Kind.UNCORDON, idc, "", expect_epoch, override)
     _run(change, dry_run, True, False, 0.0, output, data)
 
 
@@ -94,13 +93,14 @@ def drain(
 def undrain(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`."""
-    change = _change(Kind.UNDRAIN, idc, "", expect_epoch, None)
+    change = _change(Kind.UNDRAIN, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
 
@@ -149,6 +149,22 @@ def failback(
     """Return traffic to an IDC that was failed or drained, in steps, once it has caught up."""
     change = _change(Kind.FAILBACK, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, wait, timeout, output, data)
+
+
+def retire(
+    idc: IdcName,
+    expect_epoch: Epoch = 0,
+    override: Override = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Give up an IDC that is failed or drained: nobody keeps logs for it any longer.
+
+    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients."""
+    change = _change(Kind.RETIRE, idc, "", expect_epoch, override)
+    _run(change, dry_run, yes, False, 0.0, output, data)
 
 
 op = typer.Typer(
@@ -242,22 +258,12 @@ def _change(kind: str, idc: str, target: str, epoch: int, override: str | None) 
 
 def _with_control(data: Path | None, work: Callable[[Control], Awaitable[T]]) -> T:
     target = deployment.find(data)
-    keep_audit(target.data / AUDIT)
 
     async def run() -> T:
         async with Control(target, SystemClock(), random.Random()) as control:
             return await work(control)
 
     return asyncio.run(run())
-
-
-def keep_audit(path: Path) -> None:
-    """Decisions made by this process go where those of all earlier ones are."""
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("im.audit")
-    logger.setLevel(logging.INFO)
-    logger.handlers, logger.propagate = [handler], False
 
 
 def _run(

@@ -24,7 +24,8 @@ from imcore.region.model import Region
 from imcore.region.problem import dotted
 from imcore.region.rules import listeners
 from imcore.runtime import Clock
-from imctl.errors import Failed
+from imctl import audit
+from imctl.errors import Failed, Guarded
 from imctl.target import process, runfile
 from imctl.target.base import Unit
 from imctl.target.process import Identity
@@ -193,10 +194,17 @@ class Local:
         self._reap()
 
     def pause(self, name: str) -> None:
+        self._guard_faults()
         self._signal(name, signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
+        self._guard_faults()
         self._signal(name, signal.SIGCONT)
+
+    def _guard_faults(self) -> None:
+        """A signal needs no answer of the process, so its own guard of faults cannot be asked."""
+        if not self.faults:
+            raise Guarded("faults are off: this deployment was not started with `up --faults`")
 
     def wipe(self, name: str) -> None:
         if self._state(self._known(name)) != "gone":
@@ -253,6 +261,9 @@ class Local:
         if self.region.spec.witness and name == self.region.spec.witness.name:
             return self.region.spec.witness.peer
         return self.region.idc(self._known(name)).endpoints.peer
+
+    def audit_file(self) -> Path:
+        return self.data / audit.FILE
 
     def log_file(self, name: str) -> Path:
         if name == LINKPROXY:

@@ -27,8 +27,8 @@ from imctl.demo import LocalDeployment
 from imctl.errors import Failed
 from imctl.target.local import LINKPROXY, Local
 from imctl.traffic import Control
-from services.control.policy import Policy
 from services.control.rules import Change
+from services.policy.document import Policy
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
 # Below the range from which kernels take the ports of outgoing connections: nobody else's

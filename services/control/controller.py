@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from imcore.errors import ImError, Unavailable
 from imcore.hlc import median_offset_ms
@@ -25,13 +25,12 @@ from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts, facts_from_status
 from services.control.failover import Detector, accused_by_majority
 from services.control.follow import Marks, next_change, own_recovery
-from services.control.holder import PolicyHolder
 from services.control.operations import commit
-from services.control.policy import POLICY_KEY, IdcState, Policy, from_json, initial
-from services.control.poll import Poller
-from services.control.rules import Change, Kind
+from services.control.rules import Change, Kind, is_fresh
 from services.control.voting import PREFIX, Votes
-from services.ipconf.directory import Directory
+from services.policy.document import POLICY_KEY, IdcState, Policy, from_json, initial
+from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 from services.ports import Registry
 
 log = logging.getLogger("im.control")
@@ -54,6 +53,12 @@ JUMP_MS = 500
 def voters_of(region: Region) -> list[str]:
     witness = [region.spec.witness.name] if region.spec.witness else []
     return [*(idc.name for idc in region.spec.idcs), *witness]
+
+
+class Directory(Protocol):
+    """Which gateways of an IDC hold a live lease, as far as can be seen from here."""
+
+    def live_in(self, idc: str) -> Sequence[object]: ...
 
 
 class Controller:
@@ -122,6 +127,8 @@ class Controller:
             found.append(f"{self.own} reaches no majority of the registries")
         if self._proposer.refused_join:
             found.append(self._proposer.refused_join)
+        if self.holder.alarm:
+            found.append(self.holder.alarm)
         return found
 
     def registries(self) -> dict[str, str]:
@@ -243,8 +250,7 @@ class Controller:
             return
         self._committed_at = self._clock.now()
         self._detector.majority_answered(self._committed_at)
-        self.holder.stale = False
-        if self.holder.offer(policy):
+        if await self.holder.offer(policy):
             log.info("%s follows the policy of epoch %d", self.own, policy.epoch)
 
     # ------------------------------------------------------------------------------ failover
@@ -321,7 +327,9 @@ class Controller:
         limit_ms = self._region.spec.safety.evidence_age_ms_max
         now_ms = self._clock.wall_ms()
         heard = sorted(
-            name for name, facts in evidence.idcs.items() if now_ms - facts.at_ms <= limit_ms
+            name
+            for name, facts in evidence.idcs.items()
+            if is_fresh(now_ms - facts.at_ms, limit_ms)
         )
         return heard.index(self.own) if self.own in heard else len(heard)
 

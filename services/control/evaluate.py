@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from imcore.region.model import Region
 from services.control import rules
 from services.control.evidence import Evidence
-from services.control.policy import (
+from services.control.rules import Blocker, Case, Change, Kind, Rule
+from services.policy.document import (
     HISTORY_MAX,
     REQUESTS_MAX,
     IdcPolicy,
@@ -21,7 +22,6 @@ from services.control.policy import (
     Outcome,
     Policy,
 )
-from services.control.rules import Blocker, Case, Change, Kind, Rule
 
 # Not rules of safety but of sense: no override makes them pass.
 ALWAYS = frozenset({"expect-epoch", "transition", "override"})
@@ -30,13 +30,15 @@ _S = IdcState
 _FROM: dict[str, frozenset[IdcState]] = {
     Kind.CORDON: frozenset({_S.ACTIVE}),
     Kind.UNCORDON: frozenset({_S.CORDONED}),
-    Kind.DRAIN: frozenset({_S.ACTIVE, _S.CORDONED}),
-    Kind.SWITCHOVER: frozenset({_S.ACTIVE, _S.CORDONED}),
+    # `draining` without an operation: the failover of another IDC ended it half-way.
+    Kind.DRAIN: frozenset({_S.ACTIVE, _S.CORDONED, _S.DRAINING}),
+    Kind.SWITCHOVER: frozenset({_S.ACTIVE, _S.CORDONED, _S.DRAINING}),
     Kind.UNDRAIN: frozenset({_S.DRAINING}),
     Kind.DRAINED: frozenset({_S.DRAINING}),
     Kind.FAILOVER: frozenset(_S) - {_S.FAILED, _S.RETIRED},
     Kind.RECOVERING: frozenset({_S.FAILED}),
-    Kind.FAILBACK: frozenset({_S.FAILED, _S.DRAINED, _S.RECOVERING}),
+    # `active` below 100 %: likewise a return that was interrupted; at 100 % there is none to do.
+    Kind.FAILBACK: frozenset({_S.FAILED, _S.DRAINED, _S.RECOVERING, _S.ACTIVE, _S.RETIRED}),
     Kind.RAMP: frozenset({_S.RECOVERING, _S.ACTIVE}),
     Kind.RETIRE: frozenset({_S.FAILED, _S.DRAINED}),
 }
@@ -60,9 +62,13 @@ _PLANNED: tuple[Rule, ...] = (
     rules.one_move_at_a_time,
     rules.freeze_window,
 )
+# They move clients back at once, without a return's steps.
+_BACK: tuple[Rule, ...] = (rules.replication_lag, rules.no_other_move, rules.freeze_window)
 _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.CORDON: (rules.active_idcs_min, rules.one_move_at_a_time, rules.freeze_window),
+    Kind.UNCORDON: _BACK,
     Kind.DRAIN: _PLANNED,
+    Kind.UNDRAIN: _BACK,
     Kind.SWITCHOVER: _PLANNED,
     Kind.DRAINED: (rules.log_applied_elsewhere,),
     Kind.FAILOVER: (
@@ -76,10 +82,13 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
     Kind.FAILBACK: (rules.one_move_at_a_time, rules.freeze_window),
     Kind.RAMP: (rules.caught_up, rules.replication_lag),
+    Kind.RETIRE: (rules.one_move_at_a_time,),
 }
 # Whose fresh status a kind rests on, besides that of the IDCs that take clients.
-_OWN_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.DRAINED, Kind.FAILBACK, Kind.RAMP})
-_OTHERS_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RAMP})
+_BOTH_WAYS = frozenset({Kind.UNCORDON, Kind.DRAIN, Kind.UNDRAIN, Kind.SWITCHOVER, Kind.RAMP})
+_OWN_FACTS = _BOTH_WAYS | {Kind.DRAINED, Kind.FAILBACK}
+_OTHERS_FACTS = _BOTH_WAYS | {Kind.FAILOVER}
+_KEEPS_RAMP = frozenset({Kind.CORDON, Kind.UNCORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.UNDRAIN})
 _OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
 
 
@@ -145,9 +154,11 @@ def _nonsense(case: Case) -> list[Blocker]:
         found.append(_transition(f"{change.kind} {change.idc}", "a known change of a known IDC"))
         return found
     allowed = _FROM[change.kind]
-    state = policy.state(change.idc)
+    state, ramp = policy.state(change.idc), _ramp_of(policy, change.idc)
     if state not in allowed:
         found.append(_transition(f"{change.idc} is {state}", " or ".join(sorted(allowed))))
+    elif change.kind == Kind.FAILBACK and state is _S.ACTIVE and ramp == 100:
+        found.append(_transition(f"{change.idc} is active at 100 %", "less than all its clients"))
     if change.kind == Kind.SWITCHOVER and change.target not in case.others():
         found.append(_transition(f"the target is {change.target or 'missing'}", "an active IDC"))
     if change.kind == Kind.RAMP:
@@ -201,9 +212,10 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
     sentence = _sentence(case, epoch, overridden)
     named = opened or (policy.operation.id if policy.operation else "")
     outcome = Outcome(change.request_id, epoch, named, sentence)
+    state, ramp = _becomes(policy, change)
     changed = IdcPolicy(
-        state=_TO[change.kind],
-        ramp=change.ramp if change.kind == Kind.RAMP else 100,
+        state=state,
+        ramp=ramp,
         target=_target(policy, change),
         since_ms=case.now_ms,
     )
@@ -218,6 +230,22 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
     return Decision(new, sentence, (), tuple(overridden), named)
 
 
+def _ramp_of(policy: Policy, idc: str) -> int:
+    known = policy.idcs.get(idc)
+    return known.ramp if known else 100
+
+
+def _becomes(policy: Policy, change: Change) -> tuple[IdcState, int]:
+    """What an IDC may get of its clients goes up by a return's steps only: a cordon or a drain
+    that is taken back gives it no more than it had. A return that goes on keeps those it has."""
+    if change.kind == Kind.RAMP:
+        return _S.ACTIVE, change.ramp
+    known = _ramp_of(policy, change.idc)
+    if change.kind == Kind.FAILBACK and policy.state(change.idc) is _S.ACTIVE:
+        return _S.ACTIVE, known
+    return _TO[change.kind], known if change.kind in _KEEPS_RAMP else 100
+
+
 def _target(policy: Policy, change: Change) -> str:
     """Who takes the clients over, and keeps them while the IDC stays drained: no second move."""
     if change.kind == Kind.SWITCHOVER:
@@ -227,11 +255,14 @@ def _target(policy: Policy, change: Change) -> str:
 
 
 def _closes(case: Case) -> bool:
-    """A failover ends whatever move was under way: its plan no longer holds."""
-    kind = case.change.kind
-    if kind == Kind.RAMP:
-        return case.change.ramp == 100
-    return kind in (Kind.DRAINED, Kind.UNDRAIN, Kind.FAILOVER)
+    """A failover ends whatever move was under way: its plan no longer holds. Every other change
+    ends only an operation of its own IDC."""
+    kind, running = case.change.kind, case.policy.operation
+    if kind == Kind.FAILOVER:
+        return True
+    if running is None or running.idc != case.change.idc:
+        return False
+    return kind in (Kind.DRAINED, Kind.UNDRAIN) or (kind == Kind.RAMP and case.change.ramp == 100)
 
 
 def _wish(change: Change) -> str:

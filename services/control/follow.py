@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.control.evidence import IdcFacts, Mark, mark_of
-from services.control.policy import IdcState, OperationRef, Policy
 from services.control.rules import Change, Kind
+from services.policy.document import IdcState, OperationRef, Policy
 
 RAMP_STEPS = (10, 50, 100)
 STEP_S = 1.5  # how long a ramp step is watched before the next

@@ -1,24 +1,31 @@
-"""Hands sessions over to the IDC that they belong to, at a set rate."""
+"""Hands sessions over to the IDC that they belong to, at a set rate.
+
+A drain must end whatever a client does. So while the own IDC is draining, a connection that was
+told twice and is still there ``GONE_S`` later is closed, and the same device, when it comes back,
+is closed at once. No other move closes anything: who cannot reach its home is served here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from imcore.region.model import Region
 from imcore.runtime import Clock
-from services.control.holder import PolicyHolder
-from services.control.policy import IdcState, Policy
-from services.ipconf.rank import preference, takes
+from services.policy.document import IdcState, Policy
+from services.policy.holder import PolicyHolder
+from services.policy.placement import preference, takes
 
 log = logging.getLogger("im.control")
 
 EVERY_S = 0.2
 WITHIN_MS = 1_000  # how much time a client has to go
 JUDGED_PER_STEP = 200
-AGAIN_S = 8.0  # a session that has not gone is told again
+AGAIN_S = 8.0  # a session that has not gone is told again: a move takes a second or two
+TIMES = 2  # so often it is told before ...
+GONE_S = 4.0  # ... its connection is closed so long after the last time
 
 
 class SessionInfo(Protocol):
@@ -28,6 +35,8 @@ class SessionInfo(Protocol):
     def session(self) -> str: ...
     @property
     def uid(self) -> str: ...
+    @property
+    def device(self) -> str: ...
     @property
     def shard(self) -> str: ...
     @property
@@ -39,6 +48,16 @@ class State(Protocol):
 
     def sessions(self) -> Sequence[SessionInfo]: ...
     def move(self, session_id: str, within_ms: int, policy_epoch: int) -> object: ...
+    def close_after_move(self, session_id: str) -> bool:
+        """False: it was not closed; then it is told again in its turn."""
+        ...
+
+    def close_pull_only(self) -> int: ...
+
+
+class _Told(NamedTuple):
+    at: float
+    times: int
 
 
 def belongs_elsewhere(
@@ -85,7 +104,9 @@ class Mover:
         self._clock = clock
         self._credit = 0.0
         self._last = clock.now()
-        self._told: dict[str, float] = {}
+        self._own_state: IdcState | None = None
+        self._told: dict[str, _Told] = {}
+        self._closed: set[tuple[str, str]] = set()  # devices, in this drain
         self._judged: dict[str, bool] = {}  # session -> belongs elsewhere, by ...
         # ... this policy epoch, minority, and these IDCs with a live gateway.
         self._judged_by: tuple[int, bool, frozenset[str]] = (0, False, frozenset())
@@ -113,26 +134,51 @@ class Mover:
         passed, self._last = now - self._last, now
         if policy is None:
             return 0
+        self._look_at_own_state(policy.state(self._own))
         # Credit for one pause at most, and no burst after an idle time.
         per_step = policy.moves_per_s * EVERY_S
         self._credit = min(self._credit + policy.moves_per_s * passed, max(1.0, 2 * per_step))
         minority = self._in_minority()
         if not minority and not any(idc != self._own for idc in self._live()):
             return 0
-        self._told = {key: at for key, at in self._told.items() if now - at < AGAIN_S}
-        moved = 0
-        for session in self._leaving(policy, minority):
-            if self._credit < 1:
-                break
-            if session.session in self._told:
+        leaving = self._leaving(policy, minority)
+        here = {session.session for session in leaving}
+        self._told = {key: told for key, told in self._told.items() if key in here}
+        moved = closed = 0
+        for session in leaving:
+            asked = self._has_been_asked_enough(session, now)
+            if asked and self._state.close_after_move(session.session):
+                self._closed.add((session.uid, session.device))
+                closed += 1
+                continue
+            told = self._told.get(session.session)
+            if self._credit < 1 or (told is not None and now - told.at < AGAIN_S):
                 continue
             self._state.move(session.session, WITHIN_MS, policy.epoch)
-            self._told[session.session] = now
+            self._told[session.session] = _Told(now, told.times + 1 if told else 1)
             self._credit -= 1
             moved += 1
-        if moved:
-            log.info("%s hands %d sessions over", self._own, moved)
+        if moved or closed:
+            log.info("%s hands %d sessions over, closes %d", self._own, moved, closed)
         return moved
+
+    def _look_at_own_state(self, state: IdcState) -> None:
+        """What was told for another reason does not count against a client in a drain."""
+        if state is self._own_state:
+            return
+        self._own_state = state
+        self._told, self._closed = {}, set()
+        if state is IdcState.DRAINED:
+            closed = self._state.close_pull_only()
+            log.info("%s is drained: closes %d pull-only connections", self._own, closed)
+
+    def _has_been_asked_enough(self, session: SessionInfo, now: float) -> bool:
+        if self._own_state is not IdcState.DRAINING:
+            return False
+        if (session.uid, session.device) in self._closed:
+            return True
+        told = self._told.get(session.session)
+        return told is not None and told.times >= TIMES and now - told.at >= GONE_S
 
     def _leaving(self, policy: Policy, minority: bool) -> list[SessionInfo]:
         """Each session is judged once an epoch, and only so many a step: hashing thousands of uids

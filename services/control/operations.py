@@ -15,8 +15,8 @@ from imcore.runtime import Clock
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence
-from services.control.policy import POLICY_KEY, Policy, from_json, initial
 from services.control.rules import Change, Kind
+from services.policy.document import POLICY_KEY, Policy, from_json, initial
 
 log = logging.getLogger("im.control")
 audit_log = logging.getLogger("im.audit")
@@ -140,8 +140,10 @@ async def _record(
             State.RUNNING,
             running.started_ms,
         )
-        ended = decision.policy.operation is None
-        early = change.kind in (Kind.FAILOVER, Kind.UNDRAIN)
+        left = decision.policy.operation
+        ended = left is None or left.id != running.id
+        # The last: another operation took its place, by an override.
+        early = change.kind in (Kind.FAILOVER, Kind.UNDRAIN) or left is not None
         state = State.RUNNING if not ended else State.ENDED_EARLY if early else State.DONE
         writes.append((opened, state))
     if decision.operation and (running is None or decision.operation != running.id):

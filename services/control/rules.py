@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from imcore.region.model import Idc, Safety
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
-from services.control.policy import IdcState, Policy
+from services.policy.document import IdcState, Policy
+
+AHEAD_MS_MAX = 500
 
 
 class Blocker(NamedTuple):
@@ -143,6 +145,14 @@ def one_move_at_a_time(case: Case) -> Blocker | None:
     )
 
 
+def no_other_move(case: Case) -> Blocker | None:
+    """For what takes an IDC's own move back."""
+    running = case.policy.operation
+    if running is not None and running.idc == case.change.idc:
+        return None
+    return one_move_at_a_time(case)
+
+
 def freeze_window(case: Case) -> Blocker | None:
     for window in case.safety.freeze:
         start, end = _ms(window.start), _ms(window.end)
@@ -156,6 +166,12 @@ def freeze_window(case: Case) -> Blocker | None:
     return None
 
 
+def is_fresh(age_ms: int, limit_ms: int) -> bool:
+    """Evidence from the future is none: the judge's wall clock has stepped back since it was seen,
+    and how old it is nobody knows. A clock that is being slewed is forgiven a little."""
+    return -AHEAD_MS_MAX <= age_ms <= limit_ms
+
+
 def evidence_age(case: Case, needed: Iterable[str]) -> Blocker | None:
     limit = case.safety.evidence_age_ms_max
     ages = {}
@@ -164,7 +180,7 @@ def evidence_age(case: Case, needed: Iterable[str]) -> Blocker | None:
         ages[name] = case.now_ms - facts.at_ms if facts else None
     if case.change.kind == Kind.FAILOVER:
         ages |= {f"the vote of {vote.voter}": case.now_ms - vote.at_ms for vote in votes_of(case)}
-    old = {name: age for name, age in ages.items() if age is None or age > limit}
+    old = {name: age for name, age in ages.items() if age is None or not is_fresh(age, limit)}
     if not old:
         return None
     measured = ", ".join(
@@ -223,7 +239,7 @@ def votes_majority(case: Case) -> Blocker | None:
     fresh = [
         vote
         for vote in votes_of(case)
-        if case.now_ms - vote.at_ms <= case.safety.evidence_age_ms_max
+        if is_fresh(case.now_ms - vote.at_ms, case.safety.evidence_age_ms_max)
     ]
     needed = voters // 2 + 1
     if len(fresh) >= needed:

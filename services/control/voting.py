@@ -10,7 +10,7 @@ from imcore.errors import ImError
 from imcore.runtime import Clock
 from services.control.evidence import Vote
 from services.control.failover import Ballot
-from services.control.poll import Poller
+from services.policy.poll import Poller
 from services.ports import Registry
 
 log = logging.getLogger("im.control")

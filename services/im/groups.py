@@ -6,9 +6,10 @@ invitation: who knows it may join; a member may add others; everybody leaves for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from imcore.errors import Code, Refused
+from imcore.errors import Code, Refused, Unavailable
 from imcore.proto import client_pb2 as pb
 from imcore.words import is_group, valid_id
 from services.im.conversation import Conversation
@@ -18,9 +19,11 @@ from services.ports import Session
 if TYPE_CHECKING:
     from services.im.server import ImServer
 
+_NOT_DURABLE = (1 << 63) - 1  # a lsn that nobody holds
+
 
 async def _group(server: ImServer, name: str) -> tuple[Partition, Conversation]:
-    if not is_group(name) or not valid_id(name[2:]):
+    if not is_group(name):
         raise Refused(Code.BAD_REQUEST, "a group id is 'g:' and 1 to 64 characters")
     partition = server.partition(name)
     return partition, await partition.conversations.load(name)
@@ -35,7 +38,9 @@ async def _change(
     create: bool = False,
     name: str = "",
 ) -> pb.Response:
-    """Accepted once durable and folded here, so that the caller may send at once."""
+    """Answered once it is durable, folded here, so that the caller may send at once, and held by
+    another IDC: a membership has no outbox that would bring it back, and with it the loss of this
+    IDC would take the right to send what the members' outboxes bring."""
     head = conversation.heads.get(server.origin, 0)
     op = partition.sequencer.membership(
         conversation.id,
@@ -47,18 +52,54 @@ async def _change(
         create=create,
         name=name,
     )
-    record = await partition.append(op)
-    while partition.applier.applied().get(server.origin, 0) < record.lsn:
-        server.applied_changed.clear()
-        await server.applied_changed.wait()
+    joined = [(conversation.id, uid) for uid, member in changes if member]
+    server.granted.update(dict.fromkeys(joined, _NOT_DURABLE))  # before the fold makes it count
+    try:
+        record = await partition.append(op)
+    except BaseException:
+        for grant in joined:
+            server.granted.pop(grant, None)
+        raise
+    server.granted.update(dict.fromkeys(joined, record.lsn))
+    await _settled(server, session, partition, record.lsn)
+    for grant in joined:
+        if server.granted.get(grant) == record.lsn:
+            del server.granted[grant]
     return pb.Response(ok=pb.Ok(seq=op.seq))
+
+
+async def _settled(server: ImServer, session: Session, partition: Partition, lsn: int) -> None:
+    """Raises Unavailable when no other IDC holds it in time: it stands here, and asking again is
+    harmless."""
+    server.pushes.accepted(session, server.origin, partition.number, lsn)
+    deadline = server.clock.now() + server.policy.replicated_timeout_ms / 1000
+    folded = await server.folded(partition, server.origin, lsn, deadline)
+    if not folded or not await server.held_elsewhere(partition, lsn, deadline):
+        raise Unavailable("no other IDC holds the change of the group yet; ask again", 500)
+
+
+async def _as_before(
+    server: ImServer,
+    session: Session,
+    partition: Partition,
+    conversation: Conversation,
+    uids: Iterable[str],
+) -> pb.Response:
+    """What was asked for is so already, perhaps by a request whose answer did not come: then that
+    one's op may still be held here only."""
+    last = [events[-1] for uid in uids if (events := conversation.events.get(uid))]
+    if any(origin == server.origin for _, origin, _, _ in last):
+        lsn = partition.applier.applied().get(server.origin, 0)
+        await _settled(server, session, partition, lsn)
+    return pb.Response(ok=pb.Ok())
 
 
 async def create(server: ImServer, session: Session, request: pb.GroupCreate) -> pb.Response:
     partition, conversation = await _group(server, request.conversation)
     if conversation.exists:
         if conversation.is_member(session.uid):
-            return pb.Response(ok=pb.Ok())
+            uids = (session.uid, *request.members)
+            return await _as_before(server, session, partition, conversation, uids)
         raise Refused(Code.FORBIDDEN, f"the group {request.conversation} exists already")
     members = {session.uid, *request.members}
     _check_members(server, members, len(members))
@@ -85,7 +126,7 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
     changes = [(uid, True) for uid in sorted(joining - current)]
     changes += [(uid, False) for uid in sorted(leaving & current)]
     if not changes:
-        return pb.Response(ok=pb.Ok())
+        return await _as_before(server, session, partition, conversation, joining | leaving)
     return await _change(server, session, partition, conversation, changes)
 
 

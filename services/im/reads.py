@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Iterable, Sequence
 
@@ -138,6 +139,7 @@ async def changed_conversations(
         if len(rows) < SYNC_LIMIT:
             break
         start = rows[-1][0] + b"\0"
+        await asyncio.sleep(0)  # the embedded KV never suspends, and a user may have thousands
     prefix = keys.member_prefix(partition, uid)
     start = prefix + after.encode() + (b"\0" if after else b"")
     for key, _ in await kv.scan(start, keys.prefix_end(prefix), limit):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,19 +22,12 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.hlc import Hlc
+from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import Messages, WhenUnreplicated
+from imcore.region.model import Messages
 from imcore.runtime import Clock
-from imcore.words import (
-    Attested,
-    ClientKey,
-    Lane,
-    Origin,
-    direct_members,
-    is_group,
-    valid_id,
-)
-from services.im import entries, groups, reads
+from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
+from services.im import acks, entries, groups, known, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -44,13 +38,12 @@ from services.ports import Kv, Pushes, Reply, Session
 
 log = logging.getLogger("im.im")
 
-CLAIMS_MAX = 256
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_OUTBOX_HEADS_MAX = 1_000
 
 RouteFold = Callable[[Origin, Any], None]
 Signals = Callable[[str, tuple[str, ...], Origin, int], None]
+SealOf = Callable[[Origin, int], int | None]
 
 
 @dataclass(slots=True)
@@ -64,7 +57,9 @@ class Counters:
 @dataclass(slots=True)
 class ImServer:
     """``partitions`` must be open. ``suspended`` names origins whose IDC is out: their closed HLC
-    no longer holds back the stable watermark, and pulls say where they end."""
+    no longer holds back the stable watermark, and pulls say where they end; True: sealed, at
+    ``seal_of``. ``copies``: what other IDCs hold of each log, by (IDC, origin) and partition;
+    ``others``: how many other IDCs there are."""
 
     origin: Origin
     partitions: list[Partition]
@@ -79,11 +74,17 @@ class ImServer:
     signal: Signals
     voters: Callable[[], frozenset[Origin]]
     suspended: Callable[[], dict[Origin, bool]]
+    seal_of: SealOf
+    copies: Mapping[tuple[str, Origin], Mapping[int, int]]
+    others: int
     counters: Counters = field(default_factory=Counters)
     _stamp: pb.Stamp = field(default_factory=pb.Stamp)
     _queued: dict[Lane, deque[Callable[[], None]]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     applied_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    held_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
+    granted: dict[tuple[str, str], int] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------- common
 
@@ -105,6 +106,20 @@ class ImServer:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def until(
+        self, holds: Callable[[], bool], changed: asyncio.Event, deadline: float
+    ) -> bool:
+        """Wait for what ``changed`` announces; False: it did not come to hold by the deadline."""
+        while not holds():
+            left = deadline - self.clock.now()
+            if left <= 0:
+                return False
+            changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await changed.wait()
+        return True
 
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
         if request.HasField("seen"):
@@ -177,8 +192,8 @@ class ImServer:
         conversation = partition.conversations.get(send.conversation)
         if lane in self._queued or conversation is None:
             self._later(partition, lane, session, submission, done)
-        elif not self._may_send(conversation, session.uid):
-            reply(self.error(_not_a_member(send.conversation)))
+        elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
+            reply(self.error(refusal))
         elif not partition.submit(submission, done):
             self._later(partition, lane, session, submission, done)
 
@@ -188,8 +203,7 @@ class ImServer:
     def _submission(self, session: Session, send: pb.Send) -> Submission:
         if not valid_id(send.outbox) or send.cid < 1:
             raise Refused(Code.BAD_REQUEST, "a send needs an outbox id and a cid from 1")
-        if direct_members(send.conversation) is None and not is_group(send.conversation):
-            raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
+        check_conversation(send.conversation)
         if len(send.content) > self.policy.content_bytes_max:
             limit = self.policy.content_bytes_max
             raise Refused(Code.TOO_LARGE, f"a message holds at most {limit} bytes")
@@ -219,8 +233,19 @@ class ImServer:
                     claims.append(claim)
         return claims
 
-    def _may_send(self, conversation: Conversation, uid: str) -> bool:
-        return conversation.is_member(uid)
+    def _refusal(
+        self, partition: Partition, conversation: Conversation, uid: str
+    ) -> ImError | None:
+        """Why this user may not send there now. A member whose membership no other IDC holds must
+        wait: were this IDC lost, the others would refuse the message as a stranger's."""
+        if not conversation.is_member(uid):
+            return _not_a_member(conversation.id)
+        lsn = self.granted.get((conversation.id, uid)) if self.granted else None
+        if lsn is not None:
+            if not self.safe(partition, lsn):
+                return Unavailable("no other IDC knows of the membership yet; ask again", 100)
+            del self.granted[conversation.id, uid]
+        return None
 
     def _later(
         self,
@@ -236,8 +261,8 @@ class ImServer:
             conversation = partition.conversations.get(lane.conversation)
             if conversation is None:
                 done(Unavailable("the conversation cannot be read now; ask again", 50))
-            elif not self._may_send(conversation, session.uid):
-                done(_not_a_member(lane.conversation))
+            elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
+                done(refusal)
             elif not partition.submit(submission, done):
                 done(Unavailable("the conversation is being read; ask again", 20))
 
@@ -277,15 +302,14 @@ class ImServer:
             reply(response)
             return
         self._fill_ack(ack, partition, submission, outcome)
-        if not outcome.known:
-            self.counters.accepted += 1
-            self.pushes.accepted(session, self.origin, partition.number, outcome.lsn)
-        else:
+        if outcome.known:
             self.counters.known += 1
-            if not ack.replicated:
-                self.pushes.accepted(session, self.origin, partition.number, outcome.lsn)
-        if replicated and not ack.replicated:
-            self._reply_when_replicated(partition, outcome, response, reply)
+        else:
+            self.counters.accepted += 1
+        if not (outcome.known and ack.replicated):
+            self.pushes.accepted(session, self.origin, partition.number, outcome.lsn)
+        if replicated:
+            acks.when_replicated(self, partition, submission.key, outcome, response, reply)
         else:
             reply(response)
 
@@ -299,41 +323,14 @@ class ImServer:
         )  # fmt: skip
         ack.partition = partition.number
         ack.lsn = outcome.lsn
-        held = partition.replication.level(1)
-        ack.replicated = outcome.elsewhere or 0 < outcome.lsn <= held
-
-    def _reply_when_replicated(
-        self, partition: Partition, outcome: Accepted, response: pb.Response, reply: Reply
-    ) -> None:
-        """`replicated` before the ack; what happens when it cannot be had is the policy's word."""
-
-        def answer(held: bool) -> None:
-            response.send_ack.replicated = held
-            if not held and self.policy.when_unreplicated is WhenUnreplicated.REFUSE:
-                refusal = self.error(
-                    Refused(
-                        Code.NOT_REPLICATED, "no other IDC holds the message yet; send it again"
-                    )
-                )
-                refusal.error.retry_after_ms = 500
-                reply(refusal)
-                return
-            if not held:
-                self.counters.degraded += 1
-                response.send_ack.degraded = True
-                log.warning("an ack was degraded: no other IDC held lsn %d in time", outcome.lsn)
-            reply(response)
-
-        deadline = self.clock.now() + self.policy.replicated_timeout_ms / 1000
-        partition.replication.wait(outcome.lsn, deadline, answer)
+        ack.replicated = acks.leaves_outbox(partition, outcome)
 
     # -------------------------------------------------------------------------------- reads
 
     async def readable(self, session: Session, name: str) -> tuple[Partition, Conversation]:
         """The conversation, if this user is in it. Raises Refused."""
+        check_conversation(name)
         partition = self.partition(name)
-        if direct_members(name) is None and not is_group(name):
-            raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
         conversation = await partition.conversations.load(name)
         if not conversation.is_member(session.uid):
             raise _not_a_member(name)
@@ -354,6 +351,8 @@ class ImServer:
     async def _history(self, session: Session, history: pb.History) -> pb.Response:
         partition, conversation = await self.readable(session, history.conversation)
         before = place_of(history.before) if history.HasField("before") else None
+        if before is not None and before.origin.idc and not valid_id(before.origin.idc):
+            raise Refused(Code.BAD_REQUEST, "`before` names no valid origin")
         found, more = await reads.history(
             self.kv, partition.number, conversation, before, history.limit, self.keys
         )
@@ -370,13 +369,19 @@ class ImServer:
         state = reads.heads(conversation, self.stable(partition))
         pulled.heads.extend(state.heads)
         pulled.stable = state.stable
+        applied = partition.applier.applied()
         for origin, sealed in self.suspended().items():
             end = conversation.heads.get(origin, 0)
-            pulled.suspended.add(origin=origin_pb(origin), end=end, sealed=sealed)
+            # A client forgets what lies above the end of a sealed origin. So the end must be that
+            # of the seal: neither one that the fold has still to reach, nor one above it.
+            final = sealed and applied.get(origin, 0) == self.seal_of(origin, partition.number)
+            pulled.suspended.add(origin=origin_pb(origin), end=end, sealed=final)
         return response
 
     async def _read_cursor(self, session: Session, cursor: pb.ReadCursor) -> pb.Response:
         partition, _ = await self.readable(session, cursor.conversation)
+        if not valid_id(cursor.place.origin.idc):
+            raise Refused(Code.BAD_REQUEST, "a read cursor needs the place of a message")
         op = partition.sequencer.plain(cursor.conversation, self.clock.wall_ms(), session.seen_hlc)
         op.cursor.uid = session.uid
         op.cursor.place.CopyFrom(cursor.place)
@@ -395,34 +400,33 @@ class ImServer:
         await self._wait_applied(connect)
         if not session.pull_only:
             self._route(session, gone=False)
-        known = []
-        for head in connect.outbox[:_OUTBOX_HEADS_MAX]:
-            if not valid_id(head.outbox):
-                continue
-            partition = self.partition(head.conversation)
-            lane = Lane(session.uid, session.device, head.outbox, head.conversation)
-            cids = await partition.known_cids(lane, head.floor)
-            if cids:
-                known.append(pb.KnownCids(conversation=head.conversation, ranges=_ranges(cids)))
-        return known
+        return await known.of_outboxes(self.kv, self.partition, session, connect.outbox)
 
     async def _wait_applied(self, connect: pb.Connect) -> None:
         """What a move brought along must be folded before cids are judged; at most 500 ms."""
         deadline = self.clock.now() + MOVED_WAIT_S
         for moved in connect.moved_from:
-            if moved.partition >= len(self.partitions):
-                continue
-            applier = self.partitions[moved.partition].applier
-            origin = origin_of(moved.origin)
-            while applier.applied().get(origin, 0) < moved.lsn:
-                left = deadline - self.clock.now()
-                if left <= 0:
-                    return
-                self.applied_changed.clear()
-                try:
-                    await asyncio.wait_for(self.applied_changed.wait(), left)
-                except TimeoutError:
-                    return
+            if moved.partition < len(self.partitions):
+                await self.folded(
+                    self.partitions[moved.partition], origin_of(moved.origin), moved.lsn, deadline
+                )
+
+    async def folded(self, partition: Partition, origin: Origin, lsn: int, deadline: float) -> bool:
+        applied = partition.applier.applied
+        return await self.until(
+            lambda: applied().get(origin, 0) >= lsn, self.applied_changed, deadline
+        )
+
+    def safe(self, partition: Partition, lsn: int) -> bool:
+        """Whether at least one other IDC holds the own log up to lsn, or none is in service that
+        could: then waiting for one would protect nobody and stop everybody."""
+        return partition.replication.level(1) >= lsn or all(
+            origin.idc == self.origin.idc for origin in self.voters()
+        )
+
+    async def held_elsewhere(self, partition: Partition, lsn: int, deadline: float) -> bool:
+        """Whether it comes to be ``safe`` in time."""
+        return await self.until(lambda: self.safe(partition, lsn), self.held_changed, deadline)
 
     def disconnected(self, session: Session) -> None:
         if not session.pull_only:
@@ -472,6 +476,7 @@ class ImServer:
         """Another IDC holds the own log durably up to lsn."""
         partition = self.partitions[number]
         if partition.replication.peer_holds(idc, lsn):
+            self.held_changed.set()
             self.pushes.replicated(self.origin, number, partition.replication.level(1))
 
     def tick(self) -> None:
@@ -484,15 +489,11 @@ class ImServer:
             partition.put(op, lambda _: None)
 
 
+def check_conversation(name: str) -> None:
+    """Raises Refused. Before an id becomes part of a key, and before anything of it is logged."""
+    if not valid_conversation(name):
+        raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
+
+
 def _not_a_member(name: str) -> Refused:
     return Refused(Code.FORBIDDEN, f"not a member of {name}")
-
-
-def _ranges(cids: set[int]) -> list[pb.CidRange]:
-    ranges: list[pb.CidRange] = []
-    for cid in sorted(cids):
-        if ranges and ranges[-1].last == cid - 1:
-            ranges[-1].last = cid
-        else:
-            ranges.append(pb.CidRange(first=cid, last=cid))
-    return ranges

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from imcore.errors import Code, Refused
 from imcore.proto import client_pb2 as pb
+from imcore.words import valid_conversation
 from services.im import reads
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _page(server: ImServer, page: bytes) -> tuple[int, str, bytes]:
         after = page[_PAGE.size + size :].decode()
     except UnicodeDecodeError:
         token = b""
-    if len(token) != size:
+    if len(token) != size or (after and not valid_conversation(after)):
         raise Refused(Code.BAD_REQUEST, "the page is not one that this server gave out")
     return _PAGE.unpack_from(page)[0], after, token
 

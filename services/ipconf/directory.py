@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from imcore.runtime import Clock
-from services.control.poll import Poller
+from services.policy.poll import Poller
 from services.ports import Registry, Versioned
 
 log = logging.getLogger("im.ipconf")

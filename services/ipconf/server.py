@@ -20,13 +20,13 @@ from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims, verify
-from services.control.holder import PolicyHolder
 from services.ipconf.directory import Directory
 from services.ipconf.geo import Address, Shards, inside
 from services.ipconf.locate import Locator
 from services.ipconf.rank import Scored, rank
 from services.ipconf.reports import PER_REQUEST_MAX, Reports
 from services.ipconf.ticket import Ticket, mint
+from services.policy.holder import PolicyHolder
 
 log = logging.getLogger("im.ipconf")
 

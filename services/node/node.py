@@ -44,6 +44,7 @@ from services.mirror.serve import LogsService
 from services.node.admin import AdminService
 from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
+from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
 from services.node.identity import settle
 from services.node.peers import PeerService
@@ -72,6 +73,7 @@ class Node:
         self.rng = random.Random(secrets.randbits(64))
         self.disk = RealDisk()
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
+        self.median_clock = MedianClock(self.clock, self.hlc)
         self.routes = RouteTable()
         self.seals = Seals()
         self.gateways: list[Gateway] = []
@@ -178,7 +180,7 @@ class Node:
         )
         self.state = StateServer(
             self.config.keys,
-            self.clock,
+            self.median_clock,
             spec.client,
             self.stamp,
             lambda: self.traffic.epoch(),
@@ -337,6 +339,7 @@ class Node:
             origin, self.partitions, self.kv, self.config.keys, self.hlc, self.clock,
             spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
+            self.seals.of, self.progress.held, len(spec.idcs) - 1,
         )  # fmt: skip
         self.state.im, self.state.origin = self.im, origin
         self.state.load_checkpoint()

@@ -18,9 +18,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.control.controller import Controller
-from services.control.holder import PolicyHolder
 from services.control.mover import Mover
-from services.control.policy import IdcState
 from services.gateway.server import Gateway
 from services.ipconf import ticket
 from services.ipconf.directory import Directory
@@ -28,6 +26,8 @@ from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
 from services.node.config import split_address
+from services.policy.document import IdcState
+from services.policy.holder import PolicyHolder
 
 if TYPE_CHECKING:
     from services.node.node import Node
@@ -48,7 +48,7 @@ class Traffic:
         self._node = node
         self._idcs = [idc.name for idc in node.config.region.spec.idcs]
         self._live: dict[str, tuple[float, frozenset[str]]] = {}  # since when, gateways
-        self.holder = PolicyHolder(node.config.data / "policy.json")
+        self.holder = PolicyHolder(node.config.data / "policy.json", node.disk)
         self.directory = Directory({name: node.registries[name] for name in self._idcs}, node.clock)
         self.reports = Reports(self._idcs)
         self.controller = Controller(
@@ -85,7 +85,7 @@ class Traffic:
             self.directory,
             locator,
             self.reports,
-            node.clock,
+            node.median_clock,
             self.controller.in_minority,
         )
         host, port = split_address(config.idc.endpoints.ipconf)

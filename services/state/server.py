@@ -81,6 +81,12 @@ class StateServer(Outgoing):
         return [record.info() for record in self._table]
 
     def connected_count(self) -> int:
+        """Sessions with a connection. A pull-only connection is none: it is nobody's to move, so
+        an IDC that waited for it to go would never be drained."""
+        return sum(not record.pull_only for record in self._table.by_address.values())
+
+    def connections_count(self) -> int:
+        """Pull-only ones included."""
         return len(self._table.by_address)
 
     # ------------------------------------------------------------------- Sessions (gateways)
@@ -200,7 +206,7 @@ class StateServer(Outgoing):
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
         # if that one fails: `replaced` would forbid it.
-        reason = "moved" if former.moving else "replaced"
+        reason = "moved" if former.moves else "replaced"
         self._close_replaced(former.gateway, former.connection, reason)
 
     def _close_replaced(self, gateway: str, connection: int, reason: str = "replaced") -> None:
@@ -314,13 +320,35 @@ class StateServer(Outgoing):
         record = self._table.by_id(session)
         if record is None or not record.connected:
             return False
-        record.moving = True
+        record.moves += 1
         grace_ms = self._parameters.grace_ms
         event = pb.Event(stamp=self._stamp())
         event.move.resume_token = self._admission.resume_token(record, self.origin, grace_ms)
         event.move.within_ms = within_ms
         event.move.policy_epoch = policy_epoch
         self._emit([record], event)
+        return True
+
+    def close_after_move(self, session: str) -> bool:
+        """End the connection of a client that was told to move and has not gone: it would keep its
+        IDC from being drained for ever. The session stays for its grace, as after any loss, and the
+        reason sends the client to ipconf. False: it is not here (any more)."""
+        record = self._table.by_id(session)
+        if record is None or not record.connected:
+            return False
+        return self._drain(record)
+
+    def close_pull_only(self) -> int:
+        """End the side connections, which nobody tells to move; returns how many there were."""
+        found = [record for record in self._table.by_address.values() if record.pull_only]
+        return sum(self._drain(record) for record in found)
+
+    def _drain(self, record: Record) -> bool:
+        queue = self.gateways.get(record.gateway)
+        if queue is None:
+            return False
+        self.counters.drained += 1
+        queue.close(record.connection, "drained")
         return True
 
     def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:

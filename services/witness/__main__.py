@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import json
 import logging
+import random
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import uvloop
 
 from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
+from imcore.runtime import SystemClock
 from services.witness.witness import Witness
 
 
@@ -39,7 +42,14 @@ def _links(path: Path | None) -> dict[str, str]:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    witness = Witness(load_region(options.region), options.data, options.pki, _links(options.links))
+    witness = Witness(
+        load_region(options.region),
+        options.data,
+        options.pki,
+        _links(options.links),
+        SystemClock(),
+        random.Random(secrets.randbits(64)),
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, witness.stop)

@@ -8,8 +8,6 @@ import json
 import logging
 import os
 import random
-import secrets
-import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,17 +19,17 @@ from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
-from imcore.runtime import SystemClock
+from imcore.runtime import Clock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
-from services.control.holder import PolicyHolder
 from services.control.peer_calls import PeerCalls
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
+from services.policy.holder import PolicyHolder
 from services.ports import Registry
 
 log = logging.getLogger("im.witness")
@@ -91,20 +89,29 @@ class Witness:
     """``links``: at which address to dial each IDC, where that is not its own endpoint. Raises
     BadInput for a region without a witness."""
 
-    def __init__(self, region: Region, data: Path, pki: Path, links: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        region: Region,
+        data: Path,
+        pki: Path,
+        links: Mapping[str, str],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
         if region.spec.witness is None:
             raise BadInput("the region file has no spec.witness; nothing to run")
         self.name = region.spec.witness.name
-        self.clock = SystemClock()
-        self.holder = PolicyHolder(data / "policy.json")
+        self.clock = clock
+        self._disk = RealDisk()
+        self.holder = PolicyHolder(data / "policy.json", self._disk)
         self._address = region.spec.witness.peer
         self._region = region
         self._data = data
         self._pki = pki
         self._links = links
-        self._rng = random.Random(secrets.randbits(64))
+        self._rng = rng
         self._stopped = asyncio.Event()
-        self._started = time.monotonic()
+        self._started = clock.now()
         self._controller: Controller | None = None
 
     def stop(self) -> None:
@@ -121,7 +128,7 @@ class Witness:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
         store = await RegistryStore.open(
-            str(self._data / "registry"), RealDisk(), self.clock, self._rng
+            str(self._data / "registry"), self._disk, self.clock, self._rng
         )
         stack.push_async_callback(store.close)
         registries: dict[str, Registry] = {}
@@ -184,7 +191,7 @@ class Witness:
         return {
             "idc": self.name,
             "pid": os.getpid(),
-            "uptime_s": round(time.monotonic() - self._started, 1),
+            "uptime_s": round(self.clock.now() - self._started, 1),
             "serving": True,
             "policy": {
                 "epoch": policy.epoch if policy else 0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from imctl.target.local import Local
-from imctl.testing.cast import Cast
+from imctl.testing.cast import Actor, Cast, Couple
 from imctl.testing.lab import Edit, Lab
 
 Stage = Callable[..., AbstractAsyncContextManager[tuple[Lab, Cast]]]
+Chat = Callable[[Sequence[Couple], float], AbstractAsyncContextManager[None]]
 
 
 @pytest.fixture
@@ -36,3 +38,36 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
                 raise
 
     return staged
+
+
+@pytest.fixture
+def chat() -> Chat:
+    """``async with chat(couples, 100)``: so many messages a second, of everybody in turn. The loop
+    is open: nobody waits for an ack before the next message, so a device that is back shows it at
+    once. At the end no more are sent, and all that were are answered."""
+
+    @asynccontextmanager
+    async def chatting(couples: Sequence[Couple], rate: float) -> AsyncIterator[None]:
+        speakers: list[tuple[Actor, str]] = []
+        for couple in couples:
+            speakers += [(couple.here, couple.conversation), (couple.there, couple.conversation)]
+        sends: list[asyncio.Task[str | None]] = []
+
+        async def talk() -> None:
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            while True:
+                for actor, conversation in speakers:
+                    sends.append(asyncio.ensure_future(actor.send(conversation)))
+                    due += 1 / rate
+                    await asyncio.sleep(due - loop.time())
+
+        talking = asyncio.ensure_future(talk())
+        try:
+            yield
+        finally:
+            talking.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
+            await asyncio.gather(*sends)
+
+    return chatting

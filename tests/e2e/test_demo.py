@@ -34,7 +34,7 @@ def region(tmp_path: Path, unused_tcp_port_factory) -> Path:
     return path
 
 
-def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path) -> None:
+def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path, figures) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
         [IMCTL, "demo", "--region", region, "--out", out, "--victim", "iad", *SMALL],
@@ -46,6 +46,9 @@ def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path) -> None:
     )
     print(done.stdout)
     report = json.loads((out / "report.json").read_text())
+    for promise in report["promises"]:
+        kept = "" if promise["ok"] else ", missed"
+        figures(promise["name"], f"{promise['measured']} (limit {promise['limit']}{kept})")
     missed = [promise for promise in report["promises"] if not promise["ok"]]
     assert all(promise["repeatable"] for promise in missed), done.stdout + done.stderr
     assert report["ok"] == (not missed) and report["subject"]["victim"] == "iad"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,38 +48,23 @@ async def test_a_disk_that_is_full_by_the_fault_api(stage) -> None:
         await asyncio.gather(*sends)
 
 
-@contextmanager
-def small_disk(path: Path) -> Iterator[None]:
-    path.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(path)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a small tmpfs cannot be mounted: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-async def test_a_small_tmpfs_that_fills_up(stage, tmp_path) -> None:
+async def test_a_small_tmpfs_that_fills_up(stage, tmp_path, mount_tmpfs) -> None:
     disk = tmp_path / "deployment" / "fra" / "data"
-    with small_disk(disk):
-        async with stage() as (lab, cast):
-            couples = await cast.couples(6, "fra", "iad", "sin")
-            filler = disk / "filler"
-            room = os.statvfs(disk)
-            filler.write_bytes(bytes(room.f_bavail * room.f_frsize - LEFT_BYTES))
-            sends = [
-                asyncio.ensure_future(c.here.burst(c.conversation, 60, "x" * 8_000))
-                for c in couples
-            ]
+    mount_tmpfs(disk, DISK)
+    async with stage() as (lab, cast):
+        couples = await cast.couples(6, "fra", "iad", "sin")
+        filler = disk / "filler"
+        room = os.statvfs(disk)
+        filler.write_bytes(bytes(room.f_bavail * room.f_frsize - LEFT_BYTES))
+        sends = [
+            asyncio.ensure_future(c.here.burst(c.conversation, 60, "x" * 8_000)) for c in couples
+        ]
 
-            async def free() -> None:
-                filler.unlink()
+        async def free() -> None:
+            filler.unlink()
 
-            await full_then_free(lab, cast, couples, free)
-            await asyncio.gather(*sends)
+        await full_then_free(lab, cast, couples, free)
+        await asyncio.gather(*sends)
 
 
 def fullest(data: Path, origin: str) -> tuple[int, Path]:

@@ -15,7 +15,7 @@ UNMIRRORED_MIN = 500
 VICTIM, SURVIVORS = "fra", ["iad", "sin"]
 
 
-async def test_a_lost_disk_loses_no_acked_message(stage) -> None:
+async def test_a_lost_disk_loses_no_acked_message(stage, figures) -> None:
     async with stage() as (lab, cast):
         couples = await cast.couples(10, VICTIM, *SURVIVORS)
 
@@ -26,7 +26,7 @@ async def test_a_lost_disk_loses_no_acked_message(stage) -> None:
         cast.recorder.fault(VICTIM, "killed")
         held = {idc: (await lab.status(idc))["held"]["fra.1"] for idc in SURVIVORS}
         alone = disklog.above(lab.data(VICTIM), "fra.1", held) & cast.acked.keys()
-        print(f"{len(alone)} acked messages were held by {VICTIM} alone when its disk was wiped")
+        figures(f"acked messages held by {VICTIM} alone when its disk was wiped", len(alone))
         assert len(alone) >= UNMIRRORED_MIN
         lab.wipe(VICTIM)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from imctl.testing.lab import Lab
 pytestmark = pytest.mark.e2e
 
 WRITES_MIN = 1_000
+SENT = WRITES_MIN * 11 // 10  # a client that has to connect again may be counted at neither side
 COUPLES = 10
 LONG_S = 600.0
 PAUSE_S = 2.0  # between the bursts of the long run
+
+Figures = Callable[[str, object], None]
 
 
 def long_hold(spec: dict[str, Any]) -> None:
@@ -24,8 +28,10 @@ def long_hold(spec: dict[str, Any]) -> None:
     spec["safety"] = {"hold_ms": 3_600_000}
 
 
-async def both_write(cast: Cast, couples: list[Couple], count: int, seconds: float = 0.0) -> None:
-    """Both ends of every conversation send at once; prints and checks how much each IDC took."""
+async def both_write(
+    cast: Cast, couples: list[Couple], count: int, figures: Figures, seconds: float = 0.0
+) -> None:
+    """Both ends of every conversation send at once; shows and checks how much each IDC took."""
     before = set(cast.acked)
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
@@ -37,8 +43,10 @@ async def both_write(cast: Cast, couples: list[Couple], count: int, seconds: flo
             break
         await asyncio.sleep(PAUSE_S)
     taken = Counter(cast.acked_at[tag] for tag in cast.acked.keys() - before)
-    print(f"writes during the partition: {dict(taken)}")
-    for idc in {actor.idc for c in couples for actor in (c.here, c.there)}:
+    sides = sorted({actor.idc for c in couples for actor in (c.here, c.there)})
+    for idc in sides:
+        figures(f"writes at {idc} during the partition", taken[idc])
+    for idc in sides:
         assert taken[idc] >= WRITES_MIN
 
 
@@ -51,24 +59,24 @@ async def heals_clean(lab: Lab, cast: Cast) -> None:
     await lab.converged()
 
 
-async def test_two_idcs_cut_from_each_other(stage) -> None:
+async def test_two_idcs_cut_from_each_other(stage, figures) -> None:
     async with stage() as (lab, cast):
         couples = await cast.couples(COUPLES, "iad", "sin")
         await cast.couples(1, "fra", "sin")
         await lab.cut("iad", "sin")
-        await both_write(cast, couples, WRITES_MIN // COUPLES)
+        await both_write(cast, couples, SENT // COUPLES, figures)
         # Neither is declared failed: the third reaches both, so no majority accuses one.
         assert [await lab.policy_state(idc) for idc in lab.idcs] == ["active"] * 3
         await heals_clean(lab, cast)
 
 
-async def test_one_idc_cut_from_both_others(stage) -> None:
+async def test_one_idc_cut_from_both_others(stage, figures) -> None:
     async with stage(long_hold) as (lab, cast):
         couples = await cast.couples(COUPLES, "sin", "iad", "fra")
         other = await cast.couples(COUPLES // 2, "iad", "fra")
         await lab.isolate("sin")
         hashes = await lab.hashes()
-        await both_write(cast, couples, WRITES_MIN // COUPLES * 2)
+        await both_write(cast, couples, SENT // COUPLES * 2, figures)
         await asyncio.gather(*(c.here.burst(c.conversation, 10) for c in other))
         during = await lab.hashes()
         assert during["sin"] != during["fra"]
@@ -78,9 +86,9 @@ async def test_one_idc_cut_from_both_others(stage) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("isolated", [False, True], ids=["pair", "isolated"])
-async def test_ten_minutes(stage, isolated: bool) -> None:
+async def test_ten_minutes(stage, figures, isolated: bool) -> None:
     async with stage(long_hold) as (lab, cast):
         couples = await cast.couples(COUPLES, "sin", "iad")
         await (lab.isolate("sin") if isolated else lab.cut("iad", "sin"))
-        await both_write(cast, couples, 5, LONG_S)
+        await both_write(cast, couples, 5, figures, LONG_S)
         await heals_clean(lab, cast)

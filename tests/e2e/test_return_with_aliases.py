@@ -16,7 +16,7 @@ VICTIM, SURVIVORS = "fra", ["iad", "sin"]
 
 
 async def test_messages_sent_again_elsewhere_are_shown_once_when_the_first_copies_return(
-    stage,
+    stage, figures
 ) -> None:
     async with stage() as (lab, cast):
         couples = await cast.couples(6, VICTIM, *SURVIVORS)
@@ -44,7 +44,7 @@ async def test_messages_sent_again_elsewhere_are_shown_once_when_the_first_copie
         again = disklog.tags(lab.data("iad"), "iad.1") | disklog.tags(lab.data("sin"), "sin.1")
         returned = disklog.tags(lab.data("iad"), "fra.1") & disklog.tags(lab.data("sin"), "fra.1")
         aliases = alone & again & returned
-        print(f"{len(aliases)} messages stand in two logs: {VICTIM}'s and a survivor's")
+        figures(f"messages that stand in two logs, {VICTIM}'s and a survivor's", len(aliases))
         assert len(aliases) >= ALIASES_MIN
 
         await lab.all_active()

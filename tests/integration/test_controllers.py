@@ -21,18 +21,18 @@ from services.control import evaluate, follow
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller
 from services.control.evaluate import Decision
-from services.control.holder import PolicyHolder
 from services.control.operations import (
     State,
     commit,
     operation_from_json,
     operation_key,
 )
-from services.control.policy import IdcState
 from services.control.rules import Change, Kind
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
+from services.policy.document import IdcState
+from services.policy.holder import PolicyHolder
 
 IDCS = ("fra", "iad", "sin")
 SOON_S = 8.0
@@ -68,6 +68,7 @@ class Idc:
         self.region = region
         self.folder = folder
         self.offset_ms = 0
+        self.policy_disk = RealDisk()
         self.peers: dict[str, Idc] = {}
         self.store: RegistryStore
 
@@ -89,7 +90,7 @@ class Idc:
         rng = random.Random(self.name)
         self.proposer = Proposer(registries, self.name, self.clock, rng)
         self.directory = Directory(registries, self.clock)
-        self.holder = PolicyHolder(self.folder / f"{self.name}.json")
+        self.holder = PolicyHolder(self.folder / f"{self.name}.json", self.policy_disk)
         self.controller = Controller(
             self.name,
             self.region,
@@ -257,6 +258,23 @@ async def test_a_minority_knows_itself_and_keeps_its_policy(tmp_path: Path) -> N
         assert fra.controller.alarms()
         iad.down = sin.down = False
         await until(lambda: not fra.controller.in_minority() and not fra.holder.stale)
+
+
+async def test_a_full_disk_makes_a_policy_stale_and_never_silently_old(tmp_path: Path) -> None:
+    async with running(tmp_path) as idcs:
+        fra, iad, _ = (idcs[name] for name in IDCS)
+        await until(lambda: len(iad.controller.evidence().idcs) == 3 and not fra.holder.stale)
+        fra.policy_disk.faults.full = True
+        decision = await iad.submit(Kind.CORDON, "sin", "1")
+        assert decision.policy is not None, decision.sentence
+        await until(lambda: fra.holder.stale)
+        assert fra.state("sin") is IdcState.ACTIVE
+        (alarm,) = fra.controller.alarms()
+        assert "epoch 2 cannot be kept" in alarm and "disk is full" in alarm
+        fra.policy_disk.faults.full = False
+        await until(lambda: fra.state("sin") is IdcState.CORDONED)
+        assert not fra.holder.stale
+        assert fra.controller.alarms() == []
 
 
 async def test_clocks_are_compared(tmp_path: Path) -> None:

@@ -66,6 +66,44 @@ def test_a_paused_process_is_seen_and_can_be_stopped(child: subprocess.Popen[byt
     assert child.wait(2) == -signal.SIGTERM
 
 
+def test_pause_and_resume_are_faults_with_a_guard_and_an_audit(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    """They were bare signals: any deployment could be frozen, and nothing told who did it."""
+    identity = identity_of(child)
+    region = str(REGIONS / "three-idc.yaml")
+    environment = {**os.environ, "IMCTL_DATA": str(tmp_path)}
+
+    def imctl(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("imctl"), command, "fra"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+
+    RunFile(region, False, "127.0.0.1:1", {"fra": identity}).write(tmp_path)
+    for command in ("pause", "resume"):
+        refused = imctl(command)
+        assert refused.returncode == 3
+        assert refused.stderr.startswith("error: faults are off")
+    assert process.state(identity) == "running"
+
+    RunFile(region, True, "127.0.0.1:1", {"fra": identity}).write(tmp_path)
+    assert imctl("pause").returncode == 0
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    assert process.state(identity) == "paused"
+    assert imctl("resume").returncode == 0
+    assert process.state(identity) == "running"
+
+    rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == ["refused", "refused", "done", "done"]
+    assert {row["fault"] for row in rows} == {"fra"}
+    assert "SIGSTOP" in rows[2]["sentence"]
+
+
 def test_a_process_that_ignores_sigterm_is_killed() -> None:
     code = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"

@@ -10,7 +10,7 @@ import pytest
 from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters
-from imcore.tokens import Claims, mint
+from imcore.tokens import LEEWAY_MS, Claims, mint
 from imcore.words import Origin
 from services.state.testing import Front
 
@@ -57,7 +57,8 @@ async def test_a_bad_token_is_refused_with_a_code_and_closed(token):
 async def test_an_expired_token_is_refused():
     async with Front(KEYS) as front:
         client = await front.dial()
-        token = mint(KEYS, Claims("ann", "phone", front.clock.wall_ms())).encode()
+        expired_ms = front.clock.wall_ms() - LEEWAY_MS
+        token = mint(KEYS, Claims("ann", "phone", expired_ms)).encode()
         response = await client.ask(pb.Request(connect=pb.Connect(token=token)))
         assert response.error.code == "unauthenticated"
 
@@ -166,6 +167,27 @@ async def test_a_newer_connection_in_another_idc_replaces_the_one_here():
         assert front.state.sessions() == []
 
 
+async def test_a_client_that_does_not_go_when_it_is_told_to_is_closed():
+    async with Front(KEYS) as front:
+        client, ok = await front.connect("ann", epoch=5)
+        assert not front.state.close_after_move("unknown")
+        assert front.state.move(ok.session, 0, 13) and front.state.close_after_move(ok.session)
+        assert (await client.event("close")).close.reason == "drained"
+        await client.gone()
+        await until(lambda: front.state.connected_count() == 0)
+        assert not front.state.close_after_move(ok.session)
+        # Nothing of the session is lost by it: it goes on.
+        _, again = await front.connect("ann", epoch=6, resume_token=ok.resume_token)
+        assert again.resumed
+
+
+async def test_a_pull_only_connection_alone_is_no_session_that_a_drain_waits_for():
+    async with Front(KEYS) as front:
+        await front.connect("ann", epoch=0, mode=pb.CONNECT_MODE_PULL_ONLY)
+        assert front.state.connections_count() == 1
+        assert front.state.connected_count() == 0
+
+
 async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothing():
     async with Front(KEYS) as front:
         main, _ = await front.connect("ann", epoch=5)
@@ -175,9 +197,19 @@ async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothi
         pulled = await side.ask(pb.Request(pull=pb.Pull(conversation=CONVERSATION)))
         assert len(pulled.pull_ok.entries) == 1 and side.events.empty()
         assert [session.device for session in front.state.sessions()] == ["phone"]
+        assert (front.state.connected_count(), front.state.connections_count()) == (1, 2)
         side.abort()
-        await until(lambda: front.state.connected_count() == 1)
+        await until(lambda: front.state.connections_count() == 1)
         assert front.im.over == []
+
+
+async def test_pull_only_connections_are_closed_apart_from_sessions():
+    async with Front(KEYS) as front:
+        main, _ = await front.connect("ann", epoch=5)
+        side, _ = await front.connect("bob", epoch=0, mode=pb.CONNECT_MODE_PULL_ONLY)
+        assert front.state.close_pull_only() == 1
+        assert (await side.event("close")).close.reason == "drained"
+        assert not (await main.ask(heartbeat())).HasField("error")
 
 
 # ------------------------------------------------------------------------------- resume

@@ -25,11 +25,12 @@ from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.control.caspaxos import Proposer
-from services.control.policy import POLICY_KEY, from_json
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
+from services.policy.document import POLICY_KEY, from_json
 from services.ports import Registry
+from services.state.testing import FastClock
 from services.witness.witness import Witness
 
 REGIONS = Path(__file__).parents[2] / "regions"
@@ -90,9 +91,10 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
     pki.init(pki_dir, dict.fromkeys(names, ()), datetime.now(UTC))
     ports = dict(zip(("fra", "dub", "witness"), free_ports(3), strict=True))
     region = region_at(ports)
-    witness = Witness(region, tmp_path / "witness", pki_dir, {})
+    witness = Witness(region, tmp_path / "witness", pki_dir, {}, FastClock(2), random.Random(1))
     running = asyncio.create_task(witness.run())
     clock = SystemClock()
+    began = clock.now()
     async with (
         idc_registry("fra", f"127.0.0.1:{ports['fra']}", tmp_path, pki_dir) as fra,
         idc_registry("dub", f"127.0.0.1:{ports['dub']}", tmp_path, pki_dir) as dub,
@@ -125,6 +127,7 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
 
                 admin = rpc.AdminStub(channels["admin"]["witness"])
                 status = json.loads((await admin.Status(peer.StatusRequest())).json)
+                assert status["uptime_s"] > 1.5 * (clock.now() - began)  # by its own clock
                 assert set(status["registries"]) == {"fra", "dub", "witness"}
                 with pytest.raises(grpc.aio.AioRpcError, match="PERMISSION_DENIED"):
                     await rpc.AdminStub(channels["fra"]["witness"]).Status(peer.StatusRequest())
@@ -143,7 +146,14 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
 
 def test_a_region_without_a_witness_is_refused(tmp_path: Path, pki_dir: Path) -> None:
     with pytest.raises(BadInput, match="witness"):
-        Witness(load_region(REGIONS / "three-idc.yaml"), tmp_path, pki_dir, {})
+        Witness(
+            load_region(REGIONS / "three-idc.yaml"),
+            tmp_path,
+            pki_dir,
+            {},
+            SystemClock(),
+            random.Random(1),
+        )
 
 
 async def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Random interleavings of the rules of docs/architecture.md, on the real cores.
 
-Real: sequencer, fold, the SDK's outbox and view, attestation, HLC. Simulated, in virtual time
+Real: sequencer, fold, the SDK's outbox and view, attestation, HLC. Some messages are refused for
+good. Simulated, in virtual time
 from one seed: three IDCs' logs with what is durable and what is not, mirrors and relays, cut
 links, lost acks, crashes back to what was synced, skewed clocks, clients that move, one IDC lost
 for good, and one that comes back wiped as a new incarnation while another was cut off.
 
-A failing seed reproduces exactly: ``run(seed)``. Each rule that can be left out has a named case
-that shows that the simulation would find it missing.
+A failing seed reproduces exactly: ``run(seed)``. Each of ``ALL_RULES`` has a named case that shows
+that the simulation would find it missing. ``place`` is left out together with ``claims``, which
+would make up for it; and ``floor`` has a case of its own instead of a seed, because all that it
+does is to let a sender go on before the links are mended, and every run ends with that.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import pytest
 
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_of, attested_pb, origin_of, place_of, stamp_of, stamp_pb
+from imcore.errors import Code
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -46,6 +51,7 @@ from services.sdk.core.seen import Seen
 from services.sdk.core.view import View, key_text
 
 GROUP = "g:sim"
+TOO_LARGE = b"too large: "
 IDCS = ("fra", "iad", "sin")
 REGION_KEYS = RegionKeys({1: b"k" * 32}, 1)
 ALL_RULES = frozenset({"relay", "hlc", "floor", "place", "durable", "claims", "reoffer", "seal"})
@@ -161,6 +167,11 @@ class SimIdc:
         }
 
     def send(self, uid: str, send: pb.Send, seen: pb.Stamp, wall_ms: int, ack: Ack) -> None:
+        if send.content.startswith(TOO_LARGE):  # judged before its cid is looked at
+            response = self._response()
+            response.error.code = Code.TOO_LARGE
+            ack(response)
+            return
         key = ClientKey(uid, "phone", send.outbox, GROUP, send.cid)
         digest = content_hash(send.content)
         placed = attested_of(send.placed) if send.HasField("placed") else None
@@ -291,13 +302,14 @@ class SimClient:
 
     def __init__(self, uid: str, idc: str, rules: frozenset[str]) -> None:
         self.uid, self.idc, self.rules = uid, idc, rules
-        self.outbox = Outbox(f"{uid}-1", lambda: f"{uid}-2")
+        self._outboxes = count(2)
+        self.outbox = Outbox(f"{uid}-1", lambda: f"{uid}-{next(self._outboxes)}", window=8)
         self.view = View(GROUP, (uid, "phone"), self._told)
         self.seen = Seen()
         self.connection = 0
         self.broken = False
-        self.composed: list[ClientKey] = []
-        self.questions: dict[ClientKey, list[str]] = {}
+        self.composed: list[Entry] = []  # their keys change when a lane is given up
+        self.questions: list[tuple[Entry, list[str]]] = []
         self.acked: set[ClientKey] = set()
         self.shown: list[str] = []
         self.twice: list[str] = []
@@ -317,11 +329,18 @@ class SimClient:
             self.shown.insert(event.to_index, event.key)
 
     def compose(self) -> None:
-        entry = self.outbox.compose(GROUP, f"{self.uid} {len(self.composed)}".encode(), 0)
+        number = len(self.composed)
+        content = TOO_LARGE if number % 5 == 3 else b""
+        entry = self.outbox.compose(GROUP, content + f"{self.uid} {number}".encode(), 0)
+        self.store()
+        self.composed.append(entry)
+        self.questions.append((entry, list(self.shown)))
+
+    def store(self) -> None:
         self.outbox.written(self.outbox.take_batch()[1])
-        key = ClientKey(self.uid, "phone", entry.lane.outbox, GROUP, entry.cid)
-        self.composed.append(key)
-        self.questions[key] = list(self.shown)
+
+    def key(self, entry: Entry) -> ClientKey:
+        return ClientKey(self.uid, "phone", entry.lane.outbox, GROUP, entry.cid)
 
     def connect(self, idc: str) -> None:
         self.connection += 1
@@ -333,6 +352,7 @@ class SimClient:
             self.outbox.connected()
         else:
             self.outbox.disconnected()
+        self.store()
 
     def offers(self, idc: SimIdc, wall_ms: int, lossy: Callable[[], bool]) -> None:
         for entry in self.outbox.offers():
@@ -348,7 +368,7 @@ class SimClient:
             if entry.placed is not None:
                 send.placed.CopyFrom(entry.placed)
             connection, serving = self.connection, idc.origin
-            key = ClientKey(self.uid, "phone", entry.lane.outbox, GROUP, entry.cid)
+            key = self.key(entry)
             # A connection breaks as a whole: what comes after a lost ack is lost too.
             self.broken = self.broken or lossy()
             lost = self.broken
@@ -376,6 +396,10 @@ class SimClient:
         serving: Origin,
     ) -> None:
         self.seen.observe(response)
+        if response.HasField("error"):
+            self.outbox.refused(entry)
+            self.store()
+            return
         ack = response.send_ack
         self.outbox.answered(entry, ack, serving)
         if ack.outcome != pb.SendAck.WANT:
@@ -383,7 +407,7 @@ class SimClient:
             self.view.own(ack.placed, entry.content, 0)
             if ack.outcome == pb.SendAck.ACCEPTED:
                 self.view.claimed(claims)
-        self.outbox.take_batch()
+        self.store()
 
     def claim(self, idc: SimIdc, wall_ms: int) -> None:
         if "claims" in self.rules and (claims := self.view.claims()):
@@ -461,7 +485,7 @@ class Region:
                 strict = "durable" in self.rules
                 held = other.durable(idc.origin) if strict else len(other.logs.get(idc.origin, ()))
                 client.outbox.replicated(idc.origin, 0, held)
-                client.outbox.take_batch()
+                client.store()
 
     # -------------------------------------------------------------------------------- steps
 
@@ -578,11 +602,12 @@ def violations(region: Region) -> set[str]:
             at = {key: index for index, key in enumerate(order)}
             if any(key_text(key) not in at for key in client.acked):
                 found.add("an acked message is missing")
-            own = [at[key_text(key)] for key in client.composed if key_text(key) in at]
+            names = [key_text(client.key(entry)) for entry in client.composed]
+            own = [at[name] for name in names if name in at]
             if own != sorted(own):
                 found.add("a sender's own order is inverted")
-            for key, questions in client.questions.items():
-                answer = at.get(key_text(key))
+            for entry, questions in client.questions:
+                answer = at.get(key_text(client.key(entry)))
                 if answer is not None and any(at.get(q, -1) > answer for q in questions):
                     found.add("an answer stands before its question")
     return found
@@ -612,28 +637,59 @@ def found_without(rules: set[str], seeds: range) -> set[str]:
     return next((found for seed in seeds if (found := run(seed, ALL_RULES - rules))), set())
 
 
+def stuck_while_cut(rules: frozenset[str]) -> bool:
+    """A message is replicated, so its sender forgets it; then the sender comes to an IDC that was
+    cut off before it got there. Whether it cannot send until the link is mended."""
+    region = Region(0, rules)
+    fra, iad, sin = (region.idcs[name] for name in IDCS)
+    ann = region.clients[0]
+    ann.connect("fra")
+    ann.compose()
+    ann.offers(fra, region.wall_ms, lambda: False)
+    fra.sync()
+    region.mirror(fra, iad, fra.origin, 1)
+    iad.sync()
+    region.notify(ann)
+    assert not len(ann.outbox)
+    ann.connect("sin")
+    ann.compose()
+    ann.offers(sin, region.wall_ms, lambda: False)
+    sin.sync()
+    return ann.key(ann.composed[-1]) not in ann.acked
+
+
+# Two rules are needed by few interleavings: their search starts near a seed that shows it. A change
+# of the cores may change which seed that is; then the search goes on (a minute), and passes.
+LEFT_OUT: list[tuple[set[str], str, range]] = [
+    ({"relay"}, "replicas differ for ever", range(1_000)),  # rule 3
+    ({"durable"}, "replicas differ for ever", range(1_000)),  # rules 3, 4
+    ({"hlc"}, "an answer stands before its question", range(5_600, 16_000)),  # rule 10
+    ({"seal"}, "a view differs from the replicas' order", range(1_000, 12_000)),  # rule 7
+    ({"place", "claims"}, "an answer stands before its question", range(1_000)),  # rule 12
+    ({"claims"}, "a view differs from the replicas' order", range(1_000)),  # rule 12
+    ({"reoffer"}, "a sender is stuck", range(1_000)),  # rule 11
+]
+
+
 @pytest.mark.parametrize(
-    ("rules", "breaks"),
-    [
-        ({"relay"}, "replicas differ for ever"),  # rule 3
-        ({"durable"}, "replicas differ for ever"),  # rules 3, 4
-        ({"place", "claims"}, "an answer stands before its question"),  # rule 12
-        ({"claims"}, "a view differs from the replicas' order"),  # rule 12
-        ({"reoffer"}, "a sender is stuck"),  # rule 11
-    ],
-    ids=["relay", "durable copies", "places", "carried places", "offered again"],
+    ("rules", "breaks", "seeds"),
+    LEFT_OUT,
+    ids=["relay", "durable", "carried HLC", "seals", "places", "carried places", "offered again"],
 )
-def test_leaving_a_rule_out_is_found(rules: set[str], breaks: str) -> None:
-    assert breaks in found_without(rules, range(1_000))
+def test_leaving_a_rule_out_is_found(rules: set[str], breaks: str, seeds: range) -> None:
+    assert breaks in found_without(rules, seeds)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("rules", [{"hlc"}, {"seal"}], ids=["carried HLC", "seals"])
-def test_leaving_a_rarer_rule_out_is_found(rules: set[str]) -> None:
-    assert found_without(rules, range(12_000))
+def test_leaving_the_floor_out_is_found() -> None:  # rule 11
+    assert not stuck_while_cut(ALL_RULES)
+    assert stuck_while_cut(ALL_RULES - {"floor"})
 
 
 @pytest.mark.nightly
 def test_no_interleaving_of_many_loses_doubles_or_reorders() -> None:
     bad = {seed: found for seed in range(2_000, 40_000) if (found := run(seed))}
     assert bad == {}
+
+
+def test_every_rule_is_left_out_once() -> None:
+    assert {"floor"}.union(*(rules for rules, _, _ in LEFT_OUT)) == ALL_RULES

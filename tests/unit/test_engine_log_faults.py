@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -197,15 +197,11 @@ async def test_closing_writes_what_was_taken_and_takes_nothing_more(tmp_path: Pa
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, mount_tmpfs: Callable[[Path, str], None]) -> Path:
     """A real file system of 1 MiB."""
     folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root with the right to mount")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    mount_tmpfs(folder, "1m")
+    return folder
 
 
 async def test_a_really_full_disk(small_disk: Path) -> None:

@@ -12,8 +12,15 @@ from imcore.region.load import load_region
 from imcore.region.model import FreezeWindow, Region
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Mark, Vote, facts_from_status
-from services.control.policy import IdcPolicy, IdcState, Policy, from_json, initial
 from services.control.rules import Change, Kind
+from services.policy.document import (
+    IdcPolicy,
+    IdcState,
+    OperationRef,
+    Policy,
+    from_json,
+    initial,
+)
 
 NOW = 1_700_000_000_000
 REGIONS = Path(__file__).parents[2] / "regions"
@@ -153,6 +160,17 @@ def test_each_rule_passes_at_its_limit() -> None:
     committed(decide(change(Kind.DRAIN, expect_epoch=7), on=on, within=limits))
 
 
+@pytest.mark.parametrize(("ahead_ms", "refused"), [(500, False), (501, True), (60_000, True)])
+def test_evidence_from_the_future_is_none(ahead_ms: int, refused: bool) -> None:
+    """The judge's clock stepped back: however old the evidence was, its age came out negative."""
+    on = evidence(iad=facts("iad", at_ms=NOW + ahead_ms))
+    found = blocked_by(decide(change(Kind.DRAIN), on=on))
+    assert found == ({"evidence-age"} if refused else set())
+    votes = [Vote(voter, "fra", 90_000, NOW + ahead_ms) for voter in ("iad", "sin")]
+    found = blocked_by(decide(change(Kind.FAILOVER), on=replace(evidence(), votes=votes)))
+    assert found == ({"evidence-age", "votes-majority"} if refused else set())
+
+
 def test_one_override_names_one_rule_and_is_recorded() -> None:
     strict = region(active_idcs_min=3, replication_lag_ms_max=50)
     over = change(Kind.DRAIN, overrides=("active-idcs-min",))
@@ -283,6 +301,46 @@ def test_traffic_returns_in_steps_and_only_to_an_idc_that_has_caught_up(
     assert ten.operation is not None
     full = committed(decide(change(Kind.RAMP, request_id="r3", ramp=100), ten))
     assert full.operation is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [(Kind.UNCORDON, IdcState.CORDONED), (Kind.UNDRAIN, IdcState.DRAINING)],
+)
+def test_what_moves_clients_back_is_judged_like_what_moves_them_away(
+    kind: str, state: IdcState
+) -> None:
+    """Both had no rules at all: clients moved in a freeze window, and beside another move."""
+    frozen = region(
+        freeze=[FreezeWindow(start="2023-11-01T00:00:00Z", end="2023-12-01T00:00:00Z")],
+        replication_lag_ms_max=50,
+    )
+    there = policy(fra=state)
+    other = replace(there, operation=OperationRef("x", Kind.DRAIN, "iad", "", "", "", 0))
+    on = evidence(sin=facts("sin", at_ms=NOW - 2_001))
+    assert blocked_by(decide(change(kind), other, on, frozen)) == {
+        "freeze-window",
+        "replication-lag",
+        "one-move-at-a-time",
+        "evidence-age",
+    }
+    own = replace(there, operation=OperationRef("x", Kind.DRAIN, "fra", "", "", "", 0))
+    assert committed(decide(change(kind), own)).state("fra") is IdcState.ACTIVE
+
+
+@pytest.mark.parametrize("state", [IdcState.FAILED, IdcState.DRAINED])
+def test_an_idc_without_clients_can_be_retired_and_taken_in_again(state: IdcState) -> None:
+    there = policy(fra=state)
+    other = replace(there, operation=OperationRef("x", Kind.DRAIN, "iad", "", "", "", 0))
+    assert blocked_by(decide(change(Kind.RETIRE), other)) == {"one-move-at-a-time"}
+    assert blocked_by(decide(change(Kind.RETIRE))) == {"transition"}
+    retired = committed(decide(change(Kind.RETIRE), there))
+    assert retired.state("fra") is IdcState.RETIRED
+    back = committed(decide(change(Kind.FAILBACK, request_id="r2"), retired))
+    assert back.state("fra") is IdcState.RECOVERING
+    behind = evidence(fra=facts("fra", applied={}))
+    step = change(Kind.RAMP, request_id="r3", ramp=10)
+    assert blocked_by(decide(step, back, behind)) == {"caught-up"}
 
 
 def test_a_ramp_without_a_failback_is_refused() -> None:

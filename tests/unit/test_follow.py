@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from services.control.evidence import IdcFacts
 from services.control.follow import Marks
-from services.control.policy import IdcPolicy, IdcState, OperationRef, Policy
 from services.control.rules import Kind
+from services.policy.document import IdcPolicy, IdcState, OperationRef, Policy
 
 
 def policy(kind: str, state: IdcState, ramp: int = 100) -> Policy:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imcore.region.load import load_region
-from services.control.policy import IdcPolicy, IdcState, Policy, initial
 from services.ipconf.directory import Gateway
-from services.ipconf.rank import by_load, home_idc, preference, rank, rendezvous
+from services.ipconf.rank import by_load, rank
+from services.policy.document import IdcPolicy, IdcState, Policy, initial
+from services.policy.placement import home_idc, preference, rendezvous
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 UIDS = [f"u{n}" for n in range(400)]

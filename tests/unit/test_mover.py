@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
 from imcore.region.load import load_region
 from imcore.runtime import ManualClock
-from services.control.holder import PolicyHolder
-from services.control.mover import AGAIN_S, EVERY_S, Mover
-from services.control.policy import IdcPolicy, IdcState, Policy, initial
+from services.control.mover import AGAIN_S, EVERY_S, GONE_S, Mover
+from services.engines.disk import RealDisk
+from services.policy.document import IdcPolicy, IdcState, Policy, initial
+from services.policy.holder import PolicyHolder
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 
@@ -17,6 +19,7 @@ REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 class Session(NamedTuple):
     session: str
     uid: str
+    device: str = "phone"
     shard: str = "europe"
     connected: bool = True
 
@@ -25,6 +28,9 @@ class State:
     def __init__(self, count: int) -> None:
         self.all = [Session(f"s{n}", f"u{n}") for n in range(count)]
         self.moved: list[tuple[str, int, int]] = []
+        self.closed: list[str] = []
+        self.pull_only = 3
+        self.closes = True
 
     def sessions(self) -> list[Session]:
         return self.all
@@ -33,12 +39,20 @@ class State:
         self.moved.append((session, within_ms, policy_epoch))
         return True
 
+    def close_after_move(self, session: str) -> bool:
+        self.closed.append(session)
+        return self.closes
+
+    def close_pull_only(self) -> int:
+        closed, self.pull_only = self.pull_only, 0
+        return closed
+
 
 class Setup:
     def __init__(self, folder: Path, count: int = 300) -> None:
         self.clock = ManualClock()
         self.state = State(count)
-        self.holder = PolicyHolder(folder / "policy.json")
+        self.holder = PolicyHolder(folder / "policy.json", RealDisk())
         self.minority = False
         self.live = {"fra": 1, "iad": 1, "sin": 1}
         self.mover = Mover(
@@ -53,7 +67,7 @@ class Setup:
 
     def offer(self, epoch: int, **idcs: IdcPolicy) -> None:
         base = initial(REGION, 0)
-        self.holder.offer(Policy(epoch, {**base.idcs, **idcs}))
+        asyncio.run(self.holder.offer(Policy(epoch, {**base.idcs, **idcs})))
 
     def run(self, seconds: float) -> int:
         before = len(self.state.moved)
@@ -74,8 +88,11 @@ def test_draining_moves_all_at_the_set_rate_and_each_once(tmp_path: Path) -> Non
     setup = Setup(tmp_path)
     setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
     assert 45 <= setup.run(1.0) <= 70
-    setup.run(6.8)
-    assert len(setup.state.moved) == len({row[0] for row in setup.state.moved}) == 300
+    setup.run(3.8)
+    assert len(setup.state.moved) == len({row[0] for row in setup.state.moved}) > 230
+    setup.state.all = setup.state.all[200:]  # the others have gone
+    setup.run(1.2)
+    assert {row[0] for row in setup.state.moved} == {f"s{n}" for n in range(300)}
     assert {row[2] for row in setup.state.moved} == {2}
     assert setup.run(AGAIN_S) > 0  # those who are still there are told again
 
@@ -92,12 +109,12 @@ def test_an_idle_hour_saves_up_no_burst(tmp_path: Path) -> None:
 
 def test_only_clients_of_other_shards_go_and_a_ramp_keeps_its_share(tmp_path: Path) -> None:
     setup = Setup(tmp_path, 100)
-    setup.state.all[0] = Session("s0", "u0", "asia")
-    setup.state.all[1] = Session("s1", "u1", "asia", connected=False)
+    setup.state.all[0] = Session("s0", "u0", shard="asia")
+    setup.state.all[1] = Session("s1", "u1", shard="asia", connected=False)
     setup.offer(2)
     assert setup.run(3.0) == 1
     setup.offer(3, fra=IdcPolicy(ramp=50))
-    assert 25 < setup.run(6.0) < 75
+    assert 25 < setup.run(4.0) < 75
 
 
 def test_a_cordoned_idc_keeps_its_sessions(tmp_path: Path) -> None:
@@ -114,19 +131,74 @@ def test_nobody_is_sent_to_where_nothing_listens(tmp_path: Path) -> None:
 
 
 def test_a_minority_hands_its_clients_over(tmp_path: Path) -> None:
-    setup = Setup(tmp_path)
+    setup = Setup(tmp_path, 200)
     setup.offer(1)
     setup.minority = True
     setup.live = {}
-    assert setup.run(7.0) == 300
+    assert setup.run(4.8) == 200
 
 
 def test_clients_of_a_dead_home_stay_until_it_lives_again(tmp_path: Path) -> None:
     """Found by the demo: before the failover is committed, survivors passed them back and forth."""
     setup = Setup(tmp_path, 50)
-    setup.state.all = [Session(f"s{n}", f"u{n}", "asia") for n in range(50)]
+    setup.state.all = [Session(f"s{n}", f"u{n}", shard="asia") for n in range(50)]
     setup.live = {"fra": 1, "iad": 1}
     setup.offer(2)
     assert setup.run(5.0) == 0
     setup.live = {"fra": 1, "iad": 1, "sin": 1}
     assert setup.run(5.0) == 50
+
+
+def test_a_client_that_does_not_go_is_closed_and_cannot_hold_up_a_drain(tmp_path: Path) -> None:
+    """One client that ignored `move` blocked the drain, and with it every other planned move."""
+    setup = Setup(tmp_path, 1)
+    setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(AGAIN_S + GONE_S - 0.4)
+    assert len(setup.state.moved) == 2
+    assert setup.state.closed == []
+    setup.run(1.0)
+    assert setup.state.closed[0] == "s0"
+
+    setup.state.all = []
+    setup.run(0.2)
+    setup.state.closed.clear()
+    setup.state.all = [Session("another", "u0"), Session("desk", "u0", "desk")]
+    setup.run(0.4)
+    assert set(setup.state.closed) == {"another"}  # it was told already; the other device was not
+
+
+def test_who_cannot_be_closed_is_told_again(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 1)
+    setup.state.closes = False
+    setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(3 * AGAIN_S + 1)
+    assert len(setup.state.moved) == 4
+
+
+def test_only_a_drain_closes_connections(tmp_path: Path) -> None:
+    """Who cannot reach its home, or is handed over by a minority, is told and goes on here."""
+    setup = Setup(tmp_path, 1)
+    setup.state.all = [Session("s0", "u0", shard="asia")]
+    setup.offer(2)
+    setup.run(30.0)
+    assert len(setup.state.moved) > 3
+    setup.minority = True
+    setup.run(30.0)
+    assert setup.state.closed == []
+    setup.minority = False
+    setup.offer(3, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(1.0)
+    assert setup.state.closed == []  # what it was told before counts for nothing
+
+
+def test_pull_only_connections_are_closed_when_the_drain_has_ended(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 0)
+    setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(1.0)
+    assert setup.state.pull_only == 3
+    setup.offer(3, fra=IdcPolicy(IdcState.DRAINED))
+    setup.run(1.0)
+    assert setup.state.pull_only == 0
+    setup.state.pull_only = 1  # it reads what others do not have yet
+    setup.run(5.0)
+    assert setup.state.pull_only == 1

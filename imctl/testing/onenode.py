@@ -1,0 +1,53 @@
+"""One whole IDC in this process, with its real engines, servers and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imcore import pki
+from imcore.region.load import load_region
+from imctl.target.local import pki_names
+from imctl.target.runfile import RunFile
+from imctl.testing.lab import lab_region
+from services.node.config import load
+from services.node.node import Node
+
+START_S = 20.0
+
+
+def one_idc(spec: dict[str, Any]) -> None:
+    """For ``lab_region``: a region whose only registry is the majority."""
+    spec["idcs"] = spec["idcs"][:1]
+    spec["links"] = []
+    name = spec["idcs"][0]["name"]
+    spec["geo"]["shards"] = [{"name": "all", "weights": {name: 1}}]
+    spec["geo"]["default"] = "all"
+
+
+@asynccontextmanager
+async def running(folder: Path, faults: bool, callers: Sequence[str] = ()) -> AsyncIterator[Node]:
+    """Serves when the block begins. ``callers``: names that get a certificate too. ``imctl`` finds
+    the deployment in the folder, as if it had started it."""
+    path = lab_region(folder, one_idc)
+    region = load_region(path)
+    names = pki_names(region) | {name: [] for name in callers}
+    pki.init(folder / "pki", names, datetime.now(UTC))
+    RunFile(str(path), faults, "127.0.0.1:1", {}).write(folder)
+    idc = region.spec.idcs[0].name
+    node = Node(load(path, idc, folder / idc / "data", folder / "pki", None, faults))
+    task = asyncio.create_task(node.run())
+    try:
+        async with asyncio.timeout(START_S):
+            while not node.serving:
+                if task.done():
+                    task.result()
+                await asyncio.sleep(0.02)
+        yield node
+    finally:
+        node.stop()
+        await task

@@ -1,0 +1,103 @@
+"""Changes of traffic that `imctl` asks for, of a whole node in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imcore.runtime import SystemClock
+from imctl.target.local import Local
+from imctl.testing.onenode import running
+from imctl.traffic import Control
+from services.control.rules import Change, Kind
+from services.node.node import Node
+from services.policy.document import IdcState
+
+SOON_S = 15.0
+
+
+class Result(NamedTuple):
+    status: int
+    document: Any
+    errors: str
+
+
+async def imctl(folder: Path, *arguments: object) -> Result:
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("imctl"),
+        *map(str, arguments),
+        "-o",
+        "json",
+        env={**os.environ, "IMCTL_DATA": str(folder)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, errors = await process.communicate()
+    assert process.returncode is not None
+    return Result(process.returncode, json.loads(out) if out else None, errors.decode())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not condition():  # noqa: ASYNC110 - the node's own loops
+            await asyncio.sleep(0.02)
+
+
+def state(node: Node) -> IdcState | None:
+    policy = node.traffic.holder.policy
+    return policy.state("fra") if policy else None
+
+
+def audit(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+async def test_every_decision_asked_for_leaves_an_event_whoever_asks(tmp_path: Path) -> None:
+    """The demo and the drills asked without the command's own preparation: theirs left none."""
+    async with (
+        running(tmp_path, faults=False),
+        Control(Local.open(tmp_path), SystemClock(), random.Random(3)) as control,
+    ):
+        wish = Change(Kind.CORDON, "fra", "r1", "drill", overrides=("active-idcs-min",))
+        done = await control.submit(wish)
+        assert done.policy is not None, done.sentence
+        refused = await control.submit(Change(Kind.CORDON, "fra", "r2", "drill"))
+        assert refused.policy is None
+    assert [(row["request_id"], row["decision"]) for row in audit(tmp_path)] == [
+        ("r1", "committed"),
+        ("r2", "refused"),
+    ]
+
+
+async def test_an_idc_is_retired_by_the_command_and_taken_in_again(tmp_path: Path) -> None:
+    """There was no command for it, though the documents named it."""
+    async with running(tmp_path, faults=False) as node:
+        refused = await imctl(tmp_path, "retire", "fra", "--yes")
+        assert refused.status == 3
+        assert [blocker["rule"] for blocker in refused.document["blockers"]] == ["transition"]
+        over = ("--override", "active-idcs-min")
+        drained = await imctl(tmp_path, "drain", "fra", "--yes", "--no-wait", *over)
+        assert drained.status == 0, drained
+        await until(lambda: state(node) is IdcState.DRAINED)
+
+        would = await imctl(tmp_path, "retire", "fra", "--dry-run")
+        assert (would.status, would.document["decision"]) == (0, "would commit")
+        late = await imctl(tmp_path, "retire", "fra", "--yes", "--expect-epoch", 1)
+        assert late.status == 3
+        assert state(node) is IdcState.DRAINED
+
+        done = await imctl(tmp_path, "retire", "fra", "--yes")
+        assert (done.status, done.document["decision"]) == (0, "committed")
+        await until(lambda: state(node) is IdcState.RETIRED)
+        assert audit(tmp_path)[-1]["sentence"].endswith("retire of fra by operator")
+
+        back = await imctl(tmp_path, "failback", "fra", "--yes", "--no-wait")
+        assert back.status == 0, back
+        await until(lambda: state(node) is IdcState.RECOVERING)

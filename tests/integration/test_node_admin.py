@@ -1,0 +1,70 @@
+"""The Admin service of a whole running node, over mutual TLS: who may break it, and when."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from imcore.errors import Refused, Unavailable
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.tls import grpc_channel
+from imctl import admin
+from imctl.target.local import Local
+from imctl.testing.onenode import running
+from services.node.node import Node
+
+CLOCK = peer.FaultRequest(clock=peer.ClockFault(offset_ms=600_000))
+DISK = peer.FaultRequest(disk=peer.DiskFault(full=True))
+
+
+async def test_faults_asked_for_through_imctl_stand_in_the_audit(tmp_path: Path) -> None:
+    async with running(tmp_path, faults=False):
+        target = Local.open(tmp_path)
+        with pytest.raises(Refused):
+            await admin.fault(target, "fra", CLOCK)
+    with pytest.raises(Unavailable):
+        await admin.fault(target, "fra", CLOCK)
+    rows = [json.loads(line) for line in target.audit_file().read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == ["refused", "not done"]
+    assert "offset_ms: 600000" in rows[0]["sentence"]
+
+
+async def fault(node: Node, caller: str, request: peer.FaultRequest) -> str:
+    config = node.config
+    address = config.idc.endpoints.peer
+    async with grpc_channel(config.pki, caller, "fra", address) as channel:
+        return str((await rpc.AdminStub(channel).Fault(request, timeout=3.0)).sentence)
+
+
+@pytest.mark.parametrize("request_", [CLOCK, DISK], ids=["clock", "disk"])
+async def test_a_node_without_faults_refuses_them_even_to_the_admin(
+    tmp_path: Path, request_: peer.FaultRequest
+) -> None:
+    async with running(tmp_path, faults=False) as node:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await fault(node, "admin", request_)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "--faults" in (refused.value.details() or "")
+        assert node.clock.offset_ms == 0
+        assert not node.disk.faults.full
+
+
+async def test_only_the_admin_may_break_a_node_that_takes_faults(tmp_path: Path) -> None:
+    async with running(tmp_path, faults=True, callers=["stranger"]) as node:
+        for caller in ("fra", "linkproxy", "stranger"):
+            for request in (CLOCK, DISK):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await fault(node, caller, request)
+                assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert node.clock.offset_ms == 0
+        assert not node.disk.faults.full
+        with pytest.raises(grpc.aio.AioRpcError) as wrong:
+            await fault(node, "admin", peer.FaultRequest(link=peer.LinkFault(from_idc="fra")))
+        assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "shifted" in await fault(node, "admin", CLOCK)
+        assert node.clock.offset_ms == 600_000

@@ -1,0 +1,158 @@
+"""The known defects of systems like this, each as the change that brings it back.
+
+One line a mutation: take the fix out of ``file`` by putting ``new`` in the place of ``old``, and
+``test`` must fail. ``tools/mutations.py`` does it; tests/unit/test_mutations.py checks in every run
+that ``old`` stands in its file exactly once and that the test exists.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+CONTROL = "tests/integration/test_known_defects_control.py"
+GATEWAY = "tests/integration/test_known_defects_gateway.py"
+IM = "tests/integration/test_known_defects_im.py"
+SDK = "tests/integration/test_known_defects_sdk.py"
+
+LOST_PUSH = "a push lost between business and gateway"
+DEAD_ROUTES = "routes of a dead gateway still used"
+OVERWRITTEN = "a second push overwriting the un-acked first one"
+PER_CONNECTION = "duplicate checks per connection instead of per conversation"
+LOST_LAST = "a lost last message that no gap reveals"
+ONE_PAGE = "more missed messages than one page"
+EQUAL_TIMES = "equal timestamps losing history"
+RECONNECTS = "endless reconnects"
+DEAD_CLIENT = "a client that looks online and is dead"
+
+DEFECTS = (
+    LOST_PUSH, DEAD_ROUTES, OVERWRITTEN, PER_CONNECTION, LOST_LAST, ONE_PAGE, EQUAL_TIMES,
+    RECONNECTS, DEAD_CLIENT,
+)  # fmt: skip
+
+
+class Mutation(NamedTuple):
+    """``what``: the fix that is missing, in words for the table."""
+
+    defect: str
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+# fmt: off
+MUTATIONS = (
+    Mutation(
+        LOST_PUSH, "no signal names what is not acked", "services/state/outgoing.py",
+        "if record not in self._owing:", "if False:",
+        f"{GATEWAY}::test_a_push_lost_between_business_and_gateway",
+    ),
+    Mutation(
+        LOST_PUSH, "the SDK looks for no holes", "services/sdk/client.py",
+        "if view.received.hole():", "if False:",
+        f"{SDK}::test_a_push_lost_on_the_way_is_a_hole_that_a_pull_fills",
+    ),
+    Mutation(
+        DEAD_ROUTES, "leases are not asked for", "services/route/table.py",
+        "if not route.gone and usable(route.origin.idc, route.gateway)", "if not route.gone",
+        f"{GATEWAY}::test_routes_of_a_dead_gateway_still_used",
+    ),
+    Mutation(
+        DEAD_ROUTES, "every route is good", "services/node/traffic.py",
+        "return gateway in known[1]", "return True",
+        f"{CONTROL}::test_routes_of_a_dead_gateway_are_not_used_any_more",
+    ),
+    Mutation(
+        OVERWRITTEN, "what is owed is replaced", "services/state/session.py",
+        "owed.merge(heads, now)", "self.owed[conversation] = Owed(dict(heads), now)",
+        f"{GATEWAY}::test_a_second_push_overwriting_the_unacked_first_one",
+    ),
+    Mutation(
+        OVERWRITTEN, "the SDK acks the last push only", "services/sdk/client.py",
+        "self._to_ack[conversation] = None", "self._to_ack = {conversation: None}",
+        f"{SDK}::test_a_second_push_does_not_take_the_place_of_the_unacked_first",
+    ),
+    Mutation(
+        PER_CONNECTION, "a message has another key on each connection", "services/sdk/sender.py",
+        "send.outbox = lane.outbox", 'send.outbox = f"{lane.outbox}-{session.epoch}"',
+        f"{SDK}::test_a_duplicate_check_is_per_message_not_per_connection",
+    ),
+    Mutation(
+        PER_CONNECTION, "each connection has keys of its own", "services/im/server.py",
+        "ClientKey(session.uid, session.device, send.outbox, send.conversation, send.cid)",
+        "ClientKey(session.uid, session.device, session.id, send.conversation, send.cid)",
+        f"{IM}::test_duplicate_checks_per_connection_instead_of_per_conversation",
+    ),
+    Mutation(
+        PER_CONNECTION, "what is folded is not asked", "services/im/partition.py",
+        "state.known |= await self.known_cids(lane, floor)", "pass",
+        f"{IM}::test_duplicate_checks_per_connection_instead_of_per_conversation",
+    ),
+    Mutation(
+        LOST_LAST, "heartbeats are answered without what is owed", "services/state/server.py",
+        "record.behind(now, BEHIND_S)[:_BEHIND_MAX]", "record.behind(now, BEHIND_S)[:0]",
+        f"{GATEWAY}::test_a_lost_last_message_that_no_gap_reveals",
+    ),
+    Mutation(
+        LOST_LAST, "the SDK does not read the answer", "services/sdk/client.py",
+        "self._puller.heads(response.heartbeat_ok.behind)", "pass",
+        f"{SDK}::test_a_lost_last_message_is_found_by_the_heartbeats_answer",
+    ),
+    Mutation(
+        ONE_PAGE, "one page of a conversation", "services/sdk/puller.py",
+        "if not ok.more or view.received.prefix == before:", "if True:",
+        f"{SDK}::test_more_missed_messages_than_one_page",
+    ),
+    Mutation(
+        ONE_PAGE, "one page of conversations", "services/sdk/puller.py",
+        "if not ok.next_page or ok.next_page == page:", "if True:",
+        f"{SDK}::test_more_missed_messages_than_one_page",
+    ),
+    Mutation(
+        EQUAL_TIMES, "one position for all origins", "services/sdk/puller.py",
+        "have=positions_pb(view.received.prefix),",
+        "have=positions_pb(dict.fromkeys(view.received.expected,"
+        " max(view.received.prefix.values(), default=0))),",
+        f"{SDK}::test_equal_timestamps_lose_no_history",
+    ),
+    Mutation(
+        EQUAL_TIMES, "the server takes one position for all origins", "services/im/reads.py",
+        "start = have.get(origin, 0) + 1", "start = max(have.values(), default=0) + 1",
+        f"{IM}::test_equal_timestamps_losing_history_in_a_pull",
+    ),
+    Mutation(
+        EQUAL_TIMES, "history goes back by time alone", "services/im/reads.py",
+        "keys.order_at(partition, conversation.id, before)",
+        'keys.order_at(partition, conversation.id, Place(before.hlc, Origin("", 0), 0))',
+        f"{IM}::test_equal_timestamps_losing_history_in_a_screen",
+    ),
+    Mutation(
+        RECONNECTS, "an older connection takes over", "services/state/server.py",
+        "if former.connection_epoch >= record.connection_epoch:", "if False:",
+        f"{GATEWAY}::test_endless_reconnects_of_two_connections_that_replace_each_other",
+    ),
+    Mutation(
+        RECONNECTS, "being accepted ends the back-off", "services/sdk/core/reconnect.py",
+        "if lost.lived_ms >= STEADY_MS:", "if lost.lived_ms:",
+        f"{SDK}::test_endless_reconnects_are_backed_off_from",
+    ),
+    Mutation(
+        RECONNECTS, "who was replaced comes back", "services/sdk/core/reconnect.py",
+        'if lost.reason == "replaced":', "if False:",
+        f"{SDK}::test_a_replaced_connection_does_not_reconnect",
+    ),
+    Mutation(
+        DEAD_CLIENT, "silence is not noticed", "services/gateway/server.py",
+        'connection.end("idle")', "pass",
+        f"{GATEWAY}::test_a_client_that_looks_online_and_is_dead",
+    ),
+    Mutation(
+        DEAD_CLIENT, "the SDK waits for its heartbeat's answer for ever",
+        "services/sdk/core/liveness.py",
+        "return Due.DEAD if now >= self._asked + self._timeout else Due.NOTHING",
+        "return Due.NOTHING",
+        f"{SDK}::test_a_client_that_looks_online_and_is_dead",
+    ),
+)
+# fmt: on
