@@ -291,6 +291,7 @@ class Partition:
             if len(rows) < _LANE_SCAN:
                 return known
             start = rows[-1][0] + b"\0"
+            await asyncio.sleep(0)  # an embedded KV never suspends: let the loop go in between
 
     async def _known(self, submission: Submission, done: Done) -> None:
         """Answer with what was accepted; a smaller attested place becomes a place op (rule 12)."""
