@@ -33,9 +33,10 @@ class Batch:
 
 
 class Kv(Protocol):
-    """Ordered keys, every key of one partition number: it starts with that number, big-endian,
-    two bytes. State may be lost back to an earlier batch by a crash (it is a fold of the logs),
-    but never torn and never out of order."""
+    """Ordered keys of 1 to 511 bytes, every key of one partition number: it starts with that
+    number, big-endian, two bytes. To write a longer one raises ValueError. State may be lost back
+    to an earlier batch by a crash (it is a fold of the logs), but never torn and never out of
+    order."""
 
     async def get(self, key: bytes) -> bytes | None: ...
 
@@ -170,6 +171,41 @@ class LogStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------------- Mirror
+
+
+class Mirror(Protocol):
+    """Follows all incarnations of one other IDC into durable copies in this IDC's LogStore: each
+    partition in order, at least once, resumed after any fault. A record counts as held (and is
+    reported so) once it is durable in the copy. While the origin is away, or cannot serve what
+    comes next, whichever other IDC holds the longest copy is the source. What does not continue a
+    copy raises an alarm and is not taken; nothing above a seal is."""
+
+    idc: str  # whose logs
+    missed: Callable[[str], None] | None  # told, in a sentence, that nobody has what comes next
+
+    @property
+    def source(self) -> str:
+        """From whom the last batch came; empty: from nobody yet."""
+        ...
+
+    @property
+    def heard_at(self) -> float:
+        """When (``Clock.now``)."""
+        ...
+
+    @property
+    def alarm(self) -> str | None: ...
+
+    async def run(self) -> None:
+        """Until cancelled; no fault of a source ends it."""
+        ...
+
+    def behind(self) -> int:
+        """Records known to exist at the origin that are not held here."""
+        ...
 
 
 # ------------------------------------------------------------------------------- Registry

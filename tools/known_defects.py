@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         PER_CONNECTION, "what is folded is not asked", "services/im/partition.py",
-        "state.known |= await self.known_cids(lane, floor)", "pass",
+        "state.known |= known", "pass",
         f"{IM}::test_duplicate_checks_per_connection_instead_of_per_conversation",
     ),
     Mutation(

@@ -162,11 +162,16 @@ class MembershipOp(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CREATE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_client_pb2.MembershipChange]: ...
+    @_builtins.property
+    def place(self) -> _client_pb2.Place:
+        """of its first acceptance, once it is published again; absent: the op's own (hlc, origin, seq)"""
+
     def __init__(
         self,
         *,
@@ -174,10 +179,11 @@ class MembershipOp(_message.Message):
         name: _builtins.str = ...,
         create: _builtins.bool = ...,
         actor: _builtins.str = ...,
+        place: _client_pb2.Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,18 +308,26 @@ class GroupRow(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    NAME_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     @_builtins.property
-    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRow]: ...
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRow]:
+        """sorted by uid"""
+
+    @_builtins.property
+    def name_at(self) -> _client_pb2.Place:
+        """of the op that gave the name: the last by place wins"""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         members: _abc.Iterable[Global___MemberRow] | None = ...,
+        name_at: _client_pb2.Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["name_at", b"name_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "name", b"name", "name_at", b"name_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,6 +87,7 @@ class TailBatch(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     ENDS_FIELD_NUMBER: _builtins.int
     TRUNCATED_BELOW_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     truncated_below: _builtins.bool
     """what was asked for is gone: bootstrap from a snapshot"""
     @_builtins.property
@@ -95,16 +96,21 @@ class TailBatch(_message.Message):
     def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionEnd]:
         """ends of the source, sent when idle too"""
 
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionEnd]:
+        """records that the source cannot read any more: ask another IDC"""
+
     def __init__(
         self,
         *,
         records: _abc.Iterable[Global___TailRecord] | None = ...,
         ends: _abc.Iterable[Global___PartitionEnd] | None = ...,
         truncated_below: _builtins.bool = ...,
+        damaged: _abc.Iterable[Global___PartitionEnd] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "records", b"records", "truncated_below", b"truncated_below"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "ends", b"ends", "records", b"records", "truncated_below", b"truncated_below"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

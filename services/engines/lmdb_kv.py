@@ -393,6 +393,9 @@ def _parse(row: bytes | None) -> tuple[int, bytes | None]:
 
 
 def _translate(error: lmdb.Error, folder: str) -> Exception:
+    if isinstance(error, lmdb.BadValsizeError):
+        # No waiting makes a key shorter: whoever made it has a defect, and must be seen to have it.
+        return ValueError(f"the KV {folder} cannot take a key of this size: {error}")
     code = getattr(error, "code", 0)
     # LMDB reports a short write as an I/O error: what a disk does when it has just become full.
     no_room = code == errno.EIO and _room_bytes(folder) < _LITTLE_ROOM_BYTES

@@ -19,7 +19,7 @@ from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Vector
 from services.im.cache import ConversationCache
-from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, needs
+from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, fits, needs
 from services.im.reader import Position, Verdict
 from services.ports import Batch, Kv, Log, LogStore
 
@@ -71,17 +71,25 @@ class Applier:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()  # one batch or one rebuild at a time
         self._spoiled = False  # a batch is under way, or has failed
-        self._begun = 0  # how often it was folded again
+        self.begun = 0  # how often it was folded again
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
+        self._told_to: Vector = {}  # while it is folded again: what was told before
+        self._owed: list[tuple[Origin, Effects]] = []  # told once it is whole again
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
-        self.alarm: str | None = None
+        self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
+        self._problem: str | None = None
         self.base: Base | None = None
+        self.begins_again: Callable[[], None] = lambda: None  # what was known is not any more
 
     # -------------------------------------------------------------------------- positions
 
     def applied(self) -> Vector:
         return {origin: position.lsn for origin, position in self._positions.items()}
+
+    def lsn(self, origin: Origin) -> int:
+        position = self._positions.get(origin)
+        return position.lsn if position else 0
 
     @property
     def timeline(self) -> int:
@@ -137,7 +145,7 @@ class Applier:
         return [
             (origin, source)
             for origin, source in self._logs.held().items()
-            if source.end(self.partition).lsn > self._lsn(origin)
+            if source.end(self.partition).lsn > self.lsn(origin)
         ]
 
     async def run(self) -> None:
@@ -156,9 +164,34 @@ class Applier:
 
     def _failed(self, error: Exception) -> None:
         sentence = f"partition {self.partition} cannot be applied for now: {error}"
-        if sentence != self.alarm:
+        if sentence != self._problem:
             log.error(sentence)
-        self.alarm = sentence
+        self._problem = sentence
+
+    @property
+    def alarm(self) -> str | None:
+        return self._problem or self._left_out()
+
+    def _left_out(self) -> str | None:
+        count = sum(map(len, self._skipped.values()))
+        if not count:
+            return None
+        return f"{count} records of partition {self.partition} cannot be stored and are left out"
+
+    def _fitting(self, origin: Origin, taken: list[Taken]) -> list[Taken]:
+        found = []
+        for item in taken:
+            if fits(item.op):
+                found.append(item)
+            elif item.record.lsn not in self._skipped.setdefault(origin, set()):
+                self._skipped[origin].add(item.record.lsn)
+                log.error(
+                    "lsn %d of %s in partition %d is left out: its names are too long to be stored",
+                    item.record.lsn,
+                    origin,
+                    self.partition,
+                )
+        return found
 
     async def _sound(self) -> None:
         """After a batch that failed, memory may be ahead of what was committed: go back to the
@@ -171,7 +204,7 @@ class Applier:
 
     async def drain(self) -> None:
         """Fold everything durable that is not folded yet."""
-        begun = self._begun
+        begun = self.begun
         async with self._turn:
             await self._sound()
         more = True
@@ -183,13 +216,32 @@ class Applier:
                     self._spoiled = True
                     more |= await self._one_batch(origin, source)
                     self._spoiled = False
-        self.alarm = None
-        if begun == self._begun:  # else not all of it was folded after that beginning
-            self._conversations.release()
+        self._problem = None
+        if begun == self.begun:  # else not all of it was folded after that beginning
+            await self._release(begun)
+
+    async def _release(self, begun: int) -> None:
+        """Everything is folded again. What came in meanwhile could not be pushed, since nobody
+        could be told how far its conversation reaches: it is told now, or nobody would ever be."""
+        named = {name for _, effects in self._owed for name in effects.entries}
+        conversations = await self._conversations.load_all(named)
+        if begun != self.begun:
+            return
+        self._conversations.release()
+        self._told_to.clear()
+        owed, self._owed = self._owed, []
+        for origin, effects in owed:
+            effects.keep_below(
+                {name: at.heads.get(origin, 0) for name, at in conversations.items()}
+            )
+            self._told(origin, effects)
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:
         position = self._positions.setdefault(origin, Position())
         end = min(source.end(self.partition).lsn, self._seals.get(origin, 1 << 63))
+        again = position.lsn < self._told_to.get(origin, 0)
+        if again:  # what was told before and what was not never share a batch
+            end = min(end, self._told_to[origin])
         if end <= position.lsn:
             return False
         records = await source.read(self.partition, position.lsn + 1, _READ_BYTES)
@@ -208,22 +260,32 @@ class Applier:
         if not taken:
             return False
         effects = await self._commit(origin, taken)
-        self._told(origin, effects)
+        self._tell(origin, effects, again)
         self._conversations.trim()
         return True
 
+    def _tell(self, origin: Origin, effects: Effects, again: bool) -> None:
+        if not self._conversations.withheld:
+            self._told(origin, effects)
+            return
+        self._told(origin, Effects(keys=effects.keys, routes=effects.routes))
+        if not again:
+            later = Effects(effects.entries, effects.audience, effects.cursors)
+            self._owed.append((origin, later))
+
     async def _commit(self, origin: Origin, taken: list[Taken]) -> Effects:
+        for item in taken:
+            self._hlc.observe(item.op.hlc)
+            if item.op.HasField("tick"):
+                self.closed[origin] = max(item.op.hlc, self.closed.get(origin, 0))
+        self.newest[origin] = taken[-1].op.hlc
+        taken = self._fitting(origin, taken)
         ops = [item.op for item in taken]
         conversations = await self._conversations.load_all(conversations_of(ops))
         wanted = list(needs(self.partition, ops))
         fetched = dict(zip(wanted, await self._kv.get_many(wanted), strict=True))
         rows = Rows(fetched)
         self._timeline += 1
-        for op in ops:
-            self._hlc.observe(op.hlc)
-            if op.HasField("tick"):
-                self.closed[origin] = max(op.hlc, self.closed.get(origin, 0))
-        self.newest[origin] = ops[-1].hlc
         effects = self._fold.batch(taken, origin, conversations, rows, self._timeline)
         await self._kv.commit(
             Batch(self.partition, self._epoch, self._checkpoint(), rows.puts, rows.deletes)
@@ -238,7 +300,7 @@ class Applier:
         async with self._turn:
             await self._sound()
             self._seals.update(seals)
-            above = [o for o, lsn in seals.items() if self._lsn(o) > lsn]
+            above = [o for o, lsn in seals.items() if self.lsn(o) > lsn]
             if not above:
                 return False
             log.warning(
@@ -255,7 +317,10 @@ class Applier:
         nobody may cut away what is to be folded again (services.node.retention)."""
         timeline, self._spoiled = self._timeline, True
         self._conversations.withhold()
-        self._begun += 1
+        self.begun += 1
+        self.begins_again()
+        for origin, position in self._positions.items():
+            self._told_to[origin] = max(position.lsn, self._told_to.get(origin, 0))
         self._positions = {}
         checkpoint = await self._base_checkpoint()
         if self.base is not None and checkpoint is not None:
@@ -290,7 +355,3 @@ class Applier:
             seal = self._seals.get(origin)
             if seal is not None and at.lsn > seal:
                 raise Damaged(f"the snapshot has {origin} up to {at.lsn}, above its seal at {seal}")
-
-    def _lsn(self, origin: Origin) -> int:
-        position = self._positions.get(origin)
-        return position.lsn if position else 0

@@ -21,6 +21,7 @@ class ConversationCache:
         self._keep = keep
         self._loaded: OrderedDict[str, Conversation] = OrderedDict()
         self._loading: dict[str, asyncio.Future[Conversation]] = {}
+        self._cleared = 0
         self._whole = asyncio.Event()
         self._whole.set()
 
@@ -46,6 +47,10 @@ class ConversationCache:
         """For the applier, which also reads what is withheld."""
         return {name: self._loaded.get(name) or await self._load(name) for name in names}
 
+    @property
+    def withheld(self) -> bool:
+        return not self._whole.is_set()
+
     def withhold(self) -> None:
         """The partition is folded again: until ``release`` heads are lower than what was given out,
         and whoever built upon them would give the same identity out twice."""
@@ -58,7 +63,11 @@ class ConversationCache:
         wanted = [keys.heads(self._partition, name)]
         if is_group(name):
             wanted.append(keys.group(self._partition, name))
-        rows = await self._kv.get_many(wanted)
+        while True:
+            cleared = self._cleared
+            rows = await self._kv.get_many(wanted)
+            if cleared == self._cleared:  # else these are rows of before a rebuild
+                break
         conversation = Conversation.from_rows(name, rows[0], rows[1] if len(rows) > 1 else None)
         return self._loaded.setdefault(name, conversation)
 
@@ -70,3 +79,4 @@ class ConversationCache:
 
     def clear(self) -> None:
         self._loaded.clear()
+        self._cleared += 1

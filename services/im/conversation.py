@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from imcore.convert import origin_of, origin_pb, positions_pb, vector_of
+from imcore.convert import origin_of, origin_pb, place_of, place_pb, positions_pb, vector_of
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import Origin, Vector, direct_members, is_group
+from imcore.words import Origin, Place, Vector, direct_members, is_group
 
-MemberEvent = tuple[int, Origin, int, bool]  # hlc, origin, seq, member
+MemberEvent = tuple[int, Origin, int, bool]  # the place of the op: hlc, origin, seq; member
+_NEVER = Place(0, Origin("", 0), 0)
 
 
 class Conversation:
     """Heads: the seq folded of each origin. Members: intervals, the last event by
-    (hlc, origin, seq) wins, so that replicas agree whatever order the events came in."""
+    (hlc, origin, seq) wins, and so does the last name, so that replicas agree whatever order the
+    events came in."""
 
-    __slots__ = ("_current", "events", "heads", "id", "name")
+    __slots__ = ("_current", "events", "heads", "id", "name", "name_at")
 
     def __init__(self, id_: str) -> None:
         self.id = id_
         self.heads: Vector = {}
         self.name = ""
+        self.name_at = _NEVER
         self.events: dict[str, list[MemberEvent]] = {}
         self._current: tuple[str, ...] | None = direct_members(id_)
 
@@ -30,6 +33,8 @@ class Conversation:
         if group is not None:
             row = oplog.GroupRow.FromString(group)
             conversation.name = row.name
+            if row.HasField("name_at"):
+                conversation.name_at = place_of(row.name_at)
             for member in row.members:
                 conversation.events[member.uid] = [
                     (event.hlc, origin_of(event.origin), event.seq, event.member)
@@ -42,6 +47,8 @@ class Conversation:
 
     def group_row(self) -> bytes:
         row = oplog.GroupRow(name=self.name)
+        if self.name_at != _NEVER:
+            row.name_at.CopyFrom(place_pb(self.name_at))
         for uid in sorted(self.events):
             member = row.members.add(uid=uid)
             for hlc, origin, seq, is_member in self.events[uid]:
@@ -66,8 +73,15 @@ class Conversation:
         events = self.events.get(uid)
         return bool(events) and events[-1][3]  # type: ignore[index]  # bool() says it is not None
 
+    def set_name(self, name: str, at: Place) -> None:
+        """Two may create one group at the same time, in different IDCs."""
+        if at > self.name_at:
+            self.name, self.name_at = name, at
+
     def set_member(self, uid: str, event: MemberEvent) -> None:
         events = self.events.setdefault(uid, [])
+        if event in events:
+            return  # it was published again, or twice
         events.append(event)
         events.sort()
         self._current = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from imcore.convert import key_of, origin_of, origin_pb, place_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import ClientKey, Origin, Place
+from imcore.words import ClientKey, Origin, Place, direct_members
 from services.im import keys
 from services.im.conversation import Conversation
 from services.ports import Record
@@ -49,6 +49,14 @@ class Effects:
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
 
+    def keep_below(self, heads: Mapping[str, int]) -> None:
+        """Forget entries above these heads of their conversations: they were folded out since."""
+        kept = {
+            name: [entry for entry in found if entry.op.seq <= heads[name]]
+            for name, found in self.entries.items()
+        }
+        self.entries = {name: found for name, found in kept.items() if found}
+
 
 class MissingRow(LookupError):
     """A row was read that ``needs`` did not name: a defect of this module."""
@@ -81,6 +89,40 @@ class Rows:
         self.deletes.add(key)
 
 
+def place_kept(op: oplog.Op, origin: Origin) -> Place:
+    """Where a message or a change of members stands: at the place of its first acceptance, however
+    often and wherever it is accepted again."""
+    body = op.message if op.HasField("message") else op.membership
+    return place_of(body.place) if body.HasField("place") else Place(op.hlc, origin, op.seq)
+
+
+def fits(op: oplog.Op) -> bool:
+    """Whether the rows of this op can be stored. Such names are refused before they are logged; an
+    op that is in a log nevertheless must not stop the partition. It is left out, in every IDC
+    alike, since this depends on nothing but the op."""
+    kind, name = op.WhichOneof("body"), op.conversation
+    if kind == "route":
+        return keys.user_key_fits(op.route.uid, op.route.device)
+    if kind == "cursor":
+        return keys.user_key_fits(op.cursor.uid, name)
+    if kind in ("message", "place", "membership"):
+        users = [change.uid for change in op.membership.changes]
+        users += direct_members(name) or ()
+        if not keys.conversation_fits(name) or not all(keys.user_key_fits(u, name) for u in users):
+            return False
+    if kind == "message":
+        return keys.client_key_fits(key_of(op.message.key))
+    if kind == "place":
+        return keys.client_key_fits(key_of(op.place.key))
+    return True
+
+
+def _storable(claims: Iterable[pb.Attested]) -> list[tuple[ClientKey, Place]]:
+    """A claim that cannot be stored costs itself, never the message that brought it along."""
+    found = [(key_of(claim.key), place_of(claim.place)) for claim in claims]
+    return [(key, place) for key, place in found if keys.client_key_fits(key)]
+
+
 def conversations_of(ops: Iterable[oplog.Op]) -> set[str]:
     return {op.conversation for op in ops if op.seq}
 
@@ -104,13 +146,13 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
             continue
         else:
             continue
-        needed.update(keys.client_key(partition, key_of(claim.key)) for claim in claims)
+        needed.update(keys.client_key(partition, key) for key, _ in _storable(claims))
     return needed
 
 
 class Fold:
-    """Folds batches of one partition. ``conversations`` must hold every conversation that a batch
-    touches (``conversations_of``); ``rows`` every key of ``needs``."""
+    """Folds batches of one partition, of ops that fit (``fits``). ``conversations`` must hold every
+    conversation that a batch touches (``conversations_of``); ``rows`` every key of ``needs``."""
 
     def __init__(self, partition: int, timeline_members_max: int = 500) -> None:
         self._partition = partition
@@ -179,9 +221,7 @@ class Fold:
     ) -> None:
         message = op.message
         key = key_of(message.key)
-        own_place = (
-            place_of(message.place) if message.HasField("place") else Place(op.hlc, origin, op.seq)
-        )
+        own_place = place_kept(op, origin)
         class_key = keys.client_key(self._partition, key)
         stored = rows.get(class_key)
         effects.keys.append(key)
@@ -218,8 +258,8 @@ class Fold:
 
     def _claims(self, claims: Iterable[pb.Attested], rows: Rows) -> None:
         """An answer brings its question's place along, also before the question itself."""
-        for claim in claims:
-            self._lower_class(key_of(claim.key), place_of(claim.place), rows)
+        for key, place in _storable(claims):
+            self._lower_class(key, place, rows)
 
     def _lower_class(self, key: ClientKey, place: Place, rows: Rows) -> None:
         class_key = keys.client_key(self._partition, key)
@@ -258,10 +298,12 @@ class Fold:
         effects: Effects,
     ) -> None:
         before = set(conversation.members())
-        if op.membership.create and not conversation.name:
-            conversation.name = op.membership.name
+        # An old change that is published again must not override a newer one.
+        at = place_kept(op, origin)
+        if op.membership.create and op.membership.name:
+            conversation.set_name(op.membership.name, at)
         for change in op.membership.changes:
-            conversation.set_member(change.uid, (op.hlc, origin, op.seq, change.member))
+            conversation.set_member(change.uid, (*at, change.member))
             key = keys.member(self._partition, change.uid, op.conversation)
             if conversation.is_member(change.uid):
                 rows.put(key, b"")

@@ -27,6 +27,12 @@ _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
 _PLACE_REF = struct.Struct(">IQ")
 
+KEY_BYTES_MAX = 511  # what every store behind the Kv port takes (services.ports)
+_IDC_BYTES_MAX = 64  # origins count as long as names may be, wherever an op comes from
+_ORIGIN_BYTES_MAX = _IDC_BYTES_MAX + 1 + 4
+_ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the names of the key
+_ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
+
 REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"w")
 
 
@@ -52,8 +58,29 @@ def heads(partition: int, conversation: str) -> bytes:
     return _U16.pack(partition) + b"h" + conversation.encode()
 
 
+def conversation_of(heads_key: bytes) -> str:
+    return heads_key[3:].decode()
+
+
 def group(partition: int, conversation: str) -> bytes:
     return _U16.pack(partition) + b"g" + conversation.encode()
+
+
+def conversation_fits(conversation: str) -> bool:
+    """Whether the keys of such a conversation can be stored, in every IDC alike."""
+    size = len(conversation.encode()) + _ENTRY_BYTES_MAX
+    return "\0" not in conversation and size <= KEY_BYTES_MAX
+
+
+def client_key_fits(key: ClientKey) -> bool:
+    """The same of a message's class; its longest key is the one of its place."""
+    names = "\0".join(key[:4])
+    return names.count("\0") == 3 and len(names.encode()) + _ORDER_BYTES_MAX <= KEY_BYTES_MAX
+
+
+def user_key_fits(uid: str, other: str) -> bool:
+    """The same of what is kept of a user in a conversation, or of a user's device."""
+    return "\0" not in uid + other and len(member(0, uid, other)) <= KEY_BYTES_MAX
 
 
 def entry(partition: int, conversation: str, origin: Origin, seq: int) -> bytes:

@@ -11,11 +11,11 @@ from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import Clock
-from imcore.words import Attested, ClientKey, Lane, Origin, Place
+from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
 from services.im.cache import ConversationCache
-from services.im.conversation import Conversation
+from services.im.fold import Effects
 from services.im.replication import ReplicationTracker
 from services.im.sequencer import (
     Accept,
@@ -24,6 +24,7 @@ from services.im.sequencer import (
     Joined,
     Known,
     Pending,
+    Sealed,
     Sequencer,
     Submission,
     Want,
@@ -35,6 +36,7 @@ from services.ports import Kv, Log, LogStore, Record
 log = logging.getLogger("im.sequencer")
 
 _LANE_SCAN = 4096
+_REPAIR_S = 0.25
 
 
 Outcome = Accepted | Want | Exception
@@ -54,13 +56,13 @@ class Partition:
         region_keys: RegionKeys,
         replicas: int,
         others: int,
-        told: Callable[[int, Origin, object], None],
+        told: Callable[[int, Origin, Effects], None],
         timeline_members_max: int,
     ) -> None:
         self.number = number
         self.origin = origin
         self._log = own_log
-        self._kv = kv
+        self.kv = kv
         self._clock = clock
         self._keys = region_keys
         self._hlc = hlc
@@ -71,7 +73,10 @@ class Partition:
         self.applier = Applier(
             number, kv, logs, self.conversations, hlc, told_here, timeline_members_max
         )
+        self.applier.begins_again = self.sequencer.forget_known
+        self.seal_of: Callable[[Origin, int], int | None] = lambda origin, partition: None
         self._epoch = 0
+        self._sequencer_id = b""
         self._failed: Exception | None = None
         self._waiters: dict[tuple[Lane, int], list[Done]] = {}
         self._repairing: asyncio.Task[None] | None = None
@@ -81,16 +86,19 @@ class Partition:
 
     async def open(self, sequencer_id: bytes) -> None:
         """Fold what the logs hold, then open an epoch with a marker (rule 5) and take sends."""
+        self._sequencer_id = sequencer_id
         await self.applier.open()
         await self.applier.drain()
-        await self._open_epoch(sequencer_id)
+        await self._open_epoch()
 
-    async def _open_epoch(self, sequencer_id: bytes) -> None:
+    async def _open_epoch(self) -> None:
         self._epoch = self._log.end(self.number).epoch + 1
         op = self.sequencer.plain("", self._clock.wall_ms(), 0)
-        op.marker.sequencer = sequencer_id
+        op.marker.sequencer = self._sequencer_id
         await self.append(op)
-        self._sequencer_id = sequencer_id
+        # In the turn in which ops are taken again: what was given out for ops that the failure took
+        # along must not be counted on.
+        self.sequencer.reset()
         self._failed = None
         log.info("partition %d of %s is open in epoch %d", self.number, self.origin, self._epoch)
 
@@ -99,7 +107,7 @@ class Partition:
     def put(self, op: oplog.Op, done: Callable[[Record | Exception], None]) -> None:
         """Append; ``done`` from the loop when it is durable, or with why it is not."""
         if self._failed is not None and not op.HasField("marker"):
-            done(Unavailable(f"partition {self.number} cannot be written: {self._failed}", 500))
+            done(Unavailable(self._refusal(), 500))
             return
 
         def durable(result: Sequence[Record] | Exception) -> None:
@@ -113,6 +121,9 @@ class Partition:
         self._log.append(self.number, self._epoch, [op.SerializeToString()], durable)
 
     async def append(self, op: oplog.Op) -> Record:
+        return await self._appended(op)
+
+    def _appended(self, op: oplog.Op) -> asyncio.Future[Record]:
         future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
 
         def done(result: Record | Exception) -> None:
@@ -124,27 +135,37 @@ class Partition:
                 future.set_result(result)
 
         self.put(op, done)
-        return await future
+        return future
 
     def _append_failed(self, error: Exception) -> None:
         """Nothing un-durable may be built upon: forget it, cut it, open a new epoch (rule 5)."""
         if self._failed is None:
-            self._failed = error
-            log.error("partition %d of %s failed: %s", self.number, self.origin, error)
+            self._fail(error)
         if self._repairing is None or self._repairing.done():
             self._repairing = asyncio.ensure_future(self._repair())
 
     async def _repair(self) -> None:
         while self._failed is not None:
-            self.sequencer.reset()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(_REPAIR_S)
             try:
                 await self._log.reopen(self.number)
                 await self.applier.drain()
-                self.sequencer.reset()
-                await self._open_epoch(self._sequencer_id)
-            except (ImError, OSError) as error:
-                self._failed = error
+                await self._open_epoch()
+            except Exception as error:  # whatever it is: nobody else will try again
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed is None or str(error) != str(self._failed):
+            known = isinstance(error, ImError | OSError)
+            trace = None if known else error
+            log.error(
+                "partition %d of %s failed: %s", self.number, self.origin, error, exc_info=trace
+            )
+        self._failed = error
+        self.sequencer.close(self._refusal())
+
+    def _refusal(self) -> str:
+        return f"partition {self.number} cannot be written: {self._failed}"
 
     @property
     def alarm(self) -> str | None:
@@ -152,23 +173,32 @@ class Partition:
             return f"partition {self.number} takes no writes: {self._failed}"
         return self.applier.alarm
 
-    async def republish(self, original: oplog.Op, place: Place | None) -> None:
-        """Accept an op again under the own origin (rule 7)."""
-        head = 0
-        if original.seq:
-            conversation = await self.conversations.load(original.conversation)
-            head = conversation.heads.get(self.origin, 0)
-        op = self.sequencer.republish(original, place, head, self._clock.wall_ms())
-        await self.append(op)
+    async def republish(self, origin: Origin, originals: Sequence[oplog.Op]) -> None:
+        """Accept ops of that origin again under the own one, in this order (rule 7)."""
+        appended: list[asyncio.Future[Record]] = []
+        try:
+            for original in originals:
+                head = 0
+                if original.seq:
+                    conversation = await self.conversations.load(original.conversation)
+                    head = conversation.heads.get(self.origin, 0)
+                op = self.sequencer.republish(original, origin, head, self._clock.wall_ms())
+                appended.append(self._appended(op))
+        finally:
+            results = await asyncio.gather(*appended, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def claim(self, claims: Sequence[Attested], seen_hlc: int) -> None:
         """Log what of these places is not known here (verified, of one conversation)."""
-        conversation = await self.conversations.load(claims[0].key.conversation)
         wanted = [keys.client_key(self.number, claim.key) for claim in claims]
-        stored = await self._kv.get_many(wanted)
+        stored = await self.kv.get_many(wanted)
         rows = [None if value is None else oplog.ClassRow.FromString(value) for value in stored]
         lower = unknown_places(claims, rows)
         if lower:
+            # Only now: a head of before a rebuild could give a seq out twice.
+            conversation = await self.conversations.load(claims[0].key.conversation)
             head = conversation.heads.get(self.origin, 0)
             op = self.sequencer.claim_op(lower, head, self._clock.wall_ms(), seen_hlc)
             await self.append(op)
@@ -187,7 +217,7 @@ class Partition:
         if submission.floor < state.floor:
             return False
         if self._failed is not None:
-            done(Unavailable(f"partition {self.number} cannot be written: {self._failed}", 500))
+            done(Unavailable(self._refusal(), 500))
             return True
         head = conversation.heads.get(self.origin, 0)
         verdict = self.sequencer.message(submission, head, self._clock.wall_ms())
@@ -199,7 +229,7 @@ class Partition:
             else:
                 self._waiters.setdefault((lane, key.cid), []).append(done)
         elif isinstance(verdict, Known):
-            task = asyncio.ensure_future(self._known(submission, conversation, done))
+            task = asyncio.ensure_future(self._known(submission, done))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif isinstance(verdict, Want):
@@ -235,10 +265,14 @@ class Partition:
     async def prepare(self, lane: Lane, floor: int) -> None:
         """Bring lane and conversation into memory."""
         await self.conversations.load(lane.conversation)
+        begun = self.applier.begun
         state = self.sequencer.open_lane(lane, floor)
         if not state.loaded or floor < state.floor:
             # The second: a client went back to an older copy of its outbox.
-            state.known |= await self.known_cids(lane, floor)
+            known = await self.known_cids(lane, floor)
+            if begun != self.applier.begun or self.conversations.get(lane.conversation) is None:
+                return  # what was read may be of before a rebuild: the client asks again
+            state.known |= known
             state.floor = min(state.floor, max(1, floor))
             state.loaded = True
 
@@ -250,34 +284,44 @@ class Partition:
         end = keys.prefix_end(prefix)
         known: set[int] = set()
         while True:
-            rows = await self._kv.scan(start, end, _LANE_SCAN)
+            rows = await self.kv.scan(start, end, _LANE_SCAN)
             for key, value in rows:
                 if oplog.ClassRow.FromString(value).copies:
                     known.add(keys.cid_of(key))
             if len(rows) < _LANE_SCAN:
                 return known
             start = rows[-1][0] + b"\0"
+            await asyncio.sleep(0)  # an embedded KV never suspends: let the loop go in between
 
-    async def _known(self, submission: Submission, conversation: Conversation, done: Done) -> None:
+    async def _known(self, submission: Submission, done: Done) -> None:
         """Answer with what was accepted; a smaller attested place becomes a place op (rule 12)."""
         try:
-            outcome = await self._judge_known(submission, conversation)
+            outcome = await self._judge_known(submission)
         except Exception as error:
             outcome = error
         done(outcome)
 
-    async def _judge_known(self, submission: Submission, conversation: Conversation) -> Outcome:
-        stored = await self._kv.get(keys.client_key(self.number, submission.key))
+    async def _judge_known(self, submission: Submission) -> Outcome:
+        stored = await self.kv.get(keys.client_key(self.number, submission.key))
         if stored is None:
             return Unavailable("the message is being applied; ask again", 20)
         row = oplog.ClassRow.FromString(stored)
-        answer, lower = judge_known(row, submission, self.origin)
+        answer, lower = judge_known(row, submission, self.origin, self._above_seal)
+        if isinstance(answer, Sealed):
+            return Unavailable("the message is being published again; ask again", 200)
         if isinstance(answer, Conflict):
             return Refused(Code.CID_CONFLICT, "this cid was used for other content")
         if lower:
+            conversation = await self.conversations.load(submission.key.conversation)
             head = conversation.heads.get(self.origin, 0)
             op = self.sequencer.place_op(submission, answer.place, head, self._clock.wall_ms())
             await self.append(op)
         if not answer.elsewhere:
             answer.lsn = self._log.end(self.number).lsn
         return answer
+
+    def _above_seal(self, origin: Origin) -> bool:
+        """Whether copies of this origin that are folded here may lie above its seal. They are about
+        to be folded out, so nobody may be told that they are held (rule 7)."""
+        seal = self.seal_of(origin, self.number)
+        return seal is not None and self.applier.lsn(origin) > seal

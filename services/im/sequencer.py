@@ -9,14 +9,16 @@ resend becomes a second message in one IDC, whatever connection it comes by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imcore.convert import attested_pb, key_pb, origin_of, place_of, place_pb
+from imcore.errors import Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
+from services.im.fold import place_kept
 
 
 @dataclass(slots=True)
@@ -96,22 +98,33 @@ class Accepted:
     place: Place
     lsn: int  # 0: of another origin, or not known any more
     known: bool = False
-    elsewhere: bool = False  # known, and another origin accepted a copy that is held here
+    elsewhere: bool = False  # known, and another IDC accepted a copy that is held here
+
+
+class Sealed(NamedTuple):
+    """Known, but every copy lies above a seal: none counts before it is published again."""
 
 
 def judge_known(
-    row: oplog.ClassRow, submission: Submission, own: Origin
-) -> tuple[Accepted | Conflict, bool]:
+    row: oplog.ClassRow,
+    submission: Submission,
+    own: Origin,
+    void: Callable[[Origin], bool] = lambda origin: False,
+) -> tuple[Accepted | Conflict | Sealed, bool]:
     """The answer to a known cid, and whether a place op is due: it was presented with a smaller
-    attested place than its class has here (rule 12)."""
-    shown = row.copies[0]
+    attested place than its class has here (rule 12). ``void``: whether copies of this origin may
+    lie above its seal. An earlier life of this IDC is not another IDC."""
+    copies = [copy for copy in row.copies if not void(origin_of(copy.origin))]
+    if not copies:
+        return Sealed(), False
+    shown = copies[0]
     if shown.content_hash != submission.content_hash:
         return Conflict(), False
     place = place_of(row.place)
     lower = submission.placed is not None and submission.placed.place < place
     if submission.placed is not None and lower:
         place = submission.placed.place
-    elsewhere = any(origin_of(copy.origin) != own for copy in row.copies)
+    elsewhere = any(copy.origin.idc != own.idc for copy in copies)
     accepted = Accepted(
         origin_of(shown.origin), shown.seq, place, 0, known=True, elsewhere=elsewhere
     )
@@ -131,13 +144,15 @@ def unknown_places(
 
 class Sequencer:
     """``heads`` of a conversation are the folded seqs of the own origin; ``_seq`` what is given
-    out above them. ``reset`` forgets all that is not folded (after a failed append)."""
+    out above them. From ``close`` (an append has failed) to ``reset`` no seq is given out: one that
+    no record carries would be a hole in its conversation for ever (rule 9)."""
 
     def __init__(self, origin: Origin, hlc: Hlc) -> None:
         self.origin = origin
         self._hlc = hlc
         self._seq: dict[str, int] = {}
         self._lanes: dict[Lane, LaneState] = {}
+        self._closed: str | None = None
 
     # ------------------------------------------------------------------------------ lanes
 
@@ -163,13 +178,28 @@ class Sequencer:
             if key.cid >= state.floor:
                 state.known.add(key.cid)
 
+    def forget_known(self) -> None:
+        """The partition is folded again, perhaps without some of it: lanes are read again. What is
+        pending is in the own log, which stays, and so do the seqs that were given out for it."""
+        self._lanes = {lane: state for lane, state in self._lanes.items() if state.pending}
+        for state in self._lanes.values():
+            state.known.clear()
+            state.loaded = False
+
+    def close(self, reason: str) -> None:
+        self._closed = reason
+
     def reset(self) -> None:
+        """Forget all that is not folded, when all that is durable is, and give out again."""
         self._seq.clear()
         self._lanes.clear()
+        self._closed = None
 
     # ------------------------------------------------------------------------------- ops
 
     def _next(self, conversation: str, head: int) -> int:
+        if self._closed is not None:
+            raise Unavailable(self._closed, 500)
         seq = max(self._seq.get(conversation, 0), head) + 1
         self._seq[conversation] = seq
         return seq
@@ -243,19 +273,20 @@ class Sequencer:
         op.membership.actor = actor
         return op
 
-    def republish(
-        self, original: oplog.Op, place: Place | None, head: int, wall_ms: int
-    ) -> oplog.Op:
-        """An op that lies above a committed seal, accepted again under the own origin with its
-        old place and client key (rule 7)."""
+    def republish(self, original: oplog.Op, origin: Origin, head: int, wall_ms: int) -> oplog.Op:
+        """An op of this origin that lies above a committed seal, accepted again under the own
+        origin with its old place and client key (rule 7)."""
         op = self._op(original.conversation, head, wall_ms, original.hlc) if original.seq else None
         if op is None:
             op = self.plain(original.conversation, wall_ms, original.hlc)
         hlc, seq = op.hlc, op.seq
         op.CopyFrom(original)
         op.hlc, op.seq = hlc, seq
-        if place is not None and op.WhichOneof("body") == "message":
-            op.message.place.CopyFrom(place_pb(place))
+        place = place_pb(place_kept(original, origin))
+        if op.HasField("message"):
+            op.message.place.CopyFrom(place)
+        elif op.HasField("membership"):
+            op.membership.place.CopyFrom(place)
         return op
 
     def plain(self, conversation: str, wall_ms: int, seen_hlc: int) -> oplog.Op:
@@ -264,6 +295,7 @@ class Sequencer:
         return oplog.Op(hlc=hlc, conversation=conversation, wall_ms=wall_ms)
 
     def _op(self, conversation: str, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
+        seq = self._next(conversation, head)  # first: it may refuse
         op = self.plain(conversation, wall_ms, seen_hlc)
-        op.seq = self._next(conversation, head)
+        op.seq = seq
         return op

@@ -22,6 +22,7 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.hlc import Hlc
+from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
 from imcore.runtime import Clock
@@ -37,7 +38,6 @@ from services.ports import Kv, Pushes, Reply, Session
 
 log = logging.getLogger("im.im")
 
-CLAIMS_MAX = 256
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
 

@@ -3,7 +3,8 @@
 A record counts when it is fsynced in the copy; only then is it reported as held. The origin itself
 is the first source; while it does not answer, whichever other IDC holds the longest copy is (a
 relay of a copy, position and origin kept). Copies are chained by hash, so a record that
-comes twice, or from two sources, is dropped or alarms; it never forks a copy.
+comes twice, or from two sources, is dropped or alarms; it never forks a copy. A source that cannot
+read a record any more is left for another one until that record is here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from imcore.convert import origin_of, origin_pb
 from imcore.errors import Damaged, ImError
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import Clock
 from imcore.words import Origin
 from services.engines.records import unpack
 from services.mirror.progress import Progress
@@ -37,9 +39,13 @@ class CutAway(Exception):
     """The source no longer has the records that come next here."""
 
 
+class SourceDamaged(Exception):
+    """The source has the record that comes next here, and cannot read it."""
+
+
 @dataclass(slots=True)
 class Follower:
-    """Follows all incarnations of one IDC. ``channels``: how to reach every other IDC."""
+    """Mirror of services.ports, over gRPC. ``channels``: how to reach every other IDC."""
 
     idc: str  # whose logs
     own: str
@@ -49,12 +55,14 @@ class Follower:
     progress: Progress
     applied: Callable[[Origin], dict[int, int]]
     seal_of: SealOf  # the last lsn that counts of an origin's partition, once it is sealed
+    clock: Clock
     source: str = ""  # from whom the last batch came
-    alarm: str | None = None
     heard_at: float = 0.0
-    missed: Callable[[str], None] = lambda sentence: None  # nobody has the next records any more
+    missed: Callable[[str], None] | None = None
     _cut_away: set[str] = field(default_factory=set)  # sources that cannot serve the next records
     _ends: dict[Origin, dict[int, int]] = field(default_factory=dict)
+    _problem: str | None = None
+    _damaged: dict[tuple[str, Origin, int], int] = field(default_factory=dict)  # lsn, by source
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -65,7 +73,7 @@ class Follower:
                 except CutAway as error:
                     self._cut_away.add(via)
                     log.info("%s via %s: %s", self.idc, via, error)
-                except grpc.RpcError as error:
+                except (SourceDamaged, grpc.RpcError) as error:
                     log.debug("%s via %s: %s", self.idc, via, error)
                 except Damaged as error:
                     self._alarm(f"the copy of {self.idc}'s log does not continue: {error}")
@@ -74,26 +82,49 @@ class Follower:
             await asyncio.sleep(_RETRY_S)
 
     def _alarm(self, sentence: str) -> None:
-        if self.alarm != sentence:
+        if self._problem != sentence:
             log.error(sentence)
-        self.alarm = sentence
+        self._problem = sentence
+
+    @property
+    def alarm(self) -> str | None:
+        if self._problem is None:
+            for via in self.channels:
+                if damage := self._damage(via):
+                    return damage
+        return self._problem
+
+    def _damage(self, via: str) -> str | None:
+        """Of records that this source could not read and that are not here yet."""
+        for (source, origin, partition), lsn in self._damaged.items():
+            copy = self.store.held().get(origin)
+            wanted = source == via and not self._above_seal(origin, partition, lsn)
+            if wanted and (copy is None or copy.end(partition).lsn < lsn):
+                return f"{via} cannot read lsn {lsn} of {origin} partition {partition} any more"
+        return None
 
     async def _sources(self) -> list[str]:
         """The origin first; then the others, the longest copy first. Those that have cut away
-        what comes next are asked again only once somebody else has brought it."""
-        served = self.idc in self.channels and self.idc not in self._cut_away
+        what comes next are asked again only once somebody else has brought it, and so are those
+        that cannot read it, unless nobody else has anything."""
+        damaged = [name for name in self.channels if self._damage(name)]
+        unfit = self._cut_away | {*damaged}
+        served = self.idc in self.channels and self.idc not in unfit
         if served and await self._reaches(self.idc):
             return [self.idc]
         others = [name for name in self.channels if name != self.idc]
         totals = await asyncio.gather(*(self._copied(name) for name in others))
         best = sorted(zip(totals, others, strict=True), reverse=True)
-        found = [name for total, name in best if total > 0 and name not in self._cut_away]
+        found = [name for total, name in best if total > 0 and name not in unfit]
         if self._cut_away and not found:
             cut, self._cut_away = sorted(self._cut_away), set()
-            self.missed(
-                f"{' and '.join(cut)} no longer have the records of {self.idc} that come next here"
-            )
-        return found
+            if self.missed is not None:
+                self.missed(
+                    f"{' and '.join(cut)} no longer have the records of {self.idc} "
+                    "that come next here"
+                )
+        # Other partitions of a damaged source go on meanwhile.
+        return found or damaged
 
     async def _reaches(self, name: str) -> bool:
         try:
@@ -169,14 +200,24 @@ class Follower:
                     batch = await call.read()
                 if not isinstance(batch, peer.TailBatch):
                     raise TimeoutError(f"{via} ended the stream of {origin}")
-                self.source, self.heard_at = via, asyncio.get_running_loop().time()
+                self.source, self.heard_at = via, self.clock.now()
                 await self._take(copy, origin, batch)
+                self._note_damage(via, origin, batch)
                 if batch.truncated_below:
                     raise CutAway(f"{via} has cut away what comes next here of {origin}")
                 if batch.records:
                     self._cut_away.discard(self.idc)
         finally:
             call.cancel()
+
+    def _note_damage(self, via: str, origin: Origin, batch: peer.TailBatch) -> None:
+        for at in batch.damaged:
+            key = (via, origin, at.partition)
+            if self._damaged.get(key) != at.lsn:
+                log.error("%s cannot read lsn %d of %s partition %d", via, at.lsn, *key[1:])
+            self._damaged[key] = at.lsn
+        if batch.damaged:
+            raise SourceDamaged(f"{via} cannot read what comes next here of {origin}")
 
     async def _take(self, copy: Log, origin: Origin, batch: peer.TailBatch) -> None:
         ends = self._ends.setdefault(origin, {})
@@ -194,7 +235,7 @@ class Follower:
         records = [r for r in records if not self._above_seal(origin, r.partition, r.lsn)]
         if records:
             await copy.append_copy(records)
-            self.alarm = None
+            self._problem = None
 
     def _above_seal(self, origin: Origin, partition: int, lsn: int) -> bool:
         seal = self.seal_of(origin, partition)

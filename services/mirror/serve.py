@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 
 from imcore.convert import origin_of, origin_pb
+from imcore.errors import Damaged
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import Clock
 from imcore.tls import caller_name
 from imcore.words import Origin
 from services.engines.records import pack
 from services.mirror.progress import Progress
-from services.ports import Log, LogStore
+from services.ports import Log, LogStore, Record
 
 log = logging.getLogger("im.mirror")
 
-_BATCH_BYTES = 256 * 1024
+_BATCH_BYTES = 256 * 1024  # of one batch, whatever the number of partitions
+_RECORD_BYTES = 16  # at most what a record takes in a batch beyond its own bytes
+_SOUND_MAX = 100  # records read one by one before a damaged one
 _IDLE_S = 0.5
 # At least so far apart, unless there is much to catch up on. What a small batch costs (a gRPC
 # message at both ends and in between, an fsync and a fold at the reader) hardly depends on how many
@@ -48,13 +52,21 @@ class LogsService(rpc.LogsServicer):
     because its peers need its copies to settle theirs."""
 
     def __init__(
-        self, idc: str, store: LogStore, partitions: int, progress: Progress, applied: Applied
+        self,
+        idc: str,
+        store: LogStore,
+        partitions: int,
+        progress: Progress,
+        applied: Applied,
+        clock: Clock,
     ) -> None:
         self._idc = idc
         self._store = store
         self._partitions = partitions
         self._progress = progress
         self._applied = applied
+        self._clock = clock
+        self._damaged: dict[tuple[Origin, int], int] = {}  # the first lsn that cannot be read
         self.origin: Origin | None = None
         self.starting = True  # what this IDC held once may still be on its way here
         self.seal_of: Callable[[Origin, int], int | None] = lambda origin, partition: None
@@ -96,21 +108,26 @@ class LogsService(rpc.LogsServicer):
 
     async def _batches(
         self, source: Log, next_lsn: dict[int, int]
-    ) -> AsyncIterator[peer.TailBatch]:
+    ) -> AsyncGenerator[peer.TailBatch, None]:
         grown = asyncio.Event()
         unsubscribe = source.subscribe(grown.set)
-        now = asyncio.get_running_loop().time
+        now, first = self._clock.now, 0
         try:
             while True:
                 grown.clear()
-                batch, size, begun = peer.TailBatch(), 0, now()
-                for partition in range(self._partitions):
-                    size += await self._read(source, partition, next_lsn, batch)
+                batch, room, begun = peer.TailBatch(), _BATCH_BYTES, now()
+                for step in range(self._partitions):
+                    partition = (first + step) % self._partitions
+                    room -= await self._read(source, partition, next_lsn, batch, room)
+                    if room <= 0:
+                        # The others come first next time, or one with a backlog would starve them.
+                        first = (partition + 1) % self._partitions
+                        break
                 if not batch.records:
                     batch.ends.extend(self._ends(source))
                 yield batch
                 if batch.records:
-                    if size < _BATCH_BYTES:
+                    if room > 0:
                         await asyncio.sleep(max(0.0, begun + _PACE_S - now()))
                 else:
                     with contextlib.suppress(TimeoutError):
@@ -120,24 +137,59 @@ class LogsService(rpc.LogsServicer):
             unsubscribe()
 
     async def _read(
-        self, source: Log, partition: int, next_lsn: dict[int, int], batch: peer.TailBatch
+        self,
+        source: Log,
+        partition: int,
+        next_lsn: dict[int, int],
+        batch: peer.TailBatch,
+        room: int,
     ) -> int:
-        """Returns how many bytes it has added."""
+        """Returns how many bytes it has added: at most one record more than there is room for."""
         lsn, end = next_lsn.get(partition, 1), self._end(source, partition)
         if lsn > end:
             return 0
         try:
-            records = await source.read(partition, lsn, _BATCH_BYTES)
+            records = await source.read(partition, lsn, room)
         except LookupError:
             batch.truncated_below = True
             return 0
-        if records and records[-1].lsn > end:
-            records = [record for record in records if record.lsn <= end]
+        except Damaged as error:
+            records = await self._sound_ones(source, partition, lsn)
+            if not records:
+                batch.damaged.add(partition=partition, lsn=lsn)
+                self._note_damage(source.origin, partition, lsn, error)
+        size = 0
         for record in records:
-            batch.records.add(partition=partition, record=pack(record))
-        if records:
-            next_lsn[partition] = records[-1].lsn + 1
-        return sum(len(record.payload) for record in records)
+            if record.lsn > end or size >= room:
+                break
+            packed = pack(record)
+            batch.records.add(partition=partition, record=packed)
+            next_lsn[partition] = record.lsn + 1
+            size += len(packed) + _RECORD_BYTES
+        return size
+
+    async def _sound_ones(self, source: Log, partition: int, lsn: int) -> list[Record]:
+        """Those before the damaged one."""
+        records: list[Record] = []
+        with contextlib.suppress(Damaged):
+            while len(records) < _SOUND_MAX and (found := await source.read(partition, lsn, 1)):
+                records += found
+                lsn = found[-1].lsn + 1
+        return records
+
+    def _note_damage(self, origin: Origin, partition: int, lsn: int, error: Damaged) -> None:
+        if self._damaged.get((origin, partition)) != lsn:
+            log.error("lsn %d of %s partition %d cannot be read: %s", lsn, origin, partition, error)
+        self._damaged[origin, partition] = lsn
+
+    def alarms(self) -> list[str]:
+        """Of records that are still to be held here, and cannot be read."""
+        held = self._store.held()
+        return [
+            f"lsn {lsn} of {origin} partition {partition} is damaged here and cannot be read"
+            for (origin, partition), lsn in self._damaged.items()
+            if origin in held and held[origin].first_lsn(partition) <= lsn
+        ]
 
     def _end(self, source: Log, partition: int) -> int:
         """What lies above a seal does not count as held, and is served to nobody."""
@@ -197,7 +249,7 @@ class LogsService(rpc.LogsServicer):
         source = held.get(origin_of(request.origin))
         if source is None:
             return b""
-        with contextlib.suppress(LookupError):
+        with contextlib.suppress(LookupError, Damaged):
             records = await source.read(request.at_partition, request.at_lsn, 1)
             if records and records[0].lsn == request.at_lsn:
                 return records[0].chain

@@ -14,6 +14,7 @@ from imcore.convert import origin_of, origin_pb
 from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import Clock
 from imcore.words import Origin
 from services.control.caspaxos import Proposer
 from services.engines.log_store import SegmentLogStore
@@ -55,11 +56,12 @@ async def settle(
     proposer: Proposer,
     channels: Mapping[str, grpc.aio.Channel],
     retired: frozenset[str],
+    clock: Clock,
 ) -> Settled:
     """Waits for a majority as long as it takes."""
     while True:
         try:
-            return await _settle_once(idc, partitions, store, proposer, channels, retired)
+            return await _settle_once(idc, partitions, store, proposer, channels, retired, clock)
         except ImError as error:
             log.warning("%s cannot settle its incarnation yet: %s", idc, error)
             await asyncio.sleep(_RETRY_S)
@@ -72,9 +74,10 @@ async def _settle_once(
     proposer: Proposer,
     channels: Mapping[str, grpc.aio.Channel],
     retired: frozenset[str],
+    clock: Clock,
 ) -> Settled:
     value, _ = await proposer.read(register_key(idc))
-    asked_at = asyncio.get_running_loop().time()
+    asked_at = clock.now()
     committed = Register.from_json(value) if value else None
     incarnation = committed.incarnation if committed else 1
     own = store.held().get(Origin(idc, incarnation))
@@ -102,7 +105,7 @@ async def _settle_once(
     decision = decide(committed, facts, peers)
     if not decision.kept and not may_seal(peers):
         raise Unavailable("no IDC that has what survives answers; the seal must not lie below it")
-    await _commit(idc, proposer, committed, decision, asked_at)
+    await _commit(idc, proposer, committed, decision, clock, asked_at)
     await store.confirm_boot()
     log.info("%s %s", idc, decision.sentence)
     opened = await store.open_own(Origin(idc, decision.register.incarnation))
@@ -114,10 +117,11 @@ async def _commit(
     proposer: Proposer,
     committed: Register | None,
     decision: Decision,
+    clock: Clock,
     asked_at: float,
 ) -> None:
     def change(current: bytes | None) -> bytes:
-        if asyncio.get_running_loop().time() - asked_at > _ANSWERS_AGE_S:
+        if clock.now() - asked_at > _ANSWERS_AGE_S:
             raise Refused(Code.UNAVAILABLE, "the answers of the other IDCs are too old to seal by")
         now = Register.from_json(current) if current else None
         if now != committed and now != decision.register:

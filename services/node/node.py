@@ -48,7 +48,7 @@ from services.node.config import NodeConfig, split_address
 from services.node.engines import open_registry, stay_member
 from services.node.identity import settle
 from services.node.peers import PeerService
-from services.node.registers import follow_registers, read_registers
+from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
 from services.node.seals import Seals
@@ -139,6 +139,7 @@ class Node:
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
         self._spawn("registers", follow_registers(self))
         await self._start_im(await self._settle())
+        await act_before_serving(self)
         await self._start_clients(stack)
         self.serving = True
         log.info("%s serves as %s (pid %d)", self.idc, self.origin, os.getpid())
@@ -174,6 +175,7 @@ class Node:
             self.channels,
             self.progress,
             self.seals,
+            self.clock,
         )
         self.state = StateServer(
             self.config.keys,
@@ -240,7 +242,7 @@ class Node:
         )
         server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
         self.logs_service = LogsService(
-            self.idc, self.store, partitions, self.progress, self.replication.applied
+            self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock
         )
         self.logs_service.seal_of = self.seals.of
         self.peer_service = PeerService(
@@ -290,6 +292,7 @@ class Node:
             self.proposer,
             {name: self.channels[name] for name in self.config.peer_idcs()},
             self.traffic.retired(),
+            self.clock,
         )
         self.register = settled.register
         self.alarms += settled.alarms
@@ -345,6 +348,11 @@ class Node:
         sequencer_id = secrets.token_bytes(8)
         for partition in self.partitions:
             partition.applier.base = self.retention
+            partition.seal_of = self.seals.of
+            # Before the logs are folded, so that nothing need be folded out again.
+            await partition.applier.seal(
+                {sealed: self._seal(sealed, partition.number) for sealed in self.seals.known()}
+            )
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
         self.admin.kv = self.kv

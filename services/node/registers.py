@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("im.identity")
 
 _EACH_S = 1.0
+_RETRY_S = 0.3
+_BEFORE_SERVING_S = 20.0
 
 
 async def read_registers(node: Node) -> bool:
@@ -44,7 +47,26 @@ async def follow_registers(node: Node) -> None:
         await asyncio.sleep(_EACH_S)
 
 
-async def _act(node: Node) -> None:
+async def act_before_serving(node: Node) -> None:
+    """What clients ask about must not stand on records that are about to be folded out. Not waited
+    for without end: until it is done, the messages concerned are answered with `unavailable`. Never
+    cancelled, since a log may be half cut then; ``follow_registers`` takes over."""
+    acted = asyncio.Event()
+    node.spawn("seals", _until_acted(node, acted))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(acted.wait(), _BEFORE_SERVING_S)
+
+
+async def _until_acted(node: Node, acted: asyncio.Event) -> None:
+    while not node.serving:
+        if await _act(node):
+            break
+        await asyncio.sleep(_RETRY_S)
+    acted.set()
+
+
+async def _act(node: Node) -> bool:
+    """False when trying again soon may help."""
     try:
         partitions = {partition.number: partition for partition in node.partitions}
         await node.seals.act(node.store, partitions)
@@ -54,3 +76,5 @@ async def _act(node: Node) -> None:
         log.warning(node.seals.problem)
         if isinstance(error, Damaged):
             await node.bootstrap.demand(str(error))
+        return isinstance(error, Damaged)
+    return True

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 import grpc
 
 from imcore.hlc import to_ms
+from imcore.runtime import Clock
 from imcore.words import Origin
 from services.im.applier import Applier
 from services.im.incarnation import Register
 from services.mirror.follow import Follower
 from services.mirror.progress import Progress
 from services.node.seals import Seals
-from services.ports import LogStore
+from services.ports import LogStore, Mirror
 
 _HEARD_S = 2.0
 
@@ -29,6 +30,7 @@ class Replication:
         channels: Mapping[str, grpc.aio.Channel],
         progress: Progress,
         seals: Seals,
+        clock: Clock,
     ) -> None:
         self._own = own
         self._store = store
@@ -39,9 +41,9 @@ class Replication:
         self.registers: dict[str, Register] = {}
         self._delays: dict[tuple[Origin, int], int] = {}
         peers = {name: channel for name, channel in channels.items() if name in idcs}
-        self.followers = {
+        self.followers: dict[str, Mirror] = {
             idc: Follower(
-                idc, own, partitions, store, peers, progress, self.applied, seals.of
+                idc, own, partitions, store, peers, progress, self.applied, seals.of, clock
             )
             for idc in idcs
         }  # fmt: skip

@@ -3,13 +3,15 @@ own current origin, with its old place and client key, and then folded without t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
-from imcore.convert import place_of
-from imcore.errors import Damaged
+from imcore.errors import Damaged, ImError, Unavailable
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import Origin, Place
+from imcore.words import Origin
+from services.im.applied import applied_above
+from services.im.fold import fits
 from services.im.incarnation import Register
 from services.im.partition import Partition
 from services.ports import Log, LogStore
@@ -17,6 +19,7 @@ from services.ports import Log, LogStore
 log = logging.getLogger("im.seals")
 
 _READ_BYTES = 256 * 1024
+_PUBLISHED = ("message", "place", "membership", "cursor")
 
 
 class Seals:
@@ -25,6 +28,7 @@ class Seals:
 
     def __init__(self) -> None:
         self._ends: dict[Origin, tuple[int, ...]] = {}
+        self._acting = asyncio.Lock()
         self.problem: str | None = None  # why a known one cannot be acted on yet
 
     def learn(self, idc: str, register: Register) -> bool:
@@ -51,31 +55,47 @@ class Seals:
         return origin in self._ends
 
     async def act(self, store: LogStore, partitions: Mapping[int, Partition]) -> int:
-        """Returns how many ops were published again."""
-        published = 0
-        for origin, copy in store.held().items():
-            if not self.sealed(origin):
-                continue
-            for number, partition in partitions.items():
+        """Returns how many ops were published again. What can be done is done, also when something
+        else has to wait; then raises why (Damaged before Unavailable)."""
+        async with self._acting:
+            return await self._act(store, partitions)
+
+    async def _act(self, store: LogStore, partitions: Mapping[int, Partition]) -> int:
+        published, problems = 0, list[ImError]()
+        for number, partition in partitions.items():
+            done: dict[Origin, int] = {}
+            for origin in list(self._ends):  # more may be learned meanwhile
                 seal = self.of(origin, number) or 0
-                if copy.end(number).lsn > seal:
+                try:
+                    copy = store.held().get(origin)
                     published += await self._publish(origin, copy, partition, seal)
-                    await copy.cut_above(number, seal)
-                await partition.applier.seal({origin: seal})
+                    if copy is not None:
+                        await copy.cut_above(number, seal)
+                    done[origin] = seal
+                except ImError as error:
+                    problems.append(error)
+            await partition.applier.seal(done)
+        for problem in sorted(problems, key=lambda p: not isinstance(p, Damaged)):
+            raise problem
         return published
 
-    async def _publish(self, origin: Origin, copy: Log, partition: Partition, seal: int) -> int:
-        published, lsn = 0, seal + 1
-        if copy.first_lsn(partition.number) > lsn:
-            raise Damaged(f"{origin} is sealed at {seal}, and what comes next is cut away here")
-        while lsn <= copy.end(partition.number).lsn:
-            records = await copy.read(partition.number, lsn, _READ_BYTES)
-            for record in records:
-                op = oplog.Op.FromString(record.payload)
-                if op.WhichOneof("body") in ("message", "place", "membership", "cursor"):
-                    await self._again(partition, origin, op)
-                    published += 1
-            lsn = records[-1].lsn + 1
+    async def _publish(
+        self, origin: Origin, copy: Log | None, partition: Partition, seal: int
+    ) -> int:
+        """What is held above the seal, then what was folded and is not held any more: a log that
+        was damaged may lack what its own KV still has."""
+        end = copy.end(partition.number).lsn if copy is not None else 0
+        applied = partition.applier.lsn(origin)
+        if max(end, applied) <= seal:
+            return 0
+        published, hlc = 0, 0
+        if copy is not None and end > seal:
+            published, hlc = await self._publish_held(origin, copy, partition, seal)
+        if applied > max(end, seal):
+            hlc = hlc or await _hlc_at(origin, copy, partition.number, seal)
+            async for ops in applied_above(partition.kv, partition.number, origin, hlc):
+                await partition.republish(origin, ops)
+                published += len(ops)
         log.warning(
             "%d ops of %s above its seal in partition %d were published again",
             published,
@@ -84,9 +104,30 @@ class Seals:
         )
         return published
 
-    async def _again(self, partition: Partition, origin: Origin, op: oplog.Op) -> None:
-        place = None
-        if op.HasField("message"):
-            own = Place(op.hlc, origin, op.seq)
-            place = place_of(op.message.place) if op.message.HasField("place") else own
-        await partition.republish(op, place)
+    async def _publish_held(
+        self, origin: Origin, copy: Log, partition: Partition, seal: int
+    ) -> tuple[int, int]:
+        """Returns how many, and the HLC of the last record that is held."""
+        published, hlc, lsn = 0, 0, seal + 1
+        if copy.first_lsn(partition.number) > lsn:
+            raise Damaged(f"{origin} is sealed at {seal}, and what comes next is cut away here")
+        while lsn <= copy.end(partition.number).lsn:
+            records = await copy.read(partition.number, lsn, _READ_BYTES)
+            ops = [oplog.Op.FromString(record.payload) for record in records]
+            wanted = [op for op in ops if op.WhichOneof("body") in _PUBLISHED and fits(op)]
+            await partition.republish(origin, wanted)
+            published += len(wanted)
+            lsn, hlc = records[-1].lsn + 1, ops[-1].hlc
+        return published, hlc
+
+
+async def _hlc_at(origin: Origin, copy: Log | None, partition: int, seal: int) -> int:
+    """HLC rises with the lsn, so that of the last record that counts tells what lies above it."""
+    if seal == 0:
+        return 0
+    if copy is None or copy.end(partition).lsn < seal:
+        raise Unavailable(f"the log of {origin} is not here yet up to its seal at {seal}")
+    if copy.first_lsn(partition) > seal:
+        raise Damaged(f"{origin} is sealed at {seal}, and that record is cut away here")
+    records = await copy.read(partition, seal, 1)
+    return oplog.Op.FromString(records[0].payload).hlc

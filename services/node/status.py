@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +58,7 @@ class Status:
             "applied": applied,
             "peers_held": peers_held,
             "peers_applied": peers_applied,
-            "lag": node.replication.lag(node.clock.wall_ms(), asyncio.get_running_loop().time())
-            if started
-            else {},
+            "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},
             "clock": {
                 "offset_ms": -node.hlc.median_offset_ms,
                 "skewed": node.hlc.skewed(),
@@ -75,6 +72,7 @@ class Status:
         node = self._node
         alarms = [*node.alarms, *node.replication.alarms(), *node.traffic.alarms()]
         alarms += node.retention.alarms()
+        alarms += node.logs_service.alarms()
         alarms += [said for said in (node.bootstrap.alarm, node.seals.problem) if said]
         alarms += [partition.alarm for partition in node.partitions if partition.alarm]
         if node.hlc.skewed():

@@ -14,9 +14,17 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, place_of, place_pb, positions_pb
 from imcore.errors import Code
+from imcore.limits import CONTENT_BYTES_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
-from imcore.words import Origin, Place, direct_conversation
+from imcore.words import (
+    Origin,
+    Place,
+    direct_conversation,
+    direct_members,
+    is_group,
+    valid_id,
+)
 from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
@@ -29,12 +37,13 @@ from services.sdk.errors import (
     RequestRefused,
     SdkError,
     SendFailed,
+    StoreFailed,
 )
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
 from services.sdk.puller import Puller
-from services.sdk.sender import Sender
+from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
 from services.sdk.side import SideLinks
 from services.sdk.store import MemoryStore, SqliteStore, Store
@@ -42,7 +51,8 @@ from services.sdk.transport import Dialer, TlsDialer
 
 log = logging.getLogger("im.sdk")
 
-_RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE}
+HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
+_RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
 
 class State(NamedTuple):
@@ -70,7 +80,9 @@ class Sent:
         self._entry = entry
 
     async def replicated(self) -> None:
-        """Until another IDC holds it durably too. Cancelled when the client is closed."""
+        """Until another IDC holds it durably too. Cancelled when the client is closed. Raises
+        SendFailed, with ``pending``, when the IDC it was acked by is gone and the one that serves
+        now goes on refusing it: it stays in the outbox and is offered with every connect."""
         await self._sender.until_replicated(self._entry)
 
 
@@ -78,7 +90,8 @@ class Client:
     """``async with`` connects and syncs. One outbox file belongs to one client at a time.
 
     ``token``: a signed client token, names uid and device. ``ipconf``: URLs, or an
-    ``IpconfClient`` that many clients of a process share. ``outbox``: a file, or None for
+    ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
+    machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
     """
 
@@ -136,7 +149,12 @@ class Client:
         )
         outbox.load(stored.lanes, stored.entries)
         self._sender = Sender(
-            outbox, self._store, options.in_flight_max, self._view, self._on_stored
+            outbox,
+            self._store,
+            options.in_flight_max,
+            self._view,
+            self._on_stored,
+            options.lag_wait_ms,
         )
         self._side = SideLinks(
             self._dialer,
@@ -199,9 +217,11 @@ class Client:
         self._sender.disconnected()
         self._sender.fail_all(SendFailed(Code.UNAVAILABLE, "the client was closed", pending=True))
         self._sender.flush()
-        await self._store.close()
-        if not self._shared_ipconf:
-            await self._ipconf.close()
+        try:
+            await self._store.close()
+        finally:
+            if not self._shared_ipconf:
+                await self._ipconf.close()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -238,6 +258,7 @@ class Client:
         (OutboxFull among them). Without a time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
+        _check(conversation, content)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         entry, future = self._sender.send(conversation, content, self._clock.wall_ms(), durability)
         if timeout_ms is None:
@@ -333,10 +354,13 @@ class Client:
                         response = await session.ask(request, timeout_s)
                     except SessionLost:
                         continue
+                    except ValueError as large:
+                        raise RequestRefused(Code.TOO_LARGE, str(large)) from large
                     if not response.HasField("error"):
                         return response
                     error = response.error
-                    if error.code not in _RETRIED:
+                    again = error.code in MAY_LAG and self._sender.may_lag
+                    if error.code not in _RETRIED and not again:
                         raise RequestRefused(error.code, error.message)
                     await asyncio.sleep((error.retry_after_ms or 200) / 1000)
         except TimeoutError as error_:
@@ -421,6 +445,8 @@ class Client:
     def connected(self, session: Session) -> None:
         self._resume_token = session.ok.resume_token
         elsewhere = self._serving is not None and session.origin != self._serving
+        if elsewhere or (self._serving is None and len(self._sender.outbox)):
+            self._sender.moved()  # or the IDC that served this outbox before is not known
         self._serving = session.origin
         if elsewhere:
             for view in self._views.values():
@@ -464,6 +490,9 @@ class Client:
         self._sender.disconnected()
         self._puller.disconnected()
         self._emit(ConnectionChanged("", "", f"the connection ended: {lost.reason}"))
+
+    def unwritable(self, error: StoreFailed) -> None:
+        self._emit(ConnectionChanged("", "", f"not connected: {error}"))
 
     def stopped(self, error: SdkError) -> None:
         if self._stopped is None:
@@ -540,24 +569,50 @@ class Client:
             return
 
     def _heartbeat(self, session: Session, liveness: Liveness, now: float) -> None:
-        self._acking, self._to_ack = {**self._acking, **self._to_ack}, {}
+        # What was sent and not answered goes to the end: a heartbeat has room for so many acks,
+        # and those that never went out must have their turn.
+        self._to_ack.update(self._acking)
+        self._acking.clear()
         request = pb.Request()
         request.heartbeat.SetInParent()
-        for conversation in self._acking:
+        room = HEARTBEAT_ACK_BYTES
+        for conversation in list(self._to_ack):
             prefix = self._view(conversation).received.prefix
-            request.heartbeat.acks.add(conversation=conversation, heads=positions_pb(prefix))
-        liveness.sent(now)
+            ack = pb.ConversationHeads(conversation=conversation, heads=positions_pb(prefix))
+            room -= ack.ByteSize()
+            if room < 0 and self._acking:
+                break
+            request.heartbeat.acks.append(ack)
+            self._acking[conversation] = None
+            del self._to_ack[conversation]
+        liveness.sent(now, more=bool(self._to_ack))
 
         def answered(response: pb.Response | None) -> None:
             if response is None or session is not self._link.session:
                 return
             liveness.answered()
+            if self._to_ack:  # more than fitted: not only when this one would have been overdue
+                self._look_later()
             if not response.HasField("error"):
                 self._acking.clear()
                 self._puller.heads(response.heartbeat_ok.behind)
+                self._link.knows(response.heartbeat_ok.policy_epoch)
                 self._puller.claim(session, self._clock.now())
 
         session.call(request, answered)
+
+
+def _check(conversation: str, content: bytes) -> None:
+    """Raises SendFailed for what no IDC could ever take: once in the outbox it would be offered
+    after every connect, and might not even fit a message of the protocol."""
+    if len(content) > CONTENT_BYTES_MAX:
+        raise SendFailed(
+            Code.TOO_LARGE,
+            f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {len(content)}",
+        )
+    names = direct_members(conversation) or (conversation[2:],)
+    if (len(names) != 2 and not is_group(conversation)) or not all(map(valid_id, names)):
+        raise SendFailed(Code.BAD_REQUEST, "the conversation id is of no known form")
 
 
 def _store(outbox: str | Path | Store | None) -> Store:

@@ -28,6 +28,10 @@ class OutboxFull(SendFailed):
         super().__init__("outbox_full", message)
 
 
+class StoreFailed(SdkError):
+    """The outbox cannot be written now: a full disk, a locked file. It is tried again."""
+
+
 class RequestRefused(SdkError):
     """The service judged a request (other than a send) and refused it."""
 

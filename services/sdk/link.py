@@ -11,7 +11,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.sdk.core.reconnect import Lost, Plan, Reconnect, Where
 from services.sdk.core.seen import Seen
-from services.sdk.errors import AuthError, Replaced, SdkError
+from services.sdk.errors import AuthError, Replaced, SdkError, StoreFailed
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
 from services.sdk.session import OnEvent, Session, SessionLost
 from services.sdk.transport import Dialer
@@ -19,6 +19,7 @@ from services.sdk.transport import Dialer
 log = logging.getLogger("im.sdk")
 
 _AVOID_S = 3.0  # a gateway that failed is the last to be tried for as long
+LEAVE = {"moved", "drained"}  # a gateway's last word to a client that is to be elsewhere
 _TRIES = 3  # gateways of one ipconf answer, before backing off
 _ANSWER_AGE_S = 30.0
 
@@ -27,7 +28,7 @@ class Owner(Protocol):
     """The client, as the link sees it."""
 
     async def connect_request(self, gateway: Gateway) -> pb.Connect:
-        """With a raised, durable connection epoch."""
+        """With a raised, durable connection epoch. Raises StoreFailed."""
         ...
 
     async def before_move(self) -> None:
@@ -39,6 +40,10 @@ class Owner(Protocol):
     def connected(self, session: Session) -> None: ...
 
     def disconnected(self, lost: Lost) -> None: ...
+
+    def unwritable(self, error: StoreFailed) -> None:
+        """No connection can be made as long as its epoch cannot be stored; it is tried again."""
+        ...
 
     def stopped(self, error: SdkError) -> None:
         """No reconnect will be tried."""
@@ -72,6 +77,8 @@ class Link:
         self._last: Gateway | None = None
         self._avoid: dict[str, float] = {}
         self._move: pb.Move | None = None
+        self._policy_epoch = 0  # the highest that any IDC has named
+        self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
         self._wake = asyncio.Event()
         self._close_after: set[asyncio.TimerHandle] = set()
         self._raised = 0  # the connection epoch of the last attempt
@@ -102,7 +109,12 @@ class Link:
         candidates = [self._last] if where is Where.SAME and self._last else []
         if not candidates:
             try:
-                candidates = self._candidates(await self._ask(0))
+                candidates = self._candidates(await self._ask())
+            except AuthError:
+                if self.answer is None:
+                    raise
+                lost = Lost("unauthenticated")  # unless a gateway takes it: clocks can be wrong
+                candidates = self._candidates(self.answer)
             except NoAnswer as error:
                 lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
                 if self.answer is not None:  # better an old list than none
@@ -116,16 +128,38 @@ class Link:
                 if lost.retry_after_ms or lost.reason == "replaced":
                     break
                 continue
+            except AuthError as error:
+                self._refused(gateway, error)
+                lost = Lost("unauthenticated")
+                continue
+            except StoreFailed as error:
+                self._owner.unwritable(error)
+                return Lost("outbox")
             self._take(session)
             return await self._stay()
         return lost
 
-    async def _ask(self, policy_epoch_min: int) -> Answer:
+    def knows(self, policy_epoch: int) -> None:
+        """Some IDC is at this policy: an ipconf's answer from before it is old."""
+        self._policy_epoch = max(self._policy_epoch, policy_epoch)
+
+    def _refused(self, gateway: Gateway, error: AuthError) -> None:
+        """One IDC's clock may be wrong. Raises ``error`` when a second IDC has refused the token
+        too, or there is no second one."""
+        self._avoid[gateway.name] = self._clock.now() + _AVOID_S
+        self._refused_by.add(gateway.idc)
+        known = {g.idc for g in self.answer.gateways} if self.answer is not None else set()
+        if len(self._refused_by) > 1 or not known - self._refused_by:
+            raise error
+        log.warning("%s does not take the token; another IDC is asked: %s", gateway.idc, error)
+
+    async def _ask(self) -> Answer:
         last = self._last.name if self._last is not None else ""
         answer = await self._ipconf.lookup(
-            self._lookup._replace(last=last, policy_epoch_min=policy_epoch_min)
+            self._lookup._replace(last=last, policy_epoch_min=self._policy_epoch)
         )
         self.answer = answer
+        self.knows(answer.policy_epoch)
         self._answered_at = self._clock.now()
         self.reconnect.parameters = answer.parameters
         return answer
@@ -146,7 +180,7 @@ class Link:
         self._ipconf.report(self._lookup, gateway, reason)
 
     async def _open(self, gateway: Gateway) -> Session:
-        """Raises SessionLost, AuthError."""
+        """Raises SessionLost, AuthError, StoreFailed."""
         session = Session(gateway, self._seen, self._clock, self._on_event)
         timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
         try:
@@ -164,6 +198,9 @@ class Link:
     def _take(self, session: Session) -> None:
         self.session = session
         self._last = session.gateway
+        self._move = None  # of an earlier connection: this one may be where it led to
+        self._refused_by.clear()
+        self.knows(session.ok.policy_epoch)
         session.ended.add_done_callback(lambda _: self._wake.set())
         self._owner.connected(session)
 
@@ -181,6 +218,10 @@ class Link:
                     lost = lost._replace(reason="lost")
                 if lost.reason == "dead":
                     self._failed(session.gateway, lost.reason)
+                elif lost.reason in LEAVE:
+                    # No failure to report, but should ipconf not answer, or not know it yet, then
+                    # this gateway is the last to go to: it would only send us away again.
+                    self._avoid[session.gateway.name] = self._clock.now() + _AVOID_S
                 self._owner.disconnected(lost)
                 return lost
             if self._move is not None:
@@ -191,6 +232,7 @@ class Link:
 
     def move(self, session: Session, move: pb.Move) -> None:
         if session is self.session:
+            self.knows(move.policy_epoch)
             self._move = move
             self._wake.set()
 
@@ -198,9 +240,12 @@ class Link:
         """Dial first, then let sends land, then connect; the old connection serves until the
         new one does. A move that fails leaves everything as it was and is tried again."""
         if move.within_ms:
-            await asyncio.sleep(self._rng.random() * move.within_ms / 1000)
+            delay_s = self._rng.random() * move.within_ms / 1000
+            await asyncio.wait([old.ended], timeout=delay_s)
+            if old.ended.done():
+                return  # too late: an ordinary reconnect
         try:
-            answer = await self._ask(move.policy_epoch)
+            answer = await self._ask()
             gateway = self._target(old.gateway, answer)
             session = Session(gateway, self._seen, self._clock, self._on_event)
             timeout_s = answer.parameters.connect_timeout_ms / 1000
@@ -214,7 +259,8 @@ class Link:
             except BaseException:
                 session.close()
                 raise
-        except (NoAnswer, SessionLost) as error:
+        except (NoAnswer, SessionLost, AuthError, StoreFailed) as error:
+            # AuthError too: the present IDC took the token, so the other's clock may be wrong.
             log.info("the move away from %s failed: %s", old.gateway.name, error)
             self._owner.move_failed()
             if not old.ended.done():

@@ -22,4 +22,5 @@ class Options:
     refresh_ms: int = 15_000  # acked and not replicated for as long: offered again
     move_drain_ms: int = 1_000  # a move waits so long for acks in flight
     sync_before_offer_ms: int = 500  # on another IDC: what it has is asked for first
+    lag_wait_ms: int = 8_000  # another IDC may not know this user's groups yet: asked again so long
     claim_after_ms: int = 3_000  # a place the IDC does not know for as long is told to it

@@ -1,14 +1,15 @@
 """Fetches what this device has missed: sync after connecting, gaps, idle pulls, other origins.
 
 A conversation is pulled by one task at a time and at most ``pulls_max`` at once; whatever finds
-out that something is missing only names the conversation.
+out that something is missing only names the conversation. What is asked of other IDCs goes beside
+that and takes no worker's place: an IDC that does not answer must not stop the pulls from this one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 
 from imcore.convert import positions_pb, vector_of
@@ -44,7 +45,9 @@ class Puller:
         self._session: Session | None = None
         self._tokens: dict[str, bytes] = {}  # of the last sync, by origin
         self._queue: dict[str, None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._asides: set[asyncio.Task[None]] = set()
+        self._retries: dict[str, asyncio.TimerHandle] = {}  # pulls that were put off
         self._signals: dict[str, tuple[Vector, int]] = {}  # named heads, rounds so far
         self._signal_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -54,8 +57,9 @@ class Puller:
         self._session = None
         if self._signal_timer is not None:
             self._signal_timer.cancel()
-        for task in self._tasks:
+        for task in self._workers | self._asides:
             task.cancel()
+        self._forget()
 
     def connected(self, session: Session) -> None:
         self._session = session
@@ -63,7 +67,15 @@ class Puller:
 
     def disconnected(self) -> None:
         self._session = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """The next connection's sync finds out anew what is missing."""
         self._queue.clear()
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+        self._look_idle()
 
     # ------------------------------------------------------------------------------ sync
 
@@ -109,22 +121,40 @@ class Puller:
         if self._session is None:
             return
         self._queue[conversation] = None
-        self._idle.clear()
-        if len(self._tasks) < self._options.pulls_max:
-            task = asyncio.get_running_loop().create_task(self._work())
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+        self._start()
+
+    def _start(self) -> None:
+        session = self._session
+        if session is None or session.ended.done() or not self._queue:
+            return
+        if len(self._workers) < self._options.pulls_max:
+            self._spawn(self._workers, self._work())
+
+    def _spawn(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._workers.discard(task)
+        self._asides.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a pull failed: %s", task.exception())
-        if not self._tasks:
+        self._start()  # a worker that failed left what it had not come to
+        self._look_idle()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._workers or self._asides or self._queue or self._retries)
+
+    def _look_idle(self) -> None:
+        if not self._busy:
             self._idle.set()
 
     async def settled(self) -> None:
-        """Until nothing is being pulled."""
-        while self._tasks:
+        """Until nothing is being pulled, nor is to be."""
+        while self._busy:
+            self._idle.clear()
             await self._idle.wait()
 
     async def _work(self) -> None:
@@ -166,12 +196,19 @@ class Puller:
 
     def _refused(self, view: View, error: pb.Error) -> None:
         if error.code in _AGAIN:
-            asyncio.get_running_loop().call_later(
-                (error.retry_after_ms or 200) / 1000, self.want, view.conversation
+            if (old := self._retries.get(view.conversation)) is not None:
+                old.cancel()
+            self._retries[view.conversation] = asyncio.get_running_loop().call_later(
+                (error.retry_after_ms or 200) / 1000, self._retry, view.conversation
             )
         else:
             log.info("%s cannot be pulled: %s", view.conversation, error.message)
             view.received.expected.clear()
+
+    def _retry(self, conversation: str) -> None:
+        self._retries.pop(conversation, None)
+        self.want(conversation)
+        self._look_idle()
 
     # --------------------------------------------------------------------------- signals
 
@@ -209,10 +246,7 @@ class Puller:
                 for conversation in conversations:
                     self.want(conversation)
             else:
-                task = asyncio.get_running_loop().create_task(self._pull_aside(idc, conversations))
-                self._idle.clear()
-                self._tasks.add(task)
-                task.add_done_callback(self._done)
+                self._spawn(self._asides, self._pull_aside(idc, conversations))
         if self._signals:
             self._look_later(1_000)
 

@@ -11,7 +11,7 @@ from imcore.convert import origin_of
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
-from services.sdk.core.outbox import Entry, Lane, Outbox
+from services.sdk.core.outbox import Change, Entry, Lane, Outbox
 from services.sdk.core.view import View
 from services.sdk.errors import SdkError, SendFailed
 from services.sdk.session import Session
@@ -20,10 +20,15 @@ from services.sdk.store import Store
 log = logging.getLogger("im.sdk")
 
 RETRY_MS = 200  # when the service names no time
+LAG_RETRY_MS_MAX = 1_600
+STORE_RETRY_MS = 1_000  # after a failed write: a full disk, a locked file
 _LATER = {
     Code.OVERLOADED, Code.UNAVAILABLE, Code.DEADLINE, Code.INTERNAL, Code.UNAUTHENTICATED,
     Code.NOT_REPLICATED,
 }  # fmt: skip
+
+# Also said by an IDC that has not heard of the group, or of this member, yet.
+MAY_LAG = {Code.FORBIDDEN, Code.NOT_FOUND}
 
 
 class Sender:
@@ -36,17 +41,24 @@ class Sender:
         in_flight_max: int,
         view: Callable[[str], View],
         on_stored: Callable[[Entry], None],
+        lag_wait_ms: int,
     ) -> None:
         self.outbox = outbox
         self._store = store
         self._in_flight_max = in_flight_max
         self._view = view
         self._on_stored = on_stored
+        self._lag_s = lag_wait_ms / 1000
+        self._lag_until = 0.0
         self._session: Session | None = None
         self._paused = False
         self._write_due = False
+        self._closed = False
         self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
         self._until_safe: dict[Entry, asyncio.Future[None]] = {}
+        # Acked messages that this IDC refuses: since when and how often, and what was reported.
+        self._lagging: dict[Entry, tuple[float, int]] = {}
+        self._unsafe: dict[Entry, SendFailed] = {}
         self._landed = asyncio.Event()
         self._moved_from: dict[tuple[Origin, int], int] = {}
 
@@ -64,16 +76,19 @@ class Sender:
         return entry, future
 
     def until_replicated(self, entry: Entry) -> asyncio.Future[None]:
+        """Fails with SendFailed when the IDC goes on refusing the acked message."""
         future = self._until_safe.get(entry)
         if future is None or future.cancelled():
             future = asyncio.get_running_loop().create_future()
             self._until_safe[entry] = future
             if entry.replicated:
                 self._safe((entry,))
+            elif entry in self._unsafe:
+                self._report(entry, self._unsafe[entry])
         return future
 
     def _write(self) -> None:
-        if not self._write_due:
+        if not self._write_due and not self._closed:
             self._write_due = True
             asyncio.get_running_loop().call_soon(self._write_now)
 
@@ -81,9 +96,11 @@ class Sender:
         self._write_due = False
         changes, entries = self.outbox.take_batch()
         if changes:
-            self._store.write(changes, partial(self._written, entries))
+            self._store.write(changes, partial(self._written, changes, entries))
 
-    def _written(self, entries: list[Entry], error: Exception | None) -> None:
+    def _written(
+        self, changes: list[Change], entries: list[Entry], error: Exception | None
+    ) -> None:
         if error is None:
             self.outbox.written(entries)
         else:
@@ -91,11 +108,14 @@ class Sender:
             self.outbox.unwritable(entries)
             for entry in entries:
                 self._fail(entry, SendFailed("outbox_unwritable", str(error)))
-            self._write()
+            # What else was in the batch is no less true: places, and what is out of the outbox.
+            self.outbox.unwritten(changes)
+            asyncio.get_running_loop().call_later(STORE_RETRY_MS / 1000, self._write)
         self.pump()
 
     def flush(self) -> None:
         """Hand what is not written yet to the store now (before it is closed)."""
+        self._closed = True
         self._write_now()
 
     # --------------------------------------------------------------------------- offering
@@ -103,15 +123,27 @@ class Sender:
     def connected(self, session: Session) -> None:
         """Everything in the outbox is offered again on this connection."""
         self._session = session
+        self._lagging.clear()
+        self._unsafe.clear()
         self._paused = False
         self._moved_from.clear()
         self.outbox.connected()
+        self._write()
         self.pump()
+
+    def moved(self) -> None:
+        """Another IDC than before serves now: what it refuses it may only not have heard of."""
+        self._lag_until = asyncio.get_running_loop().time() + self._lag_s
+
+    @property
+    def may_lag(self) -> bool:
+        return asyncio.get_running_loop().time() < self._lag_until
 
     def disconnected(self) -> None:
         self._session = None
         self.outbox.disconnected()
         self._landed.set()
+        self._write()  # a lane that was closing may have been given up
 
     async def drain(self, timeout_s: float) -> None:
         """Offer nothing new until ``connected`` or ``resume``; wait for answers, bounded."""
@@ -160,7 +192,10 @@ class Sender:
                 send.placed.CopyFrom(entry.placed)
             if claims:
                 send.claims.extend(claims)
-            session.call(request, partial(self._answer, session, entry, claims))
+            try:
+                session.call(request, partial(self._answer, session, entry, claims))
+            except ValueError as error:  # written by a release that let it in: it can never go
+                self._refuse(entry, SendFailed(Code.TOO_LARGE, str(error)))
 
     # ---------------------------------------------------------------------------- answers
 
@@ -189,6 +224,9 @@ class Sender:
         if ack.outcome != pb.SendAck.WANT and ack.lsn:
             where = (origin_of(ack.placed.origin), ack.partition)
             self._moved_from[where] = max(ack.lsn, self._moved_from.get(where, 0))
+        if ack.outcome != pb.SendAck.WANT:
+            self._lagging.pop(entry, None)
+            self._unsafe.pop(entry, None)
         if ack.outcome == pb.SendAck.ACCEPTED and claims:
             self._view(entry.lane.conversation).claimed(claims)
         if answer.acked:
@@ -209,8 +247,38 @@ class Sender:
         elif error.code == Code.CID_CONFLICT:
             log.warning("the outbox was used elsewhere; it goes on under a new id")
             self.outbox.conflict(entry)
-        elif self.outbox.refused(entry):
-            self._fail(entry, SendFailed(error.code, error.message))
+        elif error.code in MAY_LAG and (again_ms := self._lags(entry)):
+            self.outbox.delayed(entry, judged=True)
+            self._release_later(entry.lane, again_ms)
+        else:
+            self._refuse(entry, SendFailed(error.code, error.message))
+
+    def _lags(self, entry: Entry) -> int:
+        """After how many ms to ask again; 0: the IDC has had the time to hear of the group. One
+        that took the message over from a lost IDC may hear of it only from other outboxes."""
+        now = asyncio.get_running_loop().time()
+        since, tries = self._lagging.get(entry, (now, 0))
+        self._lagging[entry] = (since, tries + 1)
+        until = since + self._lag_s if entry.placed is not None else self._lag_until
+        return min(RETRY_MS << min(tries, 8), LAG_RETRY_MS_MAX) if now < until else 0
+
+    def _refuse(self, entry: Entry, error: SendFailed) -> None:
+        if self.outbox.refused(entry):
+            self._lagging.pop(entry, None)
+            self._fail(entry, error)
+        elif entry.placed is not None and not entry.replicated:
+            # Kept and offered again with every connect: the IDC that took it may come back.
+            if entry not in self._unsafe:
+                log.warning("an acked message of %s is refused: %s", entry.lane.conversation, error)
+            self._unsafe[entry] = failed = SendFailed(error.code, str(error), pending=True)
+            self._report(entry, failed)
+        self._write()
+        asyncio.get_running_loop().call_soon(self.pump)  # what stood behind it
+
+    def _report(self, entry: Entry, error: SendFailed) -> None:
+        future = self._until_safe.pop(entry, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
 
     def _release_later(self, lane: Lane, after_ms: int) -> None:
         asyncio.get_running_loop().call_later(after_ms / 1000, self._release, lane)
@@ -233,6 +301,8 @@ class Sender:
 
     def _safe(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:
+            self._lagging.pop(entry, None)
+            self._unsafe.pop(entry, None)
             future = self._until_safe.pop(entry, None)
             if future is not None and not future.done():
                 future.set_result(None)

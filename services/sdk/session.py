@@ -71,18 +71,20 @@ class Session:
     # -------------------------------------------------------------------------- requests
 
     def call(self, request: pb.Request, on_answer: OnAnswer) -> None:
-        """``on_answer`` is called once, from the loop."""
+        """``on_answer`` is called once, from the loop. Raises ValueError when the request is larger
+        than a message of the protocol; nothing was sent then."""
         if self.ended.done() or self._wire is None:
             asyncio.get_running_loop().call_soon(on_answer, None)
             return
-        self._next_id = self._next_id % 0xFFFF_FFFE + 1
-        self._answers[self._next_id] = on_answer
         body = self._seen.mark(request).SerializeToString()
+        self._next_id = self._next_id % 0xFFFF_FFFE + 1
         self._wire.send(frame.REQUEST, self._next_id, body)
+        self._answers[self._next_id] = on_answer  # answers come in a later turn of the loop
 
     async def ask(self, request: pb.Request, timeout_s: float) -> pb.Response:
-        """Raises SessionLost; after a time-out too, and then the connection is given up: a
-        gateway that leaves a request unanswered is not trusted with the next."""
+        """Raises ValueError as ``call`` does, and SessionLost; after a time-out too, and then the
+        connection is given up: a gateway that leaves a request unanswered is not trusted with
+        the next."""
         future: asyncio.Future[pb.Response | None] = asyncio.get_running_loop().create_future()
 
         def answered(response: pb.Response | None) -> None:

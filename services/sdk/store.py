@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from services.sdk.core.outbox import Change, Delete, Put, PutLane
-from services.sdk.errors import OutboxLocked, SdkError
+from services.sdk.errors import OutboxLocked, SdkError, StoreFailed
+
+log = logging.getLogger("im.sdk")
 
 
 class Stored(NamedTuple):
@@ -39,7 +42,8 @@ class Store(Protocol):
         ...
 
     async def raise_epoch(self, at_least: int) -> int:
-        """The connection epoch of the next connection, durable when it returns."""
+        """The connection epoch of the next connection, durable when it returns. Raises
+        StoreFailed."""
         ...
 
     async def close(self) -> None: ...
@@ -146,17 +150,22 @@ class SqliteStore:
     async def _commit_all(self) -> None:
         """Everything that came meanwhile is the next commit."""
         loop = asyncio.get_running_loop()
-        while self._batch:
-            batch, self._batch = self._batch, []
-            changes = [change for some, _ in batch for change in some]
-            failed: Exception | None = None
-            try:
-                await loop.run_in_executor(self._thread, self._apply, changes)
-            except sqlite3.Error as error:
-                failed = SdkError(f"the outbox {self._path} cannot be written: {error}")
-            for _, done in batch:
-                done(failed)
-        self._commit = None
+        try:
+            while self._batch:
+                batch, self._batch = self._batch, []
+                changes = [change for some, _ in batch for change in some]
+                failed: Exception | None = None
+                try:
+                    await loop.run_in_executor(self._thread, self._apply, changes)
+                except Exception as error:  # sqlite3's, and what cannot be bound as a value
+                    failed = StoreFailed(f"the outbox {self._path} cannot be written: {error}")
+                for _, done in batch:
+                    try:
+                        done(failed)
+                    except Exception:  # one caller's fault must not cost the others their answer
+                        log.exception("what follows a write of the outbox failed")
+        finally:
+            self._commit = None  # or no later write would ever be made
 
     def _apply(self, changes: list[Change]) -> None:
         assert self._db is not None
@@ -173,7 +182,7 @@ class SqliteStore:
                 else:
                     db.execute("INSERT OR REPLACE INTO lane VALUES (?,?,?,?,?)", change)
             db.execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
@@ -181,7 +190,11 @@ class SqliteStore:
     async def raise_epoch(self, at_least: int) -> int:
         self._epoch = max(self._epoch + 1, at_least)
         epoch = self._epoch
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write_epoch, epoch)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._write_epoch, epoch)
+        except sqlite3.Error as error:
+            raise StoreFailed(f"the outbox {self._path} cannot be written: {error}") from error
         return epoch
 
     def _write_epoch(self, epoch: int) -> None:
@@ -189,12 +202,14 @@ class SqliteStore:
         self._db.execute("UPDATE meta SET value=? WHERE name='epoch'", (str(epoch),))
 
     async def close(self) -> None:
-        if self._commit is not None:
-            await self._commit
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-            self._thread = None
-        self._release()
+        try:
+            if self._commit is not None:
+                await self._commit
+        finally:  # whatever went wrong: the next client of this file must not find it locked
+            if self._thread is not None:
+                self._thread.shutdown(wait=True)
+                self._thread = None
+            self._release()
 
     def _release(self) -> None:
         if self._db is not None:

@@ -104,9 +104,7 @@ class StreamWire(asyncio.Protocol):
             self._transport.close()
 
 
-class TlsDialer:
-    """``context`` None: plain TCP, for benchmarks."""
-
+class _TcpDialer:
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
 
@@ -130,3 +128,16 @@ class TlsDialer:
         except OSError as error:
             raise DialFailed("refused", f"{host}:{port}: {error.strerror or error}") from error
         return wire
+
+
+class TlsDialer(_TcpDialer):
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(context)
+
+
+class PlaintextDialer(_TcpDialer):
+    """No TLS: whoever is on the way reads the token. For benchmarks, and behind a TLS proxy on the
+    same machine."""
+
+    def __init__(self) -> None:
+        super().__init__(None)

@@ -10,6 +10,7 @@ import pytest
 from imcore.errors import StaleWriter
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
+from services.im.keys import KEY_BYTES_MAX
 from services.ports import Batch, Kv
 
 Opener = Callable[[], Awaitable[Kv]]
@@ -54,6 +55,18 @@ async def test_a_batch_puts_and_deletes_together(kv: Kv) -> None:
     assert await kv.get(key(1, "a")) is None
     assert await kv.get_many([key(1, "c"), key(1, "a"), key(1, "b")]) == [b"3", None, b"2"]
     assert (await kv.open_partition(1))[1] == b"two"
+
+
+async def test_a_key_may_have_511_bytes_and_a_longer_one_is_a_defect(kv: Kv) -> None:
+    """Not a fault that waiting could mend."""
+    epoch, _ = await kv.open_partition(1)
+    longest, longer = key(1, "x" * 509), key(1, "x" * 510)
+    assert len(longest) == KEY_BYTES_MAX
+    await put(kv, epoch, {longest: b"1"})
+    assert await kv.get_many([longest]) == [b"1"]
+    with pytest.raises(ValueError):
+        await put(kv, epoch, {longer: b"1"})
+    assert await kv.get(longer) is None
 
 
 async def test_a_read_after_a_commit_sees_it(kv: Kv) -> None:

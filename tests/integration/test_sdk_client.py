@@ -23,8 +23,9 @@ from services.sdk import (
     RequestRefused,
     SendFailed,
 )
+from services.sdk.ipconf import Lookup, NoAnswer
 from services.sdk.testing.app import App, eventually
-from services.sdk.testing.scripted import Idc, Region
+from services.sdk.testing.scripted import Idc, Region, token_of
 
 CHAT = "d:ann:bob"
 FAST = {
@@ -214,11 +215,136 @@ async def test_a_refused_token_ends_the_client(region, ca_file):
         async with App(region, ca_file):
             pass
     region.refuse_tokens = False
-    fra = region.idcs["fra"]
-    fra.errors["connect"] = [pb.Error(code="unauthenticated", message="revoked")]
+    for idc in region.idcs.values():
+        idc.errors["connect"] = [pb.Error(code="unauthenticated", message="revoked")]
     with pytest.raises(AuthError, match="revoked"):
         async with App(region, ca_file):
             pass
+
+
+REFUSED = pb.Error(code="unauthenticated", message="the token is not valid yet")
+
+
+async def test_one_idc_with_a_wrong_clock_stops_nobody(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    fra.errors["connect"] = [REFUSED] * 50
+    async with App(region, ca_file) as ann:
+        assert ann.client.state.idc == "iad"
+        region.order = ["fra", "iad"]
+        iad.connections[0].abort()
+        await ann.client.send(CHAT, b"x", timeout_ms=4_000)
+        assert ann.client.state.idc == "iad"
+        # Nor does one that it is to move to, ...
+        iad.everybody(pb.Event(move=pb.Move(policy_epoch=1)))
+        await eventually(lambda: fra.requests["connect"] >= 3)
+        await ann.client.send(CHAT, b"y", timeout_ms=4_000)
+        # ... nor one whose ipconf is the only one that is known.
+        region.refuse_tokens = True
+        iad.connections[0].abort()
+        await ann.client.send(CHAT, b"z", timeout_ms=4_000)
+        # The second that refuses ends it.
+        iad.errors["connect"] = [REFUSED] * 50
+        iad.connections[0].abort()
+        with pytest.raises(SendFailed) as failed:
+            await ann.client.send(CHAT, b"never", timeout_ms=4_000)
+        assert failed.value.code == "unauthenticated"
+
+
+async def test_a_refusal_counts_only_when_another_idc_refuses_too(region, ca_file):
+    """The other one is down: it would perhaps take the token."""
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    await iad.stop()
+    fra.errors["connect"] = [REFUSED] * 2
+    async with App(region, ca_file) as ann:
+        assert ann.client.state.idc == "fra"
+
+
+async def test_two_ipconfs_have_to_refuse_a_token(region, ca_file):
+    other = Region(region.tls)
+    await other.start()
+    ipconf = IpconfClient([region.url, other.url], ca_file, random.Random(1))
+    lookup = Lookup(token_of("ann"))
+    region.refuse_tokens = other.ipconf_down = True
+    for _ in range(4):
+        with pytest.raises(NoAnswer):
+            await ipconf.lookup(lookup)
+    other.refuse_tokens = True
+    with pytest.raises(AuthError):
+        await ipconf.lookup(lookup)
+    await ipconf.close()
+    await other.stop()
+
+
+@pytest.mark.parametrize("reason", ["moved", "drained"])
+async def test_a_client_that_did_not_go_is_closed_and_goes(region, ca_file, reason):
+    """One ipconf does not know the policy yet: it would send it back to where it was."""
+    fra = region.idcs["fra"]
+    behind = Region(region.tls, idcs=region.idcs, order=["fra"], parameters=dict(FAST))
+    await Region.start(behind)
+    behind.order = ["fra"]
+    for seed in range(6):
+        region.order, region.epoch = ["fra", "iad"], 1
+        urls = IpconfClient([behind.url, region.url], ca_file, random.Random(seed))
+        async with App(region, ca_file, ipconf=urls) as ann:
+            assert ann.client.state.idc == "fra"
+            region.order, region.epoch = ["iad"], 2
+            fra.everybody(pb.Event(move=pb.Move(policy_epoch=2, within_ms=60_000)))
+            fra.everybody(pb.Event(close=pb.Close(reason=reason)))
+            await ann.client.send(CHAT, b"%d" % seed, timeout_ms=4_000)
+            assert ann.connections == ["fra", "", "iad"]
+            await asyncio.sleep(0.05)
+            assert ann.client.state.idc == "iad"  # the old move is not made once more
+        await urls.close()
+    behind.idcs = {}
+    await behind.stop()
+
+
+async def test_without_a_ca_file_the_machines_cas_are_asked(region, ca_file, monkeypatch):
+    """The token must never go out in plain text."""
+    with pytest.raises(NotConnected):
+        async with App(region, None, options=Options(start_timeout_ms=300)):
+            pass
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+    async with App(region, None) as ann:
+        await ann.client.send(CHAT, b"x", timeout_ms=4_000)
+
+
+async def test_a_pull_that_is_put_off_is_waited_for(region, ca_file):
+    fra = region.idcs["fra"]
+    for cid in range(1, 4):
+        say(fra, cid)
+    fra.errors["pull"] = [pb.Error(code="overloaded", message="busy", retry_after_ms=100)]
+    async with App(region, ca_file) as ann:  # returns with everything that was missed
+        assert len(ann.list) == 3
+
+
+async def test_an_idc_that_does_not_answer_takes_no_workers_place(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    iad.mute.add("pull")
+    fra.told_behind = False
+    async with App(region, ca_file, options=Options(pulls_max=1, signal_wait_ms=10)) as ann:
+        heads = [pb.Position(origin=origin_pb(iad.origin), seq=1)]
+        fra.everybody(pb.Event(signal=pb.Signal(conversation=CHAT, heads=heads)))
+        await eventually(lambda: iad.requests["pull"] == 1)
+        fra.drop_pushes = 1
+        say(fra, 1)
+        say(fra, 2)
+        await eventually(lambda: ann.list == [b"bob 1", b"bob 2"], 3)
+
+
+async def test_a_worker_that_fails_leaves_its_queue_to_another(region, ca_file):
+    """Here by a view that cannot take the answer."""
+    fra = region.idcs["fra"]
+    async with App(region, ca_file, options=Options(pulls_max=1)) as ann:
+        puller, broken = ann.client._puller, ann.client._view("g:broken")
+        broken.entries = None  # type: ignore[assignment, method-assign]
+        fra.drop_pushes = 1
+        say(fra, 1)
+        puller.want("g:broken")
+        puller.want(CHAT)
+        async with asyncio.timeout(3):
+            await ann.client.settled()
+        assert ann.list == [b"bob 1"]
 
 
 async def test_a_refused_send_fails_visibly_and_the_next_goes_on(region, ca_file):
@@ -305,11 +431,85 @@ async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
         group = await ann.client.create_group(["bob"], "friends")
         assert group.startswith("g:") and fra.requests["group_create"] == 2
         assert await ann.client.members(group) == ("ann",)
+        for code in ("unavailable", "not_replicated"):  # the next IDC is slow to hold it
+            again = pb.Error(code=code, message="", retry_after_ms=1)
+            fra.errors["group_change"] = [again, again]
+            await ann.client.join(group, ["eve"])
+        assert fra.requests["group_change"] == 6
         fra.errors["group_change"] = [pb.Error(code="forbidden", message="not yours")]
         with pytest.raises(RequestRefused, match="not yours"):
             await ann.client.leave(group)
         fra.connections[0].abort()
         await ann.client.join(group, ["eve"])
+
+
+NOT_A_MEMBER = pb.Error(code="forbidden", message="not a member")
+
+
+async def moved(region: Region, app: App) -> Idc:
+    """To iad, which may not have heard of everything."""
+    region.order, region.epoch = ["iad", "fra"], 2
+    region.idcs["fra"].everybody(pb.Event(move=pb.Move(policy_epoch=2)))
+    await eventually(lambda: app.connections[-1] == "iad")
+    return region.idcs["iad"]
+
+
+async def test_an_idc_that_has_not_heard_of_the_group_yet_is_asked_again(region, ca_file):
+    async with App(region, ca_file) as ann:
+        await ann.client.send(CHAT, b"0")
+        region.mirror()
+        region.idcs["iad"].errors["send"] = [NOT_A_MEMBER] * 2
+        region.idcs["iad"].errors["group_info"] = [NOT_A_MEMBER]
+        iad = await moved(region, ann)
+        sends = [ann.client.send(CHAT, b"%d" % n, timeout_ms=4_000) for n in (1, 2, 3)]
+        await asyncio.gather(*sends, ann.client.members("g:1"))
+        assert [copy.content for copy in iad.own[CHAT]] == [b"1", b"2", b"3"]
+
+
+async def test_one_that_still_has_not_after_a_while_is_believed(region, ca_file):
+    async with App(region, ca_file, options=Options(lag_wait_ms=300)) as ann:
+        iad = await moved(region, ann)
+        iad.errors["send"] = [NOT_A_MEMBER] * 4
+        with pytest.raises(SendFailed) as failed:
+            await ann.client.send(CHAT, b"1", timeout_ms=4_000)
+        assert failed.value.code == "forbidden" and not failed.value.pending
+        assert 2 <= iad.requests["send"] <= 3 and ann.client.state.outbox == 0
+
+
+async def test_an_acked_message_that_the_survivor_refuses_at_first_is_not_lost(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file) as ann:
+        sent = [await ann.client.send(CHAT, b"%d" % n) for n in range(3)]
+        iad.errors["send"] = [NOT_A_MEMBER, pb.Error(code="not_found", message="no group (yet)")]
+        waiting = asyncio.gather(*(message.replicated() for message in sent))
+        await fra.stop()
+        await eventually(lambda: len(iad.own.get(CHAT, [])) == 3)
+        region.mirror()
+        await waiting
+        assert ann.client.state.outbox == 0
+
+
+async def test_an_acked_message_that_stays_refused_is_reported_and_kept(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    async with App(region, ca_file, options=Options(lag_wait_ms=300)) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        iad.errors["send"] = [NOT_A_MEMBER] * 100
+        waiting = asyncio.ensure_future(sent.replicated())
+        await fra.stop()
+        async with asyncio.timeout(4):
+            for call in (waiting, sent.replicated()):  # told again, whenever it is asked for
+                with pytest.raises(SendFailed) as failed:
+                    await call
+                assert failed.value.code == "forbidden" and failed.value.pending
+            with pytest.raises(SendFailed):
+                await ann.client.send(CHAT, b"1")  # nothing waits for ever behind it
+        assert ann.client.state.outbox == 1
+        iad.errors.clear()
+        iad.connections[0].abort()
+        await eventually(lambda: CHAT in iad.own)
+        region.mirror()
+        async with asyncio.timeout(4):
+            await sent.replicated()
 
 
 async def test_cursors_name_messages(region, ca_file):

@@ -1,6 +1,7 @@
 """Random interleavings of the rules of docs/architecture.md, on the real cores.
 
-Real: sequencer, fold, the SDK's outbox and view, attestation, HLC. Simulated, in virtual time
+Real: sequencer, fold, the SDK's outbox and view, attestation, HLC. Some messages are refused for
+good. Simulated, in virtual time
 from one seed: three IDCs' logs with what is durable and what is not, mirrors and relays, cut
 links, lost acks, crashes back to what was synced, skewed clocks, clients that move, one IDC lost
 for good, and one that comes back wiped as a new incarnation while another was cut off.
@@ -16,15 +17,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import pytest
 
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_of, attested_pb, origin_of, place_of, stamp_of, stamp_pb
+from imcore.errors import Code
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import ClientKey, Lane, Origin, Place
+from imcore.words import ClientKey, Lane, Origin
 from services.im import entries, keys
 from services.im.conversation import Conversation
 from services.im.fold import Entry as FoldedEntry
@@ -32,7 +35,6 @@ from services.im.fold import Fold, Rows, Taken, needs
 from services.im.sequencer import (
     Accept,
     Accepted,
-    Conflict,
     Joined,
     Known,
     Pending,
@@ -49,6 +51,7 @@ from services.sdk.core.seen import Seen
 from services.sdk.core.view import View, key_text
 
 GROUP = "g:sim"
+TOO_LARGE = b"too large: "
 IDCS = ("fra", "iad", "sin")
 REGION_KEYS = RegionKeys({1: b"k" * 32}, 1)
 ALL_RULES = frozenset({"relay", "hlc", "floor", "place", "durable", "claims", "reoffer", "seal"})
@@ -136,10 +139,8 @@ class SimIdc:
         above = self.logs.get(origin, [])[end : self.durable(origin)]
         if "seal" in self.rules:
             for op in above:
-                own = Place(op.hlc, origin, op.seq)
-                place = place_of(op.message.place) if op.message.HasField("place") else own
                 head = self.conversation.heads.get(self.origin, 0)
-                self.append(self.sequencer.republish(op, place, head, 0))
+                self.append(self.sequencer.republish(op, origin, head, 0))
         if origin in self.logs:
             del self.logs[origin][end:]
         waiting = self.waiting
@@ -166,6 +167,11 @@ class SimIdc:
         }
 
     def send(self, uid: str, send: pb.Send, seen: pb.Stamp, wall_ms: int, ack: Ack) -> None:
+        if send.content.startswith(TOO_LARGE):  # judged before its cid is looked at
+            response = self._response()
+            response.error.code = Code.TOO_LARGE
+            ack(response)
+            return
         key = ClientKey(uid, "phone", send.outbox, GROUP, send.cid)
         digest = content_hash(send.content)
         placed = attested_of(send.placed) if send.HasField("placed") else None
@@ -210,7 +216,7 @@ class SimIdc:
     def _known(self, submission: Submission, head: int, wall_ms: int, ack: Ack) -> None:
         row = oplog.ClassRow.FromString(self.rows[keys.client_key(0, submission.key)])
         answer, lower = judge_known(row, submission, self.origin)
-        assert not isinstance(answer, Conflict)
+        assert isinstance(answer, Accepted)
         lsn = len(self.logs.get(self.origin, ()))
         if lower:
             op = self.sequencer.place_op(submission, answer.place, head, wall_ms + self.offset_ms)
@@ -296,13 +302,14 @@ class SimClient:
 
     def __init__(self, uid: str, idc: str, rules: frozenset[str]) -> None:
         self.uid, self.idc, self.rules = uid, idc, rules
-        self.outbox = Outbox(f"{uid}-1", lambda: f"{uid}-2")
+        self._outboxes = count(2)
+        self.outbox = Outbox(f"{uid}-1", lambda: f"{uid}-{next(self._outboxes)}", window=8)
         self.view = View(GROUP, (uid, "phone"), self._told)
         self.seen = Seen()
         self.connection = 0
         self.broken = False
-        self.composed: list[ClientKey] = []
-        self.questions: dict[ClientKey, list[str]] = {}
+        self.composed: list[Entry] = []  # their keys change when a lane is given up
+        self.questions: list[tuple[Entry, list[str]]] = []
         self.acked: set[ClientKey] = set()
         self.shown: list[str] = []
         self.twice: list[str] = []
@@ -322,11 +329,18 @@ class SimClient:
             self.shown.insert(event.to_index, event.key)
 
     def compose(self) -> None:
-        entry = self.outbox.compose(GROUP, f"{self.uid} {len(self.composed)}".encode(), 0)
+        number = len(self.composed)
+        content = TOO_LARGE if number % 5 == 3 else b""
+        entry = self.outbox.compose(GROUP, content + f"{self.uid} {number}".encode(), 0)
+        self.store()
+        self.composed.append(entry)
+        self.questions.append((entry, list(self.shown)))
+
+    def store(self) -> None:
         self.outbox.written(self.outbox.take_batch()[1])
-        key = ClientKey(self.uid, "phone", entry.lane.outbox, GROUP, entry.cid)
-        self.composed.append(key)
-        self.questions[key] = list(self.shown)
+
+    def key(self, entry: Entry) -> ClientKey:
+        return ClientKey(self.uid, "phone", entry.lane.outbox, GROUP, entry.cid)
 
     def connect(self, idc: str) -> None:
         self.connection += 1
@@ -338,6 +352,7 @@ class SimClient:
             self.outbox.connected()
         else:
             self.outbox.disconnected()
+        self.store()
 
     def offers(self, idc: SimIdc, wall_ms: int, lossy: Callable[[], bool]) -> None:
         for entry in self.outbox.offers():
@@ -353,7 +368,7 @@ class SimClient:
             if entry.placed is not None:
                 send.placed.CopyFrom(entry.placed)
             connection, serving = self.connection, idc.origin
-            key = ClientKey(self.uid, "phone", entry.lane.outbox, GROUP, entry.cid)
+            key = self.key(entry)
             # A connection breaks as a whole: what comes after a lost ack is lost too.
             self.broken = self.broken or lossy()
             lost = self.broken
@@ -381,6 +396,10 @@ class SimClient:
         serving: Origin,
     ) -> None:
         self.seen.observe(response)
+        if response.HasField("error"):
+            self.outbox.refused(entry)
+            self.store()
+            return
         ack = response.send_ack
         self.outbox.answered(entry, ack, serving)
         if ack.outcome != pb.SendAck.WANT:
@@ -388,7 +407,7 @@ class SimClient:
             self.view.own(ack.placed, entry.content, 0)
             if ack.outcome == pb.SendAck.ACCEPTED:
                 self.view.claimed(claims)
-        self.outbox.take_batch()
+        self.store()
 
     def claim(self, idc: SimIdc, wall_ms: int) -> None:
         if "claims" in self.rules and (claims := self.view.claims()):
@@ -466,7 +485,7 @@ class Region:
                 strict = "durable" in self.rules
                 held = other.durable(idc.origin) if strict else len(other.logs.get(idc.origin, ()))
                 client.outbox.replicated(idc.origin, 0, held)
-                client.outbox.take_batch()
+                client.store()
 
     # -------------------------------------------------------------------------------- steps
 
@@ -583,11 +602,12 @@ def violations(region: Region) -> set[str]:
             at = {key: index for index, key in enumerate(order)}
             if any(key_text(key) not in at for key in client.acked):
                 found.add("an acked message is missing")
-            own = [at[key_text(key)] for key in client.composed if key_text(key) in at]
+            names = [key_text(client.key(entry)) for entry in client.composed]
+            own = [at[name] for name in names if name in at]
             if own != sorted(own):
                 found.add("a sender's own order is inverted")
-            for key, questions in client.questions.items():
-                answer = at.get(key_text(key))
+            for entry, questions in client.questions:
+                answer = at.get(key_text(client.key(entry)))
                 if answer is not None and any(at.get(q, -1) > answer for q in questions):
                     found.add("an answer stands before its question")
     return found
@@ -635,7 +655,7 @@ def stuck_while_cut(rules: frozenset[str]) -> bool:
     ann.compose()
     ann.offers(sin, region.wall_ms, lambda: False)
     sin.sync()
-    return ann.composed[-1] not in ann.acked
+    return ann.key(ann.composed[-1]) not in ann.acked
 
 
 # Two rules are needed by few interleavings: their search starts near a seed that shows it. A change

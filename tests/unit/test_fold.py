@@ -15,7 +15,16 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
 from services.im import keys
 from services.im.conversation import Conversation
-from services.im.fold import Effects, Fold, MissingRow, Rows, Taken, conversations_of, needs
+from services.im.fold import (
+    Effects,
+    Fold,
+    MissingRow,
+    Rows,
+    Taken,
+    conversations_of,
+    fits,
+    needs,
+)
 from services.im.sequencer import Accept, Joined, Known, Sequencer, Submission, Want
 from services.ports import Record
 
@@ -123,6 +132,10 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
         elif kind < 0.4:
             op.ClearField("message")
             op.membership.changes.add(uid=f"u{rng.randint(1, 3)}", member=rng.random() < 0.6)
+            if rng.random() < 0.4:  # two create one group, in different IDCs
+                op.membership.create, op.membership.name = True, rng.choice(["", "x", "y", "z"])
+            if rng.random() < 0.3:  # published again
+                op.membership.place.CopyFrom(place_pb(place))
             op.conversation = "g:team"
             op.seq = 1 + sum(o.conversation == "g:team" for o in history[origin])
             seq[origin] -= 1
@@ -150,6 +163,75 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
             left[origin] = left[origin][count:]
         states.append(replica.replicated())
     assert states[0] == states[1]
+
+
+def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:
+    name = "x" * 64
+    for conversation in (f"d:{name}:{name}", f"g:{name}"):
+        op = oplog.Op(hlc=1, conversation=conversation, seq=1)
+        op.message.key.CopyFrom(key_pb(ClientKey(name, name, name, conversation, 1)))
+        assert fits(op)
+        op.membership.changes.add(uid=name, member=True)
+        assert fits(op)
+        op.cursor.uid = name
+        assert fits(op)
+    route = oplog.Op(hlc=1)
+    route.route.uid = route.route.device = name
+    assert fits(route)
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+@settings(deadline=None)
+def test_whatever_fits_makes_no_key_that_is_too_long(
+    conversation: str, uid: str, device: str, outbox: str
+) -> None:
+    for text in (conversation, conversation * 9, f"d:{conversation * 4}:{uid * 9}"):
+        client_key = ClientKey(uid, device, outbox, text, 1)
+        op = oplog.Op(hlc=1, conversation=text, seq=1)
+        op.message.key.CopyFrom(key_pb(client_key))
+        op.message.claims.add().key.CopyFrom(key_pb(client_key._replace(uid=uid * 200)))
+        if fits(op):
+            replica = Replica()
+            replica.fold(Origin("i" * 64, 1), op)
+            assert max(map(len, replica.rows)) <= keys.KEY_BYTES_MAX
+
+
+def membership(seq: int, hlc: int, uid: str, member: bool, name: str = "") -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation="g:team", seq=seq)
+    op.membership.changes.add(uid=uid, member=member)
+    op.membership.create, op.membership.name = bool(name), name
+    return op
+
+
+def test_the_last_name_wins_whatever_order_the_creations_came_in() -> None:
+    first, second = (
+        membership(1, 10, "ann", True, "first"),
+        membership(1, 20, "bob", True, "second"),
+    )
+    one, other = Replica(), Replica()
+    one.fold(A, first)
+    one.fold(B, second)
+    other.fold(B, second)
+    other.fold(A, first)
+    assert one.replicated() == other.replicated()
+    assert one.conversations["g:team"].name == "second"
+    stored = one.rows[keys.group(0, "g:team")]
+    assert Conversation.from_rows("g:team", None, stored).group_row() == stored
+
+
+def test_a_change_of_members_keeps_its_place_when_it_is_published_again() -> None:
+    """With the place of its second publication, an old join would override a newer leave."""
+    join, leave = membership(1, 10, "ann", True, "old"), membership(1, 20, "ann", False, "new")
+    again = Sequencer(Origin("sin", 1), Hlc(1_000)).republish(join, A, 0, 1)
+    twice = Sequencer(Origin("sin", 2), Hlc(2_000)).republish(again, Origin("sin", 1), 0, 1)
+    assert again.hlc > leave.hlc
+    replica = Replica()
+    replica.fold(B, leave)
+    replica.fold(Origin("sin", 1), again)
+    replica.fold(Origin("sin", 2), twice)
+    conversation = replica.conversations["g:team"]
+    assert (conversation.members(), conversation.name) == ((), "new")
+    assert len(conversation.events["ann"]) == 2
 
 
 # ------------------------------------------------------------------------------- sequencer

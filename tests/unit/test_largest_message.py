@@ -9,12 +9,10 @@ from pydantic import ValidationError
 from imcore import frame
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_pb
+from imcore.limits import CLAIMS_MAX, CONTENT_BYTES_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
 from imcore.words import Attested, ClientKey, Origin, Place
-from services.im.server import CLAIMS_MAX
-
-CONTENT_BYTES_MAX = 98_304
 
 
 def longest() -> Attested:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from itertools import count
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imcore.convert import attested_pb
+from imcore.convert import attested_pb, place_of
 from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place
 from services.sdk.core.outbox import Change, Delete, Entry, Flight, Outbox, Put, PutLane, Step
@@ -258,12 +259,65 @@ def test_a_refusal_above_an_unsafe_message_continues_in_another_lane():
     box.offers()
     box.answered(two, ack(two), FRA)
     assert box.refused(three)
+    assert four.lane is two.lane  # it is in flight: it may yet turn out to be taken
     box.answered(four, want(3), FRA)
     store(box)
     assert (four.lane.outbox, four.cid) == ("box2", 1)
     assert box.offers() == [four]
     (five,) = compose(box, b"5")
     assert five.lane is four.lane
+
+
+def test_a_refusal_in_the_middle_of_a_burst_keeps_the_order():
+    """What is in flight then is turned away one by one; what was never offered must not overtake
+    it, nor what is composed meanwhile."""
+    box = outbox(window=32)
+    proven(box)
+    entries = compose(box, *(b"%d" % n for n in range(1, 61)))
+    assert box.offers() == entries[:32]
+    for entry in entries[:9]:
+        box.answered(entry, ack(entry, lsn=entry.cid), FRA)
+    box.offers()
+    assert box.refused(entries[9])
+    store(box)
+    entries += compose(box, b"61")
+    in_flight = [entry for entry in entries if entry.flight is Flight.OFFERED]
+    assert in_flight[0] is entries[10] and len(in_flight) > 20
+    for entry in reversed(in_flight):
+        assert box.offers() == []
+        box.answered(entry, want(11), FRA)
+    store(box)
+    entries += compose(box, b"62")
+    rest = entries[10:]
+    assert [(e.lane.outbox, e.cid) for e in rest] == [("box2", n + 1) for n in range(len(rest))]
+    taken: list[Entry] = []
+    while len(taken) < len(rest):
+        for entry in box.offers():
+            taken.append(entry)
+            box.answered(entry, ack(entry, lsn=100 + entry.cid), FRA)
+    assert taken == rest
+
+
+def test_what_must_keep_its_key_keeps_those_before_it_where_they_are():
+    """The second was turned away, the third may have been accepted: were the second to move, it
+    would come after it."""
+    box = outbox(window=4)
+    proven(box)
+    kept, bad, second, third, fourth = compose(box, b"0", b"bad", b"2", b"3", b"4")
+    box.offers()
+    box.answered(kept, ack(kept, lsn=2), FRA)
+    box.answered(second, want(3), FRA)
+    assert box.refused(bad)
+    box.disconnected()
+    store(box)
+    assert second.lane is third.lane is kept.lane and fourth.lane.outbox == "box2"
+    box.connected()
+    taken: list[Entry] = []
+    while offers := box.offers():
+        taken += offers
+        for entry in offers:
+            box.answered(entry, ack(entry, lsn=9), FRA)
+    assert taken == [kept, second, third, fourth]
 
 
 def test_what_was_acked_is_never_given_up():
@@ -450,6 +504,119 @@ def test_random_moves_lost_answers_and_mirrors(steps, window):
         assert sorted(contents) == sorted(b"%d" % n for n in range(1, sent + 1))
         placed = sorted(idc.known.items(), key=lambda item: item[1][1])
         assert [cid for (_, cid), _ in placed] == sorted(cid for _, cid in idc.known)
+
+
+TOO_LARGE = b"too large"
+OUTCOMES = {
+    "compose": 6, "refusable": 1, "disk": 0.3, "offer": 5, "answer": 8, "later": 0.3, "release": 2,
+    "lose": 0.5, "move": 0.3, "mirror": 0.3, "notify": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(600))
+def test_random_outcomes_keep_the_senders_order(seed):
+    """Answers come in any order, some are refusals, some messages cannot be written. At the end
+    what was taken stands in both IDCs once, in the order in which it was composed."""
+    rng = random.Random(seed)
+    steps = rng.choices(list(OUTCOMES), list(OUTCOMES.values()), k=rng.randint(10, 150))
+    idcs = [ModelIdc(FRA), ModelIdc(IAD)]
+    box = outbox(window=rng.randint(1, 8))
+    box.connected()
+    at, sent, clock = 0, 0, 0
+    gone: set[bytes] = set()  # told to the sender: not sent
+    replies: list[tuple[Entry, pb.SendAck | None]] = []  # None: refused
+
+    def offer() -> None:
+        nonlocal clock
+        for entry in box.offers():
+            clock += 1
+            reply = None
+            if TOO_LARGE not in entry.content:
+                place = None if entry.placed is None else place_of(entry.placed.place)
+                reply = idcs[at].send(
+                    entry.lane.outbox, entry.cid, entry.lane.floor(), entry.content, place, clock
+                )
+            replies.append((entry, reply))
+
+    def answer(first: bool, later: bool = False) -> None:
+        if not replies:
+            return
+        entry, reply = replies.pop(0 if first else rng.randrange(len(replies)))
+        if later:
+            box.delayed(entry)
+        elif reply is None:
+            if box.refused(entry):
+                gone.add(entry.content)
+        else:
+            box.answered(entry, reply, idcs[at].origin)
+        store(box)
+
+    def reconnect(to: int) -> None:
+        nonlocal at
+        at = to
+        replies.clear()
+        box.connected()
+        store(box)
+
+    def mirror() -> None:
+        for source, target in ((0, 1), (1, 0)):
+            for key, content, place in idcs[source].log[idcs[source].mirrored :]:
+                old = idcs[target].known.get(key)
+                if old is None or place < old[1]:
+                    idcs[target].known[key] = (content, place, idcs[source].origin)
+            idcs[source].mirrored = len(idcs[source].log)
+
+    def notify() -> None:
+        box.replicated(idcs[at].origin, 0, idcs[at].mirrored)
+        store(box)
+
+    def release() -> None:
+        for lanes in box._lanes.values():
+            for lane in lanes:
+                box.release(lane)
+
+    for step in steps:
+        if step in ("compose", "refusable", "disk"):
+            sent += 1
+            content = b"%d" % sent + (TOO_LARGE if step == "refusable" else b"")
+            entry = box.compose(CHAT, content, 0)
+            if step == "disk":
+                changes, entries = box.take_batch()
+                box.unwritable(entries)
+                box.unwritten(changes)
+                gone.update(e.content for e in entries)
+                assert entry in entries
+            elif rng.random() < 0.7:
+                store(box)  # else it is written with the next
+        elif step == "offer":
+            offer()
+        elif step in ("answer", "later"):
+            answer(False, step == "later")
+        elif step in ("lose", "move"):
+            reconnect(at if step == "lose" else 1 - at)
+        elif step == "mirror":
+            mirror()
+        elif step == "notify":
+            notify()
+        else:
+            release()
+    store(box)
+    for _ in range(1_000):
+        if not len(box):
+            break
+        offer()
+        answer(True)
+        if not replies:
+            mirror()
+            notify()
+            release()
+    assert len(box) == 0, "stuck"
+    assert box.bytes == 0 and box.in_flight == 0
+    wanted = [b"%d" % n for n in range(1, sent + 1) if b"%d" % n not in gone]
+    wanted = [content for content in wanted if content + TOO_LARGE not in gone]
+    for idc in idcs:
+        taken = sorted(idc.known.values(), key=lambda item: item[1])
+        assert [content for content, *_ in taken] == wanted
 
 
 def test_flight_and_step_are_what_the_application_sees():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imcore.convert import attested_pb, key_pb, origin_pb, place_pb
+from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place
 from services.sdk.core.events import Event, Message, Moved
@@ -295,3 +296,17 @@ def test_what_comes_after_an_origins_return_is_a_gap_again() -> None:
     received.add(origin, 2)
     received.expect({origin: 4})
     assert received.behind()
+
+
+def test_no_more_claims_go_at_once_than_the_service_reads():
+    """It reads so many and acks the send: what came after them would be taken for told."""
+    shown = Shown()
+    count = CLAIMS_MAX + 100
+    shown.view.entries([message(n, FRA, n, n) for n in range(1, count + 1)], True)
+    shown.view.served_by_another()
+    told, cids = [], []
+    while claims := shown.view.claims():
+        told.append(len(claims))
+        cids += [claim.key.cid for claim in claims]
+        shown.view.claimed(claims[:256])
+    assert told == [256, 100] and cids == list(range(1, count + 1))

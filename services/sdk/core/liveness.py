@@ -35,11 +35,11 @@ class Liveness:
         # spread out; later ones vary by a fifth.
         self._next = now + rng.uniform(0.2, 1.0) * self._interval
 
-    def sent(self, now: float) -> None:
-        """A heartbeat went out; it carries all acks."""
+    def sent(self, now: float, more: bool = False) -> None:
+        """A heartbeat went out. ``more``: not all acks fitted; the next has to follow soon."""
         self._asked = now
         self._last_sent = now
-        self._unacked = False
+        self._unacked = more
         self._next = now + self._rng.uniform(0.8, 1.0) * self._interval
 
     def answered(self) -> None:

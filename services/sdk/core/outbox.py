@@ -10,6 +10,12 @@ without holes. What keeps a lane from ever getting stuck or doubling a message:
 - a cid that was offered and not answered keeps its key for ever: it may have been accepted.
   Only what was never offered, or was offered on this connection and turned away, can get
   another key when its lane has to be given up (``cid_conflict``, or a refusal in the middle).
+
+What keeps a sender's order when a lane is given up: the lane *closes* first. Nothing more of it
+is offered, and new messages still join it, until nothing of it is in flight. Only then is it
+known what may get another key, and all of that moves at once, in order, to a new lane. It is
+always the end of the conversation's messages that moves: one that has to keep its key keeps
+those before it where they are (they wait for the floor to pass what was refused).
 """
 
 from __future__ import annotations
@@ -18,9 +24,11 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import nsmallest
 from typing import NamedTuple
 
 from imcore.convert import origin_of, place_of
+from imcore.limits import CONVERSATION_CHARS_MAX, OUTBOX_HEADS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
 from services.sdk.errors import OutboxFull
@@ -61,6 +69,12 @@ class Entry:
     replicated: bool = False
     tried: bool = False  # offered on an earlier connection, outcome unknown
     writes: int = 0  # batches for the store that hold it and are not durable yet
+    conflicted: bool = False  # its key was used for other content: it gets another one
+
+    @property
+    def movable(self) -> bool:
+        """It is known not to be accepted anywhere under its key."""
+        return self.placed is None and not self.tried
 
     @property
     def step(self) -> Step:
@@ -84,6 +98,7 @@ class Lane:
     unacked: int = 0
     barrier: int = 0  # a cid that the IDC asked for: nothing else is offered before its answer
     held: bool = False  # the IDC asked for a pause
+    closing: int = 0  # what stands above this cid is to move to a new lane; 0: nothing
     proven: bool = False  # acked once on this connection: more than one may be in flight
 
     def floor(self) -> int:
@@ -122,6 +137,10 @@ class PutLane(NamedTuple):
 
 
 Change = Put | Delete | PutLane
+
+
+def _cid(change: Change) -> int:
+    return 0 if isinstance(change, PutLane) else change.cid  # cids count from 1
 
 
 class Answer(NamedTuple):
@@ -187,21 +206,36 @@ class Outbox:
         """A batch is durable: these may be offered."""
         for entry in entries:
             entry.writes -= 1
-            if entry.flight is Flight.WRITING and entry.writes == 0:
+            if entry.flight is Flight.WRITING and entry.writes == 0 and self._has(entry):
                 self._make_idle(entry)
 
     def unwritable(self, entries: Iterable[Entry]) -> None:
         """The store could not take them: they were never offered and are given up."""
         for entry in sorted(entries, key=lambda entry: -entry.cid):
             entry.writes -= 1
-            if entry.flight is not Flight.WRITING:
+            if entry.flight is not Flight.WRITING or not self._has(entry):
                 continue
             lane = entry.lane
             self._remove(entry)
             if lane.next_cid == entry.cid + 1:
                 lane.next_cid = entry.cid
             else:
-                self._abandon(lane, [], entry.cid)
+                self._close(lane, entry.cid)
+
+    def unwritten(self, changes: Iterable[Change]) -> None:
+        """The store could not take these: they are written again, as things are by now. What was
+        changed since is in a later batch, and an old state must never come after it."""
+        rows = dict.fromkeys((c.conversation, c.outbox, _cid(c)) for c in changes)
+        for conversation, outbox, cid in rows:
+            lane = next((x for x in self._lanes[conversation] if x.outbox == outbox), None)
+            if lane is None:
+                continue
+            if not cid:
+                self._put_lane(lane)
+            elif (entry := lane.entries.get(cid)) is not None:
+                self._put(entry)
+            else:
+                self._changes.append(Delete(conversation, outbox, cid))
 
     def load(self, lanes: Iterable[PutLane], entries: Iterable[Put]) -> None:
         """What the store held, at start; entries of a lane in cid order."""
@@ -228,6 +262,10 @@ class Outbox:
         elif lanes[-1].abandoned:
             lanes.append(Lane(conversation, self._new_id(), lanes[-1].number + 1))
         return lanes[-1]
+
+    @staticmethod
+    def _has(entry: Entry) -> bool:
+        return entry.lane.entries.get(entry.cid) is entry
 
     def _insert(self, lane: Lane, entry: Entry) -> None:
         lane.entries[entry.cid] = entry
@@ -260,6 +298,9 @@ class Outbox:
                             self._make_idle(entry)
                     lane.in_flight = 0
         self.in_flight = 0
+        for lanes in self._lanes.values():
+            for lane in list(lanes):
+                self._finish(lane)
 
     def offers(self, limit: int = 256) -> list[Entry]:
         """Entries to send now, in this order; they count as in flight from here on."""
@@ -287,7 +328,7 @@ class Outbox:
         return found
 
     def _room(self, lane: Lane) -> int:
-        if lane.held:
+        if lane.held or lane.closing:
             return 0
         for earlier in self._lanes[lane.conversation]:
             if earlier is lane:
@@ -304,7 +345,18 @@ class Outbox:
         self._ready[entry.lane] = None
 
     def heads(self) -> list[pb.OutboxHead]:
-        """For Connect: the range of cids of each lane that has some."""
+        """For Connect: the range of cids of each lane that has some, the oldest messages' lanes
+        first. No more than a Connect may hold: the rest is offered without having been named."""
+        lanes = [
+            lane
+            for some in self._lanes.values()
+            for lane in some
+            if lane.entries and len(lane.conversation) <= CONVERSATION_CHARS_MAX  # else: refused
+        ]
+        if len(lanes) > OUTBOX_HEADS_MAX:
+            lanes = nsmallest(
+                OUTBOX_HEADS_MAX, lanes, key=lambda lane: lane.entries[lane.floor()].composed_ms
+            )
         return [
             pb.OutboxHead(
                 conversation=lane.conversation,
@@ -312,9 +364,7 @@ class Outbox:
                 floor=lane.floor(),
                 top=lane.next_cid - 1,
             )
-            for lanes in self._lanes.values()
             for lane in lanes
-            if lane.entries
         ]
 
     def refresh(self) -> int:
@@ -337,8 +387,8 @@ class Outbox:
         if ack.outcome == pb.SendAck.WANT:
             return self._wanted(entry, ack.want)
         lane = entry.lane
-        self._settle(lane, entry)
         lane.proven = True
+        self._settled(entry)
         first = entry.placed is None
         if entry.placed is None or place_of(ack.placed.place) < place_of(entry.placed.place):
             entry.placed = pb.Attested()
@@ -349,6 +399,7 @@ class Outbox:
         lane.unacked -= first
         # Known there though another IDC accepted it: it came by that IDC's log, so two hold it.
         mirrored = ack.outcome == pb.SendAck.KNOWN and origin.idc != serving.idc
+        self._finish(lane)
         self._wake(lane)
         if ack.replicated or mirrored:
             return Answer(first, self._safe([entry]))
@@ -364,11 +415,15 @@ class Outbox:
         self.in_flight -= 1
         entry.flight = Flight.DONE
         self._wake(entry.lane)
-        return entry.lane.entries.get(entry.cid) is entry
+        if self._has(entry):
+            return True
+        self._finish(entry.lane)
+        return False
 
-    def _settle(self, lane: Lane, entry: Entry) -> None:
-        if lane.barrier == entry.cid:
-            lane.barrier = 0
+    @staticmethod
+    def _settled(entry: Entry) -> None:
+        if entry.lane.barrier == entry.cid:
+            entry.lane.barrier = 0
 
     def _wake(self, lane: Lane) -> None:
         for other in self._lanes[lane.conversation]:
@@ -378,10 +433,10 @@ class Outbox:
     def _wanted(self, entry: Entry, want: int) -> Answer:
         lane = entry.lane
         wanted = lane.entries.get(want)
-        if wanted is None and lane.abandoned and not entry.tried and entry.placed is None:
-            self._renumber([entry])
-            return Answer()
         self._make_idle(entry)
+        if lane.closing:
+            self._finish(lane)  # whatever is wanted: what of this lane goes on decides itself there
+            return Answer()
         if wanted is None:
             # Below the floor it cannot be (the floor went along), above the top neither: an IDC
             # that is confused, or a refused cid that only the floor can pass. Ask again later.
@@ -394,12 +449,14 @@ class Outbox:
         self._wake(lane)
         return Answer()
 
-    def delayed(self, entry: Entry) -> None:
-        """The IDC could not take it now: offered again after ``release``."""
+    def delayed(self, entry: Entry, judged: bool = False) -> None:
+        """The IDC could not take it now: offered again after ``release``. ``judged``: it is certain
+        that it was not taken; other errors may hide an acceptance."""
         if self._landed(entry):
-            entry.tried = True  # such an error may hide an acceptance
+            entry.tried = entry.tried or not judged
             entry.lane.held = True
             self._make_idle(entry)
+            self._finish(entry.lane)
 
     def release(self, lane: Lane) -> None:
         lane.held = False
@@ -409,10 +466,15 @@ class Outbox:
         """The IDC knows this cid with other content: the rest of the lane gets a new outbox id."""
         if not self._landed(entry):
             return
-        self._settle(entry.lane, entry)
+        lane = entry.lane
+        self._settled(entry)
         if entry.placed is None:
-            self._abandon(entry.lane, [entry], entry.cid)
-        self._wake(entry.lane)
+            entry.conflicted, entry.tried = True, False  # under this key it is nowhere
+            self._make_idle(entry)
+            self._close(lane, entry.cid - 1)
+        else:
+            self._finish(lane)
+        self._wake(lane)
 
     def refused(self, entry: Entry) -> bool:
         """The message was judged and refused for good. True: it is out of the outbox and its
@@ -420,30 +482,45 @@ class Outbox:
         if not self._landed(entry):
             return False
         lane = entry.lane
-        self._settle(lane, entry)
+        self._settled(entry)
         gone = entry.placed is None
         lowest = lane.floor() == entry.cid
         if gone:
             self._remove(entry)
-        if not (gone and lowest):
+        if gone and lowest:
+            self._finish(lane)
+        else:
             # The IDC goes on wanting this cid: what comes after it needs another lane.
-            self._abandon(lane, [], entry.cid)
+            self._close(lane, entry.cid)
         self._wake(lane)
         return gone
 
-    def _abandon(self, lane: Lane, first: list[Entry], cid: int) -> None:
-        if not lane.abandoned:
-            lane.abandoned = True
-            self._put_lane(lane)
-        later = [
-            e
-            for e in lane.entries.values()
-            if e.cid > cid
-            and e.placed is None
-            and not e.tried
-            and e.flight in (Flight.IDLE, Flight.WRITING)
-        ]
-        self._renumber(first + later)
+    def _close(self, lane: Lane, above: int) -> None:
+        lane.closing = min(lane.closing or above + 1, above + 1)
+        self._finish(lane)
+
+    def _finish(self, lane: Lane) -> None:
+        """Nothing of a closing lane is in flight any more: give it up."""
+        if not lane.closing or lane.in_flight:
+            return
+        first, lane.closing = lane.closing, 0
+        lanes = self._lanes[lane.conversation]
+        later = lanes[lanes.index(lane) :]
+        moving: list[Entry] = []
+        for entry in reversed([e for some in later for e in some.entries.values()]):
+            if not entry.movable or (entry.lane is lane and entry.cid < first):
+                break
+            moving.append(entry)
+        moving.reverse()
+        moving[:0] = [e for e in lane.entries.values() if e.conflicted and e not in moving]
+        if not any(entry.lane is lane for entry in moving):
+            moving, later = [], [lane]  # later lanes move only to stay behind this one's
+        for given_up in later:
+            if not given_up.abandoned:
+                given_up.abandoned = True
+                self._put_lane(given_up)
+        self._renumber(moving)
+        self._wake(lane)
 
     def _renumber(self, entries: list[Entry]) -> None:
         """Give these the next cids of the conversation's successor lane."""
@@ -451,7 +528,8 @@ class Outbox:
             old = entry.lane
             self._remove(entry)
             lane = self._current_lane(old.conversation)
-            entry.lane, entry.cid, entry.tried = lane, lane.next_cid, False
+            entry.lane, entry.cid = lane, lane.next_cid
+            entry.tried = entry.conflicted = False
             lane.next_cid += 1
             self._insert(lane, entry)
             self._put_lane(lane)

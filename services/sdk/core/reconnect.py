@@ -32,9 +32,10 @@ class Plan(NamedTuple):
 class Lost(NamedTuple):
     """How a connection (or an attempt at one) ended.
 
-    ``reason``: of ``Close`` (replaced, drained, slow_consumer, idle, protocol, shutdown), or
+    ``reason``: of ``Close`` (replaced, moved, drained, slow_consumer, idle, protocol, shutdown), or
     ``refused`` (nobody listens), ``timeout``, ``dead`` (no heartbeat answer), ``lost``,
-    ``unavailable``, ``no_answer`` (no ipconf answers)."""
+    ``unavailable``, ``no_answer`` (no ipconf answers), ``unauthenticated`` (by one IDC), ``outbox``
+    (it could not be written)."""
 
     reason: str
     lived_ms: int = 0  # since it was fully connected; 0: it never was

@@ -11,12 +11,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 
 from imcore.convert import key_of, origin_of, place_of
+from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
 from services.sdk.core.events import Event, Message, Moved
 from services.sdk.core.vector import Received
-
-CLAIMS_MAX = 512  # of one send: about 80 KB
 
 
 def key_text(key: ClientKey) -> str:

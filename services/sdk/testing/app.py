@@ -13,6 +13,7 @@ from services.sdk.client import Client
 from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message, Moved
 from services.sdk.ipconf import IpconfClient
 from services.sdk.options import Options
+from services.sdk.store import Store
 from services.sdk.testing.scripted import Region, token_of
 
 
@@ -30,9 +31,9 @@ class App:
     def __init__(
         self,
         region: Region,
-        ca_file: Path,
+        ca_file: Path | None,
         uid: str = "ann",
-        outbox: Path | None = None,
+        outbox: Path | Store | None = None,
         options: Options | None = None,
         ipconf: IpconfClient | None = None,
     ) -> None:
