@@ -379,10 +379,13 @@ def _check_not_running(folder: Path) -> None:
 
 
 def check_ports(region: Region) -> None:
-    """Raises Failed, one line for each port that somebody else has."""
+    """Raises Failed, in one line, when somebody else has any of the ports."""
     taken = list(_taken(region))
     if taken:
-        raise Failed("\n".join(taken))
+        others = f" ({len(taken) - 1} more are taken too)" if taken[1:] else ""
+        raise Failed(
+            f"cannot listen on {taken[0]}{others}; stop what uses it, or change the region file"
+        )
 
 
 def _taken(region: Region) -> Iterator[str]:
@@ -392,12 +395,8 @@ def _taken(region: Region) -> Iterator[str]:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                yield (
-                    f"cannot listen on {host}:{port} ({dotted(loc)}): {os.strerror(error.errno)}; "
-                    "stop what uses it, or change the region file"
-                    if error.errno
-                    else f"cannot listen on {host}:{port} ({dotted(loc)}): {error}"
-                )
+                why = os.strerror(error.errno) if error.errno else error
+                yield f"{host}:{port} ({dotted(loc)}): {why}"
 
 
 def _free_port() -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from imctl.testing.lab import free_ports
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
 
@@ -26,13 +31,19 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture
-def region(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
-    """A region file, one port of which somebody else listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        text = REGION.read_text()
-        port = taken.getsockname()[1]
+def region(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A region file whose ports are free but for two, on which somebody else listens."""
+    text = REGION.read_text()
+    ports = sorted(set(re.findall(r'"127.0.0.1:(\d+)"', text)))
+    for old, new in zip(ports, free_ports(len(ports), random.Random()), strict=True):
+        text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+    with contextlib.ExitStack() as stack:
+        taken = []
+        for end in re.findall(r"ipconf: \"127.0.0.1:(\d+)\"", text)[:2]:
+            stack.enter_context(socket.create_server(("127.0.0.1", int(end))))
+            taken.append(f"127.0.0.1:{end}")
         path = tmp_path / "region.yaml"
-        path.write_text(text.replace("127.0.0.1:17201", f"127.0.0.1:{port}"))
+        path.write_text(text)
         yield path, taken
 
 
@@ -48,10 +59,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot write below" in line and "--out" in line
 
 
-def test_a_port_in_use(tmp_path: Path, region: tuple[Path, socket.socket]) -> None:
+def test_ports_in_use(tmp_path: Path, region: tuple[Path, list[str]]) -> None:
     path, taken = region
     line = one_line(demo("--region", path, "--out", tmp_path / "out"))
-    assert f"cannot listen on 127.0.0.1:{taken.getsockname()[1]}" in line
+    assert f"cannot listen on {taken[0]}" in line and "1 more are taken too" in line
 
 
 def test_a_region_file_that_is_not_there(tmp_path: Path) -> None:
