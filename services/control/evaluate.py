@@ -63,7 +63,11 @@ _PLANNED: tuple[Rule, ...] = (
     rules.freeze_window,
 )
 # They move clients back at once, without a return's steps.
-_BACK: tuple[Rule, ...] = (rules.replication_lag, rules.no_other_move, rules.freeze_window)
+_BACK: tuple[Rule, ...] = (
+    rules.replication_lag_of_heard,
+    rules.no_other_move,
+    rules.freeze_window,
+)
 _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.CORDON: (rules.active_idcs_min, rules.one_move_at_a_time, rules.freeze_window),
     Kind.UNCORDON: _BACK,
@@ -84,10 +88,15 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.RAMP: (rules.caught_up, rules.replication_lag),
     Kind.RETIRE: (rules.one_move_at_a_time,),
 }
-# Whose fresh status a kind rests on, besides that of the IDCs that take clients.
-_BOTH_WAYS = frozenset({Kind.UNCORDON, Kind.DRAIN, Kind.UNDRAIN, Kind.SWITCHOVER, Kind.RAMP})
-_OWN_FACTS = _BOTH_WAYS | {Kind.DRAINED, Kind.FAILBACK}
-_OTHERS_FACTS = _BOTH_WAYS | {Kind.FAILOVER}
+# Whose fresh status a kind rests on: that of all that take clients, and the IDC's own. Taking a
+# cordon or a drain back rests on the own one only: one that has just died keeps nobody out.
+_OTHERS_FACTS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RAMP})
+_OWN_FACTS = frozenset(
+    {
+        Kind.UNCORDON, Kind.DRAIN, Kind.UNDRAIN, Kind.SWITCHOVER, Kind.RAMP, Kind.DRAINED,
+        Kind.FAILBACK,
+    }
+)  # fmt: skip
 _KEEPS_RAMP = frozenset({Kind.CORDON, Kind.UNCORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.UNDRAIN})
 _OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
 

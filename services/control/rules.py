@@ -116,9 +116,21 @@ def headroom(case: Case) -> Blocker | None:
 def replication_lag(case: Case) -> Blocker | None:
     """How far the others are behind the log of the IDC that gives its clients away (or takes them
     back), and it behind theirs."""
+    return _lag(case, case.others())
+
+
+def replication_lag_of_heard(case: Case) -> Blocker | None:
+    """The same, of those that are heard. Behind one that has just died everybody lags, more and
+    more: that must not keep out the IDC that could take over."""
+    limit = case.safety.evidence_age_ms_max
+    known = {name: case.facts(name) for name in case.others()}
+    return _lag(case, [n for n, f in known.items() if f and is_fresh(case.now_ms - f.at_ms, limit)])
+
+
+def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
     about, limit = case.facts(case.change.idc), case.safety.replication_lag_ms_max
     lags = []
-    for name in case.others():
+    for name in others:
         facts = case.facts(name)
         if facts and about:
             lags += [facts.lag_ms.get(about.origin, 0), about.lag_ms.get(facts.origin, 0)]

@@ -102,4 +102,5 @@ async def test_a_retired_idc_holds_nothing_back_and_brings_its_tail_when_it_retu
         report = await cast.judge(survivors)
         assert report.clean, (report.sentence(), report.examples)
         assert "published again" in lab.log(VICTIM)
-        assert "folding it again without them" in lab.log(VICTIM)
+        # They were above the seal when the logs were opened: never folded, so not folded out again.
+        assert "folding it again without them" not in lab.log(VICTIM)

@@ -317,15 +317,28 @@ def test_what_moves_clients_back_is_judged_like_what_moves_them_away(
     )
     there = policy(fra=state)
     other = replace(there, operation=OperationRef("x", Kind.DRAIN, "iad", "", "", "", 0))
-    on = evidence(sin=facts("sin", at_ms=NOW - 2_001))
-    assert blocked_by(decide(change(kind), other, on, frozen)) == {
+    assert blocked_by(decide(change(kind), other, within=frozen)) == {
         "freeze-window",
         "replication-lag",
         "one-move-at-a-time",
-        "evidence-age",
     }
+    old = evidence(fra=facts("fra", at_ms=NOW - 2_001))
+    assert blocked_by(decide(change(kind), there, old)) == {"evidence-age"}
     own = replace(there, operation=OperationRef("x", Kind.DRAIN, "fra", "", "", "", 0))
     assert committed(decide(change(kind), own)).state("fra") is IdcState.ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [(Kind.UNCORDON, IdcState.CORDONED), (Kind.UNDRAIN, IdcState.DRAINING)],
+)
+def test_an_idc_that_has_just_died_keeps_no_other_one_out(kind: str, state: IdcState) -> None:
+    """sin is dead, no failover of it is committed (there may be nobody to take over): the one that
+    could help must be let in, though nothing fresh is known of sin and everybody lags behind it."""
+    dead = facts("sin", at_ms=NOW - 9_000)
+    own = facts("fra", lag_ms={"iad.1": 100, "sin.1": 9_000})
+    there = policy(fra=state)
+    assert committed(decide(change(kind), there, evidence(sin=dead, fra=own)))
 
 
 @pytest.mark.parametrize("state", [IdcState.FAILED, IdcState.DRAINED])
