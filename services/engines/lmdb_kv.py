@@ -42,7 +42,10 @@ from services.ports import Batch
 
 log = logging.getLogger("im.kv")
 
-SYNC_COMMITS = 512
+# While this file is synced, the log's fsyncs wait: the file system puts newly written pages of both
+# into one transaction. With 512 commits a sync (130 ms at 16,384) that was the p99 of every ack: 10
+# to 15 ms at 900 messages/s, 5 to 7 with 64, for as much CPU time.
+SYNC_COMMITS = 64
 MAP_BYTES = 256 * 1024 * 1024  # to begin with; doubled when full
 _LITTLE_ROOM_BYTES = 16 * 1024 * 1024
 _PARTITION = struct.Struct(">H")

@@ -395,7 +395,8 @@ class Outbox:
             entry.placed.CopyFrom(ack.placed)
         origin = origin_of(ack.placed.origin)
         if ack.lsn:
-            entry.origin, entry.partition, entry.lsn = origin, ack.partition, ack.lsn
+            # Of the log of whoever serves, though an earlier life of it may have taken the message.
+            entry.origin, entry.partition, entry.lsn = serving, ack.partition, ack.lsn
         lane.unacked -= first
         # Known there though another IDC accepted it: it came by that IDC's log, so two hold it.
         mirrored = ack.outcome == pb.SendAck.KNOWN and origin.idc != serving.idc
