@@ -206,7 +206,7 @@ class StateServer(Outgoing):
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
         # if that one fails: `replaced` would forbid it.
-        reason = "moved" if former.moves else "replaced"
+        reason = "moved" if former.moving else "replaced"
         self._close_replaced(former.gateway, former.connection, reason)
 
     def _close_replaced(self, gateway: str, connection: int, reason: str = "replaced") -> None:
@@ -320,7 +320,7 @@ class StateServer(Outgoing):
         record = self._table.by_id(session)
         if record is None or not record.connected:
             return False
-        record.moves += 1
+        record.moving = True
         grace_ms = self._parameters.grace_ms
         event = pb.Event(stamp=self._stamp())
         event.move.resume_token = self._admission.resume_token(record, self.origin, grace_ms)

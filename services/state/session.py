@@ -67,7 +67,7 @@ class Record(Session):
     owed: dict[str, Owed] = field(default_factory=dict)
     unreplicated: dict[int, int] = field(default_factory=dict)  # partition -> highest lsn
     lsns: dict[int, int] = field(default_factory=dict)  # partition -> last op accepted here
-    moves: int = 0  # how often it was told to connect elsewhere
+    moving: bool = False  # it was told to connect elsewhere
     in_flight: int = 0  # requests that im has not answered
     signals: int = 0  # sent in a row without everything being acked
 

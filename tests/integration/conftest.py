@@ -1,4 +1,4 @@
-"""The im role of an IDC on its real engines."""
+"""What several files of integration tests stand on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.im.testing import Idc, OpenIdc
+
+
+@pytest.fixture
+def ca_file(pki_dir: Path) -> Path:
+    return pki_dir / "ca.pem"
 
 
 @pytest.fixture

@@ -28,11 +28,6 @@ FAST = {
 
 
 @pytest.fixture
-def ca_file(pki_dir: Path) -> Path:
-    return pki_dir / "ca.pem"
-
-
-@pytest.fixture
 async def region(pki_dir: Path) -> AsyncIterator[Region]:
     region = Region(gateway_ssl_context(pki_dir, "fra"), parameters=dict(FAST))
     await region.start("fra", "iad", "sin")
