@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from imcore import pki
-from imctl.engines.binaries import Program, find_etcd
+from imctl.engines.binaries import Program, find
 from imctl.testing import etcd
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
@@ -86,7 +86,7 @@ def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
 
 @pytest.fixture(scope="session")
 def etcd_program() -> Program:
-    found = find_etcd()
+    found = find("etcd")
     if found is None:
         impossible_here("no etcd on this machine", "`imctl engines install etcd` builds it")
     return found

@@ -70,7 +70,7 @@ class Local:
         which ones run beside the IDCs. Raises BadInput for the file, Failed for this machine."""
         region = load_region(region_file)
         if beside.ETCD in engines:
-            binaries.need_etcd()
+            binaries.need("etcd")
         folder = (data or default_data(region)).absolute()
         _check_not_running(folder)
         copy = folder / "region.yaml"
@@ -167,7 +167,7 @@ class Local:
             listen = ["--admin", self._run.link_admin, "--listen", str(self._links_file())]
             return [sys.executable, "-m", "services.linkproxy", *common, *listen, *faults]
         if name in self.engine_names():
-            return self._etcd(name).command(binaries.need_etcd().path)
+            return self._etcd(name).command(binaries.need("etcd").path)
         data = ["--data", str(self.data / name / "data")]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         witness = self.region.spec.witness
