@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from imcore.proto import client_pb2 as pb
@@ -36,7 +37,16 @@ class Kv(Protocol):
     """Ordered keys of 1 to 511 bytes, every key of one partition number: it starts with that
     number, big-endian, two bytes. To write a longer one raises ValueError. State may be lost back
     to an earlier batch by a crash (it is a fold of the logs), but never torn and never out of
-    order."""
+    order.
+
+    Any call may suspend. Reads raise Unavailable. Writes of a partition raise it when they are
+    surely not done, and OutcomeUnknown when they may be, or may still come to be: then the
+    partition is opened again before anything else, which settles it.
+
+    A snapshot is a folder in the one form of services.engines.lmdb_snapshot, whatever the store:
+    it is shown to other IDCs, and leads from one store to another."""
+
+    rolled_back: bool  # found at ``open`` in an earlier state than it was left in
 
     async def get(self, key: bytes) -> bytes | None: ...
 
@@ -63,6 +73,21 @@ class Kv(Protocol):
 
     async def sync(self) -> None:
         """Everything committed so far survives a power loss when this returns."""
+        ...
+
+    async def snapshot(self, folder: Path) -> None:
+        """A consistent, verified copy in a new folder, checkpoints included. Raises Damaged when
+        the copy does not hold what it was made of, BadInput when the folder exists."""
+        ...
+
+    async def restore(self, snapshot: Path) -> None:
+        """Put a snapshot in the place of everything; no partition is open then. Raises Damaged
+        when the snapshot fails its check, BadInput when it is not there: nothing has changed."""
+        ...
+
+    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+        """Put what a snapshot has of one partition, checkpoint included, in the place of what is
+        here. Raises StaleWriter, Damaged when the snapshot fails its check."""
         ...
 
     async def close(self) -> None: ...
@@ -93,7 +118,7 @@ class Log(Protocol):
     """One origin's log in this IDC: the own log, or the durable copy of another's.
 
     Only the own log is appended with ``append``; a copy takes whole records, positions kept, with
-    ``append_copy``. Both are durable (fsynced) when the call returns.
+    ``append_copy``. Both are durable (``LogStore.durability``) when the call returns.
     """
 
     origin: Origin
@@ -115,14 +140,16 @@ class Log(Protocol):
         done: Callable[[Sequence[Record] | Exception], None],
     ) -> int:
         """Give the payloads the next lsns; returns the first of them at once. ``done`` is called
-        from the loop, in lsn order across calls, once the records are durable, or with DiskFull
-        (or OutcomeUnknown) when they are not and never will be: then every later append
-        fails likewise until ``reopen``. Calls of one loop turn share one write and one fsync, and
-        so do those that arrive while an fsync is under way (group commit)."""
+        from the loop, in lsn order across calls, once the records are durable, or with DiskFull or
+        Unavailable when they are not and never will be, or with OutcomeUnknown: they may still come
+        to be, but never behind the marker of an epoch that is opened after ``reopen``. Then every
+        later append fails likewise until ``reopen``. Calls of one loop turn share one write, and
+        so do those that arrive while a write is under way (group commit)."""
         ...
 
     async def reopen(self, partition: int) -> LogEnd:
-        """After a failed append: cut what was not acknowledged; appends are taken again."""
+        """After a failed append: cut, or find, what was not acknowledged; the end is then what the
+        log really holds, and appends are taken again."""
         ...
 
     async def append_copy(self, records: Sequence[Record]) -> None:
@@ -148,15 +175,33 @@ class Log(Protocol):
         """Forget what lies above lsn (copies only: records above a committed seal)."""
         ...
 
+    async def restart_at(self, partition: int, end: LogEnd) -> None:
+        """Forget what is held of a copy and go on behind ``end``."""
+        ...
+
+    def stored_bytes(self, partition: int, above_lsn: int) -> int:
+        """About how much room the records above that lsn take."""
+        ...
+
     async def close(self) -> None: ...
 
 
 class LogStore(Protocol):
-    """All logs that this IDC holds."""
+    """All logs that this IDC holds.
+
+    A boot count is used in two steps: opening persists the new one as pending; the caller commits
+    it to its register and then calls ``confirm_boot``.
+    """
 
     log_id: bytes  # random, made with the store, 16 bytes
-    boot_count: int
-    clean: bool  # no CRC error below a written end was found at start
+    boot_count: int  # of this boot
+    confirmed_boot_count: int  # of the last boot that was confirmed
+    clean: bool  # nothing of the own log is damaged since a boot was last confirmed
+    durability: str  # what "durable" means here, in one word for ``status``
+    fsynced: bool  # an acked record survives a crash of all machines of this IDC
+    # Something beside this process brings the other IDCs' records into the copies; what it leaves
+    # out is brought by ``append_copy``.
+    filled_from_outside: bool
 
     def own(self) -> Log | None: ...
 
@@ -168,6 +213,15 @@ class LogStore(Protocol):
 
     def held(self) -> dict[Origin, Log]:
         """Every log here, earlier incarnations included."""
+        ...
+
+    async def confirm_boot(self) -> None:
+        """The caller's register holds this boot count (and, after damage, what it decided)."""
+        ...
+
+    async def renew(self) -> None:
+        """Become another store than the one that any register names: what this one knew is about to
+        be replaced, so it must not go on under its incarnation."""
         ...
 
     async def close(self) -> None: ...

@@ -49,7 +49,6 @@ SYNC_COMMITS = 64
 MAP_BYTES = 256 * 1024 * 1024  # to begin with; doubled when full
 _LITTLE_ROOM_BYTES = 16 * 1024 * 1024
 _PARTITION = struct.Struct(">H")
-_ROW = struct.Struct(">QB")  # applier epoch, whether a checkpoint follows
 _T = TypeVar("_T")
 
 
@@ -57,31 +56,17 @@ class LmdbKv:
     """Kv of services.ports; made by ``open``. For use from one event loop."""
 
     def __init__(
-        self, folder: str, disk: Disk, lock: File, map_bytes: int, sync_commits: int
+        self, folder: str, disk: Disk, boot: str, map_bytes: int, sync_commits: int
     ) -> None:
         self._folder = folder
         self._disk = disk
-        self._lock = lock
-        self._env = lmdb.open(folder, map_size=map_bytes, sync=False, max_dbs=2, max_spare_txns=2)
-        try:
-            self._meta_db = self._env.open_db(lmdb_snapshot.PARTITIONS)
-            self._rows_db = self._env.open_db(lmdb_snapshot.ROWS)
-            self._data = open(f"{folder}/data.mdb", "rb", buffering=0)  # noqa: SIM115
-        except BaseException:
-            self._env.close()
-            raise
-        self._map_bytes = int(self._env.info()["map_size"])
-        self._epochs: dict[int, int] = {}
-        self._writing = (
-            asyncio.Lock()
-        )  # a long write in a thread keeps commits waiting, not the loop
-        self._syncing = asyncio.Lock()
-        self._reader: lmdb.Transaction[bytes] | None = None
-        self._steady: lmdb.Transaction[bytes] | None = None
+        self._boot = boot
+        self._map_bytes = map_bytes
         self._sync_commits = sync_commits
-        self._unsynced_commits = 0
-        self._background: asyncio.Task[None] | None = None
-        self._closed = False
+        # A long write in a thread keeps commits waiting, not the loop.
+        self._writing = asyncio.Lock()
+        self._syncing = asyncio.Lock()
+        self._closed = True
         self.rolled_back = False  # a power loss took it back to an earlier state, or to nothing
 
     @classmethod
@@ -96,24 +81,50 @@ class LmdbKv:
         """``machine_boot`` names the machine's current boot (default: the kernel's boot id).
         Raises Unavailable when another process holds the folder."""
         boot = lmdb_steady.machine_boot() if machine_boot is None else machine_boot
-        rolled_back, lock = await asyncio.to_thread(lmdb_steady.prepare, folder, disk, boot)
+        kv = cls(folder, disk, boot, map_bytes, sync_commits)
+        await kv._begin()
+        return kv
+
+    async def _begin(self) -> None:
+        rolled_back, lock = await asyncio.to_thread(
+            lmdb_steady.prepare, self._folder, self._disk, self._boot
+        )
         try:
             try:
-                kv = cls(folder, disk, lock, map_bytes, sync_commits)
+                self._open_files(lock)
             except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError):
-                await asyncio.to_thread(lmdb_steady.set_aside, folder, disk)
+                await asyncio.to_thread(lmdb_steady.set_aside, self._folder, self._disk)
                 rolled_back = True
-                kv = cls(folder, disk, lock, map_bytes, sync_commits)
+                self._open_files(lock)
         except lmdb.Error as error:
             lock.close()
-            raise _translate(error, folder) from error
-        kv.rolled_back = rolled_back
+            raise _translate(error, self._folder) from error
+        self.rolled_back = rolled_back
         try:
-            await kv.sync()
+            await self.sync()
         except BaseException:
-            kv._release()
+            self._release()
             raise
-        return kv
+
+    def _open_files(self, lock: File) -> None:
+        self._env = lmdb.open(
+            self._folder, map_size=self._map_bytes, sync=False, max_dbs=2, max_spare_txns=2
+        )
+        try:
+            self._meta_db = self._env.open_db(lmdb_snapshot.PARTITIONS)
+            self._rows_db = self._env.open_db(lmdb_snapshot.ROWS)
+            self._data = open(f"{self._folder}/data.mdb", "rb", buffering=0)  # noqa: SIM115
+        except BaseException:
+            self._env.close()
+            raise
+        self._lock = lock
+        self._map_bytes = int(self._env.info()["map_size"])
+        self._epochs: dict[int, int] = {}
+        self._reader: lmdb.Transaction[bytes] | None = None
+        self._steady: lmdb.Transaction[bytes] | None = None
+        self._unsynced_commits = 0
+        self._background: asyncio.Task[None] | None = None
+        self._closed = False
 
     # --------------------------------------------------------------------------- reads
 
@@ -178,8 +189,12 @@ class LmdbKv:
         async with self._writing:
 
             def take(txn: lmdb.Transaction[bytes]) -> tuple[int, bytes | None]:
-                epoch, checkpoint = _parse(self._row(txn, partition))
-                txn.put(_PARTITION.pack(partition), _form(epoch + 1, checkpoint), db=self._meta_db)
+                epoch, checkpoint = lmdb_snapshot.parse(self._row(txn, partition))
+                txn.put(
+                    _PARTITION.pack(partition),
+                    lmdb_snapshot.form(epoch + 1, checkpoint),
+                    db=self._meta_db,
+                )
                 return epoch + 1, checkpoint
 
             epoch, checkpoint = await self._write(take)
@@ -210,7 +225,7 @@ class LmdbKv:
             txn.delete(key, db=db)
         for key, value in batch.puts.items():
             txn.put(key, value, db=db)
-        row = _form(batch.applier_epoch, batch.checkpoint)
+        row = lmdb_snapshot.form(batch.applier_epoch, batch.checkpoint)
         txn.put(_PARTITION.pack(batch.partition), row, db=self._meta_db)
 
     async def clear_partition(self, partition: int, applier_epoch: int) -> None:
@@ -222,24 +237,22 @@ class LmdbKv:
                 more = cursor.set_range(prefix)
                 while more and cursor.key().startswith(prefix):
                     more = cursor.delete()
-            txn.put(prefix, _form(applier_epoch, None), db=self._meta_db)
+            txn.put(prefix, lmdb_snapshot.form(applier_epoch, None), db=self._meta_db)
 
         async with self._writing:
             self._check(partition, applier_epoch)
             await self._write(clear, in_thread=True)
 
-    async def load_partition(self, snapshot: str, partition: int, applier_epoch: int) -> None:
-        """Put the rows and the checkpoint that a snapshot has of one partition in the place of
-        those here; in a thread. Raises StaleWriter, Damaged when the snapshot fails its check."""
-
-        folder, prefix = Path(snapshot), _PARTITION.pack(partition)
+    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+        """In a thread."""
+        prefix = _PARTITION.pack(partition)
 
         def load(txn: lmdb.Transaction[bytes]) -> None:
-            _, checkpoint = _parse(lmdb_snapshot.partition_rows(folder).get(prefix))
-            lmdb_snapshot.load_rows(folder, prefix, txn, self._rows_db)
-            txn.put(prefix, _form(applier_epoch, checkpoint), db=self._meta_db)
+            checkpoint = lmdb_snapshot.checkpoints(snapshot).get(partition)
+            lmdb_snapshot.load_rows(snapshot, prefix, txn, self._rows_db)
+            txn.put(prefix, lmdb_snapshot.form(applier_epoch, checkpoint), db=self._meta_db)
 
-        await asyncio.to_thread(lmdb_snapshot.check, folder)
+        await asyncio.to_thread(lmdb_snapshot.check, snapshot)
         async with self._writing:
             self._check(partition, applier_epoch)
             await self._write(load, in_thread=True)
@@ -324,42 +337,24 @@ class LmdbKv:
             self._steady.abort()
             self._steady = None
 
-    async def snapshot(self, folder: str) -> None:
-        """A consistent, verified copy in a new folder, checkpoints included; see ``restore``.
-        Raises Damaged when the copy does not hold what it was made of."""
+    async def snapshot(self, folder: Path) -> None:
         if self._closed:
             raise Unavailable(f"the KV {self._folder} is closed")
         async with self._syncing:  # the map may not grow meanwhile
             txn = self._env.begin()
             try:
-                target = Path(folder)
-                await asyncio.to_thread(lmdb_snapshot.take, self._env, txn, target, self._disk)
+                await asyncio.to_thread(lmdb_snapshot.take, self._env, txn, folder, self._disk)
             except lmdb.Error as error:
-                raise _translate(error, folder) from error
+                raise _translate(error, str(folder)) from error
             finally:
                 txn.abort()
 
-    @staticmethod
-    async def check_snapshot(folder: str) -> dict[int, bytes]:
-        """The checkpoints that a snapshot holds, by partition. Raises Damaged when the snapshot
-        fails its check, BadInput when it is not there."""
-
-        def look() -> dict[int, bytes]:
-            lmdb_snapshot.check(Path(folder))
-            found: dict[int, bytes] = {}
-            for key, row in lmdb_snapshot.partition_rows(Path(folder)).items():
-                _, checkpoint = _parse(row)
-                if checkpoint is not None:
-                    found[_PARTITION.unpack(key)[0]] = checkpoint
-            return found
-
-        return await asyncio.to_thread(look)
-
-    @staticmethod
-    async def restore(snapshot: str, folder: str, disk: Disk) -> None:
-        """Put a snapshot in the place of the KV in ``folder``, which must not be open. Raises
-        Damaged when the snapshot fails its check, BadInput when it is not there."""
-        await asyncio.to_thread(lmdb_snapshot.restore, Path(snapshot), Path(folder), disk)
+    async def restore(self, snapshot: Path) -> None:
+        await self.close()
+        try:
+            await asyncio.to_thread(lmdb_snapshot.restore, snapshot, Path(self._folder), self._disk)
+        finally:
+            await self._begin()
 
     async def close(self) -> None:
         if self._closed:
@@ -382,17 +377,6 @@ class LmdbKv:
         self._env.close()
         self._data.close()
         self._lock.close()
-
-
-def _form(epoch: int, checkpoint: bytes | None) -> bytes:
-    return _ROW.pack(epoch, checkpoint is not None) + (checkpoint or b"")
-
-
-def _parse(row: bytes | None) -> tuple[int, bytes | None]:
-    if row is None:
-        return 0, None
-    epoch, there = _ROW.unpack_from(row)
-    return epoch, row[_ROW.size :] if there else None
 
 
 def _translate(error: lmdb.Error, folder: str) -> Exception:

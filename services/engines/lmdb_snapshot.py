@@ -29,6 +29,20 @@ _REST_FACTOR = 3.0  # a scan takes this share of its time off
 _LENGTHS = struct.Struct(">II")
 PARTITIONS, ROWS = b"partitions", b"rows"
 DATABASES = (PARTITIONS, ROWS)
+_PARTITION = struct.Struct(">H")
+_ROW = struct.Struct(">QB")  # applier epoch, whether a checkpoint follows
+
+
+def form(epoch: int, checkpoint: bytes | None) -> bytes:
+    """A partition's own row."""
+    return _ROW.pack(epoch, checkpoint is not None) + (checkpoint or b"")
+
+
+def parse(row: bytes | None) -> tuple[int, bytes | None]:
+    if row is None:
+        return 0, None
+    epoch, there = _ROW.unpack_from(row)
+    return epoch, row[_ROW.size :] if there else None
 
 
 def take(env: lmdb.Environment, txn: lmdb.Transaction[bytes], folder: Path, disk: Disk) -> None:
@@ -94,17 +108,24 @@ def check(folder: Path) -> str:
     return found
 
 
-def partition_rows(folder: Path) -> dict[bytes, bytes]:
-    """What the snapshot holds of the engine's own row of each partition."""
+def checkpoints(folder: Path) -> dict[int, bytes]:
+    """What the snapshot holds, by partition. Raises Damaged when it cannot be opened."""
     try:
         opened = _open(folder)
     except lmdb.Error as error:
         raise Damaged(f"the snapshot {folder} cannot be opened: {error}") from error
     try:
         with opened.begin() as txn, txn.cursor(db=opened.open_db(PARTITIONS, txn)) as cursor:
-            return dict(cursor)
+            rows = {_PARTITION.unpack(key)[0]: parse(row)[1] for key, row in cursor}
     finally:
         opened.close()
+    return {partition: row for partition, row in rows.items() if row is not None}
+
+
+def checked(folder: Path) -> dict[int, bytes]:
+    """The checkpoints of a snapshot that has just been checked (``check``; same errors)."""
+    check(folder)
+    return checkpoints(folder)
 
 
 def load_rows(folder: Path, prefix: bytes, txn: lmdb.Transaction[bytes], db: Any) -> None:

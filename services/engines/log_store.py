@@ -5,9 +5,8 @@
     FOLDER/store.json                        log id, boot counts, own origin, damage, written ends
     FOLDER/logs/ORIGIN/PARTITION/LSN.seg     segment files (services.engines.segments)
 
-A boot count is used in two steps: opening persists the new one as pending; the caller commits it to
-the register and then calls ``confirm_boot``. Damage that was found stays on record, and
-``clean`` False, until then, so that a crash in between cannot hide it.
+Damage that was found stays on record, and ``clean`` False, until a boot is confirmed, so that a
+crash in between cannot hide it.
 """
 
 from __future__ import annotations
@@ -88,6 +87,10 @@ def _parse_meta(data: bytes, path: str) -> _Meta:
 
 class SegmentLogStore:
     """LogStore of services.ports; made by ``open``."""
+
+    durability = "fsync"
+    fsynced = True
+    filled_from_outside = False
 
     def __init__(
         self, folder: str, disk: Disk, lock: File, meta: _Meta, rng: Random, segment_bytes: int
@@ -240,7 +243,6 @@ class SegmentLogStore:
             self._save()
 
     async def confirm_boot(self) -> None:
-        """The caller's register holds this boot count (and, after damage, what it decided)."""
         self._meta.confirmed = self.boot_count
         self._meta.damage.clear()
         self._judge()
@@ -248,13 +250,8 @@ class SegmentLogStore:
         self.confirmed_boot_count = self.boot_count
 
     async def renew(self) -> None:
-        """Become another store than the one that any register names: what this one knew is about to
-        be replaced, so it must not go on under its incarnation."""
         self._meta.log_id = self.log_id = self._rng.randbytes(16)
         await asyncio.to_thread(self._save)
-
-    def logs(self) -> list[SegmentLog]:
-        return list(self._logs.values())
 
     async def close(self) -> None:
         if self._closed:

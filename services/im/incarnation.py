@@ -57,6 +57,7 @@ class StoreFacts:
     incarnation: int  # of its own log; 0: it has none
     ends: tuple[int, ...]
     clean: bool  # no CRC error below a written end
+    fsynced: bool  # what was acked survives a crash of all its machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,12 @@ def _why_not(committed: Register, store: StoreFacts, peers: Sequence[PeerFacts])
     if not store.clean:
         return "its log is damaged below an end that it had announced"
     for peer in peers:
-        if peer.retired or not peer.answered:
-            # Silent, but the log is fsynced, the same and whole: it ends where it ended.
+        if peer.retired:
             continue
+        if not peer.answered:
+            if store.fsynced:  # the same log, and whole: it ends where it ended
+                continue
+            return f"{peer.idc} may hold more of its log, which is not synced to disk"
         for partition, own in enumerate(store.ends):
             known = max(_at(peer.ends, partition), _at(peer.announced, partition))
             if known > own:

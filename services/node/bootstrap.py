@@ -16,7 +16,6 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -27,8 +26,6 @@ from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.words import Origin
 from services.engines import lmdb_snapshot
-from services.engines.lmdb_kv import LmdbKv
-from services.engines.log_store import SegmentLogStore
 from services.mirror.fetch import Fetch
 from services.ports import LogEnd, LogStore
 from services.retention.shelf import Description, Positions, folded
@@ -111,11 +108,8 @@ class Bootstrap:
         return folded(checkpoints, self._partitions).positions
 
     async def _restore(self, name: str) -> None:
-        node = self._node
         await self._new_timeline()
-        await node.kv.close()
-        await LmdbKv.restore(str(node.retention.shelf.path(name)), node.kv_folder, node.disk)
-        node.kv = await LmdbKv.open(node.kv_folder, node.disk)
+        await self._node.kv.restore(self._node.retention.shelf.path(name))
 
     # --------------------------------------------------------------------- sync tokens' validity
 
@@ -183,9 +177,9 @@ class Bootstrap:
             description = Description.parse(header.description)
             await fetch.into(folder / lmdb_snapshot.DATA, header)
             await asyncio.to_thread(
-                lmdb_snapshot.write_manifest, Path(folder), header.digest, self._node.disk
+                lmdb_snapshot.write_manifest, folder, header.digest, self._node.disk
             )
-            checkpoints = await LmdbKv.check_snapshot(str(folder))
+            checkpoints = await asyncio.to_thread(lmdb_snapshot.checked, folder)
             if any(partition >= self._partitions for partition in checkpoints):
                 raise Damaged("the snapshot is of a region with more partitions")
             if folded(checkpoints, self._partitions).vector != description.vector:
@@ -218,7 +212,7 @@ async def offers(channels: Mapping[str, grpc.aio.Channel], names: Sequence[str])
     return False
 
 
-def awaited(store: SegmentLogStore, replies: Sequence[Ranges]) -> dict[tuple[Origin, int], int]:
+def awaited(store: LogStore, replies: Sequence[Ranges]) -> dict[tuple[Origin, int], int]:
     """What is on its way here: how far the others hold each log."""
     ends: dict[tuple[Origin, int], int] = {}
     for ranges in replies:

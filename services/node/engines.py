@@ -15,9 +15,11 @@ from services.control.caspaxos import Proposer
 from services.engines.disk import Disk
 from services.engines.etcd.client import EtcdSettings, NotTrusted
 from services.engines.etcd.registry import EtcdRegistry
+from services.engines.lmdb_kv import LmdbKv
+from services.engines.log_store import SegmentLogStore
 from services.engines.registry_store import RegistryStore
 from services.node.config import NodeConfig
-from services.ports import Registry
+from services.ports import Kv, LogStore, Registry
 
 log = logging.getLogger("im.engines")
 
@@ -41,6 +43,25 @@ async def open_registry(
     stack.push_async_callback(registry.close)
     await _wait_for(registry, config.idc.name, clock)
     return registry
+
+
+async def open_log_store(
+    config: NodeConfig, disk: Disk, rng: Random, stack: contextlib.AsyncExitStack
+) -> LogStore:
+    """Closed by ``stack``."""
+    spec = config.region.spec
+    store = await SegmentLogStore.open(
+        str(config.data / "log"), spec.partitions, disk, rng, spec.retention.segment_bytes
+    )
+    stack.push_async_callback(store.close)
+    return store
+
+
+async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitStack) -> Kv:
+    """Closed by ``stack``."""
+    kv = await LmdbKv.open(str(config.data / "kv"), disk)
+    stack.push_async_callback(kv.close)
+    return kv
 
 
 async def _wait_for(registry: EtcdRegistry, idc: str, clock: Clock) -> None:

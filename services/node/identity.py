@@ -17,7 +17,6 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin
 from services.control.caspaxos import Proposer
-from services.engines.log_store import SegmentLogStore
 from services.im.incarnation import (
     Decision,
     PeerFacts,
@@ -27,7 +26,7 @@ from services.im.incarnation import (
     may_seal,
 )
 from services.node.bootstrap import awaited, ranges_here, ranges_there
-from services.ports import Log
+from services.ports import Log, LogStore
 from services.retention.start import cut_off
 
 log = logging.getLogger("im.identity")
@@ -52,7 +51,7 @@ def register_key(idc: str) -> str:
 async def settle(
     idc: str,
     partitions: int,
-    store: SegmentLogStore,
+    store: LogStore,
     proposer: Proposer,
     channels: Mapping[str, grpc.aio.Channel],
     retired: frozenset[str],
@@ -70,7 +69,7 @@ async def settle(
 async def _settle_once(
     idc: str,
     partitions: int,
-    store: SegmentLogStore,
+    store: LogStore,
     proposer: Proposer,
     channels: Mapping[str, grpc.aio.Channel],
     retired: frozenset[str],
@@ -101,6 +100,7 @@ async def _settle_once(
         incarnation=incarnation if own is not None else 0,
         ends=_ends(own, partitions),
         clean=store.clean,
+        fsynced=store.fsynced,
     )
     decision = decide(committed, facts, peers)
     if not decision.kept and not may_seal(peers):

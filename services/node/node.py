@@ -30,8 +30,6 @@ from imcore.words import Origin, Vector
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
 from services.engines.disk import RealDisk
-from services.engines.lmdb_kv import LmdbKv
-from services.engines.log_store import SegmentLogStore
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
@@ -45,7 +43,7 @@ from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
-from services.node.engines import open_registry, stay_member
+from services.node.engines import open_kv, open_log_store, open_registry, stay_member
 from services.node.identity import settle
 from services.node.peers import PeerService
 from services.node.registers import act_before_serving, follow_registers, read_registers
@@ -149,13 +147,8 @@ class Node:
     async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
         data, spec = self.config.data, self.config.region.spec
         registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
-        self.store = await SegmentLogStore.open(
-            str(data / "log"), spec.partitions, self.disk, self.rng, spec.retention.segment_bytes
-        )
-        stack.push_async_callback(self.store.close)
-        self.kv_folder = str(data / "kv")
-        self.kv = await LmdbKv.open(self.kv_folder, self.disk)
-        stack.push_async_callback(self._close_kv)
+        self.store = await open_log_store(self.config, self.disk, self.rng, stack)
+        self.kv = await open_kv(self.config, self.disk, stack)
         self.channels: dict[str, grpc.aio.Channel] = {}
         self.registries: dict[str, Registry] = {self.idc: registry}
         for name in self.config.peers():
@@ -191,15 +184,12 @@ class Node:
         self._prepare_retention()
         await self.traffic.prepare(stack)
 
-    async def _close_kv(self) -> None:
-        await self.kv.close()  # the one that is open by then: a start may have replaced it
-
     def _prepare_retention(self) -> None:
         idcs = [idc.name for idc in self.config.region.spec.idcs]
         self.retention = Retention(
             self.idc, idcs, self.config.region.spec.partitions, self.config.region.spec.retention,
             Shelf(self.config.data / "snapshots", self.disk, self.clock), self.store,
-            lambda: self.kv, self.channels, self.seals, partial(read_registers, self),
+            self.kv, self.channels, self.seals, partial(read_registers, self),
             self.traffic.retired,
             self.replication.applied, self.clock,
         )  # fmt: skip

@@ -22,10 +22,9 @@ from imcore.runtime import Clock
 from imcore.words import Origin
 from services.engines import lmdb_snapshot
 from services.engines.disk import Disk
-from services.engines.lmdb_kv import LmdbKv
-from services.engines.log_store import SegmentLogStore
 from services.mirror.serve import Offer
 from services.node.seals import Seals
+from services.ports import Kv, LogStore
 from services.retention.decide import SEAL_COMMIT_S, Ends, Facts, Kept, Limits, Plan, decide
 from services.retention.shelf import DESCRIPTION, Description, folded
 
@@ -49,7 +48,7 @@ class Shelf:
         for name in await asyncio.to_thread(self._disk.list, str(self._folder)):
             try:
                 text = await asyncio.to_thread(self._disk.read, str(self.path(name) / DESCRIPTION))
-                await LmdbKv.check_snapshot(str(self.path(name)))
+                await asyncio.to_thread(lmdb_snapshot.check, self.path(name))
                 self.kept.append(replace(Description.parse(text), name=name))
             except (ImError, OSError) as error:
                 log.warning("the snapshot %s is of no use: %s", name, error)
@@ -83,8 +82,8 @@ class Shelf:
         """With its checkpoints; its file has just been checked."""
         for description in reversed([d for d in self.kept if d.safe]):
             try:
-                path = str(self.path(description.name))
-                return description, await LmdbKv.check_snapshot(path)
+                path = self.path(description.name)
+                return description, await asyncio.to_thread(lmdb_snapshot.checked, path)
             except (Damaged, BadInput) as error:
                 self.problem = f"a snapshot is damaged: {error}"
                 log.error(self.problem)
@@ -104,8 +103,8 @@ class Retention:
         partitions: int,
         settings: Settings,
         shelf: Shelf,
-        store: SegmentLogStore,
-        kv: Callable[[], LmdbKv],
+        store: LogStore,
+        kv: Kv,
         channels: Mapping[str, grpc.aio.Channel],
         seals: Seals,
         read_seals: Callable[[], Awaitable[bool]],
@@ -224,8 +223,8 @@ class Retention:
         if not cut:
             return
         before = self.log_bytes()
-        await self._kv().sync()
-        logs = {source.origin: source for source in self._store.logs()}
+        await self._kv.sync()
+        logs = self._store.held()
         for (origin, partition), below in cut.items():
             source = logs.get(origin)
             if source is None:
@@ -240,13 +239,14 @@ class Retention:
 
     async def _take(self) -> None:
         name, seals = self.shelf.new_name(), self._seals.known()
-        path = str(self.shelf.path(name))
+        path = self.shelf.path(name)
         try:
-            await self._kv().snapshot(path)
+            await self._kv.snapshot(path)
         except BaseException:
             await self.shelf.drop(name + ".new")  # what is left of it
             raise
-        vector = folded(await LmdbKv.check_snapshot(path), self._partitions).vector
+        checkpoints = await asyncio.to_thread(lmdb_snapshot.checked, path)
+        vector = folded(checkpoints, self._partitions).vector
         own = self._store.own()
         taken_by = str(own.origin) if own else self._idc
         await self.shelf.put(Description(name, self._clock.wall_ms(), taken_by, vector, seals))
@@ -263,8 +263,8 @@ class Retention:
 
     async def load(self, partition: int, applier_epoch: int) -> None:
         assert self._loading is not None
-        path = str(self.shelf.path(self._loading.name))
-        await self._kv().load_partition(path, partition, applier_epoch)
+        path = self.shelf.path(self._loading.name)
+        await self._kv.load_partition(path, partition, applier_epoch)
 
     # ------------------------------------------------------------------------- for other IDCs
 
@@ -291,7 +291,7 @@ class Retention:
     def _bytes_above(self, vector: Ends) -> int:
         return sum(
             source.stored_bytes(partition, row[partition] if partition < len(row) else 0)
-            for source in self._store.logs()
+            for source in self._store.held().values()
             for row in [vector.get(source.origin, ())]
             for partition in range(self._partitions)
         )

@@ -51,7 +51,7 @@ class Status:
                 "pushed": node.state.counters.pushed,
             },
             "log": {
-                "durability": "fsync",
+                "durability": node.store.durability,
                 "ends": [own.end(p.number).lsn for p in node.partitions] if own else [],
             },
             "held": held,

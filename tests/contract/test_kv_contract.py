@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.errors import StaleWriter
+from imcore.errors import BadInput, Damaged, StaleWriter
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.im.keys import KEY_BYTES_MAX
@@ -147,3 +147,67 @@ async def test_everything_is_there_after_a_restart(kv: Kv, opener: Opener) -> No
         assert await again.open_partition(1) == (epoch + 1, b"checkpoint")
     finally:
         await again.close()
+
+
+async def filled(kv: Kv) -> int:
+    """The epoch of partition 1."""
+    epoch, _ = await kv.open_partition(1)
+    await put(kv, epoch, {key(1, f"{n:03}"): b"%d" % n for n in range(300)} | {key(1, "x"): b""})
+    other, _ = await kv.open_partition(2)
+    await put(kv, other, {key(2, "a"): b"2"}, partition=2)
+    return epoch
+
+
+async def rows_of(kv: Kv, partition: int) -> list[tuple[bytes, bytes]]:
+    return await kv.scan(key(partition, ""), key(partition + 1, ""), 1000)
+
+
+async def test_a_snapshot_is_restored_in_place_of_everything(kv: Kv, tmp_path: Path) -> None:
+    epoch = await filled(kv)
+    before = [await rows_of(kv, partition) for partition in (1, 2)]
+    await kv.snapshot(tmp_path / "backups" / "one")
+    with pytest.raises(BadInput, match="exists already"):
+        await kv.snapshot(tmp_path / "backups" / "one")
+    await kv.commit(Batch(1, epoch, b"later", {key(1, "new"): b"1"}, {key(1, "000")}))
+    third, _ = await kv.open_partition(3)
+    await put(kv, third, {key(3, "a"): b"3"}, partition=3)
+    await kv.restore(tmp_path / "backups" / "one")
+    with pytest.raises(StaleWriter):
+        await put(kv, epoch, {key(1, "late"): b"1"})
+    assert [await rows_of(kv, partition) for partition in (1, 2)] == before
+    assert await rows_of(kv, 3) == []
+    assert (await kv.open_partition(1))[1] == b"checkpoint"
+    assert (await kv.open_partition(3))[1] is None
+
+
+async def test_one_partition_is_loaded_from_a_snapshot(kv: Kv, tmp_path: Path) -> None:
+    epoch = await filled(kv)
+    before = await rows_of(kv, 1)
+    await kv.snapshot(tmp_path / "one")
+    await kv.commit(Batch(1, epoch, b"later", {key(1, "new"): b"1"}, {key(1, "000")}))
+    with pytest.raises(StaleWriter):
+        await kv.load_partition(tmp_path / "one", 1, epoch - 1)
+    await kv.load_partition(tmp_path / "one", 1, epoch)
+    assert await rows_of(kv, 1) == before
+    assert await rows_of(kv, 2) == [(key(2, "a"), b"2")]
+    await put(kv, epoch, {key(1, "new"): b"2"})
+    assert (await kv.open_partition(1))[1] == b"checkpoint"
+
+
+async def test_a_damaged_snapshot_is_refused_and_changes_nothing(kv: Kv, tmp_path: Path) -> None:
+    epoch = await filled(kv)
+    before = await rows_of(kv, 1)
+    await kv.snapshot(tmp_path / "one")
+    data = bytearray((tmp_path / "one" / "data.mdb").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "one" / "data.mdb").write_bytes(data)
+    with pytest.raises(Damaged):
+        await kv.load_partition(tmp_path / "one", 1, epoch)
+    with pytest.raises(Damaged):
+        await kv.restore(tmp_path / "one")
+    with pytest.raises(BadInput, match="no KV snapshot"):
+        await kv.restore(tmp_path)
+    assert await rows_of(kv, 1) == before
+    epoch, checkpoint = await kv.open_partition(1)
+    assert checkpoint == b"checkpoint"
+    await put(kv, epoch, {key(1, "new"): b"1"})

@@ -46,7 +46,6 @@ class Bench:
         self.clock = ManualClock()
         self.seals = Seals()
         self.disk = RealDisk()
-        self.kv_folder = str(folder / "kv")
 
     async def open(self) -> None:
         self.store = await SegmentLogStore.open(
@@ -54,11 +53,11 @@ class Bench:
         )
         self.own = await self.store.open_own(FRA)
         self.copy = await self.store.open_copy(IAD)
-        self.kv = await LmdbKv.open(self.kv_folder, self.disk)
+        self.kv = await LmdbKv.open(str(self.folder / "kv"), self.disk)
         self.shelf = Shelf(self.folder / "snapshots", self.disk, self.clock)
         await self.shelf.load()
         self.retention = Retention(
-            "fra", ["fra"], 1, SETTINGS, self.shelf, self.store, lambda: self.kv, {}, self.seals,
+            "fra", ["fra"], 1, SETTINGS, self.shelf, self.store, self.kv, {}, self.seals,
             self.read_seals, frozenset, lambda origin: {0: self.applier.applied().get(origin, 0)},
             self.clock,
         )  # fmt: skip
@@ -226,7 +225,7 @@ async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_
     (tmp_path / "kv" / "data.mdb").unlink()
     await bench.open()
     node: Any = SimpleNamespace(
-        kv=bench.kv, kv_folder=bench.kv_folder, disk=bench.disk, store=bench.store, idc="fra",
+        kv=bench.kv, disk=bench.disk, store=bench.store, idc="fra",
         retention=bench.retention, rng=random.Random(3),
         config=SimpleNamespace(
             data=tmp_path, region=SimpleNamespace(spec=SimpleNamespace(partitions=1))
@@ -236,7 +235,6 @@ async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_
     assert bootstrap.timeline_life() == bench.store.log_id
     assert await bootstrap.mend()
     assert bootstrap.timeline_life() != bench.store.log_id
-    bench.kv = node.kv
     await bench.take_over()
     await bench.applier.drain()
     assert await state(bench.kv) == await folded_from_the_start(bench, tmp_path, theirs)

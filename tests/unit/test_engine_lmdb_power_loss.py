@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.errors import BadInput, Damaged, DiskFull, Unavailable
+from imcore.errors import DiskFull, Unavailable
 from services.engines.disk import DiskFaults, RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.lmdb_steady import PAGE_BYTES
@@ -165,44 +165,3 @@ async def test_the_file_does_not_grow_for_ever(tmp_path: Path) -> None:
             await kv._background
     assert (tmp_path / "kv" / "data.mdb").stat().st_size < 8 << 20
     await kv.close()
-
-
-async def test_a_snapshot_is_restored_with_its_checkpoints(tmp_path: Path) -> None:
-    rng, rows = random.Random(1), Rows()
-    folder, snapshot = str(tmp_path / "kv"), str(tmp_path / "backups" / "one")
-    kv = await LmdbKv.open(folder, RealDisk())
-    epoch, _ = await kv.open_partition(1)
-    for _ in range(5):
-        await commit_randomly(kv, epoch, rng, rows)
-    await kv.snapshot(snapshot)
-    taken = dict(rows)
-    await commit_randomly(kv, epoch, rng, rows)
-    with pytest.raises(BadInput, match="exists already"):
-        await kv.snapshot(snapshot)
-    with pytest.raises(Unavailable):
-        await LmdbKv.restore(snapshot, folder, RealDisk())
-    await kv.close()
-    await LmdbKv.restore(snapshot, folder, RealDisk())
-    again = await LmdbKv.open(folder, RealDisk())
-    assert await rows_of(again) == taken
-    await again.close()
-
-
-async def test_a_damaged_snapshot_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    rng, rows = random.Random(1), Rows()
-    folder, snapshot = str(tmp_path / "kv"), tmp_path / "snapshot"
-    kv = await LmdbKv.open(folder, RealDisk())
-    epoch, _ = await kv.open_partition(1)
-    await commit_randomly(kv, epoch, rng, rows)
-    await kv.snapshot(str(snapshot))
-    await kv.close()
-    data = bytearray((snapshot / "data.mdb").read_bytes())
-    data[len(data) // 2] ^= 1
-    (snapshot / "data.mdb").write_bytes(data)
-    with pytest.raises(Damaged):
-        await LmdbKv.restore(str(snapshot), folder, RealDisk())
-    with pytest.raises(BadInput, match="no KV snapshot"):
-        await LmdbKv.restore(str(tmp_path), folder, RealDisk())
-    again = await LmdbKv.open(folder, RealDisk())
-    assert await rows_of(again) == rows
-    await again.close()

@@ -9,7 +9,7 @@ import pytest
 from services.im.incarnation import PeerFacts, Register, StoreFacts, decide
 
 COMMITTED = Register(1, "aa", 4)
-STORE = StoreFacts("aa", 5, 4, 1, (10, 20), clean=True)
+STORE = StoreFacts("aa", 5, 4, 1, (10, 20), clean=True, fsynced=True)
 PEERS = (PeerFacts("iad", True, (9, 20), (10, 20)), PeerFacts("sin", True, (10, 18), (10, 20)))
 
 
@@ -20,7 +20,7 @@ def test_an_unharmed_log_keeps_its_incarnation_and_confirms_its_boot() -> None:
 
 
 def test_the_first_start_is_incarnation_one() -> None:
-    first = StoreFacts("aa", 1, 0, 0, (0, 0), clean=True)
+    first = StoreFacts("aa", 1, 0, 0, (0, 0), clean=True, fsynced=True)
     assert decide(None, first, ()).register == Register(1, "aa", 1)
 
 
@@ -54,6 +54,9 @@ def test_the_old_incarnation_is_sealed_at_the_longest_copies() -> None:
 def test_a_silent_peer_counts_as_holding_more_unless_the_log_is_whole() -> None:
     silent = (PEERS[0], PeerFacts("sin", answered=False))
     assert decide(COMMITTED, STORE, silent).kept
+    in_memory = decide(COMMITTED, replace(STORE, fsynced=False), silent)
+    assert not in_memory.kept
+    assert "sin may hold more of its log" in in_memory.sentence
     decision = decide(COMMITTED, replace(STORE, log_id="bb"), silent)
     assert not decision.kept
     assert "sin" in decision.alarms[0]
