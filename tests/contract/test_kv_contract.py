@@ -10,6 +10,7 @@ import pytest
 from imcore.errors import BadInput, Damaged, StaleWriter
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
+from services.engines.moving_kv import MovingKv
 from services.im.keys import KEY_BYTES_MAX
 from services.ports import Batch, Kv
 
@@ -24,7 +25,16 @@ def lmdb(folder: Path) -> Opener:
     return opener
 
 
-ADAPTERS = {"lmdb": lmdb}
+def moving(folder: Path) -> Opener:
+    """Every process's KV stands behind one that can change its store."""
+
+    async def opener() -> Kv:
+        return MovingKv(await lmdb(folder)())
+
+    return opener
+
+
+ADAPTERS = {"lmdb": lmdb, "moving": moving}
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
