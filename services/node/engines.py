@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 
 from imcore.errors import BadInput, ImError, Unavailable
-from imcore.region.model import Etcd
+from imcore.region.model import Etcd, KvEngine
 from imcore.region.rules import registry_prefix
 from imcore.runtime import Clock, Random
 from services.control.caspaxos import Proposer
@@ -19,6 +20,7 @@ from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.registry_store import RegistryStore
 from services.node.config import NodeConfig
+from services.node.kv_moves import KvEngines
 from services.ports import Kv, LogStore, Registry
 
 log = logging.getLogger("im.engines")
@@ -57,11 +59,18 @@ async def open_log_store(
     return store
 
 
-async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitStack) -> Kv:
-    """Closed by ``stack``."""
-    kv = await LmdbKv.open(str(config.data / "kv"), disk)
+async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitStack) -> KvEngines:
+    """Open, and closed by ``stack``."""
+    engines = KvEngines(config, disk, partial(_open_store, config, disk))
+    kv = await engines.open()
     stack.push_async_callback(kv.close)
-    return kv
+    return engines
+
+
+async def _open_store(config: NodeConfig, disk: Disk, engine: KvEngine) -> Kv:
+    if engine.tikv is not None:
+        raise BadInput("engines.kv.tikv: not here yet")
+    return await LmdbKv.open(str(config.data / "kv"), disk)
 
 
 async def _wait_for(registry: EtcdRegistry, idc: str, clock: Clock) -> None:
