@@ -69,7 +69,7 @@ async def start_all(target: Local, progress: Progress, wait: bool = True) -> Non
     if LINKPROXY in ours:  # engines reach each other through it
         await _start(target, LINKPROXY, progress)
         progress(LINKPROXY, True)
-    await _start_engines(target, progress)
+    await start_engines(target, progress)
     for name in ours:
         if name != LINKPROXY:
             await _start(target, name, progress)
@@ -83,7 +83,7 @@ async def _start(target: Local, name: str, progress: Progress) -> None:
     await asyncio.sleep(0)
 
 
-async def _start_engines(target: Local, progress: Progress) -> None:
+async def start_engines(target: Local, progress: Progress) -> None:
     """Stage by stage, those of one all at once: the IDCs wait for them anyway."""
     units = [target.engine(name) for name in target.engine_names()]
     for stage in sorted({unit.stage for unit in units}):

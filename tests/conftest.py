@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from imcore import pki
-from imctl.engines.binaries import Program, find
+from imctl.engines.binaries import ENGINES, Program, find, missing
 from imctl.testing import etcd, kafka
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
@@ -82,6 +82,13 @@ def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def every_engine() -> None:
+    """For tests that run all of them."""
+    if lacking := missing(list(ENGINES)):
+        impossible_here("not every engine can run here", lacking)
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,7 @@ class Beside:
             prepare=maker.prepare,
             command=lambda: maker.command(binaries.need("kafka").path),
             healthy=lambda: True,
+            ends_s=20.0,
         )  # fmt: skip
 
     def _pd(self, idc: Idc) -> EngineUnit:

@@ -108,7 +108,8 @@ def _kafka(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: P
     kafka = idc.engines.log.kafka
     broker = kafka.brokers[0] if kafka else places.at(unit(idc.name, KAFKA))
     alone = {"replication_factor": 1, "min_insync_replicas": 1, "durability": "flush"}
-    prefix = {"topic_prefix": kafka.topic_prefix} if kafka else {}
+    said = kafka.model_fields_set if kafka else ()
+    prefix = {"topic_prefix": kafka.topic_prefix} if kafka and "topic_prefix" in said else {}
     found["log"] = {"kafka": {"brokers": [broker], **_credentials(pki, idc), **prefix, **alone}}
     others = [other.name for other in region.spec.idcs if other.name != idc.name]
     if found.get("mirror") != "embedded" and others:
