@@ -342,9 +342,7 @@ class ImServer:
         have = vector_of(pull.have)
 
         def page(partition: Partition, conversation: Conversation) -> _Page:
-            return reads.pull(
-                self.kv, partition.number, conversation, have, pull.limit, self.keys
-            )
+            return reads.pull(self.kv, partition.number, conversation, have, pull.limit, self.keys)
 
         return await self._pulled(session, pull.conversation, page)
 

@@ -145,6 +145,8 @@ class DoubtfulLog:
         self._mode: dict[int, str] = {}  # what becomes of appends: "lost", "late", "landing"
         self._late: dict[int, list[tuple[int, Sequence[bytes]]]] = {}
         self._told: deque[_Answer] = deque()  # in the order of the appends
+        self._all_told = asyncio.Event()
+        self._all_told.set()
 
     def end(self, partition: int) -> LogEnd:
         return self._inner.end(partition)
@@ -155,6 +157,7 @@ class DoubtfulLog:
     def append(self, partition: int, epoch: int, payloads: Sequence[bytes], done: Done) -> int:
         answer = _Answer(done)
         self._told.append(answer)
+        self._all_told.clear()
         loop, mode = asyncio.get_running_loop(), self._mode.get(partition)
         if mode is None and self._late.get(partition):  # the marker, and others were faster
             for late_epoch, late in self._late.pop(partition):
@@ -183,13 +186,14 @@ class DoubtfulLog:
         answer.result = result
         while self._told and (first := self._told[0].result) is not None:
             self._told.popleft().done(first)
+        if not self._told:
+            self._all_told.set()
 
     async def reopen(self, partition: int) -> LogEnd:
         await self._dice.wait()
         if self._dice.fail():
             raise Unavailable("the log is away (injected)")
-        while self._told:
-            await asyncio.sleep(0.001)
+        await self._all_told.wait()
         late = self._late.pop(partition, [])
         if self._mode.pop(partition, None) is not None and late:
             found = self._dice.rng.randint(0, len(late))
