@@ -12,8 +12,8 @@ from typing import NoReturn
 import pytest
 
 from imcore import pki
-from imctl.engines.binaries import Program, find_etcd
-from imctl.testing import etcd
+from imctl.engines.binaries import Program, find, find_etcd, find_kafka
+from imctl.testing import etcd, kafka, tikv
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
 FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -99,3 +99,40 @@ def etcd_process(
     """One for the tests of a module, which each take a key prefix of their own."""
     with etcd.running(etcd_program, tmp_path_factory.mktemp("etcd"), pki_dir) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def kafka_program() -> Program:
+    found = find_kafka()
+    if found is None:
+        impossible_here("no Kafka (or no Java) here", "`imctl engines install kafka` fetches it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def kafka_process(
+    kafka_program: Program, pki_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kafka.KafkaProcess]:
+    """One for all tests that do it no harm; each takes a topic prefix of its own."""
+    with kafka.running(kafka_program, tmp_path_factory.mktemp("kafka"), pki_dir) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def tikv_programs() -> tuple[Program, Program]:
+    """PD and the TiKV-protocol mock."""
+    pd, store = find("pd"), find("tikv-mock")
+    if pd is None or store is None:
+        impossible_here(
+            "no PD and TiKV-protocol mock on this machine", "`imctl engines install tikv` builds them"
+        )
+    return pd, store
+
+
+@pytest.fixture(scope="session")
+def tikv_processes(
+    tikv_programs: tuple[Program, Program], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tikv.TikvProcesses]:
+    """One pair for tests that leave it as it is and take a key prefix of their own."""
+    with tikv.running(*tikv_programs, tmp_path_factory.mktemp("tikv")) as processes:
+        yield processes

@@ -53,6 +53,23 @@ def find_etcd() -> Program | None:
     return None
 
 
+def find_kafka() -> Program | None:
+    """Kafka's jars: ``path`` is the folder that holds them."""
+    for path in sorted(cache_folder().glob("kafka-*/lib"), reverse=True):
+        core = next(path.glob("kafka_2.13-*.jar"), None)
+        if core is not None and shutil.which("java"):
+            return Program(path, core.stem.partition("-")[2])
+    return None
+
+
+def find(name: str) -> Program | None:
+    """"etcd", "kafka", "pd" or "tikv-mock"."""
+    if name in ("etcd", "kafka"):
+        return find_etcd() if name == "etcd" else find_kafka()
+    built = sorted(cache_folder().glob(f"{name}-{_source_hash(name)}-*/{name}"))
+    return Program(built[-1], "") if built else None
+
+
 def need_etcd() -> Program:
     """Raises Failed."""
     found = find_etcd()

@@ -248,7 +248,8 @@ class Writer:
 
 def rows_from(folder: Path, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
     """Up to ``limit`` of the snapshot's rows with this prefix, from ``start`` on."""
-    opened, found = _open(folder), []
+    found: list[tuple[bytes, bytes]] = []
+    opened = _open(folder)
     try:
         with opened.begin() as txn, txn.cursor(db=opened.open_db(ROWS, txn)) as rows:
             more = rows.set_range(max(start, prefix))

@@ -13,6 +13,7 @@ The new store is the old one row by row, checkpoints and timelines included, so 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import struct
 from collections import defaultdict
@@ -170,15 +171,25 @@ class MovingKv:
                 move.phase = "catch up"
                 return False
             player.check()
-            await before_switch()
-            self._kv = player.target
-            self._epochs = {
-                partition: (outer, player.epochs[partition])
-                for partition, (outer, _) in self._epochs.items()
-            }
+            # From the note on there is no way back, not even for whoever cancels the move.
+            taking_over = asyncio.ensure_future(self._take_over(player, before_switch))
+            while not taking_over.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({taking_over})
+            taking_over.result()
         await asyncio.sleep(_GRACE_S)
         await old.close()
         return True
+
+    async def _take_over(
+        self, player: _Player, before_switch: Callable[[], Awaitable[None]]
+    ) -> None:
+        await before_switch()
+        self._kv = player.target
+        self._epochs = {
+            partition: (outer, player.epochs[partition])
+            for partition, (outer, _) in self._epochs.items()
+        }
 
     def _abort(self, reason: str) -> None:
         if self._journal is not None and self._journal.void is None:

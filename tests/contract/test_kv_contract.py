@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from imctl.testing.tikv import TikvProcesses
 from imcore.errors import BadInput, Damaged, StaleWriter
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.moving_kv import MovingKv
+from services.engines.tikv.client import TikvSettings
+from services.engines.tikv.kv import TikvKv
 from services.im.keys import KEY_BYTES_MAX
 from services.ports import Batch, Kv
 
 Opener = Callable[[], Awaitable[Kv]]
+REAL_TIKV = "IM_TIKV_PD"  # "host:port[,host:port]": a TiKV that may be written to
 
 
-def lmdb(folder: Path) -> Opener:
+def lmdb(folder: Path, request: pytest.FixtureRequest) -> Opener:
     async def opener() -> Kv:
         # A tiny map, so that it has to grow.
         return await LmdbKv.open(str(folder / "kv"), RealDisk(), map_bytes=64 * 1024)
@@ -25,21 +31,43 @@ def lmdb(folder: Path) -> Opener:
     return opener
 
 
-def moving(folder: Path) -> Opener:
+def moving(folder: Path, request: pytest.FixtureRequest) -> Opener:
     """Every process's KV stands behind one that can change its store."""
 
     async def opener() -> Kv:
-        return MovingKv(await lmdb(folder)())
+        return MovingKv(await lmdb(folder, request)())
 
     return opener
 
 
-ADAPTERS = {"lmdb": lmdb, "moving": moving}
+def tikv(folder: Path, request: pytest.FixtureRequest) -> Opener:
+    """Real PD, and a TiKV-protocol mock in the place of TiKV (docs/engines.md)."""
+    processes: TikvProcesses = request.getfixturevalue("tikv_processes")
+    return tikv_at((processes.pd.address,), folder)
+
+
+def real_tikv(folder: Path, request: pytest.FixtureRequest) -> Opener:
+    if REAL_TIKV not in os.environ:
+        pytest.skip(f"not run on a real TiKV: set {REAL_TIKV}=host:port[,host:port] of its PD")
+    return tikv_at(tuple(os.environ[REAL_TIKV].split(",")), folder)
+
+
+def tikv_at(pd: tuple[str, ...], folder: Path) -> Opener:
+    settings = TikvSettings(pd, f"imctl-test/{secrets.token_hex(8)}")
+
+    async def opener() -> Kv:
+        return await TikvKv.open(settings, folder / "node", RealDisk(), SHADOWED)
+
+    return opener
+
+
+ADAPTERS = {"lmdb": lmdb, "moving": moving, "tikv": tikv, "real-tikv": real_tikv}
+SHADOWED = (b"o",)
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return ADAPTERS[request.param](tmp_path)
+    return ADAPTERS[request.param](tmp_path, request)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from imcore.errors import Damaged, StaleWriter
 from imcore.words import Origin
+from imctl.testing.kafka import KafkaProcess
 from services.engines.disk import RealDisk
+from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.log_store import SegmentLogStore
 from services.ports import Log, LogStore, Record
 
@@ -20,7 +23,7 @@ FRA = Origin("fra", 1)
 Opener = Callable[[], Awaitable[LogStore]]
 
 
-def segment_files(folder: Path) -> Opener:
+def segment_files(request: pytest.FixtureRequest, folder: Path) -> Opener:
     # Tiny segments, so that every test crosses their borders.
     async def opener() -> LogStore:
         path = str(folder / "log")
@@ -31,12 +34,25 @@ def segment_files(folder: Path) -> Opener:
     return opener
 
 
-ADAPTERS = {"segment-files": segment_files}
+def on_kafka(request: pytest.FixtureRequest, folder: Path) -> Opener:
+    process: KafkaProcess = request.getfixturevalue("kafka_process")
+    settings = process.settings(f"contract-{secrets.token_hex(4)}")
+
+    # Hints so dense that every test crosses some.
+    async def opener() -> LogStore:
+        return await KafkaLogStore.open(
+            settings, "fra", PARTITIONS, random.Random(1), step_bytes=400
+        )
+
+    return opener
+
+
+ADAPTERS = {"segment-files": segment_files, "kafka": on_kafka}
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return ADAPTERS[request.param](tmp_path)
+    return ADAPTERS[request.param](request, tmp_path)
 
 
 @pytest.fixture

@@ -199,6 +199,29 @@ async def test_what_fails_before_the_switch_leaves_the_old_store_in_charge(
     await writer.check(old)
 
 
+async def test_a_move_that_is_cancelled_while_it_takes_over_is_done(
+    old: LmdbKv, target: LmdbKv, tmp_path: Path
+) -> None:
+    kv = MovingKv(old)
+    writer = Writer(kv, 5)
+    await writer.open()
+    noting, written = asyncio.Event(), False
+
+    async def note() -> None:
+        nonlocal written
+        noting.set()
+        await asyncio.sleep(0.05)
+        written = True
+
+    moving = asyncio.ensure_future(kv.move_to(target, tmp_path / "move", note))
+    await noting.wait()
+    moving.cancel()
+    await asyncio.gather(moving, return_exceptions=True)
+    assert written
+    await writer.batch(0)
+    await writer.check(target)
+
+
 def test_a_journal_gives_the_same_until_it_is_told_to_go_on(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.add(Batch(1, 9, b"one", {b"a": b"1", b"b": b""}, {b"c"}))

@@ -46,15 +46,13 @@ async def scan_down(
         )
         return [(upright(key[len(prefix) :]), value[1:]) for key, value in rows]
     start, end, cut = _range(layout, place, bounds)
-    for wider in _WIDER:
-        from_ = below(end, limit * wider)
-        if from_ <= start:
+    kept: deque[Pair] = deque()
+    for wider in (*_WIDER, None):
+        from_ = start if wider is None else max(start, below(end, limit * wider))
+        kept = await _last(snapshot, from_, end, limit)
+        if len(kept) == limit or from_ == start:
             break
-        rows = await _last(snapshot, from_, end, limit)
-        if len(rows) == limit:
-            return [(key[cut:], value[1:]) for key, value in reversed(rows)]
-    rows = await _last(snapshot, start, end, limit)
-    return [(key[cut:], value[1:]) for key, value in reversed(rows)]
+    return [(key[cut:], value[1:]) for key, value in reversed(kept)]
 
 
 def _range(

@@ -1,0 +1,1 @@
+"""The Log on Apache Kafka (docs/engines.md)."""
