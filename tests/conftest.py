@@ -124,7 +124,8 @@ def tikv_programs() -> tuple[Program, Program]:
     pd, store = find("pd"), find("tikv-mock")
     if pd is None or store is None:
         impossible_here(
-            "no PD and TiKV-protocol mock on this machine", "`imctl engines install tikv` builds them"
+            "no PD and TiKV-protocol mock on this machine",
+            "`imctl engines install tikv` builds them",
         )
     return pd, store
 

@@ -63,7 +63,7 @@ def find_kafka() -> Program | None:
 
 
 def find(name: str) -> Program | None:
-    """"etcd", "kafka", "pd" or "tikv-mock"."""
+    """ "etcd", "kafka", "pd" or "tikv-mock"."""
     if name in ("etcd", "kafka"):
         return find_etcd() if name == "etcd" else find_kafka()
     built = sorted(cache_folder().glob(f"{name}-{_source_hash(name)}-*/{name}"))

@@ -182,7 +182,7 @@ class TikvClient:
             try:
                 result = await work(Transaction(inner))
                 ended = True
-                ended = not await self._commit(inner)
+                ended = await self._commit(inner)  # True until it returns
                 if not ended:
                     raise _Conflict
                 return result
