@@ -18,7 +18,7 @@ from imctl.errors import Failed
 
 HEAP_MB = 192
 MAIN = "org.apache.kafka.connect.mirror.MirrorMaker"
-# What Kafka's supervisor of tasks says when it gives one up: nothing in the process starts it again.
+# What Kafka says when it gives a task up: nothing in the process starts it again.
 GIVEN_UP = "Task is being killed and will not recover until manually restarted"
 _LOG_TAIL_BYTES = 1 << 20
 _LOGGING = """\
