@@ -13,6 +13,7 @@ from imctl.target.engines import ETCD, KAFKA, TIKV, unit
 from imctl.target.places import Places
 
 PD, MM2 = "pd", "mm2"
+TIKV_KINDS = (PD, TIKV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Beside:
             yield self._kafka(idc)
             if idc.engines.mirror.mirrormaker2:
                 yield self._mm2(idc)
-        if TIKV in engines:
+        if TIKV in engines and idc.engines.kv.tikv:  # KVs are moved one IDC after the other
             yield self._pd(idc)
             yield self._tikv(idc)
 
