@@ -18,22 +18,37 @@ from imctl.errors import Failed
 
 HEAP_MB = 192
 MAIN = "org.apache.kafka.connect.mirror.MirrorMaker"
-# What Kafka's supervisor of tasks says when it gives one up: nothing in the process starts it again.
+# What Kafka says when it gives a task up: nothing in the process starts it again.
 GIVEN_UP = "Task is being killed and will not recover until manually restarted"
 _LOG_TAIL_BYTES = 1 << 20
 _LOGGING = """\
-appenders=console
+appenders={appenders}
 appender.console.type=Console
 appender.console.name=console
 appender.console.layout.type=PatternLayout
-appender.console.layout.pattern=%d{ISO8601} %p %c{1}: %m%n
-rootLogger.level=WARN
-rootLogger.appenderRefs=console
+appender.console.layout.pattern=%d{{ISO8601}} %p %c{{1}}: %m%n
+{file}rootLogger.level=WARN
+rootLogger.appenderRefs={appenders}
 rootLogger.appenderRef.console.ref=console
 logger.mirror.name=org.apache.kafka.connect.mirror
 logger.mirror.level=INFO
 logger.refresh.name=org.apache.kafka.connect.mirror.Scheduler
 logger.refresh.level=WARN
+"""
+_LOG_FILE = """\
+appender.file.type=RollingFile
+appender.file.name=file
+appender.file.fileName={path}
+appender.file.filePattern={path}.%i
+appender.file.append=false
+appender.file.layout.type=PatternLayout
+appender.file.layout.pattern=%d{{ISO8601}} %p %c{{1}}: %m%n
+appender.file.policies.type=Policies
+appender.file.policies.size.type=SizeBasedTriggeringPolicy
+appender.file.policies.size.size=16MB
+appender.file.strategy.type=DefaultRolloverStrategy
+appender.file.strategy.max=1
+rootLogger.appenderRef.file.ref=file
 """
 
 
@@ -61,7 +76,7 @@ class MirrorMaker:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             pki.write_private(self.settings_file, properties.text(found).encode())
-            pki.write_private(self._logging_file, _LOGGING.encode())
+            pki.write_private(self._logging_file, logging().encode())
             if self.password_file is not None:
                 secret = mm2_config.secrets_text(self.password_file)
                 pki.write_private(self.secrets_file, secret.encode())
@@ -94,6 +109,13 @@ class MirrorMaker:
     @property
     def _logging_file(self) -> Path:
         return self.folder / "log4j2.properties"
+
+
+def logging(path: Path | None = None) -> str:
+    """log4j's settings: what matters, to standard output and, where wanted, to a bounded file that
+    begins anew with each start."""
+    file = "" if path is None else _LOG_FILE.format(path=path)
+    return _LOGGING.format(appenders="console" if path is None else "console,file", file=file)
 
 
 def secrets_file(folder: Path) -> Path:

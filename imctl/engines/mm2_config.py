@@ -14,6 +14,7 @@ from pathlib import Path
 from imcore.errors import BadInput
 from imcore.region.model import Idc, Kafka, Region
 from imctl.engines import properties
+from imctl.engines.kafka import MESSAGE_BYTES_MAX
 
 POLICY = "org.apache.kafka.connect.mirror.DefaultReplicationPolicy"
 _PROVIDERS = "org.apache.kafka.common.config.provider"
@@ -151,6 +152,10 @@ def credentials_of(region: Region, name: str, secrets: Path) -> Credentials:
     )
 
 
+def password_file(region: Region, name: str) -> Path | None:
+    return _path(_kafka(region.idc(name)).password_file)
+
+
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
@@ -185,9 +190,8 @@ def settings(flows: Flows, credentials: Credentials) -> dict[str, str]:
     found |= _prefixed(target, worker())
     for topic in ("offset", "status", "config"):
         found[f"{topic}.storage.replication.factor"] = str(flows.replication_factor)
-    # One partition: the order of positions is that of their transactions.
-    found |= {"offset.storage.partitions": "1", "status.storage.partitions": "1"}
-    found["offset.storage.segment.bytes"] = str(SEGMENT_BYTES)
+    found |= positions()
+    found["status.storage.partitions"] = "1"
     if credentials.certificate or credentials.password:
         found |= {
             "config.providers": "file,directory",
@@ -229,7 +233,7 @@ def consumer() -> dict[str, str]:
         "auto.offset.reset": "earliest",
         "fetch.min.bytes": "1",
         "fetch.max.wait.ms": "500",
-        "max.partition.fetch.bytes": str(FETCH_BYTES),
+        "max.partition.fetch.bytes": str(FETCH_BYTES),  # a larger record comes alone
         "max.poll.records": "2000",
         "metadata.max.age.ms": "5000",
         "reconnect.backoff.max.ms": "500",
@@ -248,9 +252,17 @@ def worker() -> dict[str, str]:
         "producer.transaction.timeout.ms": str(TRANSACTION_MS),
         "producer.acks": "all",
         "producer.linger.ms": "0",
-        "producer.buffer.memory": str(8 << 20),
-        "producer.max.request.size": str(FETCH_BYTES),
+        "producer.buffer.memory": str(2 * MESSAGE_BYTES_MAX),
+        "producer.max.request.size": str(MESSAGE_BYTES_MAX),
         "producer.reconnect.backoff.max.ms": "500",
+    }
+
+
+def positions() -> dict[str, str]:
+    """Of the topic that holds them: one partition, in the order of the transactions."""
+    return {
+        "offset.storage.partitions": "1",
+        "offset.storage.segment.bytes": str(SEGMENT_BYTES),
     }
 
 

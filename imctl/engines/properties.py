@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping
 
 
 def text(found: Mapping[str, str]) -> str:
-    return "".join(f"{_escaped(key)}={_escaped(value)}\n" for key, value in found.items())
+    return "".join(f"{_key(key)}={_value(value)}\n" for key, value in found.items())
+
+
+def _key(key: str) -> str:
+    return re.sub(r"([\s=:#!])", r"\\\1", _escaped(key))
+
+
+def _value(value: str) -> str:
+    """Spaces before it would be dropped."""
+    return re.sub(r"^(\s)", r"\\\1", _escaped(value))
 
 
 def _escaped(part: str) -> str:
