@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
     "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
     "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
+    "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
     "replication": (
         "imctl.commands.replication",
         "replication",

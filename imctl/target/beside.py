@@ -14,6 +14,7 @@ from imctl.target.places import Places
 from imctl.target.rights import mirrors_may_read
 
 PD, MM2 = "pd", "mm2"
+TIKV_KINDS = (PD, TIKV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Beside:
             yield self._kafka(idc)
             if idc.engines.mirror.mirrormaker2:
                 yield self._mm2(idc)
-        if TIKV in engines:
+        if TIKV in engines and idc.engines.kv.tikv:  # KVs are moved one IDC after the other
             yield self._pd(idc)
             yield self._tikv(idc)
 
