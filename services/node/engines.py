@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imcore.errors import BadInput, ImError, Unavailable
 from imcore.region.model import Etcd, Kafka, KvEngine
-from imcore.region.rules import registry_prefix
+from imcore.region.rules import kv_prefix, registry_prefix
 from imcore.runtime import Clock, Random
 from services.control.caspaxos import Proposer
 from services.engines.disk import Disk
@@ -21,6 +21,9 @@ from services.engines.kafka.settings import KafkaSettings
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.registry_store import RegistryStore
+from services.engines.tikv.client import TikvSettings
+from services.engines.tikv.kv import TikvKv
+from services.im.keys import SCANNED_DOWN
 from services.node.config import NodeConfig
 from services.node.kv_moves import KvEngines
 from services.ports import Kv, LogStore, Registry
@@ -99,7 +102,9 @@ async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitSta
 
 async def _open_store(config: NodeConfig, disk: Disk, engine: KvEngine) -> Kv:
     if engine.tikv is not None:
-        raise BadInput("engines.kv.tikv: not here yet")
+        prefix = engine.tikv.prefix or kv_prefix(config.region, config.idc)
+        settings = TikvSettings(pd=tuple(engine.tikv.pd), prefix=prefix)
+        return await TikvKv.open(settings, config.data / "tikv", disk, SCANNED_DOWN)
     return await LmdbKv.open(str(config.data / "kv"), disk)
 
 

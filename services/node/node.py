@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from imcore.errors import ImError
+from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -116,6 +116,9 @@ class Node:
                 await work
             except asyncio.CancelledError:
                 raise
+            except StoreReplaced as error:
+                log.critical("%s: %s", name, error)
+                self.begin_again()
             except BaseException as error:
                 log.critical("%s failed: %s", name, error, exc_info=error)
                 self._failure = error

@@ -297,7 +297,6 @@ class KafkaLogStore:
             self._noting.cancel()
             await asyncio.gather(self._noting, return_exceptions=True)
         await self._tail.close()
-        await self._meta.close()
         await self._cluster.close()
 
 
