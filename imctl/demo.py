@@ -363,17 +363,18 @@ def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: 
 def _promises(
     settings: _Settings, scenario: Scenario, verdict: Verdict, report: RunReport
 ) -> list[Promise]:
+    limits = promises.limits_of(settings.region)
     steady = [span for span in report.spans if span.name in ("before", "after")]
     moves = [move for move in report.availability.moves if move.what == "switchover"]
     found = [
-        *promises.of_failover(report.availability),
+        *promises.of_failover(report.availability, limits),
         *promises.of_verdict(verdict),
         *promises.of_rate(report.samples, steady, settings.rate, min(settings.rate, RATE_GROUPS)),
         promises.of_return(settings.victim, scenario.serving_after, scenario.serving_before),
-        promises.of_time(report.subject.seconds),
+        promises.of_time(report.subject.seconds, limits),
     ]
     if moves:
-        found += promises.of_switchover(moves[0])
+        found += promises.of_switchover(moves[0], limits)
     elif settings.switchover:
         found.append(Promise("Switchover", "happens", "did not", False, True))
     return found

@@ -46,7 +46,10 @@ class Kv(Protocol):
     A snapshot is a folder in the one form of services.engines.lmdb_snapshot, whatever the store:
     it is shown to other IDCs, and leads from one store to another."""
 
-    rolled_back: bool  # found at ``open`` in an earlier state than it was left in
+    @property
+    def rolled_back(self) -> bool:
+        """It was found in an earlier state than it was left in."""
+        ...
 
     async def get(self, key: bytes) -> bytes | None: ...
 
@@ -213,6 +216,10 @@ class LogStore(Protocol):
 
     def held(self) -> dict[Origin, Log]:
         """Every log here, earlier incarnations included."""
+        ...
+
+    def alarms(self) -> list[str]:
+        """What an operator must know: that nothing can be read, that its settings differ."""
         ...
 
     async def confirm_boot(self) -> None:

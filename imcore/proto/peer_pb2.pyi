@@ -981,3 +981,62 @@ class ShutdownReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownReply: _TypeAlias = ShutdownReply  # noqa: Y015
+
+@_typing.final
+class MoveKvRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_JSON_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    engine_json: _builtins.str
+    """engines.kv of the region file"""
+    cancel: _builtins.bool
+    """the one under way, which costs nothing but the move"""
+    def __init__(
+        self,
+        *,
+        engine_json: _builtins.str = ...,
+        cancel: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "engine_json", b"engine_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveKvRequest: _TypeAlias = MoveKvRequest  # noqa: Y015
+
+@_typing.final
+class MoveKvProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    PLAYED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """the one that serves now"""
+    phase: _builtins.str
+    """copy, catch up, switch, done; failed, with the problem"""
+    batches: _builtins.int
+    """taken since the move began"""
+    played: _builtins.int
+    """of them, in the new store"""
+    problem: _builtins.str
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        batches: _builtins.int = ...,
+        played: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "engine", b"engine", "phase", b"phase", "played", b"played", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveKvProgress: _TypeAlias = MoveKvProgress  # noqa: Y015

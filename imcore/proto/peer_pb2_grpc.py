@@ -931,3 +931,79 @@ class Admin:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class EnginesStub:
+    """Of an IDC, for operators.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.MoveKv = channel.unary_stream(
+                '/im.v1.Engines/MoveKv',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.MoveKvRequest.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.MoveKvProgress.FromString,
+                _registered_method=True)
+
+
+class EnginesServicer:
+    """Of an IDC, for operators.
+    """
+
+    def MoveKv(self, request, context):
+        """Begins a move of the KV to another engine, or joins the one under way; it goes on without the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnginesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'MoveKv': grpc.unary_stream_rpc_method_handler(
+                    servicer.MoveKv,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.MoveKvRequest.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.MoveKvProgress.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'im.v1.Engines', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('im.v1.Engines', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Engines:
+    """Of an IDC, for operators.
+    """
+
+    @staticmethod
+    def MoveKv(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/im.v1.Engines/MoveKv',
+            imcore_dot_proto_dot_peer__pb2.MoveKvRequest.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.MoveKvProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

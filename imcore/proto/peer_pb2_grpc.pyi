@@ -281,3 +281,34 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_peer_pb2.ShutdownReply, _abc.Awaitable[_peer_pb2.ShutdownReply]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class EnginesStub:
+    """Of an IDC, for operators."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EnginesAsyncStub: ...
+    MoveKv: _grpc.UnaryStreamMultiCallable[_peer_pb2.MoveKvRequest, _peer_pb2.MoveKvProgress]
+    """Begins a move of the KV to another engine, or joins the one under way; it goes on without the caller."""
+
+@_typing.type_check_only
+class EnginesAsyncStub(EnginesStub):
+    """Of an IDC, for operators."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    MoveKv: _aio.UnaryStreamMultiCallable[_peer_pb2.MoveKvRequest, _peer_pb2.MoveKvProgress]  # type: ignore[assignment]
+    """Begins a move of the KV to another engine, or joins the one under way; it goes on without the caller."""
+
+class EnginesServicer(metaclass=_abc_1.ABCMeta):
+    """Of an IDC, for operators."""
+
+    @_abc_1.abstractmethod
+    def MoveKv(
+        self,
+        request: _peer_pb2.MoveKvRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.MoveKvProgress], _abc.AsyncIterator[_peer_pb2.MoveKvProgress]]:
+        """Begins a move of the KV to another engine, or joins the one under way; it goes on without the caller."""
+
+def add_EnginesServicer_to_server(servicer: EnginesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

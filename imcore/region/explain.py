@@ -10,7 +10,15 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from imcore.region.model import AbsolutePath, Country, HostPort, KeyPrefix, Name, Region
+from imcore.region.model import (
+    AbsolutePath,
+    Country,
+    HostPort,
+    KeyPrefix,
+    Name,
+    Region,
+    TopicPrefix,
+)
 from imcore.region.problem import Loc, Problem
 
 _NAME = 'a name (lowercase letters, digits and "-", a letter first, at most 31 characters)'
@@ -26,6 +34,7 @@ _PATTERNS = {
     _pattern(Country): "a country's two letters, such as DE",
     _pattern(AbsolutePath): "a file's path from / on",
     _pattern(KeyPrefix): 'a key prefix (letters, digits, ".", "_", "-" and "/")',
+    _pattern(TopicPrefix): 'a topic prefix (letters, digits, "." and "-", at most 100 characters)',
 }
 _BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 _TYPES = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,8 @@ Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
 # A process that reads it may run in any folder.
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/.+$")]
 KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")]
+# Kafka allows 249 characters for a whole topic, and no "_" beside "." without collisions.
+TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$")]
 
 
 class Model(BaseModel):
@@ -67,25 +69,95 @@ class Etcd(Model):
     )
 
 
-class RegistryEngine(Model):
-    """`embedded`, or `{etcd: {...}}`."""
+class Tikv(Model):
+    """A TiKV cluster that runs already, found by its PD. The client has no TLS: on a network that
+    is not trusted, PD and the stores belong behind a tunnel or a mesh."""
 
-    etcd: Etcd | None = None
+    pd: list[HostPort] = Field(min_length=1, description="all members of PD")
+    prefix: KeyPrefix | None = Field(
+        default=None, description="of all keys; default imctl/REGION/IDC, so that one can be shared"
+    )
+
+
+class Kafka(Model):
+    """A Kafka cluster that runs already, inside the IDC; secrets stand in files, never here."""
+
+    brokers: list[HostPort] = Field(min_length=1, description="asked first for all the others")
+    ca_file: AbsolutePath | None = Field(default=None, description="PEM; without it no TLS")
+    cert_file: AbsolutePath | None = Field(default=None, description="PEM, shown to the brokers")
+    key_file: AbsolutePath | None = None
+    username: str | None = Field(default=None, description="SASL SCRAM-SHA-512, over TLS only")
+    password_file: AbsolutePath | None = Field(default=None, description="its first line")
+    topic_prefix: TopicPrefix = Field(default="im", description="PREFIX.log.N and so on")
+    replication_factor: int = Field(default=3, ge=1, le=32_767, description="of every topic")
+    min_insync_replicas: int = Field(default=2, ge=1, description="that must have an acked record")
+    durability: Literal["replicated", "flush"] = Field(
+        default="replicated",
+        description="an acked record is in the memory of the in-sync replicas, or on their disks",
+    )
+
+
+class MirrorMaker2(Model):
+    """MirrorMaker 2 brings the other IDCs' logs into this IDC's Kafka."""
+
+    remote_brokers: dict[Name, list[HostPort]] = Field(
+        default_factory=dict,
+        description="where it reaches the brokers of another IDC; default: that one's `brokers`",
+    )
+
+
+class Choice(Model):
+    """`embedded`, or the one engine that it names, such as `{etcd: {...}}`."""
+
+    needs: ClassVar[str]  # what a named engine cannot do without
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
         if value == "embedded":
             return {}
-        if not isinstance(value, dict | RegistryEngine) or value == {}:
-            expected = "`embedded`, or `etcd:` with its `endpoints:`"
+        nothing = isinstance(value, dict) and (not value or None in value.values())
+        if nothing or not isinstance(value, dict | Choice):
+            (engine,) = cls.model_fields
+            expected = f"`embedded`, or `{engine}:` with its {cls.needs}"
             raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
         return value
 
 
+class KvEngine(Choice):
+    """`embedded`, or `{tikv: {...}}`."""
+
+    needs = "`pd:`"
+    tikv: Tikv | None = None
+
+
+class LogEngine(Choice):
+    """`embedded`, or `{kafka: {...}}`."""
+
+    needs = "`brokers:`"
+    kafka: Kafka | None = None
+
+
+class MirrorEngine(Choice):
+    """`embedded`, or `{mirrormaker2: {}}`."""
+
+    needs = "`remote_brokers:` or `{}`"
+    mirrormaker2: MirrorMaker2 | None = None
+
+
+class RegistryEngine(Choice):
+    """`embedded`, or `{etcd: {...}}`."""
+
+    needs = "`endpoints:`"
+    etcd: Etcd | None = None
+
+
 class Engines(Model):
-    kv: Literal["embedded"] = "embedded"
-    log: Literal["embedded"] = "embedded"
+    """What stands behind each port of an IDC."""
+
+    kv: KvEngine = KvEngine.model_construct()
+    log: LogEngine = LogEngine.model_construct()
+    mirror: MirrorEngine = MirrorEngine.model_construct()
     registry: RegistryEngine = RegistryEngine.model_construct()
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from ipaddress import ip_network
 from itertools import combinations
+from typing import NamedTuple
 
-from imcore.region.model import Idc, Region, Shard
+from imcore.region.model import Etcd, Idc, Kafka, MirrorMaker2, Region, Shard
 from imcore.region.problem import Loc, Problem, dotted
 
 # Names of certificates that are not IDCs.
@@ -201,35 +202,118 @@ def _messages(region: Region) -> Iterator[Problem]:
 def registry_prefix(region: Region, idc: Idc) -> str:
     """Below which keys this IDC's registry lies in its etcd."""
     etcd = idc.engines.registry.etcd
-    prefix = (etcd.prefix if etcd else None) or f"imctl/{region.metadata.name}/{idc.name}"
-    return prefix.rstrip("/") + "/"
+    return _prefix(etcd.prefix if etcd else None, region, idc)
+
+
+def kv_prefix(region: Region, idc: Idc) -> str:
+    """Below which keys this IDC's KV lies in its TiKV."""
+    tikv = idc.engines.kv.tikv
+    return _prefix(tikv.prefix if tikv else None, region, idc)
+
+
+def _prefix(wanted: str | None, region: Region, idc: Idc) -> str:
+    return (wanted or f"imctl/{region.metadata.name}/{idc.name}").rstrip("/") + "/"
 
 
 def _engines(region: Region) -> Iterator[Problem]:
-    taken: dict[tuple[str, str], str] = {}
     for index, idc in enumerate(region.spec.idcs):
-        etcd = idc.engines.registry.etcd
-        if etcd is None:
-            continue
-        loc: Loc = ("spec", "idcs", index, "engines", "registry", "etcd")
-        for one, other in (
-            ("cert_file", "key_file"),
-            ("key_file", "cert_file"),
-            ("username", "password_file"),
-            ("password_file", "username"),
-            ("cert_file", "ca_file"),
-            ("username", "ca_file"),  # a password would be readable on the way
-        ):
-            if getattr(etcd, one) is not None and getattr(etcd, other) is None:
-                do = f"add `{other}:`"
-                yield Problem((*loc, one), f"`{other}` beside `{one}`", "none", do)
+        loc: Loc = ("spec", "idcs", index, "engines")
+        if idc.engines.registry.etcd:
+            yield from _credentials(idc.engines.registry.etcd, (*loc, "registry", "etcd"))
+        if kafka := idc.engines.log.kafka:
+            yield from _credentials(kafka, (*loc, "log", "kafka"))
+            if kafka.min_insync_replicas > kafka.replication_factor:
+                at: Loc = (*loc, "log", "kafka", "min_insync_replicas")
+                expected = f"at most {kafka.replication_factor}, the replication factor"
+                yield Problem(at, expected, str(kafka.min_insync_replicas))
+            if kafka.durability == "replicated" and kafka.min_insync_replicas < 2:
+                at = (*loc, "log", "kafka", "durability")
+                got = "`replicated` with `min_insync_replicas: 1`, in one broker's memory"
+                expected = "acked records that survive a crash of one machine"
+                yield Problem(at, expected, got, "say `durability: flush`")
+        if idc.engines.mirror.mirrormaker2:
+            yield from _mirrormaker(region, idc, (*loc, "mirror", "mirrormaker2"))
+    yield from _shared(region)
+
+
+def _credentials(engine: Etcd | Kafka, loc: Loc) -> Iterator[Problem]:
+    for one, other in (
+        ("cert_file", "key_file"),
+        ("key_file", "cert_file"),
+        ("username", "password_file"),
+        ("password_file", "username"),
+        ("cert_file", "ca_file"),
+        ("username", "ca_file"),  # a password would be readable on the way
+    ):
+        if getattr(engine, one) is not None and getattr(engine, other) is None:
+            yield Problem((*loc, one), f"`{other}` beside `{one}`", "none", f"add `{other}:`")
+
+
+def _mirrormaker(region: Region, idc: Idc, loc: Loc) -> Iterator[Problem]:
+    without = [one.name for one in region.spec.idcs if one.engines.log.kafka is None]
+    if without:
+        got = f"another log at {', '.join(without)}"
+        yield Problem(loc, "a log on Kafka in every IDC", got, "say `mirror: embedded`")
+    logs = [(one.name, one.engines.log.kafka) for one in region.spec.idcs]
+    prefixes = {kafka.topic_prefix: name for name, kafka in logs if kafka}
+    if len(prefixes) > 1:
+        got = " and ".join(f'"{prefix}" at {name}' for prefix, name in prefixes.items())
+        yield Problem(loc, "one topic_prefix in all IDCs, by which copies are found", got)
+    others = [one.name for one in region.spec.idcs if one.name != idc.name]
+    for name, brokers in (idc.engines.mirror.mirrormaker2 or MirrorMaker2()).remote_brokers.items():
+        at: Loc = (*loc, "remote_brokers", name)
+        if name not in others:
+            yield Problem(at, _one_of(others) if others else "no other IDC", f'"{name}"')
+        if not brokers:
+            yield Problem(at, "HOST:PORT of at least one broker", "an empty list")
+
+
+def _shared(region: Region) -> Iterator[Problem]:
+    """No two IDCs on the same keys or topics: one would take the other's for its own."""
+    taken: list[tuple[_Place, str]] = []
+    for index, idc in enumerate(region.spec.idcs):
+        for place in _places(region, idc):
+            for other, owner in taken:
+                if place.meets(other) and owner != idc.name:
+                    loc: Loc = ("spec", "idcs", index, "engines", *place.field)
+                    same = place.prefix == other.prefix
+                    words = f"which {owner} has too" if same else f"and {owner} has {other.prefix}"
+                    got = f"{place.address} with the prefix {place.prefix}, {words}"
+                    yield Problem(loc, f"a {place.what} of its own", got, place.do)
+            taken.append((place, idc.name))
+
+
+class _Place(NamedTuple):
+    """A key range (or the topics) at one address of an engine."""
+
+    field: Loc
+    what: str
+    address: str
+    prefix: str
+    do: str = "give one of them another `prefix:`"
+
+    def meets(self, other: _Place) -> bool:
+        """Keys below "a/" hold those below "a/b/"."""
+        near = self.prefix.startswith(other.prefix) or other.prefix.startswith(self.prefix)
+        return near and (self.what, self.address) == (other.what, other.address)
+
+
+def _places(region: Region, idc: Idc) -> Iterator[_Place]:
+    engines = idc.engines
+    if etcd := engines.registry.etcd:
         prefix = registry_prefix(region, idc)
-        for position, endpoint in enumerate(etcd.endpoints):
-            owner = taken.setdefault((endpoint, prefix), idc.name)
-            if owner != idc.name:
-                got = f"{endpoint} with the prefix {prefix}, which {owner} has too"
-                do = "give one of them another `prefix:`"
-                yield Problem((*loc, "endpoints", position), "a registry of its own", got, do)
+        for position, address in enumerate(etcd.endpoints):
+            field: Loc = ("registry", "etcd", "endpoints", position)
+            yield _Place(field, "registry", address, prefix)
+    if tikv := engines.kv.tikv:
+        prefix = kv_prefix(region, idc)
+        for position, address in enumerate(tikv.pd):
+            yield _Place(("kv", "tikv", "pd", position), "KV", address, prefix)
+    if kafka := engines.log.kafka:
+        do = "give each IDC a Kafka cluster"
+        for position, address in enumerate(kafka.brokers):
+            field = ("log", "kafka", "brokers", position)
+            yield _Place(field, "log", address, kafka.topic_prefix + ".", do)
 
 
 def gateway_ports(idc: Idc) -> list[tuple[str, int]]:

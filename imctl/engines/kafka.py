@@ -162,7 +162,8 @@ class Server:
 
     def _format(self, lib: Path) -> None:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self.properties_file)]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
+        tool += ["-c", str(self.properties_file)]
         try:
             done = subprocess.run(
                 [*_java(lib), *tool], capture_output=True, text=True, timeout=FORMAT_S, check=False

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from imctl.engines.binaries import Program
@@ -25,8 +25,18 @@ PIECE = b"x" * (1 << 19)
 class EtcdProcess:
     """TLS on, as the server ``iad`` of a pki folder that lets ``fra`` in."""
 
-    def __init__(self, program: Program, folder: Path, pki: Path, port: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        folder: Path,
+        pki: Path,
+        port: int,
+        members: Mapping[str, str] | None = None,
+    ) -> None:
+        """``members``: name -> peer URL of every member of its cluster; the folder's name is its
+        own. None: it is the only one."""
         self._binary = program.path
+        self._members = members
         self._log = folder / "etcd.log"
         self.server = Server(
             "fra", folder / "etcd", f"127.0.0.1:{port}", pki, "iad", "fra", QUOTA_BYTES
@@ -45,16 +55,39 @@ class EtcdProcess:
 
     # -------------------------------------------------------------------------- processes
 
+    def _command(self) -> list[str]:
+        command = self.server.command(self._binary)
+        if self._members is None:
+            return command
+        own = self._members[self.server.data.parent.name]
+        flags = {
+            "name": self.server.data.parent.name,
+            "initial-cluster": ",".join(f"{name}={url}" for name, url in self._members.items()),
+            "initial-cluster-token": "members",
+            "listen-peer-urls": own,
+            "initial-advertise-peer-urls": own,
+        }
+        # The last one of a flag counts.
+        return [*command, *(f"--{flag}={value}" for flag, value in flags.items())]
+
     def start(self) -> None:
         """Until it serves."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
-                self.server.command(self._binary),
+                self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def wait(self) -> None:
+        """Until it serves."""
+        assert self._child is not None
         deadline = time.monotonic() + START_S
         while not self.server.healthy():
             if self._child.poll() is not None or time.monotonic() >= deadline:
@@ -132,3 +165,28 @@ def running(program: Program, folder: Path, pki: Path) -> Iterator[EtcdProcess]:
         yield etcd
     finally:
         etcd.kill()
+
+
+@contextlib.contextmanager
+def running_members(program: Program, folder: Path, pki: Path) -> Iterator[list[EtcdProcess]]:
+    """One cluster of three."""
+    taken: set[int] = set()
+    ports = []
+    for _ in range(6):
+        ports.append(free_port(taken))
+        taken.add(ports[-1])
+    names = ["one", "two", "three"]
+    urls = {name: f"https://127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)}
+    members = []
+    for name, port in zip(names, ports[3:], strict=True):
+        (folder / name).mkdir(parents=True)
+        members.append(EtcdProcess(program, folder / name, pki, port, urls))
+    try:
+        for member in members:
+            member.begin()
+        for member in members:
+            member.wait()
+        yield members
+    finally:
+        for member in members:
+            member.kill()

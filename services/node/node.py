@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from imcore.errors import ImError
+from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -45,6 +45,7 @@ from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
 from services.node.engines import open_kv, open_log_store, open_registry, stay_member
 from services.node.identity import settle
+from services.node.kv_moves import EnginesService
 from services.node.peers import PeerService
 from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
@@ -115,6 +116,9 @@ class Node:
                 await work
             except asyncio.CancelledError:
                 raise
+            except StoreReplaced as error:
+                log.critical("%s: %s", name, error)
+                self.begin_again()
             except BaseException as error:
                 log.critical("%s failed: %s", name, error, exc_info=error)
                 self._failure = error
@@ -148,7 +152,8 @@ class Node:
         data, spec = self.config.data, self.config.region.spec
         registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
         self.store = await open_log_store(self.config, self.disk, self.rng, stack)
-        self.kv = await open_kv(self.config, self.disk, stack)
+        self.kv_engines = await open_kv(self.config, self.disk, stack)
+        self.kv = self.kv_engines.kv
         self.channels: dict[str, grpc.aio.Channel] = {}
         self.registries: dict[str, Registry] = {self.idc: registry}
         for name in self.config.peers():
@@ -228,6 +233,7 @@ class Node:
                 "Peer": everybody,
                 "Registry": everybody | {"admin"},
                 "Admin": frozenset({"admin"}),
+                "Engines": frozenset({"admin"}),
             }
         )
         server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
@@ -251,6 +257,8 @@ class Node:
         rpc.add_LogsServicer_to_server(self.logs_service, server)
         rpc.add_PeerServicer_to_server(self.peer_service, server)
         rpc.add_AdminServicer_to_server(self.admin, server)
+        self.engines_service = EnginesService()
+        rpc.add_EnginesServicer_to_server(self.engines_service, server)
         credentials = grpc_server_credentials(self.config.pki, self.idc)
         address = self.config.idc.endpoints.peer
         if server.add_secure_port(address, credentials) == 0:
@@ -346,6 +354,7 @@ class Node:
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
         self.admin.kv = self.kv
+        self.engines_service.kv = self.kv_engines
         self.logs_service.origin = self.peer_service.origin = origin
         self.logs_service.offer = self.retention.offer
         for idc, follower in self.replication.followers.items():

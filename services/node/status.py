@@ -54,6 +54,7 @@ class Status:
                 "durability": node.store.durability,
                 "ends": [own.end(p.number).lsn for p in node.partitions] if own else [],
             },
+            "kv": node.kv_engines.status(),
             "held": held,
             "applied": applied,
             "peers_held": peers_held,
@@ -72,8 +73,13 @@ class Status:
         node = self._node
         alarms = [*node.alarms, *node.replication.alarms(), *node.traffic.alarms()]
         alarms += node.retention.alarms()
+        alarms += node.store.alarms()
         alarms += node.logs_service.alarms()
-        alarms += [said for said in (node.bootstrap.alarm, node.seals.problem) if said]
+        alarms += [
+            said
+            for said in (node.bootstrap.alarm, node.seals.problem, node.kv_engines.alarm)
+            if said
+        ]
         alarms += [partition.alarm for partition in node.partitions if partition.alarm]
         if node.hlc.skewed():
             off = -node.hlc.median_offset_ms

@@ -9,8 +9,8 @@ import pytest
 from imcore.errors import BadInput
 from imcore.region.load import check_text
 from imcore.region.model import Etcd, Region
-from imcore.region.rules import registry_prefix
-from services.node.engines import settings_of
+from imcore.region.rules import kv_prefix, registry_prefix
+from services.node.engines import etcd_settings
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 PEER = {"fra": 'peer: "127.0.0.1:17102"}\n', "iad": 'peer: "127.0.0.1:17202"}\n'}
@@ -22,6 +22,17 @@ def text(fra: str, iad: str = "embedded") -> str:
     for name, registry in (("fra", fra), ("iad", iad)):
         engines = f"      engines:\n        registry: {registry}\n"
         found = found.replace(PEER[name], PEER[name] + engines)
+    return found
+
+
+def with_engines(**engines: str) -> str:
+    """``fra="{kv: ...}"``: the region file with these `engines:`."""
+    found = THREE
+    for name, port in (("fra", "17102"), ("iad", "17202"), ("sin", "17302")):
+        peer = f'peer: "127.0.0.1:{port}"}}\n'
+        assert peer in found
+        if name in engines:
+            found = found.replace(peer, f"{peer}      engines: {engines[name]}\n")
     return found
 
 
@@ -110,10 +121,118 @@ def test_two_idcs_on_the_same_keys_are_no_two_registries() -> None:
     assert "which fra has too" in found
 
 
+def test_keys_below_those_of_another_idc_are_its_keys_too() -> None:
+    outer, inner = (f"{{etcd: {{endpoints: ['e:1'], prefix: {name}}}}}" for name in ("a", "a/b"))
+    (found,) = check_text(text(outer, inner), "r.yaml").problems
+    assert "got e:1 with the prefix a/b/, and fra has a/" in found
+
+
+KAFKA = "log: {kafka: {brokers: ['%s:1'], %s}}"
+THREE_KAFKAS = {name: f"{{{KAFKA % (name, '')}}}" for name in ("fra", "iad", "sin")}
+
+
+def test_kafka_mirrormaker_and_tikv_are_read_with_their_defaults() -> None:
+    mirror = "mirror: {mirrormaker2: {remote_brokers: {iad: ['p:1']}}}"
+    engines = f"{{kv: {{tikv: {{pd: ['d:2379']}}}}, {KAFKA % ('fra', '')}, {mirror}}}"
+    loaded = check_text(with_engines(**THREE_KAFKAS | {"fra": engines}), "r.yaml")
+    assert loaded.region is not None, loaded.problems
+    fra, iad, _ = loaded.region.spec.idcs
+    kafka = fra.engines.log.kafka
+    assert kafka is not None and fra.engines.kv.tikv is not None
+    assert (kafka.topic_prefix, kafka.replication_factor, kafka.min_insync_replicas) == ("im", 3, 2)
+    assert kafka.durability == "replicated"
+    assert kv_prefix(loaded.region, fra) == "imctl/three-idc/fra/"
+    assert fra.engines.mirror.mirrormaker2 is not None
+    assert fra.engines.mirror.mirrormaker2.remote_brokers == {"iad": ["p:1"]}
+    assert iad.engines.mirror.mirrormaker2 is None and iad.engines.kv.tikv is None
+
+
+@pytest.mark.parametrize(
+    ("fra", "field", "says"),
+    [
+        ("{kv: tikv}", ".kv", 'expected `embedded`, or `tikv:` with its `pd:`, got "tikv"'),
+        ("{log: {}}", ".log", "expected `embedded`, or `kafka:` with its `brokers:`"),
+        ("{mirror: mm2}", ".mirror", "`mirrormaker2:` with its `remote_brokers:` or `{}`"),
+        ("{mirror: {mirrormaker2: }}", ".mirror", "`mirrormaker2:` with its"),
+        ("{kv: {tikv: {pd: []}}}", ".kv.tikv.pd", "at least 1 of them"),
+        ("{kv: {tikv: {pds: ['e:1']}}}", ".kv.tikv.pds", "did you mean `pd`?"),
+        (f"{{{KAFKA % ('e', 'topic_prefix: a_b')}}}", ".log.kafka.topic_prefix", "a topic prefix"),
+        (f"{{{KAFKA % ('e', 'durability: disk')}}}", ".log.kafka.durability", "'replicated' or"),
+        (
+            f"{{{KAFKA % ('e', 'replication_factor: 2, min_insync_replicas: 3')}}}",
+            ".log.kafka.min_insync_replicas",
+            "expected at most 2, the replication factor, got 3",
+        ),
+        (
+            f"{{{KAFKA % ('e', 'replication_factor: 1, min_insync_replicas: 1')}}}",
+            ".log.kafka.durability",
+            "say `durability: flush`",
+        ),
+        (
+            f"{{{KAFKA % ('e', 'cert_file: /c.pem, ca_file: /a.pem')}}}",
+            ".log.kafka.cert_file",
+            "add `key_file:`",
+        ),
+        (
+            f"{{{KAFKA % ('e', 'username: im, password_file: /p')}}}",
+            ".log.kafka.username",
+            "add `ca_file:`",
+        ),
+        (
+            f"{{{KAFKA % ('e', '')}, mirror: {{mirrormaker2: {{}}}}}}",
+            ".mirror.mirrormaker2",
+            "expected a log on Kafka in every IDC, got another log at iad, sin",
+        ),
+    ],
+)
+def test_a_mistake_about_another_engine_is_named_with_its_line(
+    fra: str, field: str, says: str
+) -> None:
+    source = with_engines(fra=fra)
+    line = 1 + next(i for i, row in enumerate(source.splitlines()) if "engines: " in row)
+    found = check_text(source, "r.yaml").problems
+    assert any(
+        one.startswith(f"r.yaml:{line}: spec.idcs[0].engines{field}: ") and says in one
+        for one in found
+    ), found
+
+
+@pytest.mark.parametrize(
+    ("remote", "field", "says"),
+    [
+        ("{fra: ['e:1']}", ".fra", 'expected one of iad, sin, got "fra"'),
+        ("{lhr: ['e:1']}", ".lhr", 'expected one of iad, sin, got "lhr"'),
+        ("{iad: []}", ".iad", "HOST:PORT of at least one broker"),
+    ],
+)
+def test_a_mirrormaker_reaches_the_other_idcs_only(remote: str, field: str, says: str) -> None:
+    mirror = f"mirror: {{mirrormaker2: {{remote_brokers: {remote}}}}}"
+    fra = f"{{{KAFKA % ('fra', '')}, {mirror}}}"
+    (found,) = check_text(with_engines(**THREE_KAFKAS | {"fra": fra}), "r.yaml").problems
+    at = "spec.idcs[0].engines.mirror.mirrormaker2.remote_brokers"
+    assert f"{at}{field}: " in found and says in found
+
+
+def test_a_mirrormaker_needs_one_topic_prefix() -> None:
+    fra = f"{{{KAFKA % ('fra', 'topic_prefix: chat')}, mirror: {{mirrormaker2: {{}}}}}}"
+    (found,) = check_text(with_engines(**THREE_KAFKAS | {"fra": fra}), "r.yaml").problems
+    assert "expected one topic_prefix in all IDCs" in found and '"chat" at fra' in found
+
+
+def test_no_two_idcs_share_topics_or_keys() -> None:
+    shared = f"{{{KAFKA % ('e', '')}, kv: {{tikv: {{pd: ['d:1'], prefix: im}}}}}}"
+    found = check_text(with_engines(fra=shared, iad=shared), "r.yaml").problems
+    assert len(found) == 2
+    assert any("iad" not in one and "a KV of its own, got d:1" in one for one in found)
+    assert any(
+        "a log of its own, got e:1 with the prefix im., which fra has" in one for one in found
+    )
+
+
 def test_secrets_are_read_from_files_and_never_shown(tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("s3cret\n")
     etcd = Etcd(endpoints=["e:1"], username="im", password_file=str(tmp_path / "pw"))
-    settings = settings_of(etcd, "p/")
+    settings = etcd_settings(etcd, "p/")
     assert settings.password == "s3cret" and "s3cret" not in repr(settings)
     with pytest.raises(BadInput, match=r"/none: expected a readable file, got No such file"):
-        settings_of(Etcd(endpoints=["e:1"], ca_file="/none"), "p/")
+        etcd_settings(Etcd(endpoints=["e:1"], ca_file="/none"), "p/")

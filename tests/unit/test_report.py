@@ -142,6 +142,8 @@ def test_failover_promises() -> None:
     assert broken(promises.of_failover(availability(8.01))) == [
         "RTO (99 % of affected acked again)"
     ]
+    assert broken(promises.of_failover(availability(12.0), promises.REAL_ENGINES)) == []
+    assert broken(promises.of_failover(availability(12.1), promises.REAL_ENGINES)) != []
     lost = promises.of_failover(availability(lost=True))
     assert broken(lost) == ["RPO lost"]
     assert promises.of_failover(availability())[1].measured == "0 (1 delayed, of 1 looked at)"

@@ -833,8 +833,11 @@ class StatusResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DBSIZE_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     dbSize: _builtins.int
+    leader: _builtins.int
+    """member id"""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     def __init__(
@@ -843,10 +846,11 @@ class StatusResponse(_message.Message):
         header: Global___ResponseHeader | None = ...,
         version: _builtins.str = ...,
         dbSize: _builtins.int = ...,
+        leader: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dbSize", b"dbSize", "header", b"header", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dbSize", b"dbSize", "header", b"header", "leader", b"leader", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,130 @@
+"""replication: what MirrorMaker 2 is given, made from the region file; and a check of others'."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imcore.errors import BadInput
+from imctl.errors import USAGE
+from imctl.options import Format, IdcName, Output, RegionFile
+from imctl.output import emit
+
+replication = typer.Typer(
+    help="Make and check MirrorMaker 2's settings.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+class Target(StrEnum):
+    PROPERTIES = "properties"
+    STRIMZI = "strimzi"
+    DEPLOYMENT = "deployment"
+
+
+@replication.command()
+def render(
+    file: RegionFile,
+    idc: IdcName,
+    target: Annotated[
+        Target, typer.Option(help="A settings file, or objects for Kubernetes.")
+    ] = Target.PROPERTIES,
+    secret: Annotated[
+        str,
+        typer.Option(help="Kubernetes: the Secret with ca.crt, tls.crt, tls.key and password."),
+    ] = "kafka-client",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings file: write it, and what belongs to it, here; only its owner can read.",
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print what the MirrorMaker of an IDC needs to bring in the other IDCs' logs.
+
+    properties: settings of a MirrorMaker in dedicated mode (started with --clusters IDC).
+    strimzi: a KafkaMirrorMaker2 of Strimzi's v1 API. deployment: a ConfigMap and a Deployment,
+    for a cluster without Strimzi. No secret is ever printed.
+
+    Exit status: 0 done, 2 the region file has no such flows.
+    """
+    from imcore.region.load import load_region
+    from imctl.engines import mm2, mm2_config, properties, strimzi
+
+    region = load_region(file)
+    flows = mm2_config.flows_into(region, idc)
+    if folder is not None and target is not Target.PROPERTIES:
+        raise BadInput("--folder: expected --target properties with it; redirect what is printed")
+    place = (folder or Path("/etc/imctl/mm2")).absolute()
+    credentials = mm2_config.credentials_of(region, idc, mm2.secrets_file(place))
+    if target is Target.PROPERTIES:
+        if folder is not None:
+            mirror = mm2.MirrorMaker(
+                place, flows, credentials, mm2_config.password_file(region, idc)
+            )
+            mirror.prepare()
+            print(f"{mirror.settings_file}: {len(flows.sources)} flows into {idc}")
+            return
+        found = mm2_config.settings(flows, credentials)
+        if output is Format.TABLE:
+            print(properties.text(found), end="")
+        else:
+            emit(found, output, str)
+        return
+    objects = (
+        [strimzi.strimzi(flows, credentials, secret)]
+        if target is Target.STRIMZI
+        else strimzi.deployment(flows, credentials, secret)
+    )
+    _print_objects(objects, output)
+
+
+def _print_objects(objects: list[dict[str, Any]], output: Format) -> None:
+    """As `kubectl apply -f -` takes them."""
+    if output is Format.JSON:
+        emit({"apiVersion": "v1", "kind": "List", "items": objects}, output, str)
+        return
+    import yaml
+
+    print(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True), end="")
+
+
+@replication.command()
+def check(
+    file: RegionFile,
+    idc: IdcName,
+    settings: Annotated[Path, typer.Argument(metavar="SETTINGS", help="A properties file.")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Check settings that were edited or written by hand: would the promises hold?
+
+    Exit status: 0 they would, 2 they would not, each reason with the name of its setting.
+    """
+    from imcore.region.load import load_region
+    from imctl.engines import mm2_check, mm2_config, properties
+
+    flows = mm2_config.flows_into(load_region(file), idc)
+    try:
+        text = settings.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "something that is not UTF-8"
+        raise BadInput(f"{settings}: expected a properties file, got {why}") from error
+    wrong = mm2_check.problems(properties.parsed(text), flows)
+    if output is Format.TABLE:
+        for problem in wrong:
+            print(f"{settings}: {problem}", file=sys.stderr)
+        if not wrong:
+            print(f"{settings}: valid; {len(flows.sources)} flows into {idc}")
+    else:
+        emit({"problems": wrong}, output, str)
+    if wrong:
+        raise typer.Exit(USAGE)

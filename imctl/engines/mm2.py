@@ -1,0 +1,135 @@
+"""MirrorMaker 2 of one IDC as a process on this machine: its files and its command line.
+
+It has no port of its own. Whether it copies is seen in the IDC's Kafka, where its heartbeats
+arrive (``services.engines.kafka.mirror_lag``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from imcore import pki
+from imctl.engines import mm2_config, properties
+from imctl.engines.mm2_config import Credentials, Flows
+from imctl.errors import Failed
+
+HEAP_MB = 192
+MAIN = "org.apache.kafka.connect.mirror.MirrorMaker"
+# What Kafka says when it gives a task up: nothing in the process starts it again.
+GIVEN_UP = "Task is being killed and will not recover until manually restarted"
+_LOG_TAIL_BYTES = 1 << 20
+_LOGGING = """\
+appenders={appenders}
+appender.console.type=Console
+appender.console.name=console
+appender.console.layout.type=PatternLayout
+appender.console.layout.pattern=%d{{ISO8601}} %p %c{{1}}: %m%n
+{file}rootLogger.level=WARN
+rootLogger.appenderRefs={appenders}
+rootLogger.appenderRef.console.ref=console
+logger.mirror.name=org.apache.kafka.connect.mirror
+logger.mirror.level=INFO
+logger.refresh.name=org.apache.kafka.connect.mirror.Scheduler
+logger.refresh.level=WARN
+"""
+_LOG_FILE = """\
+appender.file.type=RollingFile
+appender.file.name=file
+appender.file.fileName={path}
+appender.file.filePattern={path}.%i
+appender.file.append=false
+appender.file.layout.type=PatternLayout
+appender.file.layout.pattern=%d{{ISO8601}} %p %c{{1}}: %m%n
+appender.file.policies.type=Policies
+appender.file.policies.size.type=SizeBasedTriggeringPolicy
+appender.file.policies.size.size=16MB
+appender.file.strategy.type=DefaultRolloverStrategy
+appender.file.strategy.max=1
+rootLogger.appenderRef.file.ref=file
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorMaker:
+    """``folder``: of its files; it keeps nothing there between two starts, all that it must
+    remember lies in the target's Kafka. ``password_file``: with ``credentials.username``."""
+
+    folder: Path
+    flows: Flows
+    credentials: Credentials
+    password_file: Path | None = None
+
+    @property
+    def settings_file(self) -> Path:
+        return self.folder / "mm2.properties"
+
+    @property
+    def secrets_file(self) -> Path:
+        return secrets_file(self.folder)
+
+    def prepare(self) -> None:
+        """Writes its files, which only their owner can read. Raises Failed, BadInput."""
+        found = mm2_config.settings(self.flows, self.credentials)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            pki.write_private(self.settings_file, properties.text(found).encode())
+            pki.write_private(self._logging_file, logging().encode())
+            if self.password_file is not None:
+                secret = mm2_config.secrets_text(self.password_file)
+                pki.write_private(self.secrets_file, secret.encode())
+        except OSError as error:
+            raise Failed(
+                f"the MirrorMaker of {self.flows.target.idc} cannot be set up: {error}"
+            ) from error
+
+    def command(self, lib: Path) -> list[str]:
+        """``lib``: the folder of Kafka's jars. Raises Failed."""
+        java = shutil.which("java")
+        if java is None:
+            raise Failed("no java was found, which runs Kafka: `apt-get install openjdk-17-jre`")
+        return [
+            java,
+            f"-Xmx{HEAP_MB}m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",  # starts in half the time
+            "-XX:+ExitOnOutOfMemoryError",
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={self._logging_file}",
+            "-cp",
+            f"{lib}/*",
+            MAIN,
+            str(self.settings_file),
+            "--clusters",
+            self.flows.target.idc,
+        ]
+
+    @property
+    def _logging_file(self) -> Path:
+        return self.folder / "log4j2.properties"
+
+
+def logging(path: Path | None = None) -> str:
+    """log4j's settings: what matters, to standard output and, where wanted, to a bounded file that
+    begins anew with each start."""
+    file = "" if path is None else _LOG_FILE.format(path=path)
+    return _LOGGING.format(appenders="console" if path is None else "console,file", file=file)
+
+
+def secrets_file(folder: Path) -> Path:
+    """Where the password lies, for ``mm2_config.credentials_of``."""
+    return folder / "mm2-secrets.properties"
+
+
+def gave_up(log: Path, since: int = 0) -> bool:
+    """Whether the log says, behind ``since`` bytes, that a task was given up: the process lives
+    and copies nothing any more, and must be started again. Reads no more than its last part."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(since, end - _LOG_TAIL_BYTES))
+            return GIVEN_UP.encode() in file.read()
+    except OSError:
+        return False

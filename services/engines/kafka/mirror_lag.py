@@ -1,0 +1,275 @@
+"""How far MirrorMaker's copies in this IDC are behind the logs of the others.
+
+Two views, because each is blind where the other sees:
+
+- Positions. MirrorMaker writes the source offset of what it has copied into a topic beside the
+  copies, in the same transaction. With the source's own end that is the number of records behind;
+  it needs the source to answer.
+- Heartbeats. Each IDC's MirrorMaker writes one a second into its own cluster, for each of its
+  flows, and copies those of the others. The age of the own one tells whether the flow's worker
+  lives, that of a copied one how late copies arrive; it needs the source's MirrorMaker to live,
+  and the clocks to agree. (Strimzi makes no heartbeats: then there is no age.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.errors import CorruptRecordException, for_code
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from imcore.errors import Damaged, ImError, Unavailable
+from imcore.runtime import Clock
+from services.engines.kafka.cluster import READ, At, Cluster, Gone, NoTopic
+
+HEARTBEATS = "heartbeats"
+PERIOD_S = 1.0
+MEASURE_S = 5.0  # of one flow, whatever its calls take
+_PIECE_BYTES = 128 << 10  # what is parsed between two turns of the loop
+_TAIL_RECORDS = 100  # of heartbeats: looked at when first read
+_LATEST = -1
+
+
+def positions_topic(source: str) -> str:
+    """Where a MirrorMaker in dedicated mode keeps its positions."""
+    return f"mm2-offsets.{source}.internal"
+
+
+@dataclass(slots=True)
+class _Tail:
+    """One partition, read on from where the last look ended. ``skip``: how many records before
+    the end the first look begins; None: with the first that there is."""
+
+    at: At
+    skip: int | None
+    next: int | None = None
+
+
+@dataclass(slots=True)
+class _Flow:
+    source: str
+    positions: _Tail
+    heartbeats: _Tail
+    copied: dict[tuple[str, int], int] = field(default_factory=dict)  # next source offset
+    ends: dict[tuple[str, int], int] = field(default_factory=dict)
+    heartbeat_ms: int | None = None  # when the last one that was copied was made
+    worker_ms: int | None = None
+    measured_at: float | None = None  # when all of it was answered
+    problem: str = "not measured yet"
+
+
+class MirrorLag:
+    """``own``, ``sources``: clusters for this use alone (a slow source must not hold up others'
+    requests). ``positions``: source -> the topic with its positions, where it is another than in
+    dedicated mode."""
+
+    def __init__(
+        self,
+        own: Cluster,
+        sources: Mapping[str, Cluster],
+        idc: str,
+        clock: Clock,
+        positions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._own = own
+        self._sources = sources
+        self._idc = idc
+        self._clock = clock
+        self._log = re.compile(re.escape(own.settings.prefix) + r"\.log\.[0-9]+")
+        named = positions or {}
+        self._flows = {
+            source: _Flow(
+                source,
+                _Tail(At(named.get(source, positions_topic(source)), 0), None),
+                _Tail(At(f"{source}.{HEARTBEATS}", 0), _TAIL_RECORDS),
+            )
+            for source in sources
+        }
+        self._workers = _Tail(At(HEARTBEATS, 0), _TAIL_RECORDS)
+
+    async def run(self, period_s: float = PERIOD_S) -> None:
+        """Until cancelled; no fault of a cluster ends it."""
+        while True:
+            await self.measure()
+            await asyncio.sleep(period_s)
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """By source: ``partitions`` -> ``behind`` (records), ``behind`` (their sum; None: never
+        measured), ``heartbeat_age_s`` and ``worker_age_s`` (None: there is none),
+        ``measured_s_ago``, ``problem`` (a sentence; empty: none). While there is a problem the
+        figures are those of the last look that succeeded."""
+        return {source: self._figures(flow) for source, flow in self._flows.items()}
+
+    def copies(self, within_s: float) -> bool:
+        """Whether the workers of all flows have given a sign of life within that time."""
+        now = self._clock.wall_ms()
+        return all(
+            flow.worker_ms is not None and now - flow.worker_ms <= within_s * 1000
+            for flow in self._flows.values()
+        )
+
+    def _figures(self, flow: _Flow) -> dict[str, Any]:
+        partitions: dict[int, int] = {}
+        for (topic, partition), end in flow.ends.items():
+            behind = max(0, end - flow.copied.get((topic, partition), 0))
+            partitions[partition] = partitions.get(partition, 0) + behind
+        measured = flow.measured_at
+        return {
+            "partitions": {number: {"behind": partitions[number]} for number in sorted(partitions)},
+            "behind": None if measured is None else sum(partitions.values()),
+            "heartbeat_age_s": self._age_s(flow.heartbeat_ms),
+            "worker_age_s": self._age_s(flow.worker_ms),
+            "measured_s_ago": None if measured is None else round(self._clock.now() - measured, 1),
+            "problem": flow.problem,
+        }
+
+    def _age_s(self, wall_ms: int | None) -> float | None:
+        return None if wall_ms is None else max(0, self._clock.wall_ms() - wall_ms) / 1000
+
+    # ------------------------------------------------------------------------- one look
+
+    async def measure(self) -> None:
+        """All flows, one look each. Never raises."""
+        await asyncio.gather(self._look_at_workers(), *map(self._look, self._flows.values()))
+
+    async def _look(self, flow: _Flow) -> None:
+        try:
+            async with asyncio.timeout(MEASURE_S):
+                # The end first: what is copied meanwhile must not look like more than there is.
+                ends = await self._ends(self._sources[flow.source])
+                for record in await _read_on(self._own, flow.positions):
+                    _note_position(flow, record)
+                for record in await _read_on(self._own, flow.heartbeats):
+                    flow.heartbeat_ms = record.timestamp
+        except TimeoutError:
+            flow.problem = f"the flow from {flow.source} was not measured within {MEASURE_S:g} s"
+        except (ImError, LookupError) as error:
+            flow.problem = str(error)
+        else:
+            flow.ends, flow.problem, flow.measured_at = ends, "", self._clock.now()
+
+    async def _look_at_workers(self) -> None:
+        """What cannot be read here is a problem of each flow too, and named there."""
+        try:
+            async with asyncio.timeout(MEASURE_S):
+                records = await _read_on(self._own, self._workers)
+        except (ImError, LookupError, TimeoutError):
+            return
+        for record in records:
+            names = _heartbeat_flow(record.key)
+            if names is not None and names[1] == self._idc and names[0] in self._flows:
+                self._flows[names[0]].worker_ms = record.timestamp
+
+    async def _ends(self, cluster: Cluster) -> dict[tuple[str, int], int]:
+        """Behind the last committed record of each log there. Raises Unavailable."""
+        logs = [topic for topic in await cluster.look(None) if self._log.fullmatch(topic)]
+        shapes = await cluster.shapes(logs)
+        asked: dict[int, dict[str, list[tuple[int, int]]]] = {}
+        for topic, (partitions, _) in shapes.items():
+            for partition in range(partitions):
+                node = await cluster.leader(At(topic, partition))
+                rows = asked.setdefault(node, {}).setdefault(topic, [])
+                rows.append((partition, _LATEST))
+        found = {}
+        for node, topics in asked.items():
+            request = OffsetRequest(-1, READ_COMMITTED, list(topics.items()))
+            reply = await cluster.call(node, request, READ)
+            for topic, rows in reply.topics:
+                for partition, code, *rest in rows:
+                    cluster.moved(At(topic, partition), code)
+                    cluster.check(code, f"tell the end of {topic} partition {partition}")
+                    found[topic, partition] = int(rest[-1])
+        return found
+
+
+async def _read_on(cluster: Cluster, tail: _Tail) -> list[ConsumerRecord[bytes, bytes]]:
+    """What is new, up to the end. A topic that is not there yet holds nothing. Raises
+    Unavailable, Damaged."""
+    found: list[ConsumerRecord[bytes, bytes]] = []
+    try:
+        if tail.next is None:
+            first, end = await cluster.bounds(tail.at)
+            tail.next = first if tail.skip is None else max(first, end - tail.skip)
+        while True:
+            records, following, end = await _fetch(cluster, tail.at, tail.next)
+            found += records
+            tail.next = max(tail.next, following)
+            if tail.next >= end or (not records and following <= tail.next):
+                return found
+            await asyncio.sleep(0)
+    except NoTopic:
+        tail.next = None
+        return found
+    except Gone:  # compacted or made anew under us: begin again with the next look
+        tail.next = None
+        return found
+
+
+async def _fetch(
+    cluster: Cluster, at: At, offset: int
+) -> tuple[list[ConsumerRecord[bytes, bytes]], int, int]:
+    """Records with their keys and times, where to read on, and the committed end."""
+    node = await cluster.leader(at)
+    rows = [(at.topic, [(at.partition, offset, _PIECE_BYTES)])]
+    request = FetchRequest(0, 0, _PIECE_BYTES, READ_COMMITTED, rows)
+    reply = await cluster.call(node, request, READ)
+    for _, partitions in reply.topics:
+        for _, code, _, stable, *rest in partitions:
+            what = f"read {at.topic} from offset {offset}"
+            if code:
+                cluster.moved(at, code)
+                raise cluster.translated(for_code(code)(), what)
+            records = PartitionRecords(
+                TopicPartition(*at),
+                MemoryRecords(rest[-1]),
+                rest[1],
+                offset,
+                None,
+                None,
+                True,
+                READ_COMMITTED,
+            )
+            try:
+                return list(records), records.next_fetch_offset, stable
+            except CorruptRecordException as error:
+                raise Damaged(f"{cluster}: {what}: {error}") from error
+    raise Unavailable(f"{cluster} leaves {at.topic} out")
+
+
+# ------------------------------------------------------------------- what MirrorMaker writes
+
+
+def _note_position(flow: _Flow, record: ConsumerRecord[bytes, bytes]) -> None:
+    """``["...MirrorSourceConnector", {"cluster", "topic", "partition"}]`` -> ``{"offset"}`` of the
+    last copied record; no value: the position was taken back."""
+    try:
+        connector, place = json.loads(record.key or b"null")
+        if not connector.endswith("MirrorSourceConnector") or place["cluster"] != flow.source:
+            return
+        key = (str(place["topic"]), int(place["partition"]))
+        if record.value is None:
+            flow.copied.pop(key, None)
+        else:
+            flow.copied[key] = int(json.loads(record.value)["offset"]) + 1
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return  # another connector's
+
+
+def _heartbeat_flow(key: bytes | None) -> tuple[str, str] | None:
+    """(source, target): two strings, each behind its length."""
+    names, rest = [], key or b""
+    while len(rest) >= 2:
+        (size,) = struct.unpack_from(">h", rest)
+        names.append(rest[2 : 2 + size].decode(errors="replace"))
+        rest = rest[2 + max(0, size) :]
+    return (names[0], names[1]) if len(names) == 2 else None

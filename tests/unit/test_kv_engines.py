@@ -1,0 +1,119 @@
+"""On which engine a KV is: the note counts, and who may change it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imcore.errors import BadInput, Refused, Unavailable
+from imcore.region.model import KvEngine
+from imctl.testing.lab import lab_region
+from services.engines.disk import RealDisk
+from services.engines.lmdb_kv import LmdbKv
+from services.node.config import NodeConfig, load
+from services.node.kv_moves import EMBEDDED, NOTE, KvEngines, name_of, parse
+from services.ports import Batch, Kv
+
+TIKV = parse('{"tikv": {"pd": ["127.0.0.1:2379"]}}')
+
+
+class Place:
+    """A node's data folder. "tikv" is a second LMDB here: what is tested is who is asked."""
+
+    def __init__(self, folder: Path, pki: Path) -> None:
+        self.folder = folder
+        self.pki = pki
+        self.refuses = False
+
+    def config(self, engine: str) -> NodeConfig:
+        def edit(spec: dict[str, Any]) -> None:
+            if engine == "tikv":
+                spec["idcs"][0]["engines"] = {"kv": TIKV.model_dump(exclude_none=True)}
+
+        region = lab_region(self.folder, edit)
+        (self.folder / "data").mkdir(exist_ok=True)
+        return load(region, "fra", self.folder / "data", self.pki, None, False)
+
+    async def store(self, engine: KvEngine) -> Kv:
+        if self.refuses:
+            raise Unavailable("PD does not answer")
+        folder = self.folder / "data" / ("kv" if engine.tikv is None else "tikv")
+        return await LmdbKv.open(str(folder), RealDisk())
+
+    def engines(self, engine: str) -> KvEngines:
+        return KvEngines(self.config(engine), RealDisk(), self.store)
+
+
+@pytest.fixture
+def place(tmp_path: Path, pki_dir: Path) -> Place:
+    return Place(tmp_path, pki_dir)
+
+
+async def moved(engines: KvEngines) -> None:
+    for _ in range(600):
+        if not engines.moving:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it moves for ever")
+
+
+async def test_after_a_move_the_note_counts_whatever_the_file_says(place: Place) -> None:
+    engines = place.engines("embedded")
+    kv = await engines.open()
+    epoch, _ = await kv.open_partition(0)
+    await kv.commit(Batch(0, epoch, b"one", {b"\0\0a": b"1"}))
+    engines.move_to(TIKV)
+    engines.move_to(TIKV)  # joins
+    with pytest.raises(Refused):
+        engines.move_to(parse('{"tikv": {"pd": ["127.0.0.1:1"]}}'))
+    await moved(engines)
+    assert engines.problem is None and name_of(engines.current) == "tikv"
+    assert not (place.folder / "data" / "kv-move").exists()
+    await kv.close()
+
+    again = place.engines("embedded")  # the file is older than the move
+    kv = await again.open()
+    assert await kv.get(b"\0\0a") == b"1"
+    assert again.alarm is not None and "imctl migrate kv --to embedded" in again.alarm
+    await kv.close()
+
+    right = place.engines("tikv")
+    kv = await right.open()
+    assert await kv.get(b"\0\0a") == b"1" and right.alarm is None
+    await kv.close()
+
+
+async def test_a_move_that_fails_says_why_and_changes_nothing(place: Place) -> None:
+    engines = place.engines("embedded")
+    kv = await engines.open()
+    place.refuses = True
+    engines.move_to(TIKV)
+    await moved(engines)
+    assert engines.problem == "PD does not answer" and name_of(engines.current) == "embedded"
+    assert json.loads((place.folder / "data" / NOTE).read_text()) == "embedded"
+    epoch, _ = await kv.open_partition(0)
+    await kv.commit(Batch(0, epoch, b"goes on"))
+    await kv.close()
+    place.refuses = False
+    kv = await place.engines("embedded").open()
+    assert (await kv.open_partition(0))[1] == b"goes on"
+    await kv.close()
+
+
+async def test_a_kv_of_before_the_notes_is_embedded(place: Place) -> None:
+    engines = place.engines("tikv")
+    await (await place.store(EMBEDDED)).close()
+    kv = await engines.open()
+    assert name_of(engines.current) == "embedded" and engines.alarm is not None
+    await kv.close()
+
+
+async def test_a_note_that_cannot_be_read_stops_the_start(place: Place) -> None:
+    engines = place.engines("embedded")
+    (place.folder / "data" / NOTE).write_text("{")
+    with pytest.raises(BadInput, match=f"{NOTE} does not say on which engine"):
+        await engines.open()
