@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -59,6 +59,29 @@ async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
             raise translated from error
         _audit(target, name, "done", reply.sentence)
         return str(reply.sentence)
+
+
+async def move_kv(
+    target: Target,
+    name: str,
+    request: pb.MoveKvRequest,
+    seen: Callable[[pb.MoveKvProgress], None],
+) -> pb.MoveKvProgress:
+    """Follows a move to its end; returns the last word of it. Raises BadInput, Refused,
+    Unavailable: when the IDC is lost on the way, the move may go on there."""
+    what = "the KV's move is cancelled" if request.cancel else f"its KV moves: {request}"
+    last = pb.MoveKvProgress()
+    async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+        call = rpc.EnginesStub(channel).MoveKv(request)
+        try:
+            async for last in call:
+                seen(last)
+        except grpc.aio.AioRpcError as error:
+            translated = translate(error, name, safe=True)
+            _audit(target, name, _outcome(translated), f"{what}: {translated}")
+            raise translated from error
+    _audit(target, name, "not done" if last.problem else "done", f"{what} {last.problem}")
+    return last
 
 
 def _outcome(error: ImError) -> str:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "replication",
         "Make and check MirrorMaker 2's settings.",
     ),
+    "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
     "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of an IDC, or of all."),
     "ipconf": ("imctl.commands.ipconf", "ipconf", "Ask where a client would be sent."),
     "token": ("imctl.commands.chat", "token", "Mint a client token."),

@@ -28,7 +28,9 @@ Engines = Annotated[
     str,
     typer.Option(
         metavar="NAMES",
-        help="Run these beside each IDC: etcd (its registry) [default: as the file says].",
+        help="Run these beside each IDC: etcd (registry), kafka (log, and MirrorMaker 2 as the "
+        "mirror unless the file says `mirror: embedded`), tikv (KV: PD and the TiKV-protocol mock) "
+        "[default: as the file says].",
         show_default=False,
     ),
 ]

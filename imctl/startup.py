@@ -24,6 +24,7 @@ async def wait_serving(
     target: Local, names: Sequence[str], progress: Progress, timeout_s: float = READY_S
 ) -> None:
     """Raises Failed when a unit ends, or does not serve in time."""
+    await _wait_for_engines(target, [name for name in names if name in target.engine_names()])
     waiting = [name for name in names if name in target.names() and name != LINKPROXY]
     try:
         async with asyncio.timeout(timeout_s):
@@ -37,10 +38,12 @@ async def wait_serving(
                 if waiting:
                     await asyncio.sleep(POLL_S)
     except TimeoutError:
-        logs = ", ".join(str(target.log_file(name)) for name in waiting)
-        raise Failed(
-            f"{', '.join(waiting)} did not serve within {timeout_s:g} s; see {logs}"
-        ) from None
+        raise _late(target, waiting, timeout_s) from None
+
+
+def _late(target: Local, names: Sequence[str], timeout_s: float) -> Failed:
+    logs = ", ".join(str(target.log_file(name)) for name in names)
+    return Failed(f"{', '.join(names)} did not serve within {timeout_s:g} s; see {logs}")
 
 
 def serving(document: dict[str, Any] | ImError) -> bool:
@@ -53,43 +56,62 @@ def bring_up(target: Local, progress: Progress, wait: bool = True) -> None:
     All of it runs in one loop, where Ctrl-C cancels at the next await and breaks into nothing."""
     with interruptible():
         try:
-            asyncio.run(_bring_up(target, progress, wait))
+            asyncio.run(start_all(target, progress, wait))
         except BaseException:
             with deaf():
                 target.stop()
             raise
 
 
-async def _bring_up(target: Local, progress: Progress, wait: bool) -> None:
-    await _bring_engines_up(target, progress)
-    names = target.names()
-    for name in names:
-        progress(name, False)
-        target.start([name])
-        await asyncio.sleep(0)
-        if name == LINKPROXY:
-            progress(name, True)
+async def start_all(target: Local, progress: Progress, wait: bool = True) -> None:
+    """Every unit, each after what it needs. Raises Failed, and leaves what has started."""
+    ours = target.names()
+    if LINKPROXY in ours:  # engines reach each other through it
+        await _start(target, LINKPROXY, progress)
+        progress(LINKPROXY, True)
+    await start_engines(target, progress)
+    for name in ours:
+        if name != LINKPROXY:
+            await _start(target, name, progress)
     if wait:
-        await wait_serving(target, names, progress)
+        await wait_serving(target, ours, progress)
 
 
-async def _bring_engines_up(target: Local, progress: Progress) -> None:
-    """All at once: the IDCs wait for them anyway."""
-    waiting = target.engine_names()
-    for name in waiting:
-        progress(name, False)
-        target.start([name])
+async def _start(target: Local, name: str, progress: Progress) -> None:
+    progress(name, False)
+    target.start([name])
+    await asyncio.sleep(0)
+
+
+async def start_engines(target: Local, progress: Progress) -> None:
+    """Stage by stage, those of one all at once: the IDCs wait for them anyway."""
+    units = [target.engine(name) for name in target.engine_names()]
+    for stage in sorted({unit.stage for unit in units}):
+        names = [unit.name for unit in units if unit.stage == stage]
+        for name in names:
+            progress(name, False)
+        await asyncio.gather(*(asyncio.to_thread(target.prepare_engine, one) for one in names))
+        for name in names:
+            target.start([name])
+        await _wait_for_engines(target, names, progress)
+
+
+async def _wait_for_engines(
+    target: Local, names: Sequence[str], progress: Progress = lambda name, serving: None
+) -> None:
+    waiting = list(names)
+    limit_s = max((target.engine(name).starts_s for name in names), default=0.0)
     try:
-        async with asyncio.timeout(READY_S):
+        async with asyncio.timeout(limit_s):
             while waiting:
                 for name in waiting[:]:
                     if await asyncio.to_thread(target.engine_serves, name):
                         waiting.remove(name)
                         progress(name, True)
-                await asyncio.sleep(POLL_S / 2)
+                if waiting:
+                    await asyncio.sleep(POLL_S / 2)
     except TimeoutError:
-        logs = ", ".join(str(target.log_file(name)) for name in waiting)
-        raise Failed(f"{', '.join(waiting)} did not serve in time; see {logs}") from None
+        raise _late(target, waiting, limit_s) from None
 
 
 @contextmanager

@@ -218,6 +218,10 @@ class LogStore(Protocol):
         """Every log here, earlier incarnations included."""
         ...
 
+    def alarms(self) -> list[str]:
+        """What an operator must know: that nothing can be read, that its settings differ."""
+        ...
+
     async def confirm_boot(self) -> None:
         """The caller's register holds this boot count (and, after damage, what it decided)."""
         ...

@@ -12,8 +12,8 @@ from typing import NoReturn
 import pytest
 
 from imcore import pki
-from imctl.engines.binaries import Program, find_etcd, find_kafka
-from imctl.testing import etcd, kafka
+from imctl.engines.binaries import ENGINES, Program, find, missing
+from imctl.testing import etcd, kafka, tikv
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
 FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -85,8 +85,15 @@ def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
 
 
 @pytest.fixture(scope="session")
+def every_engine() -> None:
+    """For tests that run all of them."""
+    if lacking := missing(list(ENGINES)):
+        impossible_here("not every engine can run here", lacking)
+
+
+@pytest.fixture(scope="session")
 def etcd_program() -> Program:
-    found = find_etcd()
+    found = find("etcd")
     if found is None:
         impossible_here("no etcd on this machine", "`imctl engines install etcd` builds it")
     return found
@@ -103,7 +110,7 @@ def etcd_process(
 
 @pytest.fixture(scope="session")
 def kafka_program() -> Program:
-    found = find_kafka()
+    found = find("kafka")
     if found is None:
         impossible_here("no Kafka (or no Java) here", "`imctl engines install kafka` fetches it")
     return found
@@ -116,3 +123,24 @@ def kafka_process(
     """One for all tests that do it no harm; each takes a topic prefix of its own."""
     with kafka.running(kafka_program, tmp_path_factory.mktemp("kafka"), pki_dir) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def tikv_programs() -> tuple[Program, Program]:
+    """PD and the TiKV-protocol mock."""
+    pd, store = find("pd"), find("tikv-mock")
+    if pd is None or store is None:
+        impossible_here(
+            "no PD and TiKV-protocol mock on this machine",
+            "`imctl engines install pd tikv-mock` builds them",
+        )
+    return pd, store
+
+
+@pytest.fixture(scope="session")
+def tikv_processes(
+    tikv_programs: tuple[Program, Program], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tikv.TikvProcesses]:
+    """One pair for tests that leave it as it is and take a key prefix of their own."""
+    with tikv.running(*tikv_programs, tmp_path_factory.mktemp("tikv")) as processes:
+        yield processes

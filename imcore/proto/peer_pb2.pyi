@@ -55,7 +55,10 @@ class TailRequest(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
+    ENDS_ONLY_FIELD_NUMBER: _builtins.int
     reader_idc: _builtins.str
+    ends_only: _builtins.bool
+    """first message: announce ends, send no records; something else brings them"""
     @_builtins.property
     def origin(self) -> _client_pb2.Origin: ...
     @_builtins.property
@@ -71,10 +74,11 @@ class TailRequest(_message.Message):
         origin: _client_pb2.Origin | None = ...,
         held: _abc.Iterable[Global___PartitionEnd] | None = ...,
         applied: _abc.Iterable[Global___PartitionEnd] | None = ...,
+        ends_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "held", b"held", "origin", b"origin", "reader_idc", b"reader_idc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "ends_only", b"ends_only", "held", b"held", "origin", b"origin", "reader_idc", b"reader_idc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from imctl.engines import binaries
+from imctl.engines import binaries, building
+from imctl.engines.binaries import ENGINES, TOOLS, Engine, Tool
+from imctl.errors import Failed
 from imctl.options import Format, Output
 from imctl.output import console, emit
 
-ETCD_MODULE = "go.etcd.io/etcd/server/v3"
+ALL = "all"
 
 engines = typer.Typer(
     help="Look for the engines' programs, and build them.",
@@ -26,46 +27,37 @@ engines = typer.Typer(
 )
 
 
-class Installable(StrEnum):
-    ETCD = "etcd"
-
-
 @engines.command()
 def doctor(output: Output = Format.TABLE) -> None:
     """Show what each engine needs, what was found, and how to get what is missing.
 
     Exit status: 0 every engine can run here, 1 one cannot.
     """
-    rows = [_etcd(), _go()]
+    rows = [*map(_engine, ENGINES.values()), *map(_tool, TOOLS.values())]
     emit({"engines": rows, "cache": str(binaries.cache_folder())}, output, lambda: _table(rows))
     if any(row["needed"] and not row["found"] for row in rows):
         raise typer.Exit(1)
 
 
-def _etcd() -> dict[str, Any]:
-    found = binaries.find_etcd()
+def _engine(engine: Engine) -> dict[str, Any]:
+    older = f" {binaries.dotted(engine.system)} or newer" if engine.system else ""
     return _row(
-        "etcd",
-        f"etcd {'.'.join(map(str, binaries.ETCD_LEAST))} or newer (--engines etcd)",
-        found,
-        "imctl engines install etcd",
+        engine.name,
+        f"{engine.words}{older}: {engine.serves}",
+        binaries.installed(engine.name),
+        f"imctl engines install {engine.name}",
         needed=True,
     )
 
 
-def _go() -> dict[str, Any]:
-    found = binaries.find_go()
-    if found and binaries.numbers(found.version) < binaries.GO_LEAST:
-        found = None
-    least = ".".join(map(str, binaries.GO_LEAST))
-    # Only a way to get there: whoever has etcd does not need it.
-    return _row(
-        "go",
-        f"Go {least} or newer, to build etcd",
-        found,
-        "apt-get install golang-go",
-        needed=binaries.find_etcd() is None,
-    )
+def _tool(tool: Tool) -> dict[str, Any]:
+    runs = [engine.name for engine in ENGINES.values() if engine.runs_with == tool.name]
+    builds = [engine.name for engine in ENGINES.values() if engine.builds_with == tool.name]
+    purpose = f"runs {', '.join(runs)}" if runs else f"gets {', '.join(builds)}"
+    # What only builds is a way to get there: whoever has the engines does not need it.
+    needed = bool(runs) or any(binaries.installed(name) is None for name in builds)
+    found = binaries.find_tool(tool.name)
+    return _row(tool.name, f"{tool.needs}: {purpose}", found, tool.remedy, needed)
 
 
 def _row(
@@ -83,7 +75,9 @@ def _row(
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("", "NEEDS", "FOUND", "TO GET IT", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "NEEDS", "FOUND", "TO GET IT"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         missing = "missing" if row["needed"] else "not here, not needed"
         found = f"{row['version']} at {row['path']}" if row["found"] else missing
@@ -93,35 +87,60 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 @engines.command()
 def install(
-    engine: Annotated[Installable, typer.Argument(metavar="ENGINE", help="etcd.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="ENGINE...", help=f"{', '.join(ENGINES)}, or all.")
+    ],
 ) -> None:
-    """Build an engine's program with Go, as pinned, into the cache folder.
+    """Get engines as pinned into the cache folder: built by Go, or fetched by Maven (Kafka).
 
     The folder is $IMCTL_ENGINES, else $XDG_CACHE_HOME/imctl/engines, else ~/.cache/imctl/engines.
     """
-    version = binaries.pinned(engine.value, ETCD_MODULE)
-    go = binaries.need_go()
-    target = binaries.place(engine.value, go)
+    wanted = ENGINES if ALL in names else dict.fromkeys(names)
+    failed = []
+    for engine in [binaries.engine_named(name) for name in wanted]:
+        try:
+            _install(engine)
+        except Failed as error:  # the others may well be got
+            failed.append(str(error))
+    if failed:
+        raise Failed("; ".join(failed))
+
+
+def _install(engine: Engine) -> None:
+    version = binaries.pinned(engine)
+    builder = binaries.need_tool(engine.builds_with, engine)
+    target = binaries.place(engine, builder)
     if target.exists():
-        print(f"{engine.value} {version} is here: {target}")
+        print(f"{engine.name} {version} is here: {target}")
         return
     started = time.monotonic()
-    words = f"building {engine.value} {version} with Go {go.version} (about half a minute)"
-    with _progress(words):
-        target = binaries.build(engine.value, go)
+    tool = TOOLS[engine.builds_with].words
+    with _progress(f"{engine.name} {version}", f"by {tool}, {engine.takes}") as progress:
+        target = building.build(engine, builder, progress)
     seconds = time.monotonic() - started
-    print(f"{engine.value} {version} was built in {seconds:.0f} s: {target}")
+    print(f"{engine.name} {version} was built in {seconds:.0f} s: {target}", flush=True)
 
 
 @contextmanager
-def _progress(words: str) -> Iterator[None]:
-    """A running clock on a terminal, one line elsewhere."""
+def _progress(what: str, how: str) -> Iterator[building.Progress]:
+    """A bar where it is known how much there is, else a running clock; one line off a terminal."""
     screen = console()
     if not screen.is_terminal:
-        print(f"{words} ...", flush=True)
-        yield
+        print(f"getting {what} ({how}) ...", flush=True)
+        yield lambda doing, done, total: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True) as progress:
-        progress.add_task(words, total=None)
-        yield
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True) as bars:
+        task = bars.add_task(f"{what} ({how})", total=None)
+
+        def show(doing: str, done: int, total: int) -> None:
+            count = f"{done} of {total}" if total else str(done or "")
+            words = f"{what}: {doing} {count}".rstrip()
+            bars.update(task, description=words, completed=done, total=total or None)
+
+        yield show

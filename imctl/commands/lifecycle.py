@@ -89,12 +89,16 @@ def wipe(
     data: Data = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete the data of an IDC that is down (log, KV, registry), or those of its etcd alone."""
+    """Delete the data of an IDC that is down (log, KV, registry), or of one of its engines alone.
+
+    PD and its store go together: neither knows what to do without the other's data.
+    """
     target = deployment.find(data)
     if not yes:
-        typer.confirm(f"Delete all data of {idc} below {target.data / idc}?", abort=True)
+        where = target.engine(idc).data if idc in target.engine_names() else target.data / idc
+        typer.confirm(f"Delete all data of {idc} below {where}?", abort=True)
     target.wipe(idc)
-    as_what = "a blank registry" if idc in target.engine_names() else "a new incarnation"
+    as_what = "a blank one" if idc in target.engine_names() else "a new incarnation"
     print(f"wiped {idc}; it comes back as {as_what}")
 
 

@@ -1,11 +1,8 @@
-"""The engines that the local target runs itself, beside the IDC that uses them."""
+"""Which engines the local target runs itself, and the region file that says where they are."""
 
 from __future__ import annotations
 
-import contextlib
-import random
-import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,101 +10,169 @@ import yaml
 
 from imcore.errors import BadInput
 from imcore.region.load import load_region
-from imcore.region.model import Region
-from imcore.region.rules import listeners
-from imctl.engines.etcd import Server
+from imcore.region.model import Engines, Idc, Region
 from imctl.errors import Failed
+from imctl.target.places import Places, free_port
 
-ETCD = "etcd"
-KNOWN = (ETCD,)
-# Below the range from which kernels take the ports of outgoing connections.
-PORTS = range(20_000, 32_000)
+__all__ = ["chosen", "free_port"]  # free_port: for those that start an engine of their own
+
+ETCD, KAFKA, TIKV = KNOWN = ("etcd", "kafka", "tikv")
+# What must be installed for each.
+PROGRAMS = {ETCD: ["etcd"], KAFKA: ["kafka"], TIKV: ["pd", "tikv-mock"]}
 _HEAD = "# The region file of `imctl up`, with the engines that run beside the IDCs.\n"
 
 
 def chosen(text: str) -> tuple[str, ...]:
-    """``--engines etcd``: which ones to run here. Raises BadInput."""
+    """``--engines kafka,etcd``: which ones to run here. Raises BadInput."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:
         if name not in KNOWN:
-            raise BadInput(f"--engines: expected {', '.join(KNOWN)}, got {name!r}")
+            raise BadInput(f"--engines: expected some of {', '.join(KNOWN)}, got {name!r}")
     return names
 
 
-def unit(idc: str) -> str:
-    """The name of the IDC's etcd."""
-    return f"{idc}-{ETCD}"
+def programs(engines: Sequence[str]) -> list[str]:
+    return [program for engine in engines for program in PROGRAMS[engine]]
 
 
-def idc_of(region: Region, name: str) -> str | None:
-    """Whose etcd this is."""
-    return next((idc.name for idc in region.spec.idcs if unit(idc.name) == name), None)
+# ------------------------------------------------------------------- names of units, and places
 
 
-def with_etcd(text: str, region: Region, pki: Path) -> str:
-    """The region file's text, with an etcd of its own for each IDC: where the file says (its first
-    endpoint), else at a free port."""
-    document: dict[str, Any] = yaml.safe_load(text)
-    names = {idc.name for idc in region.spec.idcs}
-    taken = {port for _, _, port in listeners(region)}
-    for row, idc in zip(document["spec"]["idcs"], region.spec.idcs, strict=True):
-        if unit(idc.name) in names:
-            raise BadInput(f"an IDC is named {unit(idc.name)}, as the etcd of {idc.name} would be")
-        etcd = idc.engines.registry.etcd
-        endpoint = etcd.endpoints[0] if etcd else f"127.0.0.1:{free_port(taken)}"
-        taken.add(int(endpoint.rpartition(":")[2]))
-        settings = {
-            "endpoints": [endpoint],
-            "ca_file": str(pki / "ca.pem"),
-            "cert_file": str(pki / f"{idc.name}.pem"),
-            "key_file": str(pki / f"{idc.name}.key"),
+def unit(idc: str, kind: str) -> str:
+    """The name of an IDC's engine as a unit of the deployment."""
+    return f"{idc}-{kind}"
+
+
+def controller(idc: str) -> str:
+    """The place of a broker's controller listener."""
+    return f"{idc}-kafka controller"
+
+
+def listener(idc: str, remote: str) -> str:
+    """The place of the broker's listener for the MirrorMaker of another IDC."""
+    return f"{idc}-kafka for {remote}"
+
+
+def proxied(idc: str, remote: str) -> str:
+    """The place where the link proxy takes the calls of ``idc``'s MirrorMaker to ``remote``."""
+    return f"{idc}-mm2 to {remote}"
+
+
+def pairs(region: Region) -> Iterator[tuple[str, str]]:
+    """(whose MirrorMaker, whose broker) of all that cross a link."""
+    for idc in region.spec.idcs:
+        if idc.engines.mirror.mirrormaker2:
+            yield from ((idc.name, one.name) for one in region.spec.idcs if one.name != idc.name)
+
+
+def routes(region: Region, places: Places) -> list[dict[str, str]]:
+    """For the link proxy."""
+    return [
+        {
+            "source": source,
+            "target": target,
+            "listen": places.at(proxied(source, target)),
+            "address": places.at(listener(target, source)),
         }
-        if etcd and etcd.prefix:
-            settings["prefix"] = etcd.prefix
-        row["engines"] = (row.get("engines") or {}) | {"registry": {"etcd": settings}}
+        for source, target in pairs(region)
+    ]
+
+
+# ----------------------------------------------------------------------------- region file
+
+
+def with_engines(
+    text: str, region: Region, pki: Path, engines: Sequence[str], places: Places
+) -> str:
+    """The region file's text, with engines of its own for each IDC: where the file says (the first
+    address), else at a free port."""
+    document: dict[str, Any] = yaml.safe_load(text)
+    write = {ETCD: _etcd, KAFKA: _kafka, TIKV: _tikv}
+    for row, idc in zip(document["spec"]["idcs"], region.spec.idcs, strict=True):
+        found = dict(row.get("engines") or {})
+        for engine in engines:
+            write[engine](found, region, idc, pki, places)
+        row["engines"] = found
     return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
+def _etcd(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Places) -> None:
+    etcd = idc.engines.registry.etcd
+    endpoint = etcd.endpoints[0] if etcd else places.at(unit(idc.name, ETCD))
+    prefix = {"prefix": etcd.prefix} if etcd and etcd.prefix else {}
+    found["registry"] = {"etcd": {"endpoints": [endpoint], **_credentials(pki, idc), **prefix}}
+
+
+def _kafka(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Places) -> None:
+    """One broker: what it acks is on its disk, because nobody else has it."""
+    kafka = idc.engines.log.kafka
+    broker = kafka.brokers[0] if kafka else places.at(unit(idc.name, KAFKA))
+    alone = {"replication_factor": 1, "min_insync_replicas": 1, "durability": "flush"}
+    said = kafka.model_fields_set if kafka else ()
+    prefix = {"topic_prefix": kafka.topic_prefix} if kafka and "topic_prefix" in said else {}
+    found["log"] = {"kafka": {"brokers": [broker], **_credentials(pki, idc), **prefix, **alone}}
+    others = [other.name for other in region.spec.idcs if other.name != idc.name]
+    if found.get("mirror") != "embedded" and others:
+        remote = {other: [places.at(proxied(idc.name, other))] for other in others}
+        found["mirror"] = {"mirrormaker2": {"remote_brokers": remote}}
+
+
+def _tikv(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Places) -> None:
+    tikv = idc.engines.kv.tikv
+    pd = tikv.pd[0] if tikv else places.at(unit(idc.name, "pd"))
+    prefix = {"prefix": tikv.prefix} if tikv and tikv.prefix else {}
+    found["kv"] = {"tikv": {"pd": [pd], **prefix}}
+
+
+def _credentials(pki: Path, idc: Idc) -> dict[str, str]:
+    return {
+        "ca_file": str(pki / "ca.pem"),
+        "cert_file": str(pki / f"{idc.name}.pem"),
+        "key_file": str(pki / f"{idc.name}.key"),
+    }
+
+
 def certificates(region: Region, engines: Sequence[str]) -> dict[str, list[str]]:
-    """Name -> hosts of the certificates that the engines need."""
-    if ETCD not in engines:
-        return {}
+    """Name -> hosts of the certificates that the engines need. The region is the copy."""
     found = {}
     for idc in region.spec.idcs:
-        etcd = idc.engines.registry.etcd
-        assert etcd is not None  # with_etcd wrote it
-        found[unit(idc.name)] = [etcd.endpoints[0].rpartition(":")[0]]
+        etcd, kafka = idc.engines.registry.etcd, idc.engines.log.kafka
+        if ETCD in engines and etcd:
+            found[unit(idc.name, ETCD)] = [_host(etcd.endpoints[0])]
+        if KAFKA in engines and kafka:
+            found[unit(idc.name, KAFKA)] = sorted({_host(kafka.brokers[0]), "127.0.0.1"})
     return found
 
 
-def etcd_server(region: Region, idc: str, folder: Path, pki: Path) -> Server:
-    etcd = region.idc(idc).engines.registry.etcd
-    assert etcd is not None
-    return Server(idc, folder, etcd.endpoints[0], pki, unit(idc), idc)
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
 
 
 def check_same(folder: Path, region: Region) -> None:
-    """Registries that change their engine are all blank at once, and would never agree on
-    anything again. Raises Failed."""
+    """Data stay with the engine that wrote them: an IDC whose log or KV is suddenly another one
+    has lost them, and registries that all change their engine are blank at once and would never
+    agree on anything again. Mirrors may change: the log tells what they brought. Raises Failed."""
     try:
         earlier = load_region(folder / "region.yaml")
     except BadInput:
         return
-    before = {idc.name: idc.engines.registry.etcd is not None for idc in earlier.spec.idcs}
+    before = {idc.name: _behind(idc.engines) for idc in earlier.spec.idcs}
     for idc in region.spec.idcs:
-        now = idc.engines.registry.etcd is not None
-        if (folder / idc.name / "data").exists() and before.get(idc.name, now) != now:
-            engine = "etcd" if before[idc.name] else "the embedded engine"
-            raise Failed(
-                f"the registry of {idc.name} in {folder} is on {engine}; start it so again, "
-                "choose another folder with --data, or remove this one"
-            )
+        if not (folder / idc.name / "data").exists() or idc.name not in before:
+            continue
+        for port, engine in _behind(idc.engines).items():
+            if before[idc.name][port] != engine:
+                raise Failed(
+                    f"the {port} of {idc.name} in {folder} is on {before[idc.name][port]}; start "
+                    "it so again, choose another folder with --data, or remove this one"
+                )
 
 
-def free_port(taken: set[int]) -> int:
-    for port in random.sample(PORTS, len(PORTS)):
-        if port not in taken:
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-    raise Failed(f"there is no free port from {PORTS.start} to {PORTS.stop}")
+def _behind(engines: Engines) -> dict[str, str]:
+    """Port -> engine, in words."""
+    embedded = "the embedded engine"
+    return {
+        "registry": "etcd" if engines.registry.etcd else embedded,
+        "log": "Kafka" if engines.log.kafka else embedded,
+        "KV": "TiKV" if engines.kv.tikv else embedded,
+    }

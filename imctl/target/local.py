@@ -26,17 +26,17 @@ from imcore.region.rules import listeners
 from imcore.runtime import Clock
 from imctl import audit
 from imctl.engines import binaries
-from imctl.engines.etcd import Server
 from imctl.errors import Failed, Guarded
-from imctl.target import engines as beside
+from imctl.target import engines as wanted
 from imctl.target import process, runfile
 from imctl.target.base import Unit
+from imctl.target.beside import Beside, EngineUnit
+from imctl.target.places import Places
 from imctl.target.process import Identity
 from imctl.target.runfile import RunFile
 
 LINKPROXY = "linkproxy"
 LINKPROXY_START_S = 15.0
-ETCD_START_S = 30.0
 STOP_GRACE_S = 5.0
 REAP_S = 5.0
 
@@ -48,11 +48,13 @@ def default_data(region: Region) -> Path:
 class Local:
     """A deployment on this machine, whose files lie in ``data``."""
 
-    def __init__(self, region: Region, data: Path, run: RunFile) -> None:
+    def __init__(self, region: Region, data: Path, run: RunFile, places: Places) -> None:
         self.region = region
         self.data = data
         self.pki = data / "pki"
         self._run = run
+        self._places = places
+        self._beside = Beside(region, data, self.pki, run.engines, places)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     # ------------------------------------------------------------------- making and finding
@@ -69,27 +71,31 @@ class Local:
         """Check that the region can run here and make its folder and certificates. ``engines``:
         which ones run beside the IDCs. Raises BadInput for the file, Failed for this machine."""
         region = load_region(region_file)
-        if beside.ETCD in engines:
-            binaries.need_etcd()
+        if lacking := binaries.missing(wanted.programs(engines)):
+            raise Failed(lacking)
         folder = (data or default_data(region)).absolute()
         _check_not_running(folder)
         copy = folder / "region.yaml"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = region_file.read_bytes()
-            if beside.ETCD in engines:
-                text = beside.with_etcd(text.decode(), region, folder / "pki").encode()
+            places = Places(folder, (port for _, _, port in listeners(region)))
+            if engines:
+                pki_folder = folder / "pki"
+                text = wanted.with_engines(
+                    text.decode(), region, pki_folder, engines, places
+                ).encode()
             chosen = folder / "region.yaml.new"
             chosen.write_bytes(text)
             region = load_region(chosen)
-            beside.check_same(folder, region)
+            wanted.check_same(folder, region)
             chosen.replace(copy)
         except OSError as error:
             raise Failed(
                 f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
             ) from error
         check_ports(region)
-        names = pki_names(region) | beside.certificates(region, engines)
+        names = pki_names(region) | wanted.certificates(region, engines)
         pki.init(folder / "pki", names, pki.utc_now(clock.wall_ms()))
         run = RunFile(
             region=str(copy),
@@ -97,7 +103,10 @@ class Local:
             link_admin=f"127.0.0.1:{_free_port()}",
             engines=list(engines),
         )
-        return cls(region, folder, run)
+        target = cls(region, folder, run, places)
+        target.check_names()
+        places.write()
+        return target
 
     @classmethod
     def open(cls, folder: Path) -> Local:
@@ -105,15 +114,22 @@ class Local:
         run = runfile.read(folder)
         if run is None:
             raise Failed(f"no deployment was started in {folder}; `imctl up FILE` starts one")
-        return cls(load_region(Path(run.region)), folder.absolute(), run)
+        return cls(load_region(Path(run.region)), folder.absolute(), run, Places(folder.absolute()))
 
     # ---------------------------------------------------------------------------- starting
 
+    def check_names(self) -> None:
+        """Raises BadInput when an IDC has the name that an engine's unit has."""
+        for name in set(self.engine_names()) & set(self.names()):
+            raise BadInput(f"an IDC is named {name}, as an engine of {self.engine(name).idc} is")
+
     def engine_names(self) -> list[str]:
-        """The units that are engines of an IDC: they start before it, and share its faults."""
-        if beside.ETCD not in self._run.engines:
-            return []
-        return [beside.unit(idc.name) for idc in self.region.spec.idcs]
+        """The units that are engines of an IDC, in the order of starting: all but a MirrorMaker
+        start before it, and they share its faults."""
+        return self._beside.names
+
+    def engine(self, name: str) -> EngineUnit:
+        return self._beside[name]
 
     def everything(self) -> list[str]:
         return [*self.engine_names(), *self.names()]
@@ -130,15 +146,25 @@ class Local:
             if self._state(name) != "gone":
                 raise Failed(f"{name} is running already (pid {self._run.processes[name].pid})")
         for name in names:
-            for engine in self._engines_of(name):
-                if self._state(engine) == "gone":
-                    self._spawn(engine)
-                self._wait_for_engine(engine)
+            for stage in range(3):
+                engines = [one.name for one in self._beside.of(name) if one.stage == stage]
+                for engine in engines:
+                    if self._state(engine) == "gone":
+                        self._spawn(engine)
+                for engine in engines:
+                    self._wait_for_engine(engine)
             self._spawn(name)
             if name == LINKPROXY:
                 self._wait_for_links()
 
+    def prepare_engine(self, name: str) -> None:
+        """Its files, and the format of its data where they are new; done before each start, and
+        for several engines at once when somebody asks for it earlier. Raises Failed."""
+        self._beside[name].prepare()
+
     def _spawn(self, name: str) -> None:
+        if name in self.engine_names():
+            self.prepare_engine(name)
         command = self._command(name)
         with process.uninterrupted():
             self._spawn_and_note(name, command)
@@ -165,9 +191,10 @@ class Local:
         faults = ["--faults"] if self._run.faults else []
         if name == LINKPROXY:
             listen = ["--admin", self._run.link_admin, "--listen", str(self._links_file())]
-            return [sys.executable, "-m", "services.linkproxy", *common, *listen, *faults]
+            routes = self._write_routes()
+            return [sys.executable, "-m", "services.linkproxy", *common, *listen, *routes, *faults]
         if name in self.engine_names():
-            return self._etcd(name).command(binaries.need_etcd().path)
+            return self._beside[name].command()
         data = ["--data", str(self.data / name / "data")]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         witness = self.region.spec.witness
@@ -178,6 +205,14 @@ class Local:
 
     def _linked(self) -> bool:
         return len(self.region.spec.idcs) > 1
+
+    def _write_routes(self) -> list[str]:
+        """Where MirrorMakers reach the brokers of other IDCs: over the links, like everybody."""
+        if wanted.KAFKA not in self._run.engines:
+            return []
+        path = self.data / "routes.json"
+        path.write_text(json.dumps(wanted.routes(self.region, self._places), indent=1) + "\n")
+        return ["--routes", str(path)]
 
     def _links_file(self) -> Path:
         return self.data / "links.json"
@@ -204,24 +239,20 @@ class Local:
         raise Failed(f"the link proxy does not answer; see {self.log_file(LINKPROXY)}")
 
     def _engines_of(self, name: str) -> list[str]:
-        return [engine for engine in self.engine_names() if engine == beside.unit(name)]
-
-    def _etcd(self, name: str) -> Server:
-        idc = beside.idc_of(self.region, name)
-        assert idc is not None
-        return beside.etcd_server(self.region, idc, self.data / idc / "etcd", self.pki)
+        return [one.name for one in self._beside.of(name)]
 
     def engine_serves(self, name: str) -> bool:
         """Raises Failed when it has ended."""
         self.check_alive([name])
-        return self._etcd(name).healthy()
+        return self._beside[name].healthy()
 
     def _wait_for_engine(self, name: str) -> None:
-        deadline = time.monotonic() + ETCD_START_S
+        limit_s = self._beside[name].starts_s
+        deadline = time.monotonic() + limit_s
         while not self.engine_serves(name):
             if time.monotonic() >= deadline:
                 raise Failed(
-                    f"{name} did not serve within {ETCD_START_S:g} s; see {self.log_file(name)}"
+                    f"{name} did not serve within {limit_s:g} s; see {self.log_file(name)}"
                 )
             time.sleep(0.05)
 
@@ -238,16 +269,28 @@ class Local:
     # ---------------------------------------------------------------------------- stopping
 
     def stop(self) -> list[str]:
-        engines = self.engine_names()  # an IDC says its farewell to its registry too
-        units = [one for name, one in self._run.processes.items() if name not in engines]
-        killed = process.stop(units, STOP_GRACE_S)
-        killed += process.stop(
-            [one for name, one in self._run.processes.items() if name in engines], STOP_GRACE_S
-        )
-        names = [name for name, one in self._run.processes.items() if one in killed]
+        """Each unit before what it needs: an IDC says its farewell to its registry too."""
+        killed = []
+        for names in self._ending():
+            killed += self._stop(names)
         self._reap()
         (self.data / runfile.NAME).unlink(missing_ok=True)
-        return names
+        return killed
+
+    def _ending(self) -> Iterator[list[str]]:
+        """Groups of units that end together, one after the other."""
+        yield [name for name in self.names() if name != LINKPROXY]
+        for stage in (2, 1, 0):
+            yield [name for name in self.engine_names() if self._beside[name].stage == stage]
+        yield [LINKPROXY]
+
+    def _stop(self, names: Sequence[str]) -> list[str]:
+        """Returns the names of those that had to be killed."""
+        found = {name: self._run.processes[name] for name in names if name in self._run.processes}
+        engines = [name for name in found if name in self.engine_names()]
+        grace_s = max([STOP_GRACE_S, *(self._beside[name].ends_s for name in engines)])
+        killed = process.stop(list(found.values()), grace_s)
+        return [name for name, one in found.items() if one in killed]
 
     def kill(self, name: str) -> None:
         """An IDC with its engines, so that nothing of it outlives the power cut."""
@@ -259,9 +302,9 @@ class Local:
     def terminate(self, name: str) -> None:
         """Let it end by itself, with its farewell; killed when that takes too long."""
         self._signal(name, signal.SIGTERM, engines=False)
-        for one in (name, *self._engines_of(name)):
-            if one in self._run.processes:
-                process.stop([self._run.processes[one]], STOP_GRACE_S)
+        self._stop([name])
+        for stage in (2, 1, 0):
+            self._stop([one.name for one in self._beside.of(name) if one.stage == stage])
         self._reap()
 
     def pause(self, name: str) -> None:
@@ -278,12 +321,14 @@ class Local:
             raise Guarded("faults are off: this deployment was not started with `up --faults`")
 
     def wipe(self, name: str) -> None:
-        for one in (self._known(name), *self._engines_of(name)):
+        """An engine's data alone, or all of an IDC."""
+        own = self._known(name) not in self.engine_names()
+        engines = self._beside.of(name) if own else self._beside.wiped_with(name)
+        for one in dict.fromkeys([name, *(engine.name for engine in engines)]):
             if self._state(one) != "gone":
                 raise Failed(f"{one} is running; `imctl kill {one}` first")
-        engines = [name] if name in self.engine_names() else self._engines_of(name)
-        folders = [self._etcd(engine).data for engine in engines]
-        if name not in engines:
+        folders = [engine.data for engine in engines]
+        if own:
             folders.append(self.data / name / "data")
         for folder in folders:
             try:
@@ -351,7 +396,7 @@ class Local:
         if name == LINKPROXY:
             return self.data / "linkproxy.log"
         if name in self.engine_names():
-            return self._etcd(name).data.with_name("etcd.log")
+            return self._beside[name].log
         return self.data / name / "node.log"
 
 

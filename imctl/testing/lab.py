@@ -106,9 +106,7 @@ class Lab:
         target = Local.prepare(region, folder / "deployment", True, SystemClock(), engines)
         before_start(target)
         try:
-            for name in target.names():
-                await asyncio.to_thread(target.start, [name])
-            await startup.wait_serving(target, target.names(), lambda name, serving: None)
+            await startup.start_all(target, lambda name, serving: None)
             lab = Lab(target)
             try:
                 yield lab

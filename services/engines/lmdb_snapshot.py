@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 import time
+from collections.abc import Sequence
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from services.engines.disk import Disk
 DATA = "data.mdb"
 MANIFEST = "snapshot.json"
 _PAGE_ROWS = 128
+_MAP_BYTES = 64 << 20  # of a snapshot that is written row by row, to begin with; doubled when full
 _REST_FACTOR = 3.0  # a scan takes this share of its time off
 _LENGTHS = struct.Struct(">II")
 PARTITIONS, ROWS = b"partitions", b"rows"
@@ -184,3 +186,76 @@ def _synced_digest(path: Path) -> str:
 
 def _digest(file: BufferedReader | BufferedRandom) -> str:
     return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class Writer:
+    """Makes a snapshot of rows that come from elsewhere, page by page and in the order of their
+    keys; checked like ``take``: reopened, and compared by hash with what was given to it. Its
+    folder has its name once ``finish`` has returned. Calls may come from several threads, one at a
+    time. Raises BadInput, Damaged, and what the disk raises."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        if folder.exists():
+            raise BadInput(f"{folder} exists already: a snapshot goes to a new folder")
+        self._folder, self._disk = folder, disk
+        self._new = folder.with_name(folder.name + ".new")
+        shutil.rmtree(self._new, ignore_errors=True)
+        disk.make_folder(str(self._new))
+        self._env = lmdb.open(
+            str(self._new), lock=False, sync=False, map_size=_MAP_BYTES, max_dbs=len(DATABASES)
+        )
+        self._dbs = {name: self._env.open_db(name) for name in DATABASES}
+        self._given = {name: hashlib.blake2b(digest_size=16) for name in DATABASES}
+
+    def partition(self, number: int, epoch: int, checkpoint: bytes | None) -> None:
+        self._put(PARTITIONS, [(_PARTITION.pack(number), form(epoch, checkpoint))])
+
+    def rows(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        self._put(ROWS, pairs)
+
+    def _put(self, name: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        while True:
+            try:
+                with self._env.begin(write=True, db=self._dbs[name]) as txn:
+                    for key, value in pairs:
+                        txn.put(key, value, append=True)
+                break
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+        for key, value in pairs:
+            self._given[name].update(_LENGTHS.pack(len(key), len(value)) + key + value)
+
+    def finish(self) -> None:
+        self._env.close()
+        digest = _synced_digest(self._new / DATA)
+        opened = _open(self._new)
+        try:
+            with opened.begin() as txn:
+                for name in DATABASES:
+                    found = _rows_hash(txn, opened.open_db(name, txn, create=False))
+                    if found != self._given[name].digest():
+                        raise Damaged(f"the snapshot {self._new} does not hold what it was made of")
+        finally:
+            opened.close()
+        write_manifest(self._new, digest, self._disk)
+        self._disk.rename(str(self._new), str(self._folder))
+        self._disk.sync_folder(str(self._folder.parent))
+
+    def abandon(self) -> None:
+        self._env.close()
+        shutil.rmtree(self._new, ignore_errors=True)
+
+
+def rows_from(folder: Path, start: bytes, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    """Up to ``limit`` of the snapshot's rows with this prefix, from ``start`` on."""
+    found: list[tuple[bytes, bytes]] = []
+    opened = _open(folder)
+    try:
+        with opened.begin() as txn, txn.cursor(db=opened.open_db(ROWS, txn)) as rows:
+            more = rows.set_range(max(start, prefix))
+            while more and len(found) < limit and rows.key().startswith(prefix):
+                found.append(rows.item())
+                more = rows.next()
+    finally:
+        opened.close()
+    return found

@@ -242,6 +242,9 @@ class SegmentLogStore:
             ends[partition] = lsn
             self._save()
 
+    def alarms(self) -> list[str]:
+        return []
+
     async def confirm_boot(self) -> None:
         self._meta.confirmed = self.boot_count
         self._meta.damage.clear()

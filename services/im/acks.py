@@ -79,11 +79,11 @@ async def _copies_held(
     server: ImServer, partition: Partition, key: ClientKey, needed: int, deadline: float
 ) -> bool:
     """A message that several origins may have accepted is held by each of these, and by whoever
-    holds one of their logs as far as it is folded here now, which is beyond the message."""
+    holds one of their logs as far as it can be folded here now, which is beyond the message."""
     stored = await server.kv.get(keys.client_key(partition.number, key))
     origins = [origin_of(copy.origin) for copy in oplog.ClassRow.FromString(stored or b"").copies]
-    applied = partition.applier.applied()
-    ends = {origin: applied.get(origin, 0) for origin in origins}
+    reach = partition.applier.reach()  # not less: the row may be of a batch not come back yet
+    ends = {origin: reach.get(origin, 0) for origin in origins}
     while len(_holders(server, partition, ends)) < needed:
         if server.clock.now() >= deadline:
             return False

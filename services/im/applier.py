@@ -2,8 +2,13 @@
 
 Order of steps, and the invariant it keeps: a record is folded only from a durable log (rule 1);
 state and checkpoint are one atomic batch, conditional on the applier's epoch (rule 15); nothing is
-told (pushed, signalled, counted as applied) before its batch is committed. So a crash anywhere
-repeats at most what was never told, and a paused applier that wakes up late can overwrite nothing.
+told or shown (pushed, signalled, counted as applied, seen in memory) before its batch is committed.
+So a crash anywhere repeats at most what was never told, and a paused applier that wakes up late can
+overwrite nothing.
+
+A commit may end without anybody knowing whether it was made. Then the partition is opened again
+before anything else, and its checkpoint tells: what was made is shown and told as if nothing had
+happened, what was not is folded again.
 """
 
 from __future__ import annotations
@@ -11,14 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from imcore.convert import origin_of, origin_pb
-from imcore.errors import Damaged, StaleWriter, Unavailable
+from imcore.errors import Damaged, ImError, StaleWriter
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Vector
 from services.im.cache import ConversationCache
+from services.im.conversation import Conversation
 from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, fits, needs
 from services.im.reader import Position, Verdict
 from services.ports import Batch, Kv, Log, LogStore
@@ -46,6 +53,20 @@ class Base(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Flying:
+    """A batch on its way into the KV: what becomes true once it is committed."""
+
+    origin: Origin
+    position: Position
+    closed: int
+    newest: int  # HLC of its last op
+    timeline: int
+    again: bool  # all of it was told before
+    conversations: dict[str, Conversation]
+    effects: Effects
+
+
 class Applier:
     def __init__(
         self,
@@ -70,7 +91,10 @@ class Applier:
         self._timeline = 0
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()  # one batch or one rebuild at a time
-        self._spoiled = False  # a batch is under way, or has failed
+        self._spoiled = True  # not open, or a write is under way, or its outcome is not known
+        self._flying: _Flying | None = None
+        self._beginning = False  # a rebuild is under way, or has failed half way
+        self._fenced: StaleWriter | None = None  # another applier has taken the partition over
         self.begun = 0  # how often it was folded again
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
         self._told_to: Vector = {}  # while it is folded again: what was told before
@@ -91,35 +115,49 @@ class Applier:
         position = self._positions.get(origin)
         return position.lsn if position else 0
 
+    def reach(self) -> Vector:
+        """What rows may show by now: never less than what is folded, be it that a batch has not
+        come back yet, or that the partition is being folded again."""
+        found = {o: max(lsn, self.lsn(o)) for o, lsn in self._told_to.items()}
+        found = self.applied() | found
+        if self._flying is not None:
+            found[self._flying.origin] = max(
+                self._flying.position.lsn, found.get(self._flying.origin, 0)
+            )
+        return found
+
     @property
     def timeline(self) -> int:
         return self._timeline
 
     async def open(self) -> None:
         """Take the partition over and continue from its checkpoint."""
-        self._epoch, stored = await self._kv.open_partition(self.partition)
-        self._load(stored)
+        async with self._turn:
+            self._spoiled = True
+            await self._sound()
 
-    def _load(self, stored: bytes | None) -> None:
-        row = oplog.CheckpointRow() if stored is None else oplog.CheckpointRow.FromString(stored)
-        self._positions = {
-            origin_of(p.origin): Position(p.lsn, p.epoch, p.chain) for p in row.applied
-        }
+    def _load(self, row: oplog.CheckpointRow) -> None:
+        self._positions = _positions_of(row)
         self.closed = {origin_of(c.origin): c.hlc for c in row.closed}
-        self._timeline = row.timeline
+        # It only rises: clients hold tokens with what it was.
+        self._timeline = max(row.timeline, self._timeline)
         self._hlc.observe(row.hlc)
 
-    def _checkpoint(self) -> bytes:
+    def _checkpoint(self, flying: _Flying) -> bytes:
         row = oplog.CheckpointRow(
-            applier_epoch=self._epoch, hlc=self._hlc.last, timeline=self._timeline
+            applier_epoch=self._epoch, hlc=self._hlc.last, timeline=flying.timeline
         )
-        parts = [self._part(origin, at) for origin, at in self._positions.items()]
+        parts = [
+            self._part(origin, at, self.closed.get(origin, 0))
+            for origin, at in self._positions.items()
+            if origin != flying.origin
+        ]
+        parts.append(self._part(flying.origin, flying.position, flying.closed))
         return row.SerializeToString() + b"".join(parts)
 
-    def _part(self, origin: Origin, at: Position) -> bytes:
+    def _part(self, origin: Origin, at: Position, closed: int) -> bytes:
         """Of one origin. A batch moves one origin, so the others' bytes are kept: messages of
         Protobuf that stand one behind the other are read as one."""
-        closed = self.closed.get(origin, 0)
         kept = self._encoded.get(origin)
         if kept is None or kept[0] != at.chain or kept[1] != closed:
             row = oplog.CheckpointRow()
@@ -157,7 +195,7 @@ class Applier:
                 await self.drain()
             except StaleWriter:
                 raise
-            except (Unavailable, LookupError, OSError) as error:
+            except (ImError, LookupError, OSError) as error:
                 self._failed(error)
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
@@ -194,50 +232,61 @@ class Applier:
         return found
 
     async def _sound(self) -> None:
-        """After a batch that failed, memory may be ahead of what was committed: go back to the
-        checkpoint before anything else is folded, whoever asks for it. A take-over that fails half
-        way may have fenced the old epoch off, so it is repeated until it succeeds."""
-        if self._spoiled:
+        """After a write whose outcome is not known: take the partition over again, which settles
+        it, before anything else is folded, whoever asks for it. A take-over may fail half way too,
+        so it is repeated until it succeeds. Raises StaleWriter when another applier has done it."""
+        if self._fenced is not None:
+            raise self._fenced
+        if not self._spoiled:
+            return
+        self._epoch, stored = await self._kv.open_partition(self.partition)
+        row = oplog.CheckpointRow.FromString(stored or b"")
+        positions, flying = _positions_of(row), self._flying
+        self._flying = None
+        if flying is not None and positions == self._positions | {flying.origin: flying.position}:
+            self._landed(flying)
+        elif positions != self._positions:  # else the batch was not made, and memory is right
             self._conversations.clear()
-            await self.open()
-            self._spoiled = False
+            self._load(row)
+        if self._beginning:
+            await self._begin_again()
+        self._spoiled = False
 
     async def drain(self) -> None:
         """Fold everything durable that is not folded yet."""
-        begun = self.begun
         async with self._turn:
             await self._sound()
+        begun = self.begun
         more = True
         while more:
             more = False
             for origin, source in self._behind():
                 async with self._turn:
                     await self._sound()
-                    self._spoiled = True
                     more |= await self._one_batch(origin, source)
-                    self._spoiled = False
         self._problem = None
-        if begun == self.begun:  # else not all of it was folded after that beginning
+        if self._conversations.withheld:
             await self._release(begun)
 
     async def _release(self, begun: int) -> None:
         """Everything is folded again. What came in meanwhile could not be pushed, since nobody
         could be told how far its conversation reaches: it is told now, or nobody would ever be."""
-        named = {name for _, effects in self._owed for name in effects.entries}
-        conversations = await self._conversations.load_all(named)
-        if begun != self.begun:
-            return
-        self._conversations.release()
-        self._told_to.clear()
-        owed, self._owed = self._owed, []
-        for origin, effects in owed:
-            effects.keep_below(
-                {name: at.heads.get(origin, 0) for name, at in conversations.items()}
-            )
-            self._told(origin, effects)
+        async with self._turn:  # no batch may come in between
+            if begun != self.begun or not self._conversations.withheld:
+                return  # not all of it was folded after that beginning
+            named = {name for _, effects in self._owed for name in effects.entries}
+            conversations = await self._conversations.load_all(named)
+            self._conversations.release()
+            self._told_to.clear()
+            owed, self._owed = self._owed, []
+            for origin, effects in owed:
+                effects.keep_below(
+                    {name: at.heads.get(origin, 0) for name, at in conversations.items()}
+                )
+                self._told(origin, effects)
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:
-        position = self._positions.setdefault(origin, Position())
+        position = replace(self._positions.get(origin, Position()))
         end = min(source.end(self.partition).lsn, self._seals.get(origin, 1 << 63))
         again = position.lsn < self._told_to.get(origin, 0)
         if again:  # what was told before and what was not never share a batch
@@ -259,10 +308,31 @@ class Applier:
                 taken.append(Taken(record, oplog.Op.FromString(record.payload)))
         if not taken:
             return False
-        effects = await self._commit(origin, taken)
-        self._tell(origin, effects, again)
-        self._conversations.trim()
+        flying, rows = await self._folded(origin, position, taken, again)
+        self._flying, self._spoiled = flying, True
+        batch = Batch(
+            self.partition, self._epoch, self._checkpoint(flying), rows.puts, rows.deletes
+        )
+        try:
+            await self._kv.commit(batch)
+        except StaleWriter as error:
+            self._fenced = error
+            raise
+        self._flying, self._spoiled = None, False
+        self._landed(flying)
         return True
+
+    def _landed(self, flying: _Flying) -> None:
+        """It is committed: show it, then tell."""
+        origin = flying.origin
+        self._positions[origin] = flying.position
+        if flying.closed:
+            self.closed[origin] = flying.closed
+        self.newest[origin] = flying.newest
+        self._timeline = flying.timeline
+        self._conversations.publish(flying.conversations)
+        self._tell(origin, flying.effects, flying.again)
+        self._conversations.trim()
 
     def _tell(self, origin: Origin, effects: Effects, again: bool) -> None:
         if not self._conversations.withheld:
@@ -273,24 +343,26 @@ class Applier:
             later = Effects(effects.entries, effects.audience, effects.cursors)
             self._owed.append((origin, later))
 
-    async def _commit(self, origin: Origin, taken: list[Taken]) -> Effects:
+    async def _folded(
+        self, origin: Origin, position: Position, taken: list[Taken], again: bool
+    ) -> tuple[_Flying, Rows]:
+        """Nothing that anybody sees has changed."""
+        closed, newest = self.closed.get(origin, 0), taken[-1].op.hlc
         for item in taken:
             self._hlc.observe(item.op.hlc)
             if item.op.HasField("tick"):
-                self.closed[origin] = max(item.op.hlc, self.closed.get(origin, 0))
-        self.newest[origin] = taken[-1].op.hlc
+                closed = max(item.op.hlc, closed)
         taken = self._fitting(origin, taken)
         ops = [item.op for item in taken]
-        conversations = await self._conversations.load_all(conversations_of(ops))
+        loaded = await self._conversations.load_all(conversations_of(ops))
+        conversations = {name: loaded_.copy() for name, loaded_ in loaded.items()}
         wanted = list(needs(self.partition, ops))
-        fetched = dict(zip(wanted, await self._kv.get_many(wanted), strict=True))
-        rows = Rows(fetched)
-        self._timeline += 1
-        effects = self._fold.batch(taken, origin, conversations, rows, self._timeline)
-        await self._kv.commit(
-            Batch(self.partition, self._epoch, self._checkpoint(), rows.puts, rows.deletes)
-        )
-        return effects
+        rows = Rows(dict(zip(wanted, await self._kv.get_many(wanted), strict=True)))
+        timeline = self._timeline + 1
+        effects = self._fold.batch(taken, origin, conversations, rows, timeline)
+        return _Flying(
+            origin, position, closed, newest, timeline, again, conversations, effects
+        ), rows
 
     # ------------------------------------------------------------------------------ seals
 
@@ -298,8 +370,10 @@ class Applier:
         """Ops of these origins above these lsns do not count. When some of them are folded
         already, the partition is thrown away and folded again without them; True then."""
         async with self._turn:
-            await self._sound()
             self._seals.update(seals)
+            if not self._epoch:  # not open yet: what is folded is looked at by whoever publishes it
+                return False
+            await self._sound()
             above = [o for o, lsn in seals.items() if self.lsn(o) > lsn]
             if not above:
                 return False
@@ -309,28 +383,36 @@ class Applier:
                 ", ".join(str(origin) for origin in above),
             )
             await self._begin_again()
-        self.wake()
+            self._spoiled = False
         return True
 
     async def _begin_again(self) -> None:
         """Put the partition back to the base, or to nothing. Positions go first: from then on
         nobody may cut away what is to be folded again (services.node.retention)."""
-        timeline, self._spoiled = self._timeline, True
+        self._spoiled = self._beginning = True
         self._conversations.withhold()
         self.begun += 1
         self.begins_again()
         for origin, position in self._positions.items():
             self._told_to[origin] = max(position.lsn, self._told_to.get(origin, 0))
         self._positions = {}
-        checkpoint = await self._base_checkpoint()
-        if self.base is not None and checkpoint is not None:
-            await self.base.load(self.partition, self._epoch)
-        else:
-            await self._kv.clear_partition(self.partition, self._epoch)
+        self.wake()
+        try:
+            checkpoint = await self._base_checkpoint()
+        except Damaged:
+            self._beginning = False  # it goes on with what it has
+            raise
+        try:
+            if self.base is not None and checkpoint is not None:
+                await self.base.load(self.partition, self._epoch)
+            else:
+                await self._kv.clear_partition(self.partition, self._epoch)
+        except StaleWriter as error:
+            self._fenced = error
+            raise
         self._conversations.clear()
-        self._load(checkpoint)
-        self._timeline = max(timeline, self._timeline)
-        self._spoiled = False
+        self._load(oplog.CheckpointRow.FromString(checkpoint or b""))
+        self._beginning = False
 
     async def _base_checkpoint(self) -> bytes | None:
         """None: there is none, and none is needed."""
@@ -355,3 +437,7 @@ class Applier:
             seal = self._seals.get(origin)
             if seal is not None and at.lsn > seal:
                 raise Damaged(f"the snapshot has {origin} up to {at.lsn}, above its seal at {seal}")
+
+
+def _positions_of(row: oplog.CheckpointRow) -> dict[Origin, Position]:
+    return {origin_of(p.origin): Position(p.lsn, p.epoch, p.chain) for p in row.applied}

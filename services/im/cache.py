@@ -1,10 +1,15 @@
-"""Conversations in memory, read from the KV once however many ask at the same time."""
+"""Conversations in memory, read from the KV once however many ask at the same time.
+
+A cached conversation is never changed: the applier changes copies, and publishes them once they are
+committed. So whoever holds one across an await holds a state that was true as a whole; who decides
+upon it (which seq is next) asks for it and decides in the same turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from imcore.words import is_group
 from services.im import keys
@@ -13,14 +18,14 @@ from services.ports import Kv
 
 
 class ConversationCache:
-    """Of one partition. The applier changes the cached objects in place; nobody else does."""
+    """Of one partition. Only the applier publishes, trims and clears."""
 
     def __init__(self, kv: Kv, partition: int, keep: int = 20_000) -> None:
         self._kv = kv
         self._partition = partition
         self._keep = keep
         self._loaded: OrderedDict[str, Conversation] = OrderedDict()
-        self._loading: dict[str, asyncio.Future[Conversation]] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
         self._cleared = 0
         self._whole = asyncio.Event()
         self._whole.set()
@@ -29,23 +34,27 @@ class ConversationCache:
         return self._loaded.get(name) if self._whole.is_set() else None
 
     async def load(self, name: str) -> Conversation:
-        await self._whole.wait()
-        return await self._load(name)
-
-    async def _load(self, name: str) -> Conversation:
-        loaded = self._loaded.get(name)
-        if loaded is not None:
-            return loaded
-        loading = self._loading.get(name)
-        if loading is None:
-            loading = asyncio.ensure_future(self._read(name))
-            self._loading[name] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(name, None))
-        return await asyncio.shield(loading)
+        """As it is in the turn in which this returns. Raises Unavailable."""
+        while True:
+            await self._whole.wait()
+            loaded = self.get(name)
+            if loaded is not None:
+                return loaded
+            await self._read_in(name)
 
     async def load_all(self, names: Iterable[str]) -> dict[str, Conversation]:
         """For the applier, which also reads what is withheld."""
-        return {name: self._loaded.get(name) or await self._load(name) for name in names}
+        found: dict[str, Conversation] = {}
+        for name in names:
+            while (loaded := self._loaded.get(name)) is None:
+                await self._read_in(name)
+            found[name] = loaded
+        return found
+
+    def publish(self, changed: Mapping[str, Conversation]) -> None:
+        """These are committed. The applier had loaded each of them, so no read of an earlier state
+        can be under way."""
+        self._loaded.update(changed)
 
     @property
     def withheld(self) -> bool:
@@ -59,24 +68,44 @@ class ConversationCache:
     def release(self) -> None:
         self._whole.set()
 
-    async def _read(self, name: str) -> Conversation:
+    async def whole(self) -> None:
+        """Wait until nothing is withheld."""
+        await self._whole.wait()
+
+    async def _read_in(self, name: str) -> None:
+        reading = self._reading.get(name)
+        if reading is None:
+            reading = self._reading[name] = asyncio.ensure_future(self._read(name))
+            reading.add_done_callback(_looked_at)
+        await asyncio.shield(reading)
+
+    async def _read(self, name: str) -> None:
         wanted = [keys.heads(self._partition, name)]
         if is_group(name):
             wanted.append(keys.group(self._partition, name))
-        while True:
-            cleared = self._cleared
-            rows = await self._kv.get_many(wanted)
-            if cleared == self._cleared:  # else these are rows of before a rebuild
-                break
-        conversation = Conversation.from_rows(name, rows[0], rows[1] if len(rows) > 1 else None)
-        return self._loaded.setdefault(name, conversation)
+        try:
+            while True:
+                cleared = self._cleared
+                rows = await self._kv.get_many(wanted)
+                if cleared == self._cleared:  # else these are rows of before a rebuild
+                    break
+            group = rows[1] if len(rows) > 1 else None
+            self._loaded.setdefault(name, Conversation.from_rows(name, rows[0], group))
+        finally:
+            # In the same turn: who asks after a trim or a clear must not be given this read.
+            del self._reading[name]
 
     def trim(self) -> None:
-        """Forget the longest unused; called by the applier between batches, so never a changed
-        conversation that is not committed."""
+        """Forget those that were read first; called by the applier between batches."""
         while len(self._loaded) > self._keep:
             self._loaded.popitem(last=False)
 
     def clear(self) -> None:
         self._loaded.clear()
         self._cleared += 1
+
+
+def _looked_at(reading: asyncio.Task[None]) -> None:
+    """Nobody may be left that waits for it, and then nobody else asks how it ended."""
+    if not reading.cancelled():
+        reading.exception()

@@ -15,7 +15,7 @@ class Conversation:
     (hlc, origin, seq) wins, and so does the last name, so that replicas agree whatever order the
     events came in."""
 
-    __slots__ = ("_current", "events", "heads", "id", "name", "name_at")
+    __slots__ = ("_current", "_shared", "events", "heads", "id", "name", "name_at")
 
     def __init__(self, id_: str) -> None:
         self.id = id_
@@ -24,6 +24,16 @@ class Conversation:
         self.name_at = _NEVER
         self.events: dict[str, list[MemberEvent]] = {}
         self._current: tuple[str, ...] | None = direct_members(id_)
+        self._shared = False  # ``events`` is also that of a copy
+
+    def copy(self) -> Conversation:
+        """To be changed while this one stays as it is."""
+        made = Conversation.__new__(Conversation)
+        made.id, made.heads = self.id, dict(self.heads)
+        made.name, made.name_at = self.name, self.name_at
+        made.events, made._current = self.events, self._current
+        made._shared = self._shared = True
+        return made
 
     @staticmethod
     def from_rows(id_: str, heads: bytes | None, group: bytes | None) -> Conversation:
@@ -79,9 +89,10 @@ class Conversation:
             self.name, self.name_at = name, at
 
     def set_member(self, uid: str, event: MemberEvent) -> None:
-        events = self.events.setdefault(uid, [])
+        events = self.events.get(uid, [])
         if event in events:
             return  # it was published again, or twice
-        events.append(event)
-        events.sort()
+        if self._shared:  # few batches change members, and groups are large
+            self.events, self._shared = dict(self.events), False
+        self.events[uid] = sorted([*events, event])
         self._current = None

@@ -1,9 +1,9 @@
 """Which cids of a connecting client's outboxes are known here: what ConnectOk lists.
 
 A help, not a promise: whatever is not listed is offered by the client, and answered as known then.
-So the work that one Connect may cause is bounded, and what lies beyond the bound is left out. The
-embedded KV never suspends, so the loop is let go between pages: leases and heartbeats of everybody
-else hang on it.
+So the work that one Connect may cause is bounded, and what lies beyond the bound is left out. A KV
+need not suspend, so the loop is let go between pages: leases and heartbeats of everybody else hang
+on it.
 """
 
 from __future__ import annotations

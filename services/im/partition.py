@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
 from imcore.attest import RegionKeys
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import Clock
@@ -36,7 +37,9 @@ from services.ports import Kv, Log, LogStore, Record
 log = logging.getLogger("im.sequencer")
 
 _LANE_SCAN = 4096
-_REPAIR_S = 0.25
+_REPAIR_S = 0.25  # doubled up to the next one while it fails
+_REPAIR_MAX_S = 1.0
+_LATER = (Unavailable, OutcomeUnknown, OSError)  # an engine may come back
 
 
 Outcome = Accepted | Want | Exception
@@ -77,7 +80,8 @@ class Partition:
         self.seal_of: Callable[[Origin, int], int | None] = lambda origin, partition: None
         self._epoch = 0
         self._sequencer_id = b""
-        self._failed: Exception | None = None
+        self._failed: Exception | None = Unavailable("it is not open yet")
+        self.sequencer.close(self._refusal())
         self._waiters: dict[tuple[Lane, int], list[Done]] = {}
         self._repairing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,17 +89,47 @@ class Partition:
     # ------------------------------------------------------------------------- take-over
 
     async def open(self, sequencer_id: bytes) -> None:
-        """Fold what the logs hold, then open an epoch with a marker (rule 5) and take sends."""
+        """Fold what the logs hold, then open an epoch with a marker (rule 5) and take sends. For as
+        long as an engine is away it is tried again. Raises what no waiting helps against."""
         self._sequencer_id = sequencer_id
-        await self.applier.open()
-        await self.applier.drain()
-        await self._open_epoch()
+        self._repairing = asyncio.ensure_future(self._take_over(0.0, _LATER))
+        try:
+            await self._repairing
+        finally:
+            self._repairing.cancel()
+
+    async def _take_over(self, delay: float, temporary: tuple[type[Exception], ...]) -> None:
+        """Until the partition takes sends: at its start, and after an append that has failed."""
+        while self._failed is not None:
+            await asyncio.sleep(delay)
+            delay = min(max(2 * delay, _REPAIR_S), _REPAIR_MAX_S)
+            try:
+                await self._log.reopen(self.number)
+                await self.applier.drain()
+                await self._open_epoch()
+            except StaleWriter as error:  # another process has it now: never again
+                self._fail(error)
+                raise
+            except temporary as error:
+                self._fail(error)
+
+    async def _repair(self) -> None:
+        with contextlib.suppress(StaleWriter):
+            # Whatever it is: nobody else will try again.
+            await self._take_over(_REPAIR_S, (Exception,))
 
     async def _open_epoch(self) -> None:
-        self._epoch = self._log.end(self.number).epoch + 1
+        """What was sent before may have come into the log after all, and is folded by now; it may
+        even come in now, but not behind the marker. So the marker must be the next record."""
+        end, folded = self._log.end(self.number), self.applier.lsn(self.origin)
+        if folded < end.lsn:
+            raise Unavailable(f"the log ends at {end.lsn}, and is folded up to {folded}")
+        self._epoch = end.epoch + 1
         op = self.sequencer.plain("", self._clock.wall_ms(), 0)
         op.marker.sequencer = self._sequencer_id
-        await self.append(op)
+        record = await self.append(op)
+        if record.lsn != end.lsn + 1:
+            raise Unavailable(f"the marker came to be {record.lsn}, and not next to {end.lsn}")
         # In the turn in which ops are taken again: what was given out for ops that the failure took
         # along must not be counted on.
         self.sequencer.reset()
@@ -143,16 +177,6 @@ class Partition:
             self._fail(error)
         if self._repairing is None or self._repairing.done():
             self._repairing = asyncio.ensure_future(self._repair())
-
-    async def _repair(self) -> None:
-        while self._failed is not None:
-            await asyncio.sleep(_REPAIR_S)
-            try:
-                await self._log.reopen(self.number)
-                await self.applier.drain()
-                await self._open_epoch()
-            except Exception as error:  # whatever it is: nobody else will try again
-                self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         if self._failed is None or str(error) != str(self._failed):
@@ -268,12 +292,16 @@ class Partition:
         begun = self.applier.begun
         state = self.sequencer.open_lane(lane, floor)
         if not state.loaded or floor < state.floor:
-            # The second: a client went back to an older copy of its outbox.
-            known = await self.known_cids(lane, floor)
+            # The second: a client went back to an older copy of its outbox. From here on whatever
+            # is folded is noted from that floor on; what was folded before is read.
+            state.lower_floor(floor)
+            read_from = state.floor
+            known = await self.known_cids(lane, read_from)
             if begun != self.applier.begun or self.conversations.get(lane.conversation) is None:
                 return  # what was read may be of before a rebuild: the client asks again
+            if state.floor < read_from:
+                return  # another one went further back meanwhile, and reads from there
             state.known |= known
-            state.floor = min(state.floor, max(1, floor))
             state.loaded = True
 
     async def known_cids(self, lane: Lane, floor: int) -> set[int]:
@@ -291,7 +319,7 @@ class Partition:
             if len(rows) < _LANE_SCAN:
                 return known
             start = rows[-1][0] + b"\0"
-            await asyncio.sleep(0)  # an embedded KV never suspends: let the loop go in between
+            await asyncio.sleep(0)  # where the KV does not suspend: let the loop go in between
 
     async def _known(self, submission: Submission, done: Done) -> None:
         """Answer with what was accepted; a smaller attested place becomes a place op (rule 12)."""
@@ -302,8 +330,10 @@ class Partition:
         done(outcome)
 
     async def _judge_known(self, submission: Submission) -> Outcome:
+        begun = self.applier.begun
         stored = await self.kv.get(keys.client_key(self.number, submission.key))
-        if stored is None:
+        if stored is None or begun != self.applier.begun or self.conversations.withheld:
+            # While a partition is folded again, a class does not have all of its copies.
             return Unavailable("the message is being applied; ask again", 20)
         row = oplog.ClassRow.FromString(stored)
         answer, lower = judge_known(row, submission, self.origin, self._above_seal)
@@ -324,4 +354,4 @@ class Partition:
         """Whether copies of this origin that are folded here may lie above its seal. They are about
         to be folded out, so nobody may be told that they are held (rule 7)."""
         seal = self.seal_of(origin, self.number)
-        return seal is not None and self.applier.lsn(origin) > seal
+        return seal is not None and self.applier.reach().get(origin, 0) > seal

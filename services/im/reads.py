@@ -1,4 +1,9 @@
-"""What clients ask of the KV: pulls by position, history by place, what has changed, members."""
+"""What clients ask of the KV: pulls by position, history by place, what has changed, members.
+
+An answer takes several reads, and the applier may commit between them. What it adds does no harm;
+what it moves (a class to a smaller place, a class to another copy) would make a page with a hole,
+so it is noticed (``Moved``), and the page is read again. A rebuild is the caller's to notice.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 from imcore.attest import RegionKeys
-from imcore.convert import key_of, origin_of, place_of, positions_pb
+from imcore.convert import attested_of, key_of, origin_of, place_of, positions_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Place, Vector
@@ -20,6 +25,10 @@ PULL_LIMIT = 200
 SYNC_LIMIT = 200
 PAGE_BYTES_MAX = 128 * 1024  # of a page's entries: half of what one message of the protocol holds
 _BUILT_BYTES = 256  # about what building adds to a stored op: place, attestation
+
+
+class Moved(Exception):
+    """What one read has found was not so any more for the next one: read again."""
 
 
 async def _entries(
@@ -38,6 +47,8 @@ async def _entries(
         if op.HasField("message"):
             stored = rows[keys.client_key(partition, key_of(op.message.key))]
             row = oplog.ClassRow.FromString(stored or b"")
+            if not row.copies:
+                raise Moved
             first = row.copies[0]
             entry.place = place_of(row.place)
             entry.alias = (origin_of(first.origin), first.seq) != (origin, op.seq)
@@ -68,7 +79,8 @@ async def pull(
     """Entries above ``have``, by HLC, at most ``limit`` and PAGE_BYTES_MAX; second: whether there
     is more.
 
-    Within an origin HLC rises with seq, so a page cut by HLC is a prefix of every origin.
+    Within an origin HLC rises with seq, so a page cut by HLC is a prefix of every origin. Nothing
+    above the heads of ``conversation`` is shown, whatever is committed meanwhile. Raises Moved.
     """
     limit = max(1, min(limit or PULL_LIMIT, PULL_LIMIT))
     found: list[tuple[int, Origin, int, oplog.Op, int]] = []
@@ -100,7 +112,7 @@ async def history(
     region_keys: RegionKeys,
 ) -> tuple[list[pb.Entry], bool]:
     """The last messages by place below ``before`` (None: from the end), in ascending order; at
-    most ``limit`` and PAGE_BYTES_MAX."""
+    most ``limit`` and PAGE_BYTES_MAX. Raises Moved."""
     limit = max(1, min(limit or PULL_LIMIT, PULL_LIMIT))
     prefix = keys.order_prefix(partition, conversation.id)
     end = (
@@ -114,12 +126,18 @@ async def history(
         [keys.entry(partition, conversation.id, origin, seq) for origin, seq in identities]
     )
     kept = _fitting(len(value or b"") for value in stored)  # the newest ones
-    found = [
-        (origin, oplog.Op.FromString(value))
-        for (origin, _), value in zip(identities[:kept], stored[:kept], strict=True)
-        if value is not None
-    ]
-    return await _entries(kv, partition, found[::-1], region_keys), len(rows) > kept
+    found = []
+    for (origin, _), value in zip(identities[:kept], stored[:kept], strict=True):
+        if value is None:
+            raise Moved
+        found.append((origin, oplog.Op.FromString(value)))
+    built = await _entries(kv, partition, found[::-1], region_keys)
+    for entry, (order_key, _) in zip(reversed(built), rows, strict=False):
+        # The next page begins below this one's places: they must be those that it was found by.
+        placed = attested_of(entry.message.placed)
+        if entry.message.alias or order_key != keys.order(partition, placed.place, placed.key):
+            raise Moved
+    return built, len(rows) > kept
 
 
 async def changed_conversations(
@@ -139,7 +157,7 @@ async def changed_conversations(
         if len(rows) < SYNC_LIMIT:
             break
         start = rows[-1][0] + b"\0"
-        await asyncio.sleep(0)  # the embedded KV never suspends, and a user may have thousands
+        await asyncio.sleep(0)  # a KV need not suspend, and a user may have thousands
     prefix = keys.member_prefix(partition, uid)
     start = prefix + after.encode() + (b"\0" if after else b"")
     for key, _ in await kv.scan(start, keys.prefix_end(prefix), limit):

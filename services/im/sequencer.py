@@ -71,6 +71,11 @@ class LaneState:
             self.floor = floor
             self.known = {cid for cid in self.known if cid >= floor}
 
+    def lower_floor(self, floor: int) -> None:
+        """Not loaded from now on: below the old floor nothing is known."""
+        self.floor = min(self.floor, max(1, floor))
+        self.loaded = False
+
     def want(self) -> int:
         cid = self.floor
         while cid in self.known or cid in self.pending:

@@ -40,10 +40,12 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
+_READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
 Signals = Callable[[str, tuple[str, ...], Origin, int], None]
 SealOf = Callable[[Origin, int], int | None]
+_Page = Coroutine[Any, Any, tuple[list[pb.Entry], bool]]
 
 
 @dataclass(slots=True)
@@ -337,35 +339,52 @@ class ImServer:
         return partition, conversation
 
     async def _pull(self, session: Session, pull: pb.Pull) -> pb.Response:
-        partition, conversation = await self.readable(session, pull.conversation)
-        found, more = await reads.pull(
-            self.kv,
-            partition.number,
-            conversation,
-            vector_of(pull.have),
-            pull.limit,
-            self.keys,
-        )
-        return self._pulled(partition, conversation, found, more)
+        have = vector_of(pull.have)
+
+        def page(partition: Partition, conversation: Conversation) -> _Page:
+            return reads.pull(self.kv, partition.number, conversation, have, pull.limit, self.keys)
+
+        return await self._pulled(session, pull.conversation, page)
 
     async def _history(self, session: Session, history: pb.History) -> pb.Response:
-        partition, conversation = await self.readable(session, history.conversation)
+        check_conversation(history.conversation)
         before = place_of(history.before) if history.HasField("before") else None
         if before is not None and before.origin.idc and not valid_id(before.origin.idc):
             raise Refused(Code.BAD_REQUEST, "`before` names no valid origin")
-        found, more = await reads.history(
-            self.kv, partition.number, conversation, before, history.limit, self.keys
-        )
-        return self._pulled(partition, conversation, found, more)
 
-    def _pulled(
-        self, partition: Partition, conversation: Conversation, found: list[pb.Entry], more: bool
+        def page(partition: Partition, conversation: Conversation) -> _Page:
+            return reads.history(
+                self.kv, partition.number, conversation, before, history.limit, self.keys
+            )
+
+        return await self._pulled(session, history.conversation, page)
+
+    async def _pulled(
+        self,
+        session: Session,
+        name: str,
+        page: Callable[[Partition, Conversation], _Page],
     ) -> pb.Response:
+        """A page with the heads that it belongs to. Reading it takes time: what is said of the
+        conversation is of before, and what a rebuild may have thrown away is read again."""
+        for _ in range(_READ_AGAIN):
+            partition, conversation = await self.readable(session, name)
+            begun = partition.applier.begun
+            response = self._reached(partition, conversation)
+            try:
+                found, more = await page(partition, conversation)
+            except reads.Moved:
+                continue
+            if begun == partition.applier.begun:
+                response.pull_ok.entries.extend(found)
+                response.pull_ok.more = more
+                return response
+        raise Unavailable("the conversation changes faster than it can be read; ask again")
+
+    def _reached(self, partition: Partition, conversation: Conversation) -> pb.Response:
         response = pb.Response()
         pulled = response.pull_ok
         pulled.conversation = conversation.id
-        pulled.entries.extend(found)
-        pulled.more = more
         state = reads.heads(conversation, self.stable(partition))
         pulled.heads.extend(state.heads)
         pulled.stable = state.stable

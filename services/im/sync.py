@@ -9,6 +9,7 @@ from imcore.errors import Code, Refused
 from imcore.proto import client_pb2 as pb
 from imcore.words import valid_conversation
 from services.im import reads
+from services.im.partition import Partition
 
 if TYPE_CHECKING:
     from services.im.server import ImServer
@@ -46,6 +47,20 @@ def _page(server: ImServer, page: bytes) -> tuple[int, str, bytes]:
     return _PAGE.unpack_from(page)[0], after, token
 
 
+async def _changed(
+    partition: Partition, uid: str, since: int, after: str, limit: int
+) -> list[tuple[str, bool]]:
+    """While a partition is folded again, what has changed cannot be seen: it is waited for."""
+    while True:
+        await partition.conversations.whole()
+        begun = partition.applier.begun
+        changed = await reads.changed_conversations(
+            partition.kv, partition.number, uid, since, after, limit
+        )
+        if begun == partition.applier.begun:
+            return changed
+
+
 async def sync_page(server: ImServer, uid: str, sync: pb.Sync) -> pb.Response:
     since = _since(server, sync.since)
     number, after, token = _page(server, sync.page)
@@ -56,9 +71,7 @@ async def sync_page(server: ImServer, uid: str, sync: pb.Sync) -> pb.Response:
     while number < len(server.partitions):
         partition = server.partitions[number]
         room = limit - len(answer.conversations)
-        changed = await reads.changed_conversations(
-            server.kv, number, uid, since[number], after, room
-        )
+        changed = await _changed(partition, uid, since[number], after, room)
         for name, by_membership in changed:
             conversation = await partition.conversations.load(name)
             small = len(conversation.members()) <= server.policy.push_group_members_max

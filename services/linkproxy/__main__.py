@@ -20,7 +20,7 @@ from imcore.region.load import load_region
 from imcore.region.rules import split
 from imcore.tls import SERVER_OPTIONS, grpc_server_credentials
 from services.linkproxy.admin import AdminService
-from services.linkproxy.proxy import LinkProxy, Pair, endpoints, link_specs
+from services.linkproxy.proxy import LinkProxy, Pair, Route, endpoints, link_specs
 from services.linkproxy.relay import HostPort
 
 log = logging.getLogger("im.linkproxy")
@@ -39,6 +39,13 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="where to write (JSON) which address each IDC dials for each other; "
         "addresses that it already names are kept",
     )
+    parser.add_argument(
+        "--routes",
+        type=Path,
+        metavar="FILE",
+        help='further addresses (JSON): [{"source": IDC, "target": IDC, "listen": HOST:PORT, '
+        '"address": HOST:PORT}]; source dials the one and gets to the other, over the link',
+    )
     parser.add_argument("--faults", action="store_true", help="allow faults")
     return parser.parse_args(argv)
 
@@ -50,6 +57,19 @@ def read_listen(path: Path) -> dict[Pair, HostPort]:
         return {(a, b): split(text) for a, row in document.items() for b, text in row.items()}
     except (OSError, ValueError, AttributeError):
         return {}
+
+
+def read_routes(path: Path | None) -> list[Route]:
+    """Raises BadInput."""
+    if path is None:
+        return []
+    try:
+        return [
+            Route(row["source"], row["target"], split(row["listen"]), split(row["address"]))
+            for row in json.loads(path.read_text())
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"--routes {path}: expected a list of routes, got {error!r}") from error
 
 
 def write_listen(path: Path, bound: dict[Pair, HostPort]) -> None:
@@ -66,7 +86,8 @@ def write_listen(path: Path, bound: dict[Pair, HostPort]) -> None:
 async def serve(options: argparse.Namespace) -> None:
     region = load_region(options.region)
     stop = asyncio.Event()
-    proxy = LinkProxy(endpoints(region), link_specs(region), random.Random())
+    routes = read_routes(options.routes)
+    proxy = LinkProxy(endpoints(region), link_specs(region), random.Random(), routes)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     rpc.add_AdminServicer_to_server(AdminService(proxy, options.faults, stop.set), server)
     try:

@@ -1,14 +1,14 @@
-"""All links of a region: a listener for each ordered pair, directions, faults."""
+"""All links of a region: listeners for each ordered pair, directions, faults."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from imcore.errors import Code, Refused
+from imcore.errors import BadInput, Code, Refused
 from imcore.region.model import Region
 from imcore.region.rules import split
 from services.linkproxy.model import Direction, LinkSpec, Mode
@@ -25,6 +25,16 @@ class Fault(NamedTuple):
     mode: Mode
     both_ways: bool
     spec: LinkSpec | None = None
+
+
+class Route(NamedTuple):
+    """A further address that ``source`` dials in ``target``: ``listen`` here leads to ``address``.
+    It shares the link's delay, rate and faults with the calls to the peer endpoint."""
+
+    source: str
+    target: str
+    listen: HostPort
+    address: HostPort
 
 
 def endpoints(region: Region) -> dict[str, HostPort]:
@@ -46,11 +56,21 @@ def link_specs(region: Region) -> dict[Pair, LinkSpec]:
 
 
 class LinkProxy:
-    """Listens for every (who dials, who is dialled), relays to the latter's peer endpoint."""
+    """Listens for every (who dials, who is dialled), relays to the latter's peer endpoint, and on
+    each route to the address that it names."""
 
     def __init__(
-        self, targets: Mapping[str, HostPort], specs: Mapping[Pair, LinkSpec], rng: random.Random
+        self,
+        targets: Mapping[str, HostPort],
+        specs: Mapping[Pair, LinkSpec],
+        rng: random.Random,
+        routes: Sequence[Route] = (),
     ) -> None:
+        """Raises BadInput for a route between IDCs that there are not."""
+        for route in routes:
+            if (route.source, route.target) not in specs:
+                raise BadInput(f"a route leads from {route.source} to {route.target}: no link")
+        self._routes = routes
         self._targets = targets
         self._configured = dict(specs)
         self._directions = {pair: Direction(*pair, spec) for pair, spec in specs.items()}
@@ -60,19 +80,24 @@ class LinkProxy:
 
     async def listen(self, wanted: Mapping[Pair, HostPort]) -> dict[Pair, HostPort]:
         """Start listening: on ``wanted`` addresses (a restart keeps them), else on free ports of
-        this machine. Returns where. Raises OSError."""
+        this machine; on each route where it says. Returns where for each pair. Raises OSError."""
         bound = {}
         for pair in self._directions:
-            host, port = wanted.get(pair, ("127.0.0.1", 0))
-            loop = asyncio.get_running_loop()
-            server = await loop.create_server(partial(self._accept, pair), host, port)
-            self._servers.append(server)
-            bound[pair] = (host, server.sockets[0].getsockname()[1])
+            wish = wanted.get(pair, ("127.0.0.1", 0))
+            bound[pair] = await self._listen(pair, wish, self._targets[pair[1]])
+        for route in self._routes:
+            await self._listen((route.source, route.target), route.listen, route.address)
         return bound
 
-    def _accept(self, pair: Pair) -> asyncio.Protocol:
+    async def _listen(self, pair: Pair, wish: HostPort, address: HostPort) -> HostPort:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(partial(self._accept, pair, address), *wish)
+        self._servers.append(server)
+        return wish[0], server.sockets[0].getsockname()[1]
+
+    def _accept(self, pair: Pair, address: HostPort) -> asyncio.Protocol:
         out, back = self._directions[pair], self._directions[pair[::-1]]
-        relay = Relay(out, back, self._targets[pair[1]], self._rng, self._relays.discard)
+        relay = Relay(out, back, address, self._rng, self._relays.discard)
         self._relays.add(relay)
         return relay.near
 

@@ -5,13 +5,19 @@ is the first source; while it does not answer, whichever other IDC holds the lon
 relay of a copy, position and origin kept). Copies are chained by hash, so a record that
 comes twice, or from two sources, is dropped or alarms; it never forks a copy. A source that cannot
 read a record any more is left for another one until that record is here.
+
+Where something else fills the copies (``LogStore.filled_from_outside``), the origin is only asked
+for its ends, and told what is held and applied here. Its records are fetched when a copy that ends
+below them has not moved for a while; those of an origin that does not answer, at once, from whoever
+holds more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import grpc
@@ -23,6 +29,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin
 from services.engines.records import unpack
+from services.mirror.gaps import Gaps
 from services.mirror.progress import Progress
 from services.ports import Log, LogStore
 
@@ -31,6 +38,7 @@ log = logging.getLogger("im.mirror")
 _RETRY_S = 0.3
 _QUIET_S = 2.0  # a source says something each half second; longer than this it is lost
 _REPORT_S = 0.05  # how often it is looked whether there is something to report
+GAP_S = 3.0  # how long a gap may stay before it is filled from here
 
 SealOf = Callable[[Origin, int], int | None]
 
@@ -59,6 +67,7 @@ class Follower:
     source: str = ""  # from whom the last batch came
     heard_at: float = 0.0
     missed: Callable[[str], None] | None = None
+    gap_s: float = GAP_S
     _cut_away: set[str] = field(default_factory=set)  # sources that cannot serve the next records
     _ends: dict[Origin, dict[int, int]] = field(default_factory=dict)
     _problem: str | None = None
@@ -193,7 +202,23 @@ class Follower:
 
     async def _tail(self, stub: rpc.LogsAsyncStub, via: str, origin: Origin) -> None:
         copy = await self.store.open_copy(origin)
-        call = stub.Tail(self._requests(copy, origin))
+        if via == self.idc and self.store.filled_from_outside:
+            await self._attend(stub, via, origin, copy)
+        else:
+            async with aclosing(self._batches(stub, via, origin, copy)) as batches:
+                async for _ in batches:
+                    pass
+
+    async def _batches(
+        self,
+        stub: rpc.LogsAsyncStub,
+        via: str,
+        origin: Origin,
+        copy: Log,
+        ends_only: bool = False,
+    ) -> AsyncGenerator[peer.TailBatch, None]:
+        """Each one after it was taken."""
+        call = stub.Tail(self._requests(copy, origin, ends_only))
         try:
             while True:
                 async with asyncio.timeout(_QUIET_S):  # not wait_for: that is a task a batch
@@ -207,8 +232,36 @@ class Follower:
                     raise CutAway(f"{via} has cut away what comes next here of {origin}")
                 if batch.records:
                     self._cut_away.discard(self.idc)
+                yield batch
         finally:
             call.cancel()
+
+    async def _attend(self, stub: rpc.LogsAsyncStub, via: str, origin: Origin, copy: Log) -> None:
+        """Something else fills the copy: look whether it does."""
+        gaps = Gaps(self.gap_s)
+        async with aclosing(self._batches(stub, via, origin, copy, ends_only=True)) as batches:
+            async for batch in batches:
+                held = {end.partition: copy.end(end.partition).lsn for end in batch.ends}
+                ends = {end.partition: self._wanted(origin, end) for end in batch.ends}
+                stay, moved = gaps.look(held, ends, self.clock.now())
+                if moved:
+                    self._problem = None
+                if stay:
+                    log.info("%s: fetching what is missing of partitions %s", origin, sorted(stay))
+                    await self._fill(stub, via, origin, copy, stay)
+
+    def _wanted(self, origin: Origin, end: peer.PartitionEnd) -> int:
+        seal = self.seal_of(origin, end.partition)
+        return end.lsn if seal is None else min(end.lsn, seal)
+
+    async def _fill(
+        self, stub: rpc.LogsAsyncStub, via: str, origin: Origin, copy: Log, upto: dict[int, int]
+    ) -> None:
+        """Fetch until every one of these partitions holds that lsn."""
+        async with aclosing(self._batches(stub, via, origin, copy)) as batches:
+            async for _ in batches:
+                if all(copy.end(partition).lsn >= lsn for partition, lsn in upto.items()):
+                    return
 
     def _note_damage(self, via: str, origin: Origin, batch: peer.TailBatch) -> None:
         for at in batch.damaged:
@@ -241,7 +294,9 @@ class Follower:
         seal = self.seal_of(origin, partition)
         return seal is not None and lsn > seal
 
-    async def _requests(self, copy: Log, origin: Origin) -> AsyncIterator[peer.TailRequest]:
+    async def _requests(
+        self, copy: Log, origin: Origin, ends_only: bool = False
+    ) -> AsyncIterator[peer.TailRequest]:
         """First what is held, then what is held and applied whenever it has changed. Paced: a
         report a batch would cost as much as the batch, and only ``replicated`` waits for it."""
         reported: tuple[list[int], dict[int, int]] | None = None
@@ -249,7 +304,9 @@ class Follower:
             held = [copy.end(partition).lsn for partition in range(self.partitions)]
             applied = self.applied(origin)
             if (held, applied) != reported:
-                yield self._request(copy, origin, applied)
+                request = self._request(copy, origin, applied)
+                request.ends_only = ends_only
+                yield request
                 reported = (held, dict(applied))
             await asyncio.sleep(_REPORT_S)
 

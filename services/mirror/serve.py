@@ -33,6 +33,7 @@ _IDLE_S = 0.5
 # records it has: at 100 messages/s an IDC, it is half of what replication costs, for 10 ms more on
 # links of 45 ms and up.
 _PACE_S = 0.02
+_ANNOUNCE_S = 0.1  # between announcements: nothing waits for them but what looks for gaps
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Applied = Callable[[Origin], dict[int, int]]
@@ -92,7 +93,8 @@ class LogsService(rpc.LogsServicer):
         reports = asyncio.ensure_future(self._reports(request_iterator, reader, origin))
         try:
             start = {end.partition: end.lsn + 1 for end in first.held}
-            async for batch in self._batches(source, start):
+            batches = self._announced(source) if first.ends_only else self._batches(source, start)
+            async for batch in batches:
                 yield batch
         finally:
             reports.cancel()
@@ -105,6 +107,21 @@ class LogsService(rpc.LogsServicer):
         async for request in requests:
             held = request.held
             self._progress.report(reader, origin, held, request.applied)
+
+    async def _announced(self, source: Log) -> AsyncGenerator[peer.TailBatch, None]:
+        """How far the source has come, for who gets its records from elsewhere."""
+        grown = asyncio.Event()
+        unsubscribe = source.subscribe(grown.set)
+        try:
+            while True:
+                grown.clear()
+                yield peer.TailBatch(ends=self._ends(source))
+                await asyncio.sleep(_ANNOUNCE_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_IDLE_S):
+                        await grown.wait()
+        finally:
+            unsubscribe()
 
     async def _batches(
         self, source: Log, next_lsn: dict[int, int]

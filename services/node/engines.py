@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from imcore.errors import BadInput, ImError, Unavailable
-from imcore.region.model import Etcd, KvEngine
+from imcore.region.model import Etcd, Kafka, KvEngine
 from imcore.region.rules import registry_prefix
 from imcore.runtime import Clock, Random
 from services.control.caspaxos import Proposer
 from services.engines.disk import Disk
 from services.engines.etcd.client import EtcdSettings, NotTrusted
 from services.engines.etcd.registry import EtcdRegistry
+from services.engines.kafka.log_store import KafkaLogStore
+from services.engines.kafka.settings import KafkaSettings
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.registry_store import RegistryStore
@@ -26,6 +28,7 @@ from services.ports import Kv, LogStore, Registry
 log = logging.getLogger("im.engines")
 
 ETCD_START_S = 10.0
+LOG_START_S = 60.0  # without its logs an IDC can do nothing
 RETRY_S = 0.5
 LOOK_S = 1.0
 
@@ -41,7 +44,7 @@ async def open_registry(
         stack.push_async_callback(store.close)
         return store
     prefix = registry_prefix(config.region, config.idc)
-    registry = EtcdRegistry(await asyncio.to_thread(settings_of, etcd, prefix), config.idc.name)
+    registry = EtcdRegistry(await asyncio.to_thread(etcd_settings, etcd, prefix), config.idc.name)
     stack.push_async_callback(registry.close)
     await _wait_for(registry, config.idc.name, clock)
     return registry
@@ -50,13 +53,40 @@ async def open_registry(
 async def open_log_store(
     config: NodeConfig, disk: Disk, rng: Random, stack: contextlib.AsyncExitStack
 ) -> LogStore:
-    """Closed by ``stack``."""
-    spec = config.region.spec
-    store = await SegmentLogStore.open(
-        str(config.data / "log"), spec.partitions, disk, rng, spec.retention.segment_bytes
-    )
+    """Closed by ``stack``. Raises BadInput, NotTrusted, Unavailable."""
+    spec, engines = config.region.spec, config.idc.engines
+    store: LogStore
+    if engines.log.kafka is None:
+        store = await SegmentLogStore.open(
+            str(config.data / "log"), spec.partitions, disk, rng, spec.retention.segment_bytes
+        )
+    else:
+        store = await KafkaLogStore.open(
+            await asyncio.to_thread(kafka_settings, engines.log.kafka),
+            config.idc.name,
+            spec.partitions,
+            rng,
+            filled_from_outside=engines.mirror.mirrormaker2 is not None,
+            wait_s=LOG_START_S,
+        )
     stack.push_async_callback(store.close)
     return store
+
+
+def kafka_settings(kafka: Kafka) -> KafkaSettings:
+    """Reads the password file. Raises BadInput."""
+    return KafkaSettings(
+        brokers=tuple(kafka.brokers),
+        prefix=kafka.topic_prefix,
+        ca_file=_path(kafka.ca_file),
+        cert_file=_path(kafka.cert_file),
+        key_file=_path(kafka.key_file),
+        username=kafka.username or "",
+        password=_secret(kafka.password_file, "log.kafka"),
+        replication_factor=kafka.replication_factor,
+        min_insync_replicas=kafka.min_insync_replicas,
+        durability=kafka.durability,
+    )
 
 
 async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitStack) -> KvEngines:
@@ -91,26 +121,36 @@ async def _wait_for(registry: EtcdRegistry, idc: str, clock: Clock) -> None:
         await asyncio.sleep(RETRY_S)
 
 
-def settings_of(etcd: Etcd, prefix: str) -> EtcdSettings:
+def etcd_settings(etcd: Etcd, prefix: str) -> EtcdSettings:
     """Reads the files that the region file names. Raises BadInput."""
-    password = (_read(etcd.password_file) or b"").decode(errors="replace")
+    field = "registry.etcd"
     return EtcdSettings(
         endpoints=tuple(etcd.endpoints),
         prefix=prefix,
-        ca=_read(etcd.ca_file),
-        certificate=_read(etcd.cert_file),
-        key=_read(etcd.key_file),
+        ca=_read(etcd.ca_file, field),
+        certificate=_read(etcd.cert_file, field),
+        key=_read(etcd.key_file, field),
         username=etcd.username or "",
-        password=(password.splitlines() or [""])[0],
+        password=_secret(etcd.password_file, field),
     )
 
 
-def _read(path: str | None) -> bytes | None:
+def _path(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _secret(path: str | None, field: str) -> str:
+    """A file's first line."""
+    text = (_read(path, field) or b"").decode(errors="replace")
+    return (text.splitlines() or [""])[0]
+
+
+def _read(path: str | None, field: str) -> bytes | None:
     try:
         return None if path is None else Path(path).read_bytes()
     except OSError as error:
         raise BadInput(
-            f"{path}: expected a readable file, got {error.strerror} (engines.registry.etcd)"
+            f"{path}: expected a readable file, got {error.strerror} (engines.{field})"
         ) from error
 
 

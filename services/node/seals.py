@@ -74,7 +74,10 @@ class Seals:
                     done[origin] = seal
                 except ImError as error:
                     problems.append(error)
-            await partition.applier.seal(done)
+            try:
+                await partition.applier.seal(done)
+            except ImError as error:
+                problems.append(error)
         for problem in sorted(problems, key=lambda p: not isinstance(p, Damaged)):
             raise problem
         return published
@@ -113,6 +116,8 @@ class Seals:
             raise Damaged(f"{origin} is sealed at {seal}, and what comes next is cut away here")
         while lsn <= copy.end(partition.number).lsn:
             records = await copy.read(partition.number, lsn, _READ_BYTES)
+            if not records:
+                raise Unavailable(f"the log of {origin} was cut while it was read")
             ops = [oplog.Op.FromString(record.payload) for record in records]
             wanted = [op for op in ops if op.WhichOneof("body") in _PUBLISHED and fits(op)]
             await partition.republish(origin, wanted)
@@ -130,4 +135,6 @@ async def _hlc_at(origin: Origin, copy: Log | None, partition: int, seal: int) -
     if copy.first_lsn(partition) > seal:
         raise Damaged(f"{origin} is sealed at {seal}, and that record is cut away here")
     records = await copy.read(partition, seal, 1)
+    if not records:
+        raise Unavailable(f"the log of {origin} was cut while it was read")
     return oplog.Op.FromString(records[0].payload).hlc

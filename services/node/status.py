@@ -73,6 +73,7 @@ class Status:
         node = self._node
         alarms = [*node.alarms, *node.replication.alarms(), *node.traffic.alarms()]
         alarms += node.retention.alarms()
+        alarms += node.store.alarms()
         alarms += node.logs_service.alarms()
         alarms += [
             said

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from imcore.errors import BadInput, Damaged, StaleWriter
+from imctl.testing.tikv import TikvProcesses
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.moving_kv import MovingKv
+from services.engines.tikv.client import TikvSettings
+from services.engines.tikv.kv import TikvKv
 from services.im.keys import KEY_BYTES_MAX
 from services.ports import Batch, Kv
 
 Opener = Callable[[], Awaitable[Kv]]
+REAL_TIKV = "IM_TIKV_PD"  # "host:port[,host:port]": a TiKV that may be written to
 
 
-def lmdb(folder: Path) -> Opener:
+def lmdb(folder: Path, request: pytest.FixtureRequest) -> Opener:
     async def opener() -> Kv:
         # A tiny map, so that it has to grow.
         return await LmdbKv.open(str(folder / "kv"), RealDisk(), map_bytes=64 * 1024)
@@ -25,21 +32,43 @@ def lmdb(folder: Path) -> Opener:
     return opener
 
 
-def moving(folder: Path) -> Opener:
+def moving(folder: Path, request: pytest.FixtureRequest) -> Opener:
     """Every process's KV stands behind one that can change its store."""
 
     async def opener() -> Kv:
-        return MovingKv(await lmdb(folder)())
+        return MovingKv(await lmdb(folder, request)())
 
     return opener
 
 
-ADAPTERS = {"lmdb": lmdb, "moving": moving}
+def tikv(folder: Path, request: pytest.FixtureRequest) -> Opener:
+    """Real PD, and a TiKV-protocol mock in the place of TiKV (docs/engines.md)."""
+    processes: TikvProcesses = request.getfixturevalue("tikv_processes")
+    return tikv_at((processes.pd.address,), folder)
+
+
+def real_tikv(folder: Path, request: pytest.FixtureRequest) -> Opener:
+    return tikv_at(tuple(os.environ[REAL_TIKV].split(",")), folder)
+
+
+def tikv_at(pd: tuple[str, ...], folder: Path) -> Opener:
+    settings = TikvSettings(pd, f"imctl-test/{secrets.token_hex(8)}")
+
+    async def opener() -> Kv:
+        return await TikvKv.open(settings, folder / "node", RealDisk(), SHADOWED)
+
+    return opener
+
+
+ADAPTERS = {"lmdb": lmdb, "moving": moving, "tikv": tikv}
+if REAL_TIKV in os.environ:
+    ADAPTERS["real-tikv"] = real_tikv
+SHADOWED = (b"o",)
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return ADAPTERS[request.param](tmp_path)
+    return ADAPTERS[request.param](tmp_path, request)
 
 
 @pytest.fixture
@@ -47,6 +76,13 @@ async def kv(opener: Opener) -> AsyncIterator[Kv]:
     opened = await opener()
     yield opened
     await opened.close()
+
+
+def test_the_contract_runs_on_a_real_tikv() -> None:
+    """No TiKV can be had from the package registries: only whoever has one can run this."""
+    if REAL_TIKV not in os.environ:
+        pytest.skip(f"not run on a real TiKV: set {REAL_TIKV}=host:port[,host:port] of its PD")
+    assert "real-tikv" in ADAPTERS
 
 
 def key(partition: int, name: str) -> bytes:
@@ -111,6 +147,31 @@ async def test_scans_are_ordered_bounded_and_half_open(kv: Kv) -> None:
     assert await kv.scan(key(0, ""), key(1, ""), 10, reverse=True) == []
     assert await kv.scan(key(1, "k010"), key(1, "k020"), 0) == []
     assert await kv.scan(key(1, "k020"), key(1, "k010"), 10) == []
+
+
+@pytest.mark.parametrize("table", [b"o", b"e"])
+async def test_scans_are_the_same_up_and_down(kv: Kv, table: bytes) -> None:
+    """Whatever bytes keys are made of, and whether one is the beginning of another."""
+    rng = random.Random(7)
+    epoch, _ = await kv.open_partition(1)
+    start, names = b"\0\1" + table, [b"", b"\0", b"\xff", b"\0\xff", b"a", b"a\0", b"ab", b"b"]
+    rows = {
+        start + rng.choice(names) + rng.choice(names) + rng.randrange(40).to_bytes(8, "big"): b"%d"
+        % number
+        for number in range(300)
+    }
+    rows |= {start + name: b"short" for name in names}
+    gone = set(rng.sample(sorted(rows), 40))
+    await kv.commit(Batch(1, epoch, b"one", rows | {b"\0\1a": b"below", b"\0\1z": b"above"}))
+    await kv.commit(Batch(1, epoch, b"two", {}, gone))
+    ordered = sorted((key_, value) for key_, value in rows.items() if key_ not in gone)
+    bounds = [start, b"\0\1" + bytes([table[0] + 1]), *rng.sample(sorted(rows), 20)]
+    for low in bounds:
+        for high in rng.sample(bounds, 5):
+            wanted = [row for row in ordered if low <= row[0] < high]
+            limit = rng.choice([1, 3, 1_000])
+            assert await kv.scan(low, high, limit) == wanted[:limit]
+            assert await kv.scan(low, high, limit, reverse=True) == wanted[::-1][:limit]
 
 
 async def test_a_new_applier_fences_off_the_old_one(kv: Kv) -> None:

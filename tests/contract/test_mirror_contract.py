@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -16,13 +17,15 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from imcore.words import Origin
+from imctl.testing.kafka import KafkaProcess
 from services.engines.disk import RealDisk
+from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.log_store import SegmentLogStore
 from services.engines.records import record_after
-from services.mirror.follow import Follower
+from services.mirror.follow import GAP_S, Follower
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
-from services.ports import Log, LogEnd, Mirror, Record
+from services.ports import Log, LogEnd, LogStore, Mirror, Record
 
 PARTITIONS = 2
 FRA = Origin("fra", 1)
@@ -38,6 +41,7 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
         self.left: int | None = None  # bytes until the next cut; None: never
         self.cuts = 0
+        self.passed = 0  # bytes
         self.port = 0
 
     async def start(self) -> None:
@@ -65,6 +69,7 @@ class Link:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(8192):
+                self.passed += len(data) if counted else 0
                 if counted and self.left is not None:
                     self.left -= len(data)
                     if self.left <= 0:
@@ -79,19 +84,16 @@ class Link:
 class Idc:
     """One IDC's logs, and what is heard of the others' copies."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, open_store: OpenStore) -> None:
         self.name, self.folder = name, folder
+        self._open_store = open_store
         self.disk = RealDisk()
         self.progress = Progress(lambda *told: None)
         self.seals: dict[Origin, int] = {}
         self.port = 0
 
     async def open(self) -> None:
-        path = str(self.folder / self.name)
-        # Small segments, so that whole ones can be cut away.
-        self.store = await SegmentLogStore.open(
-            path, PARTITIONS, self.disk, random.Random(1), segment_bytes=20_000
-        )
+        self.store = await self._open_store(self)
         self.own = await self.store.open_own(Origin(self.name, 1))
 
     def seal_of(self, origin: Origin, partition: int) -> int | None:
@@ -119,12 +121,40 @@ class Idc:
         await (await self.copy(source.origin)).append_copy(records[:last])
 
 
+OpenStore = Callable[[Idc], Awaitable[LogStore]]
+
+
+def segment_files(request: pytest.FixtureRequest) -> OpenStore:
+    # Small segments, so that whole ones can be cut away.
+    async def open_store(idc: Idc) -> LogStore:
+        path = str(idc.folder / idc.name)
+        return await SegmentLogStore.open(
+            path, PARTITIONS, idc.disk, random.Random(1), segment_bytes=20_000
+        )
+
+    return open_store
+
+
+def on_kafka(request: pytest.FixtureRequest) -> OpenStore:
+    """One broker for all of them, which never see each other's topics."""
+    process: KafkaProcess = request.getfixturevalue("kafka_process")
+    prefix = f"mirror-{secrets.token_hex(4)}"
+
+    async def open_store(idc: Idc) -> LogStore:
+        settings = process.settings(f"{prefix}.{idc.name}")
+        return await KafkaLogStore.open(
+            settings, idc.name, PARTITIONS, random.Random(1), step_bytes=20_000
+        )
+
+    return open_store
+
+
 class GrpcTail:
     """The gRPC tail of services.mirror."""
 
-    def __init__(self, folder: Path, pki: Path) -> None:
+    def __init__(self, folder: Path, pki: Path, open_store: OpenStore) -> None:
         self._pki = pki
-        self.idcs = {name: Idc(name, folder) for name in NAMES}
+        self.idcs = {name: Idc(name, folder, open_store) for name in NAMES}
         self._servers: dict[str, grpc.aio.Server] = {}
         self._services: dict[str, LogsService] = {}
         self._running: list[asyncio.Task[None]] = []
@@ -161,7 +191,13 @@ class GrpcTail:
     def source_alarms(self, name: str) -> list[str]:
         return self._services[name].alarms()
 
-    def mirror(self, own: str, of: str, missed: Callable[[str], None] | None = None) -> Mirror:
+    def mirror(
+        self,
+        own: str,
+        of: str,
+        missed: Callable[[str], None] | None = None,
+        gap_s: float = GAP_S,
+    ) -> Mirror:
         """Starts to follow."""
         idc = self.idcs[own]
         channels = {}
@@ -172,7 +208,7 @@ class GrpcTail:
         self._channels += channels.values()
         mirror: Mirror = Follower(
             of, own, PARTITIONS, idc.store, channels, idc.progress,
-            lambda origin: {}, idc.seal_of, SystemClock(),
+            lambda origin: {}, idc.seal_of, SystemClock(), gap_s=gap_s,
         )  # fmt: skip
         mirror.missed = missed
         self._running.append(asyncio.ensure_future(mirror.run()))
@@ -193,17 +229,39 @@ class GrpcTail:
             await idc.store.close()
 
 
-ADAPTERS = {"grpc-tail": GrpcTail}
+Adapter = tuple[type[GrpcTail], Callable[[pytest.FixtureRequest], OpenStore]]
+ADAPTERS: dict[str, Adapter] = {
+    "grpc-tail": (GrpcTail, segment_files),
+    "grpc-tail-on-kafka": (GrpcTail, on_kafka),
+}
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    request: pytest.FixtureRequest, name: str, folder: Path, pki: Path
+) -> AsyncIterator[GrpcTail]:
+    mirror, stores = ADAPTERS[name]
+    network = mirror(folder, pki, stores(request))
+    await network.open()
+    yield network
+    await network.close()
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
 async def network(
     request: pytest.FixtureRequest, tmp_path: Path, pki_dir: Path
 ) -> AsyncIterator[GrpcTail]:
-    network = ADAPTERS[request.param](tmp_path, pki_dir)
-    await network.open()
-    yield network
-    await network.close()
+    async with opened(request, request.param, tmp_path, pki_dir) as network:
+        yield network
+
+
+@pytest.fixture
+async def disk_network(
+    request: pytest.FixtureRequest, tmp_path: Path, pki_dir: Path
+) -> AsyncIterator[GrpcTail]:
+    """Logs on files of ours, for what only a disk under our own hands can be made to do."""
+    async with opened(request, "grpc-tail", tmp_path, pki_dir) as network:
+        yield network
 
 
 async def read_all(log: Log, partition: int) -> list[Record]:
@@ -260,10 +318,10 @@ async def test_it_resumes_after_a_stream_that_breaks_in_the_middle_of_a_batch(
     assert mirror.alarm is None
 
 
-async def test_a_record_is_reported_as_held_only_once_it_is_durable(network: GrpcTail) -> None:
-    fra, iad = network.idcs["fra"], network.idcs["iad"]
-    await network.serve("fra")
-    network.mirror("iad", of="fra")
+async def test_a_record_is_reported_as_held_only_once_it_is_durable(disk_network: GrpcTail) -> None:
+    fra, iad = disk_network.idcs["fra"], disk_network.idcs["iad"]
+    await disk_network.serve("fra")
+    disk_network.mirror("iad", of="fra")
     await fra.write(1)
     await until(lambda: fra.held_by("iad") == [1, 0])
     copy = await iad.copy(FRA)
@@ -275,11 +333,11 @@ async def test_a_record_is_reported_as_held_only_once_it_is_durable(network: Grp
     await until(lambda: fra.held_by("iad") == [2, 0])
 
 
-async def test_a_copy_whose_disk_fails_goes_on_once_it_can(network: GrpcTail) -> None:
-    fra, iad = network.idcs["fra"], network.idcs["iad"]
-    await network.serve("fra")
+async def test_a_copy_whose_disk_fails_goes_on_once_it_can(disk_network: GrpcTail) -> None:
+    fra, iad = disk_network.idcs["fra"], disk_network.idcs["iad"]
+    await disk_network.serve("fra")
     iad.disk.faults.full = True
-    mirror = network.mirror("iad", of="fra")
+    mirror = disk_network.mirror("iad", of="fra")
     await fra.write(10)
     await until(lambda: mirror.alarm is not None)
     assert "full" in (mirror.alarm or "")
@@ -412,27 +470,86 @@ def spoil(idc: Idc, payload: bytes) -> None:
     raise AssertionError("no segment holds this payload")
 
 
-async def test_a_damaged_record_comes_from_another_and_both_sides_alarm(network: GrpcTail) -> None:
-    fra, sin = network.idcs["fra"], network.idcs["sin"]
+async def test_a_damaged_record_comes_from_another_and_both_sides_alarm(
+    disk_network: GrpcTail,
+) -> None:
+    fra, sin = disk_network.idcs["fra"], disk_network.idcs["sin"]
     for _ in range(40):
         await fra.write(1, size=30_000)  # more than is kept in memory
     whole = await read_all(fra.own, 0)
     await sin.take(fra.own, 40)
     spoil(fra, whole[4].payload)
-    await network.serve("fra")
-    mirror = network.mirror("iad", of="fra")
-    copy = await network.idcs["iad"].copy(FRA)
+    await disk_network.serve("fra")
+    mirror = disk_network.mirror("iad", of="fra")
+    copy = await disk_network.idcs["iad"].copy(FRA)
     await until(lambda: mirror.alarm is not None and copy.end(0).lsn == 4)
     assert mirror.alarm == "fra cannot read lsn 5 of fra.1 partition 0 any more"
-    assert network.source_alarms("fra") == [
+    assert disk_network.source_alarms("fra") == [
         "lsn 5 of fra.1 partition 0 is damaged here and cannot be read"
     ]
     await fra.write(3, partition=1)  # what is not damaged goes on
     await until(lambda: copy.end(1).lsn == 3)
-    await network.serve("sin")
-    relayed = network.mirror("iad", of="fra")
+    await disk_network.serve("sin")
+    relayed = disk_network.mirror("iad", of="fra")
     await until(lambda: copy.end(0) == fra.own.end(0))
     assert await read_all(copy, 0) == whole
     await fra.write(1)
     await until(lambda: copy.end(0) == fra.own.end(0) and relayed.source == "fra")
     assert [it.alarm for it in (mirror, relayed)] == [None, None]
+
+
+# ------------------------------------------------------------ copies that something else fills
+
+
+def fill_from_outside(idc: Idc) -> None:
+    idc.store.filled_from_outside = True
+
+
+async def test_what_something_else_brings_is_reported_and_not_sent_again(
+    network: GrpcTail,
+) -> None:
+    fra, iad = network.idcs["fra"], network.idcs["iad"]
+    fill_from_outside(iad)
+    await network.serve("fra")
+    link = await network.link("fra")
+    mirror = network.mirror("iad", of="fra")
+    for last in (100, 200, 300):
+        await fra.write(100, size=1_000)
+        await iad.take(fra.own, last)
+    await until(lambda: fra.held_by("iad") == [300, 0])
+    await same(await iad.copy(FRA), fra.own)
+    assert link.passed < 100_000, "300,000 bytes of records stayed where they were"
+    assert (mirror.source, mirror.alarm, mirror.behind()) == ("fra", None, 0)
+
+
+async def test_a_gap_that_stays_is_filled(network: GrpcTail) -> None:
+    fra, iad = network.idcs["fra"], network.idcs["iad"]
+    fill_from_outside(iad)
+    await network.serve("fra")
+    await fra.write(20)
+    await fra.write(10, partition=1)
+    await iad.take(fra.own, 10)
+    copy = await iad.copy(FRA)
+    mirror = network.mirror("iad", of="fra", gap_s=1.0)
+    await until(lambda: mirror.behind() == 20)
+    assert [copy.end(0).lsn, copy.end(1).lsn] == [10, 0], "it may still come by itself"
+    await until(lambda: fra.held_by("iad") == [20, 10])
+    await same(copy, fra.own)
+    await fra.write(5)
+    await iad.take(fra.own, 25)  # and the other goes on
+    await until(lambda: fra.held_by("iad") == [25, 10])
+    assert mirror.alarm is None
+
+
+async def test_what_an_origin_that_is_away_leaves_is_fetched_at_once(network: GrpcTail) -> None:
+    fra, iad, sin = (network.idcs[name] for name in ("fra", "iad", "sin"))
+    fill_from_outside(iad)
+    await fra.write(30)
+    await sin.take(fra.own, 30)
+    await iad.take(fra.own, 10)
+    await network.serve("sin")
+    mirror = network.mirror("iad", of="fra", gap_s=1_000.0)
+    copy = await iad.copy(FRA)
+    await until(lambda: copy.end(0).lsn == 30)
+    assert mirror.source == "sin"
+    await same(copy, fra.own)

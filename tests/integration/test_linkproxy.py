@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,14 +14,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from imcore.errors import Refused
+from imcore.errors import BadInput, Refused
 from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.load import load_region
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.linkproxy.admin import AdminService
 from services.linkproxy.model import LinkSpec, Mode
-from services.linkproxy.proxy import Fault, LinkProxy, endpoints, link_specs
+from services.linkproxy.proxy import Fault, LinkProxy, Route, endpoints, link_specs
 
 DELAY_MS = 20.0
 REGIONS = Path(__file__).resolve().parents[2] / "regions"
@@ -350,3 +351,38 @@ async def test_grpc_takes_the_wrong_peer_for_nobody(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await rpc.PeerStub(channel).Probe(pb.ProbeRequest(), timeout=1)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_route_obeys_the_faults_of_its_link() -> None:
+    """What MirrorMaker 2 and the peers say to each other share the link."""
+    broker = await asyncio.start_server(echo, "127.0.0.1", 0)
+    address = broker.sockets[0].getsockname()[:2]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = probe.getsockname()
+    spec = LinkSpec(delay_ms=DELAY_MS)
+    gone = ("127.0.0.1", 1)  # nothing listens at the peers' endpoints
+    routes = [Route("a", "b", listen, address)]
+    specs = {("a", "b"): spec, ("b", "a"): spec}
+    proxy = LinkProxy({"a": gone, "b": gone}, specs, random.Random(1), routes)
+    bound = await proxy.listen({})
+    assert set(bound) == {("a", "b"), ("b", "a")}
+    reader, writer = await asyncio.open_connection(*listen)
+    try:
+        started = asyncio.get_running_loop().time()
+        assert await ask((reader, writer)) == b"hi"
+        assert asyncio.get_running_loop().time() - started >= 2 * DELAY_MS / 1_000
+        proxy.apply(Fault("a", "b", Mode.DROP, both_ways=False))
+        writer.write(b"lost?")
+        assert await silent((reader, writer))
+        proxy.apply(Fault("a", "b", Mode.PASS, both_ways=False))
+        assert await asyncio.wait_for(reader.readexactly(5), 2) == b"lost?"
+        proxy.apply(Fault("b", "a", Mode.REJECT, both_ways=False))
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(1), 2)
+    finally:
+        writer.close()
+        await proxy.close()
+        broker.close()
+    with pytest.raises(BadInput, match="from a to c: no link"):
+        LinkProxy({}, specs, random.Random(1), [Route("a", "c", listen, address)])

@@ -12,6 +12,7 @@ import yaml
 
 from imcore.runtime import SystemClock
 from imctl.engines.binaries import Program
+from imctl.engines.etcd import Server
 from imctl.errors import Failed
 from imctl.target import process
 from imctl.target.local import LINKPROXY, Local
@@ -75,11 +76,11 @@ def test_an_etcd_starts_is_killed_paused_and_wiped_by_itself(target: Local) -> N
 def test_nobody_but_its_own_idc_is_let_in(target: Local) -> None:
     target.start(["fra-etcd"])
     target._wait_for_engine("fra-etcd")
-    mine = target._etcd("fra-etcd")
-    assert mine.healthy()
-    assert not type(mine)(
-        mine.name, mine.data, mine.address, mine.pki, mine.certificate, client="iad"
-    ).healthy()
+    where = target.region.idc("fra").engines.registry.etcd
+    assert where is not None
+    address, data = where.endpoints[0], target.engine("fra-etcd").data
+    assert Server("fra", data, address, target.pki, "fra-etcd", client="fra").healthy()
+    assert not Server("fra", data, address, target.pki, "fra-etcd", client="iad").healthy()
 
 
 def test_a_folder_is_not_started_on_another_engine(target: Local) -> None:

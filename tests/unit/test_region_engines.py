@@ -10,7 +10,7 @@ from imcore.errors import BadInput
 from imcore.region.load import check_text
 from imcore.region.model import Etcd, Region
 from imcore.region.rules import kv_prefix, registry_prefix
-from services.node.engines import settings_of
+from services.node.engines import etcd_settings
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 PEER = {"fra": 'peer: "127.0.0.1:17102"}\n', "iad": 'peer: "127.0.0.1:17202"}\n'}
@@ -232,7 +232,7 @@ def test_no_two_idcs_share_topics_or_keys() -> None:
 def test_secrets_are_read_from_files_and_never_shown(tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("s3cret\n")
     etcd = Etcd(endpoints=["e:1"], username="im", password_file=str(tmp_path / "pw"))
-    settings = settings_of(etcd, "p/")
+    settings = etcd_settings(etcd, "p/")
     assert settings.password == "s3cret" and "s3cret" not in repr(settings)
     with pytest.raises(BadInput, match=r"/none: expected a readable file, got No such file"):
-        settings_of(Etcd(endpoints=["e:1"], ca_file="/none"), "p/")
+        etcd_settings(Etcd(endpoints=["e:1"], ca_file="/none"), "p/")

@@ -25,12 +25,16 @@ class Producer(NamedTuple):
     epoch: int
 
 
-def encode(values: Sequence[bytes], producer: Producer, sequence: int) -> bytes:
-    """One batch, uncompressed."""
-    size = sum(map(len, values)) + (len(values) + 4) * _OVERHEAD_BYTES
-    builder = DefaultRecordBatchBuilder(2, 0, 0, producer.id, producer.epoch, sequence, size)
+def encode(
+    values: Sequence[bytes], producer: Producer, sequence: int, keys: Sequence[bytes] = ()
+) -> bytes:
+    """One batch, uncompressed; with keys it is part of a transaction."""
+    size = sum(map(len, (*values, *keys))) + (len(values) + 4) * _OVERHEAD_BYTES
+    builder = DefaultRecordBatchBuilder(
+        2, 0, int(bool(keys)), producer.id, producer.epoch, sequence, size
+    )
     for offset, value in enumerate(values):
-        if builder.append(offset, None, None, value, []) is None:
+        if builder.append(offset, None, keys[offset] if keys else None, value, []) is None:
             raise ValueError("the batch is larger than was reckoned")
     return bytes(builder.build())
 

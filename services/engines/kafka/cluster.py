@@ -4,8 +4,7 @@ Why not the library's own clients: its producer repeats what failed for as long 
 idempotent batch never expires) and reports a batch of unknown offset as a success, and its clients
 wait for metadata without a bound. All of that hides what became of a request, which fencing must
 know. So the connections, the wire format and the record batches are aiokafka's, and who repeats
-what, and when a write counts, is decided here and above. Transactions alone use its producer
-(``meta``).
+what, and when a write counts, is decided here and above.
 
 Requests of one lane share a connection to a broker, which answers them one by one: a fetch that
 waits for news must not hold a write back. Leaders are looked up when needed, and again after an
@@ -38,7 +37,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.protocol.admin import DeleteRecordsRequest
+from aiokafka.protocol.admin import DeleteRecordsRequest, DeleteTopicsRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -389,6 +388,13 @@ class Cluster:
                 self.check(code, f"tell the bounds of {at.topic} partition {at.partition}")
                 return int(rest[-1])
         raise Unavailable(f"{self} does not tell the bounds of {at.topic}")
+
+    async def delete_topic(self, topic: str) -> None:
+        """Never done to what is in use. Raises Unavailable."""
+        wait_ms = int(self.settings.deadline_s * 1000)
+        reply = await self.ask(DeleteTopicsRequest([topic], wait_ms), controller=True)
+        for name, code in reply.topic_error_codes:
+            self.check(code, f"delete {name}")
 
     async def delete_below(self, at: At, offset: int) -> None:
         """Raises NoTopic, Unavailable."""

@@ -55,6 +55,11 @@ class Index:
         if hint.end.lsn > last.end.lsn and far:
             self._append(hint)
 
+    def push(self, hint: Hint) -> None:
+        """Whatever it says, if it lies behind the last one."""
+        if hint.end.lsn > self._hints[-1].end.lsn:
+            self._append(hint)
+
     def _append(self, hint: Hint) -> None:
         self._hints.append(hint)
         self._lsns.append(hint.end.lsn)

@@ -82,7 +82,7 @@ class _Part:
         first = kept.hints[0] if kept.hints else beginning(2)
         index = Index(first, step_bytes)
         for hint in kept.hints[1:]:
-            index.add(hint)
+            index.push(hint)
         self.number = number
         self.step_bytes = step_bytes
         self.union = Union(number, index.last, kept.cuts, index)

@@ -166,10 +166,8 @@ class KafkaLogStore:
         """How topics differ from what the region file wants of them."""
         return [str(it) for found in self._differences.values() for it in found]
 
-    @property
-    def problem(self) -> str:
-        """Why nothing can be read at the moment; empty: all is well."""
-        return self._tail.problem
+    def alarms(self) -> list[str]:
+        return [*([self._tail.problem] if self._tail.problem else []), *self.differences]
 
     # ------------------------------------------------------------------------------ opening
 
@@ -299,7 +297,6 @@ class KafkaLogStore:
             self._noting.cancel()
             await asyncio.gather(self._noting, return_exceptions=True)
         await self._tail.close()
-        await self._meta.close()
         await self._cluster.close()
 
 

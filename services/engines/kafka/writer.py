@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aiokafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
     InvalidProducerEpoch,
     KafkaStorageError,
     MessageSizeTooLargeError,
@@ -36,6 +38,8 @@ from services.engines.kafka.batches import Producer, encode
 from services.engines.kafka.cluster import WRITE, At, Cluster
 
 _ALL = -1
+_RETRY_S = 0.1
+_SOON = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError)
 _REFUSED = (
     InvalidProducerEpoch,
     MessageSizeTooLargeError,
@@ -100,9 +104,16 @@ class Writer:
 
     async def _producer(self) -> Producer:
         request = InitProducerIdRequest(None, 0)  # no transactions
-        reply = await self._cluster.ask(request)
-        self._cluster.check(reply.error_code, "get a producer id")
-        return Producer(reply.producer_id, reply.producer_epoch)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._cluster.settings.deadline_s
+        while True:
+            reply = await self._cluster.ask(request)
+            if not reply.error_code:
+                return Producer(reply.producer_id, reply.producer_epoch)
+            # A broker that has just started has none to give yet.
+            if for_code(reply.error_code) not in _SOON or loop.time() >= deadline:
+                self._cluster.check(reply.error_code, "get a producer id")
+            await asyncio.sleep(_RETRY_S)
 
     async def _fly(self, node: int) -> None:
         try:

@@ -1,0 +1,200 @@
+"""migrate: from one engine to another, while the deployment serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from imcore.errors import BadInput, ImError
+from imcore.proto import peer_pb2 as pb
+from imctl import admin, deployment
+from imctl.errors import Failed
+from imctl.options import Data, Format, Output
+from imctl.output import console, emit
+from imctl.target.local import Local
+
+migrate = typer.Typer(
+    help="Move from one engine to another while the deployment serves.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+Show = Callable[[str, pb.MoveKvProgress], None]
+
+
+class Engine(StrEnum):
+    EMBEDDED = "embedded"
+    TIKV = "tikv"
+
+
+@migrate.callback()
+def _group() -> None:
+    """Move from one engine to another while the deployment serves."""
+
+
+@migrate.command()
+def kv(
+    to: Annotated[Engine, typer.Option("--to", help="The engine that the KV moves to.")],
+    idcs: Annotated[
+        list[str] | None, typer.Argument(metavar="[IDC]...", help="Of these IDCs; else of all.")
+    ] = None,
+    from_: Annotated[
+        Engine | None, typer.Option("--from", help="Refuse where the KV is on another one.")
+    ] = None,
+    pd: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IDC=HOST:PORT[,...]",
+            help="Where that IDC's TiKV runs already; else one is started beside each IDC.",
+        ),
+    ] = None,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Stop moves that are under way; nothing changes.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Move the KV to another engine: copy, catch up, switch, one IDC after the other.
+
+    Clients notice nothing. Until its switch an IDC's old store is whole and in charge, so whatever
+    fails costs the move only; run again, it goes on where it stopped. Ctrl-C leaves the IDC under
+    way at it (--cancel stops it). The region file of the deployment is changed first, so that the
+    IDCs say so while some of them are not there yet; change your own file too.
+
+    Exit status: 0 all are there, 1 one is not.
+    """
+    target = deployment.find(data)
+    names = idcs or [idc.name for idc in target.region.spec.idcs]
+    for name in names:
+        _known(target, name)
+    before = asyncio.run(_engines(target, names))
+    if from_ is not None:
+        for name, engine in before.items():
+            if engine not in (from_.value, to.value):
+                raise Failed(f"the KV of {name} is on {engine}, not on {from_.value}")
+    if cancel:
+        rows = asyncio.run(_cancel(target, names))
+    else:
+        if not yes and any(engine != to.value for engine in before.values()):
+            typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
+        settings = target.change_kv(to.value, names, _addresses(target, pd or []))
+        with _progress(names, output) as show:
+            rows = asyncio.run(_move(target, settings, before, show))
+    emit({"kv": rows}, output, lambda: _table(rows))
+    if any(row["problem"] for row in rows) and not cancel:
+        raise typer.Exit(1)
+
+
+def _known(target: Local, name: str) -> None:
+    names = [idc.name for idc in target.region.spec.idcs]
+    if name not in names:
+        raise BadInput(f"expected an IDC, one of {', '.join(names)}, got {name!r}")
+
+
+def _addresses(target: Local, given: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, addresses = text.partition("=")
+        if not equals or not addresses:
+            raise BadInput(f"--pd: expected IDC=HOST:PORT[,HOST:PORT...], got {text!r}")
+        _known(target, name)
+        found[name] = addresses.split(",")
+    return found
+
+
+async def _engines(target: Local, names: list[str]) -> dict[str, str]:
+    """On which one each is. Raises Unavailable for one that does not answer."""
+    found = await admin.statuses(target, names)
+    engines = {}
+    for name, status in found.items():
+        if isinstance(status, ImError):
+            raise status
+        engines[name] = str(status["kv"]["engine"])
+    return engines
+
+
+async def _cancel(target: Local, names: list[str]) -> list[dict[str, Any]]:
+    request = pb.MoveKvRequest(cancel=True)
+    return [_row(name, await admin.move_kv(target, name, request, _unseen)) for name in names]
+
+
+def _unseen(progress: pb.MoveKvProgress) -> None: ...
+
+
+async def _move(
+    target: Local, settings: dict[str, str], before: dict[str, str], show: Show
+) -> list[dict[str, Any]]:
+    """One after the other, and not the next before the last one is there."""
+    rows: list[dict[str, Any]] = []
+    for name, engine_json in settings.items():
+
+        def seen(progress: pb.MoveKvProgress, name: str = name) -> None:
+            show(name, progress)
+
+        request = pb.MoveKvRequest(engine_json=engine_json)
+        try:
+            last = await admin.move_kv(target, name, request, seen)
+        except ImError as error:
+            last = pb.MoveKvProgress(engine=before[name], phase="failed", problem=str(error))
+        rows.append(_row(name, last))
+        if last.problem:
+            break
+    reached = {row["idc"] for row in rows}
+    return rows + [
+        {"idc": name, "engine": before[name], "phase": "not begun", "problem": "", "batches": 0}
+        for name in settings
+        if name not in reached
+    ]
+
+
+def _row(name: str, last: pb.MoveKvProgress) -> dict[str, Any]:
+    return {
+        "idc": name,
+        "engine": last.engine,
+        "phase": last.phase,
+        "problem": last.problem,
+        "batches": last.batches,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("IDC", "KV IS ON", "MOVE", "PROBLEM", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["idc"], row["engine"], row["phase"], row["problem"])
+    return table
+
+
+@contextmanager
+def _progress(names: list[str], output: Format) -> Iterator[Show]:
+    """A bar for each IDC on a terminal; nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    screen = console()
+    quiet = output is not Format.TABLE
+    with Progress(*columns, console=screen, transient=True, disable=quiet) as bars:
+        tasks = {name: bars.add_task(f"{name} waits", total=None, start=False) for name in names}
+
+        def show(name: str, progress: pb.MoveKvProgress) -> None:
+            bars.start_task(tasks[name])
+            behind = progress.batches - progress.played
+            words = f"{name} {progress.phase}"
+            if progress.phase == "catch up":
+                words += f", {behind} batches behind"
+            total = progress.batches or None
+            ended = progress.phase in ("done", "failed")
+            bars.update(
+                tasks[name],
+                description=words,
+                total=1 if ended else total,
+                completed=1 if ended else progress.played,
+            )
+
+        yield show

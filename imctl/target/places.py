@@ -1,0 +1,55 @@
+"""Where the engines of a local deployment listen: chosen once, and kept in a file, because some
+engines write their addresses down in their data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from imctl.errors import Failed
+
+NAME = "engines.json"
+# Below the range from which kernels take the ports of outgoing connections.
+PORTS = range(20_000, 32_000)
+
+
+class Places:
+    """HOST:PORT on loopback by name. A name that is new gets a free port."""
+
+    def __init__(self, folder: Path, taken: Iterable[int] = ()) -> None:
+        """``taken``: ports that others will want. Raises Failed for a damaged file."""
+        self._file = folder / NAME
+        self._taken = set(taken)
+        self._known: dict[str, str] = {}
+        try:
+            self._known = dict(json.loads(self._file.read_text()))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError) as error:
+            raise Failed(f"{self._file}: expected names and addresses, got {error}") from error
+
+    def at(self, name: str) -> str:
+        """Raises Failed when no port is free."""
+        if name not in self._known:
+            others = {int(address.rpartition(":")[2]) for address in self._known.values()}
+            self._known[name] = f"127.0.0.1:{free_port(self._taken | others)}"
+        return self._known[name]
+
+    def write(self) -> None:
+        temporary = self._file.with_name(f".{NAME}.new")
+        temporary.write_text(json.dumps(self._known, indent=1) + "\n")
+        temporary.replace(self._file)
+
+
+def free_port(taken: set[int]) -> int:
+    """Free when looked at. Raises Failed."""
+    for port in random.sample(PORTS, len(PORTS)):
+        if port not in taken:
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise Failed(f"there is no free port from {PORTS.start} to {PORTS.stop}")

@@ -1,0 +1,1 @@
+"""The Kv on TiKV (docs/engines.md)."""

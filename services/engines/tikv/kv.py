@@ -1,0 +1,403 @@
+"""Kv on TiKV, in its transactional mode. How rows lie: layout.py.
+
+Why a paused applier that resumes can overwrite nothing. A batch is one transaction, which reads its
+partition's own row (Meta), compares the epoch, and writes the row together with the batch. Of two
+transactions that overlap in time, snapshot isolation lets the second one fail, because both write
+that row; of two that do not, the later one reads the epoch that the earlier one wrote. ``commit``
+holds for the whole batch or for nothing of it.
+
+Why a write with an unknown outcome is settled by ``open_partition``. That writes Meta too. A commit
+that is still under way has begun before: either it has locked Meta already, and is waited for until
+it is done or its lock is old enough to be rolled back, or it finds a newer Meta and fails. Until
+then no further batch is taken: it would stand on a state that may not come to be.
+
+Reads take Meta along, at the same timestamp: so they know the current generation whoever changed
+it, and that the store under them is still the one that was opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from imcore.errors import OutcomeUnknown, StaleWriter, Unavailable
+from services.engines import lmdb_snapshot
+from services.engines.disk import Disk
+from services.engines.tikv import copies, identity, scans
+from services.engines.tikv.client import Pair, Snapshot, TikvClient, TikvSettings, Transaction
+from services.engines.tikv.garbage import Garbage
+from services.engines.tikv.layout import (
+    PARTITION_BYTES,
+    PARTITIONS_END,
+    Layout,
+    Meta,
+    inverted,
+    parse,
+    partition_of,
+)
+from services.ports import Batch
+
+KEY_BYTES_MAX = 511
+_OPEN_S = 6.0  # twice the time for which a lock of a dead transaction keeps others out
+
+
+class TikvKv:
+    """Kv of services.ports; made by ``open``. For use from one event loop.
+
+    ``rolled_back``: TiKV itself loses nothing that was committed; this tells that the cluster was
+    wiped, replaced or restored since it was opened last (identity.py)."""
+
+    def __init__(
+        self,
+        client: TikvClient,
+        layout: Layout,
+        life: identity.Life,
+        rolled_back: bool,
+        folder: Path,
+        disk: Disk,
+        shadowed: frozenset[bytes],
+    ) -> None:
+        self.rolled_back = rolled_back
+        self._client = client
+        self._layout = layout
+        self._life = life
+        self._remembered = False
+        self._folder = folder
+        self._disk = disk
+        self._shadowed = shadowed
+        self._epochs: dict[int, int] = {}  # that this process opened, and may write under
+        self._seen: dict[int, Meta] = {}  # the newest
+        self._unsettled: set[int] = set()
+        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by partition
+        self._copying = asyncio.Lock()
+        self.garbage = Garbage(client, layout)
+
+    @classmethod
+    async def open(
+        cls, settings: TikvSettings, folder: Path, disk: Disk, shadowed: Iterable[bytes] = ()
+    ) -> TikvKv:
+        """``folder``: of this node, for what tells the store's lives apart. ``shadowed``: the
+        tables (third byte of a key) that are scanned down; the same ones as ever, or the partitions
+        must be cleared. Raises Unavailable, BadInput when the client cannot be had."""
+        client, layout = TikvClient(settings), Layout(settings.prefix)
+        try:
+            last = await identity.seen_last(folder)
+            life = await identity.begin(client, layout.identity)
+        except BaseException:
+            await client.close()
+            raise
+        back = last is not None and (last.id != life.id or life.opened <= last.opened)
+        kv = cls(client, layout, life, back, folder, disk, frozenset(shadowed))
+        kv.garbage.collect_versions()
+        return kv
+
+    # --------------------------------------------------------------------------- reads
+
+    async def get(self, key: bytes) -> bytes | None:
+        return (await self.get_many([key]))[0]
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not keys:
+            return []
+        floor = {p: self._newest(p) for p in {partition_of(key) for key in keys}}
+        metas = {p: self._layout.meta(p) for p in floor}
+
+        async def work(snapshot: Snapshot) -> list[bytes | None]:
+            generations = {p: meta.generation for p, meta in floor.items()}
+            while True:
+                rows = [self._row(key, generations[partition_of(key)]) for key in keys]
+                found = await snapshot.get_many([*metas.values(), *dict.fromkeys(rows)])
+                there = {p: parse(found.get(key)) for p, key in metas.items()}
+                if generations == self._checked(there, floor):
+                    values = [found.get(row) for row in rows]
+                    return [None if value is None else value[1:] for value in values]
+                generations = self._checked(there, floor)
+
+        return await self._client.read(work)
+
+    async def scan(self, start: bytes, end: bytes, limit: int, reverse: bool = False) -> list[Pair]:
+        if limit <= 0 or start >= end:
+            return []
+        first, last = partition_of(start), partition_of(end)
+        high = end[PARTITION_BYTES:]
+        if not high:
+            last -= 1  # the end is where a partition begins
+
+        async def one(snapshot: Snapshot, partition: int, generation: int, left: int) -> list[Pair]:
+            bounds = (
+                start[PARTITION_BYTES:] if partition == first else b"",
+                high if high and partition == partition_of(end) else None,
+            )
+            place = partition, generation
+            if reverse:
+                rows = await scans.scan_down(
+                    snapshot, self._layout, place, bounds, left, self._shadowed
+                )
+            else:
+                rows = await scans.scan(snapshot, self._layout, place, bounds, left)
+            number = partition.to_bytes(PARTITION_BYTES, "big")
+            return [(number + key, value) for key, value in rows]
+
+        floor = {p: self._newest(p) for p in {first, *self._seen} if first <= p <= last}
+
+        async def of_one(snapshot: Snapshot) -> list[Pair]:
+            key, generation = self._layout.meta(first), floor[first].generation
+            while True:
+                found, rows = await asyncio.gather(
+                    snapshot.get_many([key]), one(snapshot, first, generation, limit)
+                )
+                there = self._checked({first: parse(found.get(key))}, floor)
+                if there[first] == generation:
+                    return rows
+                generation = there[first]
+
+        async def of_several(snapshot: Snapshot) -> list[Pair]:
+            there = await copies.metas(snapshot, self._layout, first, last)
+            self._checked({p: Meta() for p in floor} | there, floor)
+            rows: list[Pair] = []
+            for partition, meta in sorted(there.items(), reverse=reverse):
+                if len(rows) < limit:
+                    rows += await one(snapshot, partition, meta.generation, limit - len(rows))
+            return rows
+
+        return await self._client.read(of_one if first == last else of_several)
+
+    def _newest(self, partition: int) -> Meta:
+        return self._seen.get(partition, Meta())
+
+    def _checked(self, there: dict[int, Meta], floor: dict[int, Meta]) -> dict[int, int]:
+        """The generations of what a read found, which is noted. Raises Unavailable when it lies
+        below ``floor``, what was known before the read began: the store went back."""
+        for partition, meta in there.items():
+            if meta.version < floor.get(partition, Meta()).version:
+                raise Unavailable(self._other_store(partition))
+            self._note(partition, meta)
+        return {partition: meta.generation for partition, meta in there.items()}
+
+    def _other_store(self, partition: int) -> str:
+        return (
+            f"{self._client} has another state of partition {partition} than it had: it was wiped, "
+            "replaced or restored under this process, which must start again"
+        )
+
+    # -------------------------------------------------------------------------- writes
+
+    async def open_partition(self, partition: int) -> tuple[int, bytes | None]:
+        meta_key, life_key = self._layout.meta(partition), self._layout.identity
+
+        floor = self._newest(partition)
+
+        async def work(transaction: Transaction) -> Meta:
+            found = await transaction.get_many([meta_key, life_key])
+            meta, life = parse(found.get(meta_key)), identity.id_of(found.get(life_key))
+            if life != self._life.id or meta.version < floor.version:
+                raise StaleWriter(self._other_store(partition))
+            meta = meta._replace(epoch=meta.epoch + 1)
+            await transaction.put([(meta_key, meta.packed())])
+            return meta
+
+        async with self._turns[partition]:
+            async with self._settling(partition):
+                meta = await self._client.write(work, _OPEN_S)
+            self._unsettled.discard(partition)
+            self._epochs[partition] = meta.epoch
+            self._note(partition, meta)
+            self.garbage.drop(partition, 0, meta.generation)
+            self.garbage.drop(partition, meta.generation + 1, meta.spare)
+        await self._remember()
+        return meta.epoch, meta.checkpoint
+
+    async def _remember(self) -> None:
+        """Not before somebody works with the state, who has then heard of ``rolled_back``."""
+        if not self._remembered:
+            await identity.remember(self._folder, self._disk, self._life)
+            self._remembered = True
+
+    async def commit(self, batch: Batch) -> None:
+        _check_keys(batch.partition, [*batch.puts, *batch.deletes])
+
+        async def work(transaction: Transaction) -> Meta:
+            meta = await self._own(transaction, batch.partition, batch.applier_epoch)
+            meta = meta._replace(checkpoint=batch.checkpoint)
+            # First, so that this key is the primary: whoever meets locks of the batch asks here.
+            await transaction.put([(self._layout.meta(batch.partition), meta.packed())])
+            place = batch.partition, meta.generation
+            await transaction.put(self._stored(*place, batch.puts.items()))
+            await transaction.delete(key for row in batch.deletes for key in self._keys(place, row))
+            return meta
+
+        async with self._turn(batch.partition, batch.applier_epoch):
+            self._note(batch.partition, await self._client.write(work))
+
+    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
+        """Makes another generation the current one; the rows go later (garbage.py)."""
+
+        async def work(transaction: Transaction) -> Meta:
+            meta = await self._own(transaction, partition, applier_epoch)
+            meta = Meta(meta.epoch, meta.spare, meta.spare + 1, None)
+            await transaction.put([(self._layout.meta(partition), meta.packed())])
+            return meta
+
+        async with self._turn(partition, applier_epoch):
+            old = self._newest(partition).generation
+            meta = await self._client.write(work)
+            self._note(partition, meta)
+            self.garbage.drop(partition, old, meta.generation)
+
+    @asynccontextmanager
+    async def _turn(self, partition: int, epoch: int) -> AsyncIterator[None]:
+        async with self._turns[partition]:
+            newest = self._epochs.get(partition)
+            if newest != epoch:
+                raise StaleWriter(
+                    f"applier epoch {epoch} of partition {partition}: it is at {newest}"
+                )
+            if partition in self._unsettled:
+                raise OutcomeUnknown(
+                    f"partition {partition} must be opened again: what became of its last write is "
+                    "not known"
+                )
+            async with self._settling(partition):
+                yield
+
+    @asynccontextmanager
+    async def _settling(self, partition: int) -> AsyncIterator[None]:
+        """Whatever ends the block that is not surely without effect, a cancellation for one, leaves
+        the partition unsettled."""
+        try:
+            yield
+        except (StaleWriter, Unavailable, ValueError):
+            raise
+        except BaseException:
+            self._unsettled.add(partition)
+            raise
+
+    def _note(self, partition: int, meta: Meta) -> None:
+        if meta.version >= self._newest(partition).version:
+            self._seen[partition] = meta._replace(checkpoint=None)
+
+    async def _own(self, transaction: Transaction, partition: int, epoch: int) -> Meta:
+        """The partition's Meta, when this epoch is the newest."""
+        key = self._layout.meta(partition)
+        meta = parse((await transaction.get_many([key])).get(key))
+        if meta.epoch > epoch:
+            raise StaleWriter(
+                f"applier epoch {epoch} of partition {partition}: it is at {meta.epoch}"
+            )
+        if meta.epoch < epoch:
+            raise StaleWriter(self._other_store(partition))
+        return meta
+
+    # ----------------------------------------------------------------------- stored rows
+
+    def _row(self, key: bytes, generation: int) -> bytes:
+        return self._layout.rows(partition_of(key), generation) + key[PARTITION_BYTES:]
+
+    def _keys(self, place: tuple[int, int], key: bytes) -> Iterable[bytes]:
+        """Of a row and of its shadow, if it has one."""
+        own = key[PARTITION_BYTES:]
+        yield self._layout.rows(*place) + own
+        if own[:1] in self._shadowed:
+            yield self._layout.shadows(*place) + inverted(own)
+
+    def _stored(self, partition: int, generation: int, pairs: Iterable[Pair]) -> Iterable[Pair]:
+        place = partition, generation
+        for key, value in pairs:
+            stored = scans.EMPTY_FREE + value
+            for stored_key in self._keys(place, key):
+                yield stored_key, stored
+
+    # ------------------------------------------------------------------------- snapshots
+
+    async def sync(self) -> None:
+        """Nothing to do: what TiKV has committed is in the logs of a majority of a Raft group, each
+        synced."""
+
+    async def snapshot(self, folder: Path) -> None:
+        async with self._copying:
+            await copies.take(self._client, self._layout, folder, self._disk)
+
+    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+        """The rows go into a generation of their own, which a last small transaction makes the
+        current one."""
+        checkpoint = (await asyncio.to_thread(lmdb_snapshot.checked, snapshot)).get(partition)
+
+        async def reserve(transaction: Transaction) -> Meta:
+            meta = await self._own(transaction, partition, applier_epoch)
+            meta = meta._replace(spare=meta.spare + 1)
+            await transaction.put([(self._layout.meta(partition), meta.packed())])
+            return meta
+
+        async def switch(transaction: Transaction) -> Meta:
+            meta = await self._own(transaction, partition, applier_epoch)
+            meta = meta._replace(generation=loaded, checkpoint=checkpoint)
+            await transaction.put([(self._layout.meta(partition), meta.packed())])
+            return meta
+
+        async with self._copying, self._turn(partition, applier_epoch):
+            old = self._newest(partition).generation
+            meta = await self._client.write(reserve)
+            loaded = meta.spare - 1
+            self._note(partition, meta)
+            await copies.stage(self._client, snapshot, (partition, loaded), self._stored)
+            self._note(partition, await self._client.write(switch))
+            self.garbage.drop(partition, old, loaded)
+
+    async def restore(self, snapshot: Path) -> None:
+        """Order: fence every applier off, put the rows where nobody looks, and let all partitions
+        look there in one transaction. Raises StaleWriter when somebody opened one meanwhile."""
+        checkpoints = await asyncio.to_thread(lmdb_snapshot.checked, snapshot)
+
+        async def fence(transaction: Transaction) -> dict[int, Meta]:
+            there = await copies.metas(transaction, self._layout, 0, PARTITIONS_END - 1)
+            fenced = {
+                p: meta._replace(epoch=meta.epoch + 1, spare=meta.spare + 1)
+                for p in {*there, *checkpoints}
+                for meta in (there.get(p, Meta()),)
+            }
+            await transaction.put((self._layout.meta(p), m.packed()) for p, m in fenced.items())
+            return fenced
+
+        async def switch(transaction: Transaction) -> dict[int, Meta]:
+            there = await copies.metas(transaction, self._layout, 0, PARTITIONS_END - 1)
+            if there != fenced:
+                raise StaleWriter("a partition was opened while a snapshot was being restored")
+            metas = {
+                p: Meta(meta.epoch, meta.spare - 1, meta.spare, checkpoints.get(p))
+                for p, meta in fenced.items()
+            }
+            await transaction.put((self._layout.meta(p), m.packed()) for p, m in metas.items())
+            return metas
+
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._copying)
+            for partition in sorted({*self._turns, *checkpoints}):
+                await stack.enter_async_context(self._turns[partition])
+            self._epochs.clear()
+            fenced = await self._client.write(fence, _OPEN_S)
+            for partition, meta in fenced.items():
+                self._note(partition, meta)
+                if partition in checkpoints:
+                    place = partition, meta.spare - 1
+                    await copies.stage(self._client, snapshot, place, self._stored)
+            for partition, meta in (await self._client.write(switch, _OPEN_S)).items():
+                self._note(partition, meta)
+                self.garbage.drop(partition, 0, meta.generation)
+
+    async def close(self) -> None:
+        """The loop is left alone for a moment (client.py, 6)."""
+        await self.garbage.close()
+        await self._client.close()
+
+
+def _check_keys(partition: int, keys: Iterable[bytes]) -> None:
+    prefix = partition.to_bytes(PARTITION_BYTES, "big")
+    for key in keys:
+        if len(key) > KEY_BYTES_MAX or not key.startswith(prefix):
+            raise ValueError(
+                f"a key of partition {partition} begins with its number and has at most "
+                f"{KEY_BYTES_MAX} bytes; this one has {len(key)}: {key[:40]!r}"
+            )

@@ -1,0 +1,583 @@
+"""The log on a real Kafka that is killed, paused, filled, or written by somebody else as well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from imcore import pki
+from imcore.errors import Damaged, ImError, OutcomeUnknown, StaleWriter, Unavailable
+from imcore.words import Origin
+from imctl.engines.binaries import Program
+from imctl.testing.kafka import KafkaProcess, running
+from services.engines.kafka import admin
+from services.engines.kafka.cluster import At, Cluster, NotTrusted
+from services.engines.kafka.log_store import KafkaLogStore
+from services.engines.kafka.settings import KafkaSettings, mirrored_topic, own_topic
+from services.engines.kafka.writer import Writer
+from services.engines.records import EMPTY_END, pack, record_after
+from services.ports import Log, LogEnd, Record
+
+FRA, SIN = Origin("fra", 1), Origin("sin", 1)
+PARTITIONS = 2
+DEADLINE_S = 1.5
+
+
+@pytest.fixture(scope="module")
+def kafka(
+    kafka_program: Program, pki_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KafkaProcess]:
+    """Ours, to be ill-treated."""
+    with running(kafka_program, tmp_path_factory.mktemp("kafka"), pki_dir) as process:
+        yield process
+
+
+@pytest.fixture
+def settings(kafka: KafkaProcess) -> KafkaSettings:
+    return kafka.settings(f"faults-{secrets.token_hex(4)}", deadline_s=DEADLINE_S)
+
+
+Open = Callable[..., Awaitable[KafkaLogStore]]
+
+
+@pytest.fixture
+async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
+    """``await open_store()``: one more process of fra, so to say."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def opener(outside: bool = False) -> KafkaLogStore:
+            store = await KafkaLogStore.open(
+                settings, "fra", PARTITIONS, random.Random(), outside, step_bytes=2_000, wait_s=20
+            )
+            stack.push_async_callback(store.close)
+            return store
+
+        yield opener
+
+
+class Sequencer:
+    """What services.im.partition does with its log."""
+
+    def __init__(self, log: Log, name: str) -> None:
+        self.log, self.name = log, name
+        self.epoch = 0
+        self.acked: list[Record] = []
+
+    async def put(self, *payloads: bytes) -> list[Record]:
+        future: asyncio.Future[Sequence[Record] | Exception]
+        future = asyncio.get_running_loop().create_future()
+        self.log.append(0, self.epoch, payloads, future.set_result)
+        result = await future
+        if isinstance(result, Exception):
+            raise result
+        self.acked += result
+        return list(result)
+
+    async def take_over(self) -> None:
+        """Until an epoch is open."""
+        async with asyncio.timeout(40):
+            while True:
+                with contextlib.suppress(Unavailable, OutcomeUnknown):
+                    await self.log.reopen(0)
+                    self.epoch = self.log.end(0).epoch + 1
+                    await self.put(b"marker of " + self.name.encode())
+                    return
+                await asyncio.sleep(0.1)
+
+
+async def sequencer(store: KafkaLogStore, name: str = "a") -> Sequencer:
+    opened = Sequencer(await store.open_own(FRA), name)
+    await opened.take_over()
+    return opened
+
+
+async def read_all(log: Log, partition: int = 0) -> list[Record]:
+    records: list[Record] = []
+    lsn = log.first_lsn(partition)
+    while page := await log.read(partition, lsn, 3_000):
+        records += page
+        lsn = page[-1].lsn + 1
+    return records
+
+
+async def check(store: KafkaLogStore, *writers: Sequencer) -> list[Record]:
+    """A fresh reader takes every acked record, each once, in one row."""
+    log = await store.open_own(FRA)
+    records = await read_all(log)
+    assert [record.lsn for record in records] == list(range(1, len(records) + 1))
+    by_lsn = {record.lsn: record for record in records}
+    for writer in writers:
+        for record in writer.acked:
+            assert by_lsn[record.lsn] == record
+    return records
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # what it waits for happens in a broker
+            await asyncio.sleep(0.02)
+
+
+class Raw:
+    """Writes packed records into any topic, as somebody else would."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.cluster = Cluster(settings, "fra")
+
+    async def write(self, topic: str, *records: Record) -> int:
+        writer = Writer(self.cluster, topic)
+        offset = await writer.write(records[0].partition, [pack(record) for record in records])
+        await writer.close()
+        return offset
+
+
+@pytest.fixture
+async def raw(settings: KafkaSettings) -> AsyncIterator[Raw]:
+    raw = Raw(settings)
+    yield raw
+    await raw.cluster.close()
+
+
+def history(count: int, end: LogEnd = EMPTY_END, epoch: int = 1, what: str = "x") -> list[Record]:
+    records = []
+    for number in range(count):
+        record = record_after(end, 0, epoch, b"%s %d" % (what.encode(), number))
+        records.append(record)
+        end = LogEnd(record.lsn, record.chain, epoch)
+    return records
+
+
+def end_of(records: Sequence[Record]) -> LogEnd:
+    return LogEnd(records[-1].lsn, records[-1].chain, records[-1].epoch)
+
+
+# --------------------------------------------------------------------- the broker has faults
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_acked_records_survive_a_broker_that_is_away(
+    kafka: KafkaProcess, open_store: Open, fault: str
+) -> None:
+    store = await open_store()
+    writer = await sequencer(store)
+    unknown, stop = 0, asyncio.Event()
+
+    async def write() -> None:
+        nonlocal unknown
+        number = 0
+        while not stop.is_set():
+            try:
+                await asyncio.gather(*(writer.put(b"%d" % (number + n)) for n in range(5)))
+            except (OutcomeUnknown, Unavailable):
+                unknown += 1
+                await writer.take_over()
+            number += 5
+            await asyncio.sleep(0.001)
+
+    writing = asyncio.ensure_future(write())
+    for _ in range(2):
+        count = len(writer.acked)
+        await until(lambda count=count: len(writer.acked) > count + 200)  # type: ignore[misc]
+        if fault == "kill":
+            kafka.kill()
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(kafka.start)
+        else:
+            kafka.pause()
+            await asyncio.sleep(DEADLINE_S + 1)
+            kafka.resume()
+    count = len(writer.acked)
+    await until(lambda: len(writer.acked) > count + 200)
+    stop.set()
+    await writing
+    assert unknown >= 2
+    records = await check(await open_store(), writer)
+    assert len(records) >= len(writer.acked) > 600
+
+
+async def test_a_call_to_a_paused_broker_ends_at_its_deadline(
+    kafka: KafkaProcess, open_store: Open
+) -> None:
+    store = await open_store()
+    writer = await sequencer(store)
+    copy = await store.open_copy(SIN)
+    await copy.append_copy(history(3))
+    loop = asyncio.get_running_loop()
+    kafka.pause()
+    try:
+        begun = loop.time()
+        with pytest.raises(OutcomeUnknown, match="fra's Kafka at"):
+            await writer.put(b"into the dark")
+        assert loop.time() - begun < DEADLINE_S + 1
+        with pytest.raises(OutcomeUnknown):  # until reopen
+            await writer.put(b"behind it")
+        with pytest.raises((OutcomeUnknown, Unavailable)):
+            await copy.append_copy(history(1, end_of(history(3))))
+        with pytest.raises(Unavailable):
+            await writer.log.reopen(0)
+        with pytest.raises((OutcomeUnknown, Unavailable)):
+            await store.confirm_boot()
+    finally:
+        kafka.resume()
+    await writer.take_over()
+    await writer.put(b"light")
+    await store.confirm_boot()
+    await copy.append_copy(history(5))
+    await check(await open_store(), writer)
+
+
+async def test_a_full_disk_fails_appends_and_says_so(
+    kafka_program: Program,
+    pki_dir: Path,
+    tmp_path: Path,
+    mount_tmpfs: Callable[[Path, str], None],
+) -> None:
+    mount_tmpfs(tmp_path / "small", "48m")
+    data = tmp_path / "small" / "kafka"
+    with running(kafka_program, tmp_path / "rig", pki_dir, data) as kafka:
+        settings = kafka.settings("full", deadline_s=DEADLINE_S)
+        store = await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(1))
+        writer = await sequencer(store)
+        payload = random.randbytes(300_000)
+        with pytest.raises((OutcomeUnknown, Unavailable)) as failed:
+            for _ in range(400):
+                await writer.put(payload)
+        assert "fra's Kafka" in str(failed.value)
+        with contextlib.suppress(ImError):
+            await store.close()
+        kafka.kill()
+        for file in data.glob("logs/__*/*.timeindex"):
+            file.unlink()  # some room: Kafka makes them again
+        (data / "logs" / "full.log.1-1").exists()
+
+
+# --------------------------------------------------------------------------------- fencing
+
+
+async def test_two_sequencers_fence_each_other(open_store: Open) -> None:
+    old = await sequencer(await open_store(), "old")
+    await old.put(b"1", b"2")
+    new = await sequencer(await open_store(), "new")
+    with pytest.raises(OutcomeUnknown, match="somebody else"):
+        await old.put(b"of a paused one that resumes")
+    await new.take_over()  # it met the gap that the old one left
+    await new.put(b"3")
+    await old.take_over()
+    await old.put(b"4")
+    with pytest.raises(OutcomeUnknown):
+        await new.put(b"5")
+    await new.take_over()
+    await new.put(b"6")
+    records = await check(await open_store(), old, new)
+    payloads = [record.payload for record in records]
+    assert b"of a paused one that resumes" not in payloads
+    assert [p for p in payloads if len(p) == 1] == [b"1", b"2", b"3", b"4", b"6"]
+
+
+async def test_a_late_batch_that_lands_before_the_marker_is_taken_and_the_marker_is_not_acked(
+    open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    writer = await sequencer(await open_store())
+    end, epoch = writer.log.end(0), writer.epoch
+    late = history(3, end, epoch, "late")
+    await raw.write(own_topic(settings.prefix, FRA), *late)
+    writer.epoch += 1
+    with pytest.raises(OutcomeUnknown):
+        await writer.put(b"marker")
+    await writer.take_over()
+    assert writer.log.end(0).lsn == late[-1].lsn + 1
+    records = await check(await open_store(), writer)
+    assert records[1:4] == late
+
+
+async def test_a_late_batch_that_lands_behind_the_marker_counts_for_nobody(
+    open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    writer = await sequencer(await open_store())
+    late = history(3, writer.log.end(0), writer.epoch, "late")
+    await writer.take_over()
+    await raw.write(own_topic(settings.prefix, FRA), *late)
+    with pytest.raises(OutcomeUnknown):
+        await writer.put(b"meets the gap")
+    await writer.take_over()
+    await writer.put(b"next")
+    records = await check(await open_store(), writer)
+    assert not [record for record in records if record in late]
+
+
+async def test_of_two_markers_of_one_epoch_the_first_wins(
+    open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    """The other's batch even has a record whose lsn is the next one."""
+    writer = await sequencer(await open_store())
+    other = history(4, writer.log.end(0), writer.epoch + 1, "of the other")
+    await writer.take_over()
+    await writer.put(b"second")
+    await raw.write(own_topic(settings.prefix, FRA), *other)
+    with pytest.raises(OutcomeUnknown):
+        await writer.put(b"third")
+    await writer.take_over()
+    records = await check(await open_store(), writer)
+    assert not [record for record in records if record in other]
+
+
+async def test_an_unsent_batch_of_a_paused_process_is_acked_to_nobody(open_store: Open) -> None:
+    """It had given out lsns and stood still while another took over."""
+    old = await sequencer(await open_store(), "old")
+    waiting = [asyncio.ensure_future(old.put(b"%d" % n)) for n in range(20)]
+    new = await sequencer(await open_store(), "new")
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    await new.put(b"x")
+    records = await check(await open_store(), old, new)
+    acked = {record.lsn for record in old.acked}
+    assert len([r for r in results if not isinstance(r, Exception)]) == len(acked) - 1
+    assert records[-1].payload == b"x"
+
+
+async def test_a_newer_process_takes_the_notes_away_for_good(open_store: Open) -> None:
+    old = await open_store()
+    new = await open_store()
+    assert (old.log_id, new.boot_count) == (new.log_id, old.boot_count + 1)
+    for write in (old.confirm_boot, old.renew):
+        with pytest.raises(StaleWriter, match="newer process"):
+            await write()
+    await new.confirm_boot()
+    with pytest.raises(StaleWriter):
+        await old.confirm_boot()
+    await new.renew()
+    assert (await open_store()).log_id == new.log_id != old.log_id
+
+
+# ----------------------------------------------------------------------- retention, restarts
+
+
+async def test_truncation_deletes_at_the_broker_and_survives_a_restart(
+    open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    store = await open_store()
+    writer = await sequencer(store)
+    for number in range(100):
+        await writer.put(b"%d" % number + bytes(100))
+    whole = await read_all(writer.log)
+    await writer.log.truncate_below(0, 60)
+    first = writer.log.first_lsn(0)
+    assert 1 < first <= 60
+    start, _ = await raw.cluster.bounds(At(own_topic(settings.prefix, FRA), 0))
+    assert start == first - 1, "offset 0 held lsn 1"
+    await store.close()
+    again = await open_store()
+    log = await again.open_own(FRA)
+    assert again.clean
+    assert (log.first_lsn(0), log.end(0)) == (first, end_of(whole))
+    assert await read_all(log) == whole[first - 1 :]
+    with pytest.raises(LookupError):
+        await log.read(0, first - 1, 1)
+    assert 0 < log.stored_bytes(0, 90) < log.stored_bytes(0, first) < 41 * 200 + 2_000
+
+
+async def test_a_store_that_was_killed_finds_its_end_again(open_store: Open) -> None:
+    """Nothing was noted down: everything is read from the topics."""
+    store = await open_store()
+    writer = await sequencer(store)
+    for number in range(50):
+        await writer.put(b"%d" % number)
+    copy = await store.open_copy(SIN)
+    await copy.append_copy(history(20))
+    again = await open_store()
+    assert again.held()[SIN].end(0) == copy.end(0)
+    assert await read_all(again.held()[SIN]) == history(20)
+    await check(again, writer)
+
+
+async def test_an_own_log_that_lost_its_end_is_not_clean(
+    kafka: KafkaProcess, open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    """As after a machine crash: what was acked was not on the disk. Here the topic is made anew."""
+    store = await open_store()
+    writer = await sequencer(store)
+    await writer.put(b"acked")
+    await store.close()
+    await raw.cluster.delete_topic(own_topic(settings.prefix, FRA))
+    again = await open_store()
+    log = await again.open_own(FRA)
+    assert (again.clean, log.end(0).lsn) == (False, 0)
+    await again.confirm_boot()
+    assert again.clean
+
+
+# ----------------------------------------------------------------------------------- copies
+
+
+@pytest.fixture
+async def outside(open_store: Open, settings: KafkaSettings) -> Log:
+    """A copy that something else fills: these tests, in MirrorMaker's place."""
+    return await (await open_store(outside=True)).open_copy(SIN)
+
+
+@pytest.fixture
+def mirrored(settings: KafkaSettings) -> str:
+    return mirrored_topic(settings.prefix, SIN)
+
+
+async def test_a_copy_is_the_union_of_what_was_mirrored_and_relayed(
+    outside: Log, raw: Raw, mirrored: str, open_store: Open
+) -> None:
+    told: list[int] = []
+    outside.subscribe(lambda: told.append(outside.end(0).lsn))
+    all_ = history(50)
+    await raw.write(mirrored, *all_[:10])
+    await until(lambda: outside.end(0).lsn == 10)
+    await raw.write(mirrored, *all_[20:40])  # MirrorMaker went on later
+    await asyncio.sleep(0.5)
+    assert outside.end(0).lsn == 10
+    await outside.append_copy(all_[10:20])
+    await until(lambda: outside.end(0).lsn == 40)
+    await outside.append_copy(all_[35:50])  # held ones are dropped
+    await raw.write(mirrored, *all_[35:50])  # twice, as without exactly-once
+    assert outside.end(0) == end_of(all_)
+    assert await read_all(outside) == all_
+    assert told == sorted(told) and told[-1] == 50
+    again = (await open_store(outside=True)).held()[SIN]
+    assert again.end(0) == end_of(all_)
+    assert await read_all(again) == all_
+
+
+async def test_what_does_not_follow_is_never_taken(
+    outside: Log, raw: Raw, mirrored: str, settings: KafkaSettings
+) -> None:
+    good = history(10)
+    await raw.write(mirrored, *good[:5])
+    stale = history(9, end_of(good[:5]), 1, "of another history")
+    marker = history(1, end_of(good[:5]), 2, "marker")
+    await raw.write(mirrored, *marker, *stale)
+    tail = history(5, end_of(marker), 2, "goes on")
+    await raw.write(mirrored, *tail)
+    await until(lambda: outside.end(0) == end_of(tail))
+    assert await read_all(outside) == good[:5] + marker + tail
+    with pytest.raises(Damaged, match="does not"):
+        await outside.append_copy(history(1, end_of(stale), 2))
+    with pytest.raises(Damaged, match="differs"):
+        await outside.append_copy([tail[-1]._replace(chain=bytes(16))])
+
+
+async def test_an_aborted_transaction_is_not_read(
+    outside: Log, raw: Raw, mirrored: str, settings: KafkaSettings
+) -> None:
+    aborted, committed = history(3, what="aborted"), history(3, what="committed")
+    producer = AIOKafkaProducer(
+        bootstrap_servers=list(settings.brokers),
+        transactional_id=f"mm-{secrets.token_hex(4)}",
+        security_protocol="SSL",
+        ssl_context=settings.ssl_context(),
+    )
+    await producer.start()
+    try:
+        for records, ends in (
+            (aborted, producer.abort_transaction),
+            (committed, producer.commit_transaction),
+        ):
+            await producer.begin_transaction()
+            for record in records:
+                await producer.send_and_wait(mirrored, pack(record), partition=0)
+            assert outside.end(0).lsn == 0
+            await ends()
+    finally:
+        await producer.stop()
+    await until(lambda: outside.end(0) == end_of(committed))
+    assert await read_all(outside) == committed
+
+
+async def test_a_mirrored_topic_may_appear_later(
+    open_store: Open, raw: Raw, mirrored: str, settings: KafkaSettings
+) -> None:
+    copy = await (await open_store()).open_copy(SIN)
+    await copy.append_copy(history(5))
+    await admin.ensure(raw.cluster, [admin.log_topic(mirrored, PARTITIONS, settings)])
+    await raw.write(mirrored, *history(8))
+    await until(lambda: copy.end(0).lsn == 8)
+
+
+async def test_nothing_mirrored_above_a_cut_comes_back(
+    outside: Log, raw: Raw, mirrored: str, open_store: Open
+) -> None:
+    first = history(30)
+    await raw.write(mirrored, *first)
+    await until(lambda: outside.end(0).lsn == 30)
+    await outside.cut_above(0, 20)
+    assert outside.end(0) == end_of(first[:20])
+    await raw.write(mirrored, *history(5, end_of(first)))
+    await asyncio.sleep(0.5)
+    assert outside.end(0).lsn == 20
+    instead = history(7, end_of(first[:20]), 2, "instead")
+    await outside.append_copy(instead)
+    assert await read_all(outside) == first[:20] + instead
+    again = (await open_store(outside=True)).held()[SIN]
+    assert await read_all(again) == first[:20] + instead
+
+
+async def test_a_copy_begins_anew_behind_a_snapshot(
+    outside: Log, raw: Raw, mirrored: str, open_store: Open
+) -> None:
+    all_ = history(60)
+    await raw.write(mirrored, *all_[:10])
+    await outside.append_copy(all_[:20])
+    await until(lambda: outside.end(0).lsn == 20)
+    await outside.restart_at(0, end_of(all_[:40]))
+    assert (outside.first_lsn(0), outside.end(0)) == (41, end_of(all_[:40]))
+    with pytest.raises(LookupError):
+        await outside.read(0, 40, 1)
+    await raw.write(mirrored, *all_[10:50])
+    await until(lambda: outside.end(0).lsn == 50)
+    await outside.append_copy(all_[50:])
+    again = (await open_store(outside=True)).held()[SIN]
+    for log in (outside, again):
+        assert (log.first_lsn(0), log.end(0)) == (41, end_of(all_))
+        assert await read_all(log) == all_[40:]
+
+
+async def test_a_copy_follows_on_after_its_broker_was_away(
+    kafka: KafkaProcess, outside: Log, raw: Raw, mirrored: str
+) -> None:
+    all_ = history(20)
+    await raw.write(mirrored, *all_[:10])
+    await until(lambda: outside.end(0).lsn == 10)
+    kafka.kill()
+    with pytest.raises(Unavailable):
+        await outside.append_copy(all_[10:12])
+    await asyncio.to_thread(kafka.start)
+    await raw.cluster.look([mirrored])
+    await raw.write(mirrored, *all_[10:])
+    await until(lambda: outside.end(0).lsn == 20)
+
+
+# ------------------------------------------------------------------------------------ trust
+
+
+async def test_a_certificate_of_another_ca_is_refused_in_one_sentence(
+    kafka: KafkaProcess, tmp_path: Path
+) -> None:
+    pki.init(tmp_path, {"fra": ()}, datetime.now(UTC))
+    theirs = kafka.settings("trust")
+    for wrong in (
+        KafkaSettings(theirs.brokers, "trust", tmp_path / "ca.pem"),
+        KafkaSettings(
+            theirs.brokers, "trust", theirs.ca_file, tmp_path / "fra.pem", tmp_path / "fra.key"
+        ),
+    ):
+        with pytest.raises(NotTrusted, match="check ca_file, cert_file and key_file") as refused:
+            await KafkaLogStore.open(wrong, "fra", PARTITIONS, random.Random(1), wait_s=10)
+        assert "\n" not in str(refused.value)
+
+
+async def test_another_idc_of_the_region_may_do_nothing_here(kafka: KafkaProcess) -> None:
+    settings = kafka.settings("trust", "sin")
+    with pytest.raises(NotTrusted, match="does not let this certificate"):
+        await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(1), wait_s=10)

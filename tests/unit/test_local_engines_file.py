@@ -1,0 +1,150 @@
+"""The region file of a local deployment whose engines run beside the IDCs. No process runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imcore.errors import BadInput
+from imcore.region.load import check_text
+from imcore.region.model import Region
+from imctl.errors import Failed
+from imctl.target import engines
+from imctl.target.beside import Beside
+from imctl.target.places import Places
+
+THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
+ALL = ("kafka", "tikv", "etcd")
+
+
+def with_fra(**fra: object) -> str:
+    document = yaml.safe_load(THREE)
+    document["spec"]["idcs"][0]["engines"] = fra
+    return yaml.safe_dump(document)
+
+
+def parsed(text: str) -> Region:
+    loaded = check_text(text, "r.yaml")
+    assert loaded.region is not None, loaded.problems
+    return loaded.region
+
+
+def written(
+    folder: Path, text: str = THREE, names: tuple[str, ...] = ALL
+) -> tuple[str, Region, Places]:
+    places = Places(folder)
+    copy = engines.with_engines(text, parsed(text), folder / "pki", names, places)
+    return copy, parsed(copy), places
+
+
+def test_every_idc_gets_its_own_of_each_engine(tmp_path: Path) -> None:
+    _, region, places = written(tmp_path)
+    seen: list[str] = []
+    for idc in region.spec.idcs:
+        of = idc.engines
+        assert of.log.kafka and of.kv.tikv and of.registry.etcd and of.mirror.mirrormaker2
+        seen += [*of.log.kafka.brokers, *of.kv.tikv.pd, *of.registry.etcd.endpoints]
+        assert of.log.kafka.cert_file == str(tmp_path / "pki" / f"{idc.name}.pem")
+        assert (of.log.kafka.min_insync_replicas, of.log.kafka.durability) == (1, "flush")
+        others = [other.name for other in region.spec.idcs if other.name != idc.name]
+        remote = of.mirror.mirrormaker2.remote_brokers
+        assert list(remote) == others
+        seen += [brokers[0] for brokers in remote.values()]
+    routes = engines.routes(region, places)
+    assert {(route["source"], route["target"]) for route in routes} == set(engines.pairs(region))
+    fra = region.spec.idcs[0].engines.mirror.mirrormaker2
+    assert fra is not None
+    (to_iad,) = [route for route in routes if (route["source"], route["target"]) == ("fra", "iad")]
+    assert [to_iad["listen"]] == fra.remote_brokers["iad"]
+    seen += [route["address"] for route in routes]
+    assert len(set(seen)) == len(seen) == 9 + 6 + 6
+    hosts = engines.certificates(region, ALL)
+    assert sorted(hosts) == sorted(
+        f"{name}-{e}" for name in hosts_of(region) for e in ("etcd", "kafka")
+    )
+    assert hosts["fra-kafka"] == ["127.0.0.1"]
+
+
+def hosts_of(region: Region) -> list[str]:
+    return [idc.name for idc in region.spec.idcs]
+
+
+def test_only_what_is_asked_for_is_run(tmp_path: Path) -> None:
+    _, region, places = written(tmp_path, names=("tikv",))
+    for idc in region.spec.idcs:
+        assert idc.engines.kv.tikv and idc.engines.log.kafka is None
+        assert idc.engines.registry.etcd is None and idc.engines.mirror.mirrormaker2 is None
+    assert engines.certificates(region, ("tikv",)) == {} and engines.routes(region, places) == []
+    beside = Beside(region, tmp_path, tmp_path / "pki", ("tikv",), places)
+    assert sorted(beside.names[:3]) == ["fra-pd", "iad-pd", "sin-pd"]  # stores come to a PD
+    assert sorted(beside.names[3:]) == ["fra-tikv", "iad-tikv", "sin-tikv"]
+
+
+def test_mirrormakers_start_after_every_broker_and_end_before(tmp_path: Path) -> None:
+    _, region, places = written(tmp_path)
+    beside = Beside(region, tmp_path, tmp_path / "pki", ALL, places)
+    last = beside.names[-3:]
+    assert sorted(last) == ["fra-mm2", "iad-mm2", "sin-mm2"]
+    assert [one.kind for one in beside.of("fra")] == ["etcd", "kafka", "pd", "tikv", "mm2"]
+    kin = {one.name for one in beside.wiped_with("fra-pd")}
+    assert kin == {"fra-pd", "fra-tikv"} == {one.name for one in beside.wiped_with("fra-tikv")}
+    assert [one.name for one in beside.wiped_with("fra-kafka")] == ["fra-kafka"]
+
+
+def test_a_mirror_that_the_file_says_is_kept(tmp_path: Path) -> None:
+    _, region, _ = written(tmp_path, with_fra(mirror="embedded"), ("kafka",))
+    fra, iad, _ = region.spec.idcs
+    assert fra.engines.mirror.mirrormaker2 is None and iad.engines.mirror.mirrormaker2
+    assert [pair for pair in engines.pairs(region) if pair[0] == "fra"] == []
+
+
+def test_what_the_file_says_of_an_engine_is_kept(tmp_path: Path) -> None:
+    kafka = {"kafka": {"brokers": ["127.0.0.1:19092", "127.0.0.1:19093"], "topic_prefix": "chat"}}
+    tikv = {"tikv": {"pd": ["127.0.0.1:12379"], "prefix": "mine"}}
+    text = with_fra(log=kafka, kv=tikv, mirror="embedded")
+    # Alone in its prefix: with MirrorMakers around, all need the same.
+    document = yaml.safe_load(text)
+    for row in document["spec"]["idcs"][1:]:
+        row["engines"] = {"mirror": "embedded"}
+    _, region, _ = written(tmp_path, yaml.safe_dump(document), ("kafka", "tikv"))
+    fra = region.spec.idcs[0].engines
+    assert fra.log.kafka and fra.kv.tikv
+    assert (fra.log.kafka.brokers, fra.log.kafka.topic_prefix) == (["127.0.0.1:19092"], "chat")
+    assert (fra.kv.tikv.pd, fra.kv.tikv.prefix) == (["127.0.0.1:12379"], "mine")
+
+
+def test_addresses_stay_for_the_life_of_a_folder(tmp_path: Path) -> None:
+    copy, region, places = written(tmp_path)
+    routes = engines.routes(region, places)
+    places.write()
+    again, region, places = written(tmp_path)
+    assert again == copy and engines.routes(region, places) == routes
+    assert written(tmp_path, copy)[0] == copy  # the copy may be started too
+    (tmp_path / "engines.json").write_text("[1")
+    with pytest.raises(Failed, match=r"engines\.json: expected names and addresses"):
+        Places(tmp_path)
+
+
+def test_data_are_never_started_on_another_engine(tmp_path: Path) -> None:
+    copy, region, _ = written(tmp_path, names=("kafka", "tikv"))
+    (tmp_path / "region.yaml").write_text(copy)
+    engines.check_same(tmp_path, parsed(THREE))  # there are no data yet
+    (tmp_path / "iad" / "data").mkdir(parents=True)
+    engines.check_same(tmp_path, region)
+    with pytest.raises(Failed, match=r"the log of iad in .* is on Kafka; start it so again"):
+        engines.check_same(tmp_path, parsed(THREE))
+    kafka_only = written(tmp_path, names=("kafka",))[1]
+    with pytest.raises(Failed, match=r"the KV of iad in .* is on TiKV"):
+        engines.check_same(tmp_path, kafka_only)
+    (tmp_path / "region.yaml").write_text(THREE)
+    with pytest.raises(Failed, match=r"the log of iad in .* is on the embedded engine"):
+        engines.check_same(tmp_path, kafka_only)
+
+
+def test_an_engine_that_there_is_not_is_refused() -> None:
+    assert engines.chosen("etcd, kafka,etcd") == ("etcd", "kafka")
+    assert engines.chosen("") == ()
+    with pytest.raises(BadInput, match="--engines: expected some of etcd, kafka, tikv, got 'mm2'"):
+        engines.chosen("kafka,mm2")
