@@ -175,7 +175,7 @@ class Mesh:
         try:
             for other in self.idcs:
                 if other != idc:
-                    await acls.allow(on, principal(other), acls.of_mirrors(self.prefix))
+                    await acls.let_mirror(on, principal(other))
         finally:
             await on.close()
 
