@@ -57,5 +57,10 @@ class StaleWriter(ImError):
     """A newer epoch owns what this writer wanted to change; it must stop, never retry."""
 
 
+class StoreReplaced(StaleWriter):
+    """An engine holds another state than the one that was opened: wiped, replaced or restored under
+    this process, which must begin again with what it finds."""
+
+
 class BadInput(ImError):
     """A user's file or flag is wrong: the message names it, what was expected and what to do."""

@@ -23,12 +23,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
     "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
     "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
+    "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
     "replication": (
         "imctl.commands.replication",
         "replication",
         "Make and check MirrorMaker 2's settings.",
     ),
-    "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
     "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of an IDC, or of all."),
     "ipconf": ("imctl.commands.ipconf", "ipconf", "Ask where a client would be sent."),
     "token": ("imctl.commands.chat", "token", "Mint a client token."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -67,8 +68,8 @@ def kv(
 
     Clients notice nothing. Until its switch an IDC's old store is whole and in charge, so whatever
     fails costs the move only; run again, it goes on where it stopped. Ctrl-C leaves the IDC under
-    way at it (--cancel stops it). The region file of the deployment is changed first, so that the
-    IDCs say so while some of them are not there yet; change your own file too.
+    way at it (--cancel stops it). The deployment's own copy of the region file is changed with it;
+    change yours too.
 
     Exit status: 0 all are there, 1 one is not.
     """
@@ -86,9 +87,15 @@ def kv(
     else:
         if not yes and any(engine != to.value for engine in before.values()):
             typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
-        settings = target.change_kv(to.value, names, _addresses(target, pd or []))
+        given = _addresses(target, pd or [])
+        if given and to is not Engine.TIKV:
+            raise BadInput("--pd: expected --to tikv beside it")
+        for name in given.keys() - set(names):
+            raise BadInput(f"--pd: {name} is not among the IDCs to be moved")
+        settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
         with _progress(names, output) as show:
             rows = asyncio.run(_move(target, settings, before, show))
+        target.end_kv(to.value, [row["idc"] for row in rows if row["engine"] == to.value])
     emit({"kv": rows}, output, lambda: _table(rows))
     if any(row["problem"] for row in rows) and not cancel:
         raise typer.Exit(1)
@@ -131,16 +138,16 @@ def _unseen(progress: pb.MoveKvProgress) -> None: ...
 
 
 async def _move(
-    target: Local, settings: dict[str, str], before: dict[str, str], show: Show
+    target: Local, settings: dict[str, Any], before: dict[str, str], show: Show
 ) -> list[dict[str, Any]]:
     """One after the other, and not the next before the last one is there."""
     rows: list[dict[str, Any]] = []
-    for name, engine_json in settings.items():
+    for name, engine in settings.items():
 
         def seen(progress: pb.MoveKvProgress, name: str = name) -> None:
             show(name, progress)
 
-        request = pb.MoveKvRequest(engine_json=engine_json)
+        request = pb.MoveKvRequest(engine_json=json.dumps(engine))
         try:
             last = await admin.move_kv(target, name, request, seen)
         except ImError as error:

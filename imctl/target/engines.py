@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,22 @@ def with_engines(
     return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
+def with_kv(text: str, kv: Mapping[str, Any]) -> str:
+    """The region file's text, with these IDCs' ``engines.kv``."""
+    document: dict[str, Any] = yaml.safe_load(text)
+    for row in document["spec"]["idcs"]:
+        if row["name"] in kv:
+            row["engines"] = {**(row.get("engines") or {}), "kv": kv[row["name"]]}
+    return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def tikv_of(idc: Idc, places: Places) -> dict[str, Any]:
+    """Where its own is, or will be."""
+    tikv = idc.engines.kv.tikv
+    pd = tikv.pd if tikv else [places.at(unit(idc.name, "pd"))]
+    return {"pd": pd, **({"prefix": tikv.prefix} if tikv and tikv.prefix else {})}
+
+
 def _etcd(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Places) -> None:
     etcd = idc.engines.registry.etcd
     endpoint = etcd.endpoints[0] if etcd else places.at(unit(idc.name, ETCD))
@@ -118,10 +134,8 @@ def _kafka(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: P
 
 
 def _tikv(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Places) -> None:
-    tikv = idc.engines.kv.tikv
-    pd = tikv.pd[0] if tikv else places.at(unit(idc.name, "pd"))
-    prefix = {"prefix": tikv.prefix} if tikv and tikv.prefix else {}
-    found["kv"] = {"tikv": {"pd": [pd], **prefix}}
+    tikv = tikv_of(idc, places)
+    found["kv"] = {"tikv": {**tikv, "pd": tikv["pd"][:1]}}
 
 
 def _credentials(pki: Path, idc: Idc) -> dict[str, str]:

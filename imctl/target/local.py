@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from imcore import pki
 from imcore.errors import BadInput
@@ -27,8 +28,8 @@ from imcore.runtime import Clock
 from imctl import audit
 from imctl.engines import binaries
 from imctl.errors import Failed, Guarded
+from imctl.target import beside, process, runfile
 from imctl.target import engines as wanted
-from imctl.target import process, runfile
 from imctl.target.base import Unit
 from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
@@ -255,6 +256,63 @@ class Local:
                     f"{name} did not serve within {limit_s:g} s; see {self.log_file(name)}"
                 )
             time.sleep(0.05)
+
+    # ------------------------------------------------------------- from one engine to another
+
+    def begin_kv(self, engine: str, pd: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """What the KV of these IDCs (``pd``: their names) is to be on: each one's ``engines.kv``.
+        TiKV runs at the addresses that are given, or beside them: then it serves when this returns,
+        and the deployment's region file says so. Raises Failed, BadInput."""
+        if engine == "embedded":
+            return dict.fromkeys(pd, "embedded")
+        given = [name for name in pd if pd[name]]
+        if given and len(given) < len(pd):
+            lacking = ", ".join(name for name in pd if name not in given)
+            raise BadInput(f"--pd: expected it for all of these IDCs or for none; {lacking} lacks")
+        kv = {
+            name: {"tikv": {"pd": list(pd[name])} if given else wanted.tikv_of(idc, self._places)}
+            for name in pd
+            for idc in [self.region.idc(name)]
+        }
+        if not given:
+            if lacking := binaries.missing(wanted.programs([wanted.TIKV])):
+                raise Failed(lacking)
+            self._run.engines = [*dict.fromkeys([*self._run.engines, wanted.TIKV])]
+            self._places.write()
+        self._rewrite(kv)
+        for name in () if given else kv:
+            for one in self._beside.of(name):
+                if one.kind in beside.TIKV_KINDS:
+                    if self._state(one.name) == "gone":
+                        self._spawn(one.name)
+                    self._wait_for_engine(one.name)
+        return kv
+
+    def end_kv(self, engine: str, names: Sequence[str]) -> None:
+        """The KV of these IDCs is on that engine now; what it was on needs not run any more."""
+        if engine != "embedded":
+            return
+        for stage in (1, 0):
+            self._stop(
+                [
+                    one.name
+                    for name in names
+                    for one in self._beside.of(name)
+                    if one.stage == stage and one.kind in beside.TIKV_KINDS
+                ]
+            )
+        self._reap()
+        self._rewrite(dict.fromkeys(names, "embedded"))
+
+    def _rewrite(self, kv: Mapping[str, Any]) -> None:
+        """The deployment's region file; raises BadInput, and changes nothing then."""
+        copy = Path(self._run.region)
+        new = copy.with_suffix(".yaml.new")
+        new.write_text(wanted.with_kv(copy.read_text(), kv))
+        self.region = load_region(new)
+        new.replace(copy)
+        self._run.write(self.data)
+        self._beside = Beside(self.region, self.data, self.pki, self._run.engines, self._places)
 
     def check_alive(self, names: Sequence[str]) -> None:
         """Raises Failed, with the last line of its log, for a unit that ended by itself."""

@@ -197,6 +197,7 @@ class Applier:
                 raise
             except (ImError, LookupError, OSError) as error:
                 self._failed(error)
+                self._spoiled = True  # to open the partition again tells whether it is still there
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
 

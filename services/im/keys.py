@@ -34,6 +34,7 @@ _ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the 
 _ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
 
 REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"w")
+SCANNED_DOWN = (b"o",)  # of these, the newest come first
 
 
 def partition_of(text: str, partitions: int) -> int:

@@ -256,6 +256,9 @@ class DoubtfulLogs:
     def own(self) -> Log | None:
         return self._own
 
+    def alarms(self) -> list[str]:
+        return self._store.alarms()
+
     async def open_own(self, origin: Origin) -> Log:
         self._own = DoubtfulLog(await self._store.open_own(origin), self._dice)
         return self._own

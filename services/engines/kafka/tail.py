@@ -129,7 +129,8 @@ class Tail:
                 await followed.reader.out_of_range()
             followed.node, followed.again_at = None, _soon()
         else:
-            self._say(str(result))
+            if self._cluster.led(at):  # else it has only moved
+                self._say(str(result))
             followed.node, followed.again_at = None, _soon()
 
 

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from imcore.errors import OutcomeUnknown, StaleWriter, Unavailable
+from imcore.errors import OutcomeUnknown, StaleWriter, StoreReplaced, Unavailable
 from services.engines import lmdb_snapshot
 from services.engines.disk import Disk
 from services.engines.tikv import copies, identity, scans
@@ -194,7 +194,7 @@ class TikvKv:
             found = await transaction.get_many([meta_key, life_key])
             meta, life = parse(found.get(meta_key)), identity.id_of(found.get(life_key))
             if life != self._life.id or meta.version < floor.version:
-                raise StaleWriter(self._other_store(partition))
+                raise StoreReplaced(self._other_store(partition))
             meta = meta._replace(epoch=meta.epoch + 1)
             await transaction.put([(meta_key, meta.packed())])
             return meta
@@ -288,7 +288,7 @@ class TikvKv:
                 f"applier epoch {epoch} of partition {partition}: it is at {meta.epoch}"
             )
         if meta.epoch < epoch:
-            raise StaleWriter(self._other_store(partition))
+            raise StoreReplaced(self._other_store(partition))
         return meta
 
     # ----------------------------------------------------------------------- stored rows
