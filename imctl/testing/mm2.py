@@ -175,7 +175,8 @@ class Mesh:
         try:
             for other in self.idcs:
                 if other != idc:
-                    await acls.allow(on, principal(other), acls.of_mirrors(self.prefix))
+                    may = acls.of_mirrors(on.settings.prefix)
+                    await acls.allow(on, principal(other), may)
         finally:
             await on.close()
 

@@ -108,10 +108,10 @@ class TikvProcesses:
         """Two regions where there was one; the right one begins with this key."""
         self.ask("POST", "/split", key=key.hex())
 
-    def fail(self, method: str, kind: str, calls: int = 1, delay_ms: int = 0) -> None:
-        """The next calls of a method ("KvCommit"). ``kind``: "lost" (not done), "mute" (done), both
-        without an answer; "late": done after ``delay_ms``."""
-        self.ask("POST", "/fault", method=method, kind=kind, calls=calls, delay_ms=delay_ms)
+    def fail(self, method: str, kind: str, delay_ms: int = 0) -> None:
+        """All calls of a method ("KvCommit") by the next transaction that makes one. ``kind``:
+        "lost" (not done), "mute" (done), both without an answer; "late": after ``delay_ms``."""
+        self.ask("POST", "/fault", method=method, kind=kind, delay_ms=delay_ms)
 
     def ask(self, verb: str, path: str, **fields: object) -> bytes:
         host, _, port = self.store.control.rpartition(":")

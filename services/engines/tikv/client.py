@@ -2,8 +2,8 @@
 
 The package binds TiKV's Rust client. Calls return asyncio futures and run in threads of its own, so
 the loop is blocked only while arguments are copied (about 25 ns a byte). To cancel a future drops
-the call wherever it is: what was sent may still be done. What follows from that, and from how the
-Rust client commits:
+the call wherever it is, but not what it has sent to a region, which is even sent again for some
+20 s. What follows from that, and from how the Rust client commits:
 
 1. Nothing is trusted to end in time. Every call, commit and rollback has a deadline of ours.
 2. Before ``commit``, a transaction is a buffer here: whatever fails is surely not done.

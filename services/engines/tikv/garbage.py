@@ -34,6 +34,7 @@ class Garbage:
         self._client = client
         self._layout = layout
         self._tasks: set[asyncio.Task[None]] = set()
+        self._collecting: asyncio.Task[None] | None = None
 
     def drop(self, partition: int, first: int, end: int) -> None:
         """The generations from ``first`` to below ``end``; returns at once."""
@@ -42,7 +43,7 @@ class Garbage:
 
     def collect_versions(self) -> None:
         """From now on, again and again."""
-        self._spawn(self._collect())
+        self._collecting = asyncio.get_running_loop().create_task(self._collect())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -92,8 +93,9 @@ class Garbage:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._collecting] if self._collecting else [])]
+        for task in tasks:
             task.cancel()
-        for task in list(self._tasks):
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task

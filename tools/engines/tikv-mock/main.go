@@ -69,7 +69,7 @@ func run(ctx context.Context, pd, address, control, data string) error {
 	if err != nil {
 		return err
 	}
-	faults := &faults{left: map[string]*fault{}}
+	faults := &faults{set: map[string]*fault{}}
 	if control != "" {
 		if err := serveControl(control, member, faults); err != nil {
 			return err
@@ -300,40 +300,47 @@ func encodeBytes(key []byte) []byte {
 
 // ------------------------------------------------------------------------------ injected faults
 
-// fault is what happens to the next calls of a method. "lost": the call is not done, "mute": it is
-// done; neither is answered before the caller gives up. "late": it is done after a delay.
+// fault is what happens to all calls of a method that come from one transaction, the next one to
+// make such a call. "lost": the call is not done, "mute": it is done; neither is answered before the
+// caller gives up. "late": it is done after a delay.
 type fault struct {
 	kind  string
-	calls int
 	delay time.Duration
+	start uint64 // of the transaction; 0: not hit yet
 }
 
 type faults struct {
 	lock sync.Mutex
-	left map[string]*fault
+	set  map[string]*fault
 }
 
-func (f *faults) set(method string, next fault) {
+func (f *faults) inject(method string, next fault) {
 	f.lock.Lock()
 	defer f.lock.Unlock()
-	f.left[method] = &next
+	f.set[method] = &next
 }
 
-func (f *faults) take(method string) (fault, bool) {
-	f.lock.Lock()
-	defer f.lock.Unlock()
-	next := f.left[method]
-	if next == nil || next.calls == 0 {
+func (f *faults) hits(method string, request interface{}) (fault, bool) {
+	about, fits := request.(interface{ GetStartVersion() uint64 })
+	if !fits {
 		return fault{}, false
 	}
-	next.calls--
-	return *next, true
+	f.lock.Lock()
+	defer f.lock.Unlock()
+	next := f.set[method]
+	if next == nil {
+		return fault{}, false
+	}
+	if next.start == 0 {
+		next.start = about.GetStartVersion()
+	}
+	return *next, next.start == about.GetStartVersion()
 }
 
 func (f *faults) intercept(
 	ctx context.Context, request interface{}, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler,
 ) (interface{}, error) {
-	next, hit := f.take(path.Base(info.FullMethod))
+	next, hit := f.hits(path.Base(info.FullMethod), request)
 	if !hit {
 		return handle(ctx, request)
 	}
@@ -364,13 +371,12 @@ func serveControl(address string, m *member, f *faults) error {
 		}
 	})
 	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
-		calls, err := strconv.Atoi(r.FormValue("calls"))
-		delay, _ := strconv.Atoi(r.FormValue("delay_ms"))
+		delay, err := strconv.Atoi(r.FormValue("delay_ms"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		f.set(r.FormValue("method"), fault{r.FormValue("kind"), calls, time.Duration(delay) * time.Millisecond})
+		f.inject(r.FormValue("method"), fault{kind: r.FormValue("kind"), delay: time.Duration(delay) * time.Millisecond})
 	})
 	mux.HandleFunc("GET /regions", func(w http.ResponseWriter, _ *http.Request) {
 		m.lock.Lock()

@@ -1,0 +1,42 @@
+"""What the MirrorMakers of other IDCs may do in a broker of the local target."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from imcore.errors import Unavailable
+from imcore.region.model import Kafka
+from imctl.engines.kafka import principal
+from services.engines.kafka import acls
+from services.engines.kafka.cluster import Cluster
+from services.node.engines import kafka_settings
+
+DEADLINE_S = 2.0
+
+
+def mirrors_may_read(kafka: Kafka, idc: str, others: Sequence[str]) -> bool:
+    """Grants it, which changes nothing when it is granted already: a wiped broker has forgotten.
+    False when the broker does not do it (yet); never raises Unavailable."""
+    granted: list[str] = []
+    # A loop of its own: whoever waits for the broker may run in one.
+    thread = threading.Thread(target=lambda: asyncio.run(_grant(kafka, idc, others, granted)))
+    thread.start()
+    thread.join()
+    return len(granted) == len(others)
+
+
+async def _grant(kafka: Kafka, idc: str, others: Sequence[str], granted: list[str]) -> None:
+    cluster = Cluster(replace(kafka_settings(kafka), deadline_s=DEADLINE_S), idc)
+    try:
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(DEADLINE_S):
+                for other in others:
+                    may = acls.of_mirrors(kafka.topic_prefix)
+                    await acls.allow(cluster, principal(other), may)
+                    granted.append(other)
+    finally:
+        await cluster.close()

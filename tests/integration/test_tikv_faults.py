@@ -1,0 +1,432 @@
+"""TiKV fails in every way that can be brought about here: real PD, and a TiKV-protocol mock."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from imcore.errors import ImError, OutcomeUnknown, StaleWriter, Unavailable
+from imctl.engines.binaries import Program
+from imctl.testing.tikv import TikvProcesses, running
+from services.engines.disk import RealDisk
+from services.engines.tikv.client import PACKAGE, VERSION, TikvClient, TikvSettings
+from services.engines.tikv.kv import TikvKv
+from services.engines.tikv.layout import Layout
+from services.ports import Batch
+
+PREFIX = "imctl/prod/fra"
+DEADLINE_S = 1.0
+SETTLED_S = 12.0  # until a lock of a dead transaction is old enough, several times over
+P = 1
+
+
+@pytest.fixture(scope="module")
+def on_disk(
+    tikv_programs: tuple[Program, Program], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TikvProcesses]:
+    with running(*tikv_programs, tmp_path_factory.mktemp("tikv"), on_disk=True) as processes:
+        yield processes
+
+
+Opener = Callable[..., Awaitable[TikvKv]]
+
+
+@pytest.fixture
+async def opener(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Opener]:
+    opened: list[TikvKv] = []
+
+    async def open_kv(processes: TikvProcesses, node: str = "node") -> TikvKv:
+        prefix = f"{PREFIX}/{request.node.name}"
+        settings = TikvSettings((processes.pd.address,), prefix, DEADLINE_S)
+        kv = await TikvKv.open(settings, tmp_path / node, RealDisk(), [b"o"])
+        opened.append(kv)
+        return kv
+
+    yield open_kv
+    for kv in opened:
+        await kv.close()
+
+
+def key(name: str, partition: int = P) -> bytes:
+    return partition.to_bytes(2, "big") + name.encode()
+
+
+async def put(kv: TikvKv, epoch: int, number: int, rows: int = 3) -> None:
+    """Batches whose rows all hold one number: a torn one would show two."""
+    value = b"%d" % number
+    await kv.commit(Batch(P, epoch, value, {key(f"o{n:03}"): value for n in range(rows)}))
+
+
+async def whole(kv: TikvKv, rows: int = 3) -> int:
+    """The number that all rows, and their shadows, hold."""
+    up = await kv.scan(key("o"), key("p"), 1_000)
+    down = await kv.scan(key("o"), key("p"), 1_000, reverse=True)
+    assert up == down[::-1] and len(up) == rows
+    (value,) = {value for _, value in up}
+    return int(value)
+
+
+async def settled(kv: TikvKv, rows: int = 3) -> int:
+    """The client waits for a lock of a dead transaction until it is old, whatever became of it."""
+    async with asyncio.timeout(SETTLED_S):
+        while True:
+            try:
+                return await whole(kv, rows)
+            except Unavailable:
+                await asyncio.sleep(0.1)
+
+
+async def reopened(kv: TikvKv) -> tuple[int, bytes | None]:
+    """As an applier does it: again and again, for a bounded time."""
+    async with asyncio.timeout(SETTLED_S):
+        while True:
+            try:
+                return await kv.open_partition(P)
+            except (Unavailable, OutcomeUnknown):
+                await asyncio.sleep(0.1)
+
+
+# ------------------------------------------------------------------------- of the store
+
+
+async def test_regions_are_split_under_reads_and_writes(
+    on_disk: TikvProcesses, opener: Opener, request: pytest.FixtureRequest
+) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    layout = Layout(f"{PREFIX}/{request.node.name}")
+    before = on_disk.ask("GET", "/regions").count(b'"') // 2
+    await put(kv, epoch, 0, rows=100)
+    for number in range(1, 31):
+        if number % 3 == 0:
+            cut = layout.rows(P, 0) + b"o%03d" % (number * 3)
+            on_disk.split(cut if number % 2 else layout.shadows(P, 0) + bytes([200 + number]))
+        await put(kv, epoch, number, rows=100)
+        assert await whole(kv, rows=100) == number
+    assert on_disk.ask("GET", "/regions").count(b'"') // 2 >= before + 10
+    keys = [key(f"o{n:03}") for n in range(100)]
+    assert set(await kv.get_many(keys)) == {b"30"}
+
+
+async def test_a_paused_store_holds_nothing_up_for_longer_than_the_deadline(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    await put(kv, epoch, 1)
+    on_disk.pause("store")
+    try:
+        began = time.monotonic()
+        calls = [kv.get(key("o000")), kv.scan(key("o"), key("p"), 10), put(kv, epoch, 2)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - began < DEADLINE_S + 1
+        assert [type(result) for result in results] == [Unavailable] * 3
+    finally:
+        on_disk.resume("store")
+    epoch, checkpoint = await reopened(kv)
+    assert checkpoint == b"1"
+    await put(kv, epoch, 3)
+    assert await whole(kv) == 3
+
+
+async def test_a_store_that_comes_back_with_its_rows_is_gone_on_with(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    await put(kv, epoch, 1)
+    on_disk.kill("store")
+    with pytest.raises(ImError):
+        await put(kv, epoch, 2)
+    await asyncio.to_thread(on_disk.start_store)
+    epoch, checkpoint = await reopened(kv)
+    assert checkpoint == b"1"
+    await put(kv, epoch, 3)
+    assert await whole(kv) == 3
+    assert not kv.rolled_back
+
+
+async def test_a_store_that_lost_everything_is_another_one(
+    tikv_programs: tuple[Program, Program], opener: Opener, tmp_path: Path
+) -> None:
+    with running(*tikv_programs, tmp_path / "tikv") as processes:  # rows in memory
+        kv = await opener(processes)
+        epoch, _ = await kv.open_partition(P)
+        await put(kv, epoch, 1)
+        processes.kill("store")
+        await asyncio.to_thread(processes.start_store)
+        # Never an answer that says "there is nothing", and never a write into the new one.
+        async with asyncio.timeout(SETTLED_S):
+            while True:
+                with pytest.raises((Unavailable, StaleWriter)) as read:
+                    await kv.get(key("o000"))
+                if "wiped, replaced or restored" in str(read.value):
+                    break
+        with pytest.raises(Unavailable, match="wiped, replaced or restored"):
+            await kv.scan(key("o"), key("p"), 10)
+        for write in (put(kv, epoch, 2), kv.clear_partition(P, epoch), kv.open_partition(P)):
+            with pytest.raises(StaleWriter, match="wiped, replaced or restored"):
+                await write
+        again = await opener(processes)
+        assert again.rolled_back
+        untold = await opener(processes)  # nobody has worked with the state yet
+        assert untold.rolled_back
+        assert (await untold.open_partition(P))[1] is None
+        assert not (await opener(processes)).rolled_back
+
+
+async def test_a_restored_backup_is_an_earlier_life(
+    tikv_programs: tuple[Program, Program], opener: Opener, tmp_path: Path
+) -> None:
+    def copy(source: str, target: str) -> None:
+        for name in ("pd", "store"):
+            subprocess.run(
+                ["cp", "-r", tmp_path / source / name, tmp_path / target], check=True, timeout=30
+            )
+
+    with running(*tikv_programs, tmp_path / "tikv", on_disk=True) as processes:
+        kv = await opener(processes)
+        await kv.open_partition(P)
+        processes.stop()
+        (tmp_path / "backup").mkdir()
+        copy("tikv", "backup")
+        await asyncio.to_thread(processes.start)
+        later = await opener(processes)
+        assert not later.rolled_back
+        epoch, _ = await reopened(later)
+        await put(later, epoch, 1)
+        processes.stop()
+        processes.wipe()
+        copy("backup", "tikv")
+        await asyncio.to_thread(processes.start)
+        async with asyncio.timeout(SETTLED_S):
+            while True:
+                try:
+                    again = await opener(processes)
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.1)
+        assert again.rolled_back
+
+
+# ----------------------------------------------------------------------------- of PD
+
+
+@pytest.mark.parametrize("fault", ["paused", "restarted"])
+async def test_pd_is_away_for_a_while(on_disk: TikvProcesses, opener: Opener, fault: str) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    await put(kv, epoch, 1)
+    if fault == "paused":
+        on_disk.pause("pd")
+    else:
+        on_disk.kill("pd")
+    try:
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            await kv.get(key("o000"))
+        with pytest.raises(Unavailable):
+            await put(kv, epoch, 2)
+        assert time.monotonic() - began < 2 * DEADLINE_S + 1
+    finally:
+        if fault == "paused":
+            on_disk.resume("pd")
+        else:
+            await asyncio.to_thread(on_disk.start_pd)
+    epoch, checkpoint = await reopened(kv)
+    assert checkpoint == b"1"
+    await put(kv, epoch, 3)
+    assert await whole(kv) == 3
+
+
+# -------------------------------------------------------------------- unknown outcomes
+
+
+@pytest.mark.parametrize(("kind", "lasting"), [("lost", b"1"), ("mute", b"2")])
+async def test_a_lost_answer_to_a_commit_is_settled_by_opening_the_partition(
+    on_disk: TikvProcesses, opener: Opener, kind: str, lasting: bytes
+) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    await put(kv, epoch, 1)
+    assert await whole(kv) == 1  # so its secondary keys are committed: no call of it is hit
+    on_disk.fail("KvCommit", kind)
+    with pytest.raises(OutcomeUnknown) as unknown:
+        await put(kv, epoch, 2)
+    with pytest.raises(OutcomeUnknown, match="must be opened again"):
+        await put(kv, epoch, 3)
+    began = time.monotonic()
+    epoch, checkpoint = await reopened(kv)
+    # Even while the error is kept: the dead transaction must not go on renewing its locks.
+    assert unknown.value and time.monotonic() - began < SETTLED_S / 2
+    assert checkpoint == lasting
+    assert await settled(kv) == int(lasting)
+    await put(kv, epoch, 4)
+    assert await whole(kv) == 4
+
+
+async def test_a_commit_that_arrives_late_changes_nothing_any_more(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    """Its first phase was dropped by the caller's deadline, and done after all."""
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    await put(kv, epoch, 1)
+    on_disk.fail("KvPrewrite", "late", delay_ms=2_500)
+    with pytest.raises(OutcomeUnknown):
+        await put(kv, epoch, 2)
+    epoch, checkpoint = await reopened(kv)
+    assert checkpoint == b"1"
+    await put(kv, epoch, 3)
+    await asyncio.sleep(2.5)
+    assert await settled(kv) == 3
+    assert (await reopened(kv))[1] == b"3"
+
+
+async def test_cancelled_at_any_moment_a_batch_is_whole_or_absent(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    await put(kv, epoch, 0, rows=50)
+    last, cancelled = 0, 0
+    for number in range(1, 21):
+        write = asyncio.ensure_future(put(kv, epoch, number, rows=50))
+        await asyncio.sleep(0.001 * number)
+        write.cancel()
+        (outcome,) = await asyncio.gather(write, return_exceptions=True)
+        if outcome is None:
+            last = number
+            continue
+        cancelled += 1
+        epoch, checkpoint = await reopened(kv)
+        assert checkpoint in (b"%d" % last, b"%d" % number)
+        last = int(checkpoint or b"")
+        assert await settled(kv, rows=50) == last
+    assert cancelled > 3
+
+
+async def test_two_appliers_storm_and_exactly_one_wins(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    first, second = await opener(on_disk, "one"), await opener(on_disk, "two")
+    acked: list[int] = []
+
+    async def applier(kv: TikvKv, offset: int) -> None:
+        for round_ in range(8):
+            epoch, checkpoint = await reopened(kv)
+            number = int(checkpoint or b"0")
+            assert number >= max(acked, default=0), "an acked batch is gone"
+            for _ in range(5 + (round_ + offset) % 3):
+                number += 1
+                try:
+                    await put(kv, epoch, number)
+                except (StaleWriter, Unavailable, OutcomeUnknown):
+                    break
+                assert number > max(acked, default=0), "two appliers have acked the same batch"
+                acked.append(number)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(applier(first, 0), applier(second, 1))
+    assert await settled(first) == await settled(second) >= max(acked)
+    (old, _), (new, _) = await reopened(first), await reopened(second)
+    writes = [put(kv, epoch, 1_000 + epoch) for kv, epoch in ((first, old), (second, new))]
+    lost, won = await asyncio.gather(*writes, return_exceptions=True)
+    assert isinstance(lost, StaleWriter) and won is None
+    assert await settled(first) == 1_000 + new
+
+
+# ---------------------------------------------------------------------- what is left over
+
+
+async def test_rows_that_were_cleared_go_in_the_background_and_after_a_restart(
+    on_disk: TikvProcesses, opener: Opener, request: pytest.FixtureRequest
+) -> None:
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    for number in range(3):
+        rows = {key(f"o{number}{n:04}"): b"x" for n in range(300)}
+        await kv.commit(Batch(P, epoch, b"", rows))
+    await kv.clear_partition(P, epoch)
+    assert await kv.scan(key(""), key("", P + 1), 10) == []
+    await kv.close()  # long before the rows are gone
+    settings = TikvSettings((on_disk.pd.address,), f"{PREFIX}/{request.node.name}")
+    client, layout = TikvClient(settings), Layout(settings.prefix)
+
+    async def left() -> int:
+        return sum(
+            [
+                len(await client.read(lambda at, r=bounds: at.scan(*r, 10_000)))  # type: ignore[misc]
+                for bounds in layout.garbage(P, 0, 1 << 40)
+            ]
+        )
+
+    try:
+        assert await left() > 0
+        again = await opener(on_disk)
+        epoch, _ = await again.open_partition(P)
+        await put(again, epoch, 5)
+        async with asyncio.timeout(30):
+            await again.garbage.idle()
+        assert await left() == 6  # three rows and their shadows
+        assert await whole(again) == 5
+        await again.garbage.collect_once(kept_s=0.0)
+        assert await whole(again) == 5
+    finally:
+        await client.close()
+
+
+# ----------------------------------------------------------------------------- at exit
+
+_PROGRAM = f"""
+import asyncio, sys
+from pathlib import Path
+from services.engines.disk import RealDisk
+from services.engines.tikv.client import TikvSettings
+from services.engines.tikv.kv import TikvKv
+from services.ports import Batch
+
+async def main():
+    kv = await TikvKv.open(TikvSettings((sys.argv[1],), "exit"), Path(sys.argv[2]), RealDisk())
+    epoch, _ = await kv.open_partition({P})
+    rows = {{b"\\0\\1%d" % n: b"x" for n in range(200)}}
+    pending = [asyncio.ensure_future(kv.get(b"\\0\\1%d" % n)) for n in range(50)]
+    await kv.commit(Batch({P}, epoch, b"c", rows))
+    late = asyncio.ensure_future(kv.commit(Batch({P}, epoch, b"d", rows)))
+    await asyncio.sleep(0.005)
+    late.cancel()
+    for one in pending[::2]:
+        one.cancel()
+    await kv.close()
+    await asyncio.gather(late, *pending, return_exceptions=True)
+
+asyncio.run(main())
+print("ended")
+"""
+
+
+async def test_the_interpreter_ends_cleanly_with_calls_under_way(
+    tikv_processes: TikvProcesses, tmp_path: Path
+) -> None:
+    for run in range(10):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", _PROGRAM, tikv_processes.pd.address, str(tmp_path / "node")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (run, done.returncode, done.stdout, done.stderr) == (run, 0, "ended\n", "")
+
+
+def test_the_pinned_client_is_the_one_whose_errors_are_known() -> None:
+    root = Path(__file__).parents[2]
+    for name in ("pyproject.toml", "requirements.lock", "requirements-dev.lock"):
+        assert f"{PACKAGE}=={VERSION}" in (root / name).read_text(), name
