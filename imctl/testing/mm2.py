@@ -175,7 +175,8 @@ class Mesh:
         try:
             for other in self.idcs:
                 if other != idc:
-                    await acls.let_mirror(on, principal(other))
+                    may = acls.of_mirrors(on.settings.prefix)
+                    await acls.allow(on, principal(other), may)
         finally:
             await on.close()
 
