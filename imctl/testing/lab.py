@@ -175,7 +175,7 @@ class Lab:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         said, _ = await process.communicate()
-        self.target = Local.open(self.target.data)  # what it may have changed
+        self.target.look_again()
         return process.returncode or 0, said.decode()
 
     # -------------------------------------------------------------------------------- traffic

@@ -41,6 +41,7 @@ class Links:
         for dials in {pair[0] for pair in brokers}:  # a broker has a listener for each of them
             ways = [pair for pair in brokers if pair[0] == dials]
             targets = {pair[1]: ("127.0.0.1", brokers[pair]) for pair in ways}
+            targets[dials] = ("127.0.0.1", 1)  # nobody dials back
             specs = {way: LinkSpec() for pair in ways for way in (pair, pair[::-1])}
             self._proxies[dials] = LinkProxy(targets, specs, random.Random(1))
             wanted = {pair: ("127.0.0.1", reached[pair]) for pair in ways}

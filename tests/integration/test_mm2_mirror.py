@@ -285,7 +285,7 @@ async def test_three_idcs_mirror_each_other_through_faults(three: Mesh, figures:
             figures("a new incarnation's log after", f"{time.monotonic() - began:.1f} s")
 
         faults = Faults(three, "iad", stream, figures)
-        for _ in range(3):
+        for _ in range(2):
             await faults.mirror_killed()
             await faults.source_restarted()
             await faults.target_away(12)  # longer than its transactions may last
