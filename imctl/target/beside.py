@@ -32,7 +32,7 @@ class EngineUnit:
     command: Callable[[], list[str]]  # raises Failed
     healthy: Callable[[], bool]
     kin: tuple[str, ...] = ()
-    starts_s: float = 60.0  # at most, on a busy machine
+    starts_s: float = 120.0  # at most; a broker killed on a machine that others use took 70
     ends_s: float = 5.0
 
     @property

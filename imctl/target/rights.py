@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from imcore.errors import Unavailable
@@ -20,23 +19,20 @@ DEADLINE_S = 2.0
 
 def mirrors_may_read(kafka: Kafka, idc: str, others: Sequence[str]) -> bool:
     """Grants it, which changes nothing when it is granted already: a wiped broker has forgotten.
-    False when the broker does not do it (yet); never raises Unavailable."""
-    granted: list[str] = []
+    False when the broker does not do it (yet). Raises BadInput."""
     # A loop of its own: whoever waits for the broker may run in one.
-    thread = threading.Thread(target=lambda: asyncio.run(_grant(kafka, idc, others, granted)))
-    thread.start()
-    thread.join()
-    return len(granted) == len(others)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, _grant(kafka, idc, others)).result()
 
 
-async def _grant(kafka: Kafka, idc: str, others: Sequence[str], granted: list[str]) -> None:
+async def _grant(kafka: Kafka, idc: str, others: Sequence[str]) -> bool:
     cluster = Cluster(replace(kafka_settings(kafka), deadline_s=DEADLINE_S), idc)
     try:
-        with contextlib.suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout(DEADLINE_S):
-                for other in others:
-                    may = acls.of_mirrors(kafka.topic_prefix)
-                    await acls.allow(cluster, principal(other), may)
-                    granted.append(other)
+        async with asyncio.timeout(DEADLINE_S):
+            for other in others:
+                await acls.allow(cluster, principal(other), acls.of_mirrors(kafka.topic_prefix))
+        return True
+    except (Unavailable, TimeoutError):
+        return False
     finally:
         await cluster.close()
