@@ -38,7 +38,7 @@ MESSAGES = int(os.environ.get("IM_NIGHTLY_MESSAGES", "500000"))
 # Conversations of at most 2,500 messages: a fresh login reads a whole one within its time limit.
 COUPLES_PER_WAY = max(2, min(67, MESSAGES // 1_500))
 BODY = "a sentence of about the length that people write to each other, and a little more of it"
-OFFERED = 800.0  # messages a second, all clients; what is not kept up with is not offered
+OFFERED = 400.0  # messages a second, all clients; what is not kept up with is not offered
 WINDOW = 2  # of one client: not acked yet
 UNSEEN = 100  # of one conversation: acked, not shown to the other side yet
 AWAY_S = 5.0
