@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench nightly mutations proto clean setup-demo setup-test
+.PHONY: help demo test lint bench nightly mutations proto clean setup-demo setup-test engines
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
 	@echo "make test       set up, then lint and all tests"
+	@echo "make engines    set up, then get every engine that the tests run (once; minutes)"
 	@echo "make lint       format, lint, types, layers, generated stubs"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
@@ -25,6 +26,10 @@ demo: setup-demo
 
 test: setup-test lint
 	@$(BIN)/pytest -m "not nightly"
+
+engines: setup-test
+	@$(BIN)/imctl engines install all
+	@$(BIN)/imctl engines doctor
 
 lint: setup-test
 	@$(BIN)/ruff check .

@@ -259,6 +259,10 @@ def _mirrormaker(region: Region, idc: Idc, loc: Loc) -> Iterator[Problem]:
     if len(prefixes) > 1:
         got = " and ".join(f'"{prefix}" at {name}' for prefix, name in prefixes.items())
         yield Problem(loc, "one topic_prefix in all IDCs, by which copies are found", got)
+    taken = {part for prefix in prefixes for part in f"{prefix}.log".split(".")}
+    if idc.name in taken:  # MirrorMaker takes the word for the cluster that a topic came from
+        got = f'"{idc.name}", a part of the topics\' names'
+        yield Problem(loc, "an IDC whose name is no part of `topic_prefix`.log", got)
     others = [one.name for one in region.spec.idcs if one.name != idc.name]
     for name, brokers in (idc.engines.mirror.mirrormaker2 or MirrorMaker2()).remote_brokers.items():
         at: Loc = (*loc, "remote_brokers", name)

@@ -2,8 +2,8 @@
 properties, its storage, its command line, and whether it serves.
 
 Who may do what: every listener wants a certificate of the region's CA. The broker's own name and
-the IDC's are super users; another IDC, whose MirrorMaker fetches from here, may only read and
-describe what ``services.engines.kafka.acls`` grants it, and everybody else nothing.
+the IDC's are super users; another IDC, whose MirrorMaker fetches from here, may only read what
+``services.engines.kafka.acls`` grants it, and everybody else nothing.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ class Server:
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": supers,
             "allow.everyone.if.no.acl.found": "false",
+            # After a kill it may come back only once its last session is over: default 9 s.
+            "broker.session.timeout.ms": "2000",
+            "broker.heartbeat.interval.ms": "500",
             # A single node.
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "3",

@@ -11,6 +11,7 @@ from imctl.engines import binaries, etcd, kafka, mm2, mm2_config, tikv
 from imctl.target import engines as named
 from imctl.target.engines import ETCD, KAFKA, TIKV, unit
 from imctl.target.places import Places
+from imctl.target.rights import mirrors_may_read
 
 PD, MM2 = "pd", "mm2"
 TIKV_KINDS = (PD, TIKV)
@@ -31,7 +32,7 @@ class EngineUnit:
     command: Callable[[], list[str]]  # raises Failed
     healthy: Callable[[], bool]
     kin: tuple[str, ...] = ()
-    starts_s: float = 60.0  # at most, on a busy machine
+    starts_s: float = 120.0  # at most; a broker killed on a machine that others use took 70
     ends_s: float = 5.0
 
     @property
@@ -117,11 +118,12 @@ class Beside:
             partitions=self._region.spec.partitions,
             flush=where.durability == "flush",
         )
+        mirrors = [source for source, target in named.pairs(self._region) if target == idc.name]
         return EngineUnit(
             name, idc.name, KAFKA, 0, data,
             prepare=lambda: server.prepare(binaries.need("kafka").path),
             command=lambda: server.command(binaries.need("kafka").path),
-            healthy=server.healthy,
+            healthy=lambda: server.healthy() and mirrors_may_read(where, idc.name, mirrors),
             ends_s=20.0,
         )  # fmt: skip
 

@@ -117,6 +117,13 @@ class Local:
             raise Failed(f"no deployment was started in {folder}; `imctl up FILE` starts one")
         return cls(load_region(Path(run.region)), folder.absolute(), run, Places(folder.absolute()))
 
+    def look_again(self) -> None:
+        """For what another `imctl` has changed meanwhile."""
+        now = Local.open(self.data)
+        self.region, self._run, self._places, self._beside = (
+            now.region, now._run, now._places, now._beside,
+        )  # fmt: skip
+
     # ---------------------------------------------------------------------------- starting
 
     def check_names(self) -> None:

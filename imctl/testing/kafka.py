@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imctl.engines.binaries import Program
-from imctl.engines.kafka import Server
+from imctl.engines.kafka import Listener, Server
 from imctl.errors import Failed
 from imctl.target.engines import free_port
 from services.engines.kafka.settings import KafkaSettings
@@ -27,9 +27,18 @@ class KafkaProcess:
         self._lib = program.path
         self._log = folder / "kafka.log"
         taken: set[int] = set()
-        address, controller = (f"127.0.0.1:{_fresh(taken)}" for _ in range(2))
+        address, controller, remote = (f"127.0.0.1:{_fresh(taken)}" for _ in range(3))
+        # Nothing listens where it sends sin's clients: a test may.
+        self.for_sin = Listener(remote, f"127.0.0.1:{_fresh(taken)}")
         self.server = Server(
-            folder / "kafka", address, controller, pki, "iad", "fra", {}, flush=flush
+            folder / "kafka",
+            address,
+            controller,
+            pki,
+            "iad",
+            "fra",
+            {"sin": self.for_sin},
+            flush=flush,
         )
         self._child: subprocess.Popen[bytes] | None = None
 

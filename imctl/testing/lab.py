@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -163,6 +164,19 @@ class Lab:
 
     async def disk_full(self, idc: str, full: bool) -> None:
         await admin.fault(self.target, idc, pb.FaultRequest(disk=pb.DiskFault(full=full)))
+
+    # ------------------------------------------------------------------------------- commands
+
+    async def imctl(self, *arguments: str) -> tuple[int, str]:
+        """The command as a user types it: exit status, and what it said."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "imctl", *arguments, "--data", str(self.target.data),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        self.target.look_again()
+        return process.returncode or 0, said.decode()
 
     # -------------------------------------------------------------------------------- traffic
 

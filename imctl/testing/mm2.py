@@ -41,6 +41,7 @@ class Links:
         for dials in {pair[0] for pair in brokers}:  # a broker has a listener for each of them
             ways = [pair for pair in brokers if pair[0] == dials]
             targets = {pair[1]: ("127.0.0.1", brokers[pair]) for pair in ways}
+            targets[dials] = ("127.0.0.1", 1)  # nobody dials back
             specs = {way: LinkSpec() for pair in ways for way in (pair, pair[::-1])}
             self._proxies[dials] = LinkProxy(targets, specs, random.Random(1))
             wanted = {pair: ("127.0.0.1", reached[pair]) for pair in ways}
@@ -175,7 +176,8 @@ class Mesh:
         try:
             for other in self.idcs:
                 if other != idc:
-                    await acls.allow(on, principal(other), acls.of_mirrors(self.prefix))
+                    may = acls.of_mirrors(on.settings.prefix)
+                    await acls.allow(on, principal(other), may)
         finally:
             await on.close()
 

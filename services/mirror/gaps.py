@@ -7,7 +7,7 @@ class Gaps:
     def __init__(self, bound_s: float) -> None:
         self._bound_s = bound_s
         self._held: dict[int, int] = {}
-        self._since: dict[int, float] = {}  # when it was last well, or has last moved
+        self._since: dict[int, float] = {}  # when it was first seen, or has last moved
 
     def look(
         self, held: dict[int, int], ends: dict[int, int], now: float
@@ -21,7 +21,9 @@ class Gaps:
             moved = has > self._held.get(partition, has)
             grown |= moved
             whole &= has >= end
-            if moved or has >= end or partition not in self._since:
+            if has >= end:
+                self._since.pop(partition, None)
+            elif moved or partition not in self._since:
                 self._since[partition] = now
             elif now - self._since[partition] > self._bound_s:
                 stay[partition] = end

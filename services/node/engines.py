@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from imcore.errors import BadInput, ImError, Unavailable
 from imcore.region.model import Etcd, Kafka, KvEngine
@@ -16,7 +19,9 @@ from services.control.caspaxos import Proposer
 from services.engines.disk import Disk
 from services.engines.etcd.client import EtcdSettings, NotTrusted
 from services.engines.etcd.registry import EtcdRegistry
+from services.engines.kafka.cluster import Cluster
 from services.engines.kafka.log_store import KafkaLogStore
+from services.engines.kafka.mirror_lag import MirrorLag
 from services.engines.kafka.settings import KafkaSettings
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
@@ -29,9 +34,10 @@ from services.node.kv_moves import KvEngines
 from services.ports import Kv, LogStore, Registry
 
 log = logging.getLogger("im.engines")
+T = TypeVar("T")
 
 ETCD_START_S = 10.0
-LOG_START_S = 60.0  # without its logs an IDC can do nothing
+STORE_START_S = 60.0
 RETRY_S = 0.5
 LOOK_S = 1.0
 
@@ -70,10 +76,30 @@ async def open_log_store(
             spec.partitions,
             rng,
             filled_from_outside=engines.mirror.mirrormaker2 is not None,
-            wait_s=LOG_START_S,
+            wait_s=STORE_START_S,
         )
     stack.push_async_callback(store.close)
     return store
+
+
+def mirror_lag(
+    config: NodeConfig, clock: Clock, stack: contextlib.AsyncExitStack
+) -> MirrorLag | None:
+    """How far the MirrorMaker 2 of this IDC is, which another process is; None: it has none.
+    Its clusters are closed by ``stack``. Raises BadInput."""
+    engines = config.idc.engines
+    if engines.log.kafka is None or engines.mirror.mirrormaker2 is None:
+        return None
+    own, remote = kafka_settings(engines.log.kafka), engines.mirror.mirrormaker2.remote_brokers
+    brokers = {config.idc.name: own.brokers}
+    for name in config.peer_idcs():
+        theirs = config.region.idc(name).engines.log.kafka
+        assert theirs is not None  # a rule of the region file
+        brokers[name] = tuple(remote.get(name) or theirs.brokers)
+    clusters = {name: Cluster(replace(own, brokers=at), name) for name, at in brokers.items()}
+    for cluster in clusters.values():
+        stack.push_async_callback(cluster.close)
+    return MirrorLag(clusters.pop(config.idc.name), clusters, config.idc.name, clock)
 
 
 def kafka_settings(kafka: Kafka) -> KafkaSettings:
@@ -104,8 +130,25 @@ async def _open_store(config: NodeConfig, disk: Disk, engine: KvEngine) -> Kv:
     if engine.tikv is not None:
         prefix = engine.tikv.prefix or kv_prefix(config.region, config.idc)
         settings = TikvSettings(pd=tuple(engine.tikv.pd), prefix=prefix)
-        return await TikvKv.open(settings, config.data / "tikv", disk, SCANNED_DOWN)
+        open_tikv = partial(TikvKv.open, settings, config.data / "tikv", disk, SCANNED_DOWN)
+        return await when_it_answers(open_tikv, f"the TiKV of {config.idc.name}")
     return await LmdbKv.open(str(config.data / "kv"), disk)
+
+
+async def when_it_answers(attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    """An IDC can do nothing without its logs and its KV. Raises the last Unavailable."""
+    deadline = asyncio.get_running_loop().time() + STORE_START_S
+    said = ""
+    while True:
+        try:
+            return await attempt()
+        except Unavailable as error:
+            if isinstance(error, NotTrusted) or asyncio.get_running_loop().time() >= deadline:
+                raise
+            if str(error) != said:
+                log.warning("waiting for %s: %s", what, error)
+            said = str(error)
+        await asyncio.sleep(RETRY_S)
 
 
 async def _wait_for(registry: EtcdRegistry, idc: str, clock: Clock) -> None:

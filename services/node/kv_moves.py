@@ -133,7 +133,8 @@ class KvEngines:
             except ImError:
                 await self._write(self.current)  # it may have been written all the same
                 raise
-            self.current = engine
+            # Whoever asked for the move sees to the region file, which is read at the next start.
+            self.current = self._wanted = engine
 
         log.warning("the KV moves from %s to %s", name_of(self.current), name_of(engine))
         try:

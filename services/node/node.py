@@ -43,7 +43,14 @@ from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
-from services.node.engines import open_kv, open_log_store, open_registry, stay_member
+from services.node.engines import (
+    mirror_lag,
+    open_kv,
+    open_log_store,
+    open_registry,
+    stay_member,
+    when_it_answers,
+)
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.peers import PeerService
@@ -61,6 +68,7 @@ from services.state.server import StateServer
 log = logging.getLogger("im.node")
 
 TICK_S = 1.0
+MIRROR_LAG_S = 2.0
 STOP_S = 3.0
 
 
@@ -175,6 +183,7 @@ class Node:
             self.seals,
             self.clock,
         )
+        self.mirror_lag = mirror_lag(self.config, self.clock, stack)
         self.state = StateServer(
             self.config.keys,
             self.median_clock,
@@ -359,6 +368,8 @@ class Node:
         self.logs_service.offer = self.retention.offer
         for idc, follower in self.replication.followers.items():
             self._spawn(f"mirror of {idc}", follower.run())
+        if self.mirror_lag is not None:
+            self._spawn("mirror lag", self.mirror_lag.run(MIRROR_LAG_S))
         for queue in self.signals.values():
             self._spawn(f"signals to {queue.idc}", queue.run())
         self._spawn("ticks", self._tick(refresh))
@@ -370,7 +381,8 @@ class Node:
         for number in range(self.config.region.spec.partitions):
             start = keys.table(number, b"w")
             while True:
-                rows = await self.kv.scan(start, keys.prefix_end(keys.table(number, b"w")), 1000)
+                end = keys.prefix_end(keys.table(number, b"w"))
+                rows = await when_it_answers(partial(self.kv.scan, start, end, 1000), "the KV")
                 for _, value in rows:
                     row = oplog.RouteRow.FromString(value)
                     origin = Origin(row.origin.idc, row.origin.incarnation)

@@ -60,6 +60,7 @@ class Status:
             "peers_held": peers_held,
             "peers_applied": peers_applied,
             "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},
+            "mirror": node.mirror_lag.figures() if node.mirror_lag else {},
             "clock": {
                 "offset_ms": -node.hlc.median_offset_ms,
                 "skewed": node.hlc.skewed(),

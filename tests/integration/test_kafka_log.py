@@ -7,6 +7,7 @@ import contextlib
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,14 +15,22 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from imcore import pki
-from imcore.errors import Damaged, ImError, OutcomeUnknown, StaleWriter, Unavailable
+from imcore.errors import Damaged, OutcomeUnknown, StaleWriter, Unavailable
 from imcore.words import Origin
 from imctl.engines.binaries import Program
+from imctl.engines.kafka import principal
 from imctl.testing.kafka import KafkaProcess, running
 from services.engines.kafka import admin
-from services.engines.kafka.cluster import At, Cluster, NotTrusted
+from services.engines.kafka.acls import allow, of_mirrors
+from services.engines.kafka.cluster import At, Cluster, NoTopic, NotTrusted
 from services.engines.kafka.log_store import KafkaLogStore
-from services.engines.kafka.settings import KafkaSettings, mirrored_topic, own_topic
+from services.engines.kafka.settings import (
+    KafkaSettings,
+    meta_topic,
+    mirrored_topic,
+    own_topic,
+    relay_topic,
+)
 from services.engines.kafka.writer import Writer
 from services.engines.records import EMPTY_END, pack, record_after
 from services.ports import Log, LogEnd, Record
@@ -240,8 +249,9 @@ async def test_a_full_disk_fails_appends_and_says_so(
     tmp_path: Path,
     mount_tmpfs: Callable[[Path, str], None],
 ) -> None:
-    mount_tmpfs(tmp_path / "small", "48m")
-    data = tmp_path / "small" / "kafka"
+    mount_tmpfs(tmp_path / "small", "64m")
+    data, filler = tmp_path / "small" / "kafka", tmp_path / "small" / "filler"
+    filler.write_bytes(bytes(40 << 20))
     with running(kafka_program, tmp_path / "rig", pki_dir, data) as kafka:
         settings = kafka.settings("full", deadline_s=DEADLINE_S)
         store = await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(1))
@@ -250,13 +260,16 @@ async def test_a_full_disk_fails_appends_and_says_so(
         with pytest.raises((OutcomeUnknown, Unavailable)) as failed:
             for _ in range(400):
                 await writer.put(payload)
-        assert "fra's Kafka" in str(failed.value)
-        with contextlib.suppress(ImError):
-            await store.close()
-        kafka.kill()
-        for file in data.glob("logs/__*/*.timeindex"):
-            file.unlink()  # some room: Kafka makes them again
-        (data / "logs" / "full.log.1-1").exists()
+        assert "its disk fails" in str(failed.value)
+        await until(lambda: not kafka.alive)  # it stops by itself
+        filler.unlink()
+        await asyncio.to_thread(kafka.start)
+        await writer.take_over()
+        await writer.put(b"there is room again")
+        again = await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(), wait_s=20)
+        await check(again, writer)
+        for opened in (store, again):
+            await opened.close()
 
 
 # --------------------------------------------------------------------------------- fencing
@@ -581,3 +594,90 @@ async def test_another_idc_of_the_region_may_do_nothing_here(kafka: KafkaProcess
     settings = kafka.settings("trust", "sin")
     with pytest.raises(NotTrusted, match="does not let this certificate"):
         await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(1), wait_s=10)
+
+
+async def test_another_idcs_mirror_may_read_the_own_logs_and_nothing_else(
+    kafka: KafkaProcess, open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    store = await open_store()
+    writer = await sequencer(store)
+    await writer.put(b"to be mirrored")
+    await (await store.open_copy(SIN)).append_copy(history(3))
+    for _ in range(2):  # again is no error
+        await allow(raw.cluster, principal("sin"), of_mirrors(settings.prefix))
+    own = At(own_topic(settings.prefix, FRA), 0)
+    theirs = Cluster(kafka.settings(settings.prefix, "sin", DEADLINE_S), "fra")
+    try:
+        async with asyncio.timeout(10):  # the broker takes a moment to hear of it
+            while own.topic not in await theirs.look([own.topic]):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert len((await theirs.fetch_one(own, 0, 10_000)).records) == 2
+        with pytest.raises(NotTrusted):
+            await Writer(theirs, own.topic).write(0, [b"x"])
+        with pytest.raises(NotTrusted):
+            await theirs.delete_below(own, 1)
+        relay = At(relay_topic(settings.prefix, SIN), 0)
+        for hidden in (relay, At(meta_topic(settings.prefix), 0)):
+            with pytest.raises((NotTrusted, NoTopic)):
+                await theirs.bounds(hidden)
+    finally:
+        await theirs.close()
+
+
+async def test_a_listener_for_another_idc_sends_it_through_its_link(
+    kafka: KafkaProcess, settings: KafkaSettings
+) -> None:
+    """Its clients find the broker where the link proxy listens, not where it really is."""
+    host, _, port = kafka.for_sin.advertised.rpartition(":")
+    entry = replace(kafka.settings("any", "sin"), brokers=(kafka.for_sin.address,))
+    cluster = Cluster(entry, "fra")
+    try:
+        assert await cluster.places() == {1: (host, int(port))}
+    finally:
+        await cluster.close()
+
+
+# -------------------------------------------------------------------------- what is wanted
+
+
+async def test_what_the_region_file_wants_is_made_or_said_and_nothing_is_changed(
+    open_store: Open, settings: KafkaSettings, raw: Raw
+) -> None:
+    store = await open_store()
+    await store.open_own(FRA)
+    assert (store.durability, store.fsynced, store.alarms()) == ("replicated", False, [])
+    flush = replace(settings, durability="flush")
+    again = await KafkaLogStore.open(flush, "fra", PARTITIONS, random.Random(), wait_s=20)
+    try:
+        await again.open_own(FRA)
+        await again.open_own(FRA._replace(incarnation=2))
+        assert (again.durability, again.fsynced) == ("flush", True)
+        old = own_topic(settings.prefix, FRA)
+        new = own_topic(settings.prefix, FRA._replace(incarnation=2))
+        said = [line for line in again.alarms() if line.startswith(old)]
+        assert len(said) == 1 and "flush.messages is" in said[0] and "wanted 1" in said[0]
+        assert not [line for line in again.alarms() if line.startswith(new)]
+        found = await admin.describe(raw.cluster, [old, new])
+        assert found[new].settings["flush.messages"] == "1"
+        assert found[old].settings["flush.messages"] != "1", "what exists stays as it is"
+        assert found[new].settings["retention.ms"] == found[new].settings["retention.bytes"] == "-1"
+    finally:
+        await again.close()
+
+
+async def test_an_own_log_whose_end_is_lost_under_it_takes_nothing_more(
+    open_store: Open, raw: Raw, settings: KafkaSettings
+) -> None:
+    """Nobody could read past the hole: the next incarnation begins where everybody can."""
+    writer = await sequencer(await open_store())
+    await writer.put(b"acked")
+    topic = own_topic(settings.prefix, FRA)
+    await raw.cluster.delete_topic(topic)
+    await admin.ensure(raw.cluster, [admin.log_topic(topic, PARTITIONS, settings)])
+    with pytest.raises((OutcomeUnknown, Unavailable)):
+        await writer.put(b"into another topic")
+    for _ in range(2):
+        with pytest.raises(Damaged, match="takes the next incarnation"):
+            await writer.log.reopen(0)
+    with pytest.raises((OutcomeUnknown, Unavailable)):
+        await writer.put(b"still nothing")

@@ -40,7 +40,7 @@ def states(target: Local) -> dict[str, str]:
     return {unit.name: unit.state for unit in target.units() if unit.name != LINKPROXY}
 
 
-async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not await asyncio.to_thread(holds):
         assert time.monotonic() < deadline

@@ -138,6 +138,12 @@ def two(kafka_program: Program, tmp_path: Path, pki_dir: Path) -> Iterator[Mesh]
         yield mesh
 
 
+@pytest.fixture
+def three(kafka_program: Program, tmp_path: Path, pki_dir: Path) -> Iterator[Mesh]:
+    with running(kafka_program, tmp_path, pki_dir, ("fra", "iad", "sin")) as mesh:
+        yield mesh
+
+
 @contextlib.asynccontextmanager
 async def measured(mesh: Mesh, target: str) -> AsyncIterator[MirrorLag]:
     own = Cluster(mesh.settings(target), target)
@@ -162,10 +168,67 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float) -> fl
     return time.monotonic() - began
 
 
+class Faults:
+    """Each under a stream of records, after which all must have come through."""
+
+    def __init__(self, mesh: Mesh, target: str, stream: Stream, figures: Figures) -> None:
+        self._mesh, self._target, self._stream, self._figures = mesh, target, stream, figures
+        self._source = next(idc for idc in mesh.idcs if idc != target)
+
+    async def mirror_killed(self) -> None:
+        mirror = self._mesh.mirrors[self._target]
+        async with self._under("MirrorMaker killed and started"):
+            await asyncio.to_thread(mirror.kill)
+            await asyncio.to_thread(mirror.start)
+
+    async def source_restarted(self) -> None:
+        async with self._under("source's broker killed and started"):
+            await self._restart(self._source, 0)
+
+    async def target_away(self, seconds: float) -> None:
+        async with self._under(f"target's broker away for {seconds:g} s"):
+            await self._restart(self._target, seconds)
+
+    async def link_cut(self, lag: MirrorLag) -> None:
+        async with self._under("link cut for 3 s"):
+            self._mesh.links.set(self._target, self._source, Mode.DROP)
+            await asyncio.sleep(3)
+            await lag.measure()
+            self._mesh.links.set(self._target, self._source, Mode.PASS)
+            assert f"{self._source}'s Kafka" in lag.figures()[self._source]["problem"]
+
+    async def _restart(self, idc: str, away_s: float) -> None:
+        await asyncio.to_thread(self._mesh.kafkas[idc].kill)
+        await asyncio.sleep(away_s)
+        await asyncio.to_thread(self._mesh.kafkas[idc].start)
+
+    @contextlib.asynccontextmanager
+    async def _under(self, name: str) -> AsyncIterator[None]:
+        self._stream.arrivals.clear()
+        sending = asyncio.create_task(self._stream.send(300, 3))
+        await asyncio.sleep(1)
+        yield
+        await sending
+        await self._stream.through()
+        self._figures(f"longest stall, {name}", self._stream.stall())
+
+
+async def figures_hold(lag: MirrorLag, source: str) -> None:
+    """All is copied: they say so, and for each partition."""
+
+    async def measured_whole() -> bool:
+        await lag.measure()
+        now = lag.figures()[source]
+        return lag.copies(5) and now["problem"] == "" and now["behind"] == 0
+
+    await until(measured_whole, 20)
+    assert set(lag.figures()[source]["partitions"]) == set(range(PARTITIONS))
+
+
 async def test_records_arrive_once_and_in_order_whoever_is_killed(
     two: Mesh, figures: Figures
 ) -> None:
-    mirror, fra, iad = two.mirrors["iad"], two.kafkas["fra"], two.kafkas["iad"]
+    mirror = two.mirrors["iad"]
     stream = Stream(two, "fra", "iad")
     await stream.create()
     await asyncio.to_thread(mirror.start)
@@ -174,58 +237,64 @@ async def test_records_arrive_once_and_in_order_whoever_is_killed(
         await stream.send(100, 0.1)
         await stream.through(FIRST_S)
         figures("first record through after", f"{time.monotonic() - launched:.1f} s")
-
-        async def worker_lives() -> bool:
-            await lag.measure()
-            return lag.copies(5)
-
-        await until(worker_lives, 20)
-        await lag.measure()
-        now = lag.figures()["fra"]
-        assert now["problem"] == "" and now["behind"] == 0, now
-        assert set(now["partitions"]) == {0, 1}
-
+        await figures_hold(lag, "fra")
         for rate in (500, 1_000):
             stream.arrivals.clear()
-            await stream.send(rate, 6)
+            await stream.send(rate, 4)
             await stream.through()
             figures(f"lag at {rate} records/s", stream.lag())
         figures("memory of the MirrorMaker", f"{mirror.memory_mb()} MB")
+        faults = Faults(two, "iad", stream, figures)
+        await faults.mirror_killed()
+        await faults.link_cut(lag)
+        await faults.source_restarted()
+        await figures_hold(lag, "fra")
+    assert mirror.alive and not gave_up(mirror.log)
 
-        async def under(fault: Callable[[], Awaitable[None]], seconds: float, name: str) -> None:
-            stream.arrivals.clear()
-            sending = asyncio.create_task(stream.send(300, seconds))
-            await asyncio.sleep(1)
-            await fault()
-            await sending
-            await stream.through()
-            figures(f"longest stall, {name}", stream.stall())
 
-        async def kill_mirror() -> None:
-            await asyncio.to_thread(mirror.kill)
-            await asyncio.to_thread(mirror.start)
+@pytest.mark.nightly
+async def test_three_idcs_mirror_each_other_through_faults(three: Mesh, figures: Figures) -> None:
+    stream = Stream(three, "fra", "iad")
+    for source in three.idcs:
+        await Stream(three, source, "iad").create()
+    for mirror in three.mirrors.values():
+        await asyncio.to_thread(mirror.start)
+    async with contextlib.AsyncExitStack() as stack:
+        lag = await stack.enter_async_context(measured(three, "iad"))
+        await stack.enter_async_context(stream.reading())
+        await stream.send(100, 0.1)
+        await stream.through(2 * FIRST_S)
 
-        await under(kill_mirror, 3, "MirrorMaker killed and started")
-
-        async def cut() -> None:
-            two.links.set("iad", "fra", Mode.DROP)
-            await asyncio.sleep(4)
+        async def heartbeats_come() -> bool:
             await lag.measure()
-            assert "fra" in lag.figures()["fra"]["problem"]
-            two.links.set("iad", "fra", Mode.PASS)
+            ages = [one["heartbeat_age_s"] for one in lag.figures().values()]
+            return all(age is not None and age < 10 for age in ages)
 
-        await under(cut, 6, "link cut for 4 s")
+        figures("heartbeats of all others after", f"{await until(heartbeats_come, 60):.1f} s")
+        stream.arrivals.clear()
+        await stream.send(1_000, 30)
+        await stream.through()
+        figures("lag at 1,000 records/s, six flows", stream.lag())
 
-        async def restart_source() -> None:
-            await asyncio.to_thread(fra.kill)
-            await asyncio.to_thread(fra.start)
+        again = Stream(three, "fra", "iad", incarnation=2)
+        began = time.monotonic()
+        await again.create()
+        async with again.reading():
+            await again.send(100, 0.1)
+            await again.through()
+            figures("a new incarnation's log after", f"{time.monotonic() - began:.1f} s")
 
-        await under(restart_source, 3, "source's broker killed and started")
-
-        async def restart_target() -> None:
-            await asyncio.to_thread(iad.kill)
-            await asyncio.sleep(12)  # longer than its transactions may last
-            await asyncio.to_thread(iad.start)
-
-        await under(restart_target, 3, "target's broker away for 12 s")
+        faults = Faults(three, "iad", stream, figures)
+        for _ in range(2):
+            await faults.mirror_killed()
+            await faults.source_restarted()
+            await faults.target_away(12)  # longer than its transactions may last
+            await faults.link_cut(lag)
+        await figures_hold(lag, "fra")
+    own = Cluster(three.settings("iad"), "iad")
+    copies = {topic for topic in await own.look(None) if "im.log" in topic}
+    await own.close()
+    # No copies of copies.
+    assert copies == {"im.log.1", "fra.im.log.1", "fra.im.log.2", "sin.im.log.1"}
+    for mirror in three.mirrors.values():
         assert mirror.alive and not gave_up(mirror.log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +16,8 @@ from imctl.engines import mm2_check, mm2_config, properties
 from imctl.engines.mm2 import GIVEN_UP, MirrorMaker, gave_up, secrets_file
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
-TLS = {"ca_file": "/k/ca.pem", "cert_file": "/k/c.pem", "key_file": "/k/c.key"}
-USER = {"username": "im", "password_file": "/run/pw"}
+TLS: dict[str, Any] = {"ca_file": "/k/ca.pem", "cert_file": "/k/c.pem", "key_file": "/k/c.key"}
+USER: dict[str, Any] = {"username": "im", "password_file": "/run/pw"}
 REMOTE = {"fra": ["proxy:1", "proxy:2"]}
 
 

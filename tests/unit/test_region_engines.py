@@ -219,6 +219,15 @@ def test_a_mirrormaker_needs_one_topic_prefix() -> None:
     assert "expected one topic_prefix in all IDCs" in found and '"chat" at fra' in found
 
 
+def test_no_idc_is_named_like_a_part_of_the_topics_that_a_mirrormaker_reads() -> None:
+    mirror = "mirror: {mirrormaker2: {}}"
+    kafkas = {
+        name: f"{{{KAFKA % (name, 'topic_prefix: eu.fra')}, {mirror}}}" for name in THREE_KAFKAS
+    }
+    (found,) = check_text(with_engines(**kafkas), "r.yaml").problems
+    assert "spec.idcs[0].engines.mirror.mirrormaker2: " in found and "no part of" in found
+
+
 def test_no_two_idcs_share_topics_or_keys() -> None:
     shared = f"{{{KAFKA % ('e', '')}, kv: {{tikv: {{pd: ['d:1'], prefix: im}}}}}}"
     found = check_text(with_engines(fra=shared, iad=shared), "r.yaml").problems

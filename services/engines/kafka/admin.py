@@ -5,6 +5,7 @@ Nothing that exists is ever changed, shrunk or deleted: the plan only says what 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ from aiokafka.errors import TopicAlreadyExistsError, for_code
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 
 from imcore.errors import Unavailable
-from services.engines.kafka.cluster import At, Cluster
+from services.engines.kafka.cluster import At, Cluster, NoTopic
 from services.engines.kafka.settings import FLUSH, KafkaSettings
 
 MESSAGE_BYTES_MAX = 17 << 20  # the largest record between IDCs, and what surrounds it
 _TOPIC_RESOURCE = 2
+_RETRY_S = 0.05
 
 
 class Topic(NamedTuple):
@@ -128,10 +130,25 @@ async def ensure(cluster: Cluster, topics: Iterable[Topic]) -> list[Difference]:
     described = await describe(cluster, [topic.name for topic in wanted])
     missing = [topic for topic in wanted if topic.name not in described]
     await create(cluster, missing)
-    for topic in missing:  # a new leader says for a moment that it is none
+    for topic in missing:
         for partition in range(topic.partitions):
-            await cluster.bounds(At(topic.name, partition))
+            await _until_it_serves(cluster, At(topic.name, partition))
     for difference in (differences := plan(wanted, described)):
         if difference.setting == "partitions":
             raise Unavailable(f"{difference}: the number is fixed for the life of a region")
     return differences
+
+
+async def _until_it_serves(cluster: Cluster, at: At) -> None:
+    """A broker hears of a new topic a moment after the controller has made it. Raises
+    Unavailable."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + cluster.settings.deadline_s
+    while True:
+        try:
+            await cluster.bounds(at)
+            return
+        except NoTopic:
+            if loop.time() >= deadline:
+                raise
+        await asyncio.sleep(_RETRY_S)

@@ -262,6 +262,11 @@ class Cluster:
                     self._leaders.pop(At(topic, partition), None)
         return found
 
+    async def places(self) -> dict[int, tuple[str, int]]:
+        """Where clients are sent to, by broker. Raises Unavailable."""
+        await self.look([])
+        return dict(self._nodes)
+
     async def shapes(self, topics: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Partitions and replicas of those that exist. Raises Unavailable."""
         if not topics:
@@ -323,6 +328,10 @@ class Cluster:
             if found is None:
                 raise Unavailable(f"{self}: partition {at.partition} of {at.topic} has no leader")
         return found
+
+    def led(self, at: At) -> bool:
+        """Whether somebody is known to lead the partition."""
+        return at in self._leaders
 
     def moved(self, at: At, code: int) -> bool:
         """Whether the error says that another broker leads; then it is looked up again."""

@@ -32,7 +32,7 @@ from imcore.errors import Damaged, ImError, Unavailable
 from imcore.runtime import Clock
 from services.engines.kafka.cluster import READ, At, Cluster, Gone, NoTopic
 
-HEARTBEATS = "heartbeats"
+HEARTBEATS = "heartbeats"  # MirrorMaker 2's own topic
 PERIOD_S = 1.0
 MEASURE_S = 5.0  # of one flow, whatever its calls take
 _PIECE_BYTES = 128 << 10  # what is parsed between two turns of the loop

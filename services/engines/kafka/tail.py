@@ -22,7 +22,7 @@ log = logging.getLogger("im.log")
 WAIT_MS = 250
 RETRY_S = 0.2
 MISSING_S = 1.0  # before a topic that does not exist is looked for again
-PARTITION_BYTES = 1 << 20
+PARTITION_BYTES = 256 << 10  # what is parsed in one turn of the loop
 
 
 class Reader(Protocol):
@@ -103,8 +103,12 @@ class Tail:
 
     async def _read_on(self, node: int) -> None:
         """Until this broker leads nothing of it any more."""
+        turn = 0
         while mine := {at: it for at, it in self._followed.items() if it.node == node}:
             wanted = [(at, it.reader.offset, PARTITION_BYTES) for at, it in mine.items()]
+            # An answer has room for some: another one comes first each time, or the last starve.
+            turn = (turn + 1) % len(wanted)
+            wanted = wanted[turn:] + wanted[:turn]
             try:
                 found = await self._cluster.fetch(node, wanted, TAIL, WAIT_MS)
             except Unavailable as error:
@@ -129,7 +133,8 @@ class Tail:
                 await followed.reader.out_of_range()
             followed.node, followed.again_at = None, _soon()
         else:
-            self._say(str(result))
+            if self._cluster.led(at):  # else it has only moved
+                self._say(str(result))
             followed.node, followed.again_at = None, _soon()
 
 

@@ -1,0 +1,137 @@
+"""Three IDCs on Kafka, MirrorMaker 2, TiKV's protocol and etcd, under load: each kind of engine is
+killed or paused somewhere, a whole IDC is lost with all of its own, and comes back. Nobody loses a
+message, and all IDCs end with one state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from imctl.testing.cast import Cast
+from imctl.testing.lab import Lab, until
+
+pytestmark = pytest.mark.e2e
+
+ENGINES = ("kafka", "tikv", "etcd")
+VICTIM = "fra"
+
+
+@contextlib.asynccontextmanager
+async def talking(cast: Cast) -> AsyncIterator[None]:
+    couples = await cast.couples(6, "fra", "iad", "sin")
+
+    async def talk() -> None:
+        while True:
+            for couple in couples:
+                await couple.here.send(couple.conversation)
+                await couple.there.send(couple.conversation)
+            await asyncio.sleep(0.05)
+
+    load = asyncio.create_task(talk())
+    try:
+        yield
+    finally:
+        load.cancel()
+        await asyncio.gather(load, return_exceptions=True)
+
+
+async def engine_dies(lab: Lab, name: str, seconds: float = 2.0) -> None:
+    """kill -9, a while without it, and again; until its IDC serves and says no alarm."""
+    await lab.kill(name)
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(lab.target.start, [name])
+
+
+async def engine_freezes(lab: Lab, name: str, seconds: float = 2.0) -> None:
+    await asyncio.to_thread(lab.target.pause, name)
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(lab.target.resume, name)
+
+
+async def works(lab: Lab) -> None:
+    """Every IDC serves, whatever the automatic failover made of the faults."""
+    await lab.all_active()
+    for idc in lab.idcs:
+        await lab.wait_calm(idc, 60)
+
+
+async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
+    every_engine: None, tmp_path: Path, figures: Callable[[str, object], None]
+) -> None:
+    async with Lab.up(tmp_path, engines=ENGINES) as lab, Cast(lab, tmp_path) as cast:
+        async with talking(cast):
+            await asyncio.sleep(2)
+            await engine_dies(lab, "iad-mm2")
+            await engine_freezes(lab, "sin-pd", 1.0)
+            await engine_freezes(lab, "fra-tikv", 1.0)
+            await engine_dies(lab, "sin-etcd", 1.0)
+            await works(lab)
+            await engine_dies(lab, "iad-kafka", 1.0)
+            await works(lab)
+
+            cast.recorder.fault(VICTIM, "kill")
+            await lab.kill(VICTIM)
+            cast.recorder.fault(VICTIM, "killed")
+            await lab.wait_state(VICTIM, "failed")
+            await lab.start(VICTIM)
+            await works(lab)
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged(60)
+        for idc in lab.idcs:
+            status = await lab.status(idc)
+            assert status["log"]["durability"] == "flush" and status["kv"]["engine"] == "tikv"
+            figures(f"lag into {idc}, ms", status["lag"])
+
+
+async def test_a_store_that_is_wiped_is_filled_again_from_the_logs(
+    every_engine: None, tmp_path: Path
+) -> None:
+    """What serves as TiKV here keeps its data in memory: to kill it is to wipe it."""
+    async with Lab.up(tmp_path, engines=("tikv",)) as lab, Cast(lab, tmp_path) as cast:
+        async with talking(cast):
+            await asyncio.sleep(2)
+            before = (await lab.status("sin"))["pid"]
+            await engine_dies(lab, "sin-tikv", 1.0)
+
+            async def again() -> bool:
+                with contextlib.suppress(Exception):
+                    return bool((await lab.status("sin"))["serving"])
+                return False
+
+            await asyncio.sleep(2)
+            await until(again, 30, "sin does not serve again")
+            await works(lab)
+            assert (await lab.status("sin"))["pid"] == before
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged(60)
+
+
+async def test_a_kv_moves_to_tikv_and_back_while_everybody_talks(
+    every_engine: None, tmp_path: Path
+) -> None:
+    async with Lab.up(tmp_path) as lab, Cast(lab, tmp_path) as cast:
+        async with talking(cast):
+            await asyncio.sleep(2)
+            for engine in ("tikv", "embedded"):
+                code, said = await lab.imctl("migrate", "kv", "--to", engine, "--yes", "-o", "json")
+                assert code == 0, said
+                for idc in lab.idcs:
+                    status = await lab.status(idc)
+                    assert status["kv"] == {"engine": engine, "move": None}, status["alarms"]
+                    assert not [said for said in status["alarms"] if "region file" in said]
+                await asyncio.sleep(1)
+            cast.recorder.fault(VICTIM, "kill")
+            await lab.kill(VICTIM)
+            cast.recorder.fault(VICTIM, "killed")
+            await lab.wait_state(VICTIM, "failed")
+            await lab.start(VICTIM)
+            await works(lab)
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged(60)
