@@ -297,6 +297,12 @@ func (m *member) split(ctx context.Context, key []byte) error {
 		return err
 	}
 	m.cluster.SplitRaw(region.Id, id, encoded, []uint64{peer}, peer)
+	left, _ := m.cluster.GetRegion(region.Id)
+	for _, there := range m.cluster.GetAllRegions() {
+		if there.Meta.Id == id { // as in TiKV; the mock begins at 0, which PD takes for a stale region
+			there.Meta.RegionEpoch = left.RegionEpoch
+		}
+	}
 	return m.beatLocked(ctx)
 }
 
