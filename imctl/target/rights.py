@@ -14,7 +14,8 @@ from services.engines.kafka import acls
 from services.engines.kafka.cluster import Cluster
 from services.node.engines import kafka_settings
 
-DEADLINE_S = 2.0
+DEADLINE_S = 5.0
+_CLOSE_S = 0.1
 
 
 def mirrors_may_read(kafka: Kafka, idc: str, others: Sequence[str]) -> bool:
@@ -36,3 +37,4 @@ async def _grant(kafka: Kafka, idc: str, others: Sequence[str]) -> bool:
         return False
     finally:
         await cluster.close()
+        await asyncio.sleep(_CLOSE_S)  # for a handshake that was broken off: the loop ends now

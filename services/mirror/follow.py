@@ -37,6 +37,7 @@ log = logging.getLogger("im.mirror")
 
 _RETRY_S = 0.3
 _QUIET_S = 2.0  # a source says something each half second; longer than this it is lost
+_AHEAD_S = 5.0
 _REPORT_S = 0.05  # how often it is looked whether there is something to report
 GAP_S = 3.0  # how long a gap may stay before it is filled from here
 
@@ -70,6 +71,8 @@ class Follower:
     gap_s: float = GAP_S
     _cut_away: set[str] = field(default_factory=set)  # sources that cannot serve the next records
     _ends: dict[Origin, dict[int, int]] = field(default_factory=dict)
+    # Of partitions whose origin ends below the copy: the copy's end, and since when.
+    _ahead: dict[tuple[Origin, int], tuple[int, float]] = field(default_factory=dict)
     _problem: str | None = None
     _damaged: dict[tuple[str, Origin, int], int] = field(default_factory=dict)  # lsn, by source
 
@@ -279,7 +282,8 @@ class Follower:
             self.progress.announce(origin, end.partition, end.lsn)
             held = copy.end(end.partition).lsn
             sealed = self.seal_of(origin, end.partition) is not None
-            if end.lsn < held and self.source == self.idc and not sealed:
+            told = self.source == self.idc and not sealed
+            if told and self._lost_its_end(origin, end, held):
                 self._alarm(
                     f"{origin} partition {end.partition} ends at {end.lsn} at its origin, "
                     f"below the {held} held here"
@@ -289,6 +293,21 @@ class Follower:
         if records:
             await copy.append_copy(records)
             self._problem = None
+
+    def _lost_its_end(self, origin: Origin, end: peer.PartitionEnd, held: int) -> bool:
+        """Whether the origin ends below what is held of it here. What something else copies may be
+        here a moment before its origin knows that it is written: then it is given time to."""
+        key = (origin, end.partition)
+        if end.lsn >= held:
+            self._ahead.pop(key, None)
+            return False
+        if not self.store.filled_from_outside:
+            return True
+        at, since = self._ahead.get(key, (0, 0.0))
+        if end.lsn >= at:
+            self._ahead[key] = held, self.clock.now()
+            return False
+        return self.clock.now() - since > _AHEAD_S
 
     def _above_seal(self, origin: Origin, partition: int, lsn: int) -> bool:
         seal = self.seal_of(origin, partition)

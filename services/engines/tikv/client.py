@@ -39,7 +39,9 @@ log = logging.getLogger("im.kv")
 
 PACKAGE, VERSION = "tikv-client", "0.0.4"
 SCAN_ROWS_MAX = 10_240  # what one scan may ask for
-DEADLINE_S = 2.0
+# Longer than a lock of a dead transaction lasts (3 s). With less, a busy machine ran into a storm:
+# what was given up held its locks, and what met them was given up too.
+DEADLINE_S = 6.0
 _CONNECT_S = 3.0
 _ROLLBACK_S = 3.0  # as long as a lock that nobody rolls back keeps others out
 _DRAIN_S = 0.3  # 0.25 s was enough in every run

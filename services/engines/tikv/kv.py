@@ -70,6 +70,7 @@ class TikvKv:
         self._layout = layout
         self._life = life
         self._remembered = False
+        self._remembering = asyncio.Lock()
         self._folder = folder
         self._disk = disk
         self._shadowed = shadowed
@@ -217,9 +218,10 @@ class TikvKv:
 
     async def _remember(self) -> None:
         """Not before somebody works with the state, who has then heard of ``rolled_back``."""
-        if not self._remembered:
-            await identity.remember(self._folder, self._disk, self._life)
-            self._remembered = True
+        async with self._remembering:  # partitions may be opened side by side
+            if not self._remembered:
+                await identity.remember(self._folder, self._disk, self._life)
+                self._remembered = True
 
     async def commit(self, batch: Batch) -> None:
         _check_keys(batch.partition, [*batch.puts, *batch.deletes])
