@@ -1,4 +1,4 @@
-"""The tables of `python -m benchmarks real`: what is compared, and what is said when it cannot be."""
+"""Tables of the benchmark `real`: what is compared, and what is said when it cannot be."""
 
 from __future__ import annotations
 
