@@ -95,7 +95,8 @@ async def search(load: Generator, node: Consumer, seconds: float) -> Found:
 
 
 async def climb(load: Generator, node: Consumer, seconds: float) -> Step | None:
-    """The last step that was kept up with; the rate rises by half until one is not."""
+    """The fastest step that was kept up with; the rate rises by half until one is not, and is
+    halved before as long as none is. None: not even LOWEST_PER_S was."""
     rate, most = START_PER_S, None
     while True:
         for _ in range(TRIES):
@@ -103,7 +104,12 @@ async def climb(load: Generator, node: Consumer, seconds: float) -> Step | None:
             if done.has_kept_up():
                 break
         else:
-            return most
+            if most is not None or rate / 2 < LOWEST_PER_S:
+                return most
+            rate /= 2
+            continue
+        if rate < START_PER_S:
+            return done
         most, rate = done, rate * 1.5
 
 
