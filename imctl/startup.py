@@ -12,9 +12,11 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
+from imctl.target.beside import MM2
 from imctl.target.local import LINKPROXY, Local
 
 READY_S = 60.0
+MIRRORS_S = 120.0  # theirs take a core for some seconds to start
 POLL_S = 0.1
 
 Progress = Callable[[str, bool], None]  # (unit, is it serving)
@@ -75,6 +77,32 @@ async def start_all(target: Local, progress: Progress, wait: bool = True) -> Non
             await _start(target, name, progress)
     if wait:
         await wait_serving(target, ours, progress)
+        await _wait_for_mirrors(target, progress)
+
+
+async def _wait_for_mirrors(target: Local, progress: Progress) -> None:
+    """Until every MirrorMaker that was started here shows a sign of life of each of its flows: the
+    IDC that it copies into sees it. Raises Failed."""
+    waiting = {target.engine(name).idc: name for name in _mm2(target)}
+    try:
+        async with asyncio.timeout(MIRRORS_S):
+            while waiting:
+                target.check_alive(list(waiting.values()))
+                found = await admin.statuses(target, list(waiting), timeout_s=2.0)
+                for idc, document in found.items():
+                    if not isinstance(document, ImError) and _flows(document):
+                        progress(waiting.pop(idc), True)
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise _late(target, list(waiting.values()), MIRRORS_S) from None
+
+
+def _mm2(target: Local) -> list[str]:
+    return [name for name in target.engine_names() if target.engine(name).kind == MM2]
+
+
+def _flows(document: dict[str, Any]) -> bool:
+    return all(flow["worker_age_s"] is not None for flow in document["mirror"].values())
 
 
 async def _start(target: Local, name: str, progress: Progress) -> None:

@@ -23,6 +23,7 @@ HEARTBEAT_S = 1
 TRANSACTION_MS = 10_000  # readers of a killed MirrorMaker's open transaction wait this long
 SESSION_MS = 6_000
 FLUSH_MS = 1_000
+BOUNDARY_MS = 50  # between transactions: so much later than it could be a record is copied
 FETCH_BYTES = 4 << 20  # of one partition: a WAN link is filled, and the heap is not
 SEGMENT_BYTES = 16 << 20  # of the positions: compacted by whole segments, read whole at a start
 
@@ -96,7 +97,6 @@ def flows_into(region: Region, name: str) -> Flows:
     flows = Flows(
         _cluster(name, own, own.brokers), tuple(sources), own.topic_prefix, own.replication_factor
     )
-    _check_names(flows)
     _check_credentials(flows, own)
     return flows
 
@@ -110,19 +110,6 @@ def _kafka(idc: Idc) -> Kafka:
 
 def _cluster(name: str, kafka: Kafka, brokers: list[str]) -> Cluster:
     return Cluster(name, tuple(brokers), kafka.ca_file is not None, kafka.username is not None)
-
-
-def _check_names(flows: Flows) -> None:
-    """MirrorMaker takes what stands before a dot for the cluster that a topic came from, and
-    never brings a topic back to where it thinks that it came from."""
-    parts = {*flows.prefix.split("."), "log"}
-    for cluster in flows.clusters:
-        if cluster.idc in parts:
-            raise BadInput(
-                f"{cluster.idc}: expected an IDC's name that is no part of the topics "
-                f"{flows.prefix}.log.N: MirrorMaker 2 would take them for copies from it; "
-                "choose another topic_prefix"
-            )
 
 
 def _check_credentials(flows: Flows, own: Kafka) -> None:
@@ -209,6 +196,10 @@ def connector(flows: Flows) -> dict[str, str]:
         "topics": flows.topics,
         "groups": "",
         "tasks.max": "1",
+        # Else each poll, of a record or two, is a transaction of its own: several requests, and a
+        # mark in every partition.
+        "transaction.boundary": "interval",
+        "transaction.boundary.interval.ms": str(BOUNDARY_MS),
         # A copy is made with the partitions and the settings of the log that it copies, but in
         # as many replicas as the target wants; from then on its settings are the target's own.
         "replication.factor": factor,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from imcore.checker import Report as Verdict
 from imcore.checker.availability import Availability
-from imcore.checker.latency import PhaseLatency
+from imcore.checker.latency import PhaseLatency, Summary, summarize
 from imcore.errors import BadInput
 from services.loadgen.stats import Sample
 
@@ -80,6 +80,15 @@ class RunReport:
     def ok(self) -> bool:
         return bool(self.promises) and all(promise.ok for promise in self.promises)
 
+    def lags(self) -> dict[str, Summary]:
+        """Replication lag by direction ("fra->iad": fra's log at iad), of the samples of the whole
+        run: the fault's too."""
+        ways = sorted({way for sample in self.samples for way in sample.lag_ms})
+        return {
+            way: summarize([round(s.lag_ms[way] * 1000) for s in self.samples if way in s.lag_ms])
+            for way in ways
+        }
+
     def as_json(self) -> dict[str, Any]:
         rpo = self.availability.rpo()
         return {
@@ -89,6 +98,7 @@ class RunReport:
             "promises": [promise._asdict() for promise in self.promises],
             "check": self.verdict.as_json(),
             "latency": [phase.as_json() for phase in self.latencies],
+            "lag": {way: lag._asdict() for way, lag in self.lags().items()},
             "outages": [
                 {
                     "idc": outage.idc,

@@ -61,7 +61,7 @@ def page(report: RunReport) -> str:
         f"<h1>{escape(title)}</h1>"
         f'<p class="verdict {"ok" if report.ok else "bad"}">{held}</p>'
         f'<p class="soft">{escape(_subject(report))}</p>'
-        f"{_promises(report)}{_charts(report)}{_latencies(report)}{_counts(report)}"
+        f"{_promises(report)}{_charts(report)}{_latencies(report)}{_lags(report)}{_counts(report)}"
         "</body></html>\n"
     )
 
@@ -192,6 +192,22 @@ def _latencies(report: RunReport) -> str:
     return (
         '<h2>Latency in ms, by phase of sending</h2><div class="wide"><table>'
         f'<tr><th>phase</th><th class="n">messages</th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _lags(report: RunReport) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(way)}</td><td class="n">{lag.samples}</td>'
+        + "".join(
+            f'<td class="n">{value:.1f}</td>' for value in (lag.p50_ms, lag.p99_ms, lag.max_ms)
+        )
+        + "</tr>"
+        for way, lag in report.lags().items()
+    )
+    head = "".join(f'<th class="n">{figure}</th>' for figure in ("samples", "p50", "p99", "max"))
+    return (
+        '<h2>Replication lag in ms, the fault included</h2><div class="wide"><table>'
+        f"<tr><th>from -&gt; at</th>{head}</tr>{rows}</table></div>"
     )
 
 

@@ -15,7 +15,12 @@ def show(console: Console, report: RunReport) -> None:
 
 
 def summary(report: RunReport) -> Group:
-    parts: list[Table | Text] = [_promises(report), _totals(report), _latencies(report)]
+    parts: list[Table | Text] = [
+        _promises(report),
+        _totals(report),
+        _latencies(report),
+        _lags(report),
+    ]
     for kind, lines in sorted(report.verdict.examples.items()):
         parts += [Text(f"{kind}: {line}", style="red") for line in lines[:3]]
     parts += [Text(f"note: {note}", style="yellow") for note in report.notes]
@@ -62,10 +67,22 @@ def _latencies(report: RunReport) -> Table:
         table.add_row(
             phase.name,
             str(phase.composed),
-            *(
-                f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-                for one in latency
-                for value in (one.p50_ms, one.p99_ms, one.max_ms)
-            ),
+            *(_ms(value) for one in latency for value in (one.p50_ms, one.p99_ms, one.max_ms)),
         )
     return table
+
+
+def _lags(report: RunReport) -> Table:
+    table = Table(title="replication lag in ms, the fault included", box=box.SIMPLE)
+    table.add_column("from -> at", no_wrap=True)
+    table.add_column("samples", justify="right", no_wrap=True)
+    for figure in ("p50", "p99", "max"):
+        table.add_column(figure, justify="right")
+    for way, lag in report.lags().items():
+        figures = (_ms(value) for value in (lag.p50_ms, lag.p99_ms, lag.max_ms))
+        table.add_row(way, str(lag.samples), *figures)
+    return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"

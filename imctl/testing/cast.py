@@ -30,6 +30,8 @@ from services.loadgen.together import together
 from services.sdk import Options
 
 SETTLE_S = 30.0
+CONVERGE_S = 30.0
+LOGINS_S = 60.0
 HOME_S = 20.0
 
 
@@ -86,10 +88,10 @@ class Cast:
     """``acked``: tag -> conversation of every acked message; ``acked_at``: tag -> the IDC its
     sender was connected to from composing to the ack."""
 
-    def __init__(self, lab: Lab, folder: Path, seed: int = 1) -> None:
+    def __init__(self, lab: Lab, folder: Path, seed: int = 1, outbox_files: bool = True) -> None:
         self.lab = lab
         self.path = folder / "history.jsonl"
-        self._folder = folder
+        self._outboxes = folder if outbox_files else None
         self._rng = random.Random(seed)
         name = lab.target.region.metadata.name
         self._writer = HistoryWriter(
@@ -130,7 +132,7 @@ class Cast:
                 target.pki / "ca.pem",
                 lambda uid, device: token_for(target, uid, device, self.lab.clock),
                 self._rng,
-                self._folder,
+                self._outboxes,
                 Options(client="lab/1", start_timeout_ms=60_000),
             )
         return self._clients
@@ -211,10 +213,12 @@ class Cast:
     def looks(self) -> list[Look]:
         return covering({c: u for c, u in self._members.items() if self.recorder.acked_in.get(c)})
 
-    async def logins(self, idcs: Iterable[str], purpose: str = "final") -> None:
+    async def logins(
+        self, idcs: Iterable[str], purpose: str = "final", within_s: float = LOGINS_S
+    ) -> None:
         """Fresh logins look at every conversation in each of these IDCs. Raises ImError."""
         where = {idc: self.addresses[idc] for idc in idcs}
-        failures = await look(self.connect, self.recorder, self.looks(), where, purpose)
+        failures = await look(self.connect, self.recorder, self.looks(), where, purpose, within_s)
         if failures:
             raise ImError("; ".join(f"{f.uid} at {f.idc}: {f.reason}" for f in failures[:3]))
 
@@ -227,15 +231,16 @@ class Cast:
             raise ImError("; ".join(f"{f.uid} at {f.idc}: {f.reason}" for f in failures[:3]))
         return seen.found
 
-    async def judge(self, idcs: Sequence[str] | None = None) -> Report:
+    async def judge(self, idcs: Sequence[str] | None = None, patience: float = 1.0) -> Report:
         """Wait for quiet, log in afresh everywhere, and judge the history. Quiet is when every
         device was shown everything *and* the replicas are equal: a device may have fetched from
-        another IDC what its own does not hold yet."""
+        another IDC what its own does not hold yet. ``patience``: so many times as long as usual
+        each part of it may take; for long histories."""
         where = list(idcs or self.lab.idcs)
-        await self.settled()
-        await self.lab.converged(idcs=where)
+        await self.settled(SETTLE_S * patience)
+        await self.lab.converged(CONVERGE_S * patience, where)
         self.recorder.quiet(where)
-        await self.logins(where)
+        await self.logins(where, within_s=LOGINS_S * patience)
         self._writer.flush()
         return check_file(self.path)
 

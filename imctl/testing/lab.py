@@ -90,6 +90,7 @@ class Lab:
     def __init__(self, target: Local) -> None:
         self.target = target
         self.clock = SystemClock()
+        self.hash_timeout_s = HASH_TIMEOUT_S  # it scans everything: longer where that is much
         self.idcs = [idc.name for idc in target.region.spec.idcs]
         self._control = Control(target, self.clock, random.Random())
         self._moves = LocalDeployment(target, self._control)
@@ -262,7 +263,7 @@ class Lab:
 
         async def one(idc: str) -> tuple[tuple[int, bytes, int], ...]:
             async with self._admin(idc) as stub:
-                reply = await stub.StateHash(pb.StateHashRequest(), timeout=HASH_TIMEOUT_S)
+                reply = await stub.StateHash(pb.StateHashRequest(), timeout=self.hash_timeout_s)
                 return tuple((p.partition, p.hash, p.rows) for p in reply.partitions)
 
         names = list(idcs or self.idcs)

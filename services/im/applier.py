@@ -34,6 +34,7 @@ log = logging.getLogger("im.applier")
 
 _READ_BYTES = 256 * 1024
 _RETRY_S = 0.2
+_SLOW_S, _SMALL, _REST_MAX_S = 0.003, 256, 0.05
 
 Told = Callable[[Origin, Effects], None]
 Seals = dict[Origin, int]  # of one partition: the last lsn that counts
@@ -95,6 +96,7 @@ class Applier:
         self._flying: _Flying | None = None
         self._beginning = False  # a rebuild is under way, or has failed half way
         self._fenced: StaleWriter | None = None  # another applier has taken the partition over
+        self._rest_s = 0.0  # before the next batch
         self.begun = 0  # how often it was folded again
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
         self._told_to: Vector = {}  # while it is folded again: what was told before
@@ -265,6 +267,8 @@ class Applier:
                 async with self._turn:
                     await self._sound()
                     more |= await self._one_batch(origin, source)
+                if self._rest_s:
+                    await asyncio.sleep(self._rest_s)
         self._problem = None
         if self._conversations.withheld:
             await self._release(begun)
@@ -314,11 +318,17 @@ class Applier:
         batch = Batch(
             self.partition, self._epoch, self._checkpoint(flying), rows.puts, rows.deletes
         )
+        began = asyncio.get_running_loop().time()
         try:
             await self._kv.commit(batch)
         except StaleWriter as error:
             self._fenced = error
             raise
+        took = asyncio.get_running_loop().time() - began
+        # A store at the end of a network costs much for a batch and little for a row in it. As long
+        # a rest as the commit took halves the number of batches, and what comes in shares the next.
+        small = len(taken) < _SMALL
+        self._rest_s = min(took, _REST_MAX_S) if small and took > _SLOW_S else 0.0
         self._flying, self._spoiled = None, False
         self._landed(flying)
         return True

@@ -26,7 +26,7 @@ class Sample:
     waiting: int = 0  # sends that have not been answered yet
     behind_ms: float = 0.0  # how late the generator itself is
     connections: dict[str, int] = field(default_factory=dict)  # by IDC; "" is not connected
-    lag_ms: dict[str, float] = field(default_factory=dict)  # "iad<-fra": replication lag
+    lag_ms: dict[str, float] = field(default_factory=dict)  # "fra->iad": fra's log at iad
     states: dict[str, str] = field(default_factory=dict)  # of the IDCs, as the policy says
 
     def as_json(self) -> dict[str, object]:

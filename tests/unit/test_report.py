@@ -80,7 +80,7 @@ def report() -> RunReport:
     samples = [
         Sample(
             t=float(t), offered=316, acked=310, group_acked=24, deliveries=1500, ack_p50_ms=3,
-            ack_p99_ms=9, connections={"": t, "fra": 130}, lag_ms={"fra<-iad": 60.0 + t},
+            ack_p99_ms=9, connections={"": t, "fra": 130}, lag_ms={"fra->iad": 60.0 + t},
             states=states[t // 40],
         )
         for t in range(120)
@@ -186,6 +186,9 @@ def test_json_has_everything_and_is_plain(tmp_path: Path) -> None:
     assert document["moves"][0]["moved_ms"] == 3000.0
     assert document["rpo"] == {"looked_at": 1, "delayed": 1, "lost": 0}
     assert document["latency"][0]["ack"]["p50_ms"] == 5.0
+    assert document["lag"] == {
+        "fra->iad": {"samples": 120, "p50_ms": 119.0, "p99_ms": 178.0, "max_ms": 179.0}
+    }
     assert len(document["samples"]) == 120
     with pytest.raises(BadInput, match="cannot write"):
         write_json(report(), path / "x")
@@ -203,6 +206,8 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     assert 's-failed"' in drawings[0]
+    lag = re.search(r"<tr><td>fra-&gt;iad</td>.*?</tr>", text)
+    assert lag and re.findall(r"[\d.]+(?=</td>)", lag[0]) == ["120", "119.0", "178.0", "179.0"]
 
 
 def test_the_page_names_what_broke() -> None:
@@ -241,4 +246,5 @@ def test_the_summary_fits_the_terminal(columns: int) -> None:
     text = out.getvalue()
     for words in ("RTO", "<= 8 s", "4.00 s", "Switchover gap", "before", "Every promise held."):
         assert words in text
+    assert re.search(r"fra->iad +120 +119 +178 +179", text)
     assert "…" not in text  # nothing is cut off

@@ -20,6 +20,7 @@ from services.engines.kafka.cluster import TAIL, At, Cluster, Gone, NoTopic
 log = logging.getLogger("im.log")
 
 WAIT_MS = 250
+PACE_S = 0.01  # what comes meanwhile shares the next fetch
 RETRY_S = 0.2
 MISSING_S = 1.0  # before a topic that does not exist is looked for again
 PARTITION_BYTES = 256 << 10  # what is parsed in one turn of the loop
@@ -120,6 +121,8 @@ class Tail:
             offsets = {at: offset for at, offset, _ in wanted}
             for at, result in found.items():
                 await self._deliver(at, mine[at], offsets[at], result)
+            if any(isinstance(result, Fetched) and result.records for result in found.values()):
+                await asyncio.sleep(PACE_S)
 
     async def _deliver(
         self, at: At, followed: _Followed, offset: int, result: Fetched | Exception

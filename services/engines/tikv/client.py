@@ -14,7 +14,9 @@ the call wherever it is, but not what it has sent to a region, which is even sen
    would tear out its secondary keys. Whoever meets its locks settles it, once they are 3 s old.
 5. A transaction that is dropped while active panics. So each is committed or rolled back, if need
    be in the background; one whose rollback was begun may be dropped.
-6. At exit the interpreter crashes while a thread of the client still hands in a result: ``close``
+6. A region whose leader PD did not know when it was asked stays unreachable for that client: then
+   the client is made anew.
+7. At exit the interpreter crashes while a thread of the client still hands in a result: ``close``
    waits for that.
 
 Errors are plain Exceptions, told apart by text; the texts are those of the pinned version.
@@ -51,6 +53,8 @@ _CONFLICT = "conflict: Some(WriteConflict"
 _LOCKED = "Failed to resolve lock"
 _FULL = "disk_full: Some("
 _TOO_LARGE = "message length too large"
+# PD did not know the leader (it had just started, say), and the client never asks it again.
+_NO_LEADER = "Leader of region"
 _T = TypeVar("_T")
 Pair = tuple[bytes, bytes]
 
@@ -281,6 +285,8 @@ class TikvClient:
                 if type(error) is not Exception and not _is_panic(error):
                     raise
                 last = _said(error)
+                if last.startswith(_NO_LEADER):
+                    self._inner = None
                 if _FULL in str(error):
                     raise DiskFull(f"{self}: its disk is full") from error
                 if loop.time() + pause >= deadline or self._closed:

@@ -16,14 +16,12 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from imcore.errors import OutcomeUnknown
 from services.engines.disk import Disk
 from services.engines.tikv.client import TikvClient, Transaction
 
 FILE = "tikv.json"
 _ID_BYTES = 16
 _OPENED = struct.Struct(">Q")
-_TRIES = 3
 
 
 class Life(NamedTuple):
@@ -39,7 +37,8 @@ def id_of(row: bytes | None) -> bytes | None:
 
 
 async def begin(client: TikvClient, key: bytes) -> Life:
-    """Count one more opening, of a new life if there is none. Raises Unavailable."""
+    """Count one more opening, of a new life if there is none; to count twice does no
+    harm. Raises Unavailable, OutcomeUnknown."""
 
     async def count(transaction: Transaction) -> Life:
         row = (await transaction.get_many([key])).get(key)
@@ -50,11 +49,6 @@ async def begin(client: TikvClient, key: bytes) -> Life:
         await transaction.put([(key, life.packed())])
         return life
 
-    for _ in range(_TRIES - 1):
-        try:
-            return await client.write(count)
-        except OutcomeUnknown:  # to count twice does no harm
-            continue
     return await client.write(count)
 
 

@@ -18,6 +18,7 @@ it, and that the store under them is still the one that was opened.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,7 +41,11 @@ from services.engines.tikv.layout import (
 )
 from services.ports import Batch
 
+log = logging.getLogger("im.kv")
+
 KEY_BYTES_MAX = 511
+_START_S = 10.0  # a node and its TiKV may be started together
+_START_PAUSE_S = 0.5
 _OPEN_S = 6.0  # twice the time for which a lock of a dead transaction keeps others out
 
 
@@ -85,7 +90,7 @@ class TikvKv:
         client, layout = TikvClient(settings), Layout(settings.prefix)
         try:
             last = await identity.seen_last(folder)
-            life = await identity.begin(client, layout.identity)
+            life = await _begun(client, layout.identity)
         except BaseException:
             await client.close()
             raise
@@ -388,9 +393,22 @@ class TikvKv:
                 self.garbage.drop(partition, 0, meta.generation)
 
     async def close(self) -> None:
-        """The loop is left alone for a moment (client.py, 6)."""
+        """The loop is left alone for a moment (client.py, 7)."""
         await self.garbage.close()
         await self._client.close()
+
+
+async def _begun(client: TikvClient, key: bytes) -> identity.Life:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _START_S
+    while True:
+        try:
+            return await identity.begin(client, key)
+        except (Unavailable, OutcomeUnknown) as error:
+            if loop.time() >= deadline:
+                raise Unavailable(str(error)) from error
+            log.info("the KV waits for its engine: %s", error)
+        await asyncio.sleep(_START_PAUSE_S)
 
 
 def _check_keys(partition: int, keys: Iterable[bytes]) -> None:

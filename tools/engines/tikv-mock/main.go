@@ -39,7 +39,7 @@ const (
 	version      = "8.1.0" // the TiKV whose features PD is to expect
 	callTimeout  = 10 * time.Second
 	pdTimeout    = 3 * time.Second
-	beatInterval = 2 * time.Second
+	beatInterval = time.Second
 	messageBytes = 16 << 20
 )
 
@@ -249,13 +249,7 @@ func (m *member) beatLocked(ctx context.Context) error {
 			return err
 		}
 		m.stream = stream
-		go func() { // whatever PD would have done to regions: with one store there is nothing
-			for {
-				if _, err := stream.Recv(); err != nil {
-					return
-				}
-			}
-		}()
+		go m.hear(stream)
 	}
 	for _, region := range regions {
 		meta := region.Meta
@@ -266,6 +260,26 @@ func (m *member) beatLocked(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// hear takes what PD says of regions. With one store it has nothing for them to do; that it does not
+// take a beat is told here only, and the next one then goes over another stream.
+func (m *member) hear(stream pdpb.PD_RegionHeartbeatClient) {
+	for {
+		answer, err := stream.Recv()
+		if err == nil && answer.GetHeader().GetError() != nil {
+			err = errors.New(answer.GetHeader().GetError().String())
+		}
+		if err != nil {
+			log.Printf("PD does not hear of the regions: %v", err)
+			m.lock.Lock()
+			if m.stream == stream {
+				m.stream = nil
+			}
+			m.lock.Unlock()
+			return
+		}
+	}
 }
 
 // split cuts the region of this key in two; the right one begins with the key.
@@ -283,6 +297,12 @@ func (m *member) split(ctx context.Context, key []byte) error {
 		return err
 	}
 	m.cluster.SplitRaw(region.Id, id, encoded, []uint64{peer}, peer)
+	left, _ := m.cluster.GetRegion(region.Id)
+	for _, there := range m.cluster.GetAllRegions() {
+		if there.Meta.Id == id { // as in TiKV; the mock begins at 0, which PD takes for a stale region
+			there.Meta.RegionEpoch = left.RegionEpoch
+		}
+	}
 	return m.beatLocked(ctx)
 }
 
