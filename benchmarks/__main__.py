@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import cost, engines, help_time, lag, throughput
+from benchmarks import cost, engines, help_time, lag, real, throughput
 from benchmarks.deployment import Failed, one_idc
 from imcore.errors import ImError
 
@@ -47,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "gateway": _gateway,
     "engines": _engines,
     "help": help_time.run,
+    "real": real.run,
 }
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
@@ -19,7 +19,8 @@ from imcore import pki
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imctl.target.local import pki_names
+from imctl import startup
+from imctl.target.local import Local, pki_names
 from imctl.testing.lab import free_ports, lab_region
 
 START_S = 30.0
@@ -29,6 +30,32 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 class Failed(Exception):
     """A benchmark cannot be made; one line."""
+
+
+class Consumer(Protocol):
+    """Something that uses CPU time."""
+
+    def cpu_s(self) -> float:
+        """User and system time so far, all threads."""
+
+
+class Processes:
+    """Several, counted together."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+
+    def cpu_s(self) -> float:
+        """Raises Failed when one of them has ended."""
+        return sum(_cpu_s(pid) for pid in self._pids)
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        raise Failed(f"process {pid} ended while it was measured") from None
+    return (int(stat[11]) + int(stat[12])) / _TICKS
 
 
 class Process:
@@ -41,8 +68,7 @@ class Process:
 
     def cpu_s(self) -> float:
         """User and system time so far, all threads."""
-        stat = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(stat[11]) + int(stat[12])) / _TICKS
+        return _cpu_s(self.child.pid)
 
     def check(self) -> None:
         if self.child.returncode is not None:
@@ -153,6 +179,30 @@ async def running(
         yield processes
     finally:
         await asyncio.gather(*(process.stop() for process in processes.values()))
+
+
+class Deployed(NamedTuple):
+    """``data``: with the certificates below; ``nodes`` and ``engines``: of all IDCs."""
+
+    data: Path
+    region: Region
+    nodes: Processes
+    engines: Processes
+
+
+@contextlib.asynccontextmanager
+async def deployed(folder: Path, engines: Sequence[str]) -> AsyncIterator[Deployed]:
+    """The folder's region as `imctl up --engines` starts it, serving."""
+    data = folder / "deployment"
+    target = Local.prepare(folder / "region.yaml", data, False, SystemClock(), engines)
+    try:
+        await startup.start_all(target, lambda name, serving: None)
+        pids = {unit.name: unit.pid for unit in target.units()}
+        nodes = Processes([pids[idc.name] for idc in target.region.spec.idcs])
+        beside = Processes([pids[name] for name in target.engine_names()])
+        yield Deployed(data, target.region, nodes, beside)
+    finally:
+        await asyncio.to_thread(target.stop)
 
 
 async def _until(holds: Any, alive: Sequence[Process], otherwise: str) -> None:

@@ -81,7 +81,7 @@ class Load:
         self._messages: list[Message] = []
         self._events: list[tuple[Any, ...]] = []
         self._base = 0  # number of the first message of this run
-        self._open = 0
+        self._open = 0  # acks and receipts of this run that are to come
         self._retries = 0
 
     # ---------------------------------------------------------------------------- connecting
@@ -136,7 +136,7 @@ class Load:
     async def _run(self, rate: float, seconds: float) -> dict[str, Any]:
         plan = self._plan(rate, seconds)
         self._base = first = len(self._messages)
-        self._retries = behind = 0
+        self._open = self._retries = behind = 0
         cpu = time.process_time()
         start = now_us() + 50_000
         for due, pair, content, tag in plan:
@@ -170,7 +170,7 @@ class Load:
         if len(self._messages) % 2:
             client, other = other, client
         way = f"{self._idc_of[client.number]}-{self._idc_of[other.number]}"
-        message = Message(due, client, way)
+        number, message = len(self._messages), Message(due, client, way)
         self._messages.append(message)
         self._open += 2
         seen = len(client.views.get(pair.conversation, ()))
@@ -193,7 +193,7 @@ class Load:
                 return
             message.acked = now_us()
             client.unacked.pop(cid, None)
-            self._open -= 1
+            self._open -= number >= self._base
             self._events.append((h.Ack, message.acked, client.number, tag, "stored"))
 
         send()
@@ -203,10 +203,11 @@ class Load:
         content = entry.content
         number = self._numbers[name]
         self._events.append((h.Shown, now, client.number, number, content, index))
-        message = self._messages[int(content[: content.index(b"-")])]
+        place = int(content[: content.index(b"-")])
+        message = self._messages[place]
         if message.sender is not client:
             message.shown = now
-            self._open -= 1
+            self._open -= place >= self._base
 
     def _lost(self) -> str:
         return next((f"{c.uid}: {c.lost}" for c in self._clients if c.lost), "")
@@ -221,7 +222,6 @@ class Load:
         last = max((m.acked for m in messages), default=0)
         took_s = max(sent_s, (last - messages[0].due) / 1_000_000) if acks else sent_s
         unanswered = len(messages) - len(acks), len(messages) - len(receipts)
-        self._open -= sum(unanswered)
         return {
             "rate": rate,
             "messages": len(messages),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.deployment import Process, one_idc, running
+from benchmarks.deployment import Consumer, one_idc, running
 from benchmarks.generator import Generator, generator
 
 LIMIT_MS = 10.0
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     kept_up: Step | None
 
 
-async def step(load: Generator, node: Process, rate: float, seconds: float) -> Step:
+async def step(load: Generator, node: Consumer, rate: float, seconds: float) -> Step:
     before = node.cpu_s()
     found = await load.run(rate, seconds)
     cpu_us = (node.cpu_s() - before) / max(1, found["messages"]) * 1e6
@@ -67,7 +67,7 @@ async def step(load: Generator, node: Process, rate: float, seconds: float) -> S
     return done
 
 
-async def search(load: Generator, node: Process, seconds: float) -> Found:
+async def search(load: Generator, node: Consumer, seconds: float) -> Found:
     async def attempt(rate: float, good: Callable[[Step], bool] = Step.is_in_time) -> Step:
         for _ in range(TRIES):
             done = await step(load, node, rate, seconds)
@@ -92,6 +92,25 @@ async def search(load: Generator, node: Process, seconds: float) -> Found:
         done = await attempt(middle)
         best, failed = (done, failed) if done.is_in_time() else (best, middle)
     return Found(best, most)
+
+
+async def climb(load: Generator, node: Consumer, seconds: float) -> Step | None:
+    """The fastest step that was kept up with; the rate rises by half until one is not, and is
+    halved before as long as none is. None: not even LOWEST_PER_S was."""
+    rate, most = START_PER_S, None
+    while True:
+        for _ in range(TRIES):
+            done = await step(load, node, rate, seconds)
+            if done.has_kept_up():
+                break
+        else:
+            if most is not None or rate / 2 < LOWEST_PER_S:
+                return most
+            rate /= 2
+            continue
+        if rate < START_PER_S:
+            return done
+        most, rate = done, rate * 1.5
 
 
 async def measure(plain: bool, seconds: float) -> Found:
