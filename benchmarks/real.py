@@ -1,5 +1,5 @@
 """Embedded and real engines side by side in one run: latency at a fixed rate, the highest rate that
-is kept up with, replication lag, CPU time.
+is sustained, replication lag, CPU time.
 
 Both are deployments as `imctl up` makes them, with TLS: one IDC, then three behind the link proxy.
 They run one after the other and in turn (embedded, real, embedded, real), so that what else the
@@ -87,7 +87,7 @@ async def one(engines: Sequence[str], quick: bool) -> dict[str, float]:
             most = await throughput.climb(load, of.nodes, seconds)
             print(f"  history: {await load.judged()}", flush=True)
     if most is not None:
-        figures["kept up with: acked/s"] = most.found["achieved"]
+        figures["sustained: acked/s"] = most.found["achieved"]
     return figures
 
 
