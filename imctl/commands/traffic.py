@@ -66,12 +66,13 @@ def uncordon(
     expect_epoch: Epoch = 0,
     override: Override = None,
     dry_run: DryRun = False,
+    yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Send new clients to a cordoned IDC again."""
     change = _change(Kind.UNCORDON, idc, "", expect_epoch, override)
-    _run(change, dry_run, True, False, 0.0, output, data)
+    _run(change, dry_run, yes, False, 0.0, output, data)
 
 
 def drain(

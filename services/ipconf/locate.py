@@ -38,7 +38,7 @@ class MaxMindFile:
 
         try:
             self._reader = maxminddb.open_database(path, maxminddb.MODE_MMAP)
-        except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
+        except (OSError, TypeError, ValueError, maxminddb.InvalidDatabaseError) as error:
             raise BadInput(f"{path}: expected a MaxMind-format file: {error}") from error
 
     def locate(self, address: Address) -> Located:

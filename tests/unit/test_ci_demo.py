@@ -28,8 +28,6 @@ if not victim:
     (out / "last-victim").write_text("iad\\n")
 with calls.open("a") as file:
     file.write((victim or "random") + "\\n")
-if "--engines" in sys.argv:
-    (out / "engines").write_text(sys.argv[sys.argv.index("--engines") + 1])
 promises = json.loads((out / "outcomes").read_text())[number]
 if promises is not None:
     (out / "report.json").write_text(json.dumps({{"promises": promises}}))
@@ -37,17 +35,13 @@ sys.exit(0 if promises is not None and all(promise["ok"] for promise in promises
 """
 
 
-def runs(
-    out: Path,
-    outcomes: list[list[dict[str, Any]] | None],
-    demo: ci_demo.Demo = ci_demo.DEMOS[0],
-) -> tuple[int, list[str]]:
+def runs(out: Path, outcomes: list[list[dict[str, Any]] | None]) -> tuple[int, list[str]]:
     """The exit status, and by run the victim that was asked for."""
     program = out / "imctl"
     program.write_text(STAND_IN.format(python=sys.executable))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (out / "outcomes").write_text(json.dumps(outcomes))
-    status = ci_demo.run_all(program, out, demo)
+    status = ci_demo.run_all(program, out)
     return status, (out / "calls").read_text().split()
 
 
@@ -80,41 +74,3 @@ def test_a_report_of_an_older_run_is_not_judged(
     (tmp_path / "report.json").write_text(json.dumps({"promises": [LOST]}))
     assert runs(tmp_path, [None, [GOOD]]) == (0, ["random", "iad"])
     assert "ended without a report" in capsys.readouterr().out
-
-
-def test_the_demo_on_engines_is_repeated_on_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    demo = ci_demo.DEMOS[1]
-    assert runs(tmp_path, [[SLOW], [GOOD]], demo) == (0, ["random", "iad"])
-    assert (tmp_path / "engines").read_text() == "kafka,tikv,etcd"
-    assert "demo-engines: good after 2 of at most 3 runs" in capsys.readouterr().out
-
-
-def test_no_demo_is_left_out_because_another_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = []
-
-    def run_all(imctl: Path, out: Path, demo: ci_demo.Demo) -> int:
-        begun.append((out.name, demo.engines))
-        return 1 if len(begun) == 1 else 0
-
-    monkeypatch.setattr(ci_demo, "run_all", run_all)
-    monkeypatch.setattr(ci_demo, "missing", lambda names: "")
-    assert ci_demo.main() == 1
-    assert begun == [("demo", ""), ("demo-engines", "kafka,tikv,etcd")]
-
-
-def test_without_the_engines_one_line_says_so_and_ci_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("IMCTL_ENGINES", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    embedded, engines = ci_demo.DEMOS
-    assert ci_demo.left_out(embedded) is None
-    for ci, status in {"": 0, "false": 0, "true": 1}.items():
-        monkeypatch.setenv("CI", ci)
-        assert ci_demo.left_out(engines) == status
-        (said,) = capsys.readouterr().out.splitlines()
-        assert said.startswith("demo-engines: ") and "imctl engines install" in said

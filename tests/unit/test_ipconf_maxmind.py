@@ -115,6 +115,12 @@ def test_the_region_file_names_it_relative_to_itself(table: Path) -> None:
     assert locator.locate(ip_address("81.2.69.1")) == Located("GB", 20712)
 
 
+def test_a_file_without_metadata_gets_one_clear_line(table: Path) -> None:
+    table.write_bytes(MARKER + encoded({}))
+    with pytest.raises(BadInput, match=f"{table}: expected a MaxMind-format file"):
+        MaxMindFile(table)
+
+
 def test_a_file_that_was_cut_short_gets_one_clear_line(table: Path) -> None:
     table.write_bytes(table.read_bytes()[:-40])
     with pytest.raises(BadInput, match="expected a MaxMind-format file"):
