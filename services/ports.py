@@ -70,8 +70,9 @@ class Kv(Protocol):
         """Raises StaleWriter when the epoch is not the newest, DiskFull when it cannot write."""
         ...
 
-    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
-        """Throw the partition's rows away (before a rebuild from the logs). Same errors."""
+    async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
+        """Throw the partition's rows away, before a rebuild from the logs, and write this
+        checkpoint, atomically. Same errors."""
         ...
 
     async def sync(self) -> None:
@@ -88,9 +89,11 @@ class Kv(Protocol):
         when the snapshot fails its check, BadInput when it is not there: nothing has changed."""
         ...
 
-    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
-        """Put what a snapshot has of one partition, checkpoint included, in the place of what is
-        here. Raises StaleWriter, Damaged when the snapshot fails its check."""
+    async def load_partition(
+        self, snapshot: Path, partition: int, applier_epoch: int, checkpoint: bytes
+    ) -> None:
+        """Put the rows that a snapshot has of one partition in the place of what is here, with this
+        checkpoint. Raises StaleWriter, Damaged when the snapshot fails its check."""
         ...
 
     async def close(self) -> None: ...

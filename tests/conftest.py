@@ -47,6 +47,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for test, what, value in noted:
             terminalreporter.write_line(f"{what}: {value}  ({test})")
+    if "IM_TIKV_PD" not in os.environ:
+        terminalreporter.write_line(
+            "not run: the KV contract on a real TiKV (IM_TIKV_PD=HOST:PORT of its PD runs it)"
+        )
 
 
 # ----------------------------------------------------------------------------- what is needed

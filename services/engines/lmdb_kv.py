@@ -228,7 +228,7 @@ class LmdbKv:
         row = lmdb_snapshot.form(batch.applier_epoch, batch.checkpoint)
         txn.put(_PARTITION.pack(batch.partition), row, db=self._meta_db)
 
-    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
+    async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         """In a thread, since it may be long; other partitions' commits wait."""
 
         def clear(txn: lmdb.Transaction[bytes]) -> None:
@@ -237,18 +237,19 @@ class LmdbKv:
                 more = cursor.set_range(prefix)
                 while more and cursor.key().startswith(prefix):
                     more = cursor.delete()
-            txn.put(prefix, lmdb_snapshot.form(applier_epoch, None), db=self._meta_db)
+            txn.put(prefix, lmdb_snapshot.form(applier_epoch, checkpoint), db=self._meta_db)
 
         async with self._writing:
             self._check(partition, applier_epoch)
             await self._write(clear, in_thread=True)
 
-    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+    async def load_partition(
+        self, snapshot: Path, partition: int, applier_epoch: int, checkpoint: bytes
+    ) -> None:
         """In a thread."""
         prefix = _PARTITION.pack(partition)
 
         def load(txn: lmdb.Transaction[bytes]) -> None:
-            checkpoint = lmdb_snapshot.checkpoints(snapshot).get(partition)
             lmdb_snapshot.load_rows(snapshot, prefix, txn, self._rows_db)
             txn.put(prefix, lmdb_snapshot.form(applier_epoch, checkpoint), db=self._meta_db)
 

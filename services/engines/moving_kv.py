@@ -98,16 +98,19 @@ class MovingKv:
             if self._journal is not None:
                 self._journal.add(batch)
 
-    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
-        async with self._turns[partition]:
-            self._abort(f"partition {partition} is folded again")
-            await self._kv.clear_partition(partition, self._inner(partition, applier_epoch))
-
-    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+    async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         async with self._turns[partition]:
             self._abort(f"partition {partition} is folded again")
             inner = self._inner(partition, applier_epoch)
-            await self._kv.load_partition(snapshot, partition, inner)
+            await self._kv.clear_partition(partition, inner, checkpoint)
+
+    async def load_partition(
+        self, snapshot: Path, partition: int, applier_epoch: int, checkpoint: bytes
+    ) -> None:
+        async with self._turns[partition]:
+            self._abort(f"partition {partition} is folded again")
+            inner = self._inner(partition, applier_epoch)
+            await self._kv.load_partition(snapshot, partition, inner, checkpoint)
 
     async def sync(self) -> None:
         await self._kv.sync()

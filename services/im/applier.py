@@ -49,8 +49,8 @@ class Base(Protocol):
         Damaged."""
         ...
 
-    async def load(self, partition: int, applier_epoch: int) -> None:
-        """Put that in the place of the partition's rows and checkpoint."""
+    async def load(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
+        """Put its rows, and this checkpoint, in the place of the partition's."""
         ...
 
 
@@ -413,16 +413,21 @@ class Applier:
         except Damaged:
             self._beginning = False  # it goes on with what it has
             raise
+        row = oplog.CheckpointRow.FromString(checkpoint or b"")
+        row.applier_epoch, row.hlc = self._epoch, max(row.hlc, self._hlc.last)
+        # Written with it: whoever opens the partition next, after a crash, must not go back.
+        row.timeline = max(row.timeline, self._timeline)
+        written = row.SerializeToString()
         try:
             if self.base is not None and checkpoint is not None:
-                await self.base.load(self.partition, self._epoch)
+                await self.base.load(self.partition, self._epoch, written)
             else:
-                await self._kv.clear_partition(self.partition, self._epoch)
+                await self._kv.clear_partition(self.partition, self._epoch, written)
         except StaleWriter as error:
             self._fenced = error
             raise
         self._conversations.clear()
-        self._load(oplog.CheckpointRow.FromString(checkpoint or b""))
+        self._load(row)
         self._beginning = False
 
     async def _base_checkpoint(self) -> bytes | None:

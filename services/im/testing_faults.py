@@ -111,12 +111,17 @@ class SuspendingKv:
     async def commit(self, batch: Batch) -> None:
         await self._write(batch.partition, lambda: self._kv.commit(batch))
 
-    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
-        await self._write(partition, lambda: self._kv.clear_partition(partition, applier_epoch))
-
-    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+    async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         await self._write(
-            partition, lambda: self._kv.load_partition(snapshot, partition, applier_epoch)
+            partition, lambda: self._kv.clear_partition(partition, applier_epoch, checkpoint)
+        )
+
+    async def load_partition(
+        self, snapshot: Path, partition: int, applier_epoch: int, checkpoint: bytes
+    ) -> None:
+        await self._write(
+            partition,
+            lambda: self._kv.load_partition(snapshot, partition, applier_epoch, checkpoint),
         )
 
     async def sync(self) -> None:

@@ -261,10 +261,10 @@ class Retention:
         self._loading = found[0]
         return found[1].get(partition)
 
-    async def load(self, partition: int, applier_epoch: int) -> None:
+    async def load(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         assert self._loading is not None
         path = self.shelf.path(self._loading.name)
-        await self._kv.load_partition(path, partition, applier_epoch)
+        await self._kv.load_partition(path, partition, applier_epoch, checkpoint)
 
     # ------------------------------------------------------------------------- for other IDCs
 

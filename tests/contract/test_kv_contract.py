@@ -78,13 +78,6 @@ async def kv(opener: Opener) -> AsyncIterator[Kv]:
     await opened.close()
 
 
-def test_the_contract_runs_on_a_real_tikv() -> None:
-    """No TiKV can be had from the package registries: only whoever has one can run this."""
-    if REAL_TIKV not in os.environ:
-        pytest.skip(f"not run on a real TiKV: set {REAL_TIKV}=host:port[,host:port] of its PD")
-    assert "real-tikv" in ADAPTERS
-
-
 def key(partition: int, name: str) -> bytes:
     return partition.to_bytes(2, "big") + name.encode()
 
@@ -182,7 +175,7 @@ async def test_a_new_applier_fences_off_the_old_one(kv: Kv) -> None:
     with pytest.raises(StaleWriter):
         await put(kv, old, {key(1, "a"): b"stale"})
     with pytest.raises(StaleWriter):
-        await kv.clear_partition(1, old)
+        await kv.clear_partition(1, old, b"")
     assert await kv.get(key(1, "a")) == b"1"
     await put(kv, new, {key(1, "a"): b"2"})
     assert await kv.get(key(1, "a")) == b"2"
@@ -198,12 +191,12 @@ async def test_clearing_takes_only_the_partition(kv: Kv) -> None:
     for number, epoch in epochs.items():
         rows = {key(number, f"k{n}"): bytes(500) for n in range(200)}
         await put(kv, epoch, rows, partition=number)
-    await kv.clear_partition(2, epochs[2])
+    await kv.clear_partition(2, epochs[2], b"cleared")
     assert await kv.scan(key(2, ""), key(3, ""), 10) == []
     assert len(await kv.scan(key(1, ""), key(9, ""), 1000)) == 400
     await put(kv, epochs[2], {key(2, "a"): b"again"}, partition=2)
-    await kv.clear_partition(2, epochs[2])
-    assert await kv.open_partition(2) == (epochs[2] + 1, None)
+    await kv.clear_partition(2, epochs[2], b"cleared")
+    assert await kv.open_partition(2) == (epochs[2] + 1, b"cleared")
 
 
 async def test_everything_is_there_after_a_restart(kv: Kv, opener: Opener) -> None:
@@ -257,12 +250,14 @@ async def test_one_partition_is_loaded_from_a_snapshot(kv: Kv, tmp_path: Path) -
     await kv.snapshot(tmp_path / "one")
     await kv.commit(Batch(1, epoch, b"later", {key(1, "new"): b"1"}, {key(1, "000")}))
     with pytest.raises(StaleWriter):
-        await kv.load_partition(tmp_path / "one", 1, epoch - 1)
-    await kv.load_partition(tmp_path / "one", 1, epoch)
+        await kv.load_partition(tmp_path / "one", 1, epoch - 1, b"loaded")
+    await kv.load_partition(tmp_path / "one", 1, epoch, b"loaded")
     assert await rows_of(kv, 1) == before
     assert await rows_of(kv, 2) == [(key(2, "a"), b"2")]
     await put(kv, epoch, {key(1, "new"): b"2"})
-    assert (await kv.open_partition(1))[1] == b"checkpoint"
+    await kv.load_partition(tmp_path / "one", 1, epoch, b"loaded")
+    assert await rows_of(kv, 1) == before
+    assert (await kv.open_partition(1))[1] == b"loaded"
 
 
 async def test_a_damaged_snapshot_is_refused_and_changes_nothing(kv: Kv, tmp_path: Path) -> None:
@@ -273,7 +268,7 @@ async def test_a_damaged_snapshot_is_refused_and_changes_nothing(kv: Kv, tmp_pat
     data[len(data) // 2] ^= 1
     (tmp_path / "one" / "data.mdb").write_bytes(data)
     with pytest.raises(Damaged):
-        await kv.load_partition(tmp_path / "one", 1, epoch)
+        await kv.load_partition(tmp_path / "one", 1, epoch, b"loaded")
     with pytest.raises(Damaged):
         await kv.restore(tmp_path / "one")
     with pytest.raises(BadInput, match="no KV snapshot"):

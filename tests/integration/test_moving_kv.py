@@ -132,7 +132,7 @@ async def test_a_partition_that_is_folded_again_makes_the_move_void(
         while kv.move is None or kv.move.phase == "copy":
             await writer.batch(0)
             await asyncio.sleep(0)
-        await kv.clear_partition(1, writer.epochs[1])
+        await kv.clear_partition(1, writer.epochs[1], b"")
 
     target_kv = Slow(target)
     folding = asyncio.ensure_future(fold_again())

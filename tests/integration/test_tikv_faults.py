@@ -170,7 +170,7 @@ async def test_a_store_that_lost_everything_is_another_one(
                     break
         with pytest.raises(Unavailable, match="wiped, replaced or restored"):
             await kv.scan(key("o"), key("p"), 10)
-        for write in (put(kv, epoch, 2), kv.clear_partition(P, epoch), kv.open_partition(P)):
+        for write in (put(kv, epoch, 2), kv.clear_partition(P, epoch, b""), kv.open_partition(P)):
             with pytest.raises(StaleWriter, match="wiped, replaced or restored"):
                 await write
         again = await opener(processes)
@@ -347,7 +347,7 @@ async def test_rows_that_were_cleared_go_in_the_background_and_after_a_restart(
     for number in range(3):
         rows = {key(f"o{number}{n:04}"): b"x" for n in range(300)}
         await kv.commit(Batch(P, epoch, b"", rows))
-    await kv.clear_partition(P, epoch)
+    await kv.clear_partition(P, epoch, b"")
     assert await kv.scan(key(""), key("", P + 1), 10) == []
     await kv.close()  # long before the rows are gone
     settings = TikvSettings((on_disk.pd.address,), f"{PREFIX}/{request.node.name}")

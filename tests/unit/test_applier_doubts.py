@@ -299,6 +299,16 @@ async def test_a_rebuild_in_doubt_is_begun_again(bench: Bench, done: bool) -> No
     assert len(rows) == 1
 
 
+async def test_a_crash_in_a_rebuild_does_not_take_the_timeline_back(bench: Bench) -> None:
+    await bench.mirrored(a_message(1), a_message(2))
+    await bench.applier.drain()
+    timeline = bench.applier.timeline
+    await bench.applier.seal({IAD: 1})  # and nothing is folded again before the crash
+    _, stored = await bench.kv.open_partition(0)
+    row = oplog.CheckpointRow.FromString(stored or b"")
+    assert row.timeline >= timeline > 0 and not row.applied
+
+
 async def test_a_seal_that_waits_in_one_partition_is_acted_on_in_the_others() -> None:
     acted: list[int] = []
 

@@ -239,12 +239,12 @@ class TikvKv:
         async with self._turn(batch.partition, batch.applier_epoch):
             self._note(batch.partition, await self._client.write(work))
 
-    async def clear_partition(self, partition: int, applier_epoch: int) -> None:
+    async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         """Makes another generation the current one; the rows go later (garbage.py)."""
 
         async def work(transaction: Transaction) -> Meta:
             meta = await self._own(transaction, partition, applier_epoch)
-            meta = Meta(meta.epoch, meta.spare, meta.spare + 1, None)
+            meta = Meta(meta.epoch, meta.spare, meta.spare + 1, checkpoint)
             await transaction.put([(self._layout.meta(partition), meta.packed())])
             return meta
 
@@ -327,10 +327,12 @@ class TikvKv:
         async with self._copying:
             await copies.take(self._client, self._layout, folder, self._disk)
 
-    async def load_partition(self, snapshot: Path, partition: int, applier_epoch: int) -> None:
+    async def load_partition(
+        self, snapshot: Path, partition: int, applier_epoch: int, checkpoint: bytes
+    ) -> None:
         """The rows go into a generation of their own, which a last small transaction makes the
         current one."""
-        checkpoint = (await asyncio.to_thread(lmdb_snapshot.checked, snapshot)).get(partition)
+        await asyncio.to_thread(lmdb_snapshot.check, snapshot)
 
         async def reserve(transaction: Transaction) -> Meta:
             meta = await self._own(transaction, partition, applier_epoch)
