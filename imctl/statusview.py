@@ -60,6 +60,9 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     if policy.get("stale"):
         head += "  STALE: no majority of registries answers"
     parts: list[RenderableType] = [Text(head, style="bold"), _idcs(document)]
+    if any(map(_on_engines, document["idcs"].values())):
+        parts += [Text("\nengines (MirrorMaker 2: records behind, seconds since a sign of life)")]
+        parts += [_engines(document)]
     if len(document["idcs"]) > 1:
         parts += [Text("\nreplication lag (ms; records behind)"), _lag(document)]
     faulty = [link for link in document["links"] if _is_faulty(link)]
@@ -122,6 +125,40 @@ def _figures(idc: Mapping[str, Any]) -> tuple[str, str, str, str]:
         f"{rates.get('accepted_per_s', 0):.0f}",
         f"{rates.get('pushed_per_s', 0):.0f}",
         f"{clock.get('offset_ms', 0):+.0f} ms",
+    )
+
+
+def _on_engines(idc: Mapping[str, Any]) -> bool:
+    kv = idc.get("kv") or {}
+    return bool(
+        idc.get("mirror")
+        or kv.get("move")
+        or kv.get("engine", "embedded") != "embedded"
+        or (idc.get("log") or {}).get("durability", "fsync") != "fsync"
+    )
+
+
+def _engines(document: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("IDC", "LOG", "KV", "MIRRORMAKER 2"):
+        table.add_column(column, overflow="fold")
+    for name, idc in document["idcs"].items():
+        kv, log = idc.get("kv") or {}, idc.get("log") or {}
+        engine = str(kv.get("engine", "-"))
+        if move := kv.get("move"):
+            left = move["batches"] - move["played"]
+            engine += f" ({move['phase']}, {left} left)"
+        flows = [_flow(source, flow) for source, flow in (idc.get("mirror") or {}).items()]
+        table.add_row(name, str(log.get("durability", "-")), engine, "; ".join(flows) or "-")
+    return table
+
+
+def _flow(source: str, flow: Mapping[str, Any]) -> str:
+    behind, age = flow["behind"], flow["worker_age_s"]
+    problem = f" ({flow['problem']})" if flow["problem"] else ""
+    return (
+        f"{source} {'?' if behind is None else behind}, "
+        f"{'no sign' if age is None else f'{age:.0f} s'}{problem}"
     )
 
 

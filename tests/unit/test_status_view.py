@@ -122,3 +122,25 @@ def test_nothing_answers_at_all() -> None:
     text = shown(document)
     assert "policy epoch unknown" in text
     assert text.count("unreachable") == 3
+
+
+def test_engines_are_shown_where_there_are_some() -> None:
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    for row in found.values():
+        row["log"], row["kv"] = {"durability": "fsync"}, {"engine": "embedded", "move": None}
+    assert "MIRRORMAKER" not in shown(build(**found))
+    well = {"behind": 3, "worker_age_s": 0.8, "problem": ""}
+    away = {"behind": None, "worker_age_s": None, "problem": "sin's Kafka does not answer"}
+    found["fra"]["mirror"] = {"iad": well, "sin": away}
+    found["fra"]["log"] = {"durability": "flush"}
+    move = {"phase": "catch up", "batches": 900, "played": 700}
+    found["iad"]["kv"] = {"engine": "embedded", "move": move}
+    found["sin"]["kv"] = {"engine": "tikv", "move": None}
+    for width in (80, 120):
+        text = shown(build(**found), width)
+        assert max(map(len, text.splitlines())) <= width
+        words = " ".join(text.split())
+        assert "iad 3, 1 s; sin ?, no sign" in words
+        assert "embedded (catch up, 200 left)" in words
+    assert "sin fsync tikv -" in words
+    assert "fra flush embedded" in words
