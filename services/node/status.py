@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from services.node.mirror_alarms import silent
 from services.node.rates import Rate
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Status:
         alarms = [*node.alarms, *node.replication.alarms(), *node.traffic.alarms()]
         alarms += node.retention.alarms()
         alarms += node.store.alarms()
+        if node.mirror_lag is not None:
+            alarms += silent(node.idc, node.mirror_lag.figures())
         alarms += node.logs_service.alarms()
         alarms += [
             said
