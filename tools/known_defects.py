@@ -23,10 +23,13 @@ ONE_PAGE = "more missed messages than one page"
 EQUAL_TIMES = "equal timestamps losing history"
 RECONNECTS = "endless reconnects"
 DEAD_CLIENT = "a client that looks online and is dead"
+FENCED = "a fenced-off writer that is believed"
+UNCOMMITTED = "what is not committed shown as if it were"
+LEFT_BEHIND = "a KV that moves and leaves batches behind"
 
 DEFECTS = (
     LOST_PUSH, DEAD_ROUTES, OVERWRITTEN, PER_CONNECTION, LOST_LAST, ONE_PAGE, EQUAL_TIMES,
-    RECONNECTS, DEAD_CLIENT,
+    RECONNECTS, DEAD_CLIENT, FENCED, UNCOMMITTED, LEFT_BEHIND,
 )  # fmt: skip
 
 
@@ -153,6 +156,43 @@ MUTATIONS = (
         "return Due.DEAD if now >= self._asked + self._timeout else Due.NOTHING",
         "return Due.NOTHING",
         f"{SDK}::test_a_client_that_looks_online_and_is_dead",
+    ),
+    Mutation(
+        FENCED, "readers of Kafka take records below the highest marker",
+        "services/engines/kafka/union.py",
+        "record.lsn <= end.lsn or record.epoch < end.epoch:", "record.lsn <= end.lsn:",
+        "tests/unit/test_engine_kafka_union.py::"
+        "test_what_a_stale_sequencer_left_is_never_taken",
+    ),
+    Mutation(
+        FENCED, "a batch on Kafka is acked wherever it stands", "services/engines/kafka/log.py",
+        "if offset != expected:", "if False:",
+        "tests/integration/test_kafka_log.py::"
+        "test_an_unsent_batch_of_a_paused_process_is_acked_to_nobody",
+    ),
+    Mutation(
+        FENCED, "TiKV takes batches of an older applier", "services/engines/tikv/kv.py",
+        "if newest != epoch:", "if False:",
+        "tests/contract/test_kv_contract.py::test_a_partition_that_was_not_opened_takes_no_commit",
+    ),
+    Mutation(
+        UNCOMMITTED, "records of an aborted transaction are read",
+        "services/engines/kafka/batches.py",
+        "        READ_COMMITTED,\n    )", "        0,\n    )",
+        "tests/integration/test_kafka_log.py::test_an_aborted_transaction_is_not_read",
+    ),
+    Mutation(
+        UNCOMMITTED, "a batch is seen before its commit has come back", "services/im/applier.py",
+        "        began = asyncio.get_running_loop().time()\n",
+        "        began = asyncio.get_running_loop().time()\n"
+        "        self._conversations.publish(flying.conversations)\n",
+        "tests/unit/test_applier_doubts.py::test_nobody_sees_a_batch_that_has_not_come_back",
+    ),
+    Mutation(
+        LEFT_BEHIND, "the switch does not play what is left", "services/engines/moving_kv.py",
+        "while await player.play():", "while False:",
+        "tests/integration/test_moving_kv.py::"
+        "test_the_new_store_has_every_batch_and_writers_hardly_wait",
     ),
 )
 # fmt: on
