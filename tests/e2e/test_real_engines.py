@@ -99,8 +99,8 @@ async def test_a_store_that_is_wiped_is_filled_again_from_the_logs(
             for name in ("sin-tikv", "sin-pd"):
                 await lab.kill(name)
             lab.wipe("sin-tikv")  # with its PD
-            for name in ("sin-pd", "sin-tikv"):
-                await asyncio.to_thread(lab.target.start, [name])
+            for name in ("sin-pd", "sin-tikv"):  # a store ends when its PD does not serve yet
+                await lab.start(name)
 
             async def again() -> bool:
                 return lab.log("sin").count("sin serves as sin.1") == 2

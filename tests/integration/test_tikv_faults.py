@@ -222,12 +222,13 @@ async def test_pd_is_away_for_a_while(on_disk: TikvProcesses, opener: Opener, fa
     else:
         on_disk.kill("pd")
     try:
+        with pytest.raises(Unavailable):
+            for _ in range(3):  # a timestamp may have been on its way
+                await kv.get(key("o000"))
         began = time.monotonic()
         with pytest.raises(Unavailable):
-            await kv.get(key("o000"))
-        with pytest.raises(Unavailable):
             await put(kv, epoch, 2)
-        assert time.monotonic() - began < 2 * DEADLINE_S + 1
+        assert time.monotonic() - began < DEADLINE_S + 1
     finally:
         if fault == "paused":
             on_disk.resume("pd")

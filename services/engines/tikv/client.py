@@ -29,6 +29,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -57,6 +58,9 @@ _FULL = "disk_full: Some("
 _TOO_LARGE = "message length too large"
 # PD did not know the leader (it had just started, say), and the client never asks it again.
 _NO_LEADER = "Leader of region"
+# None of PD's members takes it: they are away, or of another cluster now, which only a new client
+# would talk to.
+_NO_MEMBER = "failed to connect to [Member"
 _T = TypeVar("_T")
 Pair = tuple[bytes, bytes]
 
@@ -287,7 +291,7 @@ class TikvClient:
                 if type(error) is not Exception and not _is_panic(error):
                     raise
                 last = _said(error)
-                if last.startswith(_NO_LEADER):
+                if last.startswith((_NO_LEADER, _NO_MEMBER)):
                     self._inner = None
                 if _FULL in str(error):
                     raise DiskFull(f"{self}: its disk is full") from error
@@ -350,4 +354,5 @@ def _is_panic(error: BaseException) -> bool:
 
 def _said(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[[^\]]*\.rs:\d+\]: ", "", text)  # where in the client's own sources
     return text if len(text) <= _TEXT_MAX else text[:_TEXT_MAX] + "..."
