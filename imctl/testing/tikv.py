@@ -87,7 +87,12 @@ class TikvProcesses:
             child.wait()
 
     def pause(self, name: _PROGRAMS) -> None:
-        self._children[name].send_signal(signal.SIGSTOP)
+        """Returns once it stands still: some of its threads go on for a moment."""
+        child = self._children[name]
+        child.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{child.pid}/task")
+        while any(_state(task) not in "TtZX" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self, name: _PROGRAMS) -> None:
         self._children[name].send_signal(signal.SIGCONT)
@@ -139,3 +144,10 @@ def running(
         yield processes
     finally:
         processes.stop()
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"
