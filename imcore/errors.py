@@ -41,6 +41,11 @@ class Unavailable(ImError):
         self.retry_after_ms = retry_after_ms
 
 
+class NotTrusted(Unavailable):
+    """An engine and this IDC do not accept who the other says it is. Nothing was done, and it will
+    not pass by itself: a certificate, a user, a password or a right is wrong."""
+
+
 class OutcomeUnknown(ImError):
     """A time-out or a lost peer: it may or may not have happened; ask again with the same id."""
 

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from imcore.errors import BadInput, ImError, Unavailable
+from imcore.errors import BadInput, ImError, NotTrusted, OutcomeUnknown, Unavailable
 from imcore.region.model import Etcd, Kafka, KvEngine
 from imcore.region.rules import kv_prefix, registry_prefix
 from imcore.runtime import Clock, Random
 from services.control.caspaxos import Proposer
 from services.engines.disk import Disk
-from services.engines.etcd.client import EtcdSettings, NotTrusted
+from services.engines.etcd.client import EtcdSettings
 from services.engines.etcd.registry import EtcdRegistry
 from services.engines.kafka.cluster import Cluster
 from services.engines.kafka.log_store import KafkaLogStore
@@ -70,14 +70,11 @@ async def open_log_store(
             str(config.data / "log"), spec.partitions, disk, rng, spec.retention.segment_bytes
         )
     else:
-        store = await KafkaLogStore.open(
-            await asyncio.to_thread(kafka_settings, engines.log.kafka),
-            config.idc.name,
-            spec.partitions,
-            rng,
-            filled_from_outside=engines.mirror.mirrormaker2 is not None,
-            wait_s=STORE_START_S,
-        )
+        settings = await asyncio.to_thread(kafka_settings, engines.log.kafka)
+        mirrored = engines.mirror.mirrormaker2 is not None
+        idc, count = config.idc.name, spec.partitions
+        open_kafka = partial(KafkaLogStore.open, settings, idc, count, rng, mirrored)
+        store = await when_it_answers(open_kafka, f"the Kafka of {idc}")
     stack.push_async_callback(store.close)
     return store
 
@@ -136,14 +133,17 @@ async def _open_store(config: NodeConfig, disk: Disk, engine: KvEngine) -> Kv:
 
 
 async def when_it_answers(attempt: Callable[[], Awaitable[T]], what: str) -> T:
-    """An IDC can do nothing without its logs and its KV. Raises the last Unavailable."""
+    """An IDC can do nothing without its logs and its KV. Raises what came last, and NotTrusted at
+    once."""
     deadline = asyncio.get_running_loop().time() + STORE_START_S
     said = ""
     while True:
         try:
             return await attempt()
-        except Unavailable as error:
-            if isinstance(error, NotTrusted) or asyncio.get_running_loop().time() >= deadline:
+        except NotTrusted:
+            raise
+        except (Unavailable, OutcomeUnknown) as error:
+            if asyncio.get_running_loop().time() >= deadline:
                 raise
             if str(error) != said:
                 log.warning("waiting for %s: %s", what, error)

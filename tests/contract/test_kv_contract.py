@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from services.engines.moving_kv import MovingKv
 from services.engines.tikv.client import TikvSettings
 from services.engines.tikv.kv import TikvKv
 from services.im.keys import KEY_BYTES_MAX
+from services.node.engines import when_it_answers
 from services.ports import Batch, Kv
 
 Opener = Callable[[], Awaitable[Kv]]
@@ -55,7 +57,8 @@ def tikv_at(pd: tuple[str, ...], folder: Path) -> Opener:
     settings = TikvSettings(pd, f"imctl-test/{secrets.token_hex(8)}")
 
     async def opener() -> Kv:
-        return await TikvKv.open(settings, folder / "node", RealDisk(), SHADOWED)
+        kv = partial(TikvKv.open, settings, folder / "node", RealDisk(), SHADOWED)
+        return await when_it_answers(kv, "TiKV")
 
     return opener
 

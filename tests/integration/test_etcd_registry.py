@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from imcore import pki
-from imcore.errors import DiskFull, ImError, OutcomeUnknown, Refused, Unavailable
+from imcore.errors import (
+    DiskFull,
+    ImError,
+    NotTrusted,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
 from imcore.runtime import SystemClock
 from imctl.engines.binaries import Program
 from imctl.target.engines import free_port
@@ -23,7 +30,7 @@ from imctl.testing.etcd import EtcdProcess, running
 from imctl.testing.lab import lab_region
 from services.engines.disk import RealDisk
 from services.engines.etcd import etcd_pb2 as pb
-from services.engines.etcd.client import EtcdSettings, NotTrusted
+from services.engines.etcd.client import EtcdSettings
 from services.engines.etcd.registry import EtcdRegistry
 from services.node.config import NodeConfig, load
 from services.node.engines import open_registry

@@ -9,20 +9,22 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from imcore import pki
-from imcore.errors import Damaged, OutcomeUnknown, StaleWriter, Unavailable
+from imcore.errors import Damaged, NotTrusted, OutcomeUnknown, StaleWriter, Unavailable
 from imcore.words import Origin
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import principal
 from imctl.testing.kafka import KafkaProcess, running
 from services.engines.kafka import admin
 from services.engines.kafka.acls import allow, of_mirrors
-from services.engines.kafka.cluster import At, Cluster, NoTopic, NotTrusted
+from services.engines.kafka.cluster import At, Cluster, NoTopic
 from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.kafka.settings import (
     KafkaSettings,
@@ -33,6 +35,7 @@ from services.engines.kafka.settings import (
 )
 from services.engines.kafka.writer import Writer
 from services.engines.records import EMPTY_END, pack, record_after
+from services.node.engines import when_it_answers
 from services.ports import Log, LogEnd, Record
 
 FRA, SIN = Origin("fra", 1), Origin("sin", 1)
@@ -57,14 +60,19 @@ def settings(kafka: KafkaProcess) -> KafkaSettings:
 Open = Callable[..., Awaitable[KafkaLogStore]]
 
 
+async def store_of(*arguments: Any, **named: Any) -> KafkaLogStore:
+    """As a node opens it."""
+    return await when_it_answers(partial(KafkaLogStore.open, *arguments, **named), "Kafka")
+
+
 @pytest.fixture
 async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
     """``await open_store()``: one more process of fra, so to say."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def opener(outside: bool = False) -> KafkaLogStore:
-            store = await KafkaLogStore.open(
-                settings, "fra", PARTITIONS, random.Random(), outside, step_bytes=2_000, wait_s=20
+            store = await store_of(
+                settings, "fra", PARTITIONS, random.Random(), outside, step_bytes=2_000
             )
             stack.push_async_callback(store.close)
             return store
@@ -266,7 +274,7 @@ async def test_a_full_disk_fails_appends_and_says_so(
         await asyncio.to_thread(kafka.start)
         await writer.take_over()
         await writer.put(b"there is room again")
-        again = await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(), wait_s=20)
+        again = await store_of(settings, "fra", PARTITIONS, random.Random())
         await check(again, writer)
         for opened in (store, again):
             await opened.close()
@@ -586,14 +594,14 @@ async def test_a_certificate_of_another_ca_is_refused_in_one_sentence(
         ),
     ):
         with pytest.raises(NotTrusted, match="check ca_file, cert_file and key_file") as refused:
-            await KafkaLogStore.open(wrong, "fra", PARTITIONS, random.Random(1), wait_s=10)
+            await store_of(wrong, "fra", PARTITIONS, random.Random(1))
         assert "\n" not in str(refused.value)
 
 
 async def test_another_idc_of_the_region_may_do_nothing_here(kafka: KafkaProcess) -> None:
     settings = kafka.settings("trust", "sin")
     with pytest.raises(NotTrusted, match="does not let this certificate"):
-        await KafkaLogStore.open(settings, "fra", PARTITIONS, random.Random(1), wait_s=10)
+        await store_of(settings, "fra", PARTITIONS, random.Random(1))
 
 
 async def test_another_idcs_mirror_may_read_the_own_logs_and_nothing_else(
@@ -647,7 +655,7 @@ async def test_what_the_region_file_wants_is_made_or_said_and_nothing_is_changed
     await store.open_own(FRA)
     assert (store.durability, store.fsynced, store.alarms()) == ("replicated", False, [])
     flush = replace(settings, durability="flush")
-    again = await KafkaLogStore.open(flush, "fra", PARTITIONS, random.Random(), wait_s=20)
+    again = await store_of(flush, "fra", PARTITIONS, random.Random())
     try:
         await again.open_own(FRA)
         await again.open_own(FRA._replace(incarnation=2))

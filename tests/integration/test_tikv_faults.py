@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from services.engines.disk import RealDisk
 from services.engines.tikv.client import PACKAGE, VERSION, TikvClient, TikvSettings
 from services.engines.tikv.kv import TikvKv
 from services.engines.tikv.layout import Layout
+from services.node.engines import when_it_answers
 from services.ports import Batch
 
 PREFIX = "imctl/prod/fra"
@@ -44,7 +46,8 @@ async def opener(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     async def open_kv(processes: TikvProcesses, node: str = "node") -> TikvKv:
         prefix = f"{PREFIX}/{request.node.name}"
         settings = TikvSettings((processes.pd.address,), prefix, DEADLINE_S)
-        kv = await TikvKv.open(settings, tmp_path / node, RealDisk(), [b"o"])
+        begin = partial(TikvKv.open, settings, tmp_path / node, RealDisk(), [b"o"])
+        kv = await when_it_answers(begin, "TiKV")
         opened.append(kv)
         return kv
 

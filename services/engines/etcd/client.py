@@ -21,7 +21,15 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from imcore.errors import Code, DiskFull, ImError, OutcomeUnknown, Refused, Unavailable
+from imcore.errors import (
+    Code,
+    DiskFull,
+    ImError,
+    NotTrusted,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
 from imcore.tls import MESSAGE_BYTES_MAX
 from services.engines.etcd import etcd_pb2 as pb
 from services.engines.etcd import etcd_pb2_grpc as rpc
@@ -52,11 +60,6 @@ _CREDENTIALS = (
     "invalid auth token",
 )
 _TOKEN_OVER = ("invalid auth token", "revision of auth store is old")
-
-
-class NotTrusted(Unavailable):
-    """One side does not accept who the other says it is. Nothing was done, and it will not pass by
-    itself: a certificate, a user or a password is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from imcore.errors import Damaged, OutcomeUnknown, Unavailable
+from imcore.errors import Damaged, NotTrusted, OutcomeUnknown, Unavailable
 from services.engines.kafka.batches import Fetched, decode
 from services.engines.kafka.settings import KafkaSettings
 
@@ -65,11 +65,6 @@ _FORBIDDEN = (
 )
 _EARLIEST, _LATEST = -2, -1
 _T = TypeVar("_T")
-
-
-class NotTrusted(Unavailable):
-    """One side does not accept who the other says it is. Nothing was done, and it will not pass by
-    itself: a certificate, a user, a password or an ACL is wrong."""
 
 
 class NoTopic(Unavailable):

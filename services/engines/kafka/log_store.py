@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from imcore.errors import BadInput, ImError, Unavailable
 from imcore.runtime import Random
 from imcore.words import Origin, parse_origin
 from services.engines.kafka import admin
-from services.engines.kafka.cluster import Cluster, NotTrusted
+from services.engines.kafka.cluster import Cluster
 from services.engines.kafka.index import STEP_BYTES, parse_hint
 from services.engines.kafka.log import KafkaLog, Kept
 from services.engines.kafka.meta import STORE, Meta
@@ -37,7 +36,6 @@ from services.ports import Log
 log = logging.getLogger("im.log")
 
 _FORMAT = 1
-_RETRY_S = 0.2
 NOTE_S = 20.0  # between notes of how far the logs have come
 _NOTE_BYTES = 4 << 20  # of a partition, before it is worth one
 
@@ -73,7 +71,6 @@ class KafkaLogStore:
         self.fsynced = self.durability == FLUSH
         self.log_id = b""
         self.boot_count = 0
-        self.last_boot_count = 0
         self.confirmed_boot_count = 0
         self.clean = True
 
@@ -86,15 +83,14 @@ class KafkaLogStore:
         rng: Random,
         filled_from_outside: bool = False,
         step_bytes: int = STEP_BYTES,
-        wait_s: float = 0.0,
     ) -> KafkaLogStore:
-        """Waits up to ``wait_s`` for brokers that are away. Raises Unavailable, NotTrusted,
-        BadInput when files cannot be read or the store does not fit the region."""
+        """Raises Unavailable, NotTrusted, OutcomeUnknown, BadInput when files cannot be read or the
+        store does not fit the region."""
         cluster = Cluster(settings, idc)
         meta = Meta(cluster)
         store = cls(cluster, meta, idc, partitions, filled_from_outside, rng, step_bytes)
         try:
-            await _until(wait_s, store._start)
+            await store._start()
         except BaseException:
             await store._release()
             raise
@@ -120,7 +116,6 @@ class KafkaLogStore:
         self._check(stored, name)
         self.log_id = bytes.fromhex(stored["log_id"])
         self.confirmed_boot_count = stored["confirmed"]
-        self.last_boot_count = stored["pending"]
         self.boot_count = stored["pending"] + 1
         self.clean = stored["clean"]
         await self._put_store({**stored, "pending": self.boot_count})
@@ -303,18 +298,3 @@ class KafkaLogStore:
 def _note(origin: Origin, partition: int, kept: Kept) -> dict[str, Any]:
     hints = [hint.dump() for hint in kept.hints]
     return {f"kept/{origin}/{partition}": {"hints": hints, "cuts": kept.cuts.dump()}}
-
-
-async def _until(wait_s: float, attempt: Callable[[], Awaitable[None]]) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_s
-    while True:
-        try:
-            await attempt()
-            return
-        except NotTrusted:
-            raise
-        except Unavailable:
-            if loop.time() >= deadline:
-                raise
-        await asyncio.sleep(_RETRY_S)

@@ -44,8 +44,6 @@ from services.ports import Batch
 log = logging.getLogger("im.kv")
 
 KEY_BYTES_MAX = 511
-_START_S = 10.0  # a node and its TiKV may be started together
-_START_PAUSE_S = 0.5
 _OPEN_S = 6.0  # twice the time for which a lock of a dead transaction keeps others out
 
 
@@ -87,11 +85,12 @@ class TikvKv:
     ) -> TikvKv:
         """``folder``: of this node, for what tells the store's lives apart. ``shadowed``: the
         tables (third byte of a key) that are scanned down; the same ones as ever, or the partitions
-        must be cleared. Raises Unavailable, BadInput when the client cannot be had."""
+        must be cleared. Raises Unavailable, OutcomeUnknown, and BadInput when the client cannot be
+        had."""
         client, layout = TikvClient(settings), Layout(settings.prefix)
         try:
             last = await identity.seen_last(folder)
-            life = await _begun(client, layout.identity)
+            life = await identity.begin(client, layout.identity)
         except BaseException:
             await client.close()
             raise
@@ -400,19 +399,6 @@ class TikvKv:
         """The loop is left alone for a moment (client.py, 7)."""
         await self.garbage.close()
         await self._client.close()
-
-
-async def _begun(client: TikvClient, key: bytes) -> identity.Life:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _START_S
-    while True:
-        try:
-            return await identity.begin(client, key)
-        except (Unavailable, OutcomeUnknown) as error:
-            if loop.time() >= deadline:
-                raise Unavailable(str(error)) from error
-            log.info("the KV waits for its engine: %s", error)
-        await asyncio.sleep(_START_PAUSE_S)
 
 
 def _check_keys(partition: int, keys: Iterable[bytes]) -> None:
