@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +20,8 @@ from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl import startup
 from imctl.target.local import Local, pki_names
-from imctl.testing.lab import free_ports, lab_region
+from imctl.target.places import free_ports
+from imctl.testing.lab import lab_region
 
 START_S = 30.0
 STOP_S = 8.0
@@ -97,7 +97,7 @@ async def spawn(name: str, command: Sequence[str], log: Path, env: dict[str, str
 def one_idc(folder: Path) -> Region:
     """A region file with a single IDC, and its certificates."""
     ends = ("gateway", "ipconf", "peer")
-    ports = free_ports(len(ends), random.Random())
+    ports = free_ports(len(ends))
     spec: dict[str, Any] = {
         "idcs": [
             {
@@ -151,7 +151,7 @@ async def running(
         if len(region.spec.idcs) > 1:
             links = folder / "links.json"
             command = [sys.executable, "-m", "services.linkproxy", *common, "--admin"]
-            command += [f"127.0.0.1:{free_ports(1, random.Random())[0]}", "--listen", str(links)]
+            command += [f"127.0.0.1:{free_ports(1)[0]}", "--listen", str(links)]
             proxy = await spawn("linkproxy", command, folder / "linkproxy.log", {})
             processes["linkproxy"] = proxy
             await _until(lambda: links.exists(), [proxy], "the link proxy does not listen")

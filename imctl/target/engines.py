@@ -12,9 +12,7 @@ from imcore.errors import BadInput
 from imcore.region.load import load_region
 from imcore.region.model import Engines, Idc, Region
 from imctl.errors import Failed
-from imctl.target.places import Places, free_port
-
-__all__ = ["chosen", "free_port"]  # free_port: for those that start an engine of their own
+from imctl.target.places import Places
 
 ETCD, KAFKA, TIKV = KNOWN = ("etcd", "kafka", "tikv")
 # What must be installed for each.

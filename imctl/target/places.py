@@ -13,7 +13,8 @@ from pathlib import Path
 from imctl.errors import Failed
 
 NAME = "engines.json"
-# Below the range from which kernels take the ports of outgoing connections.
+# Below the range from which kernels take the ports of outgoing connections: nobody else's
+# connection can take one of these between the look and the start.
 PORTS = range(20_000, 32_000)
 
 
@@ -43,6 +44,14 @@ class Places:
         temporary = self._file.with_name(f".{NAME}.new")
         temporary.write_text(json.dumps(self._known, indent=1) + "\n")
         temporary.replace(self._file)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones; see ``free_port``."""
+    found: list[int] = []
+    while len(found) < count:
+        found.append(free_port(set(found)))
+    return found
 
 
 def free_port(taken: set[int]) -> int:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from imctl.engines.binaries import Program
 from imctl.engines.etcd import Server
-from imctl.errors import Failed
-from imctl.target.engines import free_port
+from imctl.target.places import free_port, free_ports
+from imctl.testing.child import Child
 from services.engines.etcd import etcd_pb2 as pb
 from services.engines.etcd.client import EtcdSettings, Stubs
 
@@ -22,7 +19,7 @@ START_S = 20.0
 PIECE = b"x" * (1 << 19)
 
 
-class EtcdProcess:
+class EtcdProcess(Child):
     """TLS on, as the server ``iad`` of a pki folder that lets ``fra`` in."""
 
     def __init__(
@@ -37,11 +34,10 @@ class EtcdProcess:
         own. None: it is the only one."""
         self._binary = program.path
         self._members = members
-        self._log = folder / "etcd.log"
+        super().__init__("etcd", folder / "etcd.log")
         self.server = Server(
             "fra", folder / "etcd", f"127.0.0.1:{port}", pki, "iad", "fra", QUOTA_BYTES
         )
-        self._child: subprocess.Popen[bytes] | None = None
 
     def settings(self, prefix: str, name: str = "fra") -> EtcdSettings:
         pki = self.server.pki
@@ -76,37 +72,11 @@ class EtcdProcess:
         self.wait()
 
     def begin(self) -> None:
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.spawn(self._command())
 
     def wait(self) -> None:
         """Until it serves."""
-        assert self._child is not None
-        deadline = time.monotonic() + START_S
-        while not self.server.healthy():
-            if self._child.poll() is not None or time.monotonic() >= deadline:
-                raise Failed(f"etcd does not start: {self._log.read_text()[-500:]}")
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
-
-    def pause(self) -> None:
-        assert self._child is not None
-        self._child.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._child is not None
-        self._child.send_signal(signal.SIGCONT)
+        self.until_ready(self.server.healthy, START_S)
 
     def wipe(self) -> None:
         shutil.rmtree(self.server.data)
@@ -170,11 +140,7 @@ def running(program: Program, folder: Path, pki: Path) -> Iterator[EtcdProcess]:
 @contextlib.contextmanager
 def running_members(program: Program, folder: Path, pki: Path) -> Iterator[list[EtcdProcess]]:
     """One cluster of three."""
-    taken: set[int] = set()
-    ports = []
-    for _ in range(6):
-        ports.append(free_port(taken))
-        taken.add(ports[-1])
+    ports = free_ports(6)
     names = ["one", "two", "three"]
     urls = {name: f"https://127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)}
     members = []

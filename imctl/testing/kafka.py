@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import Listener, Server
-from imctl.errors import Failed
-from imctl.target.engines import free_port
+from imctl.target.places import free_ports
+from imctl.testing.child import Child
 from services.engines.kafka.settings import KafkaSettings
 
 START_S = 60.0
 
 
-class KafkaProcess:
+class KafkaProcess(Child):
     """TLS on, as the broker ``iad`` of a pki folder that serves the IDC ``fra``."""
 
     def __init__(self, program: Program, folder: Path, pki: Path, flush: bool = False) -> None:
         self._lib = program.path
-        self._log = folder / "kafka.log"
-        taken: set[int] = set()
-        address, controller, remote = (f"127.0.0.1:{_fresh(taken)}" for _ in range(3))
+        super().__init__("kafka", folder / "kafka.log")
+        address, controller, remote, nowhere = (f"127.0.0.1:{port}" for port in free_ports(4))
         # Nothing listens where it sends sin's clients: a test may.
-        self.for_sin = Listener(remote, f"127.0.0.1:{_fresh(taken)}")
+        self.for_sin = Listener(remote, nowhere)
         self.server = Server(
             folder / "kafka",
             address,
@@ -40,7 +36,6 @@ class KafkaProcess:
             {"sin": self.for_sin},
             flush=flush,
         )
-        self._child: subprocess.Popen[bytes] | None = None
 
     def settings(
         self,
@@ -66,51 +61,15 @@ class KafkaProcess:
 
     def launch(self) -> None:
         self.server.prepare(self._lib)
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(
-                self.server.command(self._lib),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.spawn(self.server.command(self._lib))
 
     def start(self) -> None:
         """Until it serves."""
         self.launch()
-        assert self._child is not None
-        deadline = time.monotonic() + START_S
-        while not self.server.healthy():
-            if self._child.poll() is not None or time.monotonic() >= deadline:
-                raise Failed(f"kafka does not start: {self._log.read_text()[-800:]}")
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
-
-    @property
-    def alive(self) -> bool:
-        return self._child is not None and self._child.poll() is None
-
-    def pause(self) -> None:
-        assert self._child is not None
-        self._child.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._child is not None
-        self._child.send_signal(signal.SIGCONT)
+        self.until_ready(self.server.healthy, START_S)
 
     def wipe(self) -> None:
         shutil.rmtree(self.server.data)
-
-
-def _fresh(taken: set[int]) -> int:
-    port = free_port(taken)
-    taken.add(port)
-    return port
 
 
 @contextlib.contextmanager

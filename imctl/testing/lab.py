@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import combinations
@@ -27,32 +26,18 @@ from imctl import admin, startup
 from imctl.demo import LocalDeployment
 from imctl.errors import Failed
 from imctl.target.local import LINKPROXY, Local
+from imctl.target.places import free_ports
 from imctl.traffic import Control
 from services.control.rules import Change
 from services.policy.document import Policy
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
-# Below the range from which kernels take the ports of outgoing connections: nobody else's
-# connection can take one of these between the look and the start.
-PORTS = range(20_000, 32_000)
 POLL_S = 0.1
 HASH_TIMEOUT_S = 20.0
 
 T = TypeVar("T")
 Edit = Callable[[dict[str, Any]], None]
 Hashes = dict[str, tuple[tuple[int, bytes, int], ...]]
-
-
-def free_ports(count: int, rng: random.Random) -> list[int]:
-    """Of 127.0.0.1; free when looked at."""
-    found: list[int] = []
-    for port in rng.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise Unavailable(f"there are not {count} free ports from {PORTS.start} to {PORTS.stop}")
 
 
 def lab_region(folder: Path, edit: Edit | None = None, source: Path = REGION) -> Path:
@@ -63,7 +48,7 @@ def lab_region(folder: Path, edit: Edit | None = None, source: Path = REGION) ->
     holders += [spec["witness"]] if spec.get("witness") else []
     ends = [(holder, key) for holder in holders for key in ("gateway", "ipconf", "peer")]
     ends = [(holder, key) for holder, key in ends if key in holder]
-    for (holder, key), port in zip(ends, free_ports(len(ends), random.Random()), strict=True):
+    for (holder, key), port in zip(ends, free_ports(len(ends)), strict=True):
         holder[key] = f"127.0.0.1:{port}"
     if edit is not None:
         edit(spec)

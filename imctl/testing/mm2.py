@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import subprocess
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,8 @@ from imctl.engines.binaries import Program
 from imctl.engines.kafka import Listener, principal
 from imctl.engines.mm2 import MirrorMaker
 from imctl.engines.mm2_config import Cluster, Credentials, Flows
-from imctl.target.engines import free_port
+from imctl.target.places import free_ports
+from imctl.testing.child import Child
 from imctl.testing.kafka import KafkaProcess
 from services.engines.kafka import acls, cluster
 from services.engines.kafka.settings import KafkaSettings
@@ -66,40 +66,21 @@ class Links:
         asyncio.run_coroutine_threadsafe(what, self._loop).result(5)
 
 
-class MirrorProcess:
+class MirrorProcess(Child):
     """The MirrorMaker of one IDC."""
 
     def __init__(self, mirror: MirrorMaker, lib: Path) -> None:
+        super().__init__("MirrorMaker", mirror.folder.with_suffix(".log"))
         self.mirror = mirror
-        self.log = mirror.folder.with_suffix(".log")
         self._lib = lib
-        self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Does not wait until it copies."""
         self.mirror.prepare()
-        with self.log.open("ab") as log:
-            self._child = subprocess.Popen(
-                self.mirror.command(self._lib),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
-
-    @property
-    def alive(self) -> bool:
-        return self._child is not None and self._child.poll() is None
+        self.spawn(self.mirror.command(self._lib))
 
     def memory_mb(self) -> int:
-        assert self._child is not None
-        status = Path(f"/proc/{self._child.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) >> 10
 
 
@@ -111,14 +92,10 @@ class Mesh:
         self, program: Program, folder: Path, pki: Path, idcs: Sequence[str], prefix: str = "im"
     ) -> None:
         self.pki, self.prefix, self.idcs = pki, prefix, tuple(idcs)
-        taken: set[int] = set()
-
-        def port() -> int:
-            taken.add(found := free_port(taken))
-            return found
-
-        listening = {pair: port() for pair in permutations(idcs, 2)}
-        self._reached = {pair: port() for pair in listening}
+        pairs = list(permutations(idcs, 2))
+        ports = free_ports(2 * len(pairs))
+        listening = dict(zip(pairs, ports[::2], strict=True))
+        self._reached = dict(zip(pairs, ports[1::2], strict=True))
         self.kafkas = {idc: KafkaProcess(program, folder / idc, pki) for idc in idcs}
         for idc, kafka in self.kafkas.items():
             (folder / idc).mkdir(parents=True)

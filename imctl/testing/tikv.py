@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlencode
@@ -16,7 +13,8 @@ from urllib.parse import urlencode
 from imctl.engines.binaries import Program
 from imctl.engines.tikv import MockStore, Pd
 from imctl.errors import Failed
-from imctl.target.engines import free_port
+from imctl.target.places import free_ports
+from imctl.testing.child import Child
 
 START_S = 30.0
 _PROGRAMS = Literal["pd", "store"]
@@ -24,18 +22,12 @@ _PROGRAMS = Literal["pd", "store"]
 
 class TikvProcesses:
     def __init__(self, pd: Program, store: Program, folder: Path, on_disk: bool) -> None:
-        taken: set[int] = set()
-        ports = []
-        for _ in range(4):
-            ports.append(free_port(taken))
-            taken.add(ports[-1])
-        addresses = [f"127.0.0.1:{port}" for port in ports]
-        self._folder = folder
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(4)]
         self._binaries = {"pd": pd.path, "store": store.path}
         self.pd = Pd("pd", folder / "pd", addresses[0], addresses[1])
         data = folder / "store" if on_disk else None
         self.store = MockStore(addresses[0], addresses[2], data, addresses[3])
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children = {name: Child(name, folder / f"{name}.log") for name in self._binaries}
 
     # -------------------------------------------------------------------------- processes
 
@@ -45,15 +37,16 @@ class TikvProcesses:
 
     def start_pd(self) -> None:
         """Until it serves."""
-        self._start("pd", self.pd.command(self._binaries["pd"]))
-        self._wait("pd", self.pd.healthy)
+        self._children["pd"].spawn(self.pd.command(self._binaries["pd"]))
+        self._children["pd"].until_ready(self.pd.healthy, START_S)
 
     def start_store(self) -> None:
         """Until PD has heard of it and it can be asked."""
         if self.store.data is not None:
             self.store.data.mkdir(parents=True, exist_ok=True)
-        self._start("store", self.store.command(self._binaries["store"]))
-        self._wait("store", lambda: self._answers() and self.pd.has_store())
+        child = self._children["store"]
+        child.spawn(self.store.command(self._binaries["store"]))
+        child.until_ready(lambda: self._answers() and self.pd.has_store(), START_S)
 
     def _answers(self) -> bool:
         try:
@@ -62,40 +55,14 @@ class TikvProcesses:
             return False
         return True
 
-    def _start(self, name: str, command: list[str]) -> None:
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self._children[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_S
-        while not ready():
-            if self._children[name].poll() is not None or time.monotonic() >= deadline:
-                log = (self._folder / f"{name}.log").read_text()
-                raise Failed(f"{name} does not start: {log[-500:]}")
-            time.sleep(0.05)
-
     def kill(self, name: _PROGRAMS) -> None:
-        child = self._children.pop(name, None)
-        if child is not None:
-            child.kill()
-            child.wait()
+        self._children[name].kill()
 
     def pause(self, name: _PROGRAMS) -> None:
-        """Returns once it stands still: some of its threads go on for a moment."""
-        child = self._children[name]
-        child.send_signal(signal.SIGSTOP)
-        tasks = Path(f"/proc/{child.pid}/task")
-        while any(_state(task) not in "TtZX" for task in tasks.iterdir()):
-            time.sleep(0.001)
+        self._children[name].pause()
 
     def resume(self, name: _PROGRAMS) -> None:
-        self._children[name].send_signal(signal.SIGCONT)
+        self._children[name].resume()
 
     def wipe(self) -> None:
         """Another cluster, when both are started again."""
@@ -144,10 +111,3 @@ def running(
         yield processes
     finally:
         processes.stop()
-
-
-def _state(task: Path) -> str:
-    try:
-        return (task / "stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "X"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imctl.testing.lab import free_ports
+from imctl.target.places import free_ports
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
 
@@ -35,7 +34,7 @@ def region(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
     """A region file whose ports are free but for two, on which somebody else listens."""
     text = REGION.read_text()
     ports = sorted(set(re.findall(r'"127.0.0.1:(\d+)"', text)))
-    for old, new in zip(ports, free_ports(len(ports), random.Random()), strict=True):
+    for old, new in zip(ports, free_ports(len(ports)), strict=True):
         text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
     with contextlib.ExitStack() as stack:
         taken = []

@@ -25,7 +25,7 @@ from imcore.errors import (
 )
 from imcore.runtime import SystemClock
 from imctl.engines.binaries import Program
-from imctl.target.engines import free_port
+from imctl.target.places import free_port
 from imctl.testing.etcd import EtcdProcess, running
 from imctl.testing.lab import lab_region
 from services.engines.disk import RealDisk

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
+from imctl.target.places import free_ports
 from services.control.caspaxos import Proposer
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
@@ -34,14 +34,6 @@ from services.state.testing import FastClock
 from services.witness.witness import Witness
 
 REGIONS = Path(__file__).parents[2] / "regions"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def region_at(ports: dict[str, int]) -> Region:
