@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Sequence
 
 from imcore.errors import Damaged
 from services.ports import LogEnd, Record
@@ -44,6 +45,17 @@ def record_after(end: LogEnd, partition: int, epoch: int, payload: bytes) -> Rec
     lsn = end.lsn + 1
     chain = chain_after(end.chain, partition, epoch, lsn, payload)
     return Record(partition, epoch, lsn, chain, payload)
+
+
+def records_after(
+    end: LogEnd, partition: int, epoch: int, payloads: Sequence[bytes]
+) -> list[Record]:
+    found: list[Record] = []
+    for payload in payloads:
+        record = record_after(end, partition, epoch, payload)
+        found.append(record)
+        end = LogEnd(record.lsn, record.chain, epoch)
+    return found
 
 
 def follows(end: LogEnd, record: Record) -> bool:

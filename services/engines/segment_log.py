@@ -19,8 +19,10 @@ from typing import NamedTuple, TypeVar
 
 from imcore.errors import Damaged, OutcomeUnknown, StaleWriter, Unavailable
 from imcore.words import Origin
+from services.engines.callbacks import Subscribers, guarded
+from services.engines.copying import by_partition, new_records
 from services.engines.recent import Recent
-from services.engines.records import follows, pack, record_after
+from services.engines.records import pack, records_after
 from services.engines.segments import PartitionFiles
 from services.ports import LogEnd, Record
 
@@ -86,7 +88,7 @@ class SegmentLog:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
 
     def end(self, partition: int) -> LogEnd:
         return self._parts[partition].durable
@@ -111,13 +113,7 @@ class SegmentLog:
         if problem is not None:
             self._loop.call_soon(done, problem)
             return first
-        records: list[Record] = []
-        end = part.tail
-        for payload in payloads:
-            record = record_after(end, partition, epoch, payload)
-            records.append(record)
-            end = LogEnd(record.lsn, record.chain, epoch)
-        self._enqueue(part, records, done)
+        self._enqueue(part, records_after(part.tail, partition, epoch, payloads), done)
         return first
 
     def _refusal(self, part: _Part) -> Exception | None:
@@ -181,10 +177,9 @@ class SegmentLog:
                 told.append((item.done, item.records))
         self._commit()  # what arrived meanwhile is written while the callbacks run
         for done, result in told:
-            _guarded(done, result)
+            guarded(done, result)
         if len(failures) < len(jobs):
-            for callback in list(self._subscribers.values()):
-                _guarded(callback)
+            self._subscribers.tell()
 
     def _say(self, part: _Part, failure: Exception) -> None:
         """Once, however often it is tried again."""
@@ -212,44 +207,25 @@ class SegmentLog:
     # -------------------------------------------------------------------------- copies
 
     async def append_copy(self, records: Sequence[Record]) -> None:
-        for number in {record.partition for record in records}:
-            if not 0 <= number < self.partitions:
-                raise Damaged(f"a record of {self.origin} names partition {number}")
+        parts = by_partition(records, self.partitions, self.origin)
+        for number in parts:
             await self.reopen(number)
-        by_partition: dict[int, list[Record]] = {}
-        ends: dict[int, LogEnd] = {}
-        for record in records:
-            number = record.partition
-            end = ends.get(number) or self._parts[number].tail
-            if record.lsn <= end.lsn:
-                self._check_held(record)
-                continue
-            if not follows(end, record):
-                raise Damaged(
-                    f"record {record.lsn} of partition {number} of {self.origin} does not "
-                    f"continue the copy, which ends at {end.lsn}"
-                )
-            by_partition.setdefault(number, []).append(record)
-            ends[number] = LogEnd(record.lsn, record.chain, record.epoch)
-        results = [self._copied(number, new) for number, new in by_partition.items()]
+        new = {
+            number: new_records(
+                rows, self._parts[number].tail, self._parts[number].recent, self.origin
+            )
+            for number, rows in parts.items()
+        }
+        results = [self._copied(number, rows) for number, rows in new.items() if rows]
         # Held ones may still be on their way to the disk by another call: wait for them too.
         results += [
             self._settled(self._parts[number])
-            for number in {record.partition for record in records} - by_partition.keys()
-            if self._parts[number].tail != self._parts[number].durable
+            for number, rows in new.items()
+            if not rows and self._parts[number].tail != self._parts[number].durable
         ]
         for outcome in await asyncio.gather(*results):
             if isinstance(outcome, Exception):
                 raise outcome
-
-    def _check_held(self, record: Record) -> None:
-        part = self._parts[record.partition]
-        chain = part.tail.chain if record.lsn == part.tail.lsn else part.recent.chain(record.lsn)
-        if chain is not None and chain != record.chain:
-            raise Damaged(
-                f"record {record.lsn} of partition {record.partition} of {self.origin} "
-                "differs from the one that is held here"
-            )
 
     def _copied(self, number: int, records: list[Record]) -> asyncio.Future[Exception | None]:
         part = self._parts[number]
@@ -283,7 +259,7 @@ class SegmentLog:
         part = self._parts[partition]
         moving = Unavailable(f"partition {partition} of {self.origin} begins anew")
         for done, failure in self._refuse(part, moving):
-            _guarded(done, failure)
+            guarded(done, failure)
 
         def restart() -> None:
             self._before_cut(self.origin, partition, 0)
@@ -320,13 +296,7 @@ class SegmentLog:
             raise
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        token = object()
-        self._subscribers[token] = callback
-
-        def unsubscribe() -> None:
-            self._subscribers.pop(token, None)
-
-        return unsubscribe
+        return self._subscribers.add(callback)
 
     def stored_bytes(self, partition: int, above_lsn: int = 0) -> int:
         """About how much the records above ``above_lsn`` take on disk."""
@@ -347,7 +317,7 @@ class SegmentLog:
             return
         cutting = Unavailable(f"partition {partition} of {self.origin} is being cut")
         for done, failure in self._refuse(part, cutting):
-            _guarded(done, failure)
+            guarded(done, failure)
 
         def cut() -> LogEnd:
             self._before_cut(self.origin, partition, lsn)
@@ -391,11 +361,3 @@ def _resolver(future: asyncio.Future[Exception | None]) -> Done:
             future.set_result(result if isinstance(result, Exception) else None)
 
     return done
-
-
-def _guarded(callback: Callable[..., None], *arguments: object) -> None:
-    try:
-        callback(*arguments)
-    except Exception:
-        # One caller's mistake must not take the others' acks with it.
-        log.exception("a callback of the log failed")

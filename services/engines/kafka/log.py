@@ -35,6 +35,8 @@ from typing import NamedTuple
 
 from imcore.errors import Damaged, ImError, OutcomeUnknown, StaleWriter, Unavailable
 from imcore.words import Origin
+from services.engines.callbacks import Subscribers, guarded
+from services.engines.copying import by_partition, new_records
 from services.engines.kafka.batches import BATCH_BYTES, Fetched
 from services.engines.kafka.cluster import At, Cluster, Gone, NoTopic
 from services.engines.kafka.index import STEP_BYTES, Hint, Index, beginning
@@ -42,7 +44,7 @@ from services.engines.kafka.tail import Tail
 from services.engines.kafka.union import Cuts, Source, Union
 from services.engines.kafka.writer import Writer
 from services.engines.recent import Recent
-from services.engines.records import EMPTY_END, follows, pack, record_after
+from services.engines.records import EMPTY_END, pack, records_after
 from services.ports import LogEnd, Record
 
 log = logging.getLogger("im.log")
@@ -154,7 +156,7 @@ class KafkaLog:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
 
     # --------------------------------------------------------------------------- opening
 
@@ -243,11 +245,7 @@ class KafkaLog:
             part.recent.add(taken)
             if not self.appendable:
                 part.tail = part.union.end
-            self._tell()
-
-    def _tell(self) -> None:
-        for callback in list(self._subscribers.values()):
-            _guarded(callback)
+            self._subscribers.tell()
 
     # ----------------------------------------------------------------------------- state
 
@@ -264,13 +262,7 @@ class KafkaLog:
         return union.size - union.index.before(above_lsn + 1).size
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        token = object()
-        self._subscribers[token] = callback
-
-        def unsubscribe() -> None:
-            self._subscribers.pop(token, None)
-
-        return unsubscribe
+        return self._subscribers.add(callback)
 
     def size(self, partition: int) -> int:
         """Bytes of all records that this partition ever took."""
@@ -296,16 +288,11 @@ class KafkaLog:
                 f"partition {partition} of {self.origin} is in epoch {part.tail.epoch}, not {epoch}"
             )
         if problem is not None:
-            self._loop.call_soon(_guarded, done, problem)
+            self._loop.call_soon(guarded, done, problem)
             return first
-        records: list[Record] = []
-        end = part.tail
-        for payload in payloads:
-            record = record_after(end, partition, epoch, payload)
-            records.append(record)
-            end = LogEnd(record.lsn, record.chain, epoch)
+        records = records_after(part.tail, partition, epoch, payloads)
         part.waiting.append(_Append(records, [pack(record) for record in records], done))
-        part.tail = end
+        part.tail = LogEnd(records[-1].lsn, records[-1].chain, epoch)
         if not part.flying:
             part.flying = True
             self._loop.call_soon(self._start_commit, part)
@@ -334,8 +321,8 @@ class KafkaLog:
             part.union.append(records, size, part.union.sources[OWN].offset)
             part.recent.add(records)
             for item in group:
-                _guarded(item.done, item.records)
-            self._tell()
+                guarded(item.done, item.records)
+            self._subscribers.tell()
         part.flying = False
 
     async def _write(self, part: _Part, packed: list[bytes]) -> Exception | None:
@@ -365,7 +352,7 @@ class KafkaLog:
         told = [*group, *part.waiting]
         part.waiting.clear()
         for item in told:
-            _guarded(item.done, failure)
+            guarded(item.done, failure)
 
     async def reopen(self, partition: int) -> LogEnd:
         part = self._parts[partition]
@@ -379,13 +366,9 @@ class KafkaLog:
     # ---------------------------------------------------------------------------- copies
 
     async def append_copy(self, records: Sequence[Record]) -> None:
-        by_partition: dict[int, list[Record]] = {}
-        for record in records:
-            if not 0 <= record.partition < self.partitions:
-                raise Damaged(f"a record of {self.origin} names partition {record.partition}")
-            by_partition.setdefault(record.partition, []).append(record)
+        parts = by_partition(records, self.partitions, self.origin)
         results = await asyncio.gather(
-            *(self._copy(self._parts[number], new) for number, new in by_partition.items()),
+            *(self._copy(self._parts[number], new) for number, new in parts.items()),
             return_exceptions=True,
         )
         for result in results:
@@ -394,30 +377,9 @@ class KafkaLog:
 
     async def _copy(self, part: _Part, records: list[Record]) -> None:
         async with part.changing:
-            new: list[Record] = []
-            end = part.union.end
-            for record in records:
-                if record.lsn <= end.lsn:
-                    self._check_held(part, record)
-                    continue
-                if not follows(end, record):
-                    raise Damaged(
-                        f"record {record.lsn} of partition {part.number} of {self.origin} does not "
-                        f"continue the copy, which ends at {end.lsn}"
-                    )
-                new.append(record)
-                end = LogEnd(record.lsn, record.chain, record.epoch)
+            new = new_records(records, part.union.end, part.recent, self.origin)
             while new:
                 new = await self._relay(part, new)
-
-    def _check_held(self, part: _Part, record: Record) -> None:
-        end = part.union.end
-        chain = end.chain if record.lsn == end.lsn else part.recent.chain(record.lsn)
-        if chain is not None and chain != record.chain:
-            raise Damaged(
-                f"record {record.lsn} of partition {record.partition} of {self.origin} "
-                "differs from the one that is held here"
-            )
 
     async def _relay(self, part: _Part, records: list[Record]) -> list[Record]:
         """Write one batch of them; returns the rest."""
@@ -622,11 +584,3 @@ def _within(records: list[Record], limit_bytes: int) -> list[Record]:
             return records[:count]
         size += len(record.payload)
     return records
-
-
-def _guarded(callback: Callable[..., None], *arguments: object) -> None:
-    try:
-        callback(*arguments)
-    except Exception:
-        # One caller's mistake must not take the others' acks with it.
-        log.exception("a callback of the log failed")
