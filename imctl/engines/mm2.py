@@ -6,7 +6,6 @@ arrive (``services.engines.kafka.mirror_lag``).
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ HEAP_MB = 192
 MAIN = "org.apache.kafka.connect.mirror.MirrorMaker"
 # What Kafka says when it gives a task up: nothing in the process starts it again.
 GIVEN_UP = "Task is being killed and will not recover until manually restarted"
-_LOG_TAIL_BYTES = 1 << 20
 _LOGGING = """\
 appenders={appenders}
 appender.console.type=Console
@@ -121,15 +119,3 @@ def logging(path: Path | None = None) -> str:
 def secrets_file(folder: Path) -> Path:
     """Where the password lies, for ``mm2_config.credentials_of``."""
     return folder / "mm2-secrets.properties"
-
-
-def gave_up(log: Path, since: int = 0) -> bool:
-    """Whether the log says, behind ``since`` bytes, that a task was given up: the process lives
-    and copies nothing any more, and must be started again. Reads no more than its last part."""
-    try:
-        with log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(since, end - _LOG_TAIL_BYTES))
-            return GIVEN_UP.encode() in file.read()
-    except OSError:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import Listener, principal
-from imctl.engines.mm2 import MirrorMaker
+from imctl.engines.mm2 import GIVEN_UP, MirrorMaker
 from imctl.engines.mm2_config import Cluster, Credentials, Flows
 from imctl.target.places import free_ports
 from imctl.testing.child import Child
@@ -26,6 +27,8 @@ from services.linkproxy.model import LinkSpec, Mode
 from services.linkproxy.proxy import Fault, LinkProxy
 
 Pair = tuple[str, str]
+
+_LOG_TAIL_BYTES = 1 << 20
 
 
 class Links:
@@ -178,3 +181,15 @@ def running(program: Program, folder: Path, pki: Path, idcs: Sequence[str]) -> I
         yield mesh
     finally:
         mesh.stop()
+
+
+def gave_up(log: Path, since: int = 0) -> bool:
+    """Whether the log says, behind ``since`` bytes, that a task was given up: the process lives
+    and copies nothing any more, and must be started again. Reads no more than its last part."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(since, end - _LOG_TAIL_BYTES))
+            return GIVEN_UP.encode() in file.read()
+    except OSError:
+        return False

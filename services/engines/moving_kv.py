@@ -19,7 +19,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -250,9 +250,7 @@ class _Player:
 
 
 def _with_epoch(batch: Batch, epoch: int) -> Batch:
-    if batch.applier_epoch == epoch:
-        return batch
-    return Batch(batch.partition, epoch, batch.checkpoint, batch.puts, batch.deletes)
+    return batch if batch.applier_epoch == epoch else replace(batch, applier_epoch=epoch)
 
 
 # ---------------------------------------------------------------------------------- journal

@@ -71,7 +71,7 @@ class KvEngines:
         noted = await asyncio.to_thread(self._read)
         if noted is not None and name_of(noted) != name_of(self._wanted):
             self.current = noted
-        else:
+        elif noted != self._wanted:
             await self._write(self._wanted)  # its addresses may be new
         self.kv = MovingKv(await self._open_store(self.current))
         return self.kv

@@ -17,8 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from imcore.runtime import SystemClock
 from imctl.engines.binaries import Program
-from imctl.engines.mm2 import gave_up
-from imctl.testing.mm2 import Mesh, running
+from imctl.testing.mm2 import Mesh, gave_up, running
 from services.engines.kafka import admin
 from services.engines.kafka.cluster import Cluster
 from services.engines.kafka.mirror_lag import MirrorLag
@@ -218,8 +217,10 @@ async def figures_hold(lag: MirrorLag, source: str) -> None:
 
     async def measured_whole() -> bool:
         await lag.measure()
-        now = lag.figures()[source]
-        return lag.copies(5) and now["problem"] == "" and now["behind"] == 0
+        found = lag.figures()
+        now, ages = found[source], [flow["worker_age_s"] for flow in found.values()]
+        alive = all(age is not None and age <= 5 for age in ages)
+        return alive and now["problem"] == "" and now["behind"] == 0
 
     await until(measured_whole, 20)
     assert set(lag.figures()[source]["partitions"]) == set(range(PARTITIONS))

@@ -13,7 +13,8 @@ from imcore.errors import BadInput
 from imcore.region.load import check_text
 from imcore.region.model import Region
 from imctl.engines import mm2_check, mm2_config, properties
-from imctl.engines.mm2 import GIVEN_UP, MirrorMaker, gave_up, secrets_file
+from imctl.engines.mm2 import GIVEN_UP, MirrorMaker, secrets_file
+from imctl.testing.mm2 import gave_up
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 TLS: dict[str, Any] = {"ca_file": "/k/ca.pem", "cert_file": "/k/c.pem", "key_file": "/k/c.key"}

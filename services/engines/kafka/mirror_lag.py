@@ -110,14 +110,6 @@ class MirrorLag:
         figures are those of the last look that succeeded."""
         return {source: self._figures(flow) for source, flow in self._flows.items()}
 
-    def copies(self, within_s: float) -> bool:
-        """Whether the workers of all flows have given a sign of life within that time."""
-        now = self._clock.wall_ms()
-        return all(
-            flow.worker_ms is not None and now - flow.worker_ms <= within_s * 1000
-            for flow in self._flows.values()
-        )
-
     def _figures(self, flow: _Flow) -> dict[str, Any]:
         partitions: dict[int, int] = {}
         for (topic, partition), end in flow.ends.items():
