@@ -9,8 +9,9 @@ async with Cast(lab, folder) as cast:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -180,6 +181,30 @@ class Cast:
         await asyncio.gather(*(actor.burst(c, 3) for a, b, c in found for actor in (a, b)))
         await self.settled()
         return found
+
+    @contextlib.asynccontextmanager
+    async def talking(self, couples: Sequence[Couple]) -> AsyncIterator[None]:
+        """All of them in turn, each of whom waits for the ack of the one before."""
+
+        async def talk() -> None:
+            while True:
+                for couple in couples:
+                    await couple.here.send(couple.conversation)
+                    await couple.there.send(couple.conversation)
+                await asyncio.sleep(0.05)
+
+        load = asyncio.create_task(talk())
+        try:
+            yield
+        finally:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+
+    async def kill(self, idc: str) -> None:
+        """And note in the history when."""
+        self.recorder.fault(idc, "kill")
+        await self.lab.kill(idc)
+        self.recorder.fault(idc, "killed")
 
     # -------------------------------------------------------------------------------- judgement
 

@@ -50,9 +50,7 @@ def test_every_promise_holds_whoever_dies(
 async def lose_and_get_back(lab: Lab, cast: Cast, victim: str) -> None:
     """Under load: killed, declared failed, started again, given its clients back."""
     at_home = [actor for actor in cast.actors if actor.idc == victim]
-    cast.recorder.fault(victim, "kill")
-    await lab.kill(victim)
-    cast.recorder.fault(victim, "killed")
+    await cast.kill(victim)
     await lab.wait_state(victim, "failed")
 
     async def elsewhere() -> bool:

@@ -23,20 +23,9 @@ async def test_an_idc_with_its_etcd_is_lost_and_an_etcd_is_wiped(
 ) -> None:
     async with Lab.up(tmp_path, engines=("etcd",)) as lab, Cast(lab, tmp_path) as cast:
         couples = await cast.couples(6, VICTIM, "iad", WIPED)
-
-        async def talk() -> None:
-            while True:
-                for couple in couples:
-                    await couple.here.send(couple.conversation)
-                    await couple.there.send(couple.conversation)
-                await asyncio.sleep(0.05)
-
-        load = asyncio.create_task(talk())
-        try:
+        async with cast.talking(couples):
             await asyncio.sleep(2)
-            cast.recorder.fault(VICTIM, "kill")
-            await lab.kill(VICTIM)
-            cast.recorder.fault(VICTIM, "killed")
+            await cast.kill(VICTIM)
             states = {unit.name: unit.state for unit in lab.target.units()}
             assert states[VICTIM] == states[f"{VICTIM}-etcd"] == "gone"
             await lab.wait_state(VICTIM, "failed")
@@ -57,9 +46,6 @@ async def test_an_idc_with_its_etcd_is_lost_and_an_etcd_is_wiped(
             await lab.wait_state("iad", "failed")
             await lab.start("iad")
             await lab.all_active()
-        finally:
-            load.cancel()
-            await asyncio.gather(load, return_exceptions=True)
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
         await lab.converged()

@@ -5,8 +5,7 @@ message, and all IDCs end with one state."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,25 +17,6 @@ pytestmark = pytest.mark.e2e
 
 ENGINES = ("kafka", "tikv", "etcd")
 VICTIM = "fra"
-
-
-@contextlib.asynccontextmanager
-async def talking(cast: Cast) -> AsyncIterator[None]:
-    couples = await cast.couples(6, "fra", "iad", "sin")
-
-    async def talk() -> None:
-        while True:
-            for couple in couples:
-                await couple.here.send(couple.conversation)
-                await couple.there.send(couple.conversation)
-            await asyncio.sleep(0.05)
-
-    load = asyncio.create_task(talk())
-    try:
-        yield
-    finally:
-        load.cancel()
-        await asyncio.gather(load, return_exceptions=True)
 
 
 async def engine_dies(lab: Lab, name: str, seconds: float = 2.0) -> None:
@@ -52,6 +32,12 @@ async def engine_freezes(lab: Lab, name: str, seconds: float = 2.0) -> None:
     await asyncio.to_thread(lab.target.resume, name)
 
 
+async def lost_and_back(lab: Lab, cast: Cast, idc: str) -> None:
+    await cast.kill(idc)
+    await lab.wait_state(idc, "failed")
+    await lab.start(idc)
+
+
 async def works(lab: Lab) -> None:
     """Every IDC serves, whatever the automatic failover made of the faults."""
     await lab.all_active()
@@ -63,7 +49,8 @@ async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
     every_engine: None, tmp_path: Path, figures: Callable[[str, object], None]
 ) -> None:
     async with Lab.up(tmp_path, engines=ENGINES) as lab, Cast(lab, tmp_path) as cast:
-        async with talking(cast):
+        couples = await cast.couples(6, *lab.idcs)
+        async with cast.talking(couples):
             await asyncio.sleep(2)
             await engine_dies(lab, "iad-mm2")
             await engine_freezes(lab, "sin-pd", 1.0)
@@ -73,11 +60,7 @@ async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
             await engine_dies(lab, "iad-kafka", 1.0)
             await works(lab)
 
-            cast.recorder.fault(VICTIM, "kill")
-            await lab.kill(VICTIM)
-            cast.recorder.fault(VICTIM, "killed")
-            await lab.wait_state(VICTIM, "failed")
-            await lab.start(VICTIM)
+            await lost_and_back(lab, cast, VICTIM)
             await works(lab)
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
@@ -93,7 +76,8 @@ async def test_a_store_that_is_wiped_is_filled_again_from_the_logs(
 ) -> None:
     """Its IDC notices, and starts its roles again in the same process."""
     async with Lab.up(tmp_path, engines=("tikv",)) as lab, Cast(lab, tmp_path) as cast:
-        async with talking(cast):
+        couples = await cast.couples(6, *lab.idcs)
+        async with cast.talking(couples):
             await asyncio.sleep(2)
             before = (await lab.status("sin"))["pid"]
             for name in ("sin-tikv", "sin-pd"):
@@ -117,7 +101,8 @@ async def test_a_kv_moves_to_tikv_and_back_while_everybody_talks(
     every_engine: None, tmp_path: Path
 ) -> None:
     async with Lab.up(tmp_path) as lab, Cast(lab, tmp_path) as cast:
-        async with talking(cast):
+        couples = await cast.couples(6, *lab.idcs)
+        async with cast.talking(couples):
             await asyncio.sleep(2)
             for engine in ("tikv", "embedded"):
                 code, said = await lab.imctl("migrate", "kv", "--to", engine, "--yes", "-o", "json")
@@ -127,11 +112,7 @@ async def test_a_kv_moves_to_tikv_and_back_while_everybody_talks(
                     assert status["kv"] == {"engine": engine, "move": None}, status["alarms"]
                     assert not [said for said in status["alarms"] if "region file" in said]
                 await asyncio.sleep(1)
-            cast.recorder.fault(VICTIM, "kill")
-            await lab.kill(VICTIM)
-            cast.recorder.fault(VICTIM, "killed")
-            await lab.wait_state(VICTIM, "failed")
-            await lab.start(VICTIM)
+            await lost_and_back(lab, cast, VICTIM)
             await works(lab)
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
