@@ -162,13 +162,12 @@ MUTATIONS = (
         "services/engines/kafka/union.py",
         "record.lsn <= end.lsn or record.epoch < end.epoch:", "record.lsn <= end.lsn:",
         "tests/unit/test_engine_kafka_union.py::"
-        "test_what_a_stale_sequencer_left_is_never_taken",
+        "test_a_record_of_a_lower_epoch_is_not_taken_though_it_would_continue_the_log",
     ),
     Mutation(
         FENCED, "a batch on Kafka is acked wherever it stands", "services/engines/kafka/log.py",
         "if offset != expected:", "if False:",
-        "tests/integration/test_kafka_log.py::"
-        "test_an_unsent_batch_of_a_paused_process_is_acked_to_nobody",
+        "tests/integration/test_kafka_log.py::test_two_sequencers_fence_each_other",
     ),
     Mutation(
         FENCED, "TiKV takes batches of an older applier", "services/engines/tikv/kv.py",
@@ -191,8 +190,7 @@ MUTATIONS = (
     Mutation(
         LEFT_BEHIND, "the switch does not play what is left", "services/engines/moving_kv.py",
         "while await player.play():", "while False:",
-        "tests/integration/test_moving_kv.py::"
-        "test_the_new_store_has_every_batch_and_writers_hardly_wait",
+        "tests/integration/test_moving_kv.py::test_a_slow_and_unsure_store_catches_up",
     ),
 )
 # fmt: on

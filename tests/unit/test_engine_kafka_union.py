@@ -8,18 +8,13 @@ from hypothesis import strategies as st
 from services.engines.kafka.admin import Difference, Topic, plan
 from services.engines.kafka.index import Hint, Index, beginning, parse_hint
 from services.engines.kafka.union import Cuts, Union, parse_cuts
-from services.engines.records import EMPTY_END, pack, record_after
+from services.engines.records import EMPTY_END, pack, records_after
 from services.mirror.gaps import Gaps
 from services.ports import LogEnd, Record
 
 
 def history(count: int, end: LogEnd = EMPTY_END, epoch: int = 1, what: str = "") -> list[Record]:
-    records = []
-    for number in range(count):
-        record = record_after(end, 0, epoch, f"{what}{number}".encode())
-        records.append(record)
-        end = LogEnd(record.lsn, record.chain, epoch)
-    return records
+    return records_after(end, 0, epoch, [f"{what}{number}".encode() for number in range(count)])
 
 
 def end_of(records: list[Record]) -> LogEnd:
@@ -81,6 +76,14 @@ def test_what_a_stale_sequencer_left_is_never_taken(order: list[int], at: int, l
         loser = history(length + 1, fork, epoch, "loser")
         topic = [*base, *winner[: at + 1], *loser, *winner[at + 1 :]]
         assert Topics(topic, []).read_all(union(), order) == base + winner
+
+
+def test_a_record_of_a_lower_epoch_is_not_taken_though_it_would_continue_the_log() -> None:
+    """The chain keeps a fork out; this keeps out whoever goes on in an epoch that is over."""
+    base = history(3, epoch=2)
+    over = history(1, end_of(base), 1, "over")
+    after = history(2, end_of(base), 2, "after")
+    assert Topics([*base, *over, *after], []).read_all(union(), []) == base + after
 
 
 def test_nothing_is_taken_from_a_hole_on_and_it_is_read_again_once_it_is_filled() -> None:
