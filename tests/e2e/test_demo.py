@@ -15,23 +15,18 @@ from pathlib import Path
 import pytest
 
 from imctl.target import process, runfile
+from imctl.testing.lab import lab_region
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
-PORTS = (17110, 17101, 17102, 17210, 17201, 17202, 17310, 17301, 17302)
 SMALL = ("--clients", "24", "--rate", "30", "--seconds", "3", "--seed", "7")
 
 
 @pytest.fixture
-def region(tmp_path: Path, unused_tcp_port_factory) -> Path:
-    text = (ROOT / "regions" / "three-idc.yaml").read_text()
-    for port in PORTS:
-        text = text.replace(str(port), str(unused_tcp_port_factory()))
-    path = tmp_path / "region.yaml"
-    path.write_text(text)
-    return path
+def region(tmp_path: Path) -> Path:
+    return lab_region(tmp_path)
 
 
 def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path, figures) -> None:
@@ -44,7 +39,7 @@ def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path, figures)
         timeout=150,
         check=False,
     )
-    print(done.stdout)
+    print(done.stdout, done.stderr)
     report = json.loads((out / "report.json").read_text())
     for promise in report["promises"]:
         kept = "" if promise["ok"] else ", missed"

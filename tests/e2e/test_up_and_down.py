@@ -15,22 +15,17 @@ from pathlib import Path
 import pytest
 
 from imctl.target import process, runfile
+from imctl.testing.lab import lab_region
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
-PORTS = (17110, 17101, 17102, 17210, 17201, 17202, 17310, 17301, 17302)
 
 
 @pytest.fixture
-def region(tmp_path: Path, unused_tcp_port_factory) -> Path:
-    text = (ROOT / "regions" / "three-idc.yaml").read_text()
-    for port in PORTS:
-        text = text.replace(str(port), str(unused_tcp_port_factory()))
-    path = tmp_path / "region.yaml"
-    path.write_text(text)
-    return path
+def region(tmp_path: Path) -> Path:
+    return lab_region(tmp_path)
 
 
 @pytest.fixture
@@ -174,12 +169,8 @@ def test_chat_and_moves_of_traffic(region: Path, data: Path) -> None:
     assert "started without --faults" in without_faults.stderr
 
 
-def test_two_idcs_and_their_witness(tmp_path: Path, data: Path, unused_tcp_port_factory) -> None:
-    text = (ROOT / "regions" / "two-idc.yaml").read_text()
-    for port in (18110, 18101, 18102, 18210, 18201, 18202, 18302):
-        text = text.replace(str(port), str(unused_tcp_port_factory()))
-    region = tmp_path / "two.yaml"
-    region.write_text(text)
+def test_two_idcs_and_their_witness(tmp_path: Path, data: Path) -> None:
+    region = lab_region(tmp_path, source=ROOT / "regions" / "two-idc.yaml")
     ok(data, "up", region, "--data", data)
     document = json.loads(ok(data, "status", "-o", "json"))
     assert set(document["idcs"]) == {"fra", "dub"}

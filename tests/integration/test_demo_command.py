@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imctl.target.places import free_ports
+from imcore.region.load import load_region
+from imctl.testing.lab import lab_region
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
 
@@ -32,17 +32,13 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture
 def region(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
     """A region file whose ports are free but for two, on which somebody else listens."""
-    text = REGION.read_text()
-    ports = sorted(set(re.findall(r'"127.0.0.1:(\d+)"', text)))
-    for old, new in zip(ports, free_ports(len(ports)), strict=True):
-        text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+    path = lab_region(tmp_path)
     with contextlib.ExitStack() as stack:
         taken = []
-        for end in re.findall(r"ipconf: \"127.0.0.1:(\d+)\"", text)[:2]:
-            stack.enter_context(socket.create_server(("127.0.0.1", int(end))))
-            taken.append(f"127.0.0.1:{end}")
-        path = tmp_path / "region.yaml"
-        path.write_text(text)
+        for idc in load_region(path).spec.idcs[:2]:
+            host, _, port = idc.endpoints.ipconf.rpartition(":")
+            stack.enter_context(socket.create_server((host, int(port))))
+            taken.append(idc.endpoints.ipconf)
         yield path, taken
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from imcore.region.load import load_region
+from imctl.testing.lab import lab_region
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = ROOT / "regions" / "three-idc.yaml"
@@ -120,18 +124,11 @@ def test_without_a_deployment_every_command_says_so(tmp_path: Path) -> None:
         )
 
 
-def test_up_says_which_port_is_in_use(tmp_path: Path, unused_tcp_port_factory) -> None:
-    import socket
-
-    text = THREE.read_text()
-    for n, old in enumerate(("17110", "17101", "17102", "17210", "17201", "17202")):
-        text = text.replace(old, str(unused_tcp_port_factory()) if n else old)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        file = tmp_path / "r.yaml"
-        file.write_text(text.replace("17110", str(port)))
+def test_up_says_which_port_is_in_use(tmp_path: Path) -> None:
+    file = lab_region(tmp_path)
+    gateway = load_region(file).spec.idcs[0].endpoints.gateway
+    port = int(gateway.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
         result = imctl("up", file, "--data", tmp_path / "data")
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port} (spec.idcs[0].endpoints.gateway)" in result.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.load import load_region
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
+from imctl.target.places import free_port
 from services.linkproxy.admin import AdminService
 from services.linkproxy.model import LinkSpec, Mode
 from services.linkproxy.proxy import Fault, LinkProxy, Route, endpoints, link_specs
@@ -204,9 +204,9 @@ async def test_reject_resets_connections_old_and_new(site: Site) -> None:
     await ask(await site.dial("a", "b"))
 
 
-async def test_a_target_that_is_down_resets_after_the_round_trip(unused_tcp_port: int) -> None:
+async def test_a_target_that_is_down_resets_after_the_round_trip() -> None:
     spec = LinkSpec(delay_ms=10)
-    gone = ("127.0.0.1", unused_tcp_port)
+    gone = ("127.0.0.1", free_port(set()))
     proxy = LinkProxy({"a": gone, "b": gone}, {("a", "b"): spec, ("b", "a"): spec}, random.Random())
     bound = await proxy.listen({})
     reader, writer = await asyncio.open_connection(*bound["a", "b"])
@@ -357,9 +357,7 @@ async def test_a_route_obeys_the_faults_of_its_link() -> None:
     """What MirrorMaker 2 and the peers say to each other share the link."""
     broker = await asyncio.start_server(echo, "127.0.0.1", 0)
     address = broker.sockets[0].getsockname()[:2]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        listen = probe.getsockname()
+    listen = ("127.0.0.1", free_port(set()))
     spec = LinkSpec(delay_ms=DELAY_MS)
     gone = ("127.0.0.1", 1)  # nothing listens at the peers' endpoints
     routes = [Route("a", "b", listen, address)]

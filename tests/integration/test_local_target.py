@@ -19,6 +19,7 @@ from imctl.errors import Failed
 from imctl.target import process, runfile
 from imctl.target.local import LINKPROXY, Local, last_line
 from imctl.target.runfile import RunFile
+from imctl.testing.lab import lab_region
 
 REGIONS = Path(__file__).resolve().parents[2] / "regions"
 SLEEP = "import time; time.sleep(60)"
@@ -147,14 +148,11 @@ def test_a_damaged_run_file_is_one_clear_line(tmp_path: Path, text: str) -> None
 
 
 @pytest.fixture
-def target(tmp_path: Path, unused_tcp_port_factory) -> Iterator[Local]:
+def target(tmp_path: Path) -> Iterator[Local]:
     """A region of three IDCs on free ports, prepared and not started."""
-    text = (REGIONS / "three-idc.yaml").read_text()
-    for number in (17110, 17101, 17102, 17210, 17201, 17202, 17310, 17301, 17302):
-        text = text.replace(str(number), str(unused_tcp_port_factory()))
-    file = tmp_path / "region.yaml"
-    file.write_text(text)
-    target = Local.prepare(file, tmp_path / "data", faults=True, clock=SystemClock())
+    target = Local.prepare(
+        lab_region(tmp_path), tmp_path / "data", faults=True, clock=SystemClock()
+    )
     yield target
     target.stop()
 
