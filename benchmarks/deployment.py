@@ -20,7 +20,7 @@ from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl import startup
 from imctl.target.local import Local, pki_names
-from imctl.target.places import free_ports
+from imctl.target.places import free_port, free_ports
 from imctl.testing.lab import lab_region
 
 START_S = 30.0
@@ -151,7 +151,7 @@ async def running(
         if len(region.spec.idcs) > 1:
             links = folder / "links.json"
             command = [sys.executable, "-m", "services.linkproxy", *common, "--admin"]
-            command += [f"127.0.0.1:{free_ports(1)[0]}", "--listen", str(links)]
+            command += [f"127.0.0.1:{free_port()}", "--listen", str(links)]
             proxy = await spawn("linkproxy", command, folder / "linkproxy.log", {})
             processes["linkproxy"] = proxy
             await _until(lambda: links.exists(), [proxy], "the link proxy does not listen")

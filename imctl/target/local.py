@@ -32,7 +32,7 @@ from imctl.target import beside, process, runfile
 from imctl.target import engines as wanted
 from imctl.target.base import Unit
 from imctl.target.beside import Beside, EngineUnit
-from imctl.target.places import Places, free_port
+from imctl.target.places import Places
 from imctl.target.process import Identity
 from imctl.target.runfile import RunFile
 
@@ -101,7 +101,7 @@ class Local:
         run = RunFile(
             region=str(copy),
             faults=faults,
-            link_admin=f"127.0.0.1:{free_port({port for _, _, port in listeners(region)})}",
+            link_admin=places.unnamed(),
             engines=list(engines),
         )
         target = cls(region, folder, run, places)

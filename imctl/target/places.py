@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from imctl.errors import Failed
@@ -28,17 +28,24 @@ class Places:
         self._known: dict[str, str] = {}
         try:
             self._known = dict(json.loads(self._file.read_text()))
+            self._taken |= {int(at.rpartition(":")[2]) for at in self._known.values()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise Failed(f"{self._file}: expected names and addresses, got {error}") from error
 
     def at(self, name: str) -> str:
         """Raises Failed when no port is free."""
         if name not in self._known:
-            others = {int(address.rpartition(":")[2]) for address in self._known.values()}
-            self._known[name] = f"127.0.0.1:{free_port(self._taken | others)}"
+            self._known[name] = self.unnamed()
         return self._known[name]
+
+    def unnamed(self) -> str:
+        """For what may listen elsewhere at its next start: not kept, and no name gets it from
+        these places. Raises Failed when no port is free."""
+        port = free_port(self._taken)
+        self._taken.add(port)
+        return f"127.0.0.1:{port}"
 
     def write(self) -> None:
         temporary = self._file.with_name(f".{NAME}.new")
@@ -50,11 +57,11 @@ def free_ports(count: int) -> list[int]:
     """Different ones; see ``free_port``."""
     found: list[int] = []
     while len(found) < count:
-        found.append(free_port(set(found)))
+        found.append(free_port(found))
     return found
 
 
-def free_port(taken: set[int]) -> int:
+def free_port(taken: Collection[int] = ()) -> int:
     """Free when looked at. Raises Failed."""
     for port in random.sample(PORTS, len(PORTS)):
         if port not in taken:

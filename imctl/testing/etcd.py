@@ -129,7 +129,7 @@ class EtcdProcess(Child):
 @contextlib.contextmanager
 def running(program: Program, folder: Path, pki: Path) -> Iterator[EtcdProcess]:
     folder.mkdir(parents=True, exist_ok=True)
-    etcd = EtcdProcess(program, folder, pki, free_port(set()))
+    etcd = EtcdProcess(program, folder, pki, free_port())
     try:
         etcd.start()
         yield etcd

@@ -193,7 +193,7 @@ async def test_two_prefixes_are_two_registries(
 
 
 async def test_the_next_endpoint_is_taken_when_one_is_away(settings: EtcdSettings) -> None:
-    away = f"127.0.0.1:{free_port(set())}"
+    away = f"127.0.0.1:{free_port()}"
     registry = EtcdRegistry(replace(settings, endpoints=(away, *settings.endpoints)), "fra")
     await registry.put(b"k", b"1")
     started = time.monotonic()

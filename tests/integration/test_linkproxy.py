@@ -206,7 +206,7 @@ async def test_reject_resets_connections_old_and_new(site: Site) -> None:
 
 async def test_a_target_that_is_down_resets_after_the_round_trip() -> None:
     spec = LinkSpec(delay_ms=10)
-    gone = ("127.0.0.1", free_port(set()))
+    gone = ("127.0.0.1", free_port())
     proxy = LinkProxy({"a": gone, "b": gone}, {("a", "b"): spec, ("b", "a"): spec}, random.Random())
     bound = await proxy.listen({})
     reader, writer = await asyncio.open_connection(*bound["a", "b"])
@@ -357,7 +357,7 @@ async def test_a_route_obeys_the_faults_of_its_link() -> None:
     """What MirrorMaker 2 and the peers say to each other share the link."""
     broker = await asyncio.start_server(echo, "127.0.0.1", 0)
     address = broker.sockets[0].getsockname()[:2]
-    listen = ("127.0.0.1", free_port(set()))
+    listen = ("127.0.0.1", free_port())
     spec = LinkSpec(delay_ms=DELAY_MS)
     gone = ("127.0.0.1", 1)  # nothing listens at the peers' endpoints
     routes = [Route("a", "b", listen, address)]

@@ -13,7 +13,7 @@ from imcore.region.model import Region
 from imctl.errors import Failed
 from imctl.target import engines
 from imctl.target.beside import Beside
-from imctl.target.places import Places
+from imctl.target.places import Places, free_ports
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 ALL = ("kafka", "tikv", "etcd")
@@ -122,9 +122,26 @@ def test_addresses_stay_for_the_life_of_a_folder(tmp_path: Path) -> None:
     again, region, places = written(tmp_path)
     assert again == copy and engines.routes(region, places) == routes
     assert written(tmp_path, copy)[0] == copy  # the copy may be started too
-    (tmp_path / "engines.json").write_text("[1")
+
+
+@pytest.mark.parametrize("text", ["[1", '{"fra": 1}', '{"fra": "nowhere"}'])
+def test_damaged_addresses_are_one_clear_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "engines.json").write_text(text)
     with pytest.raises(Failed, match=r"engines\.json: expected names and addresses"):
         Places(tmp_path)
+
+
+def test_no_two_get_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a name keeps it or not: nobody listens yet when the next one is chosen."""
+    earlier = Places(tmp_path)
+    kept = [earlier.at("fra"), earlier.at("iad")]
+    earlier.write()
+    ports = [int(at.rpartition(":")[2]) for at in kept]
+    monkeypatch.setattr("imctl.target.places.PORTS", [*ports, *free_ports(6)])
+    places = Places(tmp_path)
+    new = [places.unnamed(), places.at("sin"), places.unnamed(), places.at("witness")]
+    assert len({*kept, *new}) == len(kept) + len(new)
+    assert places.at("fra") == kept[0]
 
 
 def test_data_are_never_started_on_another_engine(tmp_path: Path) -> None:
