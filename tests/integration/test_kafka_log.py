@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.protocol.metadata import MetadataRequest
 
 from imcore import pki
 from imcore.errors import Damaged, NotTrusted, OutcomeUnknown, StaleWriter, Unavailable
@@ -23,6 +25,7 @@ from imctl.engines.binaries import Program
 from imctl.engines.kafka import principal
 from imctl.testing.kafka import KafkaProcess, running
 from services.engines.kafka import admin
+from services.engines.kafka import cluster as kafka_cluster
 from services.engines.kafka.acls import allow, of_mirrors
 from services.engines.kafka.cluster import At, Cluster, NoTopic
 from services.engines.kafka.log_store import KafkaLogStore
@@ -643,6 +646,41 @@ async def test_a_listener_for_another_idc_sends_it_through_its_link(
         assert await cluster.places() == {1: (host, int(port))}
     finally:
         await cluster.close()
+
+
+async def test_no_connection_is_left_behind_however_they_were_made(
+    settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that look at once, one that asks meanwhile, and one still connecting when all is closed."""
+    made: list[AIOKafkaConnection] = []
+    slow = asyncio.Event()
+    slow.set()
+
+    async def connect(*args: Any, **options: Any) -> AIOKafkaConnection:
+        connection = await create_conn(*args, **options)
+        made.append(connection)
+        await slow.wait()
+        return connection
+
+    monkeypatch.setattr(kafka_cluster, "create_conn", connect)
+    cluster = Cluster(settings, "fra")
+    (node,) = await cluster.places()
+    cluster._drop(node, kafka_cluster.ADMIN)
+    slow.clear()
+    first = [cluster.shapes(["any"]), cluster.ask(MetadataRequest([], False)), cluster.shapes([])]
+    working = asyncio.gather(*first, cluster.places())
+    await asyncio.sleep(0.3)
+    slow.set()
+    await working
+    slow.clear()
+    late = asyncio.ensure_future(cluster.call(node, MetadataRequest([], False), "a lane"))
+    await asyncio.sleep(0.3)
+    await cluster.close()
+    slow.set()
+    with pytest.raises(Unavailable, match="closed"):
+        await late
+    assert len(made) >= 4
+    assert [it for it in made if it.connected()] == []
 
 
 # -------------------------------------------------------------------------- what is wanted

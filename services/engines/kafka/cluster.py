@@ -169,9 +169,20 @@ class Cluster:
                 return connection
             if node not in self._nodes:
                 raise Unavailable(f"{self}: broker {node} is not known")
-            connection = await self._connect(*self._nodes[node])
-            self._connections[key] = connection
-            return connection
+            return self._keep(key, await self._connect(*self._nodes[node]))
+
+    def _keep(self, key: tuple[int, str], new: AIOKafkaConnection) -> AIOKafkaConnection:
+        """The connection that carries the lane: while this one was being made, a look may have
+        found one already, or everything may have been closed. Nobody else would close it then."""
+        held = self._connections.get(key)
+        if self._closed or (held is not None and held.connected()):
+            self._close(new)
+        if self._closed:
+            raise Unavailable(f"the connections to {self} are closed")
+        if held is not None and held.connected():
+            return held
+        self._connections[key] = new
+        return new
 
     async def _connect(self, host: str, port: int) -> AIOKafkaConnection:
         if self._closed:
@@ -307,8 +318,8 @@ class Cluster:
     def _adopt(self, host: str, port: int, reply: Any, connection: AIOKafkaConnection) -> None:
         """Keep the connection when the broker is known by that very address."""
         for node, its_host, its_port, *_ in reply.brokers:
-            if (its_host, its_port) == (host, port) and (node, ADMIN) not in self._connections:
-                self._connections[node, ADMIN] = connection
+            if (its_host, its_port) == (host, port):
+                self._keep((node, ADMIN), connection)
                 return
         self._close(connection)
 
