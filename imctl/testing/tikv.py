@@ -76,9 +76,10 @@ class TikvProcesses:
 
     # -------------------------------------------------------------------------- the mock
 
-    def split(self, key: bytes) -> None:
-        """Two regions where there was one; the right one begins with this key."""
-        self.ask("POST", "/split", key=key.hex())
+    def split(self, key: bytes, late_ms: int = 0) -> None:
+        """Two regions where there was one; the right one begins with this key. PD hears of that
+        one ``late_ms`` later than of the left one."""
+        self.ask("POST", "/split", key=key.hex(), late_ms=late_ms)
 
     def fail(self, method: str, kind: str, delay_ms: int = 0) -> None:
         """All calls of a method ("KvCommit") by the next transaction that makes one. ``kind``:

@@ -16,7 +16,8 @@ the call wherever it is, but not what it has sent to a region, which is even sen
    be in the background; one whose rollback was begun may be dropped.
 6. A region whose leader PD did not know when it was asked stays unreachable for that client: then
    the client is made anew.
-7. At exit the interpreter crashes while a thread of the client still hands in a result: ``close``
+7. A commit that succeeded may have left keys out: redo.py.
+8. At exit the interpreter crashes while a thread of the client still hands in a result: ``close``
    waits for that.
 
 Errors are plain Exceptions, told apart by text; the texts are those of the pinned version.
@@ -75,11 +76,17 @@ class TikvSettings:
     deadline_s: float = DEADLINE_S
 
 
+class Again(Exception):
+    """For ``work`` to raise: what it found does not hold, another attempt at a newer timestamp may
+    find what does."""
+
+
 class Snapshot:
     """Reads at one timestamp. Values are never empty in TiKV as it is used here."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, timestamp: int = 0) -> None:
         self._inner = inner
+        self.timestamp = timestamp  # for ``read_at``; a transaction tells none
         self._page_rows = _PAGE_ROWS
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -157,7 +164,8 @@ class TikvClient:
         """What ``work`` reads of the newest state; it may be called again. Raises Unavailable."""
 
         async def attempt(client: Any) -> _T:
-            return await work(Snapshot(client.snapshot(await client.current_timestamp(), False)))
+            timestamp = await client.current_timestamp()
+            return await work(Snapshot(client.snapshot(timestamp, False), timestamp))
 
         return await self._repeat(attempt, self._settings.deadline_s)
 
@@ -165,12 +173,12 @@ class TikvClient:
         self, timestamp: int, work: Callable[[Snapshot], Awaitable[_T]], within_s: float
     ) -> _T:
         async def attempt(client: Any) -> _T:
-            return await work(Snapshot(client.snapshot(timestamp, False)))
+            return await work(Snapshot(client.snapshot(timestamp, False), timestamp))
 
         return await self._repeat(attempt, within_s)
 
     async def timestamp(self) -> int:
-        """Of now, for ``read_at``. Raises Unavailable."""
+        """Of now. Raises Unavailable."""
 
         async def attempt(client: Any) -> int:
             return int(await client.current_timestamp())
@@ -194,7 +202,7 @@ class TikvClient:
                 ended = True
                 ended = await self._commit(inner)  # True until it returns
                 if not ended:
-                    raise _Conflict
+                    raise Again
                 return result
             except asyncio.CancelledError as error:
                 # A deadline arrives as a cancellation; in ``commit`` it must not look harmless.
@@ -283,7 +291,7 @@ class TikvClient:
                 raise asyncio.CancelledError from error
             except TimeoutError as error:
                 raise Unavailable(f"{self}: {last}") from error
-            except _Conflict:
+            except Again:
                 last = "another transaction writes the same"
                 if loop.time() + pause >= deadline or self._closed:
                     raise Unavailable(f"{self}: {last}") from None
@@ -310,10 +318,6 @@ class TikvClient:
                         connect = self._library.TransactionClient.connect
                         self._inner = await connect(list(self._settings.pd))
         return self._inner
-
-
-class _Conflict(Exception):
-    """Surely not done: another transaction wrote, or is writing, one of its keys."""
 
 
 class _Committing(Exception):

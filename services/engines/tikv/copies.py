@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from imcore.errors import OutcomeUnknown
@@ -29,16 +29,19 @@ async def metas(snapshot: Snapshot, layout: Layout, first: int, last: int) -> di
     }
 
 
-async def take(client: TikvClient, layout: Layout, folder: Path, disk: Disk) -> None:
-    """All partitions at one timestamp. Raises Unavailable, BadInput, Damaged."""
-    timestamp = await client.timestamp()
+async def take(
+    client: TikvClient,
+    layout: Layout,
+    timestamp: int,
+    there: Mapping[int, Meta],
+    folder: Path,
+    disk: Disk,
+) -> None:
+    """All partitions, ``there``, as they are at the timestamp. Raises Unavailable, BadInput,
+    Damaged."""
     writer = await asyncio.to_thread(lmdb_snapshot.Writer, folder, disk)
     try:
-
-        async def all_metas(snapshot: Snapshot) -> dict[int, Meta]:
-            return await metas(snapshot, layout, 0, PARTITIONS_END - 1)
-
-        for partition, meta in (await client.read_at(timestamp, all_metas, _PAGE_S)).items():
+        for partition, meta in there.items():
             await asyncio.to_thread(writer.partition, partition, meta.epoch, meta.checkpoint)
             await _take_rows(client, layout, timestamp, (partition, meta.generation), writer)
         await asyncio.to_thread(writer.finish)
@@ -94,14 +97,24 @@ def _pieces(page: list[Pair]) -> Iterable[list[Pair]]:
 
 
 async def _put(client: TikvClient, pairs: list[Pair]) -> None:
-    """The same rows again do no harm, so an unknown outcome is no reason to end."""
+    """Until all are read back (redo.py). The same rows again do no harm, so an unknown outcome is
+    no reason to end. Raises OutcomeUnknown when it comes again and again."""
+    wanted, missing = dict(pairs), pairs
+    for left in reversed(range(_TRIES)):
 
-    async def put(transaction: Transaction) -> None:
-        await transaction.put(pairs)
+        async def put(transaction: Transaction, rows: list[Pair] = missing) -> None:
+            await transaction.put(rows)
 
-    for _ in range(_TRIES - 1):
+        async def look(snapshot: Snapshot) -> dict[bytes, bytes]:
+            return await snapshot.get_many(list(wanted))
+
         try:
-            return await client.write(put, _PAGE_S)
+            await client.write(put, _PAGE_S)
         except OutcomeUnknown:
-            continue
-    await client.write(put, _PAGE_S)
+            if not left:
+                raise
+        found = await client.read(look)
+        missing = [(key, value) for key, value in wanted.items() if found.get(key) != value]
+        if not missing:
+            return
+    raise OutcomeUnknown(f"{client} did not take {len(missing)} rows of a snapshot")

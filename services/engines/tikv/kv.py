@@ -12,7 +12,12 @@ it is done or its lock is old enough to be rolled back, or it finds a newer Meta
 then no further batch is taken: it would stand on a state that may not come to be.
 
 Reads take Meta along, at the same timestamp: so they know the current generation whoever changed
-it, and that the store under them is still the one that was opened.
+it, that the store under them is still the one that was opened, and whether the last batch is one
+that has not been read back yet.
+
+Why no batch is torn for anybody, though the client tears some: redo.py. A batch is read back before
+``commit`` returns; one whose outcome was unknown when its partition is opened again; and the last
+one of whoever had the store before, when the store is opened.
 """
 
 from __future__ import annotations
@@ -24,11 +29,19 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from imcore.errors import OutcomeUnknown, StaleWriter, StoreReplaced, Unavailable
+from imcore.errors import Damaged, OutcomeUnknown, StaleWriter, StoreReplaced, Unavailable
 from services.engines import lmdb_snapshot
 from services.engines.disk import Disk
-from services.engines.tikv import copies, identity, scans
-from services.engines.tikv.client import Pair, Snapshot, TikvClient, TikvSettings, Transaction
+from services.engines.tikv import copies, identity, redo, scans
+from services.engines.tikv.client import (
+    Again,
+    Pair,
+    Snapshot,
+    TikvClient,
+    TikvSettings,
+    Transaction,
+)
+from services.engines.tikv.doubts import Doubts
 from services.engines.tikv.garbage import Garbage
 from services.engines.tikv.layout import (
     PARTITION_BYTES,
@@ -36,7 +49,9 @@ from services.engines.tikv.layout import (
     Layout,
     Meta,
     inverted,
+    packed_mark,
     parse,
+    parse_mark,
     partition_of,
 )
 from services.ports import Batch
@@ -51,7 +66,8 @@ class TikvKv:
     """Kv of services.ports; made by ``open``. For use from one event loop.
 
     ``rolled_back``: TiKV itself loses nothing that was committed; this tells that the cluster was
-    wiped, replaced or restored since it was opened last (identity.py)."""
+    wiped, replaced or restored since it was opened last (identity.py), or that a partition had to
+    be emptied (``_take_over``)."""
 
     def __init__(
         self,
@@ -75,6 +91,8 @@ class TikvKv:
         self._epochs: dict[int, int] = {}  # that this process opened, and may write under
         self._seen: dict[int, Meta] = {}  # the newest
         self._unsettled: set[int] = set()
+        self._last: dict[int, redo.Redo] = {}  # what this process wrote, or began to
+        self._doubts = Doubts()
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by partition
         self._copying = asyncio.Lock()
         self.garbage = Garbage(client, layout)
@@ -96,8 +114,48 @@ class TikvKv:
             raise
         back = last is not None and (last.id != life.id or life.opened <= last.opened)
         kv = cls(client, layout, life, back, folder, disk, frozenset(shadowed))
+        try:
+            await kv._take_over()
+        except BaseException:
+            await kv.close()
+            raise
         kv.garbage.collect_versions()
         return kv
+
+    async def _take_over(self) -> None:
+        """The last batches are made whole, before anybody reads. A partition whose redo is not that
+        of its last batch (one of the two was left out, and then the process died) is emptied."""
+
+        async def all_metas(snapshot: Snapshot) -> dict[int, Meta]:
+            return await copies.metas(snapshot, self._layout, 0, PARTITIONS_END - 1)
+
+        for partition, meta in (await self._client.read(all_metas)).items():
+            try:
+                await self._made_whole(partition, meta, await self._redo_of(partition, meta))
+            except Damaged as error:
+                log.error("%s: partition %d is emptied: %s", self._client, partition, error)
+                await self._emptied(partition)
+                self.rolled_back = True
+
+    async def _emptied(self, partition: int) -> None:
+        keys = self._layout.meta(partition), self._layout.redo(partition)
+
+        async def work(transaction: Transaction) -> tuple[Meta, redo.Redo]:
+            found = await transaction.get_many([*keys, self._layout.mark(partition)])
+            meta = parse(found.get(keys[0]))
+            numbers = [meta.batch, parse_mark(found.get(self._layout.mark(partition)))]
+            numbers += [redo.parse(found[keys[1]]).batch] if keys[1] in found else []
+            batch = max(numbers) + 1
+            meta = Meta(meta.epoch + 1, meta.spare, meta.spare + 1, None, batch)
+            nothing = redo.Redo(batch, meta.generation, (self._marked(partition, batch),), ())
+            rows = [(keys[0], meta.packed()), (keys[1], nothing.packed()), *nothing.puts]
+            await transaction.put(rows)
+            return meta, nothing
+
+        await self._made_whole(partition, *await self._client.write(work))
+
+    def _marked(self, partition: int, batch: int) -> Pair:
+        return self._layout.mark(partition), packed_mark(batch)
 
     # --------------------------------------------------------------------------- reads
 
@@ -117,6 +175,7 @@ class TikvKv:
                 found = await snapshot.get_many([*metas.values(), *dict.fromkeys(rows)])
                 there = {p: parse(found.get(key)) for p, key in metas.items()}
                 if generations == self._checked(there, floor):
+                    await self._hold(there)
                     values = [found.get(row) for row in rows]
                     return [None if value is None else value[1:] for value in values]
                 generations = self._checked(there, floor)
@@ -154,10 +213,12 @@ class TikvKv:
                 found, rows = await asyncio.gather(
                     snapshot.get_many([key]), one(snapshot, first, generation, limit)
                 )
-                there = self._checked({first: parse(found.get(key))}, floor)
-                if there[first] == generation:
+                there = {first: parse(found.get(key))}
+                current = self._checked(there, floor)[first]
+                if current == generation:
+                    await self._hold(there)
                     return rows
-                generation = there[first]
+                generation = current
 
         async def of_several(snapshot: Snapshot) -> list[Pair]:
             there = await copies.metas(snapshot, self._layout, first, last)
@@ -166,6 +227,7 @@ class TikvKv:
             for partition, meta in sorted(there.items(), reverse=reverse):
                 if len(rows) < limit:
                     rows += await one(snapshot, partition, meta.generation, limit - len(rows))
+            await self._hold(there)
             return rows
 
         return await self._client.read(of_one if first == last else of_several)
@@ -181,6 +243,11 @@ class TikvKv:
                 raise Unavailable(self._other_store(partition))
             self._note(partition, meta)
         return {partition: meta.generation for partition, meta in there.items()}
+
+    async def _hold(self, there: dict[int, Meta]) -> None:
+        """Raises Again when a batch that was seen was not whole."""
+        if not await self._doubts.hold(there):
+            raise Again
 
     def _other_store(self, partition: int) -> str:
         return (
@@ -207,6 +274,7 @@ class TikvKv:
         async with self._turns[partition]:
             async with self._settling(partition):
                 meta = await self._client.write(work, _OPEN_S)
+                await self._settle_last(partition, meta)
             self._unsettled.discard(partition)
             self._epochs[partition] = meta.epoch
             self._note(partition, meta)
@@ -214,6 +282,20 @@ class TikvKv:
             self.garbage.drop(partition, meta.generation + 1, meta.spare)
         await self._remember()
         return meta.epoch, meta.checkpoint
+
+    async def _settle_last(self, partition: int, meta: Meta) -> None:
+        """The last batch, when its outcome was unknown here, or it is another process's."""
+        held = self._last.get(partition)
+        if partition in self._unsettled or held is None or held.batch != meta.batch:
+            try:
+                last = await self._redo_of(partition, meta)
+            except Damaged as error:  # to be emptied, when the store is opened again
+                raise StoreReplaced(f"{self._client}: partition {partition}: {error}") from error
+            try:
+                await self._made_whole(partition, meta, last)
+            except Unavailable as error:
+                raise OutcomeUnknown(str(error)) from error
+        self._doubts.settle(partition, True)
 
     async def _remember(self) -> None:
         """Not before somebody works with the state, who has then heard of ``rolled_back``."""
@@ -225,25 +307,40 @@ class TikvKv:
     async def commit(self, batch: Batch) -> None:
         _check_keys(batch.partition, [*batch.puts, *batch.deletes])
 
-        async def work(transaction: Transaction) -> Meta:
-            meta = await self._own(transaction, batch.partition, batch.applier_epoch)
-            meta = meta._replace(checkpoint=batch.checkpoint)
-            # First, so that this key is the primary: whoever meets locks of the batch asks here.
-            await transaction.put([(self._layout.meta(batch.partition), meta.packed())])
-            place = batch.partition, meta.generation
-            await transaction.put(self._stored(*place, batch.puts.items()))
-            await transaction.delete(key for row in batch.deletes for key in self._keys(place, row))
-            return meta
+        partition = batch.partition
 
-        async with self._turn(batch.partition, batch.applier_epoch):
-            self._note(batch.partition, await self._client.write(work))
+        async def work(transaction: Transaction) -> tuple[Meta, redo.Redo]:
+            meta = await self._own(transaction, partition, batch.applier_epoch)
+            meta = meta._replace(checkpoint=batch.checkpoint, batch=meta.batch + 1)
+            place = partition, meta.generation
+            mark = self._marked(partition, meta.batch)
+            puts = (*self._stored(*place, batch.puts.items()), mark)
+            deletes = tuple(key for row in batch.deletes for key in self._keys(place, row))
+            last = redo.Redo(meta.batch, meta.generation, puts, deletes)
+            self._last[partition] = last
+            self._doubts.begin(partition, meta.batch)
+            # First, so that this key is the primary: whoever meets locks of the batch asks here.
+            await transaction.put([(self._layout.meta(partition), meta.packed())])
+            await transaction.put([(self._layout.redo(partition), last.packed())])
+            await transaction.put(puts)
+            await transaction.delete(deletes)
+            return meta, last
+
+        async with self._turn(partition, batch.applier_epoch):
+            meta, last = await self._client.write(work)
+            try:
+                changed = await self._made_whole(partition, meta, last)
+            except Unavailable as error:
+                raise OutcomeUnknown(str(error)) from error
+            self._doubts.settle(partition, changed)
+            self._note(partition, meta)
 
     async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         """Makes another generation the current one; the rows go later (garbage.py)."""
 
         async def work(transaction: Transaction) -> Meta:
             meta = await self._own(transaction, partition, applier_epoch)
-            meta = Meta(meta.epoch, meta.spare, meta.spare + 1, checkpoint)
+            meta = Meta(meta.epoch, meta.spare, meta.spare + 1, checkpoint, meta.batch)
             await transaction.put([(self._layout.meta(partition), meta.packed())])
             return meta
 
@@ -276,6 +373,8 @@ class TikvKv:
         try:
             yield
         except (StaleWriter, Unavailable, ValueError):
+            if partition not in self._unsettled:
+                self._doubts.settle(partition, False)  # whoever saw another's batch of its number
             raise
         except BaseException:
             self._unsettled.add(partition)
@@ -296,6 +395,62 @@ class TikvKv:
         if meta.epoch < epoch:
             raise StoreReplaced(self._other_store(partition))
         return meta
+
+    # --------------------------------------------------------------------- the last batch
+
+    async def _redo_of(self, partition: int, meta: Meta) -> redo.Redo:
+        """Of the partition's last batch. Raises Damaged when it cannot be had."""
+        key, mark = self._layout.redo(partition), self._layout.mark(partition)
+
+        async def work(snapshot: Snapshot) -> tuple[bytes | None, int]:
+            found = await snapshot.get_many([key, mark])
+            return found.get(key), parse_mark(found.get(mark))
+
+        row, number = await self._client.read(work)
+        last = redo.Redo(0, 0, (), ()) if row is None else redo.parse(row)
+        if not last.batch == meta.batch >= number:
+            raise Damaged(f"batch {meta.batch} has the redo of {last.batch} and the mark {number}")
+        return last
+
+    async def _made_whole(self, partition: int, meta: Meta, last: redo.Redo) -> bool:
+        """Read the batch back, and write what was left out, until nothing is. True when something
+        was. Once there is another batch, whoever wrote that one has done it. Raises Unavailable,
+        OutcomeUnknown."""
+        if last.generation != meta.generation or not last.batch:
+            return False  # thrown away since
+        key, changed = self._layout.meta(partition), False
+        whole = last._replace(puts=(*last.puts, (self._layout.redo(partition), last.packed())))
+
+        async def look(snapshot: Snapshot) -> tuple[Meta, list[Pair], list[bytes]]:
+            row, left_out = await asyncio.gather(snapshot.get_many([key]), whole.left_out(snapshot))
+            return parse(row.get(key)), *left_out
+
+        while True:
+            there, puts, deletes = await self._client.read(look)
+            if _later(there, meta) or (there.batch == meta.batch and not (puts or deletes)):
+                return changed
+            log.warning(
+                "%s left %d rows of batch %d of partition %d out: they are written again",
+                self._client,
+                len(puts) + len(deletes) + (there.batch < meta.batch),
+                last.batch,
+                partition,
+            )
+
+            async def write_again(
+                transaction: Transaction,
+                puts: list[Pair] = puts,
+                deletes: list[bytes] = deletes,
+            ) -> None:
+                there = parse((await transaction.get_many([key])).get(key))
+                if not _later(there, meta):
+                    # Meta as well, so that no batch comes in between.
+                    there = there._replace(batch=meta.batch, checkpoint=meta.checkpoint)
+                    await transaction.put([(key, there.packed()), *puts])
+                    await transaction.delete(deletes)
+
+            await self._client.write(write_again)
+            changed = True
 
     # ----------------------------------------------------------------------- stored rows
 
@@ -323,8 +478,14 @@ class TikvKv:
         synced."""
 
     async def snapshot(self, folder: Path) -> None:
+        async def look(snapshot: Snapshot) -> tuple[int, dict[int, Meta]]:
+            there = await copies.metas(snapshot, self._layout, 0, PARTITIONS_END - 1)
+            await self._hold(there)
+            return snapshot.timestamp, there
+
         async with self._copying:
-            await copies.take(self._client, self._layout, folder, self._disk)
+            timestamp, there = await self._client.read(look)
+            await copies.take(self._client, self._layout, timestamp, there, folder, self._disk)
 
     async def load_partition(
         self, snapshot: Path, partition: int, applier_epoch: int, checkpoint: bytes
@@ -359,41 +520,56 @@ class TikvKv:
         look there in one transaction. Raises StaleWriter when somebody opened one meanwhile."""
         checkpoints = await asyncio.to_thread(lmdb_snapshot.checked, snapshot)
 
-        async def fence(transaction: Transaction) -> dict[int, Meta]:
-            there = await copies.metas(transaction, self._layout, 0, PARTITIONS_END - 1)
-            fenced = {
-                p: meta._replace(epoch=meta.epoch + 1, spare=meta.spare + 1)
-                for p in {*there, *checkpoints}
-                for meta in (there.get(p, Meta()),)
-            }
-            await transaction.put((self._layout.meta(p), m.packed()) for p, m in fenced.items())
-            return fenced
+        fenced: dict[int, Meta] = {}
+        metas: dict[int, Meta] = {}
 
-        async def switch(transaction: Transaction) -> dict[int, Meta]:
+        async def fence(transaction: Transaction) -> bool:
             there = await copies.metas(transaction, self._layout, 0, PARTITIONS_END - 1)
-            if there != fenced:
+            for p in {*there, *checkpoints}:
+                meta = there.get(p, Meta())
+                if meta != fenced.get(p):
+                    fenced[p] = meta._replace(epoch=meta.epoch + 1, spare=meta.spare + 1)
+            return await self._put_metas(transaction, there, fenced)
+
+        async def switch(transaction: Transaction) -> bool:
+            there = await copies.metas(transaction, self._layout, 0, PARTITIONS_END - 1)
+            if any(meta not in (fenced.get(p), metas.get(p)) for p, meta in there.items()):
                 raise StaleWriter("a partition was opened while a snapshot was being restored")
-            metas = {
-                p: Meta(meta.epoch, meta.spare - 1, meta.spare, checkpoints.get(p))
-                for p, meta in fenced.items()
-            }
-            await transaction.put((self._layout.meta(p), m.packed()) for p, m in metas.items())
-            return metas
+            return await self._put_metas(transaction, there, metas)
 
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._copying)
             for partition in sorted({*self._turns, *checkpoints}):
                 await stack.enter_async_context(self._turns[partition])
             self._epochs.clear()
-            fenced = await self._client.write(fence, _OPEN_S)
+            while await self._client.write(fence, _OPEN_S):
+                pass  # until all have been found to be there (redo.py)
+            metas |= {
+                p: Meta(meta.epoch, meta.spare - 1, meta.spare, checkpoints.get(p), meta.batch)
+                for p, meta in fenced.items()
+            }
             for partition, meta in fenced.items():
                 self._note(partition, meta)
                 if partition in checkpoints:
                     place = partition, meta.spare - 1
                     await copies.stage(self._client, snapshot, place, self._stored)
-            for partition, meta in (await self._client.write(switch, _OPEN_S)).items():
+            while await self._client.write(switch, _OPEN_S):
+                pass
+            for partition, meta in metas.items():
                 self._note(partition, meta)
                 self.garbage.drop(partition, 0, meta.generation)
+
+    async def _put_metas(
+        self, transaction: Transaction, there: dict[int, Meta], wanted: dict[int, Meta]
+    ) -> bool:
+        """Those that are not as wanted yet; False: all are."""
+        rows = [
+            (self._layout.meta(p), meta.packed())
+            for p, meta in wanted.items()
+            if there.get(p) != meta
+        ]
+        await transaction.put(rows)
+        return bool(rows)
 
     async def close(self) -> None:
         """The loop is left alone for a moment (client.py, 7)."""
@@ -409,3 +585,10 @@ def _check_keys(partition: int, keys: Iterable[bytes]) -> None:
                 f"a key of partition {partition} begins with its number and has at most "
                 f"{KEY_BYTES_MAX} bytes; this one has {len(key)}: {key[:40]!r}"
             )
+
+
+def _later(there: Meta, meta: Meta) -> bool:
+    """Whether somebody has taken the partition over since, or thrown the rows away."""
+    return (there.epoch, there.batch) > (meta.epoch, meta.batch) or (
+        there.generation != meta.generation
+    )

@@ -1,9 +1,11 @@
 """Where rows lie in TiKV, and what a partition's own row says. Pure.
 
+    PREFIX 0 'd' partition                        the redo of its last batch (redo.py)
     PREFIX 0 'i'                                  which life of the store this is (identity.py)
     PREFIX 0 'm' partition                        Meta: every batch reads and writes it
     PREFIX 0 'r' partition generation key         a row; ``key`` is without its partition
     PREFIX 0 's' partition generation inverted    its shadow, for scans that go down
+    PREFIX 0 't' partition                        the number of its last batch once more (redo.py)
 
 A partition is thrown away by making another generation the current one; the rows of the others are
 garbage. TiKV's client cannot scan down, so rows of the tables that are read so have a shadow with
@@ -18,7 +20,8 @@ from typing import NamedTuple
 
 _PARTITION = struct.Struct(">H")
 _PLACE = struct.Struct(">HQ")  # partition, generation
-_META = struct.Struct(">QQQB")
+_META = struct.Struct(">QQQQB")
+_MARK = struct.Struct(">Q")
 _COMPLEMENT = bytes(255 - byte for byte in range(256))
 _END = b"\0\0"
 PARTITION_BYTES = _PARTITION.size
@@ -26,12 +29,14 @@ PARTITIONS_END = 1 << 16
 
 
 class Meta(NamedTuple):
-    """``spare``: the next generation that nobody has used yet."""
+    """``spare``: the next generation that nobody has used yet. ``batch``: how many there were, the
+    number of the last one."""
 
     epoch: int = 0
     generation: int = 0
     spare: int = 1
     checkpoint: bytes | None = None
+    batch: int = 0
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -39,15 +44,24 @@ class Meta(NamedTuple):
         return self.epoch, self.spare, self.generation
 
     def packed(self) -> bytes:
-        head = _META.pack(self.epoch, self.generation, self.spare, self.checkpoint is not None)
+        there = self.checkpoint is not None
+        head = _META.pack(self.epoch, self.generation, self.spare, self.batch, there)
         return head + (self.checkpoint or b"")
 
 
 def parse(row: bytes | None) -> Meta:
     if row is None:
         return Meta()
-    epoch, generation, spare, there = _META.unpack_from(row)
-    return Meta(epoch, generation, spare, row[_META.size :] if there else None)
+    epoch, generation, spare, batch, there = _META.unpack_from(row)
+    return Meta(epoch, generation, spare, row[_META.size :] if there else None, batch)
+
+
+def packed_mark(batch: int) -> bytes:
+    return _MARK.pack(batch)
+
+
+def parse_mark(row: bytes | None) -> int:
+    return 0 if row is None else int(_MARK.unpack(row)[0])
 
 
 def partition_of(key: bytes) -> int:
@@ -66,7 +80,14 @@ class Layout:
     def __init__(self, prefix: str) -> None:
         start = prefix.encode() + b"\0"  # no prefix reaches into that of another deployment
         self.identity = start + b"i"
-        self._meta, self._rows, self._shadows = start + b"m", start + b"r", start + b"s"
+        self._redo, self._meta = start + b"d", start + b"m"
+        self._rows, self._shadows, self._mark = start + b"r", start + b"s", start + b"t"
+
+    def redo(self, partition: int) -> bytes:
+        return self._redo + _PARTITION.pack(partition)
+
+    def mark(self, partition: int) -> bytes:
+        return self._mark + _PARTITION.pack(partition)
 
     def meta(self, partition: int) -> bytes:
         return self._meta + _PARTITION.pack(partition)

@@ -102,6 +102,7 @@ type member struct {
 
 	lock   sync.Mutex
 	stream pdpb.PD_RegionHeartbeatClient
+	untold map[uint64]time.Time // by region: when PD is to hear of it
 }
 
 // join takes the place that PD has for a store at this address, or makes the cluster.
@@ -110,7 +111,10 @@ func join(ctx context.Context, pd, address string, cluster *testutils.MockCluste
 	if err != nil {
 		return nil, err
 	}
-	m := &member{pd: pdpb.NewPDClient(connection), cluster: cluster, address: address, started: time.Now()}
+	m := &member{
+		pd: pdpb.NewPDClient(connection), cluster: cluster, address: address, started: time.Now(),
+		untold: map[uint64]time.Time{},
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	members, err := m.pd.GetMembers(ctx, &pdpb.GetMembersRequest{}, grpc.WaitForReady(true))
@@ -253,6 +257,9 @@ func (m *member) beatLocked(ctx context.Context) error {
 	}
 	for _, region := range regions {
 		meta := region.Meta
+		if time.Now().Before(m.untold[meta.Id]) {
+			continue
+		}
 		if err := m.stream.Send(&pdpb.RegionHeartbeatRequest{
 			Header: m.header, Region: meta, Leader: meta.Peers[0], Term: 6, ApproximateSize: 1,
 		}); err != nil {
@@ -282,8 +289,9 @@ func (m *member) hear(stream pdpb.PD_RegionHeartbeatClient) {
 	}
 }
 
-// split cuts the region of this key in two; the right one begins with the key.
-func (m *member) split(ctx context.Context, key []byte) error {
+// split cuts the region of this key in two; the right one begins with the key, and PD hears of it
+// so much later than of the left one, whose leader may be on another store.
+func (m *member) split(ctx context.Context, key []byte, late time.Duration) error {
 	m.lock.Lock()
 	defer m.lock.Unlock()
 	encoded := encodeBytes(key)
@@ -302,6 +310,14 @@ func (m *member) split(ctx context.Context, key []byte) error {
 		if there.Meta.Id == id { // as in TiKV; the mock begins at 0, which PD takes for a stale region
 			there.Meta.RegionEpoch = left.RegionEpoch
 		}
+	}
+	if late > 0 {
+		m.untold[id] = time.Now().Add(late)
+		time.AfterFunc(late, func() {
+			if err := m.beat(context.Background()); err != nil {
+				log.Printf("PD does not hear of region %d: %v", id, err)
+			}
+		})
 	}
 	return m.beatLocked(ctx)
 }
@@ -383,8 +399,12 @@ func serveControl(address string, m *member, f *faults) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /split", func(w http.ResponseWriter, r *http.Request) {
 		key, err := hex.DecodeString(r.FormValue("key"))
+		late := 0
 		if err == nil {
-			err = m.split(r.Context(), key)
+			late, err = strconv.Atoi(r.FormValue("late_ms"))
+		}
+		if err == nil {
+			err = m.split(r.Context(), key, time.Duration(late)*time.Millisecond)
 		}
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
