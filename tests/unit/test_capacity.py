@@ -208,15 +208,16 @@ def test_drivers_are_ranked_and_whole(workload: Workload) -> None:
 @given(workloads)
 def test_what_is_doubled_shows_where_it_must(workload: Workload) -> None:
     rows = {row.what: row for row in sensitivity(workload, FIGURES)}
+    # Groups that grow beyond 500 members have no timelines any more: they may cost less.
+    rows.pop("members of groups", None)
+    # Of two IDCs each must hold all; of four a third more than its part, which can be fewer cores.
+    rows.pop("IDCs, the same number may be lost", None)
     for row in rows.values():
         assert min(row.cores, row.disk, row.wan) >= 1 - 1e-9, row
     assert rows["daily users"].wan == pytest.approx(2)
     assert rows["daily users"].disk == pytest.approx(2)
-    assert (
-        rows["copies inside an IDC"].disk == pytest.approx(2)
-        if (workload.replication_factor <= 4)
-        else True
-    )
+    if workload.replication_factor <= 4:  # at most nine copies
+        assert rows["copies inside an IDC"].disk == pytest.approx(2)
     assert rows["the peak, the day's mean as it is"].disk == pytest.approx(1)
 
 
