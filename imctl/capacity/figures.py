@@ -20,7 +20,7 @@ class Figure(NamedTuple):
 
 
 class Figures(Mapping[str, float]):
-    """Values by name; ``used`` of each tells its source."""
+    """Values by name; ``figure(name)`` tells the source."""
 
     def __init__(self, figures: Iterable[Figure]) -> None:
         self._figures = {figure.name: figure for figure in figures}
@@ -51,6 +51,17 @@ class Figures(Mapping[str, float]):
 
     def figure(self, name: str) -> Figure:
         return self._figures[name]
+
+    def scaled(self, name: str, times: float) -> Figures:
+        """With one of them so many times as large. A share stays at most 1; of a factor above 1
+        it is what it adds that grows."""
+        old = self._figures[name]
+        value = old.value * times
+        if name in _SHARES:
+            value = min(1.0, value)
+        elif old.unit == "times" and old.value > 1:
+            value = 1 + (old.value - 1) * times
+        return Figures((self._figures | {name: old._replace(value=value)}).values())
 
     def with_(self, given: Mapping[str, object], where: str) -> Figures:
         """With the user's own values. Raises BadInput that names ``where`` they were given."""

@@ -75,7 +75,7 @@ class Totals(Result):
 
 
 class Doubled(Result):
-    """How many times as much, when one input is doubled."""
+    """How many times as much, when one thing is doubled."""
 
     what: str
     cores: float
@@ -108,6 +108,9 @@ class Sizing(Result):
     cores_by: list[Driver] = Field(description="cost drivers, the greatest first")
     disk_by: list[Driver]
     totals: Totals
-    sensitivity: list[Doubled] = []
+    sensitivity: list[Doubled] = Field(default=[], description="with one input doubled")
+    assumptions: list[Doubled] = Field(
+        default=[], description="with one assumed figure wrong by a factor of two"
+    )
     notes: list[str]
     figures: list[Used]

@@ -1,4 +1,5 @@
-"""What doubles when what doubles: the model asked again with one input doubled."""
+"""What doubles when what doubles: the model asked again with one input doubled, and with each
+figure that nobody measured off by two."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from imctl.capacity.figures import Figures
 from imctl.capacity.inputs import Group, Workload
 from imctl.capacity.model import size
 from imctl.capacity.result import Doubled, Totals
+
+MATTERS = 1.05  # times as much; less is below what the model can tell
 
 
 def sensitivity(workload: Workload, figures: Figures) -> list[Doubled]:
@@ -20,6 +23,36 @@ def sensitivity(workload: Workload, figures: Figures) -> list[Doubled]:
             totals = size(changed, figures).totals
             rows.append(_row(what, base, totals))
     return rows
+
+
+def assumptions(workload: Workload, figures: Figures) -> list[Doubled]:
+    """For each assumed figure that matters: how many times as much, were it wrong by a factor of
+    two, in whichever direction costs more. What moves the cores most comes first."""
+    base = size(workload, figures).totals
+    rows = []
+    for name in figures:
+        if figures.figure(name).assumed:
+            both = [
+                _row(name, base, size(workload, figures.scaled(name, times)).totals)
+                for times in (0.5, 2.0)
+            ]
+            rows.append(_worse(*both))
+    mattering = [row for row in rows if _most(row) >= MATTERS]
+    return sorted(mattering, key=lambda row: (-row.cores, -_most(row), row.what))
+
+
+def _worse(one: Doubled, other: Doubled) -> Doubled:
+    """Column by column."""
+    worst = {
+        field: max(getattr(one, field), getattr(other, field))
+        for field in Doubled.model_fields
+        if field != "what"
+    }
+    return one.model_copy(update=worst)
+
+
+def _most(row: Doubled) -> float:
+    return max(row.cores, row.memory, row.disk, row.wan, row.clients)
 
 
 def _row(what: str, base: Totals, now: Totals) -> Doubled:

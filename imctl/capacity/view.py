@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from imctl.capacity.quantity import short
-from imctl.capacity.result import Driver, Engine, Line, Role, Sizing
+from imctl.capacity.result import Doubled, Driver, Engine, Line, Role, Sizing
 
 ASSUMED = "~"
 DRIVERS_SHOWN = 8
@@ -31,7 +31,11 @@ def sections(sizing: Sizing) -> list[Section]:
         _drivers("What the disks go to", sizing.disk_by),
     ]
     if sizing.sensitivity:
-        found.append(_sensitivity(sizing))
+        title = "What doubles when what doubles (times as much)"
+        found.append(_times_as_much(title, "TWICE AS MANY", sizing.sensitivity))
+    if sizing.assumptions:
+        title = "What matters, were an assumed figure wrong by a factor of two"
+        found.append(_times_as_much(title, "FIGURE", sizing.assumptions))
     return found
 
 
@@ -117,13 +121,13 @@ def _drivers(title: str, drivers: list[Driver]) -> Section:
     return Section(title, ("", "VALUE>", "SHARE>"), rows[:DRIVERS_SHOWN], [])
 
 
-def _sensitivity(sizing: Sizing) -> Section:
-    columns = ("TWICE AS MANY", "CORES>", "MEMORY>", "DISK>", "WAN>", "CLIENTS>")
+def _times_as_much(title: str, what: str, rows_of: list[Doubled]) -> Section:
+    columns = (what, "CORES>", "MEMORY>", "DISK>", "WAN>", "CLIENTS>")
     rows = [
         [row.what, *map(_times, (row.cores, row.memory, row.disk, row.wan, row.clients))]
-        for row in sizing.sensitivity
+        for row in rows_of
     ]
-    return Section("What doubles when what doubles (times as much)", columns, rows, [])
+    return Section(title, columns, rows, [])
 
 
 def _times(value: float) -> str:

@@ -23,7 +23,7 @@ from imctl.capacity.inputs import Workload
 from imctl.capacity.model import size as sized
 from imctl.capacity.quantity import short
 from imctl.capacity.result import Sizing
-from imctl.capacity.sensitivity import sensitivity
+from imctl.capacity.sensitivity import assumptions, sensitivity
 from imctl.options import Format, Output
 from imctl.output import emit
 
@@ -122,8 +122,11 @@ def size(
 
 
 def worked_out(workload: Workload, figures: Figures) -> Sizing:
-    """With the sensitivity."""
-    update = {"sensitivity": sensitivity(workload, figures)}
+    """With what it is sensitive to."""
+    update = {
+        "sensitivity": sensitivity(workload, figures),
+        "assumptions": assumptions(workload, figures),
+    }
     return sized(workload, figures).model_copy(update=update)
 
 

@@ -13,10 +13,11 @@ from benchmarks.footprint import message_bytes
 from imcore.errors import BadInput
 from imctl.capacity import view
 from imctl.capacity.inputs import Group, Workload
+from imctl.capacity.loads import HOPS, Loads
 from imctl.capacity.model import size
 from imctl.capacity.quantity import number, short
 from imctl.capacity.result import Sizing
-from imctl.capacity.sensitivity import sensitivity
+from imctl.capacity.sensitivity import assumptions, sensitivity
 from imctl.commands.size import default_figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,6 +268,32 @@ def test_measured_figures_are_those_of_the_page() -> None:
     assert "us/msg | 598 |" in (ROOT / "docs" / "benchmarks.md").read_text()
     for name, measured in expected.items():
         assert FIGURES[name] == pytest.approx(measured, rel=0.002), name
+
+
+def test_the_model_gives_back_the_benchmark_that_it_was_made_of() -> None:
+    """One IDC, pairs, two devices a message: 598 us of CPU at 1,000/s."""
+    pairs = Workload(
+        daily_users=1e6, online_share=1, devices=1, peak_messages_s=1_000,
+        groups=(Group(members=2, share=1),), connects_per_day=0, heartbeat_s=3600,
+    )  # fmt: skip
+    assert pairs.pushes == 2
+    alone = FIGURES.with_(
+        {"role_call_us": 0, "heartbeat_us": 0,
+         "mirror_us": hops_of_the_page()["mirror: serve, copy, wake appliers"][1],
+         "signals_us": hops_of_the_page()["push: signals to IDCs"][1]}, "one IDC",
+    )  # fmt: skip
+    loads = Loads(pairs, alone)
+    cores = sum(sum(loads.of(name, 1.0).values()) for name in HOPS)
+    assert cores * 1e6 / 1_000 == pytest.approx(598, rel=0.01)
+
+
+def test_the_assumption_that_matters_most_is_named_first() -> None:
+    rows = assumptions(example(), FIGURES)
+    assert all(row.what in FIGURES and FIGURES.figure(row.what).assumed for row in rows)
+    # By hand: stores are bound by their minimum; half the cores of a machine would matter most.
+    assert rows[0].cores > 1.05
+    measured = FIGURES.with_({name: FIGURES[name] for name in FIGURES}, "measured")
+    assert assumptions(example(), measured) == []
 
 
 def test_bytes_of_a_message_are_what_the_codecs_make() -> None:
