@@ -20,9 +20,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
     "demo": ("imctl.demo", "demo", "Lose a data centre under load and prove that nothing is lost."),
     "validate": ("imctl.commands.files", "validate", "Check a region file."),
-    "size": ("imctl.commands.size", "size", "Work out what a workload needs."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
     "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
+    "size": ("imctl.commands.size", "size", "Work out what a workload needs."),
     "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
     "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
     "replication": (
