@@ -2,17 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench nightly mutations proto clean setup-demo setup-test engines
+.PHONY: help demo test lint bench nightly mutations proto docs clean setup-demo setup-test engines
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
 	@echo "make test       set up, then lint and all tests"
 	@echo "make engines    set up, then get every engine that the tests run (once; minutes)"
-	@echo "make lint       format, lint, types, layers, generated stubs"
+	@echo "make lint       format, lint, types, layers, generated stubs and docs"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
+	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
 	@echo "make clean      remove what was built; .venv stays"
 
 setup-demo:
@@ -37,6 +38,8 @@ lint: setup-test
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
+	@$(BIN)/python -m tools.gencli --check
+	@$(BIN)/python -m tools.gencapacity --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -50,6 +53,10 @@ mutations: setup-test
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py
+
+docs: setup-test
+	@$(BIN)/python -m tools.gencli
+	@$(BIN)/python -m tools.gencapacity
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

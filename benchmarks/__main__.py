@@ -36,6 +36,10 @@ async def _gateway(quick: bool) -> None:
         await _module("gateway", "--pki", f"{name}/pki", "--messages", messages)
 
 
+async def _footprint(quick: bool) -> None:
+    await _module("footprint", "--connections", "1000" if quick else "4000")
+
+
 async def _engines(quick: bool) -> None:
     await _module("engines")
 
@@ -45,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "cost": cost.run,
     "lag": lag.run,
     "gateway": _gateway,
+    "footprint": _footprint,
     "engines": _engines,
     "help": help_time.run,
     "real": real.run,

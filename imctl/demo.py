@@ -82,6 +82,8 @@ def demo(
     Starts the IDCs on this machine, connects clients at real public addresses, kills one IDC while
     they talk, waits for the automatic failover, brings the IDC back, makes a planned switchover,
     and judges what every client was shown. Exit status 0 only if every promise held.
+
+    Example: imctl demo --clients 60 --victim fra
     """
     began = time.monotonic()
     clock = SystemClock()

@@ -7,8 +7,8 @@ import sys
 
 from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unavailable
 
-OK = 0
-ERROR = 1
+OK = 0  # done, or no difference
+ERROR = 1  # it could not be done, or only in part
 USAGE = 2  # a wrong flag or file; a difference that was asked for
 GUARDED = 3  # a safety rule, or another guard, said no
 UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "validate": ("imctl.commands.files", "validate", "Check a region file."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
     "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
+    "size": ("imctl.commands.size", "size", "Work out what a workload needs."),
     "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
     "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
     "replication": (

@@ -44,7 +44,10 @@ def token(
     admin: Annotated[bool, typer.Option("--admin", help="May ask ipconf for any address.")] = False,
     data: Data = None,
 ) -> None:
-    """Mint a client token, signed with the region key."""
+    """Mint a client token, signed with the region key.
+
+    Example: imctl token ann phone --ttl 3600
+    """
     print(token_for(deployment.find(data), uid, device, SystemClock(), ttl, admin))
 
 
@@ -65,6 +68,8 @@ def send(
 
     Exit status 4: not acked in time; it stays in the outbox of this device and goes out with the
     next `send` of it.
+
+    Example: imctl send ann bob "hello" --replicated
     """
     target = deployment.find(data)
     outbox = target.data / "clients" / f"{uid}.{device}.db"
@@ -136,7 +141,10 @@ def tail(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Follow what a user's device is shown: messages, moves, connections; until Ctrl-C."""
+    """Follow what a user's device is shown: messages, moves, connections; until Ctrl-C.
+
+    Example: imctl tail bob --history 20
+    """
     target = deployment.find(data)
     client = _client(target, uid, device or f"tail-{secrets.token_hex(4)}", source)
     show = _as_line if output is Format.TABLE else _as_json

@@ -32,6 +32,8 @@ def doctor(output: Output = Format.TABLE) -> None:
     """Show what each engine needs, what was found, and how to get what is missing.
 
     Exit status: 0 every engine can run here, 1 one cannot.
+
+    Example: imctl engines doctor
     """
     rows = [*map(_engine, ENGINES.values()), *map(_tool, TOOLS.values())]
     emit({"engines": rows, "cache": str(binaries.cache_folder())}, output, lambda: _table(rows))
@@ -94,6 +96,8 @@ def install(
     """Get engines as pinned into the cache folder: built by Go, or fetched by Maven (Kafka).
 
     The folder is $IMCTL_ENGINES, else $XDG_CACHE_HOME/imctl/engines, else ~/.cache/imctl/engines.
+
+    Example: imctl engines install etcd kafka
     """
     wanted = ENGINES if ALL in names else dict.fromkeys(names)
     failed = []

@@ -38,7 +38,10 @@ def partition(
     mode: Annotated[Cut, typer.Option(help="drop: silent; reject: reset connections.")] = Cut.DROP,
     data: Data = None,
 ) -> None:
-    """Cut the link between two IDCs, one way or both. Clients are not affected."""
+    """Cut the link between two IDCs, one way or both. Clients are not affected.
+
+    Example: imctl partition fra iad --one-way
+    """
     link = pb.LinkFault(from_idc=a, to_idc=b, mode=mode.value, both_ways=not one_way)
     _apply(deployment.find(data), [link])
 
@@ -53,7 +56,10 @@ def slow(
     one_way: OneWay = False,
     data: Data = None,
 ) -> None:
-    """Slow the link between two IDCs down: these figures replace the region file's."""
+    """Slow the link between two IDCs down: these figures replace the region file's.
+
+    Example: imctl slow fra iad --delay-ms 300
+    """
     if not (delay_ms or jitter_ms or loss or rate_kbit):
         raise BadInput("expected at least one of --delay-ms, --jitter-ms, --loss, --rate-kbit")
     link = pb.LinkFault(
@@ -74,7 +80,10 @@ def heal(
     b: Annotated[str | None, typer.Argument(metavar="[B]", help="Another one.")] = None,
     data: Data = None,
 ) -> None:
-    """Undo partition and slow, of one link or of all."""
+    """Undo partition and slow, of one link or of all.
+
+    Example: imctl heal fra iad
+    """
     if (a is None) != (b is None):
         raise BadInput("expected both ends of a link, or none for all links")
     target = deployment.find(data)
@@ -109,7 +118,10 @@ def clock(
     offset_ms: Annotated[int, typer.Argument(metavar="MS", help="0: as it was.")],
     data: Data = None,
 ) -> None:
-    """Shift an IDC's wall clock by so many milliseconds (negative: back)."""
+    """Shift an IDC's wall clock by so many milliseconds (negative: back).
+
+    Example: imctl fault clock fra -2000
+    """
     request = pb.FaultRequest(clock=pb.ClockFault(offset_ms=offset_ms))
     print(f"{idc}: {asyncio.run(admin.fault(deployment.find(data), idc, request))}")
 
@@ -123,7 +135,10 @@ def disk(
     ] = 0,
     data: Data = None,
 ) -> None:
-    """Fill an IDC's disk, or make it slow."""
+    """Fill an IDC's disk, or make it slow.
+
+    Example: imctl fault disk fra full
+    """
     wanted = pb.DiskFault(full=state is Disk.FULL, fsync_delay_ms=fsync_delay_ms)
     request = pb.FaultRequest(disk=wanted)
     print(f"{idc}: {asyncio.run(admin.fault(deployment.find(data), idc, request))}")

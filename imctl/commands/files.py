@@ -17,7 +17,10 @@ from imctl.output import emit
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Region files.")],
 ) -> None:
-    """Check region files: types, fields and the rules between them, each error with its line."""
+    """Check region files: types, fields and the rules between them, each error with its line.
+
+    Example: imctl validate regions/*.yaml
+    """
     from imcore.region.load import check_region
 
     wrong = 0
@@ -41,6 +44,8 @@ def check(
     """Judge a recorded history: nothing missing, nothing twice, one order (docs/history.md).
 
     Exit status: 0 every promise held, 1 violations, 2 no history, or one that ends too early.
+
+    Example: imctl check build/demo/history.jsonl
     """
     from imcore.checker import check_file
 
@@ -78,6 +83,8 @@ def pki_init(
     """Make what is missing: a CA, a certificate for each IDC, the region keys.
 
     Nothing that exists is overwritten.
+
+    Example: imctl pki init regions/three-idc.yaml
     """
     from imcore import pki as core
     from imcore.region.load import load_region
@@ -100,7 +107,10 @@ def pki_show(
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the certificates of a folder: names, expiry, fingerprint. Never a key."""
+    """Show the certificates of a folder: names, expiry, fingerprint. Never a key.
+
+    Example: imctl pki show var/three-idc/pki
+    """
     from imcore import pki as core
     from imctl import deployment
 

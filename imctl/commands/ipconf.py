@@ -42,7 +42,10 @@ def lookup(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Show the shard, the IDCs and the gateways that a client at this address would get."""
+    """Show the shard, the IDCs and the gateways that a client at this address would get.
+
+    Example: imctl ipconf lookup 203.0.113.9
+    """
     target = deployment.find(data)
     try:
         ip_address(address)

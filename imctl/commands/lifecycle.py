@@ -36,6 +36,8 @@ def up(
 
     Makes the certificates when there are none, starts the link proxy, the witness and the IDCs as
     processes of their own and waits until they serve. Ctrl-C while starting leaves nothing.
+
+    Example: imctl up regions/three-idc.yaml --faults
     """
     target = Local.prepare(file, data, faults, SystemClock(), chosen(engines))
     started = time.monotonic()
@@ -61,7 +63,10 @@ def _progress(target: Local) -> Iterator[startup.Progress]:
 
 
 def down(data: Data = None) -> None:
-    """Stop the deployment; its data stay."""
+    """Stop the deployment; its data stay.
+
+    Example: imctl down --data var/three-idc
+    """
     target = deployment.find(data)
     count = sum(unit.state != "gone" for unit in target.units())
     killed = target.stop()
@@ -70,13 +75,19 @@ def down(data: Data = None) -> None:
 
 
 def kill(idc: IdcName, data: Data = None) -> None:
-    """Kill -9 every process of an IDC, as a power cut would."""
+    """Kill -9 every process of an IDC, as a power cut would.
+
+    Example: imctl kill fra
+    """
     deployment.find(data).kill(idc)
     print(f"killed {idc}; `imctl start {idc}` starts it again")
 
 
 def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
-    """Start an IDC (or the witness, or the link proxy) that was killed."""
+    """Start an IDC (or the witness, or the link proxy) that was killed.
+
+    Example: imctl start fra
+    """
     target = deployment.find(data)
     target.start([idc])
     if wait:
@@ -92,6 +103,8 @@ def wipe(
     """Delete the data of an IDC that is down (log, KV, registry), or of one of its engines alone.
 
     PD and its store go together: neither knows what to do without the other's data.
+
+    Example: imctl wipe fra
     """
     target = deployment.find(data)
     if not yes:
@@ -103,14 +116,20 @@ def wipe(
 
 
 def pause(idc: IdcName, data: Data = None) -> None:
-    """Freeze an IDC's processes (SIGSTOP): connections stay open and nothing answers."""
+    """Freeze an IDC's processes (SIGSTOP): connections stay open and nothing answers.
+
+    Example: imctl pause fra
+    """
     target = deployment.find(data)
     _audited(target, idc, "paused (SIGSTOP)", target.pause)
     print(f"paused {idc}; `imctl resume {idc}` lets it go on")
 
 
 def resume(idc: IdcName, data: Data = None) -> None:
-    """Let a paused IDC go on (SIGCONT)."""
+    """Let a paused IDC go on (SIGCONT).
+
+    Example: imctl resume fra
+    """
     target = deployment.find(data)
     _audited(target, idc, "resumed (SIGCONT)", target.resume)
     print(f"resumed {idc}")
@@ -135,7 +154,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the end.")] = 50,
 ) -> None:
-    """Show the logs of an IDC (or the witness, the link proxy), or of all."""
+    """Show the logs of an IDC (or the witness, the link proxy), or of all.
+
+    Example: imctl logs fra --follow
+    """
     target = deployment.find(data)
     if idc is not None and idc not in target.everything():
         raise typer.BadParameter(f"expected one of {', '.join(target.everything())}, got {idc}")

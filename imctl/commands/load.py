@@ -52,6 +52,8 @@ def load(
     """Put load on a deployment and judge its history: nothing missing, nothing twice, one order.
 
     Exit status: 0 every promise held, 1 not.
+
+    Example: imctl load --rate 100 --seconds 30
     """
     if group_rate > rate:
         raise BadInput(f"expected a --group-rate of at most {rate:g}, got {group_rate:g}")

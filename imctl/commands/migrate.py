@@ -72,6 +72,8 @@ def kv(
     change yours too.
 
     Exit status: 0 all are there, 1 one is not.
+
+    Example: imctl migrate kv fra --to tikv
     """
     target = deployment.find(data)
     names = idcs or [idc.name for idc in target.region.spec.idcs]

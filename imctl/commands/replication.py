@@ -56,6 +56,8 @@ def render(
     for a cluster without Strimzi. No secret is ever printed.
 
     Exit status: 0 done, 2 the region file has no such flows.
+
+    Example: imctl replication render r.yaml fra --target strimzi
     """
     from imcore.region.load import load_region
     from imctl.engines import mm2, mm2_config, properties, strimzi
@@ -108,6 +110,8 @@ def check(
     """Check settings that were edited or written by hand: would the promises hold?
 
     Exit status: 0 they would, 2 they would not, each reason with the name of its setting.
+
+    Example: imctl replication check r.yaml fra mm2.properties
     """
     from imcore.region.load import load_region
     from imctl.engines import mm2_check, mm2_config, properties

@@ -25,6 +25,8 @@ def status(
     """Show topology, states, connections, rates, replication lag and alarms.
 
     Exit status: 0 every IDC answers, 1 one does not.
+
+    Example: imctl status --watch
     """
     target = deployment.find(data)
     if watch:

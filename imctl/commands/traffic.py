@@ -56,7 +56,10 @@ def cordon(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Send no new clients to an IDC; those who are there stay."""
+    """Send no new clients to an IDC; those who are there stay.
+
+    Example: imctl cordon fra
+    """
     change = _change(Kind.CORDON, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
@@ -70,7 +73,10 @@ def uncordon(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Send new clients to a cordoned IDC again."""
+    """Send new clients to a cordoned IDC again.
+
+    Example: imctl uncordon fra
+    """
     change = _change(Kind.UNCORDON, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
@@ -86,7 +92,10 @@ def drain(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move every client away from an IDC, to where each would go next; nothing is lost."""
+    """Move every client away from an IDC, to where each would go next; nothing is lost.
+
+    Example: imctl drain fra --dry-run
+    """
     change = _change(Kind.DRAIN, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, wait, timeout, output, data)
 
@@ -100,7 +109,10 @@ def undrain(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`."""
+    """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`.
+
+    Example: imctl undrain fra
+    """
     change = _change(Kind.UNDRAIN, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
@@ -117,7 +129,10 @@ def switchover(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move an IDC's clients to another one; nothing is lost and no send fails."""
+    """Move an IDC's clients to another one; nothing is lost and no send fails.
+
+    Example: imctl switchover fra iad
+    """
     change = _change(Kind.SWITCHOVER, source, target, expect_epoch, override)
     _run(change, dry_run, yes, wait, timeout, output, data)
 
@@ -131,7 +146,10 @@ def failover(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Declare an IDC failed: its clients go elsewhere at once. An IDC that works: drain it."""
+    """Declare an IDC failed: its clients go elsewhere at once. An IDC that works: drain it.
+
+    Example: imctl failover fra --dry-run
+    """
     change = _change(Kind.FAILOVER, source, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
@@ -147,7 +165,10 @@ def failback(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Return traffic to an IDC that was failed or drained, in steps, once it has caught up."""
+    """Return traffic to an IDC that was failed or drained, in steps, once it has caught up.
+
+    Example: imctl failback fra
+    """
     change = _change(Kind.FAILBACK, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, wait, timeout, output, data)
 
@@ -163,7 +184,10 @@ def retire(
 ) -> None:
     """Give up an IDC that is failed or drained: nobody keeps logs for it any longer.
 
-    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients."""
+    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients.
+
+    Example: imctl retire fra
+    """
     change = _change(Kind.RETIRE, idc, "", expect_epoch, override)
     _run(change, dry_run, yes, False, 0.0, output, data)
 
@@ -178,7 +202,10 @@ op = typer.Typer(
 
 @op.command("list")
 def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
-    """The last operations, oldest first."""
+    """The last operations, oldest first.
+
+    Example: imctl op list -o json
+    """
 
     async def read(control: Control) -> list[Operation]:
         names = (await control.policy()).history
@@ -204,7 +231,10 @@ def op_show(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """One operation: its steps, each with the evidence it rested on."""
+    """One operation: its steps, each with the evidence it rested on.
+
+    Example: imctl op show drain-fra-7
+    """
 
     async def read(control: Control) -> Operation | None:
         return await control.operation(name)

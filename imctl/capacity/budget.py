@@ -1,0 +1,27 @@
+"""The error budget: what an availability leaves to lose."""
+
+from __future__ import annotations
+
+from imctl.capacity.inputs import Workload
+from imctl.capacity.result import Line
+
+YEAR_S = 365.25 * 86_400
+MONTH_S = YEAR_S / 12
+
+
+def lines(workload: Workload) -> list[Line]:
+    w = workload
+    bad = 1 - w.availability
+    month_s = bad * MONTH_S
+    losses = month_s / (w.rto_s / w.idcs)
+    return [
+        Line.of("budget_month", "Down for all, a month", month_s, "s",
+                "(1 - availability) x a year / 12"),
+        Line.of("budget_year", "Down for all, a year", bad * YEAR_S, "s",
+                "(1 - availability) x 365.25 days"),
+        Line.of("failed_month", "Messages that may fail, a month",
+                w.messages_a_day * MONTH_S / 86_400 * bad, "msg",
+                "messages a month x (1 - availability)"),
+        Line.of("losses_month", "Losses of an IDC that fit, a month", losses, "",
+                "down for all, a month / (rto_s / idcs)"),
+    ]  # fmt: skip
