@@ -16,7 +16,13 @@ from imctl.target.base import Target
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
-from services.control.operations import Operation, commit, operation_from_json, operation_key
+from services.control.operations import (
+    Operation,
+    as_known,
+    commit,
+    operation_from_json,
+    operation_key,
+)
 from services.control.rules import Change
 from services.control.voting import PREFIX as VOTES
 from services.control.voting import Votes
@@ -67,10 +73,21 @@ class Control:
             return initial(self._target.region, self._clock.wall_ms())
         return from_json(value)
 
+    async def operations(self) -> list[Operation]:
+        """The last ones, oldest first. Raises Unavailable."""
+        policy = await self.policy()
+        found = [await self._operation(name, policy) for name in policy.history]
+        return [each for each in found if each is not None]
+
     async def operation(self, name: str) -> Operation | None:
-        """Raises Unavailable."""
+        """As its record and the policy show it. Raises Unavailable."""
+        # The policy first: what ends later is written down later.
+        return await self._operation(name, await self.policy())
+
+    async def _operation(self, name: str, policy: Policy) -> Operation | None:
         value, _ = await self._proposer.read(operation_key(name))
-        return operation_from_json(value) if value else None
+        record = operation_from_json(value) if value else None
+        return as_known(name, record, policy, self._clock.wall_ms())
 
     async def evidence(self) -> Evidence:
         """What every IDC says of itself, and all votes, as of now; silence is no evidence."""

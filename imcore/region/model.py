@@ -241,6 +241,11 @@ class Safety(Model):
     hold_ms: int = Field(default=3_000, ge=500, description="evidence must hold this long")
     automatic_failover: bool = True
     evidence_age_ms_max: int = Field(default=2_000, gt=0)
+    stall_ms: int = Field(
+        default=60_000,
+        gt=0,
+        description="a move whose next step comes no nearer for so long is paused for an operator",
+    )
     freeze: list[FreezeWindow] = Field(default_factory=list)
 
 

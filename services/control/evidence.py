@@ -17,6 +17,7 @@ class IdcFacts:
     origin: str = ""
     serving: bool = True
     sessions: int = 0
+    closed: int = 0  # connections that did not go by themselves, in its last drain
     messages_per_s: float = 0.0
     ends: Ends = ()  # of its own log, per partition
     held: Mapping[str, Ends] = field(default_factory=dict)  # by origin
@@ -70,6 +71,7 @@ def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
             origin=str(status["origin"]),
             serving=bool(status["serving"]),
             sessions=int(status["sessions"]),
+            closed=int(status.get("moves", {}).get("closed", 0)),
             messages_per_s=float(status["rates"]["accepted_per_s"]),
             ends=tuple(status["log"]["ends"]),
             held=_ends(status["held"]),

@@ -38,11 +38,18 @@ class Kind:
     DRAINED = "drained"
     RAMP = "ramp"
     RETIRE = "retire"
+    # About the operation under way, not about an IDC:
+    PAUSE = "pause"
+    STALL = "stall"  # by a controller: the next step has come no nearer for too long
+    RESUME = "resume"
+    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id."""
+    """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id.
+    ``operation``: which one a pause, stall, resume or abort is about; its IDC follows from it.
+    ``reason``: why a controller stalls it."""
 
     kind: str
     idc: str
@@ -52,6 +59,8 @@ class Change:
     expect_epoch: int = 0
     overrides: tuple[str, ...] = ()
     ramp: int = 100
+    operation: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,10 @@ def evidence() -> Evidence:
     return Evidence(facts, votes, IDCS, {idc: Mark(NOW, f"{idc}.1", ENDS, 0) for idc in IDCS})
 
 
-def changes(overrides: tuple[str, ...] = ()) -> Iterator[Change]:
+def changes(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Change]:
+    if policy.operation is not None:
+        for kind in (Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT):
+            yield Change(kind, "", "", "operator", operation=policy.operation.id)
     for kind in KINDS:
         target = "sin" if kind == Kind.SWITCHOVER else ""
         yield Change(kind, "fra", "", "operator", target, overrides=overrides)
@@ -74,16 +77,17 @@ def plain(policy: Policy) -> Policy:
 
 
 def successors(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Policy]:
-    for change in changes(overrides):
+    for change in changes(policy, overrides):
         decision = evaluate(policy, change, evidence(), REGION, NOW)
         if decision.policy is not None:
             yield plain(decision.policy)
 
 
 def returns(policy: Policy) -> Iterator[Policy]:
-    """By what gives clients back or ends a move: no detour by a new cordon or drain."""
-    takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RETIRE}
-    for change in changes():
+    """By what gives clients back or ends a move: no detour by a new cordon or drain, and none by
+    an abort, so that whoever is paused can go on too."""
+    takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RETIRE, Kind.ABORT}
+    for change in changes(policy):
         decision = evaluate(policy, change, evidence(), REGION, NOW)
         if decision.policy is not None and change.kind not in takes:
             yield plain(decision.policy)
