@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock
@@ -34,13 +34,21 @@ RESOLVE_TRIES = 3
 FACTS_S = 1.0  # evidence may be two seconds old when it is judged
 
 
+class Judged(NamedTuple):
+    """A decision with what it rests on."""
+
+    policy: Policy
+    evidence: Evidence
+    decision: Decision
+
+
 class Control:
     """``async with Control(...)``: connections to the registries of all IDCs (and the witness)."""
 
     def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
         self._target = target
         self._clock = clock
-        region = target.region
+        self.region = region = target.region
         self.idcs = [idc.name for idc in region.spec.idcs]
         witness = [region.spec.witness.name] if region.spec.witness else []
         self.voters = self.idcs + witness
@@ -114,10 +122,11 @@ class Control:
         votes = Votes("admin", self._registries, poller, self._clock)
         return votes.seen(self._clock.wall_ms())
 
-    async def judge(self, change: Change) -> Decision:
+    async def judge(self, change: Change) -> Judged:
         """What would be decided now; nothing is changed. Raises Unavailable."""
         policy, evidence = await asyncio.gather(self.policy(), self.evidence())
-        return evaluate(policy, change, evidence, self._target.region, self._clock.wall_ms())
+        decision = evaluate(policy, change, evidence, self.region, self._clock.wall_ms())
+        return Judged(policy, evidence, decision)
 
     async def submit(self, change: Change) -> Decision:
         """Judge and commit. An unknown outcome is resolved by the same request again. Raises

@@ -166,6 +166,9 @@ class Capacity(Model):
 
     sessions: int = Field(default=10_000, gt=0)
     messages_per_s: int = Field(default=2_000, gt=0)
+    logins_per_s: int = Field(
+        default=200, gt=0, description="a planned move hands over no more sessions a second"
+    )
 
 
 class Idc(Model):

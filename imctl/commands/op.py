@@ -5,14 +5,13 @@ from __future__ import annotations
 import secrets
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from imctl.commands.asking import DryRun, Override, Yes, run_change, with_control
+from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change, with_control
 from imctl.errors import Failed
 from imctl.options import Data, Format, Output
 from imctl.opwatch import conclude, until_ended
@@ -99,7 +98,7 @@ def op_pause(
 
     Example: imctl op pause drain-fra-7
     """
-    _steer(Kind.PAUSE, name, None, dry_run, yes, output, data)
+    _steer(Kind.PAUSE, name, None, Asking(dry_run, yes, output, data))
 
 
 @op.command("resume")
@@ -115,7 +114,7 @@ def op_resume(
 
     Example: imctl op resume drain-fra-7
     """
-    _steer(Kind.RESUME, name, override, dry_run, yes, output, data)
+    _steer(Kind.RESUME, name, override, Asking(dry_run, yes, output, data))
 
 
 @op.command("abort")
@@ -131,26 +130,18 @@ def op_abort(
 
     Example: imctl op abort switchover-fra-7
     """
-    _steer(Kind.ABORT, name, override, dry_run, yes, output, data)
+    _steer(Kind.ABORT, name, override, Asking(dry_run, yes, output, data))
 
 
-def _steer(
-    kind: str,
-    name: str,
-    override: str | None,
-    dry_run: bool,
-    yes: bool,
-    output: Format,
-    data: Path | None,
-) -> None:
+def _steer(kind: str, name: str, override: str | None, how: Asking) -> None:
     request_id = secrets.token_hex(8)
     overrides = (override,) if override else ()
 
     async def wish(control: Control) -> Change:
-        running = await _named(control, name)
-        return Change(kind, "", request_id, "operator", overrides=overrides, operation=running)
+        steered = await _named(control, name)
+        return Change(kind, "", request_id, "operator", overrides=overrides, operation=steered)
 
-    run_change(with_control(data, wish), dry_run, yes, False, 0.0, output, data)
+    run_change(with_control(how.data, wish), how)
 
 
 async def _named(control: Control, name: str) -> str:
@@ -181,6 +172,10 @@ def _view(operation: Operation) -> RenderableType:
     head = f"{operation.id}: {operation.state}"
     if operation.by:
         head += f", by {operation.by} (request {operation.request_id})"
+    if operation.rate:
+        head += f", {operation.rate} sessions/s"
+    if operation.max_lag_ms:
+        head += f", lag at most {operation.max_lag_ms} ms"
     table = Table("TIME", "EPOCH", "STEP", box=None, pad_edge=False)
     for step in operation.steps:
         table.add_row(_time(step.at_ms), str(step.epoch), step.sentence)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from imctl.commands.asking import DryRun, Override, Yes, run_change
+from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change
 from imctl.options import Data, Format, IdcName, Output
 from services.control.rules import Change, Kind
 
@@ -20,6 +20,25 @@ Epoch = Annotated[
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until the operation has ended.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for its end.")]
+
+MaxLag = Annotated[
+    int,
+    typer.Option(
+        "--max-lag",
+        metavar="MS",
+        min=0,
+        help="Go on only while replication lags less; at most what the region file says; 0: that.",
+    ),
+]
+Rate = Annotated[
+    int,
+    typer.Option(
+        "--rate",
+        metavar="N",
+        min=0,
+        help="Sessions a second to hand over; never more than takers admit; 0: the policy's 50.",
+    ),
+]
 
 WAIT_S = 120.0
 
@@ -33,28 +52,37 @@ def cordon(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Send no new clients to an IDC; those who are there stay."""
+    """Send no new clients to an IDC; those who are there stay.
+
+    Example: imctl cordon fra
+    """
     change = _change(Kind.CORDON, idc, "", expect_epoch, override)
-    run_change(change, dry_run, yes, False, 0.0, output, data)
+    run_change(change, Asking(dry_run, yes, output, data))
 
 
 def uncordon(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    max_lag: MaxLag = 0,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Send new clients to a cordoned IDC again."""
-    change = _change(Kind.UNCORDON, idc, "", expect_epoch, override)
-    run_change(change, dry_run, yes, False, 0.0, output, data)
+    """Send new clients to a cordoned IDC again.
+
+    Example: imctl uncordon fra
+    """
+    change = _change(Kind.UNCORDON, idc, "", expect_epoch, override, max_lag)
+    run_change(change, Asking(dry_run, yes, output, data))
 
 
 def drain(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    max_lag: MaxLag = 0,
+    rate: Rate = 0,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -63,29 +91,38 @@ def drain(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move every client away from an IDC, to where each would go next; nothing is lost."""
-    change = _change(Kind.DRAIN, idc, "", expect_epoch, override)
-    run_change(change, dry_run, yes, wait, timeout, output, data)
+    """Move every client away from an IDC, to where each would go next; nothing is lost.
+
+    Example: imctl drain fra --rate 20
+    """
+    change = _change(Kind.DRAIN, idc, "", expect_epoch, override, max_lag, rate)
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
 
 
 def undrain(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    max_lag: MaxLag = 0,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`."""
-    change = _change(Kind.UNDRAIN, idc, "", expect_epoch, override)
-    run_change(change, dry_run, yes, False, 0.0, output, data)
+    """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`.
+
+    Example: imctl undrain fra
+    """
+    change = _change(Kind.UNDRAIN, idc, "", expect_epoch, override, max_lag)
+    run_change(change, Asking(dry_run, yes, output, data))
 
 
 def switchover(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The IDC to empty.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="The IDC that takes its clients.")],
     expect_epoch: Epoch = 0,
+    max_lag: MaxLag = 0,
+    rate: Rate = 0,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -94,9 +131,12 @@ def switchover(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move an IDC's clients to another one; nothing is lost and no send fails."""
-    change = _change(Kind.SWITCHOVER, source, target, expect_epoch, override)
-    run_change(change, dry_run, yes, wait, timeout, output, data)
+    """Move an IDC's clients to another one; nothing is lost and no send fails.
+
+    Example: imctl switchover fra iad --max-lag 500
+    """
+    change = _change(Kind.SWITCHOVER, source, target, expect_epoch, override, max_lag, rate)
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
 
 
 def failover(
@@ -108,14 +148,21 @@ def failover(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Declare an IDC failed: its clients go elsewhere at once. An IDC that works: drain it."""
+    """Declare an IDC failed: its clients go elsewhere at once. An IDC that works: drain it.
+
+    What only the lost IDC holds is estimated and printed first.
+
+    Example: imctl failover fra --dry-run
+    """
     change = _change(Kind.FAILOVER, source, "", expect_epoch, override)
-    run_change(change, dry_run, yes, False, 0.0, output, data)
+    run_change(change, Asking(dry_run, yes, output, data))
 
 
 def failback(
     idc: IdcName,
     expect_epoch: Epoch = 0,
+    max_lag: MaxLag = 0,
+    rate: Rate = 0,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -124,9 +171,12 @@ def failback(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Return traffic to an IDC that was failed or drained, in steps, once it has caught up."""
-    change = _change(Kind.FAILBACK, idc, "", expect_epoch, override)
-    run_change(change, dry_run, yes, wait, timeout, output, data)
+    """Return traffic to an IDC that was failed or drained, in steps, once it has caught up.
+
+    Example: imctl failback fra
+    """
+    change = _change(Kind.FAILBACK, idc, "", expect_epoch, override, max_lag, rate)
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
 
 
 def retire(
@@ -140,15 +190,26 @@ def retire(
 ) -> None:
     """Give up an IDC that is failed or drained: nobody keeps logs for it any longer.
 
-    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients."""
+    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients.
+
+    Example: imctl retire fra
+    """
     change = _change(Kind.RETIRE, idc, "", expect_epoch, override)
-    run_change(change, dry_run, yes, False, 0.0, output, data)
+    run_change(change, Asking(dry_run, yes, output, data))
 
 
 # ------------------------------------------------------------------------------------ shared
 
 
-def _change(kind: str, idc: str, target: str, epoch: int, override: str | None) -> Change:
+def _change(
+    kind: str,
+    idc: str,
+    target: str,
+    epoch: int,
+    override: str | None,
+    max_lag_ms: int = 0,
+    rate: int = 0,
+) -> Change:
     return Change(
         kind=kind,
         idc=idc,
@@ -157,4 +218,6 @@ def _change(kind: str, idc: str, target: str, epoch: int, override: str | None) 
         target=target,
         expect_epoch=epoch,
         overrides=(override,) if override else (),
+        max_lag_ms=max_lag_ms,
+        rate=rate,
     )

@@ -99,7 +99,6 @@ _OWN_FACTS = frozenset(
     }
 )  # fmt: skip
 _KEEPS_RAMP = frozenset({Kind.CORDON, Kind.UNCORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.UNDRAIN})
-_STEPS = frozenset({Kind.DRAINED, Kind.RAMP})
 _OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
 
 
@@ -178,7 +177,7 @@ def _nonsense(case: Case) -> list[Blocker]:
     if change.kind == Kind.RAMP:
         found += _ramp_nonsense(case)
     running = policy.operation
-    if change.kind in _STEPS and running and running.idc == change.idc and running.paused:
+    if change.kind in steering.STEPS and running and running.idc == change.idc and running.paused:
         found.append(_transition(f"{running.id} is {running.state}", "a running operation"))
     return found
 
@@ -233,6 +232,8 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
             change.by,
             change.request_id,
             case.now_ms,
+            rate=change.rate,
+            max_lag_ms=change.max_lag_ms,
         )
     elif closes:
         operation = None

@@ -22,6 +22,7 @@ class IdcFacts:
     ends: Ends = ()  # of its own log, per partition
     held: Mapping[str, Ends] = field(default_factory=dict)  # by origin
     applied: Mapping[str, Ends] = field(default_factory=dict)
+    announced: Mapping[str, Ends] = field(default_factory=dict)  # the highest ends heard of
     peers_held: Mapping[str, Ends] = field(default_factory=dict)  # own log, by IDC
     peers_applied: Mapping[str, Ends] = field(default_factory=dict)
     lag_ms: Mapping[str, int] = field(default_factory=dict)  # of each origin, here
@@ -76,6 +77,7 @@ def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
             ends=tuple(status["log"]["ends"]),
             held=_ends(status["held"]),
             applied=_ends(status["applied"]),
+            announced=_ends(status.get("announced", {})),
             peers_held=_ends(status["peers_held"]),
             peers_applied=_ends(status["peers_applied"]),
             lag_ms={origin: int(row["ms"]) for origin, row in status["lag"].items()},

@@ -16,6 +16,7 @@ from imcore.region.model import Region
 from imcore.runtime import Clock
 from services.policy.document import IdcState, Policy
 from services.policy.holder import PolicyHolder
+from services.policy.pace import moves_per_s
 from services.policy.placement import preference, takes
 
 log = logging.getLogger("im.control")
@@ -137,8 +138,8 @@ class Mover:
             return 0
         self._look_at_own_state(policy.state(self._own))
         # Credit for one pause at most, and no burst after an idle time.
-        per_step = policy.moves_per_s * EVERY_S
-        self._credit = min(self._credit + policy.moves_per_s * passed, max(1.0, 2 * per_step))
+        rate = moves_per_s(policy, self._region, self._own)
+        self._credit = min(self._credit + rate * passed, max(1.0, 2 * rate * EVERY_S))
         minority = self._in_minority()
         paused = policy.operation is not None and policy.operation.paused
         if paused and not minority:  # nobody is handed over by anybody until it goes on

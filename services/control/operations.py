@@ -53,6 +53,8 @@ class Operation:
     started_ms: int
     ended_ms: int = 0
     steps: tuple[Step, ...] = ()
+    rate: int = 0  # as in OperationRef
+    max_lag_ms: int = 0
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -149,6 +151,8 @@ async def _record(
             change.request_id,
             OperationState.RUNNING,
             now_ms,
+            rate=change.rate,
+            max_lag_ms=change.max_lag_ms,
         )
         writes.append((opened, OperationState.DONE if done else OperationState.RUNNING))
     for opened, state in writes:
@@ -176,6 +180,8 @@ def _blank(ref: OperationRef) -> Operation:
         ref.request_id,
         OperationState.RUNNING,
         ref.started_ms,
+        rate=ref.rate,
+        max_lag_ms=ref.max_lag_ms,
     )
 
 

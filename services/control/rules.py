@@ -49,7 +49,7 @@ class Kind:
 class Change:
     """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id.
     ``operation``: which one a pause, stall, resume or abort is about; its IDC follows from it.
-    ``reason``: why a controller stalls it."""
+    ``reason``: why a controller stalls it. ``rate``, ``max_lag_ms``: as in ``OperationRef``."""
 
     kind: str
     idc: str
@@ -61,6 +61,8 @@ class Change:
     ramp: int = 100
     operation: str = ""
     reason: str = ""
+    rate: int = 0
+    max_lag_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def replication_lag_of_heard(case: Case) -> Blocker | None:
 
 def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
     about, limit = case.facts(case.change.idc), case.safety.replication_lag_ms_max
+    limit = min(limit, case.change.max_lag_ms or limit)
     lags = []
     for name in others:
         facts = case.facts(name)

@@ -20,6 +20,7 @@ from services.policy.document import (
 )
 
 KINDS = frozenset({Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT})
+STEPS = frozenset({Kind.DRAINED, Kind.RAMP})  # what controllers bring an operation on by
 _RUNNING = frozenset({OperationState.RUNNING})
 _WHEN = {
     Kind.PAUSE: _RUNNING,
@@ -35,11 +36,16 @@ _BECOMES = {
 
 
 def completed(policy: Policy, change: Change) -> Change:
-    """The change with the IDC and the target that follow from its operation."""
+    """The change with what follows from its operation: for a pause or the like its IDC and its
+    target, for a step how little the replication may lag."""
     running = policy.operation
-    if change.kind not in KINDS or running is None:
+    if running is None:
         return change
-    return replace(change, idc=running.idc, target=running.target)
+    if change.kind in KINDS:
+        return replace(change, idc=running.idc, target=running.target)
+    if change.kind in STEPS and change.idc == running.idc:
+        return replace(change, max_lag_ms=running.max_lag_ms)
+    return change
 
 
 def misfit(policy: Policy, change: Change) -> tuple[str, str] | None:
@@ -56,7 +62,7 @@ def misfit(policy: Policy, change: Change) -> tuple[str, str] | None:
 def judged_as(running: OperationRef, change: Change) -> Change | None:
     """Whose rules this has to pass; None: no rule speaks about it."""
     if change.kind == Kind.RESUME:
-        return replace(change, kind=running.kind)
+        return replace(change, kind=running.kind, max_lag_ms=running.max_lag_ms)
     if change.kind == Kind.ABORT and running.kind != Kind.FAILBACK:
         return replace(change, kind=Kind.UNDRAIN, target="")
     return None

@@ -59,6 +59,7 @@ class Status:
             "kv": node.kv_engines.status(),
             "held": held,
             "applied": applied,
+            "announced": node.replication.announced(),
             "peers_held": peers_held,
             "peers_applied": peers_applied,
             "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},

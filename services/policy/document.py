@@ -67,6 +67,8 @@ class OperationRef:
     request_id: str
     started_ms: int
     state: OperationState = OperationState.RUNNING
+    rate: int = 0  # sessions a second that it hands over; 0: the policy's
+    max_lag_ms: int = 0  # tightens the replication-lag rule for its steps; 0: the region file's
 
     @property
     def paused(self) -> bool:

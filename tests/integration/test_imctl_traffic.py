@@ -117,9 +117,14 @@ async def test_an_operation_is_paused_resumed_aborted_and_watched_by_other_comma
         assert "drained of fra by controller fra" in drained.errors
 
         # Alone, it never finds its tail held elsewhere: the failback stays under way.
-        back = await imctl(tmp_path, "failback", "fra", "--yes", "--no-wait")
-        name = back.document["operation"]
-        assert name in back.errors
+        asked = ("failback", "fra", "--yes", "--no-wait", "--rate", 7, "--max-lag", 900)
+        loose = await imctl(tmp_path, "failback", "fra", "--max-lag", 5_001)
+        assert loose.status == 2
+        assert "--max-lag: expected at most 5000, got 5001" in loose.errors
+        name = (await imctl(tmp_path, *asked, json_too=False)).document.strip()
+        assert name == "failback-fra-4"  # alone on its line, for scripts
+        begun = (await imctl(tmp_path, "op", "show", name)).document
+        assert (begun["rate"], begun["max_lag_ms"]) == (7, 900)
         watching = asyncio.create_task(imctl(tmp_path, "op", "watch", name, json_too=False))
         would = await imctl(tmp_path, "op", "pause", "--dry-run")
         assert (would.status, would.document["decision"]) == (0, "would commit")

@@ -176,6 +176,32 @@ def test_the_state_of_an_operation_survives_the_policys_json_and_old_ones_are_ru
     assert running is not None and running.state is OperationState.RUNNING
 
 
+def test_a_tighter_lag_holds_for_the_move_its_steps_and_its_resume() -> None:
+    slow = evidence(lag_ms={"iad.1": 800})
+    start = initial(REGION, NOW - 60_000)
+    drained = replace(start, idcs={**start.idcs, "fra": IdcPolicy(IdcState.DRAINED)})
+    assert set(refused_as(decide(start, Kind.DRAIN, slow, idc="fra", max_lag_ms=799))) == {
+        "replication-lag"
+    }
+    committed(decide(start, Kind.DRAIN, slow, idc="fra", max_lag_ms=800))
+    committed(decide(start, Kind.DRAIN, slow, idc="fra"))
+    wide = evidence(lag_ms={"iad.1": 5_001})  # it tightens only
+    assert decide(start, Kind.DRAIN, wide, idc="fra", max_lag_ms=9_000).policy is None
+
+    back = committed(decide(drained, Kind.FAILBACK, idc="fra", max_lag_ms=500, rate=7))
+    assert back.operation is not None
+    assert (back.operation.max_lag_ms, back.operation.rate) == (500, 7)
+    assert from_json(back.to_json()) == back
+    step = decide(back, Kind.RAMP, slow, idc="fra", ramp=10)
+    assert set(refused_as(step)) == {"replication-lag"}
+    committed(decide(back, Kind.RAMP, evidence(lag_ms={"iad.1": 400}), idc="fra", ramp=10))
+
+    drain = committed(decide(start, Kind.DRAIN, idc="fra", max_lag_ms=500))
+    name = drain.history[-1]
+    paused = committed(decide(drain, Kind.PAUSE, operation=name))
+    assert "replication-lag" in refused_as(decide(paused, Kind.RESUME, slow, operation=name))
+
+
 # --------------------------------------------------------------------------- a failed step
 
 
