@@ -244,6 +244,12 @@ class Safety(Model):
     hold_ms: int = Field(default=3_000, ge=500, description="evidence must hold this long")
     automatic_failover: bool = True
     evidence_age_ms_max: int = Field(default=2_000, gt=0)
+    anti_flap_ms: int = Field(
+        default=60_000,
+        ge=0,
+        description="an IDC is emptied no sooner after its clients were last moved, there or back: "
+        "a drain and its return take less, so one round of them is over; 0: at any time",
+    )
     stall_ms: int = Field(
         default=60_000,
         gt=0,

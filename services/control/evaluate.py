@@ -61,6 +61,7 @@ _PLANNED: tuple[Rule, ...] = (
     rules.replication_lag,
     rules.one_move_at_a_time,
     rules.freeze_window,
+    rules.anti_flap,
 )
 # They move clients back at once, without a return's steps.
 _BACK: tuple[Rule, ...] = (
@@ -68,7 +69,7 @@ _BACK: tuple[Rule, ...] = (
     rules.no_other_move,
     rules.freeze_window,
 )
-_ONLY_AT_THE_START: tuple[Rule, ...] = (rules.one_move_at_a_time,)
+_ONLY_AT_THE_START: tuple[Rule, ...] = (rules.one_move_at_a_time, rules.anti_flap)
 _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.CORDON: (rules.active_idcs_min, rules.one_move_at_a_time, rules.freeze_window),
     Kind.UNCORDON: _BACK,
@@ -99,6 +100,8 @@ _OWN_FACTS = frozenset(
     }
 )  # fmt: skip
 _KEEPS_RAMP = frozenset({Kind.CORDON, Kind.UNCORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.UNDRAIN})
+# By these a move of the IDC's clients has ended, or has come a step further.
+_MOVED = frozenset({Kind.DRAINED, Kind.UNDRAIN, Kind.FAILOVER, Kind.RAMP})
 _OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
 
 
@@ -260,7 +263,9 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
 
 def _changed(case: Case) -> IdcPolicy:
     state, ramp = _becomes(case.policy, case.change)
-    return IdcPolicy(state, ramp, _target(case.policy, case.change), case.now_ms)
+    known = case.policy.idcs.get(case.change.idc, IdcPolicy())
+    moved_ms = case.now_ms if case.change.kind in _MOVED else known.moved_ms
+    return IdcPolicy(state, ramp, _target(case.policy, case.change), case.now_ms, moved_ms)
 
 
 def _ramp_of(policy: Policy, idc: str) -> int:

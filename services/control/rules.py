@@ -190,6 +190,21 @@ def freeze_window(case: Case) -> Blocker | None:
     return None
 
 
+def anti_flap(case: Case) -> Blocker | None:
+    """An IDC that is emptied again right after its clients were moved would pass them to and fro.
+    Only what empties it waits: clients are better off at home, and no round goes without it."""
+    row, limit = case.policy.idcs.get(case.change.idc), case.safety.anti_flap_ms
+    if row is None or not row.moved_ms or case.now_ms - row.moved_ms >= limit:
+        return None
+    ago = f"{(case.now_ms - row.moved_ms) / 1000:.1f} s ago"
+    return Blocker(
+        "anti-flap",
+        ago,
+        f"{limit / 1000:g} s",
+        f"clients of {case.change.idc} were last moved {ago}, {limit / 1000:g} s must pass",
+    )
+
+
 def is_fresh(age_ms: int, limit_ms: int) -> bool:
     """Evidence from the future is none: the judge's wall clock has stepped back since it was seen,
     and how old it is nobody knows. A clock that is being slewed is forgiven a little."""

@@ -76,4 +76,4 @@ def steered(
         return replace(running, state=_BECOMES[change.kind]), row
     if running.kind == Kind.FAILBACK:
         return None, replace(row, since_ms=now_ms)
-    return None, replace(row, state=IdcState.ACTIVE, target="", since_ms=now_ms)
+    return None, replace(row, state=IdcState.ACTIVE, target="", since_ms=now_ms, moved_ms=now_ms)

@@ -53,6 +53,7 @@ class IdcPolicy:
     ramp: int = 100
     target: str = ""
     since_ms: int = 0
+    moved_ms: int = 0  # when a move of its clients last ended, there or back; 0: never yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -369,7 +369,7 @@ async def test_records_of_operations_long_past_are_emptied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "HISTORY_MAX", 1)
-    async with running(tmp_path) as idcs:
+    async with running(tmp_path, anti_flap_ms=0) as idcs:
         iad = idcs["iad"]
         await until(lambda: len(iad.controller.evidence().idcs) == 3)
         first = await iad.submit(Kind.DRAIN, "fra", "1")

@@ -297,7 +297,7 @@ def test_traffic_returns_in_steps_and_only_to_an_idc_that_has_caught_up(
     step = change(Kind.RAMP, request_id="r2", ramp=10)
     assert blocked_by(decide(step, back, behind)) == {"caught-up"}
     ten = committed(decide(step, back))
-    assert ten.idcs["fra"] == IdcPolicy(IdcState.ACTIVE, 10, "", NOW)
+    assert ten.idcs["fra"] == IdcPolicy(IdcState.ACTIVE, 10, "", NOW, moved_ms=NOW)
     assert ten.operation is not None
     full = committed(decide(change(Kind.RAMP, request_id="r3", ramp=100), ten))
     assert full.operation is None
@@ -393,3 +393,35 @@ def test_the_target_of_a_switchover_keeps_the_clients_while_the_source_is_draine
     drained = committed(decide(change(Kind.DRAINED, request_id="r2"), moved, on))
     assert drained.state("fra") is IdcState.DRAINED
     assert drained.idcs["fra"].target == "sin"
+
+
+@pytest.mark.parametrize("kind", [Kind.DRAIN, Kind.SWITCHOVER])
+def test_an_idc_is_not_emptied_again_right_after_its_clients_were_moved(kind: str) -> None:
+    wish = change(kind, target="sin" if kind == Kind.SWITCHOVER else "")
+    moved = policy(fra=IdcPolicy(moved_ms=NOW - 59_999))
+    assert blocked_by(decide(wish, moved)) == {"anti-flap"}
+    committed(decide(replace(wish, overrides=("anti-flap",)), moved))
+    committed(decide(wish, moved, within=region(anti_flap_ms=59_999)))
+    committed(decide(wish, policy(fra=IdcPolicy(moved_ms=NOW - 60_000))))
+    committed(decide(wish, policy(iad=IdcPolicy(moved_ms=NOW))))  # another's move is no reason
+
+
+def test_every_end_of_a_move_counts_and_nothing_else() -> None:
+    empty = evidence(fra=facts("fra", sessions=0))
+    row = IdcPolicy(IdcState.DRAINING, moved_ms=5)
+    for kind, expected in {Kind.DRAINED: NOW, Kind.UNDRAIN: NOW, Kind.FAILOVER: NOW}.items():
+        decision = decide(change(kind), policy(fra=row), empty)
+        assert committed(decision).idcs["fra"].moved_ms == expected
+    cordoned = committed(decide(change(Kind.CORDON), policy(fra=IdcPolicy(moved_ms=5))))
+    assert cordoned.idcs["fra"].moved_ms == 5
+    drain = committed(decide(change(Kind.DRAIN), policy(fra=IdcPolicy(moved_ms=5))))
+    assert drain.idcs["fra"].moved_ms == 5
+    assert drain.operation is not None
+    abort = change(Kind.ABORT, "", operation=drain.operation.id, request_id="r2")
+    assert committed(decide(abort, drain)).idcs["fra"].moved_ms == NOW
+
+
+def test_a_return_and_a_failover_are_never_held_up_by_a_move_before() -> None:
+    failed = policy(fra=IdcPolicy(IdcState.DRAINED, moved_ms=NOW))
+    committed(decide(change(Kind.FAILBACK), failed))
+    committed(decide(change(Kind.FAILOVER), policy(fra=IdcPolicy(moved_ms=NOW))))

@@ -18,7 +18,9 @@ from services.policy.document import IdcPolicy, IdcState, OperationRef, Policy, 
 NOW = 1_700_000_000_000
 IDCS = ("fra", "iad", "sin")
 _LOADED = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
-_SAFETY = _LOADED.spec.safety.model_copy(update={"active_idcs_min": 0, "headroom": 1.0})
+_SAFETY = _LOADED.spec.safety.model_copy(
+    update={"active_idcs_min": 0, "headroom": 1.0, "anti_flap_ms": 0}
+)
 REGION = _LOADED.model_copy(update={"spec": _LOADED.spec.model_copy(update={"safety": _SAFETY})})
 ENDS = (10, 10)
 KINDS = (
@@ -72,7 +74,7 @@ def plain(policy: Policy) -> Policy:
     """Two ways to one state are one state."""
     running = policy.operation
     named = replace(running, id=running.kind, request_id="") if running else None
-    rows = {name: replace(row, since_ms=0) for name, row in policy.idcs.items()}
+    rows = {name: replace(row, since_ms=0, moved_ms=0) for name, row in policy.idcs.items()}
     return replace(policy, epoch=1, idcs=rows, operation=named, history=(), requests=())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from imctl.loss import Loss, Survivor, as_document, estimate
 from services.control.evidence import Ends, Evidence, IdcFacts
 
 
 def facts(
-    name: str, held: dict[str, Ends], applied: dict[str, Ends], announced: dict[str, Ends]
+    name: str, held: Mapping[str, Ends], applied: Mapping[str, Ends], announced: Mapping[str, Ends]
 ) -> IdcFacts:
     return IdcFacts(0, f"{name}.1", held=held, applied=applied, announced=announced)
 
