@@ -129,8 +129,7 @@ def evaluate(
         policy,
         change,
         evidence,
-        region.spec.safety,
-        {idc.name: idc for idc in region.spec.idcs},
+        region,
         now_ms,
     )
     blockers = _nonsense(case)

@@ -5,14 +5,15 @@ A rule that lacks an observation says nothing: its absence is ``evidence-age``'s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
-from imcore.region.model import Idc, Safety
+from imcore.region.model import Idc, Region, Safety
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
-from services.policy.document import IdcState, Policy
+from services.policy.document import IdcPolicy, IdcState, Policy
+from services.policy.spread import Load, spread, with_row
 
 AHEAD_MS_MAX = 500
 
@@ -72,9 +73,16 @@ class Case:
     policy: Policy
     change: Change
     evidence: Evidence
-    safety: Safety
-    idcs: Mapping[str, Idc]
+    region: Region
     now_ms: int
+
+    @property
+    def safety(self) -> Safety:
+        return self.region.spec.safety
+
+    @property
+    def idcs(self) -> dict[str, Idc]:
+        return {idc.name: idc for idc in self.region.spec.idcs}
 
     def others(self) -> list[str]:
         """IDCs that take clients, other than the one that the change is about."""
@@ -101,26 +109,45 @@ def active_idcs_min(case: Case) -> Blocker | None:
 
 
 def headroom(case: Case) -> Blocker | None:
-    """Room for what would move: sessions and messages, against the share of capacity allowed."""
-    moving = case.facts(case.change.idc)
-    takers = [case.change.target] if case.change.target else case.others()
-    known = [(case.idcs[name].capacity, case.facts(name)) for name in takers if name in case.idcs]
-    sessions = sum(facts.sessions for _, facts in known if facts)
-    rate = sum(facts.messages_per_s for _, facts in known if facts)
-    if moving is not None:
-        sessions += moving.sessions
-        rate += moving.messages_per_s
-    room = case.safety.headroom
-    sessions_max = room * sum(capacity.sessions for capacity, _ in known)
-    rate_max = room * sum(capacity.messages_per_s for capacity, _ in known)
-    if sessions <= sessions_max and rate <= rate_max:
+    """Room for what would move, in each IDC that would get some of it: its live sessions and
+    messages with what the placement sends there, against the share of its capacity allowed."""
+    policy, change = case.policy, case.change
+    moving = case.facts(change.idc)
+    if moving is None:
         return None
+    row = policy.idcs.get(change.idc, IdcPolicy())
+    gone = IdcState.FAILED if change.kind == Kind.FAILOVER else IdcState.DRAINING
+    after = with_row(policy, change.idc, replace(row, state=gone, target=change.target))
+    over, room = [], case.safety.headroom
+    told = moving.by_shard(case.region.spec.geo.default)
+    for name, sessions in sorted(spread(policy, after, case.region, change.idc, told).items()):
+        taker = case.facts(name)
+        if name == change.idc or taker is None:
+            continue
+        share = sessions / moving.sessions if moving.sessions else 0.0
+        load = Load(taker.sessions + sessions, taker.messages_per_s + share * moving.messages_per_s)
+        capacity = case.idcs[name].capacity
+        most = Load(room * capacity.sessions, room * capacity.messages_per_s)
+        if load.sessions > most.sessions or load.messages_per_s > most.messages_per_s:
+            over.append((name, load, most))
+    if not over:
+        return None
+    said = "; ".join(
+        f"{name} would carry {load.sessions:.0f} sessions and {load.messages_per_s:.0f} "
+        f"messages/s, of {most.sessions:.0f} and {most.messages_per_s:.0f} allowed"
+        for name, load, most in over
+    )
     return Blocker(
         "headroom",
-        f"{sessions} sessions, {rate:.0f} messages/s",
-        f"{sessions_max:.0f} sessions, {rate_max:.0f} messages/s",
-        f"{', '.join(takers) or 'nobody'} would carry {sessions} sessions and {rate:.0f} "
-        f"messages/s, of {sessions_max:.0f} and {rate_max:.0f} allowed",
+        ", ".join(
+            f"{name}: {load.sessions:.0f} sessions, {load.messages_per_s:.0f} messages/s"
+            for name, load, _ in over
+        ),
+        ", ".join(
+            f"{name}: {most.sessions:.0f} sessions, {most.messages_per_s:.0f} messages/s"
+            for name, _, most in over
+        ),
+        said,
     )
 
 

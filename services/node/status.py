@@ -43,6 +43,7 @@ class Status:
                 {"gateway": g.name, "connections": len(g), "port": g.port} for g in node.gateways
             ],
             "sessions": node.state.connected_count(),
+            "shards": node.state.shards(),
             "moves": node.traffic.moves_status(),
             "rates": {
                 "accepted_per_s": round(self._accepted.per_second(), 1),

@@ -191,14 +191,31 @@ def test_what_is_no_safety_rule_cannot_be_overridden(rule: str) -> None:
     assert "expect-epoch" in blocked_by(decide(wrong))
 
 
-def test_headroom_counts_what_would_move() -> None:
-    full = evidence(iad=facts("iad", sessions=15_900), sin=facts("sin", sessions=0))
-    committed(decide(change(Kind.DRAIN), on=full))  # 16,000 of 0.8 x 20,000
-    over = evidence(iad=facts("iad", sessions=15_901), sin=facts("sin", sessions=0))
-    assert blocked_by(decide(change(Kind.DRAIN), on=over)) == {"headroom"}
-    target = change(Kind.SWITCHOVER, target="sin")
-    assert decide(target, on=over).policy is not None
-    assert blocked_by(decide(change(Kind.SWITCHOVER, target="iad"), on=over)) == {"headroom"}
+def test_headroom_counts_what_would_move_to_each_survivor() -> None:
+    def lot(iad: int, **fra: Any) -> Evidence:
+        on = {"iad": facts("iad", sessions=iad), "sin": facts("sin", sessions=0)}
+        return evidence(**on, fra=facts("fra", **fra))
+
+    committed(decide(change(Kind.DRAIN), on=lot(7_900)))  # 8,000 of 0.8 x 10,000
+    refused = decide(change(Kind.DRAIN), on=lot(7_901))  # all of Europe goes there next
+    assert blocked_by(refused) == {"headroom"}
+    assert "iad would carry 8001 sessions" in refused.sentence
+    assert "sin" not in refused.sentence
+    half = {"europe": 50, "asia": 50}
+    committed(decide(change(Kind.DRAIN), on=lot(7_950, shards=half)))  # Asia belongs to sin
+    assert blocked_by(decide(change(Kind.DRAIN), on=lot(7_951, shards=half))) == {"headroom"}
+    committed(decide(change(Kind.SWITCHOVER, target="sin"), on=lot(7_901)))
+    failover = decide(change(Kind.FAILOVER), on=lot(7_901))
+    assert blocked_by(failover) == {"headroom"}
+    committed(decide(change(Kind.DRAIN), on=lot(9_999, sessions=0)))  # it gets nothing
+
+
+def test_headroom_counts_messages_with_those_who_send_them() -> None:
+    half = {"europe": 50, "asia": 50}
+    moving = {"sessions": 100, "messages_per_s": 400.0, "shards": half}
+    for rate, refused in ((1_400.0, False), (1_401.0, True)):
+        on = evidence(iad=facts("iad", messages_per_s=rate), fra=facts("fra", **moving))
+        assert bool(blocked_by(decide(change(Kind.DRAIN), on=on))) == refused
 
 
 def test_a_failover_needs_votes_held_for_long_enough() -> None:
