@@ -45,16 +45,18 @@ from imctl.statusview import newest_policy
 from imctl.target.engines import chosen as chosen_engines
 from imctl.target.local import Local
 from imctl.traffic import Control
-from services.control.operations import State
+from services.control.operations import UNDER_WAY
 from services.control.rules import Change, Kind
 from services.loadgen.load import Load
 from services.loadgen.population import Population, country_lookup, make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.loadgen.sdk import SdkClients
+from services.policy.document import OperationState
 
 REGION = Path("regions/three-idc.yaml")
 ASK_AGAIN_S = 0.3
+_CARRIED_OUT = frozenset({OperationState.DONE, OperationState.EXCEPTIONS})
 CLOSE_S = 10.0  # hundreds of clients on a machine that is too busy
 RATE_MARGIN = 1.05  # arrivals are random: so much is offered that the promised rate is reached
 RATE_GROUPS = 20.0
@@ -292,10 +294,10 @@ class LocalDeployment:
         while True:
             with contextlib.suppress(Unavailable):  # a registry is busy: look again
                 operation = await self._control.operation(name)
-                if operation is not None and operation.state is State.DONE:
+                if operation is not None and operation.state in _CARRIED_OUT:
                     return
-                if operation is not None and operation.state is State.ENDED_EARLY:
-                    raise Failed(f"{name} ended early: {operation.steps[-1].sentence}")
+                if operation is not None and operation.state not in UNDER_WAY:
+                    raise Failed(f"{name}: {operation.state}: {operation.steps[-1].sentence}")
             await asyncio.sleep(ASK_AGAIN_S)
 
     async def _commit(self, kind: str, idc: str, target: str) -> str:

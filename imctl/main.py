@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "failover": ("imctl.commands.traffic", "failover", "Declare an IDC failed."),
     "failback": ("imctl.commands.traffic", "failback", "Return traffic to a recovered IDC."),
     "retire": ("imctl.commands.traffic", "retire", "Give an IDC up: logs are cut without it."),
-    "op": ("imctl.commands.traffic", "op", "Look at operations and their evidence."),
+    "op": ("imctl.commands.op", "op", "Look at operations; pause, resume, abort them."),
     "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
     "kill": ("imctl.commands.lifecycle", "kill", "kill -9 every process of an IDC."),
     "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of an IDC that is down."),
@@ -102,7 +102,8 @@ def root(
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
-    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown.
+    Exit status: 0 done, 1 error or only partly done, 2 wrong usage or file, or a difference,
+    3 a guard refused, 4 outcome unknown, 6 aborted.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"

@@ -23,14 +23,18 @@ COLOURS = {
     "retired": "dim",
 }
 
+COLUMNS = ("WEIGHT", "GATEWAYS", "SESSIONS", "KV LAG", "LOG LAG", "EPOCH", "HEADROOM", "AGE")
+
 
 def document_of(
     region: Region,
     units: Iterable[Unit],
     found: Mapping[str, dict[str, Any] | ImError],
     links: dict[str, Any] | ImError | None,
+    ages: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """One plain document: what -o json prints."""
+    """One plain document: what -o json prints. ``ages``: how long ago, in seconds, each IDC
+    answered what is shown."""
     processes = {unit.name: {"state": unit.state, "pid": unit.pid} for unit in units}
     answers = {
         name: {"error": str(answer)} if isinstance(answer, ImError) else answer
@@ -39,6 +43,14 @@ def document_of(
     return {
         "region": region.metadata.name,
         "policy": newest_policy(answers.values()),
+        "ages": {name: round(age, 1) for name, age in (ages or {}).items()},
+        "capacity": {
+            idc.name: {
+                "sessions": idc.capacity.sessions,
+                "messages_per_s": idc.capacity.messages_per_s,
+            }
+            for idc in region.spec.idcs
+        },
         "places": {idc.name: idc.place.city for idc in region.spec.idcs},
         "processes": processes,
         "idcs": {idc.name: answers.get(idc.name, {}) for idc in region.spec.idcs},
@@ -59,7 +71,12 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     head = f"{document['region']}  policy epoch {policy.get('epoch', 'unknown')}"
     if policy.get("stale"):
         head += "  STALE: no majority of registries answers"
-    parts: list[RenderableType] = [Text(head, style="bold"), _idcs(document)]
+    parts: list[RenderableType] = [Text(head, style="bold"), idc_table(document)]
+    if rates := _rates(document):
+        parts.append(Text(f"\nmessages/s: {rates}"))
+    if policy.get("operation"):
+        parts.append(Text(f"\n{_move(policy)}", style="cyan"))
+    parts += [Text(said, style="yellow") for said in remarks(document)]
     if any(map(_on_engines, document["idcs"].values())):
         parts += [Text("\nengines (MirrorMaker 2: records behind, seconds since a sign of life)")]
         parts += [_engines(document)]
@@ -81,51 +98,97 @@ def state_of(document: Mapping[str, Any], name: str) -> str:
 
 def process_of(document: Mapping[str, Any], name: str) -> str:
     state = str(document["processes"].get(name, {}).get("state", "not started"))
-    answer = document["idcs"].get(name, document["witness"]) or {}
+    witness = document["witness"] if name == document["witness_name"] else None
+    answer = document["idcs"].get(name, witness) or {}
     silent = state == "running" and "error" in answer
     return "unreachable" if silent else state
 
 
-def _idcs(document: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("IDC", "PLACE", "ORIGIN", "STATE", "PROCESS"):
-        table.add_column(column, no_wrap=column != "PLACE", overflow="ellipsis")
-    for column in ("CONNS", "ACK/S", "PUSH/S", "CLOCK"):
-        table.add_column(column, justify="right", no_wrap=True)
+def idc_table(document: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column in ("IDC", "STATE"):
+        table.add_column(column, no_wrap=True, overflow="fold")
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True, overflow="fold")
     for name, idc in document["idcs"].items():
-        state, process = state_of(document, name), process_of(document, name)
-        table.add_row(
-            name,
-            document["places"].get(name, ""),
-            str(idc.get("origin", "-")),
-            Text(state, style=COLOURS.get(state, "")),
-            Text(process, style="" if process == "running" else "red"),
-            *_figures(idc),
-        )
-    if document["witness"] is not None:
-        process = process_of(document, document["witness_name"])
-        table.add_row(document["witness_name"], "", "", "votes", process)
-    ours = {*document["idcs"], document["witness_name"], "linkproxy"}
-    for name, unit in document["processes"].items():
-        if name not in ours:  # an engine of an IDC
-            state = str(unit["state"])
-            table.add_row(
-                name, "", "", "engine", Text(state, style="" if state == "running" else "red")
-            )
+        state = state_of(document, name)
+        shown = Text(state, style=COLOURS.get(state, ""))
+        table.add_row(name, shown, *_figures(document, name, idc))
     return table
 
 
-def _figures(idc: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    if "error" in idc or not idc:
-        return ("-", "-", "-", "-")
-    connections = sum(int(row.get("connections", 0)) for row in idc.get("gateways", []))
-    rates, clock = idc.get("rates", {}), idc.get("clock", {})
+def _figures(document: Mapping[str, Any], name: str, idc: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an IDC that does not answer said last stands there with its age."""
+    weight = _weight(document, name)
+    age = document["ages"].get(name)
+    shown = idc.get("last") or {} if "error" in idc else idc
+    if not shown:
+        return ("-" if weight is None else f"{weight} %", *("-" * (len(COLUMNS) - 1)))
+    lags = list((shown.get("lag") or {}).values())
+    ms = max((float(lag.get("ms") or 0) for lag in lags), default=0)
+    records = max((int(lag.get("records") or 0) for lag in lags), default=0)
+    room = headroom(shown, document["capacity"][name])
     return (
-        str(connections),
-        f"{rates.get('accepted_per_s', 0):.0f}",
-        f"{rates.get('pushed_per_s', 0):.0f}",
-        f"{clock.get('offset_ms', 0):+.0f} ms",
+        "-" if weight is None else f"{weight} %",
+        str(len(shown.get("gateways", []))),
+        str(shown.get("sessions", 0)),
+        f"{ms:.0f} ms",
+        str(records),
+        str((shown.get("policy") or {}).get("epoch", "-")),
+        f"{room:.0%}".replace("%", " %"),
+        "-" if age is None else f"{age:.1f} s",
     )
+
+
+def _weight(document: Mapping[str, Any], name: str) -> int | None:
+    """Per cent of its clients that the policy gives it; None: nobody knows the policy."""
+    row = document["policy"].get("idcs", {}).get(name)
+    if row is None:
+        return None
+    return int(row.get("ramp", 100)) if row.get("state") == "active" else 0
+
+
+def headroom(idc: Mapping[str, Any], capacity: Mapping[str, Any]) -> float:
+    """The free share of what it can carry, of sessions or messages, whichever is less."""
+    sessions = float(idc.get("sessions", 0)) / float(capacity["sessions"])
+    rate = float(idc.get("rates", {}).get("accepted_per_s", 0)) / float(capacity["messages_per_s"])
+    return max(0.0, 1.0 - max(sessions, rate))
+
+
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """What is worth a line only if it is not as usual: processes that do not run, an incarnation
+    that is not the first, a clock that is being clamped."""
+    found = []
+    for name, idc in document["idcs"].items():
+        said = []
+        if (process := process_of(document, name)) != "running":
+            said.append(process)
+        origin = str((idc.get("last") or idc).get("origin", ""))
+        if origin and not origin.endswith(".1"):
+            said.append(f"serves as {origin}")
+        clock = idc.get("clock", {})
+        if clock.get("skewed"):
+            said.append(f"its clock is {clock.get('offset_ms', 0):+.0f} ms off")
+        if said:
+            found.append(f"{name}: {', '.join(said)}")
+    others = [name for name in document["processes"] if name not in document["idcs"]]
+    states = {name: process_of(document, name) for name in others}  # link proxy, witness, engines
+    return found + [f"{name}: {state}" for name, state in states.items() if state != "running"]
+
+
+def _move(policy: Mapping[str, Any]) -> str:
+    state, waiting = policy.get("operation_state") or "running", policy.get("waiting_for") or ""
+    return f"{policy['operation']}: {state}{'; not yet: ' + waiting if waiting else ''}"
+
+
+def _rates(document: Mapping[str, Any]) -> str:
+    shown = []
+    for name, idc in document["idcs"].items():
+        rates = idc.get("rates") or {}
+        accepted, pushed = rates.get("accepted_per_s", 0), rates.get("pushed_per_s", 0)
+        if accepted or pushed:
+            shown.append(f"{name} {accepted:.0f} taken, {pushed:.0f} pushed")
+    return "; ".join(shown)
 
 
 def _on_engines(idc: Mapping[str, Any]) -> bool:

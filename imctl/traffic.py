@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock
@@ -16,7 +16,13 @@ from imctl.target.base import Target
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
-from services.control.operations import Operation, commit, operation_from_json, operation_key
+from services.control.operations import (
+    Operation,
+    as_known,
+    commit,
+    operation_from_json,
+    operation_key,
+)
 from services.control.rules import Change
 from services.control.voting import PREFIX as VOTES
 from services.control.voting import Votes
@@ -28,13 +34,21 @@ RESOLVE_TRIES = 3
 FACTS_S = 1.0  # evidence may be two seconds old when it is judged
 
 
+class Judged(NamedTuple):
+    """A decision with what it rests on."""
+
+    policy: Policy
+    evidence: Evidence
+    decision: Decision
+
+
 class Control:
     """``async with Control(...)``: connections to the registries of all IDCs (and the witness)."""
 
     def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
         self._target = target
         self._clock = clock
-        region = target.region
+        self.region = region = target.region
         self.idcs = [idc.name for idc in region.spec.idcs]
         witness = [region.spec.witness.name] if region.spec.witness else []
         self.voters = self.idcs + witness
@@ -67,10 +81,21 @@ class Control:
             return initial(self._target.region, self._clock.wall_ms())
         return from_json(value)
 
+    async def operations(self) -> list[Operation]:
+        """The last ones, oldest first. Raises Unavailable."""
+        policy = await self.policy()
+        found = [await self._operation(name, policy) for name in policy.history]
+        return [each for each in found if each is not None]
+
     async def operation(self, name: str) -> Operation | None:
-        """Raises Unavailable."""
+        """As its record and the policy show it. Raises Unavailable."""
+        # The policy first: what ends later is written down later.
+        return await self._operation(name, await self.policy())
+
+    async def _operation(self, name: str, policy: Policy) -> Operation | None:
         value, _ = await self._proposer.read(operation_key(name))
-        return operation_from_json(value) if value else None
+        record = operation_from_json(value) if value else None
+        return as_known(name, record, policy, self._clock.wall_ms())
 
     async def evidence(self) -> Evidence:
         """What every IDC says of itself, and all votes, as of now; silence is no evidence."""
@@ -97,10 +122,11 @@ class Control:
         votes = Votes("admin", self._registries, poller, self._clock)
         return votes.seen(self._clock.wall_ms())
 
-    async def judge(self, change: Change) -> Decision:
+    async def judge(self, change: Change) -> Judged:
         """What would be decided now; nothing is changed. Raises Unavailable."""
         policy, evidence = await asyncio.gather(self.policy(), self.evidence())
-        return evaluate(policy, change, evidence, self._target.region, self._clock.wall_ms())
+        decision = evaluate(policy, change, evidence, self.region, self._clock.wall_ms())
+        return Judged(policy, evidence, decision)
 
     async def submit(self, change: Change) -> Decision:
         """Judge and commit. An unknown outcome is resolved by the same request again. Raises

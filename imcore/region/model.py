@@ -166,6 +166,9 @@ class Capacity(Model):
 
     sessions: int = Field(default=10_000, gt=0)
     messages_per_s: int = Field(default=2_000, gt=0)
+    logins_per_s: int = Field(
+        default=200, gt=0, description="a planned move hands over no more sessions a second"
+    )
 
 
 class Idc(Model):
@@ -241,6 +244,17 @@ class Safety(Model):
     hold_ms: int = Field(default=3_000, ge=500, description="evidence must hold this long")
     automatic_failover: bool = True
     evidence_age_ms_max: int = Field(default=2_000, gt=0)
+    anti_flap_ms: int = Field(
+        default=60_000,
+        ge=0,
+        description="an IDC is emptied no sooner after its clients were last moved, there or back: "
+        "a drain and its return take less, so one round of them is over; 0: at any time",
+    )
+    stall_ms: int = Field(
+        default=60_000,
+        gt=0,
+        description="a move whose next step comes no nearer for so long is paused for an operator",
+    )
     freeze: list[FreezeWindow] = Field(default_factory=list)
 
 

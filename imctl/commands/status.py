@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated
 
 import typer
 from rich.live import Live
 
-from imctl import admin, deployment
+from imcore.runtime import SystemClock
+from imctl import deployment
+from imctl.dashboard import Dashboard
+from imctl.look import Looker
 from imctl.options import Data, Format, Output
 from imctl.output import console, emit, stream
-from imctl.statusview import document_of, render
-from imctl.target.local import LINKPROXY, Local
+from imctl.statusview import render
 
 
 def status(
@@ -22,35 +24,32 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
 ) -> None:
-    """Show topology, states, connections, rates, replication lag and alarms.
+    """Show topology, states, sessions, replication lag, headroom and alarms.
 
-    Exit status: 0 every IDC answers, 1 one does not.
+    WEIGHT: share of its clients that the policy gives an IDC. KV LAG: how late it has folded the
+    others' messages; LOG LAG: records of theirs that it does not hold yet; the worst of either.
+    HEADROOM: free capacity. AGE: of what the row shows. Exit status: 0 every IDC answers, 1 one
+    does not.
 
     Example: imctl status --watch
     """
-    target = deployment.find(data)
+    looker = Looker(deployment.find(data), SystemClock())
     if watch:
-        _watch(target, output, every)
+        asyncio.run(_watch(looker, output, every))
         return
-    document = asyncio.run(_collect(target))
+    document = asyncio.run(looker.look())
     emit(document, output, lambda: render(document))
     if any("error" in idc for idc in document["idcs"].values()):
         raise typer.Exit(1)
 
 
-def _watch(target: Local, output: Format, every_s: float) -> None:
+async def _watch(looker: Looker, output: Format, every_s: float) -> None:
     """A live view; with -o json one document a line, with -o yaml one after the other."""
     while output is not Format.TABLE:
-        stream(asyncio.run(_collect(target)), output)
-        time.sleep(every_s)
+        stream(await looker.look(), output)
+        await asyncio.sleep(every_s)
+    dashboard = Dashboard()
     with Live(console=console(), auto_refresh=False, screen=console().is_terminal) as live:
         while True:
-            live.update(render(asyncio.run(_collect(target))), refresh=True)
-            time.sleep(every_s)
-
-
-async def _collect(target: Local) -> dict[str, Any]:
-    names = target.names()
-    found = await admin.statuses(target, names, timeout_s=1.5)
-    links = found.pop(LINKPROXY, None)
-    return document_of(target.region, target.units(), found, links)
+            live.update(dashboard.see(await looker.look(), datetime.now()), refresh=True)
+            await asyncio.sleep(every_s)

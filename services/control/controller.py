@@ -24,7 +24,7 @@ from services.control.caspaxos import Proposer
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts, facts_from_status
 from services.control.failover import Detector, accused_by_majority
-from services.control.follow import Marks, next_change, own_recovery
+from services.control.follow import Marks, Progress, next_change, own_recovery, stalled
 from services.control.operations import commit
 from services.control.rules import Change, Kind, is_fresh
 from services.control.voting import PREFIX, Votes
@@ -105,6 +105,7 @@ class Controller:
         self._known: dict[str, IdcFacts] = {}
         self._offsets: dict[str, tuple[float, int]] = {}
         self._marks = Marks()
+        self._progress = Progress()
         self._committed_at = clock.now()
         self._read_now = asyncio.Event()
         self._since: dict[str, float] = {}  # when the own turn's wait for a change began
@@ -317,8 +318,18 @@ class Controller:
             self.waiting_for = ""
             return
         # Judged here first: "not yet" is no decision that an audit should be full of.
-        decision = evaluate(policy, change, evidence, self._region, self._clock.wall_ms())
+        now_ms = self._clock.wall_ms()
+        decision = evaluate(policy, change, evidence, self._region, now_ms)
         self.waiting_for = decision.sentence if decision.policy is None else ""
+        running = policy.operation
+        if (
+            decision.policy is None
+            and running is not None
+            and self._progress.stalls(policy, evidence, self._region.spec.safety, now_ms)
+        ):
+            reasons = "; ".join(blocker.sentence for blocker in decision.blockers)
+            change = stalled(running, policy.epoch, reasons, by)
+            decision = evaluate(policy, change, evidence, self._region, now_ms)
         if decision.policy is not None and self._my_turn(change.request_id, rank):
             log.info("%s", await self.commit(change))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from imcore.region.model import Region
-from services.control import rules
+from services.control import rules, steering
 from services.control.evidence import Evidence
 from services.control.rules import Blocker, Case, Change, Kind, Rule
 from services.policy.document import (
@@ -61,6 +61,7 @@ _PLANNED: tuple[Rule, ...] = (
     rules.replication_lag,
     rules.one_move_at_a_time,
     rules.freeze_window,
+    rules.anti_flap,
 )
 # They move clients back at once, without a return's steps.
 _BACK: tuple[Rule, ...] = (
@@ -68,6 +69,7 @@ _BACK: tuple[Rule, ...] = (
     rules.no_other_move,
     rules.freeze_window,
 )
+_ONLY_AT_THE_START: tuple[Rule, ...] = (rules.one_move_at_a_time, rules.anti_flap)
 _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.CORDON: (rules.active_idcs_min, rules.one_move_at_a_time, rules.freeze_window),
     Kind.UNCORDON: _BACK,
@@ -98,6 +100,8 @@ _OWN_FACTS = frozenset(
     }
 )  # fmt: skip
 _KEEPS_RAMP = frozenset({Kind.CORDON, Kind.UNCORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.UNDRAIN})
+# By these a move of the IDC's clients has ended, or has come a step further.
+_MOVED = frozenset({Kind.DRAINED, Kind.UNDRAIN, Kind.FAILOVER, Kind.RAMP})
 _OPENS = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK})
 
 
@@ -120,17 +124,16 @@ def evaluate(
     done = policy.outcome(change.request_id)
     if done is not None:
         return Decision(policy, done.sentence, operation=done.operation, repeated=True)
+    change = steering.completed(policy, change)
     case = Case(
         policy,
         change,
         evidence,
-        region.spec.safety,
-        {idc.name: idc for idc in region.spec.idcs},
+        region,
         now_ms,
     )
     blockers = _nonsense(case)
-    if change.kind in _FROM and change.idc in case.idcs:
-        blockers += _violations(case)
+    blockers += _violations(case)
     passed = tuple(
         blocker
         for blocker in blockers
@@ -159,6 +162,9 @@ def _nonsense(case: Case) -> list[Blocker]:
                 f"the policy is at epoch {policy.epoch}, not {change.expect_epoch}",
             )
         )
+    if change.kind in steering.KINDS:
+        misfit = steering.misfit(policy, change)
+        return [*found, _transition(*misfit)] if misfit else found
     if change.kind not in _FROM or change.idc not in case.idcs:
         found.append(_transition(f"{change.kind} {change.idc}", "a known change of a known IDC"))
         return found
@@ -172,6 +178,9 @@ def _nonsense(case: Case) -> list[Blocker]:
         found.append(_transition(f"the target is {change.target or 'missing'}", "an active IDC"))
     if change.kind == Kind.RAMP:
         found += _ramp_nonsense(case)
+    running = policy.operation
+    if change.kind in steering.STEPS and running and running.idc == change.idc and running.paused:
+        found.append(_transition(f"{running.id} is {running.state}", "a running operation"))
     return found
 
 
@@ -189,18 +198,28 @@ def _transition(measured: str, limit: str) -> Blocker:
 
 
 def _violations(case: Case) -> list[Blocker]:
-    kind = case.change.kind
-    needed = [case.change.idc] if kind in _OWN_FACTS else []
+    resumed = case.change.kind == Kind.RESUME
+    judged: Change | None = case.change
+    if case.change.kind in steering.KINDS:
+        running = case.policy.operation
+        judged = steering.judged_as(running, case.change) if running else None
+    if judged is None or judged.kind not in _FROM or judged.idc not in case.idcs:
+        return []
+    case, kind = replace(case, change=judged), judged.kind
+    needed = [judged.idc] if kind in _OWN_FACTS else []
     needed += case.others() if kind in _OTHERS_FACTS else []
     found = [rules.evidence_age(case, needed)] if needed else []
-    found += [rule(case) for rule in _RULES.get(kind, ())]
+    found += [
+        rule(case) for rule in _RULES.get(kind, ()) if not (resumed and rule in _ONLY_AT_THE_START)
+    ]
     return [blocker for blocker in found if blocker is not None]
 
 
 def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
     change, policy = case.change, case.policy
     epoch = policy.epoch + 1
-    operation, closes = policy.operation, _closes(case)
+    running, closes = policy.operation, _closes(case)
+    operation = running
     history = policy.history
     opened = ""
     if change.kind in _OPENS or change.kind == Kind.FAILOVER:
@@ -215,19 +234,21 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
             change.by,
             change.request_id,
             case.now_ms,
+            rate=change.rate,
+            max_lag_ms=change.max_lag_ms,
         )
     elif closes:
         operation = None
     sentence = _sentence(case, epoch, overridden)
-    named = opened or (policy.operation.id if policy.operation else "")
+    named = opened or (running.id if running else "")
     outcome = Outcome(change.request_id, epoch, named, sentence)
-    state, ramp = _becomes(policy, change)
-    changed = IdcPolicy(
-        state=state,
-        ramp=ramp,
-        target=_target(policy, change),
-        since_ms=case.now_ms,
-    )
+    if change.kind in steering.KINDS:
+        assert running is not None  # else it had been a misfit
+        operation, changed = steering.steered(
+            running, change, policy.idcs[running.idc], case.now_ms
+        )
+    else:
+        changed = _changed(case)
     new = replace(
         policy,
         epoch=epoch,
@@ -237,6 +258,13 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
         requests=(*policy.requests, outcome)[-REQUESTS_MAX:],
     )
     return Decision(new, sentence, (), tuple(overridden), named)
+
+
+def _changed(case: Case) -> IdcPolicy:
+    state, ramp = _becomes(case.policy, case.change)
+    known = case.policy.idcs.get(case.change.idc, IdcPolicy())
+    moved_ms = case.now_ms if case.change.kind in _MOVED else known.moved_ms
+    return IdcPolicy(state, ramp, _target(case.policy, case.change), case.now_ms, moved_ms)
 
 
 def _ramp_of(policy: Policy, idc: str) -> int:
@@ -275,6 +303,9 @@ def _closes(case: Case) -> bool:
 
 
 def _wish(change: Change) -> str:
+    if change.kind in steering.KINDS:
+        reason = f", which waits too long: {change.reason}" if change.reason else ""
+        return f"{change.kind} of {change.operation} by {change.by}{reason}"
     target = f" to {change.target}" if change.target else ""
     ramp = f" to {change.ramp} %" if change.kind == Kind.RAMP else ""
     return f"{change.kind} of {change.idc}{target}{ramp} by {change.by}"

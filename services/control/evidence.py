@@ -17,13 +17,24 @@ class IdcFacts:
     origin: str = ""
     serving: bool = True
     sessions: int = 0
+    shards: Mapping[str, int] = field(default_factory=dict)  # of these sessions, by shard
+    closed: int = 0  # connections that did not go by themselves, in its last drain
     messages_per_s: float = 0.0
     ends: Ends = ()  # of its own log, per partition
     held: Mapping[str, Ends] = field(default_factory=dict)  # by origin
     applied: Mapping[str, Ends] = field(default_factory=dict)
+    announced: Mapping[str, Ends] = field(default_factory=dict)  # the highest ends heard of
     peers_held: Mapping[str, Ends] = field(default_factory=dict)  # own log, by IDC
     peers_applied: Mapping[str, Ends] = field(default_factory=dict)
     lag_ms: Mapping[str, int] = field(default_factory=dict)  # of each origin, here
+
+    def by_shard(self, default: str) -> dict[str, int]:
+        """Its sessions; those whose shard it did not tell count for the default one."""
+        told = dict(self.shards)
+        untold = self.sessions - sum(told.values())
+        if untold > 0:
+            told[default] = told.get(default, 0) + untold
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +81,13 @@ def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
             origin=str(status["origin"]),
             serving=bool(status["serving"]),
             sessions=int(status["sessions"]),
+            shards={name: int(count) for name, count in status.get("shards", {}).items()},
+            closed=int(status.get("moves", {}).get("closed", 0)),
             messages_per_s=float(status["rates"]["accepted_per_s"]),
             ends=tuple(status["log"]["ends"]),
             held=_ends(status["held"]),
             applied=_ends(status["applied"]),
+            announced=_ends(status.get("announced", {})),
             peers_held=_ends(status["peers_held"]),
             peers_applied=_ends(status["peers_applied"]),
             lag_ms={origin: int(row["ms"]) for origin, row in status["lag"].items()},

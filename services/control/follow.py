@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.control.evidence import IdcFacts, Mark, mark_of
-from services.control.rules import Change, Kind
+from imcore.region.model import Safety
+from services.control.evidence import Ends, Evidence, IdcFacts, Mark, mark_of
+from services.control.rules import Change, Kind, is_fresh
 from services.policy.document import IdcState, OperationRef, Policy
 
 RAMP_STEPS = (10, 50, 100)
+LAST_STEPS = ("drained", "ramp-100")  # how the request of an operation's last change ends
 STEP_S = 1.5  # how long a ramp step is watched before the next
 
 
@@ -39,7 +41,7 @@ def next_change(policy: Policy, now_ms: int, by: str) -> Change | None:
     """The change that would bring the operation on. The evaluator says whether it is time; a
     refusal only means "not yet". The request id is the same whoever drives."""
     running = policy.operation
-    if running is None:
+    if running is None or running.paused:
         return None
     known = policy.idcs[running.idc]
     if running.kind in (Kind.DRAIN, Kind.SWITCHOVER):
@@ -61,6 +63,62 @@ def _ramp(
     else:
         return None
     return Change(Kind.RAMP, running.idc, f"{running.id}/ramp-{step}", by, ramp=step)
+
+
+@dataclass(slots=True)
+class Progress:
+    """Whether the step that is waited for comes any nearer. All memory of a driver, as ``Marks``.
+
+    An IDC that catches up before its first clients return is given all the time that it takes:
+    nobody is between two IDCs meanwhile."""
+
+    epoch: int = 0
+    least: tuple[int, int] | None = None
+    since_ms: int = 0
+
+    def stalls(self, policy: Policy, evidence: Evidence, safety: Safety, now_ms: int) -> bool:
+        """Call it while the step is refused. Who does not hear the IDC cannot say that nothing
+        happens there."""
+        running = policy.operation
+        facts = evidence.idcs.get(running.idc) if running else None
+        if (
+            running is None
+            or facts is None
+            or not is_fresh(now_ms - facts.at_ms, safety.evidence_age_ms_max)
+            or policy.state(running.idc) is IdcState.RECOVERING
+        ):
+            self.least = None
+            return False
+        left = _left(running, facts, evidence)
+        begins = self.least is None or policy.epoch != self.epoch or now_ms < self.since_ms
+        if begins or (self.least is not None and left < self.least):
+            self.epoch, self.least, self.since_ms = policy.epoch, left, now_ms
+        return now_ms - self.since_ms >= safety.stall_ms
+
+
+def _left(running: OperationRef, facts: IdcFacts, evidence: Evidence) -> tuple[int, int]:
+    """(sessions, records up to the marks) that the step waits for."""
+    own = evidence.marks.get(running.idc, mark_of(facts))
+    if running.kind != Kind.FAILBACK:
+        return facts.sessions, sum(_short(own.ends, a) for a in facts.peers_applied.values())
+    others = [mark for name, mark in evidence.marks.items() if name != running.idc]
+    behind = sum(_short(mark.ends, facts.applied.get(mark.origin, ())) for mark in others)
+    return 0, behind + min(
+        (_short(own.ends, held) for held in facts.peers_held.values()), default=0
+    )
+
+
+def _short(want: Ends, have: Ends) -> int:
+    padded = [*have, *([0] * (len(want) - len(have)))]
+    return sum(max(0, end - lsn) for end, lsn in zip(want, padded, strict=False))
+
+
+def stalled(running: OperationRef, epoch: int, reason: str, by: str) -> Change:
+    """The change that pauses an operation whose step comes no nearer."""
+    return Change(
+        Kind.STALL, running.idc, f"{running.id}/stall-{epoch}", by,
+        operation=running.id, reason=reason,
+    )  # fmt: skip
 
 
 def own_recovery(policy: Policy, own: str, boot: str, by: str) -> Change | None:

@@ -16,6 +16,7 @@ from imcore.region.model import Region
 from imcore.runtime import Clock
 from services.policy.document import IdcState, Policy
 from services.policy.holder import PolicyHolder
+from services.policy.pace import moves_per_s
 from services.policy.placement import preference, takes
 
 log = logging.getLogger("im.control")
@@ -107,6 +108,7 @@ class Mover:
         self._own_state: IdcState | None = None
         self._told: dict[str, _Told] = {}
         self._closed: set[tuple[str, str]] = set()  # devices, in this drain
+        self.closed = 0  # connections, in the last drain
         self._judged: dict[str, bool] = {}  # session -> belongs elsewhere, by ...
         # ... this policy epoch, minority, and these IDCs with a live gateway.
         self._judged_by: tuple[int, bool, frozenset[str]] = (0, False, frozenset())
@@ -136,9 +138,12 @@ class Mover:
             return 0
         self._look_at_own_state(policy.state(self._own))
         # Credit for one pause at most, and no burst after an idle time.
-        per_step = policy.moves_per_s * EVERY_S
-        self._credit = min(self._credit + policy.moves_per_s * passed, max(1.0, 2 * per_step))
+        rate = moves_per_s(policy, self._region, self._own)
+        self._credit = min(self._credit + rate * passed, max(1.0, 2 * rate * EVERY_S))
         minority = self._in_minority()
+        paused = policy.operation is not None and policy.operation.paused
+        if paused and not minority:  # nobody is handed over by anybody until it goes on
+            return 0
         if not minority and not any(idc != self._own for idc in self._live()):
             return 0
         leaving = self._leaving(policy, minority)
@@ -150,6 +155,7 @@ class Mover:
             if asked and self._state.close_after_move(session.session):
                 self._closed.add((session.uid, session.device))
                 closed += 1
+                self.closed += 1
                 continue
             told = self._told.get(session.session)
             if self._credit < 1 or (told is not None and now - told.at < AGAIN_S):
@@ -168,6 +174,8 @@ class Mover:
             return
         self._own_state = state
         self._told, self._closed = {}, set()
+        if state is IdcState.DRAINING:
+            self.closed = 0
         if state is IdcState.DRAINED:
             closed = self._state.close_pull_only()
             log.info("%s is drained: closes %d pull-only connections", self._own, closed)

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from imcore.errors import ImError
@@ -15,17 +14,23 @@ from imcore.runtime import Clock
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence
+from services.control.follow import LAST_STEPS
 from services.control.rules import Change, Kind
-from services.policy.document import POLICY_KEY, Policy, from_json, initial
+from services.policy.document import (
+    POLICY_KEY,
+    OperationRef,
+    OperationState,
+    Policy,
+    from_json,
+    initial,
+)
 
 log = logging.getLogger("im.control")
 audit_log = logging.getLogger("im.audit")
 
 
-class State(StrEnum):
-    RUNNING = "running"
-    DONE = "done"
-    ENDED_EARLY = "ended early"  # taken back, or overtaken by a failover
+UNDER_WAY = frozenset({OperationState.RUNNING, OperationState.PAUSED, OperationState.STALLED})
+RECORDED_MS = 5_000  # a record is written right behind its commit, by who made that
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,12 @@ class Operation:
     target: str
     by: str
     request_id: str
-    state: State
+    state: OperationState
     started_ms: int
     ended_ms: int = 0
     steps: tuple[Step, ...] = ()
+    rate: int = 0  # as in OperationRef
+    max_lag_ms: int = 0
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -70,20 +77,21 @@ def operation_from_json(data: bytes) -> Operation:
     try:
         row = json.loads(data)
         steps = tuple(Step(**step) for step in row["steps"])
-        return Operation(**{**row, "state": State(row["state"]), "steps": steps})
+        return Operation(**{**row, "state": OperationState(row["state"]), "steps": steps})
     except (KeyError, TypeError) as error:
         raise ValueError("not an operation record") from error
 
 
-def with_step(current: bytes | None, opened: Operation, step: Step, state: State) -> bytes:
-    """The record with the step; a step of an epoch that it has already is not added twice."""
+def with_step(current: bytes | None, opened: Operation, step: Step, state: OperationState) -> bytes:
+    """The record with the step; a step of an epoch that it has already is not added twice. The
+    newest step says what the state is; what has ended goes on no more."""
     operation = operation_from_json(current) if current else opened
     if any(known.epoch == step.epoch for known in operation.steps):
         return operation.to_json()
     steps = tuple(sorted((*operation.steps, step), key=lambda each: each.epoch))
-    if operation.state is not State.RUNNING:
+    if operation.state not in UNDER_WAY or (state in UNDER_WAY and steps[-1] is not step):
         return replace(operation, steps=steps).to_json()
-    ended = 0 if state is State.RUNNING else step.at_ms
+    ended = 0 if state in UNDER_WAY else step.at_ms
     return replace(operation, steps=steps, state=state, ended_ms=ended).to_json()
 
 
@@ -127,25 +135,11 @@ async def _record(
     assert decision.policy is not None
     epoch = decision.policy.epoch
     step = Step(now_ms, epoch, decision.sentence, summary(change, decision, evidence, now_ms))
-    writes: list[tuple[Operation, State]] = []
+    writes: list[tuple[Operation, OperationState]] = []
     running = before.operation
     if running is not None:
-        opened = Operation(
-            running.id,
-            running.kind,
-            running.idc,
-            running.target,
-            running.by,
-            running.request_id,
-            State.RUNNING,
-            running.started_ms,
-        )
-        left = decision.policy.operation
-        ended = left is None or left.id != running.id
-        # The last: another operation took its place, by an override.
-        early = change.kind in (Kind.FAILOVER, Kind.UNDRAIN) or left is not None
-        state = State.RUNNING if not ended else State.ENDED_EARLY if early else State.DONE
-        writes.append((opened, state))
+        state = _state_after(running, change, decision.policy, evidence)
+        writes.append((_blank(running), state))
     if decision.operation and (running is None or decision.operation != running.id):
         done = change.kind == Kind.FAILOVER
         opened = Operation(
@@ -155,10 +149,12 @@ async def _record(
             change.target,
             change.by,
             change.request_id,
-            State.RUNNING,
+            OperationState.RUNNING,
             now_ms,
+            rate=change.rate,
+            max_lag_ms=change.max_lag_ms,
         )
-        writes.append((opened, State.DONE if done else State.RUNNING))
+        writes.append((opened, OperationState.DONE if done else OperationState.RUNNING))
     for opened, state in writes:
         try:
             await proposer.change(
@@ -171,6 +167,59 @@ async def _record(
             log.warning("the record of %s could not be written: %s", opened.id, error)
     for forgotten in set(before.history) - set(decision.policy.history):
         await _forget(proposer, forgotten)
+
+
+def _blank(ref: OperationRef) -> Operation:
+    """The record of an operation of which nothing else is known."""
+    return Operation(
+        ref.id,
+        ref.kind,
+        ref.idc,
+        ref.target,
+        ref.by,
+        ref.request_id,
+        OperationState.RUNNING,
+        ref.started_ms,
+        rate=ref.rate,
+        max_lag_ms=ref.max_lag_ms,
+    )
+
+
+def _state_after(
+    ref: OperationRef, change: Change, policy: Policy, evidence: Evidence
+) -> OperationState:
+    """What became of the operation ``ref`` by a change; ``policy``: the one behind it."""
+    left = policy.operation
+    if left is not None and left.id == ref.id:
+        return left.state
+    if change.kind in (Kind.UNDRAIN, Kind.ABORT):
+        return OperationState.ABORTED
+    if change.kind == Kind.FAILOVER or left is not None:  # the latter by an override
+        return OperationState.FAILED
+    facts = evidence.idcs.get(ref.idc)
+    forced = change.kind == Kind.DRAINED and facts is not None and facts.closed > 0
+    return OperationState.EXCEPTIONS if forced else OperationState.DONE
+
+
+def as_known(name: str, record: Operation | None, policy: Policy, now_ms: int) -> Operation | None:
+    """The operation as record and policy together show it. The policy is committed first and has
+    the last word; a record that nobody finished (its writer died) is completed from it, as far as
+    the policy remembers. None: no such operation, or one that is long past."""
+    running = policy.operation
+    if running is not None and running.id == name:
+        return replace(record or _blank(running), state=running.state)
+    if record is not None and record.state not in UNDER_WAY:
+        return record
+    if record is None and name not in policy.history:
+        return None
+    kind, _, rest = name.partition("-")
+    idc = rest.rpartition("-")[0]
+    known = record or Operation(name, kind, idc, "", "", "", OperationState.UNKNOWN, 0)
+    if kind == Kind.FAILOVER or any(policy.outcome(f"{name}/{last}") for last in LAST_STEPS):
+        return replace(known, state=OperationState.DONE)
+    changed_ms = max((row.since_ms for row in policy.idcs.values()), default=0)
+    late = now_ms - changed_ms >= RECORDED_MS
+    return replace(known, state=OperationState.UNKNOWN) if late else known
 
 
 async def _forget(proposer: Proposer, operation_id: str) -> None:
@@ -208,6 +257,7 @@ def summary(change: Change, decision: Decision, evidence: Evidence, now_ms: int)
                 "age_ms": now_ms - facts.at_ms,
                 "serving": facts.serving,
                 "sessions": facts.sessions,
+                "closed": facts.closed,
                 "lag_ms": dict(facts.lag_ms),
             }
             for name, facts in evidence.idcs.items()

@@ -5,14 +5,15 @@ A rule that lacks an observation says nothing: its absence is ``evidence-age``'s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
-from imcore.region.model import Idc, Safety
+from imcore.region.model import Idc, Region, Safety
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
-from services.policy.document import IdcState, Policy
+from services.policy.document import IdcPolicy, IdcState, Policy
+from services.policy.spread import Load, spread, with_row
 
 AHEAD_MS_MAX = 500
 
@@ -38,11 +39,18 @@ class Kind:
     DRAINED = "drained"
     RAMP = "ramp"
     RETIRE = "retire"
+    # About the operation under way, not about an IDC:
+    PAUSE = "pause"
+    STALL = "stall"  # by a controller: the next step has come no nearer for too long
+    RESUME = "resume"
+    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id."""
+    """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id.
+    ``operation``: which one a pause, stall, resume or abort is about; its IDC follows from it.
+    ``reason``: why a controller stalls it. ``rate``, ``max_lag_ms``: as in ``OperationRef``."""
 
     kind: str
     idc: str
@@ -52,6 +60,10 @@ class Change:
     expect_epoch: int = 0
     overrides: tuple[str, ...] = ()
     ramp: int = 100
+    operation: str = ""
+    reason: str = ""
+    rate: int = 0
+    max_lag_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +73,16 @@ class Case:
     policy: Policy
     change: Change
     evidence: Evidence
-    safety: Safety
-    idcs: Mapping[str, Idc]
+    region: Region
     now_ms: int
+
+    @property
+    def safety(self) -> Safety:
+        return self.region.spec.safety
+
+    @property
+    def idcs(self) -> dict[str, Idc]:
+        return {idc.name: idc for idc in self.region.spec.idcs}
 
     def others(self) -> list[str]:
         """IDCs that take clients, other than the one that the change is about."""
@@ -90,26 +109,45 @@ def active_idcs_min(case: Case) -> Blocker | None:
 
 
 def headroom(case: Case) -> Blocker | None:
-    """Room for what would move: sessions and messages, against the share of capacity allowed."""
-    moving = case.facts(case.change.idc)
-    takers = [case.change.target] if case.change.target else case.others()
-    known = [(case.idcs[name].capacity, case.facts(name)) for name in takers if name in case.idcs]
-    sessions = sum(facts.sessions for _, facts in known if facts)
-    rate = sum(facts.messages_per_s for _, facts in known if facts)
-    if moving is not None:
-        sessions += moving.sessions
-        rate += moving.messages_per_s
-    room = case.safety.headroom
-    sessions_max = room * sum(capacity.sessions for capacity, _ in known)
-    rate_max = room * sum(capacity.messages_per_s for capacity, _ in known)
-    if sessions <= sessions_max and rate <= rate_max:
+    """Room for what would move, in each IDC that would get some of it: its live sessions and
+    messages with what the placement sends there, against the share of its capacity allowed."""
+    policy, change = case.policy, case.change
+    moving = case.facts(change.idc)
+    if moving is None:
         return None
+    row = policy.idcs.get(change.idc, IdcPolicy())
+    gone = IdcState.FAILED if change.kind == Kind.FAILOVER else IdcState.DRAINING
+    after = with_row(policy, change.idc, replace(row, state=gone, target=change.target))
+    over, room = [], case.safety.headroom
+    told = moving.by_shard(case.region.spec.geo.default)
+    for name, sessions in sorted(spread(policy, after, case.region, change.idc, told).items()):
+        taker = case.facts(name)
+        if name == change.idc or taker is None:
+            continue
+        share = sessions / moving.sessions if moving.sessions else 0.0
+        load = Load(taker.sessions + sessions, taker.messages_per_s + share * moving.messages_per_s)
+        capacity = case.idcs[name].capacity
+        most = Load(room * capacity.sessions, room * capacity.messages_per_s)
+        if load.sessions > most.sessions or load.messages_per_s > most.messages_per_s:
+            over.append((name, load, most))
+    if not over:
+        return None
+    said = "; ".join(
+        f"{name} would carry {load.sessions:.0f} sessions and {load.messages_per_s:.0f} "
+        f"messages/s, of {most.sessions:.0f} and {most.messages_per_s:.0f} allowed"
+        for name, load, most in over
+    )
     return Blocker(
         "headroom",
-        f"{sessions} sessions, {rate:.0f} messages/s",
-        f"{sessions_max:.0f} sessions, {rate_max:.0f} messages/s",
-        f"{', '.join(takers) or 'nobody'} would carry {sessions} sessions and {rate:.0f} "
-        f"messages/s, of {sessions_max:.0f} and {rate_max:.0f} allowed",
+        ", ".join(
+            f"{name}: {load.sessions:.0f} sessions, {load.messages_per_s:.0f} messages/s"
+            for name, load, _ in over
+        ),
+        ", ".join(
+            f"{name}: {most.sessions:.0f} sessions, {most.messages_per_s:.0f} messages/s"
+            for name, _, most in over
+        ),
+        said,
     )
 
 
@@ -129,6 +167,7 @@ def replication_lag_of_heard(case: Case) -> Blocker | None:
 
 def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
     about, limit = case.facts(case.change.idc), case.safety.replication_lag_ms_max
+    limit = min(limit, case.change.max_lag_ms or limit)
     lags = []
     for name in others:
         facts = case.facts(name)
@@ -176,6 +215,21 @@ def freeze_window(case: Case) -> Blocker | None:
                 f"no traffic moves from {window.start} to {window.end}",
             )
     return None
+
+
+def anti_flap(case: Case) -> Blocker | None:
+    """An IDC that is emptied again right after its clients were moved would pass them to and fro.
+    Only what empties it waits: clients are better off at home, and no round goes without it."""
+    row, limit = case.policy.idcs.get(case.change.idc), case.safety.anti_flap_ms
+    if row is None or not row.moved_ms or case.now_ms - row.moved_ms >= limit:
+        return None
+    ago = f"{(case.now_ms - row.moved_ms) / 1000:.1f} s ago"
+    return Blocker(
+        "anti-flap",
+        ago,
+        f"{limit / 1000:g} s",
+        f"clients of {case.change.idc} were last moved {ago}, {limit / 1000:g} s must pass",
+    )
 
 
 def is_fresh(age_ms: int, limit_ms: int) -> bool:

@@ -102,6 +102,13 @@ class Replication:
             applied[str(origin)] = [a.applied().get(origin, 0) for a in self.appliers]
         return held, applied
 
+    def announced(self) -> dict[str, list[int]]:
+        """The highest ends of the others' logs that were ever heard of here, from whomever."""
+        return {
+            str(origin): [ends.get(p, 0) for p in range(self._partitions)]
+            for origin, ends in self.progress.announced.items()
+        }
+
     def of_own_log(self, origin: Origin) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         """What each other IDC holds, and has applied, of the own log."""
         held, applied = {}, {}

@@ -43,6 +43,8 @@ class Status:
                 {"gateway": g.name, "connections": len(g), "port": g.port} for g in node.gateways
             ],
             "sessions": node.state.connected_count(),
+            "shards": node.state.shards(),
+            "moves": node.traffic.moves_status(),
             "rates": {
                 "accepted_per_s": round(self._accepted.per_second(), 1),
                 "pushed_per_s": round(self._pushed.per_second(), 1),
@@ -58,6 +60,7 @@ class Status:
             "kv": node.kv_engines.status(),
             "held": held,
             "applied": applied,
+            "announced": node.replication.announced(),
             "peers_held": peers_held,
             "peers_applied": peers_applied,
             "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},

@@ -50,6 +50,7 @@ class Traffic:
         self._live: dict[str, tuple[float, frozenset[str]]] = {}  # since when, gateways
         self.holder = PolicyHolder(node.config.data / "policy.json", node.disk)
         self.directory = Directory({name: node.registries[name] for name in self._idcs}, node.clock)
+        self._mover: Mover | None = None
         self.reports = Reports(self._idcs)
         self.controller = Controller(
             node.idc,
@@ -91,7 +92,7 @@ class Traffic:
         host, port = split_address(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
         stack.push_async_callback(ipconf.stop)
-        mover = Mover(
+        mover = self._mover = Mover(
             node.idc,
             config.region,
             self.holder,
@@ -207,12 +208,16 @@ class Traffic:
             "epoch": self.epoch(),
             "stale": self.holder.stale,
             "operation": policy.operation.id if policy and policy.operation else "",
+            "operation_state": str(policy.operation.state) if policy and policy.operation else "",
             "waiting_for": self.controller.waiting_for,
             "idcs": {
                 name: {"state": str(row.state), "ramp": row.ramp}
                 for name, row in (policy.idcs.items() if policy else ())
             },
         }
+
+    def moves_status(self) -> dict[str, int]:
+        return {"closed": self._mover.closed if self._mover else 0}
 
     def registries_status(self) -> dict[str, str]:
         return self.controller.registries()

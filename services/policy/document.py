@@ -26,6 +26,21 @@ class IdcState(StrEnum):
     RETIRED = "retired"
 
 
+class OperationState(StrEnum):
+    """Of a move. The first three stand in the policy while it is under way, the others in its
+    record; UNKNOWN is what a reader says of one whose end was recorded nowhere."""
+
+    RUNNING = "running"
+    PAUSED = "paused by operator"
+    STALLED = "paused by failed step"
+    DONE = "done"
+    EXCEPTIONS = "done with exceptions"  # connections were closed that did not go by themselves
+    FAILED = "failed"  # a failover or an override put an end to it; its IDC stays as it was
+    ABORTED = "aborted"  # taken back, or stopped, on purpose
+    UNKNOWN = "unknown"
+
+
+PAUSES = frozenset({OperationState.PAUSED, OperationState.STALLED})
 SERVING = frozenset({IdcState.ACTIVE, IdcState.CORDONED})
 
 
@@ -38,6 +53,7 @@ class IdcPolicy:
     ramp: int = 100
     target: str = ""
     since_ms: int = 0
+    moved_ms: int = 0  # when a move of its clients last ended, there or back; 0: never yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,13 @@ class OperationRef:
     by: str
     request_id: str
     started_ms: int
+    state: OperationState = OperationState.RUNNING
+    rate: int = 0  # sessions a second that it hands over; 0: the policy's
+    max_lag_ms: int = 0  # tightens the replication-lag rule for its steps; 0: the region file's
+
+    @property
+    def paused(self) -> bool:
+        return self.state in PAUSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +121,16 @@ def from_json(data: bytes) -> Policy:
     try:
         document: dict[str, Any] = json.loads(data)
         operation = document["operation"]
+        running = _known(OperationRef, operation) if operation else None
+        if running is not None:
+            running = replace(running, state=OperationState(running.state))
         return Policy(
             epoch=int(document["epoch"]),
             idcs={
                 name: replace(_known(IdcPolicy, row), state=IdcState(row["state"]))
                 for name, row in document["idcs"].items()
             },
-            operation=_known(OperationRef, operation) if operation else None,
+            operation=running,
             history=tuple(document["history"]),
             requests=tuple(_known(Outcome, row) for row in document["requests"]),
             weights=document["weights"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,11 @@ class StateServer(Outgoing):
         """Sessions with a connection. A pull-only connection is none: it is nobody's to move, so
         an IDC that waited for it to go would never be drained."""
         return sum(not record.pull_only for record in self._table.by_address.values())
+
+    def shards(self) -> dict[str, int]:
+        """Those sessions by shard."""
+        records = self._table.by_address.values()
+        return dict(Counter(record.shard for record in records if not record.pull_only))
 
     def connections_count(self) -> int:
         """Pull-only ones included."""

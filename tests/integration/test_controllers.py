@@ -22,7 +22,7 @@ from services.control.caspaxos import Proposer
 from services.control.controller import Controller
 from services.control.evaluate import Decision
 from services.control.operations import (
-    State,
+    Operation,
     commit,
     operation_from_json,
     operation_key,
@@ -31,7 +31,7 @@ from services.control.rules import Change, Kind
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
-from services.policy.document import IdcState
+from services.policy.document import IdcState, OperationState
 from services.policy.holder import PolicyHolder
 
 IDCS = ("fra", "iad", "sin")
@@ -62,6 +62,7 @@ class Idc:
         self.name = name
         self.down = False
         self.sessions = 10
+        self.closed = 0
         self.ends = [5, 5]
         self.applied_here = True  # whether it applies what others have
         self.clock = SystemClock()
@@ -133,6 +134,7 @@ class Idc:
             "origin": f"{self.name}.1",
             "serving": True,
             "sessions": self.sessions,
+            "moves": {"closed": self.closed},
             "rates": {"accepted_per_s": 1.0, "pushed_per_s": 1.0},
             "log": {"durability": "fsync", "ends": self.ends},
             "held": {f"{name}.1": idc.ends for name, idc in others.items()},
@@ -159,9 +161,9 @@ class Idc:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[dict[str, Idc]]:
+async def running(folder: Path, **safety_of_it: Any) -> AsyncIterator[dict[str, Idc]]:
     region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
-    safety = region.spec.safety.model_copy(update={"hold_ms": 500})
+    safety = region.spec.safety.model_copy(update={"hold_ms": 500, **safety_of_it})
     spec = region.spec.model_copy(update={"safety": safety})
     region = region.model_copy(update={"spec": spec})
     idcs = {name: Idc(name, region, folder) for name in IDCS}
@@ -200,7 +202,7 @@ async def test_an_idc_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.Mo
         assert policy.epoch == 2  # one commit, though two controllers wanted it
         record, _ = await iad.proposer.read(operation_key("failover-fra-2"))
         operation = operation_from_json(record or b"")
-        assert operation.state is State.DONE
+        assert operation.state is OperationState.DONE
         assert {vote["voter"] for vote in operation.steps[0].evidence["votes"]} == {"iad", "sin"}
 
         heard_ms = iad.controller.evidence().idcs["fra"].at_ms
@@ -221,7 +223,7 @@ async def test_an_idc_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.Mo
         )
         record, _ = await iad.proposer.read(operation_key(decision.operation))
         operation = operation_from_json(record or b"")
-        assert operation.state is State.DONE
+        assert operation.state is OperationState.DONE
         assert [step.sentence.split(" by ")[0].split(": ")[1] for step in operation.steps] == [
             "failback of fra",
             "ramp of fra to 10 %",
@@ -247,6 +249,75 @@ async def test_a_drain_ends_when_its_log_is_applied_elsewhere(tmp_path: Path) ->
         sin.applied_here = True
         fra.ends = [9, 9]  # the log goes on (ticks); what counts is the end when it was empty
         await until(lambda: iad.state("fra") is IdcState.DRAINED)
+
+
+async def record_of(idc: Idc, name: str) -> Operation:
+    record, _ = await idc.proposer.read(operation_key(name))
+    return operation_from_json(record or b"")
+
+
+async def test_a_drain_is_paused_resumed_and_taken_back_by_others_than_who_began_it(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as idcs:
+        fra, iad, sin = (idcs[name] for name in IDCS)
+        await until(lambda: all(len(x.controller.evidence().idcs) == 3 for x in idcs.values()))
+        name = (await iad.submit(Kind.DRAIN, "fra", "go")).operation
+        paused = await sin.submit(Kind.PAUSE, "", "wait", operation=name)
+        assert paused.policy is not None, paused.sentence
+        assert (await fra.submit(Kind.PAUSE, "", "wait", operation=name)).repeated
+        fra.sessions = 0
+        await until(lambda: fra.holder.policy and fra.holder.policy.epoch == 3)
+        await asyncio.sleep(1.0)  # three looks of each controller: none takes the step
+        assert iad.state("fra") is IdcState.DRAINING
+        assert (await record_of(iad, name)).state is OperationState.PAUSED
+        assert (await fra.submit(Kind.RESUME, "", "on", operation=name)).policy is not None
+        await until(lambda: iad.state("fra") is IdcState.DRAINED)
+        await settled(iad, name, OperationState.DONE)
+        steps = (await record_of(iad, name)).steps
+        assert [step.epoch for step in steps] == [2, 3, 4, 5]
+
+        iad.sessions, name = 7, (await fra.submit(Kind.DRAIN, "iad", "go2")).operation
+        assert (await sin.submit(Kind.ABORT, "", "no", operation=name)).policy is not None
+        await until(lambda: fra.state("iad") is IdcState.ACTIVE)
+        assert (await record_of(fra, name)).state is OperationState.ABORTED
+
+
+async def settled(idc: Idc, name: str, state: OperationState) -> None:
+    """A record is written right behind its commit."""
+    async with asyncio.timeout(SOON_S):
+        while (await record_of(idc, name)).state is not state:  # noqa: ASYNC110 - a registry's
+            await asyncio.sleep(0.05)
+
+
+async def test_a_drain_that_comes_no_nearer_is_paused_and_says_why(tmp_path: Path) -> None:
+    async with running(tmp_path, stall_ms=700) as idcs:
+        fra, iad, _ = (idcs[name] for name in IDCS)
+        await until(lambda: len(iad.controller.evidence().idcs) == 3)
+        name = (await iad.submit(Kind.DRAIN, "fra", "go")).operation
+        await settled(iad, name, OperationState.STALLED)
+        stalled = await record_of(iad, name)
+        assert "10 sessions" in stalled.steps[-1].sentence
+        assert len(stalled.steps) == 2  # three controllers saw it, one pause is committed
+        fra.sessions = 0
+        assert (await iad.submit(Kind.RESUME, "", "on", operation=name)).policy is not None
+        await until(lambda: iad.state("fra") is IdcState.DRAINED)
+        await settled(iad, name, OperationState.DONE)
+
+
+async def test_a_move_overtaken_or_forced_is_not_called_done(tmp_path: Path) -> None:
+    async with running(tmp_path) as idcs:
+        fra, iad, sin = (idcs[name] for name in IDCS)
+        await until(lambda: len(iad.controller.evidence().idcs) == 3)
+        fra.closed, fra.sessions = 2, 0
+        name = (await iad.submit(Kind.DRAIN, "fra", "go")).operation
+        await settled(iad, name, OperationState.EXCEPTIONS)
+        fra.applied_here = False  # it does not catch up
+        name = (await iad.submit(Kind.FAILBACK, "fra", "back")).operation
+        sin.down = True
+        await sin.stop()
+        await until(lambda: iad.state("sin") is IdcState.FAILED)
+        await settled(iad, name, OperationState.FAILED)
 
 
 async def test_a_minority_knows_itself_and_keeps_its_policy(tmp_path: Path) -> None:
@@ -298,7 +369,7 @@ async def test_records_of_operations_long_past_are_emptied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "HISTORY_MAX", 1)
-    async with running(tmp_path) as idcs:
+    async with running(tmp_path, anti_flap_ms=0) as idcs:
         iad = idcs["iad"]
         await until(lambda: len(iad.controller.evidence().idcs) == 3)
         first = await iad.submit(Kind.DRAIN, "fra", "1")
@@ -306,4 +377,4 @@ async def test_records_of_operations_long_past_are_emptied(
         second = await iad.submit(Kind.DRAIN, "fra", "3")
         assert (await iad.proposer.read(operation_key(first.operation)))[0] == b""
         record, _ = await iad.proposer.read(operation_key(second.operation))
-        assert operation_from_json(record or b"").state is State.RUNNING
+        assert operation_from_json(record or b"").state is OperationState.RUNNING

@@ -28,12 +28,11 @@ class Result(NamedTuple):
     errors: str
 
 
-async def imctl(folder: Path, *arguments: object) -> Result:
+async def imctl(folder: Path, *arguments: object, json_too: bool = True) -> Result:
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("imctl"),
         *map(str, arguments),
-        "-o",
-        "json",
+        *(("-o", "json") if json_too else ()),
         env={**os.environ, "IMCTL_DATA": str(folder)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -41,7 +40,8 @@ async def imctl(folder: Path, *arguments: object) -> Result:
     async with asyncio.timeout(20):
         out, errors = await process.communicate()
     assert process.returncode is not None
-    return Result(process.returncode, json.loads(out) if out else None, errors.decode())
+    document = json.loads(out) if out and json_too else out.decode()
+    return Result(process.returncode, document, errors.decode())
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -101,3 +101,57 @@ async def test_an_idc_is_retired_by_the_command_and_taken_in_again(tmp_path: Pat
         back = await imctl(tmp_path, "failback", "fra", "--yes", "--no-wait")
         assert back.status == 0, back
         await until(lambda: state(node) is IdcState.RECOVERING)
+
+
+async def test_an_operation_is_paused_resumed_aborted_and_watched_by_other_commands(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, faults=False) as node:
+        none = await imctl(tmp_path, "op", "pause", "--yes")
+        assert none.status == 1
+        assert "no operation is under way" in none.errors
+        over = ("--override", "active-idcs-min")
+        drained = await imctl(tmp_path, "drain", "fra", "--yes", *over)
+        assert drained.status == 0, drained
+        assert "drain-fra-2 is done, after" in drained.errors
+        assert "drained of fra by controller fra" in drained.errors
+
+        # Alone, it never finds its tail held elsewhere: the failback stays under way.
+        asked = ("failback", "fra", "--yes", "--no-wait", "--rate", 7, "--max-lag", 900)
+        loose = await imctl(tmp_path, "failback", "fra", "--max-lag", 5_001)
+        assert loose.status == 2
+        assert "--max-lag: expected at most 5000, got 5001" in loose.errors
+        name = (await imctl(tmp_path, *asked, json_too=False)).document.strip()
+        assert name == "failback-fra-4"  # alone on its line, for scripts
+        begun = (await imctl(tmp_path, "op", "show", name)).document
+        assert (begun["rate"], begun["max_lag_ms"]) == (7, 900)
+        watching = asyncio.create_task(imctl(tmp_path, "op", "watch", name, json_too=False))
+        would = await imctl(tmp_path, "op", "pause", "--dry-run")
+        assert (would.status, would.document["decision"]) == (0, "would commit")
+        assert (await imctl(tmp_path, "op", "pause", name, "--yes")).status == 0
+        shown = (await imctl(tmp_path, "op", "show", name)).document
+        assert shown["state"] == "paused by operator"
+        again = await imctl(tmp_path, "op", "pause", name, "--yes")
+        assert (again.status, again.document["decision"]) == (3, "refused")
+        status = node.traffic.policy_status()
+        assert (status["operation"], status["operation_state"]) == (name, "paused by operator")
+        assert (await imctl(tmp_path, "op", "resume", name, "--yes")).status == 0
+        aborted = await imctl(tmp_path, "op", "abort", "--yes")
+        assert aborted.status == 0, aborted
+        assert state(node) is IdcState.RECOVERING  # stopped where it was
+
+        watched = await watching
+        assert watched.status == 6
+        for word in (f"pause of {name}", f"resume of {name}", f"abort of {name}", "was aborted"):
+            assert word in watched.errors
+        listed = (await imctl(tmp_path, "op", "list")).document
+        assert [(each["id"], each["state"]) for each in listed] == [
+            ("drain-fra-2", "done"),
+            (name, "aborted"),
+        ]
+        missing = await imctl(tmp_path, "op", "abort", "drain-fra-99", "--yes")
+        assert missing.status == 1
+        assert "imctl op list" in missing.errors
+        late = await imctl(tmp_path, "op", "abort", "drain-fra-2", "--yes")
+        assert late.status == 3
+        assert "no operation is under way" in late.errors

@@ -191,14 +191,31 @@ def test_what_is_no_safety_rule_cannot_be_overridden(rule: str) -> None:
     assert "expect-epoch" in blocked_by(decide(wrong))
 
 
-def test_headroom_counts_what_would_move() -> None:
-    full = evidence(iad=facts("iad", sessions=15_900), sin=facts("sin", sessions=0))
-    committed(decide(change(Kind.DRAIN), on=full))  # 16,000 of 0.8 x 20,000
-    over = evidence(iad=facts("iad", sessions=15_901), sin=facts("sin", sessions=0))
-    assert blocked_by(decide(change(Kind.DRAIN), on=over)) == {"headroom"}
-    target = change(Kind.SWITCHOVER, target="sin")
-    assert decide(target, on=over).policy is not None
-    assert blocked_by(decide(change(Kind.SWITCHOVER, target="iad"), on=over)) == {"headroom"}
+def test_headroom_counts_what_would_move_to_each_survivor() -> None:
+    def lot(iad: int, **fra: Any) -> Evidence:
+        on = {"iad": facts("iad", sessions=iad), "sin": facts("sin", sessions=0)}
+        return evidence(**on, fra=facts("fra", **fra))
+
+    committed(decide(change(Kind.DRAIN), on=lot(7_900)))  # 8,000 of 0.8 x 10,000
+    refused = decide(change(Kind.DRAIN), on=lot(7_901))  # all of Europe goes there next
+    assert blocked_by(refused) == {"headroom"}
+    assert "iad would carry 8001 sessions" in refused.sentence
+    assert "sin" not in refused.sentence
+    half = {"europe": 50, "asia": 50}
+    committed(decide(change(Kind.DRAIN), on=lot(7_950, shards=half)))  # Asia belongs to sin
+    assert blocked_by(decide(change(Kind.DRAIN), on=lot(7_951, shards=half))) == {"headroom"}
+    committed(decide(change(Kind.SWITCHOVER, target="sin"), on=lot(7_901)))
+    failover = decide(change(Kind.FAILOVER), on=lot(7_901))
+    assert blocked_by(failover) == {"headroom"}
+    committed(decide(change(Kind.DRAIN), on=lot(9_999, sessions=0)))  # it gets nothing
+
+
+def test_headroom_counts_messages_with_those_who_send_them() -> None:
+    half = {"europe": 50, "asia": 50}
+    moving = {"sessions": 100, "messages_per_s": 400.0, "shards": half}
+    for rate, refused in ((1_400.0, False), (1_401.0, True)):
+        on = evidence(iad=facts("iad", messages_per_s=rate), fra=facts("fra", **moving))
+        assert bool(blocked_by(decide(change(Kind.DRAIN), on=on))) == refused
 
 
 def test_a_failover_needs_votes_held_for_long_enough() -> None:
@@ -297,7 +314,7 @@ def test_traffic_returns_in_steps_and_only_to_an_idc_that_has_caught_up(
     step = change(Kind.RAMP, request_id="r2", ramp=10)
     assert blocked_by(decide(step, back, behind)) == {"caught-up"}
     ten = committed(decide(step, back))
-    assert ten.idcs["fra"] == IdcPolicy(IdcState.ACTIVE, 10, "", NOW)
+    assert ten.idcs["fra"] == IdcPolicy(IdcState.ACTIVE, 10, "", NOW, moved_ms=NOW)
     assert ten.operation is not None
     full = committed(decide(change(Kind.RAMP, request_id="r3", ramp=100), ten))
     assert full.operation is None
@@ -393,3 +410,35 @@ def test_the_target_of_a_switchover_keeps_the_clients_while_the_source_is_draine
     drained = committed(decide(change(Kind.DRAINED, request_id="r2"), moved, on))
     assert drained.state("fra") is IdcState.DRAINED
     assert drained.idcs["fra"].target == "sin"
+
+
+@pytest.mark.parametrize("kind", [Kind.DRAIN, Kind.SWITCHOVER])
+def test_an_idc_is_not_emptied_again_right_after_its_clients_were_moved(kind: str) -> None:
+    wish = change(kind, target="sin" if kind == Kind.SWITCHOVER else "")
+    moved = policy(fra=IdcPolicy(moved_ms=NOW - 59_999))
+    assert blocked_by(decide(wish, moved)) == {"anti-flap"}
+    committed(decide(replace(wish, overrides=("anti-flap",)), moved))
+    committed(decide(wish, moved, within=region(anti_flap_ms=59_999)))
+    committed(decide(wish, policy(fra=IdcPolicy(moved_ms=NOW - 60_000))))
+    committed(decide(wish, policy(iad=IdcPolicy(moved_ms=NOW))))  # another's move is no reason
+
+
+def test_every_end_of_a_move_counts_and_nothing_else() -> None:
+    empty = evidence(fra=facts("fra", sessions=0))
+    row = IdcPolicy(IdcState.DRAINING, moved_ms=5)
+    for kind, expected in {Kind.DRAINED: NOW, Kind.UNDRAIN: NOW, Kind.FAILOVER: NOW}.items():
+        decision = decide(change(kind), policy(fra=row), empty)
+        assert committed(decision).idcs["fra"].moved_ms == expected
+    cordoned = committed(decide(change(Kind.CORDON), policy(fra=IdcPolicy(moved_ms=5))))
+    assert cordoned.idcs["fra"].moved_ms == 5
+    drain = committed(decide(change(Kind.DRAIN), policy(fra=IdcPolicy(moved_ms=5))))
+    assert drain.idcs["fra"].moved_ms == 5
+    assert drain.operation is not None
+    abort = change(Kind.ABORT, "", operation=drain.operation.id, request_id="r2")
+    assert committed(decide(abort, drain)).idcs["fra"].moved_ms == NOW
+
+
+def test_a_return_and_a_failover_are_never_held_up_by_a_move_before() -> None:
+    failed = policy(fra=IdcPolicy(IdcState.DRAINED, moved_ms=NOW))
+    committed(decide(change(Kind.FAILBACK), failed))
+    committed(decide(change(Kind.FAILOVER), policy(fra=IdcPolicy(moved_ms=NOW))))

@@ -18,7 +18,9 @@ from services.policy.document import IdcPolicy, IdcState, OperationRef, Policy, 
 NOW = 1_700_000_000_000
 IDCS = ("fra", "iad", "sin")
 _LOADED = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
-_SAFETY = _LOADED.spec.safety.model_copy(update={"active_idcs_min": 0, "headroom": 1.0})
+_SAFETY = _LOADED.spec.safety.model_copy(
+    update={"active_idcs_min": 0, "headroom": 1.0, "anti_flap_ms": 0}
+)
 REGION = _LOADED.model_copy(update={"spec": _LOADED.spec.model_copy(update={"safety": _SAFETY})})
 ENDS = (10, 10)
 KINDS = (
@@ -53,7 +55,10 @@ def evidence() -> Evidence:
     return Evidence(facts, votes, IDCS, {idc: Mark(NOW, f"{idc}.1", ENDS, 0) for idc in IDCS})
 
 
-def changes(overrides: tuple[str, ...] = ()) -> Iterator[Change]:
+def changes(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Change]:
+    if policy.operation is not None:
+        for kind in (Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT):
+            yield Change(kind, "", "", "operator", operation=policy.operation.id)
     for kind in KINDS:
         target = "sin" if kind == Kind.SWITCHOVER else ""
         yield Change(kind, "fra", "", "operator", target, overrides=overrides)
@@ -69,21 +74,22 @@ def plain(policy: Policy) -> Policy:
     """Two ways to one state are one state."""
     running = policy.operation
     named = replace(running, id=running.kind, request_id="") if running else None
-    rows = {name: replace(row, since_ms=0) for name, row in policy.idcs.items()}
+    rows = {name: replace(row, since_ms=0, moved_ms=0) for name, row in policy.idcs.items()}
     return replace(policy, epoch=1, idcs=rows, operation=named, history=(), requests=())
 
 
 def successors(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Policy]:
-    for change in changes(overrides):
+    for change in changes(policy, overrides):
         decision = evaluate(policy, change, evidence(), REGION, NOW)
         if decision.policy is not None:
             yield plain(decision.policy)
 
 
 def returns(policy: Policy) -> Iterator[Policy]:
-    """By what gives clients back or ends a move: no detour by a new cordon or drain."""
-    takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RETIRE}
-    for change in changes():
+    """By what gives clients back or ends a move: no detour by a new cordon or drain, and none by
+    an abort, so that whoever is paused can go on too."""
+    takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RETIRE, Kind.ABORT}
+    for change in changes(policy):
         decision = evaluate(policy, change, evidence(), REGION, NOW)
         if decision.policy is not None and change.kind not in takes:
             yield plain(decision.policy)

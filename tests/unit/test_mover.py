@@ -6,11 +6,20 @@ import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from imcore.region.load import load_region
 from imcore.runtime import ManualClock
 from services.control.mover import AGAIN_S, EVERY_S, GONE_S, Mover
 from services.engines.disk import RealDisk
-from services.policy.document import IdcPolicy, IdcState, Policy, initial
+from services.policy.document import (
+    IdcPolicy,
+    IdcState,
+    OperationRef,
+    OperationState,
+    Policy,
+    initial,
+)
 from services.policy.holder import PolicyHolder
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
@@ -65,9 +74,9 @@ class Setup:
             self.clock,
         )
 
-    def offer(self, epoch: int, **idcs: IdcPolicy) -> None:
+    def offer(self, epoch: int, operation: OperationRef | None = None, **idcs: IdcPolicy) -> None:
         base = initial(REGION, 0)
-        asyncio.run(self.holder.offer(Policy(epoch, {**base.idcs, **idcs})))
+        asyncio.run(self.holder.offer(Policy(epoch, {**base.idcs, **idcs}, operation)))
 
     def run(self, seconds: float) -> int:
         before = len(self.state.moved)
@@ -165,6 +174,47 @@ def test_a_client_that_does_not_go_is_closed_and_cannot_hold_up_a_drain(tmp_path
     setup.state.all = [Session("another", "u0"), Session("desk", "u0", "desk")]
     setup.run(0.4)
     assert set(setup.state.closed) == {"another"}  # it was told already; the other device was not
+
+
+def operation(state: OperationState) -> OperationRef:
+    return OperationRef("drain-fra-2", "drain", "fra", "", "operator", "r", 0, state)
+
+
+@pytest.mark.parametrize("state", [OperationState.PAUSED, OperationState.STALLED])
+def test_nobody_is_handed_over_or_closed_while_the_move_is_paused(
+    tmp_path: Path, state: OperationState
+) -> None:
+    setup = Setup(tmp_path)
+    setup.offer(2, operation(OperationState.RUNNING), fra=IdcPolicy(IdcState.DRAINING))
+    told = setup.run(2.0)
+    setup.offer(3, operation(state), fra=IdcPolicy(IdcState.DRAINING))
+    assert setup.run(60.0) == 0
+    assert setup.state.closed == []
+    setup.offer(4, operation(OperationState.RUNNING), fra=IdcPolicy(IdcState.DRAINING))
+    assert setup.run(0.2) <= 20  # no burst of what the pause saved up
+    setup.run(6.0)
+    assert len({row[0] for row in setup.state.moved}) == 300 > told
+
+
+def test_a_minority_hands_over_even_while_a_move_is_paused(tmp_path: Path) -> None:
+    """It may be the only way out, and it cannot hear that the pause has ended."""
+    setup = Setup(tmp_path, 50)
+    setup.offer(2, operation(OperationState.PAUSED), fra=IdcPolicy(IdcState.DRAINING))
+    setup.minority = True
+    assert setup.run(2.0) == 50
+
+
+def test_connections_closed_in_a_drain_are_counted_until_the_next_one(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 1)
+    setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(AGAIN_S + GONE_S + 0.4)
+    setup.state.all = []
+    setup.offer(3, fra=IdcPolicy(IdcState.DRAINED))
+    setup.run(1.0)
+    assert setup.mover.closed >= 1
+    setup.offer(4, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(0.2)
+    assert setup.mover.closed == 0
 
 
 def test_who_cannot_be_closed_is_told_again(tmp_path: Path) -> None:

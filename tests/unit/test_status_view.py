@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from imcore.errors import Unavailable
 from imcore.region.load import load_region
-from imctl.statusview import document_of, process_of, render, state_of
+from imctl.statusview import document_of, headroom, process_of, render, state_of
 from imctl.target.base import Unit
 
 REGION = load_region(Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml")
@@ -25,9 +26,10 @@ def answer(idc: str, epoch: int, states: dict[str, str]) -> dict[str, Any]:
         "policy": {
             "epoch": epoch,
             "stale": False,
-            "idcs": {name: {"state": state, "ramp": 1.0} for name, state in states.items()},
+            "idcs": {name: {"state": state, "ramp": 100} for name, state in states.items()},
         },
         "gateways": [{"gateway": f"{idc}-gw-1", "connections": 100, "port": 17110}],
+        "sessions": 98,
         "rates": {"accepted_per_s": 123.4, "pushed_per_s": 234.5},
         "lag": {f"{name}.1": {"records": 3, "ms": 47.2} for name in others},
         "clock": {"offset_ms": -2, "skewed": False},
@@ -41,7 +43,7 @@ ACTIVE = {"fra": "active", "iad": "active", "sin": "active"}
 
 def build(**found: Any) -> dict[str, Any]:
     units = [Unit(name, "running", 100 + n) for n, name in enumerate(("fra", "iad", "sin"))]
-    return document_of(REGION, units, found, {"links": []})
+    return document_of(REGION, units, found, {"links": []}, dict.fromkeys(found, 0.21))
 
 
 def shown(document: dict[str, Any], width: int = 80) -> str:
@@ -58,8 +60,13 @@ def test_three_healthy_idcs_fit_eighty_columns() -> None:
     assert "three-idc  policy epoch 4" in text
     row = next(line for line in text.splitlines() if line.startswith("iad "))
     assert row.split() == [
-        "iad", "Ashburn", "iad.1", "active", "running", "100", "123", "234", "-2", "ms",
+        "iad", "active", "100", "%", "1", "98", "47", "ms", "3", "4", "94", "%", "0.2", "s",
     ]  # fmt: skip
+    assert text.splitlines()[1].split() == [
+        "IDC", "STATE", "WEIGHT", "GATEWAYS", "SESSIONS", "KV", "LAG", "LOG", "LAG", "EPOCH",
+        "HEADROOM", "AGE",
+    ]  # fmt: skip
+    assert "iad 123 taken, 234 pushed" in " ".join(text.split())
     lag = next(line for line in text.splitlines() if line.startswith("sin.1"))
     assert lag.split() == ["sin.1", "47;", "3", "47;", "3", "·"]
     assert "!" not in text
@@ -86,11 +93,53 @@ def test_a_process_that_is_gone_or_paused_is_shown_as_such_and_still_fits() -> N
     silent: dict[str, Any] = {"fra": Unavailable("x"), "iad": Unavailable("y"), "sin": found["sin"]}
     document = document_of(REGION, units, silent, None)
     lines = shown(document).splitlines()
-    assert next(line for line in lines if line.startswith("fra ")).split()[:5] == [
-        "fra", "Frankfurt", "-", "recovering", "gone",
+    assert next(line for line in lines if line.startswith("fra ")).split()[:3] == [
+        "fra", "recovering", "0",
     ]  # fmt: skip
-    assert " paused " in next(line for line in lines if line.startswith("iad "))
+    assert "fra: gone" in lines
+    assert "iad: paused" in lines
+    assert not any(line.startswith("sin: ") for line in lines)
     assert not any("…" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_what_a_silent_idc_said_last_stays_with_its_age_and_its_weight_is_the_policys() -> None:
+    found: dict[str, Any] = {name: answer(name, 5, {**ACTIVE, "fra": "failed"}) for name in ACTIVE}
+    found["iad"]["policy"]["idcs"]["iad"]["ramp"] = 50
+    found["sin"]["policy"]["idcs"]["iad"]["ramp"] = 50
+    last, found["fra"] = found["fra"], Unavailable("fra does not answer")
+    document = document_of(REGION, [], found, None, {"fra": 7.5, "iad": 0.04})
+    document["idcs"]["fra"]["last"] = last
+    rows = {line.split()[0]: line.split() for line in shown(document).splitlines() if line}
+    assert rows["fra"][1:4] == ["failed", "0", "%"]
+    assert rows["fra"][-2:] == ["7.5", "s"]
+    assert rows["iad"][2:4] == ["50", "%"]
+    assert rows["sin"][-1] == "-"  # how old it is nobody said
+
+
+def test_headroom_is_that_of_what_is_scarcer() -> None:
+    idc = {"sessions": 900, "rates": {"accepted_per_s": 10.0}}
+    assert headroom(idc, {"sessions": 1_000, "messages_per_s": 1_000}) == pytest.approx(0.1)
+    assert headroom(idc, {"sessions": 9_000, "messages_per_s": 20}) == pytest.approx(0.5)
+    assert headroom(idc, {"sessions": 800, "messages_per_s": 20}) == 0.0
+
+
+def test_a_move_under_way_says_its_state_and_what_it_waits_for() -> None:
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    for row in found.values():
+        row["policy"] |= {
+            "operation": "drain-fra-4",
+            "operation_state": "paused by operator",
+            "waiting_for": "fra has 3 sessions",
+        }
+    words = " ".join(shown(build(**found)).split())
+    assert "drain-fra-4: paused by operator; not yet: fra has 3 sessions" in words
+
+
+def test_an_incarnation_and_a_skewed_clock_are_worth_a_line() -> None:
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    found["fra"] |= {"origin": "fra.2", "clock": {"offset_ms": 700, "skewed": True}}
+    assert "fra: serves as fra.2, its clock is +700 ms off" in shown(build(**found)).splitlines()
 
 
 def test_alarms_stale_policies_and_lost_registries_are_shown() -> None:

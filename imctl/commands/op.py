@@ -1,0 +1,199 @@
+"""op: operations that move traffic, as any imctl can see and steer them."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change, with_control
+from imctl.errors import Failed
+from imctl.options import Data, Format, Output
+from imctl.opwatch import conclude, until_ended
+from imctl.output import emit
+from imctl.traffic import Control
+from services.control.operations import Operation
+from services.control.rules import Change, Kind
+
+Name = Annotated[str, typer.Argument(metavar="ID", help="As `imctl op list` shows it.")]
+UnderWay = Annotated[
+    str,
+    typer.Argument(
+        metavar="[ID]", help="As `imctl op list` shows it [default: the one under way].",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+op = typer.Typer(
+    help="Look at operations, pause, resume and abort them, whoever began them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@op.command("list")
+def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
+    """The last operations, oldest first.
+
+    States: running, paused by operator, paused by failed step, done, done with exceptions (clients
+    had to be disconnected), failed (a failover or an override ended it), aborted, unknown.
+    Example: imctl op list -o json
+    """
+    operations = with_control(data, Control.operations)
+
+    def table() -> Table:
+        view = Table("ID", "STATE", "STARTED", "SECONDS", "BY", "STEPS", box=None, pad_edge=False)
+        for each in operations:
+            seconds = f"{(each.ended_ms - each.started_ms) / 1000:.1f}" if each.ended_ms else "-"
+            started = _time(each.started_ms) if each.started_ms else "-"
+            view.add_row(each.id, each.state, started, seconds, each.by, str(len(each.steps)))
+        return view
+
+    emit([_plain(each) for each in operations], output, table)
+
+
+@op.command("show")
+def op_show(name: Name, output: Output = Format.TABLE, data: Data = None) -> None:
+    """One operation: its steps, each with the evidence it rested on.
+
+    Example: imctl op show drain-fra-7
+    """
+    found = with_control(data, lambda control: _found(control, name))
+    emit(_plain(found), output, lambda: _view(found))
+
+
+@op.command("watch")
+def op_watch(
+    name: UnderWay = "",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to watch at most.")] = 3600.0,
+    data: Data = None,
+) -> None:
+    """Follow an operation to its end: a line for each step, with the time it took.
+
+    Exit status: 0 done, 1 done with exceptions or failed, 4 not ended or unknown, 6 aborted.
+    Example: imctl op watch drain-fra-7
+    """
+
+    async def watch(control: Control) -> Operation:
+        return await until_ended(control, await _named(control, name), timeout)
+
+    typer.echo(conclude(with_control(data, watch)), err=True)
+
+
+@op.command("pause")
+def op_pause(
+    name: UnderWay = "",
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Stop an operation where it is: nobody more is handed over, no next step is taken.
+
+    Example: imctl op pause drain-fra-7
+    """
+    _steer(Kind.PAUSE, name, None, Asking(dry_run, yes, output, data))
+
+
+@op.command("resume")
+def op_resume(
+    name: UnderWay = "",
+    override: Override = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Go on with a paused operation, if the rules would let it begin now.
+
+    Example: imctl op resume drain-fra-7
+    """
+    _steer(Kind.RESUME, name, override, Asking(dry_run, yes, output, data))
+
+
+@op.command("abort")
+def op_abort(
+    name: UnderWay = "",
+    override: Override = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Take a drain or a switchover back; stop a failback where it is (`imctl failback` goes on).
+
+    Example: imctl op abort switchover-fra-7
+    """
+    _steer(Kind.ABORT, name, override, Asking(dry_run, yes, output, data))
+
+
+def _steer(kind: str, name: str, override: str | None, how: Asking) -> None:
+    request_id = secrets.token_hex(8)
+    overrides = (override,) if override else ()
+
+    async def wish(control: Control) -> Change:
+        steered = await _named(control, name)
+        return Change(kind, "", request_id, "operator", overrides=overrides, operation=steered)
+
+    run_change(with_control(how.data, wish), how)
+
+
+async def _named(control: Control, name: str) -> str:
+    """Raises Failed."""
+    if name:
+        return (await _found(control, name)).id
+    running = (await control.policy()).operation
+    if running is None:
+        raise Failed("no operation is under way; `imctl op list` shows the last ones")
+    return running.id
+
+
+async def _found(control: Control, name: str) -> Operation:
+    found = await control.operation(name)
+    if found is None:
+        raise Failed(f"there is no operation {name}; `imctl op list` shows which there are")
+    return found
+
+
+def _plain(operation: Operation) -> dict[str, Any]:
+    document = asdict(operation)
+    document["state"] = str(operation.state)
+    document["steps"] = [dict(step) for step in document["steps"]]
+    return document
+
+
+def _view(operation: Operation) -> RenderableType:
+    head = f"{operation.id}: {operation.state}"
+    if operation.by:
+        head += f", by {operation.by} (request {operation.request_id})"
+    if operation.rate:
+        head += f", {operation.rate} sessions/s"
+    if operation.max_lag_ms:
+        head += f", lag at most {operation.max_lag_ms} ms"
+    table = Table("TIME", "EPOCH", "STEP", box=None, pad_edge=False)
+    for step in operation.steps:
+        table.add_row(_time(step.at_ms), str(step.epoch), step.sentence)
+        for name, facts in dict(step.evidence.get("idcs", {})).items():
+            lag = max(facts.get("lag_ms", {}).values(), default=0)
+            closed = f", {facts['closed']} closed" if facts.get("closed") else ""
+            table.add_row(
+                "",
+                "",
+                f"  {name}: {facts['sessions']} sessions{closed}, lag {lag} ms, seen "
+                f"{facts['age_ms']} ms before{'' if facts['serving'] else ', not serving'}",
+            )
+        for vote in step.evidence.get("votes", []):
+            table.add_row("", "", f"  vote of {vote['voter']}: {vote['said']}")
+        for rule in step.evidence.get("overridden", []):
+            table.add_row("", "", f"  overridden: {rule['rule']} ({rule['sentence']})")
+    return Group(head, table)
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000).strftime("%H:%M:%S")

@@ -1,0 +1,47 @@
+"""Looking at a whole deployment, again and again: what each unit says, and how old that is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from imcore.errors import ImError
+from imcore.runtime import Clock
+from imctl import admin
+from imctl.statusview import document_of
+from imctl.target.local import LINKPROXY, Local
+
+TIMEOUT_S = 1.5
+
+
+class Looker:
+    """Remembers what an IDC said last: that stands there, with its age, once it has fallen
+    silent."""
+
+    def __init__(self, target: Local, clock: Clock) -> None:
+        self._target = target
+        self._clock = clock
+        self._last: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    async def look(self) -> dict[str, Any]:
+        """The status document (docs/status.md). Raises Failed."""
+        names = self._target.names()
+        answers = await asyncio.gather(*(self._ask(name) for name in names))
+        found = dict(zip(names, answers, strict=True))
+        links = found.pop(LINKPROXY, None)
+        now = self._clock.now()
+        ages = {name: now - at for name, (at, _) in self._last.items() if name in found}
+        units = self._target.units()
+        document = document_of(self._target.region, units, found, links, ages)
+        for name, idc in document["idcs"].items():
+            if "error" in idc and name in self._last:
+                idc["last"] = self._last[name][1]
+        return document
+
+    async def _ask(self, name: str) -> dict[str, Any] | ImError:
+        try:
+            answer = await admin.status(self._target, name, TIMEOUT_S)
+        except ImError as error:
+            return error
+        self._last[name] = (self._clock.now(), answer)
+        return answer

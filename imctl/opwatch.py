@@ -1,0 +1,118 @@
+"""Following an operation on the screen: a tick line for each step, and what its end means."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import datetime
+
+import typer
+
+from imcore.errors import OutcomeUnknown, Unavailable
+from imctl.errors import Aborted, Failed
+from imctl.traffic import Control
+from services.control.operations import UNDER_WAY, Operation, Step
+from services.policy.document import OperationState
+
+TICK_S = 0.5
+UNKNOWN_S = 10.0  # whoever ends an operation may still be writing its record
+
+
+async def until_ended(control: Control, name: str, timeout_s: float, shown: int = 0) -> Operation:
+    """Prints a line on standard error for each step from number ``shown`` on, and whenever the
+    number of sessions or the state changed. A registry that is busy is asked again. Raises
+    OutcomeUnknown when it has not ended in time, or its step failed and it waits for somebody."""
+    said: tuple[object, ...] = ()
+    doubted = 0.0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                operation = await _look(control, name)
+                if operation is not None:
+                    for line in step_lines(operation, shown):
+                        typer.echo(line, err=True)
+                    shown = len(operation.steps)
+                    doubted = doubted + TICK_S if is_doubtful(operation) else 0.0
+                    if operation.state not in UNDER_WAY and (
+                        not is_doubtful(operation) or doubted > UNKNOWN_S
+                    ):
+                        return operation
+                    if operation.state is OperationState.STALLED:
+                        break
+                    now = (operation.state, await control.sessions(operation.idc))
+                    if now != said:
+                        typer.echo(_tick(operation, now[1]), err=True)
+                        said = now
+                await asyncio.sleep(TICK_S)
+    except TimeoutError:
+        raise OutcomeUnknown(
+            f"{name} has not ended after {timeout_s:g} s and goes on; `imctl op show {name}`"
+        ) from None
+    raise OutcomeUnknown(
+        f"{name} is paused, because its step failed: {operation.steps[-1].sentence}; "
+        f"`imctl op resume {name}` goes on with it, `imctl op abort {name}` ends it"
+    )
+
+
+async def _look(control: Control, name: str) -> Operation | None:
+    try:
+        return await control.operation(name)
+    except Unavailable:
+        return None
+
+
+def is_doubtful(operation: Operation) -> bool:
+    return operation.state is OperationState.UNKNOWN
+
+
+def conclude(operation: Operation) -> str:
+    """The last line of an operation that is done. Raises Aborted, OutcomeUnknown or Failed for
+    every other end: nothing that is partial may look like success to a script."""
+    name, why = operation.id, f"`imctl op show {operation.id}`"
+    if operation.state is OperationState.DONE:
+        return f"{name} is done, after {_seconds(operation.started_ms, operation.ended_ms)}"
+    if operation.state is OperationState.ABORTED:
+        raise Aborted(f"{name} was aborted; {why} shows by whom")
+    if operation.state is OperationState.EXCEPTIONS:
+        raise Failed(
+            f"{name} is done with exceptions: {closed_in(operation)} connections did not go by "
+            f"themselves and were closed; {why}"
+        )
+    if operation.state is OperationState.FAILED:
+        raise Failed(f"{name} ended before it was done; {why} says by what")
+    raise OutcomeUnknown(f"what became of {name} was recorded nowhere; {why}")
+
+
+def closed_in(operation: Operation) -> int:
+    """Connections that its IDC had closed by the last step."""
+    seen = operation.steps[-1].evidence.get("idcs", {}) if operation.steps else {}
+    return int(seen.get(operation.idc, {}).get("closed", 0))
+
+
+def step_lines(operation: Operation, after: int = 0) -> list[str]:
+    """A line for each step from number ``after`` on: when, what, and how long after the last."""
+    lines = []
+    for number, step in enumerate(operation.steps[after:], start=after):
+        began = operation.steps[number - 1].at_ms if number else operation.started_ms
+        lines.append(f"{_mark()} {_time(step)} {step.sentence} ({_seconds(began, step.at_ms)})")
+    return lines
+
+
+def _tick(operation: Operation, sessions: int | None) -> str:
+    left = "no answer" if sessions is None else f"{sessions} sessions"
+    state = "" if operation.state is OperationState.RUNNING else f", {operation.state}"
+    return f"  {datetime.now():%H:%M:%S} {operation.idc}: {left}{state}"
+
+
+def _mark() -> str:
+    """A tick where the terminal can show one."""
+    encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower()
+    return "✓" if encoding.replace("-", "") == "utf8" else "*"
+
+
+def _time(step: Step) -> str:
+    return datetime.fromtimestamp(step.at_ms / 1000).strftime("%H:%M:%S")
+
+
+def _seconds(began_ms: int, ended_ms: int) -> str:
+    return f"{max(0, ended_ms - began_ms) / 1000:.1f} s"

@@ -1,0 +1,53 @@
+"""What the screen says of an operation's steps and end, and the exit status that follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from imcore.errors import ImError, OutcomeUnknown
+from imctl.errors import ABORTED, ERROR, UNKNOWN, Aborted, Failed, exit_code
+from imctl.opwatch import conclude, step_lines
+from services.control.operations import UNDER_WAY, Operation, Step
+from services.policy.document import OperationState
+
+STEPS = (
+    Step(1_000, 2, "epoch 2: drain of fra by operator", {}),
+    Step(6_500, 3, "epoch 3: drained of fra by controller fra", {"idcs": {"fra": {"closed": 3}}}),
+)
+
+
+def ended(state: OperationState) -> Operation:
+    return Operation("drain-fra-2", "drain", "fra", "", "operator", "r", state, 900, 6_500, STEPS)
+
+
+def test_a_step_has_a_line_with_the_time_since_the_one_before() -> None:
+    first, second = step_lines(ended(OperationState.DONE))
+    assert first.endswith("epoch 2: drain of fra by operator (0.1 s)")
+    assert second.endswith("epoch 3: drained of fra by controller fra (5.5 s)")
+    assert step_lines(ended(OperationState.DONE), after=1) == [second]
+    assert step_lines(ended(OperationState.DONE), after=2) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "status", "words"),
+    [
+        (OperationState.EXCEPTIONS, Failed, ERROR, "3 connections"),
+        (OperationState.FAILED, Failed, ERROR, "before it was done"),
+        (OperationState.ABORTED, Aborted, ABORTED, "was aborted"),
+        (OperationState.UNKNOWN, OutcomeUnknown, UNKNOWN, "recorded nowhere"),
+    ],
+)
+def test_whatever_is_not_done_is_an_error_of_its_own(
+    state: OperationState, kind: type[ImError], status: int, words: str
+) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        conclude(ended(state))
+    assert exit_code(caught.value) == status
+
+
+def test_done_is_the_only_end_that_is_success() -> None:
+    assert conclude(ended(OperationState.DONE)) == "drain-fra-2 is done, after 5.6 s"
+    ends = set(OperationState) - UNDER_WAY
+    for state in ends - {OperationState.DONE}:
+        with pytest.raises(ImError):
+            conclude(ended(state))
