@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import socket
 import ssl
 import struct
@@ -23,6 +22,7 @@ from pathlib import Path
 from imcore.errors import BadInput
 from imcore.pki import dns_name
 from imcore.tls import client_ssl_context
+from imctl.engines import jvm
 from imctl.errors import Failed
 
 HEAP_MB = 256
@@ -30,24 +30,12 @@ FORMAT_S = 60.0
 CLIENT = "CLIENT"
 CONTROLLER = "CONTROLLER"
 MESSAGE_BYTES_MAX = 17 << 20  # of one batch, wherever a topic does not say it
-_JVM = (
-    f"-Xmx{HEAP_MB}m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",  # starts in half the time; a broker of tests lives for minutes
-    "-XX:+ExitOnOutOfMemoryError",
-    "-Djava.awt.headless=true",
-)
 _METADATA = struct.pack(">hhih", 3, 1, 1, -1) + struct.pack(">i", 0)  # of no topic: the brokers
 
 
 def principal(name: str) -> str:
     """As Kafka calls who presents the certificate of that name."""
     return f"User:CN={dns_name(name)}"
-
-
-def find_java() -> Path | None:
-    path = shutil.which("java")
-    return Path(path) if path else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +154,7 @@ class Server:
         tool += ["-c", str(self.properties_file)]
         try:
             done = subprocess.run(
-                [*_java(lib), *tool], capture_output=True, text=True, timeout=FORMAT_S, check=False
+                self._java(lib, tool), capture_output=True, text=True, timeout=FORMAT_S, check=False
             )
         except subprocess.TimeoutExpired:
             raise Failed(f"formatting {self.data} took more than {FORMAT_S:g} s") from None
@@ -174,8 +162,12 @@ class Server:
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no reason given"]
             raise Failed(f"kafka's storage in {self.data} cannot be formatted: {said[0]}")
 
-    def command(self, lib: Path) -> list[str]:
-        return [*_java(lib), "kafka.Kafka", str(self.properties_file)]
+    def command(self, lib: Path, record: Path | None = None) -> list[str]:
+        """``lib``, ``record``: see jvm.py. Raises Failed."""
+        return self._java(lib, ["kafka.Kafka", str(self.properties_file)], record)
+
+    def _java(self, lib: Path, arguments: list[str], record: Path | None = None) -> list[str]:
+        return jvm.command(lib, "broker", HEAP_MB, arguments, record)
 
     # ----------------------------------------------------------------------------- health
 
@@ -207,13 +199,6 @@ def _exactly(connection: ssl.SSLSocket, size: int) -> bytes:
             raise ConnectionError("the broker closed the connection")
         data += piece
     return data
-
-
-def _java(lib: Path) -> list[str]:
-    java = find_java()
-    if java is None:
-        raise Failed("no java was found, which runs Kafka: `apt-get install openjdk-17-jre`")
-    return [str(java), *_JVM, "-cp", f"{lib}/*"]
 
 
 def _pairs(addresses: Mapping[str, str]) -> str:

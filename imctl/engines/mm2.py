@@ -6,12 +6,11 @@ arrive (``services.engines.kafka.mirror_lag``).
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from imcore import pki
-from imctl.engines import mm2_config, properties
+from imctl.engines import jvm, mm2_config, properties
 from imctl.engines.mm2_config import Credentials, Flows
 from imctl.errors import Failed
 
@@ -83,26 +82,16 @@ class MirrorMaker:
                 f"the MirrorMaker of {self.flows.target.idc} cannot be set up: {error}"
             ) from error
 
-    def command(self, lib: Path) -> list[str]:
-        """``lib``: the folder of Kafka's jars. Raises Failed."""
-        java = shutil.which("java")
-        if java is None:
-            raise Failed("no java was found, which runs Kafka: `apt-get install openjdk-17-jre`")
-        return [
-            java,
-            f"-Xmx{HEAP_MB}m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",  # starts in half the time
-            "-XX:+ExitOnOutOfMemoryError",
-            "-Djava.awt.headless=true",
+    def command(self, lib: Path, record: Path | None = None) -> list[str]:
+        """``lib``, ``record``: see jvm.py. Raises Failed."""
+        arguments = [
             f"-Dlog4j2.configurationFile={self._logging_file}",
-            "-cp",
-            f"{lib}/*",
             MAIN,
             str(self.settings_file),
             "--clusters",
             self.flows.target.idc,
         ]
+        return jvm.command(lib, "mirror", HEAP_MB, arguments, record)
 
     @property
     def _logging_file(self) -> Path:
