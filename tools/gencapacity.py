@@ -27,7 +27,7 @@ def printed(command: str) -> str:
     result = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
+        env=os.environ | {"COLUMNS": "80", "TTY_COMPATIBLE": "0"},
         capture_output=True,
         text=True,
         check=False,

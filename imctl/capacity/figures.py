@@ -52,6 +52,10 @@ class Figures(Mapping[str, float]):
     def figure(self, name: str) -> Figure:
         return self._figures[name]
 
+    def assumed(self, names: Iterable[str]) -> list[str]:
+        """Those of them that nobody measured."""
+        return sorted({name for name in names if self._figures[name].assumed})
+
     def scaled(self, name: str, times: float) -> Figures:
         """With one of them so many times as large. A share stays at most 1; of a factor above 1
         it is what it adds that grows."""

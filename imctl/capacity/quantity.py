@@ -49,3 +49,8 @@ def _three(value: float) -> str:
     value = float(f"{value:.3g}")
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:.{min(digits, 4)}f}"
+
+
+def whole(value: float) -> int:
+    """The next whole number, at least 1; what is whole but for rounding is that one."""
+    return max(1, math.ceil(value - value * 1e-9))

@@ -23,7 +23,7 @@ def sections(sizing: Sizing) -> list[Section]:
     found = [
         _lines("Load", sizing.load),
         _roles(sizing.roles),
-        _engines(sizing.engines, sizing.partitions),
+        _engines(sizing),
         _lines("Network", sizing.network),
         _lines("Storage", sizing.storage),
         _lines(f"Error budget at {sizing.inputs.availability * 100:.10g} %", sizing.budget),
@@ -85,7 +85,9 @@ def _roles(roles: list[Role]) -> Section:
     return Section("Roles (cores and memory of one process)", columns, rows, _formulas(roles))
 
 
-def _engines(engines: list[Engine], partitions: Line) -> Section:
+def _engines(sizing: Sizing) -> Section:
+    engines, partitions = sizing.engines, sizing.partitions
+    [im] = [role.per_idc for role in sizing.roles if role.name == "im"]
     columns = ("ENGINE", "PER IDC>", "ALL>", "CORES>", "MEMORY>", "BOUND BY")
     rows = [
         [
@@ -99,7 +101,8 @@ def _engines(engines: list[Engine], partitions: Line) -> Section:
         for engine in engines
     ]
     mark = "~ " if partitions.assumed else ""
-    rows.append(["partitions", f"{mark}{partitions.value:,.0f}", "", "", "", "im processes"])
+    bound = "im processes" if partitions.value <= im else "MB/s"
+    rows.append(["partitions", f"{mark}{partitions.value:,.0f}", "", "", "", bound])
     formulas = [*_formulas(engines), partitions.formula]
     return Section("Engines (cores and memory of one machine)", columns, rows, formulas)
 

@@ -310,9 +310,7 @@ def test_bytes_of_a_message_are_what_the_codecs_make() -> None:
 
 
 def test_every_figure_says_where_it_comes_from_and_is_used() -> None:
-    used = "".join(
-        (ROOT / "imctl" / "capacity" / name).read_text() for name in ("model.py", "loads.py")
-    )
+    used = "".join(path.read_text() for path in (ROOT / "imctl" / "capacity").glob("*.py"))
     for name in FIGURES:
         figure = FIGURES.figure(name)
         assert figure.source and figure.meaning and figure.unit, name
@@ -323,7 +321,8 @@ def test_every_figure_says_where_it_comes_from_and_is_used() -> None:
 
 def test_limits_of_the_code_are_those_of_the_code() -> None:
     from imcore.region.model import Messages, RegionSpec
-    from imctl.capacity.model import PARTITIONS_MAX, TIMELINE_MEMBERS_MAX
+    from imctl.capacity.engines import TIMELINE_MEMBERS_MAX
+    from imctl.capacity.model import PARTITIONS_MAX
     from services.gateway.config import GatewayConfig
 
     assert FIGURES["gateway_connections"] == GatewayConfig().connections_max
