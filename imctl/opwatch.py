@@ -70,6 +70,8 @@ def conclude(operation: Operation) -> str:
     every other end: nothing that is partial may look like success to a script."""
     name, why = operation.id, f"`imctl op show {operation.id}`"
     if operation.state is OperationState.DONE:
+        if not operation.ended_ms:
+            return f"{name} is done"  # as the policy says; nobody recorded when
         return f"{name} is done, after {_seconds(operation.started_ms, operation.ended_ms)}"
     if operation.state is OperationState.ABORTED:
         raise Aborted(f"{name} was aborted; {why} shows by whom")

@@ -16,6 +16,11 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
+def notes() -> Console:
+    """Standard error, for what goes with a result and is none: it never mixes with JSON."""
+    return Console(stderr=True, highlight=False, soft_wrap=False)
+
+
 def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> None:
     """``document``: what JSON and YAML show, plain values only."""
     if how is Format.JSON:

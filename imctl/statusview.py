@@ -114,6 +114,8 @@ def idc_table(document: Mapping[str, Any]) -> Table:
         state = state_of(document, name)
         shown = Text(state, style=COLOURS.get(state, ""))
         table.add_row(name, shown, *_figures(document, name, idc))
+    if document["witness"] is not None:
+        table.add_row(document["witness_name"], "votes")
     return table
 
 
@@ -124,7 +126,12 @@ def _figures(document: Mapping[str, Any], name: str, idc: Mapping[str, Any]) -> 
     shown = idc.get("last") or {} if "error" in idc else idc
     if not shown:
         return ("-" if weight is None else f"{weight} %", *("-" * (len(COLUMNS) - 1)))
-    lags = list((shown.get("lag") or {}).values())
+    states = document["policy"].get("idcs", {})
+    lags = [
+        lag
+        for origin, lag in (shown.get("lag") or {}).items()
+        if states.get(origin.rpartition(".")[0], {}).get("state") not in ("failed", "retired")
+    ]
     ms = max((float(lag.get("ms") or 0) for lag in lags), default=0)
     records = max((int(lag.get("records") or 0) for lag in lags), default=0)
     room = headroom(shown, document["capacity"][name])
@@ -173,7 +180,10 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}: {', '.join(said)}")
     others = [name for name in document["processes"] if name not in document["idcs"]]
     states = {name: process_of(document, name) for name in others}  # link proxy, witness, engines
-    return found + [f"{name}: {state}" for name, state in states.items() if state != "running"]
+    found += [f"{name}: {state}" for name, state in states.items() if state != "running"]
+    known = {"linkproxy", document["witness_name"]}
+    engines = [name for name in others if name not in known and states[name] == "running"]
+    return [*found, f"engines: {', '.join(engines)}"] if engines else found
 
 
 def _move(policy: Mapping[str, Any]) -> str:

@@ -7,20 +7,28 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
+from rich.text import Text
 
 from imcore.errors import BadInput
 from imcore.runtime import SystemClock
 from imctl import deployment
 from imctl.errors import Guarded
-from imctl.loss import Loss, as_document, estimate
+from imctl.look import Looker
+from imctl.loss import Loss, estimate
+from imctl.loss import as_document as loss_document
+from imctl.moveplan import MOVES, plan_lines, question, refusal_lines
+from imctl.moveplan import as_document as plan_document
 from imctl.options import Format
 from imctl.opwatch import conclude, until_ended
-from imctl.output import emit
+from imctl.output import emit, notes
+from imctl.statusview import idc_table
 from imctl.traffic import Control, Judged, document_of
 from services.control.evaluate import Decision
+from services.control.predict import Forecast
+from services.control.predict import forecast as foresee
 from services.control.rules import Change, Kind
 from services.policy.document import IdcState
 
@@ -32,6 +40,8 @@ Override = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 T = TypeVar("T")
+FOLLOW_TRIES = 5  # a commit is known in the IDCs within half a second
+_GONE = frozenset({IdcState.FAILED, IdcState.RETIRED})
 
 
 def with_control(data: Path | None, work: Callable[[Control], Awaitable[T]]) -> T:
@@ -56,9 +66,16 @@ class Asking:
     timeout_s: float = 0.0
 
 
+class Preview(NamedTuple):
+    """What a change would bring, as far as its kind has something to foresee."""
+
+    forecast: Forecast | None
+    loss: Loss | None
+
+
 def run_change(change: Change, how: Asking) -> None:
-    """Judge, ask, commit, wait. Raises Guarded for a refusal, OutcomeUnknown for a time-out,
-    Aborted or Failed when the operation that was waited for is not done."""
+    """Judge, show, ask, commit, wait, show. Raises Guarded for a refusal, OutcomeUnknown for a
+    time-out, Aborted or Failed when the operation that was waited for is not done."""
 
     async def judge(control: Control) -> Judged:
         _check(change, control)
@@ -69,20 +86,21 @@ def run_change(change: Change, how: Asking) -> None:
         _show(decision, None, how)
         if decision.policy is not None and decision.operation and how.wait:
             ended = await until_ended(control, decision.operation, how.timeout_s, shown=1)
-            typer.echo(conclude(ended), err=True)
+            typer.echo(conclude(ended) + _against(change, preview), err=True)
+        if decision.policy is not None and how.wait is not False:
+            await _show_topology(change, how, (await control.policy()).epoch)
         return decision
 
     judged = with_control(how.data, judge)
     decision = judged.decision
-    loss = _loss(change, judged)
-    if loss is not None and (decision.policy is not None or how.dry_run):
-        typer.echo("\n".join(loss.lines()), err=True)
+    preview = _preview(change, judged, how)
+    _show_before(change, decision, preview, how)
     if how.dry_run:
-        _show(decision, loss, how)
+        _show(decision, preview, how)
     elif decision.policy is None:
         # Asked for real as well, so that the refusal stands in the audit; it may even pass now.
         decision = with_control(how.data, submit)
-    elif how.yes or _confirmed(decision):
+    elif how.yes or typer.confirm(question(change, preview.forecast), abort=True, err=True):
         decision = with_control(how.data, submit)
     if decision.policy is None:
         raise Guarded(decision.sentence)
@@ -101,27 +119,64 @@ def _check(change: Change, control: Control) -> None:
         )
 
 
-def _loss(change: Change, judged: Judged) -> Loss | None:
-    if change.kind != Kind.FAILOVER:
-        return None
-    policy = judged.policy
-    out = (IdcState.FAILED, IdcState.RETIRED)
-    names = [name for name in policy.idcs if name != change.idc and policy.state(name) not in out]
-    return estimate(judged.evidence, change.idc, names)
+def _preview(change: Change, judged: Judged, how: Asking) -> Preview:
+    before, after = judged.policy, judged.decision.policy
+    region = deployment.find(how.data).region
+    seen = forecast = None
+    if change.kind in MOVES and after is not None:
+        forecast = foresee(before, after, region, judged.evidence, change.idc)
+    if change.kind == Kind.FAILOVER and (after is not None or how.dry_run):
+        out = (change.idc, *(n for n in before.idcs if before.state(n) in _GONE))
+        seen = estimate(judged.evidence, change.idc, [n for n in before.idcs if n not in out])
+    return Preview(forecast, seen)
 
 
-def _confirmed(decision: Decision) -> bool:
-    """Ends the command when the answer is no."""
-    return typer.confirm(f"{decision.sentence}. Commit?", abort=True, err=True)
+def _show_before(change: Change, decision: Decision, preview: Preview, how: Asking) -> None:
+    """How things are, and what would come of it; of a refusal all that stands against it."""
+    lines = []
+    if how.output is Format.TABLE:
+        asyncio.run(_show_topology(change, how, 0))
+        lines += refusal_lines(decision.blockers)
+        if preview.forecast is not None:
+            region = deployment.find(how.data).region
+            lines += ["plan:", *plan_lines(preview.forecast, region)]
+    if preview.loss is not None:
+        lines += preview.loss.lines()
+    for line in lines:
+        notes().print(Text(line))
 
 
-def _show(decision: Decision, loss: Loss | None, how: Asking) -> None:
+async def _show_topology(change: Change, how: Asking, epoch: int) -> None:
+    """Of moves only; once somebody follows the policy of this epoch, or after a moment."""
+    if change.kind not in MOVES or how.output is not Format.TABLE:
+        return
+    looker = Looker(deployment.find(how.data), SystemClock())
+    for _ in range(FOLLOW_TRIES):
+        document = await looker.look()
+        if int(document["policy"].get("epoch", 0)) >= epoch:
+            break
+        await asyncio.sleep(0.3)
+    notes().print(idc_table(document))
+
+
+def _against(change: Change, preview: Preview) -> str:
+    """A return ends with its last step, when clients are still on their way."""
+    forecast = preview.forecast
+    if forecast is None or change.kind == Kind.FAILBACK:
+        return ""
+    return f"; about {forecast.seconds:.1f} s were predicted"
+
+
+def _show(decision: Decision, preview: Preview | None, how: Asking) -> None:
     """A refusal as a table is the error line itself. Nobody waits: standard output is the
     operation's id alone, for scripts."""
     if how.output is not Format.TABLE:
         document = document_of(decision, how.dry_run)
-        if loss is not None:
-            document["estimated_loss"] = as_document(loss)
+        if preview is not None and preview.forecast is not None:
+            region = deployment.find(how.data).region
+            document["plan"] = plan_document(preview.forecast, region)
+        if preview is not None and preview.loss is not None:
+            document["estimated_loss"] = loss_document(preview.loss)
         emit(document, how.output, str)
     elif decision.policy is None:
         return

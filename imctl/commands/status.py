@@ -49,7 +49,10 @@ async def _watch(looker: Looker, output: Format, every_s: float) -> None:
         stream(await looker.look(), output)
         await asyncio.sleep(every_s)
     dashboard = Dashboard()
-    with Live(console=console(), auto_refresh=False, screen=console().is_terminal) as live:
+    while not console().is_terminal:  # a pipe or a file: one look below the other
+        console().print(dashboard.see(await looker.look(), datetime.now()))
+        await asyncio.sleep(every_s)
+    with Live(console=console(), auto_refresh=False, screen=True) as live:
         while True:
             live.update(dashboard.see(await looker.look(), datetime.now()), refresh=True)
             await asyncio.sleep(every_s)

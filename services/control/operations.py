@@ -214,12 +214,12 @@ def as_known(name: str, record: Operation | None, policy: Policy, now_ms: int) -
         return None
     kind, _, rest = name.partition("-")
     idc = rest.rpartition("-")[0]
-    known = record or Operation(name, kind, idc, "", "", "", OperationState.UNKNOWN, 0)
-    if kind == Kind.FAILOVER or any(policy.outcome(f"{name}/{last}") for last in LAST_STEPS):
-        return replace(known, state=OperationState.DONE)
+    known = record or Operation(name, kind, idc, "", "", "", OperationState.RUNNING, 0)
     changed_ms = max((row.since_ms for row in policy.idcs.values()), default=0)
-    late = now_ms - changed_ms >= RECORDED_MS
-    return replace(known, state=OperationState.UNKNOWN) if late else known
+    if now_ms - changed_ms < RECORDED_MS:  # its end may be on its way
+        return known
+    done = kind == Kind.FAILOVER or any(policy.outcome(f"{name}/{last}") for last in LAST_STEPS)
+    return replace(known, state=OperationState.DONE if done else OperationState.UNKNOWN)
 
 
 async def _forget(proposer: Proposer, operation_id: str) -> None:

@@ -20,11 +20,13 @@ STEP_COMMIT_S = 0.5  # until a step that is due is committed
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """``moves``: sessions by (from, to). ``loads``: what each IDC then carries. ``curve``: points
-    of (seconds from the commit, sessions that have moved by then)."""
+    """``moves``: sessions by (from, to). ``loads``: what each IDC then carries. ``rate``: sessions
+    a second that all who give hand over together; 0: nobody does. ``curve``: points of (seconds
+    from the commit, sessions that have moved by then)."""
 
     moves: Mapping[tuple[str, str], float]
     loads: Mapping[str, Load]
+    rate: float
     curve: tuple[tuple[float, float], ...]
 
     @property
@@ -53,12 +55,12 @@ def forecast(
                 moves[source, target] = count
     rates = {source: moves_per_s(last, region, source) for source, _ in moves}
     if after.state(idc) is IdcState.FAILED:
-        curve = [(SEEN_S, sum(moves.values()))]  # they find out themselves
+        rates, curve = {}, [(SEEN_S, sum(moves.values()))]  # they find out themselves
     elif returns:
         curve = _return_curve(moves, rates)
     else:
         curve = _drain_curve(moves, rates)
-    return Forecast(moves, _loads(evidence, moves), tuple(curve))
+    return Forecast(moves, _loads(evidence, moves), sum(rates.values()), tuple(curve))
 
 
 def _loads(evidence: Evidence, moves: Mapping[tuple[str, str], float]) -> dict[str, Load]:

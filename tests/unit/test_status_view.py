@@ -117,6 +117,13 @@ def test_what_a_silent_idc_said_last_stays_with_its_age_and_its_weight_is_the_po
     assert rows["sin"][-1] == "-"  # how old it is nobody said
 
 
+def test_the_log_of_an_idc_that_is_given_up_is_nobodys_lag() -> None:
+    found = {name: answer(name, 5, {**ACTIVE, "fra": "failed"}) for name in ACTIVE}
+    found["iad"]["lag"]["fra.1"] = {"records": 70, "ms": 99_000}
+    row = next(line for line in shown(build(**found)).splitlines() if line.startswith("iad "))
+    assert row.split()[6:9] == ["47", "ms", "3"]
+
+
 def test_headroom_is_that_of_what_is_scarcer() -> None:
     idc = {"sessions": 900, "rates": {"accepted_per_s": 10.0}}
     assert headroom(idc, {"sessions": 1_000, "messages_per_s": 1_000}) == pytest.approx(0.1)
@@ -134,6 +141,21 @@ def test_a_move_under_way_says_its_state_and_what_it_waits_for() -> None:
         }
     words = " ".join(shown(build(**found)).split())
     assert "drain-fra-4: paused by operator; not yet: fra has 3 sessions" in words
+
+
+def test_the_witness_and_engines_that_run_are_there_too() -> None:
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    document = build(**found)
+    document |= {"witness": {"idc": "witness"}, "witness_name": "witness"}
+    units = ("linkproxy", "witness", "fra-etcd", "sin-kafka")
+    document["processes"] |= {name: {"state": "running", "pid": 9} for name in units}
+    document["processes"]["iad-pd"] = {"state": "gone", "pid": 9}
+    lines = shown(document).splitlines()
+    assert next(line for line in lines if line.startswith("witness")).split() == [
+        "witness", "votes",
+    ]  # fmt: skip
+    assert "engines: fra-etcd, sin-kafka" in lines
+    assert "iad-pd: gone" in lines
 
 
 def test_an_incarnation_and_a_skewed_clock_are_worth_a_line() -> None:

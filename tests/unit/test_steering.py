@@ -300,7 +300,9 @@ def test_an_end_that_nobody_recorded_is_found_in_the_policy_or_said_to_be_unknow
     )  # fmt: skip
     left = record(name=name)
     for known in (left, None):
-        found = as_known(name, known, committed(over), NOW + 1)
+        found = as_known(name, known, committed(over), NOW + 4_999)
+        assert found is not None and found.state is OperationState.RUNNING
+        found = as_known(name, known, committed(over), NOW + 5_000)
         assert found is not None and found.state is OperationState.DONE
     aborted = committed(decide(policy, Kind.ABORT, operation=name))
     soon, later = (as_known(name, left, aborted, NOW + ms) for ms in (4_999, 5_000))

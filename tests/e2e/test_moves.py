@@ -1,0 +1,134 @@
+"""Moves of traffic by the command line, under load: as predicted, steered by other commands than
+the one that began them, and what a failover would cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imctl.testing.lab import lab_region
+
+pytestmark = pytest.mark.e2e
+
+IMCTL = Path(sys.executable).with_name("imctl")
+USERS = 120
+RATE = 10
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "deployment"
+    yield folder
+    if (folder / "run.json").exists():
+        imctl(folder, "down")
+
+
+def begin(data: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [IMCTL, *map(str, arguments)],
+        env=os.environ | {"IMCTL_DATA": str(data), "COLUMNS": "80", "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def imctl(data: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    process = begin(data, *arguments)
+    out, errors = process.communicate(timeout=90)
+    return subprocess.CompletedProcess([], process.returncode, out, errors)
+
+
+def ok(data: Path, *arguments: object) -> str:
+    result = imctl(data, *arguments)
+    assert result.returncode == 0, (arguments, result.stdout, result.stderr)
+    return result.stdout
+
+
+def status(data: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(imctl(data, "status", "-o", "json").stdout)
+    return found
+
+
+def sessions(data: Path, idc: str) -> int:
+    return int(status(data)["idcs"][idc].get("sessions", 0))
+
+
+def until_connected(data: Path, idc: str) -> int:
+    """How many sessions it has once their number stands still."""
+    before = -1
+    for _ in range(60):
+        now = sessions(data, idc)
+        if now == before and now > USERS // 6:
+            return now
+        before = now
+        time.sleep(1.0)
+    raise AssertionError(f"{idc} never had its clients: {before}")
+
+
+def test_a_move_goes_as_its_plan_said_and_is_steered_by_others(tmp_path: Path, data: Path) -> None:
+    ok(data, "up", lab_region(tmp_path), "--data", data, "--faults")
+    load = begin(data, "load", "--users", USERS, "--rate", 20, "--seconds", 80)
+    try:
+        at_fra = until_connected(data, "fra")
+        asked = ("drain", "fra", "--rate", RATE)
+        would = json.loads(ok(data, *asked, "--dry-run", "-o", "json"))
+        assert would["plan"]["moves"] == [{"from": "fra", "to": "iad", "sessions": at_fra}]
+        predicted = would["plan"]["seconds"]
+        assert predicted > at_fra / RATE
+
+        drain = begin(data, *asked, "--yes")
+        out, errors = drain.communicate(timeout=60)
+        assert drain.returncode == 0, errors
+        for line in (*out.splitlines(), *errors.splitlines()):
+            assert len(line) <= 80, line
+        assert "IDC STATE" in errors and f"  {at_fra} clients from fra to iad" in errors
+        drained = json.loads(ok(data, "op", "list", "-o", "json"))[-1]
+        measured = (drained["ended_ms"] - drained["started_ms"]) / 1000
+        assert measured == pytest.approx(predicted, rel=0.3)
+        assert sessions(data, "fra") == 0
+
+        name = ok(data, "failback", "fra", "--yes", "--no-wait", "--rate", RATE).strip()
+        watch = begin(data, "op", "watch", name)
+        ok(data, "op", "pause", name, "--yes")
+        assert status(data)["policy"]["operation_state"] == "paused by operator"
+        time.sleep(2.0)  # who was told to go before has gone
+        standing = sessions(data, "fra")
+        time.sleep(3.0)
+        assert sessions(data, "fra") == standing < at_fra
+        assert imctl(data, "drain", "iad", "--dry-run").returncode == 3  # one move at a time
+        ok(data, "op", "resume", "--yes")
+        seen = watch.communicate(timeout=40)[1]
+        assert watch.returncode == 0, seen
+        assert f"pause of {name} by operator" in seen and f"{name} is done" in seen
+        assert until_connected(data, "fra") == at_fra
+
+        flap = imctl(data, "drain", "fra", "--yes")
+        assert flap.returncode == 3
+        assert "  anti-flap  " in flap.stderr
+
+        ok(data, "partition", "fra", "iad")
+        ok(data, "partition", "fra", "sin")
+        deadline = time.monotonic() + 20
+        while True:  # the failover may be committed by the others first: then it is refused
+            would_fail = imctl(data, "failover", "fra", "--dry-run", "-o", "json")
+            loss = json.loads(would_fail.stdout)["estimated_loss"]
+            if loss["records_delayed"]:
+                break
+            assert time.monotonic() < deadline, loss
+            time.sleep(0.5)
+        # fra, cut off from the others only, went on for its clients: all of it is delayed.
+        assert loss["source_answers"]
+        assert loss["survivors"]["iad"]["records_missing"] >= loss["records_delayed"]
+        ok(data, "heal")
+    finally:
+        load.terminate()
+        load.communicate(timeout=30)
