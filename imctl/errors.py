@@ -12,6 +12,7 @@ ERROR = 1
 USAGE = 2  # a wrong flag or file; a difference that was asked for
 GUARDED = 3  # a safety rule, or another guard, said no
 UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells
+ABORTED = 6  # aborted, and rolled back
 
 DEBUG = "IMCTL_DEBUG"
 
@@ -24,11 +25,17 @@ class Guarded(ImError):
     """A guard refused; nothing was changed. The message names the rule."""
 
 
+class RolledBack(ImError):
+    """What was begun has been taken back; the message says why."""
+
+
 def exit_code(error: ImError) -> int:
     if isinstance(error, BadInput):
         return USAGE
     if isinstance(error, Guarded) or (isinstance(error, Refused) and error.code is Code.FORBIDDEN):
         return GUARDED
+    if isinstance(error, RolledBack):
+        return ABORTED
     return UNKNOWN if isinstance(error, OutcomeUnknown) else ERROR
 
 

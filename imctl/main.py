@@ -20,6 +20,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
     "demo": ("imctl.demo", "demo", "Lose a data centre under load and prove that nothing is lost."),
     "validate": ("imctl.commands.files", "validate", "Check a region file."),
+    "plan": ("imctl.commands.plan", "plan", "Show what a region file would change, and take."),
+    "diff": ("imctl.commands.plan", "diff", "Show in which fields a region file differs."),
+    "deploy": ("imctl.commands.deploy", "deploy", "Bring a region file to its deployment."),
+    "rollout": ("imctl.commands.deploy", "rollout", "Look at a deploy; pause, resume, undo it."),
+    "destroy": ("imctl.commands.destroy", "destroy", "Stop a deployment and delete its data."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
     "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
     "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
@@ -101,7 +106,8 @@ def root(
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
-    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown.
+    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown,
+    6 undone.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"

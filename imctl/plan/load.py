@@ -1,0 +1,82 @@
+"""What the others carry while an IDC is away: by the evaluator's own rules, and by the placement
+that the movers follow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from imcore.region.model import Region
+from services.control.evaluate import evaluate
+from services.control.evidence import Evidence
+from services.control.rules import Case, Change, Kind, Room, room
+from services.policy.document import IdcState, Policy
+from services.policy.placement import preference, takes
+
+SAMPLES = 300  # of a shard's clients: shares come out within some 3 %
+
+
+class Survivor(NamedTuple):
+    """``_max``: what the headroom rule would allow it alone."""
+
+    idc: str
+    sessions: int
+    sessions_max: float
+    messages_per_s: float
+    messages_per_s_max: float
+
+
+class Away(NamedTuple):
+    """``idc`` is drained and restarted."""
+
+    idc: str
+    sessions: int  # that move away, and back
+    messages_per_s: float
+    survivors: tuple[Survivor, ...]
+    together: Room
+    refusals: tuple[str, ...]  # what the evaluator would say to its drain now
+
+
+def away(idc: str, policy: Policy, region: Region, evidence: Evidence, now_ms: int) -> Away:
+    change = Change(Kind.DRAIN, idc, "", "plan")
+    idcs = {each.name: each for each in region.spec.idcs}
+    case = Case(policy, change, evidence, region.spec.safety, idcs, now_ms)
+    own = evidence.idcs.get(idc)
+    sessions, rate = (own.sessions, own.messages_per_s) if own else (0, 0.0)
+    shares = next_homes(idc, policy, region)
+    survivors = []
+    for name in case.others():
+        has, capacity = evidence.idcs.get(name), idcs[name].capacity
+        share, headroom = shares.get(name, 0.0), region.spec.safety.headroom
+        survivors.append(
+            Survivor(
+                name,
+                (has.sessions if has else 0) + round(sessions * share),
+                headroom * capacity.sessions,
+                (has.messages_per_s if has else 0.0) + rate * share,
+                headroom * capacity.messages_per_s,
+            )
+        )
+    refusals: tuple[str, ...] = ()
+    if policy.state(idc) in (IdcState.ACTIVE, IdcState.CORDONED, IdcState.DRAINING):
+        blockers = evaluate(policy, change, evidence, region, now_ms).blockers
+        refusals = tuple(f"{blocker.rule}: {blocker.sentence}" for blocker in blockers)
+    return Away(idc, sessions, rate, tuple(survivors), room(case), refusals)
+
+
+def next_homes(idc: str, policy: Policy, region: Region) -> dict[str, float]:
+    """Which share of its clients each other IDC gets; all shards count alike, for sessions do not
+    tell their shard."""
+    found: Counter[str] = Counter()
+    for shard in region.spec.geo.shards:
+        for number in range(SAMPLES):
+            uid = f"sample-{number}"
+            order = [
+                name
+                for name in preference(policy, region, shard.name, uid)
+                if name == idc or takes(policy, name, uid)
+            ]
+            if len(order) > 1 and order[0] == idc:
+                found[order[1]] += 1
+    total = found.total()
+    return {name: count / total for name, count in found.items()}
