@@ -331,6 +331,23 @@ async def test_a_gate_that_fails_in_the_soak_pauses_the_rollout() -> None:
     assert paused.done == ()
 
 
+async def test_a_soak_that_is_broken_begins_again() -> None:
+    class Stumbling(Model):
+        async def look(self, rollout: Rollout) -> dict[str, Seen]:
+            back = self.units["sin"].region == NEW and self.units["sin"].ramp == 100
+            self.soaking_since = self.clock if not back else self.soaking_since
+            soaked_s = self.clock - self.soaking_since
+            self.units["sin"].lag_ms = 9_000 if back and 1.0 < soaked_s < 1.8 else 20
+            return await super().look(rollout)
+
+        soaking_since = 0.0
+
+    model = Stumbling()
+    done = await drive(model, rollout(order=("sin",)))
+    assert done.state is State.DONE
+    assert model.clock - model.soaking_since >= 1.5 + 2.0, "the two seconds before it do not count"
+
+
 async def test_the_operator_pauses_between_two_steps() -> None:
     model = Model(pausing=True)
     stopped = await drive(model)
