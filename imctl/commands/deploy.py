@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from imctl.options import Data, Engines, Format, Output, RegionFile
 from imctl.output import console, emit
 from imctl.plan.document import Plan, lacks
 from imctl.plan.takes import Change
-from imctl.planning import check_data_fit, check_ports, folder_of, running
+from imctl.planning import check_data_fit, check_ports, fields_of, folder_of, running
 from imctl.planview import plan_view, rollout_view
 from imctl.rollout import store
 from imctl.rollout.driver import Driver
@@ -43,6 +44,7 @@ MaxLag = Annotated[
         show_default=False,
     ),
 ]
+_WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -82,9 +84,11 @@ def deploy(
         return
     with store.driving(target.data):
         store.clear_pause(target.data)
-        rollout = _continued(last, target.keep_wanted(file)) or _begun(
-            target, file, last, canary, soak, max_lag, yes
-        )
+        rollout = _continued(last, target.keep_wanted(file))
+        if rollout is not None:
+            _check_fits(target, rollout)
+        else:
+            rollout = _begun(target, file, last, canary, soak, max_lag, yes)
         if rollout is None:
             _show(store.read(target.data), output, f"{region.metadata.name}: no difference")
             return
@@ -147,18 +151,23 @@ def _bring_up(
 
 
 def _continued(last: Rollout | None, wanted: str) -> Rollout | None:
-    """The rollout that an `imctl` did not live to finish. Raises Guarded for one that is paused, or
-    that brings another file."""
+    """The rollout that an `imctl` did not live to finish. None also for one that is paused, where
+    another file is to take its place. Raises Guarded for one that is paused and brings this file,
+    or that is not and brings another."""
     if last is None or last.ended:
         return None
-    ways = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
-    if last.wanted != wanted:
-        raise Guarded(f"{last.id}, of another file, is not finished: {ways}")
-    if last.state is not State.RUNNING:
+    if last.wanted == wanted and last.state is State.RUNNING:
+        typer.echo(f"goes on with {last.id}", err=True)
+        return last
+    if last.wanted == wanted:
         why = f" ({last.why})" if last.why else ""
-        raise Guarded(f"{last.id} is {last.state}{why}: {ways}")
-    typer.echo(f"goes on with {last.id}", err=True)
-    return last
+        raise Guarded(f"{last.id} is {last.state}{why}: {_WAYS}")
+    if last.state is State.RUNNING:
+        raise Guarded(
+            f"{last.id}, of another file, is not finished: {_WAYS}; after `imctl rollout pause` "
+            "this file can take its place"
+        )
+    return None
 
 
 def _begun(
@@ -174,13 +183,16 @@ def _begun(
     target.pin_regions()
     wanted = target.keep_wanted(file)
     plan = asyncio.run(look(target, wanted, canary))
-    if not plan.differs:
+    if not plan.differs and not _stuck(last):
         return None
     if plan.fixed:
         raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
     check_ports(target, plan, wanted)
     _confirm(plan, yes)
-    return _new(target, Kind.DEPLOY, wanted, plan, last, soak_s, lag_ms_max)
+    limit = lag_ms_max or target.region.spec.safety.replication_lag_ms_max
+    begun = _new(Kind.DEPLOY, wanted, target.own_region(), plan.order, last, soak_s, limit)
+    store.write(target.data, begun)
+    return begun
 
 
 def _fixed(change: Change) -> str:
@@ -196,32 +208,60 @@ def _confirm(plan: Plan, yes: bool) -> None:
     typer.confirm(f"This will {restarts} and move {moves} sessions. Go?", abort=True, err=True)
 
 
+def _stuck(last: Rollout | None) -> str:
+    """The unit in whose turn an unfinished rollout stands."""
+    unfinished = last is not None and not last.ended and last.current in last.found
+    return last.current if last is not None and unfinished else ""
+
+
 def _new(
-    target: Local,
     kind: Kind,
     wanted: str,
-    plan: Plan,
+    before: str,
+    order: Sequence[str],
     last: Rollout | None,
     soak_s: float,
-    lag_ms_max: int | None,
+    lag_ms_max: int,
 ) -> Rollout:
-    rollout = Rollout(
+    """In the place of an unfinished one it begins with the unit where that stands, which gets back
+    what it had; what was there when that one began is what gates compare with."""
+    new = Rollout(
         _next_id(kind, last),
         kind,
         wanted,
-        before=target.own_region(),
-        order=plan.order,
-        soak_s=soak_s,
-        lag_ms_max=lag_ms_max or target.region.spec.safety.replication_lag_ms_max,
+        before,
+        tuple(order),
+        soak_s,
+        lag_ms_max,
         started_ms=_now_ms(),
     )
-    store.write(target.data, rollout)
-    return rollout
+    if last is None or last.ended:
+        return new
+    new = replace(new, sessions=last.sessions, alarms=last.alarms, replaces=last.id)
+    if stuck := _stuck(last):
+        new = replace(
+            new,
+            order=(stuck, *(unit for unit in order if unit != stuck)),
+            found={stuck: last.found[stuck]},
+            restarting=last.restarting,
+        )
+    return new
 
 
 def _next_id(kind: Kind, last: Rollout | None) -> str:
     number = int(last.id.rpartition("-")[2]) + 1 if last else 1
     return f"{kind}-{number}"
+
+
+def _check_fits(target: Local, rollout: Rollout) -> None:
+    """Raises Guarded when something else has changed the deployment since that file was its own,
+    such as `imctl migrate kv`."""
+    if fixed := fields_of(target, rollout.wanted).fixed:
+        fields = "; ".join(map(_fixed, fixed))
+        raise Guarded(
+            f"{rollout.id} does not fit what runs: {fields}; `imctl rollout pause`, then deploy a "
+            "file that does"
+        )
 
 
 def _drive(target: Local, rollout: Rollout) -> Rollout:
@@ -241,38 +281,21 @@ def _tell(unit: str, sentence: str) -> None:
 
 
 def _undo_of(target: Local, last: Rollout) -> Rollout:
-    """Back to the file before ``last``, finished or not. The IDC in whose turn that stopped comes
-    first, and gets back what it had."""
+    """Back to the file before ``last``, finished or not."""
     region = target.region_named(last.before)
-    units = [name for name in target.names() if name != LINKPROXY]
-    stuck = "" if last.ended else last.current
     order = [
         unit
-        for unit in units
-        if unit != stuck and lacks(unit, target.region_named(target.region_of(unit)), region)
+        for unit in target.names()
+        if unit != LINKPROXY and lacks(unit, target.region_named(target.region_of(unit)), region)
     ]
-    order = [*([stuck] if stuck in last.found else []), *order]
-    return Rollout(
-        _next_id(Kind.UNDO, last),
-        Kind.UNDO,
-        last.before,
-        before=last.wanted,
-        order=tuple(order),
-        soak_s=last.soak_s,
-        lag_ms_max=last.lag_ms_max,
-        found={stuck: last.found[stuck]} if stuck in last.found else {},
-        restarting="" if last.ended else last.restarting,
-        sessions={} if last.ended else last.sessions,
-        alarms=() if last.ended else last.alarms,
-        started_ms=_now_ms(),
-        undoes=last.id,
-    )
+    return _new(Kind.UNDO, last.before, last.wanted, order, last, last.soak_s, last.lag_ms_max)
 
 
 def _back_after(target: Local, failed: Rollout, output: Format) -> None:
     """Raises RolledBack once it is as before, else as a rollout that does not end well."""
     _tell("", f"{failed.id} is taken back")
     back = _undo_of(target, failed)
+    _check_fits(target, back)
     store.write(target.data, back)
     back = _drive(target, back)
     if not back.ended:
@@ -285,15 +308,14 @@ def _finish(rollout: Rollout, output: Format) -> None:
     """Raises what the rollout came to, unless it is done."""
     _show(rollout, output, f"{rollout.id}: {rollout.state}")
     why = rollout.why
-    ways = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
     error: ImError | None = None
     if rollout.state is State.EXCEPTIONS:
         error = Failed(f"{rollout.id} is done but for {why}")
     elif rollout.state is State.STOPPED:
-        error = Failed(f"{rollout.id} is paused by the operator; {ways}")
+        error = Failed(f"{rollout.id} is paused by the operator; {_WAYS}")
     elif rollout.state is State.PAUSED:
         kind = Guarded if rollout.gate else Failed
-        error = kind(f"{rollout.id} is paused: {why}; {ways}")
+        error = kind(f"{rollout.id} is paused: {why}; {_WAYS}")
     if error is not None:
         raise error
 
@@ -367,6 +389,7 @@ def resume(output: Output = Format.TABLE, data: Data = None) -> None:
         found = _last(target)
         if found.ended or found.kind is Kind.UP:
             raise Failed(f"{found.id} is {found.state}: there is nothing to resume")
+        _check_fits(target, found)
         store.clear_pause(target.data)
         found = found.said(_now_ms(), "", "resumed", state=State.RUNNING, why="", gate=False)
         store.write(target.data, found)
@@ -386,6 +409,7 @@ def undo(yes: Yes = False, output: Output = Format.TABLE, data: Data = None) -> 
         if last.kind is Kind.UP or last.before == last.wanted:
             raise Failed("there is no earlier region file to go back to")
         back = _undo_of(target, last)
+        _check_fits(target, back)
         names = ", ".join(back.order) or "nothing"
         if not yes:
             question = f"Take {last.id} back? It will restart {names}, one after the other."

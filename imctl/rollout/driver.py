@@ -47,6 +47,10 @@ class Ground(Protocol):
 
     def told_to_pause(self) -> bool: ...
 
+    def last_words(self, unit: str) -> str:
+        """The last line of its log."""
+        ...
+
     def now(self) -> float:
         """Steady seconds."""
         ...
@@ -171,7 +175,8 @@ class Driver:
         unit = step.unit
         count = self._restarts[unit] = self._restarts.get(unit, 0) + 1
         if count > RESTARTS_MAX:
-            self._pause(unit, "it ends by itself again and again; see its log", gate=False)
+            said = self._ground.last_words(unit)
+            self._pause(unit, f"it ends by itself again and again: {said}", gate=False)
             return
         if self.rollout.restarting != unit:  # known before it is down: nobody may leave it so
             self.rollout = replace(self.rollout, restarting=unit)

@@ -15,7 +15,7 @@ from imctl.plan.document import lacks
 from imctl.rollout import store
 from imctl.rollout.next import Seen
 from imctl.rollout.record import Rollout
-from imctl.target.local import LINKPROXY, Local
+from imctl.target.local import LINKPROXY, Local, last_line
 from imctl.traffic import Control
 from services.control.evaluate import Decision
 from services.control.rules import Change, Kind
@@ -36,6 +36,7 @@ class LocalGround:
 
     async def look(self, rollout: Rollout) -> dict[str, Seen]:
         target = self._target
+        target.look_again()  # another imctl may have started or killed something
         names = [name for name in target.names() if name != LINKPROXY]
         states = {unit.name: unit.state for unit in target.units()}
         committed, found = await asyncio.gather(
@@ -123,6 +124,10 @@ class LocalGround:
 
     def told_to_pause(self) -> bool:
         return store.told_to_pause(self._target.data)
+
+    def last_words(self, unit: str) -> str:
+        log = self._target.log_file(unit)
+        return f"{last_line(log) or 'it says nothing'} ({log})"
 
     def now(self) -> float:
         return self._clock.now()

@@ -82,7 +82,7 @@ def _before(unit: str, seen: Seen) -> Step:
         if seen.state is IdcState.DRAINING and seen.moving:
             return Step(Do.WAIT, unit, "every client leaves")
         return Step(Do.DRAIN, unit, "clients are handed over")
-    return Step(Do.RESTART, unit, "restarted with the new file")
+    return Step(Do.RESTART, unit, "restarted with the wanted file")
 
 
 def _after(rollout: Rollout, world: World, unit: str, seen: Seen) -> Step:

@@ -59,7 +59,7 @@ class Rollout:
     alarms: tuple[str, ...] = ()  # that were there when it began
     started_ms: int = 0
     ended_ms: int = 0
-    undoes: str = ""  # the id of the rollout that is taken back
+    replaces: str = ""  # the id of an unfinished rollout in whose place it came
     rows: tuple[Row, ...] = ()
 
     @property

@@ -352,6 +352,7 @@ class Local:
     def restart(self, name: str, region: str) -> None:
         """An IDC (not its engines) or the witness, with the region file of this name. Returns once
         it runs, perhaps not yet serving; done again it does no harm. Raises Failed."""
+        self.look_again()
         self.find_lost()
         self._stop([name])
         self._reap()
@@ -590,6 +591,10 @@ def pki_names(region: Region) -> dict[str, list[str]]:
 
 def _check_not_running(folder: Path) -> None:
     run = runfile.read(folder) if folder.exists() else None
+    if run is not None and Path(run.region).exists():
+        target = Local.open(folder)
+        target.find_lost()
+        run = runfile.read(folder)
     alive = [n for n, i in run.processes.items() if process.state(i) != "gone"] if run else []
     if alive:
         raise Failed(

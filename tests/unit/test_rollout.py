@@ -185,6 +185,9 @@ class Model:
     def told_to_pause(self) -> bool:
         return self.pausing
 
+    def last_words(self, unit: str) -> str:
+        return "error: no such file"
+
     def now(self) -> float:
         return self.clock
 
@@ -405,6 +408,18 @@ def test_without_a_majority_the_newest_policy_that_an_idc_tells_counts() -> None
         told(Unavailable("no majority"), {})
     committed = Policy(9, {"x": IdcPolicy(S.DRAINED)})
     assert told(committed, {"y": STATUS}).idcs == {"x": (S.DRAINED, 100)}
+
+
+async def test_one_that_ends_again_and_again_is_not_started_for_ever() -> None:
+    class Ending(Model):
+        async def restart(self, name: str, wanted: str) -> None:
+            await super().restart(name, wanted)
+            self.units[name].runs = False
+
+    model = Ending()
+    paused = await drive(model)
+    assert (paused.state, model.units["sin"].starts) == (State.PAUSED, 2)
+    assert paused.why == "sin: it ends by itself again and again: error: no such file"
 
 
 async def test_no_majority_for_a_while_is_waited_for() -> None:
