@@ -103,7 +103,8 @@ def rollout_view(rollout: Rollout, driven: bool) -> RenderableType:
     state = str(rollout.state)
     if not rollout.ended and state == "running" and not driven:
         state = "interrupted; `imctl rollout resume` goes on"
-    head = f"{rollout.id}: {state}" + (f" ({rollout.why})" if rollout.why else "")
+    place = f", in place of {rollout.replaces}" if rollout.replaces else ""
+    head = f"{rollout.id}{place}: {state}" + (f" ({rollout.why})" if rollout.why else "")
     units = Table("UNIT", "WHERE IT IS", box=None, pad_edge=False, header_style="bold")
     for unit in rollout.order:
         units.add_row(unit, _where(rollout, unit))

@@ -71,7 +71,8 @@ def next_step(rollout: Rollout, world: World) -> Step:
         why = "does not answer" if seen.runs else "does not run"
         return Step(Do.SKIP, unit, f"{why}; left out, the next `imctl deploy` catches it up")
     if unit not in rollout.found:
-        return Step(Do.BEGIN, unit, f"its turn; {seen.state or 'a witness'}")
+        stays = ", and stays so" if seen.state in _AWAY else ""
+        return Step(Do.BEGIN, unit, f"its turn; {seen.state or 'a witness'}{stays}")
     if not seen.current or (not seen.runs and rollout.restarting == unit):
         return _before(unit, seen)
     return _after(rollout, world, unit, seen)

@@ -57,6 +57,33 @@ async def deploy_killed(lab: Lab, wanted: Path, when: Callable[[Rollout], bool])
     return found
 
 
+async def deploy_killed_at_each_step(lab: Lab, wanted: Path) -> tuple[Rollout, int]:
+    """Each imctl lives until it has written one more step. Returns how it ended, after how many
+    of them."""
+    kills, rows = 0, 0
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "imctl", "deploy", str(wanted), "--yes", "--soak", "1",
+            "--data", str(lab.target.data),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        ended = asyncio.ensure_future(process.wait())
+        while not ended.done():
+            found = store.read(lab.target.data)
+            if found is not None and len(found.rows) > rows and not found.ended:
+                process.kill()
+                await ended
+                kills += 1
+            await asyncio.sleep(0.02)
+        found = store.read(lab.target.data)
+        assert found is not None
+        rows = len(found.rows)
+        if found.state is not State.RUNNING:
+            assert process.returncode == 0
+            return found, kills
+
+
 def said(unit: str, words: str) -> Callable[[Rollout], bool]:
     return lambda found: any(row.unit == unit and words in row.sentence for row in found.rows)
 
@@ -108,3 +135,28 @@ async def test_a_deploy_killed_twice_is_finished_and_no_client_notices(
         assert report.clean, (report.sentence(), report.examples)
         figures("messages acked during the deploy", len(cast.acked))
         figures("seconds of the deploy", (done.ended_ms - done.started_ms) / 1000)
+
+
+@pytest.mark.nightly
+async def test_a_deploy_killed_at_each_step_is_finished_and_no_client_notices(
+    stage, chat, tmp_path: Path, figures
+) -> None:
+    async with stage() as (lab, cast):
+        couples = await cast.couples(6, "fra", "iad", "sin")
+        document = yaml.safe_load((tmp_path / "region.yaml").read_text())
+        document["spec"]["client"] = {"grace_ms": 9_000}
+        wanted = tmp_path / "wanted.yaml"
+        wanted.write_text(yaml.safe_dump(document, sort_keys=False))
+        async with chat(couples, RATE):
+            done, kills = await deploy_killed_at_each_step(lab, wanted)
+        assert (done.state, set(done.done)) == (State.DONE, set(lab.idcs)), done.why
+        assert kills >= 4 * len(lab.idcs)
+        assert cast.refusals == []
+        lab.target.look_again()
+        assert {(await lab.status(idc))["origin"] for idc in lab.idcs} == {
+            f"{idc}.1" for idc in lab.idcs
+        }
+        assert {await lab.policy_state(idc) for idc in lab.idcs} == {"active"}
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        figures("imctl killed", f"{kills} times in one deploy")
