@@ -13,7 +13,7 @@ from imcore.runtime import Clock
 from imctl import deployment
 from imctl.errors import Failed
 from imctl.plan.document import Plan, changes_of, order_of
-from imctl.plan.load import away
+from imctl.plan.load import away_by
 from imctl.target import runfile
 from imctl.target.local import COPY, LINKPROXY, Local, default_data
 from imctl.traffic import Control
@@ -50,8 +50,9 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
     if canary and canary not in order:
         names = ", ".join(order) or "none, for nothing is restarted"
         raise BadInput(f"--canary: expected one that is restarted ({names}), got {canary!r}")
-    region, now_ms = target.region, clock.wall_ms()
-    loads = [away(idc, policy, region, evidence, now_ms) for idc in order if idc in evidence.idcs]
+    has, new, now_ms = target.region, target.region_named(wanted), clock.wall_ms()
+    heard = [idc for idc in order if idc in evidence.idcs]
+    loads = [away_by(idc, policy, has, new, evidence, now_ms) for idc in heard]
     silent = [idc for idc in order if idc in control.idcs and idc not in evidence.idcs]
     voters, answering = len(control.voters), len(control.voters) - len(control.idcs)
     answering += len(evidence.idcs)
@@ -82,7 +83,9 @@ def check_ports(target: Local, plan: Plan, wanted: str) -> None:
 
 
 def _units(target: Local) -> list[str]:
-    return [name for name in target.names() if name != LINKPROXY]
+    """Those that are started with a region file, IDCs first."""
+    idcs = [idc.name for idc in target.region.spec.idcs]
+    return [*idcs, *(name for name in target.names() if name not in (*idcs, LINKPROXY))]
 
 
 def check_data_fit(folder: Path, region: Region) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,7 @@ from imctl.plan.takes import Change, Takes
 from imctl.rollout.record import Rollout
 
 ROWS = 15
+VALUE_WIDTH, VALUE_MAX = 18, 80
 _COLOURS = {Takes.NOTHING: "green", Takes.RESTART: "yellow", Takes.FIXED: "red"}
 
 
@@ -26,14 +28,13 @@ def changes_view(plan: Plan) -> RenderableType:
         return f"{plan.region}: no difference"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("FIELD", overflow="fold")
-    table.add_column("HAS", overflow="fold")
-    table.add_column("WANTED", overflow="fold")
+    table.add_column("HAS", overflow="fold", max_width=VALUE_WIDTH)
+    table.add_column("WANTED", overflow="fold", max_width=VALUE_WIDTH)
     table.add_column("TAKES", overflow="fold")
     for change in plan.changes:
         difference = change.difference
-        table.add_row(
-            difference.field, shown(difference.before), shown(difference.after), _takes(change)
-        )
+        cells = (difference.field, *_values(difference.before, difference.after))
+        table.add_row(*map(Text, cells), _takes(change))  # brackets are no markup
     return table
 
 
@@ -55,6 +56,24 @@ def plan_view(plan: Plan) -> RenderableType:
     ]
     parts += [Text(f"! {said}", style="red") for said in plan.warnings]
     return Group(*parts)
+
+
+def _values(before: Any, after: Any) -> tuple[str, str]:
+    """Of two lists, what only one of them has. JSON shows all of a long value."""
+    if isinstance(before, list) and isinstance(after, list):
+        less = [item for item in before if item not in after]
+        more = [item for item in after if item not in before]
+        if less or more:
+            return _short(_words("less", less)), _short(_words("more", more))
+    return _short(shown(before)), _short(shown(after))
+
+
+def _words(what: str, items: list[Any]) -> str:
+    return f"{what} {', '.join(map(shown, items))}" if items else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= VALUE_MAX else text[: VALUE_MAX - 1] + "…"
 
 
 def _takes(change: Change) -> Text:
@@ -107,13 +126,12 @@ def rollout_view(rollout: Rollout, driven: bool) -> RenderableType:
     head = f"{rollout.id}{place}: {state}" + (f" ({rollout.why})" if rollout.why else "")
     units = Table("UNIT", "WHERE IT IS", box=None, pad_edge=False, header_style="bold")
     for unit in rollout.order:
-        units.add_row(unit, _where(rollout, unit))
+        units.add_row(unit, Text(_where(rollout, unit)))
     steps = Table("TIME", "UNIT", "STEP", box=None, pad_edge=False, header_style="bold")
     for row in rollout.rows[-ROWS:]:
-        steps.add_row(
-            f"{datetime.fromtimestamp(row.at_ms / 1000):%H:%M:%S}", row.unit, row.sentence
-        )
-    parts: list[RenderableType] = [head]
+        at = f"{datetime.fromtimestamp(row.at_ms / 1000):%H:%M:%S}"
+        steps.add_row(at, row.unit, Text(row.sentence))
+    parts: list[RenderableType] = [Text(head)]
     if rollout.order:
         parts += ["", units]
     if rollout.rows:

@@ -37,6 +37,25 @@ class Away(NamedTuple):
     refusals: tuple[str, ...]  # what the evaluator would say to its drain now
 
 
+def away_by(
+    idc: str,
+    policy: Policy,
+    running: Region,
+    wanted: Region,
+    evidence: Evidence,
+    now_ms: int,
+) -> Away:
+    """By the rules of the file that runs and of the wanted one, whichever allows less: while it
+    rolls, some go by the one and some by the other."""
+    old = away(idc, policy, running, evidence, now_ms)
+    new = away(idc, policy, wanted, evidence, now_ms)
+    tighter = new if new.together.sessions_max < old.together.sessions_max else old
+    added = tuple(
+        f"by the wanted file, {said}" for said in new.refusals if said not in old.refusals
+    )
+    return tighter._replace(refusals=(*old.refusals, *added))
+
+
 def away(idc: str, policy: Policy, region: Region, evidence: Evidence, now_ms: int) -> Away:
     change = Change(Kind.DRAIN, idc, "", "plan")
     idcs = {each.name: each for each in region.spec.idcs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
@@ -27,8 +28,8 @@ class Ground(Protocol):
 
     async def look(self, rollout: Rollout) -> dict[str, Seen]: ...
 
-    async def drain(self, idc: str) -> str:
-        """Empty when it is under way, else the refusal."""
+    async def drain(self, idc: str, wanted: str) -> str:
+        """Empty when it is under way, else the refusal, by the rules of either file."""
         ...
 
     async def failback(self, idc: str) -> str: ...
@@ -138,7 +139,8 @@ class Driver:
                 skipped = {**self.rollout.skipped, unit: step.sentence}
                 self._note(unit, step.sentence, skipped=skipped)
             case Do.DRAIN:
-                await self._ask(step, self._ground.drain, spent_s)
+                drain = partial(self._ground.drain, wanted=self.rollout.wanted)
+                await self._ask(step, drain, spent_s)
             case Do.FAILBACK:
                 await self._ask(step, self._ground.failback, spent_s)
             case Do.CORDON:

@@ -87,7 +87,12 @@ class LocalGround:
 
     # --------------------------------------------------------------------------- traffic
 
-    async def drain(self, idc: str) -> str:
+    async def drain(self, idc: str, wanted: str) -> str:
+        """By the wanted file's rules too: those who take the clients may go by them already."""
+        change = Change(Kind.DRAIN, idc, secrets.token_hex(8), "deploy")
+        decision = await self._control.judge(change, self._region(wanted))
+        if decision.policy is None:
+            return f"by the wanted file, {decision.sentence}"
         return await self._ask(Kind.DRAIN, idc)
 
     async def failback(self, idc: str) -> str:

@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel
+from rich.console import Console, RenderableType
 
 from imcore.region.load import check_text
 from imcore.region.model import Etcd, Kafka, Region, Tikv
 from imctl.plan.diff import differences
 from imctl.plan.document import Plan, as_json, changes_of, lacks, order_of
-from imctl.plan.load import away, next_homes
+from imctl.plan.load import away, away_by, next_homes
 from imctl.plan.takes import RULES, Change, Takes, changes, rule_of
+from imctl.planview import plan_view, rollout_view
+from imctl.rollout.record import Kind as RolloutKind
+from imctl.rollout.record import Rollout, Row
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts
 from services.control.rules import Change as Wish
@@ -303,3 +307,54 @@ def test_the_sum_is_the_headroom_rules_own() -> None:
     assert [said.partition(":")[0] for said in found.refusals] == ["headroom"]
     decision = evaluate(policy, Wish(Kind.DRAIN, "fra", "r", "operator"), full, region(), NOW)
     assert found.refusals == tuple(f"{b.rule}: {b.sentence}" for b in decision.blockers)
+
+
+def test_a_file_that_lowers_a_capacity_is_judged_by_it_before_it_is_everywhere() -> None:
+    """The IDC that is restarted first goes by it while the next one's clients come to it."""
+    small = region(lambda s: s["idcs"][1].update(capacity={"sessions": 100}))
+    policy, seen = initial(region(), NOW), evidence(sin=6_000)
+    assert away("fra", policy, region(), seen, NOW).refusals == ()
+    found = away_by("fra", policy, region(), small, seen, NOW)
+    assert found.together.sessions_max == 0.8 * 10_100
+    assert found.refusals[0].startswith("by the wanted file, headroom: iad, sin would carry")
+    assert away_by("fra", policy, small, region(), seen, NOW).refusals[0].startswith("headroom")
+
+
+# ------------------------------------------------------------------------------------ shown
+
+
+def on_80_columns(view: RenderableType) -> list[str]:
+    console = Console(width=80, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get().splitlines()
+
+
+def test_a_plan_reads_well_on_80_columns() -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        spec["idcs"][0]["gateways"] = 2
+        spec["client"] = {"heartbeat_timeout_ms": 3_000}
+        spec["geo"]["shards"][1]["match"]["countries"] = ["US", "CA", "BO"]
+        spec["partitions"] = 8
+
+    has = dict.fromkeys(("fra", "iad", "sin"), region())
+    found = changes_of(region(edit), has, region(), False)
+    loads = (away("fra", initial(region(), NOW), region(), evidence(), NOW),)
+    order = ("fra", "iad", "sin")
+    lines = on_80_columns(plan_view(Plan("three-idc", True, tuple(found), order, loads)))
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert "spec.idcs[fra].gateways" in text, "brackets are not taken for markup"
+    assert "less MX, BR" in text and "more BO" in text
+    assert "refused by `imctl deploy`: spec.partitions" in text
+
+
+def test_a_rollout_reads_well_on_80_columns() -> None:
+    why = "it ends by itself: error: [Errno 2] No such file or directory: '/very/long/" + "x" * 60
+    rows = (Row(NOW, "fra", "its turn; active"), Row(NOW, "fra", f"paused: {why}"))
+    shown = Rollout("deploy-3", RolloutKind.DEPLOY, "b", "a", ("fra", "iad"), rows=rows)
+    lines = on_80_columns(rollout_view(shown, driven=False))
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "deploy-3: interrupted; `imctl rollout resume` goes on"
+    assert any("[Errno 2]" in line for line in lines)
+    assert any(line.split() == ["iad", "waits", "for", "its", "turn"] for line in lines)
