@@ -50,7 +50,7 @@ def plan_view(plan: Plan) -> RenderableType:
         parts += ["\nwhile it is away (sessions, messages/s; of what headroom allows)"]
         parts += [_load(plan.away)]
     for each in plan.away:
-        parts += [Text(f"! {each.idc}: {said}", style="red") for said in each.refusals]
+        parts += [Text(f"! {each.idc}: {said!s}", style="red") for said in each.refusals]
     parts += [
         Text(f"! {idc} does not answer: left out for now", style="red") for idc in plan.silent
     ]

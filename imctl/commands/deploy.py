@@ -18,6 +18,7 @@ from imcore.runtime import SystemClock
 from imctl import deployment, startup
 from imctl.commands.lifecycle import progress
 from imctl.commands.plan import Canary, look
+from imctl.commands.traffic import Override
 from imctl.errors import Failed, Guarded, RolledBack
 from imctl.options import Data, Engines, Format, Output, RegionFile
 from imctl.output import console, emit
@@ -56,6 +57,7 @@ def deploy(
     undo_on_failure: Annotated[
         bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
     ] = False,
+    override: Override = None,
     faults: Annotated[
         bool, typer.Option("--faults", help="Where nothing runs yet: as of `imctl up`.")
     ] = False,
@@ -88,7 +90,7 @@ def deploy(
         if rollout is not None:
             _check_fits(target, rollout)
         else:
-            rollout = _begun(target, file, last, canary, soak, max_lag, yes)
+            rollout = _begun(target, file, last, canary, soak, max_lag, override or "", yes)
         if rollout is None:
             _show(store.read(target.data), output, f"{region.metadata.name}: no difference")
             return
@@ -177,9 +179,10 @@ def _begun(
     canary: str,
     soak_s: float,
     lag_ms_max: int | None,
+    override: str,
     yes: bool,
 ) -> Rollout | None:
-    """None: there is no difference."""
+    """None: there is no difference. Raises Guarded, with all that stands against it."""
     target.pin_regions()
     wanted = target.keep_wanted(file)
     plan = asyncio.run(look(target, wanted, canary))
@@ -187,10 +190,17 @@ def _begun(
         return None
     if plan.fixed:
         raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
+    if plan.order and len(target.region.spec.idcs) == 1:
+        raise Guarded(
+            f"{plan.order[0]} is alone: nobody could take its clients; `imctl down`, then deploy"
+        )
+    if refusals := plan.refusals(override):
+        raise Guarded("nothing was done: " + "; ".join(refusals))
     check_ports(target, plan, wanted)
     _confirm(plan, yes)
     limit = lag_ms_max or target.region.spec.safety.replication_lag_ms_max
     begun = _new(Kind.DEPLOY, wanted, target.own_region(), plan.order, last, soak_s, limit)
+    begun = replace(begun, override=override)
     store.write(target.data, begun)
     return begun
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from imcore.region.model import Region
 from imctl.plan.diff import differences, plain
-from imctl.plan.load import Away
+from imctl.plan.load import PASSING, Away
 from imctl.plan.takes import Change, Takes, changes
 
 
@@ -29,6 +29,15 @@ class Plan:
     @property
     def fixed(self) -> list[Change]:
         return [change for change in self.changes if change.takes is Takes.FIXED]
+
+    def refusals(self, override: str = "") -> list[str]:
+        """Why some IDC's drain is going to be refused, for good as far as can be seen."""
+        return [
+            f"{each.idc}: {said}"
+            for each in self.away
+            for said in each.refusals
+            if said.rule not in PASSING | {override}
+        ]
 
     @property
     def differs(self) -> bool:
@@ -130,5 +139,5 @@ def _away(each: Away) -> dict[str, Any]:
             "messages_per_s_max": round(each.together.messages_per_s_max),
             "fits": each.together.fits,
         },
-        "refusals": list(each.refusals),
+        "refusals": [said._asdict() for said in each.refusals],
     }

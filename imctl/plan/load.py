@@ -26,6 +26,22 @@ class Survivor(NamedTuple):
     messages_per_s_max: float
 
 
+class Refusal(NamedTuple):
+    """``by``: by whose rules, "running" or "wanted"."""
+
+    rule: str
+    sentence: str
+    by: str
+
+    def __str__(self) -> str:
+        wanted = "by the wanted file, " if self.by == "wanted" else ""
+        return f"{wanted}{self.rule}: {self.sentence}"
+
+
+# What says no for these goes away by itself: a lag, the silence of an IDC that has just died.
+PASSING = frozenset({"evidence-age", "replication-lag", "one-move-at-a-time"})
+
+
 class Away(NamedTuple):
     """``idc`` is drained and restarted."""
 
@@ -34,7 +50,7 @@ class Away(NamedTuple):
     messages_per_s: float
     survivors: tuple[Survivor, ...]
     together: Room
-    refusals: tuple[str, ...]  # what the evaluator would say to its drain now
+    refusals: tuple[Refusal, ...]  # what the evaluator would say to its drain now
 
 
 def away_by(
@@ -50,9 +66,7 @@ def away_by(
     old = away(idc, policy, running, evidence, now_ms)
     new = away(idc, policy, wanted, evidence, now_ms)
     tighter = new if new.together.sessions_max < old.together.sessions_max else old
-    added = tuple(
-        f"by the wanted file, {said}" for said in new.refusals if said not in old.refusals
-    )
+    added = tuple(said._replace(by="wanted") for said in new.refusals if said not in old.refusals)
     return tighter._replace(refusals=(*old.refusals, *added))
 
 
@@ -76,10 +90,10 @@ def away(idc: str, policy: Policy, region: Region, evidence: Evidence, now_ms: i
                 headroom * capacity.messages_per_s,
             )
         )
-    refusals: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     if policy.state(idc) in (IdcState.ACTIVE, IdcState.CORDONED, IdcState.DRAINING):
         blockers = evaluate(policy, change, evidence, region, now_ms).blockers
-        refusals = tuple(f"{blocker.rule}: {blocker.sentence}" for blocker in blockers)
+        refusals = tuple(Refusal(each.rule, each.sentence, "running") for each in blockers)
     return Away(idc, sessions, rate, tuple(survivors), room(case), refusals)
 
 

@@ -28,7 +28,7 @@ class Ground(Protocol):
 
     async def look(self, rollout: Rollout) -> dict[str, Seen]: ...
 
-    async def drain(self, idc: str, wanted: str) -> str:
+    async def drain(self, idc: str, rollout: Rollout) -> str:
         """Empty when it is under way, else the refusal, by the rules of either file."""
         ...
 
@@ -139,7 +139,7 @@ class Driver:
                 skipped = {**self.rollout.skipped, unit: step.sentence}
                 self._note(unit, step.sentence, skipped=skipped)
             case Do.DRAIN:
-                drain = partial(self._ground.drain, wanted=self.rollout.wanted)
+                drain = partial(self._ground.drain, rollout=self.rollout)
                 await self._ask(step, drain, spent_s)
             case Do.FAILBACK:
                 await self._ask(step, self._ground.failback, spent_s)

@@ -87,24 +87,23 @@ class LocalGround:
 
     # --------------------------------------------------------------------------- traffic
 
-    async def drain(self, idc: str, wanted: str) -> str:
+    async def drain(self, idc: str, rollout: Rollout) -> str:
         """By the wanted file's rules too: those who take the clients may go by them already."""
-        change = Change(Kind.DRAIN, idc, secrets.token_hex(8), "deploy")
-        decision = await self._control.judge(change, self._region(wanted))
+        change = _change(Kind.DRAIN, idc, rollout.override)
+        decision = await self._control.judge(change, self._region(rollout.wanted))
         if decision.policy is None:
             return f"by the wanted file, {decision.sentence}"
-        return await self._ask(Kind.DRAIN, idc)
+        return await self._ask(change)
 
     async def failback(self, idc: str) -> str:
-        return await self._ask(Kind.FAILBACK, idc)
+        return await self._ask(_change(Kind.FAILBACK, idc))
 
     async def cordon(self, idc: str) -> str:
-        return await self._ask(Kind.CORDON, idc)
+        return await self._ask(_change(Kind.CORDON, idc))
 
-    async def _ask(self, kind: str, idc: str) -> str:
+    async def _ask(self, change: Change) -> str:
         """The driver asks until the answer is yes; a refusal for the same rules stands in the audit
         once. The request ids are new ones: what an earlier one came to is seen in the policy."""
-        change = Change(kind, idc, secrets.token_hex(8), "deploy")
         decision = await self._control.judge(change)
         if decision.policy is not None or self._is_new(change, decision):
             decision = await self._control.submit(change)
@@ -142,6 +141,11 @@ class LocalGround:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def _change(kind: str, idc: str, override: str = "") -> Change:
+    overrides = (override,) if override else ()
+    return Change(kind, idc, secrets.token_hex(8), "deploy", overrides=overrides)
 
 
 class Told(NamedTuple):

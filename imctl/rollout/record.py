@@ -48,6 +48,7 @@ class Rollout:
     order: tuple[str, ...] = ()
     soak_s: float = 10.0
     lag_ms_max: int = 5_000
+    override: str = ""  # the one rule that its drains pass
     state: State = State.RUNNING
     why: str = ""
     gate: bool = False  # paused because a gate or a guard said no, not because something broke

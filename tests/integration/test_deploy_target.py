@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import yaml
 
 from imcore.errors import BadInput
 from imcore.runtime import SystemClock
+from imctl import startup
 from imctl.errors import Failed
 from imctl.planning import check_data_fit, fields_of
 from imctl.target import process, runfile
@@ -162,6 +164,25 @@ def test_a_file_that_cannot_be_deployed_changes_nothing(target: Local, region: P
     assert takes == {"spec.partitions": "not changeable", "spec.client.grace_ms": "restart"}
     (unit,) = target.units()
     assert process.identify(unit.pid) is not None
+
+
+def test_an_idc_that_is_alone_is_taken_down_and_deployed(target: Local, region: Path) -> None:
+    """Once drained it could never come back: nobody else holds its log's tail."""
+    asyncio.run(startup.wait_serving(target, ["fra"], lambda name, serving: None))
+    (before,) = target.units()
+    wanted = str(changed(region, "v2.yaml", client={"grace_ms": 9_000}))
+    refused = imctl(target.data, "deploy", wanted, "--yes", "--override", "active-idcs-min")
+    assert (refused.returncode, "fra is alone" in refused.stderr) == (3, True), refused.stderr
+    assert not (target.data / "rollout.json").exists()
+    assert process.identify(before.pid) is not None
+
+    assert imctl(target.data, "down").returncode == 0
+    assert imctl(target.data, "plan", wanted).returncode == 2, "nothing runs"
+    done = imctl(target.data, "deploy", wanted, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert (json.loads(done.stdout)["kind"], json.loads(done.stdout)["state"]) == ("up", "done")
+    assert imctl(target.data, "plan", wanted).returncode == 0
+    assert imctl(target.data, "rollout", "undo", "--yes").returncode == 1, "nothing before it"
 
 
 def test_data_with_other_partitions_are_not_started_on(target: Local, region: Path) -> None:

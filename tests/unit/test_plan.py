@@ -304,9 +304,11 @@ def test_the_sum_is_the_headroom_rules_own() -> None:
     found = away("fra", policy, region(), full, NOW)
     assert (found.together.sessions, found.together.sessions_max) == (17_000, 16_000)
     assert not found.together.fits
-    assert [said.partition(":")[0] for said in found.refusals] == ["headroom"]
+    assert [said.rule for said in found.refusals] == ["headroom"]
     decision = evaluate(policy, Wish(Kind.DRAIN, "fra", "r", "operator"), full, region(), NOW)
-    assert found.refusals == tuple(f"{b.rule}: {b.sentence}" for b in decision.blockers)
+    assert [(r.rule, r.sentence) for r in found.refusals] == [
+        (b.rule, b.sentence) for b in decision.blockers
+    ]
 
 
 def test_a_file_that_lowers_a_capacity_is_judged_by_it_before_it_is_everywhere() -> None:
@@ -316,8 +318,19 @@ def test_a_file_that_lowers_a_capacity_is_judged_by_it_before_it_is_everywhere()
     assert away("fra", policy, region(), seen, NOW).refusals == ()
     found = away_by("fra", policy, region(), small, seen, NOW)
     assert found.together.sessions_max == 0.8 * 10_100
-    assert found.refusals[0].startswith("by the wanted file, headroom: iad, sin would carry")
-    assert away_by("fra", policy, small, region(), seen, NOW).refusals[0].startswith("headroom")
+    assert str(found.refusals[0]).startswith("by the wanted file, headroom: iad, sin would carry")
+    (still,) = away_by("fra", policy, small, region(), seen, NOW).refusals
+    assert (still.rule, still.by) == ("headroom", "running")
+
+
+def test_what_passes_by_itself_is_no_reason_not_to_begin() -> None:
+    policy = initial(region(), NOW)
+    full, silent = evidence(fra=9_000, iad=9_000), evidence()
+    silent = Evidence({idc: facts for idc, facts in silent.idcs.items() if idc != "sin"})
+    for seen, rules in ((full, ["headroom"]), (silent, [])):
+        found = Plan("r", True, (), ("fra",), (away("fra", policy, region(), seen, NOW),))
+        assert [said.split(":")[1].strip() for said in found.refusals()] == rules
+        assert found.refusals("headroom") == []
 
 
 # ------------------------------------------------------------------------------------ shown

@@ -137,9 +137,7 @@ class Model:
         self._point(f"after {kind} {idc}")
         return ""
 
-    async def drain(self, idc: str, wanted: str) -> str:
-        assert wanted in (OLD, NEW)
-
+    async def drain(self, idc: str, rollout: Rollout) -> str:
         def act(unit: Unit) -> None:
             assert unit.state in (S.ACTIVE, S.CORDONED, S.DRAINING)
             assert [name for name in self.out() if name != idc and self.units[name].answers] == []
@@ -380,10 +378,10 @@ async def test_a_restart_that_fails_is_an_error_and_can_be_tried_again() -> None
 
 async def test_a_request_without_an_answer_is_looked_after_and_made_again() -> None:
     class Lossy(Model):
-        async def drain(self, idc: str, wanted: str) -> str:
+        async def drain(self, idc: str, rollout: Rollout) -> str:
             if self.clock < 5:
                 raise OutcomeUnknown("no answer")
-            return await super().drain(idc, wanted)
+            return await super().drain(idc, rollout)
 
     model = Lossy()
     assert (await drive(model)).state is State.DONE
