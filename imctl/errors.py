@@ -7,12 +7,12 @@ import sys
 
 from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unavailable
 
-OK = 0
-ERROR = 1
+OK = 0  # done, or no difference
+ERROR = 1  # it could not be done, or only in part
 USAGE = 2  # a wrong flag or file; a difference that was asked for
 GUARDED = 3  # a safety rule, or another guard, said no
 UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells
-ABORTED = 6  # aborted, and rolled back
+ABORTED = 6  # what was waited for was aborted: taken back, or stopped where it was
 
 DEBUG = "IMCTL_DEBUG"
 
@@ -25,8 +25,8 @@ class Guarded(ImError):
     """A guard refused; nothing was changed. The message names the rule."""
 
 
-class RolledBack(ImError):
-    """What was begun has been taken back; the message says why."""
+class Aborted(ImError):
+    """An operation that was waited for was aborted by somebody."""
 
 
 def exit_code(error: ImError) -> int:
@@ -34,7 +34,7 @@ def exit_code(error: ImError) -> int:
         return USAGE
     if isinstance(error, Guarded) or (isinstance(error, Refused) and error.code is Code.FORBIDDEN):
         return GUARDED
-    if isinstance(error, RolledBack):
+    if isinstance(error, Aborted):
         return ABORTED
     return UNKNOWN if isinstance(error, OutcomeUnknown) else ERROR
 

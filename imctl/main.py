@@ -106,8 +106,8 @@ def root(
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
-    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown,
-    6 undone.
+    Exit status: 0 done, 1 error or only partly done, 2 wrong usage or file, or a difference,
+    3 a guard refused, 4 outcome unknown, 6 aborted.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"

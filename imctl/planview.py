@@ -12,7 +12,7 @@ from rich.text import Text
 
 from imctl.plan.diff import shown
 from imctl.plan.document import Plan
-from imctl.plan.load import Away
+from imctl.plan.load import Away, Survivor
 from imctl.plan.takes import Change, Takes
 from imctl.rollout.record import Rollout
 
@@ -97,25 +97,22 @@ def _load(away: Sequence[Away]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for each in away:
         first = (each.idc, str(each.sessions))
-        for one in each.survivors:
-            table.add_row(
-                *first,
-                one.idc,
-                str(one.sessions),
-                f"{one.sessions_max:.0f}",
-                f"{one.messages_per_s:.0f}",
-                f"{one.messages_per_s_max:.0f}",
-            )
+        for one in each.survivors or (None,):
+            table.add_row(*first, *_carried(one), style="red" if one and not one.fits else "")
             first = ("", "")
-        room = each.together
-        figures = (
-            str(room.sessions),
-            f"{room.sessions_max:.0f}",
-            f"{room.messages_per_s:.0f}",
-            f"{room.messages_per_s_max:.0f}",
-        )
-        table.add_row(*first, "together", *figures, style="" if room.fits else "red")
     return table
+
+
+def _carried(one: Survivor | None) -> tuple[str, ...]:
+    if one is None:
+        return ("nobody",)
+    return (
+        one.idc,
+        str(one.sessions),
+        f"{one.sessions_max:.0f}",
+        f"{one.messages_per_s:.0f}",
+        f"{one.messages_per_s_max:.0f}",
+    )
 
 
 def rollout_view(rollout: Rollout, driven: bool) -> RenderableType:

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
-from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
 from imctl import admin, audit
@@ -98,11 +97,10 @@ class Control:
         votes = Votes("admin", self._registries, poller, self._clock)
         return votes.seen(self._clock.wall_ms())
 
-    async def judge(self, change: Change, by: Region | None = None) -> Decision:
-        """What would be decided now, by the deployment's rules or those of another region file;
-        nothing is changed. Raises Unavailable."""
+    async def judge(self, change: Change) -> Decision:
+        """What would be decided now; nothing is changed. Raises Unavailable."""
         policy, evidence = await asyncio.gather(self.policy(), self.evidence())
-        return evaluate(policy, change, evidence, by or self._target.region, self._clock.wall_ms())
+        return evaluate(policy, change, evidence, self._target.region, self._clock.wall_ms())
 
     async def submit(self, change: Change) -> Decision:
         """Judge and commit. An unknown outcome is resolved by the same request again. Raises

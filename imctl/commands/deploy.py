@@ -18,8 +18,7 @@ from imcore.runtime import SystemClock
 from imctl import deployment, startup
 from imctl.commands.lifecycle import progress
 from imctl.commands.plan import Canary, look
-from imctl.commands.traffic import Override
-from imctl.errors import Failed, Guarded, RolledBack
+from imctl.errors import Aborted, Failed, Guarded
 from imctl.options import Data, Engines, Format, Output, RegionFile
 from imctl.output import console, emit
 from imctl.plan.document import Plan, lacks
@@ -46,6 +45,10 @@ MaxLag = Annotated[
     ),
 ]
 _WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
+Override = Annotated[
+    str | None,
+    typer.Option(metavar="RULE-ID", help="Pass this one rule in each drain; it is recorded."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -302,7 +305,7 @@ def _undo_of(target: Local, last: Rollout) -> Rollout:
 
 
 def _back_after(target: Local, failed: Rollout, output: Format) -> None:
-    """Raises RolledBack once it is as before, else as a rollout that does not end well."""
+    """Raises Aborted once it is as before, else as a rollout that does not end well."""
     _tell("", f"{failed.id} is taken back")
     back = _undo_of(target, failed)
     _check_fits(target, back)
@@ -311,7 +314,7 @@ def _back_after(target: Local, failed: Rollout, output: Format) -> None:
     if not back.ended:
         _finish(back, output)
     _show(back, output, f"{back.id}: {back.state}")
-    raise RolledBack(f"{failed.id} was taken back: {failed.why}")
+    raise Aborted(f"{failed.id} was taken back: {failed.why}")
 
 
 def _finish(rollout: Rollout, output: Format) -> None:

@@ -132,12 +132,5 @@ def _away(each: Away) -> dict[str, Any]:
             }
             for one in each.survivors
         ],
-        "together": {
-            "sessions": each.together.sessions,
-            "sessions_max": round(each.together.sessions_max),
-            "messages_per_s": round(each.together.messages_per_s, 1),
-            "messages_per_s_max": round(each.together.messages_per_s_max),
-            "fits": each.together.fits,
-        },
         "refusals": [said._asdict() for said in each.refusals],
     }

@@ -1,5 +1,5 @@
-"""What the others carry while an IDC is away: by the evaluator's own rules, and by the placement
-that the movers follow."""
+"""What the others carry while an IDC is away, by the placement that the movers follow; and what
+the evaluator says to that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imcore.region.model import Region
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence
-from services.control.rules import Case, Change, Kind, Room, room
+from services.control.rules import Change, Kind
 from services.policy.document import IdcState, Policy
 from services.policy.placement import preference, takes
 
@@ -17,13 +17,17 @@ SAMPLES = 300  # of a shard's clients: shares come out within some 3 %
 
 
 class Survivor(NamedTuple):
-    """``_max``: what the headroom rule would allow it alone."""
+    """``_max``: what ``safety.headroom`` allows it."""
 
     idc: str
     sessions: int
     sessions_max: float
     messages_per_s: float
     messages_per_s_max: float
+
+    @property
+    def fits(self) -> bool:
+        return self.sessions <= self.sessions_max and self.messages_per_s <= self.messages_per_s_max
 
 
 class Refusal(NamedTuple):
@@ -39,7 +43,7 @@ class Refusal(NamedTuple):
 
 
 # What says no for these goes away by itself: a lag, the silence of an IDC that has just died.
-PASSING = frozenset({"evidence-age", "replication-lag", "one-move-at-a-time"})
+PASSING = frozenset({"anti-flap", "evidence-age", "one-move-at-a-time", "replication-lag"})
 
 
 class Away(NamedTuple):
@@ -49,8 +53,11 @@ class Away(NamedTuple):
     sessions: int  # that move away, and back
     messages_per_s: float
     survivors: tuple[Survivor, ...]
-    together: Room
     refusals: tuple[Refusal, ...]  # what the evaluator would say to its drain now
+
+    @property
+    def room(self) -> float:
+        return sum(each.sessions_max + each.messages_per_s_max for each in self.survivors)
 
 
 def away_by(
@@ -65,36 +72,36 @@ def away_by(
     rolls, some go by the one and some by the other."""
     old = away(idc, policy, running, evidence, now_ms)
     new = away(idc, policy, wanted, evidence, now_ms)
-    tighter = new if new.together.sessions_max < old.together.sessions_max else old
+    tighter = new if new.room < old.room else old
     added = tuple(said._replace(by="wanted") for said in new.refusals if said not in old.refusals)
     return tighter._replace(refusals=(*old.refusals, *added))
 
 
 def away(idc: str, policy: Policy, region: Region, evidence: Evidence, now_ms: int) -> Away:
-    change = Change(Kind.DRAIN, idc, "", "plan")
-    idcs = {each.name: each for each in region.spec.idcs}
-    case = Case(policy, change, evidence, region.spec.safety, idcs, now_ms)
     own = evidence.idcs.get(idc)
     sessions, rate = (own.sessions, own.messages_per_s) if own else (0, 0.0)
-    shares = next_homes(idc, policy, region)
+    headroom, shares = region.spec.safety.headroom, next_homes(idc, policy, region)
     survivors = []
-    for name in case.others():
-        has, capacity = evidence.idcs.get(name), idcs[name].capacity
-        share, headroom = shares.get(name, 0.0), region.spec.safety.headroom
+    for each in region.spec.idcs:
+        if each.name == idc or policy.state(each.name) is not IdcState.ACTIVE:
+            continue
+        has, share = evidence.idcs.get(each.name), shares.get(each.name, 0.0)
         survivors.append(
             Survivor(
-                name,
+                each.name,
                 (has.sessions if has else 0) + round(sessions * share),
-                headroom * capacity.sessions,
+                headroom * each.capacity.sessions,
                 (has.messages_per_s if has else 0.0) + rate * share,
-                headroom * capacity.messages_per_s,
+                headroom * each.capacity.messages_per_s,
             )
         )
     refusals: tuple[Refusal, ...] = ()
     if policy.state(idc) in (IdcState.ACTIVE, IdcState.CORDONED, IdcState.DRAINING):
-        blockers = evaluate(policy, change, evidence, region, now_ms).blockers
+        blockers = evaluate(
+            policy, Change(Kind.DRAIN, idc, "", "plan"), evidence, region, now_ms
+        ).blockers
         refusals = tuple(Refusal(each.rule, each.sentence, "running") for each in blockers)
-    return Away(idc, sessions, rate, tuple(survivors), room(case), refusals)
+    return Away(idc, sessions, rate, tuple(survivors), refusals)
 
 
 def next_homes(idc: str, policy: Policy, region: Region) -> dict[str, float]:

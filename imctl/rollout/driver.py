@@ -19,8 +19,10 @@ POLL_S = 0.5
 WAIT_S = 120.0  # and as long as the movers need for all sessions of the IDC, twice
 SOAK_MORE_S = 30.0  # beyond the soak itself, for gates that do not hold at first
 SILENT_S = 3.0  # one answer that is late is no silence
-REFUSED_S = 30.0  # a guard may say no for so long: another move ends, a lag goes down
+# A guard may say no for so long: another move ends, a lag goes down, a time between moves passes.
+REFUSED_S = 90.0
 RESTARTS_MAX = 2
+ASKS_MAX = 3  # granted, of one kind for one IDC: more, and somebody takes it back each time
 
 
 class Ground(Protocol):
@@ -73,6 +75,7 @@ class Driver:
         self._since = 0.0  # when this kind of step began for this unit
         self._clean_since: float | None = None
         self._restarts: dict[str, int] = {}
+        self._asks: dict[tuple[Do, str], int] = {}
 
     async def run(self) -> Rollout:
         """Until it has ended or is paused."""
@@ -167,6 +170,10 @@ class Driver:
         except (Unavailable, OutcomeUnknown) as error:  # the next look tells what came of it
             refusal = str(error)
         if not refusal:
+            asks = self._asks[step.do, step.unit] = self._asks.get((step.do, step.unit), 0) + 1
+            if asks > ASKS_MAX:
+                self._pause(step.unit, f"its {step.do} does not last; who takes it back?", True)
+                return
             self._note(step.unit, step.sentence)
         elif spent_s >= REFUSED_S:
             self._pause(step.unit, refusal, gate=True)

@@ -17,7 +17,7 @@ from imctl.rollout.next import Seen
 from imctl.rollout.record import Rollout
 from imctl.target.local import LINKPROXY, Local, last_line
 from imctl.traffic import Control
-from services.control.evaluate import Decision
+from services.control.evaluate import Decision, evaluate
 from services.control.rules import Change, Kind
 from services.policy.document import IdcState, Policy
 
@@ -90,7 +90,7 @@ class LocalGround:
     async def drain(self, idc: str, rollout: Rollout) -> str:
         """By the wanted file's rules too: those who take the clients may go by them already."""
         change = _change(Kind.DRAIN, idc, rollout.override)
-        decision = await self._control.judge(change, self._region(rollout.wanted))
+        decision = await self._judged(change, self._region(rollout.wanted))
         if decision.policy is None:
             return f"by the wanted file, {decision.sentence}"
         return await self._ask(change)
@@ -104,10 +104,15 @@ class LocalGround:
     async def _ask(self, change: Change) -> str:
         """The driver asks until the answer is yes; a refusal for the same rules stands in the audit
         once. The request ids are new ones: what an earlier one came to is seen in the policy."""
-        decision = await self._control.judge(change)
+        decision = await self._judged(change, self._target.region)
         if decision.policy is not None or self._is_new(change, decision):
             decision = await self._control.submit(change)
         return "" if decision.policy is not None else decision.sentence
+
+    async def _judged(self, change: Change, by: Region) -> Decision:
+        """Nothing is changed."""
+        policy, evidence = await asyncio.gather(self._control.policy(), self._control.evidence())
+        return evaluate(policy, change, evidence, by, self._clock.wall_ms())
 
     def _is_new(self, change: Change, refused: Decision) -> bool:
         key = (change.kind, change.idc, tuple(blocker.rule for blocker in refused.blockers))

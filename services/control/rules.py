@@ -89,22 +89,8 @@ def active_idcs_min(case: Case) -> Blocker | None:
     )
 
 
-class Room(NamedTuple):
-    """What those who take clients over would carry, and how much of it is allowed."""
-
-    takers: tuple[str, ...]
-    sessions: int
-    messages_per_s: float
-    sessions_max: float
-    messages_per_s_max: float
-
-    @property
-    def fits(self) -> bool:
-        return self.sessions <= self.sessions_max and self.messages_per_s <= self.messages_per_s_max
-
-
-def room(case: Case) -> Room:
-    """For what would move: sessions and messages, against the share of capacity allowed."""
+def headroom(case: Case) -> Blocker | None:
+    """Room for what would move: sessions and messages, against the share of capacity allowed."""
     moving = case.facts(case.change.idc)
     takers = [case.change.target] if case.change.target else case.others()
     known = [(case.idcs[name].capacity, case.facts(name)) for name in takers if name in case.idcs]
@@ -113,27 +99,17 @@ def room(case: Case) -> Room:
     if moving is not None:
         sessions += moving.sessions
         rate += moving.messages_per_s
-    share = case.safety.headroom
-    return Room(
-        tuple(takers),
-        sessions,
-        rate,
-        share * sum(capacity.sessions for capacity, _ in known),
-        share * sum(capacity.messages_per_s for capacity, _ in known),
-    )
-
-
-def headroom(case: Case) -> Blocker | None:
-    found = room(case)
-    if found.fits:
+    room = case.safety.headroom
+    sessions_max = room * sum(capacity.sessions for capacity, _ in known)
+    rate_max = room * sum(capacity.messages_per_s for capacity, _ in known)
+    if sessions <= sessions_max and rate <= rate_max:
         return None
     return Blocker(
         "headroom",
-        f"{found.sessions} sessions, {found.messages_per_s:.0f} messages/s",
-        f"{found.sessions_max:.0f} sessions, {found.messages_per_s_max:.0f} messages/s",
-        f"{', '.join(found.takers) or 'nobody'} would carry {found.sessions} sessions and "
-        f"{found.messages_per_s:.0f} messages/s, of {found.sessions_max:.0f} and "
-        f"{found.messages_per_s_max:.0f} allowed",
+        f"{sessions} sessions, {rate:.0f} messages/s",
+        f"{sessions_max:.0f} sessions, {rate_max:.0f} messages/s",
+        f"{', '.join(takers) or 'nobody'} would carry {sessions} sessions and {rate:.0f} "
+        f"messages/s, of {sessions_max:.0f} and {rate_max:.0f} allowed",
     )
 
 

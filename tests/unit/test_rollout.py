@@ -313,6 +313,20 @@ async def test_a_guard_that_goes_on_saying_no_pauses_the_rollout() -> None:
     assert (paused.done, model.units["fra"].region) == (("sin",), OLD)
 
 
+async def test_a_drain_that_somebody_takes_back_is_not_asked_for_for_ever() -> None:
+    class Undrained(Model):
+        async def sleep(self, seconds: float) -> None:
+            if self.units["sin"].state is S.DRAINING:
+                self.units["sin"].state, self.operation = S.ACTIVE, None
+            await super().sleep(seconds)
+
+    model = Undrained()
+    paused = await drive(model)
+    assert (paused.state, paused.gate) == (State.PAUSED, True)
+    assert paused.why == "sin: its drain does not last; who takes it back?"
+    assert model.units["sin"].region == OLD
+
+
 async def test_a_guard_that_says_no_for_a_while_is_waited_for() -> None:
     model = Model()
     model.refusing = lambda kind, idc: "replication-lag" if model.clock < 20 else ""
