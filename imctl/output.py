@@ -11,9 +11,9 @@ from rich.console import Console, RenderableType
 from imctl.options import Format
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal."""
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, soft_wrap=False, stderr=stderr)
 
 
 def notes() -> Console:

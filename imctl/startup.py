@@ -66,7 +66,9 @@ def bring_up(target: Local, progress: Progress, wait: bool = True) -> None:
 
 
 async def start_all(target: Local, progress: Progress, wait: bool = True) -> None:
-    """Every unit, each after what it needs. Raises Failed, and leaves what has started."""
+    """Every unit, each after what it needs; those that an earlier `imctl` has started already are
+    left as they are. Raises Failed, and leaves what has started."""
+    target.find_lost()
     ours = target.names()
     if LINKPROXY in ours:  # engines reach each other through it
         await _start(target, LINKPROXY, progress)
@@ -97,6 +99,10 @@ async def _wait_for_mirrors(target: Local, progress: Progress) -> None:
         raise _late(target, list(waiting.values()), MIRRORS_S) from None
 
 
+def _running(target: Local) -> set[str]:
+    return {unit.name for unit in target.units() if unit.state != "gone"}
+
+
 def _mm2(target: Local) -> list[str]:
     return [name for name in target.engine_names() if target.engine(name).kind == MM2]
 
@@ -107,7 +113,8 @@ def _flows(document: dict[str, Any]) -> bool:
 
 async def _start(target: Local, name: str, progress: Progress) -> None:
     progress(name, False)
-    target.start([name])
+    if name not in _running(target):
+        target.start([name])
     await asyncio.sleep(0)
 
 
@@ -118,8 +125,9 @@ async def start_engines(target: Local, progress: Progress) -> None:
         names = [unit.name for unit in units if unit.stage == stage]
         for name in names:
             progress(name, False)
-        await asyncio.gather(*(asyncio.to_thread(target.prepare_engine, one) for one in names))
-        for name in names:
+        new = [name for name in names if name not in _running(target)]
+        await asyncio.gather(*(asyncio.to_thread(target.prepare_engine, one) for one in new))
+        for name in new:
             target.start([name])
         await _wait_for_engines(target, names, progress)
 

@@ -17,6 +17,7 @@ from imctl import audit, deployment, startup
 from imctl.errors import Failed, Guarded
 from imctl.options import Data, Engines, IdcName, RegionFile
 from imctl.output import console
+from imctl.rollout import store
 from imctl.target.engines import chosen
 from imctl.target.local import Local
 
@@ -40,16 +41,17 @@ def up(
     Example: imctl up regions/three-idc.yaml --faults
     """
     target = Local.prepare(file, data, faults, SystemClock(), chosen(engines))
+    store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
-    with _progress(target) as progress:
-        startup.bring_up(target, progress, wait)
+    with progress(target) as shown:
+        startup.bring_up(target, shown, wait)
     names = ", ".join(idc.name for idc in target.region.spec.idcs)
     done = "serve" if wait else "are starting"
     print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")
 
 
 @contextmanager
-def _progress(target: Local) -> Iterator[startup.Progress]:
+def progress(target: Local) -> Iterator[startup.Progress]:
     """A line for each unit, on a terminal; nothing elsewhere."""
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bars:

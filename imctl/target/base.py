@@ -45,6 +45,28 @@ class Target(Protocol):
         """Delete the data of a unit that is down."""
         ...
 
+    def keep_wanted(self, region_file: Path) -> str:
+        """Keep a changed region file, as this deployment would have it; returns its name."""
+        ...
+
+    def region_named(self, name: str) -> Region: ...
+
+    def own_region(self) -> str:
+        """The name of the deployment's own region file."""
+        ...
+
+    def region_of(self, name: str) -> str:
+        """The name of the region file that this unit was started with."""
+        ...
+
+    def restart(self, name: str, region: str) -> None:
+        """An IDC or the witness, with the region file of this name; done again, the same."""
+        ...
+
+    def adopt(self, region: str) -> None:
+        """The region file of this name becomes the deployment's own."""
+        ...
+
     def units(self) -> list[Unit]: ...
 
     def address(self, name: str) -> str:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from imcore.runtime import Clock
 from imctl import audit
 from imctl.engines import binaries
 from imctl.errors import Failed, Guarded
-from imctl.target import beside, process, runfile
+from imctl.target import beside, process, regions, runfile
 from imctl.target import engines as wanted
 from imctl.target.base import Unit
 from imctl.target.beside import Beside, EngineUnit
@@ -37,6 +37,7 @@ from imctl.target.process import Identity
 from imctl.target.runfile import RunFile
 
 LINKPROXY = "linkproxy"
+COPY = "region.yaml"  # the deployment's own
 LINKPROXY_START_S = 15.0
 STOP_GRACE_S = 5.0
 REAP_S = 5.0
@@ -76,7 +77,7 @@ class Local:
             raise Failed(lacking)
         folder = (data or default_data(region)).absolute()
         _check_not_running(folder)
-        copy = folder / "region.yaml"
+        copy = folder / COPY
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = region_file.read_bytes()
@@ -86,7 +87,7 @@ class Local:
                 text = wanted.with_engines(
                     text.decode(), region, pki_folder, engines, places
                 ).encode()
-            chosen = folder / "region.yaml.new"
+            chosen = folder / f"{COPY}.new"
             chosen.write_bytes(text)
             region = load_region(chosen)
             wanted.check_same(folder, region)
@@ -107,6 +108,7 @@ class Local:
         target = cls(region, folder, run, places)
         target.check_names()
         places.write()
+        run.write(folder)  # before the first process: whoever finds one knows what it belongs to
         return target
 
     @classmethod
@@ -150,6 +152,7 @@ class Local:
         return names + [idc.name for idc in self.region.spec.idcs]
 
     def start(self, names: Sequence[str]) -> None:
+        self.find_lost()
         for name in names:
             if self._state(name) != "gone":
                 raise Failed(f"{name} is running already (pid {self._run.processes[name].pid})")
@@ -164,6 +167,28 @@ class Local:
             self._spawn(name)
             if name == LINKPROXY:
                 self._wait_for_links()
+
+    def find_lost(self) -> None:
+        """Take in processes of ours that an `imctl` started and did not live to write down."""
+        lost = [name for name in self.names() if self._state(name) == "gone"]
+        for name in lost:
+            found = process.find(self._marks(name))
+            if found is None:
+                continue
+            identity, arguments = found
+            self._run.processes[name] = identity
+            told = Path(arguments[arguments.index("--region") + 1])
+            if told.parent == self.data / regions.FOLDER:
+                self._run.regions[name] = told.stem
+            self._run.write(self.data)
+
+    def _marks(self, name: str) -> list[str]:
+        """By which a process of this unit is known: what it runs, and on whose data."""
+        if name == LINKPROXY:
+            return ["services.linkproxy", str(self._links_file())]
+        witness = self.region.spec.witness
+        module = "services.witness" if witness and name == witness.name else "services.node"
+        return [module, str(self.data / name / "data")]
 
     def prepare_engine(self, name: str) -> None:
         """Its files, and the format of its data where they are new; done before each start, and
@@ -192,17 +217,22 @@ class Local:
         if identity is None:
             raise self._died(name)
         self._run.processes[name] = identity
+        if "--region" in command and name != LINKPROXY:
+            told = Path(command[command.index("--region") + 1])
+            self._run.regions[name] = told.stem
         self._run.write(self.data)
 
     def _command(self, name: str) -> list[str]:
-        common = ["--region", self._run.region, "--pki", str(self.pki)]
+        common = ["--pki", str(self.pki)]
         faults = ["--faults"] if self._run.faults else []
         if name == LINKPROXY:
+            common += ["--region", self._run.region]
             listen = ["--admin", self._run.link_admin, "--listen", str(self._links_file())]
             routes = self._write_routes()
             return [sys.executable, "-m", "services.linkproxy", *common, *listen, *routes, *faults]
         if name in self.engine_names():
             return self._beside[name].command()
+        common += ["--region", str(regions.path_of(self.data, self.region_of(name)))]
         data = ["--data", str(self.data / name / "data")]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         witness = self.region.spec.witness
@@ -264,6 +294,82 @@ class Local:
                 )
             time.sleep(0.05)
 
+    # ------------------------------------------------------------ from one region file to another
+
+    def region_of(self, name: str) -> str:
+        """By its name, the region file that this unit was started with, and starts with again."""
+        return self._run.regions.get(name) or self.own_region()
+
+    def own_region(self) -> str:
+        """By its name, the deployment's own copy."""
+        return regions.keep(self.data, Path(self._run.region).read_bytes())
+
+    def pin_regions(self) -> None:
+        """Write down what each unit was started with, before the deployment's own changes."""
+        for name in self.names():
+            if name != LINKPROXY:
+                self._run.regions.setdefault(name, self.own_region())
+        self._run.write(self.data)
+
+    def region_named(self, name: str) -> Region:
+        """Raises BadInput."""
+        return regions.load(self.data, name)
+
+    def keep_wanted(self, region_file: Path) -> str:
+        """Its name, with the engines that run beside the IDCs as they are. Raises BadInput."""
+        region = load_region(region_file)
+        text = region_file.read_bytes()
+        if self._run.engines:
+            here = [engine for engine in self._run.engines if engine != wanted.TIKV]
+            with_them = wanted.with_engines(text.decode(), region, self.pki, here, self._places)
+            text = wanted.with_kv(with_them, self._kv_as_it_is(region)).encode()
+        name = regions.keep(self.data, text)
+        regions.load(self.data, name)
+        return name
+
+    def _kv_as_it_is(self, region: Region) -> dict[str, Any]:
+        """Of IDCs whose file says nothing of it: a KV moves by `imctl migrate kv`."""
+        runs = {idc.name: idc for idc in self.region.spec.idcs}
+        return {
+            idc.name: runs[idc.name].engines.kv.model_dump(mode="json", exclude_none=True)
+            or "embedded"
+            for idc in region.spec.idcs
+            if idc.name in runs and wanted.TIKV in self._run.engines and idc.engines.kv.tikv is None
+        }
+
+    @property
+    def engines_here(self) -> bool:
+        return bool(self._run.engines)
+
+    def check_new_ports(self, region: Region, unit: str) -> None:
+        """Those on which the unit would listen and did not yet. Raises Failed when one is taken."""
+        runs = self.region_named(self.region_of(unit))
+        before = {(host, port) for _, host, port in listeners(runs)}
+        taken = list(_taken(region, before))
+        if taken:
+            raise Failed(f"cannot listen on {taken[0]}; stop what uses it, or change the file")
+
+    def restart(self, name: str, region: str) -> None:
+        """An IDC (not its engines) or the witness, with the region file of this name. Returns once
+        it runs, perhaps not yet serving; done again it does no harm. Raises Failed."""
+        self.look_again()
+        self.find_lost()
+        self._stop([name])
+        self._reap()
+        if self._state(name) != "gone":
+            raise Failed(f"{name} does not end (pid {self._run.processes[name].pid})")
+        self._run.regions[name] = region
+        self.start([name])
+
+    def adopt(self, region: str) -> None:
+        """The region file of this name is the deployment's own from now on."""
+        copy = Path(self._run.region)
+        new = copy.with_suffix(".yaml.new")
+        new.write_bytes(regions.path_of(self.data, region).read_bytes())
+        self.region = load_region(new)
+        new.replace(copy)
+        self._beside = Beside(self.region, self.data, self.pki, self._run.engines, self._places)
+
     # ------------------------------------------------------------- from one engine to another
 
     def begin_kv(self, engine: str, pd: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -318,6 +424,9 @@ class Local:
         new.write_text(wanted.with_kv(copy.read_text(), kv))
         self.region = load_region(new)
         new.replace(copy)
+        for name, known in self._run.regions.items():
+            text = regions.path_of(self.data, known).read_text()
+            self._run.regions[name] = regions.keep(self.data, wanted.with_kv(text, kv).encode())
         self._run.write(self.data)
         self._beside = Beside(self.region, self.data, self.pki, self._run.engines, self._places)
 
@@ -335,6 +444,7 @@ class Local:
 
     def stop(self) -> list[str]:
         """Each unit before what it needs: an IDC says its farewell to its registry too."""
+        self.find_lost()
         killed = []
         for names in self._ending():
             killed += self._stop(names)
@@ -481,6 +591,10 @@ def pki_names(region: Region) -> dict[str, list[str]]:
 
 def _check_not_running(folder: Path) -> None:
     run = runfile.read(folder) if folder.exists() else None
+    if run is not None and Path(run.region).exists():
+        target = Local.open(folder)
+        target.find_lost()
+        run = runfile.read(folder)
     alive = [n for n, i in run.processes.items() if process.state(i) != "gone"] if run else []
     if alive:
         raise Failed(
@@ -498,8 +612,10 @@ def check_ports(region: Region) -> None:
         )
 
 
-def _taken(region: Region) -> Iterator[str]:
+def _taken(region: Region, ours: Collection[tuple[str, int]] = ()) -> Iterator[str]:
     for loc, host, port in listeners(region):
+        if (host, port) in ours:
+            continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,19 @@ def identify(pid: int) -> Identity | None:
     """None when there is no such process, or only its unreaped remains."""
     fields = _stat(pid)
     return None if fields is None else Identity(pid, int(fields[19]), boot_id())
+
+
+def find(words: Sequence[str]) -> tuple[Identity, list[str]] | None:
+    """A process of ours with all of these among its arguments, and its arguments: one that was
+    started, and not written down before its parent was killed."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid != os.getuid():
+                continue
+            arguments = path.read_bytes().decode(errors="replace").split("\0")
+            if set(words) <= set(arguments) and (found := identify(int(path.parent.name))):
+                return found, arguments
+    return None
 
 
 def state(identity: Identity) -> str:

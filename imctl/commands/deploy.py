@@ -1,0 +1,440 @@
+"""deploy, rollout: bring a region file to a deployment, one IDC after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imcore.errors import ImError
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
+from imctl import deployment, startup
+from imctl.commands.lifecycle import progress
+from imctl.commands.plan import Canary, look
+from imctl.errors import Aborted, Failed, Guarded
+from imctl.options import Data, Engines, Format, Output, RegionFile
+from imctl.output import console, emit
+from imctl.plan.document import Plan, lacks
+from imctl.plan.takes import Change
+from imctl.planning import check_data_fit, check_ports, fields_of, folder_of, running
+from imctl.planview import plan_view, rollout_view
+from imctl.rollout import store
+from imctl.rollout.driver import Driver
+from imctl.rollout.ground import LocalGround
+from imctl.rollout.record import Kind, Rollout, State
+from imctl.target.engines import chosen
+from imctl.target.local import LINKPROXY, Local
+from imctl.traffic import Control
+
+Soak = Annotated[
+    float, typer.Option(min=0, help="Seconds for which all gates must hold after each IDC.")
+]
+MaxLag = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Limit of the gate on replication lag, ms [default: safety.replication_lag_ms_max].",
+        show_default=False,
+    ),
+]
+_WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
+Override = Annotated[
+    str | None,
+    typer.Option(metavar="RULE-ID", help="Pass this one rule in each drain; it is recorded."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def deploy(
+    file: RegionFile,
+    canary: Canary = "",
+    soak: Soak = 10.0,
+    max_lag: MaxLag = None,
+    undo_on_failure: Annotated[
+        bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
+    ] = False,
+    override: Override = None,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Where nothing runs yet: as of `imctl up`.")
+    ] = False,
+    engines: Engines = "",
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Bring a region file to its deployment: start it, or apply what differs, IDC after IDC.
+
+    Each IDC is drained, restarted, given its clients back and watched before the next one; a gate
+    that fails pauses the rollout. Killed anywhere and run again, it goes on.
+
+    Exit status: 0 done, 1 an error or an IDC left out, 3 refused or paused by a gate, 6 undone.
+
+    Example: imctl deploy regions/three-idc.yaml --canary sin --soak 30
+    """
+    region = load_region(file)
+    folder = folder_of(region, data)
+    target = running(folder)
+    last = store.read(folder)
+    if target is None or (last is not None and last.kind is Kind.UP and not last.ended):
+        if target is None:
+            check_data_fit(folder, region)
+        _bring_up(file, folder, target, last, faults, engines, output)
+        return
+    with store.driving(target.data):
+        store.clear_pause(target.data)
+        rollout = _continued(last, target.keep_wanted(file))
+        if rollout is not None:
+            _check_fits(target, rollout)
+        else:
+            rollout = _begun(target, file, last, canary, soak, max_lag, override or "", yes)
+        if rollout is None:
+            _show(store.read(target.data), output, f"{region.metadata.name}: no difference")
+            return
+        rollout = _drive(target, rollout)
+        if rollout.state is State.PAUSED and undo_on_failure:
+            _back_after(target, rollout, output)
+        _finish(rollout, output)
+
+
+# ------------------------------------------------------------------------------------ all of it
+
+
+def _bring_up(
+    file: Path,
+    folder: Path,
+    target: Local | None,
+    last: Rollout | None,
+    faults: bool,
+    engines: str,
+    output: Format,
+) -> None:
+    """As `imctl up`; goes on where an earlier one was killed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(f"cannot make {folder}: {error.strerror}") from error
+    with store.driving(folder):
+        if target is None:
+            target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines))
+            target.pin_regions()
+            wanted = target.own_region()
+            rollout = Rollout(
+                _next_id(Kind.UP, last), Kind.UP, wanted, wanted, started_ms=_now_ms()
+            )
+            store.forget(folder)
+            store.write(folder, rollout)
+        else:
+            assert last is not None
+            rollout = last
+            if target.keep_wanted(file) != rollout.wanted:
+                raise Guarded(
+                    f"{rollout.id}, the start with another file, was interrupted; deploy that one "
+                    "to the end, or `imctl down` first"
+                )
+        try:
+            with progress(target) as shown:
+                startup.bring_up(target, shown)
+        except BaseException:
+            store.forget(folder)  # nothing runs any more
+            raise
+        rollout = rollout.said(
+            _now_ms(), "", "all of it serves", state=State.DONE, ended_ms=_now_ms()
+        )
+        store.write(folder, rollout)
+        names = ", ".join(idc.name for idc in target.region.spec.idcs)
+        _show(rollout, output, f"{names} serve; data in {target.data}")
+
+
+# ------------------------------------------------------------------------------------ a rollout
+
+
+def _continued(last: Rollout | None, wanted: str) -> Rollout | None:
+    """The rollout that an `imctl` did not live to finish. None also for one that is paused, where
+    another file is to take its place. Raises Guarded for one that is paused and brings this file,
+    or that is not and brings another."""
+    if last is None or last.ended:
+        return None
+    if last.wanted == wanted and last.state is State.RUNNING:
+        typer.echo(f"goes on with {last.id}", err=True)
+        return last
+    if last.wanted == wanted:
+        why = f" ({last.why})" if last.why else ""
+        raise Guarded(f"{last.id} is {last.state}{why}: {_WAYS}")
+    if last.state is State.RUNNING:
+        raise Guarded(
+            f"{last.id}, of another file, is not finished: {_WAYS}; after `imctl rollout pause` "
+            "this file can take its place"
+        )
+    return None
+
+
+def _begun(
+    target: Local,
+    file: Path,
+    last: Rollout | None,
+    canary: str,
+    soak_s: float,
+    lag_ms_max: int | None,
+    override: str,
+    yes: bool,
+) -> Rollout | None:
+    """None: there is no difference. Raises Guarded, with all that stands against it."""
+    target.pin_regions()
+    wanted = target.keep_wanted(file)
+    plan = asyncio.run(look(target, wanted, canary))
+    if not plan.differs and not _stuck(last):
+        return None
+    if plan.fixed:
+        raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
+    if plan.order and len(target.region.spec.idcs) == 1:
+        raise Guarded(
+            f"{plan.order[0]} is alone: nobody could take its clients; `imctl down`, then deploy"
+        )
+    if refusals := plan.refusals(override):
+        raise Guarded("nothing was done: " + "; ".join(refusals))
+    check_ports(target, plan, wanted)
+    _confirm(plan, yes)
+    limit = lag_ms_max or target.region.spec.safety.replication_lag_ms_max
+    begun = _new(Kind.DEPLOY, wanted, target.own_region(), plan.order, last, soak_s, limit)
+    begun = replace(begun, override=override)
+    store.write(target.data, begun)
+    return begun
+
+
+def _fixed(change: Change) -> str:
+    return f"{change.difference.field}: {change.reason}"
+
+
+def _confirm(plan: Plan, yes: bool) -> None:
+    if yes:
+        return
+    console(stderr=True).print(plan_view(plan))
+    moves = sum(each.sessions for each in plan.away)
+    restarts = f"restart {', '.join(plan.order)}" if plan.order else "restart nothing"
+    typer.confirm(f"This will {restarts} and move {moves} sessions. Go?", abort=True, err=True)
+
+
+def _stuck(last: Rollout | None) -> str:
+    """The unit in whose turn an unfinished rollout stands."""
+    unfinished = last is not None and not last.ended and last.current in last.found
+    return last.current if last is not None and unfinished else ""
+
+
+def _new(
+    kind: Kind,
+    wanted: str,
+    before: str,
+    order: Sequence[str],
+    last: Rollout | None,
+    soak_s: float,
+    lag_ms_max: int,
+) -> Rollout:
+    """In the place of an unfinished one it begins with the unit where that stands, which gets back
+    what it had; what was there when that one began is what gates compare with."""
+    new = Rollout(
+        _next_id(kind, last),
+        kind,
+        wanted,
+        before,
+        tuple(order),
+        soak_s,
+        lag_ms_max,
+        started_ms=_now_ms(),
+    )
+    if last is None or last.ended:
+        return new
+    new = replace(new, sessions=last.sessions, alarms=last.alarms, replaces=last.id)
+    if stuck := _stuck(last):
+        new = replace(
+            new,
+            order=(stuck, *(unit for unit in order if unit != stuck)),
+            found={stuck: last.found[stuck]},
+            restarting=last.restarting,
+        )
+    return new
+
+
+def _next_id(kind: Kind, last: Rollout | None) -> str:
+    number = int(last.id.rpartition("-")[2]) + 1 if last else 1
+    return f"{kind}-{number}"
+
+
+def _check_fits(target: Local, rollout: Rollout) -> None:
+    """Raises Guarded when something else has changed the deployment since that file was its own,
+    such as `imctl migrate kv`."""
+    if fixed := fields_of(target, rollout.wanted).fixed:
+        fields = "; ".join(map(_fixed, fixed))
+        raise Guarded(
+            f"{rollout.id} does not fit what runs: {fields}; `imctl rollout pause`, then deploy a "
+            "file that does"
+        )
+
+
+def _drive(target: Local, rollout: Rollout) -> Rollout:
+    async def run() -> Rollout:
+        clock = SystemClock()
+        async with Control(target, clock, random.Random()) as control:
+            ground = LocalGround(target, control, clock)
+            return await Driver(ground, rollout, _tell).run()
+
+    with startup.interruptible():
+        return asyncio.run(run())
+
+
+def _tell(unit: str, sentence: str) -> None:
+    name = f"{unit}: " if unit else ""
+    typer.echo(f"{datetime.now():%H:%M:%S} {name}{sentence}", err=True)
+
+
+def _undo_of(target: Local, last: Rollout) -> Rollout:
+    """Back to the file before ``last``, finished or not."""
+    region = target.region_named(last.before)
+    order = [
+        unit
+        for unit in target.names()
+        if unit != LINKPROXY and lacks(unit, target.region_named(target.region_of(unit)), region)
+    ]
+    return _new(Kind.UNDO, last.before, last.wanted, order, last, last.soak_s, last.lag_ms_max)
+
+
+def _back_after(target: Local, failed: Rollout, output: Format) -> None:
+    """Raises Aborted once it is as before, else as a rollout that does not end well."""
+    _tell("", f"{failed.id} is taken back")
+    back = _undo_of(target, failed)
+    _check_fits(target, back)
+    store.write(target.data, back)
+    back = _drive(target, back)
+    if not back.ended:
+        _finish(back, output)
+    _show(back, output, f"{back.id}: {back.state}")
+    raise Aborted(f"{failed.id} was taken back: {failed.why}")
+
+
+def _finish(rollout: Rollout, output: Format) -> None:
+    """Raises what the rollout came to, unless it is done."""
+    _show(rollout, output, f"{rollout.id}: {rollout.state}")
+    why = rollout.why
+    error: ImError | None = None
+    if rollout.state is State.EXCEPTIONS:
+        error = Failed(f"{rollout.id} is done but for {why}")
+    elif rollout.state is State.STOPPED:
+        error = Failed(f"{rollout.id} is paused by the operator; {_WAYS}")
+    elif rollout.state is State.PAUSED:
+        kind = Guarded if rollout.gate else Failed
+        error = kind(f"{rollout.id} is paused: {why}; {_WAYS}")
+    if error is not None:
+        raise error
+
+
+def _show(rollout: Rollout | None, output: Format, words: str) -> None:
+    document = _plain(rollout) if rollout else {}
+    if output is Format.TABLE:
+        print(words)
+    else:
+        emit(document, output, str)
+
+
+def _plain(rollout: Rollout) -> dict[str, Any]:
+    document = asdict(rollout)
+    return document | {"state": str(rollout.state), "kind": str(rollout.kind)}
+
+
+def _now_ms() -> int:
+    return SystemClock().wall_ms()
+
+
+rollout = typer.Typer(
+    help="Look at the rollout of a region file; pause, resume or undo it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@rollout.command("status")
+def status(output: Output = Format.TABLE, data: Data = None) -> None:
+    """The last rollout: where each IDC is, and its steps.
+
+    Example: imctl rollout status -o json
+    """
+    target = deployment.find(data)
+    found = _last(target)
+    driven = store.is_driven(target.data)
+    emit(_plain(found) | {"driven": driven}, output, lambda: rollout_view(found, driven))
+
+
+@rollout.command("pause")
+def pause(data: Data = None) -> None:
+    """Let a rollout stop before its next step.
+
+    Example: imctl rollout pause
+    """
+    target = deployment.find(data)
+    found = _last(target)
+    if found.ended:
+        raise Failed(f"{found.id} is {found.state}: there is nothing to pause")
+    store.ask_to_pause(target.data)
+    if store.is_driven(target.data):
+        print(f"{found.id} stops before its next step")
+        return
+    with store.driving(target.data):
+        found = _last(target)
+        if found.state is State.RUNNING:
+            store.write(target.data, replace(found, state=State.STOPPED))
+    print(f"{found.id} is paused; `imctl rollout resume` goes on")
+
+
+@rollout.command("resume")
+def resume(output: Output = Format.TABLE, data: Data = None) -> None:
+    """Go on with a rollout that was paused, or whose imctl died.
+
+    Example: imctl rollout resume
+    """
+    target = deployment.find(data)
+    with store.driving(target.data):
+        found = _last(target)
+        if found.ended or found.kind is Kind.UP:
+            raise Failed(f"{found.id} is {found.state}: there is nothing to resume")
+        _check_fits(target, found)
+        store.clear_pause(target.data)
+        found = found.said(_now_ms(), "", "resumed", state=State.RUNNING, why="", gate=False)
+        store.write(target.data, found)
+        target.find_lost()
+        _finish(_drive(target, found), output)
+
+
+@rollout.command("undo")
+def undo(yes: Yes = False, output: Output = Format.TABLE, data: Data = None) -> None:
+    """Go back to the region file before the last rollout, finished or not, IDC after IDC.
+
+    Example: imctl rollout undo --yes
+    """
+    target = deployment.find(data)
+    with store.driving(target.data):
+        last = _last(target)
+        if last.kind is Kind.UP or last.before == last.wanted:
+            raise Failed("there is no earlier region file to go back to")
+        back = _undo_of(target, last)
+        _check_fits(target, back)
+        names = ", ".join(back.order) or "nothing"
+        if not yes:
+            question = f"Take {last.id} back? It will restart {names}, one after the other."
+            typer.confirm(question, abort=True, err=True)
+        store.clear_pause(target.data)
+        store.write(target.data, back)
+        target.find_lost()
+        _finish(_drive(target, back), output)
+
+
+def _last(target: Local) -> Rollout:
+    found = store.read(target.data)
+    if found is None:
+        raise Failed("there was no rollout here; `imctl deploy FILE` makes one")
+    return found

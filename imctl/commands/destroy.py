@@ -1,0 +1,127 @@
+"""destroy: the end of a deployment, processes and data."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imcore.errors import BadInput, ImError
+from imcore.region.load import load_region
+from imcore.region.model import Region
+from imctl import admin, audit, deployment
+from imctl.errors import Failed, Guarded
+from imctl.options import Data
+from imctl.rollout import store
+from imctl.target import places, regions, runfile
+from imctl.target.local import COPY, LINKPROXY, Local
+
+
+def destroy(
+    yes_name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The deployment's name, instead of typing it when asked.",
+            show_default=False,
+        ),
+    ] = "",
+    with_clients: Annotated[
+        bool, typer.Option("--with-clients", help="Also when clients are connected.")
+    ] = False,
+    data: Data = None,
+) -> None:
+    """Stop a deployment and delete all its data: logs, KVs, registries, certificates, keys.
+
+    Engines that run elsewhere keep what they hold. Interrupted and run again, it goes on.
+
+    Exit status: 0 done, 1 an error, 2 another name, 3 clients are connected.
+
+    Example: imctl destroy --yes-name three-idc
+    """
+    folder = _find(data)
+    region = load_region(folder / COPY)
+    name = region.metadata.name
+    target = Local.open(folder) if runfile.read(folder) else None
+    if target is not None:
+        target.find_lost()
+        if not with_clients:
+            _guard_clients(target)
+    typed = yes_name or typer.prompt(
+        f"This deletes {folder} for good. Type the deployment's name", err=True
+    )
+    if typed != name:
+        raise BadInput(f"expected the deployment's name, {name}, got {typed!r}; nothing was done")
+    with store.driving(folder):
+        if target is not None:
+            target.stop()
+        left = _delete(folder, region)
+    note = f"; {folder} keeps {', '.join(left)}" if left else ""
+    print(f"destroyed {name}{note}")
+
+
+def _find(data: Path | None) -> Path:
+    """Of a deployment that runs, or that only has data. Raises Failed."""
+    given = os.environ.get(deployment.VARIABLE)
+    chosen = data or (Path(given) if given else None)
+    if chosen is None:
+        found = sorted(path.parent for path in Path("var").glob(f"*/{COPY}"))
+        if len(found) != 1:
+            names = ", ".join(str(path) for path in found) or "none below ./var"
+            raise Failed(f"expected one deployment, found {names}; choose it with --data")
+        chosen = found[0]
+    if not (chosen / COPY).is_file():
+        raise Failed(f"{chosen} is no deployment's folder: it has no {COPY}")
+    return chosen.absolute()
+
+
+def _guard_clients(target: Local) -> None:
+    """Raises Guarded when clients are connected, or nobody can tell."""
+    running = {unit.name for unit in target.units() if unit.state != "gone"}
+    idcs = [idc.name for idc in target.region.spec.idcs if idc.name in running]
+    connected, silent = 0, []
+    for idc, document in asyncio.run(admin.statuses(target, idcs)).items():
+        if isinstance(document, ImError):
+            silent.append(idc)
+            continue
+        connected += sum(int(row["connections"]) for row in document["gateways"])
+    if connected:
+        raise Guarded(
+            f"{connected} clients are connected to {target.region.metadata.name}; nothing was "
+            "done; --with-clients destroys it nevertheless"
+        )
+    if silent:
+        raise Guarded(
+            f"{', '.join(silent)} runs and does not say whether clients are connected; nothing "
+            "was done; --with-clients destroys it nevertheless"
+        )
+
+
+def _delete(folder: Path, region: Region) -> list[str]:
+    """What a deployment writes, and nothing else that may lie there; its region file last, by which
+    it is found again after a kill. Returns what is left."""
+    idcs = [idc.name for idc in region.spec.idcs]
+    witness = [region.spec.witness.name] if region.spec.witness else []
+    ours = [
+        *idcs, *witness, "pki", "clients", "histories", regions.FOLDER, "links.json",
+        "routes.json", f"{LINKPROXY}.log", places.NAME, runfile.NAME, audit.FILE, store.NAME,
+        store.PAUSE, store.LOCK, f"{COPY}.new", COPY,
+    ]  # fmt: skip
+    half_written = [f".{name}.new" for name in (places.NAME, runfile.NAME, store.NAME)]
+    for name in (*half_written, *ours):
+        path = folder / name
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Failed(f"cannot delete {error.filename}: {error.strerror}") from error
+    left = sorted(path.name for path in folder.iterdir())
+    if not left:
+        folder.rmdir()
+    return left

@@ -1,0 +1,143 @@
+"""What a change of each field takes on a deployment that runs.
+
+Every field of the region file has its line here (a test compares them with the model). No field is
+re-read by a process that runs, so none takes a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from imcore.region.model import Region
+from imctl.plan.diff import ABSENT, Difference
+
+
+class Takes(StrEnum):
+    NOTHING = "nothing"
+    RESTART = "restart"
+    FIXED = "not changeable"
+
+
+class Scope(StrEnum):
+    """Whose restart."""
+
+    OWN = "own"  # of the IDC that the field belongs to
+    IDCS = "idcs"
+    VOTERS = "voters"  # of all IDCs, and the witness
+
+
+class Rule(NamedTuple):
+    pattern: str  # of the dotted path
+    takes: Takes
+    scope: Scope | None
+    reason: str
+
+
+class Change(NamedTuple):
+    difference: Difference
+    takes: Takes
+    units: tuple[str, ...]  # to be restarted
+    reason: str
+
+
+def _nothing(pattern: str, reason: str) -> Rule:
+    return Rule(pattern, Takes.NOTHING, None, reason)
+
+
+def _restart(scope: Scope, pattern: str, reason: str) -> Rule:
+    return Rule(pattern, Takes.RESTART, scope, reason)
+
+
+def _fixed(pattern: str, reason: str) -> Rule:
+    return Rule(pattern, Takes.FIXED, None, reason)
+
+
+_ENGINES = "spec.idcs.*.engines"
+_DATA_STAY = "data stay with the engine that wrote them"
+_BACK_AND_FORTH = (
+    "while it rolls, IDCs that disagree on a client's home would hand it back and forth"
+)
+_VOTERS = "voters and registries are named by it; two sets of them could agree on two policies"
+
+# The first that matches counts.
+RULES: tuple[Rule, ...] = (
+    _fixed("metadata.name", "the deployment, its keys and its certificates go by this name"),
+    _nothing("metadata.labels*", "no process reads it"),
+    _fixed("spec.partitions", "every log and KV is laid out by it, and it is equal everywhere"),
+    _fixed("spec.witness*", _VOTERS),
+    _fixed("spec.links*", "the WAN is not a deploy's; `imctl slow` changes a link while it runs"),
+    # ------------------------------------------------------------------------------- an IDC
+    _nothing("spec.idcs.*.place.*", "it is only shown"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.gateway", "gateways listen from the start"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.ipconf", "ipconf listens from the start"),
+    _fixed("spec.idcs.*.endpoints.peer", "the others dial it, and would have to change at once"),
+    _restart(Scope.OWN, "spec.idcs.*.gateways", "gateways listen from the start"),
+    _restart(Scope.VOTERS, "spec.idcs.*.capacity.*", "every controller judges headroom by it"),
+    _fixed(f"{_ENGINES}.kv.tikv.prefix", _DATA_STAY),
+    _restart(Scope.OWN, f"{_ENGINES}.kv.tikv.?*", "read at the start"),
+    _fixed(f"{_ENGINES}.kv*", "`imctl migrate kv` moves a KV while it serves"),
+    _fixed(f"{_ENGINES}.log.kafka.topic_prefix", _DATA_STAY),
+    _restart(Scope.IDCS, f"{_ENGINES}.log.kafka.brokers", "the other IDCs' mirrors read it too"),
+    _restart(
+        Scope.OWN,
+        f"{_ENGINES}.log.kafka.?*",
+        "read at the start; topics that exist are not changed",
+    ),
+    _fixed(f"{_ENGINES}.log*", _DATA_STAY),
+    _restart(Scope.OWN, f"{_ENGINES}.mirror*", "read at the start"),
+    _fixed(f"{_ENGINES}.registry.etcd.prefix", _DATA_STAY),
+    _restart(Scope.OWN, f"{_ENGINES}.registry.etcd.?*", "read at the start"),
+    _fixed(f"{_ENGINES}.registry*", "a registry on another engine is blank, and abstains"),
+    _fixed("spec.idcs*", _VOTERS),
+    # --------------------------------------------------------------------------------- geo
+    _restart(Scope.IDCS, "spec.geo.shards.*.match.*", "ipconf reads it at the start"),
+    _fixed("spec.geo.shards*", _BACK_AND_FORTH),
+    _fixed("spec.geo.default", _BACK_AND_FORTH),
+    _restart(Scope.IDCS, "spec.geo.trusted_proxies", "ipconf reads it at the start"),
+    _restart(Scope.IDCS, "spec.geo.database", "ipconf reads it at the start"),
+    # ---------------------------------------------------------------------------- behaviour
+    _restart(Scope.VOTERS, "spec.safety.*", "every controller judges by it"),
+    _restart(Scope.IDCS, "spec.messages.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.retention.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.client.*", "gateways and ipconf read it at the start"),
+)
+
+
+def changes(
+    found: Sequence[Difference], region: Region, engines_here: bool = False
+) -> list[Change]:
+    """What each difference takes. ``region``: the one that runs. ``engines_here``: the target runs
+    the engines itself, and does not exchange them under an IDC."""
+    return [_judged(difference, region, engines_here) for difference in found]
+
+
+def units_of(scope: Scope, difference: Difference, region: Region) -> tuple[str, ...]:
+    if scope is Scope.OWN:
+        return (difference.path[2],)
+    idcs = tuple(idc.name for idc in region.spec.idcs)
+    witness = region.spec.witness
+    return (*idcs, witness.name) if scope is Scope.VOTERS and witness else idcs
+
+
+def rule_of(dotted: str) -> Rule | None:
+    return next((rule for rule in RULES if fnmatchcase(dotted, rule.pattern)), None)
+
+
+def _judged(difference: Difference, region: Region, engines_here: bool) -> Change:
+    path = difference.path
+    rule = rule_of(".".join(path))
+    if rule is None:
+        return Change(difference, Takes.FIXED, (), "nobody has said what it takes")
+    if engines_here and path[:2] == ("spec", "idcs") and "engines" in path[3:4]:
+        return Change(difference, Takes.FIXED, (), "the engine runs beside the IDC, as it was told")
+    if path[3:4] == ("endpoints",) and _host(difference.before) != _host(difference.after):
+        return Change(difference, Takes.FIXED, (), "the IDC's certificate names the host")
+    units = units_of(rule.scope, difference, region) if rule.scope else ()
+    return Change(difference, rule.takes, units, rule.reason)
+
+
+def _host(address: object) -> str:
+    return "" if address is ABSENT else str(address).rpartition(":")[0]

@@ -1,0 +1,91 @@
+"""The rollout of a local deployment, kept in its folder: the region files of its units are there
+too, so nobody without this folder could drive it.
+
+One `imctl` at a time drives: a lock on a file, which the kernel takes back from a killed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from imctl.errors import Failed
+from imctl.rollout.record import Rollout, from_json
+
+NAME = "rollout.json"
+LOCK = "rollout.lock"
+PAUSE = "rollout.pause"
+
+
+def read(folder: Path) -> Rollout | None:
+    """The last one, ended or not. Raises Failed for a damaged file."""
+    path = folder / NAME
+    try:
+        return from_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Failed(
+            f"{path}: expected the record of a rollout, got something else; remove it, then look "
+            "with `imctl plan` what is left to do"
+        ) from error
+
+
+def write(folder: Path, rollout: Rollout) -> None:
+    """On the disk when it returns. Raises Failed."""
+    temporary = folder / f".{NAME}.new"
+    try:
+        with temporary.open("w") as file:
+            file.write(rollout.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise Failed(f"cannot write {folder / NAME}: {error.strerror}") from error
+
+
+def forget(folder: Path) -> None:
+    for name in (NAME, PAUSE):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def driving(folder: Path) -> Iterator[None]:
+    """Raises Failed while another `imctl` drives."""
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Failed(
+                "another imctl is at work on a rollout here; `imctl rollout status` shows it, "
+                "`imctl rollout pause` stops it"
+            ) from error
+        yield
+
+
+def is_driven(folder: Path) -> bool:
+    try:
+        with driving(folder):
+            return False
+    except Failed:
+        return True
+
+
+def ask_to_pause(folder: Path) -> None:
+    (folder / PAUSE).touch()
+
+
+def told_to_pause(folder: Path) -> bool:
+    return (folder / PAUSE).exists()
+
+
+def clear_pause(folder: Path) -> None:
+    (folder / PAUSE).unlink(missing_ok=True)

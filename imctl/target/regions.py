@@ -1,0 +1,46 @@
+"""The region files of a local deployment by what stands in them: ``regions/NAME.yaml``. A file of
+that name never changes, so a process may be told it before it reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from imcore.region.load import load_region
+from imcore.region.model import Region
+from imctl.errors import Failed
+
+FOLDER = "regions"
+
+
+def name_of(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def path_of(folder: Path, name: str) -> Path:
+    return folder / FOLDER / f"{name}.yaml"
+
+
+def keep(folder: Path, text: bytes) -> str:
+    """Returns its name. Raises Failed."""
+    name = name_of(text)
+    path = path_of(folder, name)
+    if path.exists():
+        return name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise Failed(f"cannot write below {path.parent}: {error.strerror}") from error
+    return name
+
+
+def load(folder: Path, name: str) -> Region:
+    """Raises BadInput when it is not there."""
+    return load_region(path_of(folder, name))

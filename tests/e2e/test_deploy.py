@@ -1,0 +1,162 @@
+"""A changed region file under load, by an imctl that is killed twice on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imctl.rollout import store
+from imctl.rollout.record import Rollout, State
+from imctl.target.places import free_ports
+from imctl.testing.lab import Lab, until
+
+pytestmark = pytest.mark.e2e
+
+RATE = 60.0
+CHANGED = ("fra", "sin")
+
+
+def with_other_gateways(region: Path) -> tuple[Path, dict[str, int]]:
+    """The same file with other gateway ports for two of the IDCs."""
+    document = yaml.safe_load(region.read_text())
+    ports = dict(zip(CHANGED, free_ports(len(CHANGED)), strict=True))
+    for idc in document["spec"]["idcs"]:
+        if idc["name"] in ports:
+            idc["endpoints"]["gateway"] = f"127.0.0.1:{ports[idc['name']]}"
+    wanted = region.with_name("wanted.yaml")
+    wanted.write_text(yaml.safe_dump(document, sort_keys=False))
+    return wanted, ports
+
+
+async def deploy_killed(lab: Lab, wanted: Path, when: Callable[[Rollout], bool]) -> Rollout:
+    """Returns the record as the killed one left it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imctl", "deploy", str(wanted), "--yes", "--soak", "1",
+        "--canary", "fra", "--data", str(lab.target.data),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+
+    async def come() -> bool:
+        assert process.returncode is None, "it ended before it could be killed"
+        found = store.read(lab.target.data)
+        return found is not None and when(found)
+
+    await until(come, 60, "the rollout does not get so far", 0.02)
+    process.kill()
+    await process.wait()
+    found = store.read(lab.target.data)
+    assert found is not None and found.state is State.RUNNING
+    return found
+
+
+async def deploy_killed_at_each_step(lab: Lab, wanted: Path) -> tuple[Rollout, int]:
+    """Each imctl lives until it has written one more step. Returns how it ended, after how many
+    of them."""
+    kills, rows = 0, 0
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "imctl", "deploy", str(wanted), "--yes", "--soak", "1",
+            "--data", str(lab.target.data),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        ended = asyncio.ensure_future(process.wait())
+        while not ended.done():
+            found = store.read(lab.target.data)
+            if found is not None and len(found.rows) > rows and not found.ended:
+                process.kill()
+                await ended
+                kills += 1
+            await asyncio.sleep(0.02)
+        found = store.read(lab.target.data)
+        assert found is not None
+        rows = len(found.rows)
+        if found.state is not State.RUNNING:
+            assert process.returncode == 0
+            return found, kills
+
+
+def said(unit: str, words: str) -> Callable[[Rollout], bool]:
+    return lambda found: any(row.unit == unit and words in row.sentence for row in found.rows)
+
+
+async def document(lab: Lab, *arguments: str) -> tuple[int, Any]:
+    status, out = await lab.imctl(*arguments, "-o", "json")
+    return status, json.loads(out)
+
+
+async def test_a_deploy_killed_twice_is_finished_and_no_client_notices(
+    stage, chat, tmp_path: Path, figures
+) -> None:
+    async with stage() as (lab, cast):
+        couples = await cast.couples(6, "fra", "iad", "sin")
+        wanted, ports = with_other_gateways(tmp_path / "region.yaml")
+        async with chat(couples, RATE):
+            status, plan = await document(lab, "plan", str(wanted), "--canary", "fra")
+            assert (status, plan["order"]) == (2, ["fra", "sin"])
+            assert {row["takes"] for row in plan["changes"]} == {"restart"}
+            assert plan["restarts"][0]["sessions"] == 6
+            status, refused = await lab.imctl("destroy", "--yes-name", "three-idc")
+            assert (status, "clients are connected" in refused) == (3, True)
+
+            # Once while the clients leave fra, once while sin, restarted, is not back yet.
+            first = await deploy_killed(lab, wanted, said("fra", "handed over"))
+            assert (first.done, first.found) == ((), {"fra": "active"})
+            second = await deploy_killed(lab, wanted, said("sin", "restarted"))
+            assert (second.done, second.restarting) == (("fra",), "sin")
+            status, out = await lab.imctl("deploy", str(wanted), "--yes")
+            assert status == 0, out
+            assert f"goes on with {first.id}" in out
+
+            done = store.read(lab.target.data)
+            assert done is not None
+            assert (done.id, done.state, done.done) == (first.id, State.DONE, CHANGED)
+            status, plan = await document(lab, "plan", str(wanted))
+            assert (status, plan["changes"]) == (0, [])
+
+            async def home() -> bool:
+                return all(couple.here.idc == "fra" for couple in couples)
+
+            await until(home, 30, "the clients do not come back to fra")
+        assert cast.refusals == []
+        for idc, port in ports.items():
+            found = await lab.status(idc)
+            assert [row["port"] for row in found["gateways"]] == [port]
+            assert found["origin"] == f"{idc}.1"
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        figures("messages acked during the deploy", len(cast.acked))
+        figures("seconds of the deploy", (done.ended_ms - done.started_ms) / 1000)
+
+
+@pytest.mark.nightly
+async def test_a_deploy_killed_at_each_step_is_finished_and_no_client_notices(
+    stage, chat, tmp_path: Path, figures
+) -> None:
+    async with stage() as (lab, cast):
+        couples = await cast.couples(6, "fra", "iad", "sin")
+        document = yaml.safe_load((tmp_path / "region.yaml").read_text())
+        document["spec"]["client"] = {"grace_ms": 9_000}
+        wanted = tmp_path / "wanted.yaml"
+        wanted.write_text(yaml.safe_dump(document, sort_keys=False))
+        async with chat(couples, RATE):
+            done, kills = await deploy_killed_at_each_step(lab, wanted)
+        assert (done.state, set(done.done)) == (State.DONE, set(lab.idcs)), done.why
+        assert kills >= 4 * len(lab.idcs)
+        assert cast.refusals == []
+        lab.target.look_again()
+        assert {(await lab.status(idc))["origin"] for idc in lab.idcs} == {
+            f"{idc}.1" for idc in lab.idcs
+        }
+        assert {await lab.policy_state(idc) for idc in lab.idcs} == {"active"}
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        figures("imctl killed", f"{kills} times in one deploy")

@@ -1,0 +1,255 @@
+"""What a deploy needs of the local target, on one IDC's real process; and `destroy`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imcore.errors import BadInput
+from imcore.runtime import SystemClock
+from imctl import startup
+from imctl.errors import Failed
+from imctl.planning import check_data_fit, fields_of
+from imctl.target import process, runfile
+from imctl.target.local import Local
+from imctl.target.places import Places, free_ports
+from imctl.target.runfile import RunFile
+from imctl.testing.lab import lab_region
+from imctl.testing.onenode import one_idc
+
+IMCTL = Path(sys.executable).with_name("imctl")
+
+
+def changed(region: Path, name: str, **spec: Any) -> Path:
+    document = yaml.safe_load(region.read_text())
+    document["spec"] |= spec
+    path = region.with_name(name)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> Path:
+    return lab_region(tmp_path, one_idc)
+
+
+@pytest.fixture
+def target(tmp_path: Path, region: Path) -> Iterator[Local]:
+    """Its one IDC runs."""
+    made = Local.prepare(region, tmp_path / "deployment", False, SystemClock())
+    made.start(["fra"])
+    yield made
+    with contextlib.suppress(Failed):
+        made.look_again()
+    made.stop()
+
+
+def arguments(target: Local) -> list[str]:
+    (unit,) = target.units()
+    return Path(f"/proc/{unit.pid}/cmdline").read_text().split("\0")
+
+
+def test_a_restart_brings_the_file_and_twice_is_once_more(target: Local, region: Path) -> None:
+    (before,) = target.units()
+    first = target.region_of("fra")
+    wanted = target.keep_wanted(changed(region, "v2.yaml", client={"grace_ms": 9_000}))
+    assert wanted != first
+    for _ in range(2):
+        target.restart("fra", wanted)
+        (after,) = target.units()
+        assert after.pid != before.pid
+        assert target.region_of("fra") == wanted
+        assert any(wanted in argument for argument in arguments(target))
+        assert process.identify(before.pid) is None, "one process, not two"
+        before = after
+    plan = fields_of(target, target.keep_wanted(region))
+    assert [change.units for change in plan.changes] == [("fra",)]
+    assert fields_of(target, wanted).changes == ()
+
+    # Killed and started by hand it has what it had, until the deployment's own file says it too.
+    target.kill("fra")
+    target.start(["fra"])
+    assert (target.region_of("fra"), target.own_region()) == (wanted, first)
+    target.adopt(wanted)
+    assert Local.open(target.data).own_region() == wanted
+
+
+def test_a_process_that_was_not_written_down_is_found_again(target: Local, region: Path) -> None:
+    """`kill -9` of imctl between the start of a child and the note of it."""
+    wanted = target.keep_wanted(changed(region, "v2.yaml", client={"grace_ms": 9_000}))
+    target.restart("fra", wanted)
+    run = runfile.read(target.data)
+    assert run is not None
+    started = run.processes.pop("fra")
+    run.regions.clear()
+    run.write(target.data)
+
+    later = Local.open(target.data)
+    assert later.units() == []
+    later.find_lost()
+    assert [(unit.name, unit.pid) for unit in later.units()] == [("fra", started.pid)]
+    assert later.region_of("fra") == wanted
+    with pytest.raises(Failed, match="still run"):
+        Local.prepare(region, target.data, False, SystemClock())
+
+
+def test_nobody_elses_process_is_taken_for_it(target: Local, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    RunFile(str(target.data / "region.yaml"), False, "127.0.0.1:1").write(other)
+    found = Local.open(other)
+    found.find_lost()
+    assert found.units() == []
+
+
+def imctl(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [IMCTL, *words, "--data", str(data)],
+        env=os.environ | {"COLUMNS": "80"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_destroy_stops_and_deletes_what_is_the_deployments(target: Local) -> None:
+    (unit,) = target.units()
+    (target.data / "notes.txt").write_text("mine")
+    other = imctl(target.data, "destroy", "--yes-name", "mars", "--with-clients")
+    assert (other.returncode, "nothing was done" in other.stderr) == (2, True)
+    unasked = imctl(target.data, "destroy", "--with-clients")
+    assert unasked.returncode == 1, "nobody there to type the name"
+    assert process.identify(unit.pid) is not None
+
+    done = imctl(target.data, "destroy", "--yes-name", "three-idc", "--with-clients")
+    assert (done.returncode, "keeps notes.txt" in done.stdout) == (0, True), done.stderr
+    assert process.identify(unit.pid) is None
+    assert [path.name for path in target.data.iterdir()] == ["notes.txt"]
+    again = imctl(target.data, "destroy", "--yes-name", "three-idc")
+    assert (again.returncode, "no deployment's folder" in again.stderr) == (1, True)
+
+
+def test_destroy_goes_on_where_it_was_interrupted(target: Local) -> None:
+    """All but the region file, which goes last."""
+    target.stop()
+    done = imctl(target.data, "destroy", "--yes-name", "three-idc")
+    assert (done.returncode, target.data.exists()) == (0, False), done.stderr
+
+
+def test_a_wrong_file_is_refused_as_by_validate(target: Local, region: Path) -> None:
+    wrong = changed(region, "wrong.yaml", partitions=0)
+    for command in ("plan", "diff", "deploy"):
+        found = imctl(target.data, command, str(wrong))
+        assert (found.returncode, "wrong.yaml:" in found.stderr) == (2, True), found
+        assert "spec.partitions: expected" in found.stderr
+
+
+def test_a_file_that_cannot_be_deployed_changes_nothing(target: Local, region: Path) -> None:
+    fixed = changed(region, "fixed.yaml", partitions=8, client={"grace_ms": 9_000})
+    shown = imctl(target.data, "diff", str(fixed), "-o", "json")
+    assert shown.returncode == 2
+    takes = {row["field"]: row["takes"] for row in json.loads(shown.stdout)}
+    assert takes == {"spec.partitions": "not changeable", "spec.client.grace_ms": "restart"}
+    (unit,) = target.units()
+    assert process.identify(unit.pid) is not None
+
+
+def test_an_idc_that_is_alone_is_taken_down_and_deployed(target: Local, region: Path) -> None:
+    """Once drained it could never come back: nobody else holds its log's tail."""
+    asyncio.run(startup.wait_serving(target, ["fra"], lambda name, serving: None))
+    (before,) = target.units()
+    wanted = str(changed(region, "v2.yaml", client={"grace_ms": 9_000}))
+    refused = imctl(target.data, "deploy", wanted, "--yes", "--override", "active-idcs-min")
+    assert (refused.returncode, "fra is alone" in refused.stderr) == (3, True), refused.stderr
+    assert not (target.data / "rollout.json").exists()
+    assert process.identify(before.pid) is not None
+
+    assert imctl(target.data, "down").returncode == 0
+    assert imctl(target.data, "plan", wanted).returncode == 2, "nothing runs"
+    done = imctl(target.data, "deploy", wanted, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert (json.loads(done.stdout)["kind"], json.loads(done.stdout)["state"]) == ("up", "done")
+    assert imctl(target.data, "plan", wanted).returncode == 0
+    assert imctl(target.data, "rollout", "undo", "--yes").returncode == 1, "nothing before it"
+
+
+def test_data_with_other_partitions_are_not_started_on(target: Local, region: Path) -> None:
+    folder = target.data
+    target.stop()
+    earlier = Local.prepare(region, folder, False, SystemClock()).region
+    check_data_fit(folder, earlier)
+    (folder / "fra" / "data").mkdir(parents=True, exist_ok=True)
+    other = earlier.spec.model_copy(update={"partitions": 8})
+    with pytest.raises(Failed, match=r"the data in .* have 4 partitions"):
+        check_data_fit(folder, earlier.model_copy(update={"spec": other}))
+
+
+# --------------------------------------------------------------- engines beside; nothing runs
+
+
+def with_engines(folder: Path, region: Path, *engines: str) -> Local:
+    """As `imctl up --engines` leaves it, without any process."""
+    made = Local.prepare(region, folder, False, SystemClock())
+    run = RunFile(str(folder / "region.yaml"), False, "127.0.0.1:1", engines=list(engines))
+    run.write(folder)
+    text = changed(region, "with.yaml", idcs=_idcs(made, engines)).read_text()
+    (folder / "region.yaml").write_text(text)
+    return Local.open(folder)
+
+
+def _idcs(made: Local, engines: tuple[str, ...]) -> list[dict[str, Any]]:
+    places = Places(made.data)
+    rows = [idc.model_dump(mode="json", exclude_none=True) for idc in made.region.spec.idcs]
+    for row in rows:
+        pki, name = made.pki, row["name"]
+        at = {"endpoints": [places.at(f"{name}-etcd")], "ca_file": str(pki / "ca.pem")}
+        at |= {"cert_file": str(pki / f"{name}.pem"), "key_file": str(pki / f"{name}.key")}
+        row["engines"] = {"registry": {"etcd": at}} if "etcd" in engines else {}
+    places.write()
+    return rows
+
+
+def test_a_wanted_file_gets_the_engines_that_run_beside(tmp_path: Path, region: Path) -> None:
+    target = with_engines(tmp_path / "deployment", region, "etcd")
+    same = target.keep_wanted(region)
+    assert fields_of(target, same).changes == ()
+    assert target.keep_wanted(region) == same, "the same file is the same rollout"
+    other = target.keep_wanted(changed(region, "v2.yaml", client={"grace_ms": 9_000}))
+    assert [c.difference.field for c in fields_of(target, other).changes] == [
+        "spec.client.grace_ms"
+    ]
+
+
+def test_a_kv_that_has_moved_is_no_difference(tmp_path: Path, region: Path) -> None:
+    """`imctl migrate kv` has told the IDC and the deployment's file; what the IDC was started with
+    is the file's too."""
+    target = with_engines(tmp_path / "deployment", region)
+    target.pin_regions()
+    (pd,) = free_ports(1)
+    target.begin_kv("tikv", {"fra": [f"127.0.0.1:{pd}"]})
+    later = Local.open(tmp_path / "deployment")
+    moved = later.region_named(later.region_of("fra")).idc("fra").engines.kv.tikv
+    assert moved is not None and moved.pd == [f"127.0.0.1:{pd}"]
+    found = fields_of(later, later.keep_wanted(region))
+    assert [(c.difference.field, str(c.takes)) for c in found.changes] == [
+        ("spec.idcs[fra].engines.kv.tikv", "not changeable")
+    ]
+    document = yaml.safe_load(region.read_text())
+    document["spec"]["idcs"][0]["engines"] = {"kv": {"tikv": {"pd": moved.pd}}}
+    says = tmp_path / "says.yaml"
+    says.write_text(yaml.safe_dump(document))
+    assert fields_of(later, later.keep_wanted(says)).changes == ()
+    with pytest.raises(BadInput):
+        later.region_named("0000000000000000")
