@@ -12,6 +12,8 @@ ERROR = 1
 USAGE = 2  # a wrong flag or file; a difference that was asked for
 GUARDED = 3  # a safety rule, or another guard, said no
 UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells
+DEVIATED = 5  # a drill showed that a promise does not hold
+ABORTED = 6  # broken off; what had been done was undone
 
 DEBUG = "IMCTL_DEBUG"
 

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "slow": ("imctl.commands.faults", "slow", "Slow the link between two IDCs down."),
     "heal": ("imctl.commands.faults", "heal", "Undo partition and slow, of one link or of all."),
     "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock, fill its disk."),
+    "drill": ("imctl.commands.drill", "drill", "Break things on purpose, and be judged."),
 }
 
 
@@ -101,7 +102,8 @@ def root(
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
-    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown.
+    Exit status: 0 done, 1 error, 2 wrong usage or file, 3 a guard refused, 4 outcome unknown,
+    5 a drill deviated, 6 broken off and undone.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"
