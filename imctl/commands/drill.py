@@ -124,7 +124,10 @@ def run(
             f"Break {target.region.metadata.name} on purpose, under load of its own?", abort=True
         )
     report, folder = _run(target, wanted, values, out, seed)
-    console().print(_summary(report))
+    screen = console()
+    style = "bold green" if report.ok else "bold red"
+    screen.print(Text(report.line, style=style), soft_wrap=True)  # one line, however long
+    screen.print(_summary(report))
     print(f"report: {folder / 'report.html'}")
     status = {
         "pass": errors.OK,
@@ -184,9 +187,7 @@ def _run(
 
 
 def _summary(report: DrillReport) -> RenderableType:
-    style = "bold green" if report.ok else "bold red"
-    parts: list[RenderableType] = [Text(report.line, style=style)]
-    parts += [
+    parts: list[RenderableType] = [
         Text(f"  {found.outcome}: {found.sentence}", style="yellow")
         for found in report.findings[1:8]
     ]

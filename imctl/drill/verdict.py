@@ -93,11 +93,9 @@ def _deviations(facts: Facts) -> Iterable[Finding]:
 
     seen = set()
     for look in facts.looks:
-        if look.broken and look.when != "before" and (look.when, look.broken) not in seen:
-            probe = look.broken.partition(" ")[0]
-            if (look.when, probe) in seen:
-                continue
-            seen.add((look.when, probe))
+        probe = (look.when, look.broken.partition(": ")[0])
+        if look.broken and look.when != "before" and probe not in seen:
+            seen.add(probe)
             yield found(f"{look.broken} ({look.when}, at {look.t:.0f} s)", look.t)
     if facts.condition:
         t, said = facts.condition
@@ -169,9 +167,9 @@ def _look(when: str, state: Mapping[str, Any], since: float) -> Look:
         return Look(when, t, blind=f"{name}: {error_of(last)}")
     if state["steady_state_met"]:
         return Look(when, t)
-    about = f": {last['about']}" if last.get("about") else ""
+    about = f"; {last['about']}" if last.get("about") else ""
     limit = _tolerance(last["activity"].get("tolerance"))
-    return Look(when, t, broken=f"{name} is {_number(last['output'])}, {limit}{about}")
+    return Look(when, t, broken=f"{name}: {_number(last['output'])}, {limit}{about}")
 
 
 def _number(value: Any) -> str:
@@ -181,9 +179,9 @@ def _number(value: Any) -> str:
 def _tolerance(tolerance: Any) -> str:
     if isinstance(tolerance, Mapping) and tolerance.get("type") == "range":
         low, high = tolerance["range"]
-        return f"at most {high:g} is steady" if low <= 0 else f"{low:g} to {high:g} is steady"
+        return f"steady is at most {high:g}" if low <= 0 else f"steady is {low:g} to {high:g}"
     if isinstance(tolerance, list) and len(tolerance) == 2:
-        return f"{tolerance[0]} to {tolerance[1]} is steady"
+        return f"steady is {tolerance[0]} to {tolerance[1]}"
     return f"steady is {tolerance}"
 
 

@@ -87,7 +87,7 @@ def test_the_screen_fits(width: int) -> None:
     Console(file=out, width=width).print(_summary(report()))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width and "…" not in out.getvalue()
-    assert lines[0].startswith("deviated: the wait is 9")
+    assert any(line.strip().startswith("RTO of fra") for line in lines)
 
 
 def test_files_are_written_and_the_journal_says_nothing_of_the_machine(tmp_path: Path) -> None:

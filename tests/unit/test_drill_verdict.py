@@ -55,7 +55,7 @@ def test_what_is_not_shown_is_inconclusive(changed: dict[str, object], said: str
 
 
 def test_the_first_that_went_wrong_is_the_reason_even_of_a_run_that_shows_too_little() -> None:
-    looks = [*GOOD.looks, Look("during", 12.5, broken="b is 9"), Look("during", 11.5, "a is 7")]
+    looks = [*GOOD.looks, Look("during", 12.5, broken="b: 9"), Look("during", 11.5, "a: 7")]
     facts = replace(
         GOOD,
         looks=looks,
@@ -65,16 +65,16 @@ def test_the_first_that_went_wrong_is_the_reason_even_of_a_run_that_shows_too_li
     )
     verdict = judge(facts)
     assert verdict.outcome is Outcome.DEVIATED
-    assert verdict.line() == "deviated: a is 7 (during, at 12 s) (and 4 more)"
+    assert verdict.line() == "deviated: a: 7 (during, at 12 s) (and 4 more)"
     assert [found.sentence for found in verdict.findings[1:4]] == [
-        "b is 9 (during, at 12 s)",
+        "b: 9 (during, at 12 s)",
         "the move: refused",
         "Acked messages missing: 3, promised 0",
     ]
 
 
 def test_one_probe_is_named_once_for_each_part_of_the_run() -> None:
-    looks = [*GOOD.looks, *(Look("during", 50.0 + n, broken=f"wait is {n}") for n in range(5))]
+    looks = [*GOOD.looks, *(Look("during", 50.0 + n, broken=f"wait: {n}") for n in range(5))]
     assert len(judge(replace(GOOD, looks=looks)).findings) == 1
 
 
@@ -120,7 +120,7 @@ def test_looks_are_read_from_the_toolkits_journal() -> None:
     began = 1767225600.0  # 2026-01-01T00:00:00Z
     before, broken, blind = looks_of(journal, began)
     assert before == Look("before", 10.0)
-    assert broken.broken == "wait is 9.5, at most 8 is steady: fra -> iad"
+    assert broken.broken == "wait: 9.5, steady is at most 8; fra -> iad"
     assert blind.blind == "wait: no look"
 
 
