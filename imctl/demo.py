@@ -7,11 +7,10 @@ import contextlib
 import gc
 import os
 import random
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,16 +22,16 @@ from imcore.checker import Report as Verdict
 from imcore.checker import check_file
 from imcore.checker.availability import Availability
 from imcore.checker.latency import Latencies
-from imcore.errors import BadInput, ImError, OutcomeUnknown, Unavailable
+from imcore.errors import BadInput, ImError
 from imcore.history import VERSION, Header, HistoryWriter
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imctl import admin, startup
+from imctl import startup
+from imctl.clients import sdk_clients
 from imctl.commands.load import home_countries
-from imctl.errors import Failed
-from imctl.identity import ipconf_urls, token_for
 from imctl.loop import new_event_loop
+from imctl.moves import LocalDeployment
 from imctl.options import Engines
 from imctl.output import console
 from imctl.report import promises
@@ -40,23 +39,16 @@ from imctl.report.live import View, make_view
 from imctl.report.model import Promise, RunReport, Subject, write_json, write_text
 from imctl.report.page import write_page
 from imctl.report.screen import show
-from imctl.scenario import Observed, Plan, Scenario
-from imctl.statusview import newest_policy
+from imctl.scenario import Plan, Scenario
 from imctl.target.engines import chosen as chosen_engines
 from imctl.target.local import Local
 from imctl.traffic import Control
-from services.control.operations import UNDER_WAY
-from services.control.rules import Change, Kind
 from services.loadgen.load import Load
 from services.loadgen.population import Population, country_lookup, make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
-from services.loadgen.sdk import SdkClients
-from services.policy.document import OperationState
 
 REGION = Path("regions/three-idc.yaml")
-ASK_AGAIN_S = 0.3
-_CARRIED_OUT = frozenset({OperationState.DONE, OperationState.EXCEPTIONS})
 CLOSE_S = 10.0  # hundreds of clients on a machine that is too busy
 RATE_MARGIN = 1.05  # arrivals are random: so much is offered that the promised rate is reached
 RATE_GROUPS = 20.0
@@ -220,7 +212,7 @@ async def _run(target: Local, settings: _Settings, view: View, clock: SystemCloc
     name = settings.region.metadata.name
     writer = HistoryWriter(settings.history, Header(VERSION, started, name, settings.run))
     recorder = Recorder(writer.write, clock.now, writer.flush)
-    connect = _clients(target, clock, rng)
+    connect = sdk_clients(target, clock, rng)
     load = Load(population, connect, recorder, clock, rng)
     addresses = {
         idc: next(client.address for client in population.clients if client.home == idc)
@@ -258,70 +250,6 @@ def _collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
-
-
-def _clients(target: Local, clock: SystemClock, rng: random.Random) -> SdkClients:
-    def token(uid: str, device: str) -> str:
-        return token_for(target, uid, device, clock)
-
-    return SdkClients(ipconf_urls(target), target.pki / "ca.pem", token, rng)
-
-
-class LocalDeployment:
-    """The local target, as the script needs it."""
-
-    def __init__(self, target: Local, control: Control) -> None:
-        self._target = target
-        self._control = control
-
-    async def kill(self, idc: str) -> None:
-        await asyncio.to_thread(self._target.kill, idc)
-
-    async def start(self, idc: str) -> None:
-        await asyncio.to_thread(self._target.start, [idc])
-        await startup.wait_serving(self._target, [idc], lambda name, serving: None)
-
-    async def failback(self, idc: str) -> None:
-        await self._carry_out(Kind.FAILBACK, idc)
-
-    async def switchover(self, source: str, target: str) -> None:
-        await self._carry_out(Kind.SWITCHOVER, source, target)
-
-    async def _carry_out(self, kind: str, idc: str, target: str = "") -> None:
-        """Ask until the evaluator says yes (an IDC that has just come back has first to catch up),
-        then until the operation has ended. Raises Failed when it ends early."""
-        name = await self._commit(kind, idc, target)
-        while True:
-            with contextlib.suppress(Unavailable):  # a registry is busy: look again
-                operation = await self._control.operation(name)
-                if operation is not None and operation.state in _CARRIED_OUT:
-                    return
-                if operation is not None and operation.state not in UNDER_WAY:
-                    raise Failed(f"{name}: {operation.state}: {operation.steps[-1].sentence}")
-            await asyncio.sleep(ASK_AGAIN_S)
-
-    async def _commit(self, kind: str, idc: str, target: str) -> str:
-        """The operation's name. A refused change is a new request, one of unknown outcome not."""
-        change = Change(kind, idc, secrets.token_hex(8), "drill", target)
-        while True:
-            with contextlib.suppress(Unavailable, OutcomeUnknown):
-                decision = await self._control.submit(change)
-                if decision.policy is not None:
-                    return decision.operation
-                change = replace(change, request_id=secrets.token_hex(8))
-            await asyncio.sleep(ASK_AGAIN_S)
-
-    async def observe(self) -> Observed:
-        idcs = _idcs(self._target.region)
-        found = await admin.statuses(self._target, idcs, timeout_s=1.0)
-        answers = {name: one for name, one in found.items() if not isinstance(one, ImError)}
-        policy = newest_policy(answers.values()).get("idcs", {})
-        lags = {
-            f"{origin.rpartition('.')[0]}->{idc}": float(lag.get("ms") or 0)
-            for idc, document in answers.items()
-            for origin, lag in (document.get("lag") or {}).items()
-        }
-        return Observed({name: str(one.get("state")) for name, one in policy.items()}, lags)
 
 
 # -------------------------------------------------------------------------------- after

@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "slow": ("imctl.commands.faults", "slow", "Slow the link between two IDCs down."),
     "heal": ("imctl.commands.faults", "heal", "Undo partition and slow, of one link or of all."),
     "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock, fill its disk."),
+    "drill": ("imctl.commands.drill", "drill", "Break things on purpose, and be judged."),
 }
 
 
@@ -108,7 +109,7 @@ def root(
     """Deploy, fail over and drill a multi-region active-active IM system.
 
     Exit status: 0 done, 1 error or only partly done, 2 wrong usage or file, or a difference,
-    3 a guard refused, 4 outcome unknown, 6 aborted.
+    3 a guard refused, 4 outcome unknown, 5 a drill deviated, 6 aborted.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"

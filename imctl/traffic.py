@@ -99,7 +99,7 @@ class Control:
 
     async def evidence(self) -> Evidence:
         """What every IDC says of itself, and all votes, as of now; silence is no evidence."""
-        facts, votes = await asyncio.gather(self._facts(), self._votes())
+        facts, votes = await asyncio.gather(self._facts(), self.votes())
         marks = {name: mark_of(each) for name, each in facts.items()}
         return Evidence(facts, votes, self.voters, marks)
 
@@ -116,7 +116,8 @@ class Control:
                 raise Unavailable(f"the status of {name} cannot be used: {error}") from error
         return facts
 
-    async def _votes(self) -> list[Vote]:
+    async def votes(self) -> list[Vote]:
+        """All that stand now."""
         poller = Poller(self._registries, VOTES, self._clock)
         await asyncio.gather(*(poller.poll(name) for name in self.voters))
         votes = Votes("admin", self._registries, poller, self._clock)

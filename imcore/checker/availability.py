@@ -25,6 +25,7 @@ class Outage:
     affected: set[int]
     killed: int = NEVER
     recovered: dict[int, int] = field(default_factory=dict)  # device: when
+    moved: dict[int, int] = field(default_factory=dict)  # device: when connected elsewhere
 
     def rto_us(self) -> int | None:
         """None: not enough of the affected have recovered. 0 when nobody was affected."""
@@ -121,6 +122,9 @@ class Availability:
 
     def _connection(self, event: h.Connection) -> None:
         self._idc[event.n] = event.idc
+        for outage in self.outages:
+            if event.n in outage.affected and event.idc not in ("", outage.idc):
+                outage.moved.setdefault(event.n, event.t)
         for move in self.moves:
             if event.n in move.to_move and event.idc:
                 if event.idc != move.idc:

@@ -18,7 +18,7 @@ from imcore.history import VERSION, Header, HistoryWriter
 from imcore.pki import utc_now
 from imcore.runtime import SystemClock
 from imctl import deployment
-from imctl.identity import ipconf_urls, token_for
+from imctl.clients import sdk_clients
 from imctl.loop import new_event_loop
 from imctl.options import Data, Format, Output
 from imctl.output import emit
@@ -28,7 +28,6 @@ from services.loadgen.logins import look
 from services.loadgen.population import Addresses, country_lookup, make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
-from services.loadgen.sdk import SdkClients
 from services.loadgen.stats import Sample
 
 SETTLE_S = 15.0
@@ -89,12 +88,7 @@ async def _run(
     started = utc_now(clock.wall_ms()).isoformat(timespec="seconds")
     writer = HistoryWriter(path, Header(VERSION, started, target.region.metadata.name, run_id))
     recorder = Recorder(writer.write, clock.now)
-    clients = SdkClients(
-        ipconf_urls(target),
-        target.pki / "ca.pem",
-        lambda uid, device: token_for(target, uid, device, clock),
-        rng,
-    )
+    clients = sdk_clients(target, clock, rng)
     load = Load(population, clients, recorder, clock, rng)
     try:
         await load.open()

@@ -43,6 +43,7 @@ def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
 
     States: running, paused by operator, paused by failed step, done, done with exceptions (clients
     had to be disconnected), failed (a failover or an override ended it), aborted, unknown.
+
     Example: imctl op list -o json
     """
     operations = with_control(data, Control.operations)
@@ -77,6 +78,7 @@ def op_watch(
     """Follow an operation to its end: a line for each step, with the time it took.
 
     Exit status: 0 done, 1 done with exceptions or failed, 4 not ended or unknown, 6 aborted.
+
     Example: imctl op watch drain-fra-7
     """
 

@@ -50,35 +50,58 @@ def write_page(report: RunReport, path: Path) -> None:
 
 
 def page(report: RunReport) -> str:
-    subject = report.subject
     held = "Every promise held." if report.ok else "Not every promise held."
-    title = f"{subject.region}: {subject.victim} lost under load"
+    title = f"{report.subject.region}: {report.subject.victim} lost under load"
+    body = (
+        f'<p class="soft">{escape(subject(report))}</p>'
+        f"{promises(report)}{charts(report)}{figures(report)}"
+    )
+    return document(title, held, report.ok, body)
+
+
+def document(title: str, verdict: str, ok: bool, body: str) -> str:
+    """A whole page around ``body``, which is HTML; the rest is text."""
     return (
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>"
         f"<h1>{escape(title)}</h1>"
-        f'<p class="verdict {"ok" if report.ok else "bad"}">{held}</p>'
-        f'<p class="soft">{escape(_subject(report))}</p>'
-        f"{_promises(report)}{_charts(report)}{_latencies(report)}{_lags(report)}{_counts(report)}"
-        "</body></html>\n"
+        f'<p class="verdict {"ok" if ok else "bad"}">{escape(verdict)}</p>'
+        f"{body}</body></html>\n"
     )
 
 
-def _subject(report: RunReport) -> str:
-    subject = report.subject
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Of text cells; numbers are set to the right."""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{heads}</tr>{lines}</table></div>'
+
+
+def _cell(value: object) -> str:
+    kind = ' class="n"' if isinstance(value, int | float) else ""
+    return f"<td{kind}>{escape(str(value))}</td>"
+
+
+def figures(report: RunReport) -> str:
+    """The tables below the charts."""
+    return f"{_latencies(report)}{_lags(report)}{_counts(report)}"
+
+
+def subject(report: RunReport) -> str:
+    run = report.subject
     return (
-        f"Run {subject.run}, started {subject.started}, {subject.seconds:.0f} s. "
-        f"{subject.users} clients on {subject.devices} devices at real public addresses, "
-        f"{subject.pairs} pairs ({subject.crossing} across IDCs), groups of "
-        f"{', '.join(str(size) for size in sorted(set(subject.groups)))}. "
-        f"Offered {subject.rate:g} messages/s ({subject.group_rate:g} to groups). "
-        f"Machine: {subject.cpus} CPUs, load average {subject.load_average:.1f} at the start."
+        f"Run {run.run}, started {run.started}, {run.seconds:.0f} s. "
+        f"{run.users} clients on {run.devices} devices at real public addresses, "
+        f"{run.pairs} pairs ({run.crossing} across IDCs), groups of "
+        f"{', '.join(str(size) for size in sorted(set(run.groups)))}. "
+        f"Offered {run.rate:g} messages/s ({run.group_rate:g} to groups). "
+        f"Machine: {run.cpus} CPUs, load average {run.load_average:.1f} at the start."
     )
 
 
-def _promises(report: RunReport) -> str:
+def promises(report: RunReport) -> str:
     rows = "".join(
         f"<tr><td>{escape(p.name)}</td><td>{escape(p.limit)}</td><td>{escape(p.measured)}</td>"
         f'<td class="{"ok" if p.ok else "bad"}">{"held" if p.ok else "broken"}</td></tr>'
@@ -88,7 +111,7 @@ def _promises(report: RunReport) -> str:
     return f'<h2>Promises</h2><div class="wide"><table>{head}{rows}</table></div>'
 
 
-def _charts(report: RunReport) -> str:
+def charts(report: RunReport) -> str:
     samples = report.samples
     last = samples[-1].t if samples else 1.0
     axis = Axis(max([last, *(mark.t for mark in report.marks)]), report.spans, report.marks)

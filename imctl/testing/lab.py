@@ -23,8 +23,8 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from imcore.tls import grpc_channel
 from imctl import admin, startup
-from imctl.demo import LocalDeployment
 from imctl.errors import Failed
+from imctl.moves import LocalDeployment
 from imctl.target.local import LINKPROXY, Local
 from imctl.target.places import free_ports
 from imctl.traffic import Control

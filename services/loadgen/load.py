@@ -193,6 +193,16 @@ class Load:
         self.recorder.ack(member.ear, conversation, tag, how)
         return True
 
+    def say(self, member: Member, conversation: str, body: str) -> None:
+        """One message beside the schedule; its answer is not waited for."""
+        self._spawn(self._said(member, conversation, body))
+
+    async def _said(self, member: Member, conversation: str, body: str) -> None:
+        await self._send(member, conversation, body)
+
+    def devices_of(self, uid: str) -> list[Member]:
+        return self._by_uid[uid]
+
     # --------------------------------------------------------------------------- probes
 
     def connected_to(self, idc: str) -> list[Member]:

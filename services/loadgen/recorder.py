@@ -92,6 +92,7 @@ class Recorder:
         self.where: dict[int, str] = {}  # the IDC that each device is connected to, or ""
         self.last_shown: dict[str, int] = {}  # who could answer, by conversation
         self.composed_at: dict[str, tuple[int, int]] = {}  # tag: (µs, device)
+        self.waiting: dict[str, int] = {}  # sends not answered yet, oldest first: tag, µs
         self.acked_in: dict[str, int] = {}  # acked messages by conversation
         self.ack_us: list[int] = []  # of this second: the runner takes and clears them
         self.receive_us: list[int] = []
@@ -131,12 +132,14 @@ class Recorder:
         self.counts.composed += 1
         now = self.now_us()
         self.composed_at[tag] = (now, ear.n)
+        self.waiting[tag] = now
         seen = ear.seen.get(conversation, 0)
         self.write(h.Compose(now, ear.n, self.conversation(conversation), tag, seen))
         return tag, content
 
     def ack(self, ear: Ear, conversation: str, tag: str, how: str) -> None:
         now = self.now_us()
+        self.waiting.pop(tag, None)
         self.counts.acked += 1
         self.counts.group_acked += is_group(conversation)
         self.acked_in[conversation] = self.acked_in.get(conversation, 0) + 1
@@ -145,6 +148,7 @@ class Recorder:
 
     def send_failed(self, ear: Ear, tag: str, reason: str) -> None:
         self.counts.failed += 1
+        self.waiting.pop(tag, None)
         self.write(h.SendFailed(self.now_us(), ear.n, tag, reason))
 
     def phase(self, name: str) -> None:

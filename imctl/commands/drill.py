@@ -1,0 +1,332 @@
+"""drill list, validate, run, abort, report, history: break things on purpose and be judged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from imcore.errors import BadInput
+from imctl import deployment, errors
+from imctl.drill import model, preflight, records
+from imctl.drill.faults import FaultBook, RunLock
+from imctl.drill.model import Drill
+from imctl.errors import Failed, Guarded
+from imctl.options import Data, Format, Output
+from imctl.output import console, emit
+from imctl.report import drill as rows
+from imctl.report.drill import DrillReport
+from imctl.target import process
+from imctl.target.local import Local
+
+FILES = ("report.html", "report.json", "report.md", "journal.json", "history.jsonl", "drill.log")
+ABORT_S = 240.0
+
+drill = typer.Typer(
+    help="Break things on purpose under load, and be judged: pass, deviated or inconclusive.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME|FILE", help="As `drill list` shows, or a file.")]
+Var = Annotated[
+    list[str] | None,
+    typer.Option("--var", metavar="NAME=VALUE", help="A variable of the drill, as victim=iad."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="DIR", help="Where the reports go.", show_default=False),
+]
+
+
+@drill.command("list")
+def list_(output: Output = Format.TABLE) -> None:
+    """The drills below regions/drills.
+
+    Example: imctl drill list
+    """
+    found = [(path, *model.check(path)) for path in model.listed()]
+    documents: list[dict[str, Any]] = [
+        {
+            "drill": path.stem,
+            "title": one.title if one else "",
+            "variables": one.variables if one else {},
+            "problems": problems,
+        }
+        for path, one, problems in found
+    ]
+
+    def table() -> Table:
+        view = Table("DRILL", "WHAT IT SHOWS", "VARIABLES", box=None, pad_edge=False)
+        for row in documents:
+            said = row["title"] if not row["problems"] else f"BROKEN: {row['problems'][0]}"
+            pairs = [f"{name}={value}" for name, value in row["variables"].items()]
+            view.add_row(row["drill"], str(said), " ".join(pairs))
+        return view
+
+    if not documents:
+        raise Failed(f"there are no drills below {model.FOLDER}; go to where that folder is")
+    emit(documents, output, table)
+
+
+@drill.command()
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="NAME|FILE...", help="Drill files.")],
+) -> None:
+    """Check drill files.
+
+    Example: imctl drill validate regions/drills/idc-loss.yaml
+    """
+    wrong = []
+    for name in files:
+        path = model.find(name)
+        _, problems = model.check(path)
+        wrong += problems
+        if not problems:
+            print(f"{path}: well-formed")
+    if wrong:
+        raise BadInput("\n".join(wrong))
+
+
+@drill.command()
+def run(
+    name: Name,
+    out: Out = None,
+    var: Var = None,
+    data: Data = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="The preflight only.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the clients and their messages.")] = None,
+) -> None:
+    """Run a drill on a deployment and judge it.
+
+    Exit status: 0 pass, 5 deviated, 4 inconclusive (nothing was shown), 3 the preflight refused,
+    6 ended by hand and everything undone.
+
+    Example: imctl drill run idc-loss -o report
+    """
+    wanted = model.load_drill(model.find(name))
+    values = model.with_values(wanted, _pairs(var or []))
+    target = deployment.find(data)
+    _preflight(target, wanted, values)
+    print(f"{wanted.name}: {wanted.title}")
+    for name_, value in values.items():
+        print(f"  {name_} = {value}")
+    if check:
+        print("nothing stands against it")
+        return
+    if not yes:
+        typer.confirm(
+            f"Break {target.region.metadata.name} on purpose, under load of its own?", abort=True
+        )
+    report, folder = _run(target, wanted, values, out, seed)
+    screen = console()
+    style = "bold green" if report.ok else "bold red"
+    screen.print(Text(report.line, style=style), soft_wrap=True)  # one line, however long
+    screen.print(_summary(report))
+    print(f"report: {folder / 'report.html'}")
+    status = {
+        "pass": errors.OK,
+        "deviated": errors.DEVIATED,
+        "aborted": errors.ABORTED,
+    }.get(report.outcome, errors.UNKNOWN)
+    if report.left:
+        status = errors.DEVIATED
+    raise typer.Exit(status)
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    pairs = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--var: expected NAME=VALUE, got {one!r}")
+        pairs[name] = value
+    return pairs
+
+
+def _preflight(target: Local, wanted: Drill, values: dict[str, Any]) -> None:
+    """Undoes what an earlier drill has left. Raises Guarded with all that stands against it."""
+    from imctl.drill import running
+
+    async def look() -> preflight.Seen:
+        left = [] if RunLock(target.data).held() else await running.leftovers(target)
+        return await preflight.look(target, left)
+
+    seen = asyncio.run(look())
+    target.look_again()
+    found = preflight.blockers(target.region, wanted, values, seen, datetime.now(UTC))
+    if found:
+        lines = "\n".join(f"  {one.rule}: {one.sentence}" for one in found)
+        raise Guarded(f"the preflight of {wanted.name} refuses:\n{lines}")
+
+
+def _run(
+    target: Local, wanted: Drill, values: dict[str, Any], out: Path | None, seed: int | None
+) -> tuple[DrillReport, Path]:
+    from imctl.drill import runner, running
+    from imctl.report.live import make_view
+
+    run_id = running.new_id()
+    folder = out or running.runs_folder(target) / run_id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write below {folder}: {error.strerror}; choose another -o"
+        ) from error
+    screen = console()
+    with make_view(screen, [idc.name for idc in target.region.spec.idcs]) as view:
+        prepared = running.Run(wanted, run_id, target, folder, view, values)
+        prepared.seed = random.randrange(1_000_000) if seed is None else seed
+        return runner.run(prepared), folder
+
+
+def _summary(report: DrillReport) -> RenderableType:
+    parts: list[RenderableType] = [
+        Text(f"  {found.outcome}: {found.sentence}", style="yellow")
+        for found in report.findings[1:8]
+    ]
+    promises = Table(box=box.SIMPLE)
+    promises.add_column("promise", ratio=3, overflow="fold")
+    promises.add_column("limit", no_wrap=True)
+    promises.add_column("measured", ratio=3, overflow="fold")
+    promises.add_column("", no_wrap=True)
+    for one in report.run.promises:
+        held = Text("ok", style="green") if one.ok else Text("NO", style="bold red")
+        promises.add_row(one.name, one.limit, one.measured, held)
+    parts.append(promises)
+    for recovered in report.recoveries:
+        steps = ", ".join(
+            f"{step} {rows.seconds(at)}" for step, at in recovered.steps.items() if at is not None
+        )
+        parts.append(Text(f"{recovered.idc}, seconds since the fault: {steps}"))
+    parts += [_ledger(report), Text(f"hypothesis: {rows.hypothesis(report)}")]
+    parts += [Text(f"note: {note}", style="yellow") for note in report.run.notes]
+    return Group(*parts)
+
+
+def _ledger(report: DrillReport) -> Table:
+    table = Table(box=box.SIMPLE, title="canary messages")
+    for number, column in enumerate(rows.LEDGER_HEAD):
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
+    for row in rows.ledger_rows(report):
+        table.add_row(*map(str, row))
+    return table
+
+
+@drill.command()
+def abort(data: Data = None) -> None:
+    """End the drill that runs, and undo all faults that it or an earlier one has left.
+
+    Example: imctl drill abort
+    """
+    from imctl.drill import running
+
+    target = deployment.find(data)
+    lock, book = RunLock(target.data), FaultBook(target.data)
+    faults = book.read().faults
+    if lock.held():
+        holder = lock.holder()
+        if holder is None or not process.send(holder, signal.SIGTERM):
+            print("somebody is undoing what a drill has left; waiting for it")
+        deadline = time.monotonic() + ABORT_S
+        while lock.held():
+            if time.monotonic() > deadline:
+                raise Failed(f"the drill does not end within {ABORT_S:g} s; see `imctl status`")
+            time.sleep(0.2)
+    target.look_again()
+    if problems := asyncio.run(running.leftovers(target)):
+        raise Failed("; ".join(problems))
+    for fault in faults:
+        print(f"{fault.sentence}: {fault.undoing()}")
+    print("nothing of a drill is left" if not faults else f"undone: {len(faults)} faults")
+
+
+@drill.command()
+def report(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="As `drill history` shows; else the last.")
+    ] = None,
+    out: Out = None,
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of reports.")] = False,
+    data: Data = None,
+) -> None:
+    """Show a run's report, or copy its files to DIR.
+
+    Example: imctl drill report -o /tmp/drill
+    """
+    import json
+
+    if schema:
+        print(json.dumps(rows.schema(), indent=2))
+        return
+    folder = Path(_one_run(data, run_id)["report"])
+    if out is None:
+        print(_read(folder / "report.md"), end="")
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, out / name)
+    except OSError as error:
+        raise BadInput(f"cannot write below {out}: {error.strerror}") from error
+    print(f"report: {out / 'report.html'}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise Failed(f"cannot read {path}: {error.strerror}") from error
+
+
+def _one_run(data: Path | None, run_id: str | None) -> dict[str, Any]:
+    found = records.read(_runs(data))
+    chosen = [row for row in found if run_id in (None, row["run"])]
+    if not chosen:
+        which = f"no run {run_id}" if run_id else "no run of a drill"
+        raise Failed(f"there is {which} here; `imctl drill history` shows which there are")
+    return chosen[-1]
+
+
+def _runs(data: Path | None) -> Path:
+    from imctl.drill import running
+
+    return running.runs_folder(deployment.find(data))
+
+
+@drill.command()
+def history(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of one drill.")] = None,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """The runs on a deployment, oldest first.
+
+    Example: imctl drill history idc-loss -o json
+    """
+    found = [row for row in records.read(_runs(data)) if name in (None, row["drill"])]
+
+    def table() -> Table:
+        view = Table("RUN", "DRILL", "STARTED", "RTO", "VERDICT", box=None, pad_edge=False)
+        for row in found:
+            rto = rows.seconds(row["rto_s"])
+            verdict = row["outcome"] + ("" if row["outcome"] == "pass" else f": {row['reason']}")
+            view.add_row(row["run"], row["drill"], row["started"][:19], rto, verdict)
+        return view
+
+    emit(found, output, table)

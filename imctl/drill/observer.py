@@ -1,0 +1,169 @@
+"""Looks at the deployment a few times a second while a drill runs: states, lags, epochs, votes,
+what each IDC carries, which epoch each ipconf answers with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import aiohttp
+
+from imcore.errors import ImError, Unavailable
+from imcore.runtime import Clock
+from imcore.tls import client_ssl_context
+from imctl import admin
+from imctl.drill.watch import Accusation, Carried, Epochs, Mirrors, Stale, Standing, accused
+from imctl.identity import token_for
+from imctl.scenario import Observed
+from imctl.target.local import Local
+from imctl.traffic import Control
+from services.policy.document import IdcState, Policy
+
+POLL_S = 0.4
+STATUS_S = 1.0
+IPCONF_S = 1.5
+
+
+class Observer:
+    """``run`` in a task; everything else is what it saw last."""
+
+    def __init__(self, target: Local, control: Control, clock: Clock) -> None:
+        self.epochs = Epochs()
+        self.stale = Stale()
+        self.mirrors = Mirrors()
+        self.seen = Observed()
+        self.carried: dict[str, Carried] = {}
+        self.silent: list[str] = []
+        self.alarms: dict[str, list[str]] = {}
+        self.failed_since_ms: dict[str, int] = {}  # when a failover was committed, by the policy
+        self.problem = ""  # why the last look failed
+        self.looked_at: float | None = None  # when the last one succeeded
+        self._accusations: dict[str, Accusation] = {}
+        self._target = target
+        self._control = control
+        self._clock = clock
+        self._idcs = [idc.name for idc in target.region.spec.idcs]
+
+    async def run(self) -> None:
+        token = token_for(self._target, "drill", "observer", self._clock)
+        connector = aiohttp.TCPConnector(ssl=client_ssl_context(self._target.pki / "ca.pem"))
+        timeout = aiohttp.ClientTimeout(total=IPCONF_S)
+        headers = {"Authorization": f"Bearer {token}"}
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers
+        ) as http:
+            while True:
+                try:
+                    await self._look(http)
+                    self.problem, self.looked_at = "", self._clock.now()
+                except ImError as error:
+                    self.problem = str(error)
+                await asyncio.sleep(POLL_S)
+
+    async def _look(self, http: aiohttp.ClientSession) -> None:
+        found, votes, answers, policy = await asyncio.gather(
+            admin.statuses(self._target, self._idcs, STATUS_S),
+            self._control.votes(),
+            asyncio.gather(*(self._asked(http, idc) for idc in self._idcs)),
+            self._committed(),
+        )
+        documents = {idc: one for idc, one in found.items() if not isinstance(one, ImError)}
+        self.silent = [idc for idc in self._idcs if idc not in documents]
+        self.alarms = {idc: list(one.get("alarms") or []) for idc, one in documents.items()}
+        if policy is not None:
+            for idc, row in policy.idcs.items():
+                if row.state is IdcState.FAILED:
+                    self.failed_since_ms[idc] = row.since_ms
+        self._note_policies(documents)
+        self._note_load(documents)
+        self._note_mirrors(documents)
+        standing = [Standing(v.voter, v.accused, v.at_ms - v.held_ms) for v in votes]
+        self._note_votes(standing)
+        now = self._clock.now()
+        for idc, epoch in zip(self._idcs, answers, strict=True):
+            if epoch is None:
+                self.stale.silent(idc)
+            else:
+                self.stale.answered(idc, epoch, now)
+
+    async def _committed(self) -> Policy | None:
+        """None: no majority of registries answers."""
+        with contextlib.suppress(Unavailable):
+            return await self._control.policy()
+        return None
+
+    async def _asked(self, http: aiohttp.ClientSession, idc: str) -> int | None:
+        """The epoch that this IDC's ipconf answers with; None: it says itself that it is stale
+        (it is cut off), or gives no answer."""
+        url = f"https://{self._target.region.idc(idc).endpoints.ipconf}/v1/gateways"
+        with contextlib.suppress(
+            aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError
+        ):
+            async with http.get(url) as response:
+                document = await response.json()
+                return None if document["stale"] else int(document["policy_epoch"])
+        return None
+
+    def _note_policies(self, documents: dict[str, dict[str, Any]]) -> None:
+        newest: dict[str, Any] = {}
+        for idc, document in documents.items():
+            policy = document.get("policy") or {}
+            epoch = int(policy.get("epoch") or 0)
+            if not epoch:
+                continue
+            content = {"idcs": policy.get("idcs"), "operation": policy.get("operation")}
+            self.epochs.feed(idc, epoch, json.dumps(content, sort_keys=True))
+            self.stale.committed(epoch, self._clock.now())
+            if epoch > int(newest.get("epoch", 0)):
+                newest = policy
+        rows = newest.get("idcs") or {}
+        states = {idc: str(row.get("state")) for idc, row in rows.items()}
+        lags = {
+            f"{origin.rpartition('.')[0]}->{idc}": float(lag.get("ms") or 0)
+            for idc, document in documents.items()
+            for origin, lag in (document.get("lag") or {}).items()
+        }
+        self.seen = Observed(states or self.seen.states, lags)
+
+    def _note_mirrors(self, documents: dict[str, dict[str, Any]]) -> None:
+        now = self._clock.now()
+        for document in documents.values():
+            if origin := document.get("origin"):
+                self.mirrors.ends(origin, document["log"]["ends"], now)
+        own = {document.get("origin") for document in documents.values()}
+        for idc, document in documents.items():
+            for origin, held in (document.get("held") or {}).items():
+                if origin in own - {document.get("origin")}:
+                    self.mirrors.holds(idc, origin, held, now)
+        for idc in self.silent:
+            self.mirrors.forget(idc)
+
+    def _note_load(self, documents: dict[str, dict[str, Any]]) -> None:
+        self.carried = {
+            idc: Carried(
+                int(document.get("sessions") or 0),
+                float((document.get("rates") or {}).get("accepted_per_s") or 0),
+                capacity.sessions,
+                capacity.messages_per_s,
+            )
+            for idc, document in documents.items()
+            for capacity in [self._target.region.idc(idc).capacity]
+        }
+
+    def _note_votes(self, votes: list[Standing]) -> None:
+        """The first sight of each accusation; it is forgotten when it is asked about anew."""
+        hold_ms = self._target.region.spec.safety.hold_ms
+        for idc in {vote.accused for vote in votes}:
+            now = accused(votes, idc, len(self._control.voters), hold_ms)
+            kept = self._accusations.setdefault(idc, now)
+            if kept.decided_ms is None:
+                kept.decided_ms = now.decided_ms
+            kept.voters |= now.voters
+
+    def forget_votes(self, idc: str) -> None:
+        self._accusations.pop(idc, None)
+
+    def accusation(self, idc: str) -> Accusation:
+        return self._accusations.get(idc, Accusation())

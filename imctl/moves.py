@@ -1,0 +1,83 @@
+"""Moves of traffic carried to their end, and one look at a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import replace
+
+from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imctl import admin, startup
+from imctl.errors import Failed
+from imctl.scenario import Observed
+from imctl.statusview import newest_policy
+from imctl.target.local import Local
+from imctl.traffic import Control
+from services.control.operations import UNDER_WAY
+from services.control.rules import Change, Kind
+from services.policy.document import OperationState
+
+ASK_AGAIN_S = 0.3
+_CARRIED_OUT = frozenset({OperationState.DONE, OperationState.EXCEPTIONS})
+
+
+class LocalDeployment:
+    """The local target, as scripts, drills and tests need it."""
+
+    def __init__(self, target: Local, control: Control) -> None:
+        self._target = target
+        self._control = control
+        self.refusal = ""
+
+    async def kill(self, idc: str) -> None:
+        await asyncio.to_thread(self._target.kill, idc)
+
+    async def start(self, idc: str) -> None:
+        await asyncio.to_thread(self._target.start, [idc])
+        await startup.wait_serving(self._target, [idc], lambda name, serving: None)
+
+    async def failback(self, idc: str) -> None:
+        await self._carry_out(Kind.FAILBACK, idc)
+
+    async def switchover(self, source: str, target: str) -> None:
+        await self._carry_out(Kind.SWITCHOVER, source, target)
+
+    async def _carry_out(self, kind: str, idc: str, target: str = "") -> None:
+        """Ask until the evaluator says yes (an IDC that has just come back has first to catch up),
+        then until the operation has ended. Raises Failed when it ends early. What stands against
+        it meanwhile is in ``refusal``: whoever gives up waiting can say why."""
+        name = await self._commit(kind, idc, target)
+        while True:
+            with contextlib.suppress(Unavailable):  # a registry is busy: look again
+                operation = await self._control.operation(name)
+                if operation is not None and operation.state in _CARRIED_OUT:
+                    return
+                if operation is not None and operation.state not in UNDER_WAY:
+                    raise Failed(f"{name}: {operation.state}: {operation.steps[-1].sentence}")
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _commit(self, kind: str, idc: str, target: str) -> str:
+        """The operation's name. A refused change is a new request, one of unknown outcome not."""
+        change = Change(kind, idc, secrets.token_hex(8), "drill", target)
+        while True:
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                decision = await self._control.submit(change)
+                if decision.policy is not None:
+                    self.refusal = ""
+                    return decision.operation
+                self.refusal = decision.sentence
+                change = replace(change, request_id=secrets.token_hex(8))
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def observe(self) -> Observed:
+        idcs = [idc.name for idc in self._target.region.spec.idcs]
+        found = await admin.statuses(self._target, idcs, timeout_s=1.0)
+        answers = {name: one for name, one in found.items() if not isinstance(one, ImError)}
+        policy = newest_policy(answers.values()).get("idcs", {})
+        lags = {
+            f"{origin.rpartition('.')[0]}->{idc}": float(lag.get("ms") or 0)
+            for idc, document in answers.items()
+            for origin, lag in (document.get("lag") or {}).items()
+        }
+        return Observed({name: str(one.get("state")) for name, one in policy.items()}, lags)
