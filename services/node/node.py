@@ -27,6 +27,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, gateway_ssl_context, grpc_channel, grpc_server_credentials
 from imcore.words import Origin, Vector
+from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
 from services.engines.disk import RealDisk
@@ -148,6 +149,7 @@ class Node:
         await self._start_server(stack)
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
         self._spawn("registers", follow_registers(self))
+        self._spawn("audit", self.anchoring.run())
         await self._start_im(await self._settle())
         await act_before_serving(self)
         await self._start_clients(stack)
@@ -172,6 +174,7 @@ class Node:
         self.own_registry = registry
         self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
         stack.push_async_callback(self.proposer.close)
+        self.anchoring = Anchoring(self.config.audit_file, self.idc, self.proposer)
         self.progress = Progress(self._peer_holds)
         self.replication = Replication(
             self.idc,

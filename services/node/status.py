@@ -84,7 +84,12 @@ class Status:
         alarms += node.logs_service.alarms()
         alarms += [
             said
-            for said in (node.bootstrap.alarm, node.seals.problem, node.kv_engines.alarm)
+            for said in (
+                node.bootstrap.alarm,
+                node.seals.problem,
+                node.kv_engines.alarm,
+                node.anchoring.alarm,
+            )
             if said
         ]
         alarms += [partition.alarm for partition in node.partitions if partition.alarm]
