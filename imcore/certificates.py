@@ -38,7 +38,7 @@ class CertificateFiles:
     """Of ``name`` in a pki folder. Raises BadInput when made on files that do not serve."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._paths = (folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
+        self._paths = paths_of(folder, name)
         self._seen = self._marks()
         self.pair = self._load()
         self.problem = ""  # why newer files are not taken
@@ -71,10 +71,7 @@ class CertificateFiles:
         return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
 
     def _load(self) -> Pair:
-        try:
-            ca_pem, pem, key_pem = (path.read_bytes() for path in self._paths)
-        except OSError as error:
-            raise unreadable(Path(error.filename), error) from error
+        ca_pem, pem, key_pem = read(self._paths)
         name = self._paths[1]
         try:
             ca = x509.load_pem_x509_certificate(ca_pem)
@@ -87,9 +84,20 @@ class CertificateFiles:
             raise BadInput(
                 f"{name}: expected a PEM certificate of this folder's CA with its key beside it"
             ) from error
-        return Pair(
-            ca_pem, pem, key_pem, certificate.not_valid_after_utc, ca.not_valid_after_utc
-        )
+        return Pair(ca_pem, pem, key_pem, certificate.not_valid_after_utc, ca.not_valid_after_utc)
+
+
+def paths_of(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    return folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def read(paths: tuple[Path, Path, Path]) -> tuple[bytes, bytes, bytes]:
+    """CA, certificate and key, as PEM. Raises BadInput."""
+    try:
+        ca, certificate, key = (path.read_bytes() for path in paths)
+    except OSError as error:
+        raise unreadable(Path(error.filename), error) from error
+    return ca, certificate, key
 
 
 def unreadable(path: Path, error: OSError) -> BadInput:

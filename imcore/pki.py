@@ -54,6 +54,28 @@ def init(folder: Path, names: Mapping[str, Iterable[str]], now: datetime) -> lis
     return made
 
 
+def rotate(folder: Path, names: Iterable[str], now: datetime) -> list[CertificateInfo]:
+    """A new key and certificate for each of these, for the same hosts. Running listeners take them
+    with their next connection. Raises BadInput, and changes nothing then, for a name without one;
+    for a folder that cannot be written."""
+    wanted = list(names)
+    for name in wanted:
+        if name == "ca" or not (folder / f"{name}.pem").exists():
+            known = ", ".join(info.name for info in show(folder) if info.name != "ca")
+            raise BadInput(f"expected a name of {known}, got {name!r}")
+    try:
+        ca_key, ca = _load_ca(folder)
+        for name in wanted:
+            hosts = _hosts(_read_certificate(folder / f"{name}.pem"))
+            _make_leaf(folder, name, hosts, ca_key, ca, now)
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: expected a pki folder with ca.key that can be written, got "
+            f"{error.strerror or error}"
+        ) from error
+    return [_info(folder / f"{name}.pem") for name in wanted]
+
+
 class CertificateInfo(NamedTuple):
     name: str
     hosts: tuple[str, ...]
@@ -134,6 +156,17 @@ def _ensure_leaf(
     if path.exists():
         _check_leaf(path, wanted, ca, now)
         return []
+    return _make_leaf(folder, name, wanted, ca_key, ca, now)
+
+
+def _make_leaf(
+    folder: Path,
+    name: str,
+    wanted: set[str],
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    now: datetime,
+) -> list[str]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns_name(name))])
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

@@ -109,31 +109,65 @@ def pki_show(
 ) -> None:
     """Show the certificates of a folder: names, expiry, fingerprint. Never a key.
 
+    A ! stands behind the days of what expires within 30.
+
     Example: imctl pki show var/three-idc/pki
     """
     from imcore import pki as core
+    from imcore.certificates import WARN_DAYS, days_left
+    from imcore.runtime import SystemClock
     from imctl import deployment
 
+    now = core.utc_now(SystemClock().wall_ms())
     infos = core.show(folder or deployment.find(None).pki)
     rows = [
         {
             "name": info.name,
             "hosts": list(info.hosts),
             "expires": f"{info.expires:%Y-%m-%d}",
+            "days_left": days_left(info.expires, now),
             "fingerprint": info.fingerprint,
         }
         for info in infos
     ]
 
     def table() -> Table:
-        view = Table("NAME", "EXPIRES", "SHA-256", "HOSTS", box=None, pad_edge=False)
+        view = Table("NAME", "EXPIRES", "DAYS LEFT", "SHA-256", "HOSTS", box=None, pad_edge=False)
         for info in infos:
+            left = days_left(info.expires, now)
             view.add_row(
                 info.name,
                 f"{info.expires:%Y-%m-%d}",
+                f"{left} !" if left < WARN_DAYS else str(left),
                 info.fingerprint[:16],
                 ", ".join(info.hosts),
             )
         return view
 
     emit(rows, output, table)
+
+
+@pki.command("rotate")
+def pki_rotate(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="As `imctl pki show` lists them.")
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="The folder [default: the deployment's].", show_default=False),
+    ] = None,
+) -> None:
+    """Make a new key and certificate for each name, for the same hosts.
+
+    Gateways, ipconf and gRPC servers take it with their next connection, without a restart; what
+    is connected stays so. Towards others a process shows its old one until it is started again.
+
+    Example: imctl pki rotate fra
+    """
+    from imcore import pki as core
+    from imcore.runtime import SystemClock
+    from imctl import deployment
+
+    chosen = folder or deployment.find(None).pki
+    for info in core.rotate(chosen, names, core.utc_now(SystemClock().wall_ms())):
+        print(f"{info.name}: a new certificate until {info.expires:%Y-%m-%d}")

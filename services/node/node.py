@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 
+from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
@@ -197,6 +198,7 @@ class Node:
             data / "sessions.json",
         )
         self.traffic = Traffic(self)
+        self.certificate = CertificateFiles(self.config.pki, self.idc)
         self.status = Status(self)
         self._prepare_retention()
         await self.traffic.prepare(stack)
