@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -23,11 +23,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from imcore.attest import RegionKeys
+from imcore.certificates import unreadable
 from imcore.errors import BadInput
 
 DOMAIN = "imctl.internal"  # never resolved: it only makes names of IDCs certificate names
 CA_DAYS = 3650
 LEAF_DAYS = 825  # what common clients accept at most
+REGION_KEYS = "region-keys.json"
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 
@@ -256,12 +259,97 @@ def _write_pair(
 
 
 def _ensure_region_keys(folder: Path) -> list[str]:
-    path = folder / "region-keys.json"
+    path = folder / REGION_KEYS
     if path.exists():
         return []
     key = base64.b64encode(secrets.token_bytes(32)).decode()
     write_private(path, (json.dumps({"current": 1, "keys": {"1": key}}) + "\n").encode())
     return [path.name]
+
+
+class KeyIds(NamedTuple):
+    """Which region keys there are; never what they are."""
+
+    current: int  # signs
+    ids: list[int]  # verify
+
+
+def key_ids(folder: Path) -> KeyIds:
+    """Raises BadInput."""
+    keys = load_region_keys(folder)
+    return KeyIds(keys.current, keys.ids)
+
+
+def add_key(folder: Path) -> int:
+    """A new region key, which verifies and does not sign yet; returns its id, which no key had
+    before. Raises BadInput."""
+    document = _region_keys(folder)
+    number = max([int(document.get("last", 0)), *map(int, document["keys"])]) + 1
+    document["keys"][str(number)] = base64.b64encode(secrets.token_bytes(32)).decode()
+    document["last"] = number
+    _write_region_keys(folder, document)
+    return number
+
+
+def use_key(folder: Path, number: int) -> None:
+    """From now on it signs. Raises BadInput."""
+    document = _region_keys(folder)
+    _known_key(document, number)
+    document["current"] = number
+    _write_region_keys(folder, document)
+
+
+def retire_key(folder: Path, number: int) -> None:
+    """It verifies no more: what it signed is worth nothing. Raises BadInput for the current one."""
+    document = _region_keys(folder)
+    _known_key(document, number)
+    if number == document["current"]:
+        raise BadInput(f"key {number} signs; `imctl pki keys use` another one first")
+    document["last"] = max([int(document.get("last", 0)), *map(int, document["keys"])])
+    del document["keys"][str(number)]
+    _write_region_keys(folder, document)
+
+
+def _known_key(document: Mapping[str, Any], number: int) -> None:
+    if str(number) not in document["keys"]:
+        known = ", ".join(sorted(document["keys"], key=int))
+        raise BadInput(f"expected a key id of {known}, got {number}")
+
+
+def _region_keys(folder: Path) -> dict[str, Any]:
+    load_region_keys(folder)  # the whole judgement of the file
+    document: dict[str, Any] = json.loads((folder / REGION_KEYS).read_bytes())
+    return document
+
+
+def _write_region_keys(folder: Path, document: Mapping[str, Any]) -> None:
+    try:
+        write_private(folder / REGION_KEYS, (json.dumps(document) + "\n").encode())
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: expected a folder that can be written, got {error.strerror or error}"
+        ) from error
+
+
+def load_region_keys(pki_dir: Path) -> RegionKeys:
+    """Raises BadInput; the message never repeats a key."""
+    path = Path(pki_dir) / REGION_KEYS
+    try:
+        document = json.loads(path.read_bytes())
+        keys = {
+            int(key_id): base64.b64decode(text, validate=True)
+            for key_id, text in document["keys"].items()
+        }
+        if any(len(key) != 32 for key in keys.values()):
+            raise ValueError("a key is not 32 bytes long")
+        return RegionKeys(keys, int(document["current"]))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f'{path}: expected {{"current": ID, "keys": {{"ID": "<base64 of 32 bytes>"}}}}; '
+            "restore the file from another IDC"
+        ) from error
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -7,8 +7,6 @@ go through proxies), so a channel checks the certificate against the peer's *nam
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import ssl
 from pathlib import Path
@@ -17,10 +15,14 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from imcore.attest import RegionKeys
 from imcore.certificates import CertificateFiles, paths_of, read, unreadable
 from imcore.errors import BadInput
-from imcore.pki import DOMAIN, dns_name
+from imcore.pki import DOMAIN, dns_name, load_region_keys
+
+__all__ = [
+    "CHANNEL_OPTIONS", "SERVER_OPTIONS", "AuthContext", "caller_name", "client_ssl_context",
+    "gateway_ssl_context", "grpc_channel", "grpc_server_credentials", "load_region_keys",
+]  # fmt: skip
 
 log = logging.getLogger("im.tls")
 
@@ -58,27 +60,6 @@ class AuthContext(Protocol):
     """The part of ``grpc.aio.ServicerContext`` that tells who calls."""
 
     def auth_context(self) -> Any: ...
-
-
-def load_region_keys(pki_dir: Path) -> RegionKeys:
-    """Raises BadInput; the message never repeats a key."""
-    path = Path(pki_dir) / "region-keys.json"
-    try:
-        document = json.loads(path.read_bytes())
-        keys = {
-            int(key_id): base64.b64decode(text, validate=True)
-            for key_id, text in document["keys"].items()
-        }
-        if any(len(key) != 32 for key in keys.values()):
-            raise ValueError("a key is not 32 bytes long")
-        return RegionKeys(keys, int(document["current"]))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f'{path}: expected {{"current": ID, "keys": {{"ID": "<base64 of 32 bytes>"}}}}; '
-            "restore the file from another IDC"
-        ) from error
 
 
 def grpc_server_credentials(pki_dir: Path, name: str) -> grpc.ServerCredentials:

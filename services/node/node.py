@@ -56,6 +56,7 @@ from services.node.engines import (
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.peers import PeerService
+from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
@@ -151,6 +152,7 @@ class Node:
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
         self._spawn("registers", follow_registers(self))
         self._spawn("audit", self.anchoring.run())
+        self._spawn("region keys", self.followed_keys.run())
         await self._start_im(await self._settle())
         await act_before_serving(self)
         await self._start_clients(stack)
@@ -198,6 +200,7 @@ class Node:
             data / "sessions.json",
         )
         self.traffic = Traffic(self)
+        self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
         self.certificate = CertificateFiles(self.config.pki, self.idc)
         self.status = Status(self)
         self._prepare_retention()

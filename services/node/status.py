@@ -72,6 +72,7 @@ class Status:
                 "skewed": node.hlc.skewed(),
             },
             "certificates": self._certificates(),
+            "region_keys": self._node.followed_keys.status(),
             "alarms": self._alarms(),
             "retention": node.retention.status(),
             "registries": node.traffic.registries_status(),
@@ -108,6 +109,7 @@ class Status:
                 node.seals.problem,
                 node.kv_engines.alarm,
                 node.anchoring.alarm,
+                node.followed_keys.alarm,
             )
             if said
         ]
