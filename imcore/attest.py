@@ -41,10 +41,26 @@ class RegionKeys:
     """The keys of one region: ``current`` signs, all of them verify."""
 
     def __init__(self, keys: Mapping[int, bytes], current: int) -> None:
+        self.replace(keys, current)
+
+    def replace(self, keys: Mapping[int, bytes], current: int) -> None:
+        """By a rotation, for everybody who holds this object. Raises ValueError, and changes
+        nothing then, when ``current`` is none of them."""
         if current not in keys:
             raise ValueError(f"current key id {current} is not among {sorted(keys)}")
         self._keys = dict(keys)
         self._current = current
+
+    def become(self, other: RegionKeys) -> None:
+        self.replace(other._keys, other._current)
+
+    @property
+    def current(self) -> int:
+        return self._current
+
+    @property
+    def ids(self) -> list[int]:
+        return sorted(self._keys)
 
     def _mac(self, key_id: int, data: bytes, size: int, purpose: bytes) -> bytes:
         return hashlib.blake2b(

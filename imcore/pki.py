@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -23,11 +23,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from imcore.attest import RegionKeys
+from imcore.certificates import unreadable
 from imcore.errors import BadInput
 
 DOMAIN = "imctl.internal"  # never resolved: it only makes names of IDCs certificate names
 CA_DAYS = 3650
 LEAF_DAYS = 825  # what common clients accept at most
+REGION_KEYS = "region-keys.json"
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 
@@ -52,6 +55,28 @@ def init(folder: Path, names: Mapping[str, Iterable[str]], now: datetime) -> lis
             f"{error.strerror or error}; choose another with --out or --data"
         ) from error
     return made
+
+
+def rotate(folder: Path, names: Iterable[str], now: datetime) -> list[CertificateInfo]:
+    """A new key and certificate for each of these, for the same hosts. Running listeners take them
+    with their next connection. Raises BadInput, and changes nothing then, for a name without one;
+    for a folder that cannot be written."""
+    wanted = list(names)
+    for name in wanted:
+        if name == "ca" or not (folder / f"{name}.pem").exists():
+            known = ", ".join(info.name for info in show(folder) if info.name != "ca")
+            raise BadInput(f"expected a name of {known}, got {name!r}")
+    try:
+        ca_key, ca = _load_ca(folder)
+        for name in wanted:
+            hosts = _hosts(_read_certificate(folder / f"{name}.pem"))
+            _make_leaf(folder, name, hosts, ca_key, ca, now)
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: expected a pki folder with ca.key that can be written, got "
+            f"{error.strerror or error}"
+        ) from error
+    return [_info(folder / f"{name}.pem") for name in wanted]
 
 
 class CertificateInfo(NamedTuple):
@@ -134,6 +159,17 @@ def _ensure_leaf(
     if path.exists():
         _check_leaf(path, wanted, ca, now)
         return []
+    return _make_leaf(folder, name, wanted, ca_key, ca, now)
+
+
+def _make_leaf(
+    folder: Path,
+    name: str,
+    wanted: set[str],
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    now: datetime,
+) -> list[str]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns_name(name))])
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -223,12 +259,97 @@ def _write_pair(
 
 
 def _ensure_region_keys(folder: Path) -> list[str]:
-    path = folder / "region-keys.json"
+    path = folder / REGION_KEYS
     if path.exists():
         return []
     key = base64.b64encode(secrets.token_bytes(32)).decode()
     write_private(path, (json.dumps({"current": 1, "keys": {"1": key}}) + "\n").encode())
     return [path.name]
+
+
+class KeyIds(NamedTuple):
+    """Which region keys there are; never what they are."""
+
+    current: int  # signs
+    ids: list[int]  # verify
+
+
+def key_ids(folder: Path) -> KeyIds:
+    """Raises BadInput."""
+    keys = load_region_keys(folder)
+    return KeyIds(keys.current, keys.ids)
+
+
+def add_key(folder: Path) -> int:
+    """A new region key, which verifies and does not sign yet; returns its id, which no key had
+    before. Raises BadInput."""
+    document = _region_keys(folder)
+    number = max([int(document.get("last", 0)), *map(int, document["keys"])]) + 1
+    document["keys"][str(number)] = base64.b64encode(secrets.token_bytes(32)).decode()
+    document["last"] = number
+    _write_region_keys(folder, document)
+    return number
+
+
+def use_key(folder: Path, number: int) -> None:
+    """From now on it signs. Raises BadInput."""
+    document = _region_keys(folder)
+    _known_key(document, number)
+    document["current"] = number
+    _write_region_keys(folder, document)
+
+
+def retire_key(folder: Path, number: int) -> None:
+    """It verifies no more: what it signed is worth nothing. Raises BadInput for the current one."""
+    document = _region_keys(folder)
+    _known_key(document, number)
+    if number == document["current"]:
+        raise BadInput(f"key {number} signs; `imctl pki keys use` another one first")
+    document["last"] = max([int(document.get("last", 0)), *map(int, document["keys"])])
+    del document["keys"][str(number)]
+    _write_region_keys(folder, document)
+
+
+def _known_key(document: Mapping[str, Any], number: int) -> None:
+    if str(number) not in document["keys"]:
+        known = ", ".join(sorted(document["keys"], key=int))
+        raise BadInput(f"expected a key id of {known}, got {number}")
+
+
+def _region_keys(folder: Path) -> dict[str, Any]:
+    load_region_keys(folder)  # the whole judgement of the file
+    document: dict[str, Any] = json.loads((folder / REGION_KEYS).read_bytes())
+    return document
+
+
+def _write_region_keys(folder: Path, document: Mapping[str, Any]) -> None:
+    try:
+        write_private(folder / REGION_KEYS, (json.dumps(document) + "\n").encode())
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: expected a folder that can be written, got {error.strerror or error}"
+        ) from error
+
+
+def load_region_keys(pki_dir: Path) -> RegionKeys:
+    """Raises BadInput; the message never repeats a key."""
+    path = Path(pki_dir) / REGION_KEYS
+    try:
+        document = json.loads(path.read_bytes())
+        keys = {
+            int(key_id): base64.b64decode(text, validate=True)
+            for key_id, text in document["keys"].items()
+        }
+        if any(len(key) != 32 for key in keys.values()):
+            raise ValueError("a key is not 32 bytes long")
+        return RegionKeys(keys, int(document["current"]))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f'{path}: expected {{"current": ID, "keys": {{"ID": "<base64 of 32 bytes>"}}}}; '
+            "restore the file from another IDC"
+        ) from error
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -7,8 +7,7 @@ go through proxies), so a channel checks the certificate against the peer's *nam
 
 from __future__ import annotations
 
-import base64
-import json
+import logging
 import ssl
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +15,16 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from imcore.attest import RegionKeys
+from imcore.certificates import CertificateFiles, paths_of, read, unreadable
 from imcore.errors import BadInput
-from imcore.pki import DOMAIN, dns_name
+from imcore.pki import DOMAIN, dns_name, load_region_keys
+
+__all__ = [
+    "CHANNEL_OPTIONS", "SERVER_OPTIONS", "AuthContext", "caller_name", "client_ssl_context",
+    "gateway_ssl_context", "grpc_channel", "grpc_server_credentials", "load_region_keys",
+]  # fmt: skip
+
+log = logging.getLogger("im.tls")
 
 MESSAGE_BYTES_MAX = 16 << 20
 
@@ -56,36 +62,30 @@ class AuthContext(Protocol):
     def auth_context(self) -> Any: ...
 
 
-def load_region_keys(pki_dir: Path) -> RegionKeys:
-    """Raises BadInput; the message never repeats a key."""
-    path = Path(pki_dir) / "region-keys.json"
-    try:
-        document = json.loads(path.read_bytes())
-        keys = {
-            int(key_id): base64.b64decode(text, validate=True)
-            for key_id, text in document["keys"].items()
-        }
-        if any(len(key) != 32 for key in keys.values()):
-            raise ValueError("a key is not 32 bytes long")
-        return RegionKeys(keys, int(document["current"]))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f'{path}: expected {{"current": ID, "keys": {{"ID": "<base64 of 32 bytes>"}}}}; '
-            "restore the file from another IDC"
-        ) from error
-
-
 def grpc_server_credentials(pki_dir: Path, name: str) -> grpc.ServerCredentials:
-    """Callers must show a certificate of the region's CA. Raises BadInput."""
-    ca, certificate, key = _pair(Path(pki_dir), name)
-    return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+    """Callers must show a certificate of the region's CA. New connections take the certificate
+    that the files hold then. Raises BadInput."""
+    files = CertificateFiles(Path(pki_dir), name)
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        ca, certificate, key = files.pair[:3]
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """In any of gRPC's threads. None: as before."""
+        return configuration() if files.renewed() else None
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        renewed,  # type: ignore[arg-type]  # its stubs forget None
+        require_client_authentication=True,
+    )
 
 
 def grpc_channel(pki_dir: Path, own_name: str, peer_name: str, target: str) -> grpc.aio.Channel:
-    """A channel to ``target`` that accepts nobody but ``peer_name``. Raises BadInput."""
-    ca, certificate, key = _pair(Path(pki_dir), own_name)
+    """A channel to ``target`` that accepts nobody but ``peer_name``. It shows the certificate of
+    now for as long as it lives. Raises BadInput."""
+    ca, certificate, key = read(paths_of(Path(pki_dir), own_name))
     credentials = grpc.ssl_channel_credentials(ca, key, certificate)
     options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", dns_name(peer_name))]
     return grpc.aio.secure_channel(target, credentials, options=options)
@@ -102,14 +102,33 @@ def caller_name(context: AuthContext) -> str:
 
 
 def gateway_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
-    """For listeners that clients dial; clients show a token, not a certificate."""
+    """For listeners that clients dial; clients show a token, not a certificate. New connections
+    take the certificate that the files hold then. Raises BadInput."""
     folder = Path(pki_dir)
-    _pair(folder, name)
+    files = CertificateFiles(folder, name)
+    first = current = _server_context(folder, name)
+
+    def renew(connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
+        nonlocal current
+        if files.renewed():
+            try:
+                current = _server_context(folder, name)
+            except BadInput as error:  # changed once more since; the files are looked at again
+                log.warning("a new certificate is not taken: %s", error)
+        connection.context = current
+
+    # Called in every handshake, with or without a name. The listener goes on with this context;
+    # the connection alone is given another.
+    first.sni_callback = renew
+    return first
+
+
+def _server_context(folder: Path, name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
-    except ssl.SSLError as error:
+    except (ssl.SSLError, OSError) as error:
         raise BadInput(
             f"{folder / name}.pem: expected a certificate with its key beside it"
         ) from error
@@ -126,22 +145,5 @@ def client_ssl_context(ca_file: Path) -> ssl.SSLContext:
     except ssl.SSLError as error:
         raise BadInput(f"{path}: expected a PEM certificate of the region's CA") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return context
-
-
-def _pair(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
-    """CA, certificate and key, as PEM."""
-    paths = (folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key")
-    try:
-        ca, certificate, key = (path.read_bytes() for path in paths)
-    except OSError as error:
-        raise _unreadable(Path(error.filename), error) from error
-    return ca, certificate, key
-
-
-def _unreadable(path: Path, error: OSError) -> BadInput:
-    return BadInput(
-        f"{path}: expected a readable file, got {error.strerror}; "
-        "`imctl pki init FILE` makes what is missing"
-    )

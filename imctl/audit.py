@@ -1,41 +1,39 @@
-"""The audit file of a deployment: what `imctl` decided and what it broke on purpose.
+"""The audit chain of a deployment's folder: what `imctl` decided and what it broke on purpose.
 
-Refusals too. JSON lines. The controllers' decisions stand in their nodes' logs.
+Refusals too. The controllers' decisions stand in chains of their own, beside their logs.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import pwd
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-LOGGER = "im.audit"
-FILE = "audit.jsonl"  # beside run.json
+from imcore import auditfile
+from imcore.auditfile import FILE, LOGGER
+
+__all__ = ["FILE", "LOGGER", "WRITER", "fault", "kept"]
+
+WRITER = "imctl"
 
 
-@contextmanager
-def kept(path: Path) -> Iterator[None]:
+def kept(path: Path) -> AbstractContextManager[None]:
     """Events of this block go where those of all earlier commands are."""
-    logger = logging.getLogger(LOGGER)
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-        handler.close()
+    return auditfile.kept(path, WRITER, _who())
 
 
 def fault(path: Path, at_ms: int, unit: str, outcome: str, sentence: str) -> None:
     """``outcome``: "done", "refused", "not done" (no answer), "unknown"."""
     row = {"at_ms": at_ms, "fault": unit, "outcome": outcome, "sentence": sentence}
-    with kept(path):
-        logging.getLogger(LOGGER).info("%s", json.dumps(row, ensure_ascii=False))
+    auditfile.note(path, WRITER, row | _who())
+
+
+def _who() -> dict[str, Any]:
+    """Whose process this is; not from the environment, which says what it is told to."""
+    uid = os.getuid()
+    try:
+        return {"user": pwd.getpwuid(uid).pw_name}
+    except KeyError:
+        return {"user": str(uid)}

@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "failover": ("imctl.commands.traffic", "failover", "Declare an IDC failed."),
     "failback": ("imctl.commands.traffic", "failback", "Return traffic to a recovered IDC."),
     "retire": ("imctl.commands.traffic", "retire", "Give an IDC up: logs are cut without it."),
+    "audit": ("imctl.commands.audit", "audit", "Show who did what; verify the audit logs."),
     "op": ("imctl.commands.op", "op", "Look at operations; pause, resume, abort them."),
     "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
     "kill": ("imctl.commands.lifecycle", "kill", "kill -9 every process of an IDC."),

@@ -82,6 +82,8 @@ def render(document: Mapping[str, Any]) -> RenderableType:
         parts += [_engines(document)]
     if len(document["idcs"]) > 1:
         parts += [Text("\nreplication lag (ms; records behind)"), _lag(document)]
+    if said := certificates(document):
+        parts.append(Text(f"\n{said}"))
     faulty = [link for link in document["links"] if _is_faulty(link)]
     if faulty:
         parts += [Text("\nlinks under a fault"), _links(faulty)]
@@ -259,6 +261,18 @@ def _lag_cell(lag: Mapping[str, Any] | None) -> str:
     if lag is None:
         return "-"
     return f"{lag.get('ms') or 0:.0f}; {lag.get('records', 0)}"
+
+
+def certificates(document: Mapping[str, Any]) -> str:
+    """Days left of each IDC's certificate and of the CA, the least that any of them says."""
+    rows = {
+        name: (idc.get("last") or idc).get("certificates") for name, idc in document["idcs"].items()
+    }
+    known = {name: row for name, row in rows.items() if row}
+    if not known:
+        return ""
+    days = ", ".join(f"{name} {row['days_left']}" for name, row in known.items())
+    return f"certificates, days left: {days}; CA {min(r['ca_days_left'] for r in known.values())}"
 
 
 def _is_faulty(link: Mapping[str, Any]) -> bool:

@@ -4,21 +4,25 @@ among the registries. Decides nothing itself."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from imcore.audit import Anchor
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
 from imctl import admin, audit
 from imctl.target.base import Target
+from services.control.anchoring import anchored, read_anchor
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
 from services.control.operations import (
     Operation,
     as_known,
+    audit_unknown,
     commit,
     operation_from_json,
     operation_key,
@@ -134,8 +138,17 @@ class Control:
         Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer).
 
         The audit is kept here and not by the callers, so that none of them can forget it."""
-        with audit.kept(self._target.audit_file()):
-            return await self._submit(change)
+        path = self._target.audit_file()
+        with audit.kept(path):
+            decision = await self._submit(change)
+        # What cannot be anchored now is with the next decision.
+        with contextlib.suppress(ImError, OSError, ValueError):
+            await anchored(self._proposer, path, audit.WRITER)
+        return decision
+
+    async def anchor(self, writer: str) -> Anchor:
+        """The last audit event of this writer that the registers know of. Raises Unavailable."""
+        return await read_anchor(self._proposer, writer)
 
     async def _submit(self, change: Change) -> Decision:
         for attempt in range(RESOLVE_TRIES):
@@ -149,6 +162,7 @@ class Control:
                 )
             except OutcomeUnknown as error:
                 if attempt == RESOLVE_TRIES - 1:
+                    audit_unknown(change, error, self._clock.wall_ms())
                     raise OutcomeUnknown(
                         f"{error}; `imctl status` shows the policy that came of it"
                     ) from error

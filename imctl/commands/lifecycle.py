@@ -81,7 +81,8 @@ def kill(idc: IdcName, data: Data = None) -> None:
 
     Example: imctl kill fra
     """
-    deployment.find(data).kill(idc)
+    target = deployment.find(data)
+    _audited(target, idc, "killed (SIGKILL)", target.kill)
     print(f"killed {idc}; `imctl start {idc}` starts it again")
 
 
@@ -91,7 +92,7 @@ def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
     Example: imctl start fra
     """
     target = deployment.find(data)
-    target.start([idc])
+    _audited(target, idc, "started", lambda name: target.start([name]))
     if wait:
         asyncio.run(startup.wait_serving(target, [idc], lambda name, serving: None))
     print(f"{idc} {'serves' if wait else 'is starting'}")
@@ -112,7 +113,7 @@ def wipe(
     if not yes:
         where = target.engine(idc).data if idc in target.engine_names() else target.data / idc
         typer.confirm(f"Delete all data of {idc} below {where}?", abort=True)
-    target.wipe(idc)
+    _audited(target, idc, "wiped", target.wipe)
     as_what = "a blank one" if idc in target.engine_names() else "a new incarnation"
     print(f"wiped {idc}; it comes back as {as_what}")
 
@@ -138,12 +139,15 @@ def resume(idc: IdcName, data: Data = None) -> None:
 
 
 def _audited(target: Local, idc: str, done: str, work: Callable[[str], None]) -> None:
-    """Refusals stand in the audit too."""
+    """Refusals and failures stand in the audit too."""
     now_ms = SystemClock().wall_ms()
     try:
         work(idc)
     except Guarded as error:
         audit.fault(target.audit_file(), now_ms, idc, "refused", f"not {done}: {error}")
+        raise
+    except Failed as error:
+        audit.fault(target.audit_file(), now_ms, idc, "not done", f"not {done}: {error}")
         raise
     audit.fault(target.audit_file(), now_ms, idc, "done", done)
 

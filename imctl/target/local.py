@@ -233,7 +233,9 @@ class Local:
         if name in self.engine_names():
             return self._beside[name].command()
         common += ["--region", str(regions.path_of(self.data, self.region_of(name)))]
+        # The audit log outlives the data: `imctl wipe` leaves it.
         data = ["--data", str(self.data / name / "data")]
+        data += ["--audit", str(self.data / name / audit.FILE)]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         witness = self.region.spec.witness
         if witness and name == witness.name:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imcore import pki
+from imcore import auditfile, pki
 from imcore.region.load import load_region
 from imctl.target.local import pki_names
 from imctl.target.runfile import RunFile
@@ -39,7 +39,8 @@ async def running(folder: Path, faults: bool, callers: Sequence[str] = ()) -> As
     pki.init(folder / "pki", names, datetime.now(UTC))
     RunFile(str(path), faults, "127.0.0.1:1", {}).write(folder)
     idc = region.spec.idcs[0].name
-    node = Node(load(path, idc, folder / idc / "data", folder / "pki", None, faults))
+    audit = folder / idc / auditfile.FILE
+    node = Node(load(path, idc, folder / idc / "data", folder / "pki", None, faults, audit=audit))
     task = asyncio.create_task(node.run())
     try:
         async with asyncio.timeout(START_S):

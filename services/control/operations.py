@@ -240,13 +240,29 @@ def audit(change: Change, decision: Decision, evidence: Evidence, now_ms: int) -
                 "decision": "refused" if decision.policy is None else "committed",
                 "repeated": decision.repeated,
                 "sentence": decision.sentence,
-                "request_id": change.request_id,
+                **_asked(change),
                 "operation": decision.operation,
                 "blockers": [blocker._asdict() for blocker in decision.blockers],
                 "evidence": summary(change, decision, evidence, now_ms),
             }
         ),
     )
+
+
+def audit_unknown(change: Change, error: ImError, now_ms: int) -> None:
+    """Of a change of which nobody can tell whether it was committed."""
+    row = {"at_ms": now_ms, "decision": "unknown", "sentence": str(error), **_asked(change)}
+    audit_log.info("%s", json.dumps(row))
+
+
+def _asked(change: Change) -> dict[str, Any]:
+    return {
+        "request_id": change.request_id,
+        "by": change.by,
+        "kind": change.kind,
+        "idc": change.idc,
+        "target": change.target,
+    }
 
 
 def summary(change: Change, decision: Decision, evidence: Evidence, now_ms: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uvloop
 
+from imcore import auditfile
 from imcore.errors import ImError
 from services.node.config import NodeConfig, load
 from services.node.node import Node
@@ -34,6 +35,10 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="for benchmarks: gateways without TLS, on a loopback address only",
     )
+    parser.add_argument(
+        "--audit", type=Path, metavar="FILE",
+        help="the audit log of its decisions [default: audit.jsonl in the data folder]",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -70,9 +75,13 @@ def main() -> int:
     try:
         config = load(
             options.region, options.idc, options.data, options.pki, options.links,
-            options.faults, options.plain_clients,
+            options.faults, options.plain_clients, options.audit,
         )  # fmt: skip
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        config.audit_file.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            auditfile.kept(config.audit_file, config.idc.name),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             runner.run(_serve(config))
     except (ImError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from imcore import auditfile
 from imcore.attest import RegionKeys
 from imcore.errors import BadInput
 from imcore.region.load import load_region
@@ -25,6 +26,11 @@ class NodeConfig:
     links: dict[str, str]  # peer -> HOST:PORT to dial it at
     faults: bool
     plain_clients: bool = False  # gateways without TLS, for benchmarks; on loopback only
+    audit: Path | None = None  # the audit chain of this process; None: beside its data
+
+    @property
+    def audit_file(self) -> Path:
+        return self.audit or self.data / auditfile.FILE
 
     def peers(self) -> list[str]:
         """Every other IDC, and the witness: whoever has a registry and a vote."""
@@ -50,6 +56,7 @@ def load(
     links: Path | None,
     faults: bool,
     plain_clients: bool = False,
+    audit: Path | None = None,
 ) -> NodeConfig:
     """Raises BadInput."""
     region = load_region(region_file)
@@ -73,7 +80,7 @@ def load(
                 f'--links {links}: expected JSON {{"IDC": "HOST:PORT"}}: {error}'
             ) from None
     return NodeConfig(
-        region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients
+        region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 
+from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
@@ -27,6 +28,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, gateway_ssl_context, grpc_channel, grpc_server_credentials
 from imcore.words import Origin, Vector
+from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
 from services.engines.disk import RealDisk
@@ -54,6 +56,7 @@ from services.node.engines import (
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.peers import PeerService
+from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
@@ -148,6 +151,8 @@ class Node:
         await self._start_server(stack)
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
         self._spawn("registers", follow_registers(self))
+        self._spawn("audit", self.anchoring.run())
+        self._spawn("region keys", self.followed_keys.run())
         await self._start_im(await self._settle())
         await act_before_serving(self)
         await self._start_clients(stack)
@@ -172,6 +177,7 @@ class Node:
         self.own_registry = registry
         self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
         stack.push_async_callback(self.proposer.close)
+        self.anchoring = Anchoring(self.config.audit_file, self.idc, self.proposer)
         self.progress = Progress(self._peer_holds)
         self.replication = Replication(
             self.idc,
@@ -194,6 +200,8 @@ class Node:
             data / "sessions.json",
         )
         self.traffic = Traffic(self)
+        self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
+        self.certificate = CertificateFiles(self.config.pki, self.idc)
         self.status = Status(self)
         self._prepare_retention()
         await self.traffic.prepare(stack)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from imcore.certificates import days_left, expiry_alarms
+from imcore.pki import utc_now
 from services.node.mirror_alarms import silent
 from services.node.rates import Rate
 
@@ -69,9 +71,23 @@ class Status:
                 "offset_ms": -node.hlc.median_offset_ms,
                 "skewed": node.hlc.skewed(),
             },
+            "certificates": self._certificates(),
+            "region_keys": self._node.followed_keys.status(),
             "alarms": self._alarms(),
             "retention": node.retention.status(),
             "registries": node.traffic.registries_status(),
+        }
+
+    def _certificates(self) -> dict[str, Any]:
+        """What new connections are shown."""
+        files, now = self._node.certificate, utc_now(self._node.clock.wall_ms())
+        files.renewed()
+        pair = files.pair
+        return {
+            "expires": pair.expires.isoformat(),
+            "days_left": days_left(pair.expires, now),
+            "ca_expires": pair.ca_expires.isoformat(),
+            "ca_days_left": days_left(pair.ca_expires, now),
         }
 
     def _alarms(self) -> list[str]:
@@ -82,9 +98,19 @@ class Status:
         if node.mirror_lag is not None:
             alarms += silent(node.idc, node.mirror_lag.figures())
         alarms += node.logs_service.alarms()
+        now = utc_now(node.clock.wall_ms())
+        alarms += expiry_alarms(node.certificate.pair, node.idc, now)
+        if node.certificate.problem:
+            alarms.append(f"a new certificate is not taken: {node.certificate.problem}")
         alarms += [
             said
-            for said in (node.bootstrap.alarm, node.seals.problem, node.kv_engines.alarm)
+            for said in (
+                node.bootstrap.alarm,
+                node.seals.problem,
+                node.kv_engines.alarm,
+                node.anchoring.alarm,
+                node.followed_keys.alarm,
+            )
             if said
         ]
         alarms += [partition.alarm for partition in node.partitions if partition.alarm]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uvloop
 
+from imcore import auditfile
 from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
@@ -28,6 +29,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--links", type=Path, metavar="FILE", help="JSON: at which address to dial each IDC"
     )
+    parser.add_argument(
+        "--audit", type=Path, metavar="FILE",
+        help="the audit log of its decisions [default: audit.jsonl in the data folder]",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -49,11 +54,14 @@ async def _serve(options: argparse.Namespace) -> None:
         _links(options.links),
         SystemClock(),
         random.Random(secrets.randbits(64)),
+        options.audit,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, witness.stop)
-    await witness.run()
+    witness.audit_file.parent.mkdir(parents=True, exist_ok=True)
+    with auditfile.kept(witness.audit_file, witness.name):
+        await witness.run()
 
 
 def main(argv: list[str]) -> int:

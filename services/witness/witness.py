@@ -15,12 +15,14 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
+from imcore import auditfile
 from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
+from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
 from services.control.peer_calls import PeerCalls
@@ -86,8 +88,9 @@ class _Admin(rpc.AdminServicer):
 
 
 class Witness:
-    """``links``: at which address to dial each IDC, where that is not its own endpoint. Raises
-    BadInput for a region without a witness."""
+    """``links``: at which address to dial each IDC, where that is not its own endpoint. ``audit``:
+    the file of its audit chain; None: beside its data. Raises BadInput for a region without a
+    witness."""
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class Witness:
         links: Mapping[str, str],
         clock: Clock,
         rng: random.Random,
+        audit: Path | None = None,
     ) -> None:
         if region.spec.witness is None:
             raise BadInput("the region file has no spec.witness; nothing to run")
@@ -112,6 +116,8 @@ class Witness:
         self._rng = rng
         self._stopped = asyncio.Event()
         self._started = clock.now()
+        self.audit_file = audit or data / auditfile.FILE
+        self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
 
     def stop(self) -> None:
@@ -163,6 +169,9 @@ class Witness:
         )
         self._controller.start()
         stack.push_async_callback(self._controller.stop)
+        self._anchoring = Anchoring(self.audit_file, self.name, proposer)
+        anchoring = asyncio.create_task(self._anchoring.run())
+        stack.callback(anchoring.cancel)
         joining = asyncio.create_task(proposer.ensure_member())
         stack.callback(joining.cancel)
 
@@ -201,6 +210,11 @@ class Witness:
                     for name, known in (policy.idcs.items() if policy else ())
                 },
             },
-            "alarms": controller.alarms() if controller else [],
+            "alarms": self._alarms(),
             "registries": controller.registries() if controller else {},
         }
+
+    def _alarms(self) -> list[str]:
+        found = self._controller.alarms() if self._controller else []
+        said = self._anchoring.alarm if self._anchoring else None
+        return [*found, said] if said else found

@@ -215,3 +215,12 @@ def test_engines_are_shown_where_there_are_some() -> None:
         assert "embedded (catch up, 200 left)" in words
     assert "sin fsync tikv -" in words
     assert "fra flush embedded" in words
+
+
+def test_days_left_of_certificates_stand_in_one_line() -> None:
+    answers = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    for number, name in enumerate(answers):
+        answers[name]["certificates"] = {"days_left": 800 + number, "ca_days_left": 3600 + number}
+    said = "certificates, days left: fra 800, iad 801, sin 802; CA 3600"
+    assert said in shown(build(**answers)).splitlines()
+    assert "certificates" not in shown(build(**{name: answer(name, 4, ACTIVE) for name in ACTIVE}))

@@ -1,0 +1,177 @@
+"""The audit chain: lines that only ever follow each other, each sealed over all before it.
+
+A line is one JSON object: ``seq`` (from 1) and ``writer`` first, then the event, then ``hash``:
+SHA-256 over the hash of the line before (64 zeros before the first) and the bytes of this line up
+to ``,"hash":``. So no line can be changed, taken out or moved without a break behind it. The end
+can be cut off, and the whole be written anew: against those, the head is kept elsewhere too
+(``Anchor``; ``services.control.anchoring`` keeps it in the registers).
+
+A crash may tear the last line. Its bytes stay; the line behind them is a ``torn`` event that says
+how many bytes they are, and their hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+NOTHING = "0" * 64
+SUFFIX = b',"hash":"'
+HASH_BYTES = 64  # as hex digits
+OWN_FIELDS = ("seq", "writer", "hash")
+
+
+class Anchor(NamedTuple):
+    """The last line of a chain, as it was once seen."""
+
+    seq: int
+    hash: str
+
+    def to_json(self) -> bytes:
+        return json.dumps(self._asdict()).encode()
+
+
+EMPTY = Anchor(0, NOTHING)
+
+
+def anchor_from_json(data: bytes) -> Anchor:
+    """Raises ValueError."""
+    try:
+        row = json.loads(data)
+        return Anchor(int(row["seq"]), str(row["hash"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError("not an anchor of an audit chain") from error
+
+
+def seal(event: Mapping[str, Any], writer: str, head: Anchor) -> bytes:
+    """The line for this event behind ``head``, with its newline. Raises ValueError for an event
+    with a field that a line has of its own."""
+    if taken := [name for name in OWN_FIELDS if name in event]:
+        raise ValueError(f"an audit event cannot have a field {taken[0]!r}")
+    row = {"seq": head.seq + 1, "writer": writer, **event}
+    body = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    return body + SUFFIX + _hash(head.hash, body).encode() + b'"}\n'
+
+
+def _hash(before: str, body: bytes) -> str:
+    return hashlib.sha256(before.encode() + body).hexdigest()
+
+
+class Line(NamedTuple):
+    row: dict[str, Any]
+    body: bytes
+
+    @property
+    def anchor(self) -> Anchor:
+        return Anchor(self.row["seq"], self.row["hash"])
+
+    def follows(self, head: Anchor) -> bool:
+        return self.anchor == Anchor(head.seq + 1, _hash(head.hash, self.body))
+
+
+def parse(raw: bytes) -> Line | None:
+    """A line without its newline; None when it is none. Whether it is true, only its place says."""
+    end = len(raw) - HASH_BYTES - 2
+    body, suffix = raw[: end - len(SUFFIX)], raw[end - len(SUFFIX) : end]
+    if end < len(SUFFIX) or suffix != SUFFIX:
+        return None
+    try:
+        row = json.loads(raw)
+    except ValueError:
+        return None
+    sound = isinstance(row.get("seq"), int) and isinstance(row.get("writer"), str)
+    return Line(row, body) if sound else None
+
+
+def torn(raw: bytes) -> dict[str, Any]:
+    """The event that notes a line of which a crash left only this."""
+    return {"torn": {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}}
+
+
+class Verdict(NamedTuple):
+    """What a chain is found to be. ``problem``: the first break in one sentence, or empty."""
+
+    rows: list[dict[str, Any]]  # up to the first break
+    head: Anchor
+    problem: str = ""
+    tail: bytes = b""  # a last line without its end: a writer at work, a crash, or a cut
+    torn: int = 0  # torn lines that are noted as such
+
+
+def verify(data: bytes, writer: str, anchor: Anchor | None = None) -> Verdict:
+    """Judge a whole file. ``anchor``: a line that this chain is known to have had."""
+    *lines, tail = data.split(b"\n")
+    found = _walk(lines, writer)
+    if not found.problem and tail:
+        last = parse(tail)  # only its newline is missing
+        if last is not None and last.follows(found.head) and last.row["writer"] == writer:
+            found = found._replace(rows=[*found.rows, last.row], head=last.anchor)
+        else:
+            found = found._replace(tail=tail)
+    if found.problem or anchor is None:
+        return found
+    return found._replace(problem=against(found, anchor))
+
+
+def _walk(lines: list[bytes], writer: str) -> Verdict:
+    rows: list[dict[str, Any]] = []
+    head, noted, at = EMPTY, 0, 0
+    while at < len(lines):
+        line = parse(lines[at])
+        if line is None or not line.follows(head):
+            note = _noted(lines, at, head)
+            if note is None:
+                return Verdict(rows, head, _break(at + 1, line, head, lines), torn=noted)
+            noted, at = noted + 1, note
+            line = parse(lines[at])
+        assert line is not None
+        if line.row["writer"] != writer:
+            told = f"line {at + 1} is by {line.row['writer']}, in the file of {writer}"
+            return Verdict(rows, head, f"another's file: {told}", torn=noted)
+        rows.append(line.row)
+        head = line.anchor
+        at += 1
+    return Verdict(rows, head, torn=noted)
+
+
+def _noted(lines: list[bytes], at: int, head: Anchor) -> int | None:
+    """Where the line stands that notes what begins at ``at`` as torn. That may be several lines:
+    noting it may have been torn too."""
+    for behind in range(at + 1, len(lines)):
+        line = parse(lines[behind])
+        if line is not None and line.follows(head):
+            raw = b"\n".join(lines[at:behind])
+            return behind if line.row.get("torn") == torn(raw)["torn"] else None
+    return None
+
+
+def _break(number: int, line: Line | None, head: Anchor, lines: list[bytes]) -> str:
+    """Why line ``number`` does not follow."""
+    if line is None:
+        return f"edited: line {number} is no line of an audit log"
+    seq, due = line.row["seq"], head.seq + 1
+    if seq == due:
+        return f"edited: line {number} (event {seq}) does not fit its hash, or what is before it"
+    if seq < due:
+        return f"reordered: event {seq} stands in line {number}, behind event {head.seq}"
+    later = (parse(raw) for raw in lines[number:])
+    if any(other is not None and other.row["seq"] == due for other in later):
+        return f"reordered: event {seq} stands in line {number}, before event {due}"
+    missing = f"event {due} is" if seq == due + 1 else f"events {due} to {seq - 1} are"
+    return f"removed: {missing} missing before line {number}"
+
+
+def against(found: Verdict, anchor: Anchor) -> str:
+    """What is wrong with a chain without a break that once had this line; empty: nothing."""
+    if anchor.seq > found.head.seq:
+        return (
+            f"truncated: it ends at event {found.head.seq}, "
+            f"and the registers know of event {anchor.seq}"
+        )
+    # A walk without a break has each event at its place.
+    kept = found.rows[anchor.seq - 1]["hash"] if anchor.seq else NOTHING
+    if kept != anchor.hash:
+        return f"rewritten: event {anchor.seq} is not the one that the registers know"
+    return ""

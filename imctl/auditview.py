@@ -1,0 +1,133 @@
+"""The audit chains of a deployment's folder, judged, merged and shown. Pure but for reading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from imcore.audit import Anchor, Verdict, against, verify
+from imcore.errors import BadInput
+from imctl.audit import FILE, WRITER
+
+UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class Chain(NamedTuple):
+    writer: str
+    path: Path
+    verdict: Verdict
+
+
+def writers(folder: Path, idcs: Iterable[str]) -> dict[str, Path]:
+    """Whose chains there should be, and where; also those of IDCs that left the region."""
+    found = {WRITER: folder / FILE}
+    found |= {name: folder / name / FILE for name in idcs}
+    found |= {path.parent.name: path for path in sorted(folder.glob(f"*/{FILE}"))}
+    return found
+
+
+def read(paths: Mapping[str, Path]) -> list[Chain]:
+    """Raises BadInput for a file that cannot be read; one that is not there is an empty chain."""
+    return [Chain(writer, path, verify(_bytes(path), writer)) for writer, path in paths.items()]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise BadInput(f"{path}: expected a readable audit log, got {error.strerror}") from error
+
+
+def judged(chain: Chain, anchor: Anchor | None) -> dict[str, Any]:
+    """``anchor``: None when the registers could not be asked."""
+    found = chain.verdict
+    problem = found.problem or (against(found, anchor) if anchor else "")
+    return {
+        "file": str(chain.path),
+        "writer": chain.writer,
+        "events": found.head.seq,
+        "whole": not problem,
+        "problem": problem,
+        "torn": found.torn,
+        "torn_at_the_end": len(found.tail),
+        "anchored": None if anchor is None else anchor.seq,
+    }
+
+
+def sentence(row: Mapping[str, Any]) -> str:
+    """One line for a file."""
+    head = f"{row['file']}: {row['events']} events"
+    if row["problem"]:
+        return f"{head}, BROKEN: {row['problem']}"
+    said = "whole"
+    if row["torn"]:
+        said += f", {row['torn']} torn by a crash and noted"
+    if row["torn_at_the_end"]:
+        said += f", {row['torn_at_the_end']} bytes torn at the end"
+    if row["anchored"] is None:
+        said += ", its end not checked (no registers)"
+    elif row["events"] > row["anchored"]:
+        said += f", anchored up to event {row['anchored']}"
+    return f"{head}, {said}"
+
+
+# ----------------------------------------------------------------------------------- events
+
+
+def merged(chains: Iterable[Chain], since_ms: int = 0, idc: str = "") -> list[dict[str, Any]]:
+    """Events of all chains by time; of one writer always in the order of the chain. ``idc``: those
+    that are about it or that it wrote. What stands behind a break is not shown."""
+    found = []
+    for chain in chains:
+        at_ms = 0
+        for row in chain.verdict.rows:
+            at_ms = max(at_ms, int(row.get("at_ms", at_ms)))  # a note has no time of its own
+            about = {row["writer"], row.get("idc"), row.get("target"), row.get("fault")}
+            if at_ms >= since_ms and (not idc or idc in about):
+                found.append((at_ms, row))
+    return [{**row, "at_ms": at_ms} for at_ms, row in sorted(found, key=lambda each: each[0])]
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Who did what, and what came of it."""
+    by = str(row.get("by") or row["writer"])
+    if user := row.get("user"):
+        by += f" ({user})"
+    if "torn" in row:
+        what, decision = f"a crash tore a line of {row['torn']['bytes']} bytes", "noted"
+    elif "fault" in row:
+        what, decision = f"{row['fault']}: {row['sentence']}", row["outcome"]
+    else:
+        what, decision = str(row.get("sentence", "")), str(row.get("decision", ""))
+    return {"at_ms": row["at_ms"], "by": by, "decision": decision, "what": what}
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("TIME", "BY", "DECISION"):
+        view.add_column(column, overflow="fold")
+    view.add_column("WHAT", overflow="fold", ratio=1)
+    for row in rows:
+        each = shown(row)
+        time = datetime.fromtimestamp(each["at_ms"] / 1000).strftime("%m-%d %H:%M:%S")
+        view.add_row(time, each["by"], each["decision"], each["what"])
+    return view
+
+
+def since(text: str, now_ms: int) -> int:
+    """``90s``, ``30m``, ``2h``, ``7d``, or a local or zoned ISO time -> ms. Raises BadInput."""
+    if match := re.fullmatch(r"(\d{1,9})([smhd])", text):
+        return now_ms - int(match[1]) * UNITS_MS[match[2]]
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(
+            f"--since {text}: expected 90s, 30m, 2h, 7d or a time such as 2026-01-31T12:00"
+        ) from error

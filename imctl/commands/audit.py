@@ -1,0 +1,123 @@
+"""audit: who did what, from the chains of a deployment's folder, and whether those are whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imcore.audit import Anchor
+from imcore.errors import ImError
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
+from imctl import auditview, deployment
+from imctl.errors import ERROR, Failed
+from imctl.options import Data, Format, Output
+from imctl.output import emit
+from imctl.target import runfile
+from imctl.target.local import Local
+from imctl.traffic import Control
+
+audit = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@audit.callback(invoke_without_command=True)
+def show(
+    context: typer.Context,
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="WHEN",
+            show_default=False,
+            help="Only what happened after this: 90s, 30m, 2h, 7d ago, or a time.",
+        ),
+    ] = "",
+    idc: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Only what is about this IDC, or by it.", show_default=False
+        ),
+    ] = "",
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Show who did what with which decision, of all IDCs and of imctl, by time.
+
+    Works on a deployment that is down too. What stands behind a break is left out: `imctl audit
+    verify` finds it.
+
+    Example: imctl audit --since 2h --idc fra
+    """
+    if context.invoked_subcommand is not None:
+        return
+    since_ms = auditview.since(since, SystemClock().wall_ms()) if since else 0
+    folder = _folder(data)
+    chains = auditview.read(auditview.writers(folder, _writers(folder)))
+    rows = auditview.merged(chains, since_ms, idc)
+    emit(rows, output, lambda: auditview.table(rows))
+    for chain in chains:
+        if chain.verdict.problem:
+            typer.echo(f"warning: {chain.path}: {chain.verdict.problem}", err=True)
+
+
+@audit.command("verify")
+def verify(output: Output = Format.TABLE, data: Data = None) -> None:
+    """Check every audit log: nothing edited, removed, reordered, rewritten or cut off.
+
+    The ends are compared with what the registers of the IDCs hold; that needs a running deployment
+    with a majority, and says so without. Exit status: 0 all are whole, 1 one is not.
+
+    Example: imctl audit verify
+    """
+    folder = _folder(data)
+    paths = auditview.writers(folder, _writers(folder))
+    # The registers first: what is anchored later is written later.
+    anchors = _anchors(folder, list(paths))
+    rows = [auditview.judged(chain, anchors.get(chain.writer)) for chain in auditview.read(paths)]
+    if output is Format.TABLE:
+        for row in rows:
+            print(auditview.sentence(row))
+    else:
+        emit(rows, output, str)
+    if not all(row["whole"] for row in rows):
+        raise typer.Exit(ERROR)
+
+
+def _folder(data: Path | None) -> Path:
+    """Of a deployment, running or not. Raises Failed."""
+    chosen = data or (Path(named) if (named := os.environ.get(deployment.VARIABLE)) else None)
+    if chosen is None:
+        known = [path.parent for path in Path("var").glob("*/region.yaml")]
+        chosen = known[0] if len(known) == 1 else deployment.find(None).data
+    if not (chosen / "region.yaml").exists():
+        raise Failed(f"{chosen} is no folder of a deployment; choose one with --data")
+    return chosen
+
+
+def _writers(folder: Path) -> list[str]:
+    spec = load_region(folder / "region.yaml").spec
+    return [idc.name for idc in spec.idcs] + ([spec.witness.name] if spec.witness else [])
+
+
+def _anchors(folder: Path, writers: list[str]) -> dict[str, Anchor]:
+    """What the registers know; nothing when they cannot be asked."""
+    if runfile.read(folder) is None:
+        return {}
+
+    async def ask() -> dict[str, Anchor]:
+        async with Control(Local.open(folder), SystemClock(), random.Random()) as control:
+            return {writer: await control.anchor(writer) for writer in writers}
+
+    try:
+        return asyncio.run(ask())
+    except (ImError, ValueError) as error:
+        typer.echo(f"warning: the ends cannot be checked: {error}", err=True)
+        return {}

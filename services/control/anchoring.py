@@ -1,0 +1,103 @@
+"""Keeps the head of an audit chain in the registers of all IDCs (CASPaxos key ``audit/<writer>``).
+
+Whoever can write one machine's files can cut the chain there, or write it anew, but cannot take
+back what a majority of the registries holds. An anchor is only ever raised, and only over a chain
+that still has the line of the old one: a cut is not hidden by what is written behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from pathlib import Path
+
+from imcore.audit import EMPTY, Anchor, Verdict, against, anchor_from_json, verify
+from imcore.errors import ImError
+from services.control.caspaxos import Proposer
+
+log = logging.getLogger("im.control")
+
+EACH_S = 1.0
+LOOKS = 3
+
+
+def anchor_key(writer: str) -> str:
+    return f"audit/{writer}"
+
+
+class Broken(ImError):
+    """The chain is not what it was; the anchor stays where it is."""
+
+
+def raised(current: bytes | None, found: Verdict) -> Anchor:
+    """The anchor after a look at the file. Raises Broken; ValueError for a strange anchor."""
+    before = anchor_from_json(current) if current else EMPTY
+    if problem := found.problem or against(found, before):
+        raise Broken(problem)
+    return found.head
+
+
+def _raised(found: Verdict, current: bytes | None) -> bytes:
+    return raised(current, found).to_json()
+
+
+async def anchored(proposer: Proposer, path: Path, writer: str) -> Anchor:
+    """Raise the anchor of this chain. Raises Broken, Unavailable, OutcomeUnknown; OSError."""
+    for again in range(LOOKS - 1, -1, -1):
+        found = verify(await asyncio.to_thread(_read, path), writer)
+        change = partial(_raised, found)
+        try:
+            return anchor_from_json(await proposer.change(anchor_key(writer), change))
+        except Broken:
+            # Another process may have written and anchored a line since the file was read.
+            if not again:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+async def read_anchor(proposer: Proposer, writer: str) -> Anchor:
+    """Raises Unavailable; ValueError."""
+    value, _ = await proposer.read(anchor_key(writer))
+    return anchor_from_json(value) if value else EMPTY
+
+
+class Anchoring:
+    """``alarm``: what is wrong with the chain, for the status document."""
+
+    def __init__(self, path: Path, writer: str, proposer: Proposer) -> None:
+        self._path = path
+        self._writer = writer
+        self._proposer = proposer
+        self._seen = -1
+        self.alarm: str | None = None
+
+    async def run(self) -> None:
+        """Until cancelled; an event is anchored within about a second of being written."""
+        while True:
+            await self.look()
+            await asyncio.sleep(EACH_S)
+
+    async def look(self) -> None:
+        """Anchor what is new since the last look."""
+        try:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            if size == self._seen:
+                return
+            if size or await read_anchor(self._proposer, self._writer) != EMPTY:
+                await anchored(self._proposer, self._path, self._writer)
+            self._seen, self.alarm = size, None
+        except Broken as error:
+            said = f"the audit log {self._path.name} is not whole: {error}"
+            if said != self.alarm:
+                log.error(said)
+            self.alarm, self._seen = said, size
+        except (ImError, OSError, ValueError) as error:
+            log.debug("the audit log's head is not anchored: %s", error)

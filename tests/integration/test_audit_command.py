@@ -1,0 +1,132 @@
+"""`imctl audit` and `imctl audit verify` on the chains of a whole node, as it runs and as it is
+attacked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from imcore import auditfile
+from imcore.audit import verify
+from imctl.testing.onenode import running
+from services.node.node import Node
+from services.policy.document import IdcState
+
+SOON_S = 20.0
+
+
+async def imctl(folder: Path, *arguments: object) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("imctl"),
+        *map(str, arguments),
+        env={**os.environ, "IMCTL_DATA": str(folder), "COLUMNS": "80"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(SOON_S):
+        out, errors = await process.communicate()
+    return process.returncode or 0, out.decode(), errors.decode()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not condition():  # noqa: ASYNC110 - the node's own loops
+            await asyncio.sleep(0.05)
+
+
+def state(node: Node) -> IdcState | None:
+    policy = node.traffic.holder.policy
+    return policy.state("fra") if policy else None
+
+
+@asynccontextmanager
+async def with_decisions(folder: Path) -> AsyncIterator[Node]:
+    """One IDC that was drained and taken back: `imctl` and its controller decided things."""
+    (folder / "fra").mkdir()
+    with auditfile.kept(folder / "fra" / auditfile.FILE, "fra"):
+        async with running(folder, faults=False) as node:
+            over = ("--override", "active-idcs-min")
+            status, _, errors = await imctl(folder, "drain", "fra", "--yes", "--no-wait", *over)
+            assert status == 0, errors
+            await until(lambda: state(node) is IdcState.DRAINED)
+            assert (await imctl(folder, "drain", "fra", "--yes"))[0] == 3
+            await until(lambda: node.anchoring._seen == (folder / "fra/audit.jsonl").stat().st_size)
+            yield node
+
+
+async def test_who_did_what_and_whether_that_is_all(tmp_path: Path) -> None:
+    async with with_decisions(tmp_path):
+        status, out, errors = await imctl(tmp_path, "audit", "-o", "json")
+        assert (status, errors) == (0, "")
+        rows = [
+            (row["writer"], row["kind"], row["idc"], row["decision"]) for row in json.loads(out)
+        ]
+        assert rows == [
+            ("imctl", "drain", "fra", "committed"),
+            ("fra", "drained", "fra", "committed"),
+            ("imctl", "drain", "fra", "refused"),
+        ]
+        by = [row["by"] for row in json.loads(out)]
+        assert by == ["operator", "controller fra", "operator"]
+        _, shown, _ = await imctl(tmp_path, "audit", "--since", "1h")
+        assert "operator" in shown and "refused" in shown
+        assert max(map(len, shown.splitlines())) <= 80
+        assert json.loads((await imctl(tmp_path, "audit", "--idc", "sin", "-o", "json"))[1]) == []
+        future = ("audit", "--since", "2999-01-01", "-o", "json")
+        assert json.loads((await imctl(tmp_path, *future))[1]) == []
+        wrong = await imctl(tmp_path, "audit", "--since", "yesterday")
+        assert (wrong[0], wrong[2].count("\n")) == (2, 1)
+
+        status, out, errors = await imctl(tmp_path, "audit", "verify")
+        assert (status, errors) == (0, "")
+        assert out.splitlines() == [
+            f"{tmp_path}/audit.jsonl: 2 events, whole",
+            f"{tmp_path}/fra/audit.jsonl: 1 events, whole",
+        ]
+    # Down: chains can be read and judged, their ends cannot.
+    (tmp_path / "run.json").unlink()
+    status, out, _ = await imctl(tmp_path, "audit", "verify")
+    assert (status, out.count("its end not checked")) == (0, 2)
+
+
+async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> None:
+    async with with_decisions(tmp_path) as node:
+        mine, theirs = tmp_path / "audit.jsonl", tmp_path / "fra" / "audit.jsonl"
+        whole = mine.read_bytes()
+        mine.write_bytes(whole.splitlines(keepends=True)[0])
+        status, out, _ = await imctl(tmp_path, "audit", "verify")
+        assert status == 1
+        assert "BROKEN: truncated: it ends at event 1, and the registers know of event 2" in out
+
+        # Going on behind the cut hides nothing.
+        for _ in range(2):
+            assert (await imctl(tmp_path, "drain", "fra", "--yes"))[0] == 3
+        assert verify(mine.read_bytes(), "imctl").problem == ""
+        status, out, _ = await imctl(tmp_path, "audit", "verify", "-o", "json")
+        assert status == 1
+        rewritten = "rewritten: event 2 is not the one that the registers know"
+        assert json.loads(out)[0]["problem"] == rewritten
+
+        # The node finds by itself that its own file is gone, or is another.
+        theirs.unlink()
+        await until(lambda: node.anchoring.alarm)
+        assert "truncated: it ends at event 0" in str(node.status.as_dict()["alarms"])
+        auditfile.append(theirs, "fra", {"at_ms": 1, "sentence": "nothing happened"})
+        await until(lambda: "rewritten" in str(node.anchoring.alarm))
+
+
+async def test_an_edited_line_is_named_and_what_stands_before_it_shown(tmp_path: Path) -> None:
+    async with with_decisions(tmp_path):
+        path = tmp_path / "audit.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"refused"', b'"allowed"'))
+        status, out, _ = await imctl(tmp_path, "audit", "verify")
+        assert status == 1
+        assert f"{path}: 1 events, BROKEN: edited: line 2 (event 2)" in out
+        status, out, errors = await imctl(tmp_path, "audit", "-o", "json")
+        assert (status, len(json.loads(out))) == (0, 2)
+        assert "edited: line 2" in errors

@@ -1,0 +1,262 @@
+"""The audit chain under attack: whatever is done to a file, the first break is found and named."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imcore import auditfile
+from imcore.audit import EMPTY, Anchor, against, anchor_from_json, parse, seal, torn, verify
+from imcore.auditfile import append, kept
+from services.control.anchoring import Broken, raised
+
+EVENTS = [{"at_ms": 1_000 + n, "sentence": f"drain of fra, {n}"} for n in range(6)]
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    path = tmp_path / "audit.jsonl"
+    for event in EVENTS:
+        append(path, "fra", event)
+    return path
+
+
+def lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def problem(path: Path, anchor: Anchor | None = None) -> str:
+    return verify(path.read_bytes(), "fra", anchor).problem
+
+
+def head(path: Path) -> Anchor:
+    return verify(path.read_bytes(), "fra").head
+
+
+def test_a_chain_that_nobody_touched_is_whole(chain: Path) -> None:
+    found = verify(chain.read_bytes(), "fra", head(chain))
+    assert (found.problem, found.tail, found.torn, found.head.seq) == ("", b"", 0, 6)
+    rows = [{"at_ms": row["at_ms"], "sentence": row["sentence"]} for row in found.rows]
+    assert rows == EVENTS
+    assert [row["seq"] for row in found.rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_line_is_what_the_document_says_it_is(chain: Path) -> None:
+    """Checked here without our own code, as somebody else would."""
+    import hashlib
+
+    before = "0" * 64
+    for raw in chain.read_text().splitlines():
+        body, _, rest = raw.rpartition(',"hash":')
+        assert rest == f'"{hashlib.sha256((before + body).encode()).hexdigest()}"}}'
+        before = json.loads(raw)["hash"]
+
+
+def test_an_edited_line_is_found(chain: Path) -> None:
+    chain.write_bytes(chain.read_bytes().replace(b"fra, 2", b"iad, 2"))
+    assert problem(chain).startswith("edited: line 3 (event 3)")
+
+
+def test_an_edited_line_with_a_hash_that_fits_breaks_the_next(chain: Path) -> None:
+    kept_lines = lines(chain)
+    second = parse(kept_lines[1].rstrip())
+    assert second is not None
+    kept_lines[2] = seal({"at_ms": 1_002, "sentence": "nothing"}, "fra", second.anchor)
+    chain.write_bytes(b"".join(kept_lines))
+    assert problem(chain).startswith("edited: line 4 (event 4)")
+
+
+def test_a_removed_line_is_found(chain: Path) -> None:
+    chain.write_bytes(b"".join(lines(chain)[:2] + lines(chain)[3:]))
+    assert problem(chain) == "removed: event 3 is missing before line 3"
+
+
+def test_removed_first_lines_are_found(chain: Path) -> None:
+    chain.write_bytes(b"".join(lines(chain)[2:]))
+    assert problem(chain) == "removed: events 1 to 2 are missing before line 1"
+
+
+def test_swapped_lines_are_found(chain: Path) -> None:
+    first, second, third, *rest = lines(chain)
+    chain.write_bytes(b"".join([first, third, second, *rest]))
+    assert problem(chain) == "reordered: event 3 stands in line 2, before event 2"
+
+
+def test_a_line_that_stands_twice_is_found(chain: Path) -> None:
+    chain.write_bytes(chain.read_bytes() + lines(chain)[1])
+    assert problem(chain) == "reordered: event 2 stands in line 7, behind event 6"
+
+
+def test_rubbish_between_lines_is_found(chain: Path) -> None:
+    first, *rest = lines(chain)
+    chain.write_bytes(b"".join([first, b"{}\n", *rest]))
+    assert problem(chain) == "edited: line 2 is no line of an audit log"
+
+
+def test_a_cut_tail_is_found_with_the_anchor_alone(chain: Path) -> None:
+    anchor = head(chain)
+    chain.write_bytes(b"".join(lines(chain)[:4]))
+    assert problem(chain) == ""
+    cut = "truncated: it ends at event 4, and the registers know of event 6"
+    assert problem(chain, anchor) == cut
+    chain.write_bytes(b"")
+    assert "ends at event 0" in problem(chain, anchor)
+
+
+def test_a_tail_that_is_cut_within_a_line_is_found(chain: Path) -> None:
+    anchor = head(chain)
+    chain.write_bytes(chain.read_bytes()[:-40])
+    assert problem(chain, anchor).startswith("truncated: it ends at event 5")
+    append(chain, "fra", EVENTS[0])  # passes for a crash, but event 6 is another now
+    assert problem(chain) == ""
+    assert problem(chain, anchor).startswith("rewritten: event 6")
+
+
+def test_a_chain_that_was_written_anew_is_found(chain: Path) -> None:
+    anchor = head(chain)
+    chain.unlink()
+    for event in (*EVENTS, *EVENTS):
+        append(chain, "fra", {**event, "sentence": "nothing happened"})
+    assert problem(chain) == ""
+    assert problem(chain, anchor).startswith("rewritten: event 6")
+
+
+def test_the_chain_of_another_is_found(chain: Path) -> None:
+    assert verify(chain.read_bytes(), "iad").problem.startswith("another's file: line 1 is by fra")
+
+
+def test_an_anchor_is_not_raised_over_a_cut(chain: Path) -> None:
+    """Else one more event behind the cut would hide it."""
+    anchor = raised(None, verify(chain.read_bytes(), "fra"))
+    assert anchor == head(chain)
+    chain.write_bytes(b"".join(lines(chain)[:4]))
+    for event in EVENTS:
+        append(chain, "fra", event)
+    with pytest.raises(Broken, match="rewritten: event 6"):
+        raised(anchor.to_json(), verify(chain.read_bytes(), "fra"))
+
+
+@given(st.data())
+def test_no_byte_of_a_chain_can_be_changed(data: st.DataObject) -> None:
+    written, at = b"", EMPTY
+    for event in EVENTS[:3]:
+        line = seal(event, "fra", at)
+        parsed = parse(line.rstrip())
+        assert parsed is not None
+        written, at = written + line, parsed.anchor
+    place = data.draw(st.integers(0, len(written) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda value: value != written[place]))
+    changed = written[:place] + bytes([byte]) + written[place + 1 :]
+    assert verify(written, "fra", at).problem == ""
+    assert verify(changed, "fra", at).problem
+
+
+# ---------------------------------------------------------------------------------- crashes
+
+
+@pytest.mark.parametrize("left", [1, 20, 90, -2])
+def test_a_torn_line_is_noted_and_its_bytes_stay(chain: Path, left: int) -> None:
+    remains = seal({"sentence": "never whole"}, "fra", head(chain))[:-1][:left]
+    with chain.open("ab") as file:
+        file.write(remains)
+    assert verify(chain.read_bytes(), "fra").tail == remains
+    append(chain, "fra", EVENTS[0])
+    found = verify(chain.read_bytes(), "fra")
+    assert (found.problem, found.torn, found.tail) == ("", 1, b"")
+    assert remains in chain.read_bytes()
+    assert found.rows[-2]["torn"] == torn(remains)["torn"]
+    assert found.rows[-1]["sentence"] == EVENTS[0]["sentence"]
+    # What was noted cannot be changed either.
+    chain.write_bytes(chain.read_bytes().replace(remains + b"\n", b"x" * len(remains) + b"\n"))
+    assert problem(chain) == "edited: line 7 is no line of an audit log"
+
+
+@pytest.mark.parametrize("left", range(1, 60, 7))
+def test_a_crash_while_a_torn_line_is_noted_is_noted_too(chain: Path, left: int) -> None:
+    with chain.open("ab") as file:
+        file.write(b'{"seq":7,"wri')
+        file.write((b"\n" + seal(torn(b'{"seq":7,"wri'), "fra", head(chain)))[:left])
+    append(chain, "fra", EVENTS[0])
+    append(chain, "fra", EVENTS[1])
+    found = verify(chain.read_bytes(), "fra")
+    assert (found.problem, found.torn, found.head.seq) == ("", 1, 9)
+
+
+def test_a_first_line_that_is_torn_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(b'{"seq"')
+    append(path, "fra", EVENTS[0])
+    assert (problem(path), head(path).seq) == ("", 2)
+
+
+def test_a_line_that_lacks_only_its_newline_is_whole(chain: Path) -> None:
+    chain.write_bytes(chain.read_bytes()[:-1])
+    assert (problem(chain), head(chain).seq) == ("", 6)
+    append(chain, "fra", EVENTS[0])
+    found = verify(chain.read_bytes(), "fra")
+    assert (found.problem, found.torn, found.head.seq) == ("", 0, 7)
+
+
+# ---------------------------------------------------------------------------------- writers
+
+
+def write_many(path: str, count: int) -> None:
+    for number in range(count):
+        append(Path(path), "imctl", {"at_ms": number, "pid": os.getpid()})
+
+
+def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many, args=(str(path), 20)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    found = verify(path.read_bytes(), "imctl")
+    assert (found.problem, found.head.seq) == ("", 60)
+
+
+def test_long_lines_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for size in (10, 70_000, 200_000, 10):
+        append(path, "fra", {"sentence": "x" * size})
+    assert (problem(path), head(path).seq) == ("", 4)
+
+
+def test_the_file_is_its_owners_alone(chain: Path) -> None:
+    assert chain.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_event_cannot_name_its_own_writer() -> None:
+    with pytest.raises(ValueError, match="'writer'"):
+        seal({"writer": "iad"}, "fra", EMPTY)
+
+
+def test_events_of_the_logger_are_kept_and_a_failure_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import logging
+
+    logger = logging.getLogger(auditfile.LOGGER)
+    path = tmp_path / "audit.jsonl"
+    with kept(path, "fra", {"user": "ann"}):
+        logger.info("%s", json.dumps({"at_ms": 1, "sentence": "done"}))
+    assert [row["user"] for row in verify(path.read_bytes(), "fra").rows] == ["ann"]
+    with kept(tmp_path / "missing" / "audit.jsonl", "fra"):
+        logger.info("%s", json.dumps({"at_ms": 2, "sentence": "done"}))
+    assert "an audit event could not be written" in caplog.text
+
+
+def test_strange_anchors_are_value_errors() -> None:
+    assert anchor_from_json(Anchor(3, "ab").to_json()) == Anchor(3, "ab")
+    for data in (b"", b"[]", b"{}", b'{"seq": "x", "hash": ""}'):
+        with pytest.raises(ValueError):
+            anchor_from_json(data)
+    assert against(verify(b"", "fra"), EMPTY) == ""
