@@ -651,7 +651,7 @@ async def test_a_listener_for_another_idc_sends_it_through_its_link(
 async def test_no_connection_is_left_behind_however_they_were_made(
     settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two that look at once, one that asks meanwhile, and one still connecting when all is closed."""
+    """Some look and ask at once, and one is still connecting when all is closed."""
     made: list[AIOKafkaConnection] = []
     slow = asyncio.Event()
     slow.set()
