@@ -88,6 +88,7 @@ def deploy(
         _bring_up(file, folder, target, last, faults, engines, output)
         return
     with store.driving(target.data):
+        last = store.read(folder)  # another imctl may have just ended
         store.clear_pause(target.data)
         rollout = _continued(last, target.keep_wanted(file))
         if rollout is not None:

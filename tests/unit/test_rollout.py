@@ -223,6 +223,12 @@ async def test_one_idc_after_the_other_emptied_restarted_given_back() -> None:
     assert next(row.sentence for row in done.rows if row.unit == "sin") == "its turn; active"
 
 
+async def test_a_change_that_takes_nothing_only_becomes_the_deployments_file() -> None:
+    model = Model()
+    done = await drive(model, rollout(order=()))
+    assert (done.state, model.log, model.own) == (State.DONE, [], NEW)
+
+
 async def test_killed_anywhere_and_run_again_it_ends_the_same() -> None:
     whole = Model()
     await drive(whole)
