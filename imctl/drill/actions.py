@@ -212,9 +212,10 @@ def crash(idcs: list[str]) -> str:
             stage.need().lost(idc, members)
         await asyncio.gather(*(breakage.undo_kind(Kind.KILL, idc) for idc in idcs))
 
-    _phase("during", f"{names} crash and are started again at once")
+    _phase("during", f"crash of {names}, and an immediate start")
+    _mark(idcs[0], f"crash of {names}")
     stage.with_breakage(work)
-    return _mark(idcs[0], f"{names} crashed and serve again")
+    return _mark(idcs[0], f"started again and serving: {names}")
 
 
 def undo_faults() -> str:
