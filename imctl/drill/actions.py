@@ -210,7 +210,7 @@ def crash(idcs: list[str]) -> str:
             await breakage.kill(idc)
         for idc, members in affected.items():
             stage.need().lost(idc, members)
-        await asyncio.gather(*(breakage.undo_kind(Kind.KILL, idc) for idc in idcs))
+        await breakage.start_again(idcs)
 
     _phase("during", f"crash of {names}, and an immediate start")
     _mark(idcs[0], f"crash of {names}")
