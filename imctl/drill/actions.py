@@ -13,8 +13,9 @@ from itertools import combinations
 from imcore.errors import BadInput, ImError
 from imcore.proto import peer_pb2 as pb
 from imctl.drill.breakage import Breakage
-from imctl.drill.faults import Kind
-from imctl.drill.stage import stage
+from imctl.drill.faults import Kind, RunLock
+from imctl.drill.stage import find, stage
+from imctl.errors import Guarded
 
 FAILOVER_S = 25.0
 
@@ -221,6 +222,8 @@ def crash(idcs: list[str]) -> str:
 def undo_faults() -> str:
     """For `rollbacks`: undo every fault that is left, and give every IDC its clients back."""
     _phase("rollback", "what is left of the faults is undone")
+    if stage.session is None and RunLock(find().data).held():
+        raise Guarded("a drill runs on this deployment; `imctl drill abort` ends it")
     problems = stage.with_breakage(lambda b: b.undo_all())
     if problems:
         raise ImError("; ".join(problems))

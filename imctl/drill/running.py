@@ -56,13 +56,13 @@ def runs_folder(target: Local) -> Path:
     return target.data / RUNS
 
 
-def plain_run(title: str, settings: Settings) -> Run:
+def plain_run(title: str, settings: Settings, values: dict[str, Any]) -> Run:
     """Of an experiment that `chaos run` has read. Raises Failed, Guarded."""
     target, run_id = find(), new_id()
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "experiment"
     drill = Drill(name, Path(), {"title": title}, settings)
     view = make_view(console(), [idc.name for idc in target.region.spec.idcs])
-    return Run(drill, run_id, target, runs_folder(target) / run_id, view)
+    return Run(drill, run_id, target, runs_folder(target) / run_id, view, values)
 
 
 def begin(run: Run) -> Session:
