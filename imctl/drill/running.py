@@ -43,6 +43,7 @@ class Run:
     lock: RunLock | None = None
     janitor: subprocess.Popen[bytes] | None = None
     report: DrillReport | None = None
+    plain: bool = False  # by `chaos run`, which knows no verdicts of ours
 
 
 current: Run | None = None
@@ -62,7 +63,7 @@ def plain_run(title: str, settings: Settings, values: dict[str, Any]) -> Run:
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "experiment"
     drill = Drill(name, Path(), {"title": title}, settings)
     view = make_view(console(), [idc.name for idc in target.region.spec.idcs])
-    return Run(drill, run_id, target, runs_folder(target) / run_id, view, values)
+    return Run(drill, run_id, target, runs_folder(target) / run_id, view, values, plain=True)
 
 
 def begin(run: Run) -> Session:
@@ -111,6 +112,8 @@ def end(journal: dict[str, Any]) -> None:
             stage.need(), run.drill, run.values, journal, runs_folder(run.target)
         )
         judging.publish(run.report, journal, run.out, runs_folder(run.target))
+        if run.plain:
+            print(f"{run.report.line}\nreport: {run.out / 'report.html'}")
     finally:
         release()
 
