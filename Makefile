@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench nightly mutations proto docs clean setup-demo setup-test engines
+.PHONY: help demo test lint bench nightly mutations drills proto docs clean setup-demo setup-test \
+	engines
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
@@ -10,6 +11,7 @@ help:
 	@echo "make engines    set up, then get every engine that the tests run (once; minutes)"
 	@echo "make lint       format, lint, types, layers, generated stubs and docs"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
+	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
@@ -47,6 +49,9 @@ bench: setup-test
 # Benchmarks are a command of their own: figures taken between tests on a warm machine would mislead.
 nightly: setup-test mutations
 	@$(BIN)/pytest -m nightly
+
+drills: setup-test
+	@$(BIN)/python -m tools.drills
 
 mutations: setup-test
 	@$(BIN)/python -m tools.mutations

@@ -136,7 +136,9 @@ class Availability:
         if event.what == "kill":
             self.outages.append(Outage(event.idc, event.t, self._devices_at(event.idc)))
         elif event.what == "killed":
-            self.outages[-1].killed = event.t
+            for outage in self.outages:
+                if outage.idc == event.idc and outage.killed == NEVER:
+                    outage.killed = event.t
         elif event.what in MOVES:
             move = Move(event.idc, event.what, event.t)
             if event.what != "failback":

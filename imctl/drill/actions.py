@@ -13,8 +13,9 @@ from itertools import combinations
 from imcore.errors import BadInput, ImError
 from imcore.proto import peer_pb2 as pb
 from imctl.drill.breakage import Breakage
-from imctl.drill.faults import Kind
-from imctl.drill.stage import stage
+from imctl.drill.faults import Kind, RunLock
+from imctl.drill.stage import find, stage
+from imctl.errors import Guarded
 
 FAILOVER_S = 25.0
 
@@ -210,16 +211,19 @@ def crash(idcs: list[str]) -> str:
             await breakage.kill(idc)
         for idc, members in affected.items():
             stage.need().lost(idc, members)
-        await asyncio.gather(*(breakage.undo_kind(Kind.KILL, idc) for idc in idcs))
+        await breakage.start_again(idcs)
 
-    _phase("during", f"{names} crash and are started again at once")
+    _phase("during", f"crash of {names}, and an immediate start")
+    _mark(idcs[0], f"crash of {names}")
     stage.with_breakage(work)
-    return _mark(idcs[0], f"{names} crashed and serve again")
+    return _mark(idcs[0], f"started again and serving: {names}")
 
 
 def undo_faults() -> str:
     """For `rollbacks`: undo every fault that is left, and give every IDC its clients back."""
     _phase("rollback", "what is left of the faults is undone")
+    if stage.session is None and RunLock(find().data).held():
+        raise Guarded("a drill runs on this deployment; `imctl drill abort` ends it")
     problems = stage.with_breakage(lambda b: b.undo_all())
     if problems:
         raise ImError("; ".join(problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from imcore.errors import ImError, Unavailable
@@ -112,6 +112,17 @@ class Breakage:
             case Kind.MOVE:
                 await self.all_back([fault.unit])
         self.book.strike(fault.id)
+
+    async def start_again(self, units: Sequence[str]) -> None:
+        """What was killed, one after the other, so that all are down together and none waits for
+        another to serve: with every registry away nobody serves."""
+        self._target.look_again()
+        for unit in units:
+            await asyncio.to_thread(self._target.start, [unit])
+        await startup.wait_serving(self._target, units, lambda name, serving: None)
+        for fault in self.book.read().faults:
+            if fault.kind is Kind.KILL and fault.unit in units:
+                self.book.strike(fault.id)
 
     async def _start(self, unit: str) -> None:
         engines = self._target.engine_names()

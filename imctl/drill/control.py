@@ -10,6 +10,7 @@ from typing import Any
 
 from chaoslib.exceptions import InterruptExecution
 from chaoslib.hypothesis import run_steady_state_hypothesis
+from pydantic import ValidationError
 
 from imcore.errors import ImError
 from imctl import startup
@@ -25,19 +26,23 @@ log = logging.getLogger("imctl.drill")
 STEADY_S = 60.0
 
 
-def before_experiment_control(context: dict[str, Any], **kwargs: Any) -> None:
+def before_experiment_control(
+    context: dict[str, Any], configuration: Any = None, **kwargs: Any
+) -> None:
     """Connects everybody. When it cannot, nothing else of the experiment is run."""
-    if stage.session is None:
-        rows = context.get("extensions") or []
-        ours: dict[str, Any] = next((row for row in rows if row.get("name") == EXTENSION), {})
-        settings = Settings.model_validate({k: v for k, v in ours.items() if k != "name"})
-        running.begin(running.plain_run(str(context.get("title", "")), settings))
     try:
+        if stage.session is None:
+            rows = context.get("extensions") or []
+            ours: dict[str, Any] = next((row for row in rows if row.get("name") == EXTENSION), {})
+            settings = Settings.model_validate({k: v for k, v in ours.items() if k != "name"})
+            title, values = str(context.get("title", "")), dict(configuration or {})
+            running.begin(running.plain_run(title, settings, values))
         stage.call(stage.need().open())
         running.note_begin()
-    except (ImError, Interrupted) as error:
-        stage.need().end_early(Why.BROKEN, str(error))
-        raise InterruptExecution(str(error)) from error
+    except (ImError, Interrupted, ValidationError) as error:
+        if stage.session is not None:
+            stage.session.end_early(Why.BROKEN, str(error))
+        raise InterruptExecution(str(error)) from error  # anything else the toolkit passes over
 
 
 def before_hypothesis_control(context: dict[str, Any], **kwargs: Any) -> None:

@@ -37,6 +37,7 @@ class Observer:
         self.carried: dict[str, Carried] = {}
         self.silent: list[str] = []
         self.alarms: dict[str, list[str]] = {}
+        self.unlisted: dict[str, list[str]] = {}  # IDCs that an IDC's ipconf sends nobody to
         self.failed_since_ms: dict[str, int] = {}  # when a failover was committed, by the policy
         self.problem = ""  # why the last look failed
         self.looked_at: float | None = None  # when the last one succeeded
@@ -103,6 +104,8 @@ class Observer:
         ):
             async with http.get(url) as response:
                 document = await response.json()
+                listed = set(document["idcs"])
+                self.unlisted[idc] = [name for name in self._idcs if name not in listed]
                 return None if document["stale"] else int(document["policy_epoch"])
         return None
 

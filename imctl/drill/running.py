@@ -43,6 +43,7 @@ class Run:
     lock: RunLock | None = None
     janitor: subprocess.Popen[bytes] | None = None
     report: DrillReport | None = None
+    plain: bool = False  # by `chaos run`, which knows no verdicts of ours
 
 
 current: Run | None = None
@@ -56,13 +57,13 @@ def runs_folder(target: Local) -> Path:
     return target.data / RUNS
 
 
-def plain_run(title: str, settings: Settings) -> Run:
+def plain_run(title: str, settings: Settings, values: dict[str, Any]) -> Run:
     """Of an experiment that `chaos run` has read. Raises Failed, Guarded."""
     target, run_id = find(), new_id()
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "experiment"
     drill = Drill(name, Path(), {"title": title}, settings)
     view = make_view(console(), [idc.name for idc in target.region.spec.idcs])
-    return Run(drill, run_id, target, runs_folder(target) / run_id, view)
+    return Run(drill, run_id, target, runs_folder(target) / run_id, view, values, plain=True)
 
 
 def begin(run: Run) -> Session:
@@ -111,6 +112,8 @@ def end(journal: dict[str, Any]) -> None:
             stage.need(), run.drill, run.values, journal, runs_folder(run.target)
         )
         judging.publish(run.report, journal, run.out, runs_folder(run.target))
+        if run.plain:
+            print(f"{run.report.line}\nreport: {run.out / 'report.html'}")
     finally:
         release()
 

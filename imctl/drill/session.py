@@ -324,6 +324,9 @@ class Session:
         for idc, alarms in observer.alarms.items():
             if alarms:
                 return f"{idc} has an alarm: {alarms[0]}"
+        for idc, missing in observer.unlisted.items():
+            if missing:
+                return f"the ipconf of {idc} sends nobody to {', '.join(missing)}"
         for way, lag in observer.seen.lag_ms.items():
             if lag > STEADY_LAG_MS:
                 return f"the lag {way} is {lag:.0f} ms"

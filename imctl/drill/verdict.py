@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from imctl.report.model import Promise
+from imctl.report.promises import UNPROVEN
 
 BLIND_PERCENT_MAX = 20  # of the looks during the method
 LOOKS_MIN = 5
@@ -108,8 +109,13 @@ def _deviations(facts: Facts) -> Iterable[Finding]:
     for said in facts.left:
         yield found(said)
     for promise in facts.promises:
-        if not promise.ok and not (promise.repeatable and promise.measured == "not judged"):
+        if not promise.ok and not _unproven(promise):
             yield found(f"{promise.name}: {promise.measured}, promised {promise.limit}")
+
+
+def _unproven(promise: Promise) -> bool:
+    """It was not judged, or not looked at: nothing is shown either way."""
+    return promise.measured == "not judged" or promise.name == UNPROVEN
 
 
 def _lacking(facts: Facts) -> Iterable[Finding]:
@@ -143,6 +149,9 @@ def _lacking(facts: Facts) -> Iterable[Finding]:
             yield found(
                 f"too few canaries: {count} acked from {a} to {b}, needed are {facts.canaries_min}"
             )
+    for promise in facts.promises:
+        if facts.finished and not promise.ok and _unproven(promise):
+            yield found(f"{promise.name}: {promise.measured}")
     if not facts.finished:
         yield found("the history ends early, so nothing is proven of what is missing")
 

@@ -11,6 +11,8 @@ from imcore.region.model import Engines, Region
 from imctl.report.model import Promise, Span
 from services.loadgen.stats import Sample
 
+UNPROVEN = "Conversations not looked at in an IDC"
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -43,7 +45,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "duplicate": "Shown or standing twice",
         "out_of_order": "Out of order",
         "phantom": "Never composed, or altered",
-        "unproven": "Conversations not looked at in an IDC",
+        "unproven": UNPROVEN,
     }
     promises = [_zero(text, verdict.total(group)) for group, text in named.items()]
     if verdict.finished and verdict.counts.acked:

@@ -70,6 +70,15 @@ class Direction:
             lost_any = self.spec.loss
         return rounds
 
+    def set_spec(self, spec: LinkSpec, now: float) -> bool:
+        """What waits for the link goes on at the new rate. True: at the old one it would have
+        waited for longer than a connection bridges, and what is queued keeps its time."""
+        waiting = max(0.0, self.busy_until - now)
+        faster = spec.rate_kbit > self.spec.rate_kbit
+        self.busy_until = now + waiting * self.spec.rate_kbit / spec.rate_kbit
+        self.spec = spec
+        return faster and waiting > PATIENCE_S
+
     def set_mode(self, mode: Mode, now: float) -> None:
         if mode is Mode.DROP and self.mode is not Mode.DROP:
             self.cut_since = now

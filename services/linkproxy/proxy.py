@@ -108,7 +108,8 @@ class LinkProxy:
         for direction in changed:
             healed = fault.mode is Mode.PASS and direction.cut_too_long(now)
             direction.set_mode(fault.mode, now)
-            direction.spec = fault.spec or self._configured[direction.source, direction.target]
+            spec = fault.spec or self._configured[direction.source, direction.target]
+            healed |= direction.set_spec(spec, now)
             for relay in [r for r in self._relays if direction in r.directions]:
                 relay.changed(healed)
         arrow = "<->" if fault.both_ways else "->"

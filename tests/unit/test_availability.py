@@ -119,3 +119,21 @@ def test_rpo_tells_delayed_from_lost() -> None:
     assert rpo is not None
     assert (rpo.looked_at, rpo.delayed, rpo.lost) == (4, 1, 1)
     assert fed(*log[:-6]).rpo() is None
+
+
+def test_idcs_that_are_lost_together_each_have_their_own_outage() -> None:
+    found = Availability()
+    for event in (
+        h.Connection(0, 0, "fra", "g"),
+        h.Connection(0, 1, "iad", "g"),
+        h.Fault(10, "fra", "kill"),
+        h.Fault(11, "iad", "kill"),
+        h.Fault(12, "fra", "killed"),
+        h.Fault(13, "iad", "killed"),
+        h.Compose(20, 0, 0, "0-x", 0),
+        h.Ack(30, 0, "0-x", "stored"),
+        h.Compose(21, 1, 0, "1-x", 0),
+        h.Ack(41, 1, "1-x", "stored"),
+    ):
+        found.feed(event)
+    assert [outage.rto_us() for outage in found.outages] == [20, 30]

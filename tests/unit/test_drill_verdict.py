@@ -8,6 +8,7 @@ import pytest
 
 from imctl.drill.verdict import Facts, Look, Outcome, error_of, judge, looks_of
 from imctl.report.model import Promise
+from imctl.report.promises import UNPROVEN
 
 HELD = Promise("Acked messages missing", "0", "0", True)
 DURING = [Look("during", float(t)) for t in range(10, 20)]
@@ -34,6 +35,10 @@ def test_only_a_whole_run_passes() -> None:
         ({"acked": 10}, "too little load: 10 messages acked, needed are 400"),
         ({"canaries": {("fra", "iad"): 3}}, "too few canaries: 3 acked from fra to iad"),
         ({"finished": False}, "the history ends early"),
+        (
+            {"promises": [HELD._replace(name=UNPROVEN, ok=False, measured="2")]},
+            "Conversations not looked at in an IDC: 2",
+        ),
         ({"broken": "OSError: no"}, "the drill itself failed: OSError: no"),
         ({"looks": GOOD.looks[1:]}, "nobody looked whether it was steady before"),
         ({"looks": [GOOD.looks[0], *GOOD.looks[9:]]}, "2 looks during the drill, needed are 5"),

@@ -33,6 +33,17 @@ def test_the_rate_is_shared_by_all_connections_of_a_direction() -> None:
     assert way.arrival(5.0, 500, rng) == 5.5
 
 
+def test_a_faster_link_does_not_keep_the_queue_of_a_thin_one() -> None:
+    way = direction(rate_kbit=8)
+    rng = random.Random(1)
+    assert way.arrival(0.0, 60_000, rng) == 60.0
+    assert way.set_spec(LinkSpec(rate_kbit=8), 1.0) is False
+    assert way.arrival(1.0, 1_000, rng) == 61.0
+    assert way.set_spec(LinkSpec(rate_kbit=8_000), 1.0) is True  # its connections begin anew
+    assert way.arrival(1.0, 1_000, rng) < 1.1
+    assert way.set_spec(LinkSpec(rate_kbit=80_000), 1.0) is False  # nothing had piled up
+
+
 def test_loss_delays_and_takes_nothing() -> None:
     rng = random.Random(1)
     way = direction(delay_ms=50, loss=0.2)
