@@ -22,6 +22,7 @@ _QUESTIONS = {
     Kind.RETIRE: "Give {idc} up, so that nobody keeps logs for it any longer?",
     Kind.PAUSE: "Stop {operation} where it is?",
     Kind.RESUME: "Go on with {operation}?",
+    Kind.APPROVE: "Let {operation} begin?",
     Kind.ABORT: "Abort {operation}: take a drain back, or stop a failback where it is?",
 }
 

@@ -250,6 +250,10 @@ class Safety(Model):
         description="an IDC is emptied no sooner after its clients were last moved, there or back: "
         "a drain and its return take less, so one round of them is over; 0: at any time",
     )
+    approval: list[Literal["drain", "switchover", "failback"]] = Field(
+        default_factory=list,
+        description="planned moves that begin only once `imctl op approve` has said so",
+    )
     stall_ms: int = Field(
         default=60_000,
         gt=0,

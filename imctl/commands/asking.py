@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from imcore.errors import BadInput
+from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl import deployment
 from imctl.errors import Guarded
@@ -26,11 +27,11 @@ from imctl.opwatch import conclude, until_ended
 from imctl.output import emit, notes
 from imctl.statusview import idc_table
 from imctl.traffic import Control, Judged, document_of
-from services.control.evaluate import Decision
+from services.control.evaluate import Decision, evaluate
 from services.control.predict import Forecast
 from services.control.predict import forecast as foresee
 from services.control.rules import Change, Kind
-from services.policy.document import IdcState
+from services.policy.document import IdcState, OperationState, Policy
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge it, change nothing.")]
 Override = Annotated[
@@ -123,12 +124,22 @@ def _preview(change: Change, judged: Judged, how: Asking) -> Preview:
     before, after = judged.policy, judged.decision.policy
     region = deployment.find(how.data).region
     seen = forecast = None
+    waits = after.operation if after is not None else None
+    if after is not None and waits is not None and waits.state is OperationState.AWAITING:
+        after = _as_approved(after, waits.id, judged, region)
     if change.kind in MOVES and after is not None:
         forecast = foresee(before, after, region, judged.evidence, change.idc)
     if change.kind == Kind.FAILOVER and (after is not None or how.dry_run):
         out = (change.idc, *(n for n in before.idcs if before.state(n) in _GONE))
         seen = estimate(judged.evidence, change.idc, [n for n in before.idcs if n not in out])
     return Preview(forecast, seen)
+
+
+def _as_approved(policy: Policy, name: str, judged: Judged, region: Region) -> Policy | None:
+    """What the policy becomes if the move is approved at once."""
+    approval = Change(Kind.APPROVE, "", "preview", "operator", operation=name)
+    now_ms = SystemClock().wall_ms()
+    return evaluate(policy, approval, judged.evidence, region, now_ms).policy
 
 
 def _show_before(change: Change, decision: Decision, preview: Preview, how: Asking) -> None:

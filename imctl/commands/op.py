@@ -24,7 +24,7 @@ Name = Annotated[str, typer.Argument(metavar="ID", help="As `imctl op list` show
 UnderWay = Annotated[
     str,
     typer.Argument(
-        metavar="[ID]", help="As `imctl op list` shows it [default: the one under way].",
+        metavar="ID", help="As `imctl op list` shows it [default: the one under way].",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -41,8 +41,9 @@ op = typer.Typer(
 def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
     """The last operations, oldest first.
 
-    States: running, paused by operator, paused by failed step, done, done with exceptions (clients
-    had to be disconnected), failed (a failover or an override ended it), aborted, unknown.
+    States: running, paused by operator, paused by failed step, waiting for approval, done, done
+    with exceptions (clients had to be disconnected), failed (a failover or an override ended it),
+    aborted, unknown.
 
     Example: imctl op list -o json
     """
@@ -133,6 +134,23 @@ def op_abort(
     Example: imctl op abort switchover-fra-7
     """
     _steer(Kind.ABORT, name, override, Asking(dry_run, yes, output, data))
+
+
+@op.command("approve")
+def op_approve(
+    name: UnderWay = "",
+    override: Override = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Let a move begin that waits for approval (`safety.approval` of the region file), if its
+    rules still allow it.
+
+    Example: imctl op approve switchover-fra-7
+    """
+    _steer(Kind.APPROVE, name, override, Asking(dry_run, yes, output, data))
 
 
 def _steer(kind: str, name: str, override: str | None, how: Asking) -> None:

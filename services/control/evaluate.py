@@ -19,6 +19,7 @@ from services.policy.document import (
     IdcPolicy,
     IdcState,
     OperationRef,
+    OperationState,
     Outcome,
     Policy,
 )
@@ -164,24 +165,35 @@ def _nonsense(case: Case) -> list[Blocker]:
         )
     if change.kind in steering.KINDS:
         misfit = steering.misfit(policy, change)
-        return [*found, _transition(*misfit)] if misfit else found
+        if misfit:
+            return [*found, _transition(*misfit)]
+        if change.kind == Kind.APPROVE and policy.operation:
+            return found + _state_nonsense(case, policy.operation.kind)
+        return found
     if change.kind not in _FROM or change.idc not in case.idcs:
         found.append(_transition(f"{change.kind} {change.idc}", "a known change of a known IDC"))
         return found
-    allowed = _FROM[change.kind]
-    state, ramp = policy.state(change.idc), _ramp_of(policy, change.idc)
-    if state not in allowed:
-        found.append(_transition(f"{change.idc} is {state}", " or ".join(sorted(allowed))))
-    elif change.kind == Kind.FAILBACK and state is _S.ACTIVE and ramp == 100:
-        found.append(_transition(f"{change.idc} is active at 100 %", "less than all its clients"))
+    found += _state_nonsense(case, change.kind)
     if change.kind == Kind.SWITCHOVER and change.target not in case.others():
         found.append(_transition(f"the target is {change.target or 'missing'}", "an active IDC"))
     if change.kind == Kind.RAMP:
         found += _ramp_nonsense(case)
     running = policy.operation
-    if change.kind in steering.STEPS and running and running.idc == change.idc and running.paused:
+    stands = running and running.idc == change.idc and running.state is not OperationState.RUNNING
+    if change.kind in steering.STEPS and running and stands:
         found.append(_transition(f"{running.id} is {running.state}", "a running operation"))
     return found
+
+
+def _state_nonsense(case: Case, kind: str) -> list[Blocker]:
+    """Whether the IDC is in a state that the kind of change begins from."""
+    idc, allowed = case.change.idc, _FROM[kind]
+    state, ramp = case.policy.state(idc), _ramp_of(case.policy, idc)
+    if state not in allowed:
+        return [_transition(f"{idc} is {state}", " or ".join(sorted(allowed)))]
+    if kind == Kind.FAILBACK and state is _S.ACTIVE and ramp == 100:
+        return [_transition(f"{idc} is active at 100 %", "less than all its clients")]
+    return []
 
 
 def _ramp_nonsense(case: Case) -> list[Blocker]:
@@ -198,7 +210,7 @@ def _transition(measured: str, limit: str) -> Blocker:
 
 
 def _violations(case: Case) -> list[Blocker]:
-    resumed = case.change.kind == Kind.RESUME
+    resumed = case.change.kind in (Kind.RESUME, Kind.APPROVE)
     judged: Change | None = case.change
     if case.change.kind in steering.KINDS:
         running = case.policy.operation
@@ -225,6 +237,7 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
     if change.kind in _OPENS or change.kind == Kind.FAILOVER:
         opened = f"{change.kind}-{change.idc}-{epoch}"
         history = (*history, opened)[-HISTORY_MAX:]
+    awaits = change.kind in _OPENS and change.kind in case.safety.approval
     if change.kind in _OPENS:
         operation = OperationRef(
             opened,
@@ -234,12 +247,13 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
             change.by,
             change.request_id,
             case.now_ms,
+            OperationState.AWAITING if awaits else OperationState.RUNNING,
             rate=change.rate,
             max_lag_ms=change.max_lag_ms,
         )
     elif closes:
         operation = None
-    sentence = _sentence(case, epoch, overridden)
+    sentence = _sentence(case, epoch, overridden) + (", waiting for approval" if awaits else "")
     named = opened or (running.id if running else "")
     outcome = Outcome(change.request_id, epoch, named, sentence)
     if change.kind in steering.KINDS:
@@ -247,6 +261,10 @@ def _commit(case: Case, overridden: Sequence[Blocker]) -> Decision:
         operation, changed = steering.steered(
             running, change, policy.idcs[running.idc], case.now_ms
         )
+        if change.kind == Kind.APPROVE:
+            changed = _changed(replace(case, change=replace(change, kind=running.kind)))
+    elif awaits:
+        changed = policy.idcs.get(change.idc, IdcPolicy())
     else:
         changed = _changed(case)
     new = replace(

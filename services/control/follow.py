@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from imcore.region.model import Safety
 from services.control.evidence import Ends, Evidence, IdcFacts, Mark, mark_of
 from services.control.rules import Change, Kind, is_fresh
-from services.policy.document import IdcState, OperationRef, Policy
+from services.policy.document import IdcState, OperationRef, OperationState, Policy
 
 RAMP_STEPS = (10, 50, 100)
 LAST_STEPS = ("drained", "ramp-100")  # how the request of an operation's last change ends
@@ -41,7 +41,7 @@ def next_change(policy: Policy, now_ms: int, by: str) -> Change | None:
     """The change that would bring the operation on. The evaluator says whether it is time; a
     refusal only means "not yet". The request id is the same whoever drives."""
     running = policy.operation
-    if running is None or running.paused:
+    if running is None or running.state is not OperationState.RUNNING:
         return None
     known = policy.idcs[running.idc]
     if running.kind in (Kind.DRAIN, Kind.SWITCHOVER):

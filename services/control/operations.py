@@ -17,6 +17,7 @@ from services.control.evidence import Evidence
 from services.control.follow import LAST_STEPS
 from services.control.rules import Change, Kind
 from services.policy.document import (
+    PAUSES,
     POLICY_KEY,
     OperationRef,
     OperationState,
@@ -29,7 +30,7 @@ log = logging.getLogger("im.control")
 audit_log = logging.getLogger("im.audit")
 
 
-UNDER_WAY = frozenset({OperationState.RUNNING, OperationState.PAUSED, OperationState.STALLED})
+UNDER_WAY = PAUSES | {OperationState.RUNNING, OperationState.AWAITING}
 RECORDED_MS = 5_000  # a record is written right behind its commit, by who made that
 
 
@@ -141,7 +142,8 @@ async def _record(
         state = _state_after(running, change, decision.policy, evidence)
         writes.append((_blank(running), state))
     if decision.operation and (running is None or decision.operation != running.id):
-        done = change.kind == Kind.FAILOVER
+        begun = decision.policy.operation
+        state = OperationState.DONE if begun is None else begun.state  # a failover ends at once
         opened = Operation(
             decision.operation,
             change.kind,
@@ -154,7 +156,7 @@ async def _record(
             rate=change.rate,
             max_lag_ms=change.max_lag_ms,
         )
-        writes.append((opened, OperationState.DONE if done else OperationState.RUNNING))
+        writes.append((opened, state))
     for opened, state in writes:
         try:
             await proposer.change(

@@ -44,12 +44,13 @@ class Kind:
     STALL = "stall"  # by a controller: the next step has come no nearer for too long
     RESUME = "resume"
     ABORT = "abort"
+    APPROVE = "approve"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One wish. ``expect_epoch`` 0: whatever the epoch. ``overrides``: at most one rule id.
-    ``operation``: which one a pause, stall, resume or abort is about; its IDC follows from it.
+    ``operation``: which one a pause or the like is about; its IDC follows from it.
     ``reason``: why a controller stalls it. ``rate``, ``max_lag_ms``: as in ``OperationRef``."""
 
     kind: str

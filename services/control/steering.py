@@ -1,8 +1,9 @@
-"""Pause, resume and abort of the operation under way; pure.
+"""Pause, resume, abort and approval of the operation under way; pure.
 
 A pause moves nobody, so no safety rule speaks against it. A resume is judged as its move would be
 if it began now, an abort of a drain as the `undrain` that it is. An abort of a failback stops it
-where it is: who is back stays, `failback` goes on later, and `drain` takes them away again.
+where it is: who is back stays, `failback` goes on later, and `drain` takes them away again. A move
+that waits for approval has changed nothing yet: it is judged again when it is approved.
 """
 
 from __future__ import annotations
@@ -19,19 +20,22 @@ from services.policy.document import (
     Policy,
 )
 
-KINDS = frozenset({Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT})
+KINDS = frozenset({Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT, Kind.APPROVE})
 STEPS = frozenset({Kind.DRAINED, Kind.RAMP})  # what controllers bring an operation on by
 _RUNNING = frozenset({OperationState.RUNNING})
+_AWAITING = frozenset({OperationState.AWAITING})
 _WHEN = {
     Kind.PAUSE: _RUNNING,
     Kind.STALL: _RUNNING,
     Kind.RESUME: PAUSES,
-    Kind.ABORT: _RUNNING | PAUSES,
+    Kind.ABORT: _RUNNING | PAUSES | _AWAITING,
+    Kind.APPROVE: _AWAITING,
 }
 _BECOMES = {
     Kind.PAUSE: OperationState.PAUSED,
     Kind.STALL: OperationState.STALLED,
     Kind.RESUME: OperationState.RUNNING,
+    Kind.APPROVE: OperationState.RUNNING,
 }
 
 
@@ -61,9 +65,10 @@ def misfit(policy: Policy, change: Change) -> tuple[str, str] | None:
 
 def judged_as(running: OperationRef, change: Change) -> Change | None:
     """Whose rules this has to pass; None: no rule speaks about it."""
-    if change.kind == Kind.RESUME:
+    if change.kind in (Kind.RESUME, Kind.APPROVE):
         return replace(change, kind=running.kind, max_lag_ms=running.max_lag_ms)
-    if change.kind == Kind.ABORT and running.kind != Kind.FAILBACK:
+    has_begun = running.state is not OperationState.AWAITING
+    if change.kind == Kind.ABORT and running.kind != Kind.FAILBACK and has_begun:
         return replace(change, kind=Kind.UNDRAIN, target="")
     return None
 
@@ -71,9 +76,9 @@ def judged_as(running: OperationRef, change: Change) -> Change | None:
 def steered(
     running: OperationRef, change: Change, row: IdcPolicy, now_ms: int
 ) -> tuple[OperationRef | None, IdcPolicy]:
-    """The operation and its IDC's row after the change."""
+    """The operation and its IDC's row after the change; an approval begins the move as well."""
     if change.kind != Kind.ABORT:
         return replace(running, state=_BECOMES[change.kind]), row
-    if running.kind == Kind.FAILBACK:
+    if running.kind == Kind.FAILBACK or running.state is OperationState.AWAITING:
         return None, replace(row, since_ms=now_ms)
     return None, replace(row, state=IdcState.ACTIVE, target="", since_ms=now_ms, moved_ms=now_ms)

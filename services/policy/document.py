@@ -27,12 +27,13 @@ class IdcState(StrEnum):
 
 
 class OperationState(StrEnum):
-    """Of a move. The first three stand in the policy while it is under way, the others in its
+    """Of a move. The first four stand in the policy while it is under way, the others in its
     record; UNKNOWN is what a reader says of one whose end was recorded nowhere."""
 
     RUNNING = "running"
     PAUSED = "paused by operator"
     STALLED = "paused by failed step"
+    AWAITING = "waiting for approval"  # nothing has changed yet
     DONE = "done"
     EXCEPTIONS = "done with exceptions"  # connections were closed that did not go by themselves
     FAILED = "failed"  # a failover or an override put an end to it; its IDC stays as it was

@@ -57,7 +57,7 @@ def evidence() -> Evidence:
 
 def changes(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Change]:
     if policy.operation is not None:
-        for kind in (Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT):
+        for kind in (Kind.PAUSE, Kind.STALL, Kind.RESUME, Kind.ABORT, Kind.APPROVE):
             yield Change(kind, "", "", "operator", operation=policy.operation.id)
     for kind in KINDS:
         target = "sin" if kind == Kind.SWITCHOVER else ""
@@ -103,7 +103,13 @@ def is_back(policy: Policy) -> bool:
     return policy.idcs["fra"] == IdcPolicy() and policy.operation is None
 
 
-def test_from_every_reachable_state_a_legal_path_leads_back_to_all_clients() -> None:
+@pytest.mark.parametrize("approval", [[], ["drain", "switchover", "failback"]])
+def test_from_every_reachable_state_a_legal_path_leads_back_to_all_clients(
+    monkeypatch: pytest.MonkeyPatch, approval: list[str]
+) -> None:
+    safety = _SAFETY.model_copy(update={"approval": approval})
+    spec = REGION.spec.model_copy(update={"safety": safety})
+    monkeypatch.setitem(globals(), "REGION", REGION.model_copy(update={"spec": spec}))
     start = plain(initial(REGION, NOW))
     known = {key(start): start}
     todo = [start]

@@ -202,6 +202,62 @@ def test_a_tighter_lag_holds_for_the_move_its_steps_and_its_resume() -> None:
     assert "replication-lag" in refused_as(decide(paused, Kind.RESUME, slow, operation=name))
 
 
+# -------------------------------------------------------------------------------- approval
+
+
+def with_approval(**safety: Any) -> Region:
+    update = {"approval": ["drain", "switchover", "failback"], **safety}
+    changed = SAFETY.model_copy(update=update)
+    return REGION.model_copy(update={"spec": REGION.spec.model_copy(update={"safety": changed})})
+
+
+@pytest.mark.parametrize("kind", [Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILBACK])
+def test_a_move_that_needs_approval_changes_nothing_until_it_has_it(kind: str) -> None:
+    start = initial(REGION, NOW - 60_000)
+    if kind == Kind.FAILBACK:
+        start = replace(start, idcs={**start.idcs, "fra": IdcPolicy(IdcState.RECOVERING)})
+    target = "sin" if kind == Kind.SWITCHOVER else ""
+    begun = decide(start, kind, within=with_approval(), idc="fra", target=target, rate=9)
+    waiting = committed(begun)
+    assert begun.sentence.endswith("waiting for approval")
+    assert waiting.idcs == start.idcs
+    assert waiting.operation is not None
+    assert waiting.operation.state is OperationState.AWAITING
+    assert next_change(waiting, NOW + 60_000, "controller iad") is None
+    step = Kind.RAMP if kind == Kind.FAILBACK else Kind.DRAINED
+    assert "transition" in refused_as(decide(waiting, step, idc="fra", ramp=10))
+    name = waiting.operation.id
+    for steered in (Kind.PAUSE, Kind.RESUME):
+        assert "transition" in refused_as(decide(waiting, steered, operation=name))
+
+    approved = committed(decide(waiting, Kind.APPROVE, within=with_approval(), operation=name))
+    at_once = committed(decide(start, kind, idc="fra", target=target, rate=9))
+    assert approved.idcs == at_once.idcs
+    assert approved.operation == replace(waiting.operation, state=OperationState.RUNNING)
+    assert "transition" in refused_as(decide(approved, Kind.APPROVE, operation=name))
+
+
+def test_an_approval_is_judged_anew_and_an_abort_of_what_waits_moves_nobody() -> None:
+    start = initial(REGION, NOW - 60_000)
+    waiting = committed(decide(start, Kind.DRAIN, within=with_approval(), idc="fra"))
+    name = waiting.history[-1]
+    slow = evidence(lag_ms={"iad.1": 6_000})
+    found = refused_as(decide(waiting, Kind.APPROVE, slow, operation=name))
+    assert set(found) == {"replication-lag"}
+    gone = replace(waiting, idcs={**waiting.idcs, "fra": IdcPolicy(IdcState.RETIRED)})
+    assert "transition" in refused_as(decide(gone, Kind.APPROVE, operation=name))
+    aborted = committed(decide(waiting, Kind.ABORT, slow, operation=name))  # no rule is in its way
+    assert aborted.operation is None
+    assert aborted.idcs["fra"].state is IdcState.ACTIVE
+    assert aborted.idcs["fra"].moved_ms == 0
+
+
+def test_what_is_not_listed_needs_no_approval() -> None:
+    region = with_approval(approval=["failback"])
+    drained = committed(decide(initial(REGION, NOW), Kind.DRAIN, within=region, idc="fra"))
+    assert drained.idcs["fra"].state is IdcState.DRAINING
+
+
 # --------------------------------------------------------------------------- a failed step
 
 
