@@ -38,7 +38,7 @@ def render(
     secret: Annotated[
         str,
         typer.Option(help="Kubernetes: the Secret with ca.crt, tls.crt, tls.key and password."),
-    ] = "kafka-client",
+    ] = "kafka-client",  # noqa: S107 - the name of a Secret, not a secret
     folder: Annotated[
         Path | None,
         typer.Option(

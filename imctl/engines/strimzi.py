@@ -179,7 +179,7 @@ def _container(flows: Flows, image: str) -> Object:
             {"name": "settings", "mountPath": str(_SETTINGS), "readOnly": True},
             {"name": "secret", "mountPath": str(_SECRET), "readOnly": True},
             {"name": "logs", "mountPath": str(LOGS)},
-            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the container's own
         ],
     }
 

@@ -168,3 +168,14 @@ def test_a_file_of_other_bytes_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="expected UTF-8 text"):
         load_region(tmp_path / "x.yaml")
+
+
+def test_a_password_in_the_place_of_its_file_is_not_repeated() -> None:
+    """It stood in the error, and so in terminals and logs of CI."""
+    etcd = "{endpoints: ['h:1'], ca_file: /ca, username: im, password_file: hunter2}"
+    text = changed(
+        "    - name: fra\n", f"    - name: fra\n      engines: {{registry: {{etcd: {etcd}}}}}\n"
+    )
+    found = problems(text)
+    assert any("etcd.password_file: expected" in line for line in found)
+    assert not any("hunter2" in line for line in found)

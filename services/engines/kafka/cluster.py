@@ -421,7 +421,7 @@ class Cluster:
             for _, partitions, *_ in reply.topics:
                 for _, _, code, *_ in partitions:
                     self.moved(at, code)
-                    self.check(code, f"delete from {at.topic} partition {at.partition}")
+                    self.check(code, f"delete from {at.topic} partition {at.partition}")  # noqa: S608 - no SQL
 
         await self._at_leader(at, once)
 
