@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench nightly mutations proto docs clean setup-demo setup-test engines
+MINUTES ?= 10
+TARGET ?=
+
+.PHONY: help demo test lint bench nightly mutations fuzz proto docs clean setup-demo setup-test engines
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
@@ -11,6 +14,7 @@ help:
 	@echo "make lint       format, lint, types, layers, generated stubs and docs"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
+	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
@@ -50,6 +54,9 @@ nightly: setup-test mutations
 
 mutations: setup-test
 	@$(BIN)/python -m tools.mutations
+
+fuzz: setup-test
+	@$(BIN)/python -m fuzz --minutes $(MINUTES) $(TARGET)
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py
