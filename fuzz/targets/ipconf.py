@@ -125,6 +125,7 @@ def seeds() -> list[bytes]:
         _request("GET /v1/gateways", "X-Im-Address: ::ffff:1.2.3.4", token="@ADMIN@"),
         _request("POST /v1/reports", body=json.dumps(report)),
         _request("POST /v1/reports", body='{"reports": []}'),
+        _request("POST /v1/reports", body="[" * 5_000),
         _request("POST /v1/reports", "Transfer-Encoding: chunked") + chunked.encode(),
         _request("PUT /v1/reports"), _request("GET /", token="x.y"), b"\x16\x03\x01", b"\r\n",
     ]  # fmt: skip

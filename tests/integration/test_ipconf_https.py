@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import ssl
@@ -216,3 +217,22 @@ async def test_a_client_that_does_not_trust_the_ca_gets_nothing(api: Api) -> Non
     async with aiohttp.ClientSession(connector=connector) as stranger:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await stranger.get(f"{api.url}/v1/gateways")
+
+
+async def test_a_report_nested_without_end_and_one_cut_off_are_the_client_s_own_trouble(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await api.report("[" * 10_000) == 400
+    head = (
+        "POST /v1/reports HTTP/1.1\r\nHost: ipconf\r\nContent-Length: 100\r\n"
+        f"Authorization: Bearer {api.token('carol')}\r\n\r\n{{"
+    )
+    port = int(api.url.rpartition(":")[2])
+    tls = client_ssl_context(api.pki_dir / "ca.pem")
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    writer.write(head.encode())
+    await writer.drain()
+    await api.get()  # by then the request has begun to be read
+    writer.transport.abort()
+    await asyncio.sleep(0.1)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -168,3 +168,19 @@ def test_a_file_of_other_bytes_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="expected UTF-8 text"):
         load_region(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '!!int ""', '!!int "_"', '!!float ""', "!!bool perhaps", "!!timestamp soon", "2026-13-45",
+        "0x" + "f" * 5_000, "1" + ":1" * 3_000,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ["{}\n", "kind: Region\nspec:\n  {}: 1\n", "a: 1\nspec:\n - {}\n"])
+def test_a_value_that_yaml_itself_cannot_read_is_told_on_its_line(text: str, value: str) -> None:
+    line = text[: text.index("{}")].count("\n") + 1
+    loaded = check_text(text.format(value), "region.yaml")
+    assert loaded.region is None
+    assert any(problem.startswith(f"region.yaml:{line}: expected ") for problem in loaded.problems)
+    assert all(len(problem) < 300 for problem in loaded.problems)
