@@ -84,7 +84,7 @@ class FrameDecoder:
     def __init__(self, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
         self._max = message_bytes_max
         self._buffer = b""
-        self._chunks = bytearray()  # not a list: a chunk of one byte would cost forty
+        self._chunks = bytearray()  # a list takes 22 bytes for each in chunks of two
         self._chunked: tuple[int, int] | None = None  # type and id of an unfinished message
 
     @property
