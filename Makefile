@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench nightly mutations drills proto docs clean setup-demo setup-test \
-	engines
+MINUTES ?= 10
+TARGET ?=
+
+.PHONY: help demo test lint bench nightly mutations drills fuzz proto docs clean setup-demo \
+	setup-test engines
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
@@ -13,6 +16,7 @@ help:
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
+	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
@@ -55,6 +59,9 @@ drills: setup-test
 
 mutations: setup-test
 	@$(BIN)/python -m tools.mutations
+
+fuzz: setup-test
+	@$(BIN)/python -m fuzz --minutes $(MINUTES) $(TARGET)
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py

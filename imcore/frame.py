@@ -84,9 +84,13 @@ class FrameDecoder:
     def __init__(self, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
         self._max = message_bytes_max
         self._buffer = b""
-        self._chunks: list[bytes] = []
+        self._chunks = bytearray()  # a list takes 22 bytes for each in chunks of two
         self._chunked: tuple[int, int] | None = None  # type and id of an unfinished message
-        self._chunked_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what has come and is no whole message yet."""
+        return len(self._buffer) + len(self._chunks)
 
     def feed(self, data: bytes) -> list[Frame]:
         """Whole messages, in order. Raises FrameError; the decoder is of no use afterwards."""
@@ -119,13 +123,12 @@ class FrameDecoder:
             self._chunked = (type_, id_)
         elif self._chunked != (type_, id_):
             raise FrameError("another frame came between the chunks of a message")
-        self._chunked_bytes += len(body)
-        if self._chunked_bytes > self._max:
+        if len(self._chunks) + len(body) > self._max:
             raise FrameError(f"a message has at most {self._max} bytes")
-        self._chunks.append(body)
+        self._chunks += body
         if more:
             return None
-        whole = b"".join(self._chunks)
-        self._chunked, self._chunked_bytes = None, 0
+        whole = bytes(self._chunks)
+        self._chunked = None
         self._chunks.clear()
         return whole

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from imcore.errors import BadInput
 
@@ -186,6 +186,10 @@ _KINDS: dict[str, type[Event]] = {
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
     "login": Login, "view": View,
 }  # fmt: skip
+_TYPES: dict[str, tuple[type, ...]] = {
+    name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())
+    for name, kind in _KINDS.items()
+}
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _quoted = json.encoder.encode_basestring_ascii
 _NAMES: dict[type[Event], str] = {kind: name for name, kind in _KINDS.items()}
@@ -292,7 +296,9 @@ def _parse_header(path: Path, line: bytes) -> Header:
         fields = json.loads(line)
         version = fields["history"]
         header = Header(version, *(fields[name] for name in Header._fields[1:]))
-    except (ValueError, KeyError, TypeError) as error:
+        if tuple(map(type, header)) != (int, str, str, str):
+            raise TypeError("a field of another type")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}:1: expected the header of a history") from error
     if version != VERSION:
         raise BadInput(f"{path}:1: history version {version}, this program reads {VERSION}")
@@ -307,10 +313,19 @@ def _events(path: Path, on_torn: Callable[[], None]) -> Iterator[Event]:
                 on_torn()  # only the last line can lack its end
                 return
             try:
-                kind, *fields = json.loads(line)
-                event = _KINDS[kind](*fields)
-            except (ValueError, KeyError, TypeError) as error:
+                event = _event(*json.loads(line))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise BadInput(
                     f"{path}:{number}: expected a line of a history, got {line[:60]!r}"
                 ) from error
             yield event
+
+
+def _event(kind: str, *fields: Any) -> Event:
+    """Raises KeyError, TypeError."""
+    if tuple(map(type, fields)) != _TYPES[kind]:
+        raise TypeError("a field of another type, or too many, or too few")
+    for field in fields:
+        if type(field) is list and not all(type(item) is str for item in field):
+            raise TypeError("a list of something else than texts")
+    return _KINDS[kind](*fields)

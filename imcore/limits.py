@@ -9,3 +9,5 @@ CONTENT_BYTES_MAX = 96 * 1024  # of any region; leaves room for CLAIMS_MAX in th
 CLAIMS_MAX = 256  # of one send or claim
 OUTBOX_HEADS_MAX = 1_000  # of one Connect
 CONVERSATION_CHARS_MAX = 131  # of a direct one: d:<uid>:<uid>, 64 each
+
+CID_MAX = (1 << 63) - 1  # the next one must still be a number on the wire (SendAck.want)

@@ -9,6 +9,8 @@ import base64
 import json
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
 from imcore.attest import RegionKeys
 from imcore.errors import Code, Refused
 from imcore.words import valid_id
@@ -26,6 +28,9 @@ class Claims(NamedTuple):
     admin: bool = False
 
 
+_CLAIMS = TypeAdapter(Claims)
+
+
 def mint(keys: RegionKeys, claims: Claims) -> str:
     body = json.dumps(claims._asdict(), separators=(",", ":")).encode()
     signature = keys.sign(body, PURPOSE)
@@ -40,8 +45,8 @@ def verify(keys: RegionKeys, token: str, now_ms: int) -> Claims:
         body, signature = _unb64(body_text), _unb64(signature_text)
         if not keys.check(body, signature, PURPOSE):
             raise Refused(Code.UNAUTHENTICATED, "the token's signature does not verify")
-        claims = Claims(**json.loads(body))
-    except (ValueError, TypeError) as error:
+        claims = _CLAIMS.validate_json(body, strict=True)
+    except ValueError as error:
         raise Refused(
             Code.UNAUTHENTICATED, "the token is not of the form CLAIMS.SIGNATURE"
         ) from error

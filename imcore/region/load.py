@@ -20,6 +20,7 @@ from imcore.region.problem import Loc, Problem, dotted
 
 FILE_BYTES_MAX = 1 << 20
 NESTING_MAX = 50
+_DIGITS_MAX = 100
 
 
 class Loaded(NamedTuple):
@@ -46,7 +47,7 @@ def check_text(text: str, file: str) -> Loaded:
         if root is None:
             return Loaded(None, [f"{file}:1: expected a region file, got an empty one"])
         problems = _tree_problems(root)
-        data = yaml.SafeLoader("").construct_document(root)
+        data = _Loader("").construct_document(root)
     except yaml.MarkedYAMLError as error:
         return Loaded(None, [_syntax(file, error)])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -118,6 +119,24 @@ def _prune(data: Any, loc: Loc) -> None:
 
 
 # ------------------------------------------------------------------------------ YAML nodes
+
+
+class _Loader(yaml.SafeLoader):
+    """Names the line of a value that its tag does not fit, for which PyYAML has all kinds of
+    errors without one; and takes no number that could not be printed."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float") and len(node.value) > _DIGITS_MAX:
+            raise _unreadable(node, f"a number of more than {_DIGITS_MAX} digits")
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:
+            raise _unreadable(node, f"this is no {kind} that YAML knows") from error
+
+
+def _unreadable(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _tree_problems(root: yaml.Node) -> list[Problem]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.runtime import Clock
@@ -22,6 +24,7 @@ from services.policy.document import (
     OperationRef,
     OperationState,
     Policy,
+    first_problem,
     from_json,
     initial,
 )
@@ -76,11 +79,12 @@ def operation_key(operation_id: str) -> str:
 def operation_from_json(data: bytes) -> Operation:
     """Raises ValueError, also for the empty record of an operation that is long past."""
     try:
-        row = json.loads(data)
-        steps = tuple(Step(**step) for step in row["steps"])
-        return Operation(**{**row, "state": OperationState(row["state"]), "steps": steps})
-    except (KeyError, TypeError) as error:
-        raise ValueError("not an operation record") from error
+        return _OPERATION.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"not an operation record: {first_problem(error)}") from error
+
+
+_OPERATION = TypeAdapter(Operation)
 
 
 def with_step(current: bytes | None, opened: Operation, step: Step, state: OperationState) -> bytes:

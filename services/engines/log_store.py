@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict
+
 from imcore.errors import BadInput, ImError, Unavailable
 from imcore.runtime import Random
 from imcore.words import Origin, parse_origin
@@ -67,21 +69,42 @@ class _Meta:
         return json.dumps(document, indent=1).encode()
 
 
+class _Boot(NamedTuple):
+    confirmed: int
+    pending: int
+
+
+class _Document(BaseModel):
+    """``_Meta.dump``, as it is read."""
+
+    model_config = ConfigDict(strict=True)
+
+    log_id: str
+    partitions: int
+    boot: _Boot
+    own: str | None
+    damage: list[tuple[str, int, int, int]]
+    ends: dict[str, list[int]]
+
+
 def _parse_meta(data: bytes, path: str) -> _Meta:
     try:
-        document = json.loads(data)
-        if document["format"] != _FORMAT:
-            raise BadInput(f"{path} has format {document['format']}, this program reads {_FORMAT}")
+        found = json.loads(data)["format"]
+        if found != _FORMAT:
+            raise BadInput(f"{path} has format {found!r:.20}, this program reads {_FORMAT}")
+        document = _Document.model_validate_json(data)
+        if any(len(ends) != document.partitions for ends in document.ends.values()):
+            raise ValueError("`ends` are not of as many partitions as there are")
         return _Meta(
-            bytes.fromhex(document["log_id"]),
-            document["partitions"],
-            document["boot"]["confirmed"],
-            document["boot"]["pending"],
-            parse_origin(document["own"]) if document["own"] else None,
-            [Damage(parse_origin(o), p, first, last) for o, p, first, last in document["damage"]],
-            {parse_origin(origin): ends for origin, ends in document["ends"].items()},
+            bytes.fromhex(document.log_id),
+            document.partitions,
+            document.boot.confirmed,
+            document.boot.pending,
+            parse_origin(document.own) if document.own else None,
+            [Damage(parse_origin(origin), *rest) for origin, *rest in document.damage],
+            {parse_origin(origin): ends for origin, ends in document.ends.items()},
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path} is not a log store's description: {error}") from error
 
 

@@ -59,27 +59,42 @@ Verdict = Accept | Joined | Known | Want | Conflict
 
 @dataclass(slots=True)
 class LaneState:
-    """Cids from ``floor`` on; below it everything is replicated and nobody will ask."""
+    """Cids from ``floor`` on; below it everything is replicated and nobody will ask.
+
+    Invariant: between ``floor`` and ``_next`` nothing is wanted. A client may leave its floor
+    where it is for ever, so no message may cost what all before it do."""
 
     known: set[int] = field(default_factory=set)
     pending: dict[int, Pending] = field(default_factory=dict)
     floor: int = 1
     loaded: bool = False  # False while the KV is being asked what is known
+    _next: int = 1
 
     def raise_floor(self, floor: int) -> None:
         if floor > self.floor:
+            if floor - self.floor < len(self.known):
+                self.known.difference_update(range(self.floor, floor))
+            else:
+                self.known = {cid for cid in self.known if cid >= floor}
             self.floor = floor
-            self.known = {cid for cid in self.known if cid >= floor}
 
     def lower_floor(self, floor: int) -> None:
         """Not loaded from now on: below the old floor nothing is known."""
         self.floor = min(self.floor, max(1, floor))
+        self._next = self.floor
+        self.loaded = False
+
+    def forget_known(self) -> None:
+        """It is read again."""
+        self.known.clear()
+        self._next = self.floor
         self.loaded = False
 
     def want(self) -> int:
-        cid = self.floor
+        cid = max(self.floor, self._next)
         while cid in self.known or cid in self.pending:
             cid += 1
+        self._next = cid
         return cid
 
 
@@ -188,8 +203,7 @@ class Sequencer:
         pending is in the own log, which stays, and so do the seqs that were given out for it."""
         self._lanes = {lane: state for lane, state in self._lanes.items() if state.pending}
         for state in self._lanes.values():
-            state.known.clear()
-            state.loaded = False
+            state.forget_known()
 
     def close(self, reason: str) -> None:
         self._closed = reason

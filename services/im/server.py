@@ -22,7 +22,7 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.hlc import Hlc
-from imcore.limits import CLAIMS_MAX
+from imcore.limits import CID_MAX, CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
 from imcore.runtime import Clock
@@ -203,8 +203,9 @@ class ImServer:
         return send.durability == pb.DURABILITY_REPLICATED or self.policy.ack == "replicated"
 
     def _submission(self, session: Session, send: pb.Send) -> Submission:
-        if not valid_id(send.outbox) or send.cid < 1:
-            raise Refused(Code.BAD_REQUEST, "a send needs an outbox id and a cid from 1")
+        if not valid_id(send.outbox) or not 1 <= send.cid <= CID_MAX or send.floor > CID_MAX:
+            message = "a send needs an outbox id, and a cid and floor from 1 to 2^63 - 1"
+            raise Refused(Code.BAD_REQUEST, message)
         check_conversation(send.conversation)
         if len(send.content) > self.policy.content_bytes_max:
             limit = self.policy.content_bytes_max

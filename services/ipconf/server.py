@@ -133,7 +133,7 @@ class IpconfServer:
         try:
             rows = json.loads(await request.read())["reports"]
             accused = [str(row["idc"]) for row in rows[:PER_REQUEST_MAX]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Refused(
                 Code.BAD_REQUEST, 'expected {"reports": [{"gateway", "idc", "failure"}]}'
             ) from error
@@ -198,6 +198,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         code = Code.NOT_FOUND if error.status == 404 else Code.BAD_REQUEST
         return _error(error.status, code, error.reason)
+    except (ConnectionError, web.RequestPayloadError):
+        # It broke off in its body: nobody to answer, and nothing that one client may log at will.
+        return _error(400, Code.BAD_REQUEST, "the request is not whole")
     except Exception:
         log.exception("a request to %s failed", request.path)
         return _error(500, Code.INTERNAL, "internal error", 500)

@@ -6,6 +6,8 @@ import base64
 import json
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
 from imcore.attest import RegionKeys
 
 PURPOSE = b"placement"
@@ -15,6 +17,9 @@ class Ticket(NamedTuple):
     shard: str
     uid: str
     epoch: int
+
+
+_TICKET = TypeAdapter(Ticket)
 
 
 def mint(keys: RegionKeys, ticket: Ticket) -> str:
@@ -28,8 +33,8 @@ def read(keys: RegionKeys, text: bytes) -> Ticket | None:
         body, signature = (_unb64(part) for part in text.split(b"."))
         if not keys.check(body, signature, PURPOSE):
             return None
-        return Ticket(**json.loads(body))
-    except (ValueError, TypeError):
+        return _TICKET.validate_json(body, strict=True)
+    except ValueError:
         return None
 
 

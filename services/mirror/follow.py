@@ -229,8 +229,7 @@ class Follower:
                 if not isinstance(batch, peer.TailBatch):
                     raise TimeoutError(f"{via} ended the stream of {origin}")
                 self.source, self.heard_at = via, self.clock.now()
-                await self._take(copy, origin, batch)
-                self._note_damage(via, origin, batch)
+                await self.take(via, copy, origin, batch)
                 if batch.truncated_below:
                     raise CutAway(f"{via} has cut away what comes next here of {origin}")
                 if batch.records:
@@ -275,14 +274,19 @@ class Follower:
         if batch.damaged:
             raise SourceDamaged(f"{via} cannot read what comes next here of {origin}")
 
-    async def _take(self, copy: Log, origin: Origin, batch: peer.TailBatch) -> None:
+    async def take(self, via: str, copy: Log, origin: Origin, batch: peer.TailBatch) -> None:
+        """What a source has sent: durable when it returns. Raises Damaged, SourceDamaged, and what
+        the copy does."""
         ends = self._ends.setdefault(origin, {})
+        named = {end.partition for end in (*batch.ends, *batch.damaged)}
+        if unknown := sorted(number for number in named if number >= self.partitions):
+            raise Damaged(f"{via} names partition {unknown[0]}; there are {self.partitions}")
         for end in batch.ends:
             ends[end.partition] = max(end.lsn, ends.get(end.partition, 0))
             self.progress.announce(origin, end.partition, end.lsn)
             held = copy.end(end.partition).lsn
             sealed = self.seal_of(origin, end.partition) is not None
-            told = self.source == self.idc and not sealed
+            told = via == self.idc and not sealed
             if told and self._lost_its_end(origin, end, held):
                 self._alarm(
                     f"{origin} partition {end.partition} ends at {end.lsn} at its origin, "
@@ -293,6 +297,7 @@ class Follower:
         if records:
             await copy.append_copy(records)
             self._problem = None
+        self._note_damage(via, origin, batch)
 
     def _lost_its_end(self, origin: Origin, end: peer.PartitionEnd, held: int) -> bool:
         """Whether the origin ends below what is held of it here. What something else copies may be

@@ -74,14 +74,26 @@ def load(
     addresses: dict[str, str] = {}
     if links is not None:
         try:
-            addresses = json.loads(links.read_text())
-        except (OSError, ValueError) as error:
+            addresses = parse_links(links.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise BadInput(
                 f'--links {links}: expected JSON {{"IDC": "HOST:PORT"}}: {error}'
             ) from None
     return NodeConfig(
         region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit
     )
+
+
+def parse_links(data: bytes) -> dict[str, str]:
+    """By peer, where it is dialled. Raises ValueError."""
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise ValueError("it is no mapping")
+    for peer, address in found.items():
+        host, port = split_address(address) if isinstance(address, str) else ("", 0)
+        if not host or not 0 < port < 1 << 16:
+            raise ValueError(f"{peer}: {address!r} is no HOST:PORT")
+    return found
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from imcore.region.model import Region
 
@@ -14,6 +16,7 @@ POLICY_KEY = "policy"
 MOVES_PER_S = 50  # sessions handed over per second by one IDC
 HISTORY_MAX = 20
 REQUESTS_MAX = 64
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class IdcState(StrEnum):
@@ -94,7 +97,9 @@ class Policy:
     operation: OperationRef | None = None
     history: tuple[str, ...] = ()  # ids of the last operations, newest last
     requests: tuple[Outcome, ...] = ()
-    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # over the region file
+    weights: Mapping[str, Mapping[str, Weight]] = field(
+        default_factory=dict
+    )  # over the region file
     moves_per_s: int = MOVES_PER_S
 
     def state(self, idc: str) -> IdcState:
@@ -120,26 +125,16 @@ def initial(region: Region, now_ms: int) -> Policy:
 def from_json(data: bytes) -> Policy:
     """Raises ValueError. Fields that this version does not know are ignored."""
     try:
-        document: dict[str, Any] = json.loads(data)
-        operation = document["operation"]
-        running = _known(OperationRef, operation) if operation else None
-        if running is not None:
-            running = replace(running, state=OperationState(running.state))
-        return Policy(
-            epoch=int(document["epoch"]),
-            idcs={
-                name: replace(_known(IdcPolicy, row), state=IdcState(row["state"]))
-                for name, row in document["idcs"].items()
-            },
-            operation=running,
-            history=tuple(document["history"]),
-            requests=tuple(_known(Outcome, row) for row in document["requests"]),
-            weights=document["weights"],
-            moves_per_s=int(document["moves_per_s"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError("not a policy document") from error
+        return _POLICY.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"not a policy document: {first_problem(error)}") from error
 
 
-def _known(kind: Any, row: Mapping[str, Any]) -> Any:
-    return kind(**{name: row[name] for name in kind.__dataclass_fields__ if name in row})
+def first_problem(error: ValidationError) -> str:
+    """In one line, without what stands there."""
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, detail["loc"]))
+    return f"{where}: {detail['msg']}" if where else detail["msg"]
+
+
+_POLICY = TypeAdapter(Policy)

@@ -68,7 +68,8 @@ def load(path: Path, now: float) -> list[Record]:
         return [_record(json.loads(row), now) for row in rows]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError,
+            RecursionError) as error:  # fmt: skip
         log.warning("the session checkpoint %s is not usable, starting without: %s", path, error)
         return []
 

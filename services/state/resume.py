@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, TypeAdapter
 
 from imcore.attest import RegionKeys
 
 PURPOSE = b"resume"
 _SIGNATURE_BYTES = 20
+
+
+Partition = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+Lsn = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,11 @@ class Resume:
     connection_epoch: int
     expires_ms: int
     idc: str
-    incarnation: int
-    lsns: dict[str, int] = field(default_factory=dict)  # partition -> last op accepted there
+    incarnation: Annotated[int, Field(ge=0, lt=1 << 32)]
+    lsns: dict[Partition, Lsn] = field(default_factory=dict)  # partition -> last op accepted there
+
+
+_RESUME = TypeAdapter(Resume)
 
 
 def seal(keys: RegionKeys, resume: Resume) -> bytes:
@@ -35,7 +45,7 @@ def open_token(keys: RegionKeys, token: bytes, now_ms: int) -> Resume | None:
     if not keys.check(body, signature, PURPOSE):
         return None
     try:
-        resume = Resume(**json.loads(body))
-    except (ValueError, TypeError):
+        resume = _RESUME.validate_json(body, strict=True)
+    except ValueError:
         return None
     return resume if resume.expires_ms > now_ms else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import ssl
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema
 import pytest
 
 from imcore.attest import RegionKeys
@@ -27,12 +29,30 @@ from services.ipconf.ticket import Ticket, read
 from services.policy.document import IdcPolicy, IdcState, Policy, initial
 from services.policy.holder import PolicyHolder
 
+OPENAPI = json.loads((Path(__file__).parents[2] / "docs" / "ipconf.openapi.json").read_text())
 LOCATOR = CountryTable()
 IDCS = ("fra", "iad", "sin")
 
 
+def documented(method: str, path: str, status: int, body: Any) -> None:
+    """Raises when the answer is not one that docs/ipconf.openapi.json has."""
+    if path not in OPENAPI["paths"]:
+        assert status == 404
+        name = "Error"
+    else:
+        answer = OPENAPI["paths"][path][method]["responses"][str(status)]
+        if "$ref" in answer:
+            answer = OPENAPI["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+        if "content" not in answer:
+            assert body is None
+            return
+        name = answer["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    schema = {"$ref": f"#/components/schemas/{name}", "components": OPENAPI["components"]}
+    jsonschema.Draft202012Validator(schema).validate(body)
+
+
 class Api:
-    """A running ipconf and a client of it."""
+    """A running ipconf and a client of it, which holds every answer against the document."""
 
     def __init__(self, folder: Path, pki_dir: Path) -> None:
         self.folder = folder
@@ -90,11 +110,15 @@ class Api:
         async with self.http.get(
             f"{self.url}/v1/gateways{query}", headers=bearer | headers
         ) as response:
-            return response.status, await response.json()
+            body = await response.json()
+            documented("get", "/v1/gateways", response.status, body)
+            return response.status, body
 
     async def report(self, body: Any, uid: str = "alice") -> int:
         headers = {"Authorization": f"Bearer {self.token(uid)}"}
         async with self.http.post(f"{self.url}/v1/reports", data=body, headers=headers) as response:
+            answer = await response.json() if await response.read() else None
+            documented("post", "/v1/reports", response.status, answer)
             return response.status
 
     def policy(self, epoch: int = 3, **idcs: IdcState) -> Policy:
@@ -216,3 +240,26 @@ async def test_a_client_that_does_not_trust_the_ca_gets_nothing(api: Api) -> Non
     async with aiohttp.ClientSession(connector=connector) as stranger:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await stranger.get(f"{api.url}/v1/gateways")
+
+
+async def test_a_report_nested_without_end_and_one_cut_off_are_the_client_s_own_trouble(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await api.report("[" * 10_000) == 400
+    head = (
+        "POST /v1/reports HTTP/1.1\r\nHost: ipconf\r\nContent-Length: 100\r\n"
+        f"Authorization: Bearer {api.token('carol')}\r\n\r\n{{"
+    )
+    port = int(api.url.rpartition(":")[2])
+    tls = client_ssl_context(api.pki_dir / "ca.pem")
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    writer.write(head.encode())
+    await writer.drain()
+    await api.get()  # by then the request has begun to be read
+    writer.transport.abort()
+    await asyncio.sleep(0.1)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_report_that_is_too_large_is_documented_too(api: Api) -> None:
+    assert await api.report("x" * 20_000) == 413

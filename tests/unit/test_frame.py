@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -111,3 +112,18 @@ def test_a_client_preface_that_breaks_a_rule_is_refused(preface):
 def test_a_server_that_has_no_version_for_us_is_refused(preface):
     with pytest.raises(frame.FrameError):
         frame.parse_server_preface(preface)
+
+
+def test_small_chunks_take_no_more_memory_than_what_was_sent():
+    decoder = frame.FrameDecoder()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(20_000):
+            chunk = number.to_bytes(2, "big")
+            decoder.feed(frame.HEADER.pack(frame.REQUEST, 1, len(chunk), 5) + chunk)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert decoder.held_bytes == 40_000
+    assert held < 3 * 40_000

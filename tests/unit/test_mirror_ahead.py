@@ -43,7 +43,7 @@ async def test_an_origin_that_ends_below_its_copy_is_an_alarm_when_it_stays_so(
 
     async def hear(end: int) -> None:
         batch = peer.TailBatch(ends=[peer.PartitionEnd(partition=0, lsn=end)])
-        await follower._take(copy, FRA, batch)
+        await follower.take("fra", copy, FRA, batch)
 
     for end in range(0, 60, 2):  # under load, an end behind it at every look
         await grow(2)

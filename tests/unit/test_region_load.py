@@ -179,3 +179,19 @@ def test_a_password_in_the_place_of_its_file_is_not_repeated() -> None:
     found = problems(text)
     assert any("etcd.password_file: expected" in line for line in found)
     assert not any("hunter2" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '!!int ""', '!!int "_"', '!!float ""', "!!bool perhaps", "!!timestamp soon", "2026-13-45",
+        "0x" + "f" * 5_000, "1" + ":1" * 3_000,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ["{}\n", "kind: Region\nspec:\n  {}: 1\n", "a: 1\nspec:\n - {}\n"])
+def test_a_value_that_yaml_itself_cannot_read_is_told_on_its_line(text: str, value: str) -> None:
+    line = text[: text.index("{}")].count("\n") + 1
+    loaded = check_text(text.format(value), "region.yaml")
+    assert loaded.region is None
+    assert any(problem.startswith(f"region.yaml:{line}: expected ") for problem in loaded.problems)
+    assert all(len(problem) < 300 for problem in loaded.problems)
