@@ -20,7 +20,7 @@ LOOKS_MIN = 5
 
 
 class Outcome(StrEnum):
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105
     DEVIATED = "deviated"
     INCONCLUSIVE = "inconclusive"
     ABORTED = "aborted"  # by the operator; everything was undone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +30,20 @@ def one_idc(spec: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, faults: bool, callers: Sequence[str] = ()) -> AsyncIterator[Node]:
-    """Serves when the block begins. ``callers``: names that get a certificate too. ``imctl`` finds
-    the deployment in the folder, as if it had started it."""
-    path = lab_region(folder, one_idc)
+async def running(
+    folder: Path,
+    faults: bool,
+    callers: Sequence[str] = (),
+    edit: Callable[[dict[str, Any]], None] = lambda spec: None,
+) -> AsyncIterator[Node]:
+    """Serves when the block begins. ``callers``: names that get a certificate too. ``edit`` changes
+    the region's ``spec``. ``imctl`` finds the deployment in the folder, as if it had started it."""
+
+    def changed(spec: dict[str, Any]) -> None:
+        one_idc(spec)
+        edit(spec)
+
+    path = lab_region(folder, changed)
     region = load_region(path)
     names = pki_names(region) | {name: [] for name in callers}
     pki.init(folder / "pki", names, datetime.now(UTC))

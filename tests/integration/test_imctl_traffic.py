@@ -155,3 +155,31 @@ async def test_an_operation_is_paused_resumed_aborted_and_watched_by_other_comma
         late = await imctl(tmp_path, "op", "abort", "drain-fra-2", "--yes")
         assert late.status == 3
         assert "no operation is under way" in late.errors
+
+
+async def test_a_move_that_needs_approval_waits_for_it(tmp_path: Path) -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        spec["safety"] = {"approval": ["drain"]}
+
+    async with running(tmp_path, faults=False, edit=edit) as node:
+        over = ("--override", "active-idcs-min")
+        begun = await imctl(tmp_path, "drain", "fra", "--yes", "--no-wait", *over)
+        assert begun.document["sentence"].endswith("waiting for approval")
+        name = begun.document["operation"]
+        await until(lambda: node.traffic.policy_status()["operation"] == name)
+        assert node.traffic.policy_status()["operation_state"] == "waiting for approval"
+        assert state(node) is IdcState.ACTIVE
+        refused = await imctl(tmp_path, "op", "approve", name, "--yes")
+        assert refused.status == 3  # an override holds for one request only
+        assert state(node) is IdcState.ACTIVE
+        approved = await imctl(tmp_path, "op", "approve", name, "--yes", *over)
+        assert approved.status == 0, approved
+        watched = await imctl(tmp_path, "op", "watch", name, json_too=False)
+        assert watched.status == 0, watched
+        assert state(node) is IdcState.DRAINED
+        shown = (await imctl(tmp_path, "op", "show", name)).document
+        assert [step["sentence"].split(": ")[1].split(" by ")[0] for step in shown["steps"]] == [
+            "drain of fra",
+            f"approve of {name}",
+            "drained of fra",
+        ]
