@@ -71,6 +71,9 @@ def main() -> int:
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    # It repeats what is no HTTP, and so whatever a stranger or a broken client sent, tokens too;
+    # errors of our own handlers are logged by ipconf itself.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     options = _arguments()
     try:
         config = load(
