@@ -91,7 +91,8 @@ def _walk(disk: Disk, folder: str, partition: int, names: list[str]) -> _Walk:
         path = f"{folder}/{name}"
         data = disk.read(path)
         base = parse_header(data, partition)
-        if base is None or (segments and base != end):
+        # Under another's name it would be overwritten by the file that comes to have this one.
+        if base is None or base.lsn + 1 != _named(name) or (segments and base != end):
             return _Walk(segments, end, _last_lsn(disk, folder, partition, names), None, True)
         found = scan(data, partition, base)
         end = found.end
@@ -109,9 +110,15 @@ def _last_lsn(disk: Disk, folder: str, partition: int, names: list[str]) -> int:
     data = disk.read(f"{folder}/{names[-1]}")
     base = parse_header(data, partition)
     if base is None:
-        return int(names[-1].removesuffix(SUFFIX))
+        return _named(names[-1])
     found = scan(data, partition, base)
     return max(found.end.lsn, found.behind)
+
+
+def _named(name: str) -> int:
+    """The first lsn of the file by its name; 0: it is no segment's."""
+    lsn = name.removesuffix(SUFFIX)
+    return int(lsn) if lsn.isascii() and lsn.isdigit() else 0
 
 
 def _keep_aside(disk: Disk, folder: str, names: list[str], kept: int) -> None:
