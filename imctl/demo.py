@@ -203,7 +203,7 @@ async def _run(target: Local, settings: _Settings, view: View, clock: SystemCloc
     rng = random.Random(settings.seed)
     population = make_population(
         settings.clients,
-        home_countries(target),
+        home_countries(target.region),
         rng,
         country_lookup(),
         prefix=f"{settings.run}-",

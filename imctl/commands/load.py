@@ -16,6 +16,7 @@ from imcore.checker.latency import Latencies
 from imcore.errors import BadInput, Unavailable
 from imcore.history import VERSION, Header, HistoryWriter
 from imcore.pki import utc_now
+from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl import deployment
 from imctl.clients import sdk_clients
@@ -80,7 +81,7 @@ async def _run(
 ) -> None:
     clock = SystemClock()
     lookup = country_lookup()
-    homes = home_countries(target)
+    homes = home_countries(target.region)
     # A run's uids are its own: users of an earlier run have other conversations.
     population = make_population(users, homes, rng, lookup, prefix=f"{run_id[5:]}-")
     addresses = Addresses(rng, lookup)
@@ -119,13 +120,19 @@ def _show(sample: Sample) -> None:
     )
 
 
-def home_countries(target: Local) -> dict[str, list[str]]:
+def home_countries(region: Region) -> dict[str, list[str]]:
     """By IDC, the countries whose clients it gets by the region file: of each shard, the IDC with
-    the greatest weight."""
-    homes: dict[str, list[str]] = {idc.name: [] for idc in target.region.spec.idcs}
-    for shard in target.region.spec.geo.shards:
+    the greatest weight. Where no shard names any, all clients are the default shard's: they come
+    from that IDC's own country."""
+    homes: dict[str, list[str]] = {idc.name: [] for idc in region.spec.idcs}
+    default = region.spec.idcs[0].name
+    for shard in region.spec.geo.shards:
         best = max(shard.weights, key=lambda name: shard.weights[name])
         homes[best] += shard.match.countries
+        if shard.name == region.spec.geo.default:
+            default = best
+    if not any(homes.values()):
+        homes[default] = [region.idc(default).place.country]
     return {idc: countries for idc, countries in homes.items() if countries}
 
 

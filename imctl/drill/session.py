@@ -118,7 +118,7 @@ class Session:
     async def open(self) -> None:
         """Everybody connected and talking. Raises ImError."""
         target, clock, rng = self.target, self._clock, self._rng
-        lookup, homes = country_lookup(), home_countries(target)
+        lookup, homes = country_lookup(), home_countries(target.region)
         addresses = Addresses(rng, lookup)
         self.addresses = {idc: addresses.take(homes[idc])[0] for idc in self.idcs}
         wanted = self.settings.load

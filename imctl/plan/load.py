@@ -3,17 +3,15 @@ the evaluator says to that."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
 from imcore.region.model import Region
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence
+from services.control.predict import forecast
 from services.control.rules import Change, Kind
-from services.policy.document import IdcState, Policy
-from services.policy.placement import preference, takes
-
-SAMPLES = 300  # of a shard's clients: shares come out within some 3 %
+from services.policy.document import IdcPolicy, IdcState, Policy
+from services.policy.spread import Load, with_row
 
 
 class Survivor(NamedTuple):
@@ -78,20 +76,20 @@ def away_by(
 
 
 def away(idc: str, policy: Policy, region: Region, evidence: Evidence, now_ms: int) -> Away:
-    own = evidence.idcs.get(idc)
-    sessions, rate = (own.sessions, own.messages_per_s) if own else (0, 0.0)
-    headroom, shares = region.spec.safety.headroom, next_homes(idc, policy, region)
+    own, headroom = evidence.idcs.get(idc), region.spec.safety.headroom
+    drained = with_row(policy, idc, IdcPolicy(IdcState.DRAINING))
+    loads = forecast(policy, drained, region, evidence, idc).loads
     survivors = []
     for each in region.spec.idcs:
         if each.name == idc or policy.state(each.name) is not IdcState.ACTIVE:
             continue
-        has, share = evidence.idcs.get(each.name), shares.get(each.name, 0.0)
+        load = loads.get(each.name, Load(0, 0))
         survivors.append(
             Survivor(
                 each.name,
-                (has.sessions if has else 0) + round(sessions * share),
+                round(load.sessions),
                 headroom * each.capacity.sessions,
-                (has.messages_per_s if has else 0.0) + rate * share,
+                load.messages_per_s,
                 headroom * each.capacity.messages_per_s,
             )
         )
@@ -101,22 +99,5 @@ def away(idc: str, policy: Policy, region: Region, evidence: Evidence, now_ms: i
             policy, Change(Kind.DRAIN, idc, "", "plan"), evidence, region, now_ms
         ).blockers
         refusals = tuple(Refusal(each.rule, each.sentence, "running") for each in blockers)
+    sessions, rate = (own.sessions, own.messages_per_s) if own else (0, 0.0)
     return Away(idc, sessions, rate, tuple(survivors), refusals)
-
-
-def next_homes(idc: str, policy: Policy, region: Region) -> dict[str, float]:
-    """Which share of its clients each other IDC gets; all shards count alike, for sessions do not
-    tell their shard."""
-    found: Counter[str] = Counter()
-    for shard in region.spec.geo.shards:
-        for number in range(SAMPLES):
-            uid = f"sample-{number}"
-            order = [
-                name
-                for name in preference(policy, region, shard.name, uid)
-                if name == idc or takes(policy, name, uid)
-            ]
-            if len(order) > 1 and order[0] == idc:
-                found[order[1]] += 1
-    total = found.total()
-    return {name: count / total for name, count in found.items()}

@@ -101,7 +101,7 @@ class Cast:
         self.recorder = Recorder(self._writer.write, lab.clock.now, self._writer.flush)
         self._clients: SdkClients | None = None
         addresses = Addresses(self._rng, country_lookup())
-        countries = home_countries(lab.target)
+        countries = home_countries(lab.target.region)
         self.addresses = {idc: addresses.take(countries[idc])[0] for idc in lab.idcs}
         self.actors: list[Actor] = []
         self.acked: dict[str, str] = {}

@@ -17,7 +17,7 @@ from imcore.region.load import check_text
 from imcore.region.model import Etcd, Kafka, Region, Tikv
 from imctl.plan.diff import differences
 from imctl.plan.document import Plan, as_json, changes_of, lacks, order_of
-from imctl.plan.load import away, away_by, next_homes
+from imctl.plan.load import away, away_by
 from imctl.plan.takes import RULES, Change, Takes, changes, rule_of
 from imctl.planview import plan_view, rollout_view
 from imctl.rollout.record import Kind as RolloutKind
@@ -26,7 +26,7 @@ from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts
 from services.control.rules import Change as Wish
 from services.control.rules import Kind
-from services.policy.document import IdcPolicy, IdcState, initial
+from services.policy.document import IdcPolicy, IdcState, Policy, initial
 
 REGIONS = Path(__file__).parents[2] / "regions"
 THREE = (REGIONS / "three-idc.yaml").read_text()
@@ -289,13 +289,16 @@ def test_clients_of_several_homes_are_shared_out_by_weight() -> None:
     def edit(spec: dict[str, Any]) -> None:
         spec["geo"]["shards"][0]["weights"] = {"fra": 2, "iad": 1, "sin": 1}
 
-    shares = next_homes("fra", initial(region(edit), NOW), region(edit))
-    assert shares.keys() == {"iad", "sin"}
-    assert abs(shares["iad"] - 0.5) < 0.1
+    def carried(policy: Policy) -> dict[str, int]:
+        found = away("fra", policy, region(edit), evidence(iad=0, sin=0), NOW)
+        return {survivor.idc: survivor.sessions for survivor in found.survivors}
+
     policy = initial(region(edit), NOW)
+    shares = carried(policy)
+    assert shares.keys() == {"iad", "sin"} and sum(shares.values()) == 3_000
+    assert abs(shares["iad"] - 1_500) < 300
     drained = {**policy.idcs, "iad": IdcPolicy(IdcState.DRAINED)}
-    without = policy.__class__(epoch=2, idcs=drained)
-    assert next_homes("fra", without, region(edit)) == {"sin": 1.0}
+    assert carried(policy.__class__(epoch=2, idcs=drained)) == {"sin": 3_000}
 
 
 def test_what_would_be_refused_is_what_the_evaluator_says() -> None:

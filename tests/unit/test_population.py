@@ -6,10 +6,14 @@ import itertools
 import random
 from collections import Counter
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
+import yaml
 
 from imcore.errors import BadInput
+from imcore.region.load import check_text
+from imctl.commands.load import home_countries
 from services.loadgen.population import Population, country_lookup, make_population
 from services.loadgen.schedule import SIZE_MAX, Arrival, Rates, Text, arrivals, size
 
@@ -99,3 +103,14 @@ def test_sizes_are_those_of_chat() -> None:
     assert sizes[-1] == SIZE_MAX and sum(value > 1000 for value in sizes) > 20
     text = Text(rng)
     assert [len(text.take(n)) for n in (1, 77, SIZE_MAX)] == [1, 77, SIZE_MAX]
+
+
+def test_a_region_that_tells_no_countries_apart_has_clients_of_its_own_country() -> None:
+    document = yaml.safe_load(Path("regions/three-idc.yaml").read_text())
+    spec = document["spec"]
+    spec["idcs"], spec["links"] = spec["idcs"][:1], []
+    shard = {"name": "all", "match": {}, "weights": {"fra": 1}, "fallback": []}
+    spec["geo"] = {"default": "all", "shards": [shard]}
+    loaded = check_text(yaml.safe_dump(document), "one.yaml")
+    assert loaded.region is not None, loaded.problems
+    assert home_countries(loaded.region) == {"fra": ["DE"]}
