@@ -1,4 +1,4 @@
-"""drill list, validate, run, abort, report, history: break things on purpose and be judged."""
+"""drill list, validate, run, abort, report, history, schedule: break things and be judged."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -330,3 +333,59 @@ def history(
         return view
 
     emit(found, output, table)
+
+
+@drill.command()
+def schedule(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Cron lines and blackouts.")],
+    run: Annotated[
+        bool, typer.Option("--run", help="Begin each at its time, until Ctrl-C.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=1, help="So many of the next times.")] = 10,
+    output: Output = Format.TABLE,
+    data: Data = None,
+) -> None:
+    """Show when the drills of a schedule are due, or begin them then (--run).
+
+    A drill whose time lies in a blackout window is left out, and so is one that is refused by its
+    preflight or could not begin within five minutes; each has its line.
+
+    Example: imctl drill schedule regions/drills/schedules/weekly.yaml
+    """
+    from imctl.drill import keeper
+    from imctl.drill import schedule as schedules
+
+    found = schedules.load_schedule(file)
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    def table() -> Table:
+        view = Table("DUE (UTC)", "DRILL", "VARIABLES", "", box=None, pad_edge=False)
+        for row in rows_:
+            pairs = " ".join(f"{name}={value}" for name, value in row["var"].items())
+            left_out = f"left out: {row['left_out']}" if row["left_out"] else ""
+            view.add_row(row["due"][:16].replace("T", " "), row["drill"], pairs, left_out)
+        return view
+
+    if not run:
+        rows_: list[dict[str, Any]] = [
+            {
+                "due": due.at.isoformat(),
+                "drill": due.entry.drill,
+                "var": due.entry.var,
+                "left_out": due.blackout.reason if due.blackout else None,
+            }
+            for due in islice(schedules.dues(found, now()), count)
+        ]
+        emit(rows_, output, table)
+        return
+    target = deployment.find(data)
+
+    def begin(due: schedules.Due) -> int:
+        """As a process of its own, so that nothing of one drill is left in the next."""
+        given = [f"--var={name}={value}" for name, value in due.entry.var.items()]
+        command = [sys.executable, "-m", "imctl", "drill", "run", due.entry.drill, "--yes", *given]
+        return subprocess.run([*command, "--data", str(target.data)], check=False).returncode
+
+    keeper.keep(found, now, time.sleep, begin, lambda line: print(line, flush=True))
