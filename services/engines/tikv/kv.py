@@ -132,6 +132,8 @@ class TikvKv:
         for partition, meta in (await self._client.read(all_metas)).items():
             try:
                 await self._made_whole(partition, meta, await self._redo_of(partition, meta))
+            except StoreReplaced as error:  # this very moment: it is opened again
+                raise Unavailable(str(error)) from error
             except Damaged as error:
                 log.error("%s: partition %d is emptied: %s", self._client, partition, error)
                 await self._emptied(partition)
@@ -415,7 +417,7 @@ class TikvKv:
     async def _made_whole(self, partition: int, meta: Meta, last: redo.Redo) -> bool:
         """Read the batch back, and write what was left out, until nothing is. True when something
         was. Once there is another batch, whoever wrote that one has done it. Raises Unavailable,
-        OutcomeUnknown."""
+        OutcomeUnknown, StoreReplaced."""
         if last.generation != meta.generation or not last.batch:
             return False  # thrown away since
         key, changed = self._layout.meta(partition), False
@@ -427,6 +429,7 @@ class TikvKv:
 
         while True:
             there, puts, deletes = await self._client.read(look)
+            self._check_same_store(partition, there, meta)
             if _later(there, meta) or (there.batch == meta.batch and not (puts or deletes)):
                 return changed
             log.warning(
@@ -443,6 +446,7 @@ class TikvKv:
                 deletes: list[bytes] = deletes,
             ) -> None:
                 there = parse((await transaction.get_many([key])).get(key))
+                self._check_same_store(partition, there, meta)
                 if not _later(there, meta):
                     # Meta as well, so that no batch comes in between.
                     there = there._replace(batch=meta.batch, checkpoint=meta.checkpoint)
@@ -451,6 +455,12 @@ class TikvKv:
 
             await self._client.write(write_again)
             changed = True
+
+    def _check_same_store(self, partition: int, there: Meta, meta: Meta) -> None:
+        """Left out is at most one batch's number. A store that knows less than that was wiped, and
+        what it lacks is not to be written into it: nobody would fold the rest again."""
+        if there.epoch < meta.epoch or there.batch < meta.batch - 1:
+            raise StoreReplaced(self._other_store(partition))
 
     # ----------------------------------------------------------------------- stored rows
 
