@@ -209,6 +209,7 @@ def test_a_drill_is_aborted_by_another_imctl(deployment: Path, tmp_path: Path) -
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_a_drill_and_undoes_it(deployment: Path, tmp_path: Path) -> None:
     child = imctl("drill", "run", "wan-partition", "--data", deployment, "-o", tmp_path, "--yes")
     assert child.stdout is not None

@@ -29,6 +29,7 @@ def lib(kafka_program: Program, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.mark.nightly  # `make engines` records in CI as well
 def test_what_was_recorded_is_used_and_what_is_damaged_is_ignored(lib: Path) -> None:
     assert not recording.recorded(lib)
     assert FROM_ARCHIVE not in run(lib, "-Xlog:class+load").stdout
