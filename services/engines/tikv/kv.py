@@ -91,7 +91,7 @@ class TikvKv:
         self._epochs: dict[int, int] = {}  # that this process opened, and may write under
         self._seen: dict[int, Meta] = {}  # the newest
         self._unsettled: set[int] = set()
-        self._last: dict[int, redo.Redo] = {}  # what this process wrote, or began to
+        self._whole: dict[int, int] = {}  # the last batch that was read back here
         self._doubts = Doubts()
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by partition
         self._copying = asyncio.Lock()
@@ -150,8 +150,8 @@ class TikvKv:
             batch = max(numbers) + 1
             meta = Meta(meta.epoch + 1, meta.spare, meta.spare + 1, None, batch)
             nothing = redo.Redo(batch, meta.generation, (self._marked(partition, batch),), ())
-            rows = [(keys[0], meta.packed()), (keys[1], nothing.packed()), *nothing.puts]
-            await transaction.put(rows)
+            nothing = nothing.beside(keys[1], nothing.packed())
+            await transaction.put([(keys[0], meta.packed()), *nothing.puts])
             return meta, nothing
 
         await self._made_whole(partition, *await self._client.write(work))
@@ -286,9 +286,8 @@ class TikvKv:
         return meta.epoch, meta.checkpoint
 
     async def _settle_last(self, partition: int, meta: Meta) -> None:
-        """The last batch, when its outcome was unknown here, or it is another process's."""
-        held = self._last.get(partition)
-        if partition in self._unsettled or held is None or held.batch != meta.batch:
+        """The last batch, when its outcome was unknown here, or it was not read back here."""
+        if partition in self._unsettled or self._whole.get(partition) != meta.batch:
             try:
                 last = await self._redo_of(partition, meta)
             except Damaged as error:  # to be emptied, when the store is opened again
@@ -319,12 +318,11 @@ class TikvKv:
             puts = (*self._stored(*place, batch.puts.items()), mark)
             deletes = tuple(key for row in batch.deletes for key in self._keys(place, row))
             last = redo.Redo(meta.batch, meta.generation, puts, deletes)
-            self._last[partition] = last
+            last = last.beside(self._layout.redo(partition), last.packed())
             self._doubts.begin(partition, meta.batch)
             # First, so that this key is the primary: whoever meets locks of the batch asks here.
             await transaction.put([(self._layout.meta(partition), meta.packed())])
-            await transaction.put([(self._layout.redo(partition), last.packed())])
-            await transaction.put(puts)
+            await transaction.put(last.puts)
             await transaction.delete(deletes)
             return meta, last
 
@@ -401,7 +399,8 @@ class TikvKv:
     # --------------------------------------------------------------------- the last batch
 
     async def _redo_of(self, partition: int, meta: Meta) -> redo.Redo:
-        """Of the partition's last batch. Raises Damaged when it cannot be had."""
+        """Of the partition's last batch, its own row included. Raises Damaged when it cannot be
+        had."""
         key, mark = self._layout.redo(partition), self._layout.mark(partition)
 
         async def work(snapshot: Snapshot) -> tuple[bytes | None, int]:
@@ -412,25 +411,27 @@ class TikvKv:
         last = redo.Redo(0, 0, (), ()) if row is None else redo.parse(row)
         if not last.batch == meta.batch >= number:
             raise Damaged(f"batch {meta.batch} has the redo of {last.batch} and the mark {number}")
-        return last
+        return last if row is None else last.beside(key, row)
 
     async def _made_whole(self, partition: int, meta: Meta, last: redo.Redo) -> bool:
-        """Read the batch back, and write what was left out, until nothing is. True when something
-        was. Once there is another batch, whoever wrote that one has done it. Raises Unavailable,
-        OutcomeUnknown, StoreReplaced."""
+        """Read the batch (``last``: its own row included) back, and write what was left out, until
+        nothing is. True when something was. Once there is another batch, whoever wrote that one
+        has done it. Raises Unavailable, OutcomeUnknown, StoreReplaced."""
         if last.generation != meta.generation or not last.batch:
             return False  # thrown away since
         key, changed = self._layout.meta(partition), False
-        whole = last._replace(puts=(*last.puts, (self._layout.redo(partition), last.packed())))
 
         async def look(snapshot: Snapshot) -> tuple[Meta, list[Pair], list[bytes]]:
-            row, left_out = await asyncio.gather(snapshot.get_many([key]), whole.left_out(snapshot))
+            row, left_out = await asyncio.gather(snapshot.get_many([key]), last.left_out(snapshot))
             return parse(row.get(key)), *left_out
 
         while True:
             there, puts, deletes = await self._client.read(look)
             self._check_same_store(partition, there, meta)
-            if _later(there, meta) or (there.batch == meta.batch and not (puts or deletes)):
+            if _later(there, meta):
+                return changed
+            if there.batch == meta.batch and not (puts or deletes):
+                self._whole[partition] = meta.batch
                 return changed
             log.warning(
                 "%s left %d rows of batch %d of partition %d out: they are written again",

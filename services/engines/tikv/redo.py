@@ -41,6 +41,10 @@ class Redo(NamedTuple):
             parts += (_SIZE.pack(len(key)), key)
         return b"".join(parts)
 
+    def beside(self, key: bytes, packed: bytes) -> Redo:
+        """With the row that it is itself among the puts, as it is read back."""
+        return self._replace(puts=(*self.puts, (key, packed)))
+
     def keys(self) -> Iterable[bytes]:
         yield from (key for key, _ in self.puts)
         yield from self.deletes
