@@ -25,8 +25,9 @@ from benchmarks.client import Client
 from imcore import history as h
 from imcore.attest import RegionKeys
 from imcore.checker.latency import summarize
+from imcore.pki import load_region_keys
 from imcore.proto import client_pb2 as pb
-from imcore.tls import client_ssl_context, load_region_keys
+from imcore.tls import client_ssl_context
 from imcore.tokens import Claims, mint
 from imcore.words import direct_conversation
 from services.loadgen.schedule import Text, size

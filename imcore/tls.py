@@ -17,12 +17,7 @@ import grpc.aio
 
 from imcore.certificates import CertificateFiles, paths_of, read, unreadable
 from imcore.errors import BadInput
-from imcore.pki import DOMAIN, dns_name, load_region_keys
-
-__all__ = [
-    "CHANNEL_OPTIONS", "SERVER_OPTIONS", "AuthContext", "caller_name", "client_ssl_context",
-    "gateway_ssl_context", "grpc_channel", "grpc_server_credentials", "load_region_keys",
-]  # fmt: skip
+from imcore.pki import DOMAIN, dns_name
 
 log = logging.getLogger("im.tls")
 

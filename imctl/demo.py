@@ -261,7 +261,8 @@ def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: 
     scenario, population = recorded.scenario, recorded.population
     samples = recorded.load.sampler.samples
     report = RunReport(
-        subject=Subject(
+        subject=Subject.of(
+            population,
             region=settings.region.metadata.name,
             run=settings.run,
             started=recorded.started,
@@ -270,12 +271,6 @@ def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: 
             seconds=time.monotonic() - began,
             rate=settings.rates().total,
             group_rate=settings.rates().groups,
-            users=settings.clients,
-            devices=len(population.clients),
-            pairs=len(population.pairs),
-            crossing=population.crossing(),
-            groups=[len(group.members) for group in population.groups],
-            cpus=os.cpu_count() or 1,
             load_average=recorded.load_average,
         ),
         verdict=verdict,

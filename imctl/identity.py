@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from imcore.errors import BadInput
+from imcore.pki import load_region_keys
 from imcore.runtime import Clock
-from imcore.tls import load_region_keys
 from imcore.tokens import Claims, mint
 from imcore.words import valid_id
 from imctl.target.base import Target

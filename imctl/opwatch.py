@@ -10,8 +10,9 @@ import typer
 
 from imcore.errors import OutcomeUnknown, Unavailable
 from imctl.errors import Aborted, Failed
+from imctl.output import time_of_day
 from imctl.traffic import Control
-from services.control.operations import UNDER_WAY, Operation, Step
+from services.control.operations import UNDER_WAY, Operation
 from services.policy.document import OperationState
 
 TICK_S = 0.5
@@ -96,7 +97,8 @@ def step_lines(operation: Operation, after: int = 0) -> list[str]:
     lines = []
     for number, step in enumerate(operation.steps[after:], start=after):
         began = operation.steps[number - 1].at_ms if number else operation.started_ms
-        lines.append(f"{_mark()} {_time(step)} {step.sentence} ({_seconds(began, step.at_ms)})")
+        took = _seconds(began, step.at_ms)
+        lines.append(f"{_mark()} {time_of_day(step.at_ms)} {step.sentence} ({took})")
     return lines
 
 
@@ -110,10 +112,6 @@ def _mark() -> str:
     """A tick where the terminal can show one."""
     encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower()
     return "✓" if encoding.replace("-", "") == "utf8" else "*"
-
-
-def _time(step: Step) -> str:
-    return datetime.fromtimestamp(step.at_ms / 1000).strftime("%H:%M:%S")
 
 
 def _seconds(began_ms: int, ended_ms: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -11,14 +12,19 @@ from rich.console import Console, RenderableType
 from imctl.options import Format
 
 
-def console(stderr: bool = False) -> Console:
+def console() -> Console:
     """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal."""
-    return Console(highlight=False, soft_wrap=False, stderr=stderr)
+    return Console(highlight=False, soft_wrap=False)
 
 
 def notes() -> Console:
     """Standard error, for what goes with a result and is none: it never mixes with JSON."""
     return Console(stderr=True, highlight=False, soft_wrap=False)
+
+
+def time_of_day(at_ms: int) -> str:
+    """By this machine's time zone."""
+    return datetime.fromtimestamp(at_ms / 1000).strftime("%H:%M:%S")
 
 
 def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from imctl.output import time_of_day
 from imctl.plan.diff import shown
 from imctl.plan.document import Plan
 from imctl.plan.load import Away, Survivor
@@ -126,8 +126,7 @@ def rollout_view(rollout: Rollout, driven: bool) -> RenderableType:
         units.add_row(unit, Text(_where(rollout, unit)))
     steps = Table("TIME", "UNIT", "STEP", box=None, pad_edge=False, header_style="bold")
     for row in rollout.rows[-ROWS:]:
-        at = f"{datetime.fromtimestamp(row.at_ms / 1000):%H:%M:%S}"
-        steps.add_row(at, row.unit, Text(row.sentence))
+        steps.add_row(time_of_day(row.at_ms), row.unit, Text(row.sentence))
     parts: list[RenderableType] = [Text(head)]
     if rollout.order:
         parts += ["", units]

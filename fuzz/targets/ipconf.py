@@ -18,9 +18,10 @@ import aiohttp
 from fuzz.lab import BYSTANDER_S, FAR_MS, Loop, folder
 from fuzz.target import Target
 from imcore import pki
+from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from imcore.tls import client_ssl_context, gateway_ssl_context, load_region_keys
+from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import Claims, mint
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from imcore import history as h
 from imcore.checker.latency import Summary, summarize
 
-Pair = tuple[str, str]
+Pair = tuple[str, str]  # from the sender's home IDC to the receiver's
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from imcore.words import direct_members, is_group, valid_id
 from imctl import deployment
 from imctl.identity import DAY_S, ipconf_urls, token_for
 from imctl.options import Data, Format, Output
+from imctl.output import time_of_day
 from imctl.target.local import Local
 from services.sdk import (
     Client,
@@ -172,7 +172,7 @@ def _as_json(event: Event) -> str:
 
 def _as_line(event: Event) -> str:
     if isinstance(event, Message):
-        at = datetime.fromtimestamp(event.composed_ms / 1000).strftime("%H:%M:%S")
+        at = time_of_day(event.composed_ms)
         note = f" (at {event.index}{', late' if event.late else ''})"
         text = printable(event.content.decode(errors="replace"))
         return f"{at} {event.conversation} {event.uid}: {text}{note}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from imctl.commands.lifecycle import progress
 from imctl.commands.plan import Canary, look
 from imctl.errors import Aborted, Failed, Guarded
 from imctl.options import Data, Engines, Format, Output, RegionFile
-from imctl.output import console, emit
+from imctl.output import emit, notes
 from imctl.plan.document import Plan, lacks
 from imctl.plan.takes import Change
 from imctl.planning import check_data_fit, check_ports, fields_of, folder_of, running
@@ -29,6 +28,7 @@ from imctl.rollout import store
 from imctl.rollout.driver import Driver
 from imctl.rollout.ground import LocalGround
 from imctl.rollout.record import Kind, Rollout, State
+from imctl.rollout.succession import following, next_id, stuck_unit
 from imctl.target.engines import chosen
 from imctl.target.local import LINKPROXY, Local
 from imctl.traffic import Control
@@ -126,9 +126,7 @@ def _bring_up(
             target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines))
             target.pin_regions()
             wanted = target.own_region()
-            rollout = Rollout(
-                _next_id(Kind.UP, last), Kind.UP, wanted, wanted, started_ms=_now_ms()
-            )
+            rollout = Rollout(next_id(Kind.UP, last), Kind.UP, wanted, wanted, started_ms=_now_ms())
             store.forget(folder)
             store.write(folder, rollout)
         else:
@@ -190,7 +188,7 @@ def _begun(
     target.pin_regions()
     wanted = target.keep_wanted(file)
     plan = asyncio.run(look(target, wanted, canary))
-    if not plan.differs and not _stuck(last):
+    if not plan.differs and not stuck_unit(last):
         return None
     if plan.fixed:
         raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
@@ -203,7 +201,9 @@ def _begun(
     check_ports(target, plan, wanted)
     _confirm(plan, yes)
     limit = lag_ms_max or target.region.spec.safety.replication_lag_ms_max
-    begun = _new(Kind.DEPLOY, wanted, target.own_region(), plan.order, last, soak_s, limit)
+    begun = following(
+        Kind.DEPLOY, wanted, target.own_region(), plan.order, last, soak_s, limit, _now_ms()
+    )
     begun = replace(begun, override=override)
     store.write(target.data, begun)
     return begun
@@ -216,55 +216,10 @@ def _fixed(change: Change) -> str:
 def _confirm(plan: Plan, yes: bool) -> None:
     if yes:
         return
-    console(stderr=True).print(plan_view(plan))
+    notes().print(plan_view(plan))
     moves = sum(each.sessions for each in plan.away)
     restarts = f"restart {', '.join(plan.order)}" if plan.order else "restart nothing"
     typer.confirm(f"This will {restarts} and move {moves} sessions. Go?", abort=True, err=True)
-
-
-def _stuck(last: Rollout | None) -> str:
-    """The unit in whose turn an unfinished rollout stands."""
-    unfinished = last is not None and not last.ended and last.current in last.found
-    return last.current if last is not None and unfinished else ""
-
-
-def _new(
-    kind: Kind,
-    wanted: str,
-    before: str,
-    order: Sequence[str],
-    last: Rollout | None,
-    soak_s: float,
-    lag_ms_max: int,
-) -> Rollout:
-    """In the place of an unfinished one it begins with the unit where that stands, which gets back
-    what it had; what was there when that one began is what gates compare with."""
-    new = Rollout(
-        _next_id(kind, last),
-        kind,
-        wanted,
-        before,
-        tuple(order),
-        soak_s,
-        lag_ms_max,
-        started_ms=_now_ms(),
-    )
-    if last is None or last.ended:
-        return new
-    new = replace(new, sessions=last.sessions, alarms=last.alarms, replaces=last.id)
-    if stuck := _stuck(last):
-        new = replace(
-            new,
-            order=(stuck, *(unit for unit in order if unit != stuck)),
-            found={stuck: last.found[stuck]},
-            restarting=last.restarting,
-        )
-    return new
-
-
-def _next_id(kind: Kind, last: Rollout | None) -> str:
-    number = int(last.id.rpartition("-")[2]) + 1 if last else 1
-    return f"{kind}-{number}"
 
 
 def _check_fits(target: Local, rollout: Rollout) -> None:
@@ -302,7 +257,9 @@ def _undo_of(target: Local, last: Rollout) -> Rollout:
         for unit in target.names()
         if unit != LINKPROXY and lacks(unit, target.region_named(target.region_of(unit)), region)
     ]
-    return _new(Kind.UNDO, last.before, last.wanted, order, last, last.soak_s, last.lag_ms_max)
+    return following(
+        Kind.UNDO, last.before, last.wanted, order, last, last.soak_s, last.lag_ms_max, _now_ms()
+    )
 
 
 def _back_after(target: Local, failed: Rollout, output: Format) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change, wit
 from imctl.errors import Failed
 from imctl.options import Data, Format, Output
 from imctl.opwatch import conclude, until_ended
-from imctl.output import emit
+from imctl.output import emit, time_of_day
 from imctl.traffic import Control
 from services.control.operations import Operation
 from services.control.rules import Change, Kind
@@ -53,7 +52,7 @@ def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
         view = Table("ID", "STATE", "STARTED", "SECONDS", "BY", "STEPS", box=None, pad_edge=False)
         for each in operations:
             seconds = f"{(each.ended_ms - each.started_ms) / 1000:.1f}" if each.ended_ms else "-"
-            started = _time(each.started_ms) if each.started_ms else "-"
+            started = time_of_day(each.started_ms) if each.started_ms else "-"
             view.add_row(each.id, each.state, started, seconds, each.by, str(len(each.steps)))
         return view
 
@@ -198,7 +197,7 @@ def _view(operation: Operation) -> RenderableType:
         head += f", lag at most {operation.max_lag_ms} ms"
     table = Table("TIME", "EPOCH", "STEP", box=None, pad_edge=False)
     for step in operation.steps:
-        table.add_row(_time(step.at_ms), str(step.epoch), step.sentence)
+        table.add_row(time_of_day(step.at_ms), str(step.epoch), step.sentence)
         for name, facts in dict(step.evidence.get("idcs", {})).items():
             lag = max(facts.get("lag_ms", {}).values(), default=0)
             closed = f", {facts['closed']} closed" if facts.get("closed") else ""
@@ -213,7 +212,3 @@ def _view(operation: Operation) -> RenderableType:
         for rule in step.evidence.get("overridden", []):
             table.add_row("", "", f"  overridden: {rule['rule']} ({rule['sentence']})")
     return Group(head, table)
-
-
-def _time(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000).strftime("%H:%M:%S")

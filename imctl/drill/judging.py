@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ def judge_run(
     check = check_file(session.history, [latencies, availability, ledger])
     population, wanted = session.load.population, session.settings.load
     run = RunReport(
-        subject=Subject(
+        subject=Subject.of(
+            population,
             region=session.target.region.metadata.name,
             run=session.run,
             started=session.started,
@@ -43,12 +43,6 @@ def judge_run(
             seconds=session.t(),
             rate=wanted.rate,
             group_rate=wanted.group_rate,
-            users=len({client.uid for client in population.clients}),
-            devices=len(population.clients),
-            pairs=len(population.pairs),
-            crossing=population.crossing(),
-            groups=[len(group.members) for group in population.groups],
-            cpus=os.cpu_count() or 1,
             load_average=session.load_average,
         ),
         verdict=check,

@@ -9,7 +9,7 @@ import gc
 import os
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from imcore.runtime import Clock
 from imctl.clients import sdk_clients
 from imctl.commands.load import home_countries
 from imctl.drill.breakage import Breakage
+from imctl.drill.canaries import canary_pairs, with_canaries
 from imctl.drill.model import Settings
 from imctl.drill.observer import Observer
-from imctl.drill.watch import CanaryWatch, Pair
+from imctl.drill.watch import CanaryWatch
 from imctl.report.live import View
 from imctl.report.model import Mark, Span
 from imctl.target.local import Local
@@ -33,8 +34,6 @@ from services.loadgen.load import Load, Member
 from services.loadgen.logins import look
 from services.loadgen.population import (
     Addresses,
-    Client,
-    Population,
     country_lookup,
     make_population,
 )
@@ -109,6 +108,7 @@ class Session:
         self._view = view
         self._clock = clock
         self._rng = random.Random(seed)
+        self._talking: asyncio.Task[None]  # once it is open
         self._probes: list[asyncio.Task[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -145,7 +145,7 @@ class Session:
         self.phase("warm-up", "warm-up: load")
         rates = Rates(wanted.rate, min(wanted.rate, wanted.group_rate))
         self._begin(self.load.run(rates, self._on_sample))
-        self._begin(self._talk())
+        self._talking = self._begin(self._talk())
         await asyncio.sleep(WARM_UP_S)
         await self.until(self._all_at_home, HOME_S, "not every device came to its home IDC")
         self.opened = True
@@ -362,7 +362,7 @@ class Session:
     async def finish(self) -> None:
         """No more load; everything arrives; fresh logins look everywhere."""
         self.load.stop()
-        for task in self._tasks[2:]:  # the observer and the load's own loop end last
+        for task in (self._talking, *self._probes):  # the observer and the load's own loop go on
             task.cancel()
         self.phase("quiet", "no more load: waiting until everything has arrived")
         if not await self.load.settle(SETTLE_S):
@@ -390,39 +390,3 @@ class Session:
                 await self._connect.close()
         await self.control.__aexit__(None, None, None)
         self._writer.close()
-
-
-def canary_pairs(run: str, idcs: list[str]) -> dict[str, Pair]:
-    """By canary's uid: its home, and that of the one it talks with. Two inside each IDC."""
-    pairs: dict[str, Pair] = {}
-    for a in idcs:
-        for b in idcs:
-            pairs[f"{run}-c-{a}-{b}"] = (a, b)
-        pairs[f"{run}-c-{a}-{a}-2"] = (a, a)
-    return pairs
-
-
-def peer_of(uid: str, run: str, pair: Pair) -> str:
-    """The other canary of its conversation."""
-    a, b = pair
-    if a != b:
-        return f"{run}-c-{b}-{a}"
-    return uid.removesuffix("-2") if uid.endswith("-2") else f"{uid}-2"
-
-
-def with_canaries(
-    people: Population, canaries: dict[str, Pair], address: Callable[[str], tuple[str, str]]
-) -> tuple[Population, list[tuple[str, str]]]:
-    """The population with them, and who of them speaks to whom."""
-    run = next(iter(canaries)).partition("-c-")[0]
-    clients = [Client(uid, "phone", *address(home), home) for uid, (home, _) in canaries.items()]
-    talks = [(uid, peer_of(uid, run, pair)) for uid, pair in canaries.items()]
-    pairs = {tuple(sorted(talk)) for talk in talks}
-    return (
-        replace(
-            people,
-            clients=people.clients + tuple(clients),
-            pairs=people.pairs + tuple((a, b) for a, b in sorted(pairs)),
-        ),
-        talks,
-    )

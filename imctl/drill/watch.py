@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imcore import history as h
+from imcore.checker.ledger import Pair
 
 MARKS_MAX = 600  # some minutes of looks
-
-Pair = tuple[str, str]  # from the sender's home IDC to the receiver's
 
 
 class CanaryWatch:

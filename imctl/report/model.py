@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from imcore.checker import Report as Verdict
 from imcore.checker.availability import Availability
 from imcore.checker.latency import PhaseLatency, Summary, summarize
 from imcore.errors import BadInput
+from services.loadgen.population import Population
 from services.loadgen.stats import Sample
 
 VERSION = 1
@@ -62,6 +64,40 @@ class Subject:
     groups: list[int]
     cpus: int
     load_average: float
+
+    @classmethod
+    def of(
+        cls,
+        population: Population,
+        *,
+        region: str,
+        run: str,
+        started: str,
+        idcs: list[str],
+        victim: str,
+        seconds: float,
+        rate: float,
+        group_rate: float,
+        load_average: float,
+    ) -> Subject:
+        """A run of these people on this machine."""
+        return cls(
+            region=region,
+            run=run,
+            started=started,
+            idcs=idcs,
+            victim=victim,
+            seconds=seconds,
+            rate=rate,
+            group_rate=group_rate,
+            users=len({client.uid for client in population.clients}),
+            devices=len(population.clients),
+            pairs=len(population.pairs),
+            crossing=population.crossing(),
+            groups=[len(group.members) for group in population.groups],
+            cpus=os.cpu_count() or 1,
+            load_average=load_average,
+        )
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from imcore import auditfile
 from imcore.attest import RegionKeys
 from imcore.errors import BadInput
+from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.region.model import Idc, Region
-from imcore.tls import load_region_keys
 from services.control.controller import voters_of
 
 

@@ -15,9 +15,10 @@ import jsonschema
 import pytest
 
 from imcore.attest import RegionKeys
+from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from imcore.tls import client_ssl_context, gateway_ssl_context, load_region_keys
+from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import LEEWAY_MS, Claims, mint
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore

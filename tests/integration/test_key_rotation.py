@@ -12,8 +12,9 @@ import pytest
 from imcore import pki
 from imcore.attest import RegionKeys
 from imcore.errors import BadInput, Code, Refused
+from imcore.pki import load_region_keys
 from imcore.proto import client_pb2 as pb
-from imcore.tls import client_ssl_context, load_region_keys
+from imcore.tls import client_ssl_context
 from imcore.tokens import Claims, mint, verify
 from imctl.testing.onenode import running
 from services.gateway.testing import FrameClient, dial

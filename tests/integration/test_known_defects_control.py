@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from imcore.pki import load_region_keys
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.load import load_region
-from imcore.tls import load_region_keys
 from imcore.words import Origin
 from services.control.caspaxos import Proposer
 from services.engines.registry_store import RegistryStore

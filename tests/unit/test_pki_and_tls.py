@@ -143,8 +143,8 @@ async def test_clients_check_the_gateways_certificate(pki_dir: Path, tmp_path: P
 
 
 def test_region_keys_of_one_region_agree(pki_dir: Path) -> None:
-    signature = tls.load_region_keys(pki_dir).sign(b"data", b"test")
-    assert tls.load_region_keys(pki_dir).check(b"data", signature, b"test")
+    signature = pki.load_region_keys(pki_dir).sign(b"data", b"test")
+    assert pki.load_region_keys(pki_dir).check(b"data", signature, b"test")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_region_keys_of_one_region_agree(pki_dir: Path) -> None:
 def test_bad_region_keys_are_one_clear_line(tmp_path: Path, document: str) -> None:
     (tmp_path / "region-keys.json").write_text(document)
     with pytest.raises(BadInput, match=r"region-keys\.json: expected"):
-        tls.load_region_keys(tmp_path)
+        pki.load_region_keys(tmp_path)
 
 
 def test_a_missing_certificate_names_the_file_and_the_remedy(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def shown_to(client: Any) -> bytes:
 
 
 async def test_a_gateway_takes_a_new_certificate_under_live_connections(folder: Path) -> None:
-    keys = tls.load_region_keys(folder)
+    keys = pki.load_region_keys(folder)
     context = tls.client_ssl_context(folder / "ca.pem")
     async with Front(keys, (tls.gateway_ssl_context(folder, "fra"), context)) as front:
         before = der(folder, "fra")
@@ -67,7 +67,7 @@ async def test_a_gateway_takes_a_new_certificate_under_live_connections(folder: 
 
 async def test_half_a_rotation_is_not_taken(folder: Path) -> None:
     """The key is written first; until its certificate follows, the old pair goes on."""
-    keys = tls.load_region_keys(folder)
+    keys = pki.load_region_keys(folder)
     context = tls.client_ssl_context(folder / "ca.pem")
     async with Front(keys, (tls.gateway_ssl_context(folder, "fra"), context)) as front:
         before, pem = der(folder, "fra"), (folder / "fra.pem").read_bytes()

@@ -10,9 +10,10 @@ import pytest
 from imcore import frame
 from imcore.attest import RegionKeys
 from imcore.convert import stamp_of
+from imcore.pki import load_region_keys
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters
-from imcore.tls import client_ssl_context, gateway_ssl_context, load_region_keys
+from imcore.tls import client_ssl_context, gateway_ssl_context
 from services.gateway.config import GatewayConfig
 from services.state.testing import Front
 
