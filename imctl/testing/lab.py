@@ -236,12 +236,15 @@ class Lab:
         return await until(said, seconds, f"{idc} raises no alarm about {words!r}")
 
     async def wait_calm(self, idc: str, seconds: float = 30) -> None:
-        """Until it has no alarm."""
+        """Until it has no alarm. Raises Unavailable with what it still says."""
 
         async def calm() -> bool:
             return not await self.alarms(idc)
 
-        await until(calm, seconds, f"{idc} does not stop its alarms")
+        try:
+            await until(calm, seconds, f"{idc} does not stop its alarms")
+        except Unavailable as error:
+            raise Unavailable(f"{error}: {await self.alarms(idc)}") from error
 
     async def hashes(self, idcs: Iterable[str] | None = None) -> Hashes:
         """Of the replicated state, by an independent scan: (partition, hash, rows) by IDC."""

@@ -683,6 +683,34 @@ async def test_no_connection_is_left_behind_however_they_were_made(
     assert [it for it in made if it.connected()] == []
 
 
+async def test_a_broker_that_says_no_goodbye_does_not_hold_the_end_up(
+    kafka: KafkaProcess, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS waits for the other side's; one that answers a long fetch, or is paused, says none."""
+    sockets: list[Any] = []
+
+    async def connect(*args: Any, **options: Any) -> AIOKafkaConnection:
+        connection = await create_conn(*args, **options)
+        sockets.append(connection._writer.get_extra_info("socket"))
+        return connection
+
+    monkeypatch.setattr(kafka_cluster, "create_conn", connect)
+    cluster = Cluster(settings, "fra")
+    (node,) = await cluster.places()
+    await cluster.call(node, MetadataRequest([], False), "a lane")
+    kafka.pause()
+    try:
+        given_up = asyncio.ensure_future(cluster.call(node, MetadataRequest([], False), "a lane"))
+        await asyncio.sleep(0.1)
+        given_up.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await given_up
+        await cluster.close()
+        assert [socket.fileno() for socket in sockets] == [-1, -1]
+    finally:
+        kafka.resume()
+
+
 # -------------------------------------------------------------------------- what is wanted
 
 

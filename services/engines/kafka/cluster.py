@@ -94,17 +94,23 @@ class Cluster:
         self._connecting: dict[tuple[int, str], asyncio.Lock] = {}
         self._looking = asyncio.Lock()
         self._closed = False
-        self._closing: set[asyncio.Future[None]] = set()
+        self._closing: dict[asyncio.Future[None], asyncio.WriteTransport] = {}
 
     def __str__(self) -> str:
         return f"{self.name}'s Kafka at {', '.join(self.settings.brokers)}"
 
     async def close(self) -> None:
-        self._closed = True
-        self._closing |= {connection.close() for connection in self._connections.values()}
+        """Waits for the goodbyes of TLS; a broker that does not say its own in time is cut off."""
+        for connection in self._connections.values():
+            self._close(connection)
         self._connections.clear()
+        self._closed = True
         if self._closing:
-            await asyncio.wait(self._closing, timeout=_CLOSE_S)
+            _, silent = await asyncio.wait(self._closing, timeout=_CLOSE_S)
+            for closed in silent:
+                self._closing[closed].abort()
+            if silent:
+                await asyncio.wait(silent, timeout=_CLOSE_S)
 
     # --------------------------------------------------------------------------- requests
 
@@ -236,9 +242,15 @@ class Cluster:
         return None
 
     def _close(self, connection: AIOKafkaConnection) -> None:
+        writer = connection._writer
         closed = connection.close()
-        self._closing.add(closed)
-        closed.add_done_callback(self._closing.discard)
+        if writer is None or closed.done():
+            return
+        if self._closed:
+            writer.transport.abort()  # nobody waits for a goodbye any more
+            return
+        self._closing[closed] = writer.transport
+        closed.add_done_callback(self._closing.pop)
 
     def _drop(self, node: int, lane: str) -> None:
         """Whatever was on its way there has failed; who leads may have changed."""
