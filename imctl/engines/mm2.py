@@ -6,6 +6,7 @@ arrive (``services.engines.kafka.mirror_lag``).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from imctl.errors import Failed
 
 HEAP_MB = 192
 MAIN = "org.apache.kafka.connect.mirror.MirrorMaker"
-# What Kafka says when it gives a task up: nothing in the process starts it again.
-GIVEN_UP = "Task is being killed and will not recover until manually restarted"
 _LOGGING = """\
 appenders={appenders}
 appender.console.type=Console
@@ -92,6 +91,21 @@ class MirrorMaker:
             self.flows.target.idc,
         ]
         return jvm.command(lib, "mirror", HEAP_MB, arguments, record)
+
+    def kept(self, lib: Path) -> list[str]:
+        """The same, started again whenever it stops working (mirror_keeper.py). Raises Failed."""
+        target, shown = self.flows.target, self.credentials
+        options = {
+            "idc": target.idc,
+            "sources": ",".join(source.idc for source in self.flows.sources),
+            "brokers": ",".join(target.brokers),
+            "ca": shown.ca,
+            "cert": shown.certificate,
+            "key": shown.key,
+        }
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        keeper = [sys.executable, "-m", "imctl.engines.mirror_keeper"]
+        return [*keeper, *given, "--", *self.command(lib)]
 
     @property
     def _logging_file(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from imcore.errors import BadInput
 from imctl.engines import mm2, mm2_config, properties
+from imctl.engines.mirror_watch import GIVEN_UP
 from imctl.engines.mm2_config import Cluster, Credentials, Flows
 
 CA, CERTIFICATE, KEY, PASSWORD = "ca.crt", "tls.crt", "tls.key", "password"
@@ -144,7 +145,7 @@ def deployment(
 
 
 def _container(flows: Flows, image: str) -> Object:
-    alive = f"! grep -q {mm2.GIVEN_UP!r} {LOGS / 'mm2.log'}"
+    alive = f"! grep -q {GIVEN_UP!r} {LOGS / 'mm2.log'}"
     return {
         "name": "mirrormaker2",
         "image": image,

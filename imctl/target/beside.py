@@ -137,7 +137,7 @@ class Beside:
         return EngineUnit(
             unit(idc.name, MM2), idc.name, MM2, 2, data,
             prepare=maker.prepare,
-            command=lambda: maker.command(binaries.need("kafka").path),
+            command=lambda: maker.kept(binaries.need("kafka").path),
             healthy=lambda: True,
             ends_s=20.0,
         )  # fmt: skip

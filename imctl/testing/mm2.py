@@ -16,7 +16,8 @@ from typing import Any
 
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import Listener, principal
-from imctl.engines.mm2 import GIVEN_UP, MirrorMaker
+from imctl.engines.mirror_watch import GIVEN_UP
+from imctl.engines.mm2 import MirrorMaker
 from imctl.engines.mm2_config import Cluster, Credentials, Flows
 from imctl.target.places import free_ports
 from imctl.testing.child import Child

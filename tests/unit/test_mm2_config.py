@@ -13,7 +13,8 @@ from imcore.errors import BadInput
 from imcore.region.load import check_text
 from imcore.region.model import Region
 from imctl.engines import mm2_check, mm2_config, properties
-from imctl.engines.mm2 import GIVEN_UP, MirrorMaker, secrets_file
+from imctl.engines.mirror_watch import GIVEN_UP
+from imctl.engines.mm2 import MirrorMaker, secrets_file
 from imctl.testing.mm2 import gave_up
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from services.engines.kafka.cluster import Cluster
-from services.engines.kafka.mirror_lag import HEARTBEATS
+from services.engines.kafka.heartbeats import HEARTBEATS
 
 _TOPIC = 2
 _LITERAL, _PREFIXED = 3, 4

@@ -14,29 +14,25 @@ Two views, because each is blind where the other sees:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
-from aiokafka.errors import CorruptRecordException, for_code
-from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.record.memory_records import MemoryRecords
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import ConsumerRecord
 
-from imcore.errors import Damaged, ImError, Unavailable
+from imcore.errors import ImError
 from imcore.runtime import Clock
-from services.engines.kafka.cluster import READ, At, Cluster, Gone, NoTopic
+from services.engines.kafka.cluster import READ, At, Cluster
+from services.engines.kafka.heartbeats import HEARTBEATS, TAIL_RECORDS, Heartbeats
+from services.engines.kafka.topic_tail import TopicTail, read_on
 
-HEARTBEATS = "heartbeats"  # MirrorMaker 2's own topic
 PERIOD_S = 1.0
 MEASURE_S = 5.0  # of one flow, whatever its calls take
-_PIECE_BYTES = 128 << 10  # what is parsed between two turns of the loop
-_TAIL_RECORDS = 100  # of heartbeats: looked at when first read
 _LATEST = -1
 
 
@@ -46,24 +42,13 @@ def positions_topic(source: str) -> str:
 
 
 @dataclass(slots=True)
-class _Tail:
-    """One partition, read on from where the last look ended. ``skip``: how many records before
-    the end the first look begins; None: with the first that there is."""
-
-    at: At
-    skip: int | None
-    next: int | None = None
-
-
-@dataclass(slots=True)
 class _Flow:
     source: str
-    positions: _Tail
-    heartbeats: _Tail
+    positions: TopicTail
+    heartbeats: TopicTail
     copied: dict[tuple[str, int], int] = field(default_factory=dict)  # next source offset
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
     heartbeat_ms: int | None = None  # when the last one that was copied was made
-    worker_ms: int | None = None
     measured_at: float | None = None  # when all of it was answered
     problem: str = "not measured yet"
 
@@ -83,19 +68,18 @@ class MirrorLag:
     ) -> None:
         self._own = own
         self._sources = sources
-        self._idc = idc
         self._clock = clock
         self._log = re.compile(re.escape(own.settings.prefix) + r"\.log\.[0-9]+")
         named = positions or {}
         self._flows = {
             source: _Flow(
                 source,
-                _Tail(At(named.get(source, positions_topic(source)), 0), None),
-                _Tail(At(f"{source}.{HEARTBEATS}", 0), _TAIL_RECORDS),
+                TopicTail(At(named.get(source, positions_topic(source)), 0), None),
+                TopicTail(At(f"{source}.{HEARTBEATS}", 0), TAIL_RECORDS),
             )
             for source in sources
         }
-        self._workers = _Tail(At(HEARTBEATS, 0), _TAIL_RECORDS)
+        self._workers = Heartbeats(own, idc)
 
     async def run(self, period_s: float = PERIOD_S) -> None:
         """Until cancelled; no fault of a cluster ends it."""
@@ -120,7 +104,7 @@ class MirrorLag:
             "partitions": {number: {"behind": partitions[number]} for number in sorted(partitions)},
             "behind": None if measured is None else sum(partitions.values()),
             "heartbeat_age_s": self._age_s(flow.heartbeat_ms),
-            "worker_age_s": self._age_s(flow.worker_ms),
+            "worker_age_s": self._age_s(self._workers.last_ms.get(flow.source)),
             "measured_s_ago": None if measured is None else round(self._clock.now() - measured, 1),
             "problem": flow.problem,
         }
@@ -139,9 +123,9 @@ class MirrorLag:
             async with asyncio.timeout(MEASURE_S):
                 # The end first: what is copied meanwhile must not look like more than there is.
                 ends = await self._ends(self._sources[flow.source])
-                for record in await _read_on(self._own, flow.positions):
+                for record in await read_on(self._own, flow.positions):
                     _note_position(flow, record)
-                for record in await _read_on(self._own, flow.heartbeats):
+                for record in await read_on(self._own, flow.heartbeats):
                     flow.heartbeat_ms = record.timestamp
         except TimeoutError:
             flow.problem = f"the flow from {flow.source} was not measured within {MEASURE_S:g} s"
@@ -152,15 +136,9 @@ class MirrorLag:
 
     async def _look_at_workers(self) -> None:
         """What cannot be read here is a problem of each flow too, and named there."""
-        try:
+        with contextlib.suppress(ImError, LookupError, TimeoutError):
             async with asyncio.timeout(MEASURE_S):
-                records = await _read_on(self._own, self._workers)
-        except (ImError, LookupError, TimeoutError):
-            return
-        for record in records:
-            names = _heartbeat_flow(record.key)
-            if names is not None and names[1] == self._idc and names[0] in self._flows:
-                self._flows[names[0]].worker_ms = record.timestamp
+                await self._workers.look()
 
     async def _ends(self, cluster: Cluster) -> dict[tuple[str, int], int]:
         """Behind the last committed record of each log there. Raises Unavailable."""
@@ -184,60 +162,6 @@ class MirrorLag:
         return found
 
 
-async def _read_on(cluster: Cluster, tail: _Tail) -> list[ConsumerRecord[bytes, bytes]]:
-    """What is new, up to the end. A topic that is not there yet holds nothing. Raises
-    Unavailable, Damaged."""
-    found: list[ConsumerRecord[bytes, bytes]] = []
-    try:
-        if tail.next is None:
-            first, end = await cluster.bounds(tail.at)
-            tail.next = first if tail.skip is None else max(first, end - tail.skip)
-        while True:
-            records, following, end = await _fetch(cluster, tail.at, tail.next)
-            found += records
-            tail.next = max(tail.next, following)
-            if tail.next >= end or (not records and following <= tail.next):
-                return found
-            await asyncio.sleep(0)
-    except NoTopic:
-        tail.next = None
-        return found
-    except Gone:  # compacted or made anew under us: begin again with the next look
-        tail.next = None
-        return found
-
-
-async def _fetch(
-    cluster: Cluster, at: At, offset: int
-) -> tuple[list[ConsumerRecord[bytes, bytes]], int, int]:
-    """Records with their keys and times, where to read on, and the committed end."""
-    node = await cluster.leader(at)
-    rows = [(at.topic, [(at.partition, offset, _PIECE_BYTES)])]
-    request = FetchRequest(0, 0, _PIECE_BYTES, READ_COMMITTED, rows)
-    reply = await cluster.call(node, request, READ)
-    for _, partitions in reply.topics:
-        for _, code, _, stable, *rest in partitions:
-            what = f"read {at.topic} from offset {offset}"
-            if code:
-                cluster.moved(at, code)
-                raise cluster.translated(for_code(code)(), what)
-            records = PartitionRecords(
-                TopicPartition(*at),
-                MemoryRecords(rest[-1]),
-                rest[1],
-                offset,
-                None,
-                None,
-                True,
-                READ_COMMITTED,
-            )
-            try:
-                return list(records), records.next_fetch_offset, stable
-            except CorruptRecordException as error:
-                raise Damaged(f"{cluster}: {what}: {error}") from error
-    raise Unavailable(f"{cluster} leaves {at.topic} out")
-
-
 # ------------------------------------------------------------------- what MirrorMaker writes
 
 
@@ -255,13 +179,3 @@ def _note_position(flow: _Flow, record: ConsumerRecord[bytes, bytes]) -> None:
             flow.copied[key] = int(json.loads(record.value)["offset"]) + 1
     except (ValueError, TypeError, KeyError, AttributeError):
         return  # another connector's
-
-
-def _heartbeat_flow(key: bytes | None) -> tuple[str, str] | None:
-    """(source, target): two strings, each behind its length."""
-    names, rest = [], key or b""
-    while len(rest) >= 2:
-        (size,) = struct.unpack_from(">h", rest)
-        names.append(rest[2 : 2 + size].decode(errors="replace"))
-        rest = rest[2 + max(0, size) :]
-    return (names[0], names[1]) if len(names) == 2 else None
