@@ -12,6 +12,7 @@ from imctl.report.model import Mark, Span
 WIDTH, HEIGHT = 1000, 170
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 22
 STATE_HEIGHT = 22
+_NUMBER_WIDTH, _LINE_HEIGHT, _LEVELS = 16, 11, 4  # of the marks' numbers, px
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +169,17 @@ def _time_ticks(axis: Axis, height: int) -> str:
 
 
 def _marks(axis: Axis, height: int) -> str:
-    """A line for each mark, with its number in the list below the charts."""
+    """A line for each mark, with its number in the list below the charts. Numbers that would cover
+    each other stand one below the other."""
     parts = []
+    level, free = 0, 0.0
     for number, mark in enumerate(axis.marks, start=1):
         x = axis.x(mark.t)
+        level = (level + 1) % _LEVELS if x < free else 0
+        free = x + _NUMBER_WIDTH
         parts.append(
             f'<g class="mark"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-            f'<text x="{x + 3:.1f}" y="{TOP + 9}">{number}</text>'
+            f'<text x="{x + 3:.1f}" y="{TOP + 9 + _LINE_HEIGHT * level}">{number}</text>'
             f"<title>{mark.t:.1f} s: {escape(mark.text)}</title></g>"
         )
     return "".join(parts)

@@ -220,7 +220,7 @@ def hypothesis(report: DrillReport) -> str:
                 f"{when}: blind in {len(blind)} of {len(looks)} looks, first {blind[0].blind}"
             )
         else:
-            said.append(f"{when}: held in {len(looks)} looks")
+            said.append(f"{when}: held in {len(looks)} look{'s' if len(looks) > 1 else ''}")
     return "; ".join(said) + "."
 
 

@@ -73,15 +73,26 @@ def document(title: str, verdict: str, ok: bool, body: str) -> str:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Of text cells; numbers are set to the right."""
-    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
+    """Of text cells; numbers are set to the right, and the head of a column that has only such."""
+    numbers = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    heads = "".join(
+        f"<th{_kind(number)}>{escape(name)}</th>"
+        for name, number in zip(head, numbers or [False] * len(head), strict=True)
+    )
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{heads}</tr>{lines}</table></div>'
 
 
 def _cell(value: object) -> str:
-    kind = ' class="n"' if isinstance(value, int | float) else ""
-    return f"<td{kind}>{escape(str(value))}</td>"
+    return f"<td{_kind(_is_number(value))}>{escape(str(value))}</td>"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _kind(number: bool) -> str:
+    return ' class="n"' if number else ""
 
 
 def figures(report: RunReport) -> str:

@@ -20,8 +20,11 @@ from imctl.drill import records
 from imctl.drill.judging import PRIVATE, publish
 from imctl.drill.rto import STEPS
 from imctl.report import drill_page
+from imctl.report.charts import Axis, chart
 from imctl.report.drill import DrillReport, Found, Probed, Recovered, markdown, schema
 from imctl.report.model import Mark, Promise, RunReport, Span, Subject
+from imctl.report.page import table
+from imctl.testing.browser import lay_out
 from services.loadgen.stats import Sample
 
 
@@ -75,6 +78,31 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_it_shows() -> No
     page = drill_page.page(report())
     assert not re.search(r"(src|href)=|url\(|@import|<script", page)
     assert "fra is killed &lt;b&gt;" in page and "killed <b>" not in page
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_real_browser_shows_all_of_it(chromium: str, tmp_path: Path, width: int) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(drill_page.page(report()))
+    layout = lay_out(chromium, page, width, tmp_path / "profile")
+    assert layout.width <= width, "it scrolls sideways"
+    assert len(layout.charts) == 6
+    assert all(wide > 0.8 * min(width, 1000) and high > 10 for wide, high in layout.charts)
+    assert report().line in layout.text and "fra is killed <b>" in layout.text
+
+
+def test_heads_stand_over_their_numbers() -> None:
+    found = table("t", ["from", "sent", "limit"], [("fra", 3, 1), ("iad", 4, "<= 5")])
+    assert '<th>from</th><th class="n">sent</th><th>limit</th>' in found
+    assert "<th>from</th>" in table("t", ["from"], [])
+
+
+def test_numbers_of_marks_do_not_cover_each_other() -> None:
+    axis = Axis(60, [], [Mark(t, "fra", "x") for t in (10, 10.1, 10.2, 30)])
+    drawn = chart(axis, [], "s")
+    ys = [int(y) for y in re.findall(r'<text x="[0-9.]+" y="(\d+)">\d</text>', drawn)]
+    assert ys == [19, 30, 41, 19]
 
 
 @pytest.mark.parametrize("width", [80, 120])
