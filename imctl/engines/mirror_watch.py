@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 # What Kafka says when it gives a task up: nothing in the process starts it again.
 GIVEN_UP = "Task is being killed and will not recover until manually restarted"
-SILENT_S = 30.0  # it takes 10 to 20 to start
+SILENT_S = 30.0
+STARTING_S = 90.0  # until the first sign; 10 to 20 do on a machine at rest, 60 on a busy one
 SILENT_MOST_S = 300.0  # a start interrupts every flow: one that does not help is not made often
 BACKOFF_S = 1.0
 BACKOFF_MOST_S = 30.0
@@ -23,7 +24,7 @@ class Watch:
     def __init__(self, flows: Sequence[str]) -> None:
         self._silent_s = dict.fromkeys(flows, 0.0)
         self._last: dict[str, int] = {}
-        self._limit_s = SILENT_S
+        self._limit_s = self._starting_s = STARTING_S
         self._backoff_s = BACKOFF_S
 
     def looked(self, heartbeats: Mapping[str, int], seconds: float) -> list[str]:
@@ -36,7 +37,7 @@ class Watch:
             else:
                 self._silent_s[flow] += seconds
         if not any(self._silent_s.values()):
-            self._limit_s, self._backoff_s = SILENT_S, BACKOFF_S
+            self._limit_s, self._starting_s, self._backoff_s = SILENT_S, STARTING_S, BACKOFF_S
         return [flow for flow, silent_s in self._silent_s.items() if silent_s >= self._limit_s]
 
     def unanswered(self) -> None:
@@ -46,7 +47,8 @@ class Watch:
     def restart(self) -> float:
         """It is about to be started again: how long to wait before that, seconds."""
         self._silent_s = dict.fromkeys(self._silent_s, 0.0)
-        self._limit_s = min(2 * self._limit_s, SILENT_MOST_S)
+        self._limit_s = self._starting_s
+        self._starting_s = min(2 * self._starting_s, SILENT_MOST_S)
         wait_s = self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, BACKOFF_MOST_S)
         return wait_s

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 IMCTL = Path(sys.executable).with_name("imctl")
 USERS = 120
 RATE = 10
+SLOW = 3  # so that a pause comes before the end, on a busy machine too
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_move_goes_as_its_plan_said_and_is_steered_by_others(tmp_path: Path, d
         assert measured == pytest.approx(predicted, rel=0.3)
         assert sessions(data, "fra") == 0
 
-        name = ok(data, "failback", "fra", "--yes", "--no-wait", "--rate", RATE).strip()
+        name = ok(data, "failback", "fra", "--yes", "--no-wait", "--rate", SLOW).strip()
         watch = begin(data, "op", "watch", name)
         ok(data, "op", "pause", name, "--yes")
         assert status(data)["policy"]["operation_state"] == "paused by operator"

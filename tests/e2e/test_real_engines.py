@@ -49,7 +49,7 @@ async def works(lab: Lab) -> None:
     """Every IDC serves, whatever the automatic failover made of the faults."""
     await lab.all_active()
     for idc in lab.idcs:
-        await lab.wait_calm(idc, 60)
+        await lab.wait_calm(idc, 180)  # a stuck MirrorMaker is given 90 to start, and starts again
 
 
 async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
@@ -91,11 +91,11 @@ async def test_a_mirror_maker_that_is_stuck_is_started_again(
             await asyncio.to_thread(lab.target.start, ["iad-mm2"])
             await asyncio.sleep(after_s)
             await engine_dies(lab, "iad-kafka", 1.0)
-            await lab.wait_calm("iad", 120)
+            await lab.wait_calm("iad", 180)
         jvm = child_of(lab, "iad-mm2")
         os.kill(jvm, signal.SIGSTOP)
         await lab.wait_alarm("iad", "no sign of life", 60)
-        await lab.wait_calm("iad", 120)
+        await lab.wait_calm("iad", 180)
         assert child_of(lab, "iad-mm2") != jvm
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imctl.engines.mirror_watch import BACKOFF_MOST_S, SILENT_MOST_S, SILENT_S, Watch
+from imctl.engines.mirror_watch import BACKOFF_MOST_S, SILENT_MOST_S, SILENT_S, STARTING_S, Watch
 
 
 def silent_after(watch: Watch, heartbeats: dict[str, int]) -> float:
@@ -16,7 +16,7 @@ def silent_after(watch: Watch, heartbeats: dict[str, int]) -> float:
 
 def test_a_flow_that_was_never_heard_of_is_silent_after_the_limit() -> None:
     watch = Watch(["fra", "sin"])
-    assert silent_after(watch, {}) == SILENT_S
+    assert silent_after(watch, {}) == STARTING_S
     assert watch.looked({}, 2.0) == ["fra", "sin"]
 
 
@@ -43,9 +43,10 @@ def test_starts_that_do_not_help_become_rare_and_a_sign_of_life_forgets_them() -
     for _ in range(8):
         limits.append(silent_after(watch, {}))
         waits.append(watch.restart())
-    assert limits == [30, 60, 120, 240, 300, 300, 300, 300]
+    assert limits == [90, 90, 180, 300, 300, 300, 300, 300]
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
     assert (max(limits), max(waits)) == (SILENT_MOST_S, BACKOFF_MOST_S)
     assert watch.looked({"fra": 1}, 2.0) == []
     assert silent_after(watch, {"fra": 1}) == SILENT_S
     assert watch.restart() == 1.0
+    assert silent_after(watch, {"fra": 1}) == STARTING_S
