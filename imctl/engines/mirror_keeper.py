@@ -82,6 +82,7 @@ class Keeper:
             sys.stdout.buffer.flush()
             if GIVEN_UP.encode() in line:
                 return "it has given a task up"
+        await child.wait()  # or it would be told to end on its way out, and its status be lost
         return "it has ended"
 
     async def _silent(self) -> str:
