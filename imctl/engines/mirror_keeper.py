@@ -49,8 +49,10 @@ class Keeper:
                 stderr=asyncio.subprocess.STDOUT,
                 limit=_LINE_BYTES,
             )
-            why = await self._until_it_fails(child)
-            status = await _end(child)
+            try:
+                why = await self._until_it_fails(child)
+            finally:  # it never outlives its keeper
+                status = await _end(child)
             if self._stop.is_set():
                 return 0
             if status and time.monotonic() - first < WRONG_S and why == "it has ended":

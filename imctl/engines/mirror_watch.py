@@ -23,19 +23,19 @@ class Watch:
 
     def __init__(self, flows: Sequence[str]) -> None:
         self._silent_s = dict.fromkeys(flows, 0.0)
-        self._last: dict[str, int] = {}
+        self._last: Mapping[str, int] | None = None
         self._limit_s = self._starting_s = STARTING_S
         self._backoff_s = BACKOFF_S
 
     def looked(self, heartbeats: Mapping[str, int], seconds: float) -> list[str]:
         """After a look at the heartbeats that was answered: their times, by flow, and how long ago
         the look before was due. Returns the flows that have been silent for too long."""
+        # What the first look after a start finds may be of the MirrorMaker before: no sign of life.
+        last = heartbeats if self._last is None else self._last
         for flow in self._silent_s:
-            if heartbeats.get(flow) != self._last.get(flow):
-                self._last[flow] = heartbeats[flow]
-                self._silent_s[flow] = 0.0
-            else:
-                self._silent_s[flow] += seconds
+            heard = heartbeats.get(flow) != last.get(flow)
+            self._silent_s[flow] = 0.0 if heard else self._silent_s[flow] + seconds
+        self._last = dict(heartbeats)
         if not any(self._silent_s.values()):
             self._limit_s, self._starting_s, self._backoff_s = SILENT_S, STARTING_S, BACKOFF_S
         return [flow for flow, silent_s in self._silent_s.items() if silent_s >= self._limit_s]
@@ -47,6 +47,7 @@ class Watch:
     def restart(self) -> float:
         """It is about to be started again: how long to wait before that, seconds."""
         self._silent_s = dict.fromkeys(self._silent_s, 0.0)
+        self._last = None
         self._limit_s = self._starting_s
         self._starting_s = min(2 * self._starting_s, SILENT_MOST_S)
         wait_s = self._backoff_s

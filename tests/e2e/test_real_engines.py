@@ -83,8 +83,8 @@ async def test_a_mirror_maker_that_is_stuck_is_started_again(
     every_engine: None, tmp_path: Path
 ) -> None:
     """One whose broker dies while it starts can end up with connectors that have no tasks: its
-    process lives, and copies nothing. 9 to 13 s after the start did that about every third time;
-    a JVM that stands still shows the same from outside."""
+    process lives, and copies nothing. Not every try does that; a JVM that stands still always
+    shows the same from outside."""
     async with Lab.up(tmp_path, engines=("kafka",)) as lab:
         for after_s in (9.0, 11.0, 13.0):
             await lab.kill("iad-mm2")

@@ -242,7 +242,7 @@ class Cluster:
         return None
 
     def _close(self, connection: AIOKafkaConnection) -> None:
-        writer = connection._writer
+        writer = connection._writer  # which it forgets when it is closed
         closed = connection.close()
         if writer is None or closed.done():
             return
