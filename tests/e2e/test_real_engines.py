@@ -86,17 +86,24 @@ async def test_a_mirror_maker_that_is_stuck_is_started_again(
     process lives, and copies nothing. Not every try does that; a JVM that stands still always
     shows the same from outside."""
     async with Lab.up(tmp_path, engines=("kafka",)) as lab:
+
+        async def copying() -> bool:
+            flows = (await lab.status("iad"))["mirror"].values()
+            return all(flow["worker_age_s"] < 3 for flow in flows)
+
         for after_s in (9.0, 11.0, 13.0):
             await lab.kill("iad-mm2")
             await asyncio.to_thread(lab.target.start, ["iad-mm2"])
             await asyncio.sleep(after_s)
             await engine_dies(lab, "iad-kafka", 1.0)
-            await lab.wait_calm("iad", 180)
+            await until(copying, 180, "the MirrorMaker of iad does not copy")
+            await lab.wait_calm("iad")
         jvm = child_of(lab, "iad-mm2")
         os.kill(jvm, signal.SIGSTOP)
         await lab.wait_alarm("iad", "no sign of life", 60)
         await lab.wait_calm("iad", 180)
         assert child_of(lab, "iad-mm2") != jvm
+        assert "started again in 1 s: it gives no sign of life" in lab.log("iad-mm2")
 
 
 async def test_a_store_that_is_wiped_is_filled_again_from_the_logs(
