@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from imcore.audit import anchor_from_json
 from imcore.roles import Role
-from services.control.acceptor import PREFIX, ZERO, Record, Slot, decode
+from services.control.acceptor import PREFIX, ZERO, Record, Slot, decode, encode
 from services.control.anchoring import anchor_key
 from services.control.operations import operation_key
 from services.control.rules import Change, Kind
@@ -37,14 +37,21 @@ def swap_refusal(key: bytes, before: bytes | None, after: bytes, name: str) -> s
         return "Making a record"
     try:
         old, new = decode(before), decode(after)
-        if (new.joined, new.members, new.floor) != (old.joined, old.members, old.floor):
+        if encode(new) != after:  # more than a record, or another spelling of one
+            return "Writing what is no record"
+        if _rest(new) != _rest(old):
             return "Changing who is a member"
         if old.slots.keys() - new.slots.keys():
             return "Taking a value out of the registry"
-        changed = [each for each in new.slots if new.slots[each] != old.slots.get(each)]
+        # By how they are written: 1, 1.0 and true are equal.
+        changed = [each for each in new.slots if repr(new.slots[each]) != repr(old.slots.get(each))]
         return next((why for each in changed if (why := _slot_refusal(each, old, new, name))), "")
     except (ValueError, TypeError, AttributeError):
         return "Writing what is no record"
+
+
+def _rest(record: Record) -> str:
+    return repr((record.joined, record.members, record.floor))
 
 
 def _slot_refusal(key: str, old: Record, new: Record, name: str) -> str:

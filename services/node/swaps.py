@@ -21,8 +21,8 @@ class SwapLimit:
         if request.unconditional or request.remove or request.lease:
             return said(name, "A write that is no swap of a value", f"needs the role {Role.ADMIN}")
         current = await self._registry.get(request.key)
-        # Judged against this revision. Should it change before the swap, the swap fails by itself.
-        if current is not None and current.mod_revision != request.expected_mod_revision:
+        # A swap of another revision fails by itself, and so does one of this if it changes first.
+        if request.expected_mod_revision != (current.mod_revision if current else 0):
             return ""
         why = swap_refusal(request.key, current.value if current else None, request.value, name)
         return said(name, why, f"needs the role {Role.ADMIN}") if why else ""

@@ -112,7 +112,15 @@ def test_nor_a_record_that_no_round_makes(changed: Record) -> None:
 def test_a_counter_is_a_number_that_the_next_one_can_pass(counter: object) -> None:
     document = json.loads(encode(BEFORE))
     document["slots"]["policy"][0] = [counter, "operator.1"]
-    assert judge(json.dumps(document).encode())
+    assert judge(json.dumps(document, separators=(",", ":")).encode())
+
+
+def test_what_is_equal_but_written_otherwise_is_a_change() -> None:
+    document = json.loads(encode(BEFORE))
+    document["slots"]["register/fra"][0][0] = 2.0
+    assert judge(json.dumps(document, separators=(",", ":")).encode()) == "Writing register/fra"
+    for other in (encode(BEFORE) + b" ", encode(BEFORE)[:-1] + b',"more":1}'):
+        assert judge(other) == "Writing what is no record"
 
 
 def test_an_accepted_value_is_not_exchanged_under_its_own_ballot() -> None:
