@@ -17,7 +17,7 @@ from services.policy.document import POLICY_KEY, IdcState, from_json
 
 OPERATIONS = operation_key("")
 OWN_AUDIT = anchor_key("imctl")
-LEAP_MAX = 1_000_000  # a ballot further ahead is no proposer's at work, and would bar all others
+LEAP_MAX = 1_000_000  # a ballot or epoch further ahead is nobody's at work, and may bar all others
 
 
 def role_for(change: Change) -> Role:
@@ -90,6 +90,8 @@ def _policy_refusal(before: bytes | None, after: bytes) -> str:
     old = from_json(before) if before else None
     if old is not None and new.epoch < old.epoch:
         return "Going back to an older policy"
+    if new.epoch - (old.epoch if old else 0) > LEAP_MAX:
+        return "An epoch far ahead"
     for idc, row in new.idcs.items():
         if row.state is IdcState.RETIRED and (old is None or old.state(idc) is not row.state):
             return f"Retiring {idc}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -282,6 +283,9 @@ async def test_the_fault_api_cuts_a_link_for_admin_only(site: Site, pki_dir: Pat
         with pytest.raises(grpc.aio.AioRpcError, match=r"needs the role admin; .* role operator"):
             await call(pki_dir, address, cut, caller="operator")
         assert [link["mode"] for link in site.proxy.links()] == ["pass", "pass"]
+        async with grpc_channel(pki_dir, "viewer", "linkproxy", address) as channel:
+            seen = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=3)
+        assert len(json.loads(seen.json)["links"]) == 2
         assert await call(pki_dir, address, cut) == "link a <-> b: drops everything"
         assert [link["mode"] for link in site.proxy.links()] == ["drop", "drop"]
         bad = pb.LinkFault(from_idc="a", to_idc="b", mode="explode")

@@ -79,6 +79,7 @@ REFUSED: dict[str, Record | bytes | None] = {
     "Writing audit/fra": promise(BEFORE, "audit/fra", OWN),
     "Retiring fra": accepted("policy", RETIRED.to_json()),
     "Going back to an older policy": accepted("policy", replace(POLICY, epoch=3).to_json()),
+    "An epoch far ahead": accepted("policy", replace(POLICY, epoch=2**70).to_json()),
     "Removing policy": accepted("policy", None),
     "Lowering the anchor of an audit log": accepted("audit/imctl", b'{"seq":4,"hash":"22"}'),
     "Acting under another's ballot": promise(BEFORE, "policy", Ballot(9, "fra.1")),

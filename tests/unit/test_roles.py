@@ -9,7 +9,7 @@ import pytest
 from imcore.errors import BadInput, Refused
 from imcore.proto import peer_pb2
 from imcore.roles import TABLE, Role, refusal
-from imctl import roles
+from imctl import auditview, roles
 from imctl.drill import model
 
 METHODS = {
@@ -92,3 +92,9 @@ def test_an_operator_runs_the_drills_that_only_move_traffic() -> None:
     harmless = {name for name, role in needed.items() if role is Role.OPERATOR}
     assert harmless == {"planned-switchover", "rolling-evacuation"}
     assert len(needed) > len(harmless)
+
+
+def test_the_audit_shows_who_it_was_and_as_what() -> None:
+    row = {"at_ms": 1, "writer": "imctl", "by": "drill", "user": "ann", "sentence": "x"}
+    assert auditview.shown(row)["by"] == "drill (ann)"  # of before there were roles
+    assert auditview.shown({**row, "certificate": "operator"})["by"] == "drill (ann as operator)"
