@@ -26,12 +26,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from imcore.attest import RegionKeys
 from imcore.certificates import unreadable
 from imcore.errors import BadInput
+from imcore.roles import Role
 
 DOMAIN = "imctl.internal"  # never resolved: it only makes names of IDCs certificate names
 CA_DAYS = 3650
 LEAF_DAYS = 825  # what common clients accept at most
 REGION_KEYS = "region-keys.json"
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
+# They are handed to people, and must not serve to pass for a gateway: they name no host, and are
+# good for calling alone.
+CALLERS: frozenset[str] = frozenset({Role.OPERATOR, Role.VIEWER})
 
 
 def dns_name(name: str) -> str:
@@ -154,7 +158,7 @@ def _ensure_leaf(
     ca: x509.Certificate,
     now: datetime,
 ) -> list[str]:
-    wanted = {dns_name(name), *LOCAL_HOSTS, *hosts}
+    wanted = {dns_name(name)} if name in CALLERS else {dns_name(name), *LOCAL_HOSTS, *hosts}
     path = folder / f"{name}.pem"
     if path.exists():
         _check_leaf(path, wanted, ca, now)
@@ -172,12 +176,14 @@ def _make_leaf(
 ) -> list[str]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns_name(name))])
-    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    if name not in CALLERS:
+        usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
     certificate = (
         _builder(subject, ca.subject, key.public_key(), now, LEAF_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(ca=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(both), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName(_general_names(wanted)), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False

@@ -1,4 +1,4 @@
-"""Calls to the Admin services of a deployment, over mutual TLS as ``admin``."""
+"""Calls to the Admin services of a deployment, over mutual TLS."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from imcore.tls import grpc_channel
-from imctl import audit
+from imctl import audit, roles
 from imctl.target.base import Target
 
 TIMEOUT_S = 3.0
 
 
+def _channel(target: Target, name: str) -> grpc.aio.Channel:
+    return grpc_channel(target.pki, roles.shown(target.pki), name, target.address(name))
+
+
 async def status(target: Target, name: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """One unit's status document. Raises Unavailable."""
-    async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+    async with _channel(target, name) as channel:
         try:
             reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -50,7 +54,7 @@ async def statuses(
 
 async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
     """Returns what was done, in a sentence. Raises Refused, Unavailable, OutcomeUnknown."""
-    async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+    async with _channel(target, name) as channel:
         try:
             reply = await rpc.AdminStub(channel).Fault(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
@@ -71,7 +75,7 @@ async def move_kv(
     Unavailable: when the IDC is lost on the way, the move may go on there."""
     what = "the KV's move is cancelled" if request.cancel else f"its KV moves: {request}"
     last = pb.MoveKvProgress()
-    async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+    async with _channel(target, name) as channel:
         call = rpc.EnginesStub(channel).MoveKv(request)
         try:
             async for last in call:
@@ -92,7 +96,7 @@ def _outcome(error: ImError) -> str:
 
 def _audit(target: Target, name: str, outcome: str, sentence: str) -> None:
     said = " ".join(sentence.split())
-    audit.fault(target.audit_file(), SystemClock().wall_ms(), name, outcome, said)
+    audit.fault(target, SystemClock().wall_ms(), name, outcome, said)
 
 
 def translate(error: grpc.aio.AioRpcError, name: str, safe: bool) -> ImError:

@@ -13,27 +13,31 @@ from typing import Any
 
 from imcore import auditfile
 from imcore.auditfile import FILE, LOGGER
+from imctl import roles
+from imctl.target.base import Target
 
 __all__ = ["FILE", "LOGGER", "WRITER", "fault", "kept"]
 
 WRITER = "imctl"
 
 
-def kept(path: Path) -> AbstractContextManager[None]:
+def kept(target: Target) -> AbstractContextManager[None]:
     """Events of this block go where those of all earlier commands are."""
-    return auditfile.kept(path, WRITER, _who())
+    return auditfile.kept(target.audit_file(), WRITER, _who(target.pki))
 
 
-def fault(path: Path, at_ms: int, unit: str, outcome: str, sentence: str) -> None:
+def fault(target: Target, at_ms: int, unit: str, outcome: str, sentence: str) -> None:
     """``outcome``: "done", "refused", "not done" (no answer), "unknown"."""
     row = {"at_ms": at_ms, "fault": unit, "outcome": outcome, "sentence": sentence}
-    auditfile.note(path, WRITER, row | _who())
+    auditfile.note(target.audit_file(), WRITER, row | _who(target.pki))
 
 
-def _who() -> dict[str, Any]:
-    """Whose process this is; not from the environment, which says what it is told to."""
+def _who(pki: Path) -> dict[str, Any]:
+    """Whose process this is (not from the environment, which says what it is told to), and which
+    certificate it shows."""
     uid = os.getuid()
     try:
-        return {"user": pwd.getpwuid(uid).pw_name}
+        user = pwd.getpwuid(uid).pw_name
     except KeyError:
-        return {"user": str(uid)}
+        user = str(uid)
+    return {"user": user, "certificate": str(roles.shown(pki))}

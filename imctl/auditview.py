@@ -99,7 +99,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """Who did what, and what came of it."""
     by = str(row.get("by") or row["writer"])
     if user := row.get("user"):
-        by += f" ({user})"
+        by += f" ({user} as {row['certificate']})" if "certificate" in row else f" ({user})"
     if "torn" in row:
         what, decision = f"a crash tore a line of {row['torn']['bytes']} bytes", "noted"
     elif "fault" in row:

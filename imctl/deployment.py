@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from imctl import roles
 from imctl.errors import Failed
 from imctl.target.local import Local
 from imctl.target.runfile import NAME
@@ -13,14 +14,21 @@ VARIABLE = "IMCTL_DATA"
 
 
 def find(data: Path | None) -> Local:
-    """``--data``, else $IMCTL_DATA, else the one deployment below ./var. Raises Failed."""
+    """``--data``, else $IMCTL_DATA, else the one deployment below ./var. Raises Failed;
+    BadInput when the key of the role that is to be shown is not there."""
     chosen = data or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if chosen is not None:
-        return Local.open(chosen)
+        return _opened(chosen)
     found = sorted(path.parent for path in Path("var").glob(f"*/{NAME}"))
     if not found:
         raise Failed("no deployment was started here; `imctl up FILE` starts one")
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
         raise Failed(f"there are several deployments ({names}); choose one with --data")
-    return Local.open(found[0])
+    return _opened(found[0])
+
+
+def _opened(folder: Path) -> Local:
+    target = Local.open(folder)
+    roles.check(target.pki)
+    return target

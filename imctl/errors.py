@@ -10,7 +10,7 @@ from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unav
 OK = 0  # done, or no difference
 ERROR = 1  # it could not be done, or only in part
 USAGE = 2  # a wrong flag or file; a difference that was asked for
-GUARDED = 3  # a safety rule, or another guard, said no
+GUARDED = 3  # a safety rule or another guard said no, or the role shown may not
 UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells
 DEVIATED = 5  # a drill showed that a promise does not hold
 ABORTED = 6  # what was waited for was aborted: taken back, or stopped where it was

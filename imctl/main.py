@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from imcore.errors import ImError
-from imctl import errors
+from imcore.roles import Role
+from imctl import errors, roles
 
 # name -> (module, attribute, what it does). An attribute that is a Typer is a group of commands.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -105,15 +106,26 @@ app = typer.Typer(
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    role: Annotated[
+        Role | None,
+        typer.Option(
+            "--as",
+            help="Show this role's certificate [default: $IMCTL_AS, or the highest whose key is "
+            "in the deployment's pki folder].",
+            show_default=False,
+        ),
+    ] = None,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
     Exit status: 0 done, 1 error or only partly done, 2 wrong usage or file, or a difference,
-    3 a guard refused, 4 outcome unknown, 5 a drill deviated, 6 aborted.
+    3 a guard or a role refused, 4 outcome unknown, 5 a drill deviated, 6 aborted.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"
+    if role is not None:
+        os.environ[roles.VARIABLE] = role
     if version:
         from importlib.metadata import version as installed
 

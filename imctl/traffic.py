@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Self
 
 from imcore.audit import Anchor
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imcore.roles import Role, said
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
-from imctl import admin, audit
+from imctl import admin, audit, roles
 from imctl.target.base import Target
 from services.control.anchoring import anchored, read_anchor
 from services.control.caspaxos import Proposer
@@ -27,7 +28,9 @@ from services.control.operations import (
     operation_from_json,
     operation_key,
 )
-from services.control.rules import Change
+from services.control.operations import audit as audit_decision
+from services.control.permit import role_for
+from services.control.rules import Blocker, Change
 from services.control.voting import PREFIX as VOTES
 from services.control.voting import Votes
 from services.engines.registry_grpc import RemoteRegistry
@@ -56,14 +59,15 @@ class Control:
         self.idcs = [idc.name for idc in region.spec.idcs]
         witness = [region.spec.witness.name] if region.spec.witness else []
         self.voters = self.idcs + witness
+        self.role = roles.shown(target.pki)
         self._channels = {
-            name: grpc_channel(target.pki, "admin", name, target.address(name))
+            name: grpc_channel(target.pki, self.role, name, target.address(name))
             for name in self.voters
         }
         self._registries = {
             name: RemoteRegistry(channel, name) for name, channel in self._channels.items()
         }
-        self._proposer = Proposer(self._registries, "admin", clock, rng)
+        self._proposer = Proposer(self._registries, self.role, clock, rng)
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,7 +128,7 @@ class Control:
         """All that stand now."""
         poller = Poller(self._registries, VOTES, self._clock)
         await asyncio.gather(*(poller.poll(name) for name in self.voters))
-        votes = Votes("admin", self._registries, poller, self._clock)
+        votes = Votes(self.role, self._registries, poller, self._clock)
         return votes.seen(self._clock.wall_ms())
 
     async def judge(self, change: Change) -> Judged:
@@ -138,19 +142,33 @@ class Control:
         Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer).
 
         The audit is kept here and not by the callers, so that none of them can forget it."""
-        path = self._target.audit_file()
-        with audit.kept(path):
+        with audit.kept(self._target):
             decision = await self._submit(change)
         # What cannot be anchored now is with the next decision.
-        with contextlib.suppress(ImError, OSError, ValueError):
-            await anchored(self._proposer, path, audit.WRITER)
+        if self.role.covers(Role.OPERATOR):
+            with contextlib.suppress(ImError, OSError, ValueError):
+                await anchored(self._proposer, self._target.audit_file(), audit.WRITER)
         return decision
 
     async def anchor(self, writer: str) -> Anchor:
         """The last audit event of this writer that the registers know of. Raises Unavailable."""
         return await read_anchor(self._proposer, writer)
 
+    def permits(self, change: Change) -> bool:
+        """Whether the role shown may ask for it."""
+        return self.role.covers(role_for(change))
+
+    def _forbidden(self, change: Change) -> Decision:
+        """What the registries would refuse is not offered to them; it stands in the audit."""
+        needed = role_for(change)
+        why = said(self.role, f"{change.kind}{_overriding(change)}", f"needs the role {needed}")
+        decision = Decision(None, why, (Blocker("role", self.role, needed, why),))
+        audit_decision(change, decision, Evidence(), self._clock.wall_ms())
+        return decision
+
     async def _submit(self, change: Change) -> Decision:
+        if not self.permits(change):
+            return self._forbidden(change)
         for attempt in range(RESOLVE_TRIES):
             try:
                 return await commit(
@@ -173,6 +191,10 @@ class Control:
         found = await admin.statuses(self._target, [idc], FACTS_S)
         document = found[idc]
         return None if isinstance(document, ImError) else int(document.get("sessions", 0))
+
+
+def _overriding(change: Change) -> str:
+    return f" overriding {', '.join(change.overrides)}" if change.overrides else ""
 
 
 def document_of(decision: Decision, dry_run: bool) -> dict[str, Any]:

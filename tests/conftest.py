@@ -16,7 +16,7 @@ from imcore import pki
 from imctl.engines.binaries import ENGINES, Program, find, missing
 from imctl.testing import etcd, kafka, tikv
 
-PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin")
+PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin", "operator", "viewer")
 FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
 
 

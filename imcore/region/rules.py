@@ -8,11 +8,12 @@ from ipaddress import ip_network
 from itertools import combinations
 from typing import NamedTuple
 
+from imcore import roles
 from imcore.region.model import Etcd, Idc, Kafka, MirrorMaker2, Region, Shard
 from imcore.region.problem import Loc, Problem, dotted
 
 # Names of certificates that are not IDCs.
-RESERVED = ("admin", "linkproxy")
+RESERVED = (*roles.NAMES, "linkproxy")
 
 
 def check(region: Region) -> list[Problem]:

@@ -78,9 +78,9 @@ def run_change(change: Change, how: Asking) -> None:
     """Judge, show, ask, commit, wait, show. Raises Guarded for a refusal, OutcomeUnknown for a
     time-out, Aborted or Failed when the operation that was waited for is not done."""
 
-    async def judge(control: Control) -> Judged:
+    async def judge(control: Control) -> tuple[Judged, bool]:
         _check(change, control)
-        return await control.judge(change)
+        return await control.judge(change), control.permits(change)
 
     async def submit(control: Control) -> Decision:
         decision = await control.submit(change)
@@ -92,13 +92,13 @@ def run_change(change: Change, how: Asking) -> None:
             await _show_topology(change, how, (await control.policy()).epoch)
         return decision
 
-    judged = with_control(how.data, judge)
+    judged, permitted = with_control(how.data, judge)
     decision = judged.decision
     preview = _preview(change, judged, how)
     _show_before(change, decision, preview, how)
     if how.dry_run:
         _show(decision, preview, how)
-    elif decision.policy is None:
+    elif decision.policy is None or not permitted:
         # Asked for real as well, so that the refusal stands in the audit; it may even pass now.
         decision = with_control(how.data, submit)
     elif how.yes or typer.confirm(question(change, preview.forecast), abort=True, err=True):

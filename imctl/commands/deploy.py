@@ -13,8 +13,9 @@ import typer
 
 from imcore.errors import ImError
 from imcore.region.load import load_region
+from imcore.roles import Role
 from imcore.runtime import SystemClock
-from imctl import deployment, startup
+from imctl import deployment, roles, startup
 from imctl.commands.lifecycle import progress
 from imctl.commands.plan import Canary, look
 from imctl.errors import Aborted, Failed, Guarded
@@ -87,6 +88,7 @@ def deploy(
             check_data_fit(folder, region)
         _bring_up(file, folder, target, last, faults, engines, output)
         return
+    roles.demand(target.pki, Role.ADMIN, "Deploying a region file")
     with store.driving(target.data):
         last = store.read(folder)  # another imctl may have just ended
         store.clear_pause(target.data)
@@ -234,6 +236,8 @@ def _check_fits(target: Local, rollout: Rollout) -> None:
 
 
 def _drive(target: Local, rollout: Rollout) -> Rollout:
+    roles.demand(target.pki, Role.ADMIN, "Driving a rollout")
+
     async def run() -> Rollout:
         clock = SystemClock()
         async with Control(target, clock, random.Random()) as control:

@@ -13,7 +13,8 @@ import typer
 from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
 from imcore.region.model import Region
-from imctl import admin, audit, deployment
+from imcore.roles import Role
+from imctl import admin, audit, deployment, roles
 from imctl.errors import Failed, Guarded
 from imctl.options import Data
 from imctl.rollout import store
@@ -44,6 +45,7 @@ def destroy(
     Example: imctl destroy --yes-name three-idc
     """
     folder = _find(data)
+    roles.demand(folder / "pki", Role.ADMIN, "Destroying a deployment")
     region = load_region(folder / COPY)
     name = region.metadata.name
     target = Local.open(folder) if runfile.read(folder) else None

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from imcore.errors import Refused
 from imcore.runtime import SystemClock
 from imctl import audit, deployment, startup
 from imctl.errors import Failed, Guarded
@@ -143,13 +144,13 @@ def _audited(target: Local, idc: str, done: str, work: Callable[[str], None]) ->
     now_ms = SystemClock().wall_ms()
     try:
         work(idc)
-    except Guarded as error:
-        audit.fault(target.audit_file(), now_ms, idc, "refused", f"not {done}: {error}")
+    except (Guarded, Refused) as error:
+        audit.fault(target, now_ms, idc, "refused", f"not {done}: {error}")
         raise
     except Failed as error:
-        audit.fault(target.audit_file(), now_ms, idc, "not done", f"not {done}: {error}")
+        audit.fault(target, now_ms, idc, "not done", f"not {done}: {error}")
         raise
-    audit.fault(target.audit_file(), now_ms, idc, "done", done)
+    audit.fault(target, now_ms, idc, "done", done)
 
 
 def logs(

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from imcore.errors import BadInput, ImError
 from imcore.proto import peer_pb2 as pb
-from imctl import admin, deployment
+from imcore.roles import Role
+from imctl import admin, deployment, roles
 from imctl.errors import Failed
 from imctl.options import Data, Format, Output
 from imctl.output import console, emit
@@ -76,6 +77,7 @@ def kv(
     Example: imctl migrate kv fra --to tikv
     """
     target = deployment.find(data)
+    roles.demand(target.pki, Role.ADMIN, "Moving a KV")
     names = idcs or [idc.name for idc in target.region.spec.idcs]
     for name in names:
         _known(target, name)

@@ -58,7 +58,7 @@ class Breakage:
     async def _signalled(self, unit: str, done: str, work: Callable[[str], None]) -> None:
         self._target.look_again()
         await asyncio.to_thread(work, unit)
-        audit.fault(self._target.audit_file(), self._clock.wall_ms(), unit, "done", done)
+        audit.fault(self._target, self._clock.wall_ms(), unit, "done", done)
 
     async def link(self, sentence: str, fault: pb.LinkFault) -> None:
         self.note(Kind.LINK, fault.from_idc, sentence, fault.to_idc)

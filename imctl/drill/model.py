@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from imcore.errors import BadInput
 from imcore.region.model import Model
+from imcore.roles import Role
 
 EXTENSION = "imctl"
 FOLDER = Path("regions/drills")
@@ -22,6 +23,15 @@ IDC_ARGUMENTS = ("idc", "a", "b", "source", "target", "lost", "idcs")
 FIGURES = (
     "longest_wait_s", "canary_delay_s", "failed_sends", "load_percent", "ipconf_behind_s",
     "mirror_behind_s", "idcs_silent", "epochs_disputed",
+)  # fmt: skip
+PROBES, ACTIONS = "imctl.drill.probes", "imctl.drill.actions"
+# Actions that move traffic or wait. ``undo_faults`` does nothing where there was none.
+WITHOUT_FAULTS = frozenset(
+    {
+        "hold", "switchover", "failback", "undo_faults", "wait_state", "wait_moved",
+        "wait_answered", "wait_connected", "wait_canaries", "look_at_survivors", "wait_steady",
+        "expect_stale",
+    }
 )  # fmt: skip
 
 
@@ -89,6 +99,16 @@ class Drill:
             for number, row in enumerate(rows or []):
                 if isinstance(row, dict):
                     yield f"{part}[{number}]", row
+
+    def role_needed(self) -> Role:
+        """Of who runs it: an activity that is not known to be harmless is a fault."""
+        providers = [row.get("provider") or {} for _, row in self.activities()]
+        breaks = any(
+            one.get("module") != PROBES
+            and (one.get("module") != ACTIONS or one.get("func") not in WITHOUT_FAULTS)
+            for one in providers
+        )
+        return Role.ADMIN if breaks else Role.OPERATOR
 
     def idcs_named(self, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """(place, IDC) of every argument that names one; ``values``: of the variables."""

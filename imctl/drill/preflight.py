@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from imcore.errors import ImError
 from imcore.region.model import Region
-from imctl import admin
+from imcore.roles import Role, said
+from imctl import admin, roles
 from imctl.drill.faults import RunLock
 from imctl.drill.model import Drill
 from imctl.statusview import newest_policy
@@ -37,11 +38,13 @@ class Seen:
     documents: Mapping[str, dict[str, Any] | ImError]
     drill_runs: bool = False
     left: Sequence[str] = field(default_factory=tuple)  # faults that could not be undone
+    role: Role = Role.ADMIN  # whose certificate is shown
 
 
 async def look(target: Local, left: Sequence[str]) -> Seen:
     documents = await admin.statuses(target, target.names(), STATUS_S)
-    return Seen(target.faults, target.units(), documents, RunLock(target.data).held(), left)
+    held, role = RunLock(target.data).held(), roles.shown(target.pki)
+    return Seen(target.faults, target.units(), documents, held, left, role)
 
 
 def blockers(
@@ -56,6 +59,10 @@ def _blockers(
     idcs = [idc.name for idc in region.spec.idcs]
     if not seen.faults:
         yield Blocker("faults-off", "the deployment was not started with `up --faults`")
+    needed = drill.role_needed()
+    if not seen.role.covers(needed):
+        why = said(seen.role, f"The drill {drill.name}", f"needs the role {needed}")
+        yield Blocker("role", why)
     if seen.drill_runs:
         yield Blocker("one-drill", "another drill runs on it; `imctl drill abort` ends it")
     for sentence in seen.left:

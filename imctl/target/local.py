@@ -24,8 +24,9 @@ from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.region.problem import dotted
 from imcore.region.rules import listeners
+from imcore.roles import Role
 from imcore.runtime import Clock
-from imctl import audit
+from imctl import audit, roles
 from imctl.engines import binaries
 from imctl.errors import Failed, Guarded
 from imctl.target import beside, process, regions, runfile
@@ -76,6 +77,7 @@ class Local:
         if lacking := binaries.missing(wanted.programs(engines)):
             raise Failed(lacking)
         folder = (data or default_data(region)).absolute()
+        roles.demand(folder / "pki", Role.ADMIN, "Starting a deployment")
         _check_not_running(folder)
         copy = folder / COPY
         try:
@@ -151,7 +153,12 @@ class Local:
             names.append(self.region.spec.witness.name)
         return names + [idc.name for idc in self.region.spec.idcs]
 
+    def _demand_admin(self, what: str) -> None:
+        """What is done to processes and files asks no server. Raises Refused."""
+        roles.demand(self.pki, Role.ADMIN, what)
+
     def start(self, names: Sequence[str]) -> None:
+        self._demand_admin("Starting processes")
         self.find_lost()
         for name in names:
             if self._state(name) != "gone":
@@ -354,6 +361,7 @@ class Local:
     def restart(self, name: str, region: str) -> None:
         """An IDC (not its engines) or the witness, with the region file of this name. Returns once
         it runs, perhaps not yet serving; done again it does no harm. Raises Failed."""
+        self._demand_admin("Restarting processes")
         self.look_again()
         self.find_lost()
         self._stop([name])
@@ -365,6 +373,7 @@ class Local:
 
     def adopt(self, region: str) -> None:
         """The region file of this name is the deployment's own from now on."""
+        self._demand_admin("Changing the region file")
         copy = Path(self._run.region)
         new = copy.with_suffix(".yaml.new")
         new.write_bytes(regions.path_of(self.data, region).read_bytes())
@@ -446,6 +455,7 @@ class Local:
 
     def stop(self) -> list[str]:
         """Each unit before what it needs: an IDC says its farewell to its registry too."""
+        self._demand_admin("Stopping the deployment")
         self.find_lost()
         killed = []
         for names in self._ending():
@@ -471,6 +481,7 @@ class Local:
 
     def kill(self, name: str) -> None:
         """An IDC with its engines, so that nothing of it outlives the power cut."""
+        self._demand_admin("Killing processes")
         self._signal(name, signal.SIGKILL)
         names = [one for one in (name, *self._engines_of(name)) if one in self._run.processes]
         process.wait_gone([self._run.processes[one] for one in names], 5.0)
@@ -478,6 +489,7 @@ class Local:
 
     def terminate(self, name: str) -> None:
         """Let it end by itself, with its farewell; killed when that takes too long."""
+        self._demand_admin("Stopping processes")
         self._signal(name, signal.SIGTERM, engines=False)
         self._stop([name])
         for stage in (2, 1, 0):
@@ -494,11 +506,13 @@ class Local:
 
     def _guard_faults(self) -> None:
         """A signal needs no answer of the process, so its own guard of faults cannot be asked."""
+        self._demand_admin("Breaking things on purpose")
         if not self.faults:
             raise Guarded("faults are off: this deployment was not started with `up --faults`")
 
     def wipe(self, name: str) -> None:
         """An engine's data alone, or all of an IDC."""
+        self._demand_admin("Deleting data")
         own = self._known(name) not in self.engine_names()
         engines = self._beside.of(name) if own else self._beside.wiped_with(name)
         for one in dict.fromkeys([name, *(engine.name for engine in engines)]):
@@ -582,7 +596,7 @@ class Local:
 
 def pki_names(region: Region) -> dict[str, list[str]]:
     """Who needs a certificate, and under which hosts it listens."""
-    names: dict[str, list[str]] = {LINKPROXY: [], "admin": []}
+    names: dict[str, list[str]] = {LINKPROXY: [], **{role: [] for role in Role}}
     for idc in region.spec.idcs:
         ends = (idc.endpoints.gateway, idc.endpoints.ipconf, idc.endpoints.peer)
         names[idc.name] = sorted({end.rpartition(":")[0] for end in ends})

@@ -20,6 +20,7 @@ import yaml
 from imcore.errors import Unavailable
 from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.roles import Role
 from imcore.runtime import SystemClock
 from imcore.tls import grpc_channel
 from imctl import admin, startup
@@ -278,7 +279,7 @@ class Lab:
     @contextlib.asynccontextmanager
     async def _admin(self, name: str) -> AsyncIterator[rpc.AdminAsyncStub]:
         address = self.target.address(name)
-        async with grpc_channel(self.target.pki, "admin", name, address) as channel:
+        async with grpc_channel(self.target.pki, Role.ADMIN, name, address) as channel:
             yield rpc.AdminStub(channel)
 
 

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 
-from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imcore.errors import Code, ImError, OutcomeUnknown, Refused, Unavailable
 from imcore.runtime import Clock
 from services.control.acceptor import (
     BUCKETS,
@@ -54,6 +54,7 @@ class Proposer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._finding: set[str] = set()
         self._found = asyncio.Event()
+        self._forbidding: dict[str, Refused] = {}  # registries where the own name may not do this
         self.refused_join = ""  # why the own blank store cannot join by itself: an alarm
 
     async def close(self) -> None:
@@ -66,8 +67,9 @@ class Proposer:
     async def change(self, key: str, fn: Callable[[bytes | None], bytes]) -> bytes:
         """Commit ``fn(current)`` and return it. ``fn`` is pure and is evaluated again on conflict:
         it must know its own earlier result (by a request id, say) and return that unchanged. What
-        it raises passes through. Raises Unavailable (nothing was offered to any registry) and
-        OutcomeUnknown (it may be committed now or later: ask again with the same ``fn``)."""
+        it raises passes through. Raises Unavailable (nothing was offered to any registry), Refused
+        (nor was it, and registries forbid it to the own name) and OutcomeUnknown (it may be
+        committed now or later: ask again with the same ``fn``)."""
         value = await self._change(key, fn)
         assert value is not None
         return value
@@ -87,13 +89,23 @@ class Proposer:
                     if round_.status is Status.COMMITTED:
                         return round_.value
                     offered, seen = offered or round_.offered, max(seen, round_.seen)
-                if self._clock.now() >= deadline:
+                if self._clock.now() >= deadline or self._forbidden():
                     break
                 attempt += 1
                 await asyncio.sleep(self._rng.uniform(0.02, min(0.05 * 2**attempt, 0.6)))
         if offered:
             raise OutcomeUnknown(f"the change of {key} may or may not be committed")
-        raise Unavailable(f"no majority of the registries answered for {key}")
+        raise self._no_majority(key)
+
+    def _forbidden(self) -> bool:
+        """Whether so many forbid it that no other try can have a majority."""
+        allowing = len(self._registries) - len(self._forbidding)
+        return allowing < majority(len(self._registries))
+
+    def _no_majority(self, key: str) -> ImError:
+        """What to raise: that it is forbidden says more than that answers are lacking."""
+        lacking = Unavailable(f"no majority of the registries answered for {key}")
+        return next(iter(self._forbidding.values()), lacking)
 
     async def _round(self, key: str, fn: Fn, seen: Ballot) -> Round | None:
         total = len(self._registries)
@@ -137,20 +149,23 @@ class Proposer:
     # ------------------------------------------------------------------------------ reads
 
     async def read(self, key: str) -> tuple[bytes | None, Ballot]:
-        """The committed value (None: never written) and its ballot. Raises Unavailable."""
+        """The committed value (None: never written) and its ballot. Raises Unavailable; Refused
+        when the own name may not read."""
         for _ in range(2):
             records = await self._records(key)
             slot = chosen(key, records, len(self._registries))
             if slot is not None:
                 return slot.value, slot.accepted
             if len(records) < majority(len(self._registries)):
-                raise Unavailable(f"no majority of the registries answered for {key}")
+                raise self._no_majority(key)
             # A change is under way. Give it the time of a round trip before taking its ballot over.
             await asyncio.sleep(self._rng.uniform(0.1, 0.3))
         try:
             value = await self._change(key, lambda current: current)
         except OutcomeUnknown as error:
             raise Unavailable(str(error)) from error
+        except Refused as error:  # who may only read cannot settle it
+            raise Unavailable(f"a change of {key} is under way, and not settled yet") from error
         return value, Ballot(self._counter, self._proposer)
 
     async def _records(self, key: str) -> list[Record]:
@@ -205,8 +220,9 @@ class Proposer:
         try:
             async with asyncio.timeout(CALL_S):
                 self._stores[name] = (await self._registries[name].store_id()).hex()
-        except (ImError, TimeoutError):
-            pass
+            self._forbidding.pop(name, None)
+        except (ImError, TimeoutError) as error:
+            self._note_refusal(name, error)
         finally:
             self._finding.discard(name)
             self._found.set()
@@ -223,7 +239,9 @@ class Proposer:
                         key, call.expected, encode(call.record)
                     )
             reply = _reply(call, swapped, current)
-        except (ImError, TimeoutError):
+            self._forbidding.pop(call.name, None)
+        except (ImError, TimeoutError) as error:
+            self._note_refusal(call.name, error)
             self._cache.pop((call.name, bucket), None)
             return None
         except ValueError:
@@ -236,6 +254,10 @@ class Proposer:
         else:
             self._cache[call.name, bucket] = (call.store, reply.revision, reply.record)
         return reply
+
+    def _note_refusal(self, name: str, error: Exception) -> None:
+        if isinstance(error, Refused) and error.code is Code.FORBIDDEN:
+            self._forbidding[name] = error
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from imcore.tls import SERVER_OPTIONS, grpc_server_credentials
 from services.linkproxy.admin import AdminService
 from services.linkproxy.proxy import LinkProxy, Pair, Route, endpoints, link_specs
 from services.linkproxy.relay import HostPort
+from services.node.authorize import Authorizer
 
 log = logging.getLogger("im.linkproxy")
 
@@ -88,7 +89,7 @@ async def serve(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     routes = read_routes(options.routes)
     proxy = LinkProxy(endpoints(region), link_specs(region), random.Random(), routes)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[Authorizer(())], options=SERVER_OPTIONS)
     rpc.add_AdminServicer_to_server(AdminService(proxy, options.faults, stop.set), server)
     try:
         server.add_secure_port(options.admin, grpc_server_credentials(options.pki, "linkproxy"))

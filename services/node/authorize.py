@@ -1,25 +1,31 @@
-"""Who may call which gRPC service, by the name in the caller's certificate."""
+"""The one place where a server judges who calls: by the name in the caller's certificate, the
+table of ``imcore.roles``, and for some methods by what the request says."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
 import grpc
 
+from imcore import roles
 from imcore.tls import caller_name
 
 log = logging.getLogger("im.authorize")
 
 Handler = Callable[..., Any]
+# (name of the caller, request) -> why it is refused, in one sentence; empty: it is not.
+Limit: TypeAlias = Callable[[str, Any], Awaitable[str]]
 
 
 class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
-    """``allowed``: gRPC service name -> names of callers. What is not listed is refused."""
+    """``peers``: names of the IDCs and the witness. ``limits``: by full method name, of methods
+    with one request, what else must hold for a call that the table allows."""
 
-    def __init__(self, allowed: Mapping[str, frozenset[str]]) -> None:
-        self._allowed = allowed
+    def __init__(self, peers: Collection[str], limits: Mapping[str, Limit] | None = None) -> None:
+        self._peers = frozenset(peers)
+        self._limits = dict(limits or {})
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # by method
 
     async def intercept_service(
@@ -36,26 +42,33 @@ class Authorizer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not g
         handler = await continuation(details)
         if handler is None:
             return handler
-        service = method.split("/")[1].rpartition(".")[2]
-        guarded = _guarded(handler, self._allowed.get(service, frozenset()), method)
+        guarded = _guarded(handler, self._peers, method, self._limits.get(method))
         self._guarded[method] = guarded
         return guarded
 
 
 def _guarded(
-    handler: grpc.RpcMethodHandler[Any, Any], names: frozenset[str], method: str
+    handler: grpc.RpcMethodHandler[Any, Any],
+    peers: frozenset[str],
+    method: str,
+    limit: Limit | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    async def check(context: Any) -> None:
+    async def refuse(context: Any, name: str, why: str) -> None:
+        log.warning("refused to %s: %s", name or "a caller without a name", why)
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+
+    async def check(context: Any) -> str:
+        """The caller's name."""
         name = caller_name(context)
-        if name not in names:
-            log.warning("refused %s to %s", method, name or "a caller without a name")
-            await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"{name or 'nobody'} may not call {method}"
-            )
+        if why := roles.refusal(name, method, peers):
+            await refuse(context, name, why)
+        return name
 
     def unary(inner: Handler) -> Handler:
         async def call(request: Any, context: Any) -> Any:
-            await check(context)
+            name = await check(context)
+            if limit is not None and (why := await limit(name, request)):
+                await refuse(context, name, why)
             return await inner(request, context)
 
         return call

@@ -62,6 +62,7 @@ from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
 from services.node.seals import Seals
 from services.node.status import Status
+from services.node.swaps import SWAP, SwapLimit
 from services.node.traffic import Traffic
 from services.ports import Registry
 from services.route.signals import SignalQueue
@@ -243,16 +244,8 @@ class Node:
 
     async def _start_server(self, stack: contextlib.AsyncExitStack) -> None:
         partitions = self.config.region.spec.partitions
-        everybody = frozenset(voters_of(self.config.region))
-        authorizer = Authorizer(
-            {
-                "Logs": everybody,
-                "Peer": everybody,
-                "Registry": everybody | {"admin"},
-                "Admin": frozenset({"admin"}),
-                "Engines": frozenset({"admin"}),
-            }
-        )
+        swaps = SwapLimit(self.own_registry)
+        authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
         server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
         self.logs_service = LogsService(
             self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock

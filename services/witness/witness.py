@@ -31,6 +31,7 @@ from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
+from services.node.swaps import SWAP, SwapLimit
 from services.policy.holder import PolicyHolder
 from services.ports import Registry
 
@@ -176,14 +177,8 @@ class Witness:
         stack.callback(joining.cancel)
 
     async def _serve(self, store: RegistryStore, stack: contextlib.AsyncExitStack) -> None:
-        everybody = frozenset(voters_of(self._region))
-        authorizer = Authorizer(
-            {
-                "Peer": everybody,
-                "Registry": everybody | {"admin"},
-                "Admin": frozenset({"admin"}),
-            }
-        )
+        swaps = SwapLimit(store)
+        authorizer = Authorizer(voters_of(self._region), {SWAP: swaps.refusal})
         server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
         rpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
         rpc.add_PeerServicer_to_server(_Peers(self), server)

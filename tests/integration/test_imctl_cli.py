@@ -108,7 +108,8 @@ def test_pki_init_and_show(tmp_path: Path) -> None:
     assert "region-keys.json" in first.stdout
     assert imctl("pki", "init", THREE, "--out", out).stdout.endswith("nothing was missing\n")
     rows = json.loads(imctl("pki", "show", out, "-o", "json").stdout)
-    assert [row["name"] for row in rows] == ["ca", "admin", "fra", "iad", "linkproxy", "sin"]
+    names = ["ca", "admin", "fra", "iad", "linkproxy", "operator", "sin", "viewer"]
+    assert [row["name"] for row in rows] == names
     assert yaml.safe_load(imctl("pki", "show", out, "-o", "yaml").stdout) == rows
     table = imctl("pki", "show", out).stdout
     assert "PRIVATE" not in table

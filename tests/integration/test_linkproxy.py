@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +23,7 @@ from imctl.target.places import free_port
 from services.linkproxy.admin import AdminService
 from services.linkproxy.model import LinkSpec, Mode
 from services.linkproxy.proxy import Fault, LinkProxy, Route, endpoints, link_specs
+from services.node.authorize import Authorizer
 
 DELAY_MS = 20.0
 REGIONS = Path(__file__).resolve().parents[2] / "regions"
@@ -258,7 +260,7 @@ def test_the_regions_links_are_taken_both_ways_and_the_witness_is_one_end() -> N
 
 @contextlib.asynccontextmanager
 async def fault_api(site: Site, pki_dir: Path, faults: bool) -> AsyncIterator[str]:
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[Authorizer(())], options=SERVER_OPTIONS)
     rpc.add_AdminServicer_to_server(AdminService(site.proxy, faults, lambda: None), server)
     port = server.add_secure_port("127.0.0.1:0", grpc_server_credentials(pki_dir, "linkproxy"))
     await server.start()
@@ -278,6 +280,12 @@ async def test_the_fault_api_cuts_a_link_for_admin_only(site: Site, pki_dir: Pat
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(pki_dir, address, cut, caller="fra")
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.aio.AioRpcError, match=r"needs the role admin; .* role operator"):
+            await call(pki_dir, address, cut, caller="operator")
+        assert [link["mode"] for link in site.proxy.links()] == ["pass", "pass"]
+        async with grpc_channel(pki_dir, "viewer", "linkproxy", address) as channel:
+            seen = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=3)
+        assert len(json.loads(seen.json)["links"]) == 2
         assert await call(pki_dir, address, cut) == "link a <-> b: drops everything"
         assert [link["mode"] for link in site.proxy.links()] == ["drop", "drop"]
         bad = pb.LinkFault(from_idc="a", to_idc="b", mode="explode")

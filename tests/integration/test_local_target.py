@@ -160,7 +160,7 @@ def target(tmp_path: Path) -> Iterator[Local]:
 def test_preparing_makes_folder_copy_and_certificates(target: Local) -> None:
     assert load_region(target.data / "region.yaml") == target.region
     names = {path.stem for path in target.pki.glob("*.pem")}
-    assert names == {"ca", "fra", "iad", "sin", "linkproxy", "admin"}
+    assert names == {"ca", "fra", "iad", "sin", "linkproxy", "admin", "operator", "viewer"}
     assert target.names() == [LINKPROXY, "fra", "iad", "sin"]
 
 

@@ -79,7 +79,7 @@ async def idc_registry(
 
 async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
     pki_dir = tmp_path / "pki"
-    names = ("fra", "dub", "witness", "admin", "linkproxy")
+    names = ("fra", "dub", "witness", "admin", "operator", "viewer", "linkproxy")
     pki.init(pki_dir, dict.fromkeys(names, ()), datetime.now(UTC))
     ports = dict(zip(("fra", "dub", "witness"), free_ports(3), strict=True))
     region = region_at(ports)
@@ -97,7 +97,7 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
                 for name in ports
                 if name != own
             }
-            for own in ("fra", "dub", "admin", "linkproxy")
+            for own in ("fra", "dub", "admin", "operator", "viewer", "linkproxy")
         }
         proposers = []
         for own, store in (("fra", fra), ("dub", dub)):
@@ -125,6 +125,13 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
                     await rpc.AdminStub(channels["fra"]["witness"]).Status(peer.StatusRequest())
                 with pytest.raises(Refused):
                     await RemoteRegistry(channels["linkproxy"]["witness"], "witness").get(b"x")
+                for own in ("viewer", "operator"):
+                    lower = channels[own]["witness"]
+                    await rpc.AdminStub(lower).Status(peer.StatusRequest())
+                    with pytest.raises(Refused, match=f"the role {own}"):
+                        await RemoteRegistry(lower, "witness").put(b"x", b"y")
+                    with pytest.raises(grpc.aio.AioRpcError, match="PERMISSION_DENIED"):
+                        await rpc.AdminStub(lower).Shutdown(peer.ShutdownRequest())
                 await admin.Shutdown(peer.ShutdownRequest())
                 await running
         finally:

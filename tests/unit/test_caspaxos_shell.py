@@ -12,6 +12,7 @@ import pytest
 from imcore.errors import Code, OutcomeUnknown, Refused, Unavailable
 from imcore.runtime import SystemClock
 from services.control import caspaxos
+from services.control.acceptor import Ballot, accept, bucket_of, decode, encode, record_key
 from services.control.caspaxos import Proposer
 from services.ports import Versioned, WatchEvents
 
@@ -79,6 +80,21 @@ class Memory:
 
     async def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchEvents]:
         yield WatchEvents(self.revision, await self.range(prefix))
+
+
+class ReadOnly:
+    """A registry that takes no writes of this caller."""
+
+    def __init__(self, registry: Memory) -> None:
+        self._registry = registry
+        self.store_id = registry.store_id
+        self.get = registry.get
+        self.range = registry.range
+
+    async def compare_and_swap(
+        self, key: bytes, expected_mod_revision: int, value: bytes | None, lease: int = 0
+    ) -> tuple[bool, Versioned | None]:
+        raise Refused(Code.FORBIDDEN, "it needs the role operator")
 
 
 Region = Mapping[str, Memory]
@@ -196,3 +212,35 @@ async def test_a_wiped_registry_abstains_until_all_others_answered() -> None:
     registries["sin"].away = True
     assert (await proposers["iad"].read("policy"))[0] == b'["x"]'
     assert await restarted.change("policy", add("y")) == b'["x", "y"]'
+
+
+async def viewing() -> tuple[dict[str, Memory], dict[str, Proposer], Proposer]:
+    registries, proposers = await formed()
+    only = {name: ReadOnly(registry) for name, registry in registries.items()}
+    return registries, proposers, proposer(only, "viewer", 9)  # type: ignore[arg-type]
+
+
+async def test_who_may_only_read_reads_and_is_told_at_once_that_it_may_not_write() -> None:
+    _, proposers, viewer = await viewing()
+    await proposers["fra"].change("policy", add("x"))
+    assert (await viewer.read("policy"))[0] == b'["x"]'
+    async with asyncio.timeout(caspaxos.PATIENCE_S / 2):
+        with pytest.raises(Refused, match="needs the role operator"):
+            await viewer.change("policy", add("y"))
+    assert (await proposers["iad"].read("policy"))[0] == b'["x"]'
+
+
+async def test_who_may_only_read_does_not_settle_a_change_that_is_under_way() -> None:
+    registries, proposers, viewer = await viewing()
+    await proposers["fra"].change("policy", add("x"))
+    # fra accepted what iad did not (whoever offered it died), and sin is away.
+    key = record_key((await registries["fra"].store_id()).hex(), bucket_of("policy"))
+    row = registries["fra"].data[key]
+    more = accept(decode(row.value), "policy", Ballot(99, "dead.1"), b'["x","z"]')
+    assert more is not None
+    await registries["fra"].compare_and_swap(key, row.mod_revision, encode(more))
+    registries["sin"].away = True
+    with pytest.raises(Unavailable, match="not settled yet"):
+        await viewer.read("policy")
+    assert (await proposers["iad"].read("policy"))[0] in (b'["x"]', b'["x","z"]')
+    assert (await viewer.read("policy"))[0] == (await proposers["iad"].read("policy"))[0]

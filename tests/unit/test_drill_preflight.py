@@ -12,6 +12,7 @@ import pytest
 from imcore.errors import Unavailable
 from imcore.region.load import load_region
 from imcore.region.model import FreezeWindow
+from imcore.roles import Role
 from imctl.drill import model
 from imctl.drill.preflight import Seen, blockers
 from imctl.target.base import Unit
@@ -49,6 +50,7 @@ def test_nothing_stands_against_a_whole_deployment() -> None:
     [
         (replace(seen(), faults=False), "faults-off"),
         (replace(seen(), drill_runs=True), "one-drill"),
+        (replace(seen(), role=Role.OPERATOR), "role"),
         (replace(seen(), left=["fra is killed, and it could not be undone"]), "faults-left"),
         (replace(seen(), units=[Unit("fra", "paused", 1)]), "units-run"),
         (replace(seen(), documents={"fra": Unavailable("fra does not answer")}), "units-answer"),

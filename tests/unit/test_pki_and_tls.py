@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from imcore import pki, tls
 from imcore.errors import BadInput
@@ -99,8 +101,20 @@ def test_show_lists_the_ca_first(tmp_path: Path) -> None:
     assert set(infos[2].hosts) == {"fra.imctl.internal", "fra.example", "localhost", "127.0.0.1"}
 
 
+def test_what_is_handed_to_people_cannot_pass_for_a_server(tmp_path: Path) -> None:
+    pki.init(tmp_path, {"admin": (), "operator": (), "viewer": ()}, NOW)
+    pki.rotate(tmp_path, ["viewer"], NOW)
+    for name in ("operator", "viewer"):
+        certificate = x509.load_pem_x509_certificate((tmp_path / f"{name}.pem").read_bytes())
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    hosts = {info.name: info.hosts for info in pki.show(tmp_path)}
+    assert hosts["operator"] == ("operator.imctl.internal",)
+    assert hosts["viewer"] == ("viewer.imctl.internal",)
+
+
 async def test_the_caller_is_known_by_its_certificate(pki_dir: Path, server: str) -> None:
-    for name in ("admin", "iad", "witness"):
+    for name in ("admin", "operator", "viewer", "iad", "witness"):
         assert await ask(tls.grpc_channel(pki_dir, name, "fra", server)) == name
 
 

@@ -62,6 +62,7 @@ def test_the_shipped_regions_are_valid(path: Path) -> None:
         ("[SG, CN", "[SG, DE, CN", "spec.geo.shards[2].match.countries[1]", "shard europe"),
         ("[SG, CN", "[SG, SG, CN", "spec.geo.shards[2].match.countries[1]", "shard asia"),
         ("name: sin", "name: fra", "spec.idcs[2].name", "the name of spec.idcs[0]"),
+        ("name: sin", "name: viewer", "spec.idcs[2].name", "a name of its own"),
         ("name: sin", "name: admin", "spec.idcs[2].name", "a name of its own"),
         ("[iad, sin], delay", "[iad, iad], delay", "spec.links[2].between", "two different"),
         ("[iad, sin], delay", "[sin, fra], delay", "spec.links[2].between", "one link for each"),
