@@ -175,16 +175,42 @@ class View(NamedTuple):
     tags: list[str]
 
 
+class Looking(NamedTuple):
+    """Login n begins to look in this IDC; the lines of what it found come later, or never."""
+
+    t: int
+    n: int
+    idc: str
+
+
+class Policy(NamedTuple):
+    """``at`` said this of its policy. One ``at`` is asked by one asker, who waits for each answer
+    before the next question. ``content``: equal where the contents are; empty: it was not told."""
+
+    t: int
+    at: str
+    epoch: int
+    content: str
+
+
+class Replica(NamedTuple):
+    """In the end an IDC holds a state of this hash."""
+
+    t: int
+    idc: str
+    hash: str
+
+
 Event = (
     Device | Closed | Conversation | Member | Compose | Ack | SendFailed | Shown | Moved
-    | Cursor | Connection | Phase | Fault | Quiet | Login | View
+    | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
     "device": Device, "closed": Closed, "conversation": Conversation, "member": Member,
     "compose": Compose, "ack": Ack, "send_failed": SendFailed, "shown": Shown, "moved": Moved,
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
-    "login": Login, "view": View,
+    "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
 }  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())

@@ -11,7 +11,7 @@ from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imctl import admin, startup
 from imctl.errors import Failed
 from imctl.scenario import Observed
-from imctl.statusview import newest_policy
+from imctl.statusview import newest_policy, policies_said
 from imctl.target.local import Local
 from imctl.traffic import Control
 from services.control.operations import UNDER_WAY
@@ -80,4 +80,5 @@ class LocalDeployment:
             for idc, document in answers.items()
             for origin, lag in (document.get("lag") or {}).items()
         }
-        return Observed({name: str(one.get("state")) for name, one in policy.items()}, lags)
+        states = {name: str(one.get("state")) for name, one in policy.items()}
+        return Observed(states, lags, policies_said(answers))

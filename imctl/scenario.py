@@ -43,10 +43,11 @@ class Deployment(Protocol):
 @dataclass(frozen=True, slots=True)
 class Observed:
     """``states``: of each IDC by the newest policy. ``lag_ms``: "fra->iad" is the lag of fra's
-    log at iad."""
+    log at iad. ``policies``: what each IDC says of its policy, the epoch and the content."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     lag_ms: Mapping[str, float] = field(default_factory=dict)
+    policies: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,8 @@ class Scenario:
         while True:
             with contextlib.suppress(ImError):
                 self._seen = await self._deployment.observe()
+                for idc, (epoch, content) in self._seen.policies.items():
+                    self._recorder.policy(idc, epoch, content)
             await asyncio.sleep(POLL_S)
 
     def _on_sample(self, sample: Sample) -> None:

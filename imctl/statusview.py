@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,6 +66,18 @@ def newest_policy(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The one with the highest epoch: others have not heard of it yet."""
     policies = [answer["policy"] for answer in answers if answer.get("policy")]
     return max(policies, key=lambda policy: int(policy.get("epoch", 0)), default={})
+
+
+def policies_said(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
+    """Of each IDC that knows a policy: its epoch, and its content in short."""
+    said = {}
+    for idc, answer in answers.items():
+        policy = answer.get("policy") or {}
+        if epoch := int(policy.get("epoch") or 0):
+            content = {"idcs": policy.get("idcs"), "operation": policy.get("operation")}
+            text = json.dumps(content, sort_keys=True)
+            said[idc] = epoch, hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return said
 
 
 def render(document: Mapping[str, Any]) -> RenderableType:

@@ -43,7 +43,8 @@ def seeds() -> list[bytes]:
         h.Compose(4, 0, 0, tag, 0), h.Shown(5, 0, 0, tag, 0, False), h.Ack(6, 0, tag, "stored"),
         h.Shown(7, 1, 0, tag, 0, True), h.Moved(8, 1, 0, tag, 0, 0), h.Cursor(9, 1, 0, tag, "bob"),
         h.Fault(10, "fra", "kill"), h.Member(11, 1, "ann", False), h.SendFailed(12, 0, "9-x", "no"),
-        h.Closed(13, 1), h.Quiet(14, ["fra", "iad"]), h.Login(15, 2, "bob", "iad", "final"),
+        h.Closed(13, 1), h.Policy(13, "fra", 2, "a1b2"), h.Replica(14, "fra", "a1b2"),
+        h.Quiet(14, ["fra", "iad"]), h.Looking(14, 2, "iad"), h.Login(15, 2, "bob", "iad", "final"),
         h.View(16, 2, 0, [tag]),
     ):  # fmt: skip
         writer.write(event)

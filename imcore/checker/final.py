@@ -46,6 +46,8 @@ class Final:
             self._views_differ(distinct)
             self._own_order(_distinct(logins))
             self._answer_first(conversation, distinct)
+            self._cursors_back(conversation)
+        self._replicas()
 
     # ------------------------------------------------------------------- which views there are
 
@@ -178,6 +180,39 @@ class Final:
                             f"{standing.name} has {self._tag(number)} before "
                             f"{self._tag(question)}, which its sender had been shown first.",
                         )
+
+    # ------------------------------------------------------------------- what was told besides
+
+    def _cursors_back(self, conversation: ConversationState) -> None:
+        """A message stays where it stands relative to others, unless it is ``moved``: so the final
+        order tells which of two cursors was the higher one when they were told."""
+        for number, view in conversation.views.items():
+            if not view.cursors:
+                continue
+            rank = {item: place for place, item in enumerate(view.order) if item not in view.moved}
+            highest: dict[str, int] = {}
+            for uid, item in view.cursors:
+                if item not in rank:
+                    continue
+                top = highest.setdefault(uid, item)
+                if rank[item] >= rank[top]:
+                    highest[uid] = item
+                    continue
+                self.report.found(
+                    Kind.CURSOR_BACK,
+                    f"{self.state.devices[number].name} was told that {uid} had read up to "
+                    f"{self._tag(item)}, after {self._tag(top)}, which stands below it in "
+                    f"{conversation.id}.",
+                )
+
+    def _replicas(self) -> None:
+        first = next(iter(self.state.replicas.items()), None)
+        for idc, digest in self.state.replicas.items():
+            if first is not None and digest != first[1]:
+                self.report.found(
+                    Kind.REPLICAS_DIFFER,
+                    f"In the end {first[0]} holds {first[1]} and {idc} holds {digest}.",
+                )
 
     def _tag(self, number: int) -> str:
         return self._message(number).tag

@@ -22,6 +22,8 @@ class Message:
     own: int
     composed: int
     acked: int = NEVER
+    acked_at: str = ""  # the IDC that its sender was connected to then
+    held: bool = False  # that IDC has shown it to another device, so what it answers has it
     shown_mask: int = 0  # bit: the device's number within the conversation
 
 
@@ -32,6 +34,8 @@ class DeviceState:
     opened: int
     sender: int
     closed: bool = False
+    idc: str = ""  # connected there
+    unseen: list[int] = field(default_factory=list)  # own messages, acked and not shown to it
 
 
 @dataclass(slots=True)
@@ -43,6 +47,8 @@ class ViewState:
     shown: list[int] = field(default_factory=list)  # as they came, for what was seen when
     composed: list[tuple[int, int]] = field(default_factory=list)  # (message, seen)
     top: dict[int, int] = field(default_factory=dict)  # highest own number shown, by sender
+    cursors: list[tuple[str, int]] = field(default_factory=list)  # (uid, message), as told
+    moved: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -80,6 +86,7 @@ class State:
     logins: dict[int, LoginState] = field(default_factory=dict)
     own_counts: dict[tuple[int, int], int] = field(default_factory=dict)
     quiet_idcs: list[str] | None = None
+    replicas: dict[str, str] = field(default_factory=dict)  # IDC: hash of its state in the end
 
     def view(self, device: int, conversation: int) -> ViewState:
         views = self.conversations[conversation].views

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from imcore import history as h
+from imcore.checker.policies import Policies
+from imcore.checker.sessions import Sessions
 from imcore.checker.state import (
     NEVER,
     ConversationState,
@@ -31,6 +33,7 @@ class Stream:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.state = State()
+        self._sessions = Sessions(self.state, report)
         self._handlers: dict[type, Callable[[Any], None]] = {
             h.Device: self._device,
             h.Closed: self._closed,
@@ -44,6 +47,12 @@ class Stream:
             h.Quiet: self._quiet,
             h.Login: self._login,
             h.View: self._view,
+            h.Cursor: self._cursor,
+            h.Connection: self._sessions.connection,
+            h.Fault: self._sessions.fault,
+            h.Looking: self._sessions.looking,
+            h.Policy: Policies(report).feed,
+            h.Replica: self._replica,
         }
 
     def feed(self, event: h.Event) -> None:
@@ -83,13 +92,19 @@ class Stream:
         self.report.finished = True
 
     def _login(self, event: h.Login) -> None:
+        self._sessions.login(event)
         if event.purpose != "final":
             return
         name = f"{event.uid}'s fresh login at {event.idc}"
         self.state.logins[event.n] = LoginState(name, event.uid, event.idc)
         self.report.counts.logins += 1
 
+    def _replica(self, event: h.Replica) -> None:
+        self.state.replicas[event.idc] = event.hash
+        self.report.counts.replicas += 1
+
     def _view(self, event: h.View) -> None:
+        self._sessions.view(event)
         login = self.state.logins.get(event.n)
         if login is None:  # of a login that is not judged
             return
@@ -127,9 +142,11 @@ class Stream:
         return number
 
     def _ack(self, event: h.Ack) -> None:
-        message = self.state.messages[self.state.by_tag[event.tag]]
+        number = self.state.by_tag[event.tag]
+        message = self.state.messages[number]
         if message.acked == NEVER:
             message.acked = event.t
+            self._sessions.acked(event.n, number)
             self.report.counts.acked += 1
             self.report.counts.degraded += event.how == "degraded"
 
@@ -177,6 +194,8 @@ class Stream:
                     Kind.SHOWN_TWICE, f"{device.name} was shown {event.tag} more than once."
                 )
             message.shown_mask |= bit
+            if message.acked_at and not message.held and message.acked_at == device.idc:
+                self._sessions.held(device, number, event.t)
         view.shown.append(number)
         end = len(view.order)
         index = event.at
@@ -195,6 +214,7 @@ class Stream:
         device = self.state.devices[event.n]
         view = self.state.view(event.n, event.c)
         number = self.state.by_tag.get(event.tag, UNKNOWN_SENDER)
+        view.moved.add(number)
         order = view.order
         origin = event.origin
         if not (0 <= origin < len(order) and order[origin] == number):
@@ -216,6 +236,13 @@ class Stream:
             )
             target = len(order)
         self._insert(device, view, number, target)
+
+    def _cursor(self, event: h.Cursor) -> None:
+        self.report.counts.cursors += 1
+        number = self.state.by_tag.get(event.tag)
+        view = self.state.conversations[event.c].views.get(event.n)
+        if number is not None and view is not None:  # else it was shown nothing that could be read
+            view.cursors.append((event.uid, number))
 
     def _insert(self, device: DeviceState, view: ViewState, number: int, index: int) -> None:
         """Put it in and judge its sender's own order around it. The usual case, at the end and

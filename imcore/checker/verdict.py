@@ -23,6 +23,11 @@ class Kind(StrEnum):
     PHANTOM = "phantom"  # shown, never composed
     ALTERED = "altered"  # composed with other content
     STRAY = "stray"  # shown in another conversation than it was composed in
+    EPOCH_BACK = "epoch_back"  # a policy's epoch went back where it is served
+    EPOCH_DISPUTED = "epoch_disputed"  # one epoch, two contents
+    CURSOR_BACK = "cursor_back"  # a read cursor went back on a device
+    OWN_UNSEEN = "own_unseen"  # a device's own acked message, where it had been acked
+    REPLICAS_DIFFER = "replicas_differ"  # in the end, by the hashes of their states
     UNPROVEN = "unproven"  # no fresh login looked at this conversation in this IDC
 
 
@@ -37,6 +42,9 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         Kind.MISPLACED,
     ),
     "phantom": (Kind.PHANTOM, Kind.ALTERED, Kind.STRAY),
+    "policy_wrong": (Kind.EPOCH_BACK, Kind.EPOCH_DISPUTED),
+    "session_broken": (Kind.CURSOR_BACK, Kind.OWN_UNSEEN),
+    "replicas_differ": (Kind.REPLICAS_DIFFER,),
     "unproven": (Kind.UNPROVEN,),
 }
 
@@ -57,6 +65,10 @@ class Counts:
     logins: int = 0
     views: int = 0  # final views judged, of devices and of fresh logins
     unacked_present: int = 0  # never acked, yet in every final view
+    policies: int = 0  # what was said of policies
+    cursors: int = 0  # read cursors that devices were told
+    own_looked_for: int = 0  # own messages that had to be in a view or a look before the end
+    replicas: int = 0  # whose states were hashed in the end
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -17,6 +17,7 @@ from imctl import admin
 from imctl.drill.watch import Accusation, Carried, Epochs, Mirrors, Stale, Standing, accused
 from imctl.identity import token_for
 from imctl.scenario import Observed
+from imctl.statusview import newest_policy, policies_said
 from imctl.target.local import Local
 from imctl.traffic import Control
 from services.policy.document import IdcState, Policy
@@ -27,9 +28,12 @@ IPCONF_S = 1.5
 
 
 class Observer:
-    """``run`` in a task; everything else is what it saw last."""
+    """``run`` in a task; everything else is what it saw last. ``note``: is told who said which
+    epoch of the policy with which content (empty: not told)."""
 
-    def __init__(self, target: Local, control: Control, clock: Clock) -> None:
+    def __init__(
+        self, target: Local, control: Control, clock: Clock, note: Callable[[str, int, str], None]
+    ) -> None:
         self.epochs = Epochs()
         self.stale = Stale()
         self.mirrors = Mirrors()
@@ -45,6 +49,7 @@ class Observer:
         self._target = target
         self._control = control
         self._clock = clock
+        self._note = note
         self._idcs = [idc.name for idc in target.region.spec.idcs]
 
     async def run(self) -> None:
@@ -106,22 +111,17 @@ class Observer:
                 document = await response.json()
                 listed = set(document["idcs"])
                 self.unlisted[idc] = [name for name in self._idcs if name not in listed]
-                return None if document["stale"] else int(document["policy_epoch"])
+                epoch = int(document["policy_epoch"])
+                self._note(f"the ipconf of {idc}", epoch, "")
+                return None if document["stale"] else epoch
         return None
 
     def _note_policies(self, documents: dict[str, dict[str, Any]]) -> None:
-        newest: dict[str, Any] = {}
-        for idc, document in documents.items():
-            policy = document.get("policy") or {}
-            epoch = int(policy.get("epoch") or 0)
-            if not epoch:
-                continue
-            content = {"idcs": policy.get("idcs"), "operation": policy.get("operation")}
-            self.epochs.feed(idc, epoch, json.dumps(content, sort_keys=True))
+        for idc, (epoch, content) in policies_said(documents).items():
+            self.epochs.feed(idc, epoch, content)
             self.stale.committed(epoch, self._clock.now())
-            if epoch > int(newest.get("epoch", 0)):
-                newest = policy
-        rows = newest.get("idcs") or {}
+            self._note(idc, epoch, content)
+        rows = newest_policy(documents.values()).get("idcs") or {}
         states = {idc: str(row.get("state")) for idc, row in rows.items()}
         lags = {
             f"{origin.rpartition('.')[0]}->{idc}": float(lag.get("ms") or 0)

@@ -136,7 +136,7 @@ class Session:
         self.load = Load(population, self._connect, self.recorder, clock, rng)
         self.control = await Control(target, clock, rng).__aenter__()
         self.breakage = Breakage(target, self.control, clock, self.settings.fault_max_s)
-        self.observer = Observer(target, self.control, clock)
+        self.observer = Observer(target, self.control, clock, self.recorder.policy)
         self._view.step(f"connecting {len(population.clients)} devices")
         self._begin(self.observer.run())
         await self.load.open()

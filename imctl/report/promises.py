@@ -38,16 +38,30 @@ def limits_of(region: Region) -> Limits:
 
 
 def of_verdict(verdict: Verdict) -> list[Promise]:
-    """Nothing missing, nothing twice, one order, and all of it looked at. Of a run that did not
-    come to its end nothing is proven."""
+    """Nothing missing, nothing twice, one order, policies and cursors that only rise, equal
+    replicas, and all of it looked at. Of a run that did not come to its end nothing is proven.
+    What the history holds nothing of (the replicas' hashes, say) is not promised."""
     named = {
         "missing": "Acked messages missing",
         "duplicate": "Shown or standing twice",
         "out_of_order": "Out of order",
         "phantom": "Never composed, or altered",
+        "policy_wrong": "Policy epochs that went back, or in two contents",
+        "session_broken": "Read cursors that went back, own messages unseen",
+        "replicas_differ": "Replicas that differ in the end",
         "unproven": UNPROVEN,
     }
-    promises = [_zero(text, verdict.total(group)) for group, text in named.items()]
+    counts = verdict.counts
+    unseen = {
+        "policy_wrong": not counts.policies,
+        "session_broken": not counts.cursors + counts.own_looked_for,
+        "replicas_differ": not counts.replicas,
+    }
+    promises = [
+        _zero(text, verdict.total(group))
+        for group, text in named.items()
+        if verdict.total(group) or not unseen.get(group)
+    ]
     if verdict.finished and verdict.counts.acked:
         return promises
     return [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import NamedTuple, Self
 from imcore.checker import Report, check_file
 from imcore.errors import ImError
 from imcore.history import VERSION, Header, HistoryWriter, tag_of
+from imctl import admin
 from imctl.commands.load import home_countries
 from imctl.identity import ipconf_urls, token_for
+from imctl.statusview import policies_said
 from imctl.testing.lab import Lab, until
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Addresses, country_lookup
@@ -34,6 +37,7 @@ SETTLE_S = 30.0
 CONVERGE_S = 30.0
 LOGINS_S = 60.0
 HOME_S = 20.0
+WATCH_S = 1.0
 
 
 class Actor:
@@ -76,6 +80,11 @@ class Actor:
         sent = await asyncio.gather(*(self.send(conversation, body) for _ in range(count)))
         return [tag for tag in sent if tag]
 
+    async def read(self) -> None:
+        """Up to what it was shown last. Raises ImError."""
+        if self.ear.last is not None:
+            await self.session.read_up_to(*self.ear.last)
+
 
 class Couple(NamedTuple):
     """``here`` and ``there`` talk in ``conversation``."""
@@ -111,6 +120,7 @@ class Cast:
         self._numbers: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(
@@ -119,7 +129,10 @@ class Cast:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.gather(*(a.session.close() for a in self.actors), return_exceptions=True)
+        self._watching.cancel()
+        await asyncio.gather(
+            self._watching, *(a.session.close() for a in self.actors), return_exceptions=True
+        )
         if self._clients is not None:
             await self._clients.close()
         self._writer.close()
@@ -180,6 +193,7 @@ class Cast:
         found = [Couple(a, b, self.pair(a, b)) for a, b in zip(here, there, strict=True)]
         await asyncio.gather(*(actor.burst(c, 3) for a, b, c in found for actor in (a, b)))
         await self.settled()
+        await together(actor.read() for actor in self.actors)
         return found
 
     @contextlib.asynccontextmanager
@@ -205,6 +219,15 @@ class Cast:
         self.recorder.fault(idc, "kill")
         await self.lab.kill(idc)
         self.recorder.fault(idc, "killed")
+
+    async def _watch(self) -> None:
+        """Note what each IDC says of its policy."""
+        while True:
+            found = await admin.statuses(self.lab.target, self.lab.idcs, WATCH_S)
+            answers = {idc: one for idc, one in found.items() if not isinstance(one, ImError)}
+            for idc, (epoch, content) in policies_said(answers).items():
+                self.recorder.policy(idc, epoch, content)
+            await asyncio.sleep(WATCH_S)
 
     # -------------------------------------------------------------------------------- judgement
 
@@ -263,7 +286,12 @@ class Cast:
         each part of it may take; for long histories."""
         where = list(idcs or self.lab.idcs)
         await self.settled(SETTLE_S * patience)
-        await self.lab.converged(CONVERGE_S * patience, where)
+        with contextlib.suppress(ImError):  # some may be disconnected by now
+            await together(actor.read() for actor in self.actors)
+        for idc, rows in (await self.lab.converged(CONVERGE_S * patience, where)).items():
+            self.recorder.replica(idc, hashlib.sha256(repr(rows).encode()).hexdigest()[:12])
+        if self._watching.done():
+            self._watching.result()  # it never ends but by an error
         self.recorder.quiet(where)
         await self.logins(where, within_s=LOGINS_S * patience)
         self._writer.flush()
@@ -281,7 +309,9 @@ class _Views(Recorder):
         super().__init__(lambda event: None, lambda: 0.0)
         self.found: dict[str, set[str]] = {}
 
-    def login(self, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]) -> None:
+    def login(
+        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]
+    ) -> None:
         tags = self.found.setdefault(idc, set())
         for contents in views.values():
             tags.update(tag_of(content) for content in contents)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ GROUP_KNOWN_POLLS = 150
 SAMPLE_S = 1.0
 BURST = 32
 SETTLE_POLL_S = 0.1
+READ_S = 0.5
 
 
 @dataclass(slots=True)
@@ -129,7 +131,25 @@ class Load:
         self, rates: Rates, on_sample: Callable[[Sample], None] = lambda sample: None
     ) -> None:
         """Send by schedule until ``stop``; a sample every second. Raises what a send raised that is
-        no ImError: a programming error."""
+        no ImError: a programming error. Meanwhile one device after the other reads."""
+        reading = asyncio.create_task(self._read())
+        reading.add_done_callback(self._done)
+        try:
+            await self._send_all(rates, on_sample)
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    async def _read(self) -> None:
+        """Each device in turn says that its user has read up to what it was shown last, which need
+        not be the last message: a cursor must not go back to it."""
+        for member in itertools.cycle(self.devices):
+            await asyncio.sleep(READ_S)
+            if member.ear.last is not None:
+                with contextlib.suppress(ImError):  # not connected; it is another's turn
+                    await member.session.read_up_to(*member.ear.last)
+
+    async def _send_all(self, rates: Rates, on_sample: Callable[[Sample], None]) -> None:
         sizes = [len(uids) for _, uids in self._groups]
         schedule = arrivals(rates, len(self._pairs), sizes, self._rng)
         start = self._clock.now()

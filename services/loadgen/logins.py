@@ -61,6 +61,7 @@ async def look(
         async with gate:
             reason = "not tried"
             for _ in range(TRIES):
+                n = recorder.looking(idc)
                 try:
                     async with asyncio.timeout_at(min(deadline, _now() + TIMEOUT_S)):
                         views = await _views(connect, wanted, idc, address, purpose)
@@ -69,7 +70,7 @@ async def look(
                     if _now() >= deadline:
                         break
                 else:
-                    recorder.login(wanted.uid, idc, purpose, views)
+                    recorder.login(n, wanted.uid, idc, purpose, views)
                     return
             failures.append(Failure(wanted.uid, idc, reason))
 

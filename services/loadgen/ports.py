@@ -49,6 +49,10 @@ class Session(Protocol):
         """Until it is durably stored; then how: stored, replicated or degraded. Raises ImError."""
         ...
 
+    async def read_up_to(self, conversation: str, key: str) -> None:
+        """This user has read up to this message, which was shown. Raises ImError."""
+        ...
+
     async def history(self, conversation: str) -> list[bytes]:
         """The contents of the whole conversation, in order. Raises ImError."""
         ...

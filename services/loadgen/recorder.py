@@ -16,6 +16,7 @@ class Ear:
         self.n = n
         self.uid = uid
         self.seen: dict[str, int] = {}  # shown so far, by conversation
+        self.last: tuple[str, str] | None = None  # conversation and key of what was shown last
         self._recorder = recorder
 
     def shown(
@@ -26,6 +27,7 @@ class Ear:
         now = recorder.now_us()
         recorder.write(h.Shown(now, self.n, recorder.conversation(conversation), tag, at, late))
         self.seen[conversation] = self.seen.get(conversation, 0) + 1
+        self.last = conversation, key
         recorder.counts.shown += 1
         if uid != self.uid:
             recorder.last_shown[conversation] = self.n
@@ -100,6 +102,7 @@ class Recorder:
         self._devices = 0
         self._logins = 0
         self._messages = 0
+        self._policies: dict[str, tuple[int, str]] = {}
 
     def now_us(self) -> int:
         return int(self._now() * 1_000_000)
@@ -160,10 +163,27 @@ class Recorder:
     def quiet(self, idcs: Sequence[str]) -> None:
         self.write(h.Quiet(self.now_us(), list(idcs)))
 
-    def login(self, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]) -> None:
-        """What a fresh login found, by conversation."""
-        now, n = self.now_us(), self._logins
+    def policy(self, at: str, epoch: int, content: str = "") -> None:
+        """What ``at`` said of its policy; noted when it is something else than it said last."""
+        if self._policies.get(at) != (epoch, content):
+            self._policies[at] = epoch, content
+            self.write(h.Policy(self.now_us(), at, epoch, content))
+
+    def replica(self, idc: str, digest: str) -> None:
+        self.write(h.Replica(self.now_us(), idc, digest))
+
+    def looking(self, idc: str) -> int:
+        """A fresh login begins to look; its number."""
+        n = self._logins
         self._logins += 1
+        self.write(h.Looking(self.now_us(), n, idc))
+        return n
+
+    def login(
+        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]
+    ) -> None:
+        """What the fresh login of this number found, by conversation."""
+        now = self.now_us()
         self.write(h.Login(now, n, uid, idc, purpose))
         for conversation, contents in views.items():
             tags = [h.tag_of(content) for content in contents]

@@ -64,6 +64,9 @@ class SdkSession:
         sent = await self._client.send(conversation, content)
         return "degraded" if sent.degraded else "stored"
 
+    async def read_up_to(self, conversation: str, key: str) -> None:
+        await self._client.cursor(conversation, key)
+
     async def history(self, conversation: str) -> list[bytes]:
         while await self._client.sync_history(conversation, HISTORY_PAGE):
             pass

@@ -524,9 +524,11 @@ class Client:
             self._puller.signal(event.signal)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
-            key = self._view(moved.conversation).at_or_below(place_of(moved.place))
-            text = key_text(key) if key is not None else None
-            self._emit(CursorMoved(moved.conversation, moved.uid, text))
+            view, place = self._view(moved.conversation), place_of(moved.place)
+            if view.read(moved.uid, place):
+                key = view.at_or_below(place)
+                text = key_text(key) if key is not None else None
+                self._emit(CursorMoved(moved.conversation, moved.uid, text))
         elif kind == "move":
             self._link.move(session, event.move)
 

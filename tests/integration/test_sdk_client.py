@@ -520,6 +520,19 @@ async def test_cursors_name_messages(region, ca_file):
         assert (ann.cursors[0].uid, ann.cursors[0].key) == ("bob", sent.key)
 
 
+async def test_a_cursor_does_not_go_back_when_an_idc_is_behind(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        sent = [await ann.client.send(CHAT, text) for text in (b"0", b"1", b"2")]
+        places = [fra.attest(message).place for message in fra.own[CHAT]]
+        for place in (places[1], places[0], places[2]):
+            fra.everybody(
+                pb.Event(cursor_moved=pb.CursorMoved(conversation=CHAT, uid="bob", place=place))
+            )
+        await eventually(lambda: any(moved.key == sent[2].key for moved in ann.cursors))
+        assert [moved.key for moved in ann.cursors] == [sent[1].key, sent[2].key]
+
+
 async def test_many_clients_share_one_ipconf_client(region, ca_file):
     shared = IpconfClient([region.url], ca_file, random.Random(1))
     uids = [f"u{n}" for n in range(8)]

@@ -99,6 +99,9 @@ class MemorySession:
             self.world.add(conversation, self.uid, content)
         return "stored"
 
+    async def read_up_to(self, conversation: str, key: str) -> None:
+        self.listener.cursor(conversation, key, self.uid)
+
     async def history(self, conversation: str) -> list[bytes]:
         log = self.world.messages.get(conversation, [])
         return [content for key, _, content in log if key not in self.world.forget]
@@ -155,6 +158,53 @@ async def test_a_run_is_recorded_and_clean(run: Run) -> None:
     assert counts.views == 2 * 3 + 1 + 7 + 4 * 2
     answers = [e for e in run.events if isinstance(e, h.Compose) and e.seen]
     assert answers
+
+
+async def test_devices_read_and_the_cursors_are_judged(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.loadgen.load.READ_S", 0.001)
+    running = asyncio.create_task(run.load.run(Rates(800, 100)))
+    await run.sent(300)
+    report = await run.finish()
+    await running
+    assert report.clean, report.as_json()
+    assert report.counts.cursors > 10
+    first = next(event for event in run.events if isinstance(event, h.Cursor))
+    last = max(run.events.index(event) for event in run.events if isinstance(event, h.Cursor))
+    told = [e for e in run.events if isinstance(e, h.Shown) and (e.n, e.c) == (first.n, first.c)]
+    top, bottom = (first._replace(tag=one.tag) for one in (told[-1], told[0]))
+    run.events[last:last] = [top, bottom]
+    assert set(check_events(run.events).violations) == {Kind.CURSOR_BACK}
+
+
+async def test_a_look_that_lacks_what_its_idc_had_shown_before_is_found(run: Run) -> None:
+    """Before anything is quiet; the end is judged by what is missing."""
+    await run.load.probe(run.load.devices)
+    conversation = direct_conversation("u0", "u1")
+    sender = next(member for member in run.load.devices if member.ear.uid == "u0")
+    receiver = next(member for member in run.load.devices if member.ear.uid == "u1")
+    receiver.session.idc = "fra"  # type: ignore[misc]
+    receiver.ear.connection("fra", "fra-gw-1")
+    tag, content = run.recorder.compose(sender.ear, conversation, "x")
+    sender.ear.shown(conversation, "key", "u0", content, sender.ear.seen[conversation], False)
+    run.recorder.ack(sender.ear, conversation, tag, "stored")
+    receiver.ear.shown(conversation, "key", "u0", content, receiver.ear.seen[conversation], False)
+    looks = [Look("u0", (conversation,))]
+    await look(run.world.connect, run.recorder, looks, {"fra": ADDRESSES["fra"]}, "rpo")
+    await run.load.close()
+    report = check_events(run.events)
+    assert report.violations[Kind.OWN_UNSEEN] >= 1
+    assert any(tag in sentence for sentence in report.examples[Kind.OWN_UNSEEN])
+
+
+async def test_what_is_said_of_a_policy_is_noted_when_it_changes(run: Run) -> None:
+    for said in ((1, "a"), (1, "a"), (2, "b"), (2, "b"), (1, "a")):
+        run.recorder.policy("fra", *said)
+    await run.load.close()
+    noted = [event.epoch for event in run.events if isinstance(event, h.Policy)]
+    assert noted == [1, 2, 1]
+    assert check_events(run.events).violations == {Kind.EPOCH_BACK: 1}
 
 
 async def test_what_a_fresh_login_lacks_is_found(run: Run) -> None:

@@ -125,6 +125,11 @@ def test_each_violation_breaks_its_promise() -> None:
         Kind.PHANTOM: "Never composed, or altered",
         Kind.ALTERED: "Never composed, or altered",
         Kind.STRAY: "Never composed, or altered",
+        Kind.EPOCH_BACK: "Policy epochs that went back, or in two contents",
+        Kind.EPOCH_DISPUTED: "Policy epochs that went back, or in two contents",
+        Kind.CURSOR_BACK: "Read cursors that went back, own messages unseen",
+        Kind.OWN_UNSEEN: "Read cursors that went back, own messages unseen",
+        Kind.REPLICAS_DIFFER: "Replicas that differ in the end",
         Kind.UNPROVEN: "Conversations not looked at in an IDC",
     }.items():
         verdict = good_verdict()
@@ -135,6 +140,17 @@ def test_each_violation_breaks_its_promise() -> None:
     for verdict in (empty, unfinished):
         assert {promise.measured for promise in promises.of_verdict(verdict)} == {"not judged"}
         assert len(broken(promises.of_verdict(verdict))) == 5
+
+
+def test_what_the_history_holds_nothing_of_is_not_promised() -> None:
+    verdict = good_verdict()
+    names = {promise.name for promise in promises.of_verdict(verdict)}
+    verdict.counts.policies = verdict.counts.cursors = verdict.counts.replicas = 1
+    assert {promise.name for promise in promises.of_verdict(verdict)} - names == {
+        "Policy epochs that went back, or in two contents",
+        "Read cursors that went back, own messages unseen",
+        "Replicas that differ in the end",
+    }
 
 
 def test_failover_promises() -> None:

@@ -86,7 +86,7 @@ class World:
             self.move(source, target)
 
     async def observe(self) -> Observed:
-        return Observed(dict(self.states), {"fra->iad": 45.0})
+        return Observed(dict(self.states), {"fra->iad": 45.0}, {"fra": (len(self.done) + 1, "x")})
 
 
 class MemorySession:
@@ -134,6 +134,9 @@ class MemorySession:
                         conversation, key, self.uid, content, len(log) - 1, False
                     )
         return "stored"
+
+    async def read_up_to(self, conversation: str, key: str) -> None:
+        self.listener.cursor(conversation, key, self.uid)
 
     async def history(self, conversation: str) -> list[bytes]:
         return [content for _, content in self.world.logs.get(conversation, [])]
@@ -185,6 +188,7 @@ async def test_the_whole_script() -> None:
     ]  # fmt: skip
     report = check_events(run.events)
     assert report.clean, report.as_json()
+    assert report.counts.policies >= 1
     availability = Availability()
     for event in run.events:
         availability.feed(event)

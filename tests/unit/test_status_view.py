@@ -11,7 +11,14 @@ from rich.console import Console
 
 from imcore.errors import Unavailable
 from imcore.region.load import load_region
-from imctl.statusview import document_of, headroom, process_of, render, state_of
+from imctl.statusview import (
+    document_of,
+    headroom,
+    policies_said,
+    process_of,
+    render,
+    state_of,
+)
 from imctl.target.base import Unit
 
 REGION = load_region(Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml")
@@ -224,3 +231,17 @@ def test_days_left_of_certificates_stand_in_one_line() -> None:
     said = "certificates, days left: fra 800, iad 801, sin 802; CA 3600"
     assert said in shown(build(**answers)).splitlines()
     assert "certificates" not in shown(build(**{name: answer(name, 4, ACTIVE) for name in ACTIVE}))
+
+
+def test_what_idcs_say_of_their_policies_is_equal_where_the_contents_are() -> None:
+    states = {"fra": "active", "iad": "active"}
+    answers = {
+        "fra": answer("fra", 3, states),
+        "iad": answer("iad", 3, states),
+        "sin": answer("sin", 3, {**states, "iad": "failed"}),
+    }
+    answers["new"] = {"policy": {"epoch": 0}}  # knows none yet
+    said = policies_said(answers)
+    assert said.keys() == {"fra", "iad", "sin"}
+    assert said["fra"] == said["iad"] != said["sin"]
+    assert said["fra"][0] == said["sin"][0] == 3

@@ -64,6 +64,7 @@ class View:
         self._idc_has: Vector = {}  # what the present IDC is known to have applied
         self._era = 1
         self._suspects: dict[ClientKey, Class] = {}
+        self._read: dict[str, Place] = {}  # how far each user has read, as told
 
     # -------------------------------------------------------------------------- receiving
 
@@ -258,6 +259,14 @@ class View:
     def stable_count(self) -> int:
         """How many of them lie at or below the stable watermark."""
         return bisect_right(self.order, self.stable, key=lambda item: item[0].hlc)
+
+    def read(self, uid: str, place: Place) -> bool:
+        """Whether this read cursor is not below the one that was told before: after a move, an IDC
+        that is behind tells those again that the last one had told already."""
+        if place < self._read.get(uid, place):
+            return False
+        self._read[uid] = place
+        return True
 
     def at_or_below(self, place: Place) -> ClientKey | None:
         """The last message that stands at or below a place (a read cursor's)."""

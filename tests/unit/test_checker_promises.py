@@ -1,0 +1,186 @@
+"""The judge of policies, cursors, own writes and replicas: of each a history that keeps the promise
+and one that breaks it, told by the events that break it."""
+
+from __future__ import annotations
+
+from imcore import history as h
+from imcore.checker import Kind, Report, check_events
+
+A, B, C = (h.seal(number, "text")[0] for number in range(3))
+IDCS = ["fra", "iad"]
+
+
+def talk(*lines: h.Event, final: tuple[str, ...] = (A, B)) -> Report:
+    """Ann, at fra, has written A and B, which stand so in her view and in bob's, who is at fra too;
+    then these lines; then all is quiet."""
+    log: list[h.Event] = [
+        h.Conversation(0, 0, "d:ann:bob"),
+        h.Device(0, 0, "ann", "phone"),
+        h.Device(0, 1, "bob", "phone"),
+        h.Connection(0, 0, "fra", "fra-gw-1"),
+        h.Connection(0, 1, "fra", "fra-gw-1"),
+        h.Member(0, 0, "ann", True),
+        h.Member(0, 0, "bob", True),
+    ]
+    for t, tag in ((10, A), (20, B)):
+        log += [h.Compose(t, 0, 0, tag, t // 10 - 1), h.Shown(t + 1, 0, 0, tag, t // 10 - 1, False)]
+        log += [h.Ack(t + 2, 0, tag, "stored"), h.Shown(t + 3, 1, 0, tag, t // 10 - 1, False)]
+    log += [*lines, h.Quiet(900, IDCS)]
+    for n, idc in enumerate(IDCS, start=100):
+        log += [h.Login(910, n, "bob", idc, "final"), h.View(910, n, 0, list(final))]
+    return check_events(log)
+
+
+# --------------------------------------------------------------------------- policies
+
+
+def test_policies_that_only_rise_are_clean() -> None:
+    report = talk(
+        h.Policy(30, "fra", 1, "a"),
+        h.Policy(31, "fra", 3, "c"),
+        h.Policy(32, "iad", 1, "a"),  # another IDC may be behind
+        h.Policy(33, "fra", 3, "c"),
+        h.Policy(34, "the ipconf of fra", 2, ""),
+        h.Policy(35, "iad", 3, "c"),
+    )
+    assert report.clean, report.as_json()
+    assert report.counts.policies == 6
+
+
+def test_an_epoch_that_goes_back_is_told_with_both_answers() -> None:
+    report = talk(
+        h.Policy(30, "fra", 3, "c"), h.Policy(31, "iad", 2, "b"), h.Policy(32, "fra", 2, "b")
+    )
+    assert report.violations == {Kind.EPOCH_BACK: 1}
+    assert report.total("policy_wrong") == 1 and report.exit_code == 1
+    assert report.examples[Kind.EPOCH_BACK] == [
+        "fra said epoch 2 at 32 µs, and epoch 3 at 30 µs, which was earlier."
+    ]
+
+
+def test_two_contents_of_one_epoch() -> None:
+    report = talk(
+        h.Policy(30, "fra", 2, ""), h.Policy(31, "fra", 2, "b"), h.Policy(32, "iad", 2, "x")
+    )
+    assert report.violations == {Kind.EPOCH_DISPUTED: 1}
+    assert report.examples[Kind.EPOCH_DISPUTED] == [
+        "Epoch 2 is b at fra (31 µs) and x at iad (32 µs)."
+    ]
+
+
+# --------------------------------------------------------------------------- cursors
+
+
+def test_cursors_that_only_rise_are_clean() -> None:
+    report = talk(
+        h.Cursor(30, 1, 0, A, "bob"),
+        h.Cursor(31, 1, 0, B, "ann"),
+        h.Cursor(32, 1, 0, A, "bob"),  # told again
+        h.Cursor(33, 1, 0, B, "bob"),
+        h.Cursor(34, 0, 0, A, "bob"),  # another device is told of its own accord
+    )
+    assert report.clean, report.as_json()
+    assert report.counts.cursors == 5
+
+
+def test_a_cursor_that_goes_back() -> None:
+    report = talk(
+        h.Cursor(30, 1, 0, B, "bob"), h.Cursor(31, 1, 0, A, "bob"), h.Cursor(32, 1, 0, B, "bob")
+    )
+    assert report.violations == {Kind.CURSOR_BACK: 1}
+    assert report.total("session_broken") == 1
+    assert report.examples[Kind.CURSOR_BACK] == [
+        f"bob/phone was told that bob had read up to {A}, after {B}, which stands below it in "
+        "d:ann:bob."
+    ]
+
+
+def late(*lines: h.Event) -> Report:
+    """C comes late, to stand between the two."""
+    news: list[h.Event] = [h.Compose(30, 1, 0, C, 0), h.Ack(31, 1, C, "stored")]
+    news += [h.Shown(31, n, 0, C, 1, True) for n in (0, 1)]
+    return talk(*news, *lines, final=(A, C, B))
+
+
+def test_a_cursor_at_a_late_message_goes_back_too() -> None:
+    told = h.Cursor(32, 0, 0, B, "bob"), h.Cursor(33, 0, 0, C, "bob")
+    assert late(*told).violations == {Kind.CURSOR_BACK: 1}
+    assert late(*reversed(told)).clean
+
+
+def test_a_cursor_at_a_message_that_moved_tells_nothing() -> None:
+    """It named where the message stood then."""
+    news: list[h.Event] = [h.Compose(30, 1, 0, C, 0), h.Ack(31, 1, C, "stored")]
+    news += [h.Shown(31, n, 0, C, 2, False) for n in (0, 1)]
+    news += [h.Cursor(32, 0, 0, C, "bob")]
+    news += [h.Moved(33, n, 0, C, 2, 1) for n in (0, 1)]
+    report = talk(*news, h.Cursor(34, 0, 0, B, "bob"), h.Cursor(35, 0, 0, C, "bob"),
+                  final=(A, C, B))  # fmt: skip
+    assert report.clean, report.as_json()
+
+
+# --------------------------------------------------------------------------- own writes
+
+
+def unseen(*between: h.Event) -> Report:
+    """Ann's C is acked at fra and shown to her only after these lines."""
+    return talk(
+        h.Compose(30, 0, 0, C, 2), h.Ack(31, 0, C, "stored"), h.Shown(31, 1, 0, C, 2, False),
+        *between, h.Shown(60, 0, 0, C, 2, False), final=(A, B, C),
+    )  # fmt: skip
+
+
+def test_an_own_message_may_be_shown_after_its_ack_while_the_connection_lasts() -> None:
+    report = unseen()
+    assert report.clean, report.as_json()
+    assert report.counts.own_looked_for == 3
+
+
+def test_an_own_message_is_in_the_view_when_the_connection_changes() -> None:
+    report = unseen(h.Connection(40, 0, "", ""), h.Connection(50, 0, "fra", "fra-gw-1"))
+    assert report.violations == {Kind.OWN_UNSEEN: 1}
+    assert report.examples[Kind.OWN_UNSEEN] == [
+        f"ann/phone had {C} acked at fra (31 µs) and had not been shown it when its connection "
+        "changed at 40 µs."
+    ]
+
+
+def look(t: int, *found: str, uid: str = "ann", idc: str = "fra", since: int = 40) -> list[h.Event]:
+    return [
+        h.Looking(since, 1, idc),
+        h.Login(t, 1, uid, idc, "rpo"),
+        h.View(t, 1, 0, list(found)),
+    ]
+
+
+def test_a_look_where_a_message_was_acked_and_shown_has_it() -> None:
+    assert talk(*look(50, A, B)).clean
+    report = talk(*look(50, B))
+    assert report.violations == {Kind.OWN_UNSEEN: 1}
+    assert report.examples[Kind.OWN_UNSEEN] == [
+        f"ann's look at fra, begun at 40 µs, lacks {A}, acked there at 12 µs and shown there to "
+        "bob/phone at 13 µs."
+    ]
+
+
+def test_what_a_look_may_lack() -> None:
+    assert talk(*look(50, idc="iad")).clean  # another IDC
+    assert talk(*look(50, since=5)).clean  # begun before
+    assert talk(*look(50)[1:]).clean  # not recorded when it began
+    assert talk(*look(50, uid="eve")).clean  # no member
+    assert talk(h.Fault(30, "fra", "kill"), *look(50)).clean
+    assert talk(*look(50)[:1], h.Fault(45, "fra", "kill"), *look(50)[1:]).clean
+
+
+# --------------------------------------------------------------------------- replicas
+
+
+def test_replicas_that_are_equal_are_clean() -> None:
+    report = talk(h.Replica(30, "fra", "abc"), h.Replica(30, "iad", "abc"))
+    assert report.clean and report.counts.replicas == 2
+
+
+def test_replicas_that_differ() -> None:
+    report = talk(h.Replica(30, "fra", "abc"), h.Replica(30, "iad", "abd"))
+    assert report.violations == {Kind.REPLICAS_DIFFER: 1}
+    assert report.examples[Kind.REPLICAS_DIFFER] == ["In the end fra holds abc and iad holds abd."]
