@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.control.evidence import Ends, Evidence
+from services.control.evidence import Evidence, most, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,17 @@ def estimate(evidence: Evidence, idc: str, survivors: Sequence[str]) -> Loss:
     known = [one.announced.get(origin, ()) for one in facts.values()]
     known += [one.held.get(origin, ()) for one in facts.values()]
     known += [own.ends] if own is not None and heard else []
-    ends = _most(known)
-    best = _most([one.held.get(origin, ()) for one in facts.values()])
+    ends = most(known)
+    best = most([one.held.get(origin, ()) for one in facts.values()])
     rows = tuple(
         Survivor(
             name,
-            _short(ends, one.held.get(origin, ())),
-            _short(one.held.get(origin, ()), one.applied.get(origin, ())),
+            short(ends, one.held.get(origin, ())),
+            short(one.held.get(origin, ()), one.applied.get(origin, ())),
         )
         for name, one in facts.items()
     )
-    return Loss(origin, _short(ends, best), rows, heard)
+    return Loss(origin, short(ends, best), rows, heard)
 
 
 def as_document(loss: Loss) -> Mapping[str, object]:
@@ -90,13 +90,3 @@ def _idc(origin: str) -> str:
 
 def _incarnation(origin: str) -> int:
     return int(origin.rpartition(".")[2])
-
-
-def _most(vectors: Sequence[Ends]) -> Ends:
-    width = max(map(len, vectors), default=0)
-    return tuple(max((v[p] for v in vectors if p < len(v)), default=0) for p in range(width))
-
-
-def _short(want: Ends, have: Ends) -> int:
-    padded = [*have, *([0] * len(want))]
-    return sum(max(0, end - lsn) for end, lsn in zip(want, padded, strict=False))

@@ -15,7 +15,9 @@ from rich.text import Text
 from imcore.errors import BadInput
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imctl import deployment
+from imctl import admin, deployment
+from imctl.divergenceview import Hashes, hash_lines, hashes_document
+from imctl.divergenceview import lines as divergence_lines
 from imctl.errors import Guarded
 from imctl.look import Looker
 from imctl.loss import Loss, estimate
@@ -27,6 +29,8 @@ from imctl.opwatch import conclude, until_ended
 from imctl.output import emit, notes
 from imctl.statusview import idc_table
 from imctl.traffic import Control, Judged, document_of
+from services.control.divergence import Divergence, compare
+from services.control.divergence import as_document as divergence_document
 from services.control.evaluate import Decision, evaluate
 from services.control.predict import Forecast
 from services.control.predict import forecast as foresee
@@ -65,6 +69,7 @@ class Asking:
     data: Path | None
     wait: bool | None = None  # None: what it begins ends at once
     timeout_s: float = 0.0
+    hashes: bool = False  # compare the replicated state as well
 
 
 class Preview(NamedTuple):
@@ -72,6 +77,8 @@ class Preview(NamedTuple):
 
     forecast: Forecast | None
     loss: Loss | None
+    divergence: Divergence | None
+    hashes: Hashes | None
 
 
 def run_change(change: Change, how: Asking) -> None:
@@ -132,7 +139,13 @@ def _preview(change: Change, judged: Judged, how: Asking) -> Preview:
     if change.kind == Kind.FAILOVER and (after is not None or how.dry_run):
         out = (change.idc, *(n for n in before.idcs if before.state(n) in _GONE))
         seen = estimate(judged.evidence, change.idc, [n for n in before.idcs if n not in out])
-    return Preview(forecast, seen)
+    apart = hashes = None
+    if change.kind == Kind.FAILBACK:
+        apart = compare(judged.evidence, change.idc, before.idcs)
+        answering = [name for name in before.idcs if name in judged.evidence.idcs]
+        if how.hashes:
+            hashes = asyncio.run(admin.state_hashes(deployment.find(how.data), answering))
+    return Preview(forecast, seen, apart, hashes)
 
 
 def _as_approved(policy: Policy, name: str, judged: Judged, region: Region) -> Policy | None:
@@ -153,6 +166,10 @@ def _show_before(change: Change, decision: Decision, preview: Preview, how: Aski
             lines += ["plan:", *plan_lines(preview.forecast, region)]
     if preview.loss is not None:
         lines += preview.loss.lines()
+    if how.output is Format.TABLE:
+        if preview.divergence is not None:
+            lines += divergence_lines(divergence_document(preview.divergence))
+        lines += hash_lines(preview.hashes) if preview.hashes is not None else []
     for line in lines:
         notes().print(Text(line))
 
@@ -188,6 +205,10 @@ def _show(decision: Decision, preview: Preview | None, how: Asking) -> None:
             document["plan"] = plan_document(preview.forecast, region)
         if preview is not None and preview.loss is not None:
             document["estimated_loss"] = loss_document(preview.loss)
+        if preview is not None and preview.divergence is not None:
+            document["divergence"] = divergence_document(preview.divergence)
+        if preview is not None and preview.hashes is not None:
+            document["state_hashes"] = hashes_document(preview.hashes)
         emit(document, how.output, str)
     elif decision.policy is None:
         return

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change, with_control
+from imctl.divergenceview import lines as divergence_lines
 from imctl.errors import Failed
 from imctl.options import Data, Format, Output
 from imctl.opwatch import conclude, until_ended
@@ -207,6 +208,9 @@ def _view(operation: Operation) -> RenderableType:
                 f"  {name}: {facts['sessions']} sessions{closed}, lag {lag} ms, seen "
                 f"{facts['age_ms']} ms before{'' if facts['serving'] else ', not serving'}",
             )
+        if "divergence" in step.evidence:
+            for line in divergence_lines(step.evidence["divergence"]):
+                table.add_row("", "", f"  {line}")
         for vote in step.evidence.get("votes", []):
             table.add_row("", "", f"  vote of {vote['voter']}: {vote['said']}")
         for rule in step.evidence.get("overridden", []):

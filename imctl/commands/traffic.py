@@ -40,6 +40,14 @@ Rate = Annotated[
     ),
 ]
 
+Hashes = Annotated[
+    bool,
+    typer.Option(
+        "--hashes",
+        help="Compare the replicated state as well, by partition: each IDC reads its whole KV.",
+    ),
+]
+
 WAIT_S = 120.0
 
 
@@ -168,15 +176,19 @@ def failback(
     yes: Yes = False,
     wait: Wait = True,
     timeout: Timeout = WAIT_S,
+    hashes: Hashes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Return traffic to an IDC that was failed or drained, in steps, once it has caught up.
 
-    Example: imctl failback fra
+    First it says, for each origin, what the IDC holds and the others do not, and the other way
+    round, and what of sealed logs it has still to publish again.
+
+    Example: imctl failback fra --dry-run --hashes
     """
     change = _change(Kind.FAILBACK, idc, "", expect_epoch, override, max_lag, rate)
-    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout, hashes))
 
 
 def retire(

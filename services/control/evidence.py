@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 Ends = tuple[int, ...]
@@ -27,6 +28,8 @@ class IdcFacts:
     peers_held: Mapping[str, Ends] = field(default_factory=dict)  # own log, by IDC
     peers_applied: Mapping[str, Ends] = field(default_factory=dict)
     lag_ms: Mapping[str, int] = field(default_factory=dict)  # of each origin, here
+    seals: Mapping[str, Ends] = field(default_factory=dict)  # committed, by origin
+    published_again: Mapping[str, int] = field(default_factory=dict)  # ops, by sealed origin
 
     def by_shard(self, default: str) -> dict[str, int]:
         """Its sessions; those whose shard it did not tell count for the default one."""
@@ -73,6 +76,17 @@ def reached(have: Ends, want: Ends) -> bool:
     return all(lsn >= end for lsn, end in zip(padded, want, strict=False))
 
 
+def short(want: Ends, have: Ends) -> int:
+    """How many records are missing to the wanted ends, summed over the partitions."""
+    padded = [*have, *([0] * (len(want) - len(have)))]
+    return sum(max(0, end - lsn) for end, lsn in zip(want, padded, strict=False))
+
+
+def most(vectors: Iterable[Ends]) -> Ends:
+    """The highest end of each partition."""
+    return tuple(max(ends) for ends in zip_longest(*vectors, fillvalue=0))
+
+
 def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
     """From the status JSON (docs/status.md). Raises ValueError."""
     try:
@@ -91,6 +105,10 @@ def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
             peers_held=_ends(status["peers_held"]),
             peers_applied=_ends(status["peers_applied"]),
             lag_ms={origin: int(row["ms"]) for origin, row in status["lag"].items()},
+            seals=_ends(status.get("seals", {})),
+            published_again={
+                origin: int(count) for origin, count in status.get("published_again", {}).items()
+            },
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the status lacks {error}") from error

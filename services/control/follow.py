@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from imcore.region.model import Safety
-from services.control.evidence import Ends, Evidence, IdcFacts, Mark, mark_of
+from services.control.evidence import Evidence, IdcFacts, Mark, mark_of, short
 from services.control.rules import Change, Kind, is_fresh
 from services.policy.document import IdcState, OperationRef, OperationState, Policy
 
@@ -100,17 +100,10 @@ def _left(running: OperationRef, facts: IdcFacts, evidence: Evidence) -> tuple[i
     """(sessions, records up to the marks) that the step waits for."""
     own = evidence.marks.get(running.idc, mark_of(facts))
     if running.kind != Kind.FAILBACK:
-        return facts.sessions, sum(_short(own.ends, a) for a in facts.peers_applied.values())
+        return facts.sessions, sum(short(own.ends, a) for a in facts.peers_applied.values())
     others = [mark for name, mark in evidence.marks.items() if name != running.idc]
-    behind = sum(_short(mark.ends, facts.applied.get(mark.origin, ())) for mark in others)
-    return 0, behind + min(
-        (_short(own.ends, held) for held in facts.peers_held.values()), default=0
-    )
-
-
-def _short(want: Ends, have: Ends) -> int:
-    padded = [*have, *([0] * (len(want) - len(have)))]
-    return sum(max(0, end - lsn) for end, lsn in zip(want, padded, strict=False))
+    behind = sum(short(mark.ends, facts.applied.get(mark.origin, ())) for mark in others)
+    return 0, behind + min((short(own.ends, held) for held in facts.peers_held.values()), default=0)
 
 
 def stalled(running: OperationRef, epoch: int, reason: str, by: str) -> Change:

@@ -14,6 +14,7 @@ from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from services.control.caspaxos import Proposer
+from services.control.divergence import as_document, compare
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence
 from services.control.follow import LAST_STEPS
@@ -273,7 +274,13 @@ def _asked(change: Change) -> dict[str, Any]:
 
 def summary(change: Change, decision: Decision, evidence: Evidence, now_ms: int) -> dict[str, Any]:
     """The observations that the decision rests on, small enough to keep."""
+    known = decision.policy.idcs if decision.policy else evidence.idcs
+    returns = change.kind in (Kind.FAILBACK, Kind.RAMP)
+    divergence = (
+        {"divergence": as_document(compare(evidence, change.idc, known))} if returns else {}
+    )
     return {
+        **divergence,
         "idcs": {
             name: {
                 "age_ms": now_ms - facts.at_ms,

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from imcore.region.model import Idc, Region, Safety
+from services.control.divergence import above_seals, committed_seals
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
 from services.policy.document import IdcPolicy, IdcState, Policy
 from services.policy.spread import Load, spread, with_row
@@ -370,7 +371,8 @@ def log_applied_elsewhere(case: Case) -> Blocker | None:
 
 
 def caught_up(case: Case) -> Blocker | None:
-    """For a return: it has applied the others' logs, and its own tail is held elsewhere."""
+    """For a return: it has applied the others' logs, its own tail is held elsewhere, and what it
+    has above a seal is published again."""
     idc = case.change.idc
     facts, own = case.facts(idc), case.evidence.marks.get(idc)
     if facts is None:
@@ -384,13 +386,18 @@ def caught_up(case: Case) -> Blocker | None:
     tail_held = own is not None and any(
         reached(held, own.ends) and own.origin == facts.origin for held in facts.peers_held.values()
     )
-    if facts.serving and not behind and tail_held:
+    unpublished = above_seals(facts, committed_seals(case.evidence))
+    if facts.serving and not behind and tail_held and not unpublished:
         return None
     parts = [f"has not applied all of {name}" for name in behind]
     parts += [] if tail_held else ["has a tail that nobody else holds"]
+    parts += [
+        f"has not published {count} records above the seal of {origin} again"
+        for origin, count in unpublished.items()
+    ]
     parts += [] if facts.serving else ["does not serve yet"]
-    said = ", ".join(parts)
-    return Blocker("caught-up", said, "all applied, own tail held elsewhere", f"{idc} {said}")
+    said, limit = ", ".join(parts), "all applied, own tail held elsewhere, none above a seal"
+    return Blocker("caught-up", said, limit, f"{idc} {said}")
 
 
 def _ms(text: str) -> int:

@@ -28,6 +28,7 @@ class Seals:
 
     def __init__(self) -> None:
         self._ends: dict[Origin, tuple[int, ...]] = {}
+        self.published: dict[Origin, int] = {}  # ops above a seal, since this start
         self._acting = asyncio.Lock()
         self.problem: str | None = None  # why a known one cannot be acted on yet
 
@@ -99,6 +100,7 @@ class Seals:
             async for ops in applied_above(partition.kv, partition.number, origin, hlc):
                 await partition.republish(origin, ops)
                 published += len(ops)
+        self.published[origin] = self.published.get(origin, 0) + published
         log.warning(
             "%d ops of %s above its seal in partition %d were published again",
             published,

@@ -65,6 +65,8 @@ class Status:
             "announced": node.replication.announced(),
             "peers_held": peers_held,
             "peers_applied": peers_applied,
+            "seals": {str(o): list(ends) for o, ends in node.seals.known().items()},
+            "published_again": {str(o): count for o, count in node.seals.published.items()},
             "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},
             "mirror": node.mirror_lag.figures() if node.mirror_lag else {},
             "clock": {

@@ -98,9 +98,22 @@ async def test_an_idc_is_retired_by_the_command_and_taken_in_again(tmp_path: Pat
         await until(lambda: state(node) is IdcState.RETIRED)
         assert audit(tmp_path)[-1]["sentence"].endswith("retire of fra by operator")
 
+        asked = await imctl(tmp_path, "failback", "fra", "--dry-run", "--hashes")
+        assert asked.status == 0, asked
+        apart = asked.document["divergence"]
+        assert (apart["origin"], apart["others"], apart["silent"]) == ("fra.1", [], [])
+        assert apart["origins"]["fra.1"]["only_here"] > 0  # ticks, which nobody else holds
+        assert not any(asked.document["state_hashes"]["equal"].values())  # equal to whom?
+        told = await imctl(tmp_path, "failback", "fra", "--dry-run", json_too=False)
+        assert "divergence of fra (fra.1) from nobody who answers" in told.errors
+
         back = await imctl(tmp_path, "failback", "fra", "--yes", "--no-wait")
         assert back.status == 0, back
         await until(lambda: state(node) is IdcState.RECOVERING)
+        shown = (await imctl(tmp_path, "op", "show", back.document["operation"])).document
+        assert shown["steps"][0]["evidence"]["divergence"]["origins"]["fra.1"]["only_here"] > 0
+        seen = await imctl(tmp_path, "op", "show", back.document["operation"], json_too=False)
+        assert "only here" in seen.document
 
 
 async def test_an_operation_is_paused_resumed_aborted_and_watched_by_other_commands(

@@ -303,6 +303,7 @@ def test_it_is_not_drained_before_all_is_applied_elsewhere(
         {"applied": {"iad.1": (10, 10), "sin.1": (9, 10)}},
         {"applied": {"iad.1": (10, 10)}},
         {"peers_held": {"iad": (9, 10), "sin": (10, 9)}},
+        {"held": {"fra.0": (3, 1)}, "seals": {"fra.0": (2, 1)}},
     ],
 )
 def test_traffic_returns_in_steps_and_only_to_an_idc_that_has_caught_up(

@@ -201,6 +201,7 @@ async def test_what_an_earlier_life_acked_above_its_seal_is_not_held_elsewhere(
     await restart(bench, FRA_2, sealed(FRA, 2))  # the marker and message 1
     assert isinstance(await bench.send(3), Unavailable)
     assert await bench.act() == 2
+    assert sum(bench.seals.published.values()) == 2  # as the status document tells
     below, answer = await bench.send(1), await bench.send(3)
     assert isinstance(below, Accepted) and isinstance(answer, Accepted)
     assert below.known and not below.elsewhere
