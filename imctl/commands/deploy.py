@@ -28,7 +28,7 @@ from imctl.planview import plan_view, rollout_view
 from imctl.rollout import store
 from imctl.rollout.driver import Driver
 from imctl.rollout.ground import LocalGround
-from imctl.rollout.record import Kind, Rollout, State
+from imctl.rollout.record import ACK_MS_MAX, Kind, Rollout, State
 from imctl.rollout.succession import following, next_id, stuck_unit
 from imctl.target.engines import chosen
 from imctl.target.local import LINKPROXY, Local
@@ -45,6 +45,9 @@ MaxLag = Annotated[
         show_default=False,
     ),
 ]
+MaxAck = Annotated[
+    int, typer.Option(min=1, help="Limit of the gate on how long acks take (p99), ms.")
+]
 _WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
 Override = Annotated[
     str | None,
@@ -58,6 +61,7 @@ def deploy(
     canary: Canary = "",
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
+    max_ack: MaxAck = ACK_MS_MAX,
     undo_on_failure: Annotated[
         bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
     ] = False,
@@ -89,7 +93,7 @@ def deploy(
         _bring_up(file, folder, target, last, faults, engines, output)
         return
     roles.demand(target.pki, Role.ADMIN, "Deploying a region file")
-    how = How(canary, soak, max_lag, override or "", yes, undo_on_failure)
+    how = How(canary, soak, max_lag, max_ack, override or "", yes, undo_on_failure)
     with store.driving(target.data):
         roll_out(target, target.keep_wanted(file), how, output)
 
@@ -100,6 +104,7 @@ class How(NamedTuple):
     canary: str
     soak_s: float
     lag_ms_max: int | None
+    ack_ms_max: int
     override: str
     yes: bool
     undo_on_failure: bool
@@ -204,8 +209,9 @@ def _begun(target: Local, wanted: str, last: Rollout | None, how: How) -> Rollou
     _confirm(plan, how.yes)
     limit = how.lag_ms_max or target.region.spec.safety.replication_lag_ms_max
     begun = following(
-        Kind.DEPLOY, wanted, target.own_region(), plan.order, last, how.soak_s, limit, _now_ms()
-    )
+        Kind.DEPLOY, wanted, target.own_region(), plan.order, last,
+        how.soak_s, limit, how.ack_ms_max, _now_ms(),
+    )  # fmt: skip
     begun = replace(begun, override=how.override)
     store.write(target.data, begun)
     return begun
@@ -275,8 +281,9 @@ def _undo_of(target: Local, last: Rollout) -> Rollout:
         if unit != LINKPROXY and lacks(unit, target.region_named(target.region_of(unit)), region)
     ]
     return following(
-        Kind.UNDO, last.before, last.wanted, order, last, last.soak_s, last.lag_ms_max, _now_ms()
-    )
+        Kind.UNDO, last.before, last.wanted, order, last,
+        last.soak_s, last.lag_ms_max, last.ack_ms_max, _now_ms(),
+    )  # fmt: skip
 
 
 def _back_after(target: Local, failed: Rollout, output: Format) -> None:

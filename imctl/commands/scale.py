@@ -11,7 +11,7 @@ import typer
 from imcore.roles import Role
 from imctl import deployment, roles
 from imctl.commands.asking import DryRun
-from imctl.commands.deploy import How, MaxLag, Override, Soak, Yes, check_allowed, roll_out
+from imctl.commands.deploy import How, MaxAck, MaxLag, Override, Soak, Yes, check_allowed, roll_out
 from imctl.commands.plan import look
 from imctl.errors import OK, USAGE, Guarded
 from imctl.options import Data, Format, IdcName, Output
@@ -20,6 +20,7 @@ from imctl.plan.document import as_json
 from imctl.plan.scale import counts_of, scaled
 from imctl.planview import plan_view
 from imctl.rollout import store
+from imctl.rollout.record import ACK_MS_MAX
 from imctl.target.local import Local
 
 
@@ -30,6 +31,7 @@ def scale(
     ],
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
+    max_ack: MaxAck = ACK_MS_MAX,
     undo_on_failure: Annotated[
         bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
     ] = False,
@@ -58,7 +60,7 @@ def scale(
     with store.driving(target.data):
         wanted = target.keep_changed(change)
         _check_rollout(target, wanted)
-        how = How("", soak, max_lag, override or "", yes, undo_on_failure)
+        how = How("", soak, max_lag, max_ack, override or "", yes, undo_on_failure)
         roll_out(target, wanted, how, output)
 
 
