@@ -11,6 +11,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.gateway.wheel import TimingWheel
 from services.ports import GatewayQueue, Im
+from services.state.latency import AckLatency, Acks
 from services.state.outgoing import TICK_S
 from services.state.session import Record
 
@@ -24,9 +25,13 @@ MakeError = Callable[[Code, str, int], pb.Response]
 class Answer:
     """What im calls once with the answer to a request; expires when it does not."""
 
-    __slots__ = ("_connection", "_request_id", "_requests", "record")
+    __slots__ = ("_connection", "_request_id", "_requests", "began", "record")
 
-    def __init__(self, requests: Requests, record: Record, request_id: int) -> None:
+    def __init__(
+        self, requests: Requests, record: Record, request_id: int, began: float | None
+    ) -> None:
+        """``began``: when a send arrived; None of what is no send."""
+        self.began = began
         self._requests = requests
         self._connection = record.connection
         self._request_id = request_id
@@ -35,6 +40,8 @@ class Answer:
     def __call__(self, response: pb.Response) -> None:
         if not self._requests.answered(self):
             return
+        if self.began is not None and response.HasField("send_ack"):
+            self._requests.took(self.began)
         if response.HasField("pull_ok"):
             for suspended in response.pull_ok.suspended:
                 if suspended.sealed:
@@ -57,12 +64,14 @@ class Requests:
         self._clock = clock
         self._make_error = make_error
         self._deadlines: TimingWheel[Answer] = TimingWheel()
+        self._acks = AckLatency()
         self.gateways = gateways
 
     def submit(
         self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
     ) -> None:
-        answer = Answer(self, record, request_id)
+        began = self._clock.now() if kind == "send" else None
+        answer = Answer(self, record, request_id, began)
         if record.pull_only and kind not in _PULL_ONLY:
             message = "a pull-only connection may only read"
             answer.send(self._make_error(Code.FORBIDDEN, message, 0))
@@ -86,6 +95,15 @@ class Requests:
         answer.record.in_flight -= 1
         return True
 
+    def took(self, began: float) -> None:
+        """A send was acked, or not in its time."""
+        now = self._clock.now()
+        self._acks.add(now, now - began)
+
+    def acks(self) -> Acks:
+        """Of the last ten seconds."""
+        return self._acks.seen(self._clock.now())
+
     def too_large(self) -> pb.Response:
         message = "the answer is too large for one message; ask for less"
         return self._make_error(Code.TOO_LARGE, message, 0)
@@ -95,6 +113,8 @@ class Requests:
         expired = self._deadlines.advance(ticks)
         for answer in expired:
             answer.record.in_flight -= 1
+            if answer.began is not None:
+                self.took(answer.began)
             message = "the request was not answered in time"
             answer.send(self._make_error(Code.DEADLINE, message, 200))
         return len(expired)

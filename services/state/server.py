@@ -26,6 +26,7 @@ from services.gateway.wheel import TimingWheel
 from services.ports import Im
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
+from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
 from services.state.session import Record, SessionInfo
@@ -90,6 +91,10 @@ class StateServer(Outgoing):
         """Those sessions by shard."""
         records = self._table.by_address.values()
         return dict(Counter(record.shard for record in records if not record.pull_only))
+
+    def acks(self) -> Acks:
+        """How long acks of sends took here, lately."""
+        return self._requests.acks()
 
     def connections_count(self) -> int:
         """Pull-only ones included."""
