@@ -41,6 +41,11 @@ class Unavailable(ImError):
         self.retry_after_ms = retry_after_ms
 
 
+class Overloaded(Unavailable):
+    """There is more to do than there is room for, and this was turned away before any of it was
+    done: the caller is to wait, not to try elsewhere at once."""
+
+
 class NotTrusted(Unavailable):
     """An engine and this IDC do not accept who the other says it is. Nothing was done, and it will
     not pass by itself: a certificate, a user, a password or a right is wrong."""
