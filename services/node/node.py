@@ -179,7 +179,7 @@ class Node:
         self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
         stack.push_async_callback(self.proposer.close)
         self.anchoring = Anchoring(self.config.audit_file, self.idc, self.proposer)
-        self.progress = Progress(self._peer_holds)
+        self.progress = Progress(self._peer_holds, spec.partitions)
         self.replication = Replication(
             self.idc,
             [idc.name for idc in spec.idcs],

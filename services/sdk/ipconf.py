@@ -7,11 +7,14 @@ import random
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from imcore.errors import BadInput
 from imcore.tls import client_ssl_context
 from services.sdk.core.parameters import Parameters
 from services.sdk.errors import AuthError
@@ -55,12 +58,13 @@ class Lookup(NamedTuple):
 
 class IpconfClient:
     """``urls``: any IDC's ipconf will do; give all of them. ``ca_file``: the region's CA; None: the
-    machine's usual ones. ``close`` when done."""
+    machine's usual ones. ``close`` when done. Raises BadInput for an URL that the token would
+    travel to in plain text (but on this machine), or that is none."""
 
     def __init__(self, urls: Sequence[str], ca_file: str | Path | None, rng: random.Random) -> None:
         if not urls:
             raise ValueError("expected at least one ipconf URL")
-        self._urls = [url.rstrip("/") for url in urls]
+        self._urls = [_checked(url) for url in urls]
         # The token goes to whoever answers: never without a certificate that is checked.
         self.tls: ssl.SSLContext = (
             client_ssl_context(Path(ca_file)) if ca_file else ssl.create_default_context()
@@ -172,6 +176,22 @@ class IpconfClient:
                         return
             except (aiohttp.ClientError, TimeoutError, OSError):
                 continue
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.hostname or parts.scheme not in ("https", "http"):
+        raise BadInput(f"{url}: expected the URL of an ipconf, such as https://HOST:PORT")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise BadInput(f"{url}: expected https://, or the token would be sent in plain text")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # any other name may come to mean any address
 
 
 def _answer(document: Mapping[str, Any]) -> Answer:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from imcore.errors import BadInput
 from imcore.proto import client_pb2 as pb
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.parameters import Parameters
 from services.sdk.core.reconnect import STEADY_MS, Lost, Reconnect, Where
 from services.sdk.core.seen import Seen
+from services.sdk.ipconf import IpconfClient
 
 
 def reconnect() -> Reconnect:
     return Reconnect(random.Random(1))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://10.0.0.1:8443", "http://localhost.example", "http://[2001:db8::1]", "fra:8443", ""],
+)
+def test_no_token_goes_to_an_ipconf_in_plain_text(url):
+    with pytest.raises(BadInput):
+        IpconfClient(["https://127.0.0.1:8443", url], None, random.Random(1))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8443", "http://[::1]:1/", "http://localhost"])
+def test_on_this_machine_it_may(url):
+    IpconfClient([url], None, random.Random(1))
 
 
 def test_first_the_same_gateway_then_ipconf():
