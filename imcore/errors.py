@@ -51,6 +51,13 @@ class NotTrusted(Unavailable):
     not pass by itself: a certificate, a user, a password or a right is wrong."""
 
 
+def code_of(error: ImError) -> Code:
+    """How a client is told of it."""
+    if isinstance(error, Refused):
+        return error.code
+    return Code.OVERLOADED if isinstance(error, Overloaded) else Code.UNAVAILABLE
+
+
 class OutcomeUnknown(ImError):
     """A time-out or a lost peer: it may or may not have happened; ask again with the same id."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from imcore.attest import RegionKeys
+from imcore.doors import Doors
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
 from imcore.region.model import Region
 from imcore.runtime import Clock
@@ -76,6 +77,8 @@ class IpconfServer:
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
         self._parameters = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+        lookups_per_s = region.spec.limits.lookups_per_s
+        self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
@@ -98,6 +101,8 @@ class IpconfServer:
 
     async def _gateways(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
+        if retry_ms := self._doors.enter(self._clock.now()):
+            raise Overloaded("too many clients ask at once", retry_ms)
         network = request.query.get("network", "unknown")
         if network not in NETWORKS:
             raise Refused(Code.BAD_REQUEST, f"network: expected one of {sorted(NETWORKS)}")

@@ -6,11 +6,13 @@ import json
 import random
 from pathlib import Path
 
+import aiohttp
+
 from imcore.attest import RegionKeys
 from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from imcore.tls import gateway_ssl_context
+from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import Claims, mint
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
@@ -71,6 +73,11 @@ class IpconfSite:
         await self.directory.stop()
         for store in self.stores.values():
             await store.close()
+
+    def client(self) -> aiohttp.ClientSession:
+        """To be closed by who asked for it."""
+        connector = aiohttp.TCPConnector(ssl=client_ssl_context(self.pki_dir / "ca.pem"))
+        return aiohttp.ClientSession(connector=connector)
 
     def token(self, uid: str = "alice", admin: bool = False, for_ms: int = 60_000) -> str:
         return mint(self.keys, Claims(uid, "phone", self.clock.wall_ms() + for_ms, admin))

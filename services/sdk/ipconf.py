@@ -41,11 +41,13 @@ class Answer:
 
 
 class NoAnswer(Exception):
-    """No ipconf gave a usable answer."""
+    """No ipconf gave a usable answer. ``overloaded``: too many ask, and what is to be done is to
+    wait; to go elsewhere, or to a gateway that was named before, would go around the limit."""
 
-    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+    def __init__(self, message: str, retry_after_ms: int = 0, overloaded: bool = False) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+        self.overloaded = overloaded
 
 
 class Lookup(NamedTuple):
@@ -90,7 +92,7 @@ class IpconfClient:
 
     async def lookup(self, lookup: Lookup) -> Answer:
         """The first good answer; one with a policy older than asked for only when there is no
-        other. Raises NoAnswer, AuthError."""
+        other. One that is overloaded ends the search. Raises NoAnswer, AuthError."""
         urls = list(self._urls)
         self._rng.shuffle(urls)
         tasks: set[asyncio.Task[Answer]] = set()
@@ -118,6 +120,9 @@ class IpconfClient:
                         older is None or answer.policy_epoch > older.policy_epoch
                     ):
                         older = answer
+                turned_away = (e for e in failures if isinstance(e, NoAnswer) and e.overloaded)
+                if older is None and (overloaded := next(turned_away, None)) is not None:
+                    raise overloaded
         finally:
             for task in tasks:
                 task.cancel()
@@ -152,7 +157,8 @@ class IpconfClient:
                 message = f"{url}: {error.get('message', response.status)}"
                 if response.status == 401:
                     raise AuthError(message)
-                raise NoAnswer(message, int(error.get("retry_after_ms") or 0))
+                wait_ms = int(error.get("retry_after_ms") or 0)
+                raise NoAnswer(message, wait_ms, overloaded=response.status == 429)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NoAnswer(f"{url}: {error or type(error).__name__}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -47,8 +47,7 @@ class Api(IpconfSite):
 
     async def start(self) -> None:
         await super().start()
-        connector = aiohttp.TCPConnector(ssl=client_ssl_context(self.pki_dir / "ca.pem"))
-        self.http = aiohttp.ClientSession(connector=connector)
+        self.http = self.client()
 
     async def stop(self) -> None:
         await self.http.close()
