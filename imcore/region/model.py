@@ -28,6 +28,8 @@ KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$"
 # Kafka allows 249 characters for a whole topic, and no "_" beside "." without collisions.
 TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$")]
 
+Importable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z0-9_]+$")]
+
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -282,6 +284,27 @@ class Messages(Model):
     push_group_members_max: int = Field(default=500, description="larger: read-diffused")
 
 
+class Limits(Model):
+    """What is taken on at most; beyond it an answer says when to ask again (docs/limits.md)."""
+
+    connects_per_s: int = Field(default=500, gt=0, description="at one gateway")
+    lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    user_requests_per_s: int = Field(default=400, gt=0, description="of one user's devices, an IDC")
+    conversation_deliveries_per_s: int = Field(
+        default=20_000, gt=0, description="messages times members, of one conversation, an IDC"
+    )
+    conversation_in_flight: int = Field(
+        default=1_000, gt=0, description="messages of one conversation that are not durable yet"
+    )
+    idc_in_flight: int = Field(default=20_000, gt=0, description="requests that an IDC works on")
+    delay_ms: int = Field(
+        default=100, gt=0, description="work that waits for longer, and not for a moment: overload"
+    )
+    risk_rules: Importable | None = Field(
+        default=None, description="MODULE:NAME, called for every sign-in and send"
+    )
+
+
 class Retention(Model):
     """When logs are cut (docs/retention.md)."""
 
@@ -319,6 +342,7 @@ class RegionSpec(Model):
     geo: Geo
     safety: Safety = Safety()
     messages: Messages = Messages()
+    limits: Limits = Limits()
     retention: Retention = Retention()
     client: ClientParameters = ClientParameters()
 

@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self._decoder = frame.FrameDecoder()
         self._preface = b""
         self._spoken = False
-        self._refused = False
+        self._refused_ms = 0  # it is told to come back after so long
         self._ended = False
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -114,8 +114,8 @@ class Connection(asyncio.Protocol):
         if version == 0:
             raise frame.FrameError("it speaks none of our versions")
         self._spoken = True
-        if self._refused:
-            self.end("overloaded", self._config.retry_after_ms)
+        if self._refused_ms:
+            self.end("overloaded", self._refused_ms)
             return b""
         return rest
 
@@ -205,9 +205,10 @@ class Connection(asyncio.Protocol):
 
     # ---------------------------------------------------------------------------------- end
 
-    def refuse(self) -> None:
-        """Too many connections: once it has said its preface, it is told when to come back."""
-        self._refused = True
+    def refuse(self, retry_after_ms: int) -> None:
+        """Too many connections, or too many at once: once it has said its preface, it is told when
+        to come back."""
+        self._refused_ms = retry_after_ms
         self._cut_after(self._config.first_frame_ms / 1000)
 
     def end(self, reason: str, retry_after_ms: int = 0) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imcore import frame
+from imcore.doors import Doors
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
@@ -59,6 +60,7 @@ class Gateway:
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
         self._accepting = True
+        self._doors: Doors
         self._emptied = asyncio.Event()
 
     def __len__(self) -> int:
@@ -77,6 +79,7 @@ class Gateway:
         )  # fmt: skip
         self.port = self._server.sockets[0].getsockname()[1]
         self._ticked_at = self.clock.now()
+        self._doors = Doors(self.config.connects_per_s, self.config.connects_per_s, self._ticked_at)
         self._tick_later()
         log.info("gateway %s listens on %s:%d", self.name, host, self.port)
 
@@ -140,18 +143,28 @@ class Gateway:
     def opened(self, connection: Connection) -> None:
         self._last_number += 1
         connection.number = self._last_number
-        if not self._accepting or len(self._connections) >= self.config.connections_max:
+        if not self._accepting:
             self.counters.refused += 1
-            if not self._accepting or len(self._refused) >= _REFUSED_MAX:
+            connection.abort()
+            return
+        if retry_after_ms := self._turned_away():
+            self.counters.refused += 1
+            if len(self._refused) >= _REFUSED_MAX:
                 connection.abort()
             else:
                 self._refused.add(connection)
-                connection.refuse()
+                connection.refuse(retry_after_ms)
             return
         self.counters.accepted += 1
         self._connections[connection.number] = connection
         self.wheel.schedule(connection, self.ticks(self.config.first_frame_ms))
         self.sessions.opened(self.name, connection.number, connection.peer_address)
+
+    def _turned_away(self) -> int:
+        """0: there is room for one more. Else: come back after so many ms."""
+        if len(self._connections) >= self.config.connections_max:
+            return self.config.retry_after_ms
+        return self._doors.enter(self.clock.now())
 
     def lost(self, connection: Connection) -> None:
         self.wheel.cancel(connection)

@@ -229,16 +229,18 @@ class Partition:
 
     # ---------------------------------------------------------------------------- messages
 
+    def is_prepared(self, lane: Lane, floor: int) -> bool:
+        """Whether lane and conversation are in memory (else ``prepare`` first)."""
+        state = self.sequencer.lane(lane)
+        loaded = state is not None and state.loaded and floor >= state.floor
+        return loaded and self.conversations.get(lane.conversation) is not None
+
     def submit(self, submission: Submission, done: Done) -> bool:
-        """Without waiting when lane and conversation are in memory; False when they are not
-        (``prepare`` first)."""
+        """Without waiting when it ``is_prepared``; False when it is not."""
         key = submission.key
         lane = Lane(*key[:4])
         conversation = self.conversations.get(key.conversation)
-        state = self.sequencer.lane(lane)
-        if conversation is None or state is None or not state.loaded:
-            return False
-        if submission.floor < state.floor:
+        if conversation is None or not self.is_prepared(lane, submission.floor):
             return False
         if self._failed is not None:
             done(Unavailable(self._refusal(), 500))

@@ -20,21 +20,22 @@ from imcore.convert import (
     stamp_pb,
     vector_of,
 )
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
 from imcore.limits import CID_MAX, CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import Messages
+from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
 from services.im import acks, entries, groups, known, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
+from services.im.load import ConversationLoad
 from services.im.partition import Outcome, Partition
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
-from services.ports import Kv, Pushes, Reply, Session
+from services.ports import Kv, NoRisk, Pushes, Reply, Risk, Session
 
 log = logging.getLogger("im.im")
 
@@ -79,6 +80,8 @@ class ImServer:
     seal_of: SealOf
     copies: Mapping[tuple[str, Origin], Mapping[int, int]]
     others: int
+    load: ConversationLoad = field(default_factory=lambda: ConversationLoad(Limits()))
+    risk: Risk = field(default_factory=NoRisk)
     counters: Counters = field(default_factory=Counters)
     _stamp: pb.Stamp = field(default_factory=pb.Stamp)
     _queued: dict[Lane, deque[Callable[[], None]]] = field(default_factory=dict)
@@ -146,7 +149,7 @@ class ImServer:
             response.error.code = error.code
             response.error.message = str(error)
         elif isinstance(error, ImError):
-            response.error.code = Code.UNAVAILABLE
+            response.error.code = code_of(error)
             response.error.message = str(error)
             response.error.retry_after_ms = getattr(error, "retry_after_ms", 200)
         else:
@@ -192,12 +195,43 @@ class ImServer:
 
         lane = Lane(*submission.key[:4])
         conversation = partition.conversations.get(send.conversation)
-        if lane in self._queued or conversation is None:
+        if (
+            conversation is None
+            or lane in self._queued
+            or not self._submit(partition, conversation, session, submission, done)
+        ):
             self._later(partition, lane, session, submission, done)
-        elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
-            reply(self.error(refusal))
-        elif not partition.submit(submission, done):
-            self._later(partition, lane, session, submission, done)
+
+    def _submit(
+        self,
+        partition: Partition,
+        conversation: Conversation,
+        session: Session,
+        submission: Submission,
+        done: Callable[[Outcome], None],
+    ) -> bool:
+        """Whether it was judged; False: its lane must be read first."""
+        if not partition.is_prepared(Lane(*submission.key[:4]), submission.floor):
+            return False
+        name = conversation.id
+        refusal = self._refusal(partition, conversation, session.uid)
+        if refusal is None:
+            refusal = self.risk.send(session.uid, session.device, name, submission.content)
+        if refusal is not None:
+            done(refusal)
+            return True
+        # Only now: whoever is no member takes nothing of what the members may have.
+        members = len(conversation.members())
+        if retry_ms := self.load.begin(name, members, self.clock.now()):
+            done(Overloaded("too much at once in this conversation", retry_ms))
+            return True
+
+        def finished(outcome: Outcome) -> None:
+            self.load.end(name)
+            done(outcome)
+
+        partition.submit(submission, finished)
+        return True
 
     def _wants_replicated(self, send: pb.Send) -> bool:
         return send.durability == pb.DURABILITY_REPLICATED or self.policy.ack == "replicated"
@@ -264,9 +298,7 @@ class ImServer:
             conversation = partition.conversations.get(lane.conversation)
             if conversation is None:
                 done(Unavailable("the conversation cannot be read now; ask again", 50))
-            elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
-                done(refusal)
-            elif not partition.submit(submission, done):
+            elif not self._submit(partition, conversation, session, submission, done):
                 done(Unavailable("the conversation is being read; ask again", 20))
 
         waiting = self._queued.get(lane)

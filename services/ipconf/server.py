@@ -16,7 +16,8 @@ from typing import Any
 from aiohttp import web
 
 from imcore.attest import RegionKeys
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.doors import Doors
+from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims, verify
@@ -31,6 +32,7 @@ from services.policy.holder import PolicyHolder
 log = logging.getLogger("im.ipconf")
 
 TTL_MS = 30_000
+REPORTS_AGAIN_MS = 1_000
 BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
 TRANSPORTS = ["tcp"]
@@ -75,6 +77,8 @@ class IpconfServer:
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
         self._parameters = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+        lookups_per_s = region.spec.limits.lookups_per_s
+        self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
@@ -97,6 +101,8 @@ class IpconfServer:
 
     async def _gateways(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
+        if retry_ms := self._doors.enter(self._clock.now()):
+            raise Overloaded("too many clients ask at once", retry_ms)
         network = request.query.get("network", "unknown")
         if network not in NETWORKS:
             raise Refused(Code.BAD_REQUEST, f"network: expected one of {sorted(NETWORKS)}")
@@ -131,14 +137,13 @@ class IpconfServer:
     async def _report(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
         try:
-            rows = json.loads(await request.read())["reports"]
-            accused = [str(row["idc"]) for row in rows[:PER_REQUEST_MAX]]
+            accused = _accused(json.loads(await request.read()))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Refused(
                 Code.BAD_REQUEST, 'expected {"reports": [{"gateway", "idc", "failure"}]}'
             ) from error
         if not self._reports.add(claims.uid, accused, self._clock.now()):
-            raise Unavailable("reports come too often", retry_after_ms=1_000)
+            raise Overloaded("reports come too often", retry_after_ms=REPORTS_AGAIN_MS)
         return web.Response(status=204)
 
     # ------------------------------------------------------------------------------ callers
@@ -172,6 +177,19 @@ def _parsed(text: str) -> Address:
         raise Refused(Code.BAD_REQUEST, "expected an IP address") from error
 
 
+def _accused(document: Any) -> list[str]:
+    """The IDCs that a report names. Raises KeyError or TypeError for what is no report."""
+    rows = document["reports"]
+    if not isinstance(rows, list):
+        raise TypeError("reports: expected a list")
+    for row in rows:
+        # A report is refused whole: one that is half understood would count for half of it.
+        fields = (row["idc"], row.get("gateway", ""), row.get("failure", ""))
+        if not all(isinstance(field, str) for field in fields):
+            raise TypeError("a report's fields are strings")
+    return [row["idc"] for row in rows[:PER_REQUEST_MAX]]
+
+
 def _row(each: Scored) -> dict[str, Any]:
     gateway = each.gateway
     return {
@@ -189,6 +207,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Refused as error:
         return _error(_STATUS.get(error.code, 400), error.code, str(error))
+    except Overloaded as error:
+        return _error(429, Code.OVERLOADED, str(error), error.retry_after_ms)
     except Unavailable as error:
         return _error(503, Code.UNAVAILABLE, str(error), error.retry_after_ms)
     except ImError as error:

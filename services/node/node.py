@@ -36,6 +36,7 @@ from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.im import keys
+from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.mirror.progress import Progress
@@ -60,6 +61,7 @@ from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
+from services.node.risk import rules_of
 from services.node.seals import Seals
 from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
@@ -179,7 +181,7 @@ class Node:
         self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
         stack.push_async_callback(self.proposer.close)
         self.anchoring = Anchoring(self.config.audit_file, self.idc, self.proposer)
-        self.progress = Progress(self._peer_holds)
+        self.progress = Progress(self._peer_holds, spec.partitions)
         self.replication = Replication(
             self.idc,
             [idc.name for idc in spec.idcs],
@@ -191,6 +193,7 @@ class Node:
             self.clock,
         )
         self.mirror_lag = mirror_lag(self.config, self.clock, stack)
+        self.risk = rules_of(spec.limits.risk_rules, self.clock)
         self.state = StateServer(
             self.config.keys,
             self.median_clock,
@@ -199,6 +202,8 @@ class Node:
             lambda: self.traffic.epoch(),
             lambda ticket, uid: self.traffic.shard_of(ticket, uid),
             data / "sessions.json",
+            spec.limits,
+            self.risk,
         )
         self.traffic = Traffic(self)
         self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
@@ -347,6 +352,7 @@ class Node:
             spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
+            ConversationLoad(spec.limits), self.risk,
         )  # fmt: skip
         self.state.im, self.state.origin = self.im, origin
         self.state.load_checkpoint()
@@ -425,7 +431,8 @@ class Node:
         spec = self.config.region.spec
         host, port = split_address(self.config.idc.endpoints.gateway)
         limits = GatewayConfig(
-            idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms
+            idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms,
+            connects_per_s=spec.limits.connects_per_s,
         )
         context = None
         if self.config.plain_clients:

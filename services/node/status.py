@@ -56,6 +56,11 @@ class Status:
                 "accepted": node.im.counters.accepted if started else 0,
                 "pushed": node.state.counters.pushed,
             },
+            "load": node.state.load()
+            | {
+                "turned_away": sum(g.counters.refused for g in node.gateways),
+                "conversations_limited": node.im.load.limited if started else 0,
+            },
             "log": {
                 "durability": node.store.durability,
                 "ends": [own.end(p.number).lsn for p in node.partitions] if own else [],
@@ -113,6 +118,7 @@ class Status:
                 node.kv_engines.alarm,
                 node.anchoring.alarm,
                 node.followed_keys.alarm,
+                node.risk.alarm,
             )
             if said
         ]

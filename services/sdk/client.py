@@ -31,6 +31,7 @@ from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.seen import Seen
 from services.sdk.core.view import View, key_text, parse_key
+from services.sdk.core.waits import again_s
 from services.sdk.errors import (
     AuthError,
     NotConnected,
@@ -155,6 +156,7 @@ class Client:
             self._view,
             self._on_stored,
             options.lag_wait_ms,
+            self._rng,
         )
         self._side = SideLinks(
             self._dialer,
@@ -164,7 +166,9 @@ class Client:
             self._answer,
             self._side_connect,
         )
-        self._puller = Puller(options, self._views, self._view, self._side, self._on_news)
+        self._puller = Puller(
+            options, self._views, self._view, self._side, self._on_news, self._rng
+        )
         self._link = Link(
             self,
             self._ipconf,
@@ -362,7 +366,7 @@ class Client:
                     again = error.code in MAY_LAG and self._sender.may_lag
                     if error.code not in _RETRIED and not again:
                         raise RequestRefused(error.code, error.message)
-                    await asyncio.sleep((error.retry_after_ms or 200) / 1000)
+                    await asyncio.sleep(again_s(error, self._rng))
         except TimeoutError as error_:
             raise NotConnected(f"no answer within {timeout_s:g} s") from error_
 

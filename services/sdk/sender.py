@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from functools import partial
 
@@ -13,13 +14,13 @@ from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
 from services.sdk.core.outbox import Change, Entry, Lane, Outbox
 from services.sdk.core.view import View
+from services.sdk.core.waits import RETRY_MS, again_s
 from services.sdk.errors import SdkError, SendFailed
 from services.sdk.session import Session
 from services.sdk.store import Store
 
 log = logging.getLogger("im.sdk")
 
-RETRY_MS = 200  # when the service names no time
 LAG_RETRY_MS_MAX = 1_600
 STORE_RETRY_MS = 1_000  # after a failed write: a full disk, a locked file
 _LATER = {
@@ -42,7 +43,9 @@ class Sender:
         view: Callable[[str], View],
         on_stored: Callable[[Entry], None],
         lag_wait_ms: int,
+        rng: random.Random,
     ) -> None:
+        self._rng = rng
         self.outbox = outbox
         self._store = store
         self._in_flight_max = in_flight_max
@@ -236,20 +239,20 @@ class Sender:
             future.set_result(ack)
         self._safe(answer.replicated)
         if answer.hold:
-            self._release_later(entry.lane, RETRY_MS)
+            self._release_later(entry.lane, RETRY_MS / 1000)
 
     def _error(self, entry: Entry, error: pb.Error) -> None:
         if error.code in _LATER:
             if error.code == Code.NOT_REPLICATED:
                 self._fail(entry, SendFailed(error.code, error.message, pending=True))
             self.outbox.delayed(entry)
-            self._release_later(entry.lane, error.retry_after_ms or RETRY_MS)
+            self._release_later(entry.lane, again_s(error, self._rng))
         elif error.code == Code.CID_CONFLICT:
             log.warning("the outbox was used elsewhere; it goes on under a new id")
             self.outbox.conflict(entry)
         elif error.code in MAY_LAG and (again_ms := self._lags(entry)):
             self.outbox.delayed(entry, judged=True)
-            self._release_later(entry.lane, again_ms)
+            self._release_later(entry.lane, again_ms / 1000)
         else:
             self._refuse(entry, SendFailed(error.code, error.message))
 
@@ -280,8 +283,8 @@ class Sender:
         if future is not None and not future.done():
             future.set_exception(error)
 
-    def _release_later(self, lane: Lane, after_ms: int) -> None:
-        asyncio.get_running_loop().call_later(after_ms / 1000, self._release, lane)
+    def _release_later(self, lane: Lane, after_s: float) -> None:
+        asyncio.get_running_loop().call_later(after_s, self._release, lane)
 
     def _release(self, lane: Lane) -> None:
         self.outbox.release(lane)
