@@ -53,6 +53,11 @@ class Endpoints(Model):
     gateway: HostPort = Field(description="first client listener; gateway n listens n ports above")
     ipconf: HostPort = Field(description="HTTPS API that tells clients where to connect")
     peer: HostPort = Field(description="gRPC for other IDCs and for imctl, mutual TLS")
+    metrics: HostPort | None = Field(
+        default=None,
+        description="HTTPS for probes and Prometheus (docs/metrics.md); default: nothing listens "
+        "and nothing is measured",
+    )
 
 
 class Etcd(Model):

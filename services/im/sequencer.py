@@ -205,6 +205,12 @@ class Sequencer:
         for state in self._lanes.values():
             state.forget_known()
 
+    def sizes(self) -> tuple[int, int, int]:
+        """Lanes in memory, and of all of them the cids that are known and that are pending."""
+        states = self._lanes.values()
+        known = sum(len(state.known) for state in states)
+        return len(states), known, sum(len(state.pending) for state in states)
+
     def close(self, reason: str) -> None:
         self._closed = reason
 

@@ -34,6 +34,8 @@ from services.im.keys import partition_of
 from services.im.partition import Outcome, Partition
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
+from services.metrics.hot import Hot
+from services.metrics.verbs import Verbs
 from services.ports import Kv, Pushes, Reply, Session
 
 log = logging.getLogger("im.im")
@@ -87,6 +89,9 @@ class ImServer:
     held_changed: asyncio.Event = field(default_factory=asyncio.Event)
     # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
     granted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Where requests and conversations are counted, once something reads that.
+    verbs: Verbs | None = None
+    hot: Hot | None = None
 
     # ------------------------------------------------------------------------------- common
 
@@ -126,10 +131,26 @@ class ImServer:
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
         if request.HasField("seen"):
             session.seen_hlc = max(session.seen_hlc, self.keys.seen(stamp_of(request.seen)))
+        if self.verbs is not None:
+            reply = self._measured(self.verbs, request.WhichOneof("body") or "", reply)
         if request.HasField("send"):
             self._send(session, request.send, reply)
         else:
             self.spawn(self._answer(session, request, reply))
+
+    def _measured(self, verbs: Verbs, verb: str, reply: Reply) -> Reply:
+        began = self.clock.now()
+
+        def answered(response: pb.Response) -> None:
+            code = response.error.code if response.HasField("error") else ""
+            verbs.done(verb, self.clock.now() - began, code)
+            reply(response)
+
+        return answered
+
+    def queued(self) -> int:
+        """Sends that wait for their lane or conversation to be read."""
+        return sum(map(len, self._queued.values()))
 
     async def _answer(self, session: Session, request: pb.Request, reply: Reply) -> None:
         try:
@@ -472,6 +493,8 @@ class ImServer:
             partition.sequencer.folded(key)
         stable = self.stable(partition)
         for name, folded in effects.entries.items():
+            if self.hot is not None:
+                self.hot.messages(name, len(folded))
             conversation = partition.conversations.get(name)
             if conversation is None:
                 continue

@@ -55,6 +55,8 @@ from services.node.engines import (
 )
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
+from services.node.metrics import Measured
+from services.node.monitor import Monitor
 from services.node.peers import PeerService
 from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
@@ -90,6 +92,9 @@ class Node:
         self.gateways: list[Gateway] = []
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
+        self.attached = False  # its parts are there, though perhaps not started
+        self.measured = Measured() if config.idc.endpoints.metrics else None
+        self.monitor = Monitor(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
@@ -148,6 +153,8 @@ class Node:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self.config.data.mkdir(parents=True, exist_ok=True)
+        if self.config.idc.endpoints.metrics:
+            await self.monitor.start(self.config.idc.endpoints.metrics, stack)
         await self._start_stores(stack)
         await self._start_server(stack)
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
@@ -205,7 +212,14 @@ class Node:
         self.certificate = CertificateFiles(self.config.pki, self.idc)
         self.status = Status(self)
         self._prepare_retention()
+        self._measure()
+        self.attached = True
         await self.traffic.prepare(stack)
+
+    def _measure(self) -> None:
+        if self.measured is not None:
+            self.state.measure(self.measured.verbs["state"])
+            self.kv.read = self.measured.hot.read
 
     def _prepare_retention(self) -> None:
         idcs = [idc.name for idc in self.config.region.spec.idcs]
@@ -339,7 +353,7 @@ class Node:
             for number in range(spec.partitions)
         ]  # fmt: skip
         self.signals = {
-            name: SignalQueue(name, partial(self.channels.__getitem__, name))
+            name: SignalQueue(name, partial(self.channels.__getitem__, name), self.clock)
             for name in self.config.peer_idcs()
         }
         self.im = ImServer(
@@ -348,6 +362,10 @@ class Node:
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
         )  # fmt: skip
+        if self.measured is not None:
+            self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
+            for queue in self.signals.values():
+                queue.verbs = self.measured.verbs["route"]
         self.state.im, self.state.origin = self.im, origin
         self.state.load_checkpoint()
         self.replication.appliers = [p.applier for p in self.partitions]
@@ -399,6 +417,8 @@ class Node:
             self._look_whether_whole()
             self.im.tick()
             self.status.sample()
+            if self.measured is not None:
+                self.measured.hot.turn(self.clock.now())
             await asyncio.sleep(TICK_S)
 
     def _told(self, number: int, origin: Origin, effects: Any) -> None:

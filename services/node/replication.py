@@ -95,6 +95,26 @@ class Replication:
             found[str(origin)] = {"records": follower.behind(), "ms": max(0, ms)}
         return found
 
+    def heard_s(self, now: float) -> dict[str, float]:
+        """By other IDC: how long ago its log was last heard of."""
+        return {
+            idc: now - follower.heard_at
+            for idc, follower in self.followers.items()
+            if idc != self._own and follower.heard_at
+        }
+
+    def unfolded(self) -> dict[str, int]:
+        """By IDC, the own one too: records held here that are not folded yet."""
+        found: dict[str, int] = {}
+        for origin, log in self._store.held().items():
+            behind = sum(
+                max(0, log.end(a.partition).lsn - a.applied().get(origin, 0))
+                for a in self.appliers
+                if self.seals.of(origin, a.partition) is None
+            )
+            found[origin.idc] = found.get(origin.idc, 0) + behind
+        return found
+
     def vectors(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         held, applied = {}, {}
         for origin, log in self._store.held().items():

@@ -10,6 +10,7 @@ from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.gateway.wheel import TimingWheel
+from services.metrics.verbs import Verbs
 from services.ports import GatewayQueue, Im
 from services.state.outgoing import TICK_S
 from services.state.session import Record
@@ -24,10 +25,12 @@ MakeError = Callable[[Code, str, int], pb.Response]
 class Answer:
     """What im calls once with the answer to a request; expires when it does not."""
 
-    __slots__ = ("_connection", "_request_id", "_requests", "record")
+    __slots__ = ("_began", "_connection", "_request_id", "_requests", "_verb", "record")
 
-    def __init__(self, requests: Requests, record: Record, request_id: int) -> None:
+    def __init__(self, requests: Requests, record: Record, request_id: int, verb: str) -> None:
         self._requests = requests
+        self._verb = verb
+        self._began = requests.now()
         self._connection = record.connection
         self._request_id = request_id
         self.record = record
@@ -45,16 +48,24 @@ class Answer:
     def send(self, response: pb.Response) -> None:
         body = response.SerializeToString()
         if len(body) > frame.MESSAGE_BYTES_MAX:
-            body = self._requests.too_large().SerializeToString()
+            response = self._requests.too_large()
+            body = response.SerializeToString()
         queue = self._requests.gateways[self.record.gateway]
         queue.send(self._connection, self._request_id, body)
+        verbs = self._requests.verbs
+        if verbs is not None:
+            code = response.error.code if response.HasField("error") else ""
+            verbs.done(self._verb, self._requests.now() - self._began, code)
 
 
 class Requests:
+    """``verbs``: where answers are counted, once something reads that."""
+
     def __init__(
         self, clock: Clock, gateways: Mapping[str, GatewayQueue], make_error: MakeError
     ) -> None:
-        self._clock = clock
+        self.now = clock.now
+        self.verbs: Verbs | None = None
         self._make_error = make_error
         self._deadlines: TimingWheel[Answer] = TimingWheel()
         self.gateways = gateways
@@ -62,7 +73,7 @@ class Requests:
     def submit(
         self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
     ) -> None:
-        answer = Answer(self, record, request_id)
+        answer = Answer(self, record, request_id, kind)
         if record.pull_only and kind not in _PULL_ONLY:
             message = "a pull-only connection may only read"
             answer.send(self._make_error(Code.FORBIDDEN, message, 0))
@@ -73,7 +84,7 @@ class Requests:
             return
         if kind == "pull":
             have = vector_of(request.pull.have)
-            record.ack(request.pull.conversation, have, self._clock.now())
+            record.ack(request.pull.conversation, have, self.now())
         deadline_s = min(request.deadline_ms / 1000 or DEADLINE_S, DEADLINE_S)
         record.in_flight += 1
         self._deadlines.schedule(answer, round(deadline_s / TICK_S) + 1)
@@ -85,6 +96,10 @@ class Requests:
             return False
         answer.record.in_flight -= 1
         return True
+
+    def __len__(self) -> int:
+        """Requests that are not answered."""
+        return len(self._deadlines)
 
     def too_large(self) -> pb.Response:
         message = "the answer is too large for one message; ask for less"

@@ -23,6 +23,7 @@ from imcore.region.model import ClientParameters
 from imcore.runtime import Clock
 from imcore.words import Origin
 from services.gateway.wheel import TimingWheel
+from services.metrics.verbs import Verbs
 from services.ports import Im
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
@@ -73,6 +74,7 @@ class StateServer(Outgoing):
         self.origin: Origin
         self._opening: dict[Address, _Opening] = {}
         self._requests = Requests(clock, self.gateways, self._error)
+        self._verbs: Verbs | None = None
         self._graces: TimingWheel[Record] = TimingWheel()
         self._ticked_at = clock.now()
 
@@ -94,6 +96,14 @@ class StateServer(Outgoing):
     def connections_count(self) -> int:
         """Pull-only ones included."""
         return len(self._table.by_address)
+
+    def measure(self, verbs: Verbs) -> None:
+        """Count connects and requests there from now on."""
+        self._verbs = self._requests.verbs = verbs
+
+    def queued(self) -> dict[str, int]:
+        """How many connections have no session yet, and requests no answer."""
+        return {"connects": len(self._opening), "requests": len(self._requests)}
 
     # ------------------------------------------------------------------- Sessions (gateways)
 
@@ -163,7 +173,7 @@ class StateServer(Outgoing):
         self, address: Address, opening: _Opening, request_id: int, request: pb.Request
     ) -> None:
         record: Record | None = None
-        answered = False
+        answered, code, began = False, "", self._clock.now()
         try:
             record, resumed = self._admit(address, request)
             if record is None:
@@ -175,13 +185,17 @@ class StateServer(Outgoing):
             log.info("refused a connect from %s: %s", opening.peer_address, error)
             if isinstance(error, TimeoutError):
                 error = Unavailable("the IDC is too busy to take a connection", 500)
+            code = error.code if isinstance(error, Refused) else Code.UNAVAILABLE
             self._refuse(address, request_id, error)
         except Exception:
             log.exception("a connect failed unexpectedly")
+            code = Code.INTERNAL
             self._refuse(address, request_id, Unavailable("the connect failed", 500))
         finally:
             if record is not None and not answered:
                 self._away(record)  # it may have a route by now: it ends like any other
+            if self._verbs is not None and (answered or code):
+                self._verbs.done("connect", self._clock.now() - began, code)
 
     def _admit(self, address: Address, request: pb.Request) -> tuple[Record | None, bool]:
         """The session of a valid Connect; None when it lost against a newer connection. Raises
@@ -318,6 +332,8 @@ class StateServer(Outgoing):
             answer.behind.add(conversation=name, heads=positions_pb(owed.heads))
         queue = self.gateways[record.gateway]
         queue.send(record.connection, request_id, response.SerializeToString())
+        if self._verbs is not None:
+            self._verbs.done("heartbeat", self._clock.now() - now)
 
     # -------------------------------------------------------------------------- from others
 
