@@ -303,6 +303,17 @@ class Retention(Model):
     )
 
 
+class Tracing(Model):
+    """Messages that are followed from sender to receivers (docs/metrics.md)."""
+
+    per_s: float = Field(
+        default=5,
+        ge=0,
+        description="messages a second that an IDC follows, of those whose senders ask for it: "
+        "each costs as much again as the message; 0: none",
+    )
+
+
 class ClientParameters(Model):
     """What ipconf tells the SDK."""
 
@@ -326,6 +337,7 @@ class RegionSpec(Model):
     messages: Messages = Messages()
     retention: Retention = Retention()
     client: ClientParameters = ClientParameters()
+    tracing: Tracing = Tracing()
 
 
 class Region(Model):

@@ -103,6 +103,7 @@ RULES: tuple[Rule, ...] = (
     _restart(Scope.VOTERS, "spec.safety.*", "every controller judges by it"),
     _restart(Scope.IDCS, "spec.messages.*", "read at the start"),
     _restart(Scope.IDCS, "spec.retention.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.tracing.*", "read at the start"),
     _restart(Scope.IDCS, "spec.client.*", "gateways and ipconf read it at the start"),
 )
 

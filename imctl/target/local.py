@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imcore import pki
+from imcore import logs, pki
 from imcore.errors import BadInput
 from imcore.region.load import load_region
 from imcore.region.model import Region
@@ -649,4 +649,5 @@ def last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return logs.as_text(last).partition("\n")[0]

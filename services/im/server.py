@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import (
     attested_of,
@@ -37,6 +39,7 @@ from services.im.sync import sync_page
 from services.metrics.hot import Hot
 from services.metrics.verbs import Verbs
 from services.ports import Kv, Pushes, Reply, Session
+from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
 
@@ -90,6 +93,7 @@ class ImServer:
     # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
     granted: dict[tuple[str, str], int] = field(default_factory=dict)
     # Where requests and conversations are counted, once something reads that.
+    tracing: Tracing | None = None
     verbs: Verbs | None = None
     hot: Hot | None = None
 
@@ -134,7 +138,7 @@ class ImServer:
         if self.verbs is not None:
             reply = self._measured(self.verbs, request.WhichOneof("body") or "", reply)
         if request.HasField("send"):
-            self._send(session, request.send, reply)
+            self._send(session, request, reply)
         else:
             self.spawn(self._answer(session, request, reply))
 
@@ -199,7 +203,8 @@ class ImServer:
 
     # --------------------------------------------------------------------------------- send
 
-    def _send(self, session: Session, send: pb.Send, reply: Reply) -> None:
+    def _send(self, session: Session, request: pb.Request, reply: Reply) -> None:
+        send = request.send
         try:
             submission = self._submission(session, send)
         except Refused as error:
@@ -207,8 +212,14 @@ class ImServer:
             return
         partition = self.partition(send.conversation)
         replicated = self._wants_replicated(send)
+        span = None
+        if self.tracing is not None and request.HasField("trace"):
+            span = self.tracing.begin("im.append", request.trace, partition=partition.number)
+            submission = submission._replace(trace=context_of(span))
 
         def done(outcome: Outcome) -> None:
+            if span is not None:
+                _end(span, outcome)
             self._sent(session, partition, submission, outcome, replicated, reply)
 
         lane = Lane(*submission.key[:4])
@@ -216,7 +227,7 @@ class ImServer:
         if lane in self._queued or conversation is None:
             self._later(partition, lane, session, submission, done)
         elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
-            reply(self.error(refusal))
+            done(refusal)
         elif not partition.submit(submission, done):
             self._later(partition, lane, session, submission, done)
 
@@ -530,6 +541,17 @@ class ImServer:
             op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
+
+
+def _end(span: Span, outcome: Outcome) -> None:
+    """Of an append: whether it is durable, and where."""
+    if isinstance(outcome, Accepted):
+        span.set_attribute("origin", str(outcome.origin))
+        span.set_attribute("lsn", outcome.lsn)
+        span.set_attribute("known", outcome.known)
+        end(span)
+    else:
+        end(span, f"cid {outcome.cid} is wanted" if isinstance(outcome, Want) else str(outcome))
 
 
 def check_conversation(name: str) -> None:

@@ -13,11 +13,12 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import grpc
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
@@ -65,6 +66,7 @@ from services.node.retention import Retention, Shelf
 from services.node.seals import Seals
 from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
+from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.ports import Registry
 from services.route.signals import SignalQueue
@@ -79,7 +81,8 @@ STOP_S = 3.0
 
 
 class Node:
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, exporters: Sequence[SpanExporter] = ()) -> None:
+        """``exporters``: where spans of followed messages go too. Raises BadInput."""
         self.config = config
         self.idc = config.idc.name
         self.clock = SystemClock()
@@ -93,6 +96,9 @@ class Node:
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
         self.attached = False  # its parts are there, though perhaps not started
+        self.spans = provider_of(self.idc, exporters)
+        per_s = config.region.spec.tracing.per_s
+        self.tracing = tracing_of(self.spans, per_s, self.clock) if per_s else None
         self.measured = Measured() if config.idc.endpoints.metrics else None
         self.monitor = Monitor(self)
         self.serving = False
@@ -153,6 +159,7 @@ class Node:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self.config.data.mkdir(parents=True, exist_ok=True)
+        stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
         if self.config.idc.endpoints.metrics:
             await self.monitor.start(self.config.idc.endpoints.metrics, stack)
         await self._start_stores(stack)
@@ -196,6 +203,7 @@ class Node:
             self.progress,
             self.seals,
             self.clock,
+            self.tracing,
         )
         self.mirror_lag = mirror_lag(self.config, self.clock, stack)
         self.state = StateServer(
@@ -220,6 +228,8 @@ class Node:
         if self.measured is not None:
             self.state.measure(self.measured.verbs["state"])
             self.kv.read = self.measured.hot.read
+        if self.tracing is not None:
+            self.state.follow(self.tracing)
 
     def _prepare_retention(self) -> None:
         idcs = [idc.name for idc in self.config.region.spec.idcs]
@@ -366,6 +376,9 @@ class Node:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
             for queue in self.signals.values():
                 queue.verbs = self.measured.verbs["route"]
+        self.im.tracing = self.tracing
+        for partition in self.partitions:
+            partition.applier.tracing = self.tracing
         self.state.im, self.state.origin = self.im, origin
         self.state.load_checkpoint()
         self.replication.appliers = [p.applier for p in self.partitions]

@@ -16,6 +16,7 @@ from services.mirror.follow import Follower
 from services.mirror.progress import Progress
 from services.node.seals import Seals
 from services.ports import LogStore, Mirror
+from services.tracing.spans import Tracing
 
 _HEARD_S = 2.0
 
@@ -31,6 +32,7 @@ class Replication:
         progress: Progress,
         seals: Seals,
         clock: Clock,
+        tracing: Tracing | None = None,
     ) -> None:
         self._own = own
         self._store = store
@@ -43,7 +45,8 @@ class Replication:
         peers = {name: channel for name, channel in channels.items() if name in idcs}
         self.followers: dict[str, Mirror] = {
             idc: Follower(
-                idc, own, partitions, store, peers, progress, self.applied, seals.of, clock
+                idc, own, partitions, store, peers, progress, self.applied, seals.of, clock,
+                tracing=tracing,
             )
             for idc in idcs
         }  # fmt: skip

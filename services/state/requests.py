@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from opentelemetry.trace import Span
+
 from imcore import frame
 from imcore.convert import origin_of, vector_of
 from imcore.errors import Code
@@ -14,6 +16,7 @@ from services.metrics.verbs import Verbs
 from services.ports import GatewayQueue, Im
 from services.state.outgoing import TICK_S
 from services.state.session import Record
+from services.tracing.spans import Tracing, context_of, end
 
 DEADLINE_S = 10.0
 IN_FLIGHT_MAX = 1_000  # requests of one session that im has not answered
@@ -25,9 +28,17 @@ MakeError = Callable[[Code, str, int], pb.Response]
 class Answer:
     """What im calls once with the answer to a request; expires when it does not."""
 
-    __slots__ = ("_began", "_connection", "_request_id", "_requests", "_verb", "record")
+    __slots__ = ("_began", "_connection", "_request_id", "_requests", "_span", "_verb", "record")
 
-    def __init__(self, requests: Requests, record: Record, request_id: int, verb: str) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        record: Record,
+        request_id: int,
+        verb: str,
+        span: Span | None = None,
+    ) -> None:
+        self._span = span
         self._requests = requests
         self._verb = verb
         self._began = requests.now()
@@ -52,20 +63,24 @@ class Answer:
             body = response.SerializeToString()
         queue = self._requests.gateways[self.record.gateway]
         queue.send(self._connection, self._request_id, body)
-        verbs = self._requests.verbs
+        verbs, span = self._requests.verbs, self._span
+        code = response.error.code if response.HasField("error") else ""
         if verbs is not None:
-            code = response.error.code if response.HasField("error") else ""
             verbs.done(self._verb, self._requests.now() - self._began, code)
+        if span is not None:
+            end(span, code)
 
 
 class Requests:
-    """``verbs``: where answers are counted, once something reads that."""
+    """``verbs``: where answers are counted, once something reads that; ``tracing``: where messages
+    are followed."""
 
     def __init__(
         self, clock: Clock, gateways: Mapping[str, GatewayQueue], make_error: MakeError
     ) -> None:
         self.now = clock.now
         self.verbs: Verbs | None = None
+        self.tracing: Tracing | None = None
         self._make_error = make_error
         self._deadlines: TimingWheel[Answer] = TimingWheel()
         self.gateways = gateways
@@ -73,7 +88,8 @@ class Requests:
     def submit(
         self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
     ) -> None:
-        answer = Answer(self, record, request_id, kind)
+        span = self._followed(record, request, kind) if request.HasField("trace") else None
+        answer = Answer(self, record, request_id, kind, span)
         if record.pull_only and kind not in _PULL_ONLY:
             message = "a pull-only connection may only read"
             answer.send(self._make_error(Code.FORBIDDEN, message, 0))
@@ -89,6 +105,20 @@ class Requests:
         record.in_flight += 1
         self._deadlines.schedule(answer, round(deadline_s / TICK_S) + 1)
         im.submit(record, request, answer)
+
+    def _followed(self, record: Record, request: pb.Request, kind: str) -> Span | None:
+        """A request that asks to be followed, and is from here on under a span of its own or not
+        at all: what a client writes there comes no further unjudged."""
+        span = None
+        if self.tracing is not None:
+            span = self.tracing.admit(
+                "gateway.request", request.trace, verb=kind, gateway=record.gateway
+            )
+        if span is None:
+            request.ClearField("trace")
+        else:
+            request.trace.CopyFrom(context_of(span))
+        return span
 
     def answered(self, answer: Answer) -> bool:
         """False: it had been answered, or its deadline has passed."""

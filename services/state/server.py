@@ -31,6 +31,7 @@ from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
 from services.state.session import Record, SessionInfo
 from services.state.table import Address
+from services.tracing.spans import Tracing
 
 log = logging.getLogger("im.state")
 
@@ -100,6 +101,10 @@ class StateServer(Outgoing):
     def measure(self, verbs: Verbs) -> None:
         """Count connects and requests there from now on."""
         self._verbs = self._requests.verbs = verbs
+
+    def follow(self, tracing: Tracing) -> None:
+        """Requests whose senders ask for it, from now on, and what is pushed of them."""
+        self._tracing = self._requests.tracing = tracing
 
     def queued(self) -> dict[str, int]:
         """How many connections have no session yet, and requests no answer."""
