@@ -19,7 +19,7 @@ help:
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
-	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
+	@echo "make docs       generate docs/cli.md, and what docs/capacity.md and docs/metrics.md show"
 	@echo "make clean      remove what was built; .venv stays"
 
 setup-demo:
@@ -46,6 +46,7 @@ lint: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
 	@$(BIN)/python -m tools.gencli --check
 	@$(BIN)/python -m tools.gencapacity --check
+	@$(BIN)/python -m tools.genmetrics --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -69,6 +70,7 @@ proto: setup-test
 docs: setup-test
 	@$(BIN)/python -m tools.gencli
 	@$(BIN)/python -m tools.gencapacity
+	@$(BIN)/python -m tools.genmetrics
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

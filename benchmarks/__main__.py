@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import cost, engines, help_time, lag, real, throughput
+from benchmarks import cost, engines, help_time, lag, metrics, real, throughput
 from benchmarks.deployment import Failed, one_idc
 from imcore.errors import ImError
 
@@ -52,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "footprint": _footprint,
     "engines": _engines,
     "help": help_time.run,
+    "metrics": metrics.run,
     "real": real.run,
 }
 

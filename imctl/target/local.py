@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from imcore import pki
+from imcore import logs, pki
 from imcore.errors import BadInput
 from imcore.region.load import check_text, load_region
 from imcore.region.model import Region
@@ -660,4 +660,5 @@ def last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return logs.as_text(last).partition("\n")[0]

@@ -88,6 +88,7 @@ class Traffic:
             self.reports,
             node.median_clock,
             self.controller.in_minority,
+            node.measured.verbs["ipconf"] if node.measured else None,
         )
         host, port = split_address(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))

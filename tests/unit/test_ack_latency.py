@@ -8,6 +8,7 @@ import pytest
 
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
+from imcore.region.model import Limits
 from imcore.runtime import ManualClock
 from services.state.latency import WINDOW_S, AckLatency
 from services.state.requests import Requests
@@ -52,7 +53,7 @@ class Queue:
 
 def requests_and(im: Im, kind: str) -> tuple[ManualClock, Requests]:
     clock = ManualClock()
-    requests = Requests(clock, {"gw": Queue()}, error)  # type: ignore[dict-item]
+    requests = Requests(clock, {"gw": Queue()}, error, Limits())  # type: ignore[dict-item]
     request = pb.Request(deadline_ms=2_000)
     getattr(request, kind).SetInParent()
     record = Record(id="s", uid="u", device="d", gateway="gw", connection=1, connection_epoch=1)
