@@ -8,6 +8,7 @@ metrics when somebody reads them (services.node.metrics).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 # Seconds, upper bounds. A send is acked in 1 to 10 ms; the deadline of a request is 10 s.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -23,10 +24,12 @@ class Verb:
 
 
 class Verbs:
-    """Of one role. Names of verbs and codes are those of the protocol, so there are few."""
+    """Of one role. Names of verbs and codes are those of the protocol, so there are few.
+    ``awaited``: verbs that are shown before they are asked: a rate of failures does not see the
+    first one if the counter begins with it."""
 
-    def __init__(self) -> None:
-        self.known: dict[str, Verb] = {}
+    def __init__(self, awaited: Iterable[str] = ()) -> None:
+        self.known: dict[str, Verb] = {verb: Verb() for verb in awaited}
 
     def done(self, verb: str, seconds: float, code: str = "") -> None:
         """One request is answered; ``code``: with this error."""

@@ -16,6 +16,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from imcore.errors import Code
 from services.metrics.catalog import BY_NAME, Kind
 from services.metrics.hot import KINDS, Hot
 from services.metrics.verbs import BOUNDS, Verbs
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from services.node.node import Node
 
 HOT_SHOWN = 10
+_AWAITED = {
+    "state": ("connect", "send"), "im": ("send",), "route": ("signal",), "ipconf": ("gateways",)
+}  # fmt: skip
+# What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
+FAULTS = (Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED, Code.INTERNAL)
 Row = tuple[tuple[object, ...], float]  # the labels' values, the figure
 
 _FAMILIES: dict[Kind, Any] = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily}
@@ -33,7 +39,7 @@ class Measured:
     """What the roles of a node count into, if its metrics are read by anybody."""
 
     def __init__(self) -> None:
-        self.verbs = {role: Verbs() for role in ("state", "im", "route", "ipconf")}
+        self.verbs = {role: Verbs(awaited) for role, awaited in _AWAITED.items()}
         self.hot = Hot()
 
 
@@ -190,7 +196,8 @@ def _requests(by_role: dict[str, Verbs]) -> Iterator[Metric]:
             counts = accumulate(verb.buckets)
             buckets = list(zip(bounds, map(float, counts), strict=True))
             times.add_metric([role, name], buckets, verb.seconds)
-            failures += [((role, name, code), count) for code, count in verb.failures.items()]
+            counts_by_code = dict.fromkeys(map(str, FAULTS), 0) | verb.failures
+            failures += [((role, name, code), count) for code, count in counts_by_code.items()]
     yield times
     yield _family("im_request_failures_total", failures)
 

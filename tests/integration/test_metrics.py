@@ -21,11 +21,10 @@ from services.node.node import Node
 from services.sdk import Client
 from tools.genmetrics import PAGE, page
 
-# Only where there is another IDC, MirrorMaker 2, or a gateway that has refused something.
+# Only where there is another IDC, or MirrorMaker 2.
 ELSEWHERE = {
     "im_replication_lag_records", "im_replication_lag_seconds", "im_replication_heard_seconds",
     "im_replication_unheld_records", "im_mirror_worker_age_seconds", "im_mirror_problem",
-    "im_request_failures_total",
 }  # fmt: skip
 
 
