@@ -101,7 +101,7 @@ class Node:
         self.spans = provider_of(self.idc, exporters)
         per_s = config.region.spec.tracing.per_s
         self.tracing = tracing_of(self.spans, per_s, self.clock) if per_s else None
-        self.measured = Measured() if config.idc.endpoints.metrics else None
+        self.measured = Measured(self.rng) if config.idc.endpoints.metrics else None
         self.monitor = Monitor(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
