@@ -1,4 +1,6 @@
-"""What the metrics cost: a node that measures beside one that does not, on the same machine."""
+"""What metrics and tracing cost: a node that has both beside one that has neither.
+
+No message is followed in either: what is measured is the looking whether one is to be."""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ async def _node_us(measures: bool, seconds: float) -> float:
     """CPU microseconds of the node for a message."""
     with tempfile.TemporaryDirectory(prefix="bench-metrics-") as name:
         folder = Path(name)
-        region = one_idc(folder)
+        one_idc(folder)
+        path = folder / "region.yaml"
+        document = yaml.safe_load(path.read_text())
+        (idc,) = document["spec"]["idcs"]
         if measures:
-            path = folder / "region.yaml"
-            document = yaml.safe_load(path.read_text())
-            (idc,) = document["spec"]["idcs"]
             idc["endpoints"]["metrics"] = f"127.0.0.1:{free_port()}"
-            path.write_text(yaml.safe_dump(document, sort_keys=False))
-            region = load_region(path)
+        else:
+            document["spec"]["tracing"] = {"per_s": 0}
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        region = load_region(path)
         async with running(folder, region, plain=True) as processes:
             (node,) = processes.values()
             async with generator(folder, region, [("fra", "fra")] * PAIRS, False) as load:
@@ -67,8 +71,10 @@ async def run(quick: bool) -> None:
             row.append(await _node_us(measures, seconds))
     request, message = _call_us()
     print(f"counting: {request:.2f} us a request and role, {message:.2f} us a message in the top k")
-    print(f"CPU of a node at {RATE:.0f} messages/s, us a message (1 IDC, plain)")
-    for measures, label in ((False, "without metrics"), (True, "with metrics")):
+    print(
+        f"CPU of a node at {RATE:.0f} messages/s, us a message (1 IDC, plain), metrics and tracing"
+    )
+    for measures, label in ((False, "without"), (True, "with")):
         row = rows[measures]
         print(
             f"  {label:20}" + "".join(f"{value:8.0f}" for value in row) + f"   best {min(row):.0f}"

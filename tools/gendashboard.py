@@ -38,7 +38,7 @@ def _sum(name: str, matchers: str, *by: str) -> str:
 
 _TAKEN = 'outcome="accepted"'
 _SEND = 'role="state",verb="send"'
-_FAULTS = 'code=~"unavailable|overloaded|deadline|not_replicated|internal"'
+_FAULTS = 'code=~"unavailable|deadline|not_replicated|internal"'
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "At a glance": (
@@ -84,6 +84,15 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Queues", "short",
               {f"sum by (idc, queue, peer) (im_queue_depth{{{_IDC}}})":
                "{{idc}} {{queue}} {{peer}}"}),
+    ),
+    "Limits": (
+        Panel("Turned away", "ops", {_sum("im_limited_total", "", "idc", "limit"):
+              "{{idc}} {{limit}}"}),
+        Panel("Share of the users that are served", "percentunit",
+              {f"im_served_share{{{_IDC}}}": "{{idc}}"}),
+        Panel("Sessions, of what it can carry", "percentunit",
+              {f"sum by (idc) (im_sessions{{{_IDC}}}) / "
+               f"sum by (idc) (im_capacity_sessions{{{_IDC}}})": "{{idc}}"}),
     ),
     "Replication": (
         Panel("Behind, in time", "s", {f"im_replication_lag_seconds{{{_IDC}}}":

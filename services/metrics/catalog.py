@@ -51,9 +51,21 @@ METRICS = (
         "gateway), im, ipconf; route: how long a signal waits for its batch",
     ),
     _counter(
-        "im_request_failures_total", "answers that are an error, by its code", "role", "verb",
-        "code",
+        "im_request_failures_total",
+        "answers that are an error, by its code; short_deadline: a deadline that the client itself "
+        "set so short that it proves nothing",
+        "role", "verb", "code",
     ),
+    _gauge("im_served_share", "share of the users whose requests are taken; below 1: it sheds"),
+    _gauge("im_breaker_open", "1 while im answers nothing, and is asked nothing"),
+    _counter(
+        "im_limited_total",
+        "what was turned away: shed; overloaded (requests, for whatever reason, shed ones too); "
+        "turned_away (connections); conversations_limited (sends)",
+        "limit",
+    ),
+    _gauge("im_capacity_sessions", "that the IDC can carry, by the region file"),
+    _gauge("im_capacity_messages_per_second", "that the IDC can carry, by the region file"),
     # -------------------------------------------------------------------- gateways, sessions
     _gauge("im_gateway_connections", "client connections, those without a session too", "gateway"),
     _counter(

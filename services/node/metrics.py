@@ -29,7 +29,9 @@ _AWAITED = {
     "state": ("connect", "send"), "im": ("send",), "route": ("signal",), "ipconf": ("gateways",)
 }  # fmt: skip
 # What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
-FAULTS = (Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED, Code.INTERNAL)
+# Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
+FAULTS = (Code.UNAVAILABLE, Code.DEADLINE, Code.NOT_REPLICATED, Code.INTERNAL)
+_LIMITS = ("shed", "overloaded", "turned_away", "conversations_limited")
 Row = tuple[tuple[object, ...], float]  # the labels' values, the figure
 
 _FAMILIES: dict[Kind, Any] = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily}
@@ -118,6 +120,12 @@ class NodeCollector(Collector):
         yield _family("im_sessions", [((name,), n) for name, n in sessions])
         events = asdict(node.state.counters).items()
         yield _family("im_session_events_total", [((event,), count) for event, count in events])
+        load, capacity = status["load"], node.config.idc.capacity
+        yield _family("im_served_share", [((), load["served_share"])])
+        yield _family("im_breaker_open", [((), load["breaker_open"])])
+        yield _family("im_limited_total", [((limit,), load[limit]) for limit in _LIMITS])
+        yield _family("im_capacity_sessions", [((), capacity.sessions)])
+        yield _family("im_capacity_messages_per_second", [((), capacity.messages_per_s)])
         queues: list[Row] = [((name, ""), n) for name, n in node.state.queued().items()]
         if node.partitions:
             outcomes = asdict(node.im.counters).items()

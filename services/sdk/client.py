@@ -415,9 +415,12 @@ class Client:
         if view is None:
             view = View(conversation, (self.uid, self.device), self._emit)
             if self._traces.follows:
-                view.traced = self._traces.received
+                view.traced = self._received
             self._views[conversation] = view
         return view
+
+    def _received(self, entry: pb.Entry) -> None:
+        self._traces.received(entry, self._clock.wall_ms())
 
     def _emit(self, event: Event) -> None:
         for callback in self._callbacks:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from imcore.hlc import to_ms
 from imcore.proto import client_pb2 as pb
 from services.tracing.context import is_sampled, sampled
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
+
+
+RECENT_MS = 600_000
 
 
 class Trace:
@@ -66,9 +70,12 @@ class Traces:
         """Whether there is anybody to tell of what is received."""
         return self._tracer is not None
 
-    def received(self, trace: pb.TraceContext) -> None:
-        """A followed message has become visible here."""
-        if self._tracer is not None and is_sampled(trace):
+    def received(self, entry: pb.Entry, wall_ms: int) -> None:
+        """An entry of a followed message is here. What a new device reads of last year is no hop
+        of its trace any more."""
+        trace = entry.trace
+        recent = wall_ms - to_ms(entry.hlc) < RECENT_MS
+        if self._tracer is not None and recent and is_sampled(trace):
             from services.tracing.spans import begin
 
             begin(self._tracer, "sdk.receive", trace, None).end()

@@ -33,6 +33,7 @@ _FULL_RETRY_MS = 500
 BREAKER_FAILURES = 50
 BREAKER_PAUSE_S = 0.5
 BREAKER_PAUSE_MAX_S = 4.0
+SHORT_DEADLINE = "short_deadline"  # what it is counted as
 _TIMELY_S = DEADLINE_S / 4  # a client that sets itself a shorter deadline proves nothing
 
 MakeError = Callable[[Code, str, int], pb.Response]
@@ -95,7 +96,9 @@ class Answer:
         verbs, span = self._requests.verbs, self._span
         code = response.error.code if response.HasField("error") else ""
         if verbs is not None:
-            verbs.done(self._verb, self._requests.now() - self.began, code)
+            # What a client asks in too little time for anybody is no failure of the service.
+            counted = SHORT_DEADLINE if code == Code.DEADLINE and not self.timely else code
+            verbs.done(self._verb, self._requests.now() - self.began, counted)
         if span is not None:
             end(span, code)
 

@@ -11,14 +11,20 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from imcore.attest import RegionKeys
+from imcore.errors import Code
 from imcore.pki import dns_name
+from imcore.proto import client_pb2 as pb
 from imcore.tls import client_ssl_context
 from imcore.tokens import Claims, mint
 from imctl.testing.onenode import running
 from services.metrics.catalog import METRICS
 from services.metrics.hot import WINDOW_S
+from services.metrics.verbs import Verbs
 from services.node.node import Node
 from services.sdk import Client
+from services.state.requests import SHORT_DEADLINE
+from services.state.testing import Front
 from tools.genmetrics import PAGE, page
 
 # Only where there is another IDC, or MirrorMaker 2.
@@ -136,6 +142,22 @@ async def test_it_says_why_it_is_not_ready(tmp_path):
         status, text = await _get(node, "/readyz")
         assert (status, "roles are not all up" in text) == (503, True)
         assert (await _get(node, "/livez"))[0] == 200
+
+
+async def test_a_deadline_that_a_client_sets_too_short_is_no_failure_of_the_service():
+    async with Front(RegionKeys({1: b"k" * 32}, 1)) as front:
+        verbs = Verbs()
+        front.state.measure(verbs)
+        client, _ = await front.connect("ann")
+        front.im.mute = True
+        for deadline_ms in (1, 9_999):
+            request = pb.Request(deadline_ms=deadline_ms, sync=pb.Sync())
+            asked = asyncio.ensure_future(client.ask(request))
+            await asyncio.sleep(0.05)
+            front.state._requests.advance(200)  # twenty seconds pass
+            assert (await asked).error.code == Code.DEADLINE
+        assert verbs.known["sync"].failures == {SHORT_DEADLINE: 1, "deadline": 1}
+        client.transport.abort()
 
 
 async def test_without_an_endpoint_nothing_listens_and_nothing_is_measured(tmp_path):

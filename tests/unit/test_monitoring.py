@@ -16,7 +16,7 @@ from services.gateway.server import Counters as GatewayCounters
 from services.im.server import Counters as ImCounters
 from services.metrics.catalog import METRICS, Kind
 from services.metrics.verbs import Verbs
-from services.node.metrics import FAULTS, Measured
+from services.node.metrics import _LIMITS, FAULTS, Measured
 from services.state.outgoing import Counters as StateCounters
 from tools.gendashboard import FILE, ROOT, text
 
@@ -50,6 +50,7 @@ VALUES = {
     "code": {str(code) for code in FAULTS},
     "event": {*GatewayCounters.__slots__, *StateCounters.__slots__},
     "outcome": set(ImCounters.__slots__),
+    "limit": set(_LIMITS),
     "flow": {"log", "kv", "mirrormaker2"},
     "job": {"im"},
 }

@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from imcore.hlc import from_ms
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
-from services.sdk.traces import Traces
+from services.sdk.traces import RECENT_MS, Traces
 from services.tracing.context import Allowance, is_sampled, of_payload, sampled, traceparent
 
 GOOD = sampled(0xABC, 0x12)
@@ -61,3 +65,15 @@ def test_a_client_without_a_tracer_has_one_message_in_so_many_followed():
     assert all(is_sampled(trace.context) for trace in found)
     assert len({trace.context.trace_id for trace in found}) == len(found)
     assert all(Traces(None, 0, random.Random(3)).begin() is None for _ in range(100))
+
+
+def test_what_is_read_long_after_is_no_hop_any_more():
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    traces = Traces(provider.get_tracer("app"), 0, random.Random(3))
+    entry = pb.Entry(hlc=from_ms(1_000_000_000), trace=GOOD)
+    traces.received(entry, 1_000_000_000 + RECENT_MS)
+    assert spans.get_finished_spans() == ()
+    traces.received(entry, 1_000_000_000 + RECENT_MS - 1)
+    assert [span.name for span in spans.get_finished_spans()] == ["sdk.receive"]
