@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from asyncio import FIRST_COMPLETED
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,11 +137,15 @@ class Clients:
             async with asyncio.timeout(_GIVEN_UP_S):
                 client = await dial(port, self._tls)
                 connect = pb.Connect(token=token.encode(), connection_epoch=1)
-                response = await client.ask(pb.Request(connect=connect), _GIVEN_UP_S)
-        except (TimeoutError, OSError, asyncio.CancelledError):
+                response = client.send(pb.Request(connect=connect))
+                await asyncio.wait((response, client.closed), return_when=FIRST_COMPLETED)
+        except (TimeoutError, OSError):
             return Lost("timeout")
-        if response.HasField("error"):
-            return Lost("unavailable", retry_after_ms=response.error.retry_after_ms)
+        if client.closed.done():
+            close = client.events.get_nowait().close if client.events.qsize() else pb.Close()
+            return Lost(close.reason or "lost", retry_after_ms=close.retry_after_ms)
+        if (error := response.result().error).code:
+            return Lost("unavailable", retry_after_ms=error.retry_after_ms)
         self._stay.append(client)
         return None
 
