@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from imcore import frame
 from imcore.doors import Doors
+from imcore.listener import Listener
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
@@ -56,7 +57,7 @@ class Gateway:
         self._refused: set[Connection] = set()
         self._last_number = 0
         self._to_flush: list[Connection] = []
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
         self._accepting = True
@@ -71,13 +72,11 @@ class Gateway:
     async def start(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
         """No context: plain TCP, for benchmarks. Raises OSError when the address is taken."""
         self.loop = asyncio.get_running_loop()
-        tls = ssl_context is not None
-        self._server = await self.loop.create_server(
-            lambda: Connection(self), host, port, ssl=ssl_context, backlog=1024,
-            ssl_handshake_timeout=self.config.first_frame_ms / 1000 if tls else None,
-            ssl_shutdown_timeout=_STOP_S if tls else None,
-        )  # fmt: skip
-        self.port = self._server.sockets[0].getsockname()[1]
+        listener = Listener(
+            lambda: Connection(self), ssl_context, self.config.first_frame_ms / 1000, _STOP_S
+        )
+        self.port = await listener.start(host, port)
+        self._listener = listener
         self._ticked_at = self.clock.now()
         self._doors = Doors(self.config.connects_per_s, self.config.connects_per_s, self._ticked_at)
         self._tick_later()
@@ -86,8 +85,8 @@ class Gateway:
     async def stop(self, reason: str = "shutdown") -> None:
         """Every client is told; returns when all connections are gone, soon in any case."""
         self._accepting = False
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            await self._listener.stop()
         everybody = [*self._connections.values(), *self._refused]
         for connection in everybody:
             connection.end(reason, 100)

@@ -18,6 +18,7 @@ from aiohttp import web
 from imcore.attest import RegionKeys
 from imcore.doors import Doors
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
+from imcore.listener import Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims, verify
@@ -34,6 +35,8 @@ log = logging.getLogger("im.ipconf")
 
 TTL_MS = 30_000
 REPORTS_AGAIN_MS = 1_000
+HANDSHAKE_S = 5.0
+SHUTDOWN_S = 1.0
 BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
 TRANSPORTS = ["tcp"]
@@ -87,20 +90,23 @@ class IpconfServer:
         lookups_per_s = region.spec.limits.lookups_per_s
         self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""
         app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._measure, _errors])
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=tls)
-        await site.start()
-        bound: tuple[str, int] = self._runner.addresses[0]
-        return bound[1]
+        server = self._runner.server
+        assert server is not None  # of a runner that is set up
+        self._listener = Listener(server, tls, HANDSHAKE_S, SHUTDOWN_S)
+        return await self._listener.start(host, port)
 
     async def stop(self) -> None:
+        if self._listener is not None:
+            await self._listener.stop()
         if self._runner is not None:
             await self._runner.cleanup()
 

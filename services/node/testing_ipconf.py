@@ -11,6 +11,7 @@ import aiohttp
 from imcore.attest import RegionKeys
 from imcore.pki import load_region_keys
 from imcore.region.load import load_region
+from imcore.region.model import Limits
 from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import Claims, mint
@@ -28,14 +29,19 @@ IDCS = ("fra", "iad", "sin")
 
 
 class IpconfSite:
-    """That of fra. ``url``: where, once started."""
+    """That of fra. ``url``: where, once started. ``port``: of every gateway that it knows."""
 
-    def __init__(self, folder: Path, pki_dir: Path) -> None:
+    def __init__(
+        self, folder: Path, pki_dir: Path, limits: Limits | None = None, port: int = 17110
+    ) -> None:
         self.folder = folder
         self.pki_dir = pki_dir
         self.keys: RegionKeys = load_region_keys(pki_dir)
         self.clock = SystemClock()
-        self.region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
+        region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
+        spec = region.spec.model_copy(update={"limits": limits or region.spec.limits})
+        self.region = region.model_copy(update={"spec": spec})
+        self.port = port
         self.holder = PolicyHolder(folder / "policy.json", RealDisk())
         self.reports = Reports(IDCS)
         self.minority = False
@@ -47,7 +53,7 @@ class IpconfSite:
                 str(self.folder / idc), RealDisk(), self.clock, random.Random(1)
             )
             self.stores[idc] = store
-            row = {"idc": idc, "gateway": f"{idc}-gw-1", "host": "127.0.0.1", "port": 17110}
+            row = {"idc": idc, "gateway": f"{idc}-gw-1", "host": "127.0.0.1", "port": self.port}
             value = json.dumps(row | {"connections": 5, "capacity": 100, "score": 0.95})
             await store.put(f"gateway/{idc}-gw-1".encode(), value.encode())
         self.directory = Directory(self.stores, self.clock)

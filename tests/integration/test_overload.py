@@ -151,9 +151,7 @@ async def test_a_huge_group_waits_while_others_are_served(open_idc: OpenIdc) -> 
 
 
 async def test_ipconf_answers_at_a_rate(tmp_path, pki_dir) -> None:
-    site = IpconfSite(tmp_path, pki_dir)
-    spec = site.region.spec.model_copy(update={"limits": Limits(lookups_per_s=3)})
-    site.region = site.region.model_copy(update={"spec": spec})
+    site = IpconfSite(tmp_path, pki_dir, Limits(lookups_per_s=3))
     await site.start()
     await site.holder.offer(site.policy())
     statuses, waits = [], []
