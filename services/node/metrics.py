@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 HOT_SHOWN = 10
 _AWAITED = {
-    "state": ("connect", "send"), "im": ("send",), "route": ("signal",), "ipconf": ("gateways",)
+    "gateway": ("request",), "state": ("connect", "send"), "im": ("send",),
+    "route": ("signal",), "ipconf": ("gateways",),
 }  # fmt: skip
 # What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.

@@ -476,6 +476,8 @@ class Node:
             # The boot count makes the name new: routes of an earlier life are never taken for live.
             name = f"{self.idc}-gw{number + 1}.{self.store.boot_count}"
             gateway = Gateway(name, self.state, self.clock, limits)
+            if self.measured is not None:
+                gateway.verbs = self.measured.verbs["gateway"]
             self.state.gateways[name] = gateway
             await gateway.start(host, port + number, context)
             stack.push_async_callback(gateway.stop)

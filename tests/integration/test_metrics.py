@@ -97,6 +97,7 @@ async def test_a_node_shows_what_the_page_lists_and_nothing_else(tmp_path):
         assert counts["state", "send"] == counts["im", "send"] == 10
         assert counts["state", "connect"] == counts["ipconf", "gateways"] == 1
         assert counts["im", "group_create"] == 1
+        assert counts["gateway", "request"] >= counts["state", "send"] + 2
         status, hottest = await _get(node, "/hot", "admin")
         assert status == 200
         assert "annika" in hottest
