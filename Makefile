@@ -5,7 +5,7 @@ BIN := .venv/bin
 MINUTES ?= 10
 TARGET ?=
 
-.PHONY: help demo test lint bench nightly mutations drills fuzz proto docs clean setup-demo \
+.PHONY: help demo test lint bench nightly mutations drills fuzz soak proto docs clean setup-demo \
 	setup-test engines
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
+	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
@@ -62,6 +63,9 @@ mutations: setup-test
 
 fuzz: setup-test
 	@$(BIN)/python -m fuzz --minutes $(MINUTES) $(TARGET)
+
+soak: setup-test
+	@$(BIN)/python -m tools.soak
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py

@@ -84,6 +84,17 @@ class Ack(NamedTuple):
     how: str
 
 
+class Placed(NamedTuple):
+    """The ack named the message so: by the origin that accepted it first, and the number that this
+    one gave it in the conversation."""
+
+    t: int
+    c: int
+    tag: str
+    origin: str
+    seq: int
+
+
 class SendFailed(NamedTuple):
     """The application was told that the send failed; the message may still turn up."""
 
@@ -204,6 +215,7 @@ class Replica(NamedTuple):
 Event = (
     Device | Closed | Conversation | Member | Compose | Ack | SendFailed | Shown | Moved
     | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
+    | Placed
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
@@ -211,6 +223,7 @@ _KINDS: dict[str, type[Event]] = {
     "compose": Compose, "ack": Ack, "send_failed": SendFailed, "shown": Shown, "moved": Moved,
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
     "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
+    "placed": Placed,
 }  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())

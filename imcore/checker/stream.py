@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imcore import history as h
+from imcore.checker.names import Names
 from imcore.checker.policies import Policies
 from imcore.checker.sessions import Sessions
 from imcore.checker.state import (
@@ -52,6 +53,7 @@ class Stream:
             h.Fault: self._sessions.fault,
             h.Looking: self._sessions.looking,
             h.Policy: Policies(report).feed,
+            h.Placed: Names(report).feed,
             h.Replica: self._replica,
         }
 

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     STRAY = "stray"  # shown in another conversation than it was composed in
     EPOCH_BACK = "epoch_back"  # a policy's epoch went back where it is served
     EPOCH_DISPUTED = "epoch_disputed"  # one epoch, two contents
+    ONE_NAME = "one_name"  # two messages acked under one name: two sequencers acked in one epoch
     CURSOR_BACK = "cursor_back"  # a read cursor went back on a device
     OWN_UNSEEN = "own_unseen"  # a device's own acked message, where it had been acked
     REPLICAS_DIFFER = "replicas_differ"  # in the end, by the hashes of their states
@@ -42,6 +43,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         Kind.MISPLACED,
     ),
     "phantom": (Kind.PHANTOM, Kind.ALTERED, Kind.STRAY),
+    "named_twice": (Kind.ONE_NAME,),
     "policy_wrong": (Kind.EPOCH_BACK, Kind.EPOCH_DISPUTED),
     "session_broken": (Kind.CURSOR_BACK, Kind.OWN_UNSEEN),
     "replicas_differ": (Kind.REPLICAS_DIFFER,),
@@ -65,6 +67,7 @@ class Counts:
     logins: int = 0
     views: int = 0  # final views judged, of devices and of fresh logins
     unacked_present: int = 0  # never acked, yet in every final view
+    named: int = 0  # acks that told the name of their message
     policies: int = 0  # what was said of policies
     cursors: int = 0  # read cursors that devices were told
     own_looked_for: int = 0  # own messages that had to be in a view or a look before the end

@@ -46,6 +46,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "duplicate": "Shown or standing twice",
         "out_of_order": "Out of order",
         "phantom": "Never composed, or altered",
+        "named_twice": "Two messages acked under one name",
         "policy_wrong": "Policy epochs that went back, or in two contents",
         "session_broken": "Read cursors that went back, own messages unseen",
         "replicas_differ": "Replicas that differ in the end",
@@ -53,6 +54,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
     }
     counts = verdict.counts
     unseen = {
+        "named_twice": not counts.named,
         "policy_wrong": not counts.policies,
         "session_broken": not counts.cursors + counts.own_looked_for,
         "replicas_differ": not counts.replicas,

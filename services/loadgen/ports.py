@@ -18,6 +18,10 @@ class Listener(Protocol):
 
     def cursor(self, conversation: str, key: str, uid: str) -> None: ...
 
+    def placed(self, conversation: str, content: bytes, origin: str, seq: int) -> None:
+        """An own message was acked under this name."""
+        ...
+
     def connection(self, idc: str, gateway: str) -> None:
         """Empty names: the connection is lost."""
         ...

@@ -46,6 +46,11 @@ class Ear:
             c = recorder.conversation(conversation)
             recorder.write(h.Cursor(recorder.now_us(), self.n, c, tag, uid))
 
+    def placed(self, conversation: str, content: bytes, origin: str, seq: int) -> None:
+        recorder = self._recorder
+        c = recorder.conversation(conversation)
+        recorder.write(h.Placed(recorder.now_us(), c, h.tag_of(content), origin, seq))
+
     def connection(self, idc: str, gateway: str) -> None:
         recorder = self._recorder
         recorder.where[self.n] = idc
@@ -62,6 +67,8 @@ class Deaf:
     def moved(self, conversation: str, key: str, origin: int, target: int) -> None: ...
 
     def cursor(self, conversation: str, key: str, uid: str) -> None: ...
+
+    def placed(self, conversation: str, content: bytes, origin: str, seq: int) -> None: ...
 
     def connection(self, idc: str, gateway: str) -> None: ...
 

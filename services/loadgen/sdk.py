@@ -62,6 +62,8 @@ class SdkSession:
 
     async def send(self, conversation: str, content: bytes) -> str:
         sent = await self._client.send(conversation, content)
+        place = sent.place
+        self._listener.placed(conversation, content, str(place.origin), place.seq)
         return "degraded" if sent.degraded else "stored"
 
     async def read_up_to(self, conversation: str, key: str) -> None:

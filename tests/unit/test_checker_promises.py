@@ -184,3 +184,25 @@ def test_replicas_that_differ() -> None:
     report = talk(h.Replica(30, "fra", "abc"), h.Replica(30, "iad", "abd"))
     assert report.violations == {Kind.REPLICAS_DIFFER: 1}
     assert report.examples[Kind.REPLICAS_DIFFER] == ["In the end fra holds abc and iad holds abd."]
+
+
+# --------------------------------------------------------------------------- names
+
+
+def test_messages_of_other_conversations_origins_and_a_resend_have_names_of_their_own() -> None:
+    report = talk(
+        h.Placed(30, 0, A, "fra.1", 1),
+        h.Placed(31, 0, B, "fra.1", 2),
+        h.Placed(32, 0, A, "fra.1", 1),  # acked again
+        h.Placed(33, 0, B, "iad.1", 1),  # by another IDC, without the proof of the first place
+    )
+    assert report.clean and report.counts.named == 4
+
+
+def test_two_sequencers_that_acked_in_one_epoch_are_told_by_their_messages() -> None:
+    report = talk(h.Placed(30, 0, A, "fra.1", 7), h.Placed(31, 0, B, "fra.1", 7))
+    assert report.violations == {Kind.ONE_NAME: 1}
+    assert report.total("named_twice") == 1 and report.exit_code == 1
+    assert report.examples[Kind.ONE_NAME] == [
+        f"{B} (31 µs) and {A} (30 µs) were both acked as number 7 of fra.1 in conversation 0."
+    ]
