@@ -20,7 +20,7 @@ help:
 	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
-	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
+	@echo "make docs       generate docs/cli.md, what docs/capacity.md and docs/metrics.md show, the dashboard"
 	@echo "make clean      remove what was built; .venv stays"
 
 setup-demo:
@@ -47,6 +47,8 @@ lint: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
 	@$(BIN)/python -m tools.gencli --check
 	@$(BIN)/python -m tools.gencapacity --check
+	@$(BIN)/python -m tools.genmetrics --check
+	@$(BIN)/python -m tools.gendashboard --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -73,6 +75,8 @@ proto: setup-test
 docs: setup-test
 	@$(BIN)/python -m tools.gencli
 	@$(BIN)/python -m tools.gencapacity
+	@$(BIN)/python -m tools.genmetrics
+	@$(BIN)/python -m tools.gendashboard
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

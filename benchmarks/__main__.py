@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import cost, engines, help_time, lag, overload, real, throughput
+from benchmarks import cost, engines, help_time, lag, metrics, overload, real, throughput
 from benchmarks.deployment import Failed, one_idc
 from imcore.errors import ImError
 
@@ -58,6 +58,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "overload": overload.run,
     "engines": _engines,
     "help": help_time.run,
+    "metrics": metrics.run,
     "real": real.run,
 }
 

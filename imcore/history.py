@@ -85,14 +85,14 @@ class Ack(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """The ack named the message so: by the origin that accepted it first, and the number that this
-    one gave it in the conversation."""
+    """The ack said where the message stands: (``hlc``, ``origin``, ``seq``) of its acceptance."""
 
     t: int
     c: int
     tag: str
     origin: str
     seq: int
+    hlc: int
 
 
 class SendFailed(NamedTuple):
@@ -213,17 +213,16 @@ class Replica(NamedTuple):
 
 
 Event = (
-    Device | Closed | Conversation | Member | Compose | Ack | SendFailed | Shown | Moved
+    Device | Closed | Conversation | Member | Compose | Ack | Placed | SendFailed | Shown | Moved
     | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
-    | Placed
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
     "device": Device, "closed": Closed, "conversation": Conversation, "member": Member,
-    "compose": Compose, "ack": Ack, "send_failed": SendFailed, "shown": Shown, "moved": Moved,
+    "compose": Compose, "ack": Ack, "placed": Placed, "send_failed": SendFailed,
+    "shown": Shown, "moved": Moved,
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
     "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
-    "placed": Placed,
 }  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())

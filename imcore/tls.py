@@ -7,6 +7,7 @@ go through proxies), so a channel checks the certificate against the peer's *nam
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from pathlib import Path
@@ -96,18 +97,19 @@ def caller_name(context: AuthContext) -> str:
     return ""
 
 
-def gateway_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
-    """For listeners that clients dial; clients show a token, not a certificate. New connections
-    take the certificate that the files hold then. Raises BadInput."""
+def gateway_ssl_context(pki_dir: Path, name: str, ask: bool = False) -> ssl.SSLContext:
+    """For listeners that clients dial; clients show a token, not a certificate (unless they are
+    to ``ask`` for one). New connections take the certificate that the files hold then. Raises
+    BadInput."""
     folder = Path(pki_dir)
     files = CertificateFiles(folder, name)
-    first = current = _server_context(folder, name)
+    first = current = _server_context(folder, name, ask)
 
     def renew(connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
         nonlocal current
         if files.renewed():
             try:
-                current = _server_context(folder, name)
+                current = _server_context(folder, name, ask)
             except BadInput as error:  # changed once more since; the files are looked at again
                 log.warning("a new certificate is not taken: %s", error)
         connection.context = current
@@ -118,7 +120,25 @@ def gateway_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
     return first
 
 
-def _server_context(folder: Path, name: str) -> ssl.SSLContext:
+def monitor_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
+    """For the listener of probes and metrics: a caller may show a certificate of the region's CA,
+    and what it may read goes by it (``peer_name``). Certificates are renewed as a gateway's are.
+    Raises BadInput."""
+    return gateway_ssl_context(pki_dir, name, ask=True)
+
+
+def peer_name(transport: asyncio.BaseTransport | None) -> str:
+    """The name in the certificate of who is at the other end; empty: it has shown none."""
+    connection = transport.get_extra_info("ssl_object") if transport is not None else None
+    shown = connection.getpeercert() if connection is not None else None
+    suffix = f".{DOMAIN}"
+    for kind, value in (shown or {}).get("subjectAltName", ()):
+        if kind == "DNS" and value.endswith(suffix):
+            return str(value.removesuffix(suffix))
+    return ""
+
+
+def _server_context(folder: Path, name: str, ask: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -127,6 +147,9 @@ def _server_context(folder: Path, name: str) -> ssl.SSLContext:
         raise BadInput(
             f"{folder / name}.pem: expected a certificate with its key beside it"
         ) from error
+    if ask:
+        context.load_verify_locations(folder / "ca.pem")
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("imctl.commands.plan", "plan", "Show what a region file would change, and take."),
     "diff": ("imctl.commands.plan", "diff", "Show in which fields a region file differs."),
     "deploy": ("imctl.commands.deploy", "deploy", "Bring a region file to its deployment."),
+    "scale": ("imctl.commands.scale", "scale", "Change how many gateways an IDC runs."),
     "rollout": ("imctl.commands.deploy", "rollout", "Look at a deploy; pause, resume, undo it."),
     "destroy": ("imctl.commands.destroy", "destroy", "Stop a deployment and delete its data."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from imcore import history as h
-from imcore.checker.names import Names
 from imcore.checker.policies import Policies
 from imcore.checker.sessions import Sessions
 from imcore.checker.state import (
@@ -23,6 +22,7 @@ from imcore.checker.state import (
     ViewState,
 )
 from imcore.checker.verdict import Kind, Report
+from imcore.checker.writers import Writers
 
 UNKNOWN_SENDER = -1
 
@@ -35,6 +35,7 @@ class Stream:
         self.report = report
         self.state = State()
         self._sessions = Sessions(self.state, report)
+        self.writers = Writers(report)
         self._handlers: dict[type, Callable[[Any], None]] = {
             h.Device: self._device,
             h.Closed: self._closed,
@@ -42,6 +43,7 @@ class Stream:
             h.Member: self._member,
             h.Compose: self._compose,
             h.Ack: self._ack,
+            h.Placed: self.writers.feed,
             h.SendFailed: self._send_failed,
             h.Shown: self._shown,
             h.Moved: self._moved,
@@ -53,7 +55,6 @@ class Stream:
             h.Fault: self._sessions.fault,
             h.Looking: self._sessions.looking,
             h.Policy: Policies(report).feed,
-            h.Placed: Names(report).feed,
             h.Replica: self._replica,
         }
 

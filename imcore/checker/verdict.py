@@ -25,7 +25,8 @@ class Kind(StrEnum):
     STRAY = "stray"  # shown in another conversation than it was composed in
     EPOCH_BACK = "epoch_back"  # a policy's epoch went back where it is served
     EPOCH_DISPUTED = "epoch_disputed"  # one epoch, two contents
-    ONE_NAME = "one_name"  # two messages acked under one name: two sequencers acked in one epoch
+    PLACE_TWICE = "place_twice"  # two acked messages have one place of one origin
+    CLOCK_BACK = "clock_back"  # acked places of one origin whose seq and clock disagree
     CURSOR_BACK = "cursor_back"  # a read cursor went back on a device
     OWN_UNSEEN = "own_unseen"  # a device's own acked message, where it had been acked
     REPLICAS_DIFFER = "replicas_differ"  # in the end, by the hashes of their states
@@ -43,8 +44,8 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         Kind.MISPLACED,
     ),
     "phantom": (Kind.PHANTOM, Kind.ALTERED, Kind.STRAY),
-    "named_twice": (Kind.ONE_NAME,),
     "policy_wrong": (Kind.EPOCH_BACK, Kind.EPOCH_DISPUTED),
+    "two_writers": (Kind.PLACE_TWICE, Kind.CLOCK_BACK),
     "session_broken": (Kind.CURSOR_BACK, Kind.OWN_UNSEEN),
     "replicas_differ": (Kind.REPLICAS_DIFFER,),
     "unproven": (Kind.UNPROVEN,),
@@ -67,8 +68,8 @@ class Counts:
     logins: int = 0
     views: int = 0  # final views judged, of devices and of fresh logins
     unacked_present: int = 0  # never acked, yet in every final view
-    named: int = 0  # acks that told the name of their message
     policies: int = 0  # what was said of policies
+    placed: int = 0  # acks that told where the message stands
     cursors: int = 0  # read cursors that devices were told
     own_looked_for: int = 0  # own messages that had to be in a view or a look before the end
     replicas: int = 0  # whose states were hashed in the end

@@ -55,6 +55,11 @@ class Endpoints(Model):
     gateway: HostPort = Field(description="first client listener; gateway n listens n ports above")
     ipconf: HostPort = Field(description="HTTPS API that tells clients where to connect")
     peer: HostPort = Field(description="gRPC for other IDCs and for imctl, mutual TLS")
+    metrics: HostPort | None = Field(
+        default=None,
+        description="HTTPS for probes and Prometheus (docs/metrics.md); default: nothing listens "
+        "and nothing is measured",
+    )
 
 
 class Etcd(Model):
@@ -321,6 +326,17 @@ class Retention(Model):
     )
 
 
+class Tracing(Model):
+    """Messages that are followed from sender to receivers (docs/metrics.md)."""
+
+    per_s: float = Field(
+        default=5,
+        ge=0,
+        description="messages a second that an IDC follows, of those whose senders ask for it: "
+        "each costs as much again as the message; 0: none",
+    )
+
+
 class ClientParameters(Model):
     """What ipconf tells the SDK."""
 
@@ -345,6 +361,7 @@ class RegionSpec(Model):
     limits: Limits = Limits()
     retention: Retention = Retention()
     client: ClientParameters = ClientParameters()
+    tracing: Tracing = Tracing()
 
 
 class Region(Model):

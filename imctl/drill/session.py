@@ -103,7 +103,8 @@ class Session:
         self.stopped_at = 0.0
         self.stop: Stop | None = None  # set: the drill is to end now
         self.load_average = os.getloadavg()[0]
-        self.started = utc_now(clock.wall_ms()).isoformat(timespec="seconds")
+        self._began_ms = clock.wall_ms()
+        self.started = utc_now(self._began_ms).isoformat(timespec="seconds")
         self.noticed: dict[str, str] = {}  # what a figure was about when it was last asked for
         self._view = view
         self._clock = clock
@@ -373,7 +374,20 @@ class Session:
             self._connect, self.recorder, self.load.looks(), self.addresses, "final", LOGINS_S
         )
         self.notes += [f"Fresh login of {f.uid} at {f.idc}: {f.reason}." for f in failures[:5]]
+        self.notes += self.observer.stuck.notes() + await self._slow_steps()
         self._end_span()
+
+    async def _slow_steps(self) -> list[str]:
+        """Of the operations of this drill, against those before it; none if nobody can tell now."""
+        with contextlib.suppress(Unavailable):
+            known = await self.control.operations()
+            mine = [one for one in known if one.started_ms >= self._began_ms]
+            return [
+                f"{one.id}: {slow.sentence()}."
+                for one in mine
+                for slow in self.control.slow(one, known)
+            ]
+        return []
 
     async def close(self) -> None:
         """However the drill ended; a second call does nothing."""

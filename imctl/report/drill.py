@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imcore.checker import GROUPS
 from imcore.checker.ledger import Entry
 from imctl.report.model import RunReport
 
@@ -89,6 +90,11 @@ class DrillReport:
         times = [moved for m in moves if (moved := m.moved_us()) is not None]
         return max(times) / 1e6 if times else None
 
+    def two_writers(self) -> list[str]:
+        """Examples of acks that two writers of one log gave."""
+        examples = self.run.verdict.examples
+        return [said for kind in GROUPS["two_writers"] for said in examples.get(kind, [])]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "drill_report": VERSION,
@@ -114,7 +120,12 @@ class DrillReport:
                 for (a, b), entry in self.ledger.items()
             ],
             "hypothesis": [look._asdict() for look in self.looks],
-            "split_brain": {"epochs_seen": self.epochs_seen, "disputes": list(self.disputes)},
+            "split_brain": {
+                "epochs_seen": self.epochs_seen,
+                "disputes": list(self.disputes),
+                "acks_placed": self.run.verdict.counts.placed,
+                "two_writers": self.two_writers(),
+            },
             "left": list(self.left),
             "earlier": [one._asdict() for one in self.earlier],
             "run": self.run.as_json(),
@@ -197,9 +208,17 @@ def earlier_rows(report: DrillReport) -> list[tuple[str, str, str, str]]:
 
 
 def split_brain(report: DrillReport) -> str:
-    if report.disputes:
-        return "; ".join(report.disputes)
-    return f"No two IDCs showed different contents of one of the {report.epochs_seen} epochs seen."
+    """Whether two IDCs disagreed on an epoch, and whether a fenced writer acked."""
+    epochs = (
+        f"No two IDCs showed different contents of one of the {report.epochs_seen} epochs seen."
+    )
+    placed = report.run.verdict.counts.placed
+    writers = (
+        f"No two writers of a log contradict each other in the {placed} acks that told a place."
+    )
+    if not placed:
+        writers = "No ack told its place: whether a fenced writer acked is not known."
+    return " ".join([*(report.disputes or [epochs]), *(report.two_writers() or [writers])])
 
 
 def hypothesis(report: DrillReport) -> str:

@@ -46,16 +46,16 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "duplicate": "Shown or standing twice",
         "out_of_order": "Out of order",
         "phantom": "Never composed, or altered",
-        "named_twice": "Two messages acked under one name",
         "policy_wrong": "Policy epochs that went back, or in two contents",
+        "two_writers": "Places acked by two writers",
         "session_broken": "Read cursors that went back, own messages unseen",
         "replicas_differ": "Replicas that differ in the end",
         "unproven": UNPROVEN,
     }
     counts = verdict.counts
     unseen = {
-        "named_twice": not counts.named,
         "policy_wrong": not counts.policies,
+        "two_writers": not counts.placed,
         "session_broken": not counts.cursors + counts.own_looked_for,
         "replicas_differ": not counts.replicas,
     }

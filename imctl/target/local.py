@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imcore import pki
+import yaml
+
+from imcore import logs, pki
 from imcore.errors import BadInput
-from imcore.region.load import load_region
+from imcore.region.load import check_text, load_region
 from imcore.region.model import Region
 from imcore.region.problem import dotted
 from imcore.region.rules import listeners
@@ -336,6 +338,15 @@ class Local:
         regions.load(self.data, name)
         return name
 
+    def keep_changed(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+        """The name of the deployment's own file, changed. Raises BadInput when it is none then."""
+        own = regions.path_of(self.data, self.own_region())
+        text = wanted.as_text(change(yaml.safe_load(own.read_text())))
+        loaded = check_text(text, f"{own.name}, changed")
+        if loaded.problems:
+            raise BadInput("\n".join(loaded.problems))
+        return regions.keep(self.data, text.encode())
+
     def _kv_as_it_is(self, region: Region) -> dict[str, Any]:
         """Of IDCs whose file says nothing of it: a KV moves by `imctl migrate kv`."""
         runs = {idc.name: idc for idc in self.region.spec.idcs}
@@ -649,4 +660,5 @@ def last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return logs.as_text(last).partition("\n")[0]

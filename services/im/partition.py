@@ -192,6 +192,15 @@ class Partition:
         return f"partition {self.number} cannot be written: {self._failed}"
 
     @property
+    def epoch(self) -> int:
+        """The sequencer's; 0: none is open yet."""
+        return self._epoch
+
+    @property
+    def open_for_writes(self) -> bool:
+        return self._failed is None
+
+    @property
     def alarm(self) -> str | None:
         if self._failed is not None:
             return f"partition {self.number} takes no writes: {self._failed}"

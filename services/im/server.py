@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import (
     attested_of,
@@ -35,7 +37,10 @@ from services.im.load import ConversationLoad
 from services.im.partition import Outcome, Partition
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
+from services.metrics.hot import Hot
+from services.metrics.verbs import Verbs
 from services.ports import Kv, NoRisk, Pushes, Reply, Risk, Session
+from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
 
@@ -90,6 +95,10 @@ class ImServer:
     held_changed: asyncio.Event = field(default_factory=asyncio.Event)
     # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
     granted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Where requests and conversations are counted, once something reads that.
+    tracing: Tracing | None = None
+    verbs: Verbs | None = None
+    hot: Hot | None = None
 
     # ------------------------------------------------------------------------------- common
 
@@ -129,10 +138,26 @@ class ImServer:
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
         if request.HasField("seen"):
             session.seen_hlc = max(session.seen_hlc, self.keys.seen(stamp_of(request.seen)))
+        if self.verbs is not None:
+            reply = self._measured(self.verbs, request.WhichOneof("body") or "", reply)
         if request.HasField("send"):
-            self._send(session, request.send, reply)
+            self._send(session, request, reply)
         else:
             self.spawn(self._answer(session, request, reply))
+
+    def _measured(self, verbs: Verbs, verb: str, reply: Reply) -> Reply:
+        began = self.clock.now()
+
+        def answered(response: pb.Response) -> None:
+            code = response.error.code if response.HasField("error") else ""
+            verbs.done(verb, self.clock.now() - began, code)
+            reply(response)
+
+        return answered
+
+    def queued(self) -> int:
+        """Sends that wait for their lane or conversation to be read."""
+        return sum(map(len, self._queued.values()))
 
     async def _answer(self, session: Session, request: pb.Request, reply: Reply) -> None:
         try:
@@ -181,7 +206,8 @@ class ImServer:
 
     # --------------------------------------------------------------------------------- send
 
-    def _send(self, session: Session, send: pb.Send, reply: Reply) -> None:
+    def _send(self, session: Session, request: pb.Request, reply: Reply) -> None:
+        send = request.send
         try:
             submission = self._submission(session, send)
         except Refused as error:
@@ -189,8 +215,14 @@ class ImServer:
             return
         partition = self.partition(send.conversation)
         replicated = self._wants_replicated(send)
+        span = None
+        if self.tracing is not None and request.HasField("trace"):
+            span = self.tracing.begin("im.append", request.trace, partition=partition.number)
+            submission = submission._replace(trace=context_of(span))
 
         def done(outcome: Outcome) -> None:
+            if span is not None:
+                _end(span, outcome)
             self._sent(session, partition, submission, outcome, replicated, reply)
 
         lane = Lane(*submission.key[:4])
@@ -504,6 +536,8 @@ class ImServer:
             partition.sequencer.folded(key)
         stable = self.stable(partition)
         for name, folded in effects.entries.items():
+            if self.hot is not None:
+                self.hot.messages(name, len(folded))
             conversation = partition.conversations.get(name)
             if conversation is None:
                 continue
@@ -539,6 +573,17 @@ class ImServer:
             op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
+
+
+def _end(span: Span, outcome: Outcome) -> None:
+    """Of an append: whether it is durable, and where."""
+    if isinstance(outcome, Accepted):
+        span.set_attribute("origin", str(outcome.origin))
+        span.set_attribute("lsn", outcome.lsn)
+        span.set_attribute("known", outcome.known)
+        end(span)
+    else:
+        end(span, f"cid {outcome.cid} is wanted" if isinstance(outcome, Want) else str(outcome))
 
 
 def check_conversation(name: str) -> None:

@@ -28,6 +28,7 @@ from services.ipconf.locate import Locator
 from services.ipconf.rank import Scored, rank
 from services.ipconf.reports import PER_REQUEST_MAX, Reports
 from services.ipconf.ticket import Ticket, mint
+from services.metrics.verbs import Verbs
 from services.policy.holder import PolicyHolder
 
 log = logging.getLogger("im.ipconf")
@@ -49,12 +50,16 @@ _STATUS = {
     Code.OVERLOADED: 429,
 }
 
+_CODES = {status: str(code) for code, status in _STATUS.items()}
+_CODES |= {500: Code.INTERNAL, 503: Code.UNAVAILABLE}
+_VERBS = {"/v1/gateways": "gateways", "/v1/reports": "reports"}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class IpconfServer:
     """``in_minority``: whether this IDC has had no majority for the hold time; then it ranks itself
-    last. ``reports`` is shared with the controller."""
+    last. ``reports`` is shared with the controller. ``verbs``: where answers are counted."""
 
     def __init__(
         self,
@@ -67,7 +72,9 @@ class IpconfServer:
         reports: Reports,
         clock: Clock,
         in_minority: Callable[[], bool] = lambda: False,
+        verbs: Verbs | None = None,
     ) -> None:
+        self._verbs = verbs
         self._own = own
         self._region = region
         self._keys = keys
@@ -87,7 +94,7 @@ class IpconfServer:
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""
-        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_errors])
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._measure, _errors])
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
@@ -102,6 +109,15 @@ class IpconfServer:
             await self._listener.stop()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    @web.middleware
+    async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = self._clock.now()
+        response = await handler(request)
+        verb = _VERBS.get(request.path)
+        if self._verbs is not None and verb is not None:
+            self._verbs.done(verb, self._clock.now() - began, _CODES.get(response.status, ""))
+        return response
 
     # ------------------------------------------------------------------------------ routes
 

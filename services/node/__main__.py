@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from imcore import auditfile
+from imcore import auditfile, logs
 from imcore.errors import ImError
 from services.node.config import NodeConfig, load
 from services.node.node import Node
@@ -65,11 +65,7 @@ async def _serve(config: NodeConfig) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    logs.set_up()
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     # It repeats what is no HTTP, and so whatever a stranger or a broken client sent, tokens too;
     # errors of our own handlers are logged by ipconf itself.

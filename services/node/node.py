@@ -13,11 +13,12 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import grpc
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
@@ -56,6 +57,8 @@ from services.node.engines import (
 )
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
+from services.node.metrics import Measured
+from services.node.monitor import Monitor
 from services.node.peers import PeerService
 from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
@@ -65,6 +68,7 @@ from services.node.risk import rules_of
 from services.node.seals import Seals
 from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
+from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.ports import Registry
 from services.route.signals import SignalQueue
@@ -79,7 +83,8 @@ STOP_S = 3.0
 
 
 class Node:
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, exporters: Sequence[SpanExporter] = ()) -> None:
+        """``exporters``: where spans of followed messages go too. Raises BadInput."""
         self.config = config
         self.idc = config.idc.name
         self.clock = SystemClock()
@@ -92,6 +97,12 @@ class Node:
         self.gateways: list[Gateway] = []
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
+        self.attached = False  # its parts are there, though perhaps not started
+        self.spans = provider_of(self.idc, exporters)
+        per_s = config.region.spec.tracing.per_s
+        self.tracing = tracing_of(self.spans, per_s, self.clock) if per_s else None
+        self.measured = Measured() if config.idc.endpoints.metrics else None
+        self.monitor = Monitor(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
@@ -150,6 +161,9 @@ class Node:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self.config.data.mkdir(parents=True, exist_ok=True)
+        stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
+        if self.config.idc.endpoints.metrics:
+            await self.monitor.start(self.config.idc.endpoints.metrics, stack)
         await self._start_stores(stack)
         await self._start_server(stack)
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
@@ -191,6 +205,7 @@ class Node:
             self.progress,
             self.seals,
             self.clock,
+            self.tracing,
         )
         self.mirror_lag = mirror_lag(self.config, self.clock, stack)
         self.risk = rules_of(spec.limits.risk_rules, self.clock)
@@ -210,7 +225,16 @@ class Node:
         self.certificate = CertificateFiles(self.config.pki, self.idc)
         self.status = Status(self)
         self._prepare_retention()
+        self._measure()
+        self.attached = True
         await self.traffic.prepare(stack)
+
+    def _measure(self) -> None:
+        if self.measured is not None:
+            self.state.measure(self.measured.verbs["state"])
+            self.kv.read = self.measured.hot.read
+        if self.tracing is not None:
+            self.state.follow(self.tracing)
 
     def _prepare_retention(self) -> None:
         idcs = [idc.name for idc in self.config.region.spec.idcs]
@@ -344,7 +368,7 @@ class Node:
             for number in range(spec.partitions)
         ]  # fmt: skip
         self.signals = {
-            name: SignalQueue(name, partial(self.channels.__getitem__, name))
+            name: SignalQueue(name, partial(self.channels.__getitem__, name), self.clock)
             for name in self.config.peer_idcs()
         }
         self.im = ImServer(
@@ -354,6 +378,13 @@ class Node:
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
             ConversationLoad(spec.limits), self.risk,
         )  # fmt: skip
+        if self.measured is not None:
+            self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
+            for queue in self.signals.values():
+                queue.verbs = self.measured.verbs["route"]
+        self.im.tracing = self.tracing
+        for partition in self.partitions:
+            partition.applier.tracing = self.tracing
         self.state.im, self.state.origin = self.im, origin
         self.state.load_checkpoint()
         self.replication.appliers = [p.applier for p in self.partitions]
@@ -405,6 +436,8 @@ class Node:
             self._look_whether_whole()
             self.im.tick()
             self.status.sample()
+            if self.measured is not None:
+                self.measured.hot.turn(self.clock.now())
             await asyncio.sleep(TICK_S)
 
     def _told(self, number: int, origin: Origin, effects: Any) -> None:

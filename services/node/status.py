@@ -51,6 +51,7 @@ class Status:
                 "accepted_per_s": round(self._accepted.per_second(), 1),
                 "pushed_per_s": round(self._pushed.per_second(), 1),
             },
+            "acks": node.state.acks()._asdict(),
             "totals": {
                 "accepted": node.im.counters.accepted if started else 0,
                 "pushed": node.state.counters.pushed,

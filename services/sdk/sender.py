@@ -18,6 +18,7 @@ from services.sdk.core.waits import RETRY_MS, again_s
 from services.sdk.errors import SdkError, SendFailed
 from services.sdk.session import Session
 from services.sdk.store import Store
+from services.sdk.traces import Trace
 
 log = logging.getLogger("im.sdk")
 
@@ -57,6 +58,7 @@ class Sender:
         self._paused = False
         self._write_due = False
         self._closed = False
+        self._traces: dict[Entry, Trace] = {}  # of messages that are followed and not acked
         self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
         self._until_safe: dict[Entry, asyncio.Future[None]] = {}
         # Acked messages that this IDC refuses: since when and how often, and what was reported.
@@ -68,13 +70,20 @@ class Sender:
     # -------------------------------------------------------------------------- composing
 
     def send(
-        self, conversation: str, content: bytes, composed_ms: int, durability: int
+        self,
+        conversation: str,
+        content: bytes,
+        composed_ms: int,
+        durability: int,
+        trace: Trace | None = None,
     ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
         """The future is done when the message is stored, or fails with SendFailed. Raises
         OutboxFull."""
         entry = self.outbox.compose(conversation, content, composed_ms, durability)
         future: asyncio.Future[pb.SendAck] = asyncio.get_running_loop().create_future()
         self._waiting[entry] = future
+        if trace is not None:
+            self._traces[entry] = trace
         self._write()
         return entry, future
 
@@ -183,6 +192,8 @@ class Sender:
             lane = entry.lane
             claims = self._view(lane.conversation).claims()
             request = pb.Request()
+            if self._traces and (trace := self._traces.get(entry)) is not None:
+                request.trace.CopyFrom(trace.context)
             send = request.send
             send.conversation = lane.conversation
             send.outbox = lane.outbox
@@ -234,6 +245,8 @@ class Sender:
             self._view(entry.lane.conversation).claimed(claims)
         if answer.acked:
             self._on_stored(entry)
+        if self._traces and entry.placed is not None:
+            self._end_trace(entry)
         future = self._waiting.pop(entry, None) if entry.placed is not None else None
         if future is not None and not future.done():
             future.set_result(ack)
@@ -290,7 +303,13 @@ class Sender:
         self.outbox.release(lane)
         self.pump()
 
+    def _end_trace(self, entry: Entry, problem: str = "") -> None:
+        trace = self._traces.pop(entry, None)
+        if trace is not None:
+            trace.end(problem)
+
     def _fail(self, entry: Entry, error: SdkError) -> None:
+        self._end_trace(entry, str(error))
         future = self._waiting.pop(entry, None)
         if future is not None and not future.done():
             future.set_exception(error)

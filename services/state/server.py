@@ -23,13 +23,16 @@ from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
 from imcore.words import Origin
 from services.gateway.wheel import TimingWheel
+from services.metrics.verbs import Verbs
 from services.ports import Im, NoRisk, Risk
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
+from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
 from services.state.session import Record, SessionInfo
 from services.state.table import Address
+from services.tracing.spans import Tracing
 
 log = logging.getLogger("im.state")
 
@@ -77,6 +80,7 @@ class StateServer(Outgoing):
         self.origin: Origin
         self._opening: dict[Address, _Opening] = {}
         self._requests = Requests(clock, self.gateways, self._error, limits or Limits())
+        self._verbs: Verbs | None = None
         self._graces: TimingWheel[Record] = TimingWheel()
         self._ticked_at = clock.now()
 
@@ -95,6 +99,10 @@ class StateServer(Outgoing):
         records = self._table.by_address.values()
         return dict(Counter(record.shard for record in records if not record.pull_only))
 
+    def acks(self) -> Acks:
+        """How long acks of sends took here, lately."""
+        return self._requests.acks()
+
     def connections_count(self) -> int:
         """Pull-only ones included."""
         return len(self._table.by_address)
@@ -109,6 +117,18 @@ class StateServer(Outgoing):
             "breaker_open": requests.breaker.is_open,
             "breaker_opened": requests.breaker.opened,
         }
+
+    def measure(self, verbs: Verbs) -> None:
+        """Count connects and requests there from now on."""
+        self._verbs = self._requests.verbs = verbs
+
+    def follow(self, tracing: Tracing) -> None:
+        """Requests whose senders ask for it, from now on, and what is pushed of them."""
+        self._tracing = self._requests.tracing = tracing
+
+    def queued(self) -> dict[str, int]:
+        """How many connections have no session yet, and requests no answer."""
+        return {"connects": len(self._opening), "requests": len(self._requests)}
 
     # ------------------------------------------------------------------- Sessions (gateways)
 
@@ -178,7 +198,7 @@ class StateServer(Outgoing):
         self, address: Address, opening: _Opening, request_id: int, request: pb.Request
     ) -> None:
         record: Record | None = None
-        answered = False
+        answered, code, began = False, "", self._clock.now()
         try:
             record, resumed = self._admit(address, opening.peer_address, request)
             if record is None:
@@ -192,13 +212,17 @@ class StateServer(Outgoing):
             if isinstance(error, TimeoutError):
                 self._requests.breaker.failed(self._clock.now())
                 error = Unavailable("the IDC is too busy to take a connection", 500)
+            code = error.code if isinstance(error, Refused) else Code.UNAVAILABLE
             self._refuse(address, request_id, error)
         except Exception:
             log.exception("a connect failed unexpectedly")
+            code = Code.INTERNAL
             self._refuse(address, request_id, Unavailable("the connect failed", 500))
         finally:
             if record is not None and not answered:
                 self._away(record)  # it may have a route by now: it ends like any other
+            if self._verbs is not None and (answered or code):
+                self._verbs.done("connect", self._clock.now() - began, code)
 
     def _admit(
         self, address: Address, peer_address: str, request: pb.Request
@@ -342,6 +366,8 @@ class StateServer(Outgoing):
             answer.behind.add(conversation=name, heads=positions_pb(owed.heads))
         queue = self.gateways[record.gateway]
         queue.send(record.connection, request_id, response.SerializeToString())
+        if self._verbs is not None:
+            self._verbs.done("heartbeat", self._clock.now() - now)
 
     # -------------------------------------------------------------------------- from others
 

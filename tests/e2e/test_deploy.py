@@ -137,6 +137,23 @@ async def test_a_deploy_killed_twice_is_finished_and_no_client_notices(
         figures("seconds of the deploy", (done.ended_ms - done.started_ms) / 1000)
 
 
+async def test_an_idc_gets_a_second_gateway(stage, tmp_path: Path) -> None:
+    async with stage() as (lab, cast):
+        await cast.couples(2, "fra", "iad", "sin")
+        words = ("scale", "iad", "gateway=2")
+        status, plan = await document(lab, *words, "--dry-run")
+        assert (status, plan["order"], plan["silent"]) == (2, ["iad"], [])
+        status, out = await lab.imctl(*words, "--yes", "--soak", "1")
+        assert status == 0, out
+        lab.target.look_again()
+        assert len((await lab.status("iad"))["gateways"]) == 2
+        assert lab.target.region.idc("iad").gateways == 2
+        status, out = await lab.imctl(*words, "--yes")
+        assert (status, "no difference" in out) == (0, True)
+        status, plan = await document(lab, "plan", str(tmp_path / "region.yaml"))
+        assert [change["field"] for change in plan["changes"]] == ["spec.idcs[iad].gateways"]
+
+
 @pytest.mark.nightly
 async def test_a_deploy_killed_at_each_step_is_finished_and_no_client_notices(
     stage, chat, tmp_path: Path, figures

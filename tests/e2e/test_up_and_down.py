@@ -68,6 +68,14 @@ def test_up_look_break_mend_down(region: Path, data: Path) -> None:
     again = imctl(data, "up", region, "--data", data)
     assert (again.returncode, "still run" in again.stderr) == (1, True)
 
+    sent = json.loads(ok(data, "send", "ann", "bob", "hi", "--trace", "--replicated", "-o", "json"))
+    hops = [json.loads(line) for line in ok(
+        data, "logs", "--trace", sent["traceparent"], "-o", "json"
+    ).splitlines()]  # fmt: skip
+    origin = {hop["name"] for hop in hops if hop["unit"] == sent["idc"]}
+    assert {"gateway.request", "im.append", "im.apply"} <= origin
+    assert any(hop["name"] == "mirror.copy" and hop["unit"] != sent["idc"] for hop in hops)
+
     assert "drops everything" in ok(data, "partition", "fra", "sin", "--one-way")
     modes = {
         (link["from"], link["to"]): link["mode"]
@@ -106,8 +114,12 @@ def running_in(data: Path) -> list[str]:
 def test_an_interrupt_while_it_starts_leaves_nothing(
     region: Path, data: Path, signum: signal.Signals
 ) -> None:
+    # A script's background job has SIGINT ignored; SIGTERM must end it all the same.
+    started = ["env", "--ignore-signal=INT"] if signum is signal.SIGTERM else []
     starting = subprocess.Popen(
-        [IMCTL, "up", region, "--data", data], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*started, IMCTL, "up", region, "--data", data],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     deadline = time.monotonic() + 20
     run = None

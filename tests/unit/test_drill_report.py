@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from imcore.checker import Kind
 from imcore.checker import Report as Verdict
 from imcore.checker.availability import Availability
 from imcore.checker.ledger import Entry
@@ -65,6 +66,18 @@ def test_the_json_obeys_the_published_schema() -> None:
     document["outcome"] = "fine"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, schema())
+
+
+def test_split_brain_says_epochs_and_writers_or_that_nothing_is_known_of_them() -> None:
+    found = report()
+    assert "whether a fenced writer acked is not known" in markdown(found)
+    found.run.verdict.counts.placed = 70
+    assert "No two writers of a log contradict each other in the 70 acks" in markdown(found)
+    found.run.verdict.found(Kind.PLACE_TWICE, "a and b were both acked as fra.1 7")
+    assert "of the 4 epochs seen. a and b were both acked as fra.1 7\n" in markdown(found)
+    document = json.loads(json.dumps(found.as_json()))
+    jsonschema.validate(document, schema())
+    assert document["split_brain"]["two_writers"] == ["a and b were both acked as fra.1 7"]
 
 
 def test_the_first_line_says_the_verdict_and_why() -> None:
