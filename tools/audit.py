@@ -69,9 +69,9 @@ def check(project: Mapping[str, Any], runtime: Lock, dev: Lock, audit: Lock) -> 
             if not isinstance(line, str):  # an included group
                 continue
             requirement = Requirement(line)
-            version = lock.versions.get(canonicalize_name(requirement.name))
-            if requirement.url or version is None or not requirement.specifier.contains(version):
-                found.append(f"pyproject.toml wants {line}, {name} has {version}")
+            locked = lock.versions.get(canonicalize_name(requirement.name))
+            if requirement.url or locked is None or not requirement.specifier.contains(locked):
+                found.append(f"pyproject.toml wants {line}, {name} has {locked}")
     return found
 
 
