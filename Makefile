@@ -5,7 +5,7 @@ BIN := .venv/bin
 MINUTES ?= 10
 TARGET ?=
 
-.PHONY: help demo test lint bench nightly mutations drills fuzz proto docs clean setup-demo \
+.PHONY: help demo test lint bench nightly mutations drills fuzz soak audit proto docs clean setup-demo \
 	setup-test engines
 
 help:
@@ -13,10 +13,12 @@ help:
 	@echo "make test       set up, then lint and all tests"
 	@echo "make engines    set up, then get every engine that the tests run (once; minutes)"
 	@echo "make lint       format, lint, types, layers, generated stubs and docs"
+	@echo "make audit      ask a database on the network for known vulnerabilities of what is locked"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
+	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md, what docs/capacity.md and docs/metrics.md show, the dashboard"
@@ -42,6 +44,7 @@ lint: setup-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tools.audit
 	@$(BIN)/lint-imports --no-cache
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
 	@$(BIN)/python -m tools.gencli --check
@@ -64,6 +67,12 @@ mutations: setup-test
 
 fuzz: setup-test
 	@$(BIN)/python -m fuzz --minutes $(MINUTES) $(TARGET)
+
+audit: setup-test
+	@$(BIN)/python -m tools.audit --known
+
+soak: setup-test
+	@$(BIN)/python -m tools.soak
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py
