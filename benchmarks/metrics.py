@@ -4,6 +4,7 @@ No message is followed in either: what is measured is the looking whether one is
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from pathlib import Path
@@ -51,7 +52,7 @@ async def _node_us(measures: bool, seconds: float) -> float:
 
 def _call_us() -> tuple[float, float]:
     """One request counted, one message counted among many conversations."""
-    verbs, hot = Verbs(), Hot()
+    verbs, hot = Verbs(), Hot(random.Random(1))
     names = [f"d:u{n}:u{n + 1}" for n in range(5_000)]
     begin = time.perf_counter()
     for n in range(CALLS):

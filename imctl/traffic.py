@@ -161,7 +161,8 @@ class Control:
         # What cannot be anchored now is with the next decision.
         if self.role.covers(Role.OPERATOR):
             with contextlib.suppress(ImError, OSError, ValueError):
-                await anchored(self._proposer, self._target.audit_file(), audit.WRITER)
+                file = self._target.audit_file()
+                await anchored(self._proposer, file, audit.writer_of(file))
         return decision
 
     async def anchor(self, writer: str) -> Anchor:

@@ -15,6 +15,7 @@ from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
 from services.gateway.wheel import TimingWheel
+from services.metrics.verbs import Verbs
 from services.ports import Sessions
 
 log = logging.getLogger("im.gateway")
@@ -54,6 +55,7 @@ class Gateway:
         self.clock = clock
         self.config = config or GatewayConfig()
         self.counters = Counters()
+        self.verbs: Verbs | None = None  # where requests are counted, once something reads that
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self.wheel: TimingWheel[Connection] = TimingWheel()  # who must be heard of by when

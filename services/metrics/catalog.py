@@ -47,8 +47,9 @@ METRICS = (
     # ----------------------------------------------------------------------------- requests
     Metric(
         "im_request_seconds", Kind.HISTOGRAM, ("role", "verb"),
-        "from a request to its answer, failed ones too: state (a session's requests, behind its "
-        "gateway), im, ipconf; route: how long a signal waits for its batch",
+        "from a request to its answer, failed ones too: gateway (`request`: it sees frames, not "
+        "verbs), state (requests of sessions, behind it), im, ipconf; route: how long a signal "
+        "waits for its batch",
     ),
     _counter(
         "im_request_failures_total",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import accumulate
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 HOT_SHOWN = 10
 _AWAITED = {
-    "state": ("connect", "send"), "im": ("send",), "route": ("signal",), "ipconf": ("gateways",)
+    "gateway": ("request",), "state": ("connect", "send"), "im": ("send",),
+    "route": ("signal",), "ipconf": ("gateways",),
 }  # fmt: skip
 # What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
@@ -40,9 +42,9 @@ _FAMILIES: dict[Kind, Any] = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: Gau
 class Measured:
     """What the roles of a node count into, if its metrics are read by anybody."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self.verbs = {role: Verbs(awaited) for role, awaited in _AWAITED.items()}
-        self.hot = Hot()
+        self.hot = Hot(rng)
 
 
 def registry_of(node: Node) -> CollectorRegistry:

@@ -101,7 +101,7 @@ class Node:
         self.spans = provider_of(self.idc, exporters)
         per_s = config.region.spec.tracing.per_s
         self.tracing = tracing_of(self.spans, per_s, self.clock) if per_s else None
-        self.measured = Measured() if config.idc.endpoints.metrics else None
+        self.measured = Measured(self.rng) if config.idc.endpoints.metrics else None
         self.monitor = Monitor(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
@@ -476,6 +476,8 @@ class Node:
             # The boot count makes the name new: routes of an earlier life are never taken for live.
             name = f"{self.idc}-gw{number + 1}.{self.store.boot_count}"
             gateway = Gateway(name, self.state, self.clock, limits)
+            if self.measured is not None:
+                gateway.verbs = self.measured.verbs["gateway"]
             self.state.gateways[name] = gateway
             await gateway.start(host, port + number, context)
             stack.push_async_callback(gateway.stop)

@@ -25,6 +25,7 @@ from services.tracing.spans import Tracing
 log = logging.getLogger("im.trace")
 
 BURST = 20
+EXPORT_S = 1.0  # retries included: a collector that hangs holds up the end of the process as long
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"  # a standard name of OpenTelemetry, as are its others
 
 
@@ -78,7 +79,7 @@ def _otlp() -> SpanExporter:
             f"{ENDPOINT} is set, and opentelemetry-exporter-otlp-proto-http is not installed: "
             "install imctl[otlp], or unset it"
         ) from error
-    return OTLPSpanExporter()
+    return OTLPSpanExporter(timeout=EXPORT_S)
 
 
 def tracing_of(provider: TracerProvider, per_s: float, clock: Clock) -> Tracing:

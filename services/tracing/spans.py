@@ -27,7 +27,7 @@ def begin(
         int.from_bytes(parent.trace_id, "big"),
         int.from_bytes(parent.span_id, "big"),
         is_remote=True,
-        trace_flags=TraceFlags(parent.flags),
+        trace_flags=TraceFlags(TraceFlags.SAMPLED),  # its other bits are not ours
     )
     context = otel.set_span_in_context(NonRecordingSpan(remote))
     return tracer.start_span(name, context, attributes=of, start_time=began_ns)

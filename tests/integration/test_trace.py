@@ -7,6 +7,8 @@ import contextlib
 import json
 import logging
 import random
+import socket
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -32,7 +34,7 @@ from imctl.testing.onenode import running
 from services.gateway.testing import dial
 from services.node.config import load
 from services.node.node import Node
-from services.node.tracing import ENDPOINT
+from services.node.tracing import ENDPOINT, EXPORT_S, provider_of
 from services.sdk import Client, Message, Options
 from services.witness.witness import Witness
 
@@ -197,3 +199,13 @@ async def test_spans_go_to_a_collector_that_the_environment_names(tmp_path, monk
         assert sent.traceparent
     await runner.cleanup()
     assert {"gateway.request", "im.append", "im.apply"} <= set(found)
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody accepts
+        monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        provider = provider_of("fra")
+        provider.get_tracer("im").start_span("push").end()
+        began = time.monotonic()
+        provider.shutdown()
+        assert time.monotonic() - began < 2 * EXPORT_S + 1

@@ -52,7 +52,7 @@ def test_the_hot_are_found_among_very_many_in_bounded_memory():
 
 
 def test_a_window_is_shown_whole_and_goes_when_it_is_over():
-    hot = Hot()
+    hot = Hot(random.Random(5), messages_one_in=1, keys_one_in=1)
     hot.turn(100.0)
     hot.messages("d:ann:bob", 3)
     hot.messages(GROUP_ID, 5)
@@ -68,3 +68,17 @@ def test_a_window_is_shown_whole_and_goes_when_it_is_over():
     hot.turn(100.0 + 2 * WINDOW_S)
     assert hot.top(CONVERSATION, 10) == []
     assert COUNTERS <= 1024
+
+
+def test_what_is_read_in_pairs_is_counted_in_equal_parts():
+    hot = Hot(random.Random(5))
+    hot.turn(100.0)
+    for _ in range(16_000):
+        hot.read(b"heads")
+        hot.read(b"group")
+        hot.messages("d:ann:bob", 2)
+    hot.turn(100.0 + WINDOW_S)
+    counts = {row.key: row.count for row in hot.top(KEY, 10) + hot.top(CONVERSATION, 10)}
+    assert set(counts) == {b"heads", b"group", "d:ann:bob"}
+    assert 14_000 < counts[b"heads"] < 18_000 and 14_000 < counts[b"group"] < 18_000
+    assert 30_000 < counts["d:ann:bob"] < 34_000
