@@ -16,6 +16,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Protocol
 
 log = logging.getLogger("im.listener")
 
@@ -26,12 +27,28 @@ HANDSHAKES_MAX = 5_000  # that wait for slow clients; beyond it, until one has e
 _PAUSE_S = 0.1  # where a connection cannot be accepted: too many open files
 
 
+class Listening(Protocol):
+    """What a server needs of it; a simulation brings its own."""
+
+    async def start(self, host: str, port: int) -> int:
+        """Returns the port (for 0). Raises OSError when the address is taken."""
+        ...
+
+    async def stop(self) -> None:
+        """Connections that stand stay; those that shake hands are ended."""
+        ...
+
+
+Factory = Callable[[], asyncio.BaseProtocol]
+Listen = Callable[[Factory, ssl.SSLContext | None, float, float], Listening]
+
+
 class Listener:
     """``factory`` makes the protocol of a connection; no ``tls``: plain TCP."""
 
     def __init__(
         self,
-        factory: Callable[[], asyncio.BaseProtocol],
+        factory: Factory,
         tls: ssl.SSLContext | None,
         handshake_timeout_s: float,
         shutdown_timeout_s: float,
@@ -52,7 +69,6 @@ class Listener:
         self._accepting: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Returns the port (for 0). Raises OSError when the address is taken."""
         loop = asyncio.get_running_loop()
         [(family, kind, proto, _, address), *_] = await loop.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -72,7 +88,6 @@ class Listener:
         return bound
 
     async def stop(self) -> None:
-        """Connections that stand stay; those that shake hands are ended."""
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)

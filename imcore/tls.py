@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from imcore.certificates import CertificateFiles, paths_of, read, unreadable
+from imcore.certificates import CertificateFiles, unreadable
+from imcore.channel import RenewingChannel
 from imcore.errors import BadInput
 from imcore.pki import DOMAIN, dns_name
 
@@ -79,12 +80,17 @@ def grpc_server_credentials(pki_dir: Path, name: str) -> grpc.ServerCredentials:
 
 
 def grpc_channel(pki_dir: Path, own_name: str, peer_name: str, target: str) -> grpc.aio.Channel:
-    """A channel to ``target`` that accepts nobody but ``peer_name``. It shows the certificate of
-    now for as long as it lives. Raises BadInput."""
-    ca, certificate, key = read(paths_of(Path(pki_dir), own_name))
-    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    """A channel to ``target`` that accepts nobody but ``peer_name``. Each call shows the
+    certificate that the files hold then. Raises BadInput."""
+    files = CertificateFiles(Path(pki_dir), own_name)
     options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", dns_name(peer_name))]
-    return grpc.aio.secure_channel(target, credentials, options=options)
+
+    def made() -> grpc.aio.Channel:
+        ca, certificate, key = files.pair[:3]
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        return grpc.aio.secure_channel(target, credentials, options=options)
+
+    return RenewingChannel(made, files.renewed)
 
 
 def caller_name(context: AuthContext) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from imcore import frame
 from imcore.doors import Doors
-from imcore.listener import Listener
+from imcore.listener import Listen, Listener, Listening
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
@@ -42,8 +42,14 @@ class Gateway:
     """Implements ``GatewayQueue``. Numbers are never used twice in the life of a process."""
 
     def __init__(
-        self, name: str, sessions: Sessions, clock: Clock, config: GatewayConfig | None = None
+        self,
+        name: str,
+        sessions: Sessions,
+        clock: Clock,
+        config: GatewayConfig | None = None,
+        listen: Listen = Listener,
     ) -> None:
+        self._listen = listen
         self.name = name
         self.sessions = sessions
         self.clock = clock
@@ -59,7 +65,7 @@ class Gateway:
         self._refused: set[Connection] = set()
         self._last_number = 0
         self._to_flush: list[Connection] = []
-        self._listener: Listener | None = None
+        self._listener: Listening | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
         self._accepting = True
@@ -74,7 +80,7 @@ class Gateway:
     async def start(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
         """No context: plain TCP, for benchmarks. Raises OSError when the address is taken."""
         self.loop = asyncio.get_running_loop()
-        listener = Listener(
+        listener = self._listen(
             lambda: Connection(self), ssl_context, self.config.first_frame_ms / 1000, _STOP_S
         )
         self.port = await listener.start(host, port)

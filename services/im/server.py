@@ -13,6 +13,7 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from imcore.attest import RegionKeys, content_hash
+from imcore.breaker import Breaker
 from imcore.convert import (
     attested_of,
     origin_of,
@@ -46,6 +47,11 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
+_READS = frozenset(("pull", "sync", "history", "group_info"))
+_KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
+KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
+KV_PAUSE_S = 0.5
+KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
@@ -87,6 +93,9 @@ class ImServer:
     others: int
     load: ConversationLoad = field(default_factory=lambda: ConversationLoad(Limits()))
     risk: Risk = field(default_factory=NoRisk)
+    kv_breaker: Breaker = field(
+        default_factory=lambda: Breaker(KV_FAILURES, KV_PAUSE_S, KV_PAUSE_MAX_S)
+    )
     counters: Counters = field(default_factory=Counters)
     _stamp: pb.Stamp = field(default_factory=pb.Stamp)
     _queued: dict[Lane, deque[Callable[[], None]]] = field(default_factory=dict)
@@ -161,7 +170,10 @@ class ImServer:
 
     async def _answer(self, session: Session, request: pb.Request, reply: Reply) -> None:
         try:
-            response = await self._dispatch(session, request)
+            if request.WhichOneof("body") in _READS:
+                response = await self._read(session, request)
+            else:
+                response = await self._dispatch(session, request)
         except Exception as error:
             response = self.error(error)
         response.stamp.CopyFrom(self.stamp())
@@ -182,6 +194,20 @@ class ImServer:
             response.error.code = Code.INTERNAL
             response.error.message = "the request failed; the server's log says why"
             response.error.retry_after_ms = 500
+        return response
+
+    async def _read(self, session: Session, request: pb.Request) -> pb.Response:
+        """What needs the KV alone. While that lets everybody wait and then fails, nobody waits."""
+        begun = self.clock.now()
+        if wait_s := self.kv_breaker.wait_s(begun):
+            raise Unavailable("the KV does not answer now", max(1, round(wait_s * 1000)))
+        try:
+            response = await self._dispatch(session, request)
+        except Unavailable:
+            if (now := self.clock.now()) - begun >= _KV_SLOW_S:
+                self.kv_breaker.failed(now)
+            raise
+        self.kv_breaker.succeeded()
         return response
 
     async def _dispatch(self, session: Session, request: pb.Request) -> pb.Response:

@@ -18,7 +18,7 @@ from aiohttp import web
 from imcore.attest import RegionKeys
 from imcore.doors import Doors
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
-from imcore.listener import Listener
+from imcore.listener import Listen, Listener, Listening
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims, verify
@@ -73,8 +73,10 @@ class IpconfServer:
         clock: Clock,
         in_minority: Callable[[], bool] = lambda: False,
         verbs: Verbs | None = None,
+        listen: Listen = Listener,
     ) -> None:
         self._verbs = verbs
+        self._listen = listen
         self._own = own
         self._region = region
         self._keys = keys
@@ -90,7 +92,7 @@ class IpconfServer:
         lookups_per_s = region.spec.limits.lookups_per_s
         self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._runner: web.AppRunner | None = None
-        self._listener: Listener | None = None
+        self._listener: Listening | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""
@@ -101,7 +103,7 @@ class IpconfServer:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None  # of a runner that is set up
-        self._listener = Listener(server, tls, HANDSHAKE_S, SHUTDOWN_S)
+        self._listener = self._listen(server, tls, HANDSHAKE_S, SHUTDOWN_S)
         return await self._listener.start(host, port)
 
     async def stop(self) -> None:

@@ -60,6 +60,8 @@ class Status:
             | {
                 "turned_away": sum(g.counters.refused for g in node.gateways),
                 "conversations_limited": node.im.load.limited if started else 0,
+                "kv_breaker_open": node.im.kv_breaker.is_open if started else False,
+                "kv_breaker_opened": node.im.kv_breaker.opened if started else 0,
             },
             "log": {
                 "durability": node.store.durability,

@@ -8,13 +8,14 @@ import time
 import pytest
 
 from imcore.attest import RegionKeys
-from imcore.errors import BadInput, Code, ImError, Overloaded, Refused
+from imcore.errors import BadInput, Code, ImError, Overloaded, Refused, Unavailable
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits
 from imcore.runtime import ManualClock, SystemClock
 from imcore.tls import gateway_ssl_context
 from services.gateway.config import GatewayConfig
 from services.im.load import ConversationLoad
+from services.im.server import KV_FAILURES
 from services.im.testing import OpenIdc
 from services.node.risk import Guarded, rules_of
 from services.node.testing_ipconf import IpconfSite
@@ -145,6 +146,40 @@ async def test_a_huge_group_waits_while_others_are_served(open_idc: OpenIdc) -> 
     assert all(error.retry_after_ms > 0 for error in errors)
     for cid in range(1, 101):
         assert not (await fra.send(ann, "d:ann:bob", cid)).HasField("error")
+
+
+class AwayKv:
+    """Reads wait and fail, as those of an engine that does not answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def scan(self, *_: object) -> list[tuple[bytes, bytes]]:
+        self.asked += 1
+        await asyncio.sleep(0.6)
+        raise Unavailable("the KV is away")
+
+
+async def test_reads_of_a_kv_that_is_away_fail_at_once_after_a_while(open_idc: OpenIdc) -> None:
+    fra = await open_idc(others=())
+    ann = fra.session("ann")
+    await fra.send(ann, "d:ann:bob", 1)
+    await fra.folded()
+    kept, away = fra.im.kv, AwayKv()
+    fra.im.kv = away  # type: ignore[assignment]
+    slow = await asyncio.gather(*(fra.pull(ann, "d:ann:bob") for _ in range(KV_FAILURES)))
+    assert {answer.error.code for answer in slow} == {Code.UNAVAILABLE}
+    asked, begun = away.asked, time.monotonic()
+    for _ in range(50):
+        error = (await fra.pull(ann, "d:ann:bob")).error
+        assert error.code == Code.UNAVAILABLE and error.retry_after_ms > 0
+    assert time.monotonic() - begun < 0.4 and away.asked == asked
+    assert not (await fra.send(ann, "d:ann:bob", 2)).HasField("error")  # a send needs no read here
+    fra.im.kv = kept
+    async with asyncio.timeout(5):
+        while (await fra.pull(ann, "d:ann:bob")).HasField("error"):  # noqa: ASYNC110 - it is asked
+            await asyncio.sleep(0.02)
+    assert not fra.im.kv_breaker.is_open
 
 
 # ------------------------------------------------------------------------- ipconf and SDK

@@ -178,8 +178,13 @@ async def test_a_caller_of_another_ca_is_not_let_in(
 ) -> None:
     pki.init(tmp_path, {"admin": ()}, datetime.now(UTC))
     (tmp_path / "ca.pem").write_bytes((pki_dir / "ca.pem").read_bytes())
+    with pytest.raises(BadInput):  # our own clients do not even try
+        tls.grpc_channel(tmp_path, "admin", "fra", server)
+    pair = [(tmp_path / name).read_bytes() for name in ("ca.pem", "admin.key", "admin.pem")]
+    named = [("grpc.ssl_target_name_override", pki.dns_name("fra"))]
+    credentials = grpc.ssl_channel_credentials(*pair)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(tls.grpc_channel(tmp_path, "admin", "fra", server))
+        await ask(grpc.aio.secure_channel(server, credentials, options=named))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
