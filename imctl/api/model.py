@@ -81,6 +81,12 @@ class Workload(Model):
     certificates: Certificates = Field(description="its own, and the region's keys")
     storage: Storage = Field(default=Storage(), description="its volume")
     resources: Resources = Field(default=Resources(), description="what its pod asks for")
+    secrets: list[ObjectName] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Secrets of engines, below /etc/imctl/secrets/NAME/: there the region file's "
+        "`ca_file` and so on find their files",
+    )
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="labels of the nodes that may run it"
     )
@@ -144,6 +150,9 @@ class WorkloadStatus(Model):
     blocked_by: list[str] = Field(
         default_factory=list, description="what it waits for, or what stands against it"
     )
-    region_hash: str = Field(default="", description="of the region file that its pod was given")
+    outdated: bool = Field(
+        default=False,
+        description="its pod has other settings than are wanted; it gets them when it is deleted",
+    )
     observed_generation: int = Field(default=0, description="the generation that this is about")
     conditions: list[Condition] = Field(default_factory=list, description="Ready")

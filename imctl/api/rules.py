@@ -134,6 +134,13 @@ REGION: Rules = {
 }
 
 _WORKLOAD: Rules = {
+    "": [
+        Rule(
+            "self.metadata.name.matches('^[a-z][a-z0-9-]{0,39}$')",
+            "metadata.name: expected a name (lowercase letters, digits and '-', a letter first, "
+            "at most 40 characters)",
+        ),
+    ],
     "spec": [*_fixed("region", "storage")],
     "spec.certificates": [
         Rule(

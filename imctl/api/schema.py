@@ -62,7 +62,8 @@ class _Maker:
         return made
 
     def _object(self, made: Schema, node: Schema, path: str, rules: list[Rule]) -> None:
-        if "properties" in node or not _values(node):
+        map_of = _values(node)
+        if "properties" in node or map_of is None:
             made["properties"] = {
                 name: self._field(each, f"{path}.{name}")
                 for name, each in node.get("properties", {}).items()
@@ -70,7 +71,7 @@ class _Maker:
             if required := node.get("required"):
                 made["required"] = required
             return
-        pattern, values = _values(node)
+        pattern, values = map_of
         made["additionalProperties"] = self.make(values, f"{path}{{}}")
         if pattern:
             # Only what is bounded has a price that an API server can reckon.
@@ -101,13 +102,13 @@ class _Maker:
         return node, choice
 
 
-def _values(node: Schema) -> tuple[str, Schema] | tuple[()]:
-    """(pattern of the names, schema of the values) of a map."""
+def _values(node: Schema) -> tuple[str, Schema] | None:
+    """(pattern of the names, schema of the values) of a map; None for an object with fields."""
     if "patternProperties" in node:
         ((pattern, values),) = node["patternProperties"].items()
         return pattern, values
     values = node.get("additionalProperties")
-    return ("", values) if isinstance(values, dict) else ()
+    return ("", values) if isinstance(values, dict) else None
 
 
 def _sentence(text: str) -> str:
