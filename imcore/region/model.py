@@ -218,7 +218,7 @@ class Link(Model):
     between: tuple[Name, Name] = Field(description="two IDCs, or one and the witness")
     delay_ms: float = Field(ge=0, le=2000, description="one way")
     jitter_ms: float = Field(default=0, ge=0, description="the most that is added to a delay")
-    loss: float = Field(default=0, ge=0, lt=0.5, description="share of packets, felt as delay")
+    loss: float = Field(default=0, ge=0, le=0.5, description="share of packets, felt as delay")
     rate_mbit: float = Field(default=1000, gt=0, description="Mbit/s in each direction")
 
 

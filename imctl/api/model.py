@@ -79,7 +79,7 @@ class Workload(Model):
         default=None, description="for a registry that asks for one"
     )
     certificates: Certificates = Field(description="its own, and the region's keys")
-    storage: Storage = Field(default=Storage(), description="its volume")
+    storage: Storage = Field(default=Storage(), description="its volume, which outlives the pod")
     resources: Resources = Field(default=Resources(), description="what its pod asks for")
     secrets: list[ObjectName] = Field(
         default_factory=list,

@@ -28,6 +28,7 @@ TEMPLATE = f"{GROUP}/template"
 REGION_FILE = f"{GROUP}/region-file"
 REGION_LABEL = f"{GROUP}/region"
 USER = 65532  # of the image
+CERT_MANAGER = "cert-manager.io/v1"
 _ETC, _VAR = "/etc/imctl", "/var/lib/imctl"
 CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
 GRACE_S = 30  # a node writes its checkpoint and says farewell; it takes a second
@@ -191,7 +192,7 @@ class _Maker:
         }
         if addresses := [host for host in self._part.hosts if _is_ip(host)]:
             spec["ipAddresses"] = addresses
-        return self._object("cert-manager.io/v1", "Certificate", self._base, spec=spec)
+        return self._object(CERT_MANAGER, "Certificate", self._base, spec=spec)
 
     def _secret(self) -> str:
         return self._spec.certificates.secret or f"{self._base}-certificate"
