@@ -1,17 +1,20 @@
-"""Write charts/im-operator/crds and docs/crds.md from the typed models; --check: compare."""
+"""Write the charts' CRDs and schema of values, and docs/crds.md, from the typed models; --check:
+compare."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import yaml
 
-from imctl.api.crd import definition, page
+from imctl.api.crd import definition, page, values_schema
 from imctl.api.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "charts" / "im-operator" / "crds"
+VALUES = ROOT / "charts" / "im-idc" / "values.schema.json"
 PAGE = ROOT / "docs" / "crds.md"
 
 
@@ -22,7 +25,8 @@ def files() -> dict[Path, str]:
         + yaml.safe_dump(definition(kind), sort_keys=False, width=100)
         for kind in KINDS
     }
-    return made | {PAGE: page()}
+    values = json.dumps(values_schema(), indent=2) + "\n"
+    return made | {PAGE: page(), VALUES: values}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from imctl.api.kinds import CATEGORY, GROUP, KINDS, VERSION, Column, Kind
+from imctl.api.kinds import CATEGORY, GROUP, IDC, KINDS, VERSION, WITNESS, Column, Kind
 from imctl.api.schema import Schema, structural
 
 HEAD = """\
@@ -72,6 +72,34 @@ def _whole(kind: Kind) -> Schema:
             {"rule": rule.cel, "message": rule.message} for rule in own
         ]
     return whole
+
+
+def values_schema() -> Schema:
+    """Of the values of the chart of one IDC or witness: it fills in the region."""
+    spec = _closed(structural(IDC.spec, "spec", {}))
+    del spec["properties"]["region"]
+    spec["required"] = ["image", "certificates"]
+    kinds = [IDC.name, WITNESS.name]
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["regionFile", "kind", "spec"],
+        "properties": {
+            "global": {"type": "object"},
+            "regionFile": {"type": "string", "description": "A region file, word for word"},
+            "kind": {"enum": kinds, "description": "Which of them this is"},
+            "spec": spec,
+        },
+    }
+
+
+def _closed(node: Schema) -> Schema:
+    """As a schema for people's files: a field that does not exist is a mistake."""
+    if "properties" in node:
+        inner = {name: _closed(field) for name, field in node["properties"].items()}
+        return node | {"properties": inner, "additionalProperties": False}
+    return node
 
 
 # ------------------------------------------------------------------------------- the page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -33,6 +34,19 @@ class ApiServer:
             raise Failed(done.stderr.strip() or done.stdout.strip())
         return done.stdout
 
+    def wait_for_kinds(self, *plurals: str) -> None:
+        """Until they can be asked for; `kubectl wait` stumbles over a CRD without conditions."""
+        deadline = time.monotonic() + 30
+        for plural in plurals:
+            while True:
+                try:
+                    self.kubectl("get", plural, "--all-namespaces")
+                    break
+                except Failed:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.5)
+
 
 @pytest.fixture(scope="session")
 def api_server() -> ApiServer:
@@ -45,8 +59,7 @@ def api_server() -> ApiServer:
     found = ApiServer(Path(path))
     crds = yaml.safe_dump_all([definition(kind) for kind in KINDS])
     found.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=crds)
-    names = [f"crd/{kind.crd}" for kind in KINDS]
-    found.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    found.wait_for_kinds(*(kind.plural for kind in KINDS))
     return found
 
 
