@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -63,9 +64,10 @@ class StateServer(Outgoing):
         policy_epoch: Callable[[], int],
         shard_of: Callable[[bytes, str], str],
         checkpoint_path: Path | None = None,
+        secret: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         super().__init__(clock, stamp)
-        self._admission = Admission(keys, clock, shard_of)
+        self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
         self._policy_epoch = policy_epoch
         self._checkpoint_path = checkpoint_path
