@@ -176,6 +176,7 @@ class Net:
         self.rng = random.Random(f"net {seed}")
         self.listeners: dict[str, Listener] = {}  # by HOST:PORT
         self.sites: dict[Owner, str] = {}
+        self.addresses: dict[Owner, str] = {}  # what a listener sees of who dials; default: local
         self.down: set[str] = set()  # machines that are off
         self._links: dict[tuple[str, str], Link] = {}
         self._conns: dict[Conn, None] = {}
@@ -295,7 +296,8 @@ class SimTransport(asyncio.Transport):
     """One end of a byte stream. What has not arrived yet counts as its write buffer."""
 
     def __init__(self, conn: Conn, end: int, protocol: Any) -> None:
-        super().__init__({"peername": (conn.sites[1 - end], 50_000), "sockname": ("", 0)})
+        peer = conn.net.addresses.get(conn.owners[1 - end], "127.0.0.1")
+        super().__init__({"peername": (peer, 50_000), "sockname": ("127.0.0.1", 1)})
         self._conn = conn
         self._end = end
         self._protocol = protocol

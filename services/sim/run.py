@@ -1,0 +1,168 @@
+"""One seed: load over faults, then quiet, then the verdict of imcore.checker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imcore import history as h
+from imcore.checker import check_events
+from imcore.errors import ImError
+from services.loadgen.load import Load
+from services.loadgen.logins import look
+from services.loadgen.population import make_population
+from services.loadgen.recorder import Recorder
+from services.loadgen.schedule import Rates
+from services.sim.faults import Faults
+from services.sim.loop import Stuck
+from services.sim.operator import Operator
+from services.sim.region import COUNTRIES, country_of, home_of
+from services.sim.world import World
+
+USERS = 18
+SECONDS = 60.0
+RATES = Rates(36.0, 8.0)
+START_S = 30.0
+RECOVER_S = 90.0
+SETTLE_S = 60.0
+WATCH_S = 0.5
+
+
+@dataclass(slots=True)
+class Outcome:
+    """``violated``: what was promised and did not hold; empty when all did. ``digest``: of the
+    trace."""
+
+    seed: int
+    violated: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    sometimes: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    simulated_s: float = 0.0
+    real_s: float = 0.0
+    steps: int = 0
+    verdict: str = ""
+    digest: str = ""
+    trace: list[str] = field(default_factory=list)
+
+
+def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
+    """In a scratch folder of its own, which is in memory where the machine has such a place."""
+    memory = Path("/dev/shm")
+    scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=memory if memory.is_dir() else None))
+    collecting = gc.isenabled()
+    # A collection ends what lies in cycles at a moment that hangs on all that was made before.
+    gc.disable()
+    began = time.perf_counter()
+    outcome = Outcome(seed)
+    world = World(seed, scratch)
+    try:
+        run = _Run(world, outcome, seconds)
+        world.loop.run_until_complete(run.script())
+    except Stuck as error:
+        outcome.violated.append(f"stuck: {error}")
+    finally:
+        outcome.real_s = time.perf_counter() - began
+        outcome.simulated_s = world.loop.time()
+        outcome.steps = world.loop.steps
+        outcome.trace, outcome.digest = world.trace.lines, world.trace.digest()
+        world.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        if collecting:
+            gc.enable()
+    return outcome
+
+
+class _Run:
+    def __init__(self, world: World, outcome: Outcome, seconds: float) -> None:
+        self._world = world
+        self._outcome = outcome
+        self._seconds = seconds
+        self._history: list[h.Event] = []
+        rng = random.Random(f"load {world.seed}")
+        self.recorder = Recorder(self._write, world.loop.time)
+        population = make_population(USERS, COUNTRIES, rng, country_of)
+        self._load = Load(population, world.connect, self.recorder, world.clock, rng)
+        self._addresses = {
+            idc: next(each.address for each in population.clients if home_of(each.address) == idc)
+            for idc in COUNTRIES
+        }
+        self._operator = Operator(world)
+        self._faults = Faults(world, self.recorder.fault)
+
+    def _write(self, event: h.Event) -> None:
+        self._history.append(event)
+        self._world.trace.add(f"history {type(event).__name__} {' '.join(map(str, event[1:]))}")
+
+    async def script(self) -> None:
+        outcome = self._outcome
+        try:
+            await self._script()
+        except (ImError, TimeoutError) as error:
+            outcome.violated.append(f"the run broke off: {error!r}")
+        outcome.faults = self._faults.counts
+        counts = self.recorder.counts
+        outcome.operations = counts.composed + sum(isinstance(e, h.Cursor) for e in self._history)
+        outcome.violated += self._world.failures
+        report = check_events(self._history)
+        outcome.verdict = report.sentence()
+        for kind, examples in sorted(report.examples.items()):
+            outcome.violated += [f"{kind}: {example}" for example in examples]
+
+    async def _script(self) -> None:
+        world, load = self._world, self._load
+        for machine in world.machines.values():
+            machine.start()
+        await self._until(self._all_serve, START_S, "not every IDC serves after the start")
+        await load.open()
+        world.spawn(self._operator.owner, self._operator.run())
+        background = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(load.run(RATES))]
+        faults = asyncio.ensure_future(self._faults.run())
+        await asyncio.sleep(self._seconds)
+        faults.cancel()
+        await asyncio.gather(faults, return_exceptions=True)
+        self._faults.heal()
+        world.trace.add("faults are over")
+        load.stop()
+        await background[1]
+        await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")
+        await self._until(self._settled, RECOVER_S, "the policy does not settle after the faults")
+        if not await load.settle(SETTLE_S):
+            self._outcome.violated.append("not every send is answered, or not everything shown")
+        await asyncio.sleep(3.0)
+        self.recorder.quiet(list(self._addresses))
+        failures = await look(
+            world.connect, self.recorder, load.looks(), self._addresses, "final", 120.0
+        )
+        for uid, idc, reason in failures:
+            self._outcome.violated.append(f"a fresh login of {uid} at {idc} failed: {reason}")
+        background[0].cancel()
+        await load.close()
+
+    def _all_serve(self) -> bool:
+        return all(machine.serving for machine in self._world.machines.values())
+
+    def _settled(self) -> bool:
+        return self._all_serve() and self._operator.settled
+
+    async def _until(self, done, seconds: float, problem: str) -> None:  # type: ignore[no-untyped-def]
+        deadline = self._world.loop.time() + seconds
+        while not done():
+            if self._world.loop.time() >= deadline:
+                raise TimeoutError(problem)
+            await asyncio.sleep(0.1)
+
+    async def _watch(self) -> None:
+        """What each IDC says of its policy."""
+        while True:
+            for name, machine in self._world.machines.items():
+                if machine.node is not None and machine.serving:
+                    self.recorder.policy(name, machine.node.traffic.epoch())
+            await asyncio.sleep(WATCH_S)
