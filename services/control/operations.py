@@ -172,7 +172,7 @@ async def _record(
             )
         except ImError as error:
             log.warning("the record of %s could not be written: %s", opened.id, error)
-    for forgotten in set(before.history) - set(decision.policy.history):
+    for forgotten in sorted(set(before.history) - set(decision.policy.history)):
         await _forget(proposer, forgotten)
 
 

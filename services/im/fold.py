@@ -123,8 +123,9 @@ def _storable(claims: Iterable[pb.Attested]) -> list[tuple[ClientKey, Place]]:
     return [(key, place) for key, place in found if keys.client_key_fits(key)]
 
 
-def conversations_of(ops: Iterable[oplog.Op]) -> set[str]:
-    return {op.conversation for op in ops if op.seq}
+def conversations_of(ops: Iterable[oplog.Op]) -> list[str]:
+    """Each once."""
+    return list(dict.fromkeys(op.conversation for op in ops if op.seq))
 
 
 def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:

@@ -122,7 +122,9 @@ class SimDisk(RealDisk):
         self.synced = {}
         self._boots += 1
         for running in sorted(self.root.rglob("running")):
-            running.write_text(json.dumps({"machine_boot": f"boot {self._boots} of the simulation"}))
+            running.write_text(
+                json.dumps({"machine_boot": f"boot {self._boots} of the simulation"})
+            )
 
     def wiped(self) -> None:
         """Everything on it is gone."""

@@ -22,7 +22,7 @@ from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.sim.faults import Faults
 from services.sim.loop import Stuck
-from services.sim.operator import Operator
+from services.sim.operating import Operator
 from services.sim.region import COUNTRIES, country_of, home_of
 from services.sim.world import World
 
@@ -55,7 +55,7 @@ class Outcome:
 
 def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
     """In a scratch folder of its own, which is in memory where the machine has such a place."""
-    memory = Path("/dev/shm")
+    memory = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder of its own there
     scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=memory if memory.is_dir() else None))
     collecting = gc.isenabled()
     # A collection ends what lies in cycles at a moment that hangs on all that was made before.

@@ -175,7 +175,7 @@ def _let_go(node: Node) -> None:
 class _Connector(aiohttp.BaseConnector):
     """HTTP over the simulated network."""
 
-    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:  # noqa: ASYNC109
         loop = asyncio.get_running_loop()
         try:
             _, protocol = await loop.create_connection(self._factory, req.host, req.port)
@@ -341,4 +341,3 @@ def _link(a: str, b: str) -> Link:
     access_ms = ACCESS_MS * ((a != ends[0]) + (b != ends[1]))
     delay_ms = max(0.2, far_ms + access_ms)
     return Link(delay_ms / 1000, 0.05 * delay_ms / 1000 + 0.000_5)
-

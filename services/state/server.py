@@ -209,7 +209,7 @@ class StateServer(Outgoing):
         self._graces.cancel(former)
         self._owing.cancel(former)
         for waiting in self._unreplicated.values():
-            waiting.discard(former)
+            waiting.pop(former, None)
         former.connected = False
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
@@ -245,7 +245,7 @@ class StateServer(Outgoing):
         if not record.pull_only:
             record.connected = True
             for partition in record.unreplicated:
-                self._unreplicated.setdefault(partition, set()).add(record)
+                self._unreplicated.setdefault(partition, {})[record] = None
             if record.owed:  # of before the connection broke, and of the time between
                 self._signal_later(record)
         for queued_id, queued in opening.queued:
@@ -290,7 +290,7 @@ class StateServer(Outgoing):
         self._graces.cancel(record)
         self._owing.cancel(record)
         for waiting in self._unreplicated.values():
-            waiting.discard(record)
+            waiting.pop(record, None)
 
     # ----------------------------------------------------------------------------- requests
 

@@ -27,7 +27,12 @@ from services.sim.world import World
 
 LOOK_S = 1.0
 _ASK_S = 1.0
-_OUT = frozenset({IdcState.FAILED, IdcState.RECOVERING})
+
+
+def _lacks_traffic(policy: Policy, idc: str) -> bool:
+    """A failback ends early when another IDC fails: then it is asked for again."""
+    row = policy.idcs.get(idc)
+    return row is not None and (row.state is not IdcState.ACTIVE or row.ramp < 100)
 
 
 class Operator:
@@ -48,16 +53,14 @@ class Operator:
         policy = self.policy
         return (
             policy is not None
-            and all(policy.state(name) is IdcState.ACTIVE for name in IDCS)
+            and not any(_lacks_traffic(policy, name) for name in IDCS)
             and (policy.operation is None or policy.operation.state not in UNDER_WAY)
         )
 
     async def run(self) -> None:
         world = self._world
         channels = {
-            idc.name: cast(
-                grpc.aio.Channel, SimChannel(world.net, "admin", idc.endpoints.peer)
-            )
+            idc.name: cast(grpc.aio.Channel, SimChannel(world.net, "admin", idc.endpoints.peer))
             for idc in world.region.spec.idcs
         }
         registries = {name: RemoteRegistry(each, name) for name, each in channels.items()}
@@ -73,7 +76,7 @@ class Operator:
             return
         policy = self.policy = from_json(value)
         for name in IDCS:
-            if policy.state(name) in _OUT and self._world.machines[name].serving:
+            if _lacks_traffic(policy, name) and self._world.machines[name].serving:
                 await self._bring_back(name, proposer, channels)
                 return
 
