@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from imcore.errors import BadInput, ImError, Unavailable
 from imcore.runtime import Random
+from imcore.sometimes import DAMAGED, sometimes
 from imcore.words import Origin, parse_origin
 from services.engines.disk import Disk, File
 from services.engines.recovery import Missing, recover
@@ -256,6 +257,7 @@ class SegmentLogStore:
 
     def _record_damage(self, origin: Origin, partition: int, missing: Missing) -> None:
         """Before the cut that would hide it from the next opening."""
+        sometimes(DAMAGED)
         damage = Damage(origin, partition, missing.first, missing.last)
         log.error(
             "the log of %s is damaged: lsn %d to %d of partition %d are missing",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imcore import history as h
+from imcore import sometimes
 from imcore.checker import check_events
 from imcore.errors import ImError
 from services.loadgen.load import Load
@@ -62,6 +63,7 @@ def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
     gc.disable()
     began = time.perf_counter()
     outcome = Outcome(seed)
+    sometimes.counts.clear()
     world = World(seed, scratch)
     try:
         run = _Run(world, outcome, seconds)
@@ -72,6 +74,7 @@ def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
         outcome.real_s = time.perf_counter() - began
         outcome.simulated_s = world.loop.time()
         outcome.steps = world.loop.steps
+        outcome.sometimes = Counter(sometimes.counts)
         outcome.trace, outcome.digest = world.trace.lines, world.trace.digest()
         world.close()
         shutil.rmtree(scratch, ignore_errors=True)
