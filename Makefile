@@ -4,8 +4,10 @@ BIN := .venv/bin
 
 MINUTES ?= 10
 TARGET ?=
+SEEDS ?= 8
+FROM ?= 1
 
-.PHONY: help demo test lint bench nightly mutations drills fuzz proto docs clean setup-demo \
+.PHONY: help demo test lint bench nightly mutations drills fuzz sim proto docs clean setup-demo \
 	setup-test engines
 
 help:
@@ -17,6 +19,7 @@ help:
 	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
+	@echo "make sim        whole deployments with virtual time and faults: SEEDS=8 FROM=1, or MINUTES=3"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
@@ -62,6 +65,10 @@ mutations: setup-test
 
 fuzz: setup-test
 	@$(BIN)/python -m fuzz --minutes $(MINUTES) $(TARGET)
+
+sim: setup-test
+	@$(BIN)/python -m services.sim --seeds $(SEEDS) --from $(FROM) \
+		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py

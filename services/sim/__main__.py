@@ -7,7 +7,6 @@ and the whole trace is in a file. ``--from N --seeds 1`` runs that seed again, t
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -18,8 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from imcore.sometimes import EXPECTED
-from services.sim.loop import refuse_threads
-from services.sim.run import SECONDS, Outcome, run_seed
+from services.sim.run import SECONDS, Outcome, run_apart
 
 TRACE_LINES = 60
 
@@ -40,13 +38,6 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _quietly(seed: int, seconds: float) -> Outcome:
-    """In a process of its own, where nothing else is."""
-    logging.lastResort = None
-    refuse_threads()
-    return run_seed(seed, seconds)
-
-
 def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     """As they come."""
     until = time.monotonic() + options.minutes * 60
@@ -59,7 +50,7 @@ def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
         while True:
             more = time.monotonic() < until if options.minutes else seed < last
             while more and len(waiting) < options.jobs:
-                waiting.add(pool.submit(_quietly, seed, options.seconds))
+                waiting.add(pool.submit(run_apart, seed, options.seconds))
                 seed += 1
                 more = bool(options.minutes) or seed < last
             if not waiting:

@@ -21,12 +21,18 @@ Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
 
 class Faults:
     """``run`` until cancelled or ``heal`` has been called; ``said`` is told each fault of an IDC
-    as it begins and ends."""
+    as it begins and ends; ``move`` is asked to empty the first IDC into the second."""
 
-    def __init__(self, world: World, said: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        said: Callable[[str, str], None],
+        move: Callable[[str, str], None],
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._world = world
         self._said = said
+        self._move = move
         self._rng = random.Random(f"faults {world.seed}")
         self._wiped = False
 
@@ -160,6 +166,10 @@ class Faults:
         await asyncio.sleep(self._rng.uniform(2, 8))
         clock.offset_ms = 0
 
+    async def switchover(self, idc: str) -> None:
+        """No fault, but clients change IDC in mid-burst, and back, and faults may meet it."""
+        self._move(idc, self._rng.choice(self._others(idc)))
+
     async def flip(self, idc: str) -> None:
         """A bit of its log has turned while the machine was off."""
         self._world.machines[idc].crash(power=True)
@@ -183,4 +193,5 @@ KINDS: dict[str, tuple[float, Fault]] = {
     "full disk": (0.7, Faults.full_disk),
     "clock": (1.5, Faults.clock),
     "bit flip": (0.5, Faults.flip),
+    "switchover": (1.5, Faults.switchover),
 }

@@ -19,6 +19,7 @@ from services.sim.loop import OWNER, Owner, SimLoop
 
 CONNECT_S = 20.0  # how long a dial goes on over a link that is cut
 RESEND_S = (0.05, 1.0)  # how long after a cut ends what waited is sent again
+QUEUE_S = 3.0  # the longest that a slow link holds anything: its buffers are finite
 HIGH_WATER = 65_536
 
 Deliver = Callable[[], None]
@@ -195,9 +196,10 @@ class Net:
 
     def arrival(self, link: Link, size: int) -> float:
         now = self.loop.time()
-        begin = max(now, link.free_at) if link.bytes_per_s else now
+        begin = now
         if link.bytes_per_s:
-            link.free_at = begin = begin + size / link.bytes_per_s
+            queued = max(now, link.free_at) + size / link.bytes_per_s
+            link.free_at = begin = min(queued, now + QUEUE_S)
         return begin + link.delay_s + self.rng.random() * link.jitter_s
 
     def cut(self, a: str, b: str) -> None:

@@ -1,5 +1,5 @@
-"""Who runs the simulated deployment: brings traffic back to an IDC that was declared failed and
-runs again. By the same evaluator and the same commit as ``imctl failback``."""
+"""Who runs the simulated deployment: moves traffic away from an IDC now and then, and brings it
+back to one that has none and runs. By the same evaluator and the same commit as ``imctl``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ LOOK_S = 1.0
 _ASK_S = 1.0
 
 
+def settled(policy: Policy | None) -> bool:
+    """Every IDC has its traffic and no operation is under way."""
+    return (
+        policy is not None
+        and not any(_lacks_traffic(policy, name) for name in IDCS)
+        and (policy.operation is None or policy.operation.state not in UNDER_WAY)
+    )
+
+
 def _lacks_traffic(policy: Policy, idc: str) -> bool:
     """A failback ends early when another IDC fails: then it is asked for again."""
     row = policy.idcs.get(idc)
@@ -36,26 +45,15 @@ def _lacks_traffic(policy: Policy, idc: str) -> bool:
 
 
 class Operator:
-    """``run`` in a task of its own until cancelled. ``policy``: as it was last seen."""
+    """``run`` in a task of its own until cancelled."""
 
     def __init__(self, world: World) -> None:
         self.owner = Owner("operator")
-        self.policy: Policy | None = None
         self.refusal = ""
-        self.asked = 0
+        self.moves: list[tuple[str, str]] = []  # planned: from, to; asked for once each
         self._world = world
         self._rng = random.Random(f"operator {world.seed}")
         world.net.sites[self.owner] = "near-iad"
-
-    @property
-    def settled(self) -> bool:
-        """Every IDC has its traffic and no operation is under way."""
-        policy = self.policy
-        return (
-            policy is not None
-            and not any(_lacks_traffic(policy, name) for name in IDCS)
-            and (policy.operation is None or policy.operation.state not in UNDER_WAY)
-        )
 
     async def run(self) -> None:
         world = self._world
@@ -74,28 +72,36 @@ class Operator:
         value, _ = await proposer.read(POLICY_KEY)
         if value is None:
             return
-        policy = self.policy = from_json(value)
+        policy = from_json(value)
         for name in IDCS:
             if _lacks_traffic(policy, name) and self._world.machines[name].serving:
-                await self._bring_back(name, proposer, channels)
+                await self._ask(Kind.FAILBACK, name, "", proposer, channels)
                 return
+        if self.moves:
+            source, target = self.moves.pop()
+            await self._ask(Kind.SWITCHOVER, source, target, proposer, channels)
 
-    async def _bring_back(
-        self, name: str, proposer: Proposer, channels: dict[str, grpc.aio.Channel]
+    async def _ask(
+        self,
+        kind: str,
+        idc: str,
+        target: str,
+        proposer: Proposer,
+        channels: dict[str, grpc.aio.Channel],
     ) -> None:
         facts: dict[str, IdcFacts] = {}
-        for idc, channel in channels.items():
+        for name, channel in channels.items():
             with contextlib.suppress(grpc.RpcError):
                 reply = await rpc.AdminStub(channel).Status(peer.StatusRequest(), timeout=_ASK_S)
                 document: dict[str, Any] = json.loads(reply.json)
-                facts[idc] = facts_from_status(document, self._world.clock.wall_ms())
-        marks = {idc: mark_of(each) for idc, each in facts.items()}
-        change = Change(Kind.FAILBACK, name, f"{self._rng.getrandbits(64):016x}", "operator")
+                facts[name] = facts_from_status(document, self._world.clock.wall_ms())
+        marks = {name: mark_of(each) for name, each in facts.items()}
+        request = f"{self._rng.getrandbits(64):016x}"
+        change = Change(kind, idc, request, "operator", target)
         decision = await commit(
             proposer, self._world.region, change, Evidence(facts, (), list(IDCS), marks),
             self._world.clock,
         )  # fmt: skip
-        self.asked += 1
         if decision.sentence != self.refusal:
             self.refusal = decision.sentence
-            self._world.trace.add(f"operator failback {name}: {decision.sentence}")
+            self._world.trace.add(f"operator {kind} {idc}: {decision.sentence}")

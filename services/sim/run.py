@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import random
 import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from imcore import history as h
 from imcore import sometimes
@@ -21,9 +24,10 @@ from services.loadgen.logins import look
 from services.loadgen.population import make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
+from services.node.convergence import partition_hash
 from services.sim.faults import Faults
-from services.sim.loop import Stuck
-from services.sim.operating import Operator
+from services.sim.loop import Stuck, refuse_threads
+from services.sim.operating import Operator, settled
 from services.sim.region import COUNTRIES, country_of, home_of
 from services.sim.world import World
 
@@ -33,6 +37,8 @@ RATES = Rates(36.0, 8.0)
 START_S = 30.0
 RECOVER_S = 90.0
 SETTLE_S = 60.0
+CONVERGE_S = 30.0
+QUIET_S = 8.0
 WATCH_S = 0.5
 
 
@@ -83,12 +89,20 @@ def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
     return outcome
 
 
+def run_apart(seed: int, seconds: float) -> Outcome:
+    """For a process where nothing else is: no thread and no socket is made in it any more."""
+    logging.lastResort = None
+    refuse_threads()
+    return run_seed(seed, seconds)
+
+
 class _Run:
     def __init__(self, world: World, outcome: Outcome, seconds: float) -> None:
         self._world = world
         self._outcome = outcome
         self._seconds = seconds
         self._history: list[h.Event] = []
+        self._quiet_since = 0.0
         rng = random.Random(f"load {world.seed}")
         self.recorder = Recorder(self._write, world.loop.time)
         population = make_population(USERS, COUNTRIES, rng, country_of)
@@ -98,7 +112,9 @@ class _Run:
             for idc in COUNTRIES
         }
         self._operator = Operator(world)
-        self._faults = Faults(world, self.recorder.fault)
+        self._faults = Faults(
+            world, self.recorder.fault, lambda *move: self._operator.moves.append(move)
+        )
 
     def _write(self, event: h.Event) -> None:
         self._history.append(event)
@@ -137,9 +153,10 @@ class _Run:
         await background[1]
         await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")
         await self._until(self._settled, RECOVER_S, "the policy does not settle after the faults")
+        world.trace.add("the policy has settled")
         if not await load.settle(SETTLE_S):
             self._outcome.violated.append("not every send is answered, or not everything shown")
-        await asyncio.sleep(3.0)
+        await self._compare()
         self.recorder.quiet(list(self._addresses))
         failures = await look(
             world.connect, self.recorder, load.looks(), self._addresses, "final", 120.0
@@ -153,14 +170,43 @@ class _Run:
         return all(machine.serving for machine in self._world.machines.values())
 
     def _settled(self) -> bool:
-        return self._all_serve() and self._operator.settled
+        """For so long that a vote that was about to be cast would have been."""
+        nodes = [each.node for each in self._world.machines.values()]
+        policies = [node.traffic.holder.policy for node in nodes if node is not None]
+        quiet = self._all_serve() and all(settled(policy) for policy in policies)
+        if not quiet or len({policy.epoch for policy in policies if policy is not None}) > 1:
+            self._quiet_since = self._world.loop.time()
+        return self._world.loop.time() - self._quiet_since >= QUIET_S
 
-    async def _until(self, done, seconds: float, problem: str) -> None:  # type: ignore[no-untyped-def]
+    async def _until(self, done: Callable[[], bool], seconds: float, problem: str) -> None:
         deadline = self._world.loop.time() + seconds
         while not done():
             if self._world.loop.time() >= deadline:
                 raise TimeoutError(problem)
             await asyncio.sleep(0.1)
+
+    async def _compare(self) -> None:
+        """The hashes of the replicas' states, once they are equal, or as they are in the end."""
+        deadline = self._world.loop.time() + CONVERGE_S
+        while True:
+            found = {name: await self._hash(name) for name in self._world.machines}
+            if len(set(found.values())) == 1 or self._world.loop.time() >= deadline:
+                break
+            await asyncio.sleep(1.0)
+        for name, digest in found.items():
+            self.recorder.replica(name, digest)
+
+    async def _hash(self, name: str) -> str:
+        machine = self._world.machines[name]
+        node, owner = machine.node, machine.owner
+        assert node is not None and owner is not None
+
+        async def hashed() -> str:
+            numbers = range(self._world.region.spec.partitions)
+            found = [await partition_hash(node.kv, number) for number in numbers]
+            return b"".join(each.hash for each in found).hex()[::8]
+
+        return cast(str, await self._world.spawn(owner, hashed()))
 
     async def _watch(self) -> None:
         """What each IDC says of its policy."""
