@@ -4,8 +4,10 @@ BIN := .venv/bin
 
 MINUTES ?= 10
 TARGET ?=
+SEEDS ?= 8
+FROM ?= 1
 
-.PHONY: help demo test lint bench nightly mutations drills fuzz soak audit proto docs clean setup-demo \
+.PHONY: help demo test lint bench nightly mutations drills fuzz sim soak audit proto docs clean setup-demo \
 	setup-test engines
 
 help:
@@ -19,6 +21,7 @@ help:
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
 	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
+	@echo "make sim        whole deployments with virtual time and faults: SEEDS=8 FROM=1, or MINUTES=3"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md, what docs/capacity.md and docs/metrics.md show, the dashboard"
@@ -74,6 +77,10 @@ audit: setup-test
 
 soak: setup-test
 	@$(BIN)/python -m tools.soak
+
+sim: setup-test
+	@$(BIN)/python -m services.sim --seeds $(SEEDS) --from $(FROM) \
+		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py

@@ -56,7 +56,7 @@ async def running(
     audit = folder / idc / auditfile.FILE
     data = folder / idc / "data"
     config = load(path, idc, data, folder / "pki", None, faults, audit=audit)
-    node = Node(config, exporters)
+    node = Node(config, exporters=exporters)
     task = asyncio.create_task(node.run())
     try:
         async with asyncio.timeout(START_S):

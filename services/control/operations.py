@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.runtime import Clock
+from imcore.sometimes import FAILED_OVER, sometimes
 from services.control.caspaxos import Proposer
 from services.control.divergence import as_document, compare
 from services.control.evaluate import Decision, evaluate
@@ -129,6 +130,8 @@ async def commit(
     decision = decided[0]
     audit(change, decision, evidence, clock.wall_ms())
     if not decision.repeated:
+        if change.kind == Kind.FAILOVER:
+            sometimes(FAILED_OVER)
         await _record(proposer, change, before[0], decision, evidence, clock.wall_ms())
     return decision
 
@@ -182,7 +185,7 @@ async def _record(
             )
         except ImError as error:
             log.warning("the record of %s could not be written: %s", opened.id, error)
-    for forgotten in set(before.history) - set(decision.policy.history):
+    for forgotten in sorted(set(before.history) - set(decision.policy.history)):
         await _forget(proposer, forgotten)
 
 

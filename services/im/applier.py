@@ -281,7 +281,7 @@ class Applier:
         async with self._turn:  # no batch may come in between
             if begun != self.begun or not self._conversations.withheld:
                 return  # not all of it was folded after that beginning
-            named = {name for _, effects in self._owed for name in effects.entries}
+            named = dict.fromkeys(name for _, effects in self._owed for name in effects.entries)
             conversations = await self._conversations.load_all(named)
             self._conversations.release()
             self._told_to.clear()
@@ -380,7 +380,7 @@ class Applier:
         ops = [item.op for item in taken]
         loaded = await self._conversations.load_all(conversations_of(ops))
         conversations = {name: loaded_.copy() for name, loaded_ in loaded.items()}
-        wanted = list(needs(self.partition, ops))
+        wanted = sorted(needs(self.partition, ops))
         rows = Rows(dict(zip(wanted, await self._kv.get_many(wanted), strict=True)))
         timeline = self._timeline + 1
         effects = self._fold.batch(taken, origin, conversations, rows, timeline)

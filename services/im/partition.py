@@ -12,6 +12,7 @@ from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, U
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import Clock
+from imcore.sometimes import TAKEN_OVER, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
@@ -100,6 +101,7 @@ class Partition:
 
     async def _take_over(self, delay: float, temporary: tuple[type[Exception], ...]) -> None:
         """Until the partition takes sends: at its start, and after an append that has failed."""
+        again = delay > 0
         while self._failed is not None:
             await asyncio.sleep(delay)
             delay = min(max(2 * delay, _REPAIR_S), _REPAIR_MAX_S)
@@ -107,6 +109,8 @@ class Partition:
                 await self._log.reopen(self.number)
                 await self.applier.drain()
                 await self._open_epoch()
+                if again:
+                    sometimes(TAKEN_OVER)
             except StaleWriter as error:  # another process has it now: never again
                 self._fail(error)
                 raise

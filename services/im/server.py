@@ -29,6 +29,7 @@ from imcore.limits import CID_MAX, CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
+from imcore.sometimes import KNOWN, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
 from services.im import acks, entries, groups, known, reads
 from services.im.conversation import Conversation
@@ -392,11 +393,13 @@ class ImServer:
         if isinstance(outcome, Want):
             ack.outcome = pb.SendAck.WANT
             ack.want = outcome.cid
+            sometimes(WANTED)
             reply(response)
             return
         self._fill_ack(ack, partition, submission, outcome)
         if outcome.known:
             self.counters.known += 1
+            sometimes(KNOWN)
         else:
             self.counters.accepted += 1
         if not (outcome.known and ack.replicated):

@@ -17,7 +17,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from imcore import roles
 from imcore.tls import monitor_ssl_context, peer_name
 from services.metrics.hot import KINDS
-from services.node.config import split_address
 from services.node.metrics import HOT_SHOWN, registry_of
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Monitor:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        host, port = split_address(address)
+        host, port = self._node.config.listener(address)
         tls = monitor_ssl_context(self._node.config.pki, self._node.idc)
         await web.TCPSite(runner, host, port, ssl_context=tls).start()
 

@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
-import secrets
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
@@ -26,13 +24,11 @@ from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
-from imcore.runtime import SystemClock
-from imcore.tls import SERVER_OPTIONS, gateway_ssl_context, grpc_channel, grpc_server_credentials
+from imcore.tls import gateway_ssl_context
 from imcore.words import Origin, Vector
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
-from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
@@ -59,6 +55,7 @@ from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.metrics import Measured
 from services.node.monitor import Monitor
+from services.node.outside import Machine, Outside
 from services.node.peers import PeerService
 from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
@@ -83,13 +80,18 @@ STOP_S = 3.0
 
 
 class Node:
-    def __init__(self, config: NodeConfig, exporters: Sequence[SpanExporter] = ()) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        outside: Outside | None = None,
+        exporters: Sequence[SpanExporter] = (),
+    ) -> None:
         """``exporters``: where spans of followed messages go too. Raises BadInput."""
         self.config = config
         self.idc = config.idc.name
-        self.clock = SystemClock()
-        self.rng = random.Random(secrets.randbits(64))
-        self.disk = RealDisk()
+        self.outside = outside or Machine(config.pki, self.idc)
+        self.clock, self.rng = self.outside.clock, self.outside.rng
+        self.disk = self.outside.disk
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.median_clock = MedianClock(self.clock, self.hlc)
         self.routes = RouteTable()
@@ -181,13 +183,15 @@ class Node:
     async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
         data, spec = self.config.data, self.config.region.spec
         registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
-        self.store = await open_log_store(self.config, self.disk, self.rng, stack)
+        self.store = await open_log_store(
+            self.config, self.disk, self.rng, self.outside.executor, stack
+        )
         self.kv_engines = await open_kv(self.config, self.disk, stack)
         self.kv = self.kv_engines.kv
         self.channels: dict[str, grpc.aio.Channel] = {}
         self.registries: dict[str, Registry] = {self.idc: registry}
         for name in self.config.peers():
-            channel = grpc_channel(self.config.pki, self.idc, name, self.config.address(name))
+            channel = self.outside.channel(name, self.config.address(name))
             stack.push_async_callback(channel.close, 0.5)
             self.channels[name] = channel
             self.registries[name] = RemoteRegistry(channel, name)
@@ -219,6 +223,7 @@ class Node:
             data / "sessions.json",
             spec.limits,
             self.risk,
+            self.outside.secret,
         )
         self.traffic = Traffic(self)
         self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
@@ -275,7 +280,8 @@ class Node:
         partitions = self.config.region.spec.partitions
         swaps = SwapLimit(self.own_registry)
         authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
-        server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
+        host, port = self.config.listener(self.config.idc.endpoints.peer)
+        server = self.outside.server([authorizer], f"{host}:{port}")
         self.logs_service = LogsService(
             self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock
         )
@@ -298,10 +304,6 @@ class Node:
         rpc.add_AdminServicer_to_server(self.admin, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
-        credentials = grpc_server_credentials(self.config.pki, self.idc)
-        host, port = self.config.listener(self.config.idc.endpoints.peer)
-        if server.add_secure_port(f"{host}:{port}", credentials) == 0:
-            raise OSError(f"cannot listen on {host}:{port} (endpoints.peer of {self.idc})")
         await server.start()
         stack.push_async_callback(partial(server.stop, 0.5))
 
@@ -390,7 +392,7 @@ class Node:
         self.replication.appliers = [p.applier for p in self.partitions]
         refresh = self.replication.watch_copies()
         await self._load_routes()
-        sequencer_id = secrets.token_bytes(8)
+        sequencer_id = self.outside.secret(8)
         for partition in self.partitions:
             partition.applier.base = self.retention
             partition.seal_of = self.seals.of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -60,10 +60,17 @@ class Lookup(NamedTuple):
 
 class IpconfClient:
     """``urls``: any IDC's ipconf will do; give all of them. ``ca_file``: the region's CA; None: the
-    machine's usual ones. ``close`` when done. Raises BadInput for an URL that the token would
-    travel to in plain text (but on this machine), or that is none."""
+    machine's usual ones. ``connector``: another way to the network. ``close`` when done. Raises
+    BadInput for an URL that the token would travel to in plain text (but on this machine), or that
+    is none."""
 
-    def __init__(self, urls: Sequence[str], ca_file: str | Path | None, rng: random.Random) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        ca_file: str | Path | None,
+        rng: random.Random,
+        connector: Callable[[], aiohttp.BaseConnector] | None = None,
+    ) -> None:
         if not urls:
             raise ValueError("expected at least one ipconf URL")
         self._urls = [_checked(url) for url in urls]
@@ -72,16 +79,19 @@ class IpconfClient:
             client_ssl_context(Path(ca_file)) if ca_file else ssl.create_default_context()
         )
         self._rng = rng
+        self._connector = connector or self._by_tcp
         self._http: aiohttp.ClientSession | None = None
         self._reports: set[asyncio.Task[None]] = set()
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None or self._http.closed:
-            connector = aiohttp.TCPConnector(ssl=self.tls, limit_per_host=16)
             self._http = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+                connector=self._connector(), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
             )
         return self._http
+
+    def _by_tcp(self) -> aiohttp.BaseConnector:
+        return aiohttp.TCPConnector(ssl=self.tls, limit_per_host=16)
 
     async def close(self) -> None:
         for task in list(self._reports):

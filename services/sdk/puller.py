@@ -242,7 +242,7 @@ class Puller:
                 del self._signals[conversation]
                 continue
             self._signals[conversation] = (heads, rounds + 1)
-            for idc in {origin.idc for origin in missing}:
+            for idc in sorted({origin.idc for origin in missing}):
                 by_idc.setdefault(idc, []).append(conversation)
         own = self._session.origin.idc if self._session is not None else ""
         for idc, conversations in by_idc.items():

@@ -11,6 +11,7 @@ from functools import partial
 from imcore.convert import origin_of
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
+from imcore.sometimes import REFILLED, sometimes
 from imcore.words import Origin
 from services.sdk.core.outbox import Change, Entry, Lane, Outbox
 from services.sdk.core.view import View
@@ -234,6 +235,8 @@ class Sender:
     def _ack(
         self, session: Session, entry: Entry, claims: list[pb.Attested], ack: pb.SendAck
     ) -> None:
+        if entry.placed is not None and ack.outcome == pb.SendAck.ACCEPTED:
+            sometimes(REFILLED)
         answer = self.outbox.answered(entry, ack, session.origin)
         if ack.outcome != pb.SendAck.WANT and ack.lsn:
             where = (origin_of(ack.placed.origin), ack.partition)

@@ -49,7 +49,7 @@ class Outgoing:
         self.gateways: dict[str, GatewayQueue] = {}
         self._table = SessionTable()
         self._owing: TimingWheel[Record] = TimingWheel()
-        self._unreplicated: dict[int, set[Record]] = {}
+        self._unreplicated: dict[int, dict[Record, None]] = {}
         self._replicated: dict[int, tuple[Origin, int]] = {}
         self._levels: dict[int, tuple[Origin, int]] = {}  # what was last told of each partition
         self._flushing = False
@@ -127,7 +127,7 @@ class Outgoing:
         if isinstance(session, Record) and lsn:
             session.lsns[partition] = max(lsn, session.lsns.get(partition, 0))
             session.unreplicated[partition] = max(lsn, session.unreplicated.get(partition, 0))
-            self._unreplicated.setdefault(partition, set()).add(session)
+            self._unreplicated.setdefault(partition, {})[session] = None
 
     def replicated(self, origin: Origin, partition: int, lsn: int) -> None:
         """Told in batches: nothing that a person waits for hangs on it."""
@@ -149,7 +149,7 @@ class Outgoing:
             self._emit([record for record in waiting if record.connected], event)
             for record in list(waiting):
                 if record.unreplicated.get(partition, 0) <= lsn:
-                    waiting.discard(record)
+                    waiting.pop(record, None)
                     record.unreplicated.pop(partition, None)
         self._replicated.clear()
 

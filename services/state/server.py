@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -69,10 +70,11 @@ class StateServer(Outgoing):
         checkpoint_path: Path | None = None,
         limits: Limits | None = None,
         risk: Risk | None = None,
+        secret: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         super().__init__(clock, stamp)
         self._risk: Risk = risk or NoRisk()
-        self._admission = Admission(keys, clock, shard_of)
+        self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
         self._policy_epoch = policy_epoch
         self._checkpoint_path = checkpoint_path
@@ -255,7 +257,7 @@ class StateServer(Outgoing):
         self._graces.cancel(former)
         self._owing.cancel(former)
         for waiting in self._unreplicated.values():
-            waiting.discard(former)
+            waiting.pop(former, None)
         former.connected = False
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
@@ -291,7 +293,7 @@ class StateServer(Outgoing):
         if not record.pull_only:
             record.connected = True
             for partition in record.unreplicated:
-                self._unreplicated.setdefault(partition, set()).add(record)
+                self._unreplicated.setdefault(partition, {})[record] = None
             if record.owed:  # of before the connection broke, and of the time between
                 self._signal_later(record)
         for queued_id, queued in opening.queued:
@@ -336,7 +338,7 @@ class StateServer(Outgoing):
         self._graces.cancel(record)
         self._owing.cancel(record)
         for waiting in self._unreplicated.values():
-            waiting.discard(record)
+            waiting.pop(record, None)
 
     # ----------------------------------------------------------------------------- requests
 

@@ -52,7 +52,9 @@ async def two_idcs(folder: Path, spans: InMemorySpanExporter) -> AsyncIterator[l
         region, folder / "witness", folder / "pki", {}, SystemClock(), random.Random(1)
     )
     nodes = [
-        Node(load(path, idc.name, folder / idc.name, folder / "pki", None, False), [spans])
+        Node(
+            load(path, idc.name, folder / idc.name, folder / "pki", None, False), exporters=[spans]
+        )
         for idc in region.spec.idcs
     ]
     everything: list[Node | Witness] = [*nodes, witness]
