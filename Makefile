@@ -51,6 +51,7 @@ lint: setup-test
 	@$(BIN)/python -m tools.gencapacity --check
 	@$(BIN)/python -m tools.genmetrics --check
 	@$(BIN)/python -m tools.gendashboard --check
+	@$(BIN)/python -m tools.gencrds --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -82,6 +83,7 @@ docs: setup-test
 	@$(BIN)/python -m tools.gencapacity
 	@$(BIN)/python -m tools.genmetrics
 	@$(BIN)/python -m tools.gendashboard
+	@$(BIN)/python -m tools.gencrds
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -63,6 +63,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "heal": ("imctl.commands.faults", "heal", "Undo partition and slow, of one link or of all."),
     "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock, fill its disk."),
     "drill": ("imctl.commands.drill", "drill", "Break things on purpose, and be judged."),
+    "operator": ("imctl.commands.operating", "operator", "Run the Kubernetes operator."),
 }
 
 

@@ -30,6 +30,8 @@ from imctl.report.live import View
 from imctl.report.model import Mark, Span
 from imctl.target.local import Local
 from imctl.traffic import Control
+from services.control.predict import Curve, forecast
+from services.control.rules import Change, Kind
 from services.loadgen.load import Load, Member
 from services.loadgen.logins import look
 from services.loadgen.population import (
@@ -99,6 +101,7 @@ class Session:
         self.steady_at: float | None = None  # again, after everything
         self.opened = False
         self.failed: tuple[float, str] | None = None  # the action that failed, and why
+        self.forecasts: list[tuple[str, Curve]] = []  # of switchovers: whose clients, how soon
         self.left: list[str] = []  # faults that could not be undone
         self.stopped_at = 0.0
         self.stop: Stop | None = None  # set: the drill is to end now
@@ -301,6 +304,16 @@ class Session:
 
     def all_answered(self) -> bool:
         return all(probe.done() for probe in self._probes)
+
+    async def foresee(self, source: str, target: str) -> None:
+        """What the plan of this switchover says, for the report; nothing if it is refused now."""
+        change = Change(Kind.SWITCHOVER, source, "forecast", "drill", target)
+        with contextlib.suppress(Unavailable):
+            before, evidence, decision = await self.control.judge(change)
+            if decision.policy is not None:
+                region = self.target.region
+                seen = forecast(before, decision.policy, region, evidence, source)
+                self.forecasts.append((source, seen.curve))
 
     # ---------------------------------------------------------------------------- waits
 

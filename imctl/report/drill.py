@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from imcore.checker import GROUPS
 from imcore.checker.ledger import Entry
 from imctl.report.model import RunReport
+from services.control.predict import SHARES, time_of
 
 VERSION = 1
 SCHEMA = Path(__file__).parent / "schema" / "drill-report.json"
@@ -38,6 +39,16 @@ class Probed(NamedTuple):
     t: float
     broken: str
     blind: str
+
+
+class Reconnects(NamedTuple):
+    """Of a switchover: points of (seconds since it was asked for, clients that had moved), as its
+    plan said and as the clients felt it. ``apart``: see ``services.control.predict``."""
+
+    idc: str
+    predicted: list[tuple[float, float]]
+    measured: list[tuple[float, float]]
+    apart: float | None
 
 
 class Found(NamedTuple):
@@ -70,6 +81,7 @@ class DrillReport:
     recoveries: Sequence[Recovered] = ()
     ledger: dict[tuple[str, str], Entry] = field(default_factory=dict)
     looks: Sequence[Probed] = ()
+    reconnects: Sequence[Reconnects] = ()
     epochs_seen: int = 0
     disputes: Sequence[str] = ()
     left: Sequence[str] = ()
@@ -105,6 +117,7 @@ class DrillReport:
             "reason": self.reason,
             "findings": [found._asdict() for found in self.findings],
             "recoveries": [one._asdict() for one in self.recoveries],
+            "reconnects": [one._asdict() for one in self.reconnects],
             "ledger": [
                 {
                     "from": a,
@@ -151,6 +164,8 @@ def markdown(report: DrillReport) -> str:
     parts.append(_table("Promises", ("promise", "limit", "measured", ""), promise_rows(report)))
     if report.recoveries:
         parts.append(_table("Recovery, seconds since the fault", *recovery_rows(report)))
+    if report.reconnects:
+        parts.append(_table(RECONNECTS, RECONNECTS_HEAD, reconnect_rows(report)))
     parts.append(_table("Ledger of canary messages", LEDGER_HEAD, ledger_rows(report)))
     parts.append(f"## Split brain\n\n{split_brain(report)}\n")
     parts.append(f"## Steady-state hypothesis\n\n{hypothesis(report)}\n")
@@ -172,6 +187,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 # ------------------------------------------------------------------- rows that all forms share
 
+RECONNECTS = "Reconnects of planned moves, seconds until so many had moved"
+RECONNECTS_HEAD = ("of", "", "clients", *(f"{share:.0%}".replace("%", " %") for share in SHARES))
 LEDGER_HEAD = (
     "from", "to", "sent", "acked", "delayed", "lost", "twice", "order", "p50 ms", "p99 ms",
 )  # fmt: skip
@@ -191,6 +208,15 @@ def recovery_rows(report: DrillReport) -> tuple[list[str], list[list[object]]]:
         for one in report.recoveries
     ]
     return ["IDC", "devices", *steps], rows
+
+
+def reconnect_rows(report: DrillReport) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for one in report.reconnects:
+        for name, curve in (("predicted", one.predicted), ("measured", one.measured)):
+            clients = round(curve[-1][1]) if curve else 0
+            rows.append([one.idc, name, clients, *(seconds(time_of(curve, s)) for s in SHARES)])
+    return rows
 
 
 def ledger_rows(report: DrillReport) -> list[tuple[object, ...]]:

@@ -90,7 +90,7 @@ class Traffic:
             self.controller.in_minority,
             node.measured.verbs["ipconf"] if node.measured else None,
         )
-        host, port = split_address(config.idc.endpoints.ipconf)
+        host, port = config.listener(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
         stack.push_async_callback(ipconf.stop)
         mover = self._mover = Mover(

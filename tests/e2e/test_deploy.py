@@ -15,6 +15,7 @@ import yaml
 from imctl.rollout import store
 from imctl.rollout.record import Rollout, State
 from imctl.target.places import free_ports
+from imctl.testing import schema
 from imctl.testing.lab import Lab, until
 
 pytestmark = pytest.mark.e2e
@@ -90,6 +91,7 @@ def said(unit: str, words: str) -> Callable[[Rollout], bool]:
 
 async def document(lab: Lab, *arguments: str) -> tuple[int, Any]:
     status, out = await lab.imctl(*arguments, "-o", "json")
+    schema.check_output((*arguments, "json"), out)
     return status, json.loads(out)
 
 

@@ -4,53 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imctl.target import process, runfile
+from imctl.testing.cli import IMCTL, imctl, ok
 from imctl.testing.lab import lab_region
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
-IMCTL = Path(sys.executable).with_name("imctl")
 
 
 @pytest.fixture
 def region(tmp_path: Path) -> Path:
     return lab_region(tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "deployment"
-    yield folder
-    if (folder / "run.json").exists():
-        imctl(folder, "down")
-
-
-def imctl(data: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [IMCTL, *map(str, arguments)],
-        env=os.environ | {"IMCTL_DATA": str(data), "COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-
-
-def ok(data: Path, *arguments: object) -> str:
-    result = imctl(data, *arguments)
-    assert result.returncode == 0, (arguments, result.stdout, result.stderr)
-    return result.stdout
 
 
 def test_up_look_break_mend_down(region: Path, data: Path) -> None:

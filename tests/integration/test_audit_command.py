@@ -21,6 +21,7 @@ from imcore.audit import verify
 from imcore.runtime import SystemClock
 from imctl.audit import own_writer, writer_of
 from imctl.target.local import Local
+from imctl.testing import schema
 from imctl.testing.onenode import running
 from imctl.traffic import Control
 from services.control.rules import Change, Kind
@@ -40,6 +41,7 @@ async def imctl(folder: Path, *arguments: object) -> tuple[int, str, str]:
     )
     async with asyncio.timeout(SOON_S):
         out, errors = await process.communicate()
+    schema.check_output(arguments, out.decode())
     return process.returncode or 0, out.decode(), errors.decode()
 
 

@@ -24,6 +24,7 @@ from imctl.target import process, runfile
 from imctl.target.local import Local
 from imctl.target.places import Places, free_ports
 from imctl.target.runfile import RunFile
+from imctl.testing import schema
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
 
@@ -113,7 +114,7 @@ def test_nobody_elses_process_is_taken_for_it(target: Local, tmp_path: Path) -> 
 
 
 def imctl(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [IMCTL, *words, "--data", str(data)],
         env=os.environ | {"COLUMNS": "80"},
         stdin=subprocess.DEVNULL,
@@ -122,6 +123,8 @@ def imctl(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+    schema.check_output(words, done.stdout)
+    return done
 
 
 def test_destroy_stops_and_deletes_what_is_the_deployments(target: Local) -> None:
