@@ -16,7 +16,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 log = logging.getLogger("im.listener")
 
@@ -65,34 +65,38 @@ class Listener:
         )
         self._room = asyncio.Semaphore(HANDSHAKES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._socket: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int) -> int:
         loop = asyncio.get_running_loop()
-        [(family, kind, proto, _, address), *_] = await loop.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        listening = socket.socket(family, kind, proto)
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen(BACKLOG)
+            for family, kind, proto, _, address in dict.fromkeys(found):  # a name may have several
+                self._listen(socket.socket(family, kind, proto), address)
         except BaseException:
-            listening.close()
+            for listening in self._sockets:
+                listening.close()
             raise
-        self._socket = listening
-        self._accepting = asyncio.create_task(self._accept(listening))
-        bound: int = listening.getsockname()[1]
+        self._accepting = [asyncio.create_task(self._accept(each)) for each in self._sockets]
+        bound: int = self._sockets[0].getsockname()[1]
         return bound
 
+    def _listen(self, listening: socket.socket, address: tuple[Any, ...]) -> None:
+        self._sockets.append(listening)
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listening.family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+
     async def stop(self) -> None:
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
