@@ -83,7 +83,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self._now = 0.0
         self._in_work = False
-        self._lane_free: dict[Any, float] = {}  # by executor, when its last work is done
+        # By executor, when its last work is done. It is kept, or its address could be another's.
+        self._lane_free: dict[Any, float] = {}
         SimTask._last = 0
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
 
@@ -204,10 +205,10 @@ class SimLoop(asyncio.BaseEventLoop):
             settle(result, error)
 
         # The default executor has many threads, the others one each, or behave so.
-        begin = self._now if lane is None else max(self._now, self._lane_free.get(id(lane), 0.0))
+        begin = self._now if lane is None else max(self._now, self._lane_free.get(lane, 0.0))
         done = begin + self.rng.uniform(*_WORK_S) + self.disk_delay_s(OWNER.get())
         if lane is not None:
-            self._lane_free[id(lane)] = done
+            self._lane_free[lane] = done
         self.call_at(done, run)
 
     def disk_delay_s(self, owner: Owner | None) -> float:

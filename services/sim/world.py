@@ -173,7 +173,11 @@ def _let_go(node: Node) -> None:
 
 
 class _Connector(aiohttp.BaseConnector):
-    """HTTP over the simulated network."""
+    """HTTP over the simulated network, a connection a request: aiohttp's pool reads the real clock
+    to tell whether one is too old to be used again."""
+
+    def __init__(self) -> None:
+        super().__init__(force_close=True)
 
     async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:  # noqa: ASYNC109
         loop = asyncio.get_running_loop()
