@@ -100,9 +100,9 @@ class Node:
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
         self.attached = False  # its parts are there, though perhaps not started
-        self.spans = provider_of(self.idc, exporters)
         per_s = config.region.spec.tracing.per_s
-        self.tracing = tracing_of(self.spans, per_s, self.clock) if per_s else None
+        self.spans = provider_of(self.idc, exporters) if per_s else None
+        self.tracing = tracing_of(self.spans, per_s, self.clock) if self.spans else None
         self.measured = Measured(self.rng) if config.idc.endpoints.metrics else None
         self.monitor = Monitor(self)
         self.serving = False
@@ -163,7 +163,8 @@ class Node:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self.config.data.mkdir(parents=True, exist_ok=True)
-        stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
+        if self.spans is not None:
+            stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
         if self.config.idc.endpoints.metrics:
             await self.monitor.start(self.config.idc.endpoints.metrics, stack)
         await self._start_stores(stack)
@@ -477,7 +478,7 @@ class Node:
         for number in range(self.config.idc.gateways):
             # The boot count makes the name new: routes of an earlier life are never taken for live.
             name = f"{self.idc}-gw{number + 1}.{self.store.boot_count}"
-            gateway = Gateway(name, self.state, self.clock, limits)
+            gateway = Gateway(name, self.state, self.clock, limits, self.outside.listen)
             if self.measured is not None:
                 gateway.verbs = self.measured.verbs["gateway"]
             self.state.gateways[name] = gateway

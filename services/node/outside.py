@@ -1,4 +1,5 @@
-"""What the world outside a node's process is to it: time, randomness, disk, threads, other IDCs.
+"""What the world outside a node's process is to it: time, randomness, disk, threads, clients, other
+IDCs.
 
 The one place that is another in a simulation; the roles and their composition are the same.
 """
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from imcore.listener import Listen, Listener
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.engines.disk import Disk, RealDisk
@@ -28,6 +30,7 @@ class Outside(Protocol):
     secret: Callable[[int], bytes]
     disk: Disk
     executor: Callable[[int, str], Executor]
+    listen: Listen
 
     def channel(self, peer: str, address: str) -> grpc.aio.Channel:
         """To this peer and nobody else. Raises BadInput."""
@@ -50,6 +53,7 @@ class Machine:
         self.secret: Callable[[int], bytes] = secrets.token_bytes
         self.disk: Disk = RealDisk()
         self.executor: Callable[[int, str], Executor] = ThreadPoolExecutor
+        self.listen: Listen = Listener
         self._pki = pki
         self._name = name
 

@@ -89,6 +89,7 @@ class Traffic:
             node.median_clock,
             self.controller.in_minority,
             node.measured.verbs["ipconf"] if node.measured else None,
+            node.outside.listen,
         )
         host, port = config.listener(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+from imcore.listener import Factory
 from services.sim.loop import OWNER, Owner, SimLoop
 
 CONNECT_S = 20.0  # how long a dial goes on over a link that is cut
@@ -167,6 +169,29 @@ class Listener:
     def getsockname(self) -> tuple[str, int]:
         host, _, port = self._address.rpartition(":")
         return host, int(port)
+
+
+class SimListening:
+    """``Listening`` of imcore.listener: TLS is left out."""
+
+    def __init__(
+        self,
+        factory: Factory,
+        tls: ssl.SSLContext | None,
+        handshake_timeout_s: float,
+        shutdown_timeout_s: float,
+    ) -> None:
+        self._factory = factory
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._factory, host, port)
+        return port
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
 
 class Net:

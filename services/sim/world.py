@@ -19,6 +19,7 @@ import grpc
 
 from imcore import pki
 from imcore.errors import ImError
+from imcore.listener import Listen
 from imcore.pki import load_region_keys
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
@@ -31,7 +32,7 @@ from services.sdk import Client, ConnectionChanged, Event, IpconfClient, Options
 from services.sdk.transport import PlaintextDialer
 from services.sim.disk import SimDisk
 from services.sim.loop import OWNER, Owner, SimLoop
-from services.sim.net import Link, Net
+from services.sim.net import Link, Net, SimListening
 from services.sim.region import ACCESS_MS, DELAY_MS, IDCS, home_of, region
 from services.sim.rpc import SimChannel, SimServer
 
@@ -88,6 +89,7 @@ class SimOutside:
         self.secret: Callable[[int], bytes] = self.rng.randbytes
         self.disk: Disk = machine.disk
         self.executor: Callable[[int, str], Executor] = world.loop.executor
+        self.listen: Listen = SimListening
         self._world = world
         self._name = machine.name
 
