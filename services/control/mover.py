@@ -128,6 +128,7 @@ class Mover:
         self._took: deque[int] = deque(maxlen=SAMPLES_MAX)  # ms, of those that went
         self._gone = 0
         self._closed: set[tuple[str, str]] = set()  # devices, in this drain
+        self._ended: set[str] = set()  # the sessions that these connections had
         self.closed = 0  # connections, in the last drain
         self._judged: dict[str, bool] = {}  # session -> belongs elsewhere, by ...
         # ... this policy epoch, minority, and these IDCs with a live gateway.
@@ -176,8 +177,10 @@ class Mover:
             if asked and self._state.close_after_move(session.session):
                 self._closed.add((session.uid, session.device))
                 self._told.pop(session.session, None)  # it did not go, and is no sample
-                closed += 1
-                self.closed += 1
+                if session.session not in self._ended:  # it may take a while until it is gone
+                    self._ended.add(session.session)
+                    closed += 1
+                    self.closed += 1
                 continue
             told = self._told.get(session.session)
             if self._credit < 1 or (told is not None and now - told.at < AGAIN_S):
@@ -197,7 +200,7 @@ class Mover:
         if state is self._own_state:
             return
         self._own_state = state
-        self._told, self._closed = {}, set()
+        self._told, self._closed, self._ended = {}, set(), set()
         self._took.clear()
         self._gone = 0
         if state is IdcState.DRAINING:
