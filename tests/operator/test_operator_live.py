@@ -97,6 +97,8 @@ def say_ready(server: ApiServer, namespace: str) -> None:
 
 def test_an_idc_is_made_repaired_and_deleted(api_server: ApiServer, operators: Operators) -> None:
     namespace = operators.namespace
+    restricted = "pod-security.kubernetes.io/enforce=restricted"
+    api_server.kubectl("label", "namespace", namespace, restricted)
     prepare(api_server, namespace)
     operators.start()
     until(lambda: operators.phase() == "Starting")
