@@ -155,6 +155,22 @@ def test_a_paused_object_is_not_repaired(api_server: ApiServer, operators: Opera
     until(lambda: operators.get("service", "fra-idc-peer") is not None, 10)
 
 
+def test_what_the_api_server_does_not_take_stands_in_the_status(
+    api_server: ApiServer, operators: Operators
+) -> None:
+    namespace = operators.namespace
+    prepare(api_server, namespace)
+    outside = copy.deepcopy(IDC)
+    outside["spec"]["service"] = "NodePort"  # its region's ports are none of a node's
+    apply(api_server, namespace, outside)
+    operators.start()
+    until(lambda: operators.phase() == "Blocked")
+    (why,) = operators.get("idc", "fra")["status"]["blocked_by"]
+    assert "provided port is not in the valid range" in why
+    apply(api_server, namespace, outside | {"spec": outside["spec"] | {"service": "ClusterIP"}})
+    until(lambda: operators.phase() == "Starting")
+
+
 def test_the_next_goes_on_when_the_active_one_is_killed(
     api_server: ApiServer, operators: Operators, figures: Callable[[str, object], None]
 ) -> None:
