@@ -18,6 +18,7 @@ from imctl import errors, roles
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "up": ("imctl.commands.lifecycle", "up", "Start the deployment of a region file."),
     "down": ("imctl.commands.lifecycle", "down", "Stop the deployment; its data stay."),
+    "attach": ("imctl.commands.lifecycle", "attach", "Take up a deployment that runs elsewhere."),
     "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
     "demo": ("imctl.demo", "demo", "Lose a data centre under load and prove that nothing is lost."),
     "validate": ("imctl.commands.files", "validate", "Check a region file."),

@@ -116,6 +116,8 @@ def process_of(document: Mapping[str, Any], name: str) -> str:
     state = str(document["processes"].get(name, {}).get("state", "not started"))
     witness = document["witness"] if name == document["witness_name"] else None
     answer = document["idcs"].get(name, witness) or {}
+    if state == "elsewhere":
+        state = "running"  # as far as its answer tells
     silent = state == "running" and "error" in answer
     return "unreachable" if silent else state
 

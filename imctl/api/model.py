@@ -90,6 +90,11 @@ class Workload(Model):
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="labels of the nodes that may run it"
     )
+    service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
+        default="ClusterIP",
+        description="type of its Services, for clients and for peers; NodePort: at the very ports "
+        "of the endpoints, which must be ones that nodes give away",
+    )
     paused: bool = Field(default=False, description="true: the operator leaves it as it is")
 
 
@@ -97,9 +102,6 @@ class IdcSpec(Workload):
     """One IDC of a region, run in this namespace."""
 
     idc: Name = Field(description="which one, by its name in the Region")
-    service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
-        default="ClusterIP", description="type of the Service for clients"
-    )
 
 
 class WitnessSpec(Workload):

@@ -86,6 +86,8 @@ def deploy(
     region = load_region(file)
     folder = folder_of(region, data)
     target = running(folder)
+    if target is not None:
+        target.demand_here("Deploying it")
     last = store.read(folder)
     if target is None or (last is not None and last.kind is Kind.UP and not last.ended):
         if target is None:

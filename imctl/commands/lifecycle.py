@@ -12,12 +12,14 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from imcore.errors import Refused
+from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl import audit, deployment, startup
 from imctl.errors import Failed, Guarded
 from imctl.logview import Shown
 from imctl.options import Data, Engines, Format, IdcName, Output, RegionFile
 from imctl.output import console
+from imctl.planning import folder_of
 from imctl.rollout import store
 from imctl.target.engines import chosen
 from imctl.target.local import Local
@@ -63,6 +65,18 @@ def progress(target: Local) -> Iterator[startup.Progress]:
             bars.update(tasks[name], description=f"{name} {words}", completed=int(serving))
 
         yield show
+
+
+def attach(file: RegionFile, data: Data = None) -> None:
+    """Take up a deployment whose processes somebody else runs, such as the Kubernetes operator.
+
+    `status`, moves of traffic, `op`, `audit`, `ipconf`, `token`, `send` and `tail` work as on one
+    of this machine, by its endpoints. The folder has its pki (`imctl pki init FILE`) already.
+
+    Example: imctl attach regions/two-idc.yaml --data var/two-idc
+    """
+    target = Local.attach(file, folder_of(load_region(file), data))
+    print(f"attached {target.region.metadata.name}; it is known in {target.data}")
 
 
 def down(data: Data = None) -> None:
@@ -172,6 +186,7 @@ def logs(
     Example: imctl logs fra --follow
     """
     target = deployment.find(data)
+    target.demand_here("Showing its logs")
     if idc is not None and idc not in target.everything():
         raise typer.BadParameter(f"expected one of {', '.join(target.everything())}, got {idc}")
     files = {name: target.log_file(name) for name in target.everything() if idc in (None, name)}

@@ -45,7 +45,6 @@ class Part(NamedTuple):
     clients: Mapping[str, int]  # ports by name; empty for a witness
     hosts: tuple[str, ...]  # of its endpoints
     memory_mib: int
-    service: str
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -56,7 +55,7 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
             raise KeyError("witness")
         host, port = split(region.spec.witness.peer)
         name = region.spec.witness.name
-        return Part(name, "witness", "services.witness", (), port, {}, (host,), 2 * base, "")
+        return Part(name, "witness", "services.witness", (), port, {}, (host,), 2 * base)
     idc = region.idc(spec.idc)
     ports = [port for _, port in gateway_ports(idc)]
     clients = {f"gateway-{number}": port for number, port in enumerate(ports, 1)}
@@ -66,7 +65,7 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
     memory = base + figures["im_mib"] + idc.capacity.sessions * figures["connection_kib"] / 1024
     return Part(
         idc.name, "idc", "services.node", ("--idc", idc.name), split(ends.peer)[1], clients,
-        tuple(hosts), ceil(memory), spec.service,
+        tuple(hosts), ceil(memory),
     )  # fmt: skip
 
 
@@ -160,23 +159,29 @@ class _Maker:
     def _peer_service(self) -> Object:
         """Also before it is ready: others need its registry for their majority."""
         spec = {
-            "type": "ClusterIP",
+            "type": self._spec.service,
             "publishNotReadyAddresses": True,
             "selector": self._match,
-            "ports": [_port("peer", self._part.peer)],
+            "ports": [self._port("peer", self._part.peer)],
         }
         return self._object("v1", "Service", f"{self._base}-peer", spec=spec)
 
     def _client_service(self) -> Object:
-        spec = {
-            "type": self._part.service,
+        spec: Object = {
+            "type": self._spec.service,
             "selector": self._match,
-            "ports": [_port(name, number) for name, number in self._part.clients.items()],
+            "ports": [self._port(name, number) for name, number in self._part.clients.items()],
         }
-        if self._part.service != "ClusterIP":
+        if self._spec.service != "ClusterIP":
             # ipconf places clients by their address, which a second hop would hide.
             spec["externalTrafficPolicy"] = "Local"
         return self._object("v1", "Service", f"{self._base}-clients", spec=spec)
+
+    def _port(self, name: str, number: int) -> Object:
+        port: Object = {"name": name, "protocol": "TCP", "port": number, "targetPort": number}
+        if self._spec.service == "NodePort":
+            port["nodePort"] = number  # others dial the endpoint's own port, whoever listens there
+        return port
 
     def _certificate(self) -> Object:
         issuer = self._spec.certificates.issuer
@@ -316,10 +321,6 @@ class _Maker:
                 for number, each in enumerate(self._spec.secrets)
             ),
         ]
-
-
-def _port(name: str, number: int) -> Object:
-    return {"name": name, "protocol": "TCP", "port": number, "targetPort": number}
 
 
 def _probe(port: int, period_s: int, failures: int) -> Object:

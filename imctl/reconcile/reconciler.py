@@ -117,9 +117,10 @@ class Reconciler:
             wait_s = await self.reconcile(key)
         except NotLeading:
             raise
-        except ImError as error:
+        except Exception as error:  # whatever is wrong with one object, the others go on
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            log.warning("%s: %s", key, error)
+            surprise = None if isinstance(error, ImError) else error
+            log.warning("%s: %s", key, error, exc_info=surprise)
             return float(min(RETRY_S * 2 ** min(failures, 10), RETRY_MAX_S))
         self._failures.pop(key, None)
         return wait_s

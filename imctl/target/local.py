@@ -116,6 +116,27 @@ class Local:
         return target
 
     @classmethod
+    def attach(cls, region_file: Path, folder: Path) -> Local:
+        """The deployment of this region file, whose processes somebody else runs. Its pki lies in
+        the folder already. Raises BadInput, Failed."""
+        region = load_region(region_file)
+        folder = folder.absolute()
+        run = runfile.read(folder)
+        if run is not None and not run.elsewhere:
+            raise Failed(f"{folder} is of a deployment on this machine; choose another with --data")
+        pki.show(folder / "pki")
+        copy = folder / COPY
+        try:
+            new = folder / f"{COPY}.new"
+            new.write_bytes(region_file.read_bytes())
+            new.replace(copy)
+            run = RunFile(region=str(copy), faults=False, link_admin="", elsewhere=True)
+            run.write(folder)
+        except OSError as error:
+            raise Failed(f"cannot write below {folder}: {error.strerror}") from error
+        return cls(region, folder, run, Places(folder))
+
+    @classmethod
     def open(cls, folder: Path) -> Local:
         """The deployment that was started in this folder. Raises Failed."""
         run = runfile.read(folder)
@@ -156,8 +177,17 @@ class Local:
         return names + [idc.name for idc in self.region.spec.idcs]
 
     def _demand_admin(self, what: str) -> None:
-        """What is done to processes and files asks no server. Raises Refused."""
+        """What is done to processes and files asks no server. Raises Refused, Guarded."""
+        self.demand_here(what)
         roles.demand(self.pki, Role.ADMIN, what)
+
+    def demand_here(self, what: str) -> None:
+        """Raises Guarded. ``what``: the subject of the sentence."""
+        if self._run.elsewhere:
+            raise Guarded(
+                f"{what} is not for imctl: {self.region.metadata.name} was attached, and somebody "
+                "else runs its processes"
+            )
 
     def start(self, names: Sequence[str]) -> None:
         self._demand_admin("Starting processes")
@@ -179,6 +209,8 @@ class Local:
 
     def find_lost(self) -> None:
         """Take in processes of ours that an `imctl` started and did not live to write down."""
+        if self._run.elsewhere:
+            return
         lost = [name for name in self.names() if self._state(name) == "gone"]
         for name in lost:
             found = process.find(self._marks(name))
@@ -253,7 +285,7 @@ class Local:
         return [sys.executable, "-m", "services.node", *common, *idc, *data, *links, *faults]
 
     def _linked(self) -> bool:
-        return len(self.region.spec.idcs) > 1
+        return not self._run.elsewhere and len(self.region.spec.idcs) > 1
 
     def _write_routes(self) -> list[str]:
         """Where MirrorMakers reach the brokers of other IDCs: over the links, like everybody."""
@@ -398,6 +430,7 @@ class Local:
         """What the KV of these IDCs (``pd``: their names) is to be on: each one's ``engines.kv``.
         TiKV runs at the addresses that are given, or beside them: then it serves when this returns,
         and the deployment's region file says so. Raises Failed, BadInput."""
+        self.demand_here("Moving its KV")
         if engine == "embedded":
             return dict.fromkeys(pd, "embedded")
         given = [name for name in pd if pd[name]]
@@ -561,6 +594,8 @@ class Local:
     # ----------------------------------------------------------------------------- looking
 
     def units(self) -> list[Unit]:
+        if self._run.elsewhere:
+            return [Unit(name, "elsewhere", 0) for name in self.names()]
         return [
             Unit(name, self._state(name), self._run.processes[name].pid)
             for name in (*self.names(), *self.engine_names())
@@ -618,6 +653,11 @@ def pki_names(region: Region) -> dict[str, list[str]]:
 
 def _check_not_running(folder: Path) -> None:
     run = runfile.read(folder) if folder.exists() else None
+    if run is not None and run.elsewhere:
+        raise Failed(
+            f"{folder} is of a deployment that was attached and runs elsewhere; choose another "
+            f"with --data, or delete {folder / runfile.NAME}"
+        )
     if run is not None and Path(run.region).exists():
         target = Local.open(folder)
         target.find_lost()

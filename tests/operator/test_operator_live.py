@@ -97,6 +97,8 @@ def say_ready(server: ApiServer, namespace: str) -> None:
 
 def test_an_idc_is_made_repaired_and_deleted(api_server: ApiServer, operators: Operators) -> None:
     namespace = operators.namespace
+    restricted = "pod-security.kubernetes.io/enforce=restricted"
+    api_server.kubectl("label", "namespace", namespace, restricted)
     prepare(api_server, namespace)
     operators.start()
     until(lambda: operators.phase() == "Starting")
@@ -151,6 +153,22 @@ def test_a_paused_object_is_not_repaired(api_server: ApiServer, operators: Opera
     assert operators.get("service", "fra-idc-peer") is None
     apply(api_server, namespace, paused | {"spec": paused["spec"] | {"paused": False}})
     until(lambda: operators.get("service", "fra-idc-peer") is not None, 10)
+
+
+def test_what_the_api_server_does_not_take_stands_in_the_status(
+    api_server: ApiServer, operators: Operators
+) -> None:
+    namespace = operators.namespace
+    prepare(api_server, namespace)
+    outside = copy.deepcopy(IDC)
+    outside["spec"]["service"] = "NodePort"  # its region's ports are none of a node's
+    apply(api_server, namespace, outside)
+    operators.start()
+    until(lambda: operators.phase() == "Blocked")
+    (why,) = operators.get("idc", "fra")["status"]["blocked_by"]
+    assert "provided port is not in the valid range" in why
+    apply(api_server, namespace, outside | {"spec": outside["spec"] | {"service": "ClusterIP"}})
+    until(lambda: operators.phase() == "Starting")
 
 
 def test_the_next_goes_on_when_the_active_one_is_killed(

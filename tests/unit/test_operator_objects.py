@@ -142,6 +142,18 @@ def test_a_peer_is_found_before_it_is_ready_and_clients_only_after() -> None:
     assert "publishNotReadyAddresses" not in services["fra-idc-clients"]
 
 
+@pytest.mark.parametrize("case", ["idc", "witness"])
+def test_a_node_port_is_the_endpoint_s_own(case: str) -> None:
+    """Others dial what the region file says, and clients what ipconf says: the same."""
+    kind, spec = CASES[case]
+    owner = Owner(kind, "im-fra", "fra", "0a1b", 3)
+    outside = spec.model_copy(update={"service": "NodePort"})
+    for each in objects(owner, outside, region(), FIGURES):
+        if each["kind"] == "Service":
+            assert each["spec"]["type"] == "NodePort"
+            assert all(port["nodePort"] == port["port"] for port in each["spec"]["ports"])
+
+
 def test_cert_manager_is_asked_for_the_names_by_which_it_is_known() -> None:
     (certificate,) = [each for each in made("idc-with-all") if each["kind"] == "Certificate"]
     assert certificate["spec"]["commonName"] == dns_name("fra")

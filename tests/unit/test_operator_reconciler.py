@@ -191,10 +191,11 @@ async def until(what: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("trouble", [Unavailable("no"), KeyError("a mistake of ours")])
 async def test_what_fails_is_tried_again_and_holds_nobody_up(
-    memory: Memory, reconciler: Reconciler
+    memory: Memory, reconciler: Reconciler, trouble: Exception
 ) -> None:
-    memory.trouble = Unavailable("no")
+    memory.trouble = trouble
     async for _ in running(reconciler):
         reconciler.look(KEY)
         await asyncio.sleep(0.05)
