@@ -50,6 +50,7 @@ lint: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
 	@$(BIN)/python -m tools.gencli --check
 	@$(BIN)/python -m tools.gencapacity --check
+	@$(BIN)/python -m tools.gencrds --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -73,6 +74,7 @@ proto: setup-test
 docs: setup-test
 	@$(BIN)/python -m tools.gencli
 	@$(BIN)/python -m tools.gencapacity
+	@$(BIN)/python -m tools.gencrds
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -39,6 +39,10 @@ def _arguments() -> argparse.Namespace:
         "--audit", type=Path, metavar="FILE",
         help="the audit log of its decisions [default: audit.jsonl in the data folder]",
     )  # fmt: skip
+    parser.add_argument(
+        "--listen", default="", metavar="HOST",
+        help="where to listen [default: the host of each endpoint]; others dial the endpoints",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -78,7 +82,7 @@ def main() -> int:
     try:
         config = load(
             options.region, options.idc, options.data, options.pki, options.links,
-            options.faults, options.plain_clients, options.audit,
+            options.faults, options.plain_clients, options.audit, options.listen,
         )  # fmt: skip
         config.audit_file.parent.mkdir(parents=True, exist_ok=True)
         with (

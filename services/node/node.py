@@ -44,7 +44,7 @@ from services.node.admin import AdminService
 from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
-from services.node.config import NodeConfig, split_address
+from services.node.config import NodeConfig
 from services.node.engines import (
     mirror_lag,
     open_kv,
@@ -270,9 +270,9 @@ class Node:
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         credentials = grpc_server_credentials(self.config.pki, self.idc)
-        address = self.config.idc.endpoints.peer
-        if server.add_secure_port(address, credentials) == 0:
-            raise OSError(f"cannot listen on {address} (endpoints.peer of {self.idc})")
+        host, port = self.config.listener(self.config.idc.endpoints.peer)
+        if server.add_secure_port(f"{host}:{port}", credentials) == 0:
+            raise OSError(f"cannot listen on {host}:{port} (endpoints.peer of {self.idc})")
         await server.start()
         stack.push_async_callback(partial(server.stop, 0.5))
 
@@ -423,7 +423,7 @@ class Node:
 
     async def _start_clients(self, stack: contextlib.AsyncExitStack) -> None:
         spec = self.config.region.spec
-        host, port = split_address(self.config.idc.endpoints.gateway)
+        host, port = self.config.listener(self.config.idc.endpoints.gateway)
         limits = GatewayConfig(
             idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms
         )

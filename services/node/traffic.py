@@ -89,7 +89,7 @@ class Traffic:
             node.median_clock,
             self.controller.in_minority,
         )
-        host, port = split_address(config.idc.endpoints.ipconf)
+        host, port = config.listener(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
         stack.push_async_callback(ipconf.stop)
         mover = self._mover = Mover(

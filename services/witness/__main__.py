@@ -33,6 +33,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--audit", type=Path, metavar="FILE",
         help="the audit log of its decisions [default: audit.jsonl in the data folder]",
     )  # fmt: skip
+    parser.add_argument(
+        "--listen", default="", metavar="HOST",
+        help="where to listen [default: the host of each endpoint]; others dial the endpoints",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -55,6 +59,7 @@ async def _serve(options: argparse.Namespace) -> None:
         SystemClock(),
         random.Random(secrets.randbits(64)),
         options.audit,
+        options.listen,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
