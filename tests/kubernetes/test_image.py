@@ -56,6 +56,8 @@ def test_a_pod_of_our_image_runs_without_root_and_without_writing(
     assert cluster.kubectl(*inside, "id", "-u").strip() == "65532"
     with pytest.raises(Failed, match="Read-only file system"):
         cluster.kubectl(*inside, "touch", "/x")
+    # It is what every role imports.
+    assert "--region" in cluster.kubectl(*inside, "python3", "-m", "services.node", "--help")
     # Modules are compiled in the image, and taken whatever the files' times (the fifth byte):
     # nobody could keep what a start compiles.
     code = "import imctl.main as m; print(m.__cached__, open(m.__cached__, 'rb').read(5)[4])"

@@ -229,7 +229,7 @@ def volume(folder: Path) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": folder.name.replace("_", "-").lower()},
+        "metadata": {"name": f"volume-{folder.name.encode().hex()}"},
         "spec": {
             "capacity": {"storage": "100Gi"},
             "accessModes": ["ReadWriteOnce"],
