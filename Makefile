@@ -8,12 +8,13 @@ SEEDS ?= 8
 FROM ?= 1
 
 .PHONY: help demo test lint bench nightly mutations drills fuzz sim soak audit proto docs clean setup-demo \
-	setup-test engines
+	setup-test engines cluster
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
 	@echo "make test       set up, then lint and all tests"
 	@echo "make engines    set up, then get every engine that the tests run (once; minutes)"
+	@echo "make cluster    get what the tests on Kubernetes run on (once; a quarter of an hour)"
 	@echo "make lint       format, lint, types, layers, generated stubs and docs"
 	@echo "make audit      ask a database on the network for known vulnerabilities of what is locked"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
@@ -42,6 +43,9 @@ test: setup-test lint
 engines: setup-test
 	@$(BIN)/imctl engines install all
 	@$(BIN)/imctl engines doctor
+
+cluster: setup-test
+	@$(BIN)/python -m imctl.testing.cluster
 
 lint: setup-test
 	@$(BIN)/ruff check .

@@ -106,6 +106,14 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version as installed
+
+        print(installed("imctl"))
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -118,7 +126,11 @@ def root(
             show_default=False,
         ),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[
+        bool,
+        # Eager: it wants no command.
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
@@ -129,11 +141,6 @@ def root(
         os.environ[errors.DEBUG] = "1"
     if role is not None:
         os.environ[roles.VARIABLE] = role
-    if version:
-        from importlib.metadata import version as installed
-
-        print(installed("imctl"))
-        raise typer.Exit
 
 
 def main() -> None:
