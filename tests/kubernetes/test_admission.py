@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from imctl.errors import Failed
-from tests.operator.conftest import ApiServer
+from imctl.testing.cluster.cluster import Cluster as ApiServer
 
 REGIONS = Path(__file__).parents[2] / "regions"
 Edit = Callable[[Any], None]

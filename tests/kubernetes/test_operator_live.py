@@ -15,22 +15,27 @@ from typing import Any
 
 import pytest
 
-from tests.operator.conftest import ApiServer
-from tests.operator.test_admission import IDC, apply, region
+from imctl.testing.cluster.cluster import Cluster as ApiServer
+from tests.kubernetes.test_admission import IDC, apply, region
 
 TAKEOVER_S = 15.0
 LIMIT_S = 40.0  # for a start on a busy machine
 
 
 class Operators:
-    def __init__(self, server: ApiServer, namespace: str, folder: Path) -> None:
+    """``kubeconfig``: as whom they act; None: as the administrator."""
+
+    def __init__(
+        self, server: ApiServer, namespace: str, folder: Path, kubeconfig: Path | None = None
+    ) -> None:
         self._server, self.namespace, self._folder = server, namespace, folder
+        self._kubeconfig = kubeconfig or server.kubeconfig
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "imctl", "operator", "run"]
         command += ["--namespace", self.namespace, "--lease-namespace", self.namespace]
-        environment = {**os.environ, "KUBECONFIG": str(self._server.kubeconfig)}
+        environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig)}
         with (self._folder / f"operator-{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.processes.append(process)

@@ -1,14 +1,13 @@
 """The charts: what Helm makes of them, what it refuses, and an upgrade and a rollback with it.
 
-After a change that is meant: `REWRITE_GOLDEN=1 pytest tests/operator/test_charts.py`, and read the
-difference.
+After a change that is meant: `REWRITE_GOLDEN=1 pytest tests/kubernetes/test_charts.py`, and read
+the difference.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -19,9 +18,9 @@ import yaml
 
 from imctl.api.model import IdcSpec
 from imctl.errors import Failed
-from tests.conftest import impossible_here
-from tests.operator.conftest import ApiServer
-from tests.operator.test_operator_live import Operators, prepare, until
+from imctl.testing.cluster import programs
+from imctl.testing.cluster.cluster import Cluster as ApiServer
+from tests.kubernetes.test_operator_live import Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "charts_golden"
@@ -47,13 +46,11 @@ EVERY = pytest.mark.parametrize("case", CHARTS)
 
 
 @pytest.fixture(scope="session")
-def helm() -> Helm:
-    program = shutil.which("helm")
-    if program is None:
-        impossible_here("no helm", "put Helm 3 or newer on the PATH")
-
+def helm(cluster_programs: programs.Programs) -> Helm:
     def run(*arguments: str) -> str:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [cluster_programs.helm, *arguments], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise Failed(done.stderr.strip() or done.stdout.strip())
         return done.stdout
@@ -149,7 +146,7 @@ def test_the_rights_of_the_chart_suffice(
     own = tmp_path / "kubeconfig"
     own.write_text(json.dumps(config))
     prepare(api_server, namespace)
-    operators = Operators(ApiServer(own), namespace, tmp_path)
+    operators = Operators(api_server, namespace, tmp_path, own)
     admin = Operators(api_server, namespace, tmp_path)
     process = operators.start()
     try:
