@@ -44,7 +44,7 @@ from imctl.target.engines import chosen as chosen_engines
 from imctl.target.local import Local
 from imctl.traffic import Control
 from services.loadgen.load import Load
-from services.loadgen.population import Population, country_lookup, make_population
+from services.loadgen.population import Population, make_population, public_country
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -205,7 +205,7 @@ async def _run(target: Local, settings: _Settings, view: View, clock: SystemCloc
         settings.clients,
         home_countries(target.region),
         rng,
-        country_lookup(),
+        public_country,
         prefix=f"{settings.run}-",
     )
     started = datetime.now(UTC).isoformat(timespec="seconds")

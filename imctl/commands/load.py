@@ -26,7 +26,7 @@ from imctl.output import emit
 from imctl.target.local import Local
 from services.loadgen.load import Load
 from services.loadgen.logins import look
-from services.loadgen.population import Addresses, country_lookup, make_population
+from services.loadgen.population import Addresses, make_population, public_country
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.loadgen.stats import Sample
@@ -80,7 +80,7 @@ async def _run(
     rng: random.Random,
 ) -> None:
     clock = SystemClock()
-    lookup = country_lookup()
+    lookup = public_country
     homes = home_countries(target.region)
     # A run's uids are its own: users of an earlier run have other conversations.
     population = make_population(users, homes, rng, lookup, prefix=f"{run_id[5:]}-")

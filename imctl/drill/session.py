@@ -36,8 +36,8 @@ from services.loadgen.load import Load, Member
 from services.loadgen.logins import look
 from services.loadgen.population import (
     Addresses,
-    country_lookup,
     make_population,
+    public_country,
 )
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
@@ -122,7 +122,7 @@ class Session:
     async def open(self) -> None:
         """Everybody connected and talking. Raises ImError."""
         target, clock, rng = self.target, self._clock, self._rng
-        lookup, homes = country_lookup(), home_countries(target.region)
+        lookup, homes = public_country, home_countries(target.region)
         addresses = Addresses(rng, lookup)
         self.addresses = {idc: addresses.take(homes[idc])[0] for idc in self.idcs}
         wanted = self.settings.load

@@ -26,7 +26,7 @@ from imctl.identity import ipconf_urls, token_for
 from imctl.statusview import policies_said
 from imctl.testing.lab import Lab, until
 from services.loadgen.logins import Look, covering, look
-from services.loadgen.population import Addresses, country_lookup
+from services.loadgen.population import Addresses, public_country
 from services.loadgen.ports import Session
 from services.loadgen.recorder import Ear, Recorder
 from services.loadgen.sdk import SdkClients
@@ -109,7 +109,7 @@ class Cast:
         )
         self.recorder = Recorder(self._writer.write, lab.clock.now, self._writer.flush)
         self._clients: SdkClients | None = None
-        addresses = Addresses(self._rng, country_lookup())
+        addresses = Addresses(self._rng, public_country)
         countries = home_countries(lab.target.region)
         self.addresses = {idc: addresses.take(countries[idc])[0] for idc in lab.idcs}
         self.actors: list[Actor] = []

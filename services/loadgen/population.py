@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
+from imcore.countries import country_of
 from imcore.errors import BadInput
 
 TRIES_MAX = 200_000
@@ -49,21 +50,9 @@ class Population:
 Lookup = Callable[[str], str | None]
 
 
-def country_lookup() -> Lookup:
-    """The country of a public IPv4 address by geoip2fast's offline table, else None."""
-    from geoip2fast import GeoIP2Fast  # slow to import: it loads its table
-
-    table = GeoIP2Fast()
-
-    def lookup(address: str) -> str | None:
-        if not IPv4Address(address).is_global:
-            return None
-        found = table.lookup(address)
-        if found.is_private or len(found.country_code) != 2:
-            return None
-        return str(found.country_code)
-
-    return lookup
+def public_country(address: str) -> str | None:
+    """Of a public IPv4 address, by the offline table, else None."""
+    return (country_of(address) or None) if IPv4Address(address).is_global else None
 
 
 class Addresses:

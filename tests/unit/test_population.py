@@ -14,7 +14,7 @@ import yaml
 from imcore.errors import BadInput
 from imcore.region.load import check_text
 from imctl.commands.load import home_countries
-from services.loadgen.population import Population, country_lookup, make_population
+from services.loadgen.population import Population, make_population, public_country
 from services.loadgen.schedule import SIZE_MAX, Arrival, Rates, Text, arrivals, size
 
 COUNTRIES = {"fra": ["DE", "FR"], "iad": ["US", "CA"], "sin": ["SG", "JP"]}
@@ -22,7 +22,7 @@ COUNTRIES = {"fra": ["DE", "FR"], "iad": ["US", "CA"], "sin": ["SG", "JP"]}
 
 @pytest.fixture(scope="module")
 def population() -> Population:
-    return make_population(300, COUNTRIES, random.Random(7), country_lookup())
+    return make_population(300, COUNTRIES, random.Random(7), public_country)
 
 
 def test_three_hundred_clients_a_third_with_two_devices(population: Population) -> None:
@@ -34,7 +34,7 @@ def test_three_hundred_clients_a_third_with_two_devices(population: Population) 
 
 
 def test_addresses_are_public_and_of_their_country(population: Population) -> None:
-    lookup = country_lookup()
+    lookup = public_country
     for client in population.clients:
         assert IPv4Address(client.address).is_global
         assert lookup(client.address) == client.country
@@ -43,7 +43,7 @@ def test_addresses_are_public_and_of_their_country(population: Population) -> No
 
 
 def test_private_and_reserved_addresses_have_no_country() -> None:
-    lookup = country_lookup()
+    lookup = public_country
     assert [lookup(a) for a in ("10.1.2.3", "127.0.0.1", "100.64.0.1", "192.0.2.9")] == [None] * 4
 
 
@@ -55,21 +55,21 @@ def test_pairs_cross_idcs_and_groups_have_their_sizes(population: Population) ->
 
 
 def test_the_seed_decides(population: Population) -> None:
-    lookup = country_lookup()
+    lookup = public_country
     assert make_population(300, COUNTRIES, random.Random(7), lookup) == population
     assert make_population(300, COUNTRIES, random.Random(8), lookup) != population
 
 
 @pytest.mark.parametrize("users", [2, 3, 7])
 def test_few_clients(users: int) -> None:
-    small = make_population(users, COUNTRIES, random.Random(1), country_lookup())
+    small = make_population(users, COUNTRIES, random.Random(1), public_country)
     assert len(small.pairs) == users // 2
     assert {len(group.members) for group in small.groups} == {users}
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(BadInput, match="at least 2"):
-        make_population(1, COUNTRIES, random.Random(1), country_lookup())
+        make_population(1, COUNTRIES, random.Random(1), public_country)
     with pytest.raises(BadInput, match="no public network in DE"):
         make_population(2, {"fra": ["DE"]}, random.Random(1), lambda address: None)
 
