@@ -29,6 +29,7 @@ def region(tmp_path: Path) -> Path:
     return lab_region(tmp_path)
 
 
+@pytest.mark.nightly  # CI runs the demo itself
 def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path, figures) -> None:
     out = tmp_path / "out"
     done = subprocess.run(

@@ -52,6 +52,7 @@ async def works(lab: Lab) -> None:
         await lab.wait_calm(idc, 180)  # a stuck MirrorMaker is given 90 to start, and starts again
 
 
+@pytest.mark.nightly  # six minutes on two cores
 async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
     every_engine: None, tmp_path: Path, figures: Callable[[str, object], None]
 ) -> None:
