@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from services.sim.run import run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +46,6 @@ def test_another_seed_is_another_world() -> None:
     assert one.trace != other.trace
 
 
-@pytest.mark.nightly
 def test_the_fixed_set_meets_every_rare_branch(
     tmp_path: Path, figures: Callable[[str, object], None]
 ) -> None:
