@@ -60,7 +60,7 @@ async def state_hashes(
     hashes differ, since not all IDCs are read at one instant. Raises Unavailable."""
 
     async def one(name: str) -> dict[int, tuple[str, int]]:
-        async with grpc_channel(target.pki, "admin", name, target.address(name)) as channel:
+        async with _channel(target, name) as channel:
             try:
                 reply = await rpc.AdminStub(channel).StateHash(
                     pb.StateHashRequest(), timeout=HASH_S

@@ -48,6 +48,9 @@ MaxLag = Annotated[
 MaxAck = Annotated[
     int, typer.Option(min=1, help="Limit of the gate on how long acks take (p99), ms.")
 ]
+UndoOnFailure = Annotated[
+    bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
+]
 _WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
 Override = Annotated[
     str | None,
@@ -62,9 +65,7 @@ def deploy(
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
     max_ack: MaxAck = ACK_MS_MAX,
-    undo_on_failure: Annotated[
-        bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
-    ] = False,
+    undo_on_failure: UndoOnFailure = False,
     override: Override = None,
     faults: Annotated[
         bool, typer.Option("--faults", help="Where nothing runs yet: as of `imctl up`.")

@@ -11,7 +11,17 @@ import typer
 from imcore.roles import Role
 from imctl import deployment, roles
 from imctl.commands.asking import DryRun
-from imctl.commands.deploy import How, MaxAck, MaxLag, Override, Soak, Yes, check_allowed, roll_out
+from imctl.commands.deploy import (
+    How,
+    MaxAck,
+    MaxLag,
+    Override,
+    Soak,
+    UndoOnFailure,
+    Yes,
+    check_allowed,
+    roll_out,
+)
 from imctl.commands.plan import look
 from imctl.errors import OK, USAGE, Guarded
 from imctl.options import Data, Format, IdcName, Output
@@ -32,9 +42,7 @@ def scale(
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
     max_ack: MaxAck = ACK_MS_MAX,
-    undo_on_failure: Annotated[
-        bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
-    ] = False,
+    undo_on_failure: UndoOnFailure = False,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,

@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export import (
     SpanExportResult,
 )
 
+from imcore.bucket import Bucket
 from imcore.errors import BadInput
 from imcore.logs import FIELDS
 from imcore.runtime import Clock
-from services.tracing.context import Allowance
 from services.tracing.spans import Tracing
 
 log = logging.getLogger("im.trace")
@@ -83,4 +83,4 @@ def _otlp() -> SpanExporter:
 
 
 def tracing_of(provider: TracerProvider, per_s: float, clock: Clock) -> Tracing:
-    return Tracing(provider.get_tracer("im"), Allowance(per_s, BURST), clock.now)
+    return Tracing(provider.get_tracer("im"), Bucket(per_s, BURST, clock.now()), clock.now)

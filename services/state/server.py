@@ -214,7 +214,7 @@ class StateServer(Outgoing):
             if isinstance(error, TimeoutError):
                 self._requests.breaker.failed(self._clock.now())
                 error = Unavailable("the IDC is too busy to take a connection", 500)
-            code = error.code if isinstance(error, Refused) else Code.UNAVAILABLE
+            code = code_of(error)
             self._refuse(address, request_id, error)
         except Exception:
             log.exception("a connect failed unexpectedly")

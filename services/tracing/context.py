@@ -43,23 +43,3 @@ def of_payload(payload: bytes) -> pb.TraceContext | None:
         return None
     op = oplog.Op.FromString(payload)
     return op.trace if op.HasField("trace") else None
-
-
-class Allowance:
-    """How many traces a process takes up: ``per_s``, and ``burst`` at once. A client asks for one
-    with a bit, and each costs as much as the message itself."""
-
-    def __init__(self, per_s: float, burst: float) -> None:
-        self._per_s = per_s
-        self._burst = burst
-        self._left = burst
-        self._at = 0.0
-
-    def take(self, now: float) -> bool:
-        """``now`` in seconds."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from opentelemetry import trace as otel
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags
 
+from imcore.bucket import Bucket
 from imcore.proto import client_pb2 as pb
-from services.tracing.context import Allowance, is_sampled, sampled
+from services.tracing.context import is_sampled, sampled
 
 Value = str | int | float | bool
 
@@ -34,16 +35,17 @@ def begin(
 
 
 class Tracing:
-    """``allowance``: how many traces it takes up from outside, by ``now`` (seconds)."""
+    """``allowance``: how many traces it takes up from outside, by ``now`` (seconds). A client asks
+    for one with a bit, and each costs as much as the message itself."""
 
-    def __init__(self, tracer: otel.Tracer, allowance: Allowance, now: Callable[[], float]) -> None:
+    def __init__(self, tracer: otel.Tracer, allowance: Bucket, now: Callable[[], float]) -> None:
         self._tracer = tracer
         self._allowance = allowance
         self._now = now
 
     def admit(self, name: str, parent: pb.TraceContext, **of: Value) -> Span | None:
         """A span for what a client asks to be followed. None: not sampled, or too many are."""
-        if not is_sampled(parent) or not self._allowance.take(self._now()):
+        if not is_sampled(parent) or self._allowance.take(self._now()):
             return None
         return begin(self._tracer, name, parent, None, **of)
 

@@ -271,6 +271,17 @@ async def test_a_role_that_may_not_is_told_in_one_line_with_exit_status_3(tmp_pa
         assert node.clock.offset_ms == 0
 
 
+async def test_an_operator_without_the_admins_key_compares_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, faults=False) as node:
+        monkeypatch.setenv("IMCTL_AS", "operator")
+        for end in ("pem", "key"):
+            (node.config.pki / f"admin.{end}").unlink()
+        hashes = await admin.state_hashes(Local.open(tmp_path), ["fra"])
+        assert set(hashes["fra"]) == set(range(node.config.region.spec.partitions))
+
+
 async def test_a_folder_without_a_roles_key_says_which_file_is_missing(tmp_path: Path) -> None:
     """As of a deployment that was started before there were roles; `admin` goes on working."""
     async with running(tmp_path, faults=False) as node:

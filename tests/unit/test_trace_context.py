@@ -12,8 +12,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from imcore.hlc import from_ms
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
+from imcore.runtime import ManualClock
+from services.node.tracing import BURST, tracing_of
 from services.sdk.traces import RECENT_MS, Traces
-from services.tracing.context import Allowance, is_sampled, of_payload, sampled, traceparent
+from services.tracing.context import is_sampled, of_payload, sampled, traceparent
 
 GOOD = sampled(0xABC, 0x12)
 
@@ -52,10 +54,17 @@ def test_it_is_found_in_a_record_and_nothing_else_is():
 
 
 def test_clients_cannot_have_more_followed_than_is_allowed():
-    allowance = Allowance(per_s=5, burst=20)
-    assert sum(allowance.take(100.0) for _ in range(1_000)) == 20
-    assert sum(allowance.take(101.0) for _ in range(1_000)) == 5
-    assert sum(allowance.take(1_000.0) for _ in range(1_000)) == 20
+    clock = ManualClock()
+    tracing = tracing_of(TracerProvider(shutdown_on_exit=False), 5, clock)
+
+    def admitted() -> int:
+        return sum(tracing.admit("gateway.request", GOOD) is not None for _ in range(1_000))
+
+    assert admitted() == BURST == 20
+    clock.advance(1.0)
+    assert admitted() == 5
+    clock.advance(899.0)
+    assert admitted() == 20
 
 
 def test_a_client_without_a_tracer_has_one_message_in_so_many_followed():
