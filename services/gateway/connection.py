@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from imcore import frame
+from imcore.bucket import Bucket
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 
@@ -32,7 +33,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._config = gateway.config
+        self._config = config = gateway.config
         self._decoder = frame.FrameDecoder()
         self._preface = b""
         self._spoken = False
@@ -42,8 +43,7 @@ class Connection(asyncio.Protocol):
         self._out_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._cut: asyncio.TimerHandle | None = None
-        self._tokens = float(gateway.config.requests_burst)
-        self._refilled_at = gateway.clock.now()
+        self._bucket = Bucket(config.requests_per_s, config.requests_burst, gateway.clock.now())
         self._throttled = False
         self._overflowed = False
         self.number = 0
@@ -130,22 +130,13 @@ class Connection(asyncio.Protocol):
         if not self.asked:
             self.asked = True
             gateway.wheel.schedule(self, gateway.ticks(self._config.idle_ms))
-        if self._take_token():
+        now = gateway.clock.now()
+        if not self._bucket.take(now):
             if gateway.verbs is not None and len(self._unanswered) < _MEASURED_MAX:
-                self._unanswered[received.id] = self._refilled_at  # of just now
+                self._unanswered[received.id] = now
             gateway.sessions.received(gateway.name, self.number, received.id, received.body)
         else:
             self._limit(received.id)
-
-    def _take_token(self) -> bool:
-        now = self._gateway.clock.now()
-        gained = (now - self._refilled_at) * self._config.requests_per_s
-        self._tokens = min(self._config.requests_burst, self._tokens + gained)
-        self._refilled_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
     def _limit(self, request_id: int) -> None:
         """Say so, and read no more until the bucket has something again: a client that does not

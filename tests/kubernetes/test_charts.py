@@ -7,7 +7,6 @@ the difference.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import yaml
 
 from imctl.api.model import IdcSpec
 from imctl.errors import Failed
+from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from tests.kubernetes.test_operator_live import Operators, prepare, until
@@ -65,12 +65,7 @@ def template(helm: Helm, case: str) -> str:
 
 @EVERY
 def test_golden(helm: Helm, case: str) -> None:
-    text = template(helm, case)
-    file = GOLDEN / f"{case}.yaml"
-    if os.environ.get("REWRITE_GOLDEN"):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    assert text == file.read_text()
+    golden.check(template(helm, case), GOLDEN / f"{case}.yaml")
 
 
 @EVERY

@@ -6,7 +6,6 @@ read the difference.
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from imctl.api.model import Certificates, IdcSpec, Issuer, Resources, Storage, W
 from imctl.capacity.figures import Figures
 from imctl.reconcile.objects import REGION_FILE, TEMPLATE, objects, region_text
 from imctl.reconcile.observed import Object, Owner
+from imctl.testing import golden
 
 GOLDEN = Path(__file__).parent / "operator_golden"
 REGIONS = Path(__file__).parents[2] / "regions"
@@ -65,11 +65,7 @@ def pod_of(case: str, of: Region | None = None) -> Any:
 @EVERY
 def test_golden(case: str) -> None:
     text = yaml.safe_dump_all(made(case), sort_keys=False, width=100)
-    file = GOLDEN / f"{case}.yaml"
-    if os.environ.get("REWRITE_GOLDEN"):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    assert text == file.read_text()
+    golden.check(text, GOLDEN / f"{case}.yaml")
 
 
 @EVERY
