@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from imcore.attest import RegionKeys
-from imcore.convert import key_of
+from imcore.convert import key_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place
-from services.im.fold import Entry
+from services.im.fold import Entry, place_kept
 
 
 def attest(
@@ -45,7 +45,8 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         message, out = op.message, built.message
         key, digest = key_of(message.key), message.content_hash
         attest(out.placed, key, digest, entry.origin, op.seq, entry.place, region_keys)
-        out.content = message.content
+        if not entry.recalled:
+            out.content = message.content
         out.composed_ms = message.composed_ms
         out.alias = entry.alias
         built.claims.extend(message.claims)
@@ -53,6 +54,11 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.place_op.key.CopyFrom(op.place.key)
         built.place_op.place.CopyFrom(op.place.place)
         built.claims.extend(op.place.claims)
+    elif kind == "change":
+        built.change.CopyFrom(op.change)
+        built.change.place.CopyFrom(place_pb(place_kept(op, entry.origin)))
+        if entry.recalled and op.change.HasField("edit"):
+            built.change.edit = b""
     elif kind == "membership":
         built.membership.changes.extend(op.membership.changes)
         built.membership.name = op.membership.name

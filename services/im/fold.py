@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from imcore import changes
 from imcore.convert import key_of, origin_of, origin_pb, place_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -37,6 +38,7 @@ class Entry:
     op: oplog.Op
     place: Place | None = None  # of its class, for messages
     alias: bool = False
+    recalled: bool = False  # nobody is given its content any more
 
 
 @dataclass(slots=True)
@@ -90,9 +92,13 @@ class Rows:
 
 
 def place_kept(op: oplog.Op, origin: Origin) -> Place:
-    """Where a message or a change of members stands: at the place of its first acceptance, however
-    often and wherever it is accepted again."""
-    body = op.message if op.HasField("message") else op.membership
+    """Where a message, or a change of one or of members, stands: at the place of its first
+    acceptance, however often and wherever it is accepted again."""
+    body: oplog.MessageOp | oplog.MembershipOp | pb.ChangeEntry = op.membership
+    if op.HasField("message"):
+        body = op.message
+    elif op.HasField("change"):
+        body = op.change
     return place_of(body.place) if body.HasField("place") else Place(op.hlc, origin, op.seq)
 
 
@@ -105,7 +111,7 @@ def fits(op: oplog.Op) -> bool:
         return keys.user_key_fits(op.route.uid, op.route.device)
     if kind == "cursor":
         return keys.user_key_fits(op.cursor.uid, name)
-    if kind in ("message", "place", "membership"):
+    if kind in ("message", "place", "membership", "change"):
         users = [change.uid for change in op.membership.changes]
         users += direct_members(name) or ()
         if not keys.conversation_fits(name) or not all(keys.user_key_fits(u, name) for u in users):
@@ -114,6 +120,8 @@ def fits(op: oplog.Op) -> bool:
         return keys.client_key_fits(key_of(op.message.key))
     if kind == "place":
         return keys.client_key_fits(key_of(op.place.key))
+    if kind == "change":
+        return keys.client_key_fits(key_of(op.change.key))
     return True
 
 
@@ -138,6 +146,9 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
         elif kind == "place":
             needed.add(keys.client_key(partition, key_of(op.place.key)))
             claims = op.place.claims
+        elif kind == "change":
+            needed.add(keys.client_key(partition, key_of(op.change.key)))
+            continue
         elif kind == "cursor":
             needed.add(keys.cursor(partition, op.cursor.uid, op.conversation))
             continue
@@ -210,6 +221,8 @@ class Fold:
                 self._message(op, origin, rows, entry, effects)
             elif kind == "place":
                 self._place(op, rows, effects)
+            elif kind == "change":
+                self._change(op, origin, rows, entry)
             elif kind == "membership":
                 self._membership(op, origin, conversation, rows, effects)
             effects.entries.setdefault(op.conversation, []).append(entry)
@@ -250,7 +263,16 @@ class Fold:
         self._store_class(key, class_key, row, before, rows)
         entry.place = place_of(row.place)
         entry.alias = copies[0][1:3] != (origin, op.seq)
+        entry.recalled = row.changes.recalled
         self._claims(message.claims, rows)
+
+    def _change(self, op: oplog.Op, origin: Origin, rows: Rows, entry: Entry) -> None:
+        """Kept with the class, so that a plain message needs no other row; it may come first."""
+        class_key = keys.client_key(self._partition, key_of(op.change.key))
+        row = oplog.ClassRow.FromString(rows.get(class_key) or b"")
+        if changes.merge(row.changes, op.change, place_kept(op, origin)):
+            rows.put(class_key, row.SerializeToString(deterministic=True))
+        entry.recalled = row.changes.recalled
 
     def _place(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
         self._lower_class(key_of(op.place.key), place_of(op.place.place), rows)

@@ -36,9 +36,11 @@ async def _entries(
 ) -> list[pb.Entry]:
     """Messages get the place of their class as it is known here now."""
     class_keys = [
-        keys.client_key(partition, key_of(op.message.key))
+        keys.client_key(
+            partition, key_of(op.change.key if op.HasField("change") else op.message.key)
+        )
         for _, op in found
-        if op.HasField("message")
+        if op.HasField("message") or op.HasField("change")
     ]
     rows = dict(zip(class_keys, await kv.get_many(class_keys), strict=True))
     built = []
@@ -52,6 +54,10 @@ async def _entries(
             first = row.copies[0]
             entry.place = place_of(row.place)
             entry.alias = (origin_of(first.origin), first.seq) != (origin, op.seq)
+            entry.recalled = row.changes.recalled
+        elif op.HasField("change"):
+            stored = rows[keys.client_key(partition, key_of(op.change.key))]
+            entry.recalled = oplog.ClassRow.FromString(stored or b"").changes.recalled
         built.append(entries.build(entry, region_keys))
     return built
 

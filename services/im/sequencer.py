@@ -16,6 +16,7 @@ from typing import NamedTuple
 from imcore.convert import attested_pb, key_pb, origin_of, place_of, place_pb
 from imcore.errors import Unavailable
 from imcore.hlc import Hlc
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
 from services.im.fold import place_kept
@@ -292,6 +293,11 @@ class Sequencer:
         op.membership.actor = actor
         return op
 
+    def change(self, change: pb.ChangeEntry, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
+        op = self._op(change.key.conversation, head, wall_ms, seen_hlc)
+        op.change.CopyFrom(change)
+        return op
+
     def republish(self, original: oplog.Op, origin: Origin, head: int, wall_ms: int) -> oplog.Op:
         """An op of this origin that lies above a committed seal, accepted again under the own
         origin with its old place and client key (rule 7)."""
@@ -306,6 +312,8 @@ class Sequencer:
             op.message.place.CopyFrom(place)
         elif op.HasField("membership"):
             op.membership.place.CopyFrom(place)
+        elif op.HasField("change"):
+            op.change.place.CopyFrom(place)
         return op
 
     def plain(self, conversation: str, wall_ms: int, seen_hlc: int) -> oplog.Op:

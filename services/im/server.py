@@ -27,7 +27,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
 from imcore.runtime import Clock
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, entries, groups, known, reads
+from services.im import acks, changes, entries, groups, known, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -168,6 +168,8 @@ class ImServer:
             return await self._read_cursor(session, request.read_cursor)
         if kind == "claim":
             return await self._claim(session, request.claim)
+        if kind == "change":
+            return await changes.change(self, session, request.change)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from imcore.convert import key_of, place_of, place_pb, positions_pb
+from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
 from imcore.limits import CONTENT_BYTES_MAX
 from imcore.proto import client_pb2 as pb
@@ -25,7 +25,7 @@ from imcore.words import (
     is_group,
     valid_id,
 )
-from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message
+from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
@@ -240,7 +240,7 @@ class Client:
     # ------------------------------------------------------------------------ application
 
     def on(self, callback: Callable[[Event], None]) -> None:
-        """``callback`` gets Message, Moved, CursorMoved and ConnectionChanged, from the loop."""
+        """``callback`` gets every Event (Message, Changed and so on), from the loop."""
         self._callbacks.append(callback)
 
     def direct(self, uid: str) -> str:
@@ -333,6 +333,29 @@ class Client:
         shown = self._view(conversation).classes[parse_key(key)]
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
+
+    async def edit(self, conversation: str, key: str, content: bytes) -> None:
+        """Of an own shown message. Raises KeyError too, as do the next two."""
+        _check(conversation, content)
+        await self._change(conversation, key, pb.Change(edit=content))
+
+    async def recall(self, conversation: str, key: str) -> None:
+        await self._change(conversation, key, pb.Change(recall=pb.Recall()))
+
+    async def react(self, conversation: str, key: str, code: str, on: bool = True) -> None:
+        """This user's reaction to a shown message; ``on`` False takes it back."""
+        await self._change(conversation, key, pb.Change(react=pb.Reaction(code=code, on=on)))
+
+    async def _change(self, conversation: str, key: str, change: pb.Change) -> None:
+        shown = self._view(conversation).classes[parse_key(key)]
+        change.message.key.CopyFrom(key_pb(shown.key))
+        if shown.attested is not None:
+            change.message.CopyFrom(shown.attested)
+        await self._request(pb.Request(change=change))
+
+    def changes(self, conversation: str, key: str) -> Changed:
+        """What edits, a recall and reactions have made of a shown message. Raises KeyError."""
+        return self._view(conversation).changed(parse_key(key))
 
     async def sync_history(self, conversation: str, limit: int = 50) -> int:
         """Show up to ``limit`` messages before the first shown one; returns how many came."""

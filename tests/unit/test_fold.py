@@ -139,7 +139,21 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.conversation = "g:team"
             op.seq = 1 + sum(o.conversation == "g:team" for o in history[origin])
             seq[origin] -= 1
-        elif kind < 0.5:
+        elif kind < 0.6:
+            changed = ClientKey(uid, "phone", "o1", CONVERSATION, rng.randint(1, 6))
+            op.change.key.CopyFrom(key_pb(changed))
+            op.change.actor = rng.choice(["ann", "bob"])
+            what = rng.random()
+            if what < 0.2:
+                op.change.recall.SetInParent()
+            elif what < 0.6:
+                op.change.edit = f"edit {hlc}".encode()
+            else:
+                op.change.react.code, op.change.react.on = rng.choice("xy"), rng.random() < 0.6
+            if rng.random() < 0.3:  # published again
+                again = Place(hlc - 50, A, seq[origin])
+                op.change.place.CopyFrom(place_pb(again))
+        elif kind < 0.7:
             op = oplog.Op(hlc=hlc)
             op.route.uid, op.route.device = uid, "phone"
             op.route.connection_epoch = rng.randint(1, 3)
@@ -163,6 +177,22 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
             left[origin] = left[origin][count:]
         states.append(replica.replicated())
     assert states[0] == states[1]
+
+
+def test_a_change_that_is_published_again_keeps_its_place() -> None:
+    """A newer edit stays the last one."""
+    key = key_pb(ClientKey("ann", "phone", "o1", CONVERSATION, 1))
+    old, new = (oplog.Op(hlc=hlc, conversation=CONVERSATION, seq=1) for hlc in (100, 200))
+    old.change.key.CopyFrom(key)
+    old.change.edit = b"old"
+    new.change.key.CopyFrom(key)
+    new.change.edit = b"new"
+    again = Sequencer(B, Hlc()).republish(old, A, 1, 5)
+    assert again.hlc > new.hlc
+    replica = Replica()
+    replica.fold(B, new, again)
+    row = replica.rows[keys.client_key(0, ClientKey("ann", "phone", "o1", CONVERSATION, 1))]
+    assert oplog.ClassRow.FromString(row).changes.edit.content == b"new"
 
 
 def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:

@@ -32,6 +32,17 @@ class Moved(NamedTuple):
     to_index: int
 
 
+class Changed(NamedTuple):
+    """A message was edited, recalled or reacted to. ``content`` is what it says now, empty once it
+    is ``recalled``; ``reactions`` are all that stand, as (uid, code), sorted."""
+
+    conversation: str
+    key: str
+    content: bytes
+    recalled: bool
+    reactions: tuple[tuple[str, str], ...]
+
+
 class CursorMoved(NamedTuple):
     """``uid`` has read up to the message ``key`` (None: to before the first shown one)."""
 
@@ -48,4 +59,4 @@ class ConnectionChanged(NamedTuple):
     reason: str
 
 
-Event = Message | Moved | CursorMoved | ConnectionChanged
+Event = Message | Moved | Changed | CursorMoved | ConnectionChanged

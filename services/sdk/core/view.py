@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 
+from imcore import changes
 from imcore.convert import key_of, origin_of, place_of
 from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
-from services.sdk.core.events import Event, Message, Moved
+from services.sdk.core.events import Changed, Event, Message, Moved
 from services.sdk.core.vector import Received
 
 
@@ -64,6 +65,7 @@ class View:
         self._idc_has: Vector = {}  # what the present IDC is known to have applied
         self._era = 1
         self._suspects: dict[ClientKey, Class] = {}
+        self._changes: dict[ClientKey, pb.Changes] = {}  # may come before the message
         self._read: dict[str, Place] = {}  # how far each user has read, as told
 
     # -------------------------------------------------------------------------- receiving
@@ -90,6 +92,8 @@ class View:
             elif kind == "place_op":
                 op = entry.place_op
                 self._lower(key_of(op.key), place_of(op.place), None, from_idc)
+            elif kind == "change":
+                self._change(entry.change)
             for claim in entry.claims:
                 self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
         if self._next_stable[0]:
@@ -125,6 +129,29 @@ class View:
         index = self._insert(place, key)
         self._emit(self._shown(made, index))
 
+        if key in self._changes:
+            self._emit(self.changed(key))
+
+    def _change(self, change: pb.ChangeEntry) -> None:
+        key = key_of(change.key)
+        folded = self._changes.setdefault(key, pb.Changes())
+        if changes.merge(folded, change, place_of(change.place)) and key in self.classes:
+            self._emit(self.changed(key))
+
+    def changed(self, key: ClientKey) -> Changed:
+        """What changes have made of a shown message by now. Raises KeyError."""
+        content, folded = self._content(self.classes[key]), self._changes.get(key, pb.Changes())
+        reactions = tuple((row.uid, row.code) for row in folded.reactions if row.on)
+        return Changed(self.conversation, key_text(key), content, folded.recalled, reactions)
+
+    def _content(self, shown: Class) -> bytes:
+        folded = self._changes.get(shown.key)
+        if folded is None:
+            return shown.content
+        if folded.recalled:
+            return b""
+        return folded.edit.content if folded.HasField("edit") else shown.content
+
     def _shown(self, made: Class, index: int) -> Message:
         key = made.key
         return Message(
@@ -132,7 +159,7 @@ class View:
             key_text(key),
             key.uid,
             key.device,
-            made.content,
+            self._content(made),
             index,
             made.late,
             made.composed_ms,
