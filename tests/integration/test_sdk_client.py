@@ -551,3 +551,23 @@ async def test_nobody_answers(region, ca_file):
     with pytest.raises(NotConnected):
         async with App(region, ca_file, options=Options(start_timeout_ms=100)):
             pass
+
+
+async def test_changes_are_shown_as_their_entries_come(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        with pytest.raises(KeyError):
+            await ann.client.edit(CHAT, sent.key.replace("/1/", "/7/"), b"1")
+        await ann.client.edit(CHAT, sent.key, b"1")
+        await ann.client.react(CHAT, sent.key, "+1")
+        await ann.client.recall(CHAT, sent.key)
+        assert fra.requests["change"] == 3
+        placed = fra.attest(fra.own[CHAT][0])
+        entry = pb.Entry(origin=placed.origin, seq=2)
+        entry.change.key.CopyFrom(placed.key)
+        entry.change.actor, entry.change.edit = "ann", b"1"
+        entry.change.place.CopyFrom(placed.place)
+        fra.everybody(pb.Event(push=pb.Push(conversation=CHAT, entries=[entry])))
+        await eventually(lambda: ann.client.changes(CHAT, sent.key).content == b"1")
+        assert [message.content for message in ann.client.view(CHAT)] == [b"1"]
