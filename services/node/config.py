@@ -27,6 +27,12 @@ class NodeConfig:
     faults: bool
     plain_clients: bool = False  # gateways without TLS, for benchmarks; on loopback only
     audit: Path | None = None  # the audit chain of this process; None: beside its data
+    listen: str = ""  # the host to listen at; "": that of each endpoint
+
+    def listener(self, address: str) -> tuple[str, int]:
+        """Where to listen for what others find at this endpoint, HOST:PORT."""
+        host, port = split_address(address)
+        return self.listen or host, port
 
     @property
     def audit_file(self) -> Path:
@@ -57,6 +63,7 @@ def load(
     faults: bool,
     plain_clients: bool = False,
     audit: Path | None = None,
+    listen: str = "",
 ) -> NodeConfig:
     """Raises BadInput."""
     region = load_region(region_file)
@@ -65,7 +72,7 @@ def load(
     except KeyError:
         names = ", ".join(i.name for i in region.spec.idcs)
         raise BadInput(f"--idc {idc}: expected one of {names} ({region_file})") from None
-    gateway = split_address(own.endpoints.gateway)[0]
+    gateway = listen or split_address(own.endpoints.gateway)[0]
     if plain_clients and not _is_loopback(gateway):
         raise BadInput(
             f"--plain-clients: expected a gateway on a loopback address, got {gateway}: "
@@ -80,7 +87,16 @@ def load(
                 f'--links {links}: expected JSON {{"IDC": "HOST:PORT"}}: {error}'
             ) from None
     return NodeConfig(
-        region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit
+        region,
+        own,
+        data,
+        pki,
+        load_region_keys(pki),
+        addresses,
+        faults,
+        plain_clients,
+        audit,
+        listen,
     )
 
 

@@ -88,8 +88,10 @@ class Traffic:
             self.reports,
             node.median_clock,
             self.controller.in_minority,
+            node.measured.verbs["ipconf"] if node.measured else None,
+            node.outside.listen,
         )
-        host, port = split_address(config.idc.endpoints.ipconf)
+        host, port = config.listener(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
         stack.push_async_callback(ipconf.stop)
         mover = self._mover = Mover(
@@ -216,8 +218,17 @@ class Traffic:
             },
         }
 
-    def moves_status(self) -> dict[str, int]:
-        return {"closed": self._mover.closed if self._mover else 0}
+    def moves_status(self) -> dict[str, Any]:
+        if self._mover is None:
+            return {"closed": 0}
+        seen = self._mover.handover()
+        return {
+            "closed": self._mover.closed,
+            "told": seen.told,
+            "gone": seen.gone,
+            "usual_ms": seen.usual.limit_ms,
+            "stuck": dict(seen.stuck),
+        }
 
     def registries_status(self) -> dict[str, str]:
         return self.controller.registries()
