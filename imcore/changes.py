@@ -1,20 +1,26 @@
 """What edits, recalls and reactions make of a message: the same fold in every IDC and device. Pure.
 
-The last edit counts and the last word of each user on each reaction, by place; a recall is for
-good, whatever comes before or after it. So the order in which changes come does not matter.
+The last edit counts and the last word of each user on each reaction; a recall is for good, whatever
+comes before or after it. Which is the last one says the order that its device gave it (``Order``),
+so neither the order in which changes come nor how often one comes matters.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
-from imcore.convert import place_of, place_pb
 from imcore.proto import client_pb2 as pb
-from imcore.words import Place
+
+_Rank = tuple[int, str, int, bytes]
 
 
-def merge(changes: pb.Changes, change: pb.ChangeEntry, place: Place) -> bool:
-    """Fold one change, first accepted at ``place``; whether that changed anything."""
+def _rank(order: pb.Order, value: bytes) -> _Rank:
+    """A device may give two changes one order, against the rule: then the value decides."""
+    return order.hlc, order.device, order.number, value
+
+
+def merge(changes: pb.Changes, change: pb.ChangeEntry) -> bool:
+    """Fold one change; whether that changed anything."""
     what = change.WhichOneof("what")
     if what == "recall":
         if changes.recalled:
@@ -23,26 +29,28 @@ def merge(changes: pb.Changes, change: pb.ChangeEntry, place: Place) -> bool:
         changes.ClearField("edit")
         return True
     if what == "edit":
-        older = changes.HasField("edit") and place_of(changes.edit.at) >= place
-        if changes.recalled or older:
+        if changes.recalled:
             return False
-        changes.edit.content = change.edit
-        changes.edit.at.CopyFrom(place_pb(place))
+        rank, edit = _rank(change.order, change.edit), changes.edit
+        if changes.HasField("edit") and _rank(edit.order, edit.content) >= rank:
+            return False
+        edit.content = change.edit
+        edit.order.CopyFrom(change.order)
         return True
-    return what == "react" and _react(changes, change, place)
+    return what == "react" and _react(changes, change)
 
 
-def _react(changes: pb.Changes, change: pb.ChangeEntry, place: Place) -> bool:
-    named = (change.actor, change.react.code)
-    rows = list(changes.reactions)
-    index = bisect_left(rows, named, key=lambda row: (row.uid, row.code))
-    if index < len(rows) and (rows[index].uid, rows[index].code) == named:
-        if place_of(rows[index].at) >= place:
-            return False
-        del rows[index]
-    uid, code = named
+def _react(changes: pb.Changes, change: pb.ChangeEntry) -> bool:
+    rows, named = changes.reactions, (change.actor, change.react.code)
     on = change.react.on
-    rows.insert(index, pb.Reacted(uid=uid, code=code, on=on, at=place_pb(place)))
-    del changes.reactions[:]
-    changes.reactions.extend(rows)
+    index = bisect_left(rows, named, key=lambda row: (row.uid, row.code))
+    if index == len(rows) or (rows[index].uid, rows[index].code) != named:
+        uid, code = named
+        rows.insert(index, pb.Reacted(uid=uid, code=code, on=on, order=change.order))
+        return True
+    row = rows[index]
+    if _rank(row.order, bytes([row.on])) >= _rank(change.order, bytes([on])):
+        return False
+    row.on = on
+    row.order.CopyFrom(change.order)
     return True

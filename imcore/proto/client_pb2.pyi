@@ -1220,8 +1220,12 @@ class Change(_message.Message):
     EDIT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     REACT_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     edit: _builtins.bytes
     """its content from now on; only its sender may"""
+    number: _builtins.int
+    """of its device: of two with one stamp the higher counts"""
     @_builtins.property
     def message(self) -> Global___Attested:
         """its MAC vouches for a message that this IDC does not have yet"""
@@ -1234,6 +1238,10 @@ class Change(_message.Message):
     def react(self) -> Global___Reaction:
         """of the user who asks"""
 
+    @_builtins.property
+    def composed(self) -> Global___Stamp:
+        """the highest that its device had seen when it was first asked for"""
+
     def __init__(
         self,
         *,
@@ -1241,16 +1249,47 @@ class Change(_message.Message):
         edit: _builtins.bytes = ...,
         recall: Global___Recall | None = ...,
         react: Global___Reaction | None = ...,
+        composed: Global___Stamp | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "message", b"message", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "message", b"message", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "message", b"message", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "message", b"message", "number", b"number", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["edit", "recall", "react"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """Which of two edits, or of two words on one reaction, counts: the higher, by hlc, device, number. Its
+    device gives it once, so a change that is asked for again is the same change wherever it comes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HLC_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    hlc: _builtins.int
+    device: _builtins.str
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        hlc: _builtins.int = ...,
+        device: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "hlc", b"hlc", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
 
 @_typing.final
 class Recall(_message.Message):
@@ -1430,7 +1469,7 @@ class ChangeEntry(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
-    PLACE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     EDIT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     REACT_FIELD_NUMBER: _builtins.int
@@ -1440,9 +1479,7 @@ class ChangeEntry(_message.Message):
     @_builtins.property
     def key(self) -> Global___ClientKey: ...
     @_builtins.property
-    def place(self) -> Global___Place:
-        """of its first acceptance: of two edits, or two of one reaction, the last counts"""
-
+    def order(self) -> Global___Order: ...
     @_builtins.property
     def recall(self) -> Global___Recall: ...
     @_builtins.property
@@ -1452,14 +1489,14 @@ class ChangeEntry(_message.Message):
         *,
         key: Global___ClientKey | None = ...,
         actor: _builtins.str = ...,
-        place: Global___Place | None = ...,
+        order: Global___Order | None = ...,
         edit: _builtins.bytes = ...,
         recall: Global___Recall | None = ...,
         react: Global___Reaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "key", b"key", "place", b"place", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "edit", b"edit", "key", b"key", "place", b"place", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "edit", b"edit", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["edit", "recall", "react"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
@@ -1505,19 +1542,19 @@ class Edit(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTENT_FIELD_NUMBER: _builtins.int
-    AT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     @_builtins.property
-    def at(self) -> Global___Place: ...
+    def order(self) -> Global___Order: ...
     def __init__(
         self,
         *,
         content: _builtins.bytes = ...,
-        at: Global___Place | None = ...,
+        order: Global___Order | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "content", b"content"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "order", b"order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1530,23 +1567,23 @@ class Reacted(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     ON_FIELD_NUMBER: _builtins.int
-    AT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     code: _builtins.str
     on: _builtins.bool
     @_builtins.property
-    def at(self) -> Global___Place: ...
+    def order(self) -> Global___Order: ...
     def __init__(
         self,
         *,
         uid: _builtins.str = ...,
         code: _builtins.str = ...,
         on: _builtins.bool = ...,
-        at: Global___Place | None = ...,
+        order: Global___Order | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "code", b"code", "on", b"on", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "on", b"on", "order", b"order", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

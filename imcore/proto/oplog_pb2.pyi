@@ -60,9 +60,7 @@ class Op(_message.Message):
     @_builtins.property
     def marker(self) -> Global___MarkerOp: ...
     @_builtins.property
-    def change(self) -> _client_pb2.ChangeEntry:
-        """its place is absent when it is the op's own"""
-
+    def change(self) -> _client_pb2.ChangeEntry: ...
     def __init__(
         self,
         *,

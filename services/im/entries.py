@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from imcore.attest import RegionKeys
-from imcore.convert import key_of, place_pb
+from imcore.convert import key_of
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place
-from services.im.fold import Entry, place_kept
+from services.im.fold import Entry
 
 
 def attest(
@@ -58,7 +58,6 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.claims.extend(op.place.claims)
     elif kind == "change":
         built.change.CopyFrom(op.change)
-        built.change.place.CopyFrom(place_pb(place_kept(op, entry.origin)))
         if entry.recalled and op.change.HasField("edit"):
             built.change.edit = b""
     elif kind == "membership":

@@ -9,6 +9,7 @@ origins, hold the same rows. A fold never judges authorization: the origin did.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,6 +52,15 @@ class Effects:
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
+    recalled: set[ClientKey] = field(default_factory=set)  # by this batch
+
+    def leave_out(self, recalled: set[ClientKey]) -> None:
+        """Of what is not told yet: the content of messages that were recalled since."""
+        if not recalled:
+            return
+        for entry in itertools.chain.from_iterable(self.entries.values()):
+            if (key := named_by(entry.op)) is not None:
+                entry.recalled |= key in recalled
 
     def keep_below(self, heads: Mapping[str, int]) -> None:
         """Forget entries above these heads of their conversations: they were folded out since."""
@@ -92,14 +102,17 @@ class Rows:
         self.deletes.add(key)
 
 
-def place_kept(op: oplog.Op, origin: Origin) -> Place:
-    """Where a message, or a change of one or of members, stands: at the place of its first
-    acceptance, however often and wherever it is accepted again."""
-    body: oplog.MessageOp | oplog.MembershipOp | pb.ChangeEntry = op.membership
+def named_by(op: oplog.Op) -> ClientKey | None:
+    """The message that this op is, or changes."""
     if op.HasField("message"):
-        body = op.message
-    elif op.HasField("change"):
-        body = op.change
+        return key_of(op.message.key)
+    return key_of(op.change.key) if op.HasField("change") else None
+
+
+def place_kept(op: oplog.Op, origin: Origin) -> Place:
+    """Where a message or a change of members stands: at the place of its first acceptance, however
+    often and wherever it is accepted again."""
+    body = op.message if op.HasField("message") else op.membership
     return place_of(body.place) if body.HasField("place") else Place(op.hlc, origin, op.seq)
 
 
@@ -182,6 +195,7 @@ class Fold:
         effects = Effects()
         for item in taken:
             self._one(item, origin, conversations, rows, effects)
+        effects.leave_out(effects.recalled)
         for name, entries in effects.entries.items():
             conversation = conversations[name]
             rows.put(keys.heads(self._partition, name), conversation.heads_row())
@@ -224,7 +238,7 @@ class Fold:
             elif kind == "place":
                 self._place(op, rows, effects)
             elif kind == "change":
-                self._change(op, origin, rows, entry)
+                self._change(op, rows, entry, effects)
             elif kind == "membership":
                 self._membership(op, origin, conversation, rows, effects)
             effects.entries.setdefault(op.conversation, []).append(entry)
@@ -270,13 +284,16 @@ class Fold:
             sometimes(ALIAS)
         self._claims(message.claims, rows)
 
-    def _change(self, op: oplog.Op, origin: Origin, rows: Rows, entry: Entry) -> None:
+    def _change(self, op: oplog.Op, rows: Rows, entry: Entry, effects: Effects) -> None:
         """Kept with the class, so that a plain message needs no other row; it may come first."""
-        class_key = keys.client_key(self._partition, key_of(op.change.key))
+        key = key_of(op.change.key)
+        class_key = keys.client_key(self._partition, key)
         row = oplog.ClassRow.FromString(rows.get(class_key) or b"")
-        if changes.merge(row.changes, op.change, place_kept(op, origin)):
+        if changes.merge(row.changes, op.change):
             rows.put(class_key, row.SerializeToString(deterministic=True))
         entry.recalled = row.changes.recalled
+        if op.change.HasField("recall"):
+            effects.recalled.add(key)
 
     def _place(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
         self._lower_class(key_of(op.place.key), place_of(op.place.place), rows)

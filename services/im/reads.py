@@ -18,7 +18,7 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Place, Vector
 from services.im import entries, keys
 from services.im.conversation import Conversation
-from services.im.fold import Entry
+from services.im.fold import Entry, named_by
 from services.ports import Kv
 
 PULL_LIMIT = 200
@@ -35,13 +35,8 @@ async def _entries(
     kv: Kv, partition: int, found: Sequence[tuple[Origin, oplog.Op]], region_keys: RegionKeys
 ) -> list[pb.Entry]:
     """Messages get the place of their class as it is known here now."""
-    class_keys = [
-        keys.client_key(
-            partition, key_of(op.change.key if op.HasField("change") else op.message.key)
-        )
-        for _, op in found
-        if op.HasField("message") or op.HasField("change")
-    ]
+    named = [key for _, op in found if (key := named_by(op)) is not None]
+    class_keys = [keys.client_key(partition, key) for key in named]
     rows = dict(zip(class_keys, await kv.get_many(class_keys), strict=True))
     built = []
     for origin, op in found:

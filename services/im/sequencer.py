@@ -321,8 +321,6 @@ class Sequencer:
             op.message.place.CopyFrom(place)
         elif op.HasField("membership"):
             op.membership.place.CopyFrom(place)
-        elif op.HasField("change"):
-            op.change.place.CopyFrom(place)
         return op
 
     def plain(self, conversation: str, wall_ms: int, seen_hlc: int) -> oplog.Op:

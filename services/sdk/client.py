@@ -136,6 +136,7 @@ class Client:
         self._callbacks: list[Callable[[Event], None]] = []
         self._views: dict[str, View] = {}
         self._seen = Seen()
+        self._change_number = 0  # above what this device has given before it was started again
         self._stopped: SdkError | None = None
         self._started = False
         self._ready = asyncio.Event()
@@ -378,6 +379,10 @@ class Client:
         change.message.key.CopyFrom(key_pb(shown.key))
         if shown.attested is not None:
             change.message.CopyFrom(shown.attested)
+        # Once: asked for again, it must not count as later than what others have said meanwhile.
+        change.composed.CopyFrom(self._seen.stamp)
+        self._change_number = max(self._change_number + 1, self._clock.wall_ms())
+        change.number = self._change_number
         await self._request(pb.Request(change=change))
 
     def changes(self, conversation: str, key: str) -> Changed:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from imcore.convert import key_of, stamp_pb
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
-from services.im.testing import Idc, OpenIdc
+from imcore.region.model import Messages
+from services.im import changes, keys
+from services.im.testing import KEYS, Idc, OpenIdc
+from services.node.convergence import partition_hash
 from services.ports import Session
 from services.sdk.core.events import Changed, Event
 from services.sdk.core.view import View
@@ -12,9 +20,14 @@ from services.sdk.core.view import View
 DIRECT = "d:ann:bob"
 
 
-async def change(idc: Idc, session: Session, placed: pb.Attested, **what: object) -> str:
-    request = pb.Request(change=pb.Change(message=placed, **what))  # type: ignore[arg-type]
-    return (await idc.ask(session, request)).error.code
+def asked(idc: Idc, placed: pb.Attested, **what: Any) -> pb.Request:
+    """As an SDK asks that has seen all that this IDC has done."""
+    seen = what.pop("composed", None) or stamp_pb(KEYS.stamp(idc.im.hlc.last))
+    return pb.Request(change=pb.Change(message=placed, composed=seen, **what))
+
+
+async def change(idc: Idc, session: Session, placed: pb.Attested, **what: Any) -> str:
+    return (await idc.ask(session, asked(idc, placed, **what))).error.code
 
 
 async def seen(idc: Idc, uid: str) -> tuple[View, list[Event]]:
@@ -36,6 +49,8 @@ async def test_who_may_edit_recall_and_react(open_idc: OpenIdc) -> None:
     assert await change(fra, bob, placed, recall=recall) == Code.FORBIDDEN
     assert await change(fra, eve, placed, react=react) == Code.FORBIDDEN
     assert await change(fra, ann, placed) == Code.BAD_REQUEST
+    forged = pb.Stamp(hlc=1 << 60, key_id=1, mac=b"12345678")
+    assert await change(fra, ann, placed, edit=b"2", composed=forged) == Code.BAD_REQUEST
     assert await change(fra, bob, placed, react=pb.Reaction(on=True)) == Code.BAD_REQUEST
     absent = pb.Attested(key=placed.key)
     absent.key.cid = 9
@@ -61,8 +76,8 @@ async def test_idcs_agree_when_a_change_comes_before_its_message(open_idc: OpenI
     placed = (await fra.send(fra.session("ann"), DIRECT, 1, b"secret")).send_ack.placed
     assert not await change(fra, fra.session("ann"), placed, edit=b"secret too")
     moved = iad.session("ann", "tablet")
-    moved.seen_hlc = fra.im.hlc.last  # as its SDK would tell
-    assert not await change(iad, moved, placed, edit=b"last")
+    stamp = stamp_pb(KEYS.stamp(fra.im.hlc.last))  # that its SDK has
+    assert not await change(iad, moved, placed, edit=b"last", composed=stamp)
     await iad.mirror_to(fra)
     await fra.mirror_to(iad)
     for idc in (fra, iad):
@@ -76,3 +91,93 @@ async def test_idcs_agree_when_a_change_comes_before_its_message(open_idc: OpenI
         assert view.changed(key).recalled
         pulled = (await idc.pull(idc.session("bob"), DIRECT)).SerializeToString()
         assert b"secret" not in pulled and b"last" not in pulled
+        history = pb.Request(history=pb.History(conversation=DIRECT))
+        page = await idc.ask(idc.session("bob"), history)
+        assert len(page.pull_ok.entries) == 1
+        assert b"secret" not in page.SerializeToString()
+    assert await partition_hash(fra.kv, 0) == await partition_hash(iad.kv, 0)
+
+
+async def test_what_was_recalled_is_pushed_without_its_content(open_idc: OpenIdc) -> None:
+    """An IDC that folds message, edit and recall at once, or the message after the recall."""
+    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
+    iad = await open_idc("iad.1", others=("fra",), followers=("fra",))
+    ann = fra.session("ann")
+    placed = (await fra.send(ann, DIRECT, 1, b"secret")).send_ack.placed
+    assert not await change(fra, ann, placed, edit=b"secret too")
+    assert not await change(fra, ann, placed, recall=pb.Recall())
+    other = (await fra.send(ann, DIRECT, 2, b"secret as well")).send_ack.placed
+    assert not await change(iad, iad.session("ann"), other, recall=pb.Recall())
+    await fra.mirror_to(iad)
+    told = [entry for _, _, entry in iad.pushes.entries]
+    kinds = [entry.WhichOneof("kind") for entry in told]
+    assert kinds == ["change", "message", "change", "change", "message"]
+    assert not any(b"secret" in entry.SerializeToString() for entry in told)
+
+
+async def test_the_state_that_replicas_compare_has_the_changes(open_idc: OpenIdc) -> None:
+    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
+    iad = await open_idc("iad.1", others=("fra",), followers=("fra",))
+    placed = (await fra.send(fra.session("ann"), DIRECT, 1, b"one")).send_ack.placed
+    await fra.mirror_to(iad)
+    whats: list[dict[str, Any]] = [
+        {"react": pb.Reaction(code="+1", on=True)}, {"edit": b"two"}, {"recall": pb.Recall()},
+    ]  # fmt: skip
+    for what in whats:
+        assert not await change(fra, fra.session("ann"), placed, **what)
+        assert await partition_hash(fra.kv, 0) != await partition_hash(iad.kv, 0)
+        row = keys.client_key(0, key_of(placed.key))
+        assert await fra.kv.get(row) != await iad.kv.get(row)
+        await fra.mirror_to(iad)
+        assert await partition_hash(fra.kv, 0) == await partition_hash(iad.kv, 0)
+
+
+async def test_an_edit_that_is_asked_for_again_does_not_override_a_later_one(
+    open_idc: OpenIdc,
+) -> None:
+    """The first is answered ``unavailable``; before its device asks again, another edits."""
+    fra = await open_idc("fra.1", policy=Messages(replicated_timeout_ms=50), others=("iad",))
+    iad = await open_idc("iad.1", others=("fra",), followers=("fra",))
+    ann, tablet = fra.session("ann"), fra.session("ann", "tablet")
+    placed = (await fra.send(ann, DIRECT, 1, b"one")).send_ack.placed
+    first = asked(fra, placed, edit=b"first", number=1)
+    assert (await fra.ask(ann, first)).error.code == Code.UNAVAILABLE
+    later = asked(fra, placed, edit=b"later", number=1)
+    fra.followers.add("iad")
+    assert not (await fra.ask(tablet, later)).error.code
+    logged = len((await fra.pull(ann, DIRECT)).pull_ok.entries)
+    assert not (await fra.ask(ann, first)).error.code
+    assert len((await fra.pull(ann, DIRECT)).pull_ok.entries) == logged  # it said nothing new
+    # Nor by way of an IDC that has neither of them yet.
+    assert not (await iad.ask(iad.session("ann"), first)).error.code
+    await fra.mirror_to(iad)
+    await iad.mirror_to(fra)
+    for idc in (fra, iad):
+        view, _ = await seen(idc, "bob")
+        assert [message.content for message in view.messages()] == [b"later"]
+
+
+async def test_a_reaction_is_taken_back_however_many_there_are(
+    open_idc: OpenIdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "REACTIONS_MAX", 3)
+    fra = await open_idc(others=())
+    ann, bob = fra.session("ann"), fra.session("bob")
+    placed = (await fra.send(ann, DIRECT, 1, b"one")).send_ack.placed
+
+    async def react(session: Session, code: str, on: bool = True) -> str:
+        return await change(fra, session, placed, react=pb.Reaction(code=code, on=on))
+
+    for code in "abc":
+        assert not await react(bob, code)
+    assert await react(ann, "a") == await react(bob, "d") == Code.TOO_LARGE
+    assert not await react(bob, "c", on=False)
+    assert await react(bob, "d") == Code.TOO_LARGE  # its row still has the one taken back
+    assert not await react(bob, "c")
+    # One of another IDC that has not come here yet; but not any number of such.
+    for code in "xyz":
+        assert not await react(bob, code, on=False)
+    assert await react(bob, "w", on=False) == Code.TOO_LARGE
+    view, _ = await seen(fra, "bob")
+    [key] = view.classes
+    assert view.changed(key).reactions == (("bob", "a"), ("bob", "b"), ("bob", "c"))

@@ -596,7 +596,23 @@ async def test_changes_are_shown_as_their_entries_come(region, ca_file):
         entry = pb.Entry(origin=placed.origin, seq=2)
         entry.change.key.CopyFrom(placed.key)
         entry.change.actor, entry.change.edit = "ann", b"1"
-        entry.change.place.CopyFrom(placed.place)
+        entry.change.order.hlc = 1
         fra.everybody(pb.Event(push=pb.Push(conversation=CHAT, entries=[entry])))
         await eventually(lambda: ann.client.changes(CHAT, sent.key).content == b"1")
         assert [message.content for message in ann.client.view(CHAT)] == [b"1"]
+
+
+async def test_a_change_that_is_asked_for_again_is_the_same_change(region, ca_file):
+    """As later than what others said meanwhile it would override that; a new one is later."""
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        fra.errors["change"] = [pb.Error(code="unavailable", retry_after_ms=1)]
+        region.clock += 5
+        await ann.client.edit(CHAT, sent.key, b"1")
+        await ann.client.edit(CHAT, sent.key, b"2")
+        first, again, second = fra.changes
+        assert first.composed.mac and first.number
+        assert first == again
+        orders = [(change.composed.hlc, change.number) for change in (first, second)]
+        assert orders == sorted(orders) and orders[0] != orders[1]

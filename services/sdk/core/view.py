@@ -139,7 +139,7 @@ class View:
     def _change(self, change: pb.ChangeEntry) -> None:
         key = key_of(change.key)
         folded = self._changes.setdefault(key, pb.Changes())
-        if changes.merge(folded, change, place_of(change.place)) and key in self.classes:
+        if changes.merge(folded, change) and key in self.classes:
             self._emit(self.changed(key))
 
     def changed(self, key: ClientKey) -> Changed:

@@ -144,6 +144,7 @@ class Idc:
         self.requests: Counter[str] = Counter()
         self.sends: list[pb.Send] = []
         self.claims: list[pb.Claim] = []
+        self.changes: list[pb.Change] = []  # those that were answered with an error too
         self.acks: dict[str, Vector] = {}
         self.mute: set[str] = set()
         self.drop_sends = 0
@@ -280,6 +281,8 @@ class Connection(asyncio.Protocol):
         idc = self.idc
         idc.requests[kind] += 1
         response = pb.Response(stamp=stamp_pb(KEYS.stamp(idc.region.clock << 16)))
+        if kind == "change":
+            idc.changes.append(request.change)
         errors = idc.errors.get(kind)
         if errors:
             response.error.CopyFrom(errors.pop(0))
