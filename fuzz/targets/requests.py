@@ -108,6 +108,12 @@ def _requests() -> list[pb.Request]:
             ),
         ),
         pb.Request(send=pb.Send(conversation=group, outbox="o2", cid=1, floor=1, content=b"all")),
+        pb.Request(
+            send=pb.Send(
+                conversation=name, outbox="o1", cid=2, floor=1, content=b"two",
+                refs=pb.Refs(reply=placed.key, mentions=["bob"]).SerializeToString(),
+            )
+        ),
         pb.Request(claim=pb.Claim(conversation=name, claims=[placed])),
         pb.Request(pull=pb.Pull(conversation=name, have=have, limit=3), deadline_ms=500),
         pb.Request(history=pb.History(conversation=name, limit=3)),
@@ -139,7 +145,7 @@ REQUESTS = _requests()
 
 def seeds() -> list[bytes]:
     encoded = [request.SerializeToString() for request in REQUESTS]
-    return [messages.row(encoded[:17]), *(messages.row([one]) for one in encoded)]
+    return [messages.row(encoded[:18]), *(messages.row([one]) for one in encoded)]
 
 
 def mutate(data: bytes, seed: int, bytes_max: int) -> bytes:

@@ -772,6 +772,7 @@ class Send(_message.Message):
     CLAIMS_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     outbox: _builtins.str
     cid: _builtins.int
@@ -781,6 +782,8 @@ class Send(_message.Message):
     durability: Global___Durability.ValueType
     composed_ms: _builtins.int
     """the sender's wall clock, shown to people"""
+    refs: _builtins.bytes
+    """a Refs, as the sender encoded it; empty: none"""
     @_builtins.property
     def placed(self) -> Global___Attested:
         """of an earlier acceptance of this very message, if known"""
@@ -801,10 +804,11 @@ class Send(_message.Message):
         claims: _abc.Iterable[Global___Attested] | None = ...,
         durability: Global___Durability.ValueType = ...,
         composed_ms: _builtins.int = ...,
+        refs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cid", b"cid", "claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "conversation", b"conversation", "durability", b"durability", "floor", b"floor", "outbox", b"outbox", "placed", b"placed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cid", b"cid", "claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "conversation", b"conversation", "durability", b"durability", "floor", b"floor", "outbox", b"outbox", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1407,6 +1411,34 @@ class Entry(_message.Message):
 Global___Entry: _TypeAlias = Entry  # noqa: Y015
 
 @_typing.final
+class Refs(_message.Message):
+    """What a message refers to: the one that it answers, in the same conversation, and users. Everywhere as
+    the bytes of its sender, since the content hash is over them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLY_FIELD_NUMBER: _builtins.int
+    MENTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reply(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def mentions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        reply: Global___ClientKey | None = ...,
+        mentions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mentions", b"mentions", "reply", b"reply"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refs: _TypeAlias = Refs  # noqa: Y015
+
+@_typing.final
 class MessageEntry(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1414,11 +1446,14 @@ class MessageEntry(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     """empty once it is recalled"""
     composed_ms: _builtins.int
     alias: _builtins.bool
     """another copy of this client key wins"""
+    refs: _builtins.bytes
+    """empty once it is recalled"""
     @_builtins.property
     def placed(self) -> Global___Attested:
         """key, hash, this entry's identity, the class's place as the answering IDC knows it"""
@@ -1430,10 +1465,11 @@ class MessageEntry(_message.Message):
         content: _builtins.bytes = ...,
         composed_ms: _builtins.int = ...,
         alias: _builtins.bool = ...,
+        refs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "composed_ms", b"composed_ms", "content", b"content", "placed", b"placed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "composed_ms", b"composed_ms", "content", b"content", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

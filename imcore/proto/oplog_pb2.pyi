@@ -98,9 +98,12 @@ class MessageOp(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     content_hash: _builtins.bytes
     composed_ms: _builtins.int
+    refs: _builtins.bytes
+    """a Refs, as the sender encoded it"""
     @_builtins.property
     def key(self) -> _client_pb2.ClientKey: ...
     @_builtins.property
@@ -118,10 +121,11 @@ class MessageOp(_message.Message):
         place: _client_pb2.Place | None = ...,
         claims: _abc.Iterable[_client_pb2.Attested] | None = ...,
         composed_ms: _builtins.int = ...,
+        refs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "key", b"key", "place", b"place"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "key", b"key", "place", b"place", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

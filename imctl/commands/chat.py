@@ -189,7 +189,9 @@ def _as_line(event: Event) -> str:
         at = time_of_day(event.composed_ms)
         note = f" (at {event.index}{', late' if event.late else ''})"
         text = printable(event.content.decode(errors="replace"))
-        return f"{at} {event.conversation} {event.uid}: {text}{note}"
+        called = "".join(f" @{uid}" for uid in event.mentions)
+        answers = f" (answers {event.reply})" if event.reply else ""
+        return f"{at} {event.conversation} {event.uid}: {text}{called}{answers}{note}"
     if isinstance(event, Moved):
         return f"moved in {event.conversation}: from {event.from_index} to {event.to_index}"
     if isinstance(event, ConnectionChanged):

@@ -48,7 +48,7 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         key, digest = key_of(message.key), message.content_hash
         attest(out.placed, key, digest, entry.origin, op.seq, entry.place, region_keys)
         if not entry.recalled:
-            out.content = message.content
+            out.content, out.refs = message.content, message.refs
         out.composed_ms = message.composed_ms
         out.alias = entry.alias
         built.claims.extend(message.claims)

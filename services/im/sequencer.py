@@ -108,6 +108,7 @@ class Submission(NamedTuple):
     claims: tuple[Attested, ...]  # verified
     composed_ms: int
     seen_hlc: int
+    refs: bytes = b""
     trace: pb.TraceContext | None = None  # under which it is logged, when it is followed
 
 
@@ -255,6 +256,7 @@ class Sequencer:
         place = submission.placed.place if submission.placed else own
         op.message.key.CopyFrom(key_pb(key))
         op.message.content = submission.content
+        op.message.refs = submission.refs
         op.message.content_hash = submission.content_hash
         op.message.composed_ms = submission.composed_ms
         if submission.trace is not None:

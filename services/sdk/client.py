@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX
+from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -271,17 +271,21 @@ class Client:
         *,
         replicated: bool = False,
         timeout_ms: int | None = None,
+        reply: str = "",
+        mentions: Sequence[str] = (),
     ) -> Sent:
-        """Returns once the message is stored (or, if asked for, replicated). Raises SendFailed
-        (OutboxFull among them). Without a time-out it waits for as long as the client lives."""
+        """``reply``: the key of the message that it answers; ``mentions``: uids. Returns once the
+        message is stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among
+        them). Without a time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
-        _check(conversation, content)
+        refs = _refs(conversation, reply, mentions)
+        _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         trace = self._traces.begin()
         try:
             entry, future = self._sender.send(
-                conversation, content, self._clock.wall_ms(), durability, trace
+                conversation, content, self._clock.wall_ms(), durability, trace, refs
             )
         except SendFailed as error:
             if trace is not None:
@@ -459,7 +463,8 @@ class Client:
 
     def _on_stored(self, entry: Entry) -> None:
         if entry.placed is not None:
-            self._view(entry.lane.conversation).own(entry.placed, entry.content, entry.composed_ms)
+            view = self._view(entry.lane.conversation)
+            view.own(entry.placed, entry.content, entry.composed_ms, entry.refs)
 
     def _on_news(self, conversation: str) -> None:
         """Positions were reached: the session is told with the next heartbeat."""
@@ -664,13 +669,28 @@ class Client:
         session.call(request, answered)
 
 
-def _check(conversation: str, content: bytes) -> None:
+def _refs(conversation: str, reply: str, mentions: Sequence[str]) -> bytes:
+    """An encoded Refs, or nothing. Raises SendFailed."""
+    if len(mentions) > MENTIONS_MAX or not all(map(valid_id, mentions)):
+        message = f"a message mentions at most {MENTIONS_MAX} users, by uid"
+        raise SendFailed(Code.BAD_REQUEST, message)
+    refs = pb.Refs(mentions=mentions)
+    if reply:
+        try:
+            refs.reply.CopyFrom(key_pb(parse_key(reply)))
+        except ValueError as error:
+            raise SendFailed(Code.BAD_REQUEST, f"not the key of a message: {reply!r}") from error
+        if refs.reply.conversation != conversation:
+            raise SendFailed(Code.BAD_REQUEST, "a message replies to one of the same conversation")
+    return refs.SerializeToString(deterministic=True)
+
+
+def _check(conversation: str, content: bytes, refs: bytes = b"") -> None:
     """Raises SendFailed for what no IDC could ever take: once in the outbox it would be offered
     after every connect, and might not even fit a message of the protocol."""
-    if len(content) > CONTENT_BYTES_MAX:
+    if (size := len(content) + len(refs)) > CONTENT_BYTES_MAX:
         raise SendFailed(
-            Code.TOO_LARGE,
-            f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {len(content)}",
+            Code.TOO_LARGE, f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {size}"
         )
     names = direct_members(conversation) or (conversation[2:],)
     if (len(names) != 2 and not is_group(conversation)) or not all(map(valid_id, names)):

@@ -1,4 +1,5 @@
-"""Edits, recalls and reactions over the real im role: who may, that IDCs agree, what is served."""
+"""Edits, recalls, reactions and what messages refer to, over the real im role: who may, that IDCs
+agree, what is served."""
 
 from __future__ import annotations
 
@@ -181,3 +182,48 @@ async def test_a_reaction_is_taken_back_however_many_there_are(
     view, _ = await seen(fra, "bob")
     [key] = view.classes
     assert view.changed(key).reactions == (("bob", "a"), ("bob", "b"), ("bob", "c"))
+
+
+async def test_what_a_message_refers_to_is_part_of_it(open_idc: OpenIdc) -> None:
+    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
+    iad = await open_idc("iad.1", others=("fra",), followers=("fra",))
+    ann, bob = fra.session("ann"), fra.session("bob")
+    first = (await fra.send(ann, DIRECT, 1, b"one")).send_ack.placed
+    refs = pb.Refs(reply=first.key, mentions=["ann"])
+    encoded = refs.SerializeToString()
+    answer = (await fra.send(bob, DIRECT, 1, b"two", refs=encoded)).send_ack.placed
+    again = await fra.send(bob, DIRECT, 1, b"two", refs=encoded)
+    assert again.send_ack.outcome == pb.SendAck.KNOWN
+    await fra.folded()
+    for other in (b"", pb.Refs(mentions=["ann"]).SerializeToString()):
+        conflict = await fra.send(bob, DIRECT, 1, b"two", refs=other)
+        assert conflict.error.code == Code.CID_CONFLICT
+    # An attested place counts where it was not seen: the hash that it vouches for is the same.
+    await fra.mirror_to(iad)
+    moved = await iad.send(iad.session("bob"), DIRECT, 1, b"two", refs=encoded, placed=answer)
+    assert moved.send_ack.placed.place == answer.place
+    for idc in (fra, iad):
+        view, _ = await seen(idc, "ann")
+        assert [message.mentions for message in view.messages()] == [(), ("ann",)]
+        assert view.messages()[1].reply == view.messages()[0].key
+    assert not await change(fra, bob, answer, recall=pb.Recall())
+    pulled = (await fra.pull(ann, DIRECT)).pull_ok
+    assert not any(entry.message.refs for entry in pulled.entries)
+
+
+@pytest.mark.parametrize(
+    "refs",
+    [
+        b"\xff",
+        pb.Refs(mentions=["x"] * 101).SerializeToString(),
+        pb.Refs(mentions=["not a uid"]).SerializeToString(),
+        pb.Refs(reply=pb.ClientKey(conversation=DIRECT)).SerializeToString(),
+        pb.Refs(
+            reply=pb.ClientKey(uid="ann", device="d", outbox="o", conversation="d:ann:eve", cid=1)
+        ).SerializeToString(),
+    ],
+)
+async def test_what_a_message_cannot_refer_to(open_idc: OpenIdc, refs: bytes) -> None:
+    fra = await open_idc(others=())
+    refused = await fra.send(fra.session("ann"), DIRECT, 1, b"one", refs=refs)
+    assert refused.error.code == Code.BAD_REQUEST

@@ -616,3 +616,19 @@ async def test_a_change_that_is_asked_for_again_is_the_same_change(region, ca_fi
         assert first == again
         orders = [(change.composed.hlc, change.number) for change in (first, second)]
         assert orders == sorted(orders) and orders[0] != orders[1]
+
+
+async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
+    async with App(region, ca_file) as ann:
+        elsewhere = "ann/phone/o1/1/d:ann:eve"
+        for refs in (
+            {"reply": "no key"}, {"reply": elsewhere}, {"reply": f"ann/phone/o1/-1/{CHAT}"},
+            {"mentions": ["not a uid"]}, {"mentions": ["bob"] * 101},
+        ):  # fmt: skip
+            with pytest.raises(SendFailed) as failed:
+                await ann.client.send(CHAT, b"1", **refs)
+            assert failed.value.code == "bad_request"
+        assert ann.client.state.outbox == 0
+        sent = await ann.client.send(CHAT, b"1", mentions=["bob"])
+        await ann.client.send(CHAT, b"2", reply=sent.key)
+        assert [m.reply for m in ann.client.view(CHAT)] == ["", sent.key]

@@ -10,7 +10,8 @@ class Message(NamedTuple):
 
     ``key`` names it for ever, the same on every device. ``late``: it lies below the stable
     watermark, so it may stand above messages that were read long ago. ``composed_ms`` is the
-    sender's clock, for people."""
+    sender's clock, for people. ``reply``: the key of the message that it answers, which may not be
+    shown (yet), or empty. ``mentions``: uids."""
 
     conversation: str
     key: str
@@ -20,6 +21,8 @@ class Message(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which means nothing here
     late: bool
     composed_ms: int
+    reply: str = ""
+    mentions: tuple[str, ...] = ()
 
 
 class Moved(NamedTuple):

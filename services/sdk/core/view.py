@@ -30,17 +30,26 @@ def parse_key(text: str) -> ClientKey:
     return ClientKey(uid, device, outbox, conversation, int(cid))
 
 
+_NO_REFS: tuple[str, tuple[str, ...]] = ("", ())
+
+
+def _refs(encoded: bytes) -> tuple[str, tuple[str, ...]]:
+    refs = pb.Refs.FromString(encoded)  # the IDC that took it has looked at it
+    return key_text(key_of(refs.reply)) if refs.HasField("reply") else "", tuple(refs.mentions)
+
+
 class Class:
     """A message and where it stands. ``known_at`` is the view's ``era`` in which the present IDC
     was found to know this place."""
 
-    __slots__ = ("attested", "composed_ms", "content", "key", "known_at", "late", "place")
+    __slots__ = ("attested", "composed_ms", "content", "key", "known_at", "late", "place", "refs")
 
     def __init__(self, key: ClientKey, place: Place, attested: pb.Attested | None) -> None:
         self.key = key
         self.place = place
         self.attested = attested  # vouches for ``place`` or for a larger one
         self.content = b""
+        self.refs: tuple[str, tuple[str, ...]] = _NO_REFS
         self.composed_ms = 0
         self.late = False
         self.known_at = 0
@@ -92,7 +101,14 @@ class View:
             kind = entry.WhichOneof("kind")
             if kind == "message":
                 message = entry.message
-                self._message(message.placed, message.content, message.composed_ms, from_idc, track)
+                self._message(
+                    message.placed,
+                    message.content,
+                    message.composed_ms,
+                    message.refs,
+                    from_idc,
+                    track,
+                )
             elif kind == "place_op":
                 op = entry.place_op
                 self._lower(key_of(op.key), place_of(op.place), None, from_idc)
@@ -104,12 +120,18 @@ class View:
             self._raise_stable()
         return new
 
-    def own(self, placed: pb.Attested, content: bytes, composed_ms: int) -> None:
+    def own(self, placed: pb.Attested, content: bytes, composed_ms: int, refs: bytes = b"") -> None:
         """An own message was acked by the serving IDC. Its position comes by push or pull."""
-        self._message(placed, content, composed_ms, True, True)
+        self._message(placed, content, composed_ms, refs, True, True)
 
     def _message(
-        self, placed: pb.Attested, content: bytes, composed_ms: int, from_idc: bool, live: bool
+        self,
+        placed: pb.Attested,
+        content: bytes,
+        composed_ms: int,
+        refs: bytes,
+        from_idc: bool,
+        live: bool,
     ) -> None:
         wire = placed.key
         key = ClientKey(wire.uid, wire.device, wire.outbox, wire.conversation, wire.cid)
@@ -126,13 +148,13 @@ class View:
             attested = waiting[1] or placed
         made = self.classes[key] = Class(key, place, attested)
         made.content, made.composed_ms = content, composed_ms
+        made.refs = _refs(refs) if refs else _NO_REFS
         made.known_at = self._era if known else 0
         if not known:
             self._suspects[key] = made
         made.late = live and place.hlc <= self.stable
         index = self._insert(place, key)
         self._emit(self._shown(made, index))
-
         if key in self._changes:
             self._emit(self.changed(key))
 
@@ -157,7 +179,9 @@ class View:
         return folded.edit.content if folded.HasField("edit") else shown.content
 
     def _shown(self, made: Class, index: int) -> Message:
-        key = made.key
+        key, folded = made.key, self._changes.get(made.key)
+        recalled = folded is not None and folded.recalled
+        reply, mentions = _NO_REFS if recalled else made.refs
         return Message(
             self.conversation,
             key_text(key),
@@ -167,6 +191,8 @@ class View:
             index,
             made.late,
             made.composed_ms,
+            reply,
+            mentions,
         )
 
     def _insert(self, place: Place, key: ClientKey) -> int:
