@@ -286,11 +286,12 @@ class Applier:
             self._conversations.release()
             self._told_to.clear()
             owed, self._owed = self._owed, []
-            recalled = set().union(*(effects.recalled for _, effects in owed))
             for origin, effects in owed:
                 effects.keep_below(
                     {name: at.heads.get(origin, 0) for name, at in conversations.items()}
                 )
+            recalled = set().union(*(effects.recalled() for _, effects in owed))
+            for origin, effects in owed:
                 effects.leave_out(recalled)
                 self._told(origin, effects)
 

@@ -52,7 +52,11 @@ class Effects:
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
-    recalled: set[ClientKey] = field(default_factory=set)  # by this batch
+
+    def recalled(self) -> set[ClientKey]:
+        """By what stands in ``entries``."""
+        every = itertools.chain.from_iterable(self.entries.values())
+        return {key_of(e.op.change.key) for e in every if e.op.change.HasField("recall")}
 
     def leave_out(self, recalled: set[ClientKey]) -> None:
         """Of what is not told yet: the content of messages that were recalled since."""
@@ -195,7 +199,7 @@ class Fold:
         effects = Effects()
         for item in taken:
             self._one(item, origin, conversations, rows, effects)
-        effects.leave_out(effects.recalled)
+        effects.leave_out(effects.recalled())
         for name, entries in effects.entries.items():
             conversation = conversations[name]
             rows.put(keys.heads(self._partition, name), conversation.heads_row())
@@ -238,7 +242,7 @@ class Fold:
             elif kind == "place":
                 self._place(op, rows, effects)
             elif kind == "change":
-                self._change(op, rows, entry, effects)
+                self._change(op, rows, entry)
             elif kind == "membership":
                 self._membership(op, origin, conversation, rows, effects)
             effects.entries.setdefault(op.conversation, []).append(entry)
@@ -284,16 +288,13 @@ class Fold:
             sometimes(ALIAS)
         self._claims(message.claims, rows)
 
-    def _change(self, op: oplog.Op, rows: Rows, entry: Entry, effects: Effects) -> None:
+    def _change(self, op: oplog.Op, rows: Rows, entry: Entry) -> None:
         """Kept with the class, so that a plain message needs no other row; it may come first."""
-        key = key_of(op.change.key)
-        class_key = keys.client_key(self._partition, key)
+        class_key = keys.client_key(self._partition, key_of(op.change.key))
         row = oplog.ClassRow.FromString(rows.get(class_key) or b"")
         if changes.merge(row.changes, op.change):
             rows.put(class_key, row.SerializeToString(deterministic=True))
         entry.recalled = row.changes.recalled
-        if op.change.HasField("recall"):
-            effects.recalled.add(key)
 
     def _place(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
         self._lower_class(key_of(op.place.key), place_of(op.place.place), rows)
