@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import impossible_here
+
 ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
 NOTED = ("size", "--file", "docs/capacity.yaml")  # ends with a note, in yellow
@@ -138,8 +140,7 @@ FLAGS = {"bash": ("--norc",), "zsh": ("-f",), "fish": ("--no-config",)}
 def completed_by(shell: str, words: str, tmp_path: Path) -> list[str]:
     found = shutil.which(shell)
     if not found:
-        assert shell != "bash", "bash belongs to what this project runs on"
-        pytest.skip(f"{shell} is not here")
+        impossible_here(f"no {shell} on this machine", f"`apt-get install {shell}`")
     file = tmp_path / f"completion.{shell}"
     file.write_text(script(shell))
     named = () if shell == "fish" else (shell,)  # $0
