@@ -19,8 +19,12 @@ CONTENT_HASH_BYTES = 16
 _PLACE_HEAD = struct.Struct(">6I QIQ QIQ")
 
 
-def content_hash(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=CONTENT_HASH_BYTES).digest()
+def content_hash(content: bytes, refs: bytes = b"") -> bytes:
+    """Of a message. One with ``refs`` is hashed apart, so it never equals one without."""
+    if not refs:
+        return hashlib.blake2b(content, digest_size=CONTENT_HASH_BYTES).digest()
+    data = len(refs).to_bytes(4, "big") + refs + content
+    return hashlib.blake2b(data, digest_size=CONTENT_HASH_BYTES, person=b"refs").digest()
 
 
 def _place_bytes(key: ClientKey, digest: bytes, origin: Origin, seq: int, place: Place) -> bytes:

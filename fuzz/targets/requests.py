@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -88,6 +89,10 @@ def _attested(conversation: str, cid: int, content: bytes) -> pb.Attested:
     return attested_pb(KEYS.attest(key, digest, Origin("iad", 1), cid, place))
 
 
+def _change(message: pb.Attested, seen: pb.Stamp, **what: Any) -> pb.Request:
+    return pb.Request(change=pb.Change(message=message, composed=seen, number=1, **what))
+
+
 def _requests() -> list[pb.Request]:
     name, group, origin = "d:bob:mallory", "g:all", pb.Origin(idc="fra", incarnation=1)
     placed = _attested(name, 1, b"one")
@@ -103,11 +108,21 @@ def _requests() -> list[pb.Request]:
             ),
         ),
         pb.Request(send=pb.Send(conversation=group, outbox="o2", cid=1, floor=1, content=b"all")),
+        pb.Request(
+            send=pb.Send(
+                conversation=name, outbox="o1", cid=2, floor=1, content=b"two",
+                refs=pb.Refs(reply=placed.key, mentions=["bob"]).SerializeToString(),
+            )
+        ),
         pb.Request(claim=pb.Claim(conversation=name, claims=[placed])),
         pb.Request(pull=pb.Pull(conversation=name, have=have, limit=3), deadline_ms=500),
         pb.Request(history=pb.History(conversation=name, limit=3)),
         pb.Request(history=pb.History(conversation=group, before=placed.place)),
         pb.Request(sync=pb.Sync(limit=2)),
+        _change(placed, seen, edit=b"one more"),
+        _change(placed, seen, react=pb.Reaction(code="+1", on=True)),
+        _change(placed, seen, react=pb.Reaction(code="+1")),
+        _change(placed, seen, recall=pb.Recall()),
         pb.Request(read_cursor=pb.ReadCursor(conversation=name, place=placed.place)),
         pb.Request(group_create=pb.GroupCreate(conversation="g:new", members=["bob"], name="n")),
         pb.Request(group_change=pb.GroupChange(conversation="g:new", join=["ann"])),
@@ -130,7 +145,7 @@ REQUESTS = _requests()
 
 def seeds() -> list[bytes]:
     encoded = [request.SerializeToString() for request in REQUESTS]
-    return [messages.row(encoded[:13]), *(messages.row([one]) for one in encoded)]
+    return [messages.row(encoded[:18]), *(messages.row([one]) for one in encoded)]
 
 
 def mutate(data: bytes, seed: int, bytes_max: int) -> bytes:

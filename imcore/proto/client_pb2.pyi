@@ -291,6 +291,7 @@ class Request(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     BYE_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -323,6 +324,8 @@ class Request(_message.Message):
     def bye(self) -> Global___Bye: ...
     @_builtins.property
     def claim(self) -> Global___Claim: ...
+    @_builtins.property
+    def change(self) -> Global___Change: ...
     def __init__(
         self,
         *,
@@ -341,12 +344,13 @@ class Request(_message.Message):
         history: Global___History | None = ...,
         bye: Global___Bye | None = ...,
         claim: Global___Claim | None = ...,
+        change: Global___Change | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "claim", b"claim", "connect", b"connect", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "claim", b"claim", "connect", b"connect", "deadline_ms", b"deadline_ms", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "deadline_ms", b"deadline_ms", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -768,6 +772,7 @@ class Send(_message.Message):
     CLAIMS_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     outbox: _builtins.str
     cid: _builtins.int
@@ -777,6 +782,8 @@ class Send(_message.Message):
     durability: Global___Durability.ValueType
     composed_ms: _builtins.int
     """the sender's wall clock, shown to people"""
+    refs: _builtins.bytes
+    """a Refs, as the sender encoded it; empty: none"""
     @_builtins.property
     def placed(self) -> Global___Attested:
         """of an earlier acceptance of this very message, if known"""
@@ -797,10 +804,11 @@ class Send(_message.Message):
         claims: _abc.Iterable[Global___Attested] | None = ...,
         durability: Global___Durability.ValueType = ...,
         composed_ms: _builtins.int = ...,
+        refs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cid", b"cid", "claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "conversation", b"conversation", "durability", b"durability", "floor", b"floor", "outbox", b"outbox", "placed", b"placed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cid", b"cid", "claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "conversation", b"conversation", "durability", b"durability", "floor", b"floor", "outbox", b"outbox", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1205,6 +1213,126 @@ class Claim(_message.Message):
 Global___Claim: _TypeAlias = Claim  # noqa: Y015
 
 @_typing.final
+class Change(_message.Message):
+    """Of a message, by its client key: it means every copy, and may come before any. Answered with Ok
+    once it is folded and another IDC holds it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    EDIT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    REACT_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    edit: _builtins.bytes
+    """its content from now on; only its sender may"""
+    number: _builtins.int
+    """of its device: of two with one stamp the higher counts"""
+    @_builtins.property
+    def message(self) -> Global___Attested:
+        """its MAC vouches for a message that this IDC does not have yet"""
+
+    @_builtins.property
+    def recall(self) -> Global___Recall:
+        """for good; only its sender may"""
+
+    @_builtins.property
+    def react(self) -> Global___Reaction:
+        """of the user who asks"""
+
+    @_builtins.property
+    def composed(self) -> Global___Stamp:
+        """the highest that its device had seen when it was first asked for"""
+
+    def __init__(
+        self,
+        *,
+        message: Global___Attested | None = ...,
+        edit: _builtins.bytes = ...,
+        recall: Global___Recall | None = ...,
+        react: Global___Reaction | None = ...,
+        composed: Global___Stamp | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "message", b"message", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "message", b"message", "number", b"number", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["edit", "recall", "react"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """Which of two edits, or of two words on one reaction, counts: the higher, by hlc, device, number. Its
+    device gives it once, so a change that is asked for again is the same change wherever it comes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HLC_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    hlc: _builtins.int
+    device: _builtins.str
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        hlc: _builtins.int = ...,
+        device: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "hlc", b"hlc", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
+
+@_typing.final
+class Recall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recall: _TypeAlias = Recall  # noqa: Y015
+
+@_typing.final
+class Reaction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    on: _builtins.bool
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        on: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reaction: _TypeAlias = Reaction  # noqa: Y015
+
+@_typing.final
 class MembershipChange(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1238,6 +1366,7 @@ class Entry(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     PLACE_OP_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
@@ -1250,6 +1379,8 @@ class Entry(_message.Message):
     def place_op(self) -> Global___PlaceEntry: ...
     @_builtins.property
     def membership(self) -> Global___MembershipEntry: ...
+    @_builtins.property
+    def change(self) -> Global___ChangeEntry: ...
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attested]: ...
     @_builtins.property
@@ -1265,18 +1396,47 @@ class Entry(_message.Message):
         message: Global___MessageEntry | None = ...,
         place_op: Global___PlaceEntry | None = ...,
         membership: Global___MembershipEntry | None = ...,
+        change: Global___ChangeEntry | None = ...,
         claims: _abc.Iterable[Global___Attested] | None = ...,
         trace: Global___TraceContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "hlc", b"hlc", "kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "seq", b"seq", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "claims", b"claims", "hlc", b"hlc", "kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "seq", b"seq", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["message", "place_op", "membership"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["message", "place_op", "membership", "change"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Entry: _TypeAlias = Entry  # noqa: Y015
+
+@_typing.final
+class Refs(_message.Message):
+    """What a message refers to: the one that it answers, in the same conversation, and users. Everywhere as
+    the bytes of its sender, since the content hash is over them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLY_FIELD_NUMBER: _builtins.int
+    MENTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reply(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def mentions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        reply: Global___ClientKey | None = ...,
+        mentions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mentions", b"mentions", "reply", b"reply"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refs: _TypeAlias = Refs  # noqa: Y015
 
 @_typing.final
 class MessageEntry(_message.Message):
@@ -1286,10 +1446,14 @@ class MessageEntry(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
+    """empty once it is recalled"""
     composed_ms: _builtins.int
     alias: _builtins.bool
     """another copy of this client key wins"""
+    refs: _builtins.bytes
+    """empty once it is recalled"""
     @_builtins.property
     def placed(self) -> Global___Attested:
         """key, hash, this entry's identity, the class's place as the answering IDC knows it"""
@@ -1301,10 +1465,11 @@ class MessageEntry(_message.Message):
         content: _builtins.bytes = ...,
         composed_ms: _builtins.int = ...,
         alias: _builtins.bool = ...,
+        refs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "composed_ms", b"composed_ms", "content", b"content", "placed", b"placed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "composed_ms", b"composed_ms", "content", b"content", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1333,6 +1498,132 @@ class PlaceEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlaceEntry: _TypeAlias = PlaceEntry  # noqa: Y015
+
+@_typing.final
+class ChangeEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    EDIT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    REACT_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    edit: _builtins.bytes
+    """empty once the message is recalled"""
+    @_builtins.property
+    def key(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def order(self) -> Global___Order: ...
+    @_builtins.property
+    def recall(self) -> Global___Recall: ...
+    @_builtins.property
+    def react(self) -> Global___Reaction: ...
+    def __init__(
+        self,
+        *,
+        key: Global___ClientKey | None = ...,
+        actor: _builtins.str = ...,
+        order: Global___Order | None = ...,
+        edit: _builtins.bytes = ...,
+        recall: Global___Recall | None = ...,
+        react: Global___Reaction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "edit", b"edit", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["edit", "recall", "react"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ChangeEntry: _TypeAlias = ChangeEntry  # noqa: Y015
+
+@_typing.final
+class Changes(_message.Message):
+    """All that changed a message, folded: the same whatever order the changes came in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALLED_FIELD_NUMBER: _builtins.int
+    EDIT_FIELD_NUMBER: _builtins.int
+    REACTIONS_FIELD_NUMBER: _builtins.int
+    recalled: _builtins.bool
+    @_builtins.property
+    def edit(self) -> Global___Edit:
+        """absent once it is recalled"""
+
+    @_builtins.property
+    def reactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reacted]:
+        """by (uid, code); those taken back too"""
+
+    def __init__(
+        self,
+        *,
+        recalled: _builtins.bool = ...,
+        edit: Global___Edit | None = ...,
+        reactions: _abc.Iterable[Global___Reacted] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "reactions", b"reactions", "recalled", b"recalled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Changes: _TypeAlias = Changes  # noqa: Y015
+
+@_typing.final
+class Edit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    @_builtins.property
+    def order(self) -> Global___Order: ...
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+        order: Global___Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Edit: _TypeAlias = Edit  # noqa: Y015
+
+@_typing.final
+class Reacted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    code: _builtins.str
+    on: _builtins.bool
+    @_builtins.property
+    def order(self) -> Global___Order: ...
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        code: _builtins.str = ...,
+        on: _builtins.bool = ...,
+        order: Global___Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "on", b"on", "order", b"order", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reacted: _TypeAlias = Reacted  # noqa: Y015
 
 @_typing.final
 class MembershipEntry(_message.Message):

@@ -37,10 +37,11 @@ class Op(_message.Message):
     ROUTE_FIELD_NUMBER: _builtins.int
     TICK_FIELD_NUMBER: _builtins.int
     MARKER_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     conversation: _builtins.str
     seq: _builtins.int
-    """of this origin in the conversation, for messages, place ops and memberships; else 0"""
+    """of this origin in the conversation, for what a conversation's entries are; else 0"""
     wall_ms: _builtins.int
     @_builtins.property
     def trace(self) -> _client_pb2.TraceContext: ...
@@ -58,6 +59,8 @@ class Op(_message.Message):
     def tick(self) -> Global___TickOp: ...
     @_builtins.property
     def marker(self) -> Global___MarkerOp: ...
+    @_builtins.property
+    def change(self) -> _client_pb2.ChangeEntry: ...
     def __init__(
         self,
         *,
@@ -73,12 +76,13 @@ class Op(_message.Message):
         route: Global___RouteOp | None = ...,
         tick: Global___TickOp | None = ...,
         marker: Global___MarkerOp | None = ...,
+        change: _client_pb2.ChangeEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cursor", b"cursor", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -94,9 +98,12 @@ class MessageOp(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     content_hash: _builtins.bytes
     composed_ms: _builtins.int
+    refs: _builtins.bytes
+    """a Refs, as the sender encoded it"""
     @_builtins.property
     def key(self) -> _client_pb2.ClientKey: ...
     @_builtins.property
@@ -114,10 +121,11 @@ class MessageOp(_message.Message):
         place: _client_pb2.Place | None = ...,
         claims: _abc.Iterable[_client_pb2.Attested] | None = ...,
         composed_ms: _builtins.int = ...,
+        refs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "key", b"key", "place", b"place"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "key", b"key", "place", b"place", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +401,7 @@ class ClassRow(_message.Message):
 
     COPIES_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Copy]:
         """sorted by (place, origin, seq): the first is shown"""
@@ -401,15 +410,20 @@ class ClassRow(_message.Message):
     def place(self) -> _client_pb2.Place:
         """where the class stands: the smallest place attested for it"""
 
+    @_builtins.property
+    def changes(self) -> _client_pb2.Changes:
+        """may be there before any copy"""
+
     def __init__(
         self,
         *,
         copies: _abc.Iterable[Global___Copy] | None = ...,
         place: _client_pb2.Place | None = ...,
+        changes: _client_pb2.Changes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "place", b"place"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "copies", b"copies", "place", b"place"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,7 @@ from imctl.options import Data, Format, Output
 from imctl.output import time_of_day
 from imctl.target.local import Local
 from services.sdk import (
+    Changed,
     Client,
     ConnectionChanged,
     Event,
@@ -178,7 +179,7 @@ async def _tail(client: Client, history: int) -> None:
 
 def _as_json(event: Event) -> str:
     document = {"event": type(event).__name__} | event._asdict()
-    if isinstance(event, Message):
+    if isinstance(event, Message | Changed):
         document["content"] = event.content.decode(errors="replace")
     return json.dumps(document, ensure_ascii=False)
 
@@ -188,12 +189,20 @@ def _as_line(event: Event) -> str:
         at = time_of_day(event.composed_ms)
         note = f" (at {event.index}{', late' if event.late else ''})"
         text = printable(event.content.decode(errors="replace"))
-        return f"{at} {event.conversation} {event.uid}: {text}{note}"
+        called = "".join(f" @{uid}" for uid in event.mentions)
+        answers = f" (answers {event.reply})" if event.reply else ""
+        return f"{at} {event.conversation} {event.uid}: {text}{called}{answers}{note}"
     if isinstance(event, Moved):
         return f"moved in {event.conversation}: from {event.from_index} to {event.to_index}"
     if isinstance(event, ConnectionChanged):
         where = f"connected to {event.gateway}" if event.gateway else "not connected"
         return f"{where} ({event.reason})" if event.reason else where
+    if isinstance(event, Changed):
+        if event.recalled:
+            return f"recalled in {event.conversation}: {event.key}"
+        text = printable(event.content.decode(errors="replace"))
+        given = "".join(f" [{uid}: {printable(code)}]" for uid, code in event.reactions)
+        return f"changed in {event.conversation}: {text}{given}"
     return f"{event.uid} has read {event.conversation}"
 
 

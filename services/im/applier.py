@@ -290,6 +290,9 @@ class Applier:
                 effects.keep_below(
                     {name: at.heads.get(origin, 0) for name, at in conversations.items()}
                 )
+            recalled = set().union(*(effects.recalled() for _, effects in owed))
+            for origin, effects in owed:
+                effects.leave_out(recalled)
                 self._told(origin, effects)
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:

@@ -47,7 +47,8 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         message, out = op.message, built.message
         key, digest = key_of(message.key), message.content_hash
         attest(out.placed, key, digest, entry.origin, op.seq, entry.place, region_keys)
-        out.content = message.content
+        if not entry.recalled:
+            out.content, out.refs = message.content, message.refs
         out.composed_ms = message.composed_ms
         out.alias = entry.alias
         built.claims.extend(message.claims)
@@ -55,6 +56,10 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.place_op.key.CopyFrom(op.place.key)
         built.place_op.place.CopyFrom(op.place.place)
         built.claims.extend(op.place.claims)
+    elif kind == "change":
+        built.change.CopyFrom(op.change)
+        if entry.recalled and op.change.HasField("edit"):
+            built.change.edit = b""
     elif kind == "membership":
         built.membership.changes.extend(op.membership.changes)
         built.membership.name = op.membership.name

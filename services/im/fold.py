@@ -9,9 +9,11 @@ origins, hold the same rows. A fold never judges authorization: the origin did.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from imcore import changes
 from imcore.convert import key_of, origin_of, origin_pb, place_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -38,6 +40,7 @@ class Entry:
     op: oplog.Op
     place: Place | None = None  # of its class, for messages
     alias: bool = False
+    recalled: bool = False  # nobody is given its content any more
 
 
 @dataclass(slots=True)
@@ -49,6 +52,19 @@ class Effects:
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
+
+    def recalled(self) -> set[ClientKey]:
+        """By what stands in ``entries``."""
+        every = itertools.chain.from_iterable(self.entries.values())
+        return {key_of(e.op.change.key) for e in every if e.op.change.HasField("recall")}
+
+    def leave_out(self, recalled: set[ClientKey]) -> None:
+        """Of what is not told yet: the content of messages that were recalled since."""
+        if not recalled:
+            return
+        for entry in itertools.chain.from_iterable(self.entries.values()):
+            if (key := named_by(entry.op)) is not None:
+                entry.recalled |= key in recalled
 
     def keep_below(self, heads: Mapping[str, int]) -> None:
         """Forget entries above these heads of their conversations: they were folded out since."""
@@ -90,6 +106,13 @@ class Rows:
         self.deletes.add(key)
 
 
+def named_by(op: oplog.Op) -> ClientKey | None:
+    """The message that this op is, or changes."""
+    if op.HasField("message"):
+        return key_of(op.message.key)
+    return key_of(op.change.key) if op.HasField("change") else None
+
+
 def place_kept(op: oplog.Op, origin: Origin) -> Place:
     """Where a message or a change of members stands: at the place of its first acceptance, however
     often and wherever it is accepted again."""
@@ -106,7 +129,7 @@ def fits(op: oplog.Op) -> bool:
         return keys.user_key_fits(op.route.uid, op.route.device)
     if kind == "cursor":
         return keys.user_key_fits(op.cursor.uid, name)
-    if kind in ("message", "place", "membership"):
+    if kind in ("message", "place", "membership", "change"):
         users = [change.uid for change in op.membership.changes]
         users += direct_members(name) or ()
         if not keys.conversation_fits(name) or not all(keys.user_key_fits(u, name) for u in users):
@@ -115,6 +138,8 @@ def fits(op: oplog.Op) -> bool:
         return keys.client_key_fits(key_of(op.message.key))
     if kind == "place":
         return keys.client_key_fits(key_of(op.place.key))
+    if kind == "change":
+        return keys.client_key_fits(key_of(op.change.key))
     return True
 
 
@@ -140,6 +165,9 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
         elif kind == "place":
             needed.add(keys.client_key(partition, key_of(op.place.key)))
             claims = op.place.claims
+        elif kind == "change":
+            needed.add(keys.client_key(partition, key_of(op.change.key)))
+            continue
         elif kind == "cursor":
             needed.add(keys.cursor(partition, op.cursor.uid, op.conversation))
             continue
@@ -171,6 +199,7 @@ class Fold:
         effects = Effects()
         for item in taken:
             self._one(item, origin, conversations, rows, effects)
+        effects.leave_out(effects.recalled())
         for name, entries in effects.entries.items():
             conversation = conversations[name]
             rows.put(keys.heads(self._partition, name), conversation.heads_row())
@@ -212,6 +241,8 @@ class Fold:
                 self._message(op, origin, rows, entry, effects)
             elif kind == "place":
                 self._place(op, rows, effects)
+            elif kind == "change":
+                self._change(op, rows, entry)
             elif kind == "membership":
                 self._membership(op, origin, conversation, rows, effects)
             effects.entries.setdefault(op.conversation, []).append(entry)
@@ -252,9 +283,18 @@ class Fold:
         self._store_class(key, class_key, row, before, rows)
         entry.place = place_of(row.place)
         entry.alias = copies[0][1:3] != (origin, op.seq)
+        entry.recalled = row.changes.recalled
         if entry.alias:
             sometimes(ALIAS)
         self._claims(message.claims, rows)
+
+    def _change(self, op: oplog.Op, rows: Rows, entry: Entry) -> None:
+        """Kept with the class, so that a plain message needs no other row; it may come first."""
+        class_key = keys.client_key(self._partition, key_of(op.change.key))
+        row = oplog.ClassRow.FromString(rows.get(class_key) or b"")
+        if changes.merge(row.changes, op.change):
+            rows.put(class_key, row.SerializeToString(deterministic=True))
+        entry.recalled = row.changes.recalled
 
     def _place(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
         self._lower_class(key_of(op.place.key), place_of(op.place.place), rows)

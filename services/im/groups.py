@@ -61,21 +61,21 @@ async def _change(
             server.granted.pop(grant, None)
         raise
     server.granted.update(dict.fromkeys(joined, record.lsn))
-    await _settled(server, session, partition, record.lsn)
+    await settled(server, session, partition, record.lsn)
     for grant in joined:
         if server.granted.get(grant) == record.lsn:
             del server.granted[grant]
     return pb.Response(ok=pb.Ok(seq=op.seq))
 
 
-async def _settled(server: ImServer, session: Session, partition: Partition, lsn: int) -> None:
+async def settled(server: ImServer, session: Session, partition: Partition, lsn: int) -> None:
     """Raises Unavailable when no other IDC holds it in time: it stands here, and asking again is
     harmless."""
     server.pushes.accepted(session, server.origin, partition.number, lsn)
     deadline = server.clock.now() + server.policy.replicated_timeout_ms / 1000
     folded = await server.folded(partition, server.origin, lsn, deadline)
     if not folded or not await server.held_elsewhere(partition, lsn, deadline):
-        raise Unavailable("no other IDC holds the change of the group yet; ask again", 500)
+        raise Unavailable("no other IDC holds the change yet; ask again", 500)
 
 
 async def _as_before(
@@ -90,7 +90,7 @@ async def _as_before(
     last = [events[-1] for uid in uids if (events := conversation.events.get(uid))]
     if any(origin == server.origin for _, origin, _, _ in last):
         lsn = partition.applier.applied().get(server.origin, 0)
-        await _settled(server, session, partition, lsn)
+        await settled(server, session, partition, lsn)
     return pb.Response(ok=pb.Ok())
 
 

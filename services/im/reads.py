@@ -18,7 +18,7 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Place, Vector
 from services.im import entries, keys
 from services.im.conversation import Conversation
-from services.im.fold import Entry
+from services.im.fold import Entry, named_by
 from services.ports import Kv
 
 PULL_LIMIT = 200
@@ -35,11 +35,8 @@ async def _entries(
     kv: Kv, partition: int, found: Sequence[tuple[Origin, oplog.Op]], region_keys: RegionKeys
 ) -> list[pb.Entry]:
     """Messages get the place of their class as it is known here now."""
-    class_keys = [
-        keys.client_key(partition, key_of(op.message.key))
-        for _, op in found
-        if op.HasField("message")
-    ]
+    named = [key for _, op in found if (key := named_by(op)) is not None]
+    class_keys = [keys.client_key(partition, key) for key in named]
     rows = dict(zip(class_keys, await kv.get_many(class_keys), strict=True))
     built = []
     for origin, op in found:
@@ -52,6 +49,10 @@ async def _entries(
             first = row.copies[0]
             entry.place = place_of(row.place)
             entry.alias = (origin_of(first.origin), first.seq) != (origin, op.seq)
+            entry.recalled = row.changes.recalled
+        elif op.HasField("change"):
+            stored = rows[keys.client_key(partition, key_of(op.change.key))]
+            entry.recalled = oplog.ClassRow.FromString(stored or b"").changes.recalled
         built.append(entries.build(entry, region_keys))
     return built
 

@@ -108,6 +108,7 @@ class Submission(NamedTuple):
     claims: tuple[Attested, ...]  # verified
     composed_ms: int
     seen_hlc: int
+    refs: bytes = b""
     trace: pb.TraceContext | None = None  # under which it is logged, when it is followed
 
 
@@ -255,6 +256,7 @@ class Sequencer:
         place = submission.placed.place if submission.placed else own
         op.message.key.CopyFrom(key_pb(key))
         op.message.content = submission.content
+        op.message.refs = submission.refs
         op.message.content_hash = submission.content_hash
         op.message.composed_ms = submission.composed_ms
         if submission.trace is not None:
@@ -300,6 +302,11 @@ class Sequencer:
         op.membership.create = create
         op.membership.name = name
         op.membership.actor = actor
+        return op
+
+    def change(self, change: pb.ChangeEntry, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
+        op = self._op(change.key.conversation, head, wall_ms, seen_hlc)
+        op.change.CopyFrom(change)
         return op
 
     def republish(self, original: oplog.Op, origin: Origin, head: int, wall_ms: int) -> oplog.Op:

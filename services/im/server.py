@@ -10,12 +10,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span
 
 from imcore.attest import RegionKeys, content_hash
 from imcore.breaker import Breaker
 from imcore.convert import (
     attested_of,
+    key_of,
     origin_of,
     origin_pb,
     place_of,
@@ -25,13 +27,13 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
-from imcore.limits import CID_MAX, CLAIMS_MAX
+from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, entries, groups, known, reads
+from services.im import acks, changes, entries, groups, known, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -223,6 +225,8 @@ class ImServer:
             return await self._read_cursor(session, request.read_cursor)
         if kind == "claim":
             return await self._claim(session, request.claim)
+        if kind == "change":
+            return await changes.change(self, session, request.change)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":
@@ -300,16 +304,26 @@ class ImServer:
             message = "a send needs an outbox id, and a cid and floor from 1 to 2^63 - 1"
             raise Refused(Code.BAD_REQUEST, message)
         check_conversation(send.conversation)
-        if len(send.content) > self.policy.content_bytes_max:
+        if len(send.content) + len(send.refs) > self.policy.content_bytes_max:
             limit = self.policy.content_bytes_max
             raise Refused(Code.TOO_LARGE, f"a message holds at most {limit} bytes")
+        if send.refs:
+            _check_refs(send)
         key = ClientKey(session.uid, session.device, send.outbox, send.conversation, send.cid)
-        digest = content_hash(send.content)
+        digest = content_hash(send.content, send.refs)
         placed = self._verified_place(send, key, digest)
         claims = tuple(self._verified_claims(send))
         seen = max(session.seen_hlc, placed.place.hlc if placed else 0)
         return Submission(
-            key, send.content, digest, max(1, send.floor), placed, claims, send.composed_ms, seen
+            key,
+            send.content,
+            digest,
+            max(1, send.floor),
+            placed,
+            claims,
+            send.composed_ms,
+            seen,
+            send.refs,
         )
 
     def _verified_place(self, send: pb.Send, key: ClientKey, digest: bytes) -> Attested | None:
@@ -613,6 +627,23 @@ def _end(span: Span, outcome: Outcome) -> None:
         end(span)
     else:
         end(span, f"cid {outcome.cid} is wanted" if isinstance(outcome, Want) else str(outcome))
+
+
+def _check_refs(send: pb.Send) -> None:
+    """Raises Refused. Whether there is such a message is not asked: it may come yet."""
+    try:
+        refs = pb.Refs.FromString(send.refs)
+    except DecodeError:
+        raise Refused(Code.BAD_REQUEST, "what the message refers to cannot be read") from None
+    key = key_of(refs.reply)
+    if refs.HasField("reply") and not (
+        key.conversation == send.conversation
+        and all(map(valid_id, (key.uid, key.device, key.outbox)))
+        and 1 <= key.cid <= CID_MAX
+    ):
+        raise Refused(Code.BAD_REQUEST, "a message replies to one of the same conversation")
+    if len(refs.mentions) > MENTIONS_MAX or not all(map(valid_id, refs.mentions)):
+        raise Refused(Code.BAD_REQUEST, f"a message mentions at most {MENTIONS_MAX} users, by uid")
 
 
 def check_conversation(name: str) -> None:

@@ -32,7 +32,7 @@ class SdkSession:
     def _told(self, event: Event) -> None:
         listener = self._listener
         if isinstance(event, Message):
-            conversation, key, uid, _, content, index, late, _ = event
+            conversation, key, uid, _, content, index, late, *_ = event
             listener.shown(conversation, key, uid, content, index, late)
         elif isinstance(event, Moved):
             listener.moved(*event)

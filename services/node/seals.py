@@ -20,7 +20,7 @@ from services.ports import Log, LogStore
 log = logging.getLogger("im.seals")
 
 _READ_BYTES = 256 * 1024
-_PUBLISHED = ("message", "place", "membership", "cursor")
+_PUBLISHED = ("message", "place", "membership", "cursor", "change")
 
 
 class Seals:

@@ -1,7 +1,7 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
 from services.sdk.client import Client, Sent, State
-from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message, Moved
+from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message, Moved
 from services.sdk.errors import (
     AuthError,
     NotConnected,
@@ -17,6 +17,7 @@ from services.sdk.options import Options
 
 __all__ = [
     "AuthError",
+    "Changed",
     "Client",
     "ConnectionChanged",
     "CursorMoved",

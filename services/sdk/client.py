@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from imcore.convert import key_of, place_of, place_pb, positions_pb
+from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX
+from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -25,7 +25,7 @@ from imcore.words import (
     is_group,
     valid_id,
 )
-from services.sdk.core.events import ConnectionChanged, CursorMoved, Event, Message
+from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
@@ -136,6 +136,7 @@ class Client:
         self._callbacks: list[Callable[[Event], None]] = []
         self._views: dict[str, View] = {}
         self._seen = Seen()
+        self._change_number = 0  # above what this device has given before it was started again
         self._stopped: SdkError | None = None
         self._started = False
         self._ready = asyncio.Event()
@@ -257,7 +258,7 @@ class Client:
     # ------------------------------------------------------------------------ application
 
     def on(self, callback: Callable[[Event], None]) -> None:
-        """``callback`` gets Message, Moved, CursorMoved and ConnectionChanged, from the loop."""
+        """``callback`` gets every Event (Message, Changed and so on), from the loop."""
         self._callbacks.append(callback)
 
     def direct(self, uid: str) -> str:
@@ -270,17 +271,21 @@ class Client:
         *,
         replicated: bool = False,
         timeout_ms: int | None = None,
+        reply: str = "",
+        mentions: Sequence[str] = (),
     ) -> Sent:
-        """Returns once the message is stored (or, if asked for, replicated). Raises SendFailed
-        (OutboxFull among them). Without a time-out it waits for as long as the client lives."""
+        """``reply``: the key of the message that it answers; ``mentions``: uids. Returns once the
+        message is stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among
+        them). Without a time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
-        _check(conversation, content)
+        refs = _refs(conversation, reply, mentions)
+        _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         trace = self._traces.begin()
         try:
             entry, future = self._sender.send(
-                conversation, content, self._clock.wall_ms(), durability, trace
+                conversation, content, self._clock.wall_ms(), durability, trace, refs
             )
         except SendFailed as error:
             if trace is not None:
@@ -361,6 +366,33 @@ class Client:
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
 
+    async def edit(self, conversation: str, key: str, content: bytes) -> None:
+        """Of an own shown message. Raises KeyError too, as do the next two."""
+        _check(conversation, content)
+        await self._change(conversation, key, pb.Change(edit=content))
+
+    async def recall(self, conversation: str, key: str) -> None:
+        await self._change(conversation, key, pb.Change(recall=pb.Recall()))
+
+    async def react(self, conversation: str, key: str, code: str, on: bool = True) -> None:
+        """This user's reaction to a shown message; ``on`` False takes it back."""
+        await self._change(conversation, key, pb.Change(react=pb.Reaction(code=code, on=on)))
+
+    async def _change(self, conversation: str, key: str, change: pb.Change) -> None:
+        shown = self._view(conversation).classes[parse_key(key)]
+        change.message.key.CopyFrom(key_pb(shown.key))
+        if shown.attested is not None:
+            change.message.CopyFrom(shown.attested)
+        # Once: asked for again, it must not count as later than what others have said meanwhile.
+        change.composed.CopyFrom(self._seen.stamp)
+        self._change_number = max(self._change_number + 1, self._clock.wall_ms())
+        change.number = self._change_number
+        await self._request(pb.Request(change=change))
+
+    def changes(self, conversation: str, key: str) -> Changed:
+        """What edits, a recall and reactions have made of a shown message. Raises KeyError."""
+        return self._view(conversation).changed(parse_key(key))
+
     async def sync_history(self, conversation: str, limit: int = 50) -> int:
         """Show up to ``limit`` messages before the first shown one; returns how many came."""
         session = await self._connected_session(self.options.request_timeout_ms / 1000)
@@ -431,7 +463,8 @@ class Client:
 
     def _on_stored(self, entry: Entry) -> None:
         if entry.placed is not None:
-            self._view(entry.lane.conversation).own(entry.placed, entry.content, entry.composed_ms)
+            view = self._view(entry.lane.conversation)
+            view.own(entry.placed, entry.content, entry.composed_ms, entry.refs)
 
     def _on_news(self, conversation: str) -> None:
         """Positions were reached: the session is told with the next heartbeat."""
@@ -636,13 +669,28 @@ class Client:
         session.call(request, answered)
 
 
-def _check(conversation: str, content: bytes) -> None:
+def _refs(conversation: str, reply: str, mentions: Sequence[str]) -> bytes:
+    """An encoded Refs, or nothing. Raises SendFailed."""
+    if len(mentions) > MENTIONS_MAX or not all(map(valid_id, mentions)):
+        message = f"a message mentions at most {MENTIONS_MAX} users, by uid"
+        raise SendFailed(Code.BAD_REQUEST, message)
+    refs = pb.Refs(mentions=mentions)
+    if reply:
+        try:
+            refs.reply.CopyFrom(key_pb(parse_key(reply)))
+        except ValueError as error:
+            raise SendFailed(Code.BAD_REQUEST, f"not the key of a message: {reply!r}") from error
+        if refs.reply.conversation != conversation:
+            raise SendFailed(Code.BAD_REQUEST, "a message replies to one of the same conversation")
+    return refs.SerializeToString(deterministic=True)
+
+
+def _check(conversation: str, content: bytes, refs: bytes = b"") -> None:
     """Raises SendFailed for what no IDC could ever take: once in the outbox it would be offered
     after every connect, and might not even fit a message of the protocol."""
-    if len(content) > CONTENT_BYTES_MAX:
+    if (size := len(content) + len(refs)) > CONTENT_BYTES_MAX:
         raise SendFailed(
-            Code.TOO_LARGE,
-            f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {len(content)}",
+            Code.TOO_LARGE, f"a message holds at most {CONTENT_BYTES_MAX} bytes, not {size}"
         )
     names = direct_members(conversation) or (conversation[2:],)
     if (len(names) != 2 and not is_group(conversation)) or not all(map(valid_id, names)):

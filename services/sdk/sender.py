@@ -77,10 +77,11 @@ class Sender:
         composed_ms: int,
         durability: int,
         trace: Trace | None = None,
+        refs: bytes = b"",
     ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
         """The future is done when the message is stored, or fails with SendFailed. Raises
         OutboxFull."""
-        entry = self.outbox.compose(conversation, content, composed_ms, durability)
+        entry = self.outbox.compose(conversation, content, composed_ms, durability, refs)
         future: asyncio.Future[pb.SendAck] = asyncio.get_running_loop().create_future()
         self._waiting[entry] = future
         if trace is not None:
@@ -201,6 +202,7 @@ class Sender:
             send.cid = entry.cid
             send.floor = lane.floor()
             send.content = entry.content
+            send.refs = entry.refs
             send.durability = entry.durability  # type: ignore[assignment]
             send.composed_ms = entry.composed_ms
             if entry.placed is not None:

@@ -77,6 +77,7 @@ CREATE TABLE IF NOT EXISTS lane (
 CREATE TABLE IF NOT EXISTS entry (
   conversation TEXT, outbox TEXT, cid INTEGER, content BLOB NOT NULL, composed_ms INTEGER NOT NULL,
   durability INTEGER NOT NULL, placed BLOB NOT NULL, replicated INTEGER NOT NULL,
+  refs BLOB NOT NULL DEFAULT x'',
   PRIMARY KEY (conversation, outbox, cid)) WITHOUT ROWID;
 """
 
@@ -102,6 +103,9 @@ class SqliteStore:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.executescript(_SCHEMA)
+            if "refs" not in [row[1] for row in db.execute("PRAGMA table_info(entry)")]:
+                # A file of before messages could refer to others.
+                db.execute("ALTER TABLE entry ADD COLUMN refs BLOB NOT NULL DEFAULT x''")
             db.execute("INSERT OR IGNORE INTO meta VALUES ('outbox', ?)", (new_id(),))
             db.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', '0')")
             meta = dict(db.execute("SELECT name, value FROM meta"))
@@ -115,7 +119,7 @@ class SqliteStore:
                 Put(*row)
                 for row in db.execute(
                     "SELECT conversation, outbox, cid, content, composed_ms, durability, placed, "
-                    "replicated FROM entry"
+                    "replicated, refs FROM entry"
                 )
             ]
         except sqlite3.Error as error:
@@ -174,7 +178,7 @@ class SqliteStore:
         try:
             for change in changes:
                 if isinstance(change, Put):
-                    db.execute("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?)", change)
+                    db.execute("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?)", change)
                 elif isinstance(change, Delete):
                     db.execute(
                         "DELETE FROM entry WHERE conversation=? AND outbox=? AND cid=?", change

@@ -580,3 +580,55 @@ async def test_nobody_answers(region, ca_file):
     with pytest.raises(NotConnected):
         async with App(region, ca_file, options=Options(start_timeout_ms=100)):
             pass
+
+
+async def test_changes_are_shown_as_their_entries_come(region, ca_file):
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        with pytest.raises(KeyError):
+            await ann.client.edit(CHAT, sent.key.replace("/1/", "/7/"), b"1")
+        await ann.client.edit(CHAT, sent.key, b"1")
+        await ann.client.react(CHAT, sent.key, "+1")
+        await ann.client.recall(CHAT, sent.key)
+        assert fra.requests["change"] == 3
+        placed = fra.attest(fra.own[CHAT][0])
+        entry = pb.Entry(origin=placed.origin, seq=2)
+        entry.change.key.CopyFrom(placed.key)
+        entry.change.actor, entry.change.edit = "ann", b"1"
+        entry.change.order.hlc = 1
+        fra.everybody(pb.Event(push=pb.Push(conversation=CHAT, entries=[entry])))
+        await eventually(lambda: ann.client.changes(CHAT, sent.key).content == b"1")
+        assert [message.content for message in ann.client.view(CHAT)] == [b"1"]
+
+
+async def test_a_change_that_is_asked_for_again_is_the_same_change(region, ca_file):
+    """As later than what others said meanwhile it would override that; a new one is later."""
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        fra.errors["change"] = [pb.Error(code="unavailable", retry_after_ms=1)]
+        region.clock += 5
+        await ann.client.edit(CHAT, sent.key, b"1")
+        await ann.client.edit(CHAT, sent.key, b"2")
+        first, again, second = fra.changes
+        assert first.composed.mac and first.number
+        assert first == again
+        orders = [(change.composed.hlc, change.number) for change in (first, second)]
+        assert orders == sorted(orders) and orders[0] != orders[1]
+
+
+async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
+    async with App(region, ca_file) as ann:
+        elsewhere = "ann/phone/o1/1/d:ann:eve"
+        for refs in (
+            {"reply": "no key"}, {"reply": elsewhere}, {"reply": f"ann/phone/o1/-1/{CHAT}"},
+            {"mentions": ["not a uid"]}, {"mentions": ["bob"] * 101},
+        ):  # fmt: skip
+            with pytest.raises(SendFailed) as failed:
+                await ann.client.send(CHAT, b"1", **refs)
+            assert failed.value.code == "bad_request"
+        assert ann.client.state.outbox == 0
+        sent = await ann.client.send(CHAT, b"1", mentions=["bob"])
+        await ann.client.send(CHAT, b"2", reply=sent.key)
+        assert [m.reply for m in ann.client.view(CHAT)] == ["", sent.key]

@@ -103,3 +103,33 @@ async def test_an_epoch_that_cannot_be_stored_is_tried_again(region, ca_file, tm
         assert len(fra.connects) == 1
         store._db.execute("PRAGMA query_only = 0")
         await ann.client.send(CHAT, b"x", timeout_ms=4_000)
+
+
+async def test_what_messages_refer_to_is_in_the_file_also_in_one_of_before(
+    region, ca_file, tmp_path
+):
+    """Such a file has no column for it; what it holds is sent on as it was hashed."""
+    fra, box = region.idcs["fra"], tmp_path / "outbox.db"
+    first = SqliteStore(box)
+    first.open(lambda: "box1")
+    await first.close()
+    db = sqlite3.connect(box)
+    db.execute("ALTER TABLE entry DROP COLUMN refs")
+    db.execute("INSERT INTO lane VALUES (?, 'box1', 1, 2, 0)", (CHAT,))
+    db.execute("INSERT INTO entry VALUES (?, 'box1', 1, x'31', 0, 0, x'', 0)", (CHAT,))
+    db.commit()
+    db.close()
+    fra.mute.add("send")
+    async with App(region, ca_file, outbox=SqliteStore(box)) as ann:
+        await eventually(lambda: len(fra.sends) == 1)
+        assert (fra.sends[0].content, fra.sends[0].refs) == (b"1", b"")
+        reply = f"bob/phone/o1/1/{CHAT}"
+        sending = asyncio.ensure_future(ann.client.send(CHAT, b"2", reply=reply, mentions=["bob"]))
+        await eventually(lambda: len(rows(box)) == 2)
+    with pytest.raises(SendFailed):
+        await sending
+    fra.mute.clear()
+    async with App(region, ca_file, outbox=SqliteStore(box)) as ann:
+        await eventually(lambda: len(ann.list) == 2)
+        told = ann.client.view(CHAT)[-1]
+        assert (told.content, told.reply, told.mentions) == (b"2", reply, ("bob",))

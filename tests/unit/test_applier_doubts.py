@@ -25,6 +25,7 @@ from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.records import record_after
+from services.im import applier as applier_module
 from services.im import keys
 from services.im import partition as partition_module
 from services.im.conversation import Conversation
@@ -297,6 +298,28 @@ async def test_a_rebuild_in_doubt_is_begun_again(bench: Bench, done: bool) -> No
     assert bench.applier.timeline > timeline
     rows = await bench.kv.scan(keys.table(0, b"e"), keys.prefix_end(keys.table(0, b"e")), 10)
     assert len(rows) == 1
+
+
+async def test_what_is_recalled_while_it_is_folded_again_is_told_without_content(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes in meanwhile is told at the end, a message and its recall of two batches too."""
+    told: list[tuple[str | None, bool]] = []
+
+    def tell(number: int, origin: Origin, effects: Effects) -> None:
+        told.extend((e.op.WhichOneof("body"), e.recalled) for e in effects.entries.get(NAME, ()))
+
+    await bench.mirrored(a_message(1), a_message(2))
+    await bench.applier.drain()
+    await bench.send(1)
+    change = pb.ChangeEntry(key=key_pb(ClientKey("ann", "phone", "o1", NAME, 1)), actor="ann")
+    change.recall.SetInParent()
+    await bench.partition.append(bench.partition.sequencer.change(change, 0, 1, 0))
+    monkeypatch.setattr(applier_module, "_READ_BYTES", 1)
+    monkeypatch.setattr(bench, "tell", tell)
+    assert await bench.applier.seal({IAD: 1})
+    await bench.applier.drain()
+    assert told == [("message", True), ("change", True)]
 
 
 async def test_a_crash_in_a_rebuild_does_not_take_the_timeline_back(bench: Bench) -> None:

@@ -88,3 +88,12 @@ def test_a_stamp_is_of_one_hlc() -> None:
     assert KEYS.seen(stamp) == 1 << 40
     assert KEYS.seen(stamp._replace(hlc=(1 << 40) + 1)) == 0
     assert KEYS.seen(stamp._replace(mac=stamp.mac + b"0")) == 0
+
+
+def test_the_content_hash_is_over_what_a_message_refers_to() -> None:
+    """And tells apart where one ends and the other begins, and that there is any."""
+    found = {
+        content_hash(b"ab"), content_hash(b"b", b"a"), content_hash(b"", b"ab"),
+        content_hash(b"\0\0\0\1ab"), content_hash(b"ab", b"a"),
+    }  # fmt: skip
+    assert len(found) == 5

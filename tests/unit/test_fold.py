@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imcore.attest import content_hash
+from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_pb, key_pb, place_pb
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
-from services.im import keys
+from services.im import entries, keys
 from services.im.conversation import Conversation
 from services.im.fold import (
     Effects,
+    Entry,
     Fold,
     MissingRow,
     Rows,
@@ -139,7 +140,21 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.conversation = "g:team"
             op.seq = 1 + sum(o.conversation == "g:team" for o in history[origin])
             seq[origin] -= 1
-        elif kind < 0.5:
+        elif kind < 0.6:
+            changed = ClientKey(uid, "phone", "o1", CONVERSATION, rng.randint(1, 6))
+            op.change.key.CopyFrom(key_pb(changed))
+            op.change.actor = rng.choice(["ann", "bob"])
+            what = rng.random()
+            if what < 0.2:
+                op.change.recall.SetInParent()
+            elif what < 0.6:
+                op.change.edit = f"edit {hlc}".encode()
+            else:
+                op.change.react.code, op.change.react.on = rng.choice("xy"), rng.random() < 0.6
+            # Few orders: some changes come twice, and some devices give one order to two.
+            op.change.order.hlc, op.change.order.device = rng.randint(50, 55), rng.choice("pt")
+            op.change.order.number = rng.randint(1, 2)
+        elif kind < 0.7:
             op = oplog.Op(hlc=hlc)
             op.route.uid, op.route.device = uid, "phone"
             op.route.connection_epoch = rng.randint(1, 3)
@@ -163,6 +178,45 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
             left[origin] = left[origin][count:]
         states.append(replica.replicated())
     assert states[0] == states[1]
+
+
+def edit(seq: int, hlc: int, content: bytes, composed: int) -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation=CONVERSATION, seq=seq)
+    op.change.key.CopyFrom(key_pb(ClientKey("ann", "phone", "o1", CONVERSATION, 1)))
+    op.change.actor, op.change.edit = "ann", content
+    op.change.order.hlc, op.change.order.device = composed, "phone"
+    return op
+
+
+def shown(replica: Replica) -> bytes:
+    row = replica.rows[keys.client_key(0, ClientKey("ann", "phone", "o1", CONVERSATION, 1))]
+    return oplog.ClassRow.FromString(row).changes.edit.content
+
+
+def test_a_change_that_is_published_or_asked_for_again_keeps_its_order() -> None:
+    """A newer edit stays the last one, also where the older one's first copy comes last."""
+    old, new = edit(1, 100, b"old", 90), edit(1, 200, b"new", 150)
+    published = Sequencer(B, Hlc()).republish(old, A, 1, 5)
+    asked_again = edit(3, 300, b"old", 90)
+    assert published.hlc > new.hlc
+    replica = Replica()
+    replica.fold(B, new, published, asked_again)
+    replica.fold(A, old)
+    assert shown(replica) == b"new"
+
+
+def test_a_message_that_is_recalled_in_its_own_batch_is_told_without_content() -> None:
+    """Whoever is pushed to is told after the batch; an edit between them is blank as well."""
+    recall = edit(3, 102, b"", 95)
+    recall.change.recall.SetInParent()
+    effects = Replica().fold(A, message(1, 100, 1), edit(2, 101, b"two", 90), recall)
+    told = [entries.build(entry, RegionKeys({1: b"k" * 32}, 1)) for entry in _of(effects)]
+    assert [built.WhichOneof("kind") for built in told] == ["message", "change", "change"]
+    assert told[0].message.content == told[1].change.edit == b""
+
+
+def _of(effects: Effects) -> list[Entry]:
+    return effects.entries[CONVERSATION]
 
 
 def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:

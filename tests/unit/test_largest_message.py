@@ -30,7 +30,8 @@ def test_the_largest_message_with_the_most_claims_fits_a_push_and_a_pull() -> No
     attested = attested_pb(longest())
     entry = pb.Entry(origin=attested.origin, seq=1 << 63, hlc=1)
     entry.message.placed.CopyFrom(attested)
-    entry.message.content = bytes(limit)
+    entry.message.content = bytes(limit // 2)
+    entry.message.refs = bytes(limit - limit // 2)  # they share the limit
     entry.claims.extend([attested] * CLAIMS_MAX)
     heads = [pb.Position(origin=attested.origin, seq=1 << 63)] * 50
     pull = pb.Response()

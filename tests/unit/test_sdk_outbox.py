@@ -631,3 +631,23 @@ def test_flight_and_step_are_what_the_application_sees():
     box.answered(entry, ack(entry), FRA)
     steps.append(entry.step)
     assert steps == [Step.IN_FLIGHT, Step.ACKED]
+
+
+def test_what_a_message_refers_to_counts_is_stored_and_goes_along_under_another_key():
+    box = outbox(bytes_max=10)
+    entry = box.compose(CHAT, b"12345", 0, refs=b"678")
+    with pytest.raises(OutboxFull):
+        box.compose(CHAT, b"9", 0, refs=b"xy")
+    [put] = [change for change in store(box) if isinstance(change, Put)]
+    assert put.refs == b"678" and box.bytes == 8
+    again = outbox()
+    again.load([PutLane(CHAT, "box1", 1, 2, False)], [put])
+    again.connected()
+    (entry,) = again.offers()
+    assert entry.refs == b"678" and again.bytes == 8
+    again.conflict(entry)
+    [moved] = [change for change in store(again) if isinstance(change, Put)]
+    assert moved.outbox != "box1" and moved.refs == b"678"
+    (entry,) = again.offers()
+    again.answered(entry, ack(entry, replicated=True), FRA)
+    assert again.bytes == 0

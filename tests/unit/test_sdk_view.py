@@ -310,3 +310,18 @@ def test_no_more_claims_go_at_once_than_the_service_reads():
         cids += [claim.key.cid for claim in claims]
         shown.view.claimed(claims[:256])
     assert told == [256, 100] and cids == list(range(1, count + 1))
+
+
+def test_a_message_tells_what_it_refers_to_until_it_is_recalled() -> None:
+    shown = Shown()
+    entry = message(2, FRA, 1, 100)
+    entry.message.refs = pb.Refs(reply=key_pb(key(1)), mentions=["ann"]).SerializeToString()
+    recall = pb.Entry(origin=origin_pb(FRA), seq=2, hlc=101)
+    recall.change.key.CopyFrom(key_pb(key(2)))
+    recall.change.recall.SetInParent()
+    shown.view.entries([entry], True)
+    [told] = shown.view.messages()
+    assert (told.reply, told.mentions) == (key_text(key(1)), ("ann",))  # not shown itself
+    shown.view.entries([recall], True)
+    [told] = shown.view.messages()
+    assert (told.content, told.reply, told.mentions) == (b"", "", ())

@@ -10,7 +10,8 @@ class Message(NamedTuple):
 
     ``key`` names it for ever, the same on every device. ``late``: it lies below the stable
     watermark, so it may stand above messages that were read long ago. ``composed_ms`` is the
-    sender's clock, for people."""
+    sender's clock, for people. ``reply``: the key of the message that it answers, which may not be
+    shown (yet), or empty. ``mentions``: uids."""
 
     conversation: str
     key: str
@@ -20,6 +21,8 @@ class Message(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which means nothing here
     late: bool
     composed_ms: int
+    reply: str = ""
+    mentions: tuple[str, ...] = ()
 
 
 class Moved(NamedTuple):
@@ -30,6 +33,17 @@ class Moved(NamedTuple):
     key: str
     from_index: int
     to_index: int
+
+
+class Changed(NamedTuple):
+    """A message was edited, recalled or reacted to. ``content`` is what it says now, empty once it
+    is ``recalled``; ``reactions`` are all that stand, as (uid, code), sorted."""
+
+    conversation: str
+    key: str
+    content: bytes
+    recalled: bool
+    reactions: tuple[tuple[str, str], ...]
 
 
 class CursorMoved(NamedTuple):
@@ -48,4 +62,4 @@ class ConnectionChanged(NamedTuple):
     reason: str
 
 
-Event = Message | Moved | CursorMoved | ConnectionChanged
+Event = Message | Moved | Changed | CursorMoved | ConnectionChanged

@@ -61,6 +61,7 @@ class Entry:
     content: bytes
     composed_ms: int
     durability: int = 0  # pb.Durability
+    refs: bytes = b""  # an encoded pb.Refs: as it is hashed
     placed: pb.Attested | None = None  # the smallest place it was acked with
     origin: Origin | None = None  # with partition and lsn: where the last ack put it
     partition: int = 0
@@ -70,6 +71,10 @@ class Entry:
     tried: bool = False  # offered on an earlier connection, outcome unknown
     writes: int = 0  # batches for the store that hold it and are not durable yet
     conflicted: bool = False  # its key was used for other content: it gets another one
+
+    @property
+    def bytes(self) -> int:
+        return len(self.content) + len(self.refs)
 
     @property
     def movable(self) -> bool:
@@ -120,6 +125,7 @@ class Put(NamedTuple):
     durability: int
     placed: bytes
     replicated: bool
+    refs: bytes = b""
 
 
 class Delete(NamedTuple):
@@ -186,16 +192,24 @@ class Outbox:
     # ------------------------------------------------------------------------- composing
 
     def compose(
-        self, conversation: str, content: bytes, composed_ms: int, durability: int = 0
+        self,
+        conversation: str,
+        content: bytes,
+        composed_ms: int,
+        durability: int = 0,
+        refs: bytes = b"",
     ) -> Entry:
         """A new entry; durable once the shell says ``written``. Raises OutboxFull."""
-        if self.size >= self._entries_max or self.bytes + len(content) > self._bytes_max:
+        if (
+            self.size >= self._entries_max
+            or self.bytes + len(content) + len(refs) > self._bytes_max
+        ):
             raise OutboxFull(
                 f"the outbox holds {self.size} messages ({self.bytes} bytes) that are not "
                 "replicated yet; it takes no more until some are"
             )
         lane = self._current_lane(conversation)
-        entry = Entry(lane, lane.next_cid, content, composed_ms, durability)
+        entry = Entry(lane, lane.next_cid, content, composed_ms, durability, refs)
         lane.next_cid += 1
         self._insert(lane, entry)
         self._put_lane(lane)
@@ -248,8 +262,9 @@ class Outbox:
             lane = by_name[stored.conversation, stored.outbox]
             placed = pb.Attested.FromString(stored.placed) if stored.placed else None
             entry = Entry(
-                lane, stored.cid, stored.content, stored.composed_ms, stored.durability, placed
-            )
+                lane, stored.cid, stored.content, stored.composed_ms, stored.durability,
+                stored.refs, placed,
+            )  # fmt: skip
             entry.replicated = stored.replicated
             entry.tried = True  # it may have been offered before the process ended
             self._insert(lane, entry)
@@ -271,7 +286,7 @@ class Outbox:
         lane.entries[entry.cid] = entry
         lane.unacked += entry.placed is None
         self.size += 1
-        self.bytes += len(entry.content)
+        self.bytes += entry.bytes
 
     # -------------------------------------------------------------------------- offering
 
@@ -577,7 +592,7 @@ class Outbox:
             lane.barrier = 0
         lane.unacked -= entry.placed is None
         self.size -= 1
-        self.bytes -= len(entry.content)
+        self.bytes -= entry.bytes
         self._changes.append(Delete(lane.conversation, lane.outbox, entry.cid))
 
     # ------------------------------------------------------------------------------ store
@@ -602,6 +617,7 @@ class Outbox:
                 entry.durability,
                 placed,
                 entry.replicated,
+                entry.refs,
             )
         )
 

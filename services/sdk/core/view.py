@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 
+from imcore import changes
 from imcore.convert import key_of, origin_of, place_of
 from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
-from services.sdk.core.events import Event, Message, Moved
+from services.sdk.core.events import Changed, Event, Message, Moved
 from services.sdk.core.vector import Received
 
 
@@ -29,17 +30,26 @@ def parse_key(text: str) -> ClientKey:
     return ClientKey(uid, device, outbox, conversation, int(cid))
 
 
+_NO_REFS: tuple[str, tuple[str, ...]] = ("", ())
+
+
+def _refs(encoded: bytes) -> tuple[str, tuple[str, ...]]:
+    refs = pb.Refs.FromString(encoded)  # the IDC that took it has looked at it
+    return key_text(key_of(refs.reply)) if refs.HasField("reply") else "", tuple(refs.mentions)
+
+
 class Class:
     """A message and where it stands. ``known_at`` is the view's ``era`` in which the present IDC
     was found to know this place."""
 
-    __slots__ = ("attested", "composed_ms", "content", "key", "known_at", "late", "place")
+    __slots__ = ("attested", "composed_ms", "content", "key", "known_at", "late", "place", "refs")
 
     def __init__(self, key: ClientKey, place: Place, attested: pb.Attested | None) -> None:
         self.key = key
         self.place = place
         self.attested = attested  # vouches for ``place`` or for a larger one
         self.content = b""
+        self.refs: tuple[str, tuple[str, ...]] = _NO_REFS
         self.composed_ms = 0
         self.late = False
         self.known_at = 0
@@ -66,6 +76,7 @@ class View:
         self._idc_has: Vector = {}  # what the present IDC is known to have applied
         self._era = 1
         self._suspects: dict[ClientKey, Class] = {}
+        self._changes: dict[ClientKey, pb.Changes] = {}  # may come before the message
         self._read: dict[str, Place] = {}  # how far each user has read, as told
 
     # -------------------------------------------------------------------------- receiving
@@ -90,22 +101,37 @@ class View:
             kind = entry.WhichOneof("kind")
             if kind == "message":
                 message = entry.message
-                self._message(message.placed, message.content, message.composed_ms, from_idc, track)
+                self._message(
+                    message.placed,
+                    message.content,
+                    message.composed_ms,
+                    message.refs,
+                    from_idc,
+                    track,
+                )
             elif kind == "place_op":
                 op = entry.place_op
                 self._lower(key_of(op.key), place_of(op.place), None, from_idc)
+            elif kind == "change":
+                self._change(entry.change)
             for claim in entry.claims:
                 self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
         if self._next_stable[0]:
             self._raise_stable()
         return new
 
-    def own(self, placed: pb.Attested, content: bytes, composed_ms: int) -> None:
+    def own(self, placed: pb.Attested, content: bytes, composed_ms: int, refs: bytes = b"") -> None:
         """An own message was acked by the serving IDC. Its position comes by push or pull."""
-        self._message(placed, content, composed_ms, True, True)
+        self._message(placed, content, composed_ms, refs, True, True)
 
     def _message(
-        self, placed: pb.Attested, content: bytes, composed_ms: int, from_idc: bool, live: bool
+        self,
+        placed: pb.Attested,
+        content: bytes,
+        composed_ms: int,
+        refs: bytes,
+        from_idc: bool,
+        live: bool,
     ) -> None:
         wire = placed.key
         key = ClientKey(wire.uid, wire.device, wire.outbox, wire.conversation, wire.cid)
@@ -122,24 +148,51 @@ class View:
             attested = waiting[1] or placed
         made = self.classes[key] = Class(key, place, attested)
         made.content, made.composed_ms = content, composed_ms
+        made.refs = _refs(refs) if refs else _NO_REFS
         made.known_at = self._era if known else 0
         if not known:
             self._suspects[key] = made
         made.late = live and place.hlc <= self.stable
         index = self._insert(place, key)
         self._emit(self._shown(made, index))
+        if key in self._changes:
+            self._emit(self.changed(key))
+
+    def _change(self, change: pb.ChangeEntry) -> None:
+        key = key_of(change.key)
+        folded = self._changes.setdefault(key, pb.Changes())
+        if changes.merge(folded, change) and key in self.classes:
+            self._emit(self.changed(key))
+
+    def changed(self, key: ClientKey) -> Changed:
+        """What changes have made of a shown message by now. Raises KeyError."""
+        content, folded = self._content(self.classes[key]), self._changes.get(key, pb.Changes())
+        reactions = tuple((row.uid, row.code) for row in folded.reactions if row.on)
+        return Changed(self.conversation, key_text(key), content, folded.recalled, reactions)
+
+    def _content(self, shown: Class) -> bytes:
+        folded = self._changes.get(shown.key)
+        if folded is None:
+            return shown.content
+        if folded.recalled:
+            return b""
+        return folded.edit.content if folded.HasField("edit") else shown.content
 
     def _shown(self, made: Class, index: int) -> Message:
-        key = made.key
+        key, folded = made.key, self._changes.get(made.key)
+        recalled = folded is not None and folded.recalled
+        reply, mentions = _NO_REFS if recalled else made.refs
         return Message(
             self.conversation,
             key_text(key),
             key.uid,
             key.device,
-            made.content,
+            self._content(made),
             index,
             made.late,
             made.composed_ms,
+            reply,
+            mentions,
         )
 
     def _insert(self, place: Place, key: ClientKey) -> int:

@@ -37,6 +37,7 @@ class Copy:
     seq: int
     hlc: int
     place: Place
+    refs: bytes = b""
 
 
 @dataclass
@@ -144,6 +145,7 @@ class Idc:
         self.requests: Counter[str] = Counter()
         self.sends: list[pb.Send] = []
         self.claims: list[pb.Claim] = []
+        self.changes: list[pb.Change] = []  # those that were answered with an error too
         self.acks: dict[str, Vector] = {}
         self.mute: set[str] = set()
         self.drop_sends = 0
@@ -173,14 +175,16 @@ class Idc:
 
     # ------------------------------------------------------------------------- messages
 
-    def accept(self, key: ClientKey, content: bytes, placed: Place | None = None) -> Copy:
+    def accept(
+        self, key: ClientKey, content: bytes, placed: Place | None = None, refs: bytes = b""
+    ) -> Copy:
         """A new message of this origin, pushed to everybody who is connected here."""
         copies = self.own.setdefault(key.conversation, [])
         self.region.clock += 1
         self.lsn += 1
         seq, hlc = len(copies) + 1, self.region.clock << 16
         place = placed or Place(hlc, self.origin, seq)
-        copy = Copy(key, content, self.origin, seq, hlc, place)
+        copy = Copy(key, content, self.origin, seq, hlc, place, refs)
         copies.append(copy)
         self.take(copy)
         return copy
@@ -203,11 +207,11 @@ class Idc:
     def entry(self, copy: Copy) -> pb.Entry:
         entry = pb.Entry(origin=origin_pb(copy.origin), seq=copy.seq, hlc=copy.hlc)
         entry.message.placed.CopyFrom(self.attest(copy))
-        entry.message.content = copy.content
+        entry.message.content, entry.message.refs = copy.content, copy.refs
         return entry
 
     def attest(self, copy: Copy) -> pb.Attested:
-        digest = content_hash(copy.content)
+        digest = content_hash(copy.content, copy.refs)
         place = self.places[copy.key]
         return attested_pb(KEYS.attest(copy.key, digest, copy.origin, copy.seq, place))
 
@@ -280,6 +284,8 @@ class Connection(asyncio.Protocol):
         idc = self.idc
         idc.requests[kind] += 1
         response = pb.Response(stamp=stamp_pb(KEYS.stamp(idc.region.clock << 16)))
+        if kind == "change":
+            idc.changes.append(request.change)
         errors = idc.errors.get(kind)
         if errors:
             response.error.CopyFrom(errors.pop(0))
@@ -337,7 +343,7 @@ class Connection(asyncio.Protocol):
         known = idc.classes.get(key)
         ack = response.send_ack
         if known is not None:
-            if known.content != send.content:
+            if (known.content, known.refs) != (send.content, send.refs):
                 response.error.code = "cid_conflict"
                 return
             ack.outcome = pb.SendAck.KNOWN
@@ -352,7 +358,7 @@ class Connection(asyncio.Protocol):
                 ack.outcome, ack.want = pb.SendAck.WANT, want
                 return
             placed = place_of(send.placed.place) if send.HasField("placed") else None
-            known = idc.accept(key, send.content, placed)
+            known = idc.accept(key, send.content, placed, send.refs)
         ack.placed.CopyFrom(idc.attest(known))
         ack.lsn = idc.lsn
         if idc.drop_sends:
