@@ -15,6 +15,7 @@ import random
 import secrets
 from collections.abc import Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,28 +24,29 @@ from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
+from imcore.proto import front_pb2_grpc as front_rpc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
-from imcore.tls import SERVER_OPTIONS, gateway_ssl_context, grpc_channel, grpc_server_credentials
+from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from imcore.words import Origin, Vector
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
-from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.im import keys
 from services.im.partition import Partition
 from services.im.server import ImServer
+from services.im.sync import token_of
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
 from services.node.admin import AdminService
 from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
-from services.node.config import NodeConfig, split_address
+from services.node.config import NodeConfig
 from services.node.engines import (
     mirror_lag,
     open_kv,
@@ -53,6 +55,7 @@ from services.node.engines import (
     stay_member,
     when_it_answers,
 )
+from services.node.front import open_gateway
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.peers import PeerService
@@ -60,6 +63,7 @@ from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
+from services.node.roles import Roles
 from services.node.seals import Seals
 from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
@@ -67,6 +71,7 @@ from services.node.traffic import Traffic
 from services.ports import Registry
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
+from services.split.fronts import FrontLink, Fronts
 from services.state.server import StateServer
 
 log = logging.getLogger("im.node")
@@ -87,7 +92,8 @@ class Node:
         self.median_clock = MedianClock(self.clock, self.hlc)
         self.routes = RouteTable()
         self.seals = Seals()
-        self.gateways: list[Gateway] = []
+        self.gateways: list[Gateway] | list[FrontLink] = []
+        self.fronts: Fronts | None = None  # processes of their own; None: the roles run here
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
         self.serving = False
@@ -191,15 +197,7 @@ class Node:
             self.clock,
         )
         self.mirror_lag = mirror_lag(self.config, self.clock, stack)
-        self.state = StateServer(
-            self.config.keys,
-            self.median_clock,
-            spec.client,
-            self.stamp,
-            lambda: self.traffic.epoch(),
-            lambda ticket, uid: self.traffic.shard_of(ticket, uid),
-            data / "sessions.json",
-        )
+        self.state = self._sessions(data / "sessions.json")
         self.traffic = Traffic(self)
         self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
         self.certificate = CertificateFiles(self.config.pki, self.idc)
@@ -219,6 +217,32 @@ class Node:
         self.bootstrap = Bootstrap(self)
         for follower in self.replication.followers.values():
             follower.missed = self._missed
+
+    def _sessions(self, checkpoint: Path) -> StateServer | Fronts:
+        if self.config.roles is Roles.ALL:
+            return StateServer(
+                self.config.keys,
+                self.median_clock,
+                self.config.region.spec.client,
+                self.stamp,
+                lambda: self.traffic.epoch(),
+                lambda ticket, uid: self.traffic.shard_of(ticket, uid),
+                checkpoint,
+            )
+        self.fronts = Fronts(
+            self.idc,
+            self.stamp,
+            lambda: self.traffic.epoch(),
+            lambda: self.hlc.median_offset_ms,
+            self._since,
+        )
+        self.gateways = self.fronts.gateways
+        return self.fronts
+
+    def _since(self) -> bytes | None:
+        if any(partition.conversations.withheld for partition in self.partitions):
+            return None  # what is folded is told later
+        return token_of(self.im)
 
     def begin_again(self) -> None:
         """Stop, and start the roles again in this process."""
@@ -267,6 +291,8 @@ class Node:
         rpc.add_LogsServicer_to_server(self.logs_service, server)
         rpc.add_PeerServicer_to_server(self.peer_service, server)
         rpc.add_AdminServicer_to_server(self.admin, server)
+        if self.fronts is not None:
+            front_rpc.add_FrontServicer_to_server(self.fronts, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         credentials = grpc_server_credentials(self.config.pki, self.idc)
@@ -349,7 +375,8 @@ class Node:
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
         )  # fmt: skip
         self.state.im, self.state.origin = self.im, origin
-        self.state.load_checkpoint()
+        if isinstance(self.state, StateServer):
+            self.state.load_checkpoint()
         self.replication.appliers = [p.applier for p in self.partitions]
         refresh = self.replication.watch_copies()
         await self._load_routes()
@@ -422,30 +449,24 @@ class Node:
     # -------------------------------------------------------------------------------- clients
 
     async def _start_clients(self, stack: contextlib.AsyncExitStack) -> None:
-        spec = self.config.region.spec
-        host, port = split_address(self.config.idc.endpoints.gateway)
-        limits = GatewayConfig(
-            idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms
-        )
-        context = None
-        if self.config.plain_clients:
-            log.warning("%s takes clients without TLS (--plain-clients)", self.idc)
-        else:
-            context = gateway_ssl_context(self.config.pki, self.idc)
-        for number in range(self.config.idc.gateways):
-            # The boot count makes the name new: routes of an earlier life are never taken for live.
-            name = f"{self.idc}-gw{number + 1}.{self.store.boot_count}"
-            gateway = Gateway(name, self.state, self.clock, limits)
-            self.state.gateways[name] = gateway
-            await gateway.start(host, port + number, context)
-            stack.push_async_callback(gateway.stop)
-            self.gateways.append(gateway)
+        gateways: list[Gateway] = []
+        if isinstance(self.state, StateServer):
+            for number in range(1, self.config.idc.gateways + 1):
+                # The boot count makes the name new: routes of an earlier life are not taken for
+                # live.
+                name = f"{self.idc}-gw{number}.{self.store.boot_count}"
+                gateway = await open_gateway(self.config, number, name, self.state, self.clock)
+                stack.push_async_callback(gateway.stop)
+                gateways.append(gateway)
+            self.gateways = gateways
+            stack.push_async_callback(self._farewell, self.state)
         await self.traffic.start(stack)
-        stack.push_async_callback(self._farewell)
+        if self.fronts is not None:
+            self.fronts.open = True
 
-    async def _farewell(self) -> None:
+    async def _farewell(self, state: StateServer) -> None:
         with contextlib.suppress(ImError):
-            await self.state.write_checkpoint()
+            await state.write_checkpoint()
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """For parts of the composition root (``traffic``)."""
