@@ -4,22 +4,28 @@ BIN := .venv/bin
 
 MINUTES ?= 10
 TARGET ?=
+SEEDS ?= 8
+FROM ?= 1
 
-.PHONY: help demo test lint bench nightly mutations drills fuzz proto docs clean setup-demo \
-	setup-test engines
+.PHONY: help demo test lint bench nightly mutations drills fuzz sim soak audit proto docs clean setup-demo \
+	setup-test engines cluster
 
 help:
 	@echo "make demo       set up, then lose a data centre under load and prove that nothing is lost"
 	@echo "make test       set up, then lint and all tests"
 	@echo "make engines    set up, then get every engine that the tests run (once; minutes)"
+	@echo "make cluster    get what the tests on Kubernetes run on (once; a quarter of an hour)"
 	@echo "make lint       format, lint, types, layers, generated stubs and docs"
+	@echo "make audit      ask a database on the network for known vulnerabilities of what is locked"
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
+	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
+	@echo "make sim        whole deployments with virtual time and faults: SEEDS=8 FROM=1, or MINUTES=3"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
-	@echo "make docs       generate docs/cli.md and what docs/capacity.md shows"
+	@echo "make docs       generate docs/cli.md, what docs/capacity.md and docs/metrics.md show, the dashboard"
 	@echo "make clean      remove what was built; .venv stays"
 
 setup-demo:
@@ -38,14 +44,21 @@ engines: setup-test
 	@$(BIN)/imctl engines install all
 	@$(BIN)/imctl engines doctor
 
+cluster: setup-test
+	@$(BIN)/python -m imctl.testing.cluster
+
 lint: setup-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tools.audit
 	@$(BIN)/lint-imports --no-cache
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check
 	@$(BIN)/python -m tools.gencli --check
 	@$(BIN)/python -m tools.gencapacity --check
+	@$(BIN)/python -m tools.genmetrics --check
+	@$(BIN)/python -m tools.gendashboard --check
+	@$(BIN)/python -m tools.gencrds --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -63,12 +76,25 @@ mutations: setup-test
 fuzz: setup-test
 	@$(BIN)/python -m fuzz --minutes $(MINUTES) $(TARGET)
 
+audit: setup-test
+	@$(BIN)/python -m tools.audit --known
+
+soak: setup-test
+	@$(BIN)/python -m tools.soak
+
+sim: setup-test
+	@$(BIN)/python -m services.sim --seeds $(SEEDS) --from $(FROM) \
+		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
+
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py
 
 docs: setup-test
 	@$(BIN)/python -m tools.gencli
 	@$(BIN)/python -m tools.gencapacity
+	@$(BIN)/python -m tools.genmetrics
+	@$(BIN)/python -m tools.gendashboard
+	@$(BIN)/python -m tools.gencrds
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

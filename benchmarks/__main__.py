@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import cost, engines, help_time, lag, real, throughput
+from benchmarks import cost, engines, help_time, lag, metrics, overload, real, throughput
 from benchmarks.deployment import Failed, one_idc
 from imcore.errors import ImError
 
@@ -40,6 +40,10 @@ async def _footprint(quick: bool) -> None:
     await _module("footprint", "--connections", "1000" if quick else "4000")
 
 
+async def _storm(quick: bool) -> None:
+    await _module("storm", "--clients", "1000" if quick else "10000")
+
+
 async def _engines(quick: bool) -> None:
     await _module("engines")
 
@@ -50,8 +54,11 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "lag": lag.run,
     "gateway": _gateway,
     "footprint": _footprint,
+    "storm": _storm,
+    "overload": overload.run,
     "engines": _engines,
     "help": help_time.run,
+    "metrics": metrics.run,
     "real": real.run,
 }
 

@@ -34,7 +34,7 @@ WINDOW = 8  # sends in flight for each pair
 CONTENT = bytes(200)
 RECEIVERS = 200
 FAN_OUTS = 300
-UNLIMITED = GatewayConfig(requests_per_s=1e9, requests_burst=1_000_000_000)
+UNLIMITED = GatewayConfig(requests_per_s=1e9, requests_burst=1_000_000_000, connects_per_s=1e9)
 
 
 def conversation(pair: int) -> str:

@@ -66,7 +66,7 @@ HOPS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("gateway: frames out", Gateway, ("send", "push", "_flush")),
     ("mirror: serve", LogsService, ("_read",)),
     ("mirror: serve", Progress, ("report",)),
-    ("mirror: copy", Follower, ("_take",)),
+    ("mirror: copy", Follower, ("take",)),
     ("mirror: wake appliers", Replication, ("wake_appliers",)),
 ]
 

@@ -27,6 +27,7 @@ from services.gateway.server import Gateway
 from services.gateway.testing import FrameClient, dial
 from services.im.testing import KEYS, Idc
 from services.state.server import StateServer
+from services.state.testing import PATIENT
 
 T = TypeVar("T")
 FAR_MS = 4_102_444_800_000  # the year 2100: seeds hold tokens
@@ -35,7 +36,7 @@ FUZZ = "fuzz-gw"  # the gateway of who sends without a socket
 BYSTANDER_S = 5.0  # wall time; the machine may be busy
 
 # A burst of one client runs into the limit, and the bystander's one request an input does not.
-LIMITS = GatewayConfig(requests_per_s=10_000.0, requests_burst=100)
+LIMITS = GatewayConfig(requests_per_s=10_000.0, requests_burst=100, connects_per_s=1e9)
 
 
 def folder(name: str) -> Path:
@@ -121,7 +122,7 @@ class Centre:
         parameters = ClientParameters(grace_ms=1_000)
         self.state = StateServer(
             KEYS, self.clock, parameters, self._stamp, lambda: 12,
-            lambda ticket, uid: ticket.decode("utf-8", "replace"),
+            lambda ticket, uid: ticket.decode("utf-8", "replace"), limits=PATIENT,
         )  # fmt: skip
         self.gateway = Gateway("fra-gw-1", self.state, self.clock, LIMITS)
         self.idc: Idc

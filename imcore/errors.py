@@ -41,9 +41,21 @@ class Unavailable(ImError):
         self.retry_after_ms = retry_after_ms
 
 
+class Overloaded(Unavailable):
+    """There is more to do than there is room for, and this was turned away before any of it was
+    done: the caller is to wait, not to try elsewhere at once."""
+
+
 class NotTrusted(Unavailable):
     """An engine and this IDC do not accept who the other says it is. Nothing was done, and it will
     not pass by itself: a certificate, a user, a password or a right is wrong."""
+
+
+def code_of(error: ImError) -> Code:
+    """How a client is told of it."""
+    if isinstance(error, Refused):
+        return error.code
+    return Code.OVERLOADED if isinstance(error, Overloaded) else Code.UNAVAILABLE
 
 
 class OutcomeUnknown(ImError):

@@ -84,6 +84,17 @@ class Ack(NamedTuple):
     how: str
 
 
+class Placed(NamedTuple):
+    """The ack said where the message stands: (``hlc``, ``origin``, ``seq``) of its acceptance."""
+
+    t: int
+    c: int
+    tag: str
+    origin: str
+    seq: int
+    hlc: int
+
+
 class SendFailed(NamedTuple):
     """The application was told that the send failed; the message may still turn up."""
 
@@ -202,13 +213,14 @@ class Replica(NamedTuple):
 
 
 Event = (
-    Device | Closed | Conversation | Member | Compose | Ack | SendFailed | Shown | Moved
+    Device | Closed | Conversation | Member | Compose | Ack | Placed | SendFailed | Shown | Moved
     | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
     "device": Device, "closed": Closed, "conversation": Conversation, "member": Member,
-    "compose": Compose, "ack": Ack, "send_failed": SendFailed, "shown": Shown, "moved": Moved,
+    "compose": Compose, "ack": Ack, "placed": Placed, "send_failed": SendFailed,
+    "shown": Shown, "moved": Moved,
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
     "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
 }  # fmt: skip

@@ -7,6 +7,7 @@ go through proxies), so a channel checks the certificate against the peer's *nam
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from imcore.certificates import CertificateFiles, paths_of, read, unreadable
+from imcore.certificates import CertificateFiles, unreadable
+from imcore.channel import RenewingChannel
 from imcore.errors import BadInput
 from imcore.pki import DOMAIN, dns_name
 
@@ -78,12 +80,17 @@ def grpc_server_credentials(pki_dir: Path, name: str) -> grpc.ServerCredentials:
 
 
 def grpc_channel(pki_dir: Path, own_name: str, peer_name: str, target: str) -> grpc.aio.Channel:
-    """A channel to ``target`` that accepts nobody but ``peer_name``. It shows the certificate of
-    now for as long as it lives. Raises BadInput."""
-    ca, certificate, key = read(paths_of(Path(pki_dir), own_name))
-    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    """A channel to ``target`` that accepts nobody but ``peer_name``. Each call shows the
+    certificate that the files hold then. Raises BadInput."""
+    files = CertificateFiles(Path(pki_dir), own_name)
     options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", dns_name(peer_name))]
-    return grpc.aio.secure_channel(target, credentials, options=options)
+
+    def made() -> grpc.aio.Channel:
+        ca, certificate, key = files.pair[:3]
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        return grpc.aio.secure_channel(target, credentials, options=options)
+
+    return RenewingChannel(made, files.renewed)
 
 
 def caller_name(context: AuthContext) -> str:
@@ -96,18 +103,19 @@ def caller_name(context: AuthContext) -> str:
     return ""
 
 
-def gateway_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
-    """For listeners that clients dial; clients show a token, not a certificate. New connections
-    take the certificate that the files hold then. Raises BadInput."""
+def gateway_ssl_context(pki_dir: Path, name: str, ask: bool = False) -> ssl.SSLContext:
+    """For listeners that clients dial; clients show a token, not a certificate (unless they are
+    to ``ask`` for one). New connections take the certificate that the files hold then. Raises
+    BadInput."""
     folder = Path(pki_dir)
     files = CertificateFiles(folder, name)
-    first = current = _server_context(folder, name)
+    first = current = _server_context(folder, name, ask)
 
     def renew(connection: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
         nonlocal current
         if files.renewed():
             try:
-                current = _server_context(folder, name)
+                current = _server_context(folder, name, ask)
             except BadInput as error:  # changed once more since; the files are looked at again
                 log.warning("a new certificate is not taken: %s", error)
         connection.context = current
@@ -118,7 +126,25 @@ def gateway_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
     return first
 
 
-def _server_context(folder: Path, name: str) -> ssl.SSLContext:
+def monitor_ssl_context(pki_dir: Path, name: str) -> ssl.SSLContext:
+    """For the listener of probes and metrics: a caller may show a certificate of the region's CA,
+    and what it may read goes by it (``peer_name``). Certificates are renewed as a gateway's are.
+    Raises BadInput."""
+    return gateway_ssl_context(pki_dir, name, ask=True)
+
+
+def peer_name(transport: asyncio.BaseTransport | None) -> str:
+    """The name in the certificate of who is at the other end; empty: it has shown none."""
+    connection = transport.get_extra_info("ssl_object") if transport is not None else None
+    shown = connection.getpeercert() if connection is not None else None
+    suffix = f".{DOMAIN}"
+    for kind, value in (shown or {}).get("subjectAltName", ()):
+        if kind == "DNS" and value.endswith(suffix):
+            return str(value.removesuffix(suffix))
+    return ""
+
+
+def _server_context(folder: Path, name: str, ask: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -127,6 +153,9 @@ def _server_context(folder: Path, name: str) -> ssl.SSLContext:
         raise BadInput(
             f"{folder / name}.pem: expected a certificate with its key beside it"
         ) from error
+    if ask:
+        context.load_verify_locations(folder / "ca.pem")
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from imcore.audit import Anchor, Verdict, against, verify
+from imcore.audit import EMPTY, Anchor, Verdict, against, verify
 from imcore.errors import BadInput
-from imctl.audit import FILE, WRITER
+from imctl.audit import FILE, own_writer, writer_of
 
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -25,7 +25,7 @@ class Chain(NamedTuple):
 
 def writers(folder: Path, idcs: Iterable[str]) -> dict[str, Path]:
     """Whose chains there should be, and where; also those of IDCs that left the region."""
-    found = {WRITER: folder / FILE}
+    found = {writer_of(folder / FILE): folder / FILE}
     found |= {name: folder / name / FILE for name in idcs}
     found |= {path.parent.name: path for path in sorted(folder.glob(f"*/{FILE}"))}
     return found
@@ -45,10 +45,12 @@ def _bytes(path: Path) -> bytes:
         raise BadInput(f"{path}: expected a readable audit log, got {error.strerror}") from error
 
 
-def judged(chain: Chain, anchor: Anchor | None) -> dict[str, Any]:
-    """``anchor``: None when the registers could not be asked."""
+def judged(chain: Chain, anchor: Anchor | None, own: Anchor = EMPTY) -> dict[str, Any]:
+    """``anchor``: None when the registers could not be asked. ``own``: that of this machine, for
+    the chain of a folder."""
     found = chain.verdict
     problem = found.problem or (against(found, anchor) if anchor else "")
+    problem = problem or supplanted(chain, own)
     return {
         "file": str(chain.path),
         "writer": chain.writer,
@@ -59,6 +61,17 @@ def judged(chain: Chain, anchor: Anchor | None) -> dict[str, Any]:
         "torn_at_the_end": len(found.tail),
         "anchored": None if anchor is None else anchor.seq,
     }
+
+
+def supplanted(chain: Chain, own: Anchor) -> str:
+    """What is wrong with the chain of a folder that is not by this machine, though the registers
+    know a line that this machine has written; empty: nothing. ``own``: that line."""
+    if own.seq == 0 or chain.writer == own_writer():
+        return ""
+    return (
+        f"rewritten: it is by {chain.writer}, and the registers know of event {own.seq} "
+        f"of {own_writer()}"
+    )
 
 
 def sentence(row: Mapping[str, Any]) -> str:

@@ -18,12 +18,14 @@ from imctl import errors, roles
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "up": ("imctl.commands.lifecycle", "up", "Start the deployment of a region file."),
     "down": ("imctl.commands.lifecycle", "down", "Stop the deployment; its data stay."),
+    "attach": ("imctl.commands.lifecycle", "attach", "Take up a deployment that runs elsewhere."),
     "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
     "demo": ("imctl.demo", "demo", "Lose a data centre under load and prove that nothing is lost."),
     "validate": ("imctl.commands.files", "validate", "Check a region file."),
     "plan": ("imctl.commands.plan", "plan", "Show what a region file would change, and take."),
     "diff": ("imctl.commands.plan", "diff", "Show in which fields a region file differs."),
     "deploy": ("imctl.commands.deploy", "deploy", "Bring a region file to its deployment."),
+    "scale": ("imctl.commands.scale", "scale", "Change how many gateways an IDC runs."),
     "rollout": ("imctl.commands.deploy", "rollout", "Look at a deploy; pause, resume, undo it."),
     "destroy": ("imctl.commands.destroy", "destroy", "Stop a deployment and delete its data."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
@@ -62,6 +64,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "heal": ("imctl.commands.faults", "heal", "Undo partition and slow, of one link or of all."),
     "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock, fill its disk."),
     "drill": ("imctl.commands.drill", "drill", "Break things on purpose, and be judged."),
+    "operator": ("imctl.commands.operating", "operator", "Run the Kubernetes operator."),
 }
 
 
@@ -103,6 +106,14 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version as installed
+
+        print(installed("imctl"))
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -115,7 +126,11 @@ def root(
             show_default=False,
         ),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[
+        bool,
+        # Eager: it wants no command.
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Deploy, fail over and drill a multi-region active-active IM system.
 
@@ -126,11 +141,6 @@ def root(
         os.environ[errors.DEBUG] = "1"
     if role is not None:
         os.environ[roles.VARIABLE] = role
-    if version:
-        from importlib.metadata import version as installed
-
-        print(installed("imctl"))
-        raise typer.Exit
 
 
 def main() -> None:

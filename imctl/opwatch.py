@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import typer
@@ -11,8 +12,9 @@ import typer
 from imcore.errors import OutcomeUnknown, Unavailable
 from imctl.errors import Aborted, Failed
 from imctl.output import time_of_day
-from imctl.traffic import Control
+from imctl.traffic import Control, Left
 from services.control.operations import UNDER_WAY, Operation
+from services.control.slow import Slow
 from services.policy.document import OperationState
 
 TICK_S = 0.5
@@ -23,14 +25,17 @@ async def until_ended(control: Control, name: str, timeout_s: float, shown: int 
     """Prints a line on standard error for each step from number ``shown`` on, and whenever the
     number of sessions or the state changed. A registry that is busy is asked again. Raises
     OutcomeUnknown when it has not ended in time, or its step failed and it waits for somebody."""
-    said: tuple[object, ...] = ()
+    said = ""
+    known: list[Operation] | None = None  # what a step's time is compared with
     doubted = 0.0
     try:
         async with asyncio.timeout(timeout_s):
             while True:
                 operation = await _look(control, name)
                 if operation is not None:
-                    for line in step_lines(operation, shown):
+                    known = await _known(control) if known is None else known
+                    slow = control.slow(operation, known or ())
+                    for line in step_lines(operation, shown, slow):
                         typer.echo(line, err=True)
                     shown = len(operation.steps)
                     doubted = doubted + TICK_S if is_doubtful(operation) else 0.0
@@ -40,10 +45,10 @@ async def until_ended(control: Control, name: str, timeout_s: float, shown: int 
                         return operation
                     if operation.state is OperationState.STALLED:
                         break
-                    now = (operation.state, await control.sessions(operation.idc))
-                    if now != said:
-                        typer.echo(_tick(operation, now[1]), err=True)
-                        said = now
+                    tick = tick_line(operation, await control.left(operation.idc), slow)
+                    if tick != said:
+                        typer.echo(f"  {datetime.now():%H:%M:%S} {tick}", err=True)
+                        said = tick
                 await asyncio.sleep(TICK_S)
     except TimeoutError:
         raise OutcomeUnknown(
@@ -53,6 +58,13 @@ async def until_ended(control: Control, name: str, timeout_s: float, shown: int 
         f"{name} is paused, because its step failed: {operation.steps[-1].sentence}; "
         f"`imctl op resume {name}` goes on with it, `imctl op abort {name}` ends it"
     )
+
+
+async def _known(control: Control) -> list[Operation] | None:
+    try:
+        return await control.operations()
+    except Unavailable:
+        return None
 
 
 async def _look(control: Control, name: str) -> Operation | None:
@@ -92,20 +104,39 @@ def closed_in(operation: Operation) -> int:
     return int(seen.get(operation.idc, {}).get("closed", 0))
 
 
-def step_lines(operation: Operation, after: int = 0) -> list[str]:
-    """A line for each step from number ``after`` on: when, what, and how long after the last."""
+def step_lines(operation: Operation, after: int = 0, slow: Sequence[Slow] = ()) -> list[str]:
+    """A line for each step from number ``after`` on: when, what, how long after the last, and
+    whether that was longer than usual."""
     lines = []
+    ended = {each.took.step + 1: f"; {each.sentence()}" for each in slow if each.took.over}
     for number, step in enumerate(operation.steps[after:], start=after):
         began = operation.steps[number - 1].at_ms if number else operation.started_ms
-        took = _seconds(began, step.at_ms)
-        lines.append(f"{_mark()} {time_of_day(step.at_ms)} {step.sentence} ({took})")
+        took, late = _seconds(began, step.at_ms), ended.get(number, "")
+        lines.append(f"{_mark()} {time_of_day(step.at_ms)} {step.sentence} ({took}{late})")
     return lines
 
 
-def _tick(operation: Operation, sessions: int | None) -> str:
-    left = "no answer" if sessions is None else f"{sessions} sessions"
-    state = "" if operation.state is OperationState.RUNNING else f", {operation.state}"
-    return f"  {datetime.now():%H:%M:%S} {operation.idc}: {left}{state}"
+def tick_line(operation: Operation, left: Left, slow: Sequence[Slow]) -> str:
+    """What is said between two steps, whenever it is no longer the same. A slow step is said by
+    name and limit only: its time passes anyhow."""
+    count = "no answer" if left.sessions is None else f"{left.sessions} sessions"
+    parts = [f"{operation.idc}: {count}"]
+    if operation.state is not OperationState.RUNNING:
+        parts.append(str(operation.state))
+    if left.stuck:
+        parts.append(stuck_words(left.stuck))
+    parts += [
+        f"slow: {each.took.name} has run for more than {each.usual.limit_ms / 1000:.1f} s"
+        for each in slow
+        if not each.took.over
+    ]
+    return ", ".join(parts)
+
+
+def stuck_words(stuck: Mapping[str, int]) -> str:
+    """``3 stuck (fra-gw1.1: 2, fra-gw2.1: 1)``"""
+    by_gateway = ", ".join(f"{name}: {count}" for name, count in sorted(stuck.items()))
+    return f"{sum(stuck.values())} stuck ({by_gateway})"
 
 
 def _mark() -> str:

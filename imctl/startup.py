@@ -166,12 +166,16 @@ async def _wait_for_engines(
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP end the program as Ctrl-C does, so that clean-ups run. By way of SIGINT:
     while a loop runs, asyncio cancels its task; an exception out of a handler would hit any line,
-    a gRPC callback too."""
+    a gRPC callback too. A script's background job is started with SIGINT ignored: here it is not,
+    or SIGTERM would be ignored with it."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    with _handling((signal.SIGTERM, signal.SIGHUP), interrupt):
+    with (
+        _handling((signal.SIGINT,), signal.default_int_handler),
+        _handling((signal.SIGTERM, signal.SIGHUP), interrupt),
+    ):
         yield
 
 

@@ -116,6 +116,8 @@ def process_of(document: Mapping[str, Any], name: str) -> str:
     state = str(document["processes"].get(name, {}).get("state", "not started"))
     witness = document["witness"] if name == document["witness_name"] else None
     answer = document["idcs"].get(name, witness) or {}
+    if state == "elsewhere":
+        state = "running"  # as far as its answer tells
     silent = state == "running" and "error" in answer
     return "unreachable" if silent else state
 
@@ -189,6 +191,13 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
         origin = str((idc.get("last") or idc).get("origin", ""))
         if origin and not origin.endswith(".1"):
             said.append(f"serves as {origin}")
+        moves = idc.get("moves", {})
+        if stuck := moves.get("stuck"):
+            where = ", ".join(f"{gateway}: {count}" for gateway, count in sorted(stuck.items()))
+            said.append(
+                f"{sum(stuck.values())} sessions told to go for more than "
+                f"{moves['usual_ms'] / 1000:.1f} s are still here ({where})"
+            )
         clock = idc.get("clock", {})
         if clock.get("skewed"):
             said.append(f"its clock is {clock.get('offset_ms', 0):+.0f} ms off")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +32,7 @@ from services.control.operations import (
 from services.control.operations import audit as audit_decision
 from services.control.permit import role_for
 from services.control.rules import Blocker, Change
+from services.control.slow import Slow, slow_steps
 from services.control.voting import PREFIX as VOTES
 from services.control.voting import Votes
 from services.engines.registry_grpc import RemoteRegistry
@@ -47,6 +49,14 @@ class Judged(NamedTuple):
     policy: Policy
     evidence: Evidence
     decision: Decision
+
+
+class Left(NamedTuple):
+    """``sessions`` that the IDC has still; None when it does not answer. ``stuck``: those that were
+    told to go and take much longer than others, by gateway, in whichever IDC."""
+
+    sessions: int | None
+    stuck: Mapping[str, int]
 
 
 class Control:
@@ -105,6 +115,10 @@ class Control:
         record = operation_from_json(value) if value else None
         return as_known(name, record, policy, self._clock.wall_ms())
 
+    def slow(self, operation: Operation, known: Iterable[Operation]) -> list[Slow]:
+        """Its steps that run, or ran, longer than those of the known operations before it."""
+        return slow_steps(operation, known, self._clock.wall_ms())
+
     async def evidence(self) -> Evidence:
         """What every IDC says of itself, and all votes, as of now; silence is no evidence."""
         facts, votes = await asyncio.gather(self._facts(), self.votes())
@@ -147,7 +161,8 @@ class Control:
         # What cannot be anchored now is with the next decision.
         if self.role.covers(Role.OPERATOR):
             with contextlib.suppress(ImError, OSError, ValueError):
-                await anchored(self._proposer, self._target.audit_file(), audit.WRITER)
+                file = self._target.audit_file()
+                await anchored(self._proposer, file, audit.writer_of(file))
         return decision
 
     async def anchor(self, writer: str) -> Anchor:
@@ -186,11 +201,14 @@ class Control:
                     ) from error
         raise AssertionError("the loop returns or raises")
 
-    async def sessions(self, idc: str) -> int | None:
-        """How many an IDC has now; None when it does not answer."""
-        found = await admin.statuses(self._target, [idc], FACTS_S)
-        document = found[idc]
-        return None if isinstance(document, ImError) else int(document.get("sessions", 0))
+    async def left(self, idc: str) -> Left:
+        """How far the hand-over is, as the IDCs that answer say."""
+        found = await admin.statuses(self._target, self.idcs, FACTS_S)
+        answers = {name: one for name, one in found.items() if not isinstance(one, ImError)}
+        stuck: dict[str, int] = {}
+        for document in answers.values():
+            stuck |= document.get("moves", {}).get("stuck", {})
+        return Left(int(answers[idc].get("sessions", 0)) if idc in answers else None, stuck)
 
 
 def _overriding(change: Change) -> str:

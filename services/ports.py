@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from imcore.errors import ImError
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin, Vector
 
@@ -343,6 +344,31 @@ class Session:
 
 
 Reply = Callable[[pb.Response], None]
+
+
+class Risk(Protocol):
+    """The operator's own rules against abuse, called for every sign-in and every send. They are on
+    the path of the request: they look at what they know already, and wait for nothing.
+
+    None: go on. Refused or Overloaded: what the client is told instead."""
+
+    def sign_in(self, uid: str, device: str, address: str) -> ImError | None:
+        """The token is good. ``address``: of the client's socket."""
+        ...
+
+    def send(self, uid: str, device: str, conversation: str, content: bytes) -> ImError | None:
+        """By a member, before anything is written."""
+        ...
+
+
+class NoRisk:
+    """Where there are no such rules."""
+
+    def sign_in(self, uid: str, device: str, address: str) -> ImError | None:
+        return None
+
+    def send(self, uid: str, device: str, conversation: str, content: bytes) -> ImError | None:
+        return None
 
 
 class Im(Protocol):

@@ -15,6 +15,7 @@ import pytest
 from imcore import pki
 from imctl.engines.binaries import ENGINES, Program, find, missing
 from imctl.testing import etcd, kafka, tikv
+from imctl.testing.cluster import programs
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin", "operator", "viewer")
 FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -157,3 +158,18 @@ def tikv_processes(
     """One pair for tests that leave it as it is and take a key prefix of their own."""
     with tikv.running(*tikv_programs, tmp_path_factory.mktemp("tikv")) as processes:
         yield processes
+
+
+@pytest.fixture(scope="session")
+def cluster_programs() -> programs.Programs:
+    """Of a Kubernetes cluster."""
+    with programs.getting():  # waits for a `make cluster` that goes on
+        found = programs.find()
+    if found is None:
+        impossible_here("no Kubernetes cluster can run here", programs.missing())
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a cluster needs may be built while the other tests run: so it comes last."""
+    items.sort(key=lambda item: "kubernetes" in item.path.parts)

@@ -7,6 +7,7 @@ The input is the raw request; ``@TOKEN@`` and ``@ADMIN@`` in it stand for good t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import random
 import ssl
@@ -66,6 +67,7 @@ class Api:
         self.port = await self._server.start("127.0.0.1", 0, tls)
         self.tls: ssl.SSLContext = client_ssl_context(place / "pki" / "ca.pem")
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.tls))
+        atexit.register(lambda: _loop.run(self._http.close(), watched=False))
         self.token = mint(keys, Claims("mallory", "phone", FAR_MS)).encode()
         self.admin = mint(keys, Claims("root", "phone", FAR_MS, admin=True)).encode()
         self._bob = {"Authorization": f"Bearer {mint(keys, Claims('bob', 'phone', FAR_MS))}"}

@@ -40,8 +40,8 @@ async def _check(bodies: list[bytes]) -> None:
     store = await SegmentLogStore.open("log", PARTITIONS, MemoryDisk(), random.Random(1))
     await store.open_own(Origin("fra", 1))
     follower = Follower(
-        "iad", "fra", PARTITIONS, store, {}, Progress(lambda *_: None), lambda origin: {},
-        lambda origin, partition: None, ManualClock(), source="iad",
+        "iad", "fra", PARTITIONS, store, {}, Progress(lambda *_: None, PARTITIONS),
+        lambda origin: {}, lambda origin, partition: None, ManualClock(), source="iad",
     )  # fmt: skip
     copy = await store.open_copy(IAD)
     try:

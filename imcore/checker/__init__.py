@@ -33,6 +33,7 @@ def check_events(events: Iterable[h.Event], listeners: Iterable[Listener] = ()) 
     for event in events:
         for feed in others:
             feed(event)
+    stream.writers.judge()
     Final(stream.state, report).judge()
     return report
 

@@ -22,6 +22,7 @@ from imcore.checker.state import (
     ViewState,
 )
 from imcore.checker.verdict import Kind, Report
+from imcore.checker.writers import Writers
 
 UNKNOWN_SENDER = -1
 
@@ -34,6 +35,7 @@ class Stream:
         self.report = report
         self.state = State()
         self._sessions = Sessions(self.state, report)
+        self.writers = Writers(report)
         self._handlers: dict[type, Callable[[Any], None]] = {
             h.Device: self._device,
             h.Closed: self._closed,
@@ -41,6 +43,7 @@ class Stream:
             h.Member: self._member,
             h.Compose: self._compose,
             h.Ack: self._ack,
+            h.Placed: self.writers.feed,
             h.SendFailed: self._send_failed,
             h.Shown: self._shown,
             h.Moved: self._moved,

@@ -25,6 +25,8 @@ class Kind(StrEnum):
     STRAY = "stray"  # shown in another conversation than it was composed in
     EPOCH_BACK = "epoch_back"  # a policy's epoch went back where it is served
     EPOCH_DISPUTED = "epoch_disputed"  # one epoch, two contents
+    PLACE_TWICE = "place_twice"  # two acked messages have one place of one origin
+    CLOCK_BACK = "clock_back"  # acked places of one origin whose seq and clock disagree
     CURSOR_BACK = "cursor_back"  # a read cursor went back on a device
     OWN_UNSEEN = "own_unseen"  # a device's own acked message, where it had been acked
     REPLICAS_DIFFER = "replicas_differ"  # in the end, by the hashes of their states
@@ -43,6 +45,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
     ),
     "phantom": (Kind.PHANTOM, Kind.ALTERED, Kind.STRAY),
     "policy_wrong": (Kind.EPOCH_BACK, Kind.EPOCH_DISPUTED),
+    "two_writers": (Kind.PLACE_TWICE, Kind.CLOCK_BACK),
     "session_broken": (Kind.CURSOR_BACK, Kind.OWN_UNSEEN),
     "replicas_differ": (Kind.REPLICAS_DIFFER,),
     "unproven": (Kind.UNPROVEN,),
@@ -66,6 +69,7 @@ class Counts:
     views: int = 0  # final views judged, of devices and of fresh logins
     unacked_present: int = 0  # never acked, yet in every final view
     policies: int = 0  # what was said of policies
+    placed: int = 0  # acks that told where the message stands
     cursors: int = 0  # read cursors that devices were told
     own_looked_for: int = 0  # own messages that had to be in a view or a look before the end
     replicas: int = 0  # whose states were hashed in the end

@@ -1239,6 +1239,7 @@ class Entry(_message.Message):
     PLACE_OP_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     hlc: _builtins.int
     @_builtins.property
@@ -1251,6 +1252,10 @@ class Entry(_message.Message):
     def membership(self) -> Global___MembershipEntry: ...
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attested]: ...
+    @_builtins.property
+    def trace(self) -> Global___TraceContext:
+        """of the hop that sent it here, while its message is followed"""
+
     def __init__(
         self,
         *,
@@ -1261,10 +1266,11 @@ class Entry(_message.Message):
         place_op: Global___PlaceEntry | None = ...,
         membership: Global___MembershipEntry | None = ...,
         claims: _abc.Iterable[Global___Attested] | None = ...,
+        trace: Global___TraceContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "hlc", b"hlc", "kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "hlc", b"hlc", "kind", b"kind", "membership", b"membership", "message", b"message", "origin", b"origin", "place_op", b"place_op", "seq", b"seq", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["message", "place_op", "membership"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015

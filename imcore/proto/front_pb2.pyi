@@ -235,22 +235,74 @@ Global___Joined: _TypeAlias = Joined  # noqa: Y015
 class Load(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AcksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CONNECTIONS_FIELD_NUMBER: _builtins.int
     PULL_ONLY_FIELD_NUMBER: _builtins.int
+    SERVED_SHARE_FIELD_NUMBER: _builtins.int
+    BREAKER_OPEN_FIELD_NUMBER: _builtins.int
+    CONNECTS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ACKS_FIELD_NUMBER: _builtins.int
     PUSHED_FIELD_NUMBER: _builtins.int
+    OVERLOADED_FIELD_NUMBER: _builtins.int
+    SHED_FIELD_NUMBER: _builtins.int
+    BREAKER_OPENED_FIELD_NUMBER: _builtins.int
+    TURNED_AWAY_FIELD_NUMBER: _builtins.int
     connections: _builtins.int
     pull_only: _builtins.int
+    served_share: _builtins.float
+    breaker_open: _builtins.bool
+    connects: _builtins.int
+    """that wait"""
+    requests: _builtins.int
     pushed: _builtins.int
+    """Since the last one."""
+    overloaded: _builtins.int
+    shed: _builtins.int
+    breaker_opened: _builtins.int
+    turned_away: _builtins.int
+    @_builtins.property
+    def acks(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """of the last seconds, by bucket of services/state/latency.py"""
+
     def __init__(
         self,
         *,
         connections: _builtins.int = ...,
         pull_only: _builtins.int = ...,
+        served_share: _builtins.float = ...,
+        breaker_open: _builtins.bool = ...,
+        connects: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        acks: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         pushed: _builtins.int = ...,
+        overloaded: _builtins.int = ...,
+        shed: _builtins.int = ...,
+        breaker_opened: _builtins.int = ...,
+        turned_away: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "pull_only", b"pull_only", "pushed", b"pushed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "breaker_open", b"breaker_open", "breaker_opened", b"breaker_opened", "connections", b"connections", "connects", b"connects", "overloaded", b"overloaded", "pull_only", b"pull_only", "pushed", b"pushed", "requests", b"requests", "served_share", b"served_share", "shed", b"shed", "turned_away", b"turned_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,6 +89,8 @@ def _expected(detail: ErrorDetails) -> str:
             return f"{words} {context[bound]:g}"
     if "min_length" in context:
         return f"at least {context['min_length']} of them"
+    if "max_length" in context:
+        return f"at most {context['max_length']} of them"
     if "error" in context:
         return f"a valid value ({context['error']})"
     return detail["msg"].removeprefix("Input should be ")

@@ -19,8 +19,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
-HostPort = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$")]
+# An API server reckons what a rule between fields may cost from `maxLength`; it reads no patterns.
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$"),
+    Field(json_schema_extra={"maxLength": 31}),
+]
+HostPort = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$"),
+    Field(json_schema_extra={"maxLength": 260}),
+]
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
 # A process that reads it may run in any folder.
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/.+$")]
@@ -28,23 +37,27 @@ KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$"
 # Kafka allows 249 characters for a whole topic, and no "_" beside "." without collisions.
 TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$")]
 
+Importable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z0-9_]+$")]
+
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Metadata(Model):
-    name: Name
-    labels: dict[str, str] = Field(default_factory=dict)
+    """Name and labels of the whole deployment."""
+
+    name: Name = Field(description="of the region")
+    labels: dict[str, str] = Field(default_factory=dict, description="shown only")
 
 
 class IdcPlace(Model):
     """Where the IDC really is; shown, and the reason for the link delays."""
 
-    city: str
-    country: Country
-    latitude: float = Field(ge=-90, le=90)
-    longitude: float = Field(ge=-180, le=180)
+    city: str = Field(description="its name, as people say it")
+    country: Country = Field(description="its two letters, such as DE")
+    latitude: float = Field(ge=-90, le=90, description="degrees, north positive")
+    longitude: float = Field(ge=-180, le=180, description="degrees, east positive")
 
 
 class Endpoints(Model):
@@ -53,6 +66,11 @@ class Endpoints(Model):
     gateway: HostPort = Field(description="first client listener; gateway n listens n ports above")
     ipconf: HostPort = Field(description="HTTPS API that tells clients where to connect")
     peer: HostPort = Field(description="gRPC for other IDCs and for imctl, mutual TLS")
+    metrics: HostPort | None = Field(
+        default=None,
+        description="HTTPS for probes and Prometheus (docs/metrics.md); default: nothing listens "
+        "and nothing is measured",
+    )
 
 
 class Etcd(Model):
@@ -61,8 +79,8 @@ class Etcd(Model):
     endpoints: list[HostPort] = Field(min_length=1, description="tried in this order")
     ca_file: AbsolutePath | None = Field(default=None, description="PEM; without it no TLS")
     cert_file: AbsolutePath | None = Field(default=None, description="PEM, shown to etcd")
-    key_file: AbsolutePath | None = None
-    username: str | None = None
+    key_file: AbsolutePath | None = Field(default=None, description="PEM, of that certificate")
+    username: str | None = Field(default=None, description="of etcd's own users")
     password_file: AbsolutePath | None = Field(default=None, description="its first line")
     prefix: KeyPrefix | None = Field(
         default=None, description="of all keys; default imctl/REGION/IDC, so that one can be shared"
@@ -85,7 +103,7 @@ class Kafka(Model):
     brokers: list[HostPort] = Field(min_length=1, description="asked first for all the others")
     ca_file: AbsolutePath | None = Field(default=None, description="PEM; without it no TLS")
     cert_file: AbsolutePath | None = Field(default=None, description="PEM, shown to the brokers")
-    key_file: AbsolutePath | None = None
+    key_file: AbsolutePath | None = Field(default=None, description="PEM, of that certificate")
     username: str | None = Field(default=None, description="SASL SCRAM-SHA-512, over TLS only")
     password_file: AbsolutePath | None = Field(default=None, description="its first line")
     topic_prefix: TopicPrefix = Field(default="im", description="PREFIX.log.N and so on")
@@ -128,81 +146,95 @@ class KvEngine(Choice):
     """`embedded`, or `{tikv: {...}}`."""
 
     needs = "`pd:`"
-    tikv: Tikv | None = None
+    tikv: Tikv | None = Field(default=None, description="KV on TiKV; unset: embedded")
 
 
 class LogEngine(Choice):
     """`embedded`, or `{kafka: {...}}`."""
 
     needs = "`brokers:`"
-    kafka: Kafka | None = None
+    kafka: Kafka | None = Field(default=None, description="log on Kafka; unset: embedded")
 
 
 class MirrorEngine(Choice):
     """`embedded`, or `{mirrormaker2: {}}`."""
 
     needs = "`remote_brokers:` or `{}`"
-    mirrormaker2: MirrorMaker2 | None = None
+    mirrormaker2: MirrorMaker2 | None = Field(
+        default=None, description="mirror by MirrorMaker 2; unset: embedded"
+    )
 
 
 class RegistryEngine(Choice):
     """`embedded`, or `{etcd: {...}}`."""
 
     needs = "`endpoints:`"
-    etcd: Etcd | None = None
+    etcd: Etcd | None = Field(default=None, description="registry on etcd; unset: embedded")
 
 
 class Engines(Model):
     """What stands behind each port of an IDC."""
 
-    kv: KvEngine = KvEngine.model_construct()
-    log: LogEngine = LogEngine.model_construct()
-    mirror: MirrorEngine = MirrorEngine.model_construct()
-    registry: RegistryEngine = RegistryEngine.model_construct()
+    kv: KvEngine = Field(
+        default=KvEngine.model_construct(), description="the fold of all logs; default: embedded"
+    )
+    log: LogEngine = Field(
+        default=LogEngine.model_construct(), description="the op log; default: embedded"
+    )
+    mirror: MirrorEngine = Field(
+        default=MirrorEngine.model_construct(),
+        description="what brings the other IDCs' logs; default: embedded",
+    )
+    registry: RegistryEngine = Field(
+        default=RegistryEngine.model_construct(),
+        description="leases, votes, the policy; default: embedded",
+    )
 
 
 class Capacity(Model):
     """What the IDC can carry; safety rules compare it with live traffic."""
 
-    sessions: int = Field(default=10_000, gt=0)
-    messages_per_s: int = Field(default=2_000, gt=0)
+    sessions: int = Field(default=10_000, gt=0, description="clients that are connected")
+    messages_per_s: int = Field(default=2_000, gt=0, description="taken from clients")
     logins_per_s: int = Field(
         default=200, gt=0, description="a planned move hands over no more sessions a second"
     )
 
 
 class Idc(Model):
-    name: Name
-    place: IdcPlace
-    endpoints: Endpoints
-    engines: Engines = Engines()
-    capacity: Capacity = Capacity()
-    gateways: int = Field(default=1, ge=1, le=64)
+    """One data centre."""
+
+    name: Name = Field(description="by which all else names it; fixed")
+    place: IdcPlace = Field(description="where it really is")
+    endpoints: Endpoints = Field(description="where clients and other IDCs reach it")
+    engines: Engines = Field(default=Engines(), description="what stands behind its ports")
+    capacity: Capacity = Field(default=Capacity(), description="what it can carry")
+    gateways: int = Field(default=1, ge=1, le=64, description="client listeners of its process")
 
 
 class Witness(Model):
     """Registry and vote without traffic; the third voter where there are two IDCs."""
 
-    name: Name = "witness"
-    peer: HostPort
+    name: Name = Field(default="witness", description="by which its certificate names it")
+    peer: HostPort = Field(description="gRPC for the IDCs and for imctl, mutual TLS")
 
 
 class Link(Model):
     """One WAN link, as the local target emulates it; delay is one way."""
 
-    between: tuple[Name, Name]
-    delay_ms: float = Field(ge=0, le=2000)
-    jitter_ms: float = Field(default=0, ge=0)
-    loss: float = Field(default=0, ge=0, lt=0.5, description="share of packets, felt as delay")
-    rate_mbit: float = Field(default=1000, gt=0)
+    between: tuple[Name, Name] = Field(description="two IDCs, or one and the witness")
+    delay_ms: float = Field(ge=0, le=2000, description="one way")
+    jitter_ms: float = Field(default=0, ge=0, description="the most that is added to a delay")
+    loss: float = Field(default=0, ge=0, le=0.5, description="share of packets, felt as delay")
+    rate_mbit: float = Field(default=1000, gt=0, description="Mbit/s in each direction")
 
 
 class Match(Model):
     """Longest prefix wins among cidrs; a cidr beats an ASN, an ASN beats a country."""
 
-    countries: list[Country] = Field(default_factory=list)
-    asns: list[int] = Field(default_factory=list)
-    cidrs: list[str] = Field(default_factory=list)
+    countries: list[Country] = Field(default_factory=list, description="two letters each")
+    asns: list[int] = Field(default_factory=list, description="autonomous systems, by number")
+    cidrs: list[str] = Field(default_factory=list, description="networks, such as 192.0.2.0/24")
 
     @field_validator("cidrs")
     @classmethod
@@ -213,14 +245,22 @@ class Match(Model):
 
 
 class Shard(Model):
-    name: Name
-    match: Match = Match()
-    weights: dict[Name, float] = Field(description="share of this shard's clients by IDC")
-    fallback: list[Name] = Field(default_factory=list, description="where they go next, in order")
+    """Clients that belong together, and the IDCs that they are given."""
+
+    name: Name = Field(description="of the shard")
+    match: Match = Field(default=Match(), description="which clients are in it")
+    weights: dict[Name, float] = Field(
+        max_length=32, description="share of this shard's clients by IDC"
+    )
+    fallback: list[Name] = Field(
+        default_factory=list, max_length=32, description="where they go next, in order"
+    )
 
 
 class Geo(Model):
-    shards: list[Shard]
+    """Which clients go where."""
+
+    shards: list[Shard] = Field(max_length=64, description="every client is in one of them")
     default: Name = Field(description="the shard of clients that match none")
     trusted_proxies: list[str] = Field(
         default_factory=list, description="networks whose X-Forwarded-For header is believed"
@@ -230,20 +270,30 @@ class Geo(Model):
     )
 
 
+# Longer is no time at all, and a rule that compares two of them has its price by it.
+_Time = Annotated[str, Field(json_schema_extra={"maxLength": 40})]
+
+
 class FreezeWindow(Model):
-    start: str = Field(description="RFC 3339; no traffic moves from here")
-    end: str
+    """While it lasts no traffic is moved on purpose."""
+
+    start: _Time = Field(description="RFC 3339; no traffic moves from here")
+    end: _Time = Field(description="RFC 3339; up to here")
 
 
 class Safety(Model):
     """Checked by every path that moves traffic."""
 
-    active_idcs_min: int = Field(default=1, ge=1)
+    active_idcs_min: int = Field(default=1, ge=1, description="so many stay in service")
     headroom: float = Field(default=0.8, gt=0, le=1, description="survivors' load limit")
     replication_lag_ms_max: int = Field(default=5_000, gt=0, description="for planned moves")
     hold_ms: int = Field(default=3_000, ge=500, description="evidence must hold this long")
-    automatic_failover: bool = True
-    evidence_age_ms_max: int = Field(default=2_000, gt=0)
+    automatic_failover: bool = Field(
+        default=True, description="the IDCs declare a lost one failed by their votes"
+    )
+    evidence_age_ms_max: int = Field(
+        default=2_000, gt=0, description="nothing is decided on older evidence"
+    )
     anti_flap_ms: int = Field(
         default=60_000,
         ge=0,
@@ -259,7 +309,9 @@ class Safety(Model):
         gt=0,
         description="a move whose next step comes no nearer for so long is paused for an operator",
     )
-    freeze: list[FreezeWindow] = Field(default_factory=list)
+    freeze: list[FreezeWindow] = Field(
+        default_factory=list, max_length=32, description="when no traffic is moved on purpose"
+    )
 
 
 class WhenUnreplicated(StrEnum):
@@ -268,59 +320,112 @@ class WhenUnreplicated(StrEnum):
 
 
 class Messages(Model):
-    ack: Literal["stored", "replicated"] = "stored"
+    """What is promised of a message, and how large things may be."""
+
+    ack: Literal["stored", "replicated"] = Field(
+        default="stored", description="when a sender is told: durable here, or elsewhere too"
+    )
     replicas: int = Field(default=1, ge=1, description="other IDCs that must hold it, `replicated`")
-    when_unreplicated: WhenUnreplicated = WhenUnreplicated.DEGRADE
-    replicated_timeout_ms: int = Field(default=2_000, gt=0)
+    when_unreplicated: WhenUnreplicated = Field(
+        default=WhenUnreplicated.DEGRADE,
+        description="when no other IDC holds it in time: refuse, or ack and say so",
+    )
+    replicated_timeout_ms: int = Field(default=2_000, gt=0, description="that time")
     content_bytes_max: int = Field(
         default=16_384,
         gt=0,
         le=98_304,
         description="with as many claims as are taken, it must fit one message of the protocol",
     )
-    group_members_max: int = Field(default=1_000, gt=0)
+    group_members_max: int = Field(default=1_000, gt=0, description="of any group")
     push_group_members_max: int = Field(default=500, description="larger: read-diffused")
+
+
+class Limits(Model):
+    """What is taken on at most; beyond it an answer says when to ask again (docs/limits.md)."""
+
+    connects_per_s: int = Field(default=500, gt=0, description="at one gateway")
+    lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    user_requests_per_s: int = Field(default=400, gt=0, description="of one user's devices, an IDC")
+    conversation_deliveries_per_s: int = Field(
+        default=20_000, gt=0, description="messages times members, of one conversation, an IDC"
+    )
+    conversation_in_flight: int = Field(
+        default=1_000, gt=0, description="messages of one conversation that are not durable yet"
+    )
+    idc_in_flight: int = Field(default=20_000, gt=0, description="requests that an IDC works on")
+    delay_ms: int = Field(
+        default=100, gt=0, description="work that waits for longer, and not for a moment: overload"
+    )
+    risk_rules: Importable | None = Field(
+        default=None, description="MODULE:NAME, called for every sign-in and send"
+    )
 
 
 class Retention(Model):
     """When logs are cut (docs/retention.md)."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, description="false: logs grow without end")
     log_bytes: int = Field(
         default=1 << 30, gt=0, description="of all logs of an IDC; below this nothing is cut"
     )
     segment_bytes: int = Field(
         default=16 << 20, ge=4_096, description="a log is cut by whole files of this size"
     )
-    check_ms: int = Field(default=10_000, ge=100)
+    check_ms: int = Field(default=10_000, ge=100, description="how often it looks")
     snapshots: int = Field(
         default=2, ge=2, description="kept on disk, the one that waits for the other IDCs included"
+    )
+
+
+class Tracing(Model):
+    """Messages that are followed from sender to receivers (docs/metrics.md)."""
+
+    per_s: float = Field(
+        default=5,
+        ge=0,
+        description="messages a second that an IDC follows, of those whose senders ask for it: "
+        "each costs as much again as the message; 0: none",
     )
 
 
 class ClientParameters(Model):
     """What ipconf tells the SDK."""
 
-    heartbeat_ms: int = Field(default=5_000, ge=200)
-    heartbeat_timeout_ms: int = Field(default=2_000, ge=100)
-    connect_timeout_ms: int = Field(default=1_500, ge=100)
-    backoff_base_ms: int = Field(default=100, ge=1)
-    backoff_max_ms: int = Field(default=5_000, ge=1)
-    fast_retries: int = Field(default=2, ge=0)
-    idle_pull_ms: int = Field(default=15_000, ge=500)
+    heartbeat_ms: int = Field(default=5_000, ge=200, description="between two heartbeats")
+    heartbeat_timeout_ms: int = Field(
+        default=2_000, ge=100, description="without an answer the connection is given up"
+    )
+    connect_timeout_ms: int = Field(default=1_500, ge=100, description="for one gateway")
+    backoff_base_ms: int = Field(default=100, ge=1, description="first wait between tries")
+    backoff_max_ms: int = Field(default=5_000, ge=1, description="longest wait between tries")
+    fast_retries: int = Field(default=2, ge=0, description="tries before the first wait")
+    idle_pull_ms: int = Field(
+        default=15_000, ge=500, description="a client that hears nothing asks after so long"
+    )
     grace_ms: int = Field(default=10_000, ge=0, description="a session outlives its connection so")
 
 
 class RegionSpec(Model):
+    """The desired state of a whole deployment."""
+
     partitions: int = Field(default=4, ge=1, le=1024, description="equal everywhere and fixed")
-    idcs: list[Idc] = Field(min_length=1)
-    witness: Witness | None = None
-    links: list[Link] = Field(default_factory=list)
-    geo: Geo
-    safety: Safety = Safety()
-    messages: Messages = Messages()
-    retention: Retention = Retention()
-    client: ClientParameters = ClientParameters()
+    idcs: list[Idc] = Field(min_length=1, max_length=32, description="its data centres")
+    witness: Witness | None = Field(
+        default=None, description="a third registry and vote; two IDCs cannot do without"
+    )
+    links: list[Link] = Field(
+        default_factory=list, max_length=528, description="what lies between each two of them"
+    )
+    geo: Geo = Field(description="which clients go where")
+    safety: Safety = Field(default=Safety(), description="what no move of traffic may break")
+    messages: Messages = Field(default=Messages(), description="promises and limits of messages")
+    limits: Limits = Field(default=Limits(), description="what is taken on at most")
+    retention: Retention = Field(default=Retention(), description="when logs are cut")
+    client: ClientParameters = Field(
+        default=ClientParameters(), description="what ipconf tells the SDK"
+    )
+    tracing: Tracing = Field(default=Tracing(), description="messages that are followed")
 
 
 class Region(Model):

@@ -54,6 +54,8 @@ def listeners(region: Region) -> Iterator[tuple[Loc, str, int]]:
             yield (*base, "gateway"), host, port + offset
         yield (*base, "ipconf"), *split(idc.endpoints.ipconf)
         yield (*base, "peer"), *split(idc.endpoints.peer)
+        if idc.endpoints.metrics is not None:
+            yield (*base, "metrics"), *split(idc.endpoints.metrics)
     if region.spec.witness:
         yield ("spec", "witness", "peer"), *split(region.spec.witness.peer)
 

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from imcore.audit import Anchor
+from imcore.audit import EMPTY, Anchor
 from imcore.errors import ImError
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl import auditview, deployment
+from imctl.audit import own_writer
 from imctl.errors import ERROR, Failed
 from imctl.options import Data, Format, Output
 from imctl.output import emit
@@ -80,8 +81,11 @@ def verify(output: Output = Format.TABLE, data: Data = None) -> None:
     folder = _folder(data)
     paths = auditview.writers(folder, _writers(folder))
     # The registers first: what is anchored later is written later.
-    anchors = _anchors(folder, list(paths))
-    rows = [auditview.judged(chain, anchors.get(chain.writer)) for chain in auditview.read(paths)]
+    own = own_writer()
+    anchors = _anchors(folder, [*paths, own])
+    mine, *idcs = auditview.read(paths)
+    rows = [auditview.judged(mine, anchors.get(mine.writer), anchors.get(own, EMPTY))]
+    rows += [auditview.judged(chain, anchors.get(chain.writer)) for chain in idcs]
     if output is Format.TABLE:
         for row in rows:
             print(auditview.sentence(row))

@@ -61,6 +61,9 @@ def send(
         bool, typer.Option("--replicated", help="Wait until another IDC holds it too.")
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 10.0,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Have it followed, and name its trace.")
+    ] = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
@@ -73,25 +76,34 @@ def send(
     """
     target = deployment.find(data)
     outbox = target.data / "clients" / f"{uid}.{device}.db"
-    client = _client(target, uid, device, source, outbox)
+    client = _client(target, uid, device, source, outbox, trace)
     conversation = _conversation(client, to)
     outbox.parent.mkdir(parents=True, exist_ok=True)
     document = asyncio.run(_send(client, conversation, text, replicated, timeout))
     if output is Format.TABLE:
         print(f"{document['durability']} by {document['idc']} in {document['ms']:.0f} ms")
+        if trace:
+            print(f"followed: `imctl logs --trace {document['traceparent']}`")
     else:
         print(json.dumps(document))
 
 
 def _client(
-    target: Local, uid: str, device: str, source: str | None, outbox: object = None
+    target: Local,
+    uid: str,
+    device: str,
+    source: str | None,
+    outbox: object = None,
+    trace: bool = False,
 ) -> Client:
     return Client(
         token=token_for(target, uid, device, SystemClock()),
         ipconf=ipconf_urls(target),
         ca_file=target.pki / "ca.pem",
         outbox=str(outbox) if outbox else None,
-        options=Options(client="imctl/1", start_timeout_ms=START_MS),
+        options=Options(
+            client="imctl/1", start_timeout_ms=START_MS, trace_one_in=1 if trace else 0
+        ),
         forwarded_for=source,
     )
 
@@ -120,6 +132,7 @@ async def _send(
                 "durability": "replicated" if replicated else "stored",
                 "idc": client.state.idc or str(sent.place.origin),
                 "ms": round((loop.time() - started) * 1000, 1),
+                "traceparent": sent.traceparent,
             }
     except SendFailed as error:
         if error.pending:

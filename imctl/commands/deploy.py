@@ -7,7 +7,7 @@ import random
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,7 +28,7 @@ from imctl.planview import plan_view, rollout_view
 from imctl.rollout import store
 from imctl.rollout.driver import Driver
 from imctl.rollout.ground import LocalGround
-from imctl.rollout.record import Kind, Rollout, State
+from imctl.rollout.record import ACK_MS_MAX, Kind, Rollout, State
 from imctl.rollout.succession import following, next_id, stuck_unit
 from imctl.target.engines import chosen
 from imctl.target.local import LINKPROXY, Local
@@ -45,6 +45,9 @@ MaxLag = Annotated[
         show_default=False,
     ),
 ]
+MaxAck = Annotated[
+    int, typer.Option(min=1, help="Limit of the gate on how long acks take (p99), ms.")
+]
 _WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
 Override = Annotated[
     str | None,
@@ -58,6 +61,7 @@ def deploy(
     canary: Canary = "",
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
+    max_ack: MaxAck = ACK_MS_MAX,
     undo_on_failure: Annotated[
         bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
     ] = False,
@@ -82,6 +86,8 @@ def deploy(
     region = load_region(file)
     folder = folder_of(region, data)
     target = running(folder)
+    if target is not None:
+        target.demand_here("Deploying it")
     last = store.read(folder)
     if target is None or (last is not None and last.kind is Kind.UP and not last.ended):
         if target is None:
@@ -89,21 +95,40 @@ def deploy(
         _bring_up(file, folder, target, last, faults, engines, output)
         return
     roles.demand(target.pki, Role.ADMIN, "Deploying a region file")
+    how = How(canary, soak, max_lag, max_ack, override or "", yes, undo_on_failure)
     with store.driving(target.data):
-        last = store.read(folder)  # another imctl may have just ended
-        store.clear_pause(target.data)
-        rollout = _continued(last, target.keep_wanted(file))
-        if rollout is not None:
-            _check_fits(target, rollout)
-        else:
-            rollout = _begun(target, file, last, canary, soak, max_lag, override or "", yes)
-        if rollout is None:
-            _show(store.read(target.data), output, f"{region.metadata.name}: no difference")
-            return
-        rollout = _drive(target, rollout)
-        if rollout.state is State.PAUSED and undo_on_failure:
-            _back_after(target, rollout, output)
-        _finish(rollout, output)
+        roll_out(target, target.keep_wanted(file), how, output)
+
+
+class How(NamedTuple):
+    """How a file is rolled out; as the options of `deploy`."""
+
+    canary: str
+    soak_s: float
+    lag_ms_max: int | None
+    ack_ms_max: int
+    override: str
+    yes: bool
+    undo_on_failure: bool
+
+
+def roll_out(target: Local, wanted: str, how: How, output: Format) -> None:
+    """Bring the file of this name to the deployment that runs, or go on where it was interrupted.
+    The caller holds `store.driving`. Raises as it ends."""
+    last = store.read(target.data)
+    store.clear_pause(target.data)
+    rollout = _continued(last, wanted)
+    if rollout is not None:
+        _check_fits(target, rollout)
+    else:
+        rollout = _begun(target, wanted, last, how)
+    if rollout is None:
+        _show(store.read(target.data), output, f"{target.region.metadata.name}: no difference")
+        return
+    rollout = _drive(target, rollout)
+    if rollout.state is State.PAUSED and how.undo_on_failure:
+        _back_after(target, rollout, output)
+    _finish(rollout, output)
 
 
 # ------------------------------------------------------------------------------------ all of it
@@ -176,22 +201,26 @@ def _continued(last: Rollout | None, wanted: str) -> Rollout | None:
     return None
 
 
-def _begun(
-    target: Local,
-    file: Path,
-    last: Rollout | None,
-    canary: str,
-    soak_s: float,
-    lag_ms_max: int | None,
-    override: str,
-    yes: bool,
-) -> Rollout | None:
+def _begun(target: Local, wanted: str, last: Rollout | None, how: How) -> Rollout | None:
     """None: there is no difference. Raises Guarded, with all that stands against it."""
     target.pin_regions()
-    wanted = target.keep_wanted(file)
-    plan = asyncio.run(look(target, wanted, canary))
+    plan = asyncio.run(look(target, wanted, how.canary))
     if not plan.differs and not stuck_unit(last):
         return None
+    check_allowed(target, plan, wanted, how.override)
+    _confirm(plan, how.yes)
+    limit = how.lag_ms_max or target.region.spec.safety.replication_lag_ms_max
+    begun = following(
+        Kind.DEPLOY, wanted, target.own_region(), plan.order, last,
+        how.soak_s, limit, how.ack_ms_max, _now_ms(),
+    )  # fmt: skip
+    begun = replace(begun, override=how.override)
+    store.write(target.data, begun)
+    return begun
+
+
+def check_allowed(target: Local, plan: Plan, wanted: str, override: str) -> None:
+    """Raises Guarded with all that stands against it, Failed when a new port is taken."""
     if plan.fixed:
         raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
     if plan.order and len(target.region.spec.idcs) == 1:
@@ -201,14 +230,6 @@ def _begun(
     if refusals := plan.refusals(override):
         raise Guarded("nothing was done: " + "; ".join(refusals))
     check_ports(target, plan, wanted)
-    _confirm(plan, yes)
-    limit = lag_ms_max or target.region.spec.safety.replication_lag_ms_max
-    begun = following(
-        Kind.DEPLOY, wanted, target.own_region(), plan.order, last, soak_s, limit, _now_ms()
-    )
-    begun = replace(begun, override=override)
-    store.write(target.data, begun)
-    return begun
 
 
 def _fixed(change: Change) -> str:
@@ -262,8 +283,9 @@ def _undo_of(target: Local, last: Rollout) -> Rollout:
         if unit != LINKPROXY and lacks(unit, target.region_named(target.region_of(unit)), region)
     ]
     return following(
-        Kind.UNDO, last.before, last.wanted, order, last, last.soak_s, last.lag_ms_max, _now_ms()
-    )
+        Kind.UNDO, last.before, last.wanted, order, last,
+        last.soak_s, last.lag_ms_max, last.ack_ms_max, _now_ms(),
+    )  # fmt: skip
 
 
 def _back_after(target: Local, failed: Rollout, output: Format) -> None:

@@ -160,7 +160,7 @@ def pki_rotate(
     """Make a new key and certificate for each name, for the same hosts.
 
     Gateways, ipconf and gRPC servers take it with their next connection, without a restart; what
-    is connected stays so. Towards others a process shows its old one until it is started again.
+    is connected stays so. Towards others a process shows it with its next call.
 
     Example: imctl pki rotate fra
     """

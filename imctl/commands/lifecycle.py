@@ -6,18 +6,20 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from imcore.errors import Refused
+from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl import audit, deployment, startup
 from imctl.errors import Failed, Guarded
-from imctl.options import Data, Engines, IdcName, RegionFile
+from imctl.logview import Shown
+from imctl.options import Data, Engines, Format, IdcName, Output, RegionFile
 from imctl.output import console
+from imctl.planning import folder_of
 from imctl.rollout import store
 from imctl.target.engines import chosen
 from imctl.target.local import Local
@@ -67,6 +69,18 @@ def progress(target: Local) -> Iterator[startup.Progress]:
             bars.update(tasks[name], description=f"{name} {words}", completed=int(serving))
 
         yield show
+
+
+def attach(file: RegionFile, data: Data = None) -> None:
+    """Take up a deployment whose processes somebody else runs, such as the Kubernetes operator.
+
+    `status`, moves of traffic, `op`, `audit`, `ipconf`, `token`, `send` and `tail` work as on one
+    of this machine, by its endpoints. The folder has its pki (`imctl pki init FILE`) already.
+
+    Example: imctl attach regions/two-idc.yaml --data var/two-idc
+    """
+    target = Local.attach(file, folder_of(load_region(file), data))
+    print(f"attached {target.region.metadata.name}; it is known in {target.data}")
 
 
 def down(data: Data = None) -> None:
@@ -176,45 +190,33 @@ def logs(
     data: Data = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the end.")] = 50,
+    trace: Annotated[
+        str, typer.Option(metavar="ID", help="Only of this trace (`imctl send --trace` names one).")
+    ] = "",
+    output: Output = Format.TABLE,
 ) -> None:
     """Show the logs of an IDC (or the witness, the link proxy), or of all.
+
+    With --trace the lines of all are put in the order of their time.
 
     Example: imctl logs fra --follow
     """
     target = deployment.find(data)
+    target.demand_here("Showing its logs")
     if idc is not None and idc not in target.everything():
         raise typer.BadParameter(f"expected one of {', '.join(target.everything())}, got {idc}")
     files = {name: target.log_file(name) for name in target.everything() if idc in (None, name)}
-    prefix = len(files) > 1
-    ends = {name: _print_end(name, path, lines, prefix) for name, path in files.items()}
+    shown = Shown(_trace_id(trace), output is Format.JSON, len(files) > 1)
+    ends = shown.end(files, lines)
     while follow:
         time.sleep(0.2)
         for name, path in files.items():
-            ends[name] = _print_from(name, path, ends[name], prefix)
+            ends[name] = shown.go_on(name, path, ends[name])
 
 
-def _print_end(name: str, path: Path, count: int, prefix: bool) -> int:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise Failed(f"cannot read {path}: {error.strerror}") from error
-    for line in data.decode(errors="replace").splitlines()[-count or len(data) :]:
-        print(f"{name}: {line}" if prefix else line)
-    return len(data)
-
-
-def _print_from(name: str, path: Path, offset: int, prefix: bool) -> int:
-    """Whole new lines; returns the new offset."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return 0
-    whole, newline, _ = data.rpartition(b"\n")
-    if newline:
-        for line in whole.decode(errors="replace").splitlines():
-            print(f"{name}: {line}" if prefix else line, flush=True)
-    return offset + len(whole) + len(newline)
+def _trace_id(text: str) -> str:
+    """Of a trace id or a whole traceparent."""
+    found = text.split("-")[1] if text.count("-") == 3 else text
+    if found and (len(found) != 32 or set(found) - set("0123456789abcdef")):
+        raise typer.BadParameter(f"expected 32 hexadecimal digits, got {text}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,11 +15,12 @@ from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change, wit
 from imctl.divergenceview import lines as divergence_lines
 from imctl.errors import Failed
 from imctl.options import Data, Format, Output
-from imctl.opwatch import conclude, until_ended
+from imctl.opwatch import conclude, stuck_words, until_ended
 from imctl.output import emit, time_of_day
 from imctl.traffic import Control
 from services.control.operations import Operation
 from services.control.rules import Change, Kind
+from services.control.slow import Slow
 
 Name = Annotated[str, typer.Argument(metavar="ID", help="As `imctl op list` shows it.")]
 UnderWay = Annotated[
@@ -43,21 +45,23 @@ def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
 
     States: running, paused by operator, paused by failed step, waiting for approval, done, done
     with exceptions (clients had to be disconnected), failed (a failover or an override ended it),
-    aborted, unknown.
+    aborted, unknown. A step is slow that takes more than twice as long as three in four of the
+    same name before it (at least 5 s; 60 s while there are fewer than three).
 
     Example: imctl op list -o json
     """
-    operations = with_control(data, Control.operations)
+    timed = with_control(data, _timed)
 
     def table() -> Table:
         view = Table("ID", "STATE", "STARTED", "SECONDS", "BY", "STEPS", box=None, pad_edge=False)
-        for each in operations:
+        for each, slow in timed:
             seconds = f"{(each.ended_ms - each.started_ms) / 1000:.1f}" if each.ended_ms else "-"
             started = time_of_day(each.started_ms) if each.started_ms else "-"
-            view.add_row(each.id, each.state, started, seconds, each.by, str(len(each.steps)))
+            steps = str(len(each.steps)) + (f", slow: {_names(slow)}" if slow else "")
+            view.add_row(each.id, each.state, started, seconds, each.by, steps)
         return view
 
-    emit([_plain(each) for each in operations], output, table)
+    emit([_plain(each, slow) for each, slow in timed], output, table)
 
 
 @op.command("show")
@@ -66,8 +70,13 @@ def op_show(name: Name, output: Output = Format.TABLE, data: Data = None) -> Non
 
     Example: imctl op show drain-fra-7
     """
-    found = with_control(data, lambda control: _found(control, name))
-    emit(_plain(found), output, lambda: _view(found))
+
+    async def look(control: Control) -> tuple[Operation, list[Slow]]:
+        found = await _found(control, name)
+        return found, control.slow(found, await control.operations())
+
+    found, slow = with_control(data, look)
+    emit(_plain(found, slow), output, lambda: _view(found, slow))
 
 
 @op.command("watch")
@@ -77,6 +86,9 @@ def op_watch(
     data: Data = None,
 ) -> None:
     """Follow an operation to its end: a line for each step, with the time it took.
+
+    Between them it says how many sessions are left, how many of those that were told to go are
+    stuck at which gateway, and which step takes longer than usual.
 
     Exit status: 0 done, 1 done with exceptions or failed, 4 not ended or unknown, 6 aborted.
 
@@ -181,14 +193,34 @@ async def _found(control: Control, name: str) -> Operation:
     return found
 
 
-def _plain(operation: Operation) -> dict[str, Any]:
+async def _timed(control: Control) -> list[tuple[Operation, list[Slow]]]:
+    operations = await control.operations()
+    return [(each, control.slow(each, operations)) for each in operations]
+
+
+def _names(slow: Iterable[Slow]) -> str:
+    return ", ".join(each.took.name for each in slow)
+
+
+def _plain(operation: Operation, slow: Iterable[Slow]) -> dict[str, Any]:
     document = asdict(operation)
     document["state"] = str(operation.state)
     document["steps"] = [dict(step) for step in document["steps"]]
+    document["slow"] = [
+        {
+            "step": each.took.step,
+            "name": each.took.name,
+            "took_ms": each.took.ms,
+            "over": each.took.over,
+            "limit_ms": each.usual.limit_ms,
+            "samples": each.usual.samples,
+        }
+        for each in slow
+    ]
     return document
 
 
-def _view(operation: Operation) -> RenderableType:
+def _view(operation: Operation, slow: Iterable[Slow]) -> RenderableType:
     head = f"{operation.id}: {operation.state}"
     if operation.by:
         head += f", by {operation.by} (request {operation.request_id})"
@@ -197,15 +229,19 @@ def _view(operation: Operation) -> RenderableType:
     if operation.max_lag_ms:
         head += f", lag at most {operation.max_lag_ms} ms"
     table = Table("TIME", "EPOCH", "STEP", box=None, pad_edge=False)
-    for step in operation.steps:
+    late = {each.took.step: each.sentence() for each in slow}
+    for number, step in enumerate(operation.steps):
         table.add_row(time_of_day(step.at_ms), str(step.epoch), step.sentence)
+        if number in late:
+            table.add_row("", "", f"  {late[number]}")
         for name, facts in dict(step.evidence.get("idcs", {})).items():
             lag = max(facts.get("lag_ms", {}).values(), default=0)
             closed = f", {facts['closed']} closed" if facts.get("closed") else ""
+            hang = f", {stuck_words(facts['stuck'])}" if facts.get("stuck") else ""
             table.add_row(
                 "",
                 "",
-                f"  {name}: {facts['sessions']} sessions{closed}, lag {lag} ms, seen "
+                f"  {name}: {facts['sessions']} sessions{closed}{hang}, lag {lag} ms, seen "
                 f"{facts['age_ms']} ms before{'' if facts['serving'] else ', not serving'}",
             )
         if "divergence" in step.evidence:

@@ -241,6 +241,7 @@ def switchover(source: str, target: str, within_s: float = 60.0) -> str:
     async def move(breakage: Breakage) -> None:
         breakage.note(Kind.MOVE, source, f"{source} is moved to {target}")
         if session is not None:
+            await session.foresee(source, target)
             session.recorder.fault(source, "switchover")
         await _within(breakage, breakage.moves.switchover(source, target), within_s, "switchover")
         if session is not None:

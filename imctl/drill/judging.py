@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imcore.checker import check_file
-from imcore.checker.availability import Availability
+from imcore.checker.availability import Availability, Move
 from imcore.checker.latency import Latencies
 from imcore.checker.ledger import Ledger
 from imctl.drill import records
@@ -17,8 +17,9 @@ from imctl.drill.rto import Recovery, recovery
 from imctl.drill.session import Session, Why
 from imctl.drill.verdict import Facts, error_of, judge, looks_of
 from imctl.report import drill_page, promises
-from imctl.report.drill import DrillReport, Found, Probed, Recovered, markdown
+from imctl.report.drill import DrillReport, Found, Probed, Reconnects, Recovered, markdown
 from imctl.report.model import Promise, RunReport, Subject, write_text
+from services.control.predict import Curve, apart
 
 # Of the toolkit's journal: what would tell of the machine it ran on.
 PRIVATE = ("node", "platform")
@@ -90,6 +91,7 @@ def judge_run(
         recoveries=[Recovered(*one) for one in recoveries],
         ledger=entries,
         looks=[Probed(*look._replace(t=round(look.t, 2))) for look in looks],
+        reconnects=reconnects(session.forecasts, availability.moves),
         epochs_seen=len(observer.epochs.seen),
         disputes=observer.epochs.disputes,
         left=session.left,
@@ -98,6 +100,24 @@ def judge_run(
     if slower := records.regression(report):
         run.notes.append(slower)
     return report
+
+
+def reconnects(forecasts: Sequence[tuple[str, Curve]], moves: Sequence[Move]) -> list[Reconnects]:
+    """Each switchover's forecast beside how its clients moved. A forecast whose move never began
+    has none, and the other way round."""
+    left = [move for move in moves if move.what == "switchover"]
+    found = []
+    for idc, predicted in forecasts:
+        move = next((each for each in left if each.idc == idc), None)
+        if move is None:
+            continue
+        left.remove(move)
+        times = sorted((at - move.started) / 1e6 for at in move.moved.values())
+        measured = [(0.0, 0.0), *((round(at, 2), float(n)) for n, at in enumerate(times, 1))]
+        said = [(round(at, 2), round(moved, 1)) for at, moved in predicted]
+        far = apart(said, measured)
+        found.append(Reconnects(idc, said, measured, None if far is None else round(far, 3)))
+    return found
 
 
 def _recoveries(session: Session, availability: Availability) -> list[Recovery]:

@@ -14,7 +14,7 @@ from imcore.errors import ImError, Unavailable
 from imcore.runtime import Clock
 from imcore.tls import client_ssl_context
 from imctl import admin
-from imctl.drill.watch import Accusation, Carried, Epochs, Mirrors, Stale, Standing, accused
+from imctl.drill.watch import Accusation, Carried, Epochs, Mirrors, Stale, Standing, Stuck, accused
 from imctl.identity import token_for
 from imctl.scenario import Observed
 from imctl.statusview import newest_policy, policies_said
@@ -37,6 +37,7 @@ class Observer:
         self.epochs = Epochs()
         self.stale = Stale()
         self.mirrors = Mirrors()
+        self.stuck = Stuck()
         self.seen = Observed()
         self.carried: dict[str, Carried] = {}
         self.silent: list[str] = []
@@ -144,6 +145,8 @@ class Observer:
             self.mirrors.forget(idc)
 
     def _note_load(self, documents: dict[str, dict[str, Any]]) -> None:
+        for document in documents.values():
+            self.stuck.feed(document.get("moves", {}).get("stuck", {}))
         self.carried = {
             idc: Carried(
                 int(document.get("sessions") or 0),

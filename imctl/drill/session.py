@@ -30,6 +30,8 @@ from imctl.report.live import View
 from imctl.report.model import Mark, Span
 from imctl.target.local import Local
 from imctl.traffic import Control
+from services.control.predict import Curve, forecast
+from services.control.rules import Change, Kind
 from services.loadgen.load import Load, Member
 from services.loadgen.logins import look
 from services.loadgen.population import (
@@ -99,11 +101,13 @@ class Session:
         self.steady_at: float | None = None  # again, after everything
         self.opened = False
         self.failed: tuple[float, str] | None = None  # the action that failed, and why
+        self.forecasts: list[tuple[str, Curve]] = []  # of switchovers: whose clients, how soon
         self.left: list[str] = []  # faults that could not be undone
         self.stopped_at = 0.0
         self.stop: Stop | None = None  # set: the drill is to end now
         self.load_average = os.getloadavg()[0]
-        self.started = utc_now(clock.wall_ms()).isoformat(timespec="seconds")
+        self._began_ms = clock.wall_ms()
+        self.started = utc_now(self._began_ms).isoformat(timespec="seconds")
         self.noticed: dict[str, str] = {}  # what a figure was about when it was last asked for
         self._view = view
         self._clock = clock
@@ -301,6 +305,16 @@ class Session:
     def all_answered(self) -> bool:
         return all(probe.done() for probe in self._probes)
 
+    async def foresee(self, source: str, target: str) -> None:
+        """What the plan of this switchover says, for the report; nothing if it is refused now."""
+        change = Change(Kind.SWITCHOVER, source, "forecast", "drill", target)
+        with contextlib.suppress(Unavailable):
+            before, evidence, decision = await self.control.judge(change)
+            if decision.policy is not None:
+                region = self.target.region
+                seen = forecast(before, decision.policy, region, evidence, source)
+                self.forecasts.append((source, seen.curve))
+
     # ---------------------------------------------------------------------------- waits
 
     async def until(self, holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
@@ -373,7 +387,20 @@ class Session:
             self._connect, self.recorder, self.load.looks(), self.addresses, "final", LOGINS_S
         )
         self.notes += [f"Fresh login of {f.uid} at {f.idc}: {f.reason}." for f in failures[:5]]
+        self.notes += self.observer.stuck.notes() + await self._slow_steps()
         self._end_span()
+
+    async def _slow_steps(self) -> list[str]:
+        """Of the operations of this drill, against those before it; none if nobody can tell now."""
+        with contextlib.suppress(Unavailable):
+            known = await self.control.operations()
+            mine = [one for one in known if one.started_ms >= self._began_ms]
+            return [
+                f"{one.id}: {slow.sentence()}."
+                for one in mine
+                for slow in self.control.slow(one, known)
+            ]
+        return []
 
     async def close(self) -> None:
         """However the drill ended; a second call does nothing."""

@@ -129,6 +129,24 @@ class Mirrors:
         return behind_s, f"{at} lacks what {origin} has in its log"
 
 
+@dataclass(slots=True)
+class Stuck:
+    """Sessions that were told to go and took much longer than others: the most at once that each
+    gateway was seen to have."""
+
+    most: dict[str, int] = field(default_factory=dict)
+
+    def feed(self, by_gateway: Mapping[str, int]) -> None:
+        for gateway, count in by_gateway.items():
+            self.most[gateway] = max(count, self.most.get(gateway, 0))
+
+    def notes(self) -> list[str]:
+        return [
+            f"{gateway}: up to {count} of its sessions took much longer to go than others."
+            for gateway, count in sorted(self.most.items())
+        ]
+
+
 class Carried(NamedTuple):
     """What an IDC carries, and what the region file says that it can."""
 

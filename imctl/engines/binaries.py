@@ -59,6 +59,8 @@ class Engine:
     builds_with: str = "go"
     runs_with: str = ""
     tags: str = ""  # of the Go build
+    ldflags: str = ""  # of the Go build; may name {version}, {major} and {minor}
+    build_s: float = 1_200.0  # a build that takes longer hangs
     system: tuple[int, ...] = ()
     ask: tuple[str, str] = ("", "")
 
@@ -139,14 +141,21 @@ def installed(name: str) -> Program | None:
     """The pinned one that was built here, else one of the system that is new enough. What runs it
     may be missing: see ``find``."""
     engine = engine_named(name)
-    built = sorted(cache_folder().glob(f"{name}-{source_hash(engine)}*/{_inside(engine)}"))
-    if built and (version := _pinned(engine)):
-        return Program(built[-1], version)
+    if own := built(engine):
+        return own
     system = shutil.which(name) if engine.system else None
     version = _asked(Path(system), *engine.ask) if system else ""
     if system and version and numbers(version) >= engine.system:
         return Program(Path(system), version)
     return None
+
+
+def built(engine: Engine) -> Program | None:
+    """The pinned one that was built here."""
+    pattern = f"{engine.name}-{source_hash(engine)}*/{_inside(engine)}"
+    there = sorted(cache_folder().glob(pattern))
+    version = _pinned(engine)
+    return Program(there[-1], version) if there and version else None
 
 
 def find(name: str) -> Program | None:
@@ -267,7 +276,7 @@ def source_hash(engine: Engine) -> str:
     digest = hashlib.sha256()
     for path in engine.sources:
         digest.update(path.read_bytes() if path.exists() else b"")
-    digest.update(engine.tags.encode())
+    digest.update(f"{engine.tags}{engine.ldflags}".encode())
     return digest.hexdigest()[:12]
 
 

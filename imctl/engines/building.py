@@ -10,10 +10,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from imctl.engines.binaries import CACHE, SOURCES, Engine, Program, cache_folder, place
+from imctl.engines.binaries import (
+    CACHE,
+    SOURCES,
+    Engine,
+    Program,
+    cache_folder,
+    numbers,
+    pinned,
+    place,
+)
 from imctl.errors import Failed
-
-BUILD_S = 1_200.0
 
 # (what is done now, how many of it are done, of how many; 0: nobody knows)
 Progress = Callable[[str, int, int], None]
@@ -54,7 +61,8 @@ def _compile(engine: Engine, go: Program, target: Path, progress: Progress) -> N
     if not os.environ.get("HOME"):  # Go keeps its caches below it
         environment["GOCACHE"] = str(cache_folder() / "go-build")
         environment["GOPATH"] = str(cache_folder() / "go")
-    flags = ["-trimpath", "-ldflags=-s -w", f"-tags={engine.tags.replace(' ', ',')}"]
+    tags = engine.tags.replace(" ", ",")
+    flags = ["-trimpath", f"-ldflags=-s -w {_stamps(engine)}".rstrip(), f"-tags={tags}"]
     fetched, stale = 0, 0
     progress("fetching modules", 0, 0)
     listing = [str(go.path), "list", "-deps", *flags, "-f", "{{if .Stale}}{{.Name}}{{end}}", "."]
@@ -70,6 +78,14 @@ def _compile(engine: Engine, go: Program, target: Path, progress: Progress) -> N
     for line in _lines(engine, building, environment):
         compiled += not line.startswith("go: ")
         progress("compiling packages", compiled, stale)
+
+
+def _stamps(engine: Engine) -> str:
+    if not engine.ldflags:
+        return ""
+    version = pinned(engine)
+    major, minor = numbers(version)
+    return engine.ldflags.format(version=version, major=major, minor=minor)
 
 
 # ------------------------------------------------------------------------------------ Maven
@@ -115,7 +131,7 @@ def _lines(engine: Engine, command: list[str], environment: Mapping[str, str]) -
         text=True,
         errors="replace",
     ) as child:
-        alarm = threading.Timer(BUILD_S, child.kill)
+        alarm = threading.Timer(engine.build_s, child.kill)
         alarm.start()
         try:
             assert child.stdout is not None
@@ -130,7 +146,7 @@ def _lines(engine: Engine, command: list[str], environment: Mapping[str, str]) -
     if child.returncode == 0:
         return
     if late:
-        raise Failed(f"getting {engine.name} took more than {BUILD_S:g} s and was stopped")
+        raise Failed(f"getting {engine.name} took more than {engine.build_s:g} s and was stopped")
     program = Path(command[0]).name
     raise Failed(f"{program} could not build {engine.name}: {_why(said, child.returncode)}")
 

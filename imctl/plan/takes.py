@@ -73,6 +73,7 @@ RULES: tuple[Rule, ...] = (
     _nothing("spec.idcs.*.place.*", "it is only shown"),
     _restart(Scope.OWN, "spec.idcs.*.endpoints.gateway", "gateways listen from the start"),
     _restart(Scope.OWN, "spec.idcs.*.endpoints.ipconf", "ipconf listens from the start"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.metrics", "it listens from the start"),
     _fixed("spec.idcs.*.endpoints.peer", "the others dial it, and would have to change at once"),
     _restart(Scope.OWN, "spec.idcs.*.gateways", "gateways listen from the start"),
     _restart(Scope.VOTERS, "spec.idcs.*.capacity.*", "every controller judges headroom by it"),
@@ -101,7 +102,9 @@ RULES: tuple[Rule, ...] = (
     # ---------------------------------------------------------------------------- behaviour
     _restart(Scope.VOTERS, "spec.safety.*", "every controller judges by it"),
     _restart(Scope.IDCS, "spec.messages.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.limits.*", "read at the start"),
     _restart(Scope.IDCS, "spec.retention.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.tracing.*", "read at the start"),
     _restart(Scope.IDCS, "spec.client.*", "gateways and ipconf read it at the start"),
 )
 
@@ -133,7 +136,8 @@ def _judged(difference: Difference, region: Region, engines_here: bool) -> Chang
         return Change(difference, Takes.FIXED, (), "nobody has said what it takes")
     if engines_here and path[:2] == ("spec", "idcs") and "engines" in path[3:4]:
         return Change(difference, Takes.FIXED, (), "the engine runs beside the IDC, as it was told")
-    if path[3:4] == ("endpoints",) and _host(difference.before) != _host(difference.after):
+    dialled = path[3:4] == ("endpoints",) and path[4:] != ("metrics",)
+    if dialled and _host(difference.before) != _host(difference.after):
         return Change(difference, Takes.FIXED, (), "the IDC's certificate names the host")
     units = units_of(rule.scope, difference, region) if rule.scope else ()
     return Change(difference, rule.takes, units, rule.reason)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imcore.checker import GROUPS
 from imcore.checker.ledger import Entry
 from imctl.report.model import RunReport
+from services.control.predict import SHARES, time_of
 
 VERSION = 1
 SCHEMA = Path(__file__).parent / "schema" / "drill-report.json"
@@ -37,6 +39,16 @@ class Probed(NamedTuple):
     t: float
     broken: str
     blind: str
+
+
+class Reconnects(NamedTuple):
+    """Of a switchover: points of (seconds since it was asked for, clients that had moved), as its
+    plan said and as the clients felt it. ``apart``: see ``services.control.predict``."""
+
+    idc: str
+    predicted: list[tuple[float, float]]
+    measured: list[tuple[float, float]]
+    apart: float | None
 
 
 class Found(NamedTuple):
@@ -69,6 +81,7 @@ class DrillReport:
     recoveries: Sequence[Recovered] = ()
     ledger: dict[tuple[str, str], Entry] = field(default_factory=dict)
     looks: Sequence[Probed] = ()
+    reconnects: Sequence[Reconnects] = ()
     epochs_seen: int = 0
     disputes: Sequence[str] = ()
     left: Sequence[str] = ()
@@ -89,6 +102,11 @@ class DrillReport:
         times = [moved for m in moves if (moved := m.moved_us()) is not None]
         return max(times) / 1e6 if times else None
 
+    def two_writers(self) -> list[str]:
+        """Examples of acks that two writers of one log gave."""
+        examples = self.run.verdict.examples
+        return [said for kind in GROUPS["two_writers"] for said in examples.get(kind, [])]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "drill_report": VERSION,
@@ -99,6 +117,7 @@ class DrillReport:
             "reason": self.reason,
             "findings": [found._asdict() for found in self.findings],
             "recoveries": [one._asdict() for one in self.recoveries],
+            "reconnects": [one._asdict() for one in self.reconnects],
             "ledger": [
                 {
                     "from": a,
@@ -114,7 +133,12 @@ class DrillReport:
                 for (a, b), entry in self.ledger.items()
             ],
             "hypothesis": [look._asdict() for look in self.looks],
-            "split_brain": {"epochs_seen": self.epochs_seen, "disputes": list(self.disputes)},
+            "split_brain": {
+                "epochs_seen": self.epochs_seen,
+                "disputes": list(self.disputes),
+                "acks_placed": self.run.verdict.counts.placed,
+                "two_writers": self.two_writers(),
+            },
             "left": list(self.left),
             "earlier": [one._asdict() for one in self.earlier],
             "run": self.run.as_json(),
@@ -140,6 +164,8 @@ def markdown(report: DrillReport) -> str:
     parts.append(_table("Promises", ("promise", "limit", "measured", ""), promise_rows(report)))
     if report.recoveries:
         parts.append(_table("Recovery, seconds since the fault", *recovery_rows(report)))
+    if report.reconnects:
+        parts.append(_table(RECONNECTS, RECONNECTS_HEAD, reconnect_rows(report)))
     parts.append(_table("Ledger of canary messages", LEDGER_HEAD, ledger_rows(report)))
     parts.append(f"## Split brain\n\n{split_brain(report)}\n")
     parts.append(f"## Steady-state hypothesis\n\n{hypothesis(report)}\n")
@@ -161,6 +187,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 # ------------------------------------------------------------------- rows that all forms share
 
+RECONNECTS = "Reconnects of planned moves, seconds until so many had moved"
+RECONNECTS_HEAD = ("of", "", "clients", *(f"{share:.0%}".replace("%", " %") for share in SHARES))
 LEDGER_HEAD = (
     "from", "to", "sent", "acked", "delayed", "lost", "twice", "order", "p50 ms", "p99 ms",
 )  # fmt: skip
@@ -182,6 +210,15 @@ def recovery_rows(report: DrillReport) -> tuple[list[str], list[list[object]]]:
     return ["IDC", "devices", *steps], rows
 
 
+def reconnect_rows(report: DrillReport) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for one in report.reconnects:
+        for name, curve in (("predicted", one.predicted), ("measured", one.measured)):
+            clients = round(curve[-1][1]) if curve else 0
+            rows.append([one.idc, name, clients, *(seconds(time_of(curve, s)) for s in SHARES)])
+    return rows
+
+
 def ledger_rows(report: DrillReport) -> list[tuple[object, ...]]:
     return [
         (
@@ -197,9 +234,17 @@ def earlier_rows(report: DrillReport) -> list[tuple[str, str, str, str]]:
 
 
 def split_brain(report: DrillReport) -> str:
-    if report.disputes:
-        return "; ".join(report.disputes)
-    return f"No two IDCs showed different contents of one of the {report.epochs_seen} epochs seen."
+    """Whether two IDCs disagreed on an epoch, and whether a fenced writer acked."""
+    epochs = (
+        f"No two IDCs showed different contents of one of the {report.epochs_seen} epochs seen."
+    )
+    placed = report.run.verdict.counts.placed
+    writers = (
+        f"No two writers of a log contradict each other in the {placed} acks that told a place."
+    )
+    if not placed:
+        writers = "No ack told its place: whether a fenced writer acked is not known."
+    return " ".join([*(report.disputes or [epochs]), *(report.two_writers() or [writers])])
 
 
 def hypothesis(report: DrillReport) -> str:

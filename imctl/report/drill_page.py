@@ -21,6 +21,8 @@ def page(report: DrillReport) -> str:
     parts.append(table("Promises", head, rows.promise_rows(report)))
     if report.recoveries:
         parts.append(table("Recovery, seconds since the fault", *rows.recovery_rows(report)))
+    if report.reconnects:
+        parts.append(table(rows.RECONNECTS, rows.RECONNECTS_HEAD, rows.reconnect_rows(report)))
     parts.append(table("Ledger of canary messages", rows.LEDGER_HEAD, rows.ledger_rows(report)))
     parts.append(f"<h2>Split brain</h2><p>{escape(rows.split_brain(report))}</p>")
     parts.append(f"<h2>Steady-state hypothesis</h2><p>{escape(rows.hypothesis(report))}</p>")

@@ -47,6 +47,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "out_of_order": "Out of order",
         "phantom": "Never composed, or altered",
         "policy_wrong": "Policy epochs that went back, or in two contents",
+        "two_writers": "Places acked by two writers",
         "session_broken": "Read cursors that went back, own messages unseen",
         "replicas_differ": "Replicas that differ in the end",
         "unproven": UNPROVEN,
@@ -54,6 +55,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
     counts = verdict.counts
     unseen = {
         "policy_wrong": not counts.policies,
+        "two_writers": not counts.placed,
         "session_broken": not counts.cursors + counts.own_looked_for,
         "replicas_differ": not counts.replicas,
     }

@@ -10,6 +10,7 @@ from services.policy.document import IdcState
 
 BACK_SHARE = 0.5  # of the share of all sessions that the IDC had
 SESSIONS_MIN = 5  # below this a share says nothing
+ACKS_MIN = 20  # below this a 99th percentile is that of one message
 
 
 def failing(rollout: Rollout, world: World, unit: str) -> tuple[str, ...]:
@@ -23,6 +24,8 @@ def failing(rollout: Rollout, world: World, unit: str) -> tuple[str, ...]:
             continue
         if seen.state is not None and seen.lag_ms > rollout.lag_ms_max:
             said.append(f"lag: {name} {seen.lag_ms} ms, {rollout.lag_ms_max} allowed")
+        if seen.acks >= ACKS_MIN and seen.ack_p99_ms > rollout.ack_ms_max:
+            said.append(f"acks: {name} {seen.ack_p99_ms:.0f} ms, {rollout.ack_ms_max} allowed")
         new = [each for each in seen.alarms if kind_of(name, each) not in rollout.alarms]
         said += [f"alarm: {name}: {each}" for each in new]
     return (*said, *_clients_back(rollout, world, unit))

@@ -65,6 +65,7 @@ class LocalGround:
         is_idc: bool,
     ) -> Seen:
         runs, document = process != "gone", heard.get(name)
+        acks = (document or {}).get("acks") or {}
         current = not lacks(name, self._region(self._target.region_of(name)), wanted)
         state, ramp = policy.idcs.get(name, (IdcState.ACTIVE, 100))
         return Seen(
@@ -78,6 +79,8 @@ class LocalGround:
             sessions=int(document.get("sessions", 0)) if document else 0,
             lag_ms=worst_lag(name, heard),
             alarms=tuple(document.get("alarms", ())) if document else (),
+            acks=int(acks.get("sends") or 0),
+            ack_p99_ms=float(acks.get("p99_ms") or 0),
         )
 
     def _region(self, name: str) -> Region:

@@ -49,6 +49,8 @@ class Seen:
     sessions: int = 0
     lag_ms: int = 0  # the worst of: it behind any other one that answers, and they behind it
     alarms: tuple[str, ...] = ()
+    acks: int = 0  # sends that were acked in the last seconds ...
+    ack_p99_ms: float = 0.0  # ... and how long that took
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 ROWS_MAX = 200
+ACK_MS_MAX = 1_000
 
 
 class State(StrEnum):
@@ -48,6 +49,7 @@ class Rollout:
     order: tuple[str, ...] = ()
     soak_s: float = 10.0
     lag_ms_max: int = 5_000
+    ack_ms_max: int = ACK_MS_MAX
     override: str = ""  # the one rule that its drains pass
     state: State = State.RUNNING
     why: str = ""

@@ -27,6 +27,7 @@ def following(
     last: Rollout | None,
     soak_s: float,
     lag_ms_max: int,
+    ack_ms_max: int,
     now_ms: int,
 ) -> Rollout:
     """In the place of an unfinished one it begins with the unit where that stands, which gets back
@@ -39,6 +40,7 @@ def following(
         tuple(order),
         soak_s,
         lag_ms_max,
+        ack_ms_max,
         started_ms=now_ms,
     )
     if last is None or last.ended:

@@ -13,7 +13,7 @@ class Unit(NamedTuple):
     """One process of a deployment: an IDC, the witness or the link proxy."""
 
     name: str
-    state: str  # "running", "paused", "gone"
+    state: str  # "running", "paused", "gone"; "elsewhere": nobody here knows
     pid: int
 
 

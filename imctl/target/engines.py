@@ -91,6 +91,10 @@ def with_engines(
         for engine in engines:
             write[engine](found, region, idc, pki, places)
         row["engines"] = found
+    return as_text(document)
+
+
+def as_text(document: Mapping[str, Any]) -> str:
     return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
@@ -100,7 +104,7 @@ def with_kv(text: str, kv: Mapping[str, Any]) -> str:
     for row in document["spec"]["idcs"]:
         if row["name"] in kv:
             row["engines"] = {**(row.get("engines") or {}), "kv": kv[row["name"]]}
-    return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return as_text(document)
 
 
 def tikv_of(idc: Idc, places: Places) -> dict[str, Any]:

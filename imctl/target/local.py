@@ -15,13 +15,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imcore import pki
+import yaml
+
+from imcore import logs, pki
 from imcore.errors import BadInput
-from imcore.region.load import load_region
+from imcore.region.load import check_text, load_region
 from imcore.region.model import Region
 from imcore.region.problem import dotted
 from imcore.region.rules import listeners
@@ -120,6 +122,27 @@ class Local:
         return target
 
     @classmethod
+    def attach(cls, region_file: Path, folder: Path) -> Local:
+        """The deployment of this region file, whose processes somebody else runs. Its pki lies in
+        the folder already. Raises BadInput, Failed."""
+        region = load_region(region_file)
+        folder = folder.absolute()
+        run = runfile.read(folder)
+        if run is not None and not run.elsewhere:
+            raise Failed(f"{folder} is of a deployment on this machine; choose another with --data")
+        pki.show(folder / "pki")
+        copy = folder / COPY
+        try:
+            new = folder / f"{COPY}.new"
+            new.write_bytes(region_file.read_bytes())
+            new.replace(copy)
+            run = RunFile(region=str(copy), faults=False, link_admin="", elsewhere=True)
+            run.write(folder)
+        except OSError as error:
+            raise Failed(f"cannot write below {folder}: {error.strerror}") from error
+        return cls(region, folder, run, Places(folder))
+
+    @classmethod
     def open(cls, folder: Path) -> Local:
         """The deployment that was started in this folder. Raises Failed."""
         run = runfile.read(folder)
@@ -177,8 +200,17 @@ class Local:
         return names + [idc.name for idc in self.region.spec.idcs]
 
     def _demand_admin(self, what: str) -> None:
-        """What is done to processes and files asks no server. Raises Refused."""
+        """What is done to processes and files asks no server. Raises Refused, Guarded."""
+        self.demand_here(what)
         roles.demand(self.pki, Role.ADMIN, what)
+
+    def demand_here(self, what: str) -> None:
+        """Raises Guarded. ``what``: the subject of the sentence."""
+        if self._run.elsewhere:
+            raise Guarded(
+                f"{what} is not for imctl: {self.region.metadata.name} was attached, and somebody "
+                "else runs its processes"
+            )
 
     def start(self, names: Sequence[str]) -> None:
         self._demand_admin("Starting processes")
@@ -202,6 +234,8 @@ class Local:
 
     def find_lost(self) -> None:
         """Take in processes of ours that an `imctl` started and did not live to write down."""
+        if self._run.elsewhere:
+            return
         ours = [*self.names(), *self.front_names()]
         lost = [name for name in ours if self._state(name) == "gone"]
         for name in lost:
@@ -284,7 +318,7 @@ class Local:
         return [sys.executable, "-m", "services.node", *common, *idc, *data, *links, *faults]
 
     def _linked(self) -> bool:
-        return len(self.region.spec.idcs) > 1
+        return not self._run.elsewhere and len(self.region.spec.idcs) > 1
 
     def _write_routes(self) -> list[str]:
         """Where MirrorMakers reach the brokers of other IDCs: over the links, like everybody."""
@@ -369,6 +403,15 @@ class Local:
         regions.load(self.data, name)
         return name
 
+    def keep_changed(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+        """The name of the deployment's own file, changed. Raises BadInput when it is none then."""
+        own = regions.path_of(self.data, self.own_region())
+        text = wanted.as_text(change(yaml.safe_load(own.read_text())))
+        loaded = check_text(text, f"{own.name}, changed")
+        if loaded.problems:
+            raise BadInput("\n".join(loaded.problems))
+        return regions.keep(self.data, text.encode())
+
     def _kv_as_it_is(self, region: Region) -> dict[str, Any]:
         """Of IDCs whose file says nothing of it: a KV moves by `imctl migrate kv`."""
         runs = {idc.name: idc for idc in self.region.spec.idcs}
@@ -421,6 +464,7 @@ class Local:
         """What the KV of these IDCs (``pd``: their names) is to be on: each one's ``engines.kv``.
         TiKV runs at the addresses that are given, or beside them: then it serves when this returns,
         and the deployment's region file says so. Raises Failed, BadInput."""
+        self.demand_here("Moving its KV")
         if engine == "embedded":
             return dict.fromkeys(pd, "embedded")
         given = [name for name in pd if pd[name]]
@@ -611,6 +655,8 @@ class Local:
     # ----------------------------------------------------------------------------- looking
 
     def units(self) -> list[Unit]:
+        if self._run.elsewhere:
+            return [Unit(name, "elsewhere", 0) for name in self.names()]
         return [
             Unit(name, self._state(name), self._run.processes[name].pid)
             for name in (*self.names(), *self.front_names(), *self.engine_names())
@@ -668,6 +714,11 @@ def pki_names(region: Region) -> dict[str, list[str]]:
 
 def _check_not_running(folder: Path) -> None:
     run = runfile.read(folder) if folder.exists() else None
+    if run is not None and run.elsewhere:
+        raise Failed(
+            f"{folder} is of a deployment that was attached and runs elsewhere; choose another "
+            f"with --data, or delete {folder / runfile.NAME}"
+        )
     if run is not None and Path(run.region).exists():
         target = Local.open(folder)
         target.find_lost()
@@ -710,4 +761,5 @@ def last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return logs.as_text(last).partition("\n")[0]

@@ -24,6 +24,9 @@ class RunFile:
     # Unit -> the region file that it has been started with, by name below regions/. A unit that
     # is not named has the deployment's own.
     regions: dict[str, str] = field(default_factory=dict)
+    # Somebody else, such as the Kubernetes operator, runs its processes: it is reached by its
+    # endpoints alone.
+    elsewhere: bool = False
 
     def write(self, folder: Path) -> None:
         document = asdict(self)

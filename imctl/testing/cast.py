@@ -64,12 +64,12 @@ class Actor:
         tag, content = recorder.compose(self.ear, conversation, body)
         idc = self.idc
         try:
-            how = await self.session.send(conversation, content)
+            acked = await self.session.send(conversation, content)
         except ImError as error:
             recorder.send_failed(self.ear, tag, str(error))
             self._cast.refusals.append(str(error))
             return None
-        recorder.ack(self.ear, conversation, tag, how)
+        recorder.ack(self.ear, conversation, tag, acked)
         self._cast.acked[tag] = conversation
         # Where it was, when it was so all the time.
         self._cast.acked_at[tag] = self.idc if idc == self.idc else ""

@@ -33,6 +33,7 @@ from services.control.rules import Change
 from services.policy.document import Policy
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
+ENDS = ("gateway", "ipconf", "peer", "metrics")
 POLL_S = 0.1
 HASH_TIMEOUT_S = 20.0
 
@@ -47,7 +48,7 @@ def lab_region(folder: Path, edit: Edit | None = None, source: Path = REGION) ->
     spec = document["spec"]
     holders = [idc["endpoints"] for idc in spec["idcs"]]
     holders += [spec["witness"]] if spec.get("witness") else []
-    ends = [(holder, key) for holder in holders for key in ("gateway", "ipconf", "peer")]
+    ends = [(holder, key) for holder in holders for key in ENDS]
     ends = [(holder, key) for holder, key in ends if key in holder]
     for (holder, key), port in zip(ends, free_ports(len(ends)), strict=True):
         holder[key] = f"127.0.0.1:{port}"

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.sdk.trace.export import SpanExporter
+
 from imcore import auditfile, pki
 from imcore.region.load import load_region
 from imctl.target.local import pki_names
@@ -35,9 +37,11 @@ async def running(
     faults: bool,
     callers: Sequence[str] = (),
     edit: Callable[[dict[str, Any]], None] = lambda spec: None,
+    exporters: Sequence[SpanExporter] = (),
 ) -> AsyncIterator[Node]:
     """Serves when the block begins. ``callers``: names that get a certificate too. ``edit`` changes
-    the region's ``spec``. ``imctl`` finds the deployment in the folder, as if it had started it."""
+    the region's ``spec``; ``exporters``: where spans go too. ``imctl`` finds the deployment in the
+    folder, as if it had started it."""
 
     def changed(spec: dict[str, Any]) -> None:
         one_idc(spec)
@@ -50,7 +54,9 @@ async def running(
     RunFile(str(path), faults, "127.0.0.1:1", {}).write(folder)
     idc = region.spec.idcs[0].name
     audit = folder / idc / auditfile.FILE
-    node = Node(load(path, idc, folder / idc / "data", folder / "pki", None, faults, audit=audit))
+    data = folder / idc / "data"
+    config = load(path, idc, data, folder / "pki", None, faults, audit=audit)
+    node = Node(config, exporters=exporters)
     task = asyncio.create_task(node.run())
     try:
         async with asyncio.timeout(START_S):

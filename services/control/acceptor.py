@@ -146,7 +146,7 @@ def join(
     seen = [*others.values(), own]
     top = max(record.highest() for record in seen)
     floor = Ballot(top.counter + 1, name)
-    keys = {key for record in seen for key in record.slots}
+    keys = sorted({key for record in seen for key in record.slots})
     slots = {}
     for key in keys:
         best = max((record.slot(key) for record in seen), key=lambda slot: slot.accepted)

@@ -202,7 +202,7 @@ class Proposer:
         """Whether the store ids of a majority are known; the others are looked for meanwhile."""
         deadline = self._clock.now() + CALL_S
         needed = majority(len(self._registries))
-        for name in self._registries.keys() - self._stores.keys() - self._finding:
+        for name in sorted(self._registries.keys() - self._stores.keys() - self._finding):
             self._finding.add(name)
             self._spawn(self._find(name))
         while len(self._stores) < needed and self._finding:

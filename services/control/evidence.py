@@ -20,6 +20,7 @@ class IdcFacts:
     sessions: int = 0
     shards: Mapping[str, int] = field(default_factory=dict)  # of these sessions, by shard
     closed: int = 0  # connections that did not go by themselves, in its last drain
+    stuck: Mapping[str, int] = field(default_factory=dict)  # told to go and hang, by gateway
     messages_per_s: float = 0.0
     ends: Ends = ()  # of its own log, per partition
     held: Mapping[str, Ends] = field(default_factory=dict)  # by origin
@@ -97,6 +98,10 @@ def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
             sessions=int(status["sessions"]),
             shards={name: int(count) for name, count in status.get("shards", {}).items()},
             closed=int(status.get("moves", {}).get("closed", 0)),
+            stuck={
+                gateway: int(count)
+                for gateway, count in status.get("moves", {}).get("stuck", {}).items()
+            },
             messages_per_s=float(status["rates"]["accepted_per_s"]),
             ends=tuple(status["log"]["ends"]),
             held=_ends(status["held"]),

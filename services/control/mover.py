@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from imcore.region.model import Region
 from imcore.runtime import Clock
+from services.control.slow import Usual, usual
 from services.policy.document import IdcState, Policy
 from services.policy.holder import PolicyHolder
 from services.policy.pace import moves_per_s
@@ -27,6 +29,8 @@ JUDGED_PER_STEP = 200
 AGAIN_S = 8.0  # a session that has not gone is told again: a move takes a second or two
 TIMES = 2  # so often it is told before ...
 GONE_S = 4.0  # ... its connection is closed so long after the last time
+STUCK_FLOOR_MS = 3_000  # nobody is stuck before
+SAMPLES_MAX = 1_000  # of how long sessions took to go: the last ones
 
 
 class SessionInfo(Protocol):
@@ -40,6 +44,8 @@ class SessionInfo(Protocol):
     def device(self) -> str: ...
     @property
     def shard(self) -> str: ...
+    @property
+    def gateway(self) -> str: ...
     @property
     def connected(self) -> bool: ...
 
@@ -57,8 +63,20 @@ class State(Protocol):
 
 
 class _Told(NamedTuple):
-    at: float
+    first: float
+    at: float  # the last time
     times: int
+    gateway: str
+
+
+class Handover(NamedTuple):
+    """How sessions go that were told to. ``told``: those that are still here. ``stuck``: of these,
+    by gateway, those told longer ago than is usual."""
+
+    told: int
+    gone: int
+    usual: Usual
+    stuck: Mapping[str, int]
 
 
 def belongs_elsewhere(
@@ -107,7 +125,10 @@ class Mover:
         self._last = clock.now()
         self._own_state: IdcState | None = None
         self._told: dict[str, _Told] = {}
+        self._took: deque[int] = deque(maxlen=SAMPLES_MAX)  # ms, of those that went
+        self._gone = 0
         self._closed: set[tuple[str, str]] = set()  # devices, in this drain
+        self._ended: set[str] = set()  # the sessions that these connections had
         self.closed = 0  # connections, in the last drain
         self._judged: dict[str, bool] = {}  # session -> belongs elsewhere, by ...
         # ... this policy epoch, minority, and these IDCs with a live gateway.
@@ -137,6 +158,7 @@ class Mover:
         if policy is None:
             return 0
         self._look_at_own_state(policy.state(self._own))
+        self._look_who_went(now)
         # Credit for one pause at most, and no burst after an idle time.
         rate = moves_per_s(policy, self._region, self._own)
         self._credit = min(self._credit + rate * passed, max(1.0, 2 * rate * EVERY_S))
@@ -154,14 +176,19 @@ class Mover:
             asked = self._has_been_asked_enough(session, now)
             if asked and self._state.close_after_move(session.session):
                 self._closed.add((session.uid, session.device))
-                closed += 1
-                self.closed += 1
+                self._told.pop(session.session, None)  # it did not go, and is no sample
+                if session.session not in self._ended:  # it may take a while until it is gone
+                    self._ended.add(session.session)
+                    closed += 1
+                    self.closed += 1
                 continue
             told = self._told.get(session.session)
             if self._credit < 1 or (told is not None and now - told.at < AGAIN_S):
                 continue
             self._state.move(session.session, WITHIN_MS, policy.epoch)
-            self._told[session.session] = _Told(now, told.times + 1 if told else 1)
+            self._told[session.session] = _Told(
+                told.first if told else now, now, told.times + 1 if told else 1, session.gateway
+            )
             self._credit -= 1
             moved += 1
         if moved or closed:
@@ -173,12 +200,33 @@ class Mover:
         if state is self._own_state:
             return
         self._own_state = state
-        self._told, self._closed = {}, set()
+        self._told, self._closed, self._ended = {}, set(), set()
+        self._took.clear()
+        self._gone = 0
         if state is IdcState.DRAINING:
             self.closed = 0
         if state is IdcState.DRAINED:
             closed = self._state.close_pull_only()
             log.info("%s is drained: closes %d pull-only connections", self._own, closed)
+
+    def _look_who_went(self, now: float) -> None:
+        """Also while the move is paused: who was told still goes."""
+        if not self._told:
+            return
+        here = {session.session for session in self._state.sessions() if session.connected}
+        for key in self._told.keys() - here:
+            self._took.append(round((now - self._told.pop(key).first) * 1000))
+            self._gone += 1
+
+    def handover(self) -> Handover:
+        limit = usual(self._took, round(AGAIN_S * 1000), STUCK_FLOOR_MS)
+        now = self._clock.now()
+        stuck = Counter(
+            told.gateway
+            for told in self._told.values()
+            if (now - told.first) * 1000 > limit.limit_ms
+        )
+        return Handover(len(self._told), self._gone, limit, dict(stuck))
 
     def _has_been_asked_enough(self, session: SessionInfo, now: float) -> bool:
         if self._own_state is not IdcState.DRAINING:

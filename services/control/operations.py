@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.runtime import Clock
+from imcore.sometimes import FAILED_OVER, sometimes
 from services.control.caspaxos import Proposer
 from services.control.divergence import as_document, compare
 from services.control.evaluate import Decision, evaluate
@@ -40,10 +41,14 @@ RECORDED_MS = 5_000  # a record is written right behind its commit, by who made 
 
 @dataclass(frozen=True, slots=True)
 class Step:
+    """``name``: what is done from then on, alike in all operations (``drain``, ``ramp-10``,
+    ``pause``); empty in records of before it was kept."""
+
     at_ms: int
     epoch: int  # of the policy that the step committed
     sentence: str
     evidence: Mapping[str, Any]
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,8 @@ async def commit(
     decision = decided[0]
     audit(change, decision, evidence, clock.wall_ms())
     if not decision.repeated:
+        if change.kind == Kind.FAILOVER:
+            sometimes(FAILED_OVER)
         await _record(proposer, change, before[0], decision, evidence, clock.wall_ms())
     return decision
 
@@ -140,7 +147,13 @@ async def _record(
     """The policy is committed already; a record that cannot be written now is only logged."""
     assert decision.policy is not None
     epoch = decision.policy.epoch
-    step = Step(now_ms, epoch, decision.sentence, summary(change, decision, evidence, now_ms))
+    step = Step(
+        now_ms,
+        epoch,
+        decision.sentence,
+        summary(change, decision, evidence, now_ms),
+        step_name(change, before, decision.policy),
+    )
     writes: list[tuple[Operation, OperationState]] = []
     running = before.operation
     if running is not None:
@@ -172,8 +185,20 @@ async def _record(
             )
         except ImError as error:
             log.warning("the record of %s could not be written: %s", opened.id, error)
-    for forgotten in set(before.history) - set(decision.policy.history):
+    for forgotten in sorted(set(before.history) - set(decision.policy.history)):
         await _forget(proposer, forgotten)
+
+
+def step_name(change: Change, before: Policy, after: Policy) -> str:
+    """A move that is approved begins then; until then it waits for people."""
+    if change.kind == Kind.RAMP:
+        return f"{change.kind}-{change.ramp}"
+    if change.kind == Kind.APPROVE and before.operation is not None:
+        return before.operation.kind
+    left = after.operation
+    if left != before.operation and left is not None and left.state is OperationState.AWAITING:
+        return "approval"
+    return change.kind
 
 
 def _blank(ref: OperationRef) -> Operation:
@@ -287,6 +312,7 @@ def summary(change: Change, decision: Decision, evidence: Evidence, now_ms: int)
                 "serving": facts.serving,
                 "sessions": facts.sessions,
                 "closed": facts.closed,
+                "stuck": dict(facts.stuck),
                 "lag_ms": dict(facts.lag_ms),
             }
             for name, facts in evidence.idcs.items()

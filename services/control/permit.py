@@ -16,7 +16,8 @@ from services.control.rules import Change, Kind
 from services.policy.document import POLICY_KEY, IdcState, from_json
 
 OPERATIONS = operation_key("")
-OWN_AUDIT = anchor_key("imctl")
+OWN_AUDIT = anchor_key("imctl")  # of before machines had chains of their own
+OWN_AUDITS = anchor_key("imctl@")  # no IDC can be called so
 LEAP_MAX = 1_000_000  # a ballot or epoch further ahead is nobody's at work, and may bar all others
 
 
@@ -56,7 +57,7 @@ def _rest(record: Record) -> str:
 
 def _slot_refusal(key: str, old: Record, new: Record, name: str) -> str:
     was, now = old.slot(key), new.slots[key]
-    if key != POLICY_KEY and key != OWN_AUDIT and not key.startswith(OPERATIONS):
+    if key not in (POLICY_KEY, OWN_AUDIT) and not key.startswith((OPERATIONS, OWN_AUDITS)):
         return f"Writing {key}"
     if not now.promised.proposer.startswith(f"{name}."):
         return "Acting under another's ballot"
@@ -77,7 +78,7 @@ def _promises(was: Slot, now: Slot) -> bool:
 def _value_refusal(key: str, was: Slot, now: Slot) -> str:
     if now.value is None:
         return "" if was.accepted == ZERO or was.value is None else f"Removing {key}"
-    if key == OWN_AUDIT:
+    if key == OWN_AUDIT or key.startswith(OWN_AUDITS):
         lower = was.value and anchor_from_json(now.value).seq < anchor_from_json(was.value).seq
         return "Lowering the anchor of an audit log" if lower else ""
     if key == POLICY_KEY:

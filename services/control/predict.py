@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from imcore.region.model import Region
@@ -16,6 +16,9 @@ from services.policy.spread import Load, spread, with_row
 SEEN_S = 0.5  # until movers follow a commit
 GO_S = 1.0  # so long a client may take to go
 STEP_COMMIT_S = 0.5  # until a step that is due is committed
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+Curve = Sequence[tuple[float, float]]  # (seconds, sessions that had moved by then), both rising
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,35 @@ def forecast(
     else:
         curve = _drain_curve(moves, rates)
     return Forecast(moves, _loads(evidence, moves), sum(rates.values()), tuple(curve))
+
+
+def time_of(curve: Curve, share: float) -> float | None:
+    """When this share of all that moved in the end had moved, in seconds; between two points as
+    on a straight line. None: nobody moved."""
+    total = curve[-1][1] if curve else 0.0
+    if total <= 0:
+        return None
+    before = (0.0, 0.0)
+    for at, moved in curve:
+        if moved >= share * total:
+            (t, n) = before
+            part = (share * total - n) / (moved - n) if moved > n else 1.0
+            return t + (at - t) * part
+        before = (at, moved)
+    raise AssertionError("a curve ends at its total")
+
+
+def apart(predicted: Curve, measured: Curve) -> float | None:
+    """How far a predicted curve lies from the measured one: the largest difference of the times
+    by which the ``SHARES`` had moved, as a share of the measured time. None: nobody moved in one
+    of them."""
+    found = []
+    for share in SHARES:
+        said, was = time_of(predicted, share), time_of(measured, share)
+        if said is None or not was:
+            return None
+        found.append(abs(said - was) / was)
+    return max(found)
 
 
 def _loads(evidence: Evidence, moves: Mapping[tuple[str, str], float]) -> dict[str, Load]:

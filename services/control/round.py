@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from imcore.sometimes import NO_MAJORITY, sometimes
 from services.control.acceptor import (
     Ballot,
     Record,
@@ -161,6 +162,8 @@ class Round:
             if len(done.keys() | waiting) < self._majority or not (waiting or calls):
                 higher = self.seen > self.ballot
                 self.status = Status.CONFLICT if higher else Status.NO_MAJORITY
+                if not higher:
+                    sometimes(NO_MAJORITY)
         return calls
 
 

@@ -36,6 +36,7 @@ from typing import TypeVar
 import lmdb
 
 from imcore.errors import DiskFull, OutcomeUnknown, StaleWriter, Unavailable
+from imcore.sometimes import ROLLED_BACK, sometimes
 from services.engines import lmdb_snapshot, lmdb_steady
 from services.engines.disk import Disk, File
 from services.ports import Batch
@@ -100,6 +101,8 @@ class LmdbKv:
             lock.close()
             raise _translate(error, self._folder) from error
         self.rolled_back = rolled_back
+        if rolled_back:
+            sometimes(ROLLED_BACK)
         try:
             await self.sync()
         except BaseException:

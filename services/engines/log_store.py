@@ -15,7 +15,8 @@ import asyncio
 import json
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from imcore.errors import BadInput, ImError, Unavailable
 from imcore.runtime import Random
+from imcore.sometimes import DAMAGED, sometimes
 from imcore.words import Origin, parse_origin
 from services.engines.disk import Disk, File
 from services.engines.recovery import Missing, recover
@@ -116,7 +118,14 @@ class SegmentLogStore:
     filled_from_outside = False
 
     def __init__(
-        self, folder: str, disk: Disk, lock: File, meta: _Meta, rng: Random, segment_bytes: int
+        self,
+        folder: str,
+        disk: Disk,
+        lock: File,
+        meta: _Meta,
+        rng: Random,
+        segment_bytes: int,
+        executor: Callable[[int, str], Executor],
     ) -> None:
         self._folder = folder
         self._disk = disk
@@ -125,8 +134,9 @@ class SegmentLogStore:
         self._rng = rng
         self._meta_lock = threading.Lock()  # cuts change it from the logs' threads
         self._segment_bytes = segment_bytes
-        self._readers = ThreadPoolExecutor(2, "log-read")
-        self._syncers = ThreadPoolExecutor(_SYNC_THREADS, "log-sync")
+        self._executor = executor
+        self._readers = executor(2, "log-read")
+        self._syncers = executor(_SYNC_THREADS, "log-sync")
         self._logs: dict[Origin, SegmentLog] = {}
         self._opening = asyncio.Lock()
         self._closed = False
@@ -145,14 +155,16 @@ class SegmentLogStore:
         disk: Disk,
         rng: Random,
         segment_bytes: int = SEGMENT_BYTES,
+        executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> SegmentLogStore:
         """Raises Unavailable when another process holds the folder, BadInput when it does not fit.
+        ``executor``: so many threads of a name.
 
         ``confirmed_boot_count`` and ``last_boot_count`` are what earlier openings confirmed and
         persisted: a register that this store confirmed, or was about to, lies between them.
         """
         lock, meta = await asyncio.to_thread(_take, folder, partitions, disk, rng)
-        store = cls(folder, disk, lock, meta, rng, segment_bytes)
+        store = cls(folder, disk, lock, meta, rng, segment_bytes, executor)
         try:
             await store._start()
         except BaseException:
@@ -215,7 +227,10 @@ class SegmentLogStore:
         opened = self._logs.get(origin)
         if opened is None:
             parts = await asyncio.to_thread(self._recover, origin)
-            opened = SegmentLog(origin, parts, self._readers, self._syncers, self._before_cut)
+            writer = self._executor(1, f"log-{origin}")
+            opened = SegmentLog(
+                origin, parts, self._readers, self._syncers, writer, self._before_cut
+            )
             self._logs[origin] = opened
         return opened
 
@@ -242,6 +257,7 @@ class SegmentLogStore:
 
     def _record_damage(self, origin: Origin, partition: int, missing: Missing) -> None:
         """Before the cut that would hide it from the next opening."""
+        sometimes(DAMAGED)
         damage = Damage(origin, partition, missing.first, missing.last)
         log.error(
             "the log of %s is damaged: lsn %d to %d of partition %d are missing",

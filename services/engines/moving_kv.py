@@ -58,20 +58,28 @@ class MovingKv:
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by partition
         self._journal: Journal | None = None
         self.move: Move | None = None  # under way
+        self.read: Callable[[bytes], None] | None = None  # told each key that is read
 
     @property
     def rolled_back(self) -> bool:
         return self._kv.rolled_back
 
     async def get(self, key: bytes) -> bytes | None:
+        if self.read is not None:
+            self.read(key)
         return await self._kv.get(key)
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self.read is not None:
+            for key in keys:
+                self.read(key)
         return await self._kv.get_many(keys)
 
     async def scan(
         self, start: bytes, end: bytes, limit: int, reverse: bool = False
     ) -> list[tuple[bytes, bytes]]:
+        if self.read is not None:
+            self.read(start)
         return await self._kv.scan(start, end, limit, reverse)
 
     async def open_partition(self, partition: int) -> tuple[int, bytes | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, wait
 from typing import NamedTuple, TypeVar
 
 from imcore.errors import Damaged, OutcomeUnknown, StaleWriter, Unavailable
@@ -70,9 +70,11 @@ class SegmentLog:
         parts: Sequence[tuple[PartitionFiles, LogEnd]],
         readers: Executor,
         syncers: Executor,
+        writer: Executor,
         before_cut: Callable[[Origin, int, int], None],
     ) -> None:
-        """``before_cut(origin, partition, lsn)`` runs in the log's thread before a cut."""
+        """``writer`` has one thread, which is the log's own: it ends with the log.
+        ``before_cut(origin, partition, lsn)`` runs in it before a cut."""
         self.origin = origin
         self.partitions = len(parts)
         self.appendable = False
@@ -80,7 +82,7 @@ class SegmentLog:
         self._readers = readers
         self._syncers = syncers
         self._before_cut = before_cut
-        self._thread = ThreadPoolExecutor(1, f"log-{origin}")
+        self._thread = writer
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[int, _Part] = {}
         self._committing = False

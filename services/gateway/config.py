@@ -8,6 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
     connections_max: int = 20_000  # beyond it a client is told to come back later
+    connects_per_s: float = 500.0  # beyond it a client is told when there is room
     first_frame_ms: int = 5_000  # preface and Connect must be in by then
     idle_ms: int = 12_000  # no frame for this long: the client only looks online
     tick_ms: int = 100  # resolution of the timing wheels

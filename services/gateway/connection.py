@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("im.gateway")
 
+REQUEST = "request"  # the only verb that a gateway knows: bodies are not its business
+_MEASURED_MAX = 1_024  # requests of one connection at a time; more are not timed
 _WRITE_BYTES = 64 * 1024  # as much in one turn is written without waiting for its end
 _GOODBYE_S = 2.0  # for a peer that never reads, or never answers TLS's goodbye
 
@@ -34,7 +36,7 @@ class Connection(asyncio.Protocol):
         self._decoder = frame.FrameDecoder()
         self._preface = b""
         self._spoken = False
-        self._refused = False
+        self._refused_ms = 0  # it is told to come back after so long
         self._ended = False
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -50,6 +52,7 @@ class Connection(asyncio.Protocol):
         self.asked = False  # a whole request has come
         self.heard_tick = 0  # of the gateway's wheel, when the last frame came
         self.paused = False
+        self._unanswered: dict[int, float] = {}  # request id -> since when, while that is measured
 
     # --------------------------------------------------------------------- asyncio.Protocol
 
@@ -114,8 +117,8 @@ class Connection(asyncio.Protocol):
         if version == 0:
             raise frame.FrameError("it speaks none of our versions")
         self._spoken = True
-        if self._refused:
-            self.end("overloaded", self._config.retry_after_ms)
+        if self._refused_ms:
+            self.end("overloaded", self._refused_ms)
             return b""
         return rest
 
@@ -128,6 +131,8 @@ class Connection(asyncio.Protocol):
             self.asked = True
             gateway.wheel.schedule(self, gateway.ticks(self._config.idle_ms))
         if self._take_token():
+            if gateway.verbs is not None and len(self._unanswered) < _MEASURED_MAX:
+                self._unanswered[received.id] = self._refilled_at  # of just now
             gateway.sessions.received(gateway.name, self.number, received.id, received.body)
         else:
             self._limit(received.id)
@@ -145,7 +150,10 @@ class Connection(asyncio.Protocol):
     def _limit(self, request_id: int) -> None:
         """Say so, and read no more until the bucket has something again: a client that does not
         listen is slowed down by TCP."""
-        self._gateway.counters.limited += 1
+        gateway = self._gateway
+        gateway.counters.limited += 1
+        if gateway.verbs is not None:
+            gateway.verbs.done(REQUEST, 0.0, Code.OVERLOADED)
         response = pb.Response()
         response.error.code = Code.OVERLOADED
         response.error.message = "too many requests on this connection"
@@ -154,7 +162,7 @@ class Connection(asyncio.Protocol):
         if not self._throttled and self._transport is not None and not self._ended:
             self._throttled = True
             self._transport.pause_reading()
-            self._gateway.throttled.append(self)
+            gateway.throttled.append(self)
 
     def unthrottle(self) -> None:
         self._throttled = False
@@ -170,6 +178,10 @@ class Connection(asyncio.Protocol):
         return self._out_bytes + self._transport.get_write_buffer_size()
 
     def respond(self, request_id: int, body: bytes) -> None:
+        if self._unanswered:
+            gateway, since = self._gateway, self._unanswered.pop(request_id, None)
+            if gateway.verbs is not None and since is not None:
+                gateway.verbs.done(REQUEST, gateway.clock.now() - since)
         if self.paused and self._unsent() > self._config.response_bytes_max:
             self._gateway.counters.slow += 1
             self.end("slow_consumer", self._config.retry_after_ms)
@@ -205,9 +217,10 @@ class Connection(asyncio.Protocol):
 
     # ---------------------------------------------------------------------------------- end
 
-    def refuse(self) -> None:
-        """Too many connections: once it has said its preface, it is told when to come back."""
-        self._refused = True
+    def refuse(self, retry_after_ms: int) -> None:
+        """Too many connections, or too many at once: once it has said its preface, it is told when
+        to come back."""
+        self._refused_ms = retry_after_ms
         self._cut_after(self._config.first_frame_ms / 1000)
 
     def end(self, reason: str, retry_after_ms: int = 0) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imcore import frame
+from imcore.doors import Doors
+from imcore.listener import Listen, Listener, Listening
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
 from services.gateway.wheel import TimingWheel
+from services.metrics.verbs import Verbs
 from services.ports import Sessions
 
 log = logging.getLogger("im.gateway")
@@ -39,13 +42,20 @@ class Gateway:
     """Implements ``GatewayQueue``. Numbers are never used twice in the life of a process."""
 
     def __init__(
-        self, name: str, sessions: Sessions, clock: Clock, config: GatewayConfig | None = None
+        self,
+        name: str,
+        sessions: Sessions,
+        clock: Clock,
+        config: GatewayConfig | None = None,
+        listen: Listen = Listener,
     ) -> None:
+        self._listen = listen
         self.name = name
         self.sessions = sessions
         self.clock = clock
         self.config = config or GatewayConfig()
         self.counters = Counters()
+        self.verbs: Verbs | None = None  # where requests are counted, once something reads that
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self.wheel: TimingWheel[Connection] = TimingWheel()  # who must be heard of by when
@@ -55,10 +65,11 @@ class Gateway:
         self._refused: set[Connection] = set()
         self._last_number = 0
         self._to_flush: list[Connection] = []
-        self._server: asyncio.Server | None = None
+        self._listener: Listening | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
         self._accepting = True
+        self._doors: Doors
         self._emptied = asyncio.Event()
 
     def __len__(self) -> int:
@@ -69,22 +80,21 @@ class Gateway:
     async def start(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
         """No context: plain TCP, for benchmarks. Raises OSError when the address is taken."""
         self.loop = asyncio.get_running_loop()
-        tls = ssl_context is not None
-        self._server = await self.loop.create_server(
-            lambda: Connection(self), host, port, ssl=ssl_context, backlog=1024,
-            ssl_handshake_timeout=self.config.first_frame_ms / 1000 if tls else None,
-            ssl_shutdown_timeout=_STOP_S if tls else None,
-        )  # fmt: skip
-        self.port = self._server.sockets[0].getsockname()[1]
+        listener = self._listen(
+            lambda: Connection(self), ssl_context, self.config.first_frame_ms / 1000, _STOP_S
+        )
+        self.port = await listener.start(host, port)
+        self._listener = listener
         self._ticked_at = self.clock.now()
+        self._doors = Doors(self.config.connects_per_s, self.config.connects_per_s, self._ticked_at)
         self._tick_later()
         log.info("gateway %s listens on %s:%d", self.name, host, self.port)
 
     async def stop(self, reason: str = "shutdown") -> None:
         """Every client is told; returns when all connections are gone, soon in any case."""
         self._accepting = False
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            await self._listener.stop()
         everybody = [*self._connections.values(), *self._refused]
         for connection in everybody:
             connection.end(reason, 100)
@@ -140,18 +150,28 @@ class Gateway:
     def opened(self, connection: Connection) -> None:
         self._last_number += 1
         connection.number = self._last_number
-        if not self._accepting or len(self._connections) >= self.config.connections_max:
+        if not self._accepting:
             self.counters.refused += 1
-            if not self._accepting or len(self._refused) >= _REFUSED_MAX:
+            connection.abort()
+            return
+        if retry_after_ms := self._turned_away():
+            self.counters.refused += 1
+            if len(self._refused) >= _REFUSED_MAX:
                 connection.abort()
             else:
                 self._refused.add(connection)
-                connection.refuse()
+                connection.refuse(retry_after_ms)
             return
         self.counters.accepted += 1
         self._connections[connection.number] = connection
         self.wheel.schedule(connection, self.ticks(self.config.first_frame_ms))
         self.sessions.opened(self.name, connection.number, connection.peer_address)
+
+    def _turned_away(self) -> int:
+        """0: there is room for one more. Else: come back after so many ms."""
+        if len(self._connections) >= self.config.connections_max:
+            return self.config.retry_after_ms
+        return self._doors.enter(self.clock.now())
 
     def lost(self, connection: Connection) -> None:
         self.wheel.cancel(connection)

@@ -29,6 +29,7 @@ from services.im.conversation import Conversation
 from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, fits, needs
 from services.im.reader import Position, Verdict
 from services.ports import Batch, Kv, Log, LogStore
+from services.tracing.spans import Tracing, wall_ns
 
 log = logging.getLogger("im.applier")
 
@@ -105,6 +106,7 @@ class Applier:
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
         self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
         self._problem: str | None = None
+        self.tracing: Tracing | None = None
         self.base: Base | None = None
         self.begins_again: Callable[[], None] = lambda: None  # what was known is not any more
 
@@ -279,7 +281,7 @@ class Applier:
         async with self._turn:  # no batch may come in between
             if begun != self.begun or not self._conversations.withheld:
                 return  # not all of it was folded after that beginning
-            named = {name for _, effects in self._owed for name in effects.entries}
+            named = dict.fromkeys(name for _, effects in self._owed for name in effects.entries)
             conversations = await self._conversations.load_all(named)
             self._conversations.release()
             self._told_to.clear()
@@ -298,6 +300,7 @@ class Applier:
             end = min(end, self._told_to[origin])
         if end <= position.lsn:
             return False
+        began_ns = wall_ns()
         records = await source.read(self.partition, position.lsn + 1, _READ_BYTES)
         taken: list[Taken] = []
         for record in records:
@@ -330,8 +333,18 @@ class Applier:
         small = len(taken) < _SMALL
         self._rest_s = min(took, _REST_MAX_S) if small and took > _SLOW_S else 0.0
         self._flying, self._spoiled = None, False
+        if self.tracing is not None and not again:
+            self._follow(self.tracing, origin, taken, began_ns)
         self._landed(flying)
         return True
+
+    def _follow(self, tracing: Tracing, origin: Origin, taken: list[Taken], began_ns: int) -> None:
+        for item in taken:
+            if item.op.HasField("trace"):
+                tracing.hop(
+                    "im.apply", item.op.trace, began_ns, partition=self.partition,
+                    origin=str(origin), lsn=item.record.lsn,
+                )  # fmt: skip
 
     def _landed(self, flying: _Flying) -> None:
         """It is committed: show it, then tell."""
@@ -367,7 +380,7 @@ class Applier:
         ops = [item.op for item in taken]
         loaded = await self._conversations.load_all(conversations_of(ops))
         conversations = {name: loaded_.copy() for name, loaded_ in loaded.items()}
-        wanted = list(needs(self.partition, ops))
+        wanted = sorted(needs(self.partition, ops))
         rows = Rows(dict(zip(wanted, await self._kv.get_many(wanted), strict=True)))
         timeline = self._timeline + 1
         effects = self._fold.batch(taken, origin, conversations, rows, timeline)

@@ -38,6 +38,8 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
     op = entry.op
     built = pb.Entry(seq=op.seq, hlc=op.hlc)
     _fill_origin(built.origin, entry.origin)
+    if op.HasField("trace"):
+        built.trace.CopyFrom(op.trace)
     kind = op.WhichOneof("body")
     if kind == "message":
         if entry.place is None:

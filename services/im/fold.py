@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from imcore.convert import key_of, origin_of, origin_pb, place_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
+from imcore.sometimes import ALIAS, sometimes
 from imcore.words import ClientKey, Origin, Place, direct_members
 from services.im import keys
 from services.im.conversation import Conversation
@@ -123,8 +124,9 @@ def _storable(claims: Iterable[pb.Attested]) -> list[tuple[ClientKey, Place]]:
     return [(key, place) for key, place in found if keys.client_key_fits(key)]
 
 
-def conversations_of(ops: Iterable[oplog.Op]) -> set[str]:
-    return {op.conversation for op in ops if op.seq}
+def conversations_of(ops: Iterable[oplog.Op]) -> list[str]:
+    """Each once."""
+    return list(dict.fromkeys(op.conversation for op in ops if op.seq))
 
 
 def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
@@ -250,6 +252,8 @@ class Fold:
         self._store_class(key, class_key, row, before, rows)
         entry.place = place_of(row.place)
         entry.alias = copies[0][1:3] != (origin, op.seq)
+        if entry.alias:
+            sometimes(ALIAS)
         self._claims(message.claims, rows)
 
     def _place(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:

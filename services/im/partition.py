@@ -12,6 +12,7 @@ from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, U
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import Clock
+from imcore.sometimes import TAKEN_OVER, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
@@ -100,6 +101,7 @@ class Partition:
 
     async def _take_over(self, delay: float, temporary: tuple[type[Exception], ...]) -> None:
         """Until the partition takes sends: at its start, and after an append that has failed."""
+        again = delay > 0
         while self._failed is not None:
             await asyncio.sleep(delay)
             delay = min(max(2 * delay, _REPAIR_S), _REPAIR_MAX_S)
@@ -107,6 +109,8 @@ class Partition:
                 await self._log.reopen(self.number)
                 await self.applier.drain()
                 await self._open_epoch()
+                if again:
+                    sometimes(TAKEN_OVER)
             except StaleWriter as error:  # another process has it now: never again
                 self._fail(error)
                 raise
@@ -192,6 +196,15 @@ class Partition:
         return f"partition {self.number} cannot be written: {self._failed}"
 
     @property
+    def epoch(self) -> int:
+        """The sequencer's; 0: none is open yet."""
+        return self._epoch
+
+    @property
+    def open_for_writes(self) -> bool:
+        return self._failed is None
+
+    @property
     def alarm(self) -> str | None:
         if self._failed is not None:
             return f"partition {self.number} takes no writes: {self._failed}"
@@ -229,16 +242,18 @@ class Partition:
 
     # ---------------------------------------------------------------------------- messages
 
+    def is_prepared(self, lane: Lane, floor: int) -> bool:
+        """Whether lane and conversation are in memory (else ``prepare`` first)."""
+        state = self.sequencer.lane(lane)
+        loaded = state is not None and state.loaded and floor >= state.floor
+        return loaded and self.conversations.get(lane.conversation) is not None
+
     def submit(self, submission: Submission, done: Done) -> bool:
-        """Without waiting when lane and conversation are in memory; False when they are not
-        (``prepare`` first)."""
+        """Without waiting when it ``is_prepared``; False when it is not."""
         key = submission.key
         lane = Lane(*key[:4])
         conversation = self.conversations.get(key.conversation)
-        state = self.sequencer.lane(lane)
-        if conversation is None or state is None or not state.loaded:
-            return False
-        if submission.floor < state.floor:
+        if conversation is None or not self.is_prepared(lane, submission.floor):
             return False
         if self._failed is not None:
             done(Unavailable(self._refusal(), 500))

@@ -35,6 +35,10 @@ class ReplicationTracker:
         ends = sorted(self.held.values(), reverse=True)
         return ends[replicas - 1] if len(ends) >= replicas else 0
 
+    def __len__(self) -> int:
+        """Acks that wait."""
+        return len(self._waiting)
+
     def wait(self, lsn: int, deadline: float, answer: Answer) -> None:
         if self.level(self._replicas) >= lsn:
             answer(True)

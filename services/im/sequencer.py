@@ -16,6 +16,7 @@ from typing import NamedTuple
 from imcore.convert import attested_pb, key_pb, origin_of, place_of, place_pb
 from imcore.errors import Unavailable
 from imcore.hlc import Hlc
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
 from services.im.fold import place_kept
@@ -107,6 +108,7 @@ class Submission(NamedTuple):
     claims: tuple[Attested, ...]  # verified
     composed_ms: int
     seen_hlc: int
+    trace: pb.TraceContext | None = None  # under which it is logged, when it is followed
 
 
 @dataclass(slots=True)
@@ -205,6 +207,12 @@ class Sequencer:
         for state in self._lanes.values():
             state.forget_known()
 
+    def sizes(self) -> tuple[int, int, int]:
+        """Lanes in memory, and of all of them the cids that are known and that are pending."""
+        states = self._lanes.values()
+        known = sum(len(state.known) for state in states)
+        return len(states), known, sum(len(state.pending) for state in states)
+
     def close(self, reason: str) -> None:
         self._closed = reason
 
@@ -249,6 +257,8 @@ class Sequencer:
         op.message.content = submission.content
         op.message.content_hash = submission.content_hash
         op.message.composed_ms = submission.composed_ms
+        if submission.trace is not None:
+            op.trace.CopyFrom(submission.trace)
         if place != own:
             op.message.place.CopyFrom(place_pb(place))
         op.message.claims.extend(attested_pb(claim) for claim in submission.claims)

@@ -10,7 +10,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from imcore.attest import RegionKeys, content_hash
+from imcore.breaker import Breaker
 from imcore.convert import (
     attested_of,
     origin_of,
@@ -20,26 +23,36 @@ from imcore.convert import (
     stamp_pb,
     vector_of,
 )
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
 from imcore.limits import CID_MAX, CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import Messages
+from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
+from imcore.sometimes import KNOWN, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
 from services.im import acks, entries, groups, known, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
+from services.im.load import ConversationLoad
 from services.im.partition import Outcome, Partition
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
-from services.ports import Kv, Pushes, Reply, Session
+from services.metrics.hot import Hot
+from services.metrics.verbs import Verbs
+from services.ports import Kv, NoRisk, Pushes, Reply, Risk, Session
+from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
+_READS = frozenset(("pull", "sync", "history", "group_info"))
+_KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
+KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
+KV_PAUSE_S = 0.5
+KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
@@ -79,6 +92,11 @@ class ImServer:
     seal_of: SealOf
     copies: Mapping[tuple[str, Origin], Mapping[int, int]]
     others: int
+    load: ConversationLoad = field(default_factory=lambda: ConversationLoad(Limits()))
+    risk: Risk = field(default_factory=NoRisk)
+    kv_breaker: Breaker = field(
+        default_factory=lambda: Breaker(KV_FAILURES, KV_PAUSE_S, KV_PAUSE_MAX_S)
+    )
     counters: Counters = field(default_factory=Counters)
     _stamp: pb.Stamp = field(default_factory=pb.Stamp)
     _queued: dict[Lane, deque[Callable[[], None]]] = field(default_factory=dict)
@@ -87,6 +105,10 @@ class ImServer:
     held_changed: asyncio.Event = field(default_factory=asyncio.Event)
     # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
     granted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Where requests and conversations are counted, once something reads that.
+    tracing: Tracing | None = None
+    verbs: Verbs | None = None
+    hot: Hot | None = None
 
     # ------------------------------------------------------------------------------- common
 
@@ -126,14 +148,33 @@ class ImServer:
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
         if request.HasField("seen"):
             session.seen_hlc = max(session.seen_hlc, self.keys.seen(stamp_of(request.seen)))
+        if self.verbs is not None:
+            reply = self._measured(self.verbs, request.WhichOneof("body") or "", reply)
         if request.HasField("send"):
-            self._send(session, request.send, reply)
+            self._send(session, request, reply)
         else:
             self.spawn(self._answer(session, request, reply))
 
+    def _measured(self, verbs: Verbs, verb: str, reply: Reply) -> Reply:
+        began = self.clock.now()
+
+        def answered(response: pb.Response) -> None:
+            code = response.error.code if response.HasField("error") else ""
+            verbs.done(verb, self.clock.now() - began, code)
+            reply(response)
+
+        return answered
+
+    def queued(self) -> int:
+        """Sends that wait for their lane or conversation to be read."""
+        return sum(map(len, self._queued.values()))
+
     async def _answer(self, session: Session, request: pb.Request, reply: Reply) -> None:
         try:
-            response = await self._dispatch(session, request)
+            if request.WhichOneof("body") in _READS:
+                response = await self._read(session, request)
+            else:
+                response = await self._dispatch(session, request)
         except Exception as error:
             response = self.error(error)
         response.stamp.CopyFrom(self.stamp())
@@ -146,7 +187,7 @@ class ImServer:
             response.error.code = error.code
             response.error.message = str(error)
         elif isinstance(error, ImError):
-            response.error.code = Code.UNAVAILABLE
+            response.error.code = code_of(error)
             response.error.message = str(error)
             response.error.retry_after_ms = getattr(error, "retry_after_ms", 200)
         else:
@@ -154,6 +195,20 @@ class ImServer:
             response.error.code = Code.INTERNAL
             response.error.message = "the request failed; the server's log says why"
             response.error.retry_after_ms = 500
+        return response
+
+    async def _read(self, session: Session, request: pb.Request) -> pb.Response:
+        """What needs the KV alone. While that lets everybody wait and then fails, nobody waits."""
+        begun = self.clock.now()
+        if wait_s := self.kv_breaker.wait_s(begun):
+            raise Unavailable("the KV does not answer now", max(1, round(wait_s * 1000)))
+        try:
+            response = await self._dispatch(session, request)
+        except Unavailable:
+            if (now := self.clock.now()) - begun >= _KV_SLOW_S:
+                self.kv_breaker.failed(now)
+            raise
+        self.kv_breaker.succeeded()
         return response
 
     async def _dispatch(self, session: Session, request: pb.Request) -> pb.Response:
@@ -178,7 +233,8 @@ class ImServer:
 
     # --------------------------------------------------------------------------------- send
 
-    def _send(self, session: Session, send: pb.Send, reply: Reply) -> None:
+    def _send(self, session: Session, request: pb.Request, reply: Reply) -> None:
+        send = request.send
         try:
             submission = self._submission(session, send)
         except Refused as error:
@@ -186,18 +242,55 @@ class ImServer:
             return
         partition = self.partition(send.conversation)
         replicated = self._wants_replicated(send)
+        span = None
+        if self.tracing is not None and request.HasField("trace"):
+            span = self.tracing.begin("im.append", request.trace, partition=partition.number)
+            submission = submission._replace(trace=context_of(span))
 
         def done(outcome: Outcome) -> None:
+            if span is not None:
+                _end(span, outcome)
             self._sent(session, partition, submission, outcome, replicated, reply)
 
         lane = Lane(*submission.key[:4])
         conversation = partition.conversations.get(send.conversation)
-        if lane in self._queued or conversation is None:
+        if (
+            conversation is None
+            or lane in self._queued
+            or not self._submit(partition, conversation, session, submission, done)
+        ):
             self._later(partition, lane, session, submission, done)
-        elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
-            reply(self.error(refusal))
-        elif not partition.submit(submission, done):
-            self._later(partition, lane, session, submission, done)
+
+    def _submit(
+        self,
+        partition: Partition,
+        conversation: Conversation,
+        session: Session,
+        submission: Submission,
+        done: Callable[[Outcome], None],
+    ) -> bool:
+        """Whether it was judged; False: its lane must be read first."""
+        if not partition.is_prepared(Lane(*submission.key[:4]), submission.floor):
+            return False
+        name = conversation.id
+        refusal = self._refusal(partition, conversation, session.uid)
+        if refusal is None:
+            refusal = self.risk.send(session.uid, session.device, name, submission.content)
+        if refusal is not None:
+            done(refusal)
+            return True
+        # Only now: whoever is no member takes nothing of what the members may have.
+        members = len(conversation.members())
+        if retry_ms := self.load.begin(name, members, self.clock.now()):
+            done(Overloaded("too much at once in this conversation", retry_ms))
+            return True
+
+        def finished(outcome: Outcome) -> None:
+            self.load.end(name)
+            done(outcome)
+
+        partition.submit(submission, finished)
+        return True
 
     def _wants_replicated(self, send: pb.Send) -> bool:
         return send.durability == pb.DURABILITY_REPLICATED or self.policy.ack == "replicated"
@@ -264,9 +357,7 @@ class ImServer:
             conversation = partition.conversations.get(lane.conversation)
             if conversation is None:
                 done(Unavailable("the conversation cannot be read now; ask again", 50))
-            elif (refusal := self._refusal(partition, conversation, session.uid)) is not None:
-                done(refusal)
-            elif not partition.submit(submission, done):
+            elif not self._submit(partition, conversation, session, submission, done):
                 done(Unavailable("the conversation is being read; ask again", 20))
 
         waiting = self._queued.get(lane)
@@ -302,11 +393,13 @@ class ImServer:
         if isinstance(outcome, Want):
             ack.outcome = pb.SendAck.WANT
             ack.want = outcome.cid
+            sometimes(WANTED)
             reply(response)
             return
         self._fill_ack(ack, partition, submission, outcome)
         if outcome.known:
             self.counters.known += 1
+            sometimes(KNOWN)
         else:
             self.counters.accepted += 1
         if not (outcome.known and ack.replicated):
@@ -472,6 +565,8 @@ class ImServer:
             partition.sequencer.folded(key)
         stable = self.stable(partition)
         for name, folded in effects.entries.items():
+            if self.hot is not None:
+                self.hot.messages(name, len(folded))
             conversation = partition.conversations.get(name)
             if conversation is None:
                 continue
@@ -507,6 +602,17 @@ class ImServer:
             op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
+
+
+def _end(span: Span, outcome: Outcome) -> None:
+    """Of an append: whether it is durable, and where."""
+    if isinstance(outcome, Accepted):
+        span.set_attribute("origin", str(outcome.origin))
+        span.set_attribute("lsn", outcome.lsn)
+        span.set_attribute("known", outcome.known)
+        end(span)
+    else:
+        end(span, f"cid {outcome.cid} is wanted" if isinstance(outcome, Want) else str(outcome))
 
 
 def check_conversation(name: str) -> None:

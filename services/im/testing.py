@@ -14,9 +14,10 @@ from typing import Any
 from imcore.attest import RegionKeys
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import Messages
+from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock, SystemClock
 from imcore.words import Origin, Vector, parse_origin
+from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.ports import Kv, LogStore, Session
@@ -61,6 +62,10 @@ class Pushes:
 
     def replicated(self, origin: Origin, partition: int, lsn: int) -> None:
         pass
+
+
+# Tests fill conversations faster than any client may.
+UNLIMITED = Limits(conversation_in_flight=1_000_000, conversation_deliveries_per_s=1_000_000_000)
 
 
 class Idc:
@@ -110,6 +115,7 @@ class Idc:
             self.logs.log_id, self.pushes, lambda origin, op: None, lambda *_: None,
             self._voters, lambda: self.suspended,
             lambda origin, partition: self.seals.get(origin), self.copies, len(self._others),
+            ConversationLoad(UNLIMITED),
         )  # fmt: skip
         for partition in partitions:
             await partition.open(b"sequence")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,16 +14,22 @@ class Locator(Protocol):
     def locate(self, address: Address) -> Located: ...
 
 
+@cache
+def _bundled_table() -> Any:
+    """Once a process: roles that start again, and the many nodes of a simulation, share it."""
+    import geoip2fast  # here: it takes a third of a second and 50 MB that only ipconf needs
+
+    # By full path: a bare name would be looked for in the working directory first.
+    path = Path(geoip2fast.__file__).with_name("geoip2fast-ipv6.dat.gz")
+    return geoip2fast.GeoIP2Fast(geoip2fast_data_file=str(path))
+
+
 class CountryTable:
     """The table that the package geoip2fast carries: countries of IPv4 and IPv6, offline. It has
     no AS numbers (a region file that matches ASNs needs a MaxMind file)."""
 
     def __init__(self) -> None:
-        import geoip2fast  # here: it takes a third of a second and 50 MB that only ipconf needs
-
-        # By full path: a bare name would be looked for in the working directory first.
-        path = Path(geoip2fast.__file__).with_name("geoip2fast-ipv6.dat.gz")
-        self._table = geoip2fast.GeoIP2Fast(geoip2fast_data_file=str(path))
+        self._table = _bundled_table()
 
     def locate(self, address: Address) -> Located:
         country = str(self._table.lookup(str(unmapped(address))).country_code)

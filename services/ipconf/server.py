@@ -16,7 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from imcore.attest import RegionKeys
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.doors import Doors
+from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
+from imcore.listener import Listen, Listener, Listening
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims, verify
@@ -26,11 +28,15 @@ from services.ipconf.locate import Locator
 from services.ipconf.rank import Scored, rank
 from services.ipconf.reports import PER_REQUEST_MAX, Reports
 from services.ipconf.ticket import Ticket, mint
+from services.metrics.verbs import Verbs
 from services.policy.holder import PolicyHolder
 
 log = logging.getLogger("im.ipconf")
 
 TTL_MS = 30_000
+REPORTS_AGAIN_MS = 1_000
+HANDSHAKE_S = 5.0
+SHUTDOWN_S = 1.0
 BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
 TRANSPORTS = ["tcp"]
@@ -44,12 +50,16 @@ _STATUS = {
     Code.OVERLOADED: 429,
 }
 
+_CODES = {status: str(code) for code, status in _STATUS.items()}
+_CODES |= {500: Code.INTERNAL, 503: Code.UNAVAILABLE}
+_VERBS = {"/v1/gateways": "gateways", "/v1/reports": "reports"}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class IpconfServer:
     """``in_minority``: whether this IDC has had no majority for the hold time; then it ranks itself
-    last. ``reports`` is shared with the controller."""
+    last. ``reports`` is shared with the controller. ``verbs``: where answers are counted."""
 
     def __init__(
         self,
@@ -62,7 +72,11 @@ class IpconfServer:
         reports: Reports,
         clock: Clock,
         in_minority: Callable[[], bool] = lambda: False,
+        verbs: Verbs | None = None,
+        listen: Listen = Listener,
     ) -> None:
+        self._verbs = verbs
+        self._listen = listen
         self._own = own
         self._region = region
         self._keys = keys
@@ -75,28 +89,44 @@ class IpconfServer:
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
         self._parameters = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+        lookups_per_s = region.spec.limits.lookups_per_s
+        self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._runner: web.AppRunner | None = None
+        self._listener: Listening | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""
-        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_errors])
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._measure, _errors])
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=tls)
-        await site.start()
-        bound: tuple[str, int] = self._runner.addresses[0]
-        return bound[1]
+        server = self._runner.server
+        assert server is not None  # of a runner that is set up
+        self._listener = self._listen(server, tls, HANDSHAKE_S, SHUTDOWN_S)
+        return await self._listener.start(host, port)
 
     async def stop(self) -> None:
+        if self._listener is not None:
+            await self._listener.stop()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    @web.middleware
+    async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = self._clock.now()
+        response = await handler(request)
+        verb = _VERBS.get(request.path)
+        if self._verbs is not None and verb is not None:
+            self._verbs.done(verb, self._clock.now() - began, _CODES.get(response.status, ""))
+        return response
 
     # ------------------------------------------------------------------------------ routes
 
     async def _gateways(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
+        if retry_ms := self._doors.enter(self._clock.now()):
+            raise Overloaded("too many clients ask at once", retry_ms)
         network = request.query.get("network", "unknown")
         if network not in NETWORKS:
             raise Refused(Code.BAD_REQUEST, f"network: expected one of {sorted(NETWORKS)}")
@@ -131,14 +161,13 @@ class IpconfServer:
     async def _report(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
         try:
-            rows = json.loads(await request.read())["reports"]
-            accused = [str(row["idc"]) for row in rows[:PER_REQUEST_MAX]]
+            accused = _accused(json.loads(await request.read()))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Refused(
                 Code.BAD_REQUEST, 'expected {"reports": [{"gateway", "idc", "failure"}]}'
             ) from error
         if not self._reports.add(claims.uid, accused, self._clock.now()):
-            raise Unavailable("reports come too often", retry_after_ms=1_000)
+            raise Overloaded("reports come too often", retry_after_ms=REPORTS_AGAIN_MS)
         return web.Response(status=204)
 
     # ------------------------------------------------------------------------------ callers
@@ -172,6 +201,19 @@ def _parsed(text: str) -> Address:
         raise Refused(Code.BAD_REQUEST, "expected an IP address") from error
 
 
+def _accused(document: Any) -> list[str]:
+    """The IDCs that a report names. Raises KeyError or TypeError for what is no report."""
+    rows = document["reports"]
+    if not isinstance(rows, list):
+        raise TypeError("reports: expected a list")
+    for row in rows:
+        # A report is refused whole: one that is half understood would count for half of it.
+        fields = (row["idc"], row.get("gateway", ""), row.get("failure", ""))
+        if not all(isinstance(field, str) for field in fields):
+            raise TypeError("a report's fields are strings")
+    return [row["idc"] for row in rows[:PER_REQUEST_MAX]]
+
+
 def _row(each: Scored) -> dict[str, Any]:
     gateway = each.gateway
     return {
@@ -189,6 +231,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Refused as error:
         return _error(_STATUS.get(error.code, 400), error.code, str(error))
+    except Overloaded as error:
+        return _error(429, Code.OVERLOADED, str(error), error.retry_after_ms)
     except Unavailable as error:
         return _error(503, Code.UNAVAILABLE, str(error), error.retry_after_ms)
     except ImError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
+from imcore import logs
 from imcore.errors import BadInput
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.load import load_region
@@ -107,7 +108,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="INFO")
+    logs.set_up()
     options = arguments(sys.argv[1:])
     try:
         uvloop.run(serve(options))

@@ -206,11 +206,11 @@ class Load:
     async def _send(self, member: Member, conversation: str, body: str) -> bool:
         tag, content = self.recorder.compose(member.ear, conversation, body)
         try:
-            how = await member.session.send(conversation, content)
+            acked = await member.session.send(conversation, content)
         except ImError as error:
             self.recorder.send_failed(member.ear, tag, str(error))
             return False
-        self.recorder.ack(member.ear, conversation, tag, how)
+        self.recorder.ack(member.ear, conversation, tag, acked)
         return True
 
     def say(self, member: Member, conversation: str, body: str) -> None:

@@ -4,7 +4,9 @@ the recorder and the runner know nothing else of a client."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from imcore.words import Place
 
 
 class Listener(Protocol):
@@ -21,6 +23,13 @@ class Listener(Protocol):
     def connection(self, idc: str, gateway: str) -> None:
         """Empty names: the connection is lost."""
         ...
+
+
+class Acked(NamedTuple):
+    """``how``: stored, replicated or degraded. ``place``: where it stands, as its IDC knew it."""
+
+    how: str
+    place: Place
 
 
 class Session(Protocol):
@@ -45,8 +54,8 @@ class Session(Protocol):
         """Raises ImError when this IDC does not know the group (yet)."""
         ...
 
-    async def send(self, conversation: str, content: bytes) -> str:
-        """Until it is durably stored; then how: stored, replicated or degraded. Raises ImError."""
+    async def send(self, conversation: str, content: bytes) -> Acked:
+        """Until it is durably stored. Raises ImError."""
         ...
 
     async def read_up_to(self, conversation: str, key: str) -> None:

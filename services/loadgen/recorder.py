@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from imcore import history as h
 from imcore.words import is_group
+from services.loadgen.ports import Acked
 
 
 class Ear:
@@ -140,14 +141,16 @@ class Recorder:
         self.write(h.Compose(now, ear.n, self.conversation(conversation), tag, seen))
         return tag, content
 
-    def ack(self, ear: Ear, conversation: str, tag: str, how: str) -> None:
+    def ack(self, ear: Ear, conversation: str, tag: str, acked: Acked) -> None:
         now = self.now_us()
         self.waiting.pop(tag, None)
         self.counts.acked += 1
         self.counts.group_acked += is_group(conversation)
         self.acked_in[conversation] = self.acked_in.get(conversation, 0) + 1
         self.ack_us.append(now - self.composed_at[tag][0])
-        self.write(h.Ack(now, ear.n, tag, how))
+        self.write(h.Ack(now, ear.n, tag, acked.how))
+        hlc, origin, seq = acked.place
+        self.write(h.Placed(now, self.conversation(conversation), tag, str(origin), seq, hlc))
 
     def send_failed(self, ear: Ear, tag: str, reason: str) -> None:
         self.counts.failed += 1

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.loadgen.ports import Listener
+from services.loadgen.ports import Acked, Listener
 from services.sdk import (
     Client,
     ConnectionChanged,
@@ -60,9 +60,9 @@ class SdkSession:
     async def members(self, conversation: str) -> Sequence[str]:
         return await self._client.members(conversation)
 
-    async def send(self, conversation: str, content: bytes) -> str:
+    async def send(self, conversation: str, content: bytes) -> Acked:
         sent = await self._client.send(conversation, content)
-        return "degraded" if sent.degraded else "stored"
+        return Acked("degraded" if sent.degraded else "stored", sent.place)
 
     async def read_up_to(self, conversation: str, key: str) -> None:
         await self._client.cursor(conversation, key)

@@ -31,7 +31,9 @@ from imcore.words import Origin
 from services.engines.records import unpack
 from services.mirror.gaps import Gaps
 from services.mirror.progress import Progress
-from services.ports import Log, LogStore
+from services.ports import Log, LogStore, Record
+from services.tracing.context import of_payload
+from services.tracing.spans import Tracing, wall_ns
 
 log = logging.getLogger("im.mirror")
 
@@ -69,6 +71,7 @@ class Follower:
     heard_at: float = 0.0
     missed: Callable[[str], None] | None = None
     gap_s: float = GAP_S
+    tracing: Tracing | None = None
     _cut_away: set[str] = field(default_factory=set)  # sources that cannot serve the next records
     _ends: dict[Origin, dict[int, int]] = field(default_factory=dict)
     # Of partitions whose origin ends below the copy: the copy's end, and since when.
@@ -292,12 +295,26 @@ class Follower:
                     f"{origin} partition {end.partition} ends at {end.lsn} at its origin, "
                     f"below the {held} held here"
                 )
+        began_ns = wall_ns()
         records = [unpack(item.record) for item in batch.records]
         records = [r for r in records if not self._above_seal(origin, r.partition, r.lsn)]
         if records:
             await copy.append_copy(records)
             self._problem = None
+            if self.tracing is not None:
+                self._follow(self.tracing, via, origin, records, began_ns)
         self._note_damage(via, origin, batch)
+
+    def _follow(
+        self, tracing: Tracing, via: str, origin: Origin, records: list[Record], began_ns: int
+    ) -> None:
+        for record in records:
+            trace = of_payload(record.payload)
+            if trace is not None:
+                tracing.hop(
+                    "mirror.copy", trace, began_ns, partition=record.partition,
+                    origin=str(origin), lsn=record.lsn, via=via,
+                )  # fmt: skip
 
     def _lost_its_end(self, origin: Origin, end: peer.PartitionEnd, held: int) -> bool:
         """Whether the origin ends below what is held of it here. What something else copies may be

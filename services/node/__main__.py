@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from imcore import auditfile
+from imcore import auditfile, logs
 from imcore.errors import ImError
 from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
@@ -49,6 +49,10 @@ def _arguments() -> argparse.Namespace:
         "--instance", type=int, default=1, metavar="N",
         help="with --roles gateway,state: which gateway of the IDC, from 1 [default: 1]",
     )  # fmt: skip
+    parser.add_argument(
+        "--listen", default="", metavar="HOST",
+        help="where to listen [default: the host of each endpoint]; others dial the endpoints",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -75,11 +79,7 @@ async def _serve(config: NodeConfig) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    logs.set_up()
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     # It repeats what is no HTTP, and so whatever a stranger or a broken client sent, tokens too;
     # errors of our own handlers are logged by ipconf itself.
@@ -88,7 +88,7 @@ def main() -> int:
     try:
         config = load(
             options.region, options.idc, options.data, options.pki, options.links,
-            options.faults, options.plain_clients, options.audit,
+            options.faults, options.plain_clients, options.audit, options.listen,
             parse_roles(options.roles), options.instance,
         )  # fmt: skip
         config.audit_file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,14 @@ class NodeConfig:
     faults: bool
     plain_clients: bool = False  # gateways without TLS, for benchmarks; on loopback only
     audit: Path | None = None  # the audit chain of this process; None: beside its data
+    listen: str = ""  # the host to listen at; "": that of each endpoint
     roles: Roles = Roles.ALL
     instance: int = 1  # of a front: which gateway of the IDC it runs, from 1
+
+    def listener(self, address: str) -> tuple[str, int]:
+        """Where to listen for what others find at this endpoint, HOST:PORT."""
+        host, port = split_address(address)
+        return self.listen or host, port
 
     @property
     def audit_file(self) -> Path:
@@ -60,6 +66,7 @@ def load(
     faults: bool,
     plain_clients: bool = False,
     audit: Path | None = None,
+    listen: str = "",
     roles: Roles = Roles.ALL,
     instance: int = 1,
 ) -> NodeConfig:
@@ -76,7 +83,7 @@ def load(
             f"--instance {instance}: expected 1 to {own.gateways} (the gateways of {idc}) with "
             f"--roles {front}, else none"
         )
-    gateway = split_address(own.endpoints.gateway)[0]
+    gateway = listen or split_address(own.endpoints.gateway)[0]
     if plain_clients and not _is_loopback(gateway):
         raise BadInput(
             f"--plain-clients: expected a gateway on a loopback address, got {gateway}: "
@@ -92,7 +99,7 @@ def load(
             ) from None
     return NodeConfig(
         region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit,
-        roles, instance,
+        listen, roles, instance,
     )  # fmt: skip
 
 

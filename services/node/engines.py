@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,15 +61,20 @@ async def open_registry(
 
 
 async def open_log_store(
-    config: NodeConfig, disk: Disk, rng: Random, stack: contextlib.AsyncExitStack
+    config: NodeConfig,
+    disk: Disk,
+    rng: Random,
+    executor: Callable[[int, str], Executor],
+    stack: contextlib.AsyncExitStack,
 ) -> LogStore:
     """Closed by ``stack``. Raises BadInput, NotTrusted, Unavailable."""
     spec, engines = config.region.spec, config.idc.engines
     store: LogStore
     if engines.log.kafka is None:
         store = await SegmentLogStore.open(
-            str(config.data / "log"), spec.partitions, disk, rng, spec.retention.segment_bytes
-        )
+            str(config.data / "log"), spec.partitions, disk, rng, spec.retention.segment_bytes,
+            executor,
+        )  # fmt: skip
     else:
         settings = await asyncio.to_thread(kafka_settings, engines.log.kafka)
         mirrored = engines.mirror.mirrormaker2 is not None

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,8 +18,7 @@ from imcore.errors import ImError
 from imcore.hlc import Hlc
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
-from imcore.runtime import Clock, SystemClock
-from imcore.tls import gateway_ssl_context, grpc_channel
+from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.engines.registry_grpc import RemoteRegistry
 from services.gateway.config import GatewayConfig
@@ -29,7 +27,11 @@ from services.ipconf import ticket
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
 from services.node.leases import describe, keep_leases
+from services.node.metrics import Measured
+from services.node.outside import Machine, Outside
 from services.node.region_keys import FollowedKeys
+from services.node.risk import rules_of
+from services.node.tracing import provider_of, tracing_of
 from services.split.core import CoreLink
 from services.state.server import StateServer
 
@@ -39,18 +41,28 @@ LOOK_S = 0.2
 
 
 async def open_gateway(
-    config: NodeConfig, number: int, name: str, state: StateServer, clock: Clock
+    config: NodeConfig,
+    number: int,
+    name: str,
+    state: StateServer,
+    outside: Outside,
+    measured: Measured | None = None,
 ) -> Gateway:
     """The IDC's gateway of this number (from 1), listening. Raises OSError, BadInput."""
-    client = config.region.spec.client
-    host, port = split_address(config.idc.endpoints.gateway)
-    limits = GatewayConfig(idle_ms=2 * client.heartbeat_ms + client.heartbeat_timeout_ms)
+    spec = config.region.spec
+    host, port = config.listener(config.idc.endpoints.gateway)
+    limits = GatewayConfig(
+        idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms,
+        connects_per_s=spec.limits.connects_per_s,
+    )
     context = None
     if config.plain_clients:
         log.warning("%s takes clients without TLS (--plain-clients)", name)
     else:
         context = gateway_ssl_context(config.pki, config.idc.name)
-    gateway = Gateway(name, state, clock, limits)
+    gateway = Gateway(name, state, outside.clock, limits, outside.listen)
+    if measured is not None:
+        gateway.verbs = measured.verbs["gateway"]
     state.gateways[name] = gateway
     await gateway.start(host, port + number - 1, context)
     return gateway
@@ -59,11 +71,12 @@ async def open_gateway(
 class FrontNode:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
-        self.clock = SystemClock()
+        self.outside: Outside = Machine(config.pki, config.idc.name)
+        self.clock = self.outside.clock
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.again = False  # the process is to start its roles again
         self.gateway: Gateway | None = None
-        self._pushed = 0  # of what the core has been told
+        self._said = front.Load()  # what the core has been told, its counts since the start
         self._origin: Origin | None = None
         self._stopping = asyncio.Event()
 
@@ -73,21 +86,26 @@ class FrontNode:
     async def run(self) -> None:
         """Until ``stop``, or until a role fails for good; then raises what failed."""
         config = self.config
-        name, idc = config.idc.name, config.idc
+        name, idc, spec = config.idc.name, config.idc, config.region.spec
         config.data.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
-            channel = grpc_channel(config.pki, name, name, idc.endpoints.peer)
+            channel = self.outside.channel(name, config.address(name))
             stack.push_async_callback(channel.close, 0.5)
             stub: rpc.FrontAsyncStub = rpc.FrontStub(channel)
             link = CoreLink(stub, config.keys, self.clock, self._told, self._load)
             self.state = state = StateServer(
-                config.keys, MedianClock(self.clock, self.hlc), config.region.spec.client,
+                config.keys, MedianClock(self.clock, self.hlc), spec.client,
                 link.stamp, lambda: link.policy_epoch, self._shard_of,
-                config.data / "sessions.json",
+                config.data / "sessions.json", spec.limits,
+                rules_of(spec.limits.risk_rules, self.clock), self.outside.secret,
             )  # fmt: skip
+            if spec.tracing.per_s:
+                spans = provider_of(name, ())
+                stack.push_async_callback(asyncio.to_thread, spans.shutdown)
+                state.follow(tracing_of(spans, spec.tracing.per_s, self.clock))
             state.im, link.state = link, state
             # New in each life: routes of an earlier one are never taken for live.
-            gateway = f"{name}-gw{config.instance}.{secrets.token_hex(4)}"
+            gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
             port = split_address(idc.endpoints.gateway)[1] + config.instance - 1
             link.hello = front.Hello(gateway=gateway, port=port)
             registry = RemoteRegistry(channel, name)
@@ -120,7 +138,7 @@ class FrontNode:
             link.changed(session, shard, connected, False)
         stack.push_async_callback(self._farewell)
         self.gateway = await open_gateway(
-            self.config, self.config.instance, name, state, self.clock
+            self.config, self.config.instance, name, state, self.outside
         )
         stack.push_async_callback(self.gateway.stop)
         log.info("%s serves (pid %d)", name, os.getpid())
@@ -157,10 +175,28 @@ class FrontNode:
             self.stop()
 
     def _load(self) -> front.Load:
-        pushed, self._pushed = self.state.counters.pushed - self._pushed, self.state.counters.pushed
-        connections = len(self.gateway) if self.gateway is not None else 0
+        state, gateway, said = self.state, self.gateway, self._said
+        load, queued = state.load(), state.queued()
+        now = self._said = front.Load(
+            pushed=state.counters.pushed,
+            overloaded=int(load["overloaded"]),
+            shed=int(load["shed"]),
+            breaker_opened=int(load["breaker_opened"]),
+            turned_away=gateway.counters.refused if gateway is not None else 0,
+        )
         return front.Load(
-            connections=connections, pull_only=self.state.pull_only_count(), pushed=pushed
+            connections=len(gateway) if gateway is not None else 0,
+            pull_only=state.pull_only_count(),
+            served_share=load["served_share"],
+            breaker_open=bool(load["breaker_open"]),
+            connects=queued["connects"],
+            requests=queued["requests"],
+            acks=state.ack_buckets(),
+            pushed=now.pushed - said.pushed,
+            overloaded=now.overloaded - said.overloaded,
+            shed=now.shed - said.shed,
+            breaker_opened=now.breaker_opened - said.breaker_opened,
+            turned_away=now.turned_away - said.turned_away,
         )
 
     def _described(self) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import Clock
+from imcore.sometimes import INCARNATION, sometimes
 from imcore.words import Origin
 from services.control.caspaxos import Proposer
 from services.im.incarnation import (
@@ -108,6 +109,8 @@ async def _settle_once(
     await _commit(idc, proposer, committed, decision, clock, asked_at)
     await store.confirm_boot()
     log.info("%s %s", idc, decision.sentence)
+    if committed is not None and not decision.kept:
+        sometimes(INCARNATION)
     opened = await store.open_own(Origin(idc, decision.register.incarnation))
     return Settled(opened, decision.register, decision.alarms, bool(missing), awaited(store, there))
 

@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
-import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
@@ -27,16 +26,14 @@ from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2_grpc as front_rpc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
-from imcore.runtime import SystemClock
-from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from imcore.words import Origin, Vector
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
-from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.server import Gateway
 from services.im import keys
+from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.im.sync import token_of
@@ -58,15 +55,20 @@ from services.node.engines import (
 from services.node.front import open_gateway
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
+from services.node.metrics import Measured
+from services.node.monitor import Monitor
+from services.node.outside import Machine, Outside
 from services.node.peers import PeerService
 from services.node.region_keys import FollowedKeys
 from services.node.registers import act_before_serving, follow_registers, read_registers
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
+from services.node.risk import rules_of
 from services.node.roles import Roles
 from services.node.seals import Seals
 from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
+from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.ports import Registry
 from services.route.signals import SignalQueue
@@ -82,12 +84,18 @@ STOP_S = 3.0
 
 
 class Node:
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        outside: Outside | None = None,
+        exporters: Sequence[SpanExporter] = (),
+    ) -> None:
+        """``exporters``: where spans of followed messages go too. Raises BadInput."""
         self.config = config
         self.idc = config.idc.name
-        self.clock = SystemClock()
-        self.rng = random.Random(secrets.randbits(64))
-        self.disk = RealDisk()
+        self.outside = outside or Machine(config.pki, self.idc)
+        self.clock, self.rng = self.outside.clock, self.outside.rng
+        self.disk = self.outside.disk
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.median_clock = MedianClock(self.clock, self.hlc)
         self.routes = RouteTable()
@@ -96,6 +104,14 @@ class Node:
         self.fronts: Fronts | None = None  # processes of their own; None: the roles run here
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
+        self.attached = False  # its parts are there, though perhaps not started
+        per_s = config.region.spec.tracing.per_s
+        self.spans = provider_of(self.idc, exporters) if per_s else None
+        self.tracing = tracing_of(self.spans, per_s, self.clock) if self.spans else None
+        self.measured = (
+            Measured(self.rng, config.roles.value) if config.idc.endpoints.metrics else None
+        )
+        self.monitor = Monitor(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
@@ -154,6 +170,10 @@ class Node:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self.config.data.mkdir(parents=True, exist_ok=True)
+        if self.spans is not None:
+            stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
+        if self.config.idc.endpoints.metrics:
+            await self.monitor.start(self.config.idc.endpoints.metrics, stack)
         await self._start_stores(stack)
         await self._start_server(stack)
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))
@@ -171,13 +191,15 @@ class Node:
     async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
         data, spec = self.config.data, self.config.region.spec
         registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
-        self.store = await open_log_store(self.config, self.disk, self.rng, stack)
+        self.store = await open_log_store(
+            self.config, self.disk, self.rng, self.outside.executor, stack
+        )
         self.kv_engines = await open_kv(self.config, self.disk, stack)
         self.kv = self.kv_engines.kv
         self.channels: dict[str, grpc.aio.Channel] = {}
         self.registries: dict[str, Registry] = {self.idc: registry}
         for name in self.config.peers():
-            channel = grpc_channel(self.config.pki, self.idc, name, self.config.address(name))
+            channel = self.outside.channel(name, self.config.address(name))
             stack.push_async_callback(channel.close, 0.5)
             self.channels[name] = channel
             self.registries[name] = RemoteRegistry(channel, name)
@@ -185,7 +207,7 @@ class Node:
         self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
         stack.push_async_callback(self.proposer.close)
         self.anchoring = Anchoring(self.config.audit_file, self.idc, self.proposer)
-        self.progress = Progress(self._peer_holds)
+        self.progress = Progress(self._peer_holds, spec.partitions)
         self.replication = Replication(
             self.idc,
             [idc.name for idc in spec.idcs],
@@ -195,15 +217,28 @@ class Node:
             self.progress,
             self.seals,
             self.clock,
+            self.tracing,
         )
         self.mirror_lag = mirror_lag(self.config, self.clock, stack)
+        self.risk = rules_of(spec.limits.risk_rules, self.clock)
         self.state = self._sessions(data / "sessions.json")
         self.traffic = Traffic(self)
         self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
         self.certificate = CertificateFiles(self.config.pki, self.idc)
         self.status = Status(self)
         self._prepare_retention()
+        self._measure()
+        self.attached = True
         await self.traffic.prepare(stack)
+
+    def _measure(self) -> None:
+        if self.measured is not None:
+            self.kv.read = self.measured.hot.read
+        if isinstance(self.state, StateServer):  # a front measures and follows its own
+            if self.measured is not None:
+                self.state.measure(self.measured.verbs["state"])
+            if self.tracing is not None:
+                self.state.follow(self.tracing)
 
     def _prepare_retention(self) -> None:
         idcs = [idc.name for idc in self.config.region.spec.idcs]
@@ -219,15 +254,19 @@ class Node:
             follower.missed = self._missed
 
     def _sessions(self, checkpoint: Path) -> StateServer | Fronts:
+        spec = self.config.region.spec
         if self.config.roles is Roles.ALL:
             return StateServer(
                 self.config.keys,
                 self.median_clock,
-                self.config.region.spec.client,
+                spec.client,
                 self.stamp,
                 lambda: self.traffic.epoch(),
                 lambda ticket, uid: self.traffic.shard_of(ticket, uid),
                 checkpoint,
+                spec.limits,
+                self.risk,
+                self.outside.secret,
             )
         self.fronts = Fronts(
             self.idc,
@@ -270,7 +309,8 @@ class Node:
         partitions = self.config.region.spec.partitions
         swaps = SwapLimit(self.own_registry)
         authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
-        server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
+        host, port = self.config.listener(self.config.idc.endpoints.peer)
+        server = self.outside.server([authorizer], f"{host}:{port}")
         self.logs_service = LogsService(
             self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock
         )
@@ -295,10 +335,6 @@ class Node:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
-        credentials = grpc_server_credentials(self.config.pki, self.idc)
-        address = self.config.idc.endpoints.peer
-        if server.add_secure_port(address, credentials) == 0:
-            raise OSError(f"cannot listen on {address} (endpoints.peer of {self.idc})")
         await server.start()
         stack.push_async_callback(partial(server.stop, 0.5))
 
@@ -365,7 +401,7 @@ class Node:
             for number in range(spec.partitions)
         ]  # fmt: skip
         self.signals = {
-            name: SignalQueue(name, partial(self.channels.__getitem__, name))
+            name: SignalQueue(name, partial(self.channels.__getitem__, name), self.clock)
             for name in self.config.peer_idcs()
         }
         self.im = ImServer(
@@ -373,14 +409,22 @@ class Node:
             spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
+            ConversationLoad(spec.limits), self.risk,
         )  # fmt: skip
+        if self.measured is not None:
+            self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
+            for queue in self.signals.values():
+                queue.verbs = self.measured.verbs["route"]
+        self.im.tracing = self.tracing
+        for partition in self.partitions:
+            partition.applier.tracing = self.tracing
         self.state.im, self.state.origin = self.im, origin
         if isinstance(self.state, StateServer):
             self.state.load_checkpoint()
         self.replication.appliers = [p.applier for p in self.partitions]
         refresh = self.replication.watch_copies()
         await self._load_routes()
-        sequencer_id = secrets.token_bytes(8)
+        sequencer_id = self.outside.secret(8)
         for partition in self.partitions:
             partition.applier.base = self.retention
             partition.seal_of = self.seals.of
@@ -426,6 +470,8 @@ class Node:
             self._look_whether_whole()
             self.im.tick()
             self.status.sample()
+            if self.measured is not None:
+                self.measured.hot.turn(self.clock.now())
             await asyncio.sleep(TICK_S)
 
     def _told(self, number: int, origin: Origin, effects: Any) -> None:
@@ -455,7 +501,9 @@ class Node:
                 # The boot count makes the name new: routes of an earlier life are not taken for
                 # live.
                 name = f"{self.idc}-gw{number}.{self.store.boot_count}"
-                gateway = await open_gateway(self.config, number, name, self.state, self.clock)
+                gateway = await open_gateway(
+                    self.config, number, name, self.state, self.outside, self.measured
+                )
                 stack.push_async_callback(gateway.stop)
                 gateways.append(gateway)
             self.gateways = gateways
@@ -463,6 +511,14 @@ class Node:
         await self.traffic.start(stack)
         if self.fronts is not None:
             self.fronts.open = True
+
+    def turned_away(self) -> int:
+        """Connections that gateways did not take, for there were too many at once."""
+        if self.fronts is not None:
+            return self.fronts.limited.turned_away
+        return sum(
+            gateway.counters.refused for gateway in self.gateways if isinstance(gateway, Gateway)
+        )
 
     async def _farewell(self, state: StateServer) -> None:
         with contextlib.suppress(ImError):

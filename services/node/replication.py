@@ -16,6 +16,7 @@ from services.mirror.follow import Follower
 from services.mirror.progress import Progress
 from services.node.seals import Seals
 from services.ports import LogStore, Mirror
+from services.tracing.spans import Tracing
 
 _HEARD_S = 2.0
 
@@ -31,6 +32,7 @@ class Replication:
         progress: Progress,
         seals: Seals,
         clock: Clock,
+        tracing: Tracing | None = None,
     ) -> None:
         self._own = own
         self._store = store
@@ -43,7 +45,8 @@ class Replication:
         peers = {name: channel for name, channel in channels.items() if name in idcs}
         self.followers: dict[str, Mirror] = {
             idc: Follower(
-                idc, own, partitions, store, peers, progress, self.applied, seals.of, clock
+                idc, own, partitions, store, peers, progress, self.applied, seals.of, clock,
+                tracing=tracing,
             )
             for idc in idcs
         }  # fmt: skip
@@ -93,6 +96,26 @@ class Replication:
                 closed = [a.closed.get(origin, 0) for a in self.appliers]
                 ms = max((wall_ms - to_ms(hlc) for hlc in closed if hlc), default=0)
             found[str(origin)] = {"records": follower.behind(), "ms": max(0, ms)}
+        return found
+
+    def heard_s(self, now: float) -> dict[str, float]:
+        """By other IDC: how long ago its log was last heard of."""
+        return {
+            idc: now - follower.heard_at
+            for idc, follower in self.followers.items()
+            if idc != self._own and follower.heard_at
+        }
+
+    def unfolded(self) -> dict[str, int]:
+        """By IDC, the own one too: records held here that are not folded yet."""
+        found: dict[str, int] = {}
+        for origin, log in self._store.held().items():
+            behind = sum(
+                max(0, log.end(a.partition).lsn - a.applied().get(origin, 0))
+                for a in self.appliers
+                if self.seals.of(origin, a.partition) is None
+            )
+            found[origin.idc] = found.get(origin.idc, 0) + behind
         return found
 
     def vectors(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from imcore.errors import Damaged, ImError, Unavailable
 from imcore.proto import oplog_pb2 as oplog
+from imcore.sometimes import PUBLISHED_AGAIN, sometimes
 from imcore.words import Origin
 from services.im.applied import applied_above
 from services.im.fold import fits
@@ -101,6 +102,8 @@ class Seals:
                 await partition.republish(origin, ops)
                 published += len(ops)
         self.published[origin] = self.published.get(origin, 0) + published
+        if published:
+            sometimes(PUBLISHED_AGAIN)
         log.warning(
             "%d ops of %s above its seal in partition %d were published again",
             published,

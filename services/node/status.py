@@ -51,9 +51,17 @@ class Status:
                 "accepted_per_s": round(self._accepted.per_second(), 1),
                 "pushed_per_s": round(self._pushed.per_second(), 1),
             },
+            "acks": node.state.acks()._asdict(),
             "totals": {
                 "accepted": node.im.counters.accepted if started else 0,
                 "pushed": node.state.counters.pushed,
+            },
+            "load": node.state.load()
+            | {
+                "turned_away": node.turned_away(),
+                "conversations_limited": node.im.load.limited if started else 0,
+                "kv_breaker_open": node.im.kv_breaker.is_open if started else False,
+                "kv_breaker_opened": node.im.kv_breaker.opened if started else 0,
             },
             "log": {
                 "durability": node.store.durability,
@@ -112,6 +120,7 @@ class Status:
                 node.kv_engines.alarm,
                 node.anchoring.alarm,
                 node.followed_keys.alarm,
+                node.risk.alarm,
             )
             if said
         ]

@@ -23,7 +23,6 @@ from services.ipconf.directory import Directory
 from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
-from services.node.config import split_address
 from services.node.leases import describe, keep_leases
 from services.policy.document import IdcState
 from services.policy.holder import PolicyHolder
@@ -86,8 +85,10 @@ class Traffic:
             self.reports,
             node.median_clock,
             self.controller.in_minority,
+            node.measured.verbs["ipconf"] if node.measured else None,
+            node.outside.listen,
         )
-        host, port = split_address(config.idc.endpoints.ipconf)
+        host, port = config.listener(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
         stack.push_async_callback(ipconf.stop)
         mover = self._mover = Mover(
@@ -188,8 +189,17 @@ class Traffic:
             },
         }
 
-    def moves_status(self) -> dict[str, int]:
-        return {"closed": self._mover.closed if self._mover else 0}
+    def moves_status(self) -> dict[str, Any]:
+        if self._mover is None:
+            return {"closed": 0}
+        seen = self._mover.handover()
+        return {
+            "closed": self._mover.closed,
+            "told": seen.told,
+            "gone": seen.gone,
+            "usual_ms": seen.usual.limit_ms,
+            "stuck": dict(seen.stuck),
+        }
 
     def registries_status(self) -> dict[str, str]:
         return self.controller.registries()

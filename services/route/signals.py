@@ -14,9 +14,12 @@ from itertools import islice
 import grpc
 
 from imcore.convert import positions_pb
+from imcore.errors import Code
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import Clock
 from imcore.words import Origin, Vector
+from services.metrics.verbs import Verbs
 
 log = logging.getLogger("im.route")
 
@@ -29,10 +32,12 @@ _RETRY_S = 0.5
 class SignalQueue:
     """To one other IDC."""
 
-    def __init__(self, idc: str, channel: Callable[[], grpc.aio.Channel]) -> None:
+    def __init__(self, idc: str, channel: Callable[[], grpc.aio.Channel], clock: Clock) -> None:
         self.idc = idc
         self._channel = channel
-        self._queued: dict[str, tuple[set[str], Vector]] = {}
+        self._clock = clock
+        self._queued: dict[str, tuple[set[str], Vector, float]] = {}  # the last: since when
+        self.verbs: Verbs | None = None  # where signals are counted, once something reads that
         self._grown = asyncio.Event()
         self.sent = 0
         self.dropped = 0
@@ -43,15 +48,22 @@ class SignalQueue:
             if len(self._queued) >= _QUEUED_MAX:
                 del self._queued[next(iter(self._queued))]
                 self.dropped += 1
-            queued = self._queued[conversation] = (set(), {})
+                if self.verbs is not None:
+                    self.verbs.done("signal", 0.0, Code.OVERLOADED)
+            queued = self._queued[conversation] = (set(), {}, self._clock.now())
         queued[0].update(uids)
         queued[1][origin] = max(seq, queued[1].get(origin, 0))
         self._grown.set()
 
+    def __len__(self) -> int:
+        return len(self._queued)
+
     def _batch(self) -> peer.SignalBatch:
-        batch = peer.SignalBatch()
+        batch, now = peer.SignalBatch(), self._clock.now()
         for conversation in list(islice(self._queued, _BATCH_MAX)):
-            uids, heads = self._queued.pop(conversation)
+            uids, heads, since = self._queued.pop(conversation)
+            if self.verbs is not None:
+                self.verbs.done("signal", now - since)
             batch.signals.add(
                 uids=sorted(uids), conversation=conversation, heads=positions_pb(heads)
             )

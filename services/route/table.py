@@ -49,11 +49,11 @@ class RouteTable:
         is alive and the policy has not given the IDC up."""
         found: dict[str, list[str]] = {}
         for uid in uids:
-            idcs = {
+            idcs = dict.fromkeys(
                 route.origin.idc
                 for route in self._routes.get(uid, {}).values()
                 if not route.gone and usable(route.origin.idc, route.gateway)
-            }
+            )
             for idc in idcs:
                 found.setdefault(idc, []).append(uid)
         return found

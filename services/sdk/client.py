@@ -31,6 +31,7 @@ from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.seen import Seen
 from services.sdk.core.view import View, key_text, parse_key
+from services.sdk.core.waits import again_s
 from services.sdk.errors import (
     AuthError,
     NotConnected,
@@ -47,7 +48,9 @@ from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
 from services.sdk.side import SideLinks
 from services.sdk.store import MemoryStore, SqliteStore, Store
+from services.sdk.traces import Traces
 from services.sdk.transport import Dialer, TlsDialer
+from services.tracing.context import traceparent
 
 log = logging.getLogger("im.sdk")
 
@@ -68,14 +71,24 @@ class Sent:
     """A message that is durable in the IDC that took it (``stored``).
 
     ``place``: where it stands as its IDC knew it; ``degraded``: it was to be replicated before
-    the ack and could not be, and the service's policy allows that."""
+    the ack and could not be, and the service's policy allows that; ``traceparent``: of W3C Trace
+    Context, when the message is followed, else empty."""
 
-    __slots__ = ("_entry", "_sender", "degraded", "key", "place")
+    __slots__ = ("_entry", "_sender", "degraded", "key", "place", "traceparent")
 
-    def __init__(self, key: str, place: Place, degraded: bool, sender: Sender, entry: Entry):
+    def __init__(
+        self,
+        key: str,
+        place: Place,
+        degraded: bool,
+        sender: Sender,
+        entry: Entry,
+        traceparent: str,
+    ) -> None:
         self.key = key
         self.place = place
         self.degraded = degraded
+        self.traceparent = traceparent
         self._sender = sender
         self._entry = entry
 
@@ -118,6 +131,7 @@ class Client:
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
         self._store = _store(outbox)
+        self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
         self._callbacks: list[Callable[[Event], None]] = []
         self._views: dict[str, View] = {}
@@ -155,6 +169,7 @@ class Client:
             self._view,
             self._on_stored,
             options.lag_wait_ms,
+            self._rng,
         )
         self._side = SideLinks(
             self._dialer,
@@ -164,7 +179,9 @@ class Client:
             self._answer,
             self._side_connect,
         )
-        self._puller = Puller(options, self._views, self._view, self._side, self._on_news)
+        self._puller = Puller(
+            options, self._views, self._view, self._side, self._on_news, self._rng
+        )
         self._link = Link(
             self,
             self._ipconf,
@@ -260,7 +277,15 @@ class Client:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
         _check(conversation, content)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
-        entry, future = self._sender.send(conversation, content, self._clock.wall_ms(), durability)
+        trace = self._traces.begin()
+        try:
+            entry, future = self._sender.send(
+                conversation, content, self._clock.wall_ms(), durability, trace
+            )
+        except SendFailed as error:
+            if trace is not None:
+                trace.end(str(error))
+            raise
         if timeout_ms is None:
             ack = await future
         else:
@@ -273,7 +298,9 @@ class Client:
                 ) from error
         placed = entry.placed if entry.placed is not None else ack.placed
         place = place_of(placed.place)
-        return Sent(key_text(key_of(placed.key)), place, ack.degraded, self._sender, entry)
+        parent = traceparent(trace.context) if trace is not None else ""
+        key = key_text(key_of(placed.key))
+        return Sent(key, place, ack.degraded, self._sender, entry, parent)
 
     def view(self, conversation: str) -> tuple[Message, ...]:
         """What is shown of a conversation, in order."""
@@ -362,7 +389,7 @@ class Client:
                     again = error.code in MAY_LAG and self._sender.may_lag
                     if error.code not in _RETRIED and not again:
                         raise RequestRefused(error.code, error.message)
-                    await asyncio.sleep((error.retry_after_ms or 200) / 1000)
+                    await asyncio.sleep(again_s(error, self._rng))
         except TimeoutError as error_:
             raise NotConnected(f"no answer within {timeout_s:g} s") from error_
 
@@ -387,8 +414,13 @@ class Client:
         view = self._views.get(conversation)
         if view is None:
             view = View(conversation, (self.uid, self.device), self._emit)
+            if self._traces.follows:
+                view.traced = self._received
             self._views[conversation] = view
         return view
+
+    def _received(self, entry: pb.Entry) -> None:
+        self._traces.received(entry, self._clock.wall_ms())
 
     def _emit(self, event: Event) -> None:
         for callback in self._callbacks:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from imcore.errors import BadInput
 from imcore.tls import client_ssl_context
 from services.sdk.core.parameters import Parameters
 from services.sdk.errors import AuthError
@@ -38,11 +41,13 @@ class Answer:
 
 
 class NoAnswer(Exception):
-    """No ipconf gave a usable answer."""
+    """No ipconf gave a usable answer. ``overloaded``: too many ask, and what is to be done is to
+    wait; to go elsewhere, or to a gateway that was named before, would go around the limit."""
 
-    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+    def __init__(self, message: str, retry_after_ms: int = 0, overloaded: bool = False) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+        self.overloaded = overloaded
 
 
 class Lookup(NamedTuple):
@@ -55,27 +60,38 @@ class Lookup(NamedTuple):
 
 class IpconfClient:
     """``urls``: any IDC's ipconf will do; give all of them. ``ca_file``: the region's CA; None: the
-    machine's usual ones. ``close`` when done."""
+    machine's usual ones. ``connector``: another way to the network. ``close`` when done. Raises
+    BadInput for an URL that the token would travel to in plain text (but on this machine), or that
+    is none."""
 
-    def __init__(self, urls: Sequence[str], ca_file: str | Path | None, rng: random.Random) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        ca_file: str | Path | None,
+        rng: random.Random,
+        connector: Callable[[], aiohttp.BaseConnector] | None = None,
+    ) -> None:
         if not urls:
             raise ValueError("expected at least one ipconf URL")
-        self._urls = [url.rstrip("/") for url in urls]
+        self._urls = [_checked(url) for url in urls]
         # The token goes to whoever answers: never without a certificate that is checked.
         self.tls: ssl.SSLContext = (
             client_ssl_context(Path(ca_file)) if ca_file else ssl.create_default_context()
         )
         self._rng = rng
+        self._connector = connector or self._by_tcp
         self._http: aiohttp.ClientSession | None = None
         self._reports: set[asyncio.Task[None]] = set()
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None or self._http.closed:
-            connector = aiohttp.TCPConnector(ssl=self.tls, limit_per_host=16)
             self._http = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+                connector=self._connector(), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
             )
         return self._http
+
+    def _by_tcp(self) -> aiohttp.BaseConnector:
+        return aiohttp.TCPConnector(ssl=self.tls, limit_per_host=16)
 
     async def close(self) -> None:
         for task in list(self._reports):
@@ -86,7 +102,7 @@ class IpconfClient:
 
     async def lookup(self, lookup: Lookup) -> Answer:
         """The first good answer; one with a policy older than asked for only when there is no
-        other. Raises NoAnswer, AuthError."""
+        other. One that is overloaded ends the search. Raises NoAnswer, AuthError."""
         urls = list(self._urls)
         self._rng.shuffle(urls)
         tasks: set[asyncio.Task[Answer]] = set()
@@ -114,6 +130,9 @@ class IpconfClient:
                         older is None or answer.policy_epoch > older.policy_epoch
                     ):
                         older = answer
+                turned_away = (e for e in failures if isinstance(e, NoAnswer) and e.overloaded)
+                if older is None and (overloaded := next(turned_away, None)) is not None:
+                    raise overloaded
         finally:
             for task in tasks:
                 task.cancel()
@@ -148,7 +167,8 @@ class IpconfClient:
                 message = f"{url}: {error.get('message', response.status)}"
                 if response.status == 401:
                     raise AuthError(message)
-                raise NoAnswer(message, int(error.get("retry_after_ms") or 0))
+                wait_ms = int(error.get("retry_after_ms") or 0)
+                raise NoAnswer(message, wait_ms, overloaded=response.status == 429)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NoAnswer(f"{url}: {error or type(error).__name__}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -172,6 +192,22 @@ class IpconfClient:
                         return
             except (aiohttp.ClientError, TimeoutError, OSError):
                 continue
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.hostname or parts.scheme not in ("https", "http"):
+        raise BadInput(f"{url}: expected the URL of an ipconf, such as https://HOST:PORT")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise BadInput(f"{url}: expected https://, or the token would be sent in plain text")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # any other name may come to mean any address
 
 
 def _answer(document: Mapping[str, Any]) -> Answer:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
-from services.sdk.core.reconnect import Lost, Plan, Reconnect, Where
+from services.sdk.core.reconnect import RETRY_AFTER_MAX_MS, Lost, Plan, Reconnect, Where
 from services.sdk.core.seen import Seen
 from services.sdk.errors import AuthError, Replaced, SdkError, StoreFailed
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
@@ -117,7 +117,7 @@ class Link:
                 candidates = self._candidates(self.answer)
             except NoAnswer as error:
                 lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
-                if self.answer is not None:  # better an old list than none
+                if self.answer is not None and not error.overloaded:  # better an old list than none
                     candidates = self._candidates(self.answer)
         for gateway in candidates:
             try:
@@ -264,7 +264,8 @@ class Link:
             log.info("the move away from %s failed: %s", old.gateway.name, error)
             self._owner.move_failed()
             if not old.ended.done():
-                self._retry_move(old, move)
+                asked = error.lost if isinstance(error, SessionLost) else error
+                self._retry_move(old, move, getattr(asked, "retry_after_ms", 0))
             return
         log.info("moved from %s to %s", old.gateway.name, gateway.name)
         self._take(session)
@@ -276,11 +277,11 @@ class Link:
         others = [g for g in answer.gateways if g.name != present.name]
         return others[0] if others else answer.gateways[0]
 
-    def _retry_move(self, session: Session, move: pb.Move) -> None:
+    def _retry_move(self, session: Session, move: pb.Move, after_ms: int) -> None:
         again = pb.Move()
         again.CopyFrom(move)
         again.within_ms = 0
-        delay_s = self._rng.uniform(0.2, 1.0)
+        delay_s = min(after_ms, RETRY_AFTER_MAX_MS) / 1000 + self._rng.uniform(0.2, 1.0)
         asyncio.get_running_loop().call_later(delay_s, self.move, session, again)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +28,5 @@ class Options:
     sync_before_offer_ms: int = 500  # on another IDC: what it has is asked for first
     lag_wait_ms: int = 8_000  # another IDC may not know this user's groups yet: asked again so long
     claim_after_ms: int = 3_000  # a place the IDC does not know for as long is told to it
+    trace_one_in: int = 1_000  # messages; the service is asked to follow one of so many; 0: none
+    tracer: Tracer | None = None  # of OpenTelemetry, for the client's own spans of these

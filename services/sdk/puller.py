@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 
@@ -17,6 +18,7 @@ from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.words import Vector
 from services.sdk.core.view import View
+from services.sdk.core.waits import again_s
 from services.sdk.options import Options
 from services.sdk.session import Session, SessionLost
 from services.sdk.side import SideLinks
@@ -36,7 +38,9 @@ class Puller:
         view: Callable[[str], View],
         side: SideLinks,
         on_news: Callable[[str], None],
+        rng: random.Random,
     ) -> None:
+        self._rng = rng
         self._options = options
         self._views = views
         self._view = view
@@ -91,7 +95,7 @@ class Puller:
             )
             response = await session.ask(request, _TIMEOUT_S)
             if response.HasField("error"):
-                await asyncio.sleep((response.error.retry_after_ms or 200) / 1000)
+                await asyncio.sleep(again_s(response.error, self._rng))
                 if response.error.code not in _AGAIN:
                     log.warning("sync was refused: %s", response.error.message)
                     return
@@ -199,7 +203,7 @@ class Puller:
             if (old := self._retries.get(view.conversation)) is not None:
                 old.cancel()
             self._retries[view.conversation] = asyncio.get_running_loop().call_later(
-                (error.retry_after_ms or 200) / 1000, self._retry, view.conversation
+                again_s(error, self._rng), self._retry, view.conversation
             )
         else:
             log.info("%s cannot be pulled: %s", view.conversation, error.message)
@@ -238,7 +242,7 @@ class Puller:
                 del self._signals[conversation]
                 continue
             self._signals[conversation] = (heads, rounds + 1)
-            for idc in {origin.idc for origin in missing}:
+            for idc in sorted({origin.idc for origin in missing}):
                 by_idc.setdefault(idc, []).append(conversation)
         own = self._session.origin.idc if self._session is not None else ""
         for idc, conversations in by_idc.items():

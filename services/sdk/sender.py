@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from functools import partial
 
 from imcore.convert import origin_of
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
+from imcore.sometimes import REFILLED, sometimes
 from imcore.words import Origin
 from services.sdk.core.outbox import Change, Entry, Lane, Outbox
 from services.sdk.core.view import View
+from services.sdk.core.waits import RETRY_MS, again_s
 from services.sdk.errors import SdkError, SendFailed
 from services.sdk.session import Session
 from services.sdk.store import Store
+from services.sdk.traces import Trace
 
 log = logging.getLogger("im.sdk")
 
-RETRY_MS = 200  # when the service names no time
 LAG_RETRY_MS_MAX = 1_600
 STORE_RETRY_MS = 1_000  # after a failed write: a full disk, a locked file
 _LATER = {
@@ -42,7 +45,9 @@ class Sender:
         view: Callable[[str], View],
         on_stored: Callable[[Entry], None],
         lag_wait_ms: int,
+        rng: random.Random,
     ) -> None:
+        self._rng = rng
         self.outbox = outbox
         self._store = store
         self._in_flight_max = in_flight_max
@@ -54,6 +59,7 @@ class Sender:
         self._paused = False
         self._write_due = False
         self._closed = False
+        self._traces: dict[Entry, Trace] = {}  # of messages that are followed and not acked
         self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
         self._until_safe: dict[Entry, asyncio.Future[None]] = {}
         # Acked messages that this IDC refuses: since when and how often, and what was reported.
@@ -65,13 +71,20 @@ class Sender:
     # -------------------------------------------------------------------------- composing
 
     def send(
-        self, conversation: str, content: bytes, composed_ms: int, durability: int
+        self,
+        conversation: str,
+        content: bytes,
+        composed_ms: int,
+        durability: int,
+        trace: Trace | None = None,
     ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
         """The future is done when the message is stored, or fails with SendFailed. Raises
         OutboxFull."""
         entry = self.outbox.compose(conversation, content, composed_ms, durability)
         future: asyncio.Future[pb.SendAck] = asyncio.get_running_loop().create_future()
         self._waiting[entry] = future
+        if trace is not None:
+            self._traces[entry] = trace
         self._write()
         return entry, future
 
@@ -180,6 +193,8 @@ class Sender:
             lane = entry.lane
             claims = self._view(lane.conversation).claims()
             request = pb.Request()
+            if self._traces and (trace := self._traces.get(entry)) is not None:
+                request.trace.CopyFrom(trace.context)
             send = request.send
             send.conversation = lane.conversation
             send.outbox = lane.outbox
@@ -220,6 +235,8 @@ class Sender:
     def _ack(
         self, session: Session, entry: Entry, claims: list[pb.Attested], ack: pb.SendAck
     ) -> None:
+        if entry.placed is not None and ack.outcome == pb.SendAck.ACCEPTED:
+            sometimes(REFILLED)
         answer = self.outbox.answered(entry, ack, session.origin)
         if ack.outcome != pb.SendAck.WANT and ack.lsn:
             where = (origin_of(ack.placed.origin), ack.partition)
@@ -231,25 +248,27 @@ class Sender:
             self._view(entry.lane.conversation).claimed(claims)
         if answer.acked:
             self._on_stored(entry)
+        if self._traces and entry.placed is not None:
+            self._end_trace(entry)
         future = self._waiting.pop(entry, None) if entry.placed is not None else None
         if future is not None and not future.done():
             future.set_result(ack)
         self._safe(answer.replicated)
         if answer.hold:
-            self._release_later(entry.lane, RETRY_MS)
+            self._release_later(entry.lane, RETRY_MS / 1000)
 
     def _error(self, entry: Entry, error: pb.Error) -> None:
         if error.code in _LATER:
             if error.code == Code.NOT_REPLICATED:
                 self._fail(entry, SendFailed(error.code, error.message, pending=True))
             self.outbox.delayed(entry)
-            self._release_later(entry.lane, error.retry_after_ms or RETRY_MS)
+            self._release_later(entry.lane, again_s(error, self._rng))
         elif error.code == Code.CID_CONFLICT:
             log.warning("the outbox was used elsewhere; it goes on under a new id")
             self.outbox.conflict(entry)
         elif error.code in MAY_LAG and (again_ms := self._lags(entry)):
             self.outbox.delayed(entry, judged=True)
-            self._release_later(entry.lane, again_ms)
+            self._release_later(entry.lane, again_ms / 1000)
         else:
             self._refuse(entry, SendFailed(error.code, error.message))
 
@@ -280,14 +299,20 @@ class Sender:
         if future is not None and not future.done():
             future.set_exception(error)
 
-    def _release_later(self, lane: Lane, after_ms: int) -> None:
-        asyncio.get_running_loop().call_later(after_ms / 1000, self._release, lane)
+    def _release_later(self, lane: Lane, after_s: float) -> None:
+        asyncio.get_running_loop().call_later(after_s, self._release, lane)
 
     def _release(self, lane: Lane) -> None:
         self.outbox.release(lane)
         self.pump()
 
+    def _end_trace(self, entry: Entry, problem: str = "") -> None:
+        trace = self._traces.pop(entry, None)
+        if trace is not None:
+            trace.end(problem)
+
     def _fail(self, entry: Entry, error: SdkError) -> None:
+        self._end_trace(entry, str(error))
         future = self._waiting.pop(entry, None)
         if future is not None and not future.done():
             future.set_exception(error)

@@ -24,6 +24,7 @@ from imcore.tls import caller_name
 from imcore.words import Origin, Vector
 from services.ports import Im, Session
 from services.split.pipe import Pipe
+from services.state.latency import Acks, acks_of
 
 log = logging.getLogger("im.split")
 
@@ -48,6 +49,16 @@ class Counters:
     pushed: int = 0
 
 
+@dataclass(slots=True)
+class Limited:
+    """What all fronts have turned away since the core started."""
+
+    overloaded: int = 0
+    shed: int = 0
+    breaker_opened: int = 0
+    turned_away: int = 0
+
+
 class FrontLink:
     """One front, for as long as its stream stands. Its length: connections of its gateway."""
 
@@ -55,14 +66,13 @@ class FrontLink:
         self.name = name
         self.port = port
         self.pipe: Pipe[front.Down] = Pipe()
-        self.connections = 0
-        self.pull_only = 0
+        self.load = front.Load()  # as it last said
         self.by_device: dict[tuple[str, str], Here] = {}
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
 
     def __len__(self) -> int:
-        return self.connections
+        return self.load.connections
 
     def change(self, row: Here, over: bool) -> None:
         key = (row.uid, row.device)
@@ -98,6 +108,7 @@ class Fronts(rpc.FrontServicer):
         self.origin: Origin
         self.open = False
         self.counters = Counters()
+        self.limited = Limited()
         self.gateways: list[FrontLink] = []
         self._levels: dict[int, tuple[Origin, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,8 +180,15 @@ class Fronts(rpc.FrontServicer):
         elif kind == "gone":
             self.im.disconnected(_session(link, item.gone))
         elif kind == "load":
-            link.connections, link.pull_only = item.load.connections, item.load.pull_only
-            self.counters.pushed += item.load.pushed
+            self._loaded(link, item.load)
+
+    def _loaded(self, link: FrontLink, load: front.Load) -> None:
+        link.load, limited = load, self.limited
+        self.counters.pushed += load.pushed
+        limited.overloaded += load.overloaded
+        limited.shed += load.shed
+        limited.breaker_opened += load.breaker_opened
+        limited.turned_away += load.turned_away
 
     def _ask(self, link: FrontLink, ask: front.Ask) -> None:
         call = ask.call
@@ -302,6 +320,31 @@ class Fronts(rpc.FrontServicer):
     def connected_count(self) -> int:
         return sum(row.connected for row in self.sessions())
 
+    def acks(self) -> Acks:
+        """Of all fronts together, as they measured them towards their clients."""
+        buckets: Counter[int] = Counter()
+        for link in self.gateways:
+            buckets.update(dict(link.load.acks))
+        return acks_of(buckets)
+
+    def load(self) -> dict[str, float | int | bool]:
+        """``served_share``: of the front that serves the least; ``breaker_open``: of any."""
+        loads = [link.load for link in self.gateways if link.load.ByteSize()]
+        return {
+            "served_share": min((load.served_share for load in loads), default=1.0),
+            "overloaded": self.limited.overloaded,
+            "shed": self.limited.shed,
+            "breaker_open": any(load.breaker_open for load in loads),
+            "breaker_opened": self.limited.breaker_opened,
+        }
+
+    def queued(self) -> dict[str, int]:
+        loads = [link.load for link in self.gateways]
+        return {
+            "connects": sum(load.connects for load in loads),
+            "requests": sum(load.requests for load in loads),
+        }
+
     def shards(self) -> dict[str, int]:
         return dict(Counter(row.shard for row in self.sessions() if row.connected))
 
@@ -323,7 +366,7 @@ class Fronts(rpc.FrontServicer):
     def close_pull_only(self) -> int:
         for link in self.gateways:
             link.pipe.put(front.Down(close_pull_only=True))
-        return sum(link.pull_only for link in self.gateways)
+        return sum(link.load.pull_only for link in self.gateways)
 
     def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:
         for link in self.gateways:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 from imcore import tokens
@@ -20,14 +19,20 @@ RESUME_MS_MIN = 60_000
 
 
 class Admission:
-    """``shard_of(ticket, uid)`` reads the placement ticket of an ipconf answer."""
+    """``shard_of(ticket, uid)`` reads the placement ticket of an ipconf answer; ``secret(n)``
+    gives n bytes that nobody can guess."""
 
     def __init__(
-        self, keys: RegionKeys, clock: Clock, shard_of: Callable[[bytes, str], str]
+        self,
+        keys: RegionKeys,
+        clock: Clock,
+        shard_of: Callable[[bytes, str], str],
+        secret: Callable[[int], bytes],
     ) -> None:
         self._keys = keys
         self._clock = clock
         self._shard_of = shard_of
+        self._secret = secret
 
     def judge(
         self, address: Address, request: pb.Request, own: Origin
@@ -39,7 +44,7 @@ class Admission:
         claims = tokens.verify(self._keys, connect.token.decode("ascii", "replace"), now_ms)
         gateway, connection = address
         record = Record(
-            secrets.token_hex(8), claims.uid, claims.device, connect.connection_epoch,
+            self._secret(8).hex(), claims.uid, claims.device, connect.connection_epoch,
             gateway, connection,
         )  # fmt: skip
         record.shard = self._shard_of(connect.placement, claims.uid)

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from opentelemetry.trace import Span
+
 from imcore import frame
 from imcore.convert import origin_pb, positions_pb
 from imcore.proto import client_pb2 as pb
@@ -18,6 +20,7 @@ from services.gateway.wheel import TimingWheel
 from services.ports import GatewayQueue, Session
 from services.state.session import Record
 from services.state.table import SessionTable
+from services.tracing.spans import Tracing, context_of, end
 
 TICK_S = 0.1  # resolution of the timers here
 SIGNAL_S = 2.0  # owed for longer: a signal, and again at doubling intervals
@@ -46,10 +49,11 @@ class Outgoing:
         self.gateways: dict[str, GatewayQueue] = {}
         self._table = SessionTable()
         self._owing: TimingWheel[Record] = TimingWheel()
-        self._unreplicated: dict[int, set[Record]] = {}
+        self._unreplicated: dict[int, dict[Record, None]] = {}
         self._replicated: dict[int, tuple[Origin, int]] = {}
         self._levels: dict[int, tuple[Origin, int]] = {}  # what was last told of each partition
         self._flushing = False
+        self._tracing: Tracing | None = None
 
     # --------------------------------------------------------------------------- Pushes (im)
 
@@ -74,7 +78,20 @@ class Outgoing:
                     self._signal_later(record)
         if connected:
             self.counters.pushed += len(connected)
+            spans = self._followed(entries, len(connected)) if self._tracing is not None else ()
             self._push(connected, conversation, entries, stable)
+            for span in spans:
+                end(span)
+
+    def _followed(self, entries: Sequence[pb.Entry], devices: int) -> list[Span]:
+        """Each followed entry goes out under the span of its push."""
+        spans = []
+        for entry in entries:
+            if self._tracing is not None and entry.HasField("trace"):
+                span = self._tracing.begin("push", entry.trace, devices=devices)
+                entry.trace.CopyFrom(context_of(span))
+                spans.append(span)
+        return spans
 
     def _push(
         self,
@@ -123,7 +140,7 @@ class Outgoing:
         if isinstance(session, Record) and lsn:
             session.lsns[partition] = max(lsn, session.lsns.get(partition, 0))
             session.unreplicated[partition] = max(lsn, session.unreplicated.get(partition, 0))
-            self._unreplicated.setdefault(partition, set()).add(session)
+            self._unreplicated.setdefault(partition, {})[session] = None
 
     def replicated(self, origin: Origin, partition: int, lsn: int) -> None:
         """Told in batches: nothing that a person waits for hangs on it."""
@@ -145,7 +162,7 @@ class Outgoing:
             self._emit([record for record in waiting if record.connected], event)
             for record in list(waiting):
                 if record.unreplicated.get(partition, 0) <= lsn:
-                    waiting.discard(record)
+                    waiting.pop(record, None)
                     record.unreplicated.pop(partition, None)
         self._replicated.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,25 +18,29 @@ from google.protobuf.message import DecodeError
 
 from imcore.attest import RegionKeys
 from imcore.convert import origin_pb, positions_pb, vector_of
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.errors import Code, ImError, Refused, Unavailable, code_of
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import ClientParameters
+from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
 from imcore.words import Origin
 from services.gateway.wheel import TimingWheel
-from services.ports import Im, Session
+from services.metrics.verbs import Verbs
+from services.ports import Im, NoRisk, Risk, Session
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
+from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
 from services.state.session import Record, SessionInfo
 from services.state.table import Address
+from services.tracing.spans import Tracing
 
 log = logging.getLogger("im.state")
 
 BEHIND_S = 1.0  # owed for longer: a heartbeat's answer names it
 _BEHIND_MAX = 500  # conversations in one answer; the next names the others
 CONNECT_S = 5.0
+DELAY_SAMPLE_S = 0.02
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
 
@@ -63,16 +68,21 @@ class StateServer(Outgoing):
         policy_epoch: Callable[[], int],
         shard_of: Callable[[bytes, str], str],
         checkpoint_path: Path | None = None,
+        limits: Limits | None = None,
+        risk: Risk | None = None,
+        secret: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         super().__init__(clock, stamp)
-        self._admission = Admission(keys, clock, shard_of)
+        self._risk: Risk = risk or NoRisk()
+        self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
         self._policy_epoch = policy_epoch
         self._checkpoint_path = checkpoint_path
         self.im: Im
         self.origin: Origin
         self._opening: dict[Address, _Opening] = {}
-        self._requests = Requests(clock, self.gateways, self._error)
+        self._requests = Requests(clock, self.gateways, self._error, limits or Limits())
+        self._verbs: Verbs | None = None
         self._graces: TimingWheel[Record] = TimingWheel()
         self._ticked_at = clock.now()
 
@@ -109,9 +119,40 @@ class StateServer(Outgoing):
         records = self._table.by_address.values()
         return dict(Counter(record.shard for record in records if not record.pull_only))
 
+    def acks(self) -> Acks:
+        """How long acks of sends took here, lately."""
+        return self._requests.acks()
+
+    def ack_buckets(self) -> Counter[int]:
+        """The same as counts, which can be added to those of other processes."""
+        return self._requests.ack_buckets()
+
     def connections_count(self) -> int:
         """Pull-only ones included."""
         return len(self._table.by_address)
+
+    def load(self) -> dict[str, float | int | bool]:
+        """What is turned away, and why."""
+        requests = self._requests
+        return {
+            "served_share": round(requests.shedder.level, 3),
+            "overloaded": requests.overloaded,
+            "shed": requests.shedder.shed,
+            "breaker_open": requests.breaker.is_open,
+            "breaker_opened": requests.breaker.opened,
+        }
+
+    def measure(self, verbs: Verbs) -> None:
+        """Count connects and requests there from now on."""
+        self._verbs = self._requests.verbs = verbs
+
+    def follow(self, tracing: Tracing) -> None:
+        """Requests whose senders ask for it, from now on, and what is pushed of them."""
+        self._tracing = self._requests.tracing = tracing
+
+    def queued(self) -> dict[str, int]:
+        """How many connections have no session yet, and requests no answer."""
+        return {"connects": len(self._opening), "requests": len(self._requests)}
 
     # ------------------------------------------------------------------- Sessions (gateways)
 
@@ -164,10 +205,10 @@ class StateServer(Outgoing):
 
     def _refuse(self, address: Address, request_id: int, error: ImError) -> None:
         gateway, connection = address
-        code = error.code if isinstance(error, Refused) else Code.UNAVAILABLE
-        response = self._error(code, str(error), getattr(error, "retry_after_ms", 0))
+        response = self._error(code_of(error), str(error), getattr(error, "retry_after_ms", 0))
         self.gateways[gateway].send(connection, request_id, response.SerializeToString())
-        reason = "unauthenticated" if isinstance(error, Refused) else "unavailable"
+        known = response.error.code in (Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.OVERLOADED)
+        reason = response.error.code if known else "unavailable"
         self.gateways[gateway].close(connection, reason, response.error.retry_after_ms)
 
     def _error(self, code: Code, message: str, retry_after_ms: int = 0) -> pb.Response:
@@ -181,30 +222,43 @@ class StateServer(Outgoing):
         self, address: Address, opening: _Opening, request_id: int, request: pb.Request
     ) -> None:
         record: Record | None = None
-        answered = False
+        answered, code, began = False, "", self._clock.now()
         try:
-            record, resumed = self._admit(address, request)
+            record, resumed = self._admit(address, opening.peer_address, request)
             if record is None:
                 return
             async with asyncio.timeout(CONNECT_S):
                 known = await self.im.connected(record, request.connect)
+            self._requests.breaker.succeeded()
             answered = self._start(address, opening, request_id, record, resumed, known)
         except (ImError, TimeoutError) as error:
             log.info("refused a connect from %s: %s", opening.peer_address, error)
             if isinstance(error, TimeoutError):
+                self._requests.breaker.failed(self._clock.now())
                 error = Unavailable("the IDC is too busy to take a connection", 500)
+            code = error.code if isinstance(error, Refused) else Code.UNAVAILABLE
             self._refuse(address, request_id, error)
         except Exception:
             log.exception("a connect failed unexpectedly")
+            code = Code.INTERNAL
             self._refuse(address, request_id, Unavailable("the connect failed", 500))
         finally:
             if record is not None and not answered:
                 self._away(record)  # it may have a route by now: it ends like any other
+            if self._verbs is not None and (answered or code):
+                self._verbs.done("connect", self._clock.now() - began, code)
 
-    def _admit(self, address: Address, request: pb.Request) -> tuple[Record | None, bool]:
+    def _admit(
+        self, address: Address, peer_address: str, request: pb.Request
+    ) -> tuple[Record | None, bool]:
         """The session of a valid Connect; None when it lost against a newer connection. Raises
-        Refused."""
+        Refused, Unavailable."""
         record, token = self._admission.judge(address, request, self.origin)
+        refusal = self._risk.sign_in(record.uid, record.device, peer_address)
+        if refusal is not None:
+            raise refusal
+        if wait_s := self._requests.breaker.wait_s(self._clock.now()):
+            raise Unavailable("the IDC answers no requests now", max(1, round(wait_s * 1000)))
         if record.pull_only:
             return record, False
         former = self._table.of_device(record.uid, record.device)
@@ -225,7 +279,7 @@ class StateServer(Outgoing):
         self._graces.cancel(former)
         self._owing.cancel(former)
         for waiting in self._unreplicated.values():
-            waiting.discard(former)
+            waiting.pop(former, None)
         former.connected = False
         self._table.by_address.pop((former.gateway, former.connection), None)
         # A client that was told to move has made the newer connection itself, and must come back
@@ -262,7 +316,7 @@ class StateServer(Outgoing):
             record.connected = True
             self._table.tell(record)
             for partition in record.unreplicated:
-                self._unreplicated.setdefault(partition, set()).add(record)
+                self._unreplicated.setdefault(partition, {})[record] = None
             if record.owed:  # of before the connection broke, and of the time between
                 self._signal_later(record)
         for queued_id, queued in opening.queued:
@@ -308,7 +362,7 @@ class StateServer(Outgoing):
         self._graces.cancel(record)
         self._owing.cancel(record)
         for waiting in self._unreplicated.values():
-            waiting.discard(record)
+            waiting.pop(record, None)
 
     # ----------------------------------------------------------------------------- requests
 
@@ -338,6 +392,8 @@ class StateServer(Outgoing):
             answer.behind.add(conversation=name, heads=positions_pb(owed.heads))
         queue = self.gateways[record.gateway]
         queue.send(record.connection, request_id, response.SerializeToString())
+        if self._verbs is not None:
+            self._verbs.done("heartbeat", self._clock.now() - now)
 
     # -------------------------------------------------------------------------- from others
 
@@ -402,7 +458,22 @@ class StateServer(Outgoing):
                 self._away(record)
 
     async def run(self) -> None:
-        """Signals, graces, deadlines and checkpoints, until cancelled."""
+        """Signals, graces, deadlines, checkpoints and the look for overload, until cancelled."""
+        watching = asyncio.ensure_future(self._watch_delay())
+        try:
+            await self._run_timers()
+        finally:
+            watching.cancel()
+
+    async def _watch_delay(self) -> None:
+        """How late the loop comes to what is due is how long everything else waits too."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + DELAY_SAMPLE_S
+            await asyncio.sleep(DELAY_SAMPLE_S)
+            self._requests.shedder.waited(max(0.0, loop.time() - due), self._clock.now())
+
+    async def _run_timers(self) -> None:
         written = self._ticked_at = self._clock.now()  # graces begin when clients can come
         while True:
             await asyncio.sleep(TICK_S)

@@ -12,15 +12,18 @@ from imcore.attest import RegionKeys
 from imcore.convert import stamp_pb
 from imcore.hlc import from_ms
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import ClientParameters
+from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from imcore.words import Origin, Vector, direct_members
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.gateway.testing import FrameClient, dial
-from services.ports import Pushes, Reply, Session
+from services.ports import Pushes, Reply, Risk, Session
 from services.state.server import StateServer
+
+# Tests share their machine with others: that a loop is late is then no overload of its own.
+PATIENT = Limits(delay_ms=60_000)
 
 
 class MemoryIm:
@@ -118,6 +121,8 @@ class Front:
         checkpoint_path: Path | None = None,
         origin: Origin = Origin("fra", 1),  # noqa: B008 - a tuple
         speed: float = 1.0,
+        idc_limits: Limits | None = None,
+        risk: Risk | None = None,
     ) -> None:
         self.keys = keys
         self.clock = FastClock(speed)
@@ -130,6 +135,8 @@ class Front:
             lambda: 12,
             lambda ticket, uid: ticket.decode(),
             checkpoint_path,
+            idc_limits or PATIENT,
+            risk,
         )
         self.im = MemoryIm(self.state, self.stamp, origin)
         self.state.im, self.state.origin = self.im, origin

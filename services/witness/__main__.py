@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import random
 import secrets
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from imcore import auditfile
+from imcore import auditfile, logs
 from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
@@ -32,6 +31,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--audit", type=Path, metavar="FILE",
         help="the audit log of its decisions [default: audit.jsonl in the data folder]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--listen", default="", metavar="HOST",
+        help="where to listen [default: the host of each endpoint]; others dial the endpoints",
     )  # fmt: skip
     return parser.parse_args(argv)
 
@@ -55,6 +58,7 @@ async def _serve(options: argparse.Namespace) -> None:
         SystemClock(),
         random.Random(secrets.randbits(64)),
         options.audit,
+        options.listen,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,11 +69,7 @@ async def _serve(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    logs.set_up()
     options = _arguments(argv)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -90,8 +90,8 @@ class _Admin(rpc.AdminServicer):
 
 class Witness:
     """``links``: at which address to dial each IDC, where that is not its own endpoint. ``audit``:
-    the file of its audit chain; None: beside its data. Raises BadInput for a region without a
-    witness."""
+    the file of its audit chain; None: beside its data. ``listen``: the host to listen at; "": that
+    of its endpoint. Raises BadInput for a region without a witness."""
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class Witness:
         clock: Clock,
         rng: random.Random,
         audit: Path | None = None,
+        listen: str = "",
     ) -> None:
         if region.spec.witness is None:
             raise BadInput("the region file has no spec.witness; nothing to run")
@@ -109,7 +110,8 @@ class Witness:
         self.clock = clock
         self._disk = RealDisk()
         self.holder = PolicyHolder(data / "policy.json", self._disk)
-        self._address = region.spec.witness.peer
+        host, _, port = region.spec.witness.peer.rpartition(":")
+        self._address = f"{listen or host}:{port}"
         self._region = region
         self._data = data
         self._pki = pki

@@ -21,6 +21,7 @@ from services.engines.tikv.kv import TikvKv
 from services.im.keys import KEY_BYTES_MAX
 from services.node.engines import when_it_answers
 from services.ports import Batch, Kv
+from services.sim.disk import SimDisk
 
 Opener = Callable[[], Awaitable[Kv]]
 REAL_TIKV = "IM_TIKV_PD"  # "host:port[,host:port]": a TiKV that may be written to
@@ -30,6 +31,16 @@ def lmdb(folder: Path, request: pytest.FixtureRequest) -> Opener:
     async def opener() -> Kv:
         # A tiny map, so that it has to grow.
         return await LmdbKv.open(str(folder / "kv"), RealDisk(), map_bytes=64 * 1024)
+
+    return opener
+
+
+def simulated_disk(folder: Path, request: pytest.FixtureRequest) -> Opener:
+    """The same adapter on the simulation's disk."""
+    disk = SimDisk(folder, "contract")
+
+    async def opener() -> Kv:
+        return await LmdbKv.open(str(folder / "kv"), disk, map_bytes=64 * 1024)
 
     return opener
 
@@ -63,7 +74,7 @@ def tikv_at(pd: tuple[str, ...], folder: Path) -> Opener:
     return opener
 
 
-ADAPTERS = {"lmdb": lmdb, "moving": moving, "tikv": tikv}
+ADAPTERS = {"lmdb": lmdb, "simulated-disk": simulated_disk, "moving": moving, "tikv": tikv}
 if REAL_TIKV in os.environ:
     ADAPTERS["real-tikv"] = real_tikv
 SHADOWED = (b"o",)

@@ -17,6 +17,7 @@ from services.engines.disk import RealDisk
 from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.log_store import SegmentLogStore
 from services.ports import Log, LogStore, Record
+from services.sim.disk import SimDisk
 
 PARTITIONS = 3
 FRA = Origin("fra", 1)
@@ -29,6 +30,19 @@ def segment_files(request: pytest.FixtureRequest, folder: Path) -> Opener:
         path = str(folder / "log")
         return await SegmentLogStore.open(
             path, PARTITIONS, RealDisk(), random.Random(1), segment_bytes=400
+        )
+
+    return opener
+
+
+def simulated_disk(request: pytest.FixtureRequest, folder: Path) -> Opener:
+    """The same adapter on the simulation's disk."""
+    disk = SimDisk(folder / "disk", "contract")
+
+    async def opener() -> LogStore:
+        path = str(folder / "disk" / "log")
+        return await SegmentLogStore.open(
+            path, PARTITIONS, disk, random.Random(1), segment_bytes=400
         )
 
     return opener
@@ -47,7 +61,11 @@ def on_kafka(request: pytest.FixtureRequest, folder: Path) -> Opener:
     return opener
 
 
-ADAPTERS = {"segment-files": segment_files, "kafka": on_kafka}
+ADAPTERS = {
+    "segment-files": segment_files,
+    "simulated-disk": simulated_disk,
+    "kafka": on_kafka,
+}
 
 
 @pytest.fixture(params=sorted(ADAPTERS))

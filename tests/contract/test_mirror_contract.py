@@ -88,7 +88,7 @@ class Idc:
         self.name, self.folder = name, folder
         self._open_store = open_store
         self.disk = RealDisk()
-        self.progress = Progress(lambda *told: None)
+        self.progress = Progress(lambda *told: None, PARTITIONS)
         self.seals: dict[Origin, int] = {}
         self.port = 0
 

@@ -18,11 +18,12 @@ from imcore.errors import Refused, Unavailable
 from imcore.proto import peer_pb2_grpc
 from imcore.runtime import ManualClock
 from imctl.testing.etcd import EtcdProcess
-from services.engines.disk import DiskFaults, RealDisk
+from services.engines.disk import Disk, RealDisk
 from services.engines.etcd.registry import EtcdRegistry
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ports import Registry, WatchEvents
+from services.sim.disk import SimDisk
 
 HISTORY = 20
 
@@ -65,16 +66,18 @@ async def served(registry: Registry) -> AsyncIterator[Registry]:
 # ------------------------------------------------------------------------------- embedded
 
 
-async def open_store(folder: Path, clock: ManualClock, faults: DiskFaults) -> RegistryStore:
-    disk = RealDisk(faults)
+async def open_store(folder: Path, clock: ManualClock, disk: Disk) -> RegistryStore:
     return await RegistryStore.open(str(folder / "registry"), disk, clock, random.Random(), HISTORY)
 
 
 @contextlib.asynccontextmanager
-async def embedded(front: Front, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+async def embedded(
+    front: Front, request: pytest.FixtureRequest, disk: Disk | None = None
+) -> AsyncIterator[Rig]:
     folder: Path = request.getfixturevalue("tmp_path")
-    clock, faults = ManualClock(), DiskFaults()
-    store = await open_store(folder, clock, faults)
+    clock, disk = ManualClock(), disk or RealDisk()
+    faults = disk.faults
+    store = await open_store(folder, clock, disk)
 
     async def elapse(seconds: float) -> None:
         clock.advance(seconds)
@@ -92,7 +95,7 @@ async def embedded(front: Front, request: pytest.FixtureRequest) -> AsyncIterato
     @contextlib.asynccontextmanager
     async def restart() -> AsyncIterator[Registry]:
         await store.close()
-        again = await open_store(folder, clock, faults)
+        again = await open_store(folder, clock, disk)
         async with front(again) as registry:
             yield registry
         await again.close()
@@ -100,6 +103,14 @@ async def embedded(front: Front, request: pytest.FixtureRequest) -> AsyncIterato
     async with front(store) as registry:
         yield Rig(registry, elapse, forget, full, restart)
     await store.close()
+
+
+def on_simulated_disk(
+    front: Front, request: pytest.FixtureRequest
+) -> AbstractAsyncContextManager[Rig]:
+    """The same adapter on the simulation's disk."""
+    folder: Path = request.getfixturevalue("tmp_path")
+    return embedded(front, request, SimDisk(folder, "contract"))
 
 
 # ----------------------------------------------------------------------------------- etcd
@@ -138,6 +149,7 @@ async def etcd(front: Front, request: pytest.FixtureRequest) -> AsyncIterator[Ri
 ADAPTERS = {
     "embedded": (embedded, direct),
     "embedded-over-grpc": (embedded, served),
+    "embedded-on-simulated-disk": (on_simulated_disk, direct),
     "etcd": (etcd, direct),
     "etcd-over-grpc": (etcd, served),
 }

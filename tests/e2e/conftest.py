@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,20 @@ import pytest
 
 from imctl.target.local import Local
 from imctl.testing.cast import Actor, Cast, Couple
+from imctl.testing.cli import imctl
 from imctl.testing.lab import Edit, Lab
 
 Stage = Callable[..., AbstractAsyncContextManager[tuple[Lab, Cast]]]
 Chat = Callable[[Sequence[Couple], float], AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a deployment that the test starts by command; it is stopped in the end."""
+    folder = tmp_path / "deployment"
+    yield folder
+    if (folder / "run.json").exists():
+        imctl(folder, "down")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import yaml
 from imctl.rollout import store
 from imctl.rollout.record import Rollout, State
 from imctl.target.places import free_ports
+from imctl.testing import schema
 from imctl.testing.lab import Lab, until
 
 pytestmark = pytest.mark.e2e
@@ -90,6 +91,7 @@ def said(unit: str, words: str) -> Callable[[Rollout], bool]:
 
 async def document(lab: Lab, *arguments: str) -> tuple[int, Any]:
     status, out = await lab.imctl(*arguments, "-o", "json")
+    schema.check_output((*arguments, "json"), out)
     return status, json.loads(out)
 
 
@@ -135,6 +137,23 @@ async def test_a_deploy_killed_twice_is_finished_and_no_client_notices(
         assert report.clean, (report.sentence(), report.examples)
         figures("messages acked during the deploy", len(cast.acked))
         figures("seconds of the deploy", (done.ended_ms - done.started_ms) / 1000)
+
+
+async def test_an_idc_gets_a_second_gateway(stage, tmp_path: Path) -> None:
+    async with stage() as (lab, cast):
+        await cast.couples(2, "fra", "iad", "sin")
+        words = ("scale", "iad", "gateway=2")
+        status, plan = await document(lab, *words, "--dry-run")
+        assert (status, plan["order"], plan["silent"]) == (2, ["iad"], [])
+        status, out = await lab.imctl(*words, "--yes", "--soak", "1")
+        assert status == 0, out
+        lab.target.look_again()
+        assert len((await lab.status("iad"))["gateways"]) == 2
+        assert lab.target.region.idc("iad").gateways == 2
+        status, out = await lab.imctl(*words, "--yes")
+        assert (status, "no difference" in out) == (0, True)
+        status, plan = await document(lab, "plan", str(tmp_path / "region.yaml"))
+        assert [change["field"] for change in plan["changes"]] == ["spec.idcs[iad].gateways"]
 
 
 @pytest.mark.nightly

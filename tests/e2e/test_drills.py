@@ -158,6 +158,8 @@ def test_a_ready_made_drill_passes(
         assert report["split_brain"]["epochs_seen"] >= 4
         (move,) = [m for m in report["run"]["moves"] if m["what"] == "switchover"]
         assert move["clients"] >= 5 and move["failed_sends"] == 0
+        (curve,) = report["reconnects"]
+        assert curve["measured"][-1][1] == move["clients"] and curve["predicted"][-1][0] > 0
         figures("gap of the drill planned-switchover", f"{move['gap_ms']:.0f} ms")
     else:
         assert "the link fra <-> iad is cut" in texts and "links are healed" in texts

@@ -101,11 +101,11 @@ class Talk:
         recorder = self._recorder
         tag, content = recorder.compose(speaker.ear, name, BODY)
         try:
-            how = await speaker.session.send(name, content)
+            acked = await speaker.session.send(name, content)
         except ImError as error:
             recorder.send_failed(speaker.ear, tag, str(error))
         else:
-            recorder.ack(speaker.ear, name, tag, how)
+            recorder.ack(speaker.ear, name, tag, acked)
         finally:
             window.release()
 

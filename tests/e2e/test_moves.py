@@ -3,55 +3,29 @@ the one that began them, and what a failover would cost."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imcore.errors import ImError
+from imctl import admin
+from imctl.target.local import Local
+from imctl.testing.cli import begin, imctl, ok
 from imctl.testing.lab import lab_region
+from services.control.predict import apart
 
 pytestmark = pytest.mark.e2e
 
-IMCTL = Path(sys.executable).with_name("imctl")
+Figures = Callable[[str, object], None]
+
 USERS = 120
 RATE = 10
 SLOW = 3  # so that a pause comes before the end, on a busy machine too
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "deployment"
-    yield folder
-    if (folder / "run.json").exists():
-        imctl(folder, "down")
-
-
-def begin(data: Path, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [IMCTL, *map(str, arguments)],
-        env=os.environ | {"IMCTL_DATA": str(data), "COLUMNS": "80", "NO_COLOR": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def imctl(data: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    process = begin(data, *arguments)
-    out, errors = process.communicate(timeout=90)
-    return subprocess.CompletedProcess([], process.returncode, out, errors)
-
-
-def ok(data: Path, *arguments: object) -> str:
-    result = imctl(data, *arguments)
-    assert result.returncode == 0, (arguments, result.stdout, result.stderr)
-    return result.stdout
 
 
 def status(data: Path) -> dict[str, Any]:
@@ -61,6 +35,12 @@ def status(data: Path) -> dict[str, Any]:
 
 def sessions(data: Path, idc: str) -> int:
     return int(status(data)["idcs"][idc].get("sessions", 0))
+
+
+def look(data: Path, idc: str) -> list[tuple[float, int]]:
+    """When, and how many sessions it had; nothing when it does not answer at once."""
+    found = asyncio.run(admin.statuses(Local.open(data), [idc], 1.0))[idc]
+    return [] if isinstance(found, ImError) else [(time.time(), int(found["sessions"]))]
 
 
 def until_connected(data: Path, idc: str) -> int:
@@ -75,7 +55,9 @@ def until_connected(data: Path, idc: str) -> int:
     raise AssertionError(f"{idc} never had its clients: {before}")
 
 
-def test_a_move_goes_as_its_plan_said_and_is_steered_by_others(tmp_path: Path, data: Path) -> None:
+def test_a_move_goes_as_its_plan_said_and_is_steered_by_others(
+    tmp_path: Path, data: Path, figures: Figures
+) -> None:
     ok(data, "up", lab_region(tmp_path), "--data", data, "--faults")
     load = begin(data, "load", "--users", USERS, "--rate", 20, "--seconds", 80)
     try:
@@ -86,7 +68,11 @@ def test_a_move_goes_as_its_plan_said_and_is_steered_by_others(tmp_path: Path, d
         predicted = would["plan"]["seconds"]
         assert predicted > at_fra / RATE
 
+        looks: list[tuple[float, int]] = []
         drain = begin(data, *asked, "--yes")
+        while drain.poll() is None:
+            looks += look(data, "fra")
+            time.sleep(0.1)
         out, errors = drain.communicate(timeout=60)
         assert drain.returncode == 0, errors
         for line in (*out.splitlines(), *errors.splitlines()):
@@ -95,11 +81,20 @@ def test_a_move_goes_as_its_plan_said_and_is_steered_by_others(tmp_path: Path, d
         drained = json.loads(ok(data, "op", "list", "-o", "json"))[-1]
         measured = (drained["ended_ms"] - drained["started_ms"]) / 1000
         assert measured == pytest.approx(predicted, rel=0.3)
+        curve = [(0.0, 0.0)] + [
+            (at - drained["started_ms"] / 1000, float(at_fra - left))
+            for at, left in looks
+            if at > drained["started_ms"] / 1000
+        ]
+        far = apart(would["plan"]["curve"], curve)
+        assert far is not None
+        figures("reconnect curve of a drain, predicted and measured, apart", f"{far:.0%}")
+        assert far <= 0.3, (would["plan"]["curve"], curve)
         assert sessions(data, "fra") == 0
 
         name = ok(data, "failback", "fra", "--yes", "--no-wait", "--rate", SLOW).strip()
-        watch = begin(data, "op", "watch", name)
         ok(data, "op", "pause", name, "--yes")
+        watch = begin(data, "op", "watch", name)
         assert status(data)["policy"]["operation_state"] == "paused by operator"
         time.sleep(2.0)  # who was told to go before has gone
         standing = sessions(data, "fra")

@@ -4,53 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imctl.target import process, runfile
+from imctl.testing.cli import IMCTL, imctl, ok
 from imctl.testing.lab import lab_region
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
-IMCTL = Path(sys.executable).with_name("imctl")
 
 
 @pytest.fixture
 def region(tmp_path: Path) -> Path:
     return lab_region(tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "deployment"
-    yield folder
-    if (folder / "run.json").exists():
-        imctl(folder, "down")
-
-
-def imctl(data: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [IMCTL, *map(str, arguments)],
-        env=os.environ | {"IMCTL_DATA": str(data), "COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-
-
-def ok(data: Path, *arguments: object) -> str:
-    result = imctl(data, *arguments)
-    assert result.returncode == 0, (arguments, result.stdout, result.stderr)
-    return result.stdout
 
 
 def test_up_look_break_mend_down(region: Path, data: Path) -> None:
@@ -67,6 +39,14 @@ def test_up_look_break_mend_down(region: Path, data: Path) -> None:
     }
     again = imctl(data, "up", region, "--data", data)
     assert (again.returncode, "still run" in again.stderr) == (1, True)
+
+    sent = json.loads(ok(data, "send", "ann", "bob", "hi", "--trace", "--replicated", "-o", "json"))
+    hops = [json.loads(line) for line in ok(
+        data, "logs", "--trace", sent["traceparent"], "-o", "json"
+    ).splitlines()]  # fmt: skip
+    origin = {hop["name"] for hop in hops if hop["unit"] == sent["idc"]}
+    assert {"gateway.request", "im.append", "im.apply"} <= origin
+    assert any(hop["name"] == "mirror.copy" and hop["unit"] != sent["idc"] for hop in hops)
 
     assert "drops everything" in ok(data, "partition", "fra", "sin", "--one-way")
     modes = {
@@ -106,8 +86,12 @@ def running_in(data: Path) -> list[str]:
 def test_an_interrupt_while_it_starts_leaves_nothing(
     region: Path, data: Path, signum: signal.Signals
 ) -> None:
+    # A script's background job has SIGINT ignored; SIGTERM must end it all the same.
+    started = ["env", "--ignore-signal=INT"] if signum is signal.SIGTERM else []
     starting = subprocess.Popen(
-        [IMCTL, "up", region, "--data", data], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*started, IMCTL, "up", region, "--data", data],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     deadline = time.monotonic() + 20
     run = None

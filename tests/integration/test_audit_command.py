@@ -6,14 +6,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import shutil
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from imcore import auditfile
 from imcore.audit import verify
+from imcore.runtime import SystemClock
+from imctl.audit import own_writer, writer_of
+from imctl.target.local import Local
+from imctl.testing import schema
 from imctl.testing.onenode import running
+from imctl.traffic import Control
+from services.control.rules import Change, Kind
 from services.node.node import Node
 from services.policy.document import IdcState
 
@@ -30,6 +41,7 @@ async def imctl(folder: Path, *arguments: object) -> tuple[int, str, str]:
     )
     async with asyncio.timeout(SOON_S):
         out, errors = await process.communicate()
+    schema.check_output(arguments, out.decode())
     return process.returncode or 0, out.decode(), errors.decode()
 
 
@@ -67,9 +79,9 @@ async def test_who_did_what_and_whether_that_is_all(tmp_path: Path) -> None:
             (row["writer"], row["kind"], row["idc"], row["decision"]) for row in json.loads(out)
         ]
         assert rows == [
-            ("imctl", "drain", "fra", "committed"),
+            (own_writer(), "drain", "fra", "committed"),
             ("fra", "drained", "fra", "committed"),
-            ("imctl", "drain", "fra", "refused"),
+            (own_writer(), "drain", "fra", "refused"),
         ]
         by = [row["by"] for row in json.loads(out)]
         assert by == ["operator", "controller fra", "operator"]
@@ -106,7 +118,7 @@ async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> N
         # Going on behind the cut hides nothing.
         for _ in range(2):
             assert (await imctl(tmp_path, "drain", "fra", "--yes"))[0] == 3
-        assert verify(mine.read_bytes(), "imctl").problem == ""
+        assert verify(mine.read_bytes(), own_writer()).problem == ""
         status, out, _ = await imctl(tmp_path, "audit", "verify", "-o", "json")
         assert status == 1
         rewritten = "rewritten: event 2 is not the one that the registers know"
@@ -130,3 +142,52 @@ async def test_an_edited_line_is_named_and_what_stands_before_it_shown(tmp_path:
         status, out, errors = await imctl(tmp_path, "audit", "-o", "json")
         assert (status, len(json.loads(out))) == (0, 2)
         assert "edited: line 2" in errors
+
+
+async def cordon(folder: Path, request: str) -> None:
+    async with Control(Local.open(folder), SystemClock(), random.Random(3)) as control:
+        await control.submit(Change(Kind.CORDON, "fra", request, "operator"))
+
+
+async def test_two_machines_have_chains_and_anchors_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    async with running(one, faults=False):
+        shutil.copytree(one / "pki", two / "pki")
+        for name in ("region.yaml", "run.json"):
+            shutil.copy(one / name, two / name)
+        first = own_writer()
+        await cordon(one, "r1")
+        await cordon(one, "r2")
+        monkeypatch.setattr(socket, "gethostname", lambda: "Ops_2")
+        assert own_writer().startswith("imctl@ops2-")
+        await cordon(two, "r3")
+        monkeypatch.undo()
+        for folder, writer in ((one, first), (two, "imctl@ops2-")):
+            status, out, _ = await imctl(folder, "audit", "verify")
+            assert writer_of(folder / "audit.jsonl").startswith(writer)
+            if folder is one:
+                assert (status, out.splitlines()[0].split(": ")[1]) == (0, "2 events, whole")
+
+        # A chain that is by another machine now, where this one had written, is no way out.
+        status, out, _ = await imctl(two, "audit", "verify")
+        assert status == 1
+        assert f"and the registers know of event 2 of {first}" in out
+
+
+def test_a_chain_keeps_its_writer_when_the_machine_gets_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    assert writer_of(file) == own_writer()
+    auditfile.append(file, own_writer(), {"at_ms": 1})
+    before = own_writer()
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    assert writer_of(file) == before != own_writer()
+    file.unlink()
+    auditfile.append(file, "imctl", {"at_ms": 1})
+    assert writer_of(file) == "imctl"  # of before machines had names
+    file.write_bytes(b"rubbish\n")
+    assert writer_of(file) == own_writer()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import impossible_here
+
 ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
 NOTED = ("size", "--file", "docs/capacity.yaml")  # ends with a note, in yellow
@@ -118,41 +120,57 @@ def test_each_shell_gets_its_script(shell: str, hooks: str, tmp_path: Path) -> N
         subprocess.run([found, "-n", file], check=True, timeout=10)
 
 
-def completed_by_bash(words: str, tmp_path: Path) -> list[str]:
-    """What bash offers for the last word, by the function that the script registers."""
-    bash = shutil.which("bash")
-    assert bash, "bash belongs to what this project runs on"
-    file = tmp_path / "completion.bash"
-    file.write_text(script("bash"))
-    program = (
-        'source "$1"; registered=$(complete -p imctl); function=${registered##*-F }; '
-        "function=${function%% *}; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); "
-        '"$function" imctl "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
+# Each calls what the script has registered, for the words in $2, and prints what it offers.
+PROGRAMS = {
+    "bash": """
+        source "$1"; registered=$(complete -p imctl); function=${registered##*-F }
+        function=${function%% *}; COMP_WORDS=($2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        "$function" imctl "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"
+    """,
+    # What it hands to zsh's own completion of arguments: (("name":"what it does" ...)).
+    "zsh": """
+        compdef() { registered=$1 }; _arguments() { print -r -- "$@" }
+        source "$1"; words=(${=2}); CURRENT=$#words; $registered
+    """,
+    "fish": """source $argv[1]; complete -C $argv[2]""",
+}
+FLAGS = {"bash": ("--norc",), "zsh": ("-f",), "fish": ("--no-config",)}
+
+
+def completed_by(shell: str, words: str, tmp_path: Path) -> list[str]:
+    found = shutil.which(shell)
+    if not found:
+        impossible_here(f"no {shell} on this machine", f"`apt-get install {shell}`")
+    file = tmp_path / f"completion.{shell}"
+    file.write_text(script(shell))
+    named = () if shell == "fish" else (shell,)  # $0
     result = subprocess.run(
-        [bash, "--norc", "-c", program, "bash", file, words],
-        env=environment(),
+        [found, *FLAGS[shell], "-c", PROGRAMS[shell], *named, file, words],
+        env=environment(HOME=str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=20,
         check=True,
     )
-    return result.stdout.split()
+    if shell == "zsh":
+        return re.findall(r'"([^"]+)"(?::"[^"]*")?', result.stdout)
+    return [line.split("\t")[0] for line in result.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("shell", PROGRAMS)
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("imctl fai", ["failover", "failback"]),
+        ("imctl fai", ["failback", "failover"]),
         ("imctl op sh", ["show"]),
         ("imctl switchover --dry", ["--dry-run"]),
         ("imctl size -o js", ["json"]),
     ],
 )
-def test_bash_completes_commands_options_and_values(
-    words: str, offered: list[str], tmp_path: Path
+def test_a_real_shell_completes_commands_options_and_values(
+    shell: str, words: str, offered: list[str], tmp_path: Path
 ) -> None:
-    assert completed_by_bash(words, tmp_path) == offered
+    assert sorted(completed_by(shell, words, tmp_path)) == offered
 
 
 def test_zsh_and_fish_are_offered_the_same() -> None:

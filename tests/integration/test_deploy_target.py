@@ -24,6 +24,7 @@ from imctl.target import process, runfile
 from imctl.target.local import Local
 from imctl.target.places import Places, free_ports
 from imctl.target.runfile import RunFile
+from imctl.testing import schema
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
 
@@ -113,7 +114,7 @@ def test_nobody_elses_process_is_taken_for_it(target: Local, tmp_path: Path) -> 
 
 
 def imctl(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [IMCTL, *words, "--data", str(data)],
         env=os.environ | {"COLUMNS": "80"},
         stdin=subprocess.DEVNULL,
@@ -122,6 +123,8 @@ def imctl(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+    schema.check_output(words, done.stdout)
+    return done
 
 
 def test_destroy_stops_and_deletes_what_is_the_deployments(target: Local) -> None:
@@ -183,6 +186,27 @@ def test_an_idc_that_is_alone_is_taken_down_and_deployed(target: Local, region: 
     assert (json.loads(done.stdout)["kind"], json.loads(done.stdout)["state"]) == ("up", "done")
     assert imctl(target.data, "plan", wanted).returncode == 0
     assert imctl(target.data, "rollout", "undo", "--yes").returncode == 1, "nothing before it"
+
+
+def test_a_scale_is_judged_as_the_deploy_that_it_is(target: Local) -> None:
+    asyncio.run(startup.wait_serving(target, ["fra"], lambda name, serving: None))
+    same = imctl(target.data, "scale", "fra", "gateway=1", "--dry-run")
+    assert (same.returncode, "no difference" in same.stdout) == (0, True), same.stderr
+    assert imctl(target.data, "scale", "fra", "gateway=1", "--yes").returncode == 0
+    for words, why in (
+        (("fra", "im=2"), "im cannot be scaled"),
+        (("mars", "gateway=2"), "expected one of fra"),
+        (("fra", "gateway=65"), "spec.idcs[0].gateways: expected"),
+    ):
+        refused = imctl(target.data, "scale", *words, "--yes")
+        assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr
+    would = imctl(target.data, "scale", "fra", "gateway=2", "--dry-run", "-o", "json")
+    did = imctl(target.data, "scale", "fra", "gateway=2", "--yes")
+    for each in (would, did):
+        assert (each.returncode, "fra is alone" in each.stderr) == (3, True), each.stderr
+    (change,) = json.loads(would.stdout)["changes"]
+    assert (change["field"], change["after"]) == ("spec.idcs[fra].gateways", 2)
+    assert not (target.data / "rollout.json").exists()
 
 
 def test_data_with_other_partitions_are_not_started_on(target: Local, region: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,11 +154,29 @@ def test_a_build_that_does_not_end_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(binaries.CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(building, "BUILD_S", 0.2)
+    engine = replace(binaries.ENGINES["etcd"], build_s=0.2)
     program(tmp_path / "path", "go", "exec sleep 60")
     builder = binaries.Program(tmp_path / "path" / "go", "1.99")
     with pytest.raises(Failed, match=r"getting etcd took more than 0\.2 s and was stopped"):
-        building.build(binaries.ENGINES["etcd"], builder, lambda *now: None)
+        building.build(engine, builder, lambda *now: None)
+
+
+def test_a_program_that_is_told_its_version_by_the_linker_is_told_the_pinned_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(binaries.CACHE, str(tmp_path / "cache"))
+    go = """[ "$1" = build ] || exit 0
+for word in "$@"; do case "$word" in -ldflags=*) flags=$word;; esac; done
+while [ "$1" != -o ]; do shift; done; echo "$flags" > "$2" """
+    program(tmp_path / "path", "go", go)
+    builder = binaries.Program(tmp_path / "path" / "go", "1.99")
+    engine = replace(binaries.ENGINES["etcd"], ldflags="-X a={version} -X b={major}.{minor}")
+    built = building.build(engine, builder, lambda *now: None)
+    version = binaries.pinned(engine)
+    short = ".".join(version.split(".")[:2])
+    assert built.read_text() == f"-ldflags=-s -w -X a={version} -X b={short}\n"
+    assert binaries.built(engine) == binaries.Program(built, version)
+    assert binaries.built(binaries.ENGINES["etcd"]) is None
 
 
 def test_the_cache_folder_is_chosen_as_said(

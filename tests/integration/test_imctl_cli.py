@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -73,6 +74,11 @@ def test_every_command_loads_and_explains_itself() -> None:
 def test_completion_offers_commands_without_importing_them() -> None:
     environment = {"_IMCTL_COMPLETE": "complete_bash", "COMP_WORDS": "imctl fai", "COMP_CWORD": "1"}
     assert imctl(environment=environment).stdout.split() == ["failover", "failback"]
+
+
+def test_the_version_wants_no_command() -> None:
+    told = imctl("--version")
+    assert told.returncode == 0 and re.fullmatch(r"\d+\.\d+\.\d+\n", told.stdout)
 
 
 def test_wrong_usage_is_2_and_names_it() -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from imcore.runtime import SystemClock
 from imctl.target.local import Local
+from imctl.testing import schema
 from imctl.testing.onenode import running
 from imctl.traffic import Control
 from services.control.rules import Change, Kind
@@ -20,6 +21,7 @@ from services.node.node import Node
 from services.policy.document import IdcState
 
 SOON_S = 15.0
+LONG_S = 60.0  # one command may watch what several others do
 
 
 class Result(NamedTuple):
@@ -37,9 +39,11 @@ async def imctl(folder: Path, *arguments: object, json_too: bool = True) -> Resu
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LONG_S):
         out, errors = await process.communicate()
     assert process.returncode is not None
+    if json_too:
+        schema.check_output((*arguments, "-o", "json"), out.decode())
     document = json.loads(out) if out and json_too else out.decode()
     return Result(process.returncode, document, errors.decode())
 

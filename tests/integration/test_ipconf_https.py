@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,25 +13,16 @@ import aiohttp
 import jsonschema
 import pytest
 
-from imcore.attest import RegionKeys
-from imcore.pki import load_region_keys
-from imcore.region.load import load_region
-from imcore.runtime import SystemClock
-from imcore.tls import client_ssl_context, gateway_ssl_context
-from imcore.tokens import LEEWAY_MS, Claims, mint
+from imcore.tls import client_ssl_context
+from imcore.tokens import LEEWAY_MS
 from services.engines.disk import RealDisk
-from services.engines.registry_store import RegistryStore
-from services.ipconf.directory import Directory
-from services.ipconf.locate import CountryTable
-from services.ipconf.reports import Reports
-from services.ipconf.server import IpconfServer
+from services.ipconf.reports import EVERY_S
 from services.ipconf.ticket import Ticket, read
-from services.policy.document import IdcPolicy, IdcState, Policy, initial
+from services.node.testing_ipconf import IpconfSite
+from services.policy.document import IdcState
 from services.policy.holder import PolicyHolder
 
 OPENAPI = json.loads((Path(__file__).parents[2] / "docs" / "ipconf.openapi.json").read_text())
-LOCATOR = CountryTable()
-IDCS = ("fra", "iad", "sin")
 
 
 def documented(method: str, path: str, status: int, body: Any) -> None:
@@ -52,56 +42,16 @@ def documented(method: str, path: str, status: int, body: Any) -> None:
     jsonschema.Draft202012Validator(schema).validate(body)
 
 
-class Api:
+class Api(IpconfSite):
     """A running ipconf and a client of it, which holds every answer against the document."""
 
-    def __init__(self, folder: Path, pki_dir: Path) -> None:
-        self.folder = folder
-        self.pki_dir = pki_dir
-        self.keys: RegionKeys = load_region_keys(pki_dir)
-        self.clock = SystemClock()
-        self.region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
-        self.holder = PolicyHolder(folder / "policy.json", RealDisk())
-        self.reports = Reports(IDCS)
-        self.minority = False
-        self.stores: dict[str, RegistryStore] = {}
-
     async def start(self) -> None:
-        for idc in IDCS:
-            store = await RegistryStore.open(
-                str(self.folder / idc), RealDisk(), self.clock, random.Random(1)
-            )
-            self.stores[idc] = store
-            row = {"idc": idc, "gateway": f"{idc}-gw-1", "host": "127.0.0.1", "port": 17110}
-            value = json.dumps(row | {"connections": 5, "capacity": 100, "score": 0.95})
-            await store.put(f"gateway/{idc}-gw-1".encode(), value.encode())
-        self.directory = Directory(self.stores, self.clock)
-        await self.directory.refresh()
-        self.server = IpconfServer(
-            "fra",
-            self.region,
-            self.keys,
-            self.holder,
-            self.directory,
-            LOCATOR,
-            self.reports,
-            self.clock,
-            lambda: self.minority,
-        )
-        tls = gateway_ssl_context(self.pki_dir, "fra")
-        port = await self.server.start("127.0.0.1", 0, tls)
-        self.url = f"https://127.0.0.1:{port}"
-        connector = aiohttp.TCPConnector(ssl=client_ssl_context(self.pki_dir / "ca.pem"))
-        self.http = aiohttp.ClientSession(connector=connector)
+        await super().start()
+        self.http = self.client()
 
     async def stop(self) -> None:
         await self.http.close()
-        await self.server.stop()
-        for store in self.stores.values():
-            await store.close()
-
-    def token(self, uid: str = "alice", admin: bool = False, for_ms: int = 60_000) -> str:
-        return mint(self.keys, Claims(uid, "phone", self.clock.wall_ms() + for_ms, admin))
+        await super().stop()
 
     async def get(
         self, token: str | None = None, query: str = "", **headers: str
@@ -120,12 +70,8 @@ class Api:
         async with self.http.post(f"{self.url}/v1/reports", data=body, headers=headers) as response:
             answer = await response.json() if await response.read() else None
             documented("post", "/v1/reports", response.status, answer)
+            self.wait_ms = answer["error"]["retry_after_ms"] if answer else 0
             return response.status
-
-    def policy(self, epoch: int = 3, **idcs: IdcState) -> Policy:
-        base = initial(self.region, 0)
-        states = {idc: IdcPolicy(state) for idc, state in idcs.items()}
-        return Policy(epoch, {**base.idcs, **states})
 
 
 @pytest.fixture
@@ -217,12 +163,25 @@ async def test_a_minority_ranks_itself_last(api: Api) -> None:
 async def test_reports_count_once_a_client(api: Api) -> None:
     body = json.dumps({"reports": [{"gateway": "iad-gw-1", "idc": "iad", "failure": "refused"}]})
     assert await api.report(body) == 204
-    assert await api.report(body) == 503
+    assert await api.report(body) == 429
+    assert api.wait_ms >= EVERY_S * 1000
     assert await api.report(body, "bob") == 204
     assert api.reports.counts(api.clock.now())["iad"] == 2
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", '{"reports": [1]}', '{"reports": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"reports": [1]}',
+        '{"reports": {"a": 1}}',
+        '{"reports": [{"idc": ["iad"]}]}',
+        '{"reports": [{"idc": null}]}',
+        '{"reports": [{"idc": "iad", "gateway": 7}]}',
+    ],
+)
 async def test_rubbish_costs_its_sender_a_400(api: Api, body: str) -> None:
     assert await api.report(body) == 400
     assert await api.report("x" * 20_000) == 413

@@ -25,6 +25,7 @@ from imcore.roles import TABLE, Role
 from imcore.runtime import SystemClock
 from imcore.tls import grpc_channel
 from imctl import admin, roles
+from imctl.audit import own_writer
 from imctl.target.local import Local
 from imctl.testing.onenode import running
 from imctl.traffic import Control
@@ -217,7 +218,7 @@ async def test_an_operator_moves_traffic_and_overrides_no_rule(
         assert await asked(tmp_path, Change(Kind.UNCORDON, "fra", "r3", "operator")) == ""
         value, _ = await node.proposer.read(POLICY_KEY)
         assert from_json(value or b"").state("fra") is IdcState.ACTIVE
-        anchor, _ = await node.proposer.read("audit/imctl")
+        anchor, _ = await node.proposer.read(f"audit/{own_writer()}")
         assert json.loads(anchor or b"{}")["seq"] == len(audit(tmp_path))
     done = [
         (row["certificate"], row.get("decision", row.get("outcome"))) for row in audit(tmp_path)

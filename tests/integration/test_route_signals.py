@@ -12,6 +12,7 @@ import pytest
 from imcore.convert import vector_of
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import SystemClock
 from imcore.words import Origin
 from services.route import signals
 from services.route.signals import SignalQueue
@@ -41,7 +42,7 @@ async def running() -> AsyncIterator[tuple[Receiver, SignalQueue]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-    queue = SignalQueue("iad", lambda: channel)
+    queue = SignalQueue("iad", lambda: channel, SystemClock())
     task = asyncio.create_task(queue.run())
     try:
         yield receiver, queue
@@ -87,7 +88,7 @@ async def test_a_broken_stream_is_opened_again(monkeypatch: pytest.MonkeyPatch):
 async def test_a_backlog_is_bounded_and_goes_in_several_messages(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(signals, "_QUEUED_MAX", 5)
     monkeypatch.setattr(signals, "_BATCH_MAX", 2)
-    queue = SignalQueue("iad", lambda: pytest.fail("not dialled here"))
+    queue = SignalQueue("iad", lambda: pytest.fail("not dialled here"), SystemClock())
     for number in range(8):
         queue.add(f"g:{number}", ["ann"], FRA, 1)
     assert queue.dropped == 3

@@ -24,8 +24,10 @@ from services.sdk import (
     SendFailed,
 )
 from services.sdk.ipconf import Lookup, NoAnswer
+from services.sdk.session import OnAnswer, Session
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Idc, Region, token_of
+from services.tracing.context import traceparent
 
 CHAT = "d:ann:bob"
 FAST = {
@@ -95,6 +97,33 @@ async def test_a_connection_closed_in_the_middle_of_a_burst(region, ca_file):
         assert ann.list == contents and len(fra.connects) == 2
         assert fra.connects[1].connection_epoch > fra.connects[0].connection_epoch
         assert fra.connects[1].resume_token == b"resume"
+
+
+async def test_a_followed_message_is_offered_again_under_its_trace(region, ca_file, monkeypatch):
+    """However often, and whichever IDC: until it is stored, and no other one is followed."""
+    offered: list[tuple[bytes, str]] = []
+    call = Session.call
+
+    def seen(self: Session, request: pb.Request, on_answer: OnAnswer) -> None:
+        if request.HasField("send"):
+            trace = traceparent(request.trace) if request.HasField("trace") else ""
+            offered.append((request.send.content, trace))
+        call(self, request, on_answer)
+
+    monkeypatch.setattr(Session, "call", seen)
+    fra = region.idcs["fra"]
+    async with App(region, ca_file, options=Options(trace_one_in=1)) as ann:
+        fra.drop_sends = 1
+        sent = await ann.client.send(CHAT, b"followed")
+        assert len(offered) == 2
+        assert set(offered) == {(b"followed", sent.traceparent)}
+        again = await ann.client.send(CHAT, b"another")
+        assert offered[2:] == [(b"another", again.traceparent)]
+        assert again.traceparent not in ("", sent.traceparent)
+        assert not ann.client._sender._traces
+    async with App(region, ca_file, uid="bob", options=Options(trace_one_in=0)) as bob:
+        assert (await bob.client.send(CHAT, b"not")).traceparent == ""
+        assert offered[-1] == (b"not", "")
 
 
 async def test_a_lost_idc_is_left_and_its_acked_messages_are_offered_elsewhere(region, ca_file):

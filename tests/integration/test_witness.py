@@ -173,3 +173,28 @@ async def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> Non
     assert errors.decode().splitlines() == [
         "error: the region file has no spec.witness; nothing to run"
     ]
+
+
+async def test_it_listens_where_it_is_told_and_is_found_at_its_endpoint(
+    tmp_path: Path, pki_dir: Path
+) -> None:
+    """In a container: the endpoint is a Service's name, which is no address of the container."""
+    (port,) = free_ports(1)
+    region = load_region(REGIONS / "two-idc.yaml")
+    assert region.spec.witness is not None
+    elsewhere = region.spec.witness.model_copy(update={"peer": f"witness.example.invalid:{port}"})
+    region = region.model_copy(
+        update={"spec": region.spec.model_copy(update={"witness": elsewhere})}
+    )
+    clock, rng = SystemClock(), random.Random(1)
+    witness = Witness(region, tmp_path, pki_dir, {}, clock, rng, listen="127.0.0.1")
+    running = asyncio.create_task(witness.run())
+    try:
+        async with grpc_channel(pki_dir, "fra", "witness", f"127.0.0.1:{port}") as channel:
+            reply = await rpc.PeerStub(channel).Probe(
+                peer.ProbeRequest(), timeout=5, wait_for_ready=True
+            )
+        assert reply.idc == "witness"
+    finally:
+        witness.stop()
+        await running

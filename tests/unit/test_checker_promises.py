@@ -68,6 +68,35 @@ def test_two_contents_of_one_epoch() -> None:
     ]
 
 
+# --------------------------------------------------------------------------- writers
+
+
+def test_places_that_rise_with_their_clock_are_clean() -> None:
+    report = talk(
+        h.Placed(30, 0, A, "fra.1", 1, 100),
+        h.Placed(31, 0, B, "fra.1", 2, 101),
+        h.Placed(32, 0, A, "fra.1", 1, 100),  # acked again, where it stands
+        h.Placed(33, 0, C, "fra.2", 1, 50),  # another life of the IDC, another log
+    )
+    assert report.clean, report.as_json()
+    assert report.counts.placed == 4
+
+
+def test_one_place_for_two_messages_is_two_writers() -> None:
+    report = talk(h.Placed(30, 0, A, "fra.1", 7, 100), h.Placed(31, 0, B, "fra.1", 7, 101))
+    assert report.violations == {Kind.PLACE_TWICE: 1}
+    assert report.total("two_writers") == 1 and report.exit_code == 1
+    assert report.examples[Kind.PLACE_TWICE] == [
+        f"{A} and {B} were both acked as fra.1 7 of conversation 0 (30 µs, 31 µs)."
+    ]
+
+
+def test_a_clock_that_goes_back_while_the_seq_rises_is_two_writers_whatever_came_first() -> None:
+    report = talk(h.Placed(30, 0, B, "fra.1", 8, 100), h.Placed(31, 0, A, "fra.1", 6, 100))
+    assert report.violations == {Kind.CLOCK_BACK: 1}
+    assert "from 100 to 100" in report.examples[Kind.CLOCK_BACK][0]
+
+
 # --------------------------------------------------------------------------- cursors
 
 

@@ -12,16 +12,25 @@ from typing import Any
 import jsonschema
 import pytest
 
+from imcore.checker import Kind
 from imcore.checker import Report as Verdict
-from imcore.checker.availability import Availability
+from imcore.checker.availability import Availability, Move
 from imcore.checker.ledger import Entry
 from imctl.commands.drill import _summary
 from imctl.drill import records
-from imctl.drill.judging import PRIVATE, publish
+from imctl.drill.judging import PRIVATE, publish, reconnects
 from imctl.drill.rto import STEPS
 from imctl.report import drill_page
 from imctl.report.charts import Axis, chart
-from imctl.report.drill import DrillReport, Found, Probed, Recovered, markdown, schema
+from imctl.report.drill import (
+    DrillReport,
+    Found,
+    Probed,
+    Reconnects,
+    Recovered,
+    markdown,
+    schema,
+)
 from imctl.report.model import Mark, Promise, RunReport, Span, Subject
 from imctl.report.page import table
 from imctl.testing.browser import lay_out
@@ -55,6 +64,7 @@ def report(rto_s: float | None = 4.5, outcome: str = "deviated") -> DrillReport:
         ledger={("fra", "iad"): Entry(sent=3, acked=3)},
         looks=[Probed("before", 3.0, "", ""), Probed("during", 12.0, "the wait is 9", "")],
         epochs_seen=4,
+        reconnects=[Reconnects("iad", [(0.0, 0.0), (2.0, 4.0)], [(0.0, 0.0), (2.5, 4.0)], 0.2)],
     )  # fmt: skip
 
 
@@ -65,6 +75,35 @@ def test_the_json_obeys_the_published_schema() -> None:
     document["outcome"] = "fine"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, schema())
+
+
+def test_a_switchovers_forecast_stands_beside_how_its_clients_moved() -> None:
+    moves = [
+        Move("fra", "failback", 0, moved={9: 1}),
+        Move("iad", "switchover", 1_000_000, moved={1: 3_000_000, 2: 2_000_000}),
+    ]
+    said = [(0.0, 0.0), (2.0, 2.0)]
+    assert reconnects([("iad", said), ("iad", said)], moves) == [
+        Reconnects("iad", said, [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)], 0.0)
+    ]
+    assert reconnects([("sin", said)], moves) == []
+    assert reconnects([("iad", [(0.0, 0.0)])], moves)[0].apart is None
+    text = markdown(report())
+    assert "| iad | predicted | 4 | 0.50 | 1.00 | 1.50 | 2.00 |" in text
+    assert "| iad | measured | 4 | 0.62 | 1.25 | 1.88 | 2.50 |" in text
+    assert "Reconnects of planned moves" in drill_page.page(report())
+
+
+def test_split_brain_says_epochs_and_writers_or_that_nothing_is_known_of_them() -> None:
+    found = report()
+    assert "whether a fenced writer acked is not known" in markdown(found)
+    found.run.verdict.counts.placed = 70
+    assert "No two writers of a log contradict each other in the 70 acks" in markdown(found)
+    found.run.verdict.found(Kind.PLACE_TWICE, "a and b were both acked as fra.1 7")
+    assert "of the 4 epochs seen. a and b were both acked as fra.1 7\n" in markdown(found)
+    document = json.loads(json.dumps(found.as_json()))
+    jsonschema.validate(document, schema())
+    assert document["split_brain"]["two_writers"] == ["a and b were both acked as fra.1 7"]
 
 
 def test_the_first_line_says_the_verdict_and_why() -> None:

@@ -13,6 +13,7 @@ from imctl.drill.watch import (
     Mirrors,
     Stale,
     Standing,
+    Stuck,
     accused,
 )
 
@@ -136,3 +137,14 @@ def test_quantiles_count_those_who_never_came() -> None:
     assert quantile_s([3 * S, 1 * S], 4, 50, 0) == 3.0
     assert quantile_s([3 * S, 1 * S], 4, 90, 0) is None
     assert quantile_s([], 0, 50, 0) is None
+
+
+def test_the_most_sessions_that_hung_at_a_gateway_are_noted() -> None:
+    stuck = Stuck()
+    assert stuck.notes() == []
+    for seen in ({"fra-gw1.1": 2}, {}, {"fra-gw1.1": 3, "fra-gw2.1": 1}, {"fra-gw1.1": 1}):
+        stuck.feed(seen)
+    assert stuck.notes() == [
+        "fra-gw1.1: up to 3 of its sessions took much longer to go than others.",
+        "fra-gw2.1: up to 1 of its sessions took much longer to go than others.",
+    ]

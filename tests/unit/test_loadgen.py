@@ -13,11 +13,11 @@ from imcore.checker import Kind, Report, check_events
 from imcore.checker.availability import Availability
 from imcore.errors import Unavailable
 from imcore.runtime import SystemClock
-from imcore.words import direct_conversation
+from imcore.words import Origin, Place, direct_conversation
 from services.loadgen.load import Load
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Client, Group, Population
-from services.loadgen.ports import Listener
+from services.loadgen.ports import Acked, Listener
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -91,13 +91,14 @@ class MemorySession:
     async def members(self, conversation: str) -> Sequence[str]:
         return self.world.members[conversation]
 
-    async def send(self, conversation: str, content: bytes) -> str:
+    async def send(self, conversation: str, content: bytes) -> Acked:
         if self.world.failing:
             raise Unavailable("the outbox is full")
         async with self.order:  # first come, first sent
             await self.world.up[self.idc].wait()
             self.world.add(conversation, self.uid, content)
-        return "stored"
+            seq = len(self.world.messages[conversation])
+        return Acked("stored", Place(seq, Origin("fra", 1), seq))
 
     async def read_up_to(self, conversation: str, key: str) -> None:
         self.listener.cursor(conversation, key, self.uid)
@@ -188,7 +189,7 @@ async def test_a_look_that_lacks_what_its_idc_had_shown_before_is_found(run: Run
     receiver.ear.connection("fra", "fra-gw-1")
     tag, content = run.recorder.compose(sender.ear, conversation, "x")
     sender.ear.shown(conversation, "key", "u0", content, sender.ear.seen[conversation], False)
-    run.recorder.ack(sender.ear, conversation, tag, "stored")
+    run.recorder.ack(sender.ear, conversation, tag, Acked("stored", Place(1, Origin("iad", 1), 1)))
     receiver.ear.shown(conversation, "key", "u0", content, receiver.ear.seen[conversation], False)
     looks = [Look("u0", (conversation,))]
     await look(run.world.connect, run.recorder, looks, {"fra": ADDRESSES["fra"]}, "rpo")

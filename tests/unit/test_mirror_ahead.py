@@ -28,7 +28,7 @@ async def test_an_origin_that_ends_below_its_copy_is_an_alarm_when_it_stays_so(
     store.filled_from_outside = outside
     clock = ManualClock()
     follower = Follower(
-        "fra", "iad", 1, store, {}, Progress(lambda *told: None), lambda origin: {},
+        "fra", "iad", 1, store, {}, Progress(lambda *told: None, 1), lambda origin: {},
         lambda origin, partition: None, clock, source="fra",
     )  # fmt: skip
     copy = await store.open_copy(FRA)

@@ -49,7 +49,12 @@ async def test_a_long_backlog_of_many_partitions_comes_in_small_batches_and_in_t
     for partition in range(PARTITIONS):
         await append(log, partition, [tick.SerializeToString()] * TICKS)
     service = LogsService(
-        "fra", store, PARTITIONS, Progress(lambda *told: None), lambda origin: {}, SystemClock()
+        "fra",
+        store,
+        PARTITIONS,
+        Progress(lambda *told: None, PARTITIONS),
+        lambda origin: {},
+        SystemClock(),
     )
     taken = dict.fromkeys(range(PARTITIONS), 0)
     batches: list[peer.TailBatch] = []
@@ -67,3 +72,14 @@ async def test_a_long_backlog_of_many_partitions_comes_in_small_batches_and_in_t
     assert max(batch.ByteSize() for batch in batches) <= BATCH_BYTES_MAX
     seen = {record.partition for batch in batches[:8] for record in batch.records}
     assert seen == set(range(PARTITIONS))
+
+
+async def test_a_peer_that_names_partitions_of_another_region_costs_nobody_anything() -> None:
+    told: list[tuple[str, Origin, int, int]] = []
+    progress = Progress(lambda *each: told.append(each), PARTITIONS)
+    ends = [peer.PartitionEnd(partition=number, lsn=7) for number in (0, PARTITIONS, 2**32 - 1)]
+    progress.report("iad", FRA, ends, ends)
+    progress.announce(FRA, PARTITIONS, 9)
+    assert told == [("iad", FRA, 0, 7)]
+    assert progress.held["iad", FRA] == progress.applied["iad", FRA] == {0: 7}
+    assert progress.announced[FRA] == {0: 7}

@@ -6,8 +6,10 @@ import pytest
 
 from imcore.errors import ImError, OutcomeUnknown
 from imctl.errors import ABORTED, ERROR, UNKNOWN, Aborted, Failed, exit_code
-from imctl.opwatch import conclude, step_lines
+from imctl.opwatch import conclude, step_lines, tick_line
+from imctl.traffic import Left
 from services.control.operations import UNDER_WAY, Operation, Step
+from services.control.slow import Slow, Took, Usual
 from services.policy.document import OperationState
 
 STEPS = (
@@ -51,3 +53,19 @@ def test_done_is_the_only_end_that_is_success() -> None:
     for state in ends - {OperationState.DONE}:
         with pytest.raises(ImError):
             conclude(ended(state))
+
+
+def test_a_slow_step_and_stuck_sessions_are_said() -> None:
+    usual = Usual(2_000, 4)
+    over = Slow(Took(0, "drain", 5_500, over=True, whole=True), usual)
+    (line,) = step_lines(ended(OperationState.DONE), 1, [over])
+    assert line.endswith("(5.5 s; slow: drain took 5.5 s, limit 2.0 s (4 earlier))")
+    runs = Slow(Took(0, "drain", 5_500, over=False, whole=False), usual)
+    left = Left(7, {"fra-gw2.1": 1, "fra-gw1.1": 2})
+    assert tick_line(ended(OperationState.RUNNING), left, [runs, over]) == (
+        "fra: 7 sessions, 3 stuck (fra-gw1.1: 2, fra-gw2.1: 1), "
+        "slow: drain has run for more than 2.0 s"
+    )
+    assert tick_line(ended(OperationState.PAUSED), Left(None, {}), []) == (
+        "fra: no answer, paused by operator"
+    )

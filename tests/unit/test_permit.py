@@ -31,7 +31,10 @@ BEFORE = Record(
     {
         "policy": Slot(Ballot(5, "fra.1"), Ballot(5, "fra.1"), POLICY.to_json()),
         "register/fra": Slot(Ballot(2, "fra.1"), Ballot(2, "fra.1"), b"{}"),
-        "audit/imctl": Slot(Ballot(2, "a.1"), Ballot(2, "a.1"), b'{"seq":5,"hash":"00"}'),
+        **{
+            key: Slot(Ballot(2, "a.1"), Ballot(2, "a.1"), b'{"seq":5,"hash":"00"}')
+            for key in ("audit/imctl", "audit/imctl@ops-1")
+        },
     },
     Ballot(1, "fra"),
 )
@@ -70,7 +73,8 @@ def test_a_round_of_an_operator_over_the_policy_an_operation_and_its_audit_passe
     assert judge(promise(BEFORE, "op/drain-fra-1", OWN)) == ""
     assert judge(accepted("op/drain-fra-1", b"{}")) == ""
     assert judge(accepted("op/none-yet", None)) == ""
-    assert judge(accepted("audit/imctl", b'{"seq":6,"hash":"11"}')) == ""
+    for key in ("audit/imctl", "audit/imctl@ops-1", "audit/imctl@ops-2"):
+        assert judge(accepted(key, b'{"seq":6,"hash":"11"}')) == ""
 
 
 RETIRED = replace(POLICY, epoch=5, idcs={**POLICY.idcs, "fra": IdcPolicy(IdcState.RETIRED)})
@@ -94,6 +98,12 @@ REFUSED: dict[str, Record | bytes | None] = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_an_operator_may_not_swap_anything_else(why: str) -> None:
     assert judge(REFUSED[why]) == why
+
+
+def test_the_anchor_of_a_machine_is_not_lowered_either() -> None:
+    lower = accepted("audit/imctl@ops-1", b'{"seq":4,"hash":"22"}')
+    assert judge(lower) == "Lowering the anchor of an audit log"
+    assert judge(accepted("audit/imctl2", b"{}")) == "Writing audit/imctl2"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,13 +105,61 @@ def test_show_lists_the_ca_first(tmp_path: Path) -> None:
 def test_what_is_handed_to_people_cannot_pass_for_a_server(tmp_path: Path) -> None:
     pki.init(tmp_path, {"admin": (), "operator": (), "viewer": ()}, NOW)
     pki.rotate(tmp_path, ["viewer"], NOW)
-    for name in ("operator", "viewer"):
+    for name in pki.CALLERS:
         certificate = x509.load_pem_x509_certificate((tmp_path / f"{name}.pem").read_bytes())
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     hosts = {info.name: info.hosts for info in pki.show(tmp_path)}
-    assert hosts["operator"] == ("operator.imctl.internal",)
-    assert hosts["viewer"] == ("viewer.imctl.internal",)
+    assert {hosts[name] for name in pki.CALLERS} == {
+        ("admin.imctl.internal",), ("operator.imctl.internal",), ("viewer.imctl.internal",),
+    }  # fmt: skip
+
+
+def as_it_was_made_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`admin`, with hosts and good for serving."""
+    monkeypatch.setattr(pki, "CALLERS", frozenset({"operator", "viewer"}))
+    pki.init(folder, {"admin": ()}, datetime.now(UTC))
+    monkeypatch.undo()
+
+
+def test_an_admin_of_before_stays_good_and_loses_its_hosts_when_it_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_it_was_made_before(tmp_path, monkeypatch)
+    assert pki.init(tmp_path, {"admin": ()}, datetime.now(UTC)) == []
+    assert "localhost" in pki.show(tmp_path)[1].hosts
+    (info,) = pki.rotate(tmp_path, ["admin"], datetime.now(UTC))
+    assert info.hosts == ("admin.imctl.internal",)
+
+
+@pytest.mark.parametrize("name", sorted(pki.CALLERS))
+async def test_a_role_that_serves_is_believed_by_no_client(pki_dir: Path, name: str) -> None:
+    """Not as a gateway (by host), and not even under its own name over gRPC."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    context = tls.gateway_ssl_context(pki_dir, name)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        client = tls.client_ssl_context(pki_dir / "ca.pem")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.open_connection("127.0.0.1", port, ssl=client)
+        client.check_hostname = False  # what its usage forbids, no name allows
+        with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
+            await asyncio.open_connection("127.0.0.1", port, ssl=client)
+
+    served = grpc.aio.server()
+    credentials = tls.grpc_server_credentials(pki_dir, name)
+    port = served.add_secure_port("127.0.0.1:0", credentials)
+    await served.start()
+    try:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(tls.grpc_channel(pki_dir, "fra", name, f"127.0.0.1:{port}"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        await served.stop(None)
 
 
 async def test_the_caller_is_known_by_its_certificate(pki_dir: Path, server: str) -> None:
@@ -129,8 +178,13 @@ async def test_a_caller_of_another_ca_is_not_let_in(
 ) -> None:
     pki.init(tmp_path, {"admin": ()}, datetime.now(UTC))
     (tmp_path / "ca.pem").write_bytes((pki_dir / "ca.pem").read_bytes())
+    with pytest.raises(BadInput):  # our own clients do not even try
+        tls.grpc_channel(tmp_path, "admin", "fra", server)
+    pair = [(tmp_path / name).read_bytes() for name in ("ca.pem", "admin.key", "admin.pem")]
+    named = [("grpc.ssl_target_name_override", pki.dns_name("fra"))]
+    credentials = grpc.ssl_channel_credentials(*pair)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(tls.grpc_channel(tmp_path, "admin", "fra", server))
+        await ask(grpc.aio.secure_channel(server, credentials, options=named))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

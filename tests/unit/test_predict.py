@@ -11,7 +11,7 @@ import pytest
 from imcore.region.load import load_region
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts, Mark, Vote
-from services.control.predict import Forecast, busiest, forecast
+from services.control.predict import Forecast, apart, busiest, forecast, time_of
 from services.control.rules import Change, Kind
 from services.policy.document import IdcPolicy, IdcState, Policy, initial
 from services.policy.spread import spread
@@ -114,3 +114,19 @@ def test_who_belongs_nowhere_stays() -> None:
     none = {idc: IdcPolicy(IdcState.DRAINED) for idc in IDCS}
     nowhere = replace(initial(REGION, 0), idcs=none)
     assert spread(initial(REGION, 0), nowhere, REGION, "fra", {"europe": 7}) == {"fra": 7}
+
+
+def test_when_a_share_has_moved_is_read_between_the_points() -> None:
+    curve = [(0.0, 0.0), (1.0, 0.0), (5.0, 80.0), (6.0, 80.0)]
+    assert [time_of(curve, share) for share in (0.25, 0.5, 1.0)] == [2.0, 3.0, 5.0]
+    assert time_of([(0.0, 0.0), (1.0, 0.0)], 0.5) is None
+    assert time_of([], 0.5) is None
+
+
+def test_curves_are_as_far_apart_as_at_the_worst_share() -> None:
+    measured = [(0.0, 0.0), (4.0, 40.0)]
+    assert apart(measured, measured) == 0
+    assert apart([(0.0, 0.0), (5.0, 100.0)], measured) == pytest.approx(0.25)
+    late = [(0.0, 0.0), (1.0, 0.0), (4.0, 40.0)]  # right in the end, wrong on the way
+    assert apart(late, measured) == pytest.approx(0.75)
+    assert apart([(0.0, 0.0)], measured) is None

@@ -13,7 +13,7 @@ from imcore.region.rules import kv_prefix, registry_prefix
 from services.node.engines import etcd_settings
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
-PEER = {"fra": 'peer: "127.0.0.1:17102"}\n', "iad": 'peer: "127.0.0.1:17202"}\n'}
+ENDPOINTS = {"fra": 'metrics: "127.0.0.1:17103"}\n', "iad": 'metrics: "127.0.0.1:17203"}\n'}
 TLS = "ca_file: /etc/ca.pem"
 
 
@@ -21,18 +21,18 @@ def text(fra: str, iad: str = "embedded") -> str:
     found = THREE
     for name, registry in (("fra", fra), ("iad", iad)):
         engines = f"      engines:\n        registry: {registry}\n"
-        found = found.replace(PEER[name], PEER[name] + engines)
+        found = found.replace(ENDPOINTS[name], ENDPOINTS[name] + engines)
     return found
 
 
 def with_engines(**engines: str) -> str:
     """``fra="{kv: ...}"``: the region file with these `engines:`."""
     found = THREE
-    for name, port in (("fra", "17102"), ("iad", "17202"), ("sin", "17302")):
-        peer = f'peer: "127.0.0.1:{port}"}}\n'
-        assert peer in found
+    for name, port in (("fra", "17103"), ("iad", "17203"), ("sin", "17303")):
+        endpoints = f'metrics: "127.0.0.1:{port}"}}\n'
+        assert endpoints in found
         if name in engines:
-            found = found.replace(peer, f"{peer}      engines: {engines[name]}\n")
+            found = found.replace(endpoints, f"{endpoints}      engines: {engines[name]}\n")
     return found
 
 

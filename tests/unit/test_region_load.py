@@ -51,7 +51,7 @@ def test_the_shipped_regions_are_valid(path: Path) -> None:
         ("metadata:", "metadat:", "metadat", "did you mean `metadata`?"),
         ("delay_ms: 45", "dealy_ms: 45", "spec.links[0].dealy_ms", "did you mean `delay_ms`?"),
         ("delay_ms: 45", "jitter: 1", "spec.links[0].delay_ms", "expected a value, got none"),
-        ("loss: 0.001", "loss: 0.9", "spec.links[2].loss", "less than 0.5, got 0.9"),
+        ("loss: 0.001", "loss: 0.9", "spec.links[2].loss", "at most 0.5, got 0.9"),
         ("weights: {sin: 1}", "weights: {sib: 1}", "spec.geo.shards[2].weights.sib", "one of fra"),
         ("weights: {sin: 1}", "weights: {sin: 0}", "spec.geo.shards[2].weights", "above 0"),
         ("weights: {sin: 1}", "weights: {sin: -1}", "spec.geo.shards[2].weights.sin", "at least 0"),

@@ -506,6 +506,10 @@ def test_gates_compare_with_the_beginning() -> None:
     assert gates(begun, **good | {"sin": seen(answers=False)}) == ("serving: sin does not serve",)
     slow = gates(begun, **good | {"sin": seen(lag_ms=6_000)})
     assert slow == ("lag: sin 6000 ms, 5000 allowed",)
+    late = seen(acks=20, ack_p99_ms=1_200.4)
+    assert gates(begun, **good | {"iad": late}) == ("acks: iad 1200 ms, 1000 allowed",)
+    assert gates(begun, **good | {"iad": replace(late, acks=19)}) == ()
+    assert gates(replace(begun, ack_ms_max=1_300), **good | {"iad": late}) == ()
     assert gates(begun, **good | {"fra": seen(sessions=10)}) == (
         "clients: fra has 10 sessions, 18 expected",
     )

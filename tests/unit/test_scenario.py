@@ -15,12 +15,12 @@ from imcore.checker import check_events
 from imcore.checker.availability import Availability
 from imcore.errors import Unavailable
 from imcore.runtime import SystemClock
-from imcore.words import direct_conversation
+from imcore.words import Origin, Place, direct_conversation
 from imctl.report.live import Lines, Screen, View
 from imctl.scenario import Observed, Plan, Scenario
 from services.loadgen.load import Load
 from services.loadgen.population import Client, Group, Population
-from services.loadgen.ports import Listener
+from services.loadgen.ports import Acked, Listener
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -121,11 +121,12 @@ class MemorySession:
     async def members(self, conversation: str) -> Sequence[str]:
         return self.world.members[conversation]
 
-    async def send(self, conversation: str, content: bytes) -> str:
+    async def send(self, conversation: str, content: bytes) -> Acked:
         async with self.order:
             await self.up.wait()
             log = self.world.logs.setdefault(conversation, [])
             log.append((self.uid, content))
+            place = Place(len(log), Origin("fra", 1), len(log))
             to = self.world.members.get(conversation) or conversation.split(":")[1:]
             for session in self.world.sessions:
                 if session.uid in to:
@@ -133,7 +134,7 @@ class MemorySession:
                     session.listener.shown(
                         conversation, key, self.uid, content, len(log) - 1, False
                     )
-        return "stored"
+        return Acked("stored", place)
 
     async def read_up_to(self, conversation: str, key: str) -> None:
         self.listener.cursor(conversation, key, self.uid)
@@ -227,7 +228,7 @@ async def test_a_broken_load_ends_the_script() -> None:
     run = Run(world)
     await run.load.open()
 
-    async def broken(conversation: str, content: bytes) -> str:
+    async def broken(conversation: str, content: bytes) -> Acked:
         raise RuntimeError("a bug")
 
     for session in world.sessions:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from imcore.errors import BadInput
 from imcore.proto import client_pb2 as pb
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.parameters import Parameters
-from services.sdk.core.reconnect import STEADY_MS, Lost, Reconnect, Where
+from services.sdk.core.reconnect import RETRY_AFTER_MAX_MS, STEADY_MS, Lost, Reconnect, Where
 from services.sdk.core.seen import Seen
+from services.sdk.core.waits import RETRY_MS, WAIT_MAX_MS, again_s
+from services.sdk.ipconf import IpconfClient
 
 
 def reconnect() -> Reconnect:
     return Reconnect(random.Random(1))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://10.0.0.1:8443", "http://localhost.example", "http://[2001:db8::1]", "fra:8443", ""],
+)
+def test_no_token_goes_to_an_ipconf_in_plain_text(url):
+    with pytest.raises(BadInput):
+        IpconfClient(["https://127.0.0.1:8443", url], None, random.Random(1))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8443", "http://[::1]:1/", "http://localhost"])
+def test_on_this_machine_it_may(url):
+    IpconfClient([url], None, random.Random(1))
 
 
 def test_first_the_same_gateway_then_ipconf():
@@ -120,3 +139,16 @@ def test_parameters_ignore_what_is_no_number():
     assert Parameters.of({"heartbeat_ms": 300, "fast_retries": "x", "other": 1}) == Parameters(
         heartbeat_ms=300
     )
+
+
+def test_what_was_put_off_is_asked_for_no_sooner_than_told_and_not_by_all_at_once():
+    rng = random.Random(1)
+    waits = [again_s(pb.Error(retry_after_ms=1_000), rng) for _ in range(1_000)]
+    assert 1.0 <= min(waits) < 1.05 and 1.45 < max(waits) <= 1.5
+    assert again_s(pb.Error(), rng) >= RETRY_MS / 1000
+    assert again_s(pb.Error(retry_after_ms=2**31), rng) <= 1.5 * WAIT_MAX_MS / 1000
+
+
+def test_a_gateway_that_asks_for_years_is_not_heeded_for_so_long():
+    plan = reconnect().lost(Lost("overloaded", retry_after_ms=2**31))
+    assert plan.where is Where.IPCONF and plan.delay_ms <= 2 * RETRY_AFTER_MAX_MS

@@ -124,6 +124,15 @@ def test_what_a_silent_idc_said_last_stays_with_its_age_and_its_weight_is_the_po
     assert rows["sin"][-1] == "-"  # how old it is nobody said
 
 
+def test_sessions_that_hang_in_a_move_are_counted_by_gateway() -> None:
+    found = {name: answer(name, 5, ACTIVE) for name in ACTIVE}
+    found["fra"]["moves"] = {"usual_ms": 3_400, "stuck": {"fra-gw1.1": 2}}
+    found["iad"]["moves"] = {"usual_ms": 3_000, "stuck": {}}
+    said = " ".join(shown(build(**found)).split())
+    assert "fra: 2 sessions told to go for more than 3.4 s are still here (fra-gw1.1: 2)" in said
+    assert "iad: 0" not in said
+
+
 def test_the_log_of_an_idc_that_is_given_up_is_nobodys_lag() -> None:
     found = {name: answer(name, 5, {**ACTIVE, "fra": "failed"}) for name in ACTIVE}
     found["iad"]["lag"]["fra.1"] = {"records": 70, "ms": 99_000}

@@ -16,6 +16,7 @@ from services.sdk.core.parameters import Parameters
 
 STEADY_MS = 5_000  # a connection that lived as long resets the back-off
 FAST_RETRY_JITTER_MS = 50
+RETRY_AFTER_MAX_MS = 600_000  # of what a service asks for
 
 
 class Where(Enum):
@@ -67,7 +68,7 @@ class Reconnect:
         else:
             delay_ms = self._rng.randint(0, self._bound())
         if lost.retry_after_ms:
-            delay_ms += lost.retry_after_ms
+            delay_ms += min(lost.retry_after_ms, RETRY_AFTER_MAX_MS)
         return Plan(Where.SAME if same else Where.IPCONF, delay_ms)
 
     def _bound(self) -> int:

@@ -58,6 +58,8 @@ class View:
         self.classes: dict[ClientKey, Class] = {}
         self.stable = 0
         self._emit = emit
+        # Told of each new entry whose message is followed.
+        self.traced: Callable[[pb.Entry], None] | None = None
         # Places of messages that are still to come, and in which era the IDC knew them.
         self._waiting: dict[ClientKey, tuple[Place, pb.Attested | None, int]] = {}
         self._next_stable: tuple[int, Vector] = (0, {})
@@ -83,6 +85,8 @@ class View:
                 self._idc_has[origin] = seq
             if track and self.received.add(origin, seq):
                 new += 1
+                if self.traced is not None and entry.HasField("trace"):
+                    self.traced(entry)
             kind = entry.WhichOneof("kind")
             if kind == "message":
                 message = entry.message

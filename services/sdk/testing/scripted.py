@@ -53,6 +53,7 @@ class Region:
     reports: list[dict[str, str]] = field(default_factory=list)
     refuse_tokens: bool = False
     ipconf_down: bool = False
+    ipconf_overloaded_ms: int = 0  # the next lookup is turned away for so long
     _runner: web.AppRunner | None = None
     url: str = ""
 
@@ -82,6 +83,10 @@ class Region:
         if self.refuse_tokens:
             error = {"code": "unauthenticated", "message": "the token has expired"}
             return web.json_response({"error": error}, status=401)
+        if wait_ms := self.ipconf_overloaded_ms:
+            self.ipconf_overloaded_ms = 0
+            busy = {"code": "overloaded", "message": "busy", "retry_after_ms": wait_ms}
+            return web.json_response({"error": busy}, status=429)
         if self.ipconf_down:
             error = {"code": "unavailable", "message": "down"}
             return web.json_response({"error": error}, status=503)

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 
 from imcore import pki, tls
 from imcore.certificates import CertificateFiles, expiry_alarms
@@ -130,6 +131,45 @@ async def test_a_grpc_server_takes_a_new_certificate_under_live_channels(folder:
         assert await ask(old) == "iad"
         async with tls.grpc_channel(folder, "admin", "fra", f"127.0.0.1:{port}") as new:
             assert await ask(new) == "admin"
+    await server.stop(None)
+
+
+async def test_a_caller_shows_its_new_certificate_without_a_restart(folder: Path) -> None:
+    """A stub that was made before goes on, and so does a stream that runs."""
+    shown: list[int] = []
+
+    class Noting(Caller):
+        async def Status(self, request: peer.StatusRequest, context: Any) -> peer.StatusReply:
+            pem = next(iter(context.auth_context()["x509_pem_cert"]))
+            shown.append(x509.load_pem_x509_certificate(pem).serial_number)
+            return peer.StatusReply(idc=tls.caller_name(context))
+
+    async def echo(requests: Any, context: Any) -> Any:
+        async for request in requests:
+            yield request
+
+    handler = grpc.stream_stream_rpc_method_handler(echo)
+    echoes = grpc.method_handlers_generic_handler("im.Echo", {"Echo": handler})
+    server = grpc.aio.server(options=tls.SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((echoes,))
+    rpc.add_AdminServicer_to_server(Noting(), server)
+    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(folder, "fra"))
+    await server.start()
+    async with tls.grpc_channel(folder, "iad", "fra", f"127.0.0.1:{port}") as channel:
+        stub = rpc.AdminStub(channel)
+        stream: Any = channel.stream_stream("/im.Echo/Echo", None, None)(None)
+        await stream.write(b"before")
+        assert await stream.read() == b"before"
+        await stub.Status(peer.StatusRequest(), timeout=5)
+        pki.rotate(folder, ["iad"], now())
+        async with asyncio.timeout(10):
+            while len(set(shown)) < 2:
+                await stub.Status(peer.StatusRequest(), timeout=5)
+                await asyncio.sleep(0.1)
+        certificate = x509.load_pem_x509_certificate((folder / "iad.pem").read_bytes())
+        assert shown[-1] == certificate.serial_number
+        await stream.write(b"after")
+        assert await stream.read() == b"after"
     await server.stop(None)
 
 

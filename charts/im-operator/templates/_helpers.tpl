@@ -1,0 +1,49 @@
+{{- define "im-operator.match" -}}
+app.kubernetes.io/name: im-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- define "im-operator.labels" -}}
+{{ include "im-operator.match" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+{{- define "im-operator.name" -}}
+{{ printf "%s-im-operator" .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
+{{- define "im-operator.rules" -}}
+- apiGroups: [imctl.dev]
+  resources: [regions, idcs, witnesses]
+  verbs: [get, list, watch]
+- apiGroups: [imctl.dev]
+  resources: [regions/status, idcs/status, witnesses/status]
+  verbs: [patch]
+- apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
+  resources: [idcs/finalizers, witnesses/finalizers]
+  verbs: [update]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list, watch, create, patch]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [list, watch, create, patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [list, create, patch, delete]
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create, patch]
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [create, patch]
+- apiGroups: [""]
+  resources: [pods, secrets]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}

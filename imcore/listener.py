@@ -1,0 +1,133 @@
+"""Listens for clients, and takes them in no faster than it gets on with those it has taken.
+
+asyncio's own servers accept whatever has come and begin a TLS handshake with each. When thousands
+come at once every handshake takes longer than a client waits, and all of the work is done for
+clients that have gone. Here a few are taken in each turn of the loop, so that the work which has
+been begun comes first; the others stand in the kernel's queue, which costs nothing, and beyond that
+they find nobody and come again later. A client that is slow with its handshake holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Protocol
+
+log = logging.getLogger("im.listener")
+
+PER_TURN = 8
+# At some 0.3 to 1 ms each, whoever gets into the queue is through it before a client gives up.
+BACKLOG = 512
+HANDSHAKES_MAX = 5_000  # that wait for slow clients; beyond it, until one has ended or timed out
+_PAUSE_S = 0.1  # where a connection cannot be accepted: too many open files
+
+
+class Listening(Protocol):
+    """What a server needs of it; a simulation brings its own."""
+
+    async def start(self, host: str, port: int) -> int:
+        """Returns the port (for 0). Raises OSError when the address is taken."""
+        ...
+
+    async def stop(self) -> None:
+        """Connections that stand stay; those that shake hands are ended."""
+        ...
+
+
+Factory = Callable[[], asyncio.BaseProtocol]
+Listen = Callable[[Factory, ssl.SSLContext | None, float, float], Listening]
+
+
+class Listener:
+    """``factory`` makes the protocol of a connection; no ``tls``: plain TCP."""
+
+    def __init__(
+        self,
+        factory: Factory,
+        tls: ssl.SSLContext | None,
+        handshake_timeout_s: float,
+        shutdown_timeout_s: float,
+    ) -> None:
+        self._factory = factory
+        self._tls = tls
+        self._timeouts = (
+            {}
+            if tls is None
+            else {
+                "ssl_handshake_timeout": handshake_timeout_s,
+                "ssl_shutdown_timeout": shutdown_timeout_s,
+            }
+        )
+        self._room = asyncio.Semaphore(HANDSHAKES_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+
+    async def start(self, host: str, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, kind, proto, _, address in dict.fromkeys(found):  # a name may have several
+                self._listen(socket.socket(family, kind, proto), address)
+        except BaseException:
+            for listening in self._sockets:
+                listening.close()
+            raise
+        self._accepting = [asyncio.create_task(self._accept(each)) for each in self._sockets]
+        bound: int = self._sockets[0].getsockname()[1]
+        return bound
+
+    def _listen(self, listening: socket.socket, address: tuple[Any, ...]) -> None:
+        self._sockets.append(listening)
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listening.family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+
+    async def stop(self) -> None:
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for taken in itertools.count(1):
+            if taken % PER_TURN == 0:
+                await asyncio.sleep(0)
+            await self._room.acquire()
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                self._room.release()
+                log.warning("no connection can be accepted: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            task = loop.create_task(self._shake(accepted))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _shake(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            # What goes wrong here is the client's: it left, or speaks no TLS, or trusts nobody.
+            with contextlib.suppress(OSError, TimeoutError):
+                await loop.connect_accepted_socket(
+                    self._factory, accepted, ssl=self._tls, **self._timeouts
+                )
+        except BaseException:
+            accepted.close()
+            raise
+        finally:
+            self._room.release()

@@ -1,0 +1,73 @@
+"""The table of kinds: what each is called, made of, and shown by."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from imcore.region.model import RegionSpec
+from imctl.api import rules
+from imctl.api.model import IdcSpec, RegionStatus, WitnessSpec, WorkloadStatus
+
+GROUP = "imctl.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+CATEGORY = "im"  # `kubectl get im`
+
+
+class Column(NamedTuple):
+    name: str
+    path: str
+    type: str = "string"
+    wide: bool = False  # only with `-o wide`
+
+
+class Kind(NamedTuple):
+    name: str
+    plural: str
+    short: str
+    description: str
+    spec: type[BaseModel]
+    status: type[BaseModel]
+    rules: rules.Rules
+    columns: tuple[Column, ...]
+
+    @property
+    def crd(self) -> str:
+        return f"{self.plural}.{GROUP}"
+
+
+_AGE = Column("Age", ".metadata.creationTimestamp", "date")
+_WORKLOAD = (
+    Column("Region", ".spec.region"),
+    Column("Phase", ".status.phase"),
+    Column("Ready", ".status.ready", "boolean"),
+    Column("Pod", ".status.pod", wide=True),
+    Column("Image", ".spec.image", wide=True),
+    _AGE,
+)
+
+REGION = Kind(
+    "Region", "regions", "imr",
+    "A whole deployment: a region file, word for word. Each namespace that runs a part of it has "
+    "the same one.",
+    RegionSpec, RegionStatus, rules.REGION,
+    (
+        Column("Phase", ".status.phase"),
+        Column("Partitions", ".spec.partitions", "integer"),
+        Column("Default", ".spec.geo.default", wide=True),
+        _AGE,
+    ),
+)  # fmt: skip
+IDC = Kind(
+    "IDC", "idcs", "idc",
+    "One IDC of a Region, run in this namespace: a StatefulSet with one pod, which has all roles.",
+    IdcSpec, WorkloadStatus, rules.IDC, (Column("IDC", ".spec.idc"), *_WORKLOAD),
+)  # fmt: skip
+WITNESS = Kind(
+    "Witness", "witnesses", "imw",
+    "The witness of a Region, run in this namespace: a registry and a vote, without traffic.",
+    WitnessSpec, WorkloadStatus, rules.WITNESS, _WORKLOAD,
+)  # fmt: skip
+KINDS = (REGION, IDC, WITNESS)

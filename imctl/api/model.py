@@ -1,0 +1,160 @@
+"""Specs and statuses of the kinds that only Kubernetes has; a Region's spec is the region file's.
+
+Fields are named as in the region file. What stands here works: a process of an IDC has all roles,
+so there is nothing yet to scale by itself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from imcore.region.model import Model, Name
+
+ObjectName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"),
+    Field(json_schema_extra={"maxLength": 253}),
+]
+Quantity = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
+    Field(json_schema_extra={"maxLength": 20}),
+]
+ImageName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\s]+$"),
+    Field(json_schema_extra={"maxLength": 500}),
+]
+
+
+class Issuer(Model):
+    """An issuer of cert-manager."""
+
+    name: ObjectName = Field(description="of the issuer")
+    kind: Literal["Issuer", "ClusterIssuer"] = Field(
+        default="Issuer", description="of the namespace, or of the whole cluster"
+    )
+
+
+class Certificates(Model):
+    """What the process shows others and by which it knows them: a Secret that exists, or an issuer
+    of cert-manager. All IDCs of a region and the witness trust one CA."""
+
+    secret: ObjectName | None = Field(
+        default=None, description="a Secret with `ca.crt`, `tls.crt`, `tls.key`"
+    )
+    issuer: Issuer | None = Field(
+        default=None, description="cert-manager makes the Secret and renews it"
+    )
+    region_keys: ObjectName = Field(
+        description="a Secret with `region-keys.json`, the same in every IDC of the region"
+    )
+
+
+class Storage(Model):
+    """The volume for logs, KV and sessions; it outlives the pod and, once made, stays as it is."""
+
+    size: Quantity = Field(default="20Gi", description="of the volume")
+    class_name: ObjectName | None = Field(
+        default=None, description="storage class; default: the cluster's own"
+    )
+
+
+class Resources(Model):
+    """What the pod asks for; default: what the capacity model reckons for the IDC's `capacity`."""
+
+    cpu: Quantity | None = Field(default=None, description="cores, as request")
+    memory: Quantity | None = Field(default=None, description="as request and as limit")
+
+
+class Workload(Model):
+    """What an IDC and a witness have in common."""
+
+    region: ObjectName = Field(description="the Region in this namespace that it belongs to")
+    image: ImageName = Field(description="with all roles in it")
+    image_pull_secret: ObjectName | None = Field(
+        default=None, description="for a registry that asks for one"
+    )
+    certificates: Certificates = Field(description="its own, and the region's keys")
+    storage: Storage = Field(default=Storage(), description="its volume, which outlives the pod")
+    resources: Resources = Field(default=Resources(), description="what its pod asks for")
+    secrets: list[ObjectName] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Secrets of engines, below /etc/imctl/secrets/NAME/: there the region file's "
+        "`ca_file` and so on find their files",
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, max_length=16, description="labels of the nodes that may run it"
+    )
+    service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
+        default="ClusterIP",
+        description="type of its Services, for clients and for peers; NodePort: at the very ports "
+        "of the endpoints, which must be ones that nodes give away",
+    )
+    paused: bool = Field(default=False, description="true: the operator leaves it as it is")
+
+
+class IdcSpec(Workload):
+    """One IDC of a region, run in this namespace."""
+
+    idc: Name = Field(description="which one, by its name in the Region")
+
+
+class WitnessSpec(Workload):
+    """The witness of a region, run in this namespace."""
+
+
+class Condition(Model):
+    """As everywhere in Kubernetes."""
+
+    type: str = Field(description="what is judged")
+    status: Literal["True", "False", "Unknown"] = Field(description="whether it is so")
+    reason: str = Field(description="in one word")
+    message: str = Field(default="", description="in a sentence")
+    lastTransitionTime: str = Field(description="when the status last changed")
+    observedGeneration: int = Field(default=0, description="the generation that was judged")
+
+
+class Validity(StrEnum):
+    VALID = "Valid"
+    INVALID = "Invalid"
+
+
+class RegionStatus(Model):
+    """What the operator makes of it."""
+
+    phase: Validity | None = Field(default=None, description="whether `imctl validate` takes it")
+    problems: list[str] = Field(
+        default_factory=list, description="in the words of `imctl validate`"
+    )
+    observed_generation: int = Field(default=0, description="the generation that this is about")
+
+
+class Phase(StrEnum):
+    BLOCKED = "Blocked"  # something that it needs is not there, or is wrong
+    PAUSED = "Paused"
+    STARTING = "Starting"
+    SERVING = "Serving"
+    UNREADY = "Unready"  # it has served and does not now
+    DELETING = "Deleting"
+
+
+class WorkloadStatus(Model):
+    """Where it is on its way."""
+
+    phase: Phase | None = Field(default=None, description="where it is on its way")
+    pod: str = Field(default="", description="its pod")
+    ready: bool = Field(default=False, description="the pod is ready: it serves")
+    blocked_by: list[str] = Field(
+        default_factory=list, description="what it waits for, or what stands against it"
+    )
+    outdated: bool = Field(
+        default=False,
+        description="its pod has other settings than are wanted; it gets them when it is deleted",
+    )
+    observed_generation: int = Field(default=0, description="the generation that this is about")
+    conditions: list[Condition] = Field(default_factory=list, description="Ready")

@@ -1,0 +1,154 @@
+"""Rules between fields that an API server judges, as CEL (messages as `imctl validate` has them).
+
+Keyed by the field below which `self` is; "[]" stands for a list's items, "{}" for a map's values.
+What CEL cannot say at a bearable price, such as networks that two shards claim, the operator says
+in the Region's status.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    cel: str
+    message: str
+
+
+Rules = dict[str, list[Rule]]
+
+_FIXED = "not changeable on a live deployment"
+
+
+def _fixed(*fields: str) -> list[Rule]:
+    return [Rule(f"self.{field} == oldSelf.{field}", f"{field}: {_FIXED}") for field in fields]
+
+
+def _fixed_optional(field: str) -> Rule:
+    same = f"(!has(self.{field}) || self.{field} == oldSelf.{field})"
+    return Rule(
+        f"has(self.{field}) == has(oldSelf.{field}) && {same}",
+        f"{field}: {_FIXED}",
+    )
+
+
+def _beside(one: str, other: str) -> Rule:
+    return Rule(
+        f"!has(self.{one}) || has(self.{other})", f"expected `{other}` beside `{one}`, got none"
+    )
+
+
+def _credentials() -> list[Rule]:
+    pairs = (
+        ("cert_file", "key_file"), ("key_file", "cert_file"), ("username", "password_file"),
+        ("password_file", "username"), ("cert_file", "ca_file"), ("username", "ca_file"),
+    )  # fmt: skip
+    return [_beside(one, other) for one, other in pairs]
+
+
+_IDCS = "spec.idcs[]"
+_KAFKA = f"{_IDCS}.engines.log.kafka"
+
+REGION: Rules = {
+    "": [
+        Rule(
+            "self.metadata.name.matches('^[a-z][a-z0-9-]{0,30}$')",
+            "metadata.name: expected a name (lowercase letters, digits and '-', a letter first, "
+            "at most 31 characters)",
+        ),
+    ],
+    "spec": [
+        *_fixed("partitions"),
+        _fixed_optional("links"),
+        Rule(
+            "self.idcs.map(i, i.name) == oldSelf.idcs.map(i, i.name)",
+            f"the set and order of IDCs: {_FIXED}",
+        ),
+        _fixed_optional("witness"),
+        Rule(
+            "self.idcs.size() != 2 || has(self.witness)",
+            "witness: expected a witness, because two IDCs alone have no majority when one is "
+            "lost, got none; add `witness: {peer: HOST:PORT}` under spec",
+        ),
+        Rule(
+            "self.geo.shards.all(s, s.weights.all(k, self.idcs.exists(i, i.name == k)))",
+            "geo.shards: expected weights of IDCs of this region, got another name",
+        ),
+        Rule(
+            "self.geo.shards.all(s, s.fallback.all(k, self.idcs.exists(i, i.name == k)))",
+            "geo.shards: expected a fallback among the IDCs of this region, got another name",
+        ),
+        Rule(
+            "self.safety.active_idcs_min < (self.idcs.size() > 2 ? self.idcs.size() : 2)",
+            "safety.active_idcs_min: expected less than the number of IDCs, or no IDC could ever "
+            "be taken out",
+        ),
+        Rule(
+            "self.messages.ack != 'replicated' || self.messages.replicas < self.idcs.size()",
+            "messages.replicas: expected at most the number of other IDCs",
+        ),
+    ],
+    f"{_IDCS}.endpoints": _fixed("peer"),
+    _KAFKA: [
+        *_credentials(),
+        Rule(
+            "self.min_insync_replicas <= self.replication_factor",
+            "min_insync_replicas: expected at most the replication factor",
+        ),
+        Rule(
+            "self.durability != 'replicated' || self.min_insync_replicas >= 2",
+            "durability: expected acked records that survive a crash of one machine, got "
+            "`replicated` with `min_insync_replicas: 1`; say `durability: flush`",
+        ),
+    ],
+    f"{_IDCS}.engines.registry.etcd": _credentials(),
+    "spec.geo": [
+        Rule(
+            "self.shards.exists(s, s.name == self.default)",
+            "default: expected the name of a shard",
+        ),
+        Rule(
+            "self.shards.map(s, s.name) == oldSelf.shards.map(s, s.name)",
+            f"the set and order of shards: {_FIXED}",
+        ),
+    ],
+    "spec.geo.shards[]": [
+        *_fixed("weights"),
+        _fixed_optional("fallback"),
+        Rule(
+            "self.weights.exists(k, self.weights[k] > 0.0)",
+            "weights: expected an IDC with a weight above 0, got none; give one IDC a weight, "
+            "such as 1",
+        ),
+        Rule(
+            "self.weights.all(k, self.weights[k] >= 0.0)",
+            "weights: expected a weight of at least 0",
+        ),
+    ],
+    "spec.safety.freeze[]": [
+        Rule(
+            "timestamp(self.start) < timestamp(self.end)",
+            "expected RFC 3339 times, `end` after `start`",
+        ),
+    ],
+}
+
+_WORKLOAD: Rules = {
+    "": [
+        Rule(
+            "self.metadata.name.matches('^[a-z][a-z0-9-]{0,39}$')",
+            "metadata.name: expected a name (lowercase letters, digits and '-', a letter first, "
+            "at most 40 characters)",
+        ),
+    ],
+    "spec": [*_fixed("region", "storage")],
+    "spec.certificates": [
+        Rule(
+            "has(self.secret) != has(self.issuer)",
+            "expected either `secret` or `issuer`, got both or none",
+        ),
+    ],
+}
+
+IDC: Rules = {**_WORKLOAD, "spec": [*_WORKLOAD["spec"], *_fixed("idc")]}
+WITNESS: Rules = _WORKLOAD

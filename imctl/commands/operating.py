@@ -1,0 +1,73 @@
+"""operator run, crds: what runs in a Kubernetes cluster, and the kinds that it knows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from importlib.resources import files
+from typing import Annotated
+
+import typer
+import yaml
+
+from imcore.runtime import SystemClock
+from imctl.api.crd import definition
+from imctl.api.kinds import KINDS
+from imctl.capacity.figures import Figures
+
+operator = typer.Typer(
+    help="Run the Kubernetes operator; print the kinds that it knows.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@operator.command("run")
+def run(
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(help="Work in this namespace; may be given again [default: all]."),
+    ] = None,
+    lease_namespace: Annotated[
+        str,
+        typer.Option(
+            help="Where the Lease is, by which one operator of all is active "
+            "[default: $POD_NAMESPACE, or default].",
+            show_default=False,
+        ),
+    ] = "",
+    context: Annotated[
+        str, typer.Option(help="Of the kubeconfig, outside a pod [default: the current one].")
+    ] = "",
+) -> None:
+    """Bring IDC and Witness objects to this cluster and keep them so, until SIGTERM.
+
+    Of several, one is active: it holds a Lease. The others wait for it.
+
+    Exit status: 0 stopped, 1 the lease was lost or there is no cluster.
+
+    Example: imctl operator run --namespace im-fra
+    """
+    from imctl.reconcile.run import run as run_operator  # its libraries take half a second
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # else a line for each event
+    text = (files("imctl.capacity") / "figures.yaml").read_text(encoding="utf-8")
+    identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+    where = lease_namespace or os.environ.get("POD_NAMESPACE") or "default"
+    figures = Figures.of(yaml.safe_load(text))
+    clock = SystemClock()
+    asyncio.run(run_operator(identity, where, namespace or [], figures, clock, context))
+
+
+@operator.command("crds")
+def crds() -> None:
+    """Print the CRDs of this version, for `kubectl apply --server-side -f -`.
+
+    Example: imctl operator crds
+    """
+    print(yaml.safe_dump_all([definition(kind) for kind in KINDS], sort_keys=False), end="")

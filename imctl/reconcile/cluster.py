@@ -1,0 +1,151 @@
+"""Calls of the Kubernetes API, as the operator and the `kubernetes` target make them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiohttp
+from kubernetes_asyncio.client import ApiClient, ApiException
+
+from imcore.errors import ImError, Unavailable
+from imctl.api.kinds import KINDS
+
+Object = dict[str, Any]
+CALL_S = 5.0
+MANAGER = "imctl-operator"
+_APPLY = "application/apply-patch+yaml"
+_PLURALS = {
+    "ServiceAccount": "serviceaccounts",
+    "ConfigMap": "configmaps",
+    "Secret": "secrets",
+    "Service": "services",
+    "Pod": "pods",
+    "Event": "events",
+    "StatefulSet": "statefulsets",
+    "NetworkPolicy": "networkpolicies",
+    "Certificate": "certificates",
+    "Lease": "leases",
+    **{kind.name: kind.plural for kind in KINDS},
+}
+
+
+class Conflict(ImError):
+    """Somebody else has changed or made it meanwhile."""
+
+
+class Rejected(ImError):
+    """The API server does not take it: what is asked for is wrong, or forbidden."""
+
+
+class Cluster:
+    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent."""
+
+    def __init__(self, api: ApiClient, may_write_s: Callable[[], float]) -> None:
+        self._api = api
+        self._may_write_s = may_write_s
+        self.calls = 0
+
+    async def get(
+        self, api: str, kind: str, namespace: str, name: str, limit_s: float = CALL_S
+    ) -> Object | None:
+        return await self._call("GET", _path(api, kind, namespace, name), limit_s=limit_s)
+
+    async def serves(self, api: str) -> bool:
+        """Whether the cluster knows this group and version."""
+        return await self._call("GET", _root(api)) is not None
+
+    async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
+        query = [("labelSelector", labels)] if labels else []
+        found = await self._call("GET", _path(api, kind, namespace), query)
+        items: list[Object] = found["items"] if found else []
+        return items
+
+    async def apply(self, wanted: Object, status: bool = False) -> Object:
+        """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
+        metadata = wanted["metadata"]
+        path = _path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
+        query = [("fieldManager", MANAGER), ("force", "true")]
+        path += "/status" if status else ""
+        made = await self._call("PATCH", path, query, wanted, _APPLY, self._may_write_s())
+        if made is None:
+            raise Conflict(f"{path}: it is gone")
+        return made
+
+    async def write(self, body: Object, limit_s: float) -> Object:
+        """Make it, or replace the version that stands in it. Raises Conflict. For the lease, by
+        which it is known who may write, and for Events."""
+        metadata = body["metadata"]
+        path = _path(body["apiVersion"], body["kind"], metadata["namespace"])
+        verb = "POST"
+        if "resourceVersion" in metadata:
+            verb, path = "PUT", f"{path}/{metadata['name']}"
+        made = await self._call(verb, path, body=body, limit_s=limit_s)
+        if made is None:
+            raise Conflict(f"{path}: it is gone")
+        return made
+
+    async def event(self, body: Object) -> None:
+        await self.write(body, self._may_write_s())
+
+    async def delete(self, api: str, kind: str, namespace: str, name: str) -> None:
+        path = _path(api, kind, namespace, name)
+        await self._call("DELETE", path, limit_s=self._may_write_s())
+
+    async def _call(
+        self,
+        verb: str,
+        path: str,
+        query: Sequence[tuple[str, str]] = (),
+        body: Object | None = None,
+        content: str = "application/json",
+        limit_s: float = CALL_S,
+    ) -> Object | None:
+        """None for what is not there. Raises Unavailable, Conflict, Rejected."""
+        self.calls += 1
+        headers = {"Accept": "application/json", "Content-Type": content}
+        try:
+            async with asyncio.timeout(min(limit_s, CALL_S)):
+                answer = await self._api.call_api(
+                    path, verb, {}, list(query), headers, body=body,
+                    auth_settings=["BearerToken"], _preload_content=False,
+                    _return_http_data_only=True, _request_timeout=CALL_S,
+                )  # fmt: skip
+                text = await answer.text()
+        except TimeoutError:
+            raise Unavailable(f"the API server does not answer ({verb} {path})") from None
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"the API server is not reached: {error}") from error
+        except ApiException as error:
+            status, text = error.status, str(error.body or "")
+        else:
+            status = answer.status
+        if status == 404:
+            return None
+        if status >= 300:
+            raise _refusal(status, text, f"{verb} {path}")
+        found: Object = json.loads(text)
+        return found
+
+
+def _refusal(status: int, text: str, call: str) -> ImError:
+    try:
+        message = json.loads(text)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = text[:200] or f"status {status}"
+    if status == 409:
+        return Conflict(f"{call}: {message}")
+    if status == 429 or status >= 500:
+        return Unavailable(f"{call}: {message}")
+    return Rejected(f"{call}: {message}")
+
+
+def _root(api: str) -> str:
+    return f"/apis/{api}" if "/" in api else f"/api/{api}"
+
+
+def _path(api: str, kind: str, namespace: str, name: str = "") -> str:
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"{_root(api)}{where}/{_PLURALS[kind]}" + (f"/{name}" if name else "")

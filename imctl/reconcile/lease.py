@@ -1,0 +1,81 @@
+"""Who may write: one operator of all, by a Lease that it renews. Pure: the shell sends and waits.
+
+How long a holder has been silent is measured on one's own steady clock, from when its last renewal
+was seen: clocks of machines are not compared. A holder counts its own time from when a renewal was
+*sent*, stops writing ``RENEW_WITHIN_S`` after it, and lets no write take longer than that; another
+takes the lease ``LEASE_S`` after what it saw, so later. Between both lie three seconds for a write
+that the server was given and the operator no longer waits for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from imcore.errors import ImError
+
+Object = dict[str, Any]
+LEASE_S = 10
+RENEW_WITHIN_S = 7.0
+EVERY_S = 2.0  # between renewals, and between looks at another's
+CALL_S = 2.5  # a call for the lease
+
+
+class NotLeading(ImError):
+    """This operator may not write (any more)."""
+
+
+@dataclass(slots=True)
+class Leadership:
+    own: str  # the identity of this process, unique
+    namespace: str
+    name: str
+    _version: str = ""
+    _holder: str = ""
+    _seen: float = 0.0  # when this version was first seen
+    _until: float = 0.0  # up to when this operator may write
+
+    def seen(self, lease: Object | None, now: float) -> None:
+        """What a read has shown; None: there is none."""
+        version = lease["metadata"]["resourceVersion"] if lease else ""
+        if lease is None or version != self._version:
+            self._version, self._seen = version, now
+            self._holder = (lease or {}).get("spec", {}).get("holderIdentity") or ""
+
+    def may_take(self, now: float) -> bool:
+        """Its own, nobody's, or of one that has been silent for long enough."""
+        return self._holder in ("", self.own) or now - self._seen >= LEASE_S
+
+    def body(self, lease: Object | None, wall: str) -> Object:
+        """To be written; the version of ``lease`` in it refuses it if somebody else was faster.
+        ``wall``: RFC 3339 with microseconds, for people."""
+        old = (lease or {}).get("spec", {})
+        same = old.get("holderIdentity") == self.own
+        metadata = {"name": self.name, "namespace": self.namespace}
+        if lease is not None:
+            metadata["resourceVersion"] = lease["metadata"]["resourceVersion"]
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": metadata,
+            "spec": {
+                "holderIdentity": self.own,
+                "leaseDurationSeconds": LEASE_S,
+                "acquireTime": old["acquireTime"] if same else wall,
+                "renewTime": wall,
+                "leaseTransitions": old.get("leaseTransitions", 0) + (0 if same else 1),
+            },
+        }
+
+    def written(self, lease: Object, sent: float) -> None:
+        """The write that was sent then has been taken; ``lease``: as it is now."""
+        self._version = lease["metadata"]["resourceVersion"]
+        self._holder, self._seen, self._until = self.own, sent, sent + RENEW_WITHIN_S
+
+    def left(self, now: float) -> float:
+        """Seconds for which this operator may still write; at most 0: it may not."""
+        return self._until - now
+
+    @property
+    def holder(self) -> str:
+        return self._holder

@@ -1,0 +1,344 @@
+"""The Kubernetes objects of one IDC or witness, as a function of its spec and the region. Pure.
+
+One process has all roles of an IDC, on a volume of its own: a StatefulSet with one pod, whose name
+and volume stay the same. `OnDelete`: all IDCs of a region see a change of it at once, and none may
+restart for it before the others can carry its clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from ipaddress import ip_address
+from math import ceil
+from typing import Any, NamedTuple
+
+import yaml
+
+from imcore.pki import REGION_KEYS, dns_name
+from imcore.region.model import Region
+from imcore.region.rules import gateway_ports, split
+from imctl.api.kinds import API_VERSION, GROUP
+from imctl.api.model import IdcSpec, WitnessSpec
+from imctl.reconcile.observed import Object, Owner
+
+MANAGER = "imctl-operator"
+TEMPLATE = f"{GROUP}/template"
+REGION_FILE = f"{GROUP}/region-file"
+REGION_LABEL = f"{GROUP}/region"
+USER = 65532  # of the image
+CERT_MANAGER = "cert-manager.io/v1"
+_ETC, _VAR = "/etc/imctl", "/var/lib/imctl"
+CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
+GRACE_S = 30  # a node writes its checkpoint and says farewell; it takes a second
+
+
+class Part(NamedTuple):
+    """What an IDC and a witness have each in its own way."""
+
+    name: str  # in the region file, and in its certificate
+    component: str
+    module: str
+    arguments: tuple[str, ...]
+    peer: int  # port
+    clients: Mapping[str, int]  # ports by name; empty for a witness
+    hosts: tuple[str, ...]  # of its endpoints
+    memory_mib: int
+
+
+def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
+    """Raises KeyError with the name that the region has not."""
+    base = ceil(figures["process_mib"])
+    if isinstance(spec, WitnessSpec):
+        if region.spec.witness is None:
+            raise KeyError("witness")
+        host, port = split(region.spec.witness.peer)
+        name = region.spec.witness.name
+        return Part(name, "witness", "services.witness", (), port, {}, (host,), 2 * base)
+    idc = region.idc(spec.idc)
+    ports = [port for _, port in gateway_ports(idc)]
+    clients = {f"gateway-{number}": port for number, port in enumerate(ports, 1)}
+    ends = idc.endpoints
+    clients["ipconf"] = split(ends.ipconf)[1]
+    hosts = dict.fromkeys(split(end)[0] for end in (ends.gateway, ends.ipconf, ends.peer))
+    memory = base + figures["im_mib"] + idc.capacity.sessions * figures["connection_kib"] / 1024
+    return Part(
+        idc.name, "idc", "services.node", ("--idc", idc.name), split(ends.peer)[1], clients,
+        tuple(hosts), ceil(memory),
+    )  # fmt: skip
+
+
+def objects(
+    owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]
+) -> list[Object]:
+    """In the order of applying them: what a pod needs stands before the StatefulSet. Raises
+    KeyError as ``part_of``."""
+    maker = _Maker(owner, spec, region, part_of(spec, region, figures))
+    return maker.all()
+
+
+def region_text(region: Region) -> str:
+    """The region file; the same bytes for the same region."""
+    document = region.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def hash_of(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class _Maker:
+    def __init__(
+        self, owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, part: Part
+    ) -> None:
+        self._owner, self._spec, self._part = owner, spec, part
+        self._text = region_text(region)
+        self._hash = hash_of(self._text)
+        self._base = f"{owner.name}-{part.component}"
+        self._match = {
+            "app.kubernetes.io/name": "imctl",
+            "app.kubernetes.io/component": part.component,
+            "app.kubernetes.io/instance": owner.name,
+        }
+        self._region_label = {REGION_LABEL: region.metadata.name}
+
+    def all(self) -> list[Object]:
+        made = [
+            self._object("v1", "ServiceAccount", self._base, automountServiceAccountToken=False),
+            self._config_map(),
+            self._network_policy(),
+            self._peer_service(),
+        ]
+        if self._part.clients:
+            made.append(self._client_service())
+        if self._spec.certificates.issuer:
+            made.append(self._certificate())
+        return [*made, self._stateful_set()]
+
+    def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
+        owner = {
+            "apiVersion": API_VERSION,
+            "kind": self._owner.kind,
+            "name": self._owner.name,
+            "uid": self._owner.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        labels = {**self._match, **self._region_label, "app.kubernetes.io/managed-by": MANAGER}
+        return {
+            "apiVersion": api,
+            "kind": kind,
+            "metadata": {
+                "name": name,
+                "namespace": self._owner.namespace,
+                "labels": labels,
+                "ownerReferences": [owner],
+            },
+            **body,
+        }
+
+    def _config_map(self) -> Object:
+        """One for each region file: what a pod was given does not change under it."""
+        name = f"{self._base}-region-{self._hash}"
+        data = {"region.yaml": self._text}
+        return self._object("v1", "ConfigMap", name, immutable=True, data=data)
+
+    def _network_policy(self) -> Object:
+        """Only the listeners can be reached. Who may call a peer is judged by certificates: other
+        IDCs come from addresses that nobody here knows."""
+        ports = [self._part.peer, *self._part.clients.values()]
+        spec = {
+            "podSelector": {"matchLabels": self._match},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": [{"protocol": "TCP", "port": port} for port in ports]}],
+        }
+        return self._object("networking.k8s.io/v1", "NetworkPolicy", self._base, spec=spec)
+
+    def _peer_service(self) -> Object:
+        """Also before it is ready: others need its registry for their majority."""
+        spec = {
+            "type": self._spec.service,
+            "publishNotReadyAddresses": True,
+            "selector": self._match,
+            "ports": [self._port("peer", self._part.peer)],
+        }
+        return self._object("v1", "Service", f"{self._base}-peer", spec=spec)
+
+    def _client_service(self) -> Object:
+        spec: Object = {
+            "type": self._spec.service,
+            "selector": self._match,
+            "ports": [self._port(name, number) for name, number in self._part.clients.items()],
+        }
+        if self._spec.service != "ClusterIP":
+            # ipconf places clients by their address, which a second hop would hide.
+            spec["externalTrafficPolicy"] = "Local"
+        return self._object("v1", "Service", f"{self._base}-clients", spec=spec)
+
+    def _port(self, name: str, number: int) -> Object:
+        port: Object = {"name": name, "protocol": "TCP", "port": number, "targetPort": number}
+        if self._spec.service == "NodePort":
+            port["nodePort"] = number  # others dial the endpoint's own port, whoever listens there
+        return port
+
+    def _certificate(self) -> Object:
+        issuer = self._spec.certificates.issuer
+        assert issuer is not None
+        own = dns_name(self._part.name)
+        spec: Object = {
+            "secretName": self._secret(),
+            "commonName": own,
+            "dnsNames": [own, *(host for host in self._part.hosts if not _is_ip(host))],
+            "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+            "usages": ["digital signature", "server auth", "client auth"],
+            "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": "cert-manager.io"},
+        }
+        if addresses := [host for host in self._part.hosts if _is_ip(host)]:
+            spec["ipAddresses"] = addresses
+        return self._object(CERT_MANAGER, "Certificate", self._base, spec=spec)
+
+    def _secret(self) -> str:
+        return self._spec.certificates.secret or f"{self._base}-certificate"
+
+    def _stateful_set(self) -> Object:
+        pod = self._pod()
+        annotations = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
+        metadata = {"labels": {**self._match, **self._region_label}, "annotations": annotations}
+        storage = self._spec.storage
+        claim: Object = {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": storage.size}},
+        }
+        if storage.class_name:
+            claim["storageClassName"] = storage.class_name
+        spec = {
+            "serviceName": f"{self._base}-peer",
+            "replicas": 1,
+            "selector": {"matchLabels": self._match},
+            "updateStrategy": {"type": "OnDelete"},
+            "persistentVolumeClaimRetentionPolicy": {
+                "whenDeleted": "Retain",
+                "whenScaled": "Retain",
+            },
+            "template": {"metadata": metadata, "spec": pod},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
+        }
+        return self._object("apps/v1", "StatefulSet", self._base, spec=spec)
+
+    def _pod(self) -> Object:
+        pod: Object = {
+            "serviceAccountName": self._base,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_S,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "affinity": self._apart(),
+            "containers": [self._container()],
+            "volumes": self._volumes(),
+        }
+        if self._spec.node_selector:
+            pod["nodeSelector"] = dict(self._spec.node_selector)
+        if self._spec.image_pull_secret:
+            pod["imagePullSecrets"] = [{"name": self._spec.image_pull_secret}]
+        return pod
+
+    def _apart(self) -> Object:
+        """From the other parts of the region, where several share a cluster."""
+        term = {
+            "labelSelector": {"matchLabels": self._region_label},
+            "namespaceSelector": {},
+            "topologyKey": "kubernetes.io/hostname",
+        }
+        wanted = [{"weight": 100, "podAffinityTerm": term}]
+        return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": wanted}}
+
+    def _container(self) -> Object:
+        part, resources = self._part, self._spec.resources
+        memory = resources.memory or f"{part.memory_mib}Mi"
+        # An event loop has one core at most; a witness nearly none.
+        cpu = resources.cpu or ("1" if part.clients else "100m")
+        files = ["--region", f"{_ETC}/region/region.yaml", "--pki", f"{_ETC}/pki"]
+        data = ["--data", f"{_VAR}/data", "--audit", f"{_VAR}/audit.jsonl"]
+        ports = {**part.clients, "peer": part.peer}
+        # Readiness: what listens last and first closes, so it is found and serves.
+        serves = part.clients.get("ipconf", part.peer)
+        return {
+            "name": part.component,
+            "image": self._spec.image,
+            "command": ["python3", "-m", part.module],
+            "args": [*files, *data, *part.arguments, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
+            "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+            "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}},
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            # What it missed while it was away it may fetch from others first.
+            "startupProbe": _probe(part.peer, 2, 150),
+            "livenessProbe": _probe(part.peer, 10, 6),
+            "readinessProbe": _probe(serves, 2, 2),
+            "volumeMounts": [
+                {"name": "data", "mountPath": _VAR},
+                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - its own
+                {"name": "region", "mountPath": f"{_ETC}/region", "readOnly": True},
+                {"name": "pki", "mountPath": f"{_ETC}/pki", "readOnly": True},
+                *(
+                    {"name": f"secret-{number}", "mountPath": f"{_ETC}/secrets/{name}",
+                     "readOnly": True}
+                    for number, name in enumerate(self._spec.secrets)
+                ),
+            ],
+        }  # fmt: skip
+
+    def _volumes(self) -> list[Object]:
+        name, certificates = self._part.name, self._spec.certificates
+        pair = [(CA, "ca.pem"), (CERTIFICATE, f"{name}.pem"), (KEY, f"{name}.key")]
+        files = [
+            {"secret": {"name": self._secret(), "items": _items(pair)}},
+            {
+                "secret": {
+                    "name": certificates.region_keys,
+                    "items": _items([(REGION_KEYS, REGION_KEYS)]),
+                }
+            },
+        ]
+        return [
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "region", "configMap": {"name": f"{self._base}-region-{self._hash}"}},
+            {"name": "pki", "projected": {"defaultMode": 0o440, "sources": files}},
+            *(
+                {"name": f"secret-{number}", "secret": {"secretName": each, "defaultMode": 0o440}}
+                for number, each in enumerate(self._spec.secrets)
+            ),
+        ]
+
+
+def _probe(port: int, period_s: int, failures: int) -> Object:
+    return {
+        "tcpSocket": {"port": port},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 2,
+        "failureThreshold": failures,
+    }
+
+
+def _items(pairs: list[tuple[str, str]]) -> list[Object]:
+    return [{"key": key, "path": path} for key, path in pairs]
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

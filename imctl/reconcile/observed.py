@@ -1,0 +1,37 @@
+"""What the operator has seen of the cluster when it decides. Plain data: no I/O here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Object = dict[str, Any]
+
+
+class Owner(NamedTuple):
+    """The IDC or Witness object that is reconciled."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    name: str
+    ready: bool
+    served: bool  # it was ready once since it was made
+    template: str  # by its annotation, the settings that it was made with
+    region: str  # by its annotation, the region file that it was given
+    trouble: str = ""  # why a container waits or has ended, in a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    region: Object | None = None  # spec of the Region that is named, as it is in the cluster
+    secrets: dict[str, frozenset[str]] = field(default_factory=dict)  # keys, by Secret that exists
+    cert_manager: bool = False  # its Certificate kind is there
+    pod: Pod | None = None

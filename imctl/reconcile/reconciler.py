@@ -1,0 +1,228 @@
+"""Brings one object at a time to what it says: look, decide (``decide``), apply, say.
+
+Level-triggered: an event only says that something may differ, and what is done is a function of
+what is there now. So an event that comes twice, late or never (all is looked at each minute) does
+no harm, and an operator that dies in the middle is continued by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from imcore.errors import ImError
+from imctl.api.kinds import API_VERSION, IDC, REGION, WITNESS
+from imctl.api.model import IdcSpec, Phase, WitnessSpec
+from imctl.reconcile import seen
+from imctl.reconcile.cluster import Cluster, Conflict, Rejected
+from imctl.reconcile.decide import Decision, decide, judge_region, region_status
+from imctl.reconcile.lease import NotLeading
+from imctl.reconcile.objects import CERT_MANAGER
+from imctl.reconcile.observed import Object, Observed, Owner
+
+log = logging.getLogger("im.operator")
+
+SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
+    IDC.name: IdcSpec,
+    WITNESS.name: WitnessSpec,
+}
+WORKERS = 4
+RESYNC_S = 60.0
+SOON_S = 3.0  # again, for what is on its way: pods and Secrets are not watched
+RETRY_S, RETRY_MAX_S = 0.5, 30.0
+
+
+class Key(NamedTuple):
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class Reconciler:
+    """``wall``: the time of day, RFC 3339."""
+
+    def __init__(
+        self, cluster: Cluster, figures: Mapping[str, float], wall: Callable[[], str]
+    ) -> None:
+        self._cluster = cluster
+        self._figures = figures
+        self._wall = wall
+        self._queue: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()  # in the queue
+        self._running: set[Key] = set()
+        self._again: set[Key] = set()  # asked for while it ran
+        self._known: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+
+    def look(self, key: Key) -> None:
+        """Soon; once, however often it is asked for until then."""
+        self._known.add(key)
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._queue.put_nowait(key)
+
+    def look_at_all_of(self, namespace: str) -> None:
+        """When a Region has changed there."""
+        for key in list(self._known):
+            if key.namespace == namespace and key.kind in SPECS:
+                self.look(key)
+
+    async def run(self) -> None:
+        """Until it is cancelled. Raises NotLeading."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(WORKERS):
+                group.create_task(self._work())
+            group.create_task(self._resync())
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC_S)
+            for key in list(self._known):
+                self.look(key)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            self._waiting.discard(key)
+            self._running.add(key)
+            try:
+                wait_s = await self._one(key)
+            finally:
+                self._running.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self.look(key)
+            elif wait_s is not None:
+                self._later(key, wait_s)
+
+    def _later(self, key: Key, wait_s: float) -> None:
+        if key in self._timers:
+            self._timers[key].cancel()
+        loop = asyncio.get_running_loop()
+        self._timers[key] = loop.call_later(wait_s, self.look, key)
+
+    async def _one(self, key: Key) -> float | None:
+        """Seconds until it is to be looked at again; None: when something happens."""
+        try:
+            wait_s = await self.reconcile(key)
+        except NotLeading:
+            raise
+        except Exception as error:  # whatever is wrong with one object, the others go on
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            surprise = None if isinstance(error, ImError) else error
+            log.warning("%s: %s", key, error, exc_info=surprise)
+            return float(min(RETRY_S * 2 ** min(failures, 10), RETRY_MAX_S))
+        self._failures.pop(key, None)
+        return wait_s
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Once. Raises ImError for what may do better later."""
+        document = await self._cluster.get(API_VERSION, key.kind, key.namespace, key.name)
+        if document is None:
+            self._known.discard(key)
+            return None
+        owner = seen.owner_of(document)
+        if key.kind == REGION.name:
+            await self._region(owner, document)
+            return None
+        return await self._workload(owner, document)
+
+    async def _region(self, owner: Owner, document: Object) -> None:
+        _, problems = judge_region(owner.name, document["spec"])
+        status = region_status(problems, owner.generation)
+        before = document.get("status", {})
+        if _differs(status, before):
+            await self._cluster.apply(seen.status_object(owner, status), status=True)
+        if before.get("phase") != status["phase"]:
+            message = problems[0] if problems else "as `imctl validate` wants it"
+            await self._tell(seen.event(owner, status["phase"], message, self._wall()))
+
+    async def _workload(self, owner: Owner, document: Object) -> float | None:
+        before = document.get("status", {})
+        try:
+            spec = SPECS[owner.kind].model_validate(document["spec"])
+        except ValidationError as error:
+            # The schema of the CRD is made of the same model: they are of different versions.
+            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        observed = await self._observe(owner, spec, before)
+        decision = decide(owner, spec, observed, self._figures)
+        for wanted in decision.apply:
+            try:
+                await self._cluster.apply(wanted)
+            except Rejected as error:
+                await self._say(owner, _rejected(decision, str(error)), before)
+                raise
+        if decision.apply:
+            await self._prune(owner, decision)
+        await self._say(owner, decision, before)
+        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
+        return None if settled else SOON_S
+
+    async def _observe(self, owner: Owner, spec: IdcSpec | WitnessSpec, before: Object) -> Observed:
+        region = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
+        certificates = spec.certificates
+        names = {certificates.region_keys, *spec.secrets}
+        names |= {certificates.secret} if certificates.secret else set()
+        secrets = {}
+        for name in sorted(names):
+            secret = await self._cluster.get("v1", "Secret", owner.namespace, name)
+            if secret is not None:
+                secrets[name] = frozenset(secret.get("data", {}))
+        pod_name = f"{owner.name}-{owner.kind.lower()}-0"
+        pod = await self._cluster.get("v1", "Pod", owner.namespace, pod_name)
+        return Observed(
+            region["spec"] if region else None,
+            secrets,
+            bool(certificates.issuer) and await self._cluster.serves(CERT_MANAGER),
+            seen.pod_of(pod, before),
+        )
+
+    async def _prune(self, owner: Owner, decision: Decision) -> None:
+        """Region files that no pod uses any more."""
+        labels = f"app.kubernetes.io/instance={owner.name},"
+        labels += f"app.kubernetes.io/component={owner.kind.lower()}"
+        for each in await self._cluster.list("v1", "ConfigMap", owner.namespace, labels):
+            metadata = each["metadata"]
+            mine = any(one["uid"] == owner.uid for one in metadata.get("ownerReferences", ()))
+            if mine and metadata["name"].rpartition("-")[2] not in decision.keep:
+                name = metadata["name"]
+                await self._cluster.delete("v1", "ConfigMap", owner.namespace, name)
+
+    async def _say(self, owner: Owner, decision: Decision, before: Object) -> None:
+        status = seen.status_of(decision, before, self._wall())
+        if _differs(status, before):
+            await self._cluster.apply(seen.status_object(owner, status), status=True)
+        event = seen.event_of(owner, decision, before, self._wall())
+        if event is not None:
+            await self._tell(event)
+
+    async def _tell(self, event: Object) -> None:
+        """Nothing depends on an Event."""
+        about = event["involvedObject"]
+        log.info("%s %s: %s", about["kind"], about["name"], event["message"])
+        try:
+            await self._cluster.event(event)
+        except (Conflict, Rejected) as error:
+            log.warning("an Event is not taken: %s", error)
+
+
+def _rejected(decision: Decision, why: str) -> Decision:
+    status: dict[str, Any] = {
+        **decision.status, "phase": str(Phase.BLOCKED), "blocked_by": [why],
+    }  # fmt: skip
+    return decision._replace(status=status, reason="Rejected", message=why)
+
+
+def _differs(status: Object, before: Object) -> bool:
+    """An API server leaves nothing out of a status that was given to it."""
+    return any(before.get(name) != value for name, value in status.items())

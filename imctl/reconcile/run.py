@@ -1,0 +1,199 @@
+"""The operator's process: wait for the lease, then watch with kopf and reconcile until it is lost.
+
+kopf watches; its handlers only say which object to look at. They are `on.event` handlers, so kopf
+writes nothing into the objects, neither annotations nor finalizers, and its peering is off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+from kubernetes_asyncio import config as kubeconfig
+from kubernetes_asyncio.client import ApiClient, Configuration
+
+from imcore.errors import ImError
+from imcore.runtime import Clock
+from imctl.api.kinds import GROUP, KINDS, REGION, VERSION
+from imctl.reconcile.cluster import MANAGER, Cluster
+from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
+from imctl.reconcile.reconciler import SPECS, Key, Reconciler
+
+log = logging.getLogger("im.operator")
+LEASE = "coordination.k8s.io/v1"
+OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
+
+
+async def run(
+    identity: str,
+    lease_namespace: str,
+    namespaces: Sequence[str],
+    figures: Mapping[str, float],
+    clock: Clock,
+    context: str = "",
+) -> None:
+    """Until SIGTERM. ``namespaces``: those that it works in; none: all. Raises NotLeading when the
+    lease is lost: nothing of this process may go on then; ImError without a cluster."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await connect(context)
+    leadership = Leadership(identity, lease_namespace, MANAGER)
+
+    def may_write_s() -> float:
+        left = leadership.left(clock.now())
+        if left <= 0:
+            raise NotLeading(f"the lease was not renewed in time; {leadership.holder} holds it")
+        return left
+
+    async with ApiClient() as api:
+        cluster = Cluster(api, may_write_s)
+        election = _Election(leadership, cluster, clock)
+        lease = asyncio.ensure_future(election.run())
+        stopping = asyncio.ensure_future(stopped.wait())
+        reconciler = Reconciler(cluster, figures, lambda: wall(clock))
+        work = asyncio.ensure_future(_lead(election.leads, reconciler, namespaces))
+        try:
+            done, _ = await asyncio.wait(
+                (lease, stopping, work), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            for task in (work, stopping, lease):
+                task.cancel()
+            await asyncio.gather(work, stopping, lease, return_exceptions=True)
+        if leadership.left(clock.now()) > 0:
+            await _give_back(leadership, cluster, clock)
+
+
+async def connect(context: str = "") -> None:
+    """From a kubeconfig, or from inside a pod. Raises ImError."""
+    try:
+        try:
+            kubeconfig.load_incluster_config()  # type: ignore[no-untyped-call]
+        except kubeconfig.ConfigException:
+            await kubeconfig.load_kube_config(context=context or None)
+    except (kubeconfig.ConfigException, OSError) as error:
+        raise ImError(f"expected a kubeconfig or a pod's service account: {error}") from error
+
+
+def wall(clock: Clock) -> str:
+    """RFC 3339, to the second."""
+    time = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class _Election:
+    def __init__(self, leadership: Leadership, cluster: Cluster, clock: Clock) -> None:
+        self._leadership, self._cluster, self._clock = leadership, cluster, clock
+        self.leads = asyncio.Event()
+
+    async def run(self) -> None:
+        """Raises NotLeading once it had the lease and has lost it."""
+        while True:
+            try:
+                if await self._once() and not self.leads.is_set():
+                    log.info("%s holds the lease", self._leadership.own)
+                    self.leads.set()
+            except ImError as error:
+                log.warning("the lease: %s", error)
+            if self.leads.is_set() and self._leadership.left(self._clock.now()) <= 0:
+                raise NotLeading(f"the lease is lost to {self._leadership.holder or 'time'}")
+            await asyncio.sleep(EVERY_S)
+
+    async def _once(self) -> bool:
+        one = self._leadership
+        lease = await self._cluster.get(LEASE, "Lease", one.namespace, one.name, CALL_S)
+        now = self._clock.now()
+        one.seen(lease, now)
+        if not one.may_take(now):
+            return False
+        body = one.body(lease, _precise(self._clock))
+        one.written(await self._cluster.write(body, CALL_S), now)
+        return True
+
+
+async def _give_back(leadership: Leadership, cluster: Cluster, clock: Clock) -> None:
+    """So that the next need not wait. Nothing of ours writes any more."""
+    with contextlib.suppress(ImError):
+        lease = await cluster.get(LEASE, "Lease", leadership.namespace, leadership.name)
+        if lease is not None and lease["spec"].get("holderIdentity") == leadership.own:
+            body = leadership.body(lease, _precise(clock))
+            body["spec"]["holderIdentity"] = ""
+            await cluster.write(body, CALL_S)
+
+
+def _precise(clock: Clock) -> str:
+    time = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+async def _lead(leads: asyncio.Event, reconciler: Reconciler, namespaces: Sequence[str]) -> None:
+    await leads.wait()
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # Events are ours
+    settings.peering.standalone = True
+    async with asyncio.TaskGroup() as group:
+        reconciling = group.create_task(reconciler.run())
+        await kopf.operator(  # until SIGTERM, for which it has handlers of its own
+            registry=_registry(reconciler),
+            settings=settings,
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=list(namespaces),
+        )
+        reconciling.cancel()
+
+
+async def _login(**_: Any) -> kopf.ConnectionInfo:
+    """kopf asks again when it is refused: tokens of service accounts are renewed."""
+    found = Configuration.get_default_copy()
+    token = await found.get_api_key_with_prefix("BearerToken")
+    return kopf.ConnectionInfo(
+        server=str(found.host),
+        ca_path=found.ssl_ca_cert,
+        insecure=not found.verify_ssl,
+        certificate_path=found.cert_file,
+        private_key_path=found.key_file,
+        scheme="Bearer" if token else None,
+        token=token.split(" ")[-1] if token else None,
+    )
+
+
+def _registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for kind in KINDS:
+        kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(_changed(reconciler))
+    ours = {"app.kubernetes.io/managed-by": MANAGER}
+    for group, version, plural in OWNED:
+        kopf.on.event(group, version, plural, labels=ours, registry=registry)(_owned(reconciler))
+    return registry
+
+
+def _changed(reconciler: Reconciler) -> Callable[..., Any]:
+    async def handler(body: Mapping[str, Any], **_: Any) -> None:
+        metadata = body["metadata"]
+        reconciler.look(Key(body["kind"], metadata["namespace"], metadata["name"]))
+        if body["kind"] == REGION.name:
+            reconciler.look_at_all_of(metadata["namespace"])
+
+    return handler
+
+
+def _owned(reconciler: Reconciler) -> Callable[..., Any]:
+    async def handler(body: Mapping[str, Any], **_: Any) -> None:
+        metadata = body["metadata"]
+        for owner in metadata.get("ownerReferences", ()):
+            if owner["kind"] in SPECS:
+                reconciler.look(Key(owner["kind"], metadata["namespace"], owner["name"]))
+
+    return handler

@@ -1,0 +1,105 @@
+"""From Kubernetes' documents to what the operator decides by, and back to conditions and Events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imctl.api.kinds import API_VERSION
+from imctl.api.model import Phase
+from imctl.reconcile.decide import Decision
+from imctl.reconcile.objects import MANAGER, REGION_FILE, TEMPLATE
+from imctl.reconcile.observed import Object, Owner, Pod
+
+_SERVED = (Phase.SERVING, Phase.UNREADY)
+_WARNINGS = (Phase.BLOCKED, Phase.UNREADY)
+
+
+def owner_of(document: Object) -> Owner:
+    metadata = document["metadata"]
+    return Owner(
+        document["kind"], metadata["namespace"], metadata["name"], metadata["uid"],
+        metadata.get("generation", 0), "deletionTimestamp" in metadata,
+    )  # fmt: skip
+
+
+def pod_of(document: Object | None, before: Object) -> Pod | None:
+    """``before``: the status as it was."""
+    if document is None:
+        return None
+    status = document.get("status", {})
+    ready = any(
+        each["type"] == "Ready" and each["status"] == "True"
+        for each in status.get("conditions", ())
+    )
+    notes = document["metadata"].get("annotations", {})
+    return Pod(
+        document["metadata"]["name"], ready, before.get("phase") in _SERVED,
+        notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), _trouble(status),
+    )  # fmt: skip
+
+
+def _trouble(status: Object) -> str:
+    """Why it does not run: of its place, or of its container."""
+    for each in status.get("conditions", ()):
+        if each["type"] == "PodScheduled" and each["status"] == "False":
+            return f"no node for it: {each.get('message') or each.get('reason', '')}"
+    for container in status.get("containerStatuses", ()):
+        waits = container.get("state", {}).get("waiting", {})
+        ended = container.get("lastState", {}).get("terminated") or {}
+        if waits.get("reason") in (None, "ContainerCreating", "PodInitializing"):
+            continue
+        last = f", after it ended with {ended['exitCode']}" if "exitCode" in ended else ""
+        return f"{container['name']}: {waits['reason']}{last}"
+    return ""
+
+
+def status_of(decision: Decision, before: Object, now: str) -> Object:
+    """With its condition, which keeps the time at which it last changed. ``now``: RFC 3339."""
+    status = "True" if decision.ready else "False"
+    old: Object = next(
+        (each for each in before.get("conditions", ()) if each["type"] == "Ready"), {}
+    )
+    condition = {
+        "type": "Ready",
+        "status": status,
+        "reason": decision.reason,
+        "message": decision.message,
+        "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == status else now,
+        "observedGeneration": decision.status["observed_generation"],
+    }
+    return {**decision.status, "conditions": [condition]}
+
+
+def status_object(owner: Owner, status: Object) -> Object:
+    metadata = {"name": owner.name, "namespace": owner.namespace}
+    return {
+        "apiVersion": API_VERSION, "kind": owner.kind, "metadata": metadata, "status": status,
+    }  # fmt: skip
+
+
+def event_of(owner: Owner, decision: Decision, before: Object, now: str) -> Object | None:
+    """None where nothing has changed that is worth one."""
+    changed = any(
+        before.get(name) != decision.status[name] for name in ("phase", "blocked_by", "outdated")
+    )
+    return event(owner, decision.reason, decision.message, now) if changed else None
+
+
+def event(owner: Owner, reason: str, message: str, now: str) -> Object:
+    about: dict[str, Any] = {
+        "apiVersion": API_VERSION, "kind": owner.kind, "namespace": owner.namespace,
+        "name": owner.name, "uid": owner.uid,
+    }  # fmt: skip
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{owner.name}.", "namespace": owner.namespace},
+        "involvedObject": about,
+        "type": "Warning" if reason in (*_WARNINGS, "Invalid", "Rejected") else "Normal",
+        "reason": reason,
+        "message": message[:1000],
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+        "source": {"component": MANAGER},
+    }

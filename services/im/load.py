@@ -1,0 +1,41 @@
+"""What one conversation may take of an IDC: a huge group must not starve the others. Pure.
+
+A message costs a delivery for each member. A conversation may have so many in a second, and so many
+messages that are not durable yet; above either its senders wait, and nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from imcore.bucket import Buckets
+from imcore.region.model import Limits
+
+_FULL_RETRY_MS = 100
+
+
+class ConversationLoad:
+    def __init__(self, limits: Limits) -> None:
+        per_s = limits.conversation_deliveries_per_s
+        self._deliveries = Buckets(per_s, 2.0 * per_s)
+        self._most = limits.conversation_in_flight
+        self._in_flight: Counter[str] = Counter()
+        self.limited = 0
+
+    def begin(self, conversation: str, members: int, now: float) -> int:
+        """0: one more message is in flight, until ``end``. Else it is not, and may be sent again
+        after so many ms."""
+        if self._in_flight[conversation] >= self._most:
+            self.limited += 1
+            return _FULL_RETRY_MS
+        wait_s = self._deliveries.take(conversation, now, max(1, members))
+        if wait_s:
+            self.limited += 1
+            return max(1, round(wait_s * 1000))
+        self._in_flight[conversation] += 1
+        return 0
+
+    def end(self, conversation: str) -> None:
+        self._in_flight[conversation] -= 1
+        if self._in_flight[conversation] <= 0:
+            del self._in_flight[conversation]

@@ -1,0 +1,1 @@
+"""What is measured on the way of requests, without I/O or clocks, and the list of all metrics."""

@@ -1,0 +1,143 @@
+"""Every metric that a node of an IDC shows, with its meaning. Pure.
+
+docs/metrics.md is written from this list, and the collector can show nothing that is not in it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Metric(NamedTuple):
+    """``labels``: their names, in order. Seconds, bytes or plain numbers, as the name says."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    help: str
+
+
+def _gauge(name: str, help_: str, *labels: str) -> Metric:
+    return Metric(name, Kind.GAUGE, labels, help_)
+
+
+def _counter(name: str, help_: str, *labels: str) -> Metric:
+    return Metric(name, Kind.COUNTER, labels, help_)
+
+
+METRICS = (
+    # ------------------------------------------------------------------------------ process
+    _gauge("im_ready", "1 while the IDC is in discovery and serves, as /readyz says"),
+    _gauge("im_uptime_seconds", "since the roles of this process were started"),
+    _gauge("im_alarms", "sentences under alarms in the status document"),
+    _gauge("im_clock_offset_seconds", "of the own clock from the median of the IDCs' clocks"),
+    _gauge("im_clock_skewed", "1 while the clock is being clamped"),
+    _gauge(
+        "im_certificate_expires_timestamp_seconds",
+        "when the certificate that new connections are shown ends, and when its CA does",
+        "certificate",
+    ),
+    # ----------------------------------------------------------------------------- requests
+    Metric(
+        "im_request_seconds", Kind.HISTOGRAM, ("role", "verb"),
+        "from a request to its answer, failed ones too: gateway (`request`: it sees frames, not "
+        "verbs), state (requests of sessions, behind it), im, ipconf; route: how long a signal "
+        "waits for its batch",
+    ),
+    _counter(
+        "im_request_failures_total",
+        "answers that are an error, by its code; short_deadline: a deadline that the client itself "
+        "set so short that it proves nothing",
+        "role", "verb", "code",
+    ),
+    _gauge("im_served_share", "share of the users whose requests are taken; below 1: it sheds"),
+    _gauge("im_breaker_open", "1 while im answers nothing, and is asked nothing"),
+    _counter(
+        "im_limited_total",
+        "what was turned away: shed; overloaded (requests, for whatever reason, shed ones too); "
+        "turned_away (connections); conversations_limited (sends)",
+        "limit",
+    ),
+    _gauge("im_capacity_sessions", "that the IDC can carry, by the region file"),
+    _gauge("im_capacity_messages_per_second", "that the IDC can carry, by the region file"),
+    # -------------------------------------------------------------------- gateways, sessions
+    _gauge("im_gateway_connections", "client connections, those without a session too", "gateway"),
+    _counter(
+        "im_gateway_events_total",
+        "of connections: accepted, refused, rubbish, limited, idle, slow; pushed and dropped "
+        "events; writes to sockets",
+        "gateway", "event",
+    ),
+    _gauge("im_sessions", "connected sessions that a move would take along, by geo shard", "shard"),
+    _counter(
+        "im_session_events_total",
+        "pushed (copies sent to devices), signalled, resumed, replaced, drained, overflowed, "
+        "deadlines",
+        "event",
+    ),
+    _counter("im_messages_total", "sends: accepted, known, refused, degraded", "outcome"),
+    _gauge(
+        "im_queue_depth",
+        "connects (connections without a session), requests (not answered), sends (waiting for "
+        "their lane to be read), acks (waiting for another IDC), signals (by the IDC they go to)",
+        "queue", "peer",
+    ),
+    # -------------------------------------------------------------------------- replication
+    _gauge(
+        "im_replication_lag_records",
+        "records of another IDC: log: known to exist and not held here; kv: held and not folded; "
+        "mirrormaker2: at the source and not copied by it",
+        "peer", "flow",
+    ),
+    _gauge(
+        "im_replication_lag_seconds",
+        "kv: what the last ops of another IDC took from acceptance there to the fold here; "
+        "mirrormaker2: age of the last heartbeat of the source that was copied",
+        "peer", "flow",
+    ),
+    _gauge("im_replication_heard_seconds", "since another IDC's log was last heard of", "peer"),
+    _gauge("im_replication_unheld_records", "own records that another IDC does not hold", "peer"),
+    _gauge("im_mirror_worker_age_seconds", "since MirrorMaker's flow gave a sign of life", "peer"),
+    _gauge("im_mirror_problem", "1 while MirrorMaker's lag cannot be measured", "peer"),
+    # --------------------------------------------------------------------------- partitions
+    _gauge("im_sequencer_epoch", "of the partition's sequencer", "partition"),
+    _gauge("im_sequencer_open", "1 while the partition takes writes", "partition"),
+    _gauge("im_log_end", "lsn of the own log's durable end", "partition"),
+    _gauge("im_sequencer_lanes", "outboxes' lanes in memory", "partition"),
+    _gauge("im_sequencer_known_cids", "known cids in memory, above the senders' floors",
+           "partition"),
+    _gauge("im_sequencer_pending", "messages accepted and not folded yet", "partition"),
+    _gauge("im_log_bytes", "of all logs held here"),
+    _gauge("im_kv_move", "1 while the KV moves to another engine"),
+    # ------------------------------------------------------------------------------- policy
+    _gauge("im_policy_epoch", "newest committed policy that is known here"),
+    _gauge("im_policy_stale", "1: no majority has confirmed the policy lately"),
+    _gauge("im_policy_state", "1 for the state that the policy gives the IDC", "idc", "state"),
+    _gauge("im_policy_operation", "1 while a move of traffic is under way"),
+    _gauge("im_registry_up", "1 while the registry answers", "registry"),
+    # ----------------------------------------------------------------------------- hottest
+    _gauge(
+        "im_hot",
+        "of the last whole minute, by rank: messages of a conversation or group, reads of a KV "
+        "key; who it is stands in /hot alone, since names would make a series of each",
+        "kind", "rank",
+    ),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def table() -> str:
+    """For docs/metrics.md."""
+    rows = ["| metric | kind | labels | what it is |", "| --- | --- | --- | --- |"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,101 @@
+"""Liveness, readiness and metrics of a node over HTTPS (docs/metrics.md).
+
+``/livez`` and ``/readyz`` are open to whoever reaches the port: what probes a process has no
+certificate. ``/metrics`` and ``/hot`` want one of a person, viewer or above: the first says how
+much goes on here, the second who talks most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from imcore import roles
+from imcore.tls import monitor_ssl_context, peer_name
+from services.metrics.hot import KINDS
+from services.node.metrics import HOT_SHOWN, registry_of
+
+if TYPE_CHECKING:
+    from services.node.node import Node
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Monitor:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._registry = registry_of(node)
+
+    async def start(self, address: str, stack: AsyncExitStack) -> None:
+        """Before anything else of the node, so that a long start can be told from a hang. Raises
+        OSError when the address is taken."""
+        app = web.Application(client_max_size=1024)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", _for_viewers(self._metrics))
+        app.router.add_get("/hot", _for_viewers(self._hot))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        host, port = self._node.config.listener(address)
+        tls = monitor_ssl_context(self._node.config.pki, self._node.idc)
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+
+    def not_ready(self) -> list[str]:
+        """Why no clients should be sent here; empty: they may."""
+        node = self._node
+        if not node.serving:
+            return ["its roles are not all up: it starts, or it stops"]
+        own = {gateway.name for gateway in node.gateways}
+        found = {gateway.name for gateway in node.traffic.directory.live_in(node.idc)}
+        if not own & found:
+            return ["no gateway of it is in discovery: its registry has no lease of one"]
+        return []
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        """The loop has answered: that is what it says."""
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        reasons = self.not_ready()
+        if reasons:
+            return web.Response(status=503, text="".join(f"not ready: {one}\n" for one in reasons))
+        return web.Response(text="ok\n")
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body = generate_latest(self._registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _hot(self, request: web.Request) -> web.Response:
+        measured = self._node.measured
+        if measured is None:
+            raise web.HTTPServiceUnavailable(text="nothing is measured yet\n")
+        return web.json_response(
+            {
+                kind: [
+                    {"name": _text(row.key), "count": row.count, "error": row.error}
+                    for row in measured.hot.top(kind, HOT_SHOWN)
+                ]
+                for kind in KINDS
+            }
+        )
+
+
+def _text(key: str | bytes) -> str:
+    return key if isinstance(key, str) else key.decode("latin-1").encode("unicode_escape").decode()
+
+
+def _for_viewers(handler: Handler) -> Handler:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        role = roles.role_named(peer_name(request.transport))
+        if role is None or not role.covers(roles.Role.VIEWER):
+            raise web.HTTPForbidden(
+                text="show a certificate of the role viewer, operator or admin\n"
+            )
+        return await handler(request)
+
+    return guarded

@@ -1,0 +1,1 @@
+"""The deterministic simulation: roles and SDK unchanged, the world around them simulated."""

@@ -1,0 +1,197 @@
+"""Which faults come when, by the seed; and what each of them does to the world.
+
+Faults come one after the other, with time to get over one before the next, but for those that are
+drawn to meet: at most one IDC is away at a time, since of three registries two must be there for
+anything to be decided, and what a client was acked and nobody else held yet may be gone with two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from services.sim.region import IDCS
+from services.sim.world import World
+
+Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
+
+
+class Faults:
+    """``run`` until cancelled or ``heal`` has been called; ``said`` is told each fault of an IDC
+    as it begins and ends; ``move`` is asked to empty the first IDC into the second."""
+
+    def __init__(
+        self,
+        world: World,
+        said: Callable[[str, str], None],
+        move: Callable[[str, str], None],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._world = world
+        self._said = said
+        self._move = move
+        self._rng = random.Random(f"faults {world.seed}")
+        self._wiped = False
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._rng.uniform(1.0, 5.0))
+            names = list(KINDS)
+            name = self._rng.choices(names, [KINDS[name][0] for name in names])[0]
+            idc = self._rng.choice(IDCS)
+            if name == "wipe" and self._wiped:
+                continue
+            self.counts[name] += 1
+            self._tell(idc, name)
+            await KINDS[name][1](self, idc)
+            self._tell(idc, f"{name} is over")
+
+    def _tell(self, idc: str, what: str) -> None:
+        self._world.trace.add(f"fault {idc} {what}")
+        self._said(idc, what)
+
+    def heal(self) -> None:
+        """Everything that can be as it should be is so again."""
+        world = self._world
+        sites = [*IDCS, *(f"near-{name}" for name in IDCS)]
+        for a in sites:
+            for b in sites:
+                if a != b:
+                    world.net.heal(a, b)
+                    world.net.link(a, b).bytes_per_s = 0
+        for machine in world.machines.values():
+            machine.disk.faults.full = False
+            machine.disk.faults.fsync_delay_ms = 0
+            machine.clock.offset_ms = 0
+            if machine.owner is None:
+                machine.start()
+            elif machine.owner.paused:
+                world.loop.resume(machine.owner)
+
+    # ------------------------------------------------------------------------ the kinds
+
+    async def _away(self, idc: str) -> None:
+        """Sometimes so short that nobody notices, sometimes until after a failover."""
+        await asyncio.sleep(self._rng.choice((0.3, 1.5, 4.0, 9.0)) * self._rng.uniform(0.5, 1.5))
+        if not self._world.machines[idc].running:
+            self._world.machines[idc].start()
+
+    async def crash(self, idc: str) -> None:
+        self._world.machines[idc].crash()
+        await self._away(idc)
+
+    async def power(self, idc: str) -> None:
+        self._world.machines[idc].crash(power=True)
+        await self._away(idc)
+
+    async def wipe(self, idc: str) -> None:
+        """The IDC is lost with its disk, and built again from nothing."""
+        self._wiped = True
+        self._world.machines[idc].crash(power=True)
+        self._world.machines[idc].wipe()
+        await asyncio.sleep(self._rng.uniform(5, 12))
+        if not self._world.machines[idc].running:
+            self._world.machines[idc].start()
+
+    async def pause(self, idc: str) -> None:
+        owner = self._world.machines[idc].owner
+        if owner is not None:
+            self._world.loop.pause(owner)
+            await asyncio.sleep(self._rng.choice((0.5, 2.5, 6.0)) * self._rng.uniform(0.5, 1.5))
+            self._world.loop.resume(owner)
+
+    async def _cut(self, pairs: list[tuple[str, str]], seconds: float) -> None:
+        for pair in pairs:
+            self._world.net.cut(*pair)
+        await asyncio.sleep(seconds)
+        for pair in pairs:
+            self._world.net.heal(*pair)
+
+    def _others(self, idc: str) -> list[str]:
+        return [name for name in IDCS if name != idc]
+
+    async def partition(self, idc: str) -> None:
+        others = self._others(idc)
+        pairs = [(idc, other) for other in others] + [(other, idc) for other in others]
+        await self._cut(pairs, self._rng.uniform(1, 12))
+
+    async def one_way(self, idc: str) -> None:
+        others = self._others(idc)
+        out = self._rng.random() < 0.5
+        pairs = [(idc, other) if out else (other, idc) for other in others]
+        await self._cut(pairs, self._rng.uniform(1, 10))
+
+    async def one_link(self, idc: str) -> None:
+        other = self._rng.choice(self._others(idc))
+        await self._cut([(idc, other), (other, idc)], self._rng.uniform(1, 10))
+
+    async def clients_cut(self, idc: str) -> None:
+        """Those next to an IDC do not reach it, or are not reached by it; others it does."""
+        pairs = [(f"near-{idc}", idc), (idc, f"near-{idc}")]
+        await self._cut(pairs[: self._rng.randint(1, 2)], self._rng.uniform(1, 10))
+
+    async def reset(self, idc: str) -> None:
+        """Connections are lost, in mid-burst."""
+        other = self._rng.choice([f"near-{idc}", *self._others(idc)])
+        for conn in self._world.net.conns_between(idc, other):
+            if self._rng.random() < 0.7:
+                conn.reset("reset by the network")
+
+    async def slow_link(self, idc: str) -> None:
+        other = self._rng.choice(self._others(idc))
+        link = self._world.net.link(idc, other)
+        link.bytes_per_s = self._rng.choice((3_000, 20_000))
+        await asyncio.sleep(self._rng.uniform(2, 6))
+        link.bytes_per_s = 0
+
+    async def slow_disk(self, idc: str) -> None:
+        faults = self._world.machines[idc].disk.faults
+        faults.fsync_delay_ms = self._rng.choice((30, 150, 600))
+        await asyncio.sleep(self._rng.uniform(2, 6))
+        faults.fsync_delay_ms = 0
+
+    async def full_disk(self, idc: str) -> None:
+        faults = self._world.machines[idc].disk.faults
+        faults.full = True
+        await asyncio.sleep(self._rng.uniform(0.5, 3))
+        faults.full = False
+
+    async def clock(self, idc: str) -> None:
+        clock = self._world.machines[idc].clock
+        jump_ms = self._rng.choice((40, 700, 30_000)) * self._rng.choice((-1, 1))
+        clock.offset_ms += jump_ms
+        await asyncio.sleep(self._rng.uniform(2, 8))
+        clock.offset_ms = 0
+
+    async def switchover(self, idc: str) -> None:
+        """No fault, but clients change IDC in mid-burst, and back, and faults may meet it."""
+        self._move(idc, self._rng.choice(self._others(idc)))
+
+    async def flip(self, idc: str) -> None:
+        """A bit of its log has turned while the machine was off."""
+        self._world.machines[idc].crash(power=True)
+        self._world.machines[idc].disk.flip()
+        await self._away(idc)
+
+
+# By name: how likely, against the others, and what it does.
+KINDS: dict[str, tuple[float, Fault]] = {
+    "crash": (3, Faults.crash),
+    "power": (2, Faults.power),
+    "wipe": (0.5, Faults.wipe),
+    "pause": (2, Faults.pause),
+    "partition": (2, Faults.partition),
+    "one way": (1.5, Faults.one_way),
+    "one link": (1.5, Faults.one_link),
+    "clients cut": (1.5, Faults.clients_cut),
+    "reset": (2, Faults.reset),
+    "slow link": (1, Faults.slow_link),
+    "slow disk": (1, Faults.slow_disk),
+    "full disk": (0.7, Faults.full_disk),
+    "clock": (1.5, Faults.clock),
+    "bit flip": (0.5, Faults.flip),
+    "switchover": (1.5, Faults.switchover),
+}

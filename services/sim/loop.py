@@ -1,0 +1,293 @@
+"""An event loop with virtual time: nothing is waited for, the clock leaps to what comes next.
+
+Several simulated processes share one loop. Which of them a callback or task belongs to stands in
+its context (``OWNER``), so that a process can be crashed or paused between any two steps of any of
+its tasks. What blocks in a thread in production runs here in the loop, a little later, as if a
+thread had done it meanwhile. There are no threads, no sockets and no waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import gc
+import heapq
+import logging
+import random
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+Host = Callable[..., Any]
+
+_CANCELLED_MAX = 256  # timers that were called off and still lie in the heap
+_WORK_S = (0.000_05, 0.000_5)  # how long work in a thread takes, without what the disk adds
+
+
+class Stuck(Exception):
+    """Nothing is left that could ever happen."""
+
+
+class Owner:
+    """One simulated process: running, paused or dead for good. ``context`` is what its callbacks
+    run in."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dead = False
+        self.paused = False
+        self.held: list[asyncio.Handle] = []  # what came while it was paused
+        # Tasks that will never go on are kept: to collect one would run its ``finally`` clauses.
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.context = contextvars.copy_context()
+        self.context.run(OWNER.set, self)
+
+
+OWNER: contextvars.ContextVar[Owner | None] = contextvars.ContextVar("owner", default=None)
+
+
+class Network(Protocol):
+    """What the loop's connections and servers are made of (services.sim.net)."""
+
+    async def connect(self, factory: Host, host: str, port: int) -> tuple[Any, Any]: ...
+
+    def listen(self, factory: Host, host: str, port: int) -> Any: ...
+
+
+class SimTask(asyncio.Task[Any]):
+    """Sets of tasks are walked in the order of their hashes: these do not hang on addresses."""
+
+    _last = 0
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> SimTask:
+        made = super().__new__(cls)
+        SimTask._last += 1
+        made._number = SimTask._last
+        return made
+
+    _number: int
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """``seed`` decides how long work in threads takes. ``close`` when done."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.rng = random.Random(f"loop {seed}")
+        self.network: Network | None = None
+        self.steps = 0
+        self._now = 0.0
+        self._in_work = False
+        # By executor, when its last work is done. It is kept, or its address could be another's.
+        self._lane_free: dict[Any, float] = {}
+        SimTask._last = 0
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]
+
+    def time(self) -> float:
+        return self._now
+
+    # ------------------------------------------------------------------------------- tasks
+
+    def _make_task(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, Any],
+        context: contextvars.Context | None = None,
+    ) -> SimTask:
+        task = SimTask(work, loop=loop, context=context)
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if owner is not None:
+            owner.tasks.append(task)
+            if len(owner.tasks) > 2_000:
+                owner.tasks = [each for each in owner.tasks if not each.done()]
+        return task
+
+    # -------------------------------------------------------------------------------- turns
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        if self._timer_cancelled_count > _CANCELLED_MAX:
+            self._forget_cancelled()
+            scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not scheduled:
+                raise Stuck("no callback and no timer is left")
+            self._now = max(self._now, scheduled[0]._when)
+        while scheduled and scheduled[0]._when <= self._now:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            if handle._cancelled:
+                self._timer_cancelled_count -= 1
+            ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            owner = handle._context.get(OWNER)
+            if owner is None or not (owner.dead or owner.paused):
+                self.steps += 1
+                handle._run()
+            elif not owner.dead:
+                owner.held.append(handle)
+
+    _timer_cancelled_count: int
+    _scheduled: list[Any]
+
+    def _forget_cancelled(self) -> None:
+        alive = []
+        for handle in self._scheduled:
+            if handle._cancelled:
+                handle._scheduled = False
+            else:
+                alive.append(handle)
+        heapq.heapify(alive)
+        self._scheduled = alive
+        self._timer_cancelled_count = 0
+
+    def pause(self, owner: Owner) -> None:
+        owner.paused = True
+
+    def resume(self, owner: Owner) -> None:
+        """What came meanwhile happens now, in the order in which it came."""
+        owner.paused = False
+        self._ready.extend(owner.held)  # type: ignore[attr-defined]
+        owner.held = []
+
+    def crash(self, owner: Owner) -> None:
+        """Not one step of it is made any more."""
+        owner.dead = True
+        owner.held = []
+
+    # ------------------------------------------------------------------------------ threads
+
+    def _write_to_self(self) -> None:
+        """``call_soon_threadsafe`` wakes nobody: there is nobody asleep."""
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """In this loop, soon; in the order of the calls for one executor."""
+        future = self.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self._work(executor, lambda: func(*args), settle)
+        return future
+
+    def _work(
+        self,
+        lane: Any,
+        func: Callable[[], Any],
+        settle: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        def run() -> None:
+            self._in_work = True
+            try:
+                result, error = func(), None
+            except Exception as raised:
+                result, error = None, raised
+            finally:
+                self._in_work = False
+            settle(result, error)
+
+        # The default executor has many threads, the others one each, or behave so.
+        begin = self._now if lane is None else max(self._now, self._lane_free.get(lane, 0.0))
+        done = begin + self.rng.uniform(*_WORK_S) + self.disk_delay_s(OWNER.get())
+        if lane is not None:
+            self._lane_free[lane] = done
+        self.call_at(done, run)
+
+    def disk_delay_s(self, owner: Owner | None) -> float:
+        """What work in a thread waits for besides; set by a world with slow disks."""
+        return 0.0
+
+    def executor(self, workers: int, name: str) -> concurrent.futures.Executor:
+        return SimExecutor(self)
+
+    # --------------------------------------------------------------------------- connections
+
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Host, host: str, port: int, *, ssl: Any = None, **rest: Any
+    ) -> tuple[Any, Any]:
+        """TLS is left out: ``ssl`` is not looked at."""
+        assert self.network is not None, "this loop has no network"
+        return await self.network.connect(protocol_factory, host, port)
+
+    async def create_server(  # type: ignore[override]
+        self, protocol_factory: Host, host: str, port: int, *, ssl: Any = None, **rest: Any
+    ) -> Any:
+        assert self.network is not None, "this loop has no network"
+        return self.network.listen(protocol_factory, host, port)
+
+    def close(self) -> None:
+        """What has not ended is given up without a word: most of it belongs to dead processes, and
+        what its ``finally`` clauses do and say has no meaning any more."""
+        unraisable, sys.unraisablehook = sys.unraisablehook, lambda said: None
+        logging.disable(logging.CRITICAL)
+        try:
+            for task in asyncio.all_tasks(self):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()
+            self._ready.clear()  # type: ignore[attr-defined]
+            self._scheduled.clear()
+            super().close()
+            gc.collect()
+        finally:
+            logging.disable(logging.NOTSET)
+            sys.unraisablehook = unraisable
+
+
+class SimExecutor(concurrent.futures.Executor):
+    """What is submitted from the loop runs in the loop, later and in order; what work submits runs
+    at once, since work waits for it."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        if self._loop._in_work:
+            try:
+                settle(fn(*args, **kwargs), None)
+            except Exception as error:
+                settle(None, error)
+        else:
+            self._loop._work(self, lambda: fn(*args, **kwargs), settle)
+        return future
+
+
+def refuse_threads() -> None:
+    """From now on this process makes no thread and no socket: either would end the determinism."""
+    import socket
+    import threading
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("a simulation makes no threads and no sockets")
+
+    threading.Thread.start = refused  # type: ignore[method-assign]
+    socket.socket.connect = refused  # type: ignore[method-assign]
+    socket.socket.bind = refused  # type: ignore[method-assign]

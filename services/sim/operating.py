@@ -1,0 +1,107 @@
+"""Who runs the simulated deployment: moves traffic away from an IDC now and then, and brings it
+back to one that has none and runs. By the same evaluator and the same commit as ``imctl``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from typing import Any, cast
+
+import grpc
+
+from imcore.errors import ImError
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc as rpc
+from services.control.caspaxos import Proposer
+from services.control.evidence import Evidence, IdcFacts, facts_from_status, mark_of
+from services.control.operations import UNDER_WAY, commit
+from services.control.rules import Change, Kind
+from services.engines.registry_grpc import RemoteRegistry
+from services.policy.document import POLICY_KEY, IdcState, Policy, from_json
+from services.sim.loop import Owner
+from services.sim.region import IDCS
+from services.sim.rpc import SimChannel
+from services.sim.world import World
+
+LOOK_S = 1.0
+_ASK_S = 1.0
+
+
+def settled(policy: Policy | None) -> bool:
+    """Every IDC has its traffic and no operation is under way."""
+    return (
+        policy is not None
+        and not any(_lacks_traffic(policy, name) for name in IDCS)
+        and (policy.operation is None or policy.operation.state not in UNDER_WAY)
+    )
+
+
+def _lacks_traffic(policy: Policy, idc: str) -> bool:
+    """A failback ends early when another IDC fails: then it is asked for again."""
+    row = policy.idcs.get(idc)
+    return row is not None and (row.state is not IdcState.ACTIVE or row.ramp < 100)
+
+
+class Operator:
+    """``run`` in a task of its own until cancelled."""
+
+    def __init__(self, world: World) -> None:
+        self.owner = Owner("operator")
+        self.refusal = ""
+        self.moves: list[tuple[str, str]] = []  # planned: from, to; asked for once each
+        self._world = world
+        self._rng = random.Random(f"operator {world.seed}")
+        world.net.sites[self.owner] = "near-iad"
+
+    async def run(self) -> None:
+        world = self._world
+        channels = {
+            idc.name: cast(grpc.aio.Channel, SimChannel(world.net, "admin", idc.endpoints.peer))
+            for idc in world.region.spec.idcs
+        }
+        registries = {name: RemoteRegistry(each, name) for name, each in channels.items()}
+        proposer = Proposer(registries, "admin", world.clock, self._rng)
+        while True:
+            with contextlib.suppress(ImError):
+                await self._look(proposer, channels)
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self, proposer: Proposer, channels: dict[str, grpc.aio.Channel]) -> None:
+        value, _ = await proposer.read(POLICY_KEY)
+        if value is None:
+            return
+        policy = from_json(value)
+        for name in IDCS:
+            if _lacks_traffic(policy, name) and self._world.machines[name].serving:
+                await self._ask(Kind.FAILBACK, name, "", proposer, channels)
+                return
+        if self.moves:
+            source, target = self.moves.pop()
+            await self._ask(Kind.SWITCHOVER, source, target, proposer, channels)
+
+    async def _ask(
+        self,
+        kind: str,
+        idc: str,
+        target: str,
+        proposer: Proposer,
+        channels: dict[str, grpc.aio.Channel],
+    ) -> None:
+        facts: dict[str, IdcFacts] = {}
+        for name, channel in channels.items():
+            with contextlib.suppress(grpc.RpcError):
+                reply = await rpc.AdminStub(channel).Status(peer.StatusRequest(), timeout=_ASK_S)
+                document: dict[str, Any] = json.loads(reply.json)
+                facts[name] = facts_from_status(document, self._world.clock.wall_ms())
+        marks = {name: mark_of(each) for name, each in facts.items()}
+        request = f"{self._rng.getrandbits(64):016x}"
+        change = Change(kind, idc, request, "operator", target)
+        decision = await commit(
+            proposer, self._world.region, change, Evidence(facts, (), list(IDCS), marks),
+            self._world.clock,
+        )  # fmt: skip
+        if decision.sentence != self.refusal:
+            self.refusal = decision.sentence
+            self._world.trace.add(f"operator {kind} {idc}: {decision.sentence}")

@@ -1,0 +1,217 @@
+"""One seed: load over faults, then quiet, then the verdict of imcore.checker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from imcore import history as h
+from imcore import sometimes
+from imcore.checker import check_events
+from imcore.errors import ImError
+from services.loadgen.load import Load
+from services.loadgen.logins import look
+from services.loadgen.population import make_population
+from services.loadgen.recorder import Recorder
+from services.loadgen.schedule import Rates
+from services.node.convergence import partition_hash
+from services.sim.faults import Faults
+from services.sim.loop import Stuck, refuse_threads
+from services.sim.operating import Operator, settled
+from services.sim.region import COUNTRIES, country_of, home_of
+from services.sim.world import World
+
+USERS = 18
+SECONDS = 60.0
+RATES = Rates(36.0, 8.0)
+START_S = 30.0
+RECOVER_S = 90.0
+SETTLE_S = 60.0
+CONVERGE_S = 30.0
+QUIET_S = 8.0
+WATCH_S = 0.5
+
+
+@dataclass(slots=True)
+class Outcome:
+    """``violated``: what was promised and did not hold; empty when all did. ``digest``: of the
+    trace."""
+
+    seed: int
+    violated: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    sometimes: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    simulated_s: float = 0.0
+    real_s: float = 0.0
+    steps: int = 0
+    verdict: str = ""
+    digest: str = ""
+    trace: list[str] = field(default_factory=list)
+
+
+def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
+    """In a scratch folder of its own, which is in memory where the machine has such a place."""
+    memory = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder of its own there
+    scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=memory if memory.is_dir() else None))
+    collecting = gc.isenabled()
+    # A collection ends what lies in cycles at a moment that hangs on all that was made before.
+    gc.disable()
+    began = time.perf_counter()
+    outcome = Outcome(seed)
+    sometimes.counts.clear()
+    world = World(seed, scratch)
+    try:
+        run = _Run(world, outcome, seconds)
+        world.loop.run_until_complete(run.script())
+    except Stuck as error:
+        outcome.violated.append(f"stuck: {error}")
+    finally:
+        outcome.real_s = time.perf_counter() - began
+        outcome.simulated_s = world.loop.time()
+        outcome.steps = world.loop.steps
+        outcome.sometimes = Counter(sometimes.counts)
+        outcome.trace, outcome.digest = world.trace.lines, world.trace.digest()
+        world.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        if collecting:
+            gc.enable()
+    return outcome
+
+
+def run_apart(seed: int, seconds: float) -> Outcome:
+    """For a process where nothing else is: no thread and no socket is made in it any more."""
+    logging.lastResort = None
+    refuse_threads()
+    return run_seed(seed, seconds)
+
+
+class _Run:
+    def __init__(self, world: World, outcome: Outcome, seconds: float) -> None:
+        self._world = world
+        self._outcome = outcome
+        self._seconds = seconds
+        self._history: list[h.Event] = []
+        self._quiet_since = 0.0
+        rng = random.Random(f"load {world.seed}")
+        self.recorder = Recorder(self._write, world.loop.time)
+        population = make_population(USERS, COUNTRIES, rng, country_of)
+        self._load = Load(population, world.connect, self.recorder, world.clock, rng)
+        self._addresses = {
+            idc: next(each.address for each in population.clients if home_of(each.address) == idc)
+            for idc in COUNTRIES
+        }
+        self._operator = Operator(world)
+        self._faults = Faults(
+            world, self.recorder.fault, lambda *move: self._operator.moves.append(move)
+        )
+
+    def _write(self, event: h.Event) -> None:
+        self._history.append(event)
+        self._world.trace.add(f"history {type(event).__name__} {' '.join(map(str, event[1:]))}")
+
+    async def script(self) -> None:
+        outcome = self._outcome
+        try:
+            await self._script()
+        except (ImError, TimeoutError) as error:
+            outcome.violated.append(f"the run broke off: {error!r}")
+        outcome.faults = self._faults.counts
+        counts = self.recorder.counts
+        outcome.operations = counts.composed + sum(isinstance(e, h.Cursor) for e in self._history)
+        outcome.violated += self._world.failures
+        report = check_events(self._history)
+        outcome.verdict = report.sentence()
+        for kind, examples in sorted(report.examples.items()):
+            outcome.violated += [f"{kind}: {example}" for example in examples]
+
+    async def _script(self) -> None:
+        world, load = self._world, self._load
+        for machine in world.machines.values():
+            machine.start()
+        await self._until(self._all_serve, START_S, "not every IDC serves after the start")
+        await load.open()
+        world.spawn(self._operator.owner, self._operator.run())
+        background = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(load.run(RATES))]
+        faults = asyncio.ensure_future(self._faults.run())
+        await asyncio.sleep(self._seconds)
+        faults.cancel()
+        await asyncio.gather(faults, return_exceptions=True)
+        self._faults.heal()
+        world.trace.add("faults are over")
+        load.stop()
+        await background[1]
+        await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")
+        await self._until(self._settled, RECOVER_S, "the policy does not settle after the faults")
+        world.trace.add("the policy has settled")
+        if not await load.settle(SETTLE_S):
+            self._outcome.violated.append("not every send is answered, or not everything shown")
+        await self._compare()
+        self.recorder.quiet(list(self._addresses))
+        failures = await look(
+            world.connect, self.recorder, load.looks(), self._addresses, "final", 120.0
+        )
+        for uid, idc, reason in failures:
+            self._outcome.violated.append(f"a fresh login of {uid} at {idc} failed: {reason}")
+        background[0].cancel()
+        await load.close()
+
+    def _all_serve(self) -> bool:
+        return all(machine.serving for machine in self._world.machines.values())
+
+    def _settled(self) -> bool:
+        """For so long that a vote that was about to be cast would have been."""
+        nodes = [each.node for each in self._world.machines.values()]
+        policies = [node.traffic.holder.policy for node in nodes if node is not None]
+        quiet = self._all_serve() and all(settled(policy) for policy in policies)
+        if not quiet or len({policy.epoch for policy in policies if policy is not None}) > 1:
+            self._quiet_since = self._world.loop.time()
+        return self._world.loop.time() - self._quiet_since >= QUIET_S
+
+    async def _until(self, done: Callable[[], bool], seconds: float, problem: str) -> None:
+        deadline = self._world.loop.time() + seconds
+        while not done():
+            if self._world.loop.time() >= deadline:
+                raise TimeoutError(problem)
+            await asyncio.sleep(0.1)
+
+    async def _compare(self) -> None:
+        """The hashes of the replicas' states, once they are equal, or as they are in the end."""
+        deadline = self._world.loop.time() + CONVERGE_S
+        while True:
+            found = {name: await self._hash(name) for name in self._world.machines}
+            if len(set(found.values())) == 1 or self._world.loop.time() >= deadline:
+                break
+            await asyncio.sleep(1.0)
+        for name, digest in found.items():
+            self.recorder.replica(name, digest)
+
+    async def _hash(self, name: str) -> str:
+        machine = self._world.machines[name]
+        node, owner = machine.node, machine.owner
+        assert node is not None and owner is not None
+
+        async def hashed() -> str:
+            numbers = range(self._world.region.spec.partitions)
+            found = [await partition_hash(node.kv, number) for number in numbers]
+            return b"".join(each.hash for each in found).hex()[::8]
+
+        return cast(str, await self._world.spawn(owner, hashed()))
+
+    async def _watch(self) -> None:
+        """What each IDC says of its policy."""
+        while True:
+            for name, machine in self._world.machines.items():
+                if machine.node is not None and machine.serving:
+                    self.recorder.policy(name, machine.node.traffic.epoch())
+            await asyncio.sleep(WATCH_S)

@@ -1,0 +1,240 @@
+"""What `kubectl apply` answers to objects that are wrong, and that `kubectl explain` reads well."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imctl.errors import Failed
+from imctl.testing.cluster.cluster import Cluster as ApiServer
+
+REGIONS = Path(__file__).parents[2] / "regions"
+Edit = Callable[[Any], None]
+
+KAFKA = {"brokers": ["kafka:9092"]}
+IDC: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "IDC",
+    "metadata": {"name": "fra"},
+    "spec": {
+        "region": "two-idc",
+        "idc": "fra",
+        "image": "imctl:1",
+        "certificates": {"secret": "fra-certificate", "region_keys": "region-keys"},
+    },
+}
+WITNESS = copy.deepcopy(IDC) | {"kind": "Witness"}
+del WITNESS["spec"]["idc"]
+
+
+def region() -> Any:
+    return yaml.safe_load((REGIONS / "two-idc.yaml").read_text())
+
+
+def put(path: str, value: Any) -> Edit:
+    """``put("spec.idcs.0.name", "x")``; None removes it."""
+    *way, last = path.split(".")
+
+    def edit(document: Any) -> None:
+        for step in way:
+            document = document[int(step)] if step.isdigit() else document.setdefault(step, {})
+        key = int(last) if last.isdigit() else last
+        if value is None:
+            del document[key]
+        else:
+            document[key] = value
+
+    return edit
+
+
+def kafka(**changes: Any) -> Edit:
+    return put("spec.idcs.0.engines", {"log": {"kafka": KAFKA | changes}})
+
+
+BAD_REGIONS: dict[str, tuple[Edit, str]] = {
+    "no IDC": (put("spec.idcs", []), "should have at least 1 items"),
+    "partitions": (put("spec.partitions", 0), "should be greater than or equal to 1"),
+    "a name twice": (put("spec.idcs.1.name", "fra"), 'Duplicate value: {"name":"fra"}'),
+    "a name with capitals": (put("spec.idcs.0.name", "Fra"), "should match '^[a-z]"),
+    "the region's name": (put("metadata.name", "two.idc"), "metadata.name: expected a name"),
+    "an address without a port": (put("spec.idcs.0.endpoints.peer", "fra"), "should match"),
+    "no endpoints": (put("spec.idcs.0.endpoints", None), "spec.idcs[0].endpoints: Required"),
+    "latitude": (put("spec.idcs.0.place.latitude", 91), "less than or equal to 90"),
+    "sessions": (put("spec.idcs.0.capacity", {"sessions": 0}), "greater than 0"),
+    "an unknown field": (put("spec.idcs.0.citty", "x"), 'unknown field "spec.idcs[0].citty"'),
+    "embedded, in words": (
+        put("spec.idcs.0.engines", {"kv": "embedded"}), "engines.kv: Invalid value",
+    ),
+    "an engine without a name": (
+        put("spec.idcs.0.engines", {"kv": {}}), "should have at least 1 properties",
+    ),
+    "a key without a certificate": (
+        kafka(key_file="/k"), "expected `cert_file` beside `key_file`, got none",
+    ),
+    "a user without TLS": (
+        kafka(username="im", password_file="/p"), "expected `ca_file` beside `username`",
+    ),
+    "more in sync than there are": (
+        kafka(min_insync_replicas=4), "min_insync_replicas: expected at most the replication",
+    ),
+    "one copy in memory": (
+        kafka(min_insync_replicas=1), "say `durability: flush`",
+    ),
+    "two IDCs without a witness": (
+        put("spec.witness", None), "two IDCs alone have no majority when one is lost",
+    ),
+    "a weight for nobody": (
+        put("spec.geo.shards.0.weights", {"sin": 1}), "expected weights of IDCs of this region",
+    ),
+    "a fallback to nobody": (
+        put("spec.geo.shards.0.fallback", ["sin"]), "expected a fallback among the IDCs",
+    ),
+    "no weight above 0": (
+        put("spec.geo.shards.0.weights", {"fra": 0}), "expected an IDC with a weight above 0",
+    ),
+    "a weight below 0": (
+        put("spec.geo.shards.0.weights", {"fra": 1, "dub": -1}), "a weight of at least 0",
+    ),
+    "no such default": (put("spec.geo.default", "moon"), "expected the name of a shard"),
+    "none could be taken out": (
+        put("spec.safety", {"active_idcs_min": 2}), "less than the number of IDCs",
+    ),
+    "more replicas than IDCs": (
+        put("spec.messages", {"ack": "replicated", "replicas": 2}),
+        "expected at most the number of other IDCs",
+    ),
+    "an ack of another kind": (put("spec.messages", {"ack": "never"}), 'supported values: "stored'),
+    "a window that ends first": (
+        put("spec.safety", {"freeze": [
+            {"start": "2026-12-24T00:00:00Z", "end": "2026-12-23T00:00:00Z"}]}),
+        "`end` after `start`",
+    ),
+    "loss": (put("spec.links.0.loss", 0.9), "should be less than or equal to 0.5"),
+    "a link with one end": (put("spec.links.0.between", ["fra"]), "at least 2 items"),
+}  # fmt: skip
+
+BAD_IDCS: dict[str, tuple[Edit, str]] = {
+    "no region": (put("spec.region", None), "spec.region: Required value"),
+    "no image": (put("spec.image", None), "spec.image: Required value"),
+    "a name that is too long": (put("metadata.name", "a" * 41), "at most 40 characters"),
+    "two sources of certificates": (
+        put("spec.certificates.issuer", {"name": "ca"}), "expected either `secret` or `issuer`",
+    ),
+    "no source of certificates": (
+        put("spec.certificates.secret", None), "expected either `secret` or `issuer`",
+    ),
+    "a service of another type": (put("spec.service", "ExternalName"), "Unsupported value"),
+    "a size without sense": (put("spec.storage", {"size": "much"}), "should match"),
+    "replicas, of which there is one": (put("spec.replicas", 3), 'unknown field "spec.replicas"'),
+}  # fmt: skip
+
+# (made as it is, then changed so)
+FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
+    "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
+    "an IDC's name": (put("spec.idcs.0.name", "ams"), "the set and order of IDCs"),
+    "an IDC's peer endpoint": (
+        put("spec.idcs.0.endpoints.peer", "fra:1"), "peer: not changeable",
+    ),
+    "weights": (put("spec.geo.shards.0.weights", {"dub": 1}), "weights: not changeable"),
+    "fallback": (put("spec.geo.shards.0.fallback", None), "fallback: not changeable"),
+    "the witness": (put("spec.witness.peer", "w:1"), "witness: not changeable"),
+    "links": (put("spec.links.0.delay_ms", 1), "links: not changeable"),
+    "a shard's name": (put("spec.geo.shards.1.name", "islands"), "the set and order of shards"),
+}  # fmt: skip
+FIXED_IN_IDC: dict[str, tuple[Edit, str]] = {
+    "region": (put("spec.region", "other"), "region: not changeable"),
+    "idc": (put("spec.idc", "dub"), "idc: not changeable"),
+    "storage": (put("spec.storage", {"size": "1Gi"}), "storage: not changeable"),
+}
+
+
+def apply(server: ApiServer, namespace: str, document: Any) -> str:
+    return server.kubectl("apply", "--namespace", namespace, "-f", "-", given=json.dumps(document))
+
+
+def refused(server: ApiServer, document: Any, edit: Edit) -> str:
+    edit(document)
+    with pytest.raises(Failed) as raised:
+        server.kubectl("create", "--dry-run=server", "-f", "-", given=json.dumps(document))
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("case", BAD_REGIONS)
+def test_a_bad_region_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_REGIONS[case]
+    assert why in refused(api_server, region(), edit)
+
+
+@pytest.mark.parametrize("case", BAD_IDCS)
+def test_a_bad_idc_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_IDCS[case]
+    assert why in refused(api_server, copy.deepcopy(IDC), edit)
+
+
+@pytest.mark.parametrize("file", ["two-idc.yaml", "three-idc.yaml"])
+def test_a_region_file_is_taken_as_it_is(api_server: ApiServer, namespace: str, file: str) -> None:
+    command = ("apply", "--server-side", "--namespace", namespace, "-f", str(REGIONS / file))
+    api_server.kubectl(*command)
+    shown = ("get", "region", "--namespace", namespace, "-o", "jsonpath={.items[*].metadata}")
+    before = api_server.kubectl(*shown)
+    api_server.kubectl(*command)
+    assert api_server.kubectl(*shown) == before  # nothing has changed
+
+
+def test_what_a_live_deployment_cannot_change_is_refused(
+    api_server: ApiServer, namespace: str
+) -> None:
+    for document, cases in ((region(), FIXED_IN_REGION), (IDC, FIXED_IN_IDC)):
+        apply(api_server, namespace, document)
+        for case, (edit, why) in cases.items():
+            changed = copy.deepcopy(document)
+            edit(changed)
+            with pytest.raises(Failed) as raised:
+                apply(api_server, namespace, changed)
+            assert why in str(raised.value), case
+
+
+def test_what_a_live_deployment_can_change_is_taken(api_server: ApiServer, namespace: str) -> None:
+    document = region()
+    apply(api_server, namespace, document)
+    for edit in (
+        put("spec.idcs.0.gateways", 2),
+        put("spec.client", {"grace_ms": 11_000}),
+        put("spec.geo.shards.1.match.countries", ["GB"]),
+        put("spec.safety", {"hold_ms": 4_000}),
+    ):
+        edit(document)
+        assert "configured" in apply(api_server, namespace, document)
+
+
+def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None:
+    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}):
+        apply(api_server, namespace, document)
+    listed = api_server.kubectl("get", "im", "--namespace", namespace)
+    assert {line.split()[0] for line in listed.splitlines() if "/" in line} == {
+        "region.imctl.dev/two-idc", "idc.imctl.dev/fra", "witness.imctl.dev/london",
+    }  # fmt: skip
+    head = api_server.kubectl("get", "idc", "--namespace", namespace).splitlines()[0]
+    assert head.split() == ["NAME", "IDC", "REGION", "PHASE", "READY", "AGE"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("idc", "One IDC of a Region, run in this namespace"),
+        ("idc.spec.certificates.issuer", "cert-manager makes the Secret and renews it"),
+        ("witness.spec.storage", "outlives the pod"),
+        ("region.spec.safety.hold_ms", "Evidence must hold this long"),
+        ("region.spec.idcs.engines.log.kafka.durability", "in the memory of the in-sync replicas"),
+        ("idc.status.outdated", "it gets them when it is deleted"),
+    ],
+)
+def test_explain_reads_well(api_server: ApiServer, path: str, text: str) -> None:
+    said = " ".join(api_server.kubectl("explain", path).split())
+    assert text.lower() in said.lower()

@@ -1,0 +1,165 @@
+"""The charts: what Helm makes of them, what it refuses, and an upgrade and a rollback with it.
+
+After a change that is meant: `REWRITE_GOLDEN=1 pytest tests/kubernetes/test_charts.py`, and read
+the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imctl.api.model import IdcSpec
+from imctl.errors import Failed
+from imctl.testing.cluster import programs
+from imctl.testing.cluster.cluster import Cluster as ApiServer
+from tests.kubernetes.test_operator_live import Operators, prepare, until
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "charts_golden"
+REGION = ROOT / "regions" / "two-idc.yaml"
+Helm = Callable[..., str]
+CHARTS = {
+    "operator": ("im-operator", ["--set", "image=imctl:1"]),
+    "operator-of-two-namespaces": (
+        "im-operator", ["--set", "image=imctl:1,replicas=1,namespaces={im-fra,im-dub}"],
+    ),
+    "idc": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate"],
+    ),
+    "witness": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "kind=Witness,spec.image=imctl:1,spec.certificates.issuer.name=region-ca"],
+    ),
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("case", CHARTS)
+
+
+@pytest.fixture(scope="session")
+def helm(cluster_programs: programs.Programs) -> Helm:
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [cluster_programs.helm, *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise Failed(done.stderr.strip() or done.stdout.strip())
+        return done.stdout
+
+    return run
+
+
+def template(helm: Helm, case: str) -> str:
+    chart, values = CHARTS[case]
+    return helm("template", "fra", str(ROOT / "charts" / chart), "--namespace", "im-fra", *values)
+
+
+@EVERY
+def test_golden(helm: Helm, case: str) -> None:
+    text = template(helm, case)
+    file = GOLDEN / f"{case}.yaml"
+    if os.environ.get("REWRITE_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@EVERY
+def test_lint(helm: Helm, case: str) -> None:
+    chart, values = CHARTS[case]
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(ROOT / "charts" / chart), *values)
+
+
+def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
+    documents = {each["kind"]: each for each in yaml.safe_load_all(template(helm, "idc"))}
+    spec = IdcSpec.model_validate(documents["IDC"]["spec"])
+    assert (spec.region, spec.idc) == ("two-idc", "fra")
+    assert documents["Region"] | {"metadata": None} == (
+        yaml.safe_load(REGION.read_text()) | {"metadata": None}
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "more", "why"),
+    [
+        ("operator", ["image="], "image"),
+        ("operator", ["replicas=0"], "replicas"),
+        ("operator", ["relicas=1"], "relicas"),
+        ("witness", ["kind=IDC"], "say which IDC of the region this is"),
+        ("idc", ["regionFile="], "give the region file"),
+        ("idc", ["regionFile=kind: Pod"], "expected a Region"),
+        ("idc", ["spec.certificate.secret=x"], "certificate"),
+        ("idc", ["spec.service=ExternalName"], "service"),
+        ("idc", ["kind=Gateway"], "kind"),
+    ],
+)
+def test_values_that_are_wrong_are_refused(
+    helm: Helm, case: str, more: list[str], why: str
+) -> None:
+    chart, values = CHARTS[case]
+    if more[0].startswith("regionFile"):
+        values = values[2:]
+    with pytest.raises(Failed, match=why):
+        helm("template", "fra", str(ROOT / "charts" / chart), *values, "--set", more[0])
+
+
+def test_an_upgrade_and_the_way_back(api_server: ApiServer, namespace: str, helm: Helm) -> None:
+    chart, values = CHARTS["idc"]
+    where = ["fra", str(ROOT / "charts" / chart), "--namespace", namespace, *values]
+    where += ["--kubeconfig", str(api_server.kubeconfig)]
+    helm("install", *where)
+    shown = ("get", "idc", "fra", "--namespace", namespace, "-o", "jsonpath={.spec.image}")
+    assert api_server.kubectl(*shown) == "imctl:1"
+    helm("upgrade", *where, "--set", "spec.image=imctl:2")
+    assert api_server.kubectl(*shown) == "imctl:2"
+    with pytest.raises(Failed, match="idc: not changeable on a live deployment"):
+        helm("upgrade", *where, "--set", "spec.idc=dub")
+    back = ["--namespace", namespace, "--kubeconfig", str(api_server.kubeconfig)]
+    helm("rollback", "fra", "1", *back)
+    assert api_server.kubectl(*shown) == "imctl:1"
+
+
+def test_the_rights_of_the_chart_suffice(
+    api_server: ApiServer, namespace: str, helm: Helm, tmp_path: Path
+) -> None:
+    """The operator as a process outside, with the token of its service account and nothing else."""
+    chart = str(ROOT / "charts" / "im-operator")
+    rendered = helm(
+        "template", "op", chart, "--namespace", namespace, "--set",
+        f"image=imctl:1,namespaces={{{namespace}}}", "--show-only", "templates/rbac.yaml",
+    )  # fmt: skip
+    api_server.kubectl("apply", "-f", "-", given=rendered)
+    token = api_server.kubectl(
+        "create", "token", "op-im-operator", "--namespace", namespace
+    ).strip()
+    config = json.loads(api_server.kubectl("config", "view", "--raw", "-o", "json"))
+    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+    own = tmp_path / "kubeconfig"
+    own.write_text(json.dumps(config))
+    prepare(api_server, namespace)
+    operators = Operators(api_server, namespace, tmp_path, own)
+    admin = Operators(api_server, namespace, tmp_path)
+    process = operators.start()
+    try:
+        until(lambda: admin.get("statefulset", "fra-idc") is not None)
+        until(lambda: admin.phase() == "Starting")
+        api_server.kubectl("delete", "service", "fra-idc-peer", "--namespace", namespace)
+        until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+        log = (tmp_path / "operator-0.log").read_text()
+        assert "forbidden" not in log.lower(), log
+    finally:
+        operators.end()
+        cluster_wide = [f"{kind}/{namespace}-op-im-operator"
+                        for kind in ("clusterrole", "clusterrolebinding")]  # fmt: skip
+        api_server.kubectl("delete", *cluster_wide)

@@ -1,0 +1,174 @@
+"""The objects of an IDC and of a witness, as golden files; and what must hold of any of them.
+
+After a change that is meant: `REWRITE_GOLDEN=1 pytest tests/unit/test_operator_objects.py`, and
+read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imcore.pki import dns_name
+from imcore.region.load import check_text, load_region
+from imcore.region.model import Region
+from imctl.api.model import Certificates, IdcSpec, Issuer, Resources, Storage, WitnessSpec
+from imctl.capacity.figures import Figures
+from imctl.reconcile.objects import REGION_FILE, TEMPLATE, objects, region_text
+from imctl.reconcile.observed import Object, Owner
+
+GOLDEN = Path(__file__).parent / "operator_golden"
+REGIONS = Path(__file__).parents[2] / "regions"
+FIGURES = Figures.of(yaml.safe_load((files("imctl.capacity") / "figures.yaml").read_text()))
+SECRET = Certificates(secret="fra-certificate", region_keys="region-keys")
+BY_ISSUER = Certificates(issuer=Issuer(name="region-ca"), region_keys="region-keys")
+IDC = IdcSpec(region="two-idc", idc="fra", image="imctl:1", certificates=SECRET)
+RICH = IDC.model_copy(
+    update={
+        "certificates": BY_ISSUER,
+        "service": "LoadBalancer",
+        "secrets": ["kafka"],
+        "storage": Storage(size="100Gi", class_name="fast"),
+        "resources": Resources(cpu="500m", memory="2Gi"),
+        "node_selector": {"disk": "nvme"},
+        "image_pull_secret": "registry",
+    }
+)
+WITNESS = WitnessSpec(region="two-idc", image="imctl:1", certificates=SECRET)
+CASES: dict[str, tuple[str, IdcSpec | WitnessSpec]] = {
+    "idc": ("IDC", IDC),
+    "idc-with-all": ("IDC", RICH),
+    "witness": ("Witness", WITNESS),
+}
+EVERY = pytest.mark.parametrize("case", CASES)
+
+
+def region() -> Region:
+    return load_region(REGIONS / "two-idc.yaml")
+
+
+def made(case: str, of: Region | None = None) -> list[Object]:
+    kind, spec = CASES[case]
+    owner = Owner(kind, "im-fra", "fra", "0a1b", 3)
+    return objects(owner, spec, of or region(), FIGURES)
+
+
+def pod_of(case: str, of: Region | None = None) -> Any:
+    return made(case, of)[-1]["spec"]["template"]["spec"]
+
+
+@EVERY
+def test_golden(case: str) -> None:
+    text = yaml.safe_dump_all(made(case), sort_keys=False, width=100)
+    file = GOLDEN / f"{case}.yaml"
+    if os.environ.get("REWRITE_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@EVERY
+def test_the_region_file_in_the_config_map_is_the_region(case: str) -> None:
+    (config,) = [each for each in made(case) if each["kind"] == "ConfigMap"]
+    loaded = check_text(config["data"]["region.yaml"], "region.yaml")
+    assert loaded == (region(), [])
+    assert region_text(region()) == config["data"]["region.yaml"]
+
+
+@EVERY
+def test_everything_goes_with_its_owner(case: str) -> None:
+    for each in made(case):
+        (owner,) = each["metadata"]["ownerReferences"]
+        assert owner["controller"] and owner["uid"] == "0a1b"
+
+
+@EVERY
+def test_a_pod_is_restricted_in_every_way(case: str) -> None:
+    """As the `restricted` level of Kubernetes' pod security asks, and no token of the API."""
+    pod = pod_of(case)
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert container["resources"]["limits"]["memory"]
+
+
+@EVERY
+def test_only_listeners_can_be_reached(case: str) -> None:
+    (policy,) = [each for each in made(case) if each["kind"] == "NetworkPolicy"]
+    (container,) = pod_of(case)["containers"]
+    (rule,) = policy["spec"]["ingress"]
+    reached = {each["port"] for each in rule["ports"]}
+    assert reached == {each["containerPort"] for each in container["ports"]}
+
+
+@EVERY
+def test_every_mount_has_its_volume(case: str) -> None:
+    kind = made(case)[-1]["spec"]
+    volumes = {each["name"] for each in kind["template"]["spec"]["volumes"]}
+    claims = {each["metadata"]["name"] for each in kind["volumeClaimTemplates"]}
+    (container,) = kind["template"]["spec"]["containers"]
+    assert {each["name"] for each in container["volumeMounts"]} == volumes | claims
+
+
+def test_a_pod_that_has_the_old_region_file_keeps_it() -> None:
+    """Another region file is another ConfigMap and another template, which waits (`OnDelete`)."""
+    spec = region().spec
+    client = spec.client.model_copy(update={"grace_ms": 11_000})
+    changed = region().model_copy(update={"spec": spec.model_copy(update={"client": client})})
+    before, after = made("idc"), made("idc", changed)
+    names = [[e["metadata"]["name"] for e in found if e["kind"] == "ConfigMap"]
+             for found in (before, after)]  # fmt: skip
+    assert names[0] != names[1]
+    notes = [found[-1]["spec"]["template"]["metadata"]["annotations"] for found in (before, after)]
+    assert notes[0][TEMPLATE] != notes[1][TEMPLATE]
+    assert notes[0][REGION_FILE] != notes[1][REGION_FILE]
+    assert after[-1]["spec"]["updateStrategy"] == {"type": "OnDelete"}
+
+
+def test_a_peer_is_found_before_it_is_ready_and_clients_only_after() -> None:
+    services = {e["metadata"]["name"]: e["spec"] for e in made("idc") if e["kind"] == "Service"}
+    assert services["fra-idc-peer"]["publishNotReadyAddresses"] is True
+    assert "publishNotReadyAddresses" not in services["fra-idc-clients"]
+
+
+@pytest.mark.parametrize("case", ["idc", "witness"])
+def test_a_node_port_is_the_endpoint_s_own(case: str) -> None:
+    """Others dial what the region file says, and clients what ipconf says: the same."""
+    kind, spec = CASES[case]
+    owner = Owner(kind, "im-fra", "fra", "0a1b", 3)
+    outside = spec.model_copy(update={"service": "NodePort"})
+    for each in objects(owner, outside, region(), FIGURES):
+        if each["kind"] == "Service":
+            assert each["spec"]["type"] == "NodePort"
+            assert all(port["nodePort"] == port["port"] for port in each["spec"]["ports"])
+
+
+def test_cert_manager_is_asked_for_the_names_by_which_it_is_known() -> None:
+    (certificate,) = [each for each in made("idc-with-all") if each["kind"] == "Certificate"]
+    assert certificate["spec"]["commonName"] == dns_name("fra")
+    assert certificate["spec"]["ipAddresses"] == ["127.0.0.1"]
+    sources = pod_of("idc-with-all")["volumes"][2]["projected"]["sources"]
+    assert sources[0]["secret"]["name"] == certificate["spec"]["secretName"]
+
+
+def test_the_memory_that_it_asks_for_grows_with_its_sessions() -> None:
+    spec = region().spec
+    more = spec.idcs[0].capacity.model_copy(update={"sessions": 100_000})
+    idcs = [spec.idcs[0].model_copy(update={"capacity": more}), *spec.idcs[1:]]
+    large = region().model_copy(update={"spec": spec.model_copy(update={"idcs": idcs})})
+    asked = [
+        int(pod_of("idc", of)["containers"][0]["resources"]["requests"]["memory"][:-2])
+        for of in (region(), large)
+    ]
+    assert asked[1] - asked[0] == pytest.approx(90_000 * FIGURES["connection_kib"] / 1024, abs=1)

@@ -1,0 +1,230 @@
+"""The operator's loop against a store of objects in memory: what it applies, says and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from imcore.errors import Unavailable
+from imctl.api.kinds import API_VERSION
+from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.lease import NotLeading
+from imctl.reconcile.observed import Object
+from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
+from tests.unit.test_operator_objects import FIGURES, IDC, region
+
+NOW = "2026-01-01T00:00:00Z"
+KEY = Key("IDC", "im-fra", "fra")
+NAMES = {"ServiceAccount", "ConfigMap", "NetworkPolicy", "Service", "StatefulSet"}
+
+
+class Memory(Cluster):
+    """Keeps whole documents; no defaults, no schemas."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str, str], Object] = {}
+        self.events: list[Object] = []
+        self.written: list[str] = []
+        self.trouble: Exception | None = None
+
+    def put(self, kind: str, name: str, **body: Any) -> None:
+        metadata = {"namespace": "im-fra", "name": name, "uid": f"uid-{name}", "generation": 1}
+        document = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, **body}
+        self.held[kind, "im-fra", name] = document
+
+    async def get(
+        self, api: str, kind: str, namespace: str, name: str, limit_s: float = 0
+    ) -> Object | None:
+        return self.held.get((kind, namespace, name))
+
+    async def serves(self, api: str) -> bool:
+        return False
+
+    async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
+        return [each for (k, ns, _), each in self.held.items() if (k, ns) == (kind, namespace)]
+
+    async def apply(self, wanted: Object, status: bool = False) -> Object:
+        if self.trouble is not None:
+            raise self.trouble
+        metadata = wanted["metadata"]
+        key = wanted["kind"], metadata["namespace"], metadata["name"]
+        self.written.append(wanted["kind"])
+        self.held[key] = {**self.held[key], "status": wanted["status"]} if status else wanted
+        return self.held[key]
+
+    async def event(self, body: Object) -> None:
+        self.events.append(body)
+
+    async def delete(self, api: str, kind: str, namespace: str, name: str) -> None:
+        del self.held[kind, namespace, name]
+
+    def status(self, kind: str = "IDC", name: str = "fra") -> Object:
+        found: Object = self.held[kind, "im-fra", name]["status"]
+        return found
+
+    def serve(self) -> None:
+        """The pod that a cluster would make."""
+        template = self.held["StatefulSet", "im-fra", "fra-idc"]["spec"]["template"]
+        self.put("Pod", "fra-idc-0", status={"conditions": [{"type": "Ready", "status": "True"}]})
+        metadata = self.held["Pod", "im-fra", "fra-idc-0"]["metadata"]
+        metadata["annotations"] = template["metadata"]["annotations"]
+
+
+@pytest.fixture
+def memory() -> Memory:
+    found = Memory()
+    found.put("IDC", "fra", spec=IDC.model_dump(mode="json", exclude_none=True))
+    spec = region().spec.model_dump(mode="json", exclude_defaults=True)
+    found.put("Region", "two-idc", spec=spec)
+    found.put("Secret", "fra-certificate", data=dict.fromkeys(("ca.crt", "tls.crt", "tls.key"), ""))
+    found.put("Secret", "region-keys", data={"region-keys.json": ""})
+    return found
+
+
+@pytest.fixture
+def reconciler(memory: Memory) -> Reconciler:
+    return Reconciler(memory, FIGURES, lambda: NOW)
+
+
+async def test_an_idc_comes_to_serve(memory: Memory, reconciler: Reconciler) -> None:
+    assert await reconciler.reconcile(KEY) == SOON_S
+    assert {kind for kind, _, _ in memory.held} >= NAMES
+    assert memory.status()["phase"] == "Starting"
+    memory.serve()
+    assert await reconciler.reconcile(KEY) is None
+    status = memory.status()
+    assert (status["phase"], status["ready"], status["pod"]) == ("Serving", True, "fra-idc-0")
+    assert [each["reason"] for each in memory.events] == ["Starting", "Serving"]
+
+
+async def test_done_again_it_writes_the_same_and_says_nothing(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    await reconciler.reconcile(KEY)
+    held, events = dict(memory.held), len(memory.events)
+    memory.written.clear()
+    await reconciler.reconcile(KEY)
+    assert memory.held == held
+    assert len(memory.events) == events
+    assert "IDC" not in memory.written  # no status: it would come back as an event
+
+
+async def test_what_somebody_deleted_or_edited_is_repaired(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    await reconciler.reconcile(KEY)
+    wanted = dict(memory.held)
+    del memory.held["Service", "im-fra", "fra-idc-peer"]
+    memory.held["StatefulSet", "im-fra", "fra-idc"] = {"spec": {"replicas": 0}}
+    await reconciler.reconcile(KEY)
+    assert memory.held == wanted
+
+
+async def test_region_files_go_when_no_pod_uses_them(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    await reconciler.reconcile(KEY)
+    memory.serve()
+    memory.put("ConfigMap", "somebody-elses")
+    spec = memory.held["Region", "im-fra", "two-idc"]["spec"]
+    spec["client"] = {"grace_ms": 11_000}
+    await reconciler.reconcile(KEY)
+    maps = [name for kind, _, name in memory.held if kind == "ConfigMap"]
+    assert len(maps) == 3  # the pod's, the next one's, and what is not ours
+    assert memory.status()["outdated"]
+    memory.serve()  # it was deleted, and came back
+    await reconciler.reconcile(KEY)
+    assert len([name for kind, _, name in memory.held if kind == "ConfigMap"]) == 2
+    assert not memory.status()["outdated"]
+
+
+async def test_a_missing_secret_is_told_and_waited_for(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    del memory.held["Secret", "im-fra", "region-keys"]
+    assert await reconciler.reconcile(KEY) == SOON_S
+    assert memory.status()["blocked_by"] == ["Secret region-keys is not there"]
+    assert memory.events[-1]["type"] == "Warning"
+    memory.put("Secret", "region-keys", data={"region-keys.json": ""})
+    await reconciler.reconcile(KEY)
+    assert memory.status()["phase"] == "Starting"
+
+
+async def test_an_invalid_region_says_what_is_wrong(memory: Memory, reconciler: Reconciler) -> None:
+    memory.held["Region", "im-fra", "two-idc"]["spec"].pop("witness")
+    await reconciler.reconcile(Key("Region", "im-fra", "two-idc"))
+    status = memory.status("Region", "two-idc")
+    assert status["phase"] == "Invalid"
+    assert any("a witness, because two IDCs alone" in each for each in status["problems"])
+
+
+async def test_a_ready_condition_keeps_its_time(memory: Memory) -> None:
+    times = iter(f"2026-01-01T00:00:{second:02}Z" for second in range(60))
+    reconciler = Reconciler(memory, FIGURES, lambda: next(times))
+    await reconciler.reconcile(KEY)
+    first = memory.status()["conditions"][0]["lastTransitionTime"]
+    del memory.held["Secret", "im-fra", "region-keys"]
+    await reconciler.reconcile(KEY)
+    assert memory.status()["conditions"][0]["lastTransitionTime"] == first
+    assert memory.status()["conditions"][0]["reason"] == "Blocked"
+
+
+async def test_one_that_is_gone_is_forgotten(memory: Memory, reconciler: Reconciler) -> None:
+    del memory.held["IDC", "im-fra", "fra"]
+    assert await reconciler.reconcile(KEY) is None
+    assert memory.written == []
+
+
+async def running(reconciler: Reconciler) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(reconciler.run())
+    yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(what: Any) -> None:
+    async with asyncio.timeout(5):
+        while not what():  # noqa: ASYNC110 - the store tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("no"), KeyError("a mistake of ours")])
+async def test_what_fails_is_tried_again_and_holds_nobody_up(
+    memory: Memory, reconciler: Reconciler, trouble: Exception
+) -> None:
+    memory.trouble = trouble
+    async for _ in running(reconciler):
+        reconciler.look(KEY)
+        await asyncio.sleep(0.05)
+        memory.trouble = None
+        reconciler.look(Key("Region", "im-fra", "two-idc"))
+        await until(lambda: "status" in memory.held["Region", "im-fra", "two-idc"])
+        await until(lambda: "status" in memory.held["IDC", "im-fra", "fra"])
+
+
+async def test_a_rejected_object_is_said_in_the_status(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    class Picky(Memory):
+        async def apply(self, wanted: Object, status: bool = False) -> Object:
+            if wanted["kind"] == "StatefulSet":
+                raise Rejected("storage is forbidden")
+            return await super().apply(wanted, status)
+
+    picky = Picky()
+    picky.held = memory.held
+    with pytest.raises(Rejected):
+        await Reconciler(picky, FIGURES, lambda: NOW).reconcile(KEY)
+    assert picky.status()["blocked_by"] == ["storage is forbidden"]
+    assert picky.status()["phase"] == "Blocked"
+
+
+async def test_who_does_not_lead_any_more_ends(memory: Memory, reconciler: Reconciler) -> None:
+    memory.trouble = NotLeading("lost")
+    reconciler.look(KEY)
+    with pytest.raises(ExceptionGroup) as raised:
+        await reconciler.run()
+    assert raised.group_contains(NotLeading)
