@@ -116,7 +116,8 @@ async def test_deadlines_that_a_client_sets_itself_open_no_breaker() -> None:
 
 async def test_a_loop_that_does_not_keep_up_sheds_sends_and_keeps_sessions_alive() -> None:
     async with Front(KEYS, idc_limits=Limits(delay_ms=20)) as front:
-        clients = [(await front.connect(f"u{number}"))[0] for number in range(20)]
+        # So many that there are some of either kind, whichever users' turn it is.
+        clients = [(await front.connect(f"u{number}"))[0] for number in range(100)]
         until = time.monotonic() + 2.5
         while time.monotonic() < until:
             time.sleep(0.05)  # noqa: ASYNC251 - the work that takes too long
@@ -124,7 +125,7 @@ async def test_a_loop_that_does_not_keep_up_sheds_sends_and_keeps_sessions_alive
         assert front.state.load()["served_share"] < 0.5
         answers = [await client.ask(send()) for client in clients]
         errors = [answer.error for answer in answers if answer.HasField("error")]
-        assert {error.code for error in errors} == {"overloaded"} and len(errors) < 20
+        assert {error.code for error in errors} == {"overloaded"} and len(errors) < 100
         assert all(error.retry_after_ms >= 500 for error in errors)
         for client in clients:
             assert (await client.ask(heartbeat())).HasField("heartbeat_ok")
