@@ -60,6 +60,7 @@ TABLE: Mapping[str, Mapping[str, Access]] = {
         "Shutdown": Access(Role.ADMIN),
     },
     "Engines": {"MoveKv": Access(Role.ADMIN)},
+    "Front": {"Link": _PEERS},  # and of the same IDC: services.split.fronts
 }
 
 

@@ -13,7 +13,7 @@ from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
 from imctl.target.beside import MM2
-from imctl.target.local import LINKPROXY, Local
+from imctl.target.local import FRONT, LINKPROXY, Local
 
 READY_S = 60.0
 MIRRORS_S = 120.0  # theirs take a core for some seconds to start
@@ -27,16 +27,18 @@ async def wait_serving(
 ) -> None:
     """Raises Failed when a unit ends, or does not serve in time."""
     await _wait_for_engines(target, [name for name in names if name in target.engine_names()])
-    waiting = [name for name in names if name in target.names() and name != LINKPROXY]
+    ours = {name.partition(FRONT)[0] for name in names}  # a front serves by its IDC
+    waiting = [name for name in target.names() if name in ours and name != LINKPROXY]
     try:
         async with asyncio.timeout(timeout_s):
             while waiting:
-                target.check_alive(waiting)
+                target.check_alive([*waiting, *_fronts(target, waiting)])
                 found = await admin.statuses(target, waiting, timeout_s=1.0)
                 for name, document in found.items():
-                    if serving(document):
+                    if serving(document) and linked(target, name, document):
                         waiting.remove(name)
-                        progress(name, True)
+                        for one in (name, *target.fronts_of(name)):
+                            progress(one, True)
                 if waiting:
                     await asyncio.sleep(POLL_S)
     except TimeoutError:
@@ -50,6 +52,16 @@ def _late(target: Local, names: Sequence[str], timeout_s: float) -> Failed:
 
 def serving(document: dict[str, Any] | ImError) -> bool:
     return not isinstance(document, ImError) and bool(document.get("serving"))
+
+
+def linked(target: Local, name: str, document: dict[str, Any] | ImError) -> bool:
+    """Whether all fronts of an IDC are there too; what has none needs none."""
+    fronts = target.fronts_of(name)
+    return isinstance(document, dict) and (not fronts or len(document["gateways"]) >= len(fronts))
+
+
+def _fronts(target: Local, names: Sequence[str]) -> list[str]:
+    return [front for name in names for front in target.fronts_of(name)]
 
 
 def bring_up(target: Local, progress: Progress, wait: bool = True) -> None:

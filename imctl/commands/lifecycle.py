@@ -35,6 +35,10 @@ def up(
     ] = False,
     wait: Wait = True,
     engines: Engines = "",
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Each gateway (with its state) a process beside its IDC's."),
+    ] = False,
 ) -> None:
     """Start the deployment of a region file on this machine.
 
@@ -43,7 +47,7 @@ def up(
 
     Example: imctl up regions/three-idc.yaml --faults
     """
-    target = Local.prepare(file, data, faults, SystemClock(), chosen(engines))
+    target = Local.prepare(file, data, faults, SystemClock(), chosen(engines), split)
     store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
     with progress(target) as shown:
@@ -91,12 +95,24 @@ def down(data: Data = None) -> None:
     print(f"stopped {count} processes of {target.region.metadata.name}{note}")
 
 
-def kill(idc: IdcName, data: Data = None) -> None:
+def kill(
+    idc: IdcName,
+    data: Data = None,
+    role: Annotated[
+        str,
+        typer.Option(metavar="ROLE", help="Only what runs this role (of `up --split`)."),
+    ] = "",
+) -> None:
     """Kill -9 every process of an IDC, as a power cut would.
 
     Example: imctl kill fra
     """
     target = deployment.find(data)
+    if role:
+        done = f"its {role} killed (SIGKILL)"
+        _audited(target, idc, done, lambda name: target.kill_role(name, role))
+        print(f"killed the {role} of {idc}; `imctl start {idc}` starts it again")
+        return
     _audited(target, idc, "killed (SIGKILL)", target.kill)
     print(f"killed {idc}; `imctl start {idc}` starts it again")
 
@@ -153,7 +169,7 @@ def resume(idc: IdcName, data: Data = None) -> None:
     print(f"resumed {idc}")
 
 
-def _audited(target: Local, idc: str, done: str, work: Callable[[str], None]) -> None:
+def _audited(target: Local, idc: str, done: str, work: Callable[[str], object]) -> None:
     """Refusals and failures stand in the audit too."""
     now_ms = SystemClock().wall_ms()
     try:

@@ -1,4 +1,5 @@
-"""The local target: one process for each IDC, a link proxy between them, perhaps a witness.
+"""The local target: one process for each IDC, a link proxy between them, perhaps a witness. Split,
+an IDC is its core, under the IDC's name, and one front for each gateway (``fra.gateway-1``).
 
 Each child leads a session of its own: Ctrl-C at the terminal reaches `imctl` alone, which decides.
 """
@@ -41,6 +42,9 @@ from imctl.target.runfile import RunFile
 
 LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own
+FRONT = ".gateway-"  # between an IDC's name and the number of a front
+FRONT_ROLES = "gateway,state"
+CORE_ROLES = "im,route,ipconf,control"
 LINKPROXY_START_S = 15.0
 STOP_GRACE_S = 5.0
 REAP_S = 5.0
@@ -72,6 +76,7 @@ class Local:
         faults: bool,
         clock: Clock,
         engines: Sequence[str] = (),
+        split: bool = False,
     ) -> Local:
         """Check that the region can run here and make its folder and certificates. ``engines``:
         which ones run beside the IDCs. Raises BadInput for the file, Failed for this machine."""
@@ -108,6 +113,7 @@ class Local:
             faults=faults,
             link_admin=places.unnamed(),
             engines=list(engines),
+            split=split,
         )
         target = cls(region, folder, run, places)
         target.check_names()
@@ -167,7 +173,24 @@ class Local:
         return self._beside[name]
 
     def everything(self) -> list[str]:
-        return [*self.engine_names(), *self.names()]
+        return [*self.engine_names(), *self.names(), *self.front_names()]
+
+    @property
+    def split(self) -> bool:
+        return self._run.split
+
+    def fronts_of(self, name: str) -> list[str]:
+        """The fronts of an IDC, which run beside its core; none when all its roles are in one
+        process, or when it is no IDC."""
+        counts = {idc.name: idc.gateways for idc in self.region.spec.idcs if self.split}
+        return [f"{name}{FRONT}{number}" for number in range(1, counts.get(name, 0) + 1)]
+
+    def front_names(self) -> list[str]:
+        return [front for idc in self.region.spec.idcs for front in self.fronts_of(idc.name)]
+
+    def _ours(self, name: str) -> list[str]:
+        """What a unit of ours is made of: the core comes first."""
+        return [name, *self.fronts_of(name)]
 
     def names(self) -> list[str]:
         """Every unit of ours, in the order of starting: the link proxy first."""
@@ -193,7 +216,7 @@ class Local:
         self._demand_admin("Starting processes")
         self.find_lost()
         for name in names:
-            if self._state(name) != "gone":
+            if all(self._state(one) != "gone" for one in self._ours(name)):
                 raise Failed(f"{name} is running already (pid {self._run.processes[name].pid})")
         for name in names:
             for stage in range(3):
@@ -203,7 +226,9 @@ class Local:
                         self._spawn(engine)
                 for engine in engines:
                     self._wait_for_engine(engine)
-            self._spawn(name)
+            for one in self._ours(name):
+                if self._state(one) == "gone":
+                    self._spawn(one)
             if name == LINKPROXY:
                 self._wait_for_links()
 
@@ -211,7 +236,8 @@ class Local:
         """Take in processes of ours that an `imctl` started and did not live to write down."""
         if self._run.elsewhere:
             return
-        lost = [name for name in self.names() if self._state(name) == "gone"]
+        ours = [*self.names(), *self.front_names()]
+        lost = [name for name in ours if self._state(name) == "gone"]
         for name in lost:
             found = process.find(self._marks(name))
             if found is None:
@@ -219,7 +245,7 @@ class Local:
             identity, arguments = found
             self._run.processes[name] = identity
             told = Path(arguments[arguments.index("--region") + 1])
-            if told.parent == self.data / regions.FOLDER:
+            if told.parent == self.data / regions.FOLDER and name in self.names():
                 self._run.regions[name] = told.stem
             self._run.write(self.data)
 
@@ -258,7 +284,7 @@ class Local:
         if identity is None:
             raise self._died(name)
         self._run.processes[name] = identity
-        if "--region" in command and name != LINKPROXY:
+        if "--region" in command and name != LINKPROXY and name in self.names():
             told = Path(command[command.index("--region") + 1])
             self._run.regions[name] = told.stem
         self._run.write(self.data)
@@ -273,15 +299,22 @@ class Local:
             return [sys.executable, "-m", "services.linkproxy", *common, *listen, *routes, *faults]
         if name in self.engine_names():
             return self._beside[name].command()
-        common += ["--region", str(regions.path_of(self.data, self.region_of(name)))]
+        idc_name, _, instance = name.partition(FRONT)
+        common += ["--region", str(regions.path_of(self.data, self.region_of(idc_name)))]
         # The audit log outlives the data: `imctl wipe` leaves it.
         data = ["--data", str(self.data / name / "data")]
         data += ["--audit", str(self.data / name / audit.FILE)]
+        if instance:
+            roles_told = ["--roles", FRONT_ROLES, "--instance", instance]
+            idc = ["--idc", idc_name]
+            return [sys.executable, "-m", "services.node", *common, *idc, *data, *roles_told]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         witness = self.region.spec.witness
         if witness and name == witness.name:
             return [sys.executable, "-m", "services.witness", *common, *data, *links]
         idc = ["--idc", self.region.idc(name).name]
+        if self.split:
+            idc += ["--roles", CORE_ROLES]
         return [sys.executable, "-m", "services.node", *common, *idc, *data, *links, *faults]
 
     def _linked(self) -> bool:
@@ -407,10 +440,11 @@ class Local:
         self._demand_admin("Restarting processes")
         self.look_again()
         self.find_lost()
-        self._stop([name])
+        self._stop(list(reversed(self._ours(name))))
         self._reap()
-        if self._state(name) != "gone":
-            raise Failed(f"{name} does not end (pid {self._run.processes[name].pid})")
+        for one in self._ours(name):
+            if self._state(one) != "gone":
+                raise Failed(f"{one} does not end (pid {self._run.processes[one].pid})")
         self._run.regions[name] = region
         self.start([name])
 
@@ -510,6 +544,7 @@ class Local:
 
     def _ending(self) -> Iterator[list[str]]:
         """Groups of units that end together, one after the other."""
+        yield self.front_names()
         yield [name for name in self.names() if name != LINKPROXY]
         for stage in (2, 1, 0):
             yield [name for name in self.engine_names() if self._beside[name].stage == stage]
@@ -527,7 +562,8 @@ class Local:
         """An IDC with its engines, so that nothing of it outlives the power cut."""
         self._demand_admin("Killing processes")
         self._signal(name, signal.SIGKILL)
-        names = [one for one in (name, *self._engines_of(name)) if one in self._run.processes]
+        whole = (*self._ours(name), *self._engines_of(name))
+        names = [one for one in whole if one in self._run.processes]
         process.wait_gone([self._run.processes[one] for one in names], 5.0)
         self._reap()
 
@@ -535,10 +571,32 @@ class Local:
         """Let it end by itself, with its farewell; killed when that takes too long."""
         self._demand_admin("Stopping processes")
         self._signal(name, signal.SIGTERM, engines=False)
-        self._stop([name])
+        self._stop(list(reversed(self._ours(name))))
         for stage in (2, 1, 0):
             self._stop([one.name for one in self._beside.of(name) if one.stage == stage])
         self._reap()
+
+    def kill_role(self, name: str, role: str) -> list[str]:
+        """At once and without a farewell, what runs this role of an IDC and nothing else; returns
+        the units. ``start`` starts them again. Raises BadInput, Failed."""
+        self._demand_admin("Killing processes")
+        if not self.fronts_of(name):
+            raise Failed(
+                f"{name} runs all its roles in one process, or is no IDC: `imctl up --split` runs "
+                "them apart"
+            )
+        known = f"{FRONT_ROLES},{CORE_ROLES}".split(",")
+        if role not in known:
+            raise BadInput(f"--role {role}: expected one of {', '.join(known)}")
+        units = self.fronts_of(name) if role in FRONT_ROLES.split(",") else [name]
+        found = [self._run.processes[one] for one in units if self._state(one) != "gone"]
+        if not found:
+            raise Failed(f"{', '.join(units)} is not running; `imctl start {name}` starts it")
+        for identity in found:
+            process.send(identity, signal.SIGKILL)
+        process.wait_gone(found, 5.0)
+        self._reap()
+        return units
 
     def pause(self, name: str) -> None:
         self._guard_faults()
@@ -559,12 +617,12 @@ class Local:
         self._demand_admin("Deleting data")
         own = self._known(name) not in self.engine_names()
         engines = self._beside.of(name) if own else self._beside.wiped_with(name)
-        for one in dict.fromkeys([name, *(engine.name for engine in engines)]):
+        for one in dict.fromkeys([*self._ours(name), *(engine.name for engine in engines)]):
             if self._state(one) != "gone":
                 raise Failed(f"{one} is running; `imctl kill {one}` first")
         folders = [engine.data for engine in engines]
         if own:
-            folders.append(self.data / name / "data")
+            folders += [self.data / one / "data" for one in self._ours(name)]
         for folder in folders:
             try:
                 shutil.rmtree(folder)
@@ -576,6 +634,9 @@ class Local:
     def _signal(self, name: str, signum: signal.Signals, engines: bool = True) -> None:
         identity = self._run.processes.get(self._known(name))
         hit = identity is not None and process.send(identity, signum)
+        for front in self.fronts_of(name):
+            beside_it = self._run.processes.get(front)
+            hit |= beside_it is not None and process.send(beside_it, signum)
         for engine in self._engines_of(name) if engines else ():
             beside_it = self._run.processes.get(engine)
             hit |= beside_it is not None and process.send(beside_it, signum)
@@ -598,13 +659,13 @@ class Local:
             return [Unit(name, "elsewhere", 0) for name in self.names()]
         return [
             Unit(name, self._state(name), self._run.processes[name].pid)
-            for name in (*self.names(), *self.engine_names())
+            for name in (*self.names(), *self.front_names(), *self.engine_names())
             if name in self._run.processes
         ]
 
     def _known(self, name: str) -> str:
         if name not in self.everything():
-            names = ", ".join((*self.names(), *self.engine_names()))
+            names = ", ".join((*self.names(), *self.front_names(), *self.engine_names()))
             raise BadInput(f"expected one of {names}, got {name!r}")
         return name
 
@@ -624,7 +685,7 @@ class Local:
             return self._run.link_admin
         if self.region.spec.witness and name == self.region.spec.witness.name:
             return self.region.spec.witness.peer
-        return self.region.idc(self._known(name)).endpoints.peer
+        return self.region.idc(self._known(name).partition(FRONT)[0]).endpoints.peer
 
     def audit_file(self) -> Path:
         return self.data / audit.FILE

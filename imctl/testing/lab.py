@@ -89,10 +89,11 @@ class Lab:
         edit: Edit | None = None,
         before_start: Callable[[Local], None] = lambda target: None,
         engines: Sequence[str] = (),
+        split: bool = False,
     ) -> AsyncIterator[Lab]:
         """Until all serve; nothing of it runs on afterwards."""
         region = lab_region(folder, edit)
-        target = Local.prepare(region, folder / "deployment", True, SystemClock(), engines)
+        target = Local.prepare(region, folder / "deployment", True, SystemClock(), engines, split)
         before_start(target)
         try:
             await startup.start_all(target, lambda name, serving: None)

@@ -27,7 +27,8 @@ def _since(server: ImServer, token: bytes) -> list[int]:
     return [0] * count
 
 
-def _token(server: ImServer) -> bytes:
+def token_of(server: ImServer) -> bytes:
+    """A later sync since then tells all that was told (pushed) after now."""
     timelines = [partition.applier.timeline for partition in server.partitions]
     return server.log_id + struct.pack(f">{len(timelines)}Q", *timelines)
 
@@ -35,7 +36,7 @@ def _token(server: ImServer) -> bytes:
 def _page(server: ImServer, page: bytes) -> tuple[int, str, bytes]:
     """Partition, name to go on after, and the token that the first page has fixed."""
     if not page:
-        return 0, "", _token(server)
+        return 0, "", token_of(server)
     size = 16 + 8 * len(server.partitions)
     token = page[_PAGE.size : _PAGE.size + size]
     try:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pydantic import TypeAdapter
 
 from imcore.attest import RegionKeys
+from imcore.region.model import Region
 
 PURPOSE = b"placement"
 
@@ -36,6 +37,12 @@ def read(keys: RegionKeys, text: bytes) -> Ticket | None:
         return _TICKET.validate_json(body, strict=True)
     except ValueError:
         return None
+
+
+def shard_of(keys: RegionKeys, text: bytes, uid: str, region: Region) -> str:
+    """Of a client that shows this ticket."""
+    found = read(keys, text)
+    return found.shard if found is not None and found.uid == uid else region.spec.geo.default
 
 
 def _b64(data: bytes) -> str:

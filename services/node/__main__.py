@@ -1,4 +1,4 @@
-"""``python -m services.node``: one IDC's process, all roles."""
+"""``python -m services.node``: one IDC's process, all roles or a set of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import uvloop
 from imcore import auditfile, logs
 from imcore.errors import ImError
 from services.node.config import NodeConfig, load
+from services.node.front import FrontNode
 from services.node.node import Node
+from services.node.roles import Roles, parse_roles
 
 
 def _arguments() -> argparse.Namespace:
@@ -40,6 +42,14 @@ def _arguments() -> argparse.Namespace:
         help="the audit log of its decisions [default: audit.jsonl in the data folder]",
     )  # fmt: skip
     parser.add_argument(
+        "--roles", default="all", metavar="ROLES",
+        help="all, or gateway,state or im,route,ipconf,control alone [default: all]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--instance", type=int, default=1, metavar="N",
+        help="with --roles gateway,state: which gateway of the IDC, from 1 [default: 1]",
+    )  # fmt: skip
+    parser.add_argument(
         "--listen", default="", metavar="HOST",
         help="where to listen [default: the host of each endpoint]; others dial the endpoints",
     )  # fmt: skip
@@ -55,9 +65,9 @@ async def _serve(config: NodeConfig) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     while not told.is_set():
-        node = Node(config)
+        node = FrontNode(config) if config.roles is Roles.FRONT else Node(config)
 
-        def stop(running: Node = node) -> None:
+        def stop(running: FrontNode | Node = node) -> None:
             told.set()
             running.stop()
 
@@ -79,6 +89,7 @@ def main() -> int:
         config = load(
             options.region, options.idc, options.data, options.pki, options.links,
             options.faults, options.plain_clients, options.audit, options.listen,
+            parse_roles(options.roles), options.instance,
         )  # fmt: skip
         config.audit_file.parent.mkdir(parents=True, exist_ok=True)
         with (

@@ -14,6 +14,7 @@ from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.region.model import Idc, Region
 from services.control.controller import voters_of
+from services.node.roles import Roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class NodeConfig:
     plain_clients: bool = False  # gateways without TLS, for benchmarks; on loopback only
     audit: Path | None = None  # the audit chain of this process; None: beside its data
     listen: str = ""  # the host to listen at; "": that of each endpoint
+    roles: Roles = Roles.ALL
+    instance: int = 1  # of a front: which gateway of the IDC it runs, from 1
 
     def listener(self, address: str) -> tuple[str, int]:
         """Where to listen for what others find at this endpoint, HOST:PORT."""
@@ -64,6 +67,8 @@ def load(
     plain_clients: bool = False,
     audit: Path | None = None,
     listen: str = "",
+    roles: Roles = Roles.ALL,
+    instance: int = 1,
 ) -> NodeConfig:
     """Raises BadInput."""
     region = load_region(region_file)
@@ -72,6 +77,12 @@ def load(
     except KeyError:
         names = ", ".join(i.name for i in region.spec.idcs)
         raise BadInput(f"--idc {idc}: expected one of {names} ({region_file})") from None
+    if not 1 <= instance <= (own.gateways if roles is Roles.FRONT else 1):
+        front = ",".join(Roles.FRONT.value)
+        raise BadInput(
+            f"--instance {instance}: expected 1 to {own.gateways} (the gateways of {idc}) with "
+            f"--roles {front}, else none"
+        )
     gateway = listen or split_address(own.endpoints.gateway)[0]
     if plain_clients and not _is_loopback(gateway):
         raise BadInput(
@@ -87,17 +98,9 @@ def load(
                 f'--links {links}: expected JSON {{"IDC": "HOST:PORT"}}: {error}'
             ) from None
     return NodeConfig(
-        region,
-        own,
-        data,
-        pki,
-        load_region_keys(pki),
-        addresses,
-        faults,
-        plain_clients,
-        audit,
-        listen,
-    )
+        region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit,
+        listen, roles, instance,
+    )  # fmt: skip
 
 
 def parse_links(data: bytes) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,12 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from imcore.errors import Code
+from services.gateway.server import Gateway
 from services.metrics.catalog import BY_NAME, Kind
 from services.metrics.hot import KINDS, Hot
 from services.metrics.verbs import BOUNDS, Verbs
+from services.node.config import split_address
+from services.split.fronts import FrontLink
 
 if TYPE_CHECKING:
     from services.node.node import Node
@@ -42,8 +45,9 @@ _FAMILIES: dict[Kind, Any] = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: Gau
 class Measured:
     """What the roles of a node count into, if its metrics are read by anybody."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self.verbs = {role: Verbs(awaited) for role, awaited in _AWAITED.items()}
+    def __init__(self, rng: random.Random, roles: Collection[str]) -> None:
+        """``roles``: those that run in this process."""
+        self.verbs = {role: Verbs(_AWAITED[role]) for role in _AWAITED if role in roles}
         self.hot = Hot(rng)
 
 
@@ -107,13 +111,17 @@ class NodeCollector(Collector):
     def _clients(self, status: dict[str, Any]) -> Iterator[Metric]:
         node = self._node
         # By number: a gateway's name has the boot count, and would make new series of each start.
-        gateways = list(enumerate(node.gateways, 1))
+        base = split_address(node.config.idc.endpoints.gateway)[1] - 1
+        gateways: list[tuple[int, Gateway | FrontLink]] = [
+            (gateway.port - base, gateway) for gateway in node.gateways
+        ]
         yield _family("im_gateway_connections", [((n,), len(gateway)) for n, gateway in gateways])
         yield _family(
             "im_gateway_events_total",
             [
                 ((n, event), count)
                 for n, gateway in gateways
+                if isinstance(gateway, Gateway)  # of a front's only the connections are told
                 for event, count in asdict(gateway.counters).items()
             ],
         )

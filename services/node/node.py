@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,20 +23,20 @@ from imcore.certificates import CertificateFiles
 from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
+from imcore.proto import front_pb2_grpc as front_rpc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
-from imcore.tls import gateway_ssl_context
 from imcore.words import Origin, Vector
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
-from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.im import keys
 from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
+from services.im.sync import token_of
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
 from services.node.admin import AdminService
@@ -51,6 +52,7 @@ from services.node.engines import (
     stay_member,
     when_it_answers,
 )
+from services.node.front import open_gateway
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.metrics import Measured
@@ -62,6 +64,7 @@ from services.node.registers import act_before_serving, follow_registers, read_r
 from services.node.replication import Replication
 from services.node.retention import Retention, Shelf
 from services.node.risk import rules_of
+from services.node.roles import Roles
 from services.node.seals import Seals
 from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
@@ -70,6 +73,7 @@ from services.node.traffic import Traffic
 from services.ports import Registry
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
+from services.split.fronts import FrontLink, Fronts
 from services.state.server import StateServer
 
 log = logging.getLogger("im.node")
@@ -96,14 +100,17 @@ class Node:
         self.median_clock = MedianClock(self.clock, self.hlc)
         self.routes = RouteTable()
         self.seals = Seals()
-        self.gateways: list[Gateway] = []
+        self.gateways: list[Gateway] | list[FrontLink] = []
+        self.fronts: Fronts | None = None  # processes of their own; None: the roles run here
         self.partitions: list[Partition] = []
         self.alarms: list[str] = []
         self.attached = False  # its parts are there, though perhaps not started
         per_s = config.region.spec.tracing.per_s
         self.spans = provider_of(self.idc, exporters) if per_s else None
         self.tracing = tracing_of(self.spans, per_s, self.clock) if self.spans else None
-        self.measured = Measured(self.rng) if config.idc.endpoints.metrics else None
+        self.measured = (
+            Measured(self.rng, config.roles.value) if config.idc.endpoints.metrics else None
+        )
         self.monitor = Monitor(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
@@ -214,18 +221,7 @@ class Node:
         )
         self.mirror_lag = mirror_lag(self.config, self.clock, stack)
         self.risk = rules_of(spec.limits.risk_rules, self.clock)
-        self.state = StateServer(
-            self.config.keys,
-            self.median_clock,
-            spec.client,
-            self.stamp,
-            lambda: self.traffic.epoch(),
-            lambda ticket, uid: self.traffic.shard_of(ticket, uid),
-            data / "sessions.json",
-            spec.limits,
-            self.risk,
-            self.outside.secret,
-        )
+        self.state = self._sessions(data / "sessions.json")
         self.traffic = Traffic(self)
         self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
         self.certificate = CertificateFiles(self.config.pki, self.idc)
@@ -237,10 +233,12 @@ class Node:
 
     def _measure(self) -> None:
         if self.measured is not None:
-            self.state.measure(self.measured.verbs["state"])
             self.kv.read = self.measured.hot.read
-        if self.tracing is not None:
-            self.state.follow(self.tracing)
+        if isinstance(self.state, StateServer):  # a front measures and follows its own
+            if self.measured is not None:
+                self.state.measure(self.measured.verbs["state"])
+            if self.tracing is not None:
+                self.state.follow(self.tracing)
 
     def _prepare_retention(self) -> None:
         idcs = [idc.name for idc in self.config.region.spec.idcs]
@@ -254,6 +252,36 @@ class Node:
         self.bootstrap = Bootstrap(self)
         for follower in self.replication.followers.values():
             follower.missed = self._missed
+
+    def _sessions(self, checkpoint: Path) -> StateServer | Fronts:
+        spec = self.config.region.spec
+        if self.config.roles is Roles.ALL:
+            return StateServer(
+                self.config.keys,
+                self.median_clock,
+                spec.client,
+                self.stamp,
+                lambda: self.traffic.epoch(),
+                lambda ticket, uid: self.traffic.shard_of(ticket, uid),
+                checkpoint,
+                spec.limits,
+                self.risk,
+                self.outside.secret,
+            )
+        self.fronts = Fronts(
+            self.idc,
+            self.stamp,
+            lambda: self.traffic.epoch(),
+            lambda: self.hlc.median_offset_ms,
+            self._since,
+        )
+        self.gateways = self.fronts.gateways
+        return self.fronts
+
+    def _since(self) -> bytes | None:
+        if any(partition.conversations.withheld for partition in self.partitions):
+            return None  # what is folded is told later
+        return token_of(self.im)
 
     def begin_again(self) -> None:
         """Stop, and start the roles again in this process."""
@@ -303,6 +331,8 @@ class Node:
         rpc.add_LogsServicer_to_server(self.logs_service, server)
         rpc.add_PeerServicer_to_server(self.peer_service, server)
         rpc.add_AdminServicer_to_server(self.admin, server)
+        if self.fronts is not None:
+            front_rpc.add_FrontServicer_to_server(self.fronts, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         await server.start()
@@ -389,7 +419,8 @@ class Node:
         for partition in self.partitions:
             partition.applier.tracing = self.tracing
         self.state.im, self.state.origin = self.im, origin
-        self.state.load_checkpoint()
+        if isinstance(self.state, StateServer):
+            self.state.load_checkpoint()
         self.replication.appliers = [p.applier for p in self.partitions]
         refresh = self.replication.watch_copies()
         await self._load_routes()
@@ -464,33 +495,34 @@ class Node:
     # -------------------------------------------------------------------------------- clients
 
     async def _start_clients(self, stack: contextlib.AsyncExitStack) -> None:
-        spec = self.config.region.spec
-        host, port = self.config.listener(self.config.idc.endpoints.gateway)
-        limits = GatewayConfig(
-            idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms,
-            connects_per_s=spec.limits.connects_per_s,
-        )
-        context = None
-        if self.config.plain_clients:
-            log.warning("%s takes clients without TLS (--plain-clients)", self.idc)
-        else:
-            context = gateway_ssl_context(self.config.pki, self.idc)
-        for number in range(self.config.idc.gateways):
-            # The boot count makes the name new: routes of an earlier life are never taken for live.
-            name = f"{self.idc}-gw{number + 1}.{self.store.boot_count}"
-            gateway = Gateway(name, self.state, self.clock, limits, self.outside.listen)
-            if self.measured is not None:
-                gateway.verbs = self.measured.verbs["gateway"]
-            self.state.gateways[name] = gateway
-            await gateway.start(host, port + number, context)
-            stack.push_async_callback(gateway.stop)
-            self.gateways.append(gateway)
+        gateways: list[Gateway] = []
+        if isinstance(self.state, StateServer):
+            for number in range(1, self.config.idc.gateways + 1):
+                # The boot count makes the name new: routes of an earlier life are not taken for
+                # live.
+                name = f"{self.idc}-gw{number}.{self.store.boot_count}"
+                gateway = await open_gateway(
+                    self.config, number, name, self.state, self.outside, self.measured
+                )
+                stack.push_async_callback(gateway.stop)
+                gateways.append(gateway)
+            self.gateways = gateways
+            stack.push_async_callback(self._farewell, self.state)
         await self.traffic.start(stack)
-        stack.push_async_callback(self._farewell)
+        if self.fronts is not None:
+            self.fronts.open = True
 
-    async def _farewell(self) -> None:
+    def turned_away(self) -> int:
+        """Connections that gateways did not take, for there were too many at once."""
+        if self.fronts is not None:
+            return self.fronts.limited.turned_away
+        return sum(
+            gateway.counters.refused for gateway in self.gateways if isinstance(gateway, Gateway)
+        )
+
+    async def _farewell(self, state: StateServer) -> None:
         with contextlib.suppress(ImError):
-            await self.state.write_checkpoint()
+            await state.write_checkpoint()
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """For parts of the composition root (``traffic``)."""

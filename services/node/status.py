@@ -58,7 +58,7 @@ class Status:
             },
             "load": node.state.load()
             | {
-                "turned_away": sum(g.counters.refused for g in node.gateways),
+                "turned_away": node.turned_away(),
                 "conversations_limited": node.im.load.limited if started else 0,
                 "kv_breaker_open": node.im.kv_breaker.is_open if started else False,
                 "kv_breaker_opened": node.im.kv_breaker.opened if started else 0,

@@ -3,7 +3,6 @@ and what the policy says, for the roles that only want to know."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -12,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from imcore.errors import ImError, Unavailable
+from imcore.errors import Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.control.controller import Controller
 from services.control.mover import Mover
-from services.gateway.server import Gateway
 from services.ipconf import ticket
 from services.ipconf.directory import Directory
 from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
-from services.node.config import split_address
+from services.node.leases import describe, keep_leases
 from services.policy.document import IdcState
 from services.policy.holder import PolicyHolder
 
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("im.traffic")
 
-LEASE_MS = 2_000
-REFRESH_S = 0.5
 LIVE_S = 0.05
 _OUT = frozenset({IdcState.FAILED, IdcState.RETIRED})
 
@@ -76,7 +72,8 @@ class Traffic:
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         node, config = self._node, self._node.config
-        node.spawn("gateway leases", self._keep_leases())
+        if node.fronts is None:  # a front registers its own
+            node.spawn("gateway leases", keep_leases(node.own_registry, self._described))
         locator = open_locator(config.region.spec.geo.database, Path.cwd())
         ipconf = IpconfServer(
             node.idc,
@@ -134,32 +131,9 @@ class Traffic:
 
     # ------------------------------------------------------------------------------ leases
 
-    async def _keep_leases(self) -> None:
-        """Each gateway is known by a leased key in the own registry."""
-        lease = 0
-        while True:
-            try:
-                registry = self._node.own_registry
-                if not lease or not await registry.keep_alive(lease):
-                    lease = await registry.grant_lease(LEASE_MS)
-                for gateway in self._node.gateways:
-                    value = json.dumps(self._describe(gateway)).encode()
-                    await registry.put(f"gateway/{gateway.name}".encode(), value, lease)
-            except ImError as error:
-                lease = 0
-                log.warning("gateway leases: %s", error)
-            await asyncio.sleep(REFRESH_S)
-
-    def _describe(self, gateway: Gateway) -> dict[str, Any]:
+    def _described(self) -> dict[str, dict[str, Any]]:
         idc = self._node.config.idc
-        return {
-            "idc": idc.name,
-            "gateway": gateway.name,
-            "host": split_address(idc.endpoints.gateway)[0],
-            "port": gateway.port,
-            "connections": len(gateway),
-            "capacity": max(1, idc.capacity.sessions // idc.gateways),
-        }
+        return {g.name: describe(idc, g.name, g.port, len(g)) for g in self._node.gateways}
 
     # -------------------------------------------------------------------------- the policy
 
@@ -170,10 +144,7 @@ class Traffic:
         return self.holder.policy.state(idc) if self.holder.policy else IdcState.ACTIVE
 
     def shard_of(self, text: bytes, uid: str) -> str:
-        found = ticket.read(self._node.config.keys, text)
-        if found is None or found.uid != uid:
-            return self._node.config.region.spec.geo.default
-        return found.shard
+        return ticket.shard_of(self._node.config.keys, text, uid, self._node.config.region)
 
     def retired(self) -> frozenset[str]:
         return frozenset(idc for idc in self._idcs if self._state(idc) is IdcState.RETIRED)

@@ -587,6 +587,8 @@ class Client:
             self._sender.replicated(event.replicated)
         elif kind == "signal":
             self._puller.signal(event.signal)
+            # It may name what is here already: only an ack ends its being named again.
+            self._on_news(event.signal.conversation)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)

@@ -36,18 +36,26 @@ class AckLatency:
         self._seconds[-1][1][_bucket(took_s)] += 1
 
     def seen(self, now: float) -> Acks:
+        return acks_of(self.buckets(now))
+
+    def buckets(self, now: float) -> Counter[int]:
+        """How many took as long as each bucket says."""
         self._forget(int(now))
         buckets: Counter[int] = Counter()
         for _, counts in self._seconds:
             buckets += counts
-        count = buckets.total()
-        if not count:
-            return Acks(0, None, None)
-        return Acks(count, _rank(buckets, 0.50, count), _rank(buckets, 0.99, count))
+        return buckets
 
     def _forget(self, second: int) -> None:
         while self._seconds and self._seconds[0][0] <= second - WINDOW_S:
             self._seconds.popleft()
+
+
+def acks_of(buckets: Counter[int]) -> Acks:
+    count = buckets.total()
+    if not count:
+        return Acks(0, None, None)
+    return Acks(count, _rank(buckets, 0.50, count), _rank(buckets, 0.99, count))
 
 
 def _bucket(took_s: float) -> int:

@@ -118,6 +118,19 @@ class Outgoing:
         if receivers:
             self._emit(receivers, self._signal_event(conversation, heads))
 
+    def owe(self, uid: str, conversation: str, heads: Vector) -> None:
+        """What this user's sessions should come to have; nobody pushed it to them."""
+        now = self._clock.now()
+        receivers = []
+        for record in self._table.of_users([uid]):
+            record.owe(conversation, heads, now)
+            if record.connected:
+                receivers.append(record)
+                if record not in self._owing:
+                    self._signal_later(record)
+        if receivers:
+            self._emit(receivers, self._signal_event(conversation, heads))
+
     def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None:
         receivers = [record for record in self._table.of_users([uid]) if record.connected]
         if receivers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from opentelemetry.trace import Span
@@ -199,6 +200,9 @@ class Requests:
     def acks(self) -> Acks:
         """Of the last ten seconds."""
         return self._acks.seen(self.now())
+
+    def ack_buckets(self) -> Counter[int]:
+        return self._acks.buckets(self.now())
 
     def __len__(self) -> int:
         """Requests that are not answered."""

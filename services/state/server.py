@@ -25,7 +25,7 @@ from imcore.runtime import Clock
 from imcore.words import Origin
 from services.gateway.wheel import TimingWheel
 from services.metrics.verbs import Verbs
-from services.ports import Im, NoRisk, Risk
+from services.ports import Im, NoRisk, Risk, Session
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
 from services.state.latency import Acks
@@ -91,6 +91,24 @@ class StateServer(Outgoing):
     def sessions(self) -> list[SessionInfo]:
         return [record.info() for record in self._table]
 
+    def watch(self, changed: Callable[[Session, str, bool, bool], None]) -> None:
+        """``changed(session, shard, connected, over)`` from now on."""
+
+        def told(record: Record) -> None:
+            changed(record, record.shard, record.connected, not self._table.holds(record))
+
+        self._table.changed = told
+
+    def standing(self) -> list[tuple[Session, str, bool]]:
+        """Every session, grace included, its shard, and whether it is connected."""
+        return [(record, record.shard, record.connected) for record in self._table]
+
+    def session(self, session_id: str) -> Session | None:
+        return self._table.by_id(session_id)
+
+    def pull_only_count(self) -> int:
+        return sum(record.pull_only for record in self._table.by_address.values())
+
     def connected_count(self) -> int:
         """Sessions with a connection. A pull-only connection is none: it is nobody's to move, so
         an IDC that waited for it to go would never be drained."""
@@ -104,6 +122,10 @@ class StateServer(Outgoing):
     def acks(self) -> Acks:
         """How long acks of sends took here, lately."""
         return self._requests.acks()
+
+    def ack_buckets(self) -> Counter[int]:
+        """The same as counts, which can be added to those of other processes."""
+        return self._requests.ack_buckets()
 
     def connections_count(self) -> int:
         """Pull-only ones included."""
@@ -292,6 +314,7 @@ class StateServer(Outgoing):
         self.gateways[address[0]].send(address[1], request_id, response.SerializeToString())
         if not record.pull_only:
             record.connected = True
+            self._table.tell(record)
             for partition in record.unreplicated:
                 self._unreplicated.setdefault(partition, {})[record] = None
             if record.owed:  # of before the connection broke, and of the time between
@@ -325,6 +348,7 @@ class StateServer(Outgoing):
         if self._parameters.grace_ms == 0:
             self._over(record)
         else:
+            self._table.tell(record)
             self._graces.schedule(record, max(1, round(self._parameters.grace_ms / 1000 / TICK_S)))
 
     def _over(self, record: Record) -> None:
@@ -400,6 +424,14 @@ class StateServer(Outgoing):
         """End the side connections, which nobody tells to move; returns how many there were."""
         found = [record for record in self._table.by_address.values() if record.pull_only]
         return sum(self._drain(record) for record in found)
+
+    def close_all(self, reason: str) -> int:
+        """Every connection, whatever it is; returns how many there were."""
+        found = list(self._table.by_address)
+        for gateway, connection in found:
+            if gateway in self.gateways:
+                self.gateways[gateway].close(connection, reason)
+        return len(found)
 
     def _drain(self, record: Record) -> bool:
         queue = self.gateways.get(record.gateway)

@@ -6,7 +6,7 @@ while its connection is away is owed to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from services.state.session import Record
 
@@ -14,9 +14,12 @@ Address = tuple[str, int]  # gateway, connection
 
 
 class SessionTable:
-    """At most one session per (uid, device). Pull-only ones have an address, nothing else."""
+    """At most one session per (uid, device). Pull-only ones have an address, nothing else.
+    ``changed`` is told of each that has come, that has ended (``holds`` is false then), or, by who
+    changes that, whose connection has come or gone."""
 
     def __init__(self) -> None:
+        self.changed: Callable[[Record], None] | None = None
         self.by_address: dict[Address, Record] = {}
         self._by_device: dict[tuple[str, str], Record] = {}
         self._by_user: dict[str, dict[str, Record]] = {}
@@ -43,6 +46,7 @@ class SessionTable:
         self._by_device[record.uid, record.device] = record
         self._by_user.setdefault(record.uid, {})[record.device] = record
         self._by_id[record.id] = record
+        self.tell(record)
 
     def remove(self, record: Record) -> bool:
         """False: it is not here (any more)."""
@@ -54,7 +58,12 @@ class SessionTable:
         if not devices:
             del self._by_user[record.uid]
         self._by_id.pop(record.id, None)
+        self.tell(record)
         return True
+
+    def tell(self, record: Record) -> None:
+        if self.changed is not None:
+            self.changed(record)
 
     def of_users(self, uids: Iterable[str]) -> list[Record]:
         by_user = self._by_user

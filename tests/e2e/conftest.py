@@ -35,9 +35,11 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
 
     @asynccontextmanager
     async def staged(
-        edit: Edit | None = None, before_start: Callable[[Local], Any] = lambda target: None
+        edit: Edit | None = None,
+        before_start: Callable[[Local], Any] = lambda target: None,
+        split: bool = False,
     ) -> AsyncIterator[tuple[Lab, Cast]]:
-        async with Lab.up(tmp_path, edit, before_start) as lab:
+        async with Lab.up(tmp_path, edit, before_start, split=split) as lab:
             try:
                 async with Cast(lab, tmp_path) as cast:
                     yield lab, cast

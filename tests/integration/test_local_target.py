@@ -105,6 +105,32 @@ def test_pause_and_resume_are_faults_with_a_guard_and_an_audit(
     assert "SIGSTOP" in rows[2]["sentence"]
 
 
+def test_of_a_split_idc_one_role_is_killed_alone(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    region = str(REGIONS / "three-idc.yaml")
+    RunFile(region, False, "127.0.0.1:1", {"fra": identity_of(child)}).write(tmp_path)
+    with pytest.raises(Failed, match="`imctl up --split` runs them apart"):
+        Local.open(tmp_path).kill_role("fra", "im")
+
+    core, front = identity_of(child), "fra.gateway-1"
+    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as other:
+        processes = {"fra": core, front: identity_of(other)}
+        RunFile(region, False, "127.0.0.1:1", processes, split=True).write(tmp_path)
+        target = Local.open(tmp_path)
+        assert front in target.everything()
+        assert front not in target.names()
+        with pytest.raises(BadInput, match="--role nobody: expected one of gateway, state, im"):
+            target.kill_role("fra", "nobody")
+        assert target.kill_role("fra", "gateway") == target.fronts_of("fra")
+        assert other.wait(2) == -signal.SIGKILL
+        assert process.state(core) == "running"
+        assert target.kill_role("fra", "control") == ["fra"]
+        assert child.wait(2) == -signal.SIGKILL
+        with pytest.raises(Failed, match="not running"):
+            target.kill_role("fra", "im")
+
+
 def test_a_process_that_ignores_sigterm_is_killed() -> None:
     code = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"

@@ -18,6 +18,7 @@ from services.im.server import Counters as ImCounters
 from services.metrics.catalog import METRICS, Kind
 from services.metrics.verbs import Verbs
 from services.node.metrics import _LIMITS, FAULTS, Measured
+from services.node.roles import Roles
 from services.state.outgoing import Counters as StateCounters
 from tools.gendashboard import FILE, ROOT, text
 
@@ -47,7 +48,7 @@ def _shown() -> dict[str, set[str]]:
 
 SHOWN = _shown()
 VALUES = {
-    "role": set(Measured(random.Random(1)).verbs),
+    "role": set(Measured(random.Random(1), Roles.ALL.value).verbs),
     "code": {str(code) for code in FAULTS},
     "event": {*GatewayCounters.__slots__, *StateCounters.__slots__},
     "outcome": set(ImCounters.__slots__),
@@ -139,5 +140,5 @@ def test_panels_lie_beside_each_other():
 
 
 def test_verbs_that_rules_name_are_shown_before_the_first_request():
-    known: dict[str, Verbs] = Measured(random.Random(1)).verbs
+    known: dict[str, Verbs] = Measured(random.Random(1), Roles.ALL.value).verbs
     assert {"send", "connect"} <= set(known["state"].known)

@@ -1,0 +1,209 @@
+"""A front of an IDC: one gateway and its state role, in a process beside the core.
+
+It reaches the core at the IDC's peer address, with the IDC's own certificate, and listens for
+clients once the core serves. While the core is away connections stand and requests are answered
+with `unavailable`; after the hold time of the region file clients are sent to ipconf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from imcore.errors import ImError
+from imcore.hlc import Hlc
+from imcore.proto import front_pb2 as front
+from imcore.proto import front_pb2_grpc as rpc
+from imcore.tls import gateway_ssl_context
+from imcore.words import Origin
+from services.engines.registry_grpc import RemoteRegistry
+from services.gateway.config import GatewayConfig
+from services.gateway.server import Gateway
+from services.ipconf import ticket
+from services.node.clock import MedianClock
+from services.node.config import NodeConfig, split_address
+from services.node.leases import describe, keep_leases
+from services.node.metrics import Measured
+from services.node.outside import Machine, Outside
+from services.node.region_keys import FollowedKeys
+from services.node.risk import rules_of
+from services.node.tracing import provider_of, tracing_of
+from services.split.core import CoreLink
+from services.state.server import StateServer
+
+log = logging.getLogger("im.front")
+
+LOOK_S = 0.2
+
+
+async def open_gateway(
+    config: NodeConfig,
+    number: int,
+    name: str,
+    state: StateServer,
+    outside: Outside,
+    measured: Measured | None = None,
+) -> Gateway:
+    """The IDC's gateway of this number (from 1), listening. Raises OSError, BadInput."""
+    spec = config.region.spec
+    host, port = config.listener(config.idc.endpoints.gateway)
+    limits = GatewayConfig(
+        idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms,
+        connects_per_s=spec.limits.connects_per_s,
+    )
+    context = None
+    if config.plain_clients:
+        log.warning("%s takes clients without TLS (--plain-clients)", name)
+    else:
+        context = gateway_ssl_context(config.pki, config.idc.name)
+    gateway = Gateway(name, state, outside.clock, limits, outside.listen)
+    if measured is not None:
+        gateway.verbs = measured.verbs["gateway"]
+    state.gateways[name] = gateway
+    await gateway.start(host, port + number - 1, context)
+    return gateway
+
+
+class FrontNode:
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.outside: Outside = Machine(config.pki, config.idc.name)
+        self.clock = self.outside.clock
+        self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
+        self.again = False  # the process is to start its roles again
+        self.gateway: Gateway | None = None
+        self._said = front.Load()  # what the core has been told, its counts since the start
+        self._origin: Origin | None = None
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Until ``stop``, or until a role fails for good; then raises what failed."""
+        config = self.config
+        name, idc, spec = config.idc.name, config.idc, config.region.spec
+        config.data.mkdir(parents=True, exist_ok=True)
+        async with contextlib.AsyncExitStack() as stack:
+            channel = self.outside.channel(name, config.address(name))
+            stack.push_async_callback(channel.close, 0.5)
+            stub: rpc.FrontAsyncStub = rpc.FrontStub(channel)
+            link = CoreLink(stub, config.keys, self.clock, self._told, self._load)
+            self.state = state = StateServer(
+                config.keys, MedianClock(self.clock, self.hlc), spec.client,
+                link.stamp, lambda: link.policy_epoch, self._shard_of,
+                config.data / "sessions.json", spec.limits,
+                rules_of(spec.limits.risk_rules, self.clock), self.outside.secret,
+            )  # fmt: skip
+            if spec.tracing.per_s:
+                spans = provider_of(name, ())
+                stack.push_async_callback(asyncio.to_thread, spans.shutdown)
+                state.follow(tracing_of(spans, spec.tracing.per_s, self.clock))
+            state.im, link.state = link, state
+            # New in each life: routes of an earlier one are never taken for live.
+            gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
+            port = split_address(idc.endpoints.gateway)[1] + config.instance - 1
+            link.hello = front.Hello(gateway=gateway, port=port)
+            registry = RemoteRegistry(channel, name)
+            works: list[Callable[[], Coroutine[Any, Any, None]]] = [
+                link.run, FollowedKeys(config.pki, config.keys).run,
+                lambda: self._serve(stack, link, gateway),
+                lambda: keep_leases(registry, self._described),
+            ]  # fmt: skip
+            await self._until_stopped(works)
+            log.info("%s stops", gateway)
+
+    async def _until_stopped(self, works: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        tasks = [asyncio.ensure_future(work()) for work in works]
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        done, left = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, link: CoreLink, name: str) -> None:
+        await link.linked.wait()
+        assert link.origin is not None
+        state = self.state
+        state.origin = link.origin
+        state.load_checkpoint()
+        state.watch(link.changed)
+        for session, shard, connected in state.standing():
+            link.changed(session, shard, connected, False)
+        stack.push_async_callback(self._farewell)
+        self.gateway = await open_gateway(
+            self.config, self.config.instance, name, state, self.outside
+        )
+        stack.push_async_callback(self.gateway.stop)
+        log.info("%s serves (pid %d)", name, os.getpid())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(state.run())
+            group.create_task(self._look_at_core(link))
+
+    async def _look_at_core(self, link: CoreLink) -> None:
+        """Clients must not be held by an IDC that can do nothing for them."""
+        hold_s = self.config.region.spec.safety.hold_ms / 1000
+        while True:
+            await asyncio.sleep(LOOK_S)
+            alone_s = self.clock.now() - link.lost_at
+            if not link.linked.is_set() and alone_s >= hold_s:
+                count = self.state.close_all("drained")  # on which an SDK asks ipconf
+                if count:
+                    log.warning("the core is away for %.1f s: %d clients go", alone_s, count)
+
+    async def _farewell(self) -> None:
+        with contextlib.suppress(ImError):
+            await self.state.write_checkpoint()
+
+    # ------------------------------------------------------------------------ to and from core
+
+    def _told(self, tell: front.Tell) -> None:
+        self.hlc.measured(self.clock.wall_ms(), tell.clock_offset_ms)
+        origin = Origin(tell.origin.idc, tell.origin.incarnation)
+        if self._origin is None:
+            self._origin = origin
+        elif origin != self._origin and not self._stopping.is_set():
+            # Positions that sessions hold are of the former one.
+            log.warning("the IDC goes on as %s: begin again", origin)
+            self.again = True
+            self.stop()
+
+    def _load(self) -> front.Load:
+        state, gateway, said = self.state, self.gateway, self._said
+        load, queued = state.load(), state.queued()
+        now = self._said = front.Load(
+            pushed=state.counters.pushed,
+            overloaded=int(load["overloaded"]),
+            shed=int(load["shed"]),
+            breaker_opened=int(load["breaker_opened"]),
+            turned_away=gateway.counters.refused if gateway is not None else 0,
+        )
+        return front.Load(
+            connections=len(gateway) if gateway is not None else 0,
+            pull_only=state.pull_only_count(),
+            served_share=load["served_share"],
+            breaker_open=bool(load["breaker_open"]),
+            connects=queued["connects"],
+            requests=queued["requests"],
+            acks=state.ack_buckets(),
+            pushed=now.pushed - said.pushed,
+            overloaded=now.overloaded - said.overloaded,
+            shed=now.shed - said.shed,
+            breaker_opened=now.breaker_opened - said.breaker_opened,
+            turned_away=now.turned_away - said.turned_away,
+        )
+
+    def _described(self) -> dict[str, dict[str, Any]]:
+        gateway = self.gateway
+        if gateway is None:
+            return {}
+        return {gateway.name: describe(self.config.idc, gateway.name, gateway.port, len(gateway))}
+
+    def _shard_of(self, text: bytes, uid: str) -> str:
+        return ticket.shard_of(self.config.keys, text, uid, self.config.region)

@@ -1,0 +1,49 @@
+"""Each gateway is known to everybody by a leased key in the registry of its IDC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imcore.errors import ImError
+from imcore.region.model import Idc
+from services.node.config import split_address
+from services.ports import Registry
+
+log = logging.getLogger("im.traffic")
+
+LEASE_MS = 2_000
+REFRESH_S = 0.5
+
+
+async def keep_leases(
+    registry: Registry, gateways: Callable[[], Mapping[str, Mapping[str, Any]]]
+) -> None:
+    """``gateways``: by name, what is said of each. Until cancelled; a registry that is away is
+    asked again, and what it has lost is written again."""
+    lease = 0
+    while True:
+        try:
+            if not lease or not await registry.keep_alive(lease):
+                lease = await registry.grant_lease(LEASE_MS)
+            for name, described in gateways().items():
+                value = json.dumps(described).encode()
+                await registry.put(f"gateway/{name}".encode(), value, lease)
+        except ImError as error:
+            lease = 0
+            log.warning("gateway leases: %s", error)
+        await asyncio.sleep(REFRESH_S)
+
+
+def describe(idc: Idc, name: str, port: int, connections: int) -> dict[str, Any]:
+    return {
+        "idc": idc.name,
+        "gateway": name,
+        "host": split_address(idc.endpoints.gateway)[0],
+        "port": port,
+        "connections": connections,
+        "capacity": max(1, idc.capacity.sessions // idc.gateways),
+    }

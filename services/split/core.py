@@ -1,0 +1,337 @@
+"""The front's side: im, in the core's process, as the state role sees it.
+
+The link may end at any time (the core was killed) and is made again; client connections stand
+meanwhile. What was asked and not answered is answered with `unavailable`, on which an SDK asks
+again under the same client key. What the core told nobody while there was no link is caught up on
+when there is one: im is asked what has changed since the last token, for every user of a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+import grpc
+
+from imcore.attest import RegionKeys
+from imcore.convert import origin_of, stamp_of, vector_of
+from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.proto import client_pb2 as pb
+from imcore.proto import front_pb2 as front
+from imcore.proto import front_pb2_grpc as rpc
+from imcore.runtime import Clock
+from imcore.words import Origin, Vector
+from services.ports import Pushes, Reply, Session
+from services.split.pipe import Pipe
+
+log = logging.getLogger("im.split")
+
+AGAIN_S = 0.1
+LOAD_S = 0.5
+RETRY_MS = 100
+_CATCHING_UP = 16  # users at a time
+_CATCH_UP_AGAIN_S = 0.3
+_CATCH_UP_TRIES = 20
+
+
+class State(Pushes, Protocol):
+    """The state role, as its core commands it."""
+
+    def standing(self) -> Sequence[tuple[Session, str, bool]]:
+        """Every session (grace included), its shard, and whether it is connected."""
+        ...
+
+    def session(self, session_id: str) -> Session | None: ...
+    def owe(self, uid: str, conversation: str, heads: Vector) -> None: ...
+    def move(self, session: str, within_ms: int, policy_epoch: int) -> object: ...
+    def close_after_move(self, session: str) -> object: ...
+    def close_pull_only(self) -> int: ...
+    def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None: ...
+
+
+class CoreLink:
+    """Implements ``Im``. ``load`` says what the core is told of this front twice a second."""
+
+    def __init__(
+        self,
+        stub: rpc.FrontAsyncStub,
+        keys: RegionKeys,
+        clock: Clock,
+        told: Callable[[front.Tell], None],
+        load: Callable[[], front.Load],
+    ) -> None:
+        self._stub = stub
+        self._keys = keys
+        self._clock = clock
+        self._told = told
+        self._load = load
+        self.state: State
+        self.hello = front.Hello()
+        self.policy_epoch = 0
+        self.origin: Origin | None = None  # once there was a link
+        self.linked = asyncio.Event()  # and the core has said who it is
+        self.lost_at = clock.now()  # when the last link ended
+        self._stamp = pb.Stamp()
+        self._pipe: Pipe[front.Up] = Pipe()
+        self._pipe.close()
+        self._calls: dict[int, Reply] = {}
+        self._joins: dict[int, asyncio.Future[front.JoinAnswer]] = {}
+        self._last_call = 0
+        self._over: list[Session] = []  # ended while there was no link
+        self._since = b""
+        self._behind = False  # something since then may not have been told here
+        self._catching: asyncio.Task[None] | None = None
+
+    def stamp(self) -> pb.Stamp:
+        """The highest that the core has given out."""
+        return self._stamp
+
+    # --------------------------------------------------------------------------- the stream
+
+    async def run(self) -> None:
+        """Links, again and again, until cancelled."""
+        said = ""
+        while True:
+            try:
+                await self._link()
+                why = "the core closed it"
+            except grpc.aio.AioRpcError as error:
+                why = str(error.details())
+            finally:
+                was = self.linked.is_set()
+                self._lost()
+            if was or why != said:
+                log.warning("no link to the core: %s", why)
+            said = why
+            await asyncio.sleep(AGAIN_S)
+
+    async def _link(self) -> None:
+        pipe = self._pipe = Pipe()
+        pipe.put(front.Up(hello=self.hello))
+        for session, shard, connected in self.state.standing():
+            self._put_change(session, shard, connected, False)
+        over, self._over = self._over, []
+        for session in over:
+            self.disconnected(session)
+        call = self._stub.Link(_batches(pipe), wait_for_ready=False)
+        loads = asyncio.ensure_future(self._loads())
+        try:
+            async for batch in call:
+                self._down(batch)
+        finally:
+            loads.cancel()
+            pipe.close()
+            call.cancel()
+
+    async def _loads(self) -> None:
+        while True:
+            self._pipe.put(front.Up(load=self._load()))
+            await asyncio.sleep(LOAD_S)
+
+    def _lost(self) -> None:
+        self._pipe.close()
+        if self.linked.is_set():
+            self.lost_at = self._clock.now()
+            self._behind = True
+        self.linked.clear()
+        if self._catching is not None:
+            self._catching.cancel()
+        calls, self._calls = self._calls, {}
+        for reply in calls.values():
+            reply(self._unavailable())
+        joins, self._joins = self._joins, {}
+        for join in joins.values():
+            if not join.done():
+                join.set_exception(_away())
+
+    def _down(self, batch: front.DownBatch) -> None:
+        if batch.stamp.hlc > self._stamp.hlc:
+            self._stamp = batch.stamp
+        for item in batch.items:
+            self._item(item, item.WhichOneof("body") or "")
+
+    def _item(self, item: front.Down, kind: str) -> None:
+        state = self.state
+        if kind == "answer":
+            reply = self._calls.pop(item.answer.call, None)
+            if reply is not None:
+                reply(item.answer.response)
+        elif kind == "push":
+            push = item.push
+            heads = vector_of(push.heads)
+            state.push_entries(push.conversation, push.uids, push.entries, heads, push.stable)
+        elif kind == "accepted":
+            session = state.session(item.accepted.session)
+            if session is not None and self.origin is not None:
+                accepted = item.accepted
+                state.accepted(session, self.origin, accepted.partition, accepted.lsn)
+        elif kind == "replicated":
+            told = item.replicated
+            state.replicated(origin_of(told.origin), told.partition, told.lsn)
+        elif kind == "tell":
+            self._tell(item.tell)
+        elif kind == "join_answer":
+            join = self._joins.pop(item.join_answer.call, None)
+            if join is not None and not join.done():
+                join.set_result(item.join_answer)
+        else:
+            self._command(item, kind)
+
+    def _command(self, item: front.Down, kind: str) -> None:
+        state = self.state
+        if kind == "signal":
+            signal = item.signal
+            state.signal(signal.uids, signal.conversation, vector_of(signal.heads))
+        elif kind == "cursor":
+            state.cursor_moved(item.cursor.uid, item.cursor.event)
+        elif kind == "move":
+            state.move(item.move.session, item.move.within_ms, item.move.policy_epoch)
+        elif kind == "close_after_move":
+            state.close_after_move(item.close_after_move)
+        elif kind == "close_pull_only":
+            state.close_pull_only()
+        elif kind == "elsewhere":
+            there = item.elsewhere
+            state.connected_elsewhere(there.uid, there.device, there.connection_epoch)
+
+    def _tell(self, tell: front.Tell) -> None:
+        self.policy_epoch = tell.policy_epoch
+        self.origin = origin_of(tell.origin)
+        first = not self.linked.is_set()
+        self.linked.set()
+        if first and self._behind:
+            self._catching = asyncio.ensure_future(self._catch_up())
+        elif tell.since and not self._behind:
+            self._since = tell.since
+        self._told(tell)
+
+    # ---------------------------------------------------------------------------- sessions
+
+    def changed(self, session: Session, shard: str, connected: bool, over: bool) -> None:
+        """To be told of every change, so that the core's mirror is right."""
+        self._put_change(session, shard, connected, over)
+
+    def _put_change(self, session: Session, shard: str, connected: bool, over: bool) -> None:
+        if not self._pipe.closed:
+            change = front.SessionChange(
+                caller=_caller(session), shard=shard, connected=connected, over=over
+            )
+            self._pipe.put(front.Up(session=change))
+
+    # ---------------------------------------------------------------------------------- Im
+
+    def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
+        if request.HasField("seen"):
+            session.seen_hlc = max(session.seen_hlc, self._keys.seen(stamp_of(request.seen)))
+        if not self.linked.is_set():
+            reply(self._unavailable())
+            return
+        self._last_call += 1
+        self._calls[self._last_call] = reply
+        ask = front.Ask(call=self._last_call, caller=_caller(session), request=request)
+        self._pipe.put(front.Up(ask=ask))
+
+    async def connected(self, session: Session, connect: pb.Connect) -> list[pb.KnownCids]:
+        if not self.linked.is_set():
+            raise _away()
+        self._last_call += 1
+        call = self._last_call
+        join = self._joins[call] = asyncio.get_running_loop().create_future()
+        joined = front.Joined(call=call, caller=_caller(session), connect=connect)
+        self._pipe.put(front.Up(joined=joined))
+        try:
+            answer = await join
+        finally:
+            self._joins.pop(call, None)
+        if answer.code == Code.UNAVAILABLE:
+            raise Unavailable(answer.message, answer.retry_after_ms)
+        if answer.code:
+            raise Refused(Code(answer.code), answer.message)
+        return list(answer.known)
+
+    def disconnected(self, session: Session) -> None:
+        if self._pipe.closed:
+            self._over.append(session)  # its route goes when there is a link again
+        else:
+            self._pipe.put(front.Up(gone=_caller(session)))
+
+    def _unavailable(self) -> pb.Response:
+        response = pb.Response(stamp=self._stamp)
+        response.error.code = Code.UNAVAILABLE
+        response.error.message = str(_away())
+        response.error.retry_after_ms = RETRY_MS
+        return response
+
+    # ---------------------------------------------------------------------------- catching up
+
+    async def _catch_up(self) -> None:
+        """Until every user's devices have been told what has changed; a link that ends meanwhile
+        begins it again, from the same token."""
+        users: dict[str, Session] = {}
+        for session, _, _ in self.state.standing():
+            users.setdefault(session.uid, session)
+        room = asyncio.Semaphore(_CATCHING_UP)
+
+        async def one(session: Session) -> None:
+            async with room:
+                await self._catch_up_user(session)
+
+        try:
+            await asyncio.gather(*(one(session) for session in users.values()))
+        except ImError as error:
+            log.error("cannot catch up, and begin again with a new link: %s", error)
+            self._pipe.close()
+            return
+        self._behind = False
+        log.info("caught up for %d users", len(users))
+
+    async def _catch_up_user(self, session: Session) -> None:
+        """Raises Unavailable."""
+        page, tries = b"", 0
+        while True:
+            request = pb.Request(sync=pb.Sync(since=self._since, page=page))
+            response = await self._ask(session, request)
+            if response.HasField("error"):
+                tries += 1
+                if tries >= _CATCH_UP_TRIES:
+                    raise Unavailable(response.error.message)
+                await asyncio.sleep(_CATCH_UP_AGAIN_S)
+                continue
+            for row in response.sync_ok.conversations:
+                self.state.owe(session.uid, row.conversation, vector_of(row.heads))
+            page = response.sync_ok.next_page
+            if not page:
+                return
+
+    async def _ask(self, session: Session, request: pb.Request) -> pb.Response:
+        answer: asyncio.Future[pb.Response] = asyncio.get_running_loop().create_future()
+
+        def reply(response: pb.Response) -> None:
+            if not answer.done():
+                answer.set_result(response)
+
+        self.submit(session, request, reply)
+        return await answer
+
+
+async def _batches(pipe: Pipe[front.Up]) -> AsyncIterator[front.UpBatch]:
+    async for items in pipe.batches():
+        yield front.UpBatch(items=items)
+
+
+def _caller(session: Session) -> front.Caller:
+    return front.Caller(
+        id=session.id,
+        uid=session.uid,
+        device=session.device,
+        connection_epoch=session.connection_epoch,
+        connection=session.connection,
+        pull_only=session.pull_only,
+        seen_hlc=session.seen_hlc,
+    )
+
+
+def _away() -> Unavailable:
+    return Unavailable("this IDC's core is away; ask again", RETRY_MS)

@@ -1,0 +1,73 @@
+"""An IDC whose gateways and core are processes of their own: each is killed alone under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from imctl.testing.cast import Cast
+from imctl.testing.lab import Lab, until
+
+pytestmark = pytest.mark.e2e
+
+VICTIM, OTHERS = "fra", ("iad", "sin")
+RATE = 30.0
+BEFORE_S = 1.0
+AFTER_S = 2.0  # of load on what has just come back
+
+
+def patient(spec: dict[str, Any]) -> None:
+    """Nobody is declared failed while a process starts again, and the victim has two gateways."""
+    spec["safety"] = {"hold_ms": 60_000}
+    host, _, port = spec["idcs"][0]["endpoints"]["gateway"].rpartition(":")
+    spec["idcs"][0]["gateways"] = 2
+    assert spec["idcs"][0]["name"] == VICTIM
+    # Two neighbouring ports, below those that the system gives out.
+    spec["idcs"][0]["endpoints"]["gateway"] = f"{host}:{20_000 + 2 * (os.getpid() % 5_000)}"
+    assert port
+
+
+def changes(cast: Cast) -> list[str]:
+    """Every connection that a client has made or lost so far."""
+    cast.recorder.flush()
+    lines = cast.path.read_text().splitlines()
+    return [line for line in lines if '"connection"' in line]
+
+
+async def linked(lab: Lab) -> None:
+    async def holds() -> bool:
+        return len((await lab.status(VICTIM))["gateways"]) == 2
+
+    await until(holds, 30, f"the gateways of {VICTIM} are not all there")
+
+
+async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage, chat) -> None:
+    async with stage(edit=patient, split=True) as (lab, cast):
+        couples = await cast.couples(6, VICTIM, *OTHERS)
+        assert {couple.here.idc for couple in couples} == {VICTIM}
+        names = [row["gateway"] for row in (await lab.status(VICTIM))["gateways"]]
+        assert len({name.partition(".")[0] for name in names}) == 2
+        async with chat(couples, RATE):
+            await asyncio.sleep(BEFORE_S)
+            before = changes(cast)
+            killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "im")
+            assert killed == [VICTIM]
+            await lab.start(VICTIM)
+            await linked(lab)
+            await asyncio.sleep(AFTER_S)
+            assert changes(cast) == before, "a connection did not survive the core's restart"
+
+            killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "gateway")
+            assert killed == [f"{VICTIM}.gateway-1", f"{VICTIM}.gateway-2"]
+            await lab.start(VICTIM)
+            await linked(lab)
+            await asyncio.sleep(AFTER_S)
+        assert changes(cast) != before
+        assert cast.refusals == []
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged()
+        assert (await lab.status(VICTIM))["origin"] == f"{VICTIM}.1"

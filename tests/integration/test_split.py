@@ -1,0 +1,261 @@
+"""Fronts and the core of an IDC as processes see each other: over gRPC, with im in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from imcore import pki
+from imcore.attest import RegionKeys
+from imcore.errors import BadInput
+from imcore.proto import client_pb2 as pb
+from imcore.proto import front_pb2 as front
+from imcore.proto import front_pb2_grpc as rpc
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
+from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
+from imcore.tokens import Claims, mint
+from imcore.words import Origin
+from imctl.target.local import pki_names
+from imctl.testing.lab import lab_region
+from imctl.testing.onenode import one_idc
+from services.node.authorize import Authorizer
+from services.node.config import load
+from services.node.front import FrontNode
+from services.node.node import Node
+from services.node.roles import Roles, parse_roles
+from services.sdk import Client, ConnectionChanged, IpconfClient, Message
+from services.split.core import CoreLink
+from services.split.fronts import Fronts
+from services.split.pipe import Pipe
+from services.state.testing import Front, MemoryIm
+
+KEYS = RegionKeys({1: b"k" * 32}, 1)
+FRA = Origin("fra", 1)
+CONVERSATION = "d:ann:bob"
+
+
+def sent(cid: int) -> pb.Request:
+    return pb.Request(send=pb.Send(conversation=CONVERSATION, cid=cid, content=b"hi"))
+
+
+class SyncingIm(MemoryIm):
+    """Tells a sync of every conversation that it has."""
+
+    def submit(self, session, request, reply) -> None:
+        if not request.HasField("sync"):
+            super().submit(session, request, reply)
+            return
+        response = pb.Response()
+        for name in self.entries:
+            heads = [pb.Position(origin=pb.Origin(idc="fra", incarnation=1), seq=self.seq(name))]
+            response.sync_ok.conversations.add(conversation=name, heads=heads)
+        reply(response)
+
+    def seq(self, name: str) -> int:
+        return len(self.entries[name])
+
+
+class Core:
+    """The core's end. ``stop`` and ``start``: as if its process had been killed and begun again."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        self._folder = folder
+        self.port = port
+        self.entries: dict[str, list[pb.Entry]] = {}
+
+    async def start(self) -> None:
+        stamp = pb.Stamp(hlc=7)
+        self.fronts = Fronts("fra", lambda: stamp, lambda: 12, lambda: 0, lambda: b"token")
+        self.im = SyncingIm(self.fronts, lambda: stamp, FRA)
+        self.im.entries = self.entries
+        self.fronts.im, self.fronts.origin, self.fronts.open = self.im, FRA, True
+        guard = Authorizer(["fra", "iad"])
+        self.server = grpc.aio.server(interceptors=[guard], options=SERVER_OPTIONS)
+        rpc.add_FrontServicer_to_server(self.fronts, self.server)
+        credentials = grpc_server_credentials(self._folder, "fra")
+        self.port = self.server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
+        await self.server.start()
+
+    async def stop(self) -> None:
+        await self.server.stop(None)
+
+
+async def until(condition, timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - nothing to wait on
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def core(tmp_path):
+    names = {"fra": ["127.0.0.1"], "iad": ["127.0.0.1"]}
+    pki.init(tmp_path, names, datetime.now(UTC))
+    core = Core(tmp_path)
+    await core.start()
+    yield core
+    await core.stop()
+
+
+@pytest.fixture
+async def front_of(core, tmp_path):
+    """``await front_of("gw1")``: a front that is linked, as (front, link)."""
+    async with AsyncExitStack() as stack:
+
+        async def make(gateway: str) -> tuple[Front, CoreLink]:
+            made = Front(KEYS, origin=Origin(gateway, 1))
+            channel = grpc_channel(tmp_path, "fra", "fra", f"127.0.0.1:{core.port}")
+            stack.push_async_callback(channel.close, None)
+            link = CoreLink(rpc.FrontStub(channel), KEYS, made.clock, lambda _: None, front.Load)
+            made.state.im, link.state, made.state.origin = link, made.state, FRA
+            link.hello = front.Hello(gateway=made.gateways[0].name, port=1)
+            made.state.watch(link.changed)
+            running = asyncio.create_task(link.run())
+            stack.callback(running.cancel)
+            await stack.enter_async_context(made)
+            async with asyncio.timeout(10):
+                await link.linked.wait()
+            return made, link
+
+        yield make
+
+
+async def test_a_message_goes_from_one_front_to_another_and_is_acked(core, front_of):
+    here, _ = await front_of("one")
+    there, _ = await front_of("two")
+    ann, _ = await here.connect("ann")
+    bob, _ = await there.connect("bob")
+    await until(lambda: core.fronts.connected_count() == 2)
+    response = await ann.ask(sent(1))
+    assert response.send_ack.lsn == 1
+    assert response.stamp.hlc == 7
+    assert (await bob.event("push")).push.entries[0].message.content == b"hi"
+    core.fronts.replicated(FRA, 0, 1)
+    assert (await ann.event("replicated")).replicated.lsn == 1
+
+
+async def test_the_newest_connection_of_a_device_wins_between_fronts_too(core, front_of):
+    here, _ = await front_of("one")
+    there, _ = await front_of("two")
+    old, _ = await here.connect("ann", 1)
+    await there.connect("ann", 2)
+    assert (await old.event("close")).close.reason == "replaced"
+    late = await here.dial()
+    late.send(here.hello("ann", 1))
+    assert (await late.event("close")).close.reason == "replaced"
+    await until(lambda: [row.connection_epoch for row in core.fronts.sessions()] == [2])
+
+
+async def test_connections_stand_while_the_core_is_away_and_learn_what_they_missed(core, front_of):
+    here, link = await front_of("one")
+    ann, _ = await here.connect("ann")
+    await until(lambda: core.fronts.connected_count() == 1)
+    core.im.mute = True
+    unanswered = asyncio.create_task(ann.ask(sent(1)))
+    await asyncio.sleep(0.05)
+    await core.stop()
+    response = await unanswered
+    assert (response.error.code, response.error.retry_after_ms) == ("unavailable", 100)
+    assert (await ann.ask(sent(1))).error.code == "unavailable"
+    core.im.store(CONVERSATION, b"meanwhile")  # and nobody was told
+    await core.start()
+    signal = (await ann.event("signal")).signal
+    assert (signal.conversation, signal.heads[0].seq) == (CONVERSATION, 1)
+    assert link.linked.is_set()
+    assert core.fronts.connected_count() == 1
+    assert (await ann.ask(sent(2))).send_ack.placed.seq == 2
+
+
+async def test_a_session_that_ended_while_the_core_was_away_is_over_there_too(core, front_of):
+    here, _ = await front_of("one")
+    ann, _ = await here.connect("ann")
+    await core.stop()
+    await until(lambda: core.fronts.gateways == [])
+    ann.send(pb.Request(bye=pb.Bye()))
+    await ann.gone()
+    await core.start()
+    await until(lambda: [session.uid for session in core.im.over] == ["ann"])
+
+
+async def test_the_real_core_begins_again_behind_clients_that_stay_connected(tmp_path):
+    region_file = lab_region(tmp_path, one_idc)
+    region = load_region(region_file)
+    pki.init(tmp_path / "pki", pki_names(region), datetime.now(UTC))
+    idc = region.spec.idcs[0]
+
+    def process(kind: Any, roles: Roles) -> tuple[Any, asyncio.Task[None]]:
+        folder = tmp_path / roles.name
+        made = kind(load(region_file, idc.name, folder, tmp_path / "pki", None, True, roles=roles))
+        return made, asyncio.create_task(made.run())
+
+    core, core_task = process(Node, Roles.CORE)
+    behind, front_task = process(FrontNode, Roles.FRONT)
+    await until(lambda: core.serving and core.fronts.gateways, 20)
+    keys = pki.load_region_keys(tmp_path / "pki")
+    ipconf = IpconfClient(
+        [f"https://{idc.endpoints.ipconf}"], tmp_path / "pki" / "ca.pem", random.Random(1)
+    )
+
+    def client(uid: str) -> tuple[Client, list[Any]]:
+        claims = Claims(uid, "phone", SystemClock().wall_ms() + 600_000)
+        made = Client(token=mint(keys, claims), ipconf=ipconf, rng=random.Random(2))
+        told: list[Any] = []
+        made.on(told.append)
+        return made, told
+
+    (ann, to_ann), (bob, to_bob) = client("ann"), client("bob")
+    async with ann, bob:
+        await ann.send(CONVERSATION, b"one")
+        core.stop()
+        await core_task
+        waits = asyncio.create_task(ann.send(CONVERSATION, b"two"))
+        core, core_task = process(Node, Roles.CORE)
+        await waits
+        await until(lambda: sum(isinstance(event, Message) for event in to_bob) == 2)
+        for told in (to_ann, to_bob):
+            assert sum(isinstance(event, ConnectionChanged) for event in told) == 1
+        status = core.status.as_dict()
+        assert status["sessions"] == 2
+        assert [row["gateway"] for row in status["gateways"]] == [behind.gateway.name]
+    await ipconf.close()
+    behind.stop()
+    await front_task
+    core.stop()
+    await core_task
+
+
+async def test_only_the_own_idc_may_link(core, tmp_path):
+    async with grpc_channel(tmp_path, "iad", "fra", f"127.0.0.1:{core.port}") as channel:
+        call = rpc.FrontStub(channel).Link(iter(()))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_what_is_put_in_one_turn_leaves_as_one_batch_and_a_full_pipe_closes():
+    pipe: Pipe[pb.Signal] = Pipe(waiting_bytes_max=100)
+    batches = pipe.batches()
+    for name in ("a", "b", "c"):
+        pipe.put(pb.Signal(conversation=name))
+    assert [signal.conversation for signal in await anext(batches)] == ["a", "b", "c"]
+    pipe.put(pb.Signal(conversation="x" * 200))
+    assert pipe.overflowed
+    assert await anext(batches, None) is None
+
+
+@pytest.mark.parametrize("text", ["all", "state,gateway", "im, route,ipconf,control"])
+def test_roles_that_go_together(text):
+    assert parse_roles(text) in Roles
+
+
+@pytest.mark.parametrize("text", ["", "gateway", "im", "gateway,state,im", "im,im"])
+def test_other_sets_of_roles_are_refused_in_one_line(text):
+    with pytest.raises(BadInput, match="expected all, or gateway,state or im,route,ipconf,control"):
+        parse_roles(text)
