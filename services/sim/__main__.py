@@ -9,6 +9,8 @@ same ones again for whoever has the same commit.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,11 +18,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from pathlib import Path
 
 from imcore.sometimes import COUNTED, EXPECTED
+from services.sim.apart import outcomes
 from services.sim.run import SECONDS, Outcome, run_apart
 
 TRACE_LINES = 60
@@ -66,26 +67,15 @@ def _commit() -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
-    """As they come."""
+def _seeds(options: argparse.Namespace) -> Iterator[int]:
+    if not options.minutes:
+        yield from range(options.first, options.first + options.seeds)
+        return
     until = time.monotonic() + options.minutes * 60
-    seed, last = options.first, options.first + options.seeds
-    waiting: set[Future[Outcome]] = set()
-    # A fresh process a seed: what one has left behind cannot reach the next.
-    with ProcessPoolExecutor(
-        options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        while True:
-            more = time.monotonic() < until if options.minutes else seed < last
-            while more and len(waiting) < options.jobs:
-                waiting.add(pool.submit(run_apart, seed, options.seconds))
-                seed += 1
-                more = bool(options.minutes) or seed < last
-            if not waiting:
-                return
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+    for seed in itertools.count(options.first):
+        if time.monotonic() >= until:
+            return
+        yield seed
 
 
 def _say(outcome: Outcome, out: Path) -> None:
@@ -128,8 +118,9 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     faults: Counter[str] = Counter()
     sometimes: Counter[str] = Counter()
+    run = functools.partial(run_apart, seconds=options.seconds)
     seeds, simulated_s, broken = 0, 0.0, []
-    for outcome in _outcomes(options):
+    for outcome in outcomes(run, _seeds(options), options.jobs):
         _say(outcome, options.out)
         seeds += 1
         simulated_s += outcome.simulated_s
