@@ -149,7 +149,7 @@ def spreads(seeds: Sequence[Seed]) -> list[Spread]:
         ("sends", "failed", [seed.failed_sends for seed in seeds]),
     ]
     found += [spread(of, figure, "messages", values) for of, figure, values in counted]
-    return [one for one in found if one.n > one.never]
+    return [one for one in found if one.n]
 
 
 def _numbered(by_seed: list[list[tuple[str, Any]]]) -> Iterator[tuple[str, list[Any]]]:
