@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import get_context
@@ -18,7 +18,7 @@ T = TypeVar("T")
 INTERRUPTED = 130
 
 
-def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Iterator[T]:
+def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Generator[T, None, None]:
     """As they come. ``run`` is pickled; a seed is taken when a core is free for it. Raises
     concurrent.futures.process.BrokenProcessPool when a process was killed."""
     left = iter(seeds)
