@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing import get_context
 from pathlib import Path
 
-from imcore.sometimes import COUNTED, EXPECTED
+from imcore.sometimes import EXPECTED
 from services.sim.run import SECONDS, Outcome, run_apart
 
 TRACE_LINES = 60
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{simulated_s / 3600 / max(minutes, 1e-9):.3f} simulated hours a minute"
     )
     print(f"faults: {', '.join(f'{name} {n}' for name, n in sorted(faults.items()))}")
-    print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in COUNTED)}")
+    print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in EXPECTED)}")
     never = [name for name in EXPECTED if not sometimes[name]]
     if options.counters and never:
         print(f"never happened: {', '.join(never)}")
