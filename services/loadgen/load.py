@@ -85,8 +85,10 @@ class Load:
             member.session = self._connect(
                 client.uid, client.device, client.address, member.ear, True
             )
-            with contextlib.suppress(ImError):
+            try:
                 return await member.session.open()
+            except ImError:
+                await member.session.close()
 
     async def open(self, progress: Callable[[int], None] = lambda connected: None) -> None:
         """Connect every device, then make the conversations. Raises ImError."""

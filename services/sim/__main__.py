@@ -101,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _arguments(arguments)
     began = time.monotonic()
     faults: Counter[str] = Counter()
+    doings: Counter[str] = Counter()
     sometimes: Counter[str] = Counter()
     seeds, simulated_s, broken = 0, 0.0, []
     for outcome in _outcomes(options):
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         seeds += 1
         simulated_s += outcome.simulated_s
         faults.update(outcome.faults)
+        doings.update(outcome.doings)
         sometimes.update(outcome.sometimes)
         if outcome.violated:
             broken.append(outcome.seed)
@@ -117,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{simulated_s / 3600 / max(minutes, 1e-9):.3f} simulated hours a minute"
     )
     print(f"faults: {', '.join(f'{name} {n}' for name, n in sorted(faults.items()))}")
+    print(f"besides sending: {', '.join(f'{name} {n}' for name, n in sorted(doings.items()))}")
     print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in EXPECTED)}")
     never = [name for name in EXPECTED if not sometimes[name]]
     if options.counters and never:

@@ -205,8 +205,11 @@ class Doings:
             conversation = member.ear.recent[-1][0]
             if any(group.conversation == conversation for group in self._groups):
                 return
-            for number in range(self._rng.randint(5, 25)):
+            pause_s = self._rng.choice((0.0, 0.002, 0.01))
+            for number in range(self._rng.randint(10, 40)):
                 self._load.say(member, conversation, f"burst {number}")
+                if pause_s:
+                    await asyncio.sleep(pause_s)
 
     # ---------------------------------------------------------------------------- devices
 

@@ -23,6 +23,8 @@ _PLACES = {
 
 WITNESS_EVERY = 4  # so many seeds, one has two IDCs and a witness
 ANTI_FLAP_MS = 8_000  # so that an IDC is emptied several times in a minute
+# So low that a burst meets them: some of it is refused, and what comes behind it is not.
+LIMITS = {"conversation_in_flight": 8, "user_requests_per_s": 40}
 
 
 class Layout(NamedTuple):
@@ -93,6 +95,7 @@ def region(layout: Layout, gateways: int = 2) -> Region:
                 **witness,
                 "links": links,
                 "safety": {"anti_flap_ms": ANTI_FLAP_MS},
+                "limits": LIMITS,
                 "geo": {"default": "europe", "shards": shards},
                 "tracing": {"per_s": 0},  # the ids of spans are not the seed's
             },

@@ -47,7 +47,7 @@ WATCH_S = 0.5
 @dataclass(slots=True)
 class Outcome:
     """``violated``: what was promised and did not hold; empty when all did. ``digest``: of the
-    trace."""
+    trace. ``doings``: what clients did besides sending by schedule."""
 
     seed: int
     violated: list[str] = field(default_factory=list)

@@ -422,6 +422,8 @@ class SimSession:
         self._world.end(self)
         if self._store is not None:
             self._store.let_go()
+        if (http := self._client._ipconf._http) is not None:
+            http.detach()  # or it says that nobody has closed it
         for answer in self._calls:
             if not answer.done():
                 answer.set_exception(NotConnected("the application has ended"))
