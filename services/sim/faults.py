@@ -9,15 +9,16 @@ be gone with two. Two IDCs are lost in a row: the second once the first has its 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from services.sim.region import WITNESS_EVERY
 from services.sim.world import World
 
-LOSES = ("wipe", "two losses", "blind rebuild")  # one of them a seed
 WHOLE_S = 30.0  # for an IDC to come back and get its traffic
 ACTED_S = 5.0  # for a seal to be heard of, and what lies above it to be published again
 FLIPPED_MIN = 200  # bytes of a file that a bit is flipped in
@@ -43,23 +44,28 @@ class Faults:
         self._move = move
         self._settled = settled
         self._rng = random.Random(f"faults {world.seed}")
-        self._lost = False
 
     async def run(self) -> None:
-        while True:
+        names, kinds = list(KINDS), {**LOSSES, **{name: kind[1] for name, kind in KINDS.items()}}
+        losing = self._rng.randint(1, 3)
+        for number in itertools.count():
             await asyncio.sleep(self._rng.uniform(1.0, 5.0))
-            names = list(KINDS)
-            name = self._rng.choices(names, [KINDS[name][0] for name in names])[0]
+            if number == losing:
+                name = self._loss()
+            else:
+                name = self._rng.choices(names, [KINDS[name][0] for name in names])[0]
             layout = self._world.layout
             idc = self._rng.choice(layout.voters if name in ANYWHERE else layout.idcs)
-            if name in LOSES:
-                if self._lost or (name == "blind rebuild" and len(layout.idcs) < 3):
-                    continue
-                self._lost = True
             self.counts[name] += 1
             self._tell(idc, name)
-            await KINDS[name][1](self, idc)
+            await kinds[name](self, idc)
             self._tell(idc, f"{name} is over")
+
+    def _loss(self) -> str:
+        """The one of this seed: by its number, so that neighbours have all of them."""
+        if self._world.layout.witness:  # of two IDCs none knows less than a third
+            return self._rng.choice(("wipe", "two losses"))
+        return list(LOSSES)[self._world.seed % WITNESS_EVERY]
 
     def _tell(self, idc: str, what: str) -> None:
         self._world.trace.add(f"fault {idc} {what}")
@@ -242,13 +248,16 @@ class Faults:
         await self._away(idc)
 
 
+# What an IDC has is lost; one of them a seed, early, since a way back takes its time.
+LOSSES: dict[str, Fault] = {
+    "wipe": Faults.wipe,
+    "two losses": Faults.two_losses,
+    "blind rebuild": Faults.blind_rebuild,
+}
 # By name: how likely, against the others, and what it does.
 KINDS: dict[str, tuple[float, Fault]] = {
     "crash": (3, Faults.crash),
     "power": (2, Faults.power),
-    "wipe": (0.5, Faults.wipe),
-    "two losses": (0.7, Faults.two_losses),
-    "blind rebuild": (0.7, Faults.blind_rebuild),
     "pause": (2, Faults.pause),
     "partition": (2, Faults.partition),
     "one way": (1.5, Faults.one_way),

@@ -35,7 +35,7 @@ from services.sim.world import World
 
 USERS = 18
 SECONDS = 60.0
-RATES = Rates(36.0, 8.0)
+RATES = Rates(31.0, 7.0)
 START_S = 30.0
 RECOVER_S = 90.0
 SETTLE_S = 60.0
