@@ -16,7 +16,7 @@ from imcore.roles import Role, said
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
 from imctl import admin, audit, roles
-from imctl.target.base import Target
+from imctl.reach import Reach
 from services.control.anchoring import anchored, read_anchor
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
@@ -62,7 +62,7 @@ class Left(NamedTuple):
 class Control:
     """``async with Control(...)``: connections to the registries of all IDCs (and the witness)."""
 
-    def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
+    def __init__(self, target: Reach, clock: Clock, rng: random.Random) -> None:
         self._target = target
         self._clock = clock
         self.region = region = target.region

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from imcore.region.model import RegionSpec
 from imctl.api import rules
 from imctl.api.model import IdcSpec, RegionStatus, WitnessSpec, WorkloadStatus
+from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
 
 GROUP = "imctl.dev"
 VERSION = "v1alpha1"
@@ -70,4 +71,20 @@ WITNESS = Kind(
     "The witness of a Region, run in this namespace: a registry and a vote, without traffic.",
     WitnessSpec, WorkloadStatus, rules.WITNESS, _WORKLOAD,
 )  # fmt: skip
-KINDS = (REGION, IDC, WITNESS)
+TRAFFIC_OPERATION = Kind(
+    "TrafficOperation", "trafficoperations", "imop",
+    "One move of traffic of a Region, asked for once, with what became of it. Deleting it neither "
+    "stops nor undoes the move.",
+    TrafficOperationSpec, TrafficOperationStatus, rules.TRAFFIC_OPERATION,
+    (
+        Column("Move", ".spec.move"),
+        Column("IDC", ".spec.idc"),
+        Column("Target", ".spec.target"),
+        Column("Phase", ".status.phase"),
+        Column("State", ".status.state"),
+        Column("Operation", ".status.operation", wide=True),
+        Column("Outcome", ".status.outcome", wide=True),
+        _AGE,
+    ),
+)  # fmt: skip
+KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION)

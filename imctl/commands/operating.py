@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,10 @@ def run(
     context: Annotated[
         str, typer.Option(help="Of the kubeconfig, outside a pod [default: the current one].")
     ] = "",
+    audit: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="For the audit logs of the traffic that it moves."),
+    ] = Path("var/operator"),
 ) -> None:
     """Bring IDC and Witness objects to this cluster and keep them so, until SIGTERM.
 
@@ -61,7 +66,7 @@ def run(
     where = lease_namespace or os.environ.get("POD_NAMESPACE") or "default"
     figures = Figures.of(yaml.safe_load(text))
     clock = SystemClock()
-    asyncio.run(run_operator(identity, where, namespace or [], figures, clock, context))
+    asyncio.run(run_operator(identity, where, namespace or [], figures, clock, audit, context))
 
 
 @operator.command("crds")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from imcore.errors import ImError
-from imctl.api.kinds import API_VERSION, IDC, REGION, WITNESS
+from imctl.api.kinds import API_VERSION, IDC, REGION, TRAFFIC_OPERATION, WITNESS
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
@@ -23,6 +23,8 @@ from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.objects import CERT_MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
+from imctl.reconcile.peers import Peers
+from imctl.reconcile.runs import Runs
 
 log = logging.getLogger("im.operator")
 
@@ -31,6 +33,7 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     WITNESS.name: WitnessSpec,
 }
 WORKERS = 4
+PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
 RESYNC_S = 60.0
 SOON_S = 3.0  # again, for what is on its way: pods and Secrets are not watched
 RETRY_S, RETRY_MAX_S = 0.5, 30.0
@@ -49,13 +52,19 @@ class Reconciler:
     """``wall``: the time of day, RFC 3339."""
 
     def __init__(
-        self, cluster: Cluster, figures: Mapping[str, float], wall: Callable[[], str]
+        self,
+        cluster: Cluster,
+        figures: Mapping[str, float],
+        wall: Callable[[], str],
+        peers: Peers,
     ) -> None:
         self._cluster = cluster
         self._figures = figures
         self._wall = wall
+        self._runs = Runs(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()  # in the queue
+        self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()  # in a queue
         self._running: set[Key] = set()
         self._again: set[Key] = set()  # asked for while it ran
         self._known: set[Key] = set()
@@ -69,7 +78,8 @@ class Reconciler:
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            self._queue.put_nowait(key)
+            asks_peers = key.kind == TRAFFIC_OPERATION.name
+            (self._peer_queue if asks_peers else self._queue).put_nowait(key)
 
     def look_at_all_of(self, namespace: str) -> None:
         """When a Region has changed there."""
@@ -81,7 +91,9 @@ class Reconciler:
         """Until it is cancelled. Raises NotLeading."""
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
-                group.create_task(self._work())
+                group.create_task(self._work(self._queue))
+            for _ in range(PEER_WORKERS):
+                group.create_task(self._work(self._peer_queue))
             group.create_task(self._resync())
 
     async def _resync(self) -> None:
@@ -90,9 +102,9 @@ class Reconciler:
             for key in list(self._known):
                 self.look(key)
 
-    async def _work(self) -> None:
+    async def _work(self, queue: asyncio.Queue[Key]) -> None:
         while True:
-            key = await self._queue.get()
+            key = await queue.get()
             self._waiting.discard(key)
             self._running.add(key)
             try:
@@ -135,6 +147,8 @@ class Reconciler:
         if key.kind == REGION.name:
             await self._region(owner, document)
             return None
+        if key.kind == TRAFFIC_OPERATION.name:
+            return await self._runs.reconcile(owner, document)
         return await self._workload(owner, document)
 
     async def _region(self, owner: Owner, document: Object) -> None:
@@ -145,7 +159,8 @@ class Reconciler:
             await self._cluster.apply(seen.status_object(owner, status), status=True)
         if before.get("phase") != status["phase"]:
             message = problems[0] if problems else "as `imctl validate` wants it"
-            await self._tell(seen.event(owner, status["phase"], message, self._wall()))
+            event = seen.event(owner, status["phase"], message, self._wall(), bool(problems))
+            await self._tell(event)
 
     async def _workload(self, owner: Owner, document: Object) -> float | None:
         before = document.get("status", {})

@@ -12,6 +12,7 @@ import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import kopf
@@ -23,6 +24,7 @@ from imcore.runtime import Clock
 from imctl.api.kinds import GROUP, KINDS, REGION, VERSION
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
+from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import SPECS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
@@ -36,9 +38,11 @@ async def run(
     namespaces: Sequence[str],
     figures: Mapping[str, float],
     clock: Clock,
+    audit: Path,
     context: str = "",
 ) -> None:
-    """Until SIGTERM. ``namespaces``: those that it works in; none: all. Raises NotLeading when the
+    """Until SIGTERM. ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
+    audit chains of what it asks of regions. Raises NotLeading when the
     lease is lost: nothing of this process may go on then; ImError without a cluster."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -58,7 +62,8 @@ async def run(
         election = _Election(leadership, cluster, clock)
         lease = asyncio.ensure_future(election.run())
         stopping = asyncio.ensure_future(stopped.wait())
-        reconciler = Reconciler(cluster, figures, lambda: wall(clock))
+        peers = Peers(clock, audit)
+        reconciler = Reconciler(cluster, figures, lambda: wall(clock), peers)
         work = asyncio.ensure_future(_lead(election.leads, reconciler, namespaces))
         try:
             done, _ = await asyncio.wait(

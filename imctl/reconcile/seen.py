@@ -82,10 +82,11 @@ def event_of(owner: Owner, decision: Decision, before: Object, now: str) -> Obje
     changed = any(
         before.get(name) != decision.status[name] for name in ("phase", "blocked_by", "outdated")
     )
-    return event(owner, decision.reason, decision.message, now) if changed else None
+    warning = decision.reason in (*_WARNINGS, "Rejected")
+    return event(owner, decision.reason, decision.message, now, warning) if changed else None
 
 
-def event(owner: Owner, reason: str, message: str, now: str) -> Object:
+def event(owner: Owner, reason: str, message: str, now: str, warning: bool) -> Object:
     about: dict[str, Any] = {
         "apiVersion": API_VERSION, "kind": owner.kind, "namespace": owner.namespace,
         "name": owner.name, "uid": owner.uid,
@@ -95,7 +96,7 @@ def event(owner: Owner, reason: str, message: str, now: str) -> Object:
         "kind": "Event",
         "metadata": {"generateName": f"{owner.name}.", "namespace": owner.namespace},
         "involvedObject": about,
-        "type": "Warning" if reason in (*_WARNINGS, "Invalid", "Rejected") else "Normal",
+        "type": "Warning" if warning else "Normal",
         "reason": reason,
         "message": message[:1000],
         "firstTimestamp": now,

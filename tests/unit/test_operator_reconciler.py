@@ -13,6 +13,7 @@ from imctl.api.kinds import API_VERSION
 from imctl.reconcile.cluster import Cluster, Rejected
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.observed import Object
+from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
 from tests.unit.test_operator_objects import FIGURES, IDC, region
 
@@ -73,6 +74,12 @@ class Memory(Cluster):
         metadata["annotations"] = template["metadata"]["annotations"]
 
 
+class Nobody(Peers):
+    """No region is reached, nor asked for."""
+
+    def __init__(self) -> None: ...
+
+
 @pytest.fixture
 def memory() -> Memory:
     found = Memory()
@@ -86,7 +93,7 @@ def memory() -> Memory:
 
 @pytest.fixture
 def reconciler(memory: Memory) -> Reconciler:
-    return Reconciler(memory, FIGURES, lambda: NOW)
+    return Reconciler(memory, FIGURES, lambda: NOW, Nobody())
 
 
 async def test_an_idc_comes_to_serve(memory: Memory, reconciler: Reconciler) -> None:
@@ -163,7 +170,7 @@ async def test_an_invalid_region_says_what_is_wrong(memory: Memory, reconciler: 
 
 async def test_a_ready_condition_keeps_its_time(memory: Memory) -> None:
     times = iter(f"2026-01-01T00:00:{second:02}Z" for second in range(60))
-    reconciler = Reconciler(memory, FIGURES, lambda: next(times))
+    reconciler = Reconciler(memory, FIGURES, lambda: next(times), Nobody())
     await reconciler.reconcile(KEY)
     first = memory.status()["conditions"][0]["lastTransitionTime"]
     del memory.held["Secret", "im-fra", "region-keys"]
@@ -217,7 +224,7 @@ async def test_a_rejected_object_is_said_in_the_status(
     picky = Picky()
     picky.held = memory.held
     with pytest.raises(Rejected):
-        await Reconciler(picky, FIGURES, lambda: NOW).reconcile(KEY)
+        await Reconciler(picky, FIGURES, lambda: NOW, Nobody()).reconcile(KEY)
     assert picky.status()["blocked_by"] == ["storage is forbidden"]
     assert picky.status()["phase"] == "Blocked"
 

@@ -14,10 +14,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, witnesses]
+  resources: [regions, idcs, witnesses, trafficoperations]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
-  resources: [regions/status, idcs/status, witnesses/status]
+  resources: [regions/status, idcs/status, witnesses/status, trafficoperations/status]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
   resources: [idcs/finalizers, witnesses/finalizers]
