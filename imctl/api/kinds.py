@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from imcore.region.model import RegionSpec
 from imctl.api import rules
-from imctl.api.model import IdcSpec, RegionStatus, WitnessSpec, WorkloadStatus
+from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
 from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
 
 GROUP = "imctl.dev"
@@ -64,7 +64,15 @@ REGION = Kind(
 IDC = Kind(
     "IDC", "idcs", "idc",
     "One IDC of a Region, run in this namespace: a StatefulSet with one pod, which has all roles.",
-    IdcSpec, WorkloadStatus, rules.IDC, (Column("IDC", ".spec.idc"), *_WORKLOAD),
+    IdcSpec, IdcStatus, rules.IDC,
+    (
+        Column("IDC", ".spec.idc"),
+        *_WORKLOAD[:-1],
+        Column("State", ".status.process.state"),
+        Column("Sessions", ".status.process.sessions", "integer"),
+        Column("Epoch", ".status.process.epoch", "integer", wide=True),
+        _AGE,
+    ),
 )  # fmt: skip
 WITNESS = Kind(
     "Witness", "witnesses", "imw",

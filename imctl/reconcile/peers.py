@@ -10,22 +10,26 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cryptography import x509
 
+from imcore.auditfile import FILE
 from imcore.errors import BadInput
 from imcore.pki import DOMAIN
 from imcore.region.model import Region
 from imcore.roles import NAMES, Role
 from imcore.runtime import Clock
+from imctl import admin
 from imctl.reconcile.objects import CA, CERTIFICATE, KEY
 from imctl.reconcile.observed import Object
-from imctl.traffic import Control
+from imctl.traffic import Control, Judged
 from services.control.evaluate import Decision
 from services.control.operations import Operation
 from services.control.rules import Change
 from services.policy.document import Policy
+
+STATUS_S = 2.0
 
 
 class Steering(Protocol):
@@ -35,7 +39,11 @@ class Steering(Protocol):
 
     async def operation(self, name: str) -> Operation | None: ...
 
+    async def judge(self, change: Change) -> Judged: ...
+
     async def submit(self, change: Change) -> Decision: ...
+
+    def permits(self, change: Change) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -71,9 +79,16 @@ class Peers:
         folder = self._audit / namespace / region.metadata.name
         folder.mkdir(parents=True, exist_ok=True)
         with as_folder(secret) as pki:
-            reached = _Reached(region, pki, folder / "audit.jsonl")
+            reached = _Reached(region, pki, folder / FILE)
             async with Control(reached, self._clock, random.Random()) as control:
                 yield control
+
+    async def status(self, region: Region, secret: Object, idc: str) -> dict[str, Any]:
+        """The status document of an IDC's process. Raises BadInput as above, Unavailable,
+        Refused."""
+        with as_folder(secret) as pki:
+            reached = _Reached(region, pki, self._audit / FILE)
+            return await admin.status(reached, idc, STATUS_S)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from imctl.reconcile import seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.lease import NotLeading
+from imctl.reconcile.looks import Looks
 from imctl.reconcile.objects import CERT_MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
@@ -40,9 +41,12 @@ RETRY_S, RETRY_MAX_S = 0.5, 30.0
 
 
 class Key(NamedTuple):
+    """``asks``: it is about what is learnt and done by asking the processes of IDCs."""
+
     kind: str
     namespace: str
     name: str
+    asks: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
@@ -62,6 +66,7 @@ class Reconciler:
         self._figures = figures
         self._wall = wall
         self._runs = Runs(cluster, peers, wall, self._tell)
+        self._looks = Looks(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in a queue
@@ -74,17 +79,30 @@ class Reconciler:
     def look(self, key: Key) -> None:
         """Soon; once, however often it is asked for until then."""
         self._known.add(key)
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
         if key in self._running:
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            asks_peers = key.kind == TRAFFIC_OPERATION.name
-            (self._peer_queue if asks_peers else self._queue).put_nowait(key)
+            (self._peer_queue if key.asks else self._queue).put_nowait(key)
+
+    def changed(self, kind: str, namespace: str, name: str) -> None:
+        """An object is there, has changed, or is gone."""
+        if kind != TRAFFIC_OPERATION.name:
+            self.look(Key(kind, namespace, name))
+        if kind == REGION.name:
+            self.look_at_all_of(namespace)
+        asking = Key(kind, namespace, name, asks=True)
+        # An IDC is asked now and then. That its own answer has changed the status is no reason.
+        asked = asking in self._timers or asking in self._running
+        if kind == TRAFFIC_OPERATION.name or (kind == IDC.name and not asked):
+            self.look(asking)
 
     def look_at_all_of(self, namespace: str) -> None:
         """When a Region has changed there."""
         for key in list(self._known):
-            if key.namespace == namespace and key.kind in SPECS:
+            if key.namespace == namespace and key.kind in SPECS and not key.asks:
                 self.look(key)
 
     async def run(self) -> None:
@@ -118,8 +136,6 @@ class Reconciler:
                 self._later(key, wait_s)
 
     def _later(self, key: Key, wait_s: float) -> None:
-        if key in self._timers:
-            self._timers[key].cancel()
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(wait_s, self.look, key)
 
@@ -149,13 +165,15 @@ class Reconciler:
             return None
         if key.kind == TRAFFIC_OPERATION.name:
             return await self._runs.reconcile(owner, document)
+        if key.asks:
+            return await self._looks.look(owner, document)
         return await self._workload(owner, document)
 
     async def _region(self, owner: Owner, document: Object) -> None:
         _, problems = judge_region(owner.name, document["spec"])
         status = region_status(problems, owner.generation)
         before = document.get("status", {})
-        if _differs(status, before):
+        if seen.differs(status, before):
             await self._cluster.apply(seen.status_object(owner, status), status=True)
         if before.get("phase") != status["phase"]:
             message = problems[0] if problems else "as `imctl validate` wants it"
@@ -215,7 +233,7 @@ class Reconciler:
 
     async def _say(self, owner: Owner, decision: Decision, before: Object) -> None:
         status = seen.status_of(decision, before, self._wall())
-        if _differs(status, before):
+        if seen.differs(status, before):
             await self._cluster.apply(seen.status_object(owner, status), status=True)
         event = seen.event_of(owner, decision, before, self._wall())
         if event is not None:
@@ -236,8 +254,3 @@ def _rejected(decision: Decision, why: str) -> Decision:
         **decision.status, "phase": str(Phase.BLOCKED), "blocked_by": [why],
     }  # fmt: skip
     return decision._replace(status=status, reason="Rejected", message=why)
-
-
-def _differs(status: Object, before: Object) -> bool:
-    """An API server leaves nothing out of a status that was given to it."""
-    return any(before.get(name) != value for name, value in status.items())

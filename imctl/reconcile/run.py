@@ -21,7 +21,7 @@ from kubernetes_asyncio.client import ApiClient, Configuration
 
 from imcore.errors import ImError
 from imcore.runtime import Clock
-from imctl.api.kinds import GROUP, KINDS, REGION, VERSION
+from imctl.api.kinds import GROUP, KINDS, VERSION
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
 from imctl.reconcile.peers import Peers
@@ -187,9 +187,7 @@ def _registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
 def _changed(reconciler: Reconciler) -> Callable[..., Any]:
     async def handler(body: Mapping[str, Any], **_: Any) -> None:
         metadata = body["metadata"]
-        reconciler.look(Key(body["kind"], metadata["namespace"], metadata["name"]))
-        if body["kind"] == REGION.name:
-            reconciler.look_at_all_of(metadata["namespace"])
+        reconciler.changed(body["kind"], metadata["namespace"], metadata["name"])
 
     return handler
 

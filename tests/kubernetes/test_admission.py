@@ -261,7 +261,9 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         "region.imctl.dev/two-idc", "idc.imctl.dev/fra", "witness.imctl.dev/london",
     }  # fmt: skip
     head = api_server.kubectl("get", "idc", "--namespace", namespace).splitlines()[0]
-    assert head.split() == ["NAME", "IDC", "REGION", "PHASE", "READY", "AGE"]
+    assert head.split() == [
+        "NAME", "IDC", "REGION", "PHASE", "READY", "STATE", "SESSIONS", "AGE",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

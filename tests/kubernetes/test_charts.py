@@ -36,6 +36,13 @@ CHARTS = {
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate"],
     ),
+    "idc-with-a-monitor": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
+         "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer,"
+         "monitoring.podMonitor.labels.release=prometheus"],
+    ),
     "witness": (
         "im-idc",
         ["--set-file", f"regionFile={REGION}", "--set",
@@ -95,6 +102,9 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("idc", ["spec.certificate.secret=x"], "certificate"),
         ("idc", ["spec.service=ExternalName"], "service"),
         ("idc", ["kind=Gateway"], "kind"),
+        ("idc", ["monitoring.podMonitor.enabled=true"], "a viewer's certificate"),
+        ("witness", ["monitoring.podMonitor.enabled=true"], "a witness has no metrics"),
+        ("operator", ["monitoring.rules.labels.a=1"], "labels"),
     ],
 )
 def test_values_that_are_wrong_are_refused(
@@ -105,6 +115,18 @@ def test_values_that_are_wrong_are_refused(
         values = values[2:]
     with pytest.raises(Failed, match=why):
         helm("template", "fra", str(ROOT / "charts" / chart), *values, "--set", more[0])
+
+
+def test_rules_and_dashboard_are_the_files_word_for_word(helm: Helm) -> None:
+    made = ["monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"]
+    chart, values = CHARTS["operator"]
+    text = helm("template", "fra", str(ROOT / "charts" / chart), *values, "--set", ",".join(made))
+    found = {each["kind"]: each for each in yaml.safe_load_all(text)}
+    files = ROOT / "deploy" / "monitoring"
+    assert found["PrometheusRule"]["spec"] == yaml.safe_load((files / "alerts.yaml").read_text())
+    (dashboard,) = [each for each in yaml.safe_load_all(text) if each["kind"] == "ConfigMap"]
+    shown = json.loads((files / "dashboard.json").read_text())
+    assert json.loads(dashboard["data"]["imctl.json"]) == shown
 
 
 def test_an_upgrade_and_the_way_back(api_server: ApiServer, namespace: str, helm: Helm) -> None:

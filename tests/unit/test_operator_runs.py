@@ -19,13 +19,16 @@ import yaml
 from imcore.errors import BadInput, OutcomeUnknown, Unavailable
 from imcore.region.model import Region
 from imctl.api.operation import TrafficOperationSpec
+from imctl.reconcile.cluster import MANAGER
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.peers import Peers, Steering
 from imctl.reconcile.reconciler import PEER_WORKERS, Key, Reconciler
 from imctl.reconcile.runs import FOLLOW_S, WAIT_S
 from imctl.reconcile.traffic import change_of
 from imctl.testing import golden
+from imctl.traffic import Judged
 from services.control.evaluate import Decision
+from services.control.evidence import Evidence
 from services.control.operations import Operation, Step
 from services.control.rules import Blocker, Change
 from services.policy.document import (
@@ -40,7 +43,7 @@ from tests.unit.test_operator_objects import FIGURES, region
 from tests.unit.test_operator_reconciler import NOW, Memory, until
 
 GOLDEN = Path(__file__).parent / "operator_golden"
-KEY = Key("TrafficOperation", "im-fra", "move")
+KEY = Key("TrafficOperation", "im-fra", "move", asks=True)
 SPEC = {"region": "two-idc", "move": "drain", "idc": "fra", "certificate": "imctl-operator"}
 
 
@@ -54,6 +57,8 @@ class World(Peers):
         self.blockers: tuple[Blocker, ...] = ()
         self.trouble: dict[str, Exception] = {}  # by call
         self.hang = False
+        self.permitted = True
+        self.said: dict[str, Any] = {}  # as the process's status
 
     @asynccontextmanager
     async def steering(
@@ -75,6 +80,18 @@ class World(Peers):
     async def operation(self, name: str) -> Operation | None:
         self._check("operation")
         return self.found.get(name)
+
+    async def status(self, region: Region, secret: Object, idc: str) -> dict[str, Any]:
+        self._check("status")
+        return self.said
+
+    def permits(self, change: Change) -> bool:
+        return self.permitted
+
+    async def judge(self, change: Change) -> Judged:
+        refused = Decision(None, "", self.blockers)
+        taken = Decision(self.now, "")
+        return Judged(self.now, Evidence(), refused if self.blockers else taken)
 
     async def submit(self, change: Change) -> Decision:
         self._check("submit")
@@ -192,11 +209,13 @@ async def test_an_operator_that_dies_is_continued_by_the_next(
     class Mortal(Memory):
         left = write
 
-        async def apply(self, wanted: Object, status: bool = False) -> Object:
+        async def apply(
+            self, wanted: Object, status: bool = False, manager: str = MANAGER
+        ) -> Object:
             if self.left == 0:
                 raise Dies
             self.left -= 1
-            return await super().apply(wanted, status)
+            return await super().apply(wanted, status, manager)
 
     mortal = Mortal()
     mortal.held = memory.held

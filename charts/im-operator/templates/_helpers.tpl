@@ -19,6 +19,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [imctl.dev]
   resources: [regions/status, idcs/status, witnesses/status, trafficoperations/status]
   verbs: [patch]
+- apiGroups: [imctl.dev]  # the finalizer of those that are drained before they go
+  resources: [idcs]
+  verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
   resources: [idcs/finalizers, witnesses/finalizers]
   verbs: [update]
