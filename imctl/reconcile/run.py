@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import kopf
 from kubernetes_asyncio import config as kubeconfig
@@ -22,6 +22,7 @@ from kubernetes_asyncio.client import ApiClient, Configuration
 from imcore.errors import ImError
 from imcore.runtime import Clock
 from imctl.api.kinds import GROUP, KINDS, VERSION
+from imctl.reconcile.admission import serving
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
 from imctl.reconcile.peers import Peers
@@ -32,6 +33,14 @@ LEASE = "coordination.k8s.io/v1"
 OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
 
 
+class Webhook(NamedTuple):
+    """``certificate``: a folder with its `tls.crt` and `tls.key`."""
+
+    host: str
+    port: int
+    certificate: Path
+
+
 async def run(
     identity: str,
     lease_namespace: str,
@@ -40,6 +49,7 @@ async def run(
     clock: Clock,
     audit: Path,
     context: str = "",
+    webhook: Webhook | None = None,
 ) -> None:
     """Until SIGTERM. ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
     audit chains of what it asks of regions. Raises NotLeading when the
@@ -57,7 +67,10 @@ async def run(
             raise NotLeading(f"the lease was not renewed in time; {leadership.holder} holds it")
         return left
 
-    async with ApiClient() as api:
+    async with contextlib.AsyncExitStack() as stack:
+        if webhook is not None:
+            await stack.enter_async_context(serving(*webhook))
+        api = await stack.enter_async_context(ApiClient())
         cluster = Cluster(api, may_write_s)
         election = _Election(leadership, cluster, clock)
         lease = asyncio.ensure_future(election.run())

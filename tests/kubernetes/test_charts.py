@@ -31,6 +31,9 @@ CHARTS = {
     "operator-of-two-namespaces": (
         "im-operator", ["--set", "image=imctl:1,replicas=1,namespaces={im-fra,im-dub}"],
     ),
+    "operator-with-a-webhook": (
+        "im-operator", ["--set", "image=imctl:1,webhook.enabled=true,webhook.issuer.name=ca"],
+    ),
     "idc": (
         "im-idc",
         ["--set-file", f"regionFile={REGION}", "--set",
@@ -104,6 +107,8 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("idc", ["kind=Gateway"], "kind"),
         ("idc", ["monitoring.podMonitor.enabled=true"], "a viewer's certificate"),
         ("witness", ["monitoring.podMonitor.enabled=true"], "a witness has no metrics"),
+        ("operator", ["webhook.enabled=true"], "give either `issuer.name`"),
+        ("operator", ["webhook.enabled=true,webhook.secret=x"], "the CA of the secret"),
         ("operator", ["monitoring.rules.labels.a=1"], "labels"),
     ],
 )

@@ -11,6 +11,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "im-operator.name" -}}
 {{ printf "%s-im-operator" .Release.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
+{{- define "im-operator.webhook-secret" -}}
+{{ .Values.webhook.secret | default (printf "%s-webhook" (include "im-operator.name" .)) }}
+{{- end }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
