@@ -17,9 +17,11 @@ import yaml
 
 from imctl.api.model import IdcSpec
 from imctl.errors import Failed
+from imctl.reconcile.process import FINALIZER
 from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
+from tests.kubernetes.test_admission import IDC, OPERATION, apply
 from tests.kubernetes.test_operator_live import Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +178,13 @@ def test_the_rights_of_the_chart_suffice(
         until(lambda: admin.phase() == "Starting")
         api_server.kubectl("delete", "service", "fra-idc-peer", "--namespace", namespace)
         until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
+        asked = IDC | {"spec": IDC["spec"] | {"role_certificate": "imctl-operator"}}
+        apply(api_server, namespace, asked)
+        until(lambda: admin.get("idc", "fra")["metadata"].get("finalizers") == [FINALIZER])
+        apply(api_server, namespace, IDC)
+        until(lambda: not admin.get("idc", "fra")["metadata"].get("finalizers"))
+        apply(api_server, namespace, OPERATION)
+        until(lambda: "status" in admin.get("trafficoperation", "move"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
         log = (tmp_path / "operator-0.log").read_text()
