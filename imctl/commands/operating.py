@@ -64,6 +64,8 @@ def run(
 ) -> None:
     """Bring IDC and Witness objects to this cluster and keep them so, until SIGTERM.
 
+    Moves of traffic are asked for as TrafficOperation objects say.
+
     Of several, one is active: it holds a Lease. The others wait for it.
 
     Exit status: 0 stopped, 1 the lease was lost or there is no cluster.
