@@ -32,8 +32,8 @@ from services.policy.document import Policy
 STATUS_S = 2.0
 
 
-class Steering(Protocol):
-    """What of ``Control`` is used here; errors as there."""
+class Mover(Protocol):
+    """What the operator uses of ``Control``; errors as there."""
 
     async def policy(self) -> Policy: ...
 
@@ -74,7 +74,7 @@ class Peers:
     @asynccontextmanager
     async def steering(
         self, namespace: str, region: Region, secret: Object
-    ) -> AsyncIterator[Steering]:
+    ) -> AsyncIterator[Mover]:
         """Raises BadInput for a Secret that is of no use."""
         folder = self._audit / namespace / region.metadata.name
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from imctl.reconcile import seen, traffic
 from imctl.reconcile.cluster import Cluster, Rejected
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.peers import Peers, Steering
+from imctl.reconcile.peers import Mover, Peers
 from services.policy.document import OperationState
 
 FOLLOW_S = 1.0
@@ -111,7 +111,7 @@ class _Run:
             raise BadInput(f"Secret {spec.certificate} is not there")
         return region, secret
 
-    async def ask(self, control: Steering, region: Region) -> None:
+    async def ask(self, control: Mover, region: Region) -> None:
         """Before it asks it writes down that it does, and at which epoch: whoever comes after it
         knows what may have been begun."""
         change, generation = traffic.change_of(self._owner, self._spec), self._owner.generation
@@ -131,7 +131,7 @@ class _Run:
         else:
             await self.say(traffic.begun(self.status, decision))
 
-    async def follow(self, control: Steering, doubtful_for: Callable[[str], float]) -> None:
+    async def follow(self, control: Mover, doubtful_for: Callable[[str], float]) -> None:
         operation = await control.operation(self.status.operation)
         if operation is None:  # so many have come since that its record is gone
             await self.say(traffic.lost(self.status))

@@ -21,7 +21,7 @@ from imcore.region.model import Region
 from imctl.api.operation import TrafficOperationSpec
 from imctl.reconcile.cluster import MANAGER
 from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.peers import Peers, Steering
+from imctl.reconcile.peers import Mover, Peers
 from imctl.reconcile.reconciler import PEER_WORKERS, Key, Reconciler
 from imctl.reconcile.runs import FOLLOW_S, WAIT_S
 from imctl.reconcile.traffic import change_of
@@ -63,7 +63,7 @@ class World(Peers):
     @asynccontextmanager
     async def steering(
         self, namespace: str, region: Region, secret: Object
-    ) -> AsyncIterator[Steering]:
+    ) -> AsyncIterator[Mover]:
         if self.hang:
             await asyncio.Event().wait()
         self._check("steering")
