@@ -18,6 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from imcore.errors import Code
+from services.control.follow import left_halfway
 from services.gateway.server import Gateway
 from services.metrics.catalog import BY_NAME, Kind
 from services.metrics.hot import KINDS, Hot
@@ -105,6 +106,10 @@ class NodeCollector(Collector):
         yield _family("im_policy_operation", [((), bool(policy["operation"]))])
         states = policy["idcs"].items()
         yield _family("im_policy_state", [((idc, row["state"]), 1) for idc, row in states])
+        newest = self._node.traffic.holder.policy
+        if newest is not None:
+            left = left_halfway(newest, self._node.idc)
+            yield _family("im_policy_left_halfway", [((), bool(left))])
         rows = registries.items()
         yield _family("im_registry_up", [((name,), said == "ok") for name, said in rows])
 
