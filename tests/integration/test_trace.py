@@ -145,7 +145,7 @@ async def test_one_message_between_two_idcs_is_one_trace_with_every_hop(tmp_path
 async def _metrics_of_two(nodes: list[Node]) -> None:
     """What only an IDC with another one shows."""
     for node, other in ((nodes[0], "dub"), (nodes[1], "fra")):
-        registry = node.monitor._registry
+        registry = node.monitor.registry
         flows = {"log": "im_replication_lag_records", "kv": "im_replication_lag_records"}
         for flow, name in flows.items():
             assert registry.get_sample_value(name, {"peer": other, "flow": flow}) is not None
