@@ -294,6 +294,13 @@ class Cluster:
             "images", "import", archive,
         )  # fmt: skip
 
+    def kill(self, container: str) -> None:
+        """By SIGKILL, as a power cut would. ``container``: its `containerID`. Raises Failed."""
+        self._run(
+            "ctr", "--address", self.layout.socket, "--namespace", "k8s.io",
+            "tasks", "kill", "--signal", "SIGKILL", container.removeprefix("containerd://"),
+        )  # fmt: skip
+
     def volumes(self, count: int) -> None:
         """As many more, empty, for whoever claims one without a class. Anybody may write them: a
         pod's group does not become such a folder's. Raises Failed."""
