@@ -30,7 +30,7 @@ from imctl.testing.cluster.settings import Layout
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "imctl-cluster-"
 START_S = 60.0
-END_S = 20.0
+END_S = 60.0  # a kernel that is busy takes its time with a network namespace
 CLUSTERS_MAX = 200
 
 

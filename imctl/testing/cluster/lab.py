@@ -9,23 +9,23 @@ with running(cluster, tmp_path) as pods:
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import yaml
 
-from imcore import pki
 from imcore.region.load import load_region
-from imctl.api.kinds import API_VERSION, IDC, KINDS, WITNESS
+from imctl.api.kinds import IDC, KINDS, WITNESS
 from imctl.errors import Failed
-from imctl.target.local import Local, pki_names
+from imctl.target.local import Local
 from imctl.testing.cluster import image
 from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.lab import Edit, Lab
@@ -61,14 +61,40 @@ def region_file(folder: Path, node: str, clients: str, edit: Edit | None = None)
 class Pods:
     """What the operator made of a region; ``namespaces``: part -> its namespace."""
 
-    def __init__(self, cluster: Cluster, data: Path, suffix: str) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, suffix: str) -> None:
+        """``folder``: with its region file."""
         self._cluster = cluster
-        self.data = data
-        self.region = load_region(data / "region.yaml")
+        self._folder = folder
+        self.data = folder / "deployment"
+        self.region = load_region(folder / "region.yaml")
         self.idcs = [idc.name for idc in self.region.spec.idcs]
         self.witness = self.region.spec.witness.name if self.region.spec.witness else ""
         parts = [*self.idcs, *([self.witness] if self.witness else [])]
         self.namespaces = {part: f"im-{part}-{suffix}" for part in parts}
+        self.system = f"im-system-{suffix}"  # the operator's
+
+    def sites_file(self) -> Path:
+        path = self._folder / "sites.yaml"
+        spec = {
+            "image": image.NAME,
+            "storage": {"size": "1Gi"},
+            "resources": RESOURCES,
+            "service": "NodePort",
+        }
+        sites = {part: {"namespace": name} for part, name in self.namespaces.items()}
+        path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
+        return path
+
+    def imctl(self, *arguments: str, status: int = 0, folder: Path | None = None) -> str:
+        """What the command prints, and says; it must end with this status. Raises Failed.
+        ``folder``: of another deployment."""
+        data = folder or self.data
+        command = [sys.executable, "-m", "imctl", *arguments, "--data", str(data)]
+        environment = os.environ | {"KUBECONFIG": str(self._cluster.kubeconfig)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode != status:
+            raise Failed(f"imctl {arguments[0]}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
 
     def kind(self, part: str) -> str:
         return WITNESS.name if part == self.witness else IDC.name
@@ -80,29 +106,6 @@ class Pods:
     def kubectl(self, part: str, *arguments: str) -> str:
         """In the part's namespace. Raises Failed."""
         return self._cluster.kubectl("--namespace", self.namespaces[part], *arguments)
-
-    def objects(self, part: str) -> list[dict[str, Any]]:
-        """What an operator is given for it: Secrets, the Region and the IDC or Witness."""
-        keys = self.data / "pki"
-        files = {"ca.crt": "ca.pem", "tls.crt": f"{part}.pem", "tls.key": f"{part}.key"}
-        document = yaml.safe_load((self.data / "region.yaml").read_text())
-        spec: dict[str, Any] = {
-            "region": self.region.metadata.name,
-            "image": image.NAME,
-            "certificates": {"secret": f"{part}-certificate", "region_keys": "region-keys"},
-            "storage": {"size": "1Gi"},
-            "resources": RESOURCES,
-            "service": "NodePort",
-        }
-        if part != self.witness:
-            spec["idc"] = part
-        return [
-            _secret(f"{part}-certificate", {key: keys / name for key, name in files.items()}),
-            _secret("region-keys", {pki.REGION_KEYS: keys / pki.REGION_KEYS}),
-            document,
-            {"apiVersion": API_VERSION, "kind": self.kind(part), "metadata": {"name": part},
-             "spec": spec},
-        ]  # fmt: skip
 
     def wait_ready(self, *parts: str, seconds: int = READY_S) -> None:
         """Raises Failed with what the pods say."""
@@ -155,6 +158,18 @@ class Pods:
             "--force", "--grace-period=0",
         )  # fmt: skip
 
+    def operator(self) -> dict[str, Any]:
+        """Its pod."""
+        shown = self._cluster.kubectl("get", "pods", "--namespace", self.system, "-o", "json")
+        (found,) = json.loads(shown)["items"]
+        pod: dict[str, Any] = found
+        return pod
+
+    def kill_operator(self) -> None:
+        """By SIGKILL; the kubelet starts the next one in the same pod."""
+        (container,) = self.operator()["status"]["containerStatuses"]
+        self._cluster.kill(container["containerID"])
+
     def start(self, part: str) -> None:
         """The operator makes good again what ``kill`` did."""
         self._pause(part, False)
@@ -177,7 +192,7 @@ class Pods:
 
 
 class PodsLab(Lab):
-    """The deployment is attached: whatever `imctl` does to it goes by its endpoints."""
+    """What it asks of the deployment goes by its endpoints."""
 
     def __init__(self, pods: Pods) -> None:
         super().__init__(Local.open(pods.data))
@@ -195,20 +210,20 @@ class PodsLab(Lab):
         if serving:
             await asyncio.to_thread(self.pods.wait_ready, idc)
 
+    async def imctl(self, *arguments: str) -> tuple[int, str]:
+        return 0, await asyncio.to_thread(self.pods.imctl, *arguments)
+
     def log(self, idc: str) -> str:
         return self.pods.kubectl(idc, "logs", f"{self.pods.workload(idc)}-0")
 
 
 @contextlib.contextmanager
 def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterator[Pods]:
-    """Until all of it serves. Its ports are those of every other: one at a time. Raises Failed."""
+    """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
+    Raises Failed."""
     layout = cluster.layout
     source = region_file(folder, layout.node_address, layout.machine_address, edit)
-    data = folder / "deployment"
-    pki.init(data / "pki", pki_names(load_region(source)), datetime.now(UTC))
-    Local.attach(source, data)
-    pods = Pods(cluster, data, uuid4().hex[:6])
-    system = f"im-system-{uuid4().hex[:6]}"
+    pods = Pods(cluster, folder, uuid4().hex[:6])
     try:
         for namespace in pods.namespaces.values():
             cluster.kubectl("create", "namespace", namespace)
@@ -217,19 +232,18 @@ def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterato
         # Of these namespaces alone: it may be there for a while when other tests go on.
         only = ",".join(pods.namespaces.values())
         cluster.helm(
-            "install", "op", str(OPERATOR), "--namespace", system, "--create-namespace",
+            "install", "op", str(OPERATOR), "--namespace", pods.system, "--create-namespace",
             "--set", f"image={image.NAME},replicas=1,namespaces={{{only}}}",
         )  # fmt: skip
         for kind in KINDS:
             until_known(cluster, kind.plural)
-        for part, namespace in pods.namespaces.items():
-            cluster.apply(*pods.objects(part), namespace=namespace)
+        pods.imctl("deploy", str(source), "--sites", str(pods.sites_file()))
         pods.wait_ready(*pods.namespaces)
         yield pods
     finally:
         with contextlib.suppress(Failed):
-            cluster.helm("uninstall", "op", "--namespace", system)
-        for namespace in (*pods.namespaces.values(), system):
+            cluster.helm("uninstall", "op", "--namespace", pods.system)
+        for namespace in (*pods.namespaces.values(), pods.system):
             cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
 
 
@@ -245,8 +259,3 @@ def until_known(cluster: Cluster, plural: str) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
-
-
-def _secret(name: str, files: dict[str, Path]) -> dict[str, Any]:
-    data = {key: base64.b64encode(path.read_bytes()).decode() for key, path in files.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
