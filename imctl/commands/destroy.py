@@ -21,6 +21,7 @@ from imctl.options import Data
 from imctl.rollout import store
 from imctl.target import places, regions, runfile
 from imctl.target.local import COPY, LINKPROXY, Local
+from imctl.target.opening import opened
 
 
 def destroy(
@@ -49,8 +50,9 @@ def destroy(
     roles.demand(folder / "pki", Role.ADMIN, "Destroying a deployment")
     region = load_region(folder / COPY)
     name = region.metadata.name
-    target = Local.open(folder) if runfile.read(folder) else None
+    target = opened(folder) if runfile.read(folder) else None
     if target is not None:
+        target.demand_destroyable()
         target.find_lost()
         if not with_clients:
             _guard_clients(target)
