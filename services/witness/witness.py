@@ -7,13 +7,11 @@ import contextlib
 import json
 import logging
 import os
-import random
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
-import grpc.aio
 
 from imcore import auditfile
 from imcore.certificates import CertificateFiles
@@ -22,18 +20,16 @@ from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
 from imcore.region.rules import split
-from imcore.runtime import Clock
-from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
 from services.control.peer_calls import PeerCalls
-from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
 from services.node.monitor import Monitor
+from services.node.outside import Outside
 from services.node.swaps import SWAP, SwapLimit
 from services.policy.holder import PolicyHolder
 from services.ports import Registry
@@ -95,41 +91,39 @@ class _Admin(rpc.AdminServicer):
 class Witness:
     """``links``: at which address to dial each IDC, where that is not its own endpoint. ``audit``:
     the file of its audit chain; None: beside its data. ``listen``: the host to listen at; "": that
-    of its endpoint. Raises BadInput for a region without a witness."""
+    of its endpoint. ``pki``: where its certificate lies, for the listener of its metrics; None: it
+    has none. Raises BadInput for a region without a witness."""
 
     def __init__(
         self,
         region: Region,
         data: Path,
-        pki: Path,
         links: Mapping[str, str],
-        clock: Clock,
-        rng: random.Random,
+        outside: Outside,
         audit: Path | None = None,
         listen: str = "",
+        pki: Path | None = None,
     ) -> None:
         if region.spec.witness is None:
             raise BadInput("the region file has no spec.witness; nothing to run")
         self.name = region.spec.witness.name
-        self.clock = clock
-        self._disk = RealDisk()
+        self.clock = outside.clock
+        self._outside = outside
+        self._disk = outside.disk
         self.holder = PolicyHolder(data / "policy.json", self._disk)
         host, _, port = region.spec.witness.peer.rpartition(":")
         self._address = f"{listen or host}:{port}"
         self._region = region
         self._data = data
-        self._pki = pki
         self._links = links
-        self._rng = rng
+        self._rng = outside.rng
         self._stopped = asyncio.Event()
-        self._started = clock.now()
+        self._started = self.clock.now()
         self.audit_file = audit or data / auditfile.FILE
         self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
-        self.certificate = CertificateFiles(pki, self.name)
-        self.monitor = Monitor(self.name, pki, registry_of(self), self.not_ready)
-        metrics = region.spec.witness.metrics
-        self._metrics_at = split(metrics) if metrics else None
+        self._pki = pki
+        self._metrics_at = region.spec.witness.metrics
         self._listen = listen
 
     def not_ready(self) -> list[str]:
@@ -149,9 +143,11 @@ class Witness:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
-        if self._metrics_at is not None:
-            host, port = self._metrics_at
-            await self.monitor.start(self._listen or host, port, stack)
+        if self._metrics_at is not None and self._pki is not None:
+            registry = registry_of(self, CertificateFiles(self._pki, self.name))
+            host, port = split(self._metrics_at)
+            monitor = Monitor(self.name, self._pki, registry, self.not_ready)
+            await monitor.start(self._listen or host, port, stack)
         store = await RegistryStore.open(
             str(self._data / "registry"), self._disk, self.clock, self._rng
         )
@@ -160,7 +156,7 @@ class Witness:
         stubs: dict[str, rpc.PeerAsyncStub] = {}
         for idc in self._region.spec.idcs:
             target = self._links.get(idc.name, idc.endpoints.peer)
-            channel = grpc_channel(self._pki, self.name, idc.name, target)
+            channel = self._outside.channel(idc.name, target)
             stack.push_async_callback(channel.close, STOP_S)
             registries[idc.name] = RemoteRegistry(channel, idc.name)
             stubs[idc.name] = rpc.PeerStub(channel)
@@ -197,13 +193,10 @@ class Witness:
     async def _serve(self, store: RegistryStore, stack: contextlib.AsyncExitStack) -> None:
         swaps = SwapLimit(store)
         authorizer = Authorizer(voters_of(self._region), {SWAP: swaps.refusal})
-        server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
+        server = self._outside.server([authorizer], self._address)
         rpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
         rpc.add_PeerServicer_to_server(_Peers(self), server)
         rpc.add_AdminServicer_to_server(_Admin(self), server)
-        credentials = grpc_server_credentials(self._pki, self.name)
-        if server.add_secure_port(self._address, credentials) == 0:
-            raise OSError(f"cannot listen on {self._address} (spec.witness.peer)")
         await server.start()
         stack.push_async_callback(server.stop, STOP_S)
 
