@@ -186,9 +186,7 @@ class WitnessMachine(Machine):
         return self.running
 
     async def _serve(self, owner: Owner) -> None:
-        witness = Witness(
-            self._world.region, self.folder, self._world.pki, {}, SimOutside(self._world, self)
-        )
+        witness = Witness(self._world.region, self.folder, {}, SimOutside(self._world, self))
         try:
             await witness.run()
         except Exception as error:

@@ -53,11 +53,11 @@ async def _serve(options: argparse.Namespace) -> None:
     witness = Witness(
         region,
         options.data,
-        options.pki,
         _links(options.links),
         Machine(options.pki, name),
         options.audit,
         options.listen,
+        options.pki,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from imcore.certificates import CertificateFiles
 from services.node import families
 from services.node.families import family
 
@@ -16,16 +17,17 @@ if TYPE_CHECKING:
     from services.witness.witness import Witness
 
 
-def registry_of(witness: Witness) -> CollectorRegistry:
+def registry_of(witness: Witness, certificate: CertificateFiles) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
-    registry.register(_WitnessCollector(witness))
+    registry.register(_WitnessCollector(witness, certificate))
     return registry
 
 
 class _WitnessCollector(Collector):
-    def __init__(self, witness: Witness) -> None:
+    def __init__(self, witness: Witness, certificate: CertificateFiles) -> None:
         self._witness = witness
+        self._certificate = certificate
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -33,5 +35,5 @@ class _WitnessCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         status = self._witness.status()
         yield family("im_ready", [((), not self._witness.not_ready())])
-        yield from families.process(status, self._witness.certificate.pair)
+        yield from families.process(status, self._certificate.pair)
         yield from families.policy(status)

@@ -91,17 +91,18 @@ class _Admin(rpc.AdminServicer):
 class Witness:
     """``links``: at which address to dial each IDC, where that is not its own endpoint. ``audit``:
     the file of its audit chain; None: beside its data. ``listen``: the host to listen at; "": that
-    of its endpoint. Raises BadInput for a region without a witness."""
+    of its endpoint. ``pki``: where its certificate lies, for the listener of its metrics; None: it
+    has none. Raises BadInput for a region without a witness."""
 
     def __init__(
         self,
         region: Region,
         data: Path,
-        pki: Path,
         links: Mapping[str, str],
         outside: Outside,
         audit: Path | None = None,
         listen: str = "",
+        pki: Path | None = None,
     ) -> None:
         if region.spec.witness is None:
             raise BadInput("the region file has no spec.witness; nothing to run")
@@ -121,10 +122,8 @@ class Witness:
         self.audit_file = audit or data / auditfile.FILE
         self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
-        self.certificate = CertificateFiles(pki, self.name)
-        self.monitor = Monitor(self.name, pki, registry_of(self), self.not_ready)
-        metrics = region.spec.witness.metrics
-        self._metrics_at = split(metrics) if metrics else None
+        self._pki = pki
+        self._metrics_at = region.spec.witness.metrics
         self._listen = listen
 
     def not_ready(self) -> list[str]:
@@ -144,9 +143,11 @@ class Witness:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
-        if self._metrics_at is not None:
-            host, port = self._metrics_at
-            await self.monitor.start(self._listen or host, port, stack)
+        if self._metrics_at is not None and self._pki is not None:
+            registry = registry_of(self, CertificateFiles(self._pki, self.name))
+            host, port = split(self._metrics_at)
+            monitor = Monitor(self.name, self._pki, registry, self.not_ready)
+            await monitor.start(self._listen or host, port, stack)
         store = await RegistryStore.open(
             str(self._data / "registry"), self._disk, self.clock, self._rng
         )

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from imcore.proto import peer_pb2 as pb
+from imctl import admin
 from imctl.rollout import store
-from imctl.rollout.record import Rollout, State
+from imctl.rollout.record import Kind, Rollout, State
 from imctl.target.places import free_ports
 from imctl.testing import schema
 from imctl.testing.lab import Lab, until
@@ -139,9 +141,45 @@ async def test_a_deploy_killed_twice_is_finished_and_no_client_notices(
         figures("seconds of the deploy", (done.ended_ms - done.started_ms) / 1000)
 
 
-async def test_an_idc_gets_a_second_gateway(stage, tmp_path: Path) -> None:
+# The 30 s that a gate is given beyond the soak would be most of the test.
+IMPATIENT = """
+from imctl.main import main
+from imctl.rollout import driver
+driver.SOAK_MORE_S = 3.0
+main()
+"""
+
+
+async def deploy_while_acks_are_late(lab: Lab, file: Path, unit: str, late: str) -> tuple[int, str]:
+    """The disk of ``late`` becomes slow when ``unit`` is restarted."""
+    last = store.read(lab.target.data)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", IMPATIENT, "deploy", str(file), "--yes", "--soak", "1",
+        "--max-ack", "400", "--max-lag", "60000", "--data", str(lab.target.data),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    ended = asyncio.ensure_future(process.communicate())
+
+    async def restarted() -> bool:
+        found = store.read(lab.target.data)
+        if found is None or (last is not None and found.id == last.id):
+            return ended.done()
+        return ended.done() or said(unit, "restarted")(found)
+
+    await until(restarted, 60, "the rollout does not get so far", 0.02)
+    slow = pb.FaultRequest(disk=pb.DiskFault(fsync_delay_ms=600))
+    await admin.fault(lab.target, late, slow)
+    out, _ = await ended
+    await admin.fault(lab.target, late, pb.FaultRequest(disk=pb.DiskFault()))
+    return process.returncode or 0, out.decode()
+
+
+async def test_an_idc_gets_a_second_gateway_and_a_deploy_with_late_acks_is_undone(
+    stage, chat, tmp_path: Path
+) -> None:
     async with stage() as (lab, cast):
-        await cast.couples(2, "fra", "iad", "sin")
+        couples = await cast.couples(2, "fra", "iad", "sin")
         words = ("scale", "iad", "gateway=2")
         status, plan = await document(lab, *words, "--dry-run")
         assert (status, plan["order"], plan["silent"]) == (2, ["iad"], [])
@@ -154,6 +192,35 @@ async def test_an_idc_gets_a_second_gateway(stage, tmp_path: Path) -> None:
         assert (status, "no difference" in out) == (0, True)
         status, plan = await document(lab, "plan", str(tmp_path / "region.yaml"))
         assert [change["field"] for change in plan["changes"]] == ["spec.idcs[iad].gateways"]
+
+        # A drained IDC is restarted at once, and stays drained.
+        status, out = await lab.imctl("drain", "sin", "--yes")
+        assert status == 0, out
+        before, wanted = lab.target.own_region(), tmp_path / "wanted.yaml"
+        spec = yaml.safe_load((lab.target.data / "region.yaml").read_text())
+        (port,) = free_ports(1)
+        spec["spec"]["idcs"][2]["endpoints"]["gateway"] = f"127.0.0.1:{port}"
+        wanted.write_text(yaml.safe_dump(spec, sort_keys=False))
+        async with chat(couples, RATE):
+            status, out = await deploy_while_acks_are_late(lab, wanted, "sin", late="fra")
+            assert status == 3, out
+            paused = store.read(lab.target.data)
+            assert paused is not None
+            assert (paused.state, paused.gate, paused.done) == (State.PAUSED, True, ())
+            # That gate fails, and no other.
+            why = paused.why.removeprefix("sin: ").split("; ")
+            assert "acks: fra" in paused.why and all(each.startswith("acks: ") for each in why)
+            assert [row["port"] for row in (await lab.status("sin"))["gateways"]] == [port]
+            status, out = await lab.imctl("rollout", "undo", "--yes")
+            assert status == 0, out
+        undone = store.read(lab.target.data)
+        assert undone is not None
+        assert (undone.kind, undone.state, undone.done) == (Kind.UNDO, State.DONE, ("sin",))
+        lab.target.look_again()
+        assert lab.target.own_region() == before == lab.target.region_of("sin")
+        assert [row["port"] for row in (await lab.status("sin"))["gateways"]] != [port]
+        # On a busy machine a restart takes longer than the hold time, and it says that it is back.
+        assert await lab.policy_state("sin") in ("drained", "recovering")
 
 
 @pytest.mark.nightly

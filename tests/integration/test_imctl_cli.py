@@ -61,6 +61,20 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         assert f" {heavy}\n" not in loaded, heavy
 
 
+def test_a_command_on_a_deployment_imports_no_client_of_an_engine() -> None:
+    """They would be a third of what each of them takes to start."""
+    code = (
+        "import sys, imctl.commands.op, imctl.commands.status, imctl.commands.traffic; "
+        "print([name for name in ('aiokafka', 'tikv_client', 'services.node') "
+        "if name in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20,
+        check=True,
+    )  # fmt: skip
+    assert told.stdout == "[]\n"
+
+
 def test_every_command_loads_and_explains_itself() -> None:
     from imctl.main import COMMANDS, load
 

@@ -47,9 +47,7 @@ async def two_idcs(folder: Path, spans: InMemorySpanExporter) -> AsyncIterator[l
     path = lab_region(folder, source=TWO)
     region = load_region(path)
     pki.init(folder / "pki", pki_names(region), datetime.now(UTC))
-    witness = Witness(
-        region, folder / "witness", folder / "pki", {}, Machine(folder / "pki", "witness")
-    )
+    witness = Witness(region, folder / "witness", {}, Machine(folder / "pki", "witness"))
     nodes = [
         Node(
             load(path, idc.name, folder / idc.name, folder / "pki", None, False), exporters=[spans]

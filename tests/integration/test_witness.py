@@ -89,7 +89,7 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
     region = region_at(ports)
     machine = Machine(pki_dir, "witness")
     machine.clock = FastClock(2)
-    witness = Witness(region, tmp_path / "witness", pki_dir, {}, machine)
+    witness = Witness(region, tmp_path / "witness", {}, machine)
     running = asyncio.create_task(witness.run())
     clock = SystemClock()
     began = clock.now()
@@ -159,9 +159,8 @@ async def test_a_witness_shows_its_metrics_to_people_and_probes_learn_whether_it
     here = {"peer": f"127.0.0.1:{peer_port}", "metrics": f"127.0.0.1:{port}"}
     spec = {"witness": region.spec.witness.model_copy(update=here)}
     region = region.model_copy(update={"spec": region.spec.model_copy(update=spec)})
-    witness = Witness(
-        region, tmp_path / "data", tmp_path / "pki", {}, Machine(tmp_path / "pki", "witness")
-    )
+    machine = Machine(tmp_path / "pki", "witness")
+    witness = Witness(region, tmp_path / "data", {}, machine, pki=tmp_path / "pki")
     running = asyncio.create_task(witness.run())
 
     async def get(path: str, shows: str) -> tuple[int, str]:
@@ -213,7 +212,7 @@ async def _listens(port: int) -> bool:
 def test_a_region_without_a_witness_is_refused(tmp_path: Path, pki_dir: Path) -> None:
     with pytest.raises(BadInput, match="witness"):
         region = load_region(REGIONS / "three-idc.yaml")
-        Witness(region, tmp_path, pki_dir, {}, Machine(pki_dir, "witness"))
+        Witness(region, tmp_path, {}, Machine(pki_dir, "witness"))
 
 
 async def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -247,9 +246,7 @@ async def test_it_listens_where_it_is_told_and_is_found_at_its_endpoint(
     region = region.model_copy(
         update={"spec": region.spec.model_copy(update={"witness": elsewhere})}
     )
-    witness = Witness(
-        region, tmp_path, pki_dir, {}, Machine(pki_dir, "witness"), listen="127.0.0.1"
-    )
+    witness = Witness(region, tmp_path, {}, Machine(pki_dir, "witness"), listen="127.0.0.1")
     running = asyncio.create_task(witness.run())
     try:
         async with grpc_channel(pki_dir, "fra", "witness", f"127.0.0.1:{port}") as channel:
