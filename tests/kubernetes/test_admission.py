@@ -158,7 +158,7 @@ BAD_OPERATIONS: dict[str, tuple[Edit, str]] = {
         lambda document: document["spec"].update(move="failover", target=None, rate=9),
         "expected neither `rate` nor `max_lag_ms`",
     ),
-    "two overrides": (put("spec.overrides", ["headroom", "freeze"]), "must have at most 1 items"),
+    "two overrides": (put("spec.overrides", ["headroom", "freeze"]), "must have at most 1 item"),
 }  # fmt: skip
 
 # (made as it is, then changed so)
