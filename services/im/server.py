@@ -15,6 +15,7 @@ from opentelemetry.trace import Span
 
 from imcore.attest import RegionKeys, content_hash
 from imcore.breaker import Breaker
+from imcore.bucket import Buckets
 from imcore.convert import (
     attested_of,
     key_of,
@@ -33,17 +34,18 @@ from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, changes, entries, groups, known, reads
+from services.im import acks, changes, entries, groups, known, presence, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
 from services.im.partition import Outcome, Partition
+from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
 from services.metrics.hot import Hot
 from services.metrics.verbs import Verbs
-from services.ports import Kv, NoRisk, Pushes, Reply, Risk, Session
+from services.ports import Kv, Live, NoLive, NoRisk, Pushes, Reply, Risk, Session
 from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
@@ -111,6 +113,8 @@ class ImServer:
     tracing: Tracing | None = None
     verbs: Verbs | None = None
     hot: Hot | None = None
+    live: Live = field(default_factory=NoLive)
+    typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
 
     # ------------------------------------------------------------------------------- common
 
@@ -233,6 +237,10 @@ class ImServer:
             return await groups.change(self, session, request.group_change)
         if kind == "group_info":
             return await groups.info(self, session, request.group_info)
+        if kind == "typing":
+            return await presence.typing(self, session, request.typing)
+        if kind == "watch":
+            return presence.watch(self, session, request.watch)
         raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
 
     # --------------------------------------------------------------------------------- send
@@ -557,6 +565,7 @@ class ImServer:
 
     def disconnected(self, session: Session) -> None:
         if not session.pull_only:
+            self.live.forget(session.uid, session.device)
             self._route(session, gone=True)
 
     def _route(self, session: Session, gone: bool) -> None:
@@ -568,6 +577,7 @@ class ImServer:
         op.route.gateway = session.gateway
         op.route.connection = session.connection
         op.route.gone = gone
+        op.route.kind = session.kind
         partition.put(op, lambda _: None)
 
     # ------------------------------------------------------------------ from appliers, peers

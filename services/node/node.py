@@ -71,6 +71,7 @@ from services.node.swaps import SWAP, SwapLimit
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.ports import Registry
+from services.route.live import TURN_S, LiveRoutes
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
 from services.split.fronts import FrontLink, Fronts
@@ -321,6 +322,7 @@ class Node:
             self.traffic.fill_probe,
             self._behind,
             self._deliver,
+            self._typed,
             self.status.as_dict,
         )
         self.admin = AdminService(
@@ -346,6 +348,10 @@ class Node:
 
     def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
         self.state.signal(uids, conversation, heads)
+
+    def _typed(self, uids: Sequence[str], typing: pb.Typing) -> None:
+        if self.partitions:
+            self.live.typed_elsewhere(uids, typing)
 
     # -------------------------------------------------------------------------------- identity
 
@@ -411,6 +417,10 @@ class Node:
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
             ConversationLoad(spec.limits), self.risk,
         )  # fmt: skip
+        self.im.live = self.live = LiveRoutes(
+            self.routes, self.traffic.usable, self.traffic.usable_gateways, self.state,
+            self.signals, self.clock,
+        )  # fmt: skip
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
             for queue in self.signals.values():
@@ -445,6 +455,7 @@ class Node:
         for queue in self.signals.values():
             self._spawn(f"signals to {queue.idc}", queue.run())
         self._spawn("ticks", self._tick(refresh))
+        self._spawn("presence", self._look_who_is_there())
         self._spawn("retention", self.retention.run())
         self._spawn("state", self.state.run())
 
@@ -474,14 +485,21 @@ class Node:
                 self.measured.hot.turn(self.clock.now())
             await asyncio.sleep(TICK_S)
 
+    async def _look_who_is_there(self) -> None:
+        while True:
+            await asyncio.sleep(TURN_S)
+            self.live.turn()
+
     def _told(self, number: int, origin: Origin, effects: Any) -> None:
         hlc = self.partitions[number].applier.newest[origin]
         self.replication.folded(origin, number, hlc, self.clock.wall_ms())
         self.im.told(number, origin, effects)
 
     def _route_folded(self, origin: Origin, op: oplog.Op) -> None:
-        self.routes.apply(origin, op.hlc, op.route)
+        if self.routes.apply(origin, op.hlc, op.route):
+            self.live.watches.changed(op.route.uid)
         if origin.idc != self.idc and not op.route.gone:
+            self.live.forget(op.route.uid, op.route.device)
             self.state.connected_elsewhere(op.route.uid, op.route.device, op.route.connection_epoch)
 
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:

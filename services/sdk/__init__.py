@@ -1,7 +1,16 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
 from services.sdk.client import Client, Sent, State
-from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message, Moved
+from services.sdk.core.events import (
+    Changed,
+    ConnectionChanged,
+    CursorMoved,
+    Event,
+    Message,
+    Moved,
+    Presence,
+    Typing,
+)
 from services.sdk.errors import (
     AuthError,
     NotConnected,
@@ -29,10 +38,12 @@ __all__ = [
     "Options",
     "OutboxFull",
     "OutboxLocked",
+    "Presence",
     "Replaced",
     "RequestRefused",
     "SdkError",
     "SendFailed",
     "Sent",
     "State",
+    "Typing",
 ]

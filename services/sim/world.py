@@ -264,14 +264,21 @@ class World:
     # ------------------------------------------------------------------------------ clients
 
     def connect(
-        self, uid: str, device: str, address: str, listener: Listener, remember: bool
+        self,
+        uid: str,
+        device: str,
+        address: str,
+        listener: Listener,
+        remember: bool,
+        kind: str = "",
     ) -> SimSession:
-        """``Connect`` of services.loadgen.ports."""
+        """``Connect`` of services.loadgen.ports. ``kind``: of the device."""
         owner = Owner(f"{uid}.{device}")
         self.net.sites[owner] = f"near-{home_of(address)}"
         self.net.addresses[owner] = address
         rng = random.Random(f"{self.seed} {uid} {device}")
-        token = mint(self._keys, Claims(uid, device, self.clock.wall_ms() + 86_400_000, False))
+        claims = Claims(uid, device, self.clock.wall_ms() + 86_400_000, kind=kind)
+        token = mint(self._keys, claims)
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
 
         def make() -> SdkSession:
@@ -281,9 +288,12 @@ class World:
                 dialer=PlaintextDialer(),
             )  # fmt: skip
             client.on(self._note)
+            made.append(client)
             return SimSession.session_of(client, ipconf, listener)
 
-        return SimSession(self, owner, owner.context.run(make))
+        made: list[Client] = []
+        session = owner.context.run(make)
+        return SimSession(self, owner, session, made[0])
 
     def _note(self, event: Event) -> None:
         owner = OWNER.get()
@@ -294,9 +304,10 @@ class World:
 class SimSession:
     """``Session`` of services.loadgen.ports: a device, which is a process of its own."""
 
-    def __init__(self, world: World, owner: Owner, session: SdkSession) -> None:
+    def __init__(self, world: World, owner: Owner, session: SdkSession, client: Client) -> None:
         self._world = world
         self.owner = owner
+        self.client = client
         self._session = session
 
     @staticmethod
@@ -308,7 +319,8 @@ class SimSession:
 
         return Closing(client, listener)
 
-    async def _there(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def there(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What the device does; ``client`` is to be used from there only."""
         return await self._world.spawn(self.owner, work)
 
     @property
@@ -316,28 +328,28 @@ class SimSession:
         return self._session.idc
 
     async def open(self) -> None:
-        await self._there(self._session.open())
+        await self.there(self._session.open())
 
     async def close(self) -> None:
-        await self._there(self._session.close())
+        await self.there(self._session.close())
 
     def direct(self, uid: str) -> str:
         return self._session.direct(uid)
 
     async def create_group(self, uids: Sequence[str], name: str) -> str:
-        return cast(str, await self._there(self._session.create_group(uids, name)))
+        return cast(str, await self.there(self._session.create_group(uids, name)))
 
     async def members(self, conversation: str) -> Sequence[str]:
-        return cast(Sequence[str], await self._there(self._session.members(conversation)))
+        return cast(Sequence[str], await self.there(self._session.members(conversation)))
 
     async def send(self, conversation: str, content: bytes) -> Acked:
-        return cast(Acked, await self._there(self._session.send(conversation, content)))
+        return cast(Acked, await self.there(self._session.send(conversation, content)))
 
     async def read_up_to(self, conversation: str, key: str) -> None:
-        await self._there(self._session.read_up_to(conversation, key))
+        await self.there(self._session.read_up_to(conversation, key))
 
     async def history(self, conversation: str) -> list[bytes]:
-        return cast(list[bytes], await self._there(self._session.history(conversation)))
+        return cast(list[bytes], await self.there(self._session.history(conversation)))
 
 
 def _link(a: str, b: str) -> Link:

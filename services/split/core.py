@@ -186,6 +186,11 @@ class CoreLink:
             state.signal(signal.uids, signal.conversation, vector_of(signal.heads))
         elif kind == "cursor":
             state.cursor_moved(item.cursor.uid, item.cursor.event)
+        elif kind == "tell_users":
+            state.tell(item.tell_users.uids, item.tell_users.event)
+        elif kind == "tell_devices":
+            devices = [(row.uid, row.device) for row in item.tell_devices.devices]
+            state.tell_devices(devices, item.tell_devices.event)
         elif kind == "move":
             state.move(item.move.session, item.move.within_ms, item.move.policy_epoch)
         elif kind == "close_after_move":
@@ -330,6 +335,7 @@ def _caller(session: Session) -> front.Caller:
         connection=session.connection,
         pull_only=session.pull_only,
         seen_hlc=session.seen_hlc,
+        kind=session.kind,
     )
 
 

@@ -292,6 +292,19 @@ class Fronts(rpc.FrontServicer):
         for link, _ in self._of((uid,)):
             link.pipe.put(front.Down(cursor=front.CursorOf(uid=uid, event=event)))
 
+    def tell(self, uids: Sequence[str], event: pb.Event) -> None:
+        for link, here in self._of(uids):
+            link.pipe.put(front.Down(tell_users=front.TellUsers(uids=here, event=event)))
+
+    def tell_devices(self, devices: Sequence[tuple[str, str]], event: pb.Event) -> None:
+        for link in self.gateways:
+            here = [key for key in devices if key in link.by_device]
+            if here:
+                told = front.TellDevices(event=event)
+                for uid, device in here:
+                    told.devices.add(uid=uid, device=device)
+                link.pipe.put(front.Down(tell_devices=told))
+
     def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
         for link in self.gateways:
             if link.name == session.gateway:
@@ -386,7 +399,7 @@ class Fronts(rpc.FrontServicer):
 def _session(link: FrontLink, caller: front.Caller) -> Session:
     return Session(
         caller.id, caller.uid, caller.device, caller.connection_epoch, link.name,
-        caller.connection, caller.pull_only, caller.seen_hlc,
+        caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
     )  # fmt: skip
 
 

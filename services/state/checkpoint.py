@@ -47,6 +47,7 @@ def line(record: Record) -> bytes:
         "uid": record.uid,
         "device": record.device,
         "epoch": record.connection_epoch,
+        "kind": record.kind,
         "shard": record.shard,
         "seen": record.seen_hlc,
         "lsns": record.lsns,
@@ -79,6 +80,7 @@ def _record(row: dict[str, Any], now: float) -> Record:
         str(row["id"]), str(row["uid"]), str(row["device"]), int(row["epoch"]), "", 0
     )  # fmt: skip
     record.shard, record.seen_hlc = str(row["shard"]), int(row["seen"])
+    record.kind = str(row.get("kind", ""))  # files of before have none
     record.lsns = {int(partition): int(lsn) for partition, lsn in row["lsns"].items()}
     for name, heads in row["owed"].items():
         vector = {parse_origin(origin): int(seq) for origin, seq in heads.items()}
