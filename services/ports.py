@@ -388,6 +388,10 @@ class Live(Protocol):
         """The device has no session here any more."""
         ...
 
+    def devices(self, uid: str) -> list[pb.DeviceState]:
+        """Of this user, in all IDCs; the last one connected first."""
+        ...
+
 
 class NoLive:
     """Where no routes are known."""
@@ -400,6 +404,9 @@ class NoLive:
 
     def forget(self, uid: str, device: str) -> None:
         pass
+
+    def devices(self, uid: str) -> list[pb.DeviceState]:
+        return []
 
 
 class Im(Protocol):
@@ -453,6 +460,18 @@ class GatewayQueue(Protocol):
 
     def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
         """Send a Close event, then close once it is written (or at once when it is stuck)."""
+        ...
+
+
+class Kicks(Protocol):
+    """The state role, as the route role commands it."""
+
+    def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:
+        """Another IDC has a newer connection of this device, of that epoch."""
+        ...
+
+    def kick(self, uid: str, device: str, connection_epoch: int) -> None:
+        """End the session of this device at once, unless its connection is newer than that."""
         ...
 
 

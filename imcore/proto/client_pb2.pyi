@@ -294,6 +294,8 @@ class Request(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    KICK_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -332,6 +334,10 @@ class Request(_message.Message):
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def watch(self) -> Global___Watch: ...
+    @_builtins.property
+    def devices(self) -> Global___Devices: ...
+    @_builtins.property
+    def kick(self) -> Global___Kick: ...
     def __init__(
         self,
         *,
@@ -353,12 +359,14 @@ class Request(_message.Message):
         change: Global___Change | None = ...,
         typing: Global___Typing | None = ...,
         watch: Global___Watch | None = ...,
+        devices: Global___Devices | None = ...,
+        kick: Global___Kick | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "deadline_ms", b"deadline_ms", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "typing", "watch"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "typing", "watch", "devices", "kick"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -378,6 +386,7 @@ class Response(_message.Message):
     OK_FIELD_NUMBER: _builtins.int
     GROUP_INFO_OK_FIELD_NUMBER: _builtins.int
     WATCH_OK_FIELD_NUMBER: _builtins.int
+    DEVICES_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -400,6 +409,8 @@ class Response(_message.Message):
     def group_info_ok(self) -> Global___GroupInfoOk: ...
     @_builtins.property
     def watch_ok(self) -> Global___WatchOk: ...
+    @_builtins.property
+    def devices_ok(self) -> Global___DevicesOk: ...
     def __init__(
         self,
         *,
@@ -413,12 +424,13 @@ class Response(_message.Message):
         ok: Global___Ok | None = ...,
         group_info_ok: Global___GroupInfoOk | None = ...,
         watch_ok: Global___WatchOk | None = ...,
+        devices_ok: Global___DevicesOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "watch_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "watch_ok", "devices_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1941,6 +1953,97 @@ class Presence(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Presence: _TypeAlias = Presence  # noqa: Y015
+
+@_typing.final
+class Devices(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Devices: _TypeAlias = Devices  # noqa: Y015
+
+@_typing.final
+class DevicesOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceState]: ...
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___DeviceState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DevicesOk: _TypeAlias = DevicesOk  # noqa: Y015
+
+@_typing.final
+class DeviceState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ONLINE_FIELD_NUMBER: _builtins.int
+    IDC_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    kind: _builtins.str
+    online: _builtins.bool
+    """has a session, perhaps within its grace"""
+    idc: _builtins.str
+    """where it is, or was last"""
+    since_ms: _builtins.int
+    """wall clock: connected, or gone, since"""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        online: _builtins.bool = ...,
+        idc: _builtins.str = ...,
+        since_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "idc", b"idc", "kind", b"kind", "online", b"online", "since_ms", b"since_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceState: _TypeAlias = DeviceState  # noqa: Y015
+
+@_typing.final
+class Kick(_message.Message):
+    """Ends sessions of the user who asks, in every IDC; answered once another IDC holds it. It revokes no token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """empty: all but the one that asks"""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kick: _TypeAlias = Kick  # noqa: Y015
 
 @_typing.final
 class PresenceChanged(_message.Message):

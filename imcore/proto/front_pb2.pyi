@@ -357,6 +357,7 @@ class Down(_message.Message):
     ELSEWHERE_FIELD_NUMBER: _builtins.int
     TELL_USERS_FIELD_NUMBER: _builtins.int
     TELL_DEVICES_FIELD_NUMBER: _builtins.int
+    KICK_FIELD_NUMBER: _builtins.int
     close_after_move: _builtins.str
     """the session"""
     close_pull_only: _builtins.bool
@@ -386,6 +387,10 @@ class Down(_message.Message):
     def tell_users(self) -> Global___TellUsers: ...
     @_builtins.property
     def tell_devices(self) -> Global___TellDevices: ...
+    @_builtins.property
+    def kick(self) -> Global___Elsewhere:
+        """that device, if its connection epoch is not above this one"""
+
     def __init__(
         self,
         *,
@@ -403,12 +408,13 @@ class Down(_message.Message):
         elsewhere: Global___Elsewhere | None = ...,
         tell_users: Global___TellUsers | None = ...,
         tell_devices: Global___TellDevices | None = ...,
+        kick: Global___Elsewhere | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices", "kick"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

@@ -1011,6 +1011,43 @@ class ShutdownReply(_message.Message):
 Global___ShutdownReply: _TypeAlias = ShutdownReply  # noqa: Y015
 
 @_typing.final
+class KickRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    device: _builtins.str
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KickRequest: _TypeAlias = KickRequest  # noqa: Y015
+
+@_typing.final
+class KickReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KickReply: _TypeAlias = KickReply  # noqa: Y015
+
+@_typing.final
 class MoveKvRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

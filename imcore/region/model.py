@@ -362,6 +362,23 @@ class Limits(Model):
     )
 
 
+class Devices(Model):
+    """How many devices of one user, by kind, may have a session at once (docs/features.md). One
+    more ends the session of the one of its kind that connected longest ago."""
+
+    phone: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+    desktop: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+    web: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+    tablet: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+
+    def most(self, kind: str) -> int | None:
+        """None: any number, as of devices of which their tokens say nothing."""
+        limits = {
+            "phone": self.phone, "desktop": self.desktop, "web": self.web, "tablet": self.tablet
+        }  # fmt: skip
+        return limits.get(kind)
+
+
 class Retention(Model):
     """When logs are cut (docs/retention.md)."""
 
@@ -421,6 +438,7 @@ class RegionSpec(Model):
     safety: Safety = Field(default=Safety(), description="what no move of traffic may break")
     messages: Messages = Field(default=Messages(), description="promises and limits of messages")
     limits: Limits = Field(default=Limits(), description="what is taken on at most")
+    devices: Devices = Field(default=Devices(), description="of one user, at once")
     retention: Retention = Field(default=Retention(), description="when logs are cut")
     client: ClientParameters = Field(
         default=ClientParameters(), description="what ipconf tells the SDK"

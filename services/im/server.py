@@ -30,11 +30,12 @@ from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_
 from imcore.hlc import Hlc
 from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, changes, entries, groups, known, presence, reads
+from services.im import acks, changes, devices, entries, groups, known, presence, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -114,6 +115,7 @@ class ImServer:
     verbs: Verbs | None = None
     hot: Hot | None = None
     live: Live = field(default_factory=NoLive)
+    kicked: Callable[[oplog.Op], None] = lambda op: None
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
 
     # ------------------------------------------------------------------------------- common
@@ -241,6 +243,10 @@ class ImServer:
             return await presence.typing(self, session, request.typing)
         if kind == "watch":
             return presence.watch(self, session, request.watch)
+        if kind == "devices":
+            return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
+        if kind == "kick":
+            return await devices.kick(self, session, request.kick)
         raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
 
     # --------------------------------------------------------------------------------- send
@@ -568,6 +574,10 @@ class ImServer:
             self.live.forget(session.uid, session.device)
             self._route(session, gone=True)
 
+    async def kick(self, uid: str, device: str) -> None:
+        """For an operator: a device of a user, or all of them. Raises Refused, Unavailable."""
+        await devices.end(self, uid, device)
+
     def _route(self, session: Session, gone: bool) -> None:
         partition = self.partition(session.uid)
         op = partition.sequencer.plain("", self.clock.wall_ms(), session.seen_hlc)
@@ -609,6 +619,8 @@ class ImServer:
             self.pushes.cursor_moved(uid, moved)
         for route_origin, op in effects.routes:
             self.route_folded(route_origin, op)
+        for op in effects.kicks:
+            self.kicked(op)
         self.applied_changed.set()
 
     def peer_holds(self, idc: str, number: int, lsn: int) -> None:

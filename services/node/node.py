@@ -70,6 +70,7 @@ from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
+from services.node.users import UsersService
 from services.ports import Registry
 from services.route.live import TURN_S, LiveRoutes
 from services.route.signals import SignalQueue
@@ -335,6 +336,8 @@ class Node:
         rpc.add_AdminServicer_to_server(self.admin, server)
         if self.fronts is not None:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
+        self.users = UsersService()
+        rpc.add_UsersServicer_to_server(self.users, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         await server.start()
@@ -418,9 +421,10 @@ class Node:
             ConversationLoad(spec.limits), self.risk,
         )  # fmt: skip
         self.im.live = self.live = LiveRoutes(
-            self.routes, self.traffic.usable, self.traffic.usable_gateways, self.state,
-            self.signals, self.clock,
+            self.idc, self.routes, self.traffic.usable, self.traffic.usable_gateways, self.state,
+            self.signals, self.clock, spec.devices,
         )  # fmt: skip
+        self.im.kicked = self.live.kick_folded
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
             for queue in self.signals.values():
@@ -444,7 +448,7 @@ class Node:
             )
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
-        self.admin.kv = self.kv
+        self.admin.kv, self.users.kick = self.kv, self.im.kick
         self.engines_service.kv = self.kv_engines
         self.logs_service.origin = self.peer_service.origin = origin
         self.logs_service.offer = self.retention.offer
@@ -496,11 +500,7 @@ class Node:
         self.im.told(number, origin, effects)
 
     def _route_folded(self, origin: Origin, op: oplog.Op) -> None:
-        if self.routes.apply(origin, op.hlc, op.route):
-            self.live.watches.changed(op.route.uid)
-        if origin.idc != self.idc and not op.route.gone:
-            self.live.forget(op.route.uid, op.route.device)
-            self.state.connected_elsewhere(op.route.uid, op.route.device, op.route.connection_epoch)
+        self.live.route_folded(origin, op)
 
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
         if not self.signals:  # no other IDC

@@ -1,19 +1,29 @@
-"""The shell around presence and typing: implements ``Live`` towards im."""
+"""The shell around presence, typing and logins: implements ``Live`` towards im."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from imcore.errors import Overloaded
 from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
+from imcore.region.model import Devices
 from imcore.runtime import Clock
-from services.ports import Pushes, Session
+from imcore.words import Origin
+from services.ports import Kicks, Pushes, Session
+from services.route.logins import Kicked, surplus
 from services.route.presence import Full, Presence, Watches, presence_of
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
 
 TURN_S = 1.0
 _FULL_RETRY_MS = 5_000
+_DEVICES_MAX = 100  # in one answer
+
+
+class State(Pushes, Kicks, Protocol):
+    """What it needs of the state role."""
 
 
 class LiveRoutes:
@@ -22,17 +32,22 @@ class LiveRoutes:
 
     def __init__(
         self,
+        idc: str,
         routes: RouteTable,
         usable: Callable[[str, str], bool],
         gateways: Callable[[], frozenset[tuple[str, str]]],
-        pushes: Pushes,
+        state: State,
         signals: Mapping[str, SignalQueue],
         clock: Clock,
+        policy: Devices,
     ) -> None:
+        self._idc = idc
+        self._policy = policy
+        self._kicked = Kicked()
         self._routes = routes
         self._usable = usable
         self._gateways = gateways
-        self._pushes = pushes
+        self._state = state
         self._signals = signals
         self._clock = clock
         self._known: frozenset[tuple[str, str]] = frozenset()
@@ -44,7 +59,7 @@ class LiveRoutes:
     # -------------------------------------------------------------------------- Live (im)
 
     def typing(self, uids: Sequence[str], typing: pb.Typing) -> None:
-        self._pushes.tell(uids, pb.Event(typing=typing))
+        self._state.tell(uids, pb.Event(typing=typing))
         if self._signals:
             for idc, users in self._routes.idcs_of(uids, self._usable).items():
                 queue = self._signals.get(idc)
@@ -65,11 +80,57 @@ class LiveRoutes:
     def forget(self, uid: str, device: str) -> None:
         self.watches.forget((uid, device))
 
+    def devices(self, uid: str) -> list[pb.DeviceState]:
+        routes = self._routes.routes(uid).items()
+        newest = sorted(routes, key=lambda item: item[1].hlc, reverse=True)[:_DEVICES_MAX]
+        return [
+            pb.DeviceState(
+                device=device,
+                kind=route.kind,
+                online=not route.gone and self._usable(route.origin.idc, route.gateway),
+                idc=route.origin.idc,
+                since_ms=route.hlc >> 16,
+            )
+            for device, route in newest
+        ]
+
+    # -------------------------------------------------------------------- from im's appliers
+
+    def route_folded(self, origin: Origin, op: oplog.Op) -> None:
+        """Of any IDC. What follows of it for sessions is the same wherever it is worked out, and
+        each IDC does it to its own."""
+        uid, device = op.route.uid, op.route.device
+        if self._routes.apply(origin, op.hlc, op.route):
+            self.watches.changed(uid)
+        if op.route.gone:
+            return
+        if origin.idc != self._idc:
+            self.forget(uid, device)
+            self._state.connected_elsewhere(uid, device, op.route.connection_epoch)
+        elif self._kicked.hits(uid, device, op.hlc):
+            self._state.kick(uid, device, op.route.connection_epoch)
+        most = self._policy.most(op.route.kind)
+        if most is not None:
+            for name in surplus(self._routes.routes(uid), op.route.kind, most, self._usable):
+                self._kick(uid, name)
+
+    def kick_folded(self, op: oplog.Op) -> None:
+        kick = op.kick
+        self._kicked.add(kick.uid, kick.device, kick.kept, op.hlc)
+        for device, route in self._routes.routes(kick.uid).items():
+            if not route.gone and self._kicked.hits(kick.uid, device, route.hlc):
+                self._kick(kick.uid, device)
+
+    def _kick(self, uid: str, device: str) -> None:
+        route = self._routes.routes(uid)[device]
+        if route.origin.idc == self._idc:
+            self._state.kick(uid, device, route.connection_epoch)
+
     # ---------------------------------------------------------------------- from the others
 
     def typed_elsewhere(self, uids: Sequence[str], typing: pb.Typing) -> None:
         """Another IDC says so."""
-        self._pushes.tell(uids, pb.Event(typing=typing))
+        self._state.tell(uids, pb.Event(typing=typing))
 
     def turn(self) -> None:
         """Every ``TURN_S``."""
@@ -79,7 +140,7 @@ class LiveRoutes:
             self.watches.all_changed()
         for told in self.watches.turn(self._clock.now()):
             changed = pb.PresenceChanged(users=_rows(told.users))
-            self._pushes.tell_devices(told.devices, pb.Event(presence=changed))
+            self._state.tell_devices(told.devices, pb.Event(presence=changed))
 
 
 def _rows(users: Mapping[str, Presence]) -> list[pb.Presence]:

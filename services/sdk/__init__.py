@@ -1,6 +1,6 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
-from services.sdk.client import Client, Sent, State
+from services.sdk.client import Client, OwnDevice, Sent, State
 from services.sdk.core.events import (
     Changed,
     ConnectionChanged,
@@ -13,6 +13,7 @@ from services.sdk.core.events import (
 )
 from services.sdk.errors import (
     AuthError,
+    Kicked,
     NotConnected,
     OutboxFull,
     OutboxLocked,
@@ -32,12 +33,14 @@ __all__ = [
     "CursorMoved",
     "Event",
     "IpconfClient",
+    "Kicked",
     "Message",
     "Moved",
     "NotConnected",
     "Options",
     "OutboxFull",
     "OutboxLocked",
+    "OwnDevice",
     "Presence",
     "Replaced",
     "RequestRefused",

@@ -77,6 +77,17 @@ class State(NamedTuple):
     outbox: int
 
 
+class OwnDevice(NamedTuple):
+    """A device of the own user. ``online``: it has a session, ``idc``: where; ``since_ms`` (on the
+    wall clock): connected, or gone, since."""
+
+    device: str
+    kind: str
+    online: bool
+    idc: str
+    since_ms: int
+
+
 class Sent:
     """A message that is durable in the IDC that took it (``stored``).
 
@@ -382,6 +393,17 @@ class Client:
         shown = self._view(conversation).classes[parse_key(key)]
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
+
+    async def devices(self) -> tuple[OwnDevice, ...]:
+        """Of this user, in all IDCs; the last one connected first."""
+        response = await self._request(pb.Request(devices=pb.Devices()))
+        rows = response.devices_ok.devices
+        return tuple(OwnDevice(r.device, r.kind, r.online, r.idc, r.since_ms) for r in rows)
+
+    async def kick(self, device: str = "") -> None:
+        """End the session of one of this user's devices, or (none named) of all others, in every
+        IDC. It revokes no token: whoever has one may connect anew."""
+        await self._request(pb.Request(kick=pb.Kick(device=device)))
 
     def typing(self, conversation: str) -> None:
         """This user types there now: call it at every key. Tells the others at most every three

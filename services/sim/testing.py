@@ -99,12 +99,12 @@ async def _serving(world: World) -> AsyncIterator[Stage]:
 def play(
     scratch: Path,
     script: Callable[[Stage], Coroutine[Any, Any, None]],
-    edit: Callable[[Region], None] = lambda region: None,
+    edit: Callable[[Region], Region] = lambda region: region,
     seed: int = 1,
 ) -> None:
     """The script, in simulated time; ``edit`` changes the region before it starts."""
     world = World(seed, scratch)
-    edit(world.region)
+    world.region = edit(world.region)
 
     async def played() -> None:
         async with _serving(world) as stage:

@@ -387,6 +387,13 @@ class Fronts(rpc.FrontServicer):
             if row is not None and row.connection_epoch < connection_epoch:
                 link.pipe.put(_elsewhere(uid, device, connection_epoch))
 
+    def kick(self, uid: str, device: str, connection_epoch: int) -> None:
+        for link in self.gateways:
+            row = link.by_device.get((uid, device))
+            if row is not None and row.connection_epoch <= connection_epoch:
+                kick = _elsewhere(uid, device, connection_epoch).elsewhere
+                link.pipe.put(front.Down(kick=kick))
+
     def _with_session(self, session: str) -> FrontLink | None:
         """Where it is connected."""
         for link in self.gateways:

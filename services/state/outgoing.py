@@ -36,6 +36,7 @@ class Counters:
     signalled: int = 0
     resumed: int = 0
     replaced: int = 0
+    kicked: int = 0
     drained: int = 0  # closed because it did not go when it was told to
     overflowed: int = 0
     deadlines: int = 0

@@ -449,6 +449,20 @@ class StateServer(Outgoing):
         self._replace(record)
         self._forget(record)
 
+    def kick(self, uid: str, device: str, connection_epoch: int) -> None:
+        """Its session is over at once: one that is within its grace would count as a device."""
+        record = self._table.of_device(uid, device)
+        if record is None or record.connection_epoch > connection_epoch:
+            return
+        address = (record.gateway, record.connection)
+        self._opening.pop(address, None)  # where its Connect is not answered yet
+        self._table.by_address.pop(address, None)
+        queue = self.gateways.get(record.gateway)
+        if queue is not None:
+            self.counters.kicked += 1
+            queue.close(record.connection, "kicked")
+        self._over(record)
+
     # ------------------------------------------------------------------------------- timers
 
     def load_checkpoint(self) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from imcore.proto import oplog_pb2 as oplog
-from services.sdk import Client, Presence, Typing
+from imcore.region.model import Devices, Region
+from services.sdk import Client, ConnectionChanged, Presence, Typing
 from services.sim.testing import Stage, play
 
 
@@ -65,5 +66,51 @@ def test_who_is_online_is_told_across_idcs_also_when_one_is_lost(tmp_path: Path)
         await asyncio.sleep(20)
         # The desktop connects to another IDC by itself, and nothing else is told.
         assert [each.online for each in eve.of(Presence)[told:]] in ([], [("desktop",)])
+
+    play(tmp_path / "sim", script)
+
+
+def test_one_login_too_many_ends_the_oldest_of_its_kind_in_whatever_idc(tmp_path: Path) -> None:
+    def limited(region: Region) -> Region:
+        spec = region.spec.model_copy(update={"devices": Devices(phone=1)})
+        return region.model_copy(update={"spec": spec})
+
+    async def script(stage: Stage) -> None:
+        old = await stage.device("ann", "old", "fra", kind="phone")
+        pad = await stage.device("ann", "pad", "fra", kind="tablet")
+        new = await stage.device("ann", "new", "iad", kind="phone")
+        await stage.until(lambda: not old.idc, 5)
+        [*_, last] = old.of(ConnectionChanged)
+        assert "one login too many" in last.reason
+        await asyncio.sleep(8)  # it does not come back, and put the other one out
+        assert (old.idc, new.idc, pad.idc) == ("", "iad", "fra")
+        rows = await pad.do(lambda client: client.devices())
+        assert [row[:4] for row in rows] == [
+            ("old", "phone", False, "fra"),
+            ("new", "phone", True, "iad"),
+            ("pad", "tablet", True, "fra"),
+        ]
+
+    play(tmp_path / "sim", script, limited)
+
+
+def test_who_is_kicked_is_out_in_every_idc_and_stays_out(tmp_path: Path) -> None:
+    async def script(stage: Stage) -> None:
+        web = await stage.device("ann", "web", "fra")
+        there = await stage.device("ann", "there", "iad")
+        here, bob = await stage.device("ann", "here", "fra"), await stage.device("bob", "p", "iad")
+        await web.do(lambda client: client.kick("there"))
+        await stage.until(lambda: not there.idc, 5)
+        assert here.idc == "fra"
+        again = await stage.device("ann", "there", "iad")  # a new client, by the same token
+        await web.do(lambda client: client.kick())
+        await stage.until(lambda: not again.idc and not here.idc, 5)
+        await asyncio.sleep(8)
+        assert [each.idc for each in (web, there, again, here, bob)] == ["fra", "", "", "", "iad"]
+        # An operator, by whichever IDC.
+        machine = stage.world.machines["sin"]
+        assert machine.node is not None and machine.owner is not None
+        await stage.world.spawn(machine.owner, machine.node.im.kick("ann", ""))
+        await stage.until(lambda: not web.idc, 5)
 
     play(tmp_path / "sim", script)
