@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "audit": ("imctl.commands.audit", "audit", "Show who did what; verify the audit logs."),
     "op": ("imctl.commands.op", "op", "Look at operations; pause, resume, abort them."),
     "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
+    "restart": ("imctl.commands.lifecycle", "restart", "Restart gateways under their clients."),
     "kill": ("imctl.commands.lifecycle", "kill", "kill -9 every process of an IDC."),
     "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of an IDC that is down."),
     "pause": ("imctl.commands.lifecycle", "pause", "Freeze an IDC's processes (SIGSTOP)."),

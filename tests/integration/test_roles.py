@@ -20,6 +20,7 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from imcore.errors import OutcomeUnknown, Refused
+from imcore.proto import front_pb2
 from imcore.proto import peer_pb2 as pb
 from imcore.roles import TABLE, Role
 from imcore.runtime import SystemClock
@@ -55,7 +56,8 @@ async def registry_of(node: Node, name: str) -> AsyncIterator[RemoteRegistry]:
 
 async def called(channel: grpc.aio.Channel, service: str, method: str) -> grpc.aio.AioRpcError:
     """The error of a call with an empty request."""
-    described = pb.DESCRIPTOR.services_by_name[service].methods_by_name[method]
+    file = front_pb2 if service == "Front" else pb
+    described = file.DESCRIPTOR.services_by_name[service].methods_by_name[method]
     request = GetMessageClass(described.input_type)()
     make: dict[tuple[bool, bool], Any] = {
         (False, False): channel.unary_unary,
