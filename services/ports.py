@@ -342,6 +342,7 @@ class Session:
     pull_only: bool = False
     seen_hlc: int = 0  # highest valid stamp this session has presented
     kind: str = ""  # of device, as its token says
+    away_ms: int = 0  # once it is over: so long it had had no connection
 
 
 Reply = Callable[[pb.Response], None]

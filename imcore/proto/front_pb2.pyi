@@ -33,6 +33,7 @@ class Caller(_message.Message):
     PULL_ONLY_FIELD_NUMBER: _builtins.int
     SEEN_HLC_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    AWAY_MS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     uid: _builtins.str
     device: _builtins.str
@@ -41,6 +42,7 @@ class Caller(_message.Message):
     pull_only: _builtins.bool
     seen_hlc: _builtins.int
     kind: _builtins.str
+    away_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -52,10 +54,11 @@ class Caller(_message.Message):
         pull_only: _builtins.bool = ...,
         seen_hlc: _builtins.int = ...,
         kind: _builtins.str = ...,
+        away_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "id", b"id", "kind", b"kind", "pull_only", b"pull_only", "seen_hlc", b"seen_hlc", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "id", b"id", "kind", b"kind", "pull_only", b"pull_only", "seen_hlc", b"seen_hlc", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -234,6 +234,7 @@ class RouteOp(_message.Message):
     GATEWAY_FIELD_NUMBER: _builtins.int
     CONNECTION_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
+    AWAY_MS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     device: _builtins.str
@@ -241,6 +242,8 @@ class RouteOp(_message.Message):
     gateway: _builtins.str
     connection: _builtins.int
     gone: _builtins.bool
+    away_ms: _builtins.int
+    """of one that is gone: so long it had had no connection"""
     kind: _builtins.str
     """of device, as its token says (imcore.words.DEVICE_KINDS)"""
     def __init__(
@@ -252,11 +255,12 @@ class RouteOp(_message.Message):
         gateway: _builtins.str = ...,
         connection: _builtins.int = ...,
         gone: _builtins.bool = ...,
+        away_ms: _builtins.int = ...,
         kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "gateway", b"gateway", "gone", b"gone", "kind", b"kind", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "gateway", b"gateway", "gone", b"gone", "kind", b"kind", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -588,6 +588,7 @@ class ImServer:
         op.route.connection = session.connection
         op.route.gone = gone
         op.route.kind = session.kind
+        op.route.away_ms = session.away_ms if gone else 0
         partition.put(op, lambda _: None)
 
     # ------------------------------------------------------------------ from appliers, peers

@@ -71,6 +71,7 @@ from services.node.swaps import SWAP, SwapLimit
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.node.users import UsersService
+from services.node.webhooks import Webhooks
 from services.ports import Registry
 from services.route.live import TURN_S, LiveRoutes
 from services.route.signals import SignalQueue
@@ -115,6 +116,7 @@ class Node:
         )
         self.monitor = Monitor(self)
         self.serving = False
+        self.webhooks: Webhooks | None = None  # once it serves
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
         self._stopping = asyncio.Event()
@@ -532,6 +534,9 @@ class Node:
                 gateways.append(gateway)
             self.gateways = gateways
             stack.push_async_callback(self._farewell, self.state)
+        self.webhooks = Webhooks(self, stack)
+        for feed in self.webhooks.feeds:
+            self._spawn(f"webhook {feed.name}", feed.run())
         await self.traffic.start(stack)
         if self.fronts is not None:
             self.fronts.open = True

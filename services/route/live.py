@@ -15,7 +15,7 @@ from services.ports import Kicks, Pushes, Session
 from services.route.logins import Kicked, surplus
 from services.route.presence import Full, Presence, Watches, presence_of
 from services.route.signals import SignalQueue
-from services.route.table import RouteTable
+from services.route.table import Route, RouteTable
 
 TURN_S = 1.0
 _FULL_RETRY_MS = 5_000
@@ -77,6 +77,14 @@ class LiveRoutes:
             row.unwatched = not self.watches.watches(device, row.uid)
         return rows
 
+    def routes(self, uid: str) -> Mapping[str, Route]:
+        """Of all devices of this user, in all IDCs."""
+        return self._routes.routes(uid)
+
+    def alive(self, route: Route) -> bool:
+        """Whether a session stands there, as far as is known here."""
+        return not route.gone and self._usable(route.origin.idc, route.gateway)
+
     def forget(self, uid: str, device: str) -> None:
         self.watches.forget((uid, device))
 
@@ -87,7 +95,7 @@ class LiveRoutes:
             pb.DeviceState(
                 device=device,
                 kind=route.kind,
-                online=not route.gone and self._usable(route.origin.idc, route.gateway),
+                online=self.alive(route),
                 idc=route.origin.idc,
                 since_ms=route.hlc >> 16,
             )

@@ -29,6 +29,7 @@ class Device:
 
     def __init__(self, session: SimSession) -> None:
         self._session = session
+        self._over = False
         self.events: list[Event] = []
         session.client.on(self.events.append)
 
@@ -53,8 +54,17 @@ class Device:
         """Its events of that kind so far."""
         return [event for event in self.events if isinstance(event, kind)]
 
+    def vanish(self) -> None:
+        """Without a goodbye, and nobody is told: as in a lift."""
+        self._over = True
+        world, owner = self._session.world, self._session.owner
+        world.loop.crash(owner)
+        world.net.crash(owner, silently=True)
+
     async def close(self) -> None:
-        await self._session.close()
+        if not self._over:
+            self._over = True
+            await self._session.close()
 
 
 class Stage:
@@ -81,7 +91,8 @@ class Stage:
     async def close(self) -> None:
         for device in self._devices:
             with contextlib.suppress(TimeoutError):
-                await device.close()
+                async with asyncio.timeout(5):
+                    await device.close()
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from hashlib import blake2b
 from pathlib import Path
@@ -28,6 +28,7 @@ from services.loadgen.ports import Acked, Listener
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
 from services.node.node import Node
+from services.node.posting import Poster
 from services.sdk import Client, ConnectionChanged, Event, IpconfClient, Options
 from services.sdk.transport import PlaintextDialer
 from services.sim.disk import SimDisk
@@ -93,6 +94,9 @@ class SimOutside:
         self._world = world
         self._name = machine.name
 
+    def poster(self, url: str, ca_file: str | None, timeout_s: float) -> Poster:
+        return self._world.posted
+
     def channel(self, peer: str, address: str) -> grpc.aio.Channel:
         return cast(grpc.aio.Channel, SimChannel(self._world.net, self._name, address))
 
@@ -100,6 +104,21 @@ class SimOutside:
         self, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]], address: str
     ) -> grpc.aio.Server:
         return cast(grpc.aio.Server, SimServer(self._world.net, interceptors, address))
+
+
+class Posted:
+    """The operator's server, which takes what any IDC posts; ``status``: what it answers."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.bodies: list[tuple[bytes, Mapping[str, str]]] = []
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
+        self.bodies.append((body, headers))
+        return self.status
+
+    async def close(self) -> None:
+        pass
 
 
 class Machine:
@@ -203,6 +222,7 @@ class World:
         self.trace = Trace(self.loop, scratch)
         self.clock = SimClock(self.loop)
         self.failures: list[str] = []
+        self.posted = Posted()
         self._pki = scratch / "pki"
         self._make_pki()
         self._keys = load_region_keys(self._pki)
@@ -305,7 +325,7 @@ class SimSession:
     """``Session`` of services.loadgen.ports: a device, which is a process of its own."""
 
     def __init__(self, world: World, owner: Owner, session: SdkSession, client: Client) -> None:
-        self._world = world
+        self.world = world
         self.owner = owner
         self.client = client
         self._session = session
@@ -321,7 +341,7 @@ class SimSession:
 
     async def there(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What the device does; ``client`` is to be used from there only."""
-        return await self._world.spawn(self.owner, work)
+        return await self.world.spawn(self.owner, work)
 
     @property
     def idc(self) -> str:

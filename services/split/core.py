@@ -347,6 +347,7 @@ def _caller(session: Session) -> front.Caller:
         pull_only=session.pull_only,
         seen_hlc=session.seen_hlc,
         kind=session.kind,
+        away_ms=session.away_ms,
     )
 
 

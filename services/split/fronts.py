@@ -408,6 +408,7 @@ def _session(link: FrontLink, caller: front.Caller) -> Session:
     return Session(
         caller.id, caller.uid, caller.device, caller.connection_epoch, link.name,
         caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
+        caller.away_ms,
     )  # fmt: skip
 
 

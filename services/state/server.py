@@ -365,6 +365,7 @@ class StateServer(Outgoing):
     def _away(self, record: Record) -> None:
         """The connection is gone; the session lives on for its grace."""
         record.connected = False
+        record.away_at = self._clock.now()
         if not self._table.holds(record):
             return
         self._owing.cancel(record)
@@ -377,6 +378,7 @@ class StateServer(Outgoing):
     def _over(self, record: Record) -> None:
         """The grace is over too."""
         record.connected = False
+        record.away_ms = round(record.unheard_s(self._clock.now()) * 1000)
         self._forget(record)
         self.im.disconnected(record)
 

@@ -20,7 +20,6 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from imcore.errors import OutcomeUnknown, Refused
-from imcore.proto import front_pb2
 from imcore.proto import peer_pb2 as pb
 from imcore.roles import TABLE, Role
 from imcore.runtime import SystemClock
@@ -56,8 +55,7 @@ async def registry_of(node: Node, name: str) -> AsyncIterator[RemoteRegistry]:
 
 async def called(channel: grpc.aio.Channel, service: str, method: str) -> grpc.aio.AioRpcError:
     """The error of a call with an empty request."""
-    file = front_pb2 if service == "Front" else pb
-    described = file.DESCRIPTOR.services_by_name[service].methods_by_name[method]
+    described = pb.DESCRIPTOR.services_by_name[service].methods_by_name[method]
     request = GetMessageClass(described.input_type)()
     make: dict[tuple[bool, bool], Any] = {
         (False, False): channel.unary_unary,
@@ -97,6 +95,8 @@ async def test_every_call_above_a_role_is_refused_and_changes_nothing(
         before = await held(node)
         tried = 0
         for service, methods in TABLE.items():
+            if service == "Front":
+                continue  # a node with all roles has none to offer
             for method, access in methods.items():
                 if access.role is not None and role.covers(access.role):
                     continue
