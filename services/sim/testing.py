@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from imcore.region.model import Region
 from services.sdk import Client, Event
-from services.sim.region import IDCS
+from services.sim.region import Layout
 from services.sim.world import SimSession, World
 
 START_S = 30.0
@@ -27,7 +27,8 @@ class Quiet:
 class Device:
     """One client, and the events that its application was told."""
 
-    def __init__(self, session: SimSession) -> None:
+    def __init__(self, world: World, session: SimSession) -> None:
+        self._world = world
         self._session = session
         self._over = False
         self.events: list[Event] = []
@@ -57,9 +58,8 @@ class Device:
     def vanish(self) -> None:
         """Without a goodbye, and nobody is told: as in a lift."""
         self._over = True
-        world, owner = self._session.world, self._session.owner
-        world.loop.crash(owner)
-        world.net.crash(owner, silently=True)
+        self._world.loop.crash(self._session.owner)
+        self._world.net.crash(self._session.owner, silently=True)
 
     async def close(self) -> None:
         if not self._over:
@@ -74,9 +74,10 @@ class Stage:
 
     async def device(self, uid: str, name: str, idc: str, kind: str = "") -> Device:
         """A device that is at home in that IDC, connected."""
-        address = f"{IDCS.index(idc) + len(IDCS)}.0.0.{len(self._devices) + 1}"
+        idcs = self.world.layout.idcs
+        address = f"{idcs.index(idc) + len(idcs)}.0.0.{len(self._devices) + 1}"
         session = self.world.connect(uid, name, address, Quiet(), False, kind)
-        device = Device(session)
+        device = Device(self.world, session)
         self._devices.append(device)
         await session.open()
         assert device.idc == idc
@@ -114,7 +115,7 @@ def play(
     seed: int = 1,
 ) -> None:
     """The script, in simulated time; ``edit`` changes the region before it starts."""
-    world = World(seed, scratch)
+    world = World(seed, scratch, Layout())
     world.region = edit(world.region)
 
     async def played() -> None:
