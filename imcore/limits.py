@@ -11,4 +11,7 @@ CLAIMS_MAX = 256  # of one send or claim
 OUTBOX_HEADS_MAX = 1_000  # of one Connect
 CONVERSATION_CHARS_MAX = 131  # of a direct one: d:<uid>:<uid>, 64 each
 
+TYPING_MEMBERS_MAX = 50  # in a larger conversation nobody is told who types
+WATCHED_MAX = 200  # users whose presence one device is told of
+
 CID_MAX = (1 << 63) - 1  # the next one must still be a number on the wire (SendAck.want)

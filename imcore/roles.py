@@ -59,6 +59,7 @@ TABLE: Mapping[str, Mapping[str, Access]] = {
         "Fault": Access(Role.ADMIN),
         "Shutdown": Access(Role.ADMIN),
     },
+    "Users": {"Kick": Access(Role.OPERATOR)},
     "Engines": {"MoveKv": Access(Role.ADMIN)},
     "Front": {"Link": _PEERS},  # and of the same IDC: services.split.fronts
 }

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from imcore.attest import RegionKeys
 from imcore.errors import Code, Refused
-from imcore.words import valid_id
+from imcore.words import DEVICE_KINDS, valid_id
 
 PURPOSE = b"client-token"
 # A token is taken for so long after it has expired: the clock of who made it is not the judge's,
@@ -26,6 +26,7 @@ class Claims(NamedTuple):
     device: str
     expires_ms: int
     admin: bool = False
+    kind: str = ""  # of the device, one of DEVICE_KINDS
 
 
 _CLAIMS = TypeAdapter(Claims)
@@ -54,6 +55,8 @@ def verify(keys: RegionKeys, token: str, now_ms: int) -> Claims:
         raise Refused(Code.UNAUTHENTICATED, "the token has expired")
     if not (valid_id(claims.uid) and valid_id(claims.device)):
         raise Refused(Code.UNAUTHENTICATED, "the token names an invalid uid or device")
+    if claims.kind not in DEVICE_KINDS:
+        raise Refused(Code.UNAUTHENTICATED, "the token names an unknown kind of device")
     return claims
 
 

@@ -83,6 +83,9 @@ class Stamp(NamedTuple):
     mac: bytes
 
 
+# What a token may say of its device; empty: it says nothing.
+DEVICE_KINDS = ("phone", "desktop", "web", "tablet", "")
+
 # A position in a conversation (or, with lsn in place of seq, in a partition).
 Vector = dict[Origin, int]
 

@@ -1,4 +1,4 @@
-"""Calls to the Admin services of a deployment, over mutual TLS."""
+"""Calls to the Admin, Engines and Users services of a deployment, over mutual TLS."""
 
 from __future__ import annotations
 
@@ -85,6 +85,21 @@ async def fault(target: Reach, name: str, request: pb.FaultRequest) -> str:
             raise translated from error
         _audit(target, name, "done", reply.sentence)
         return str(reply.sentence)
+
+
+async def kick(target: Reach, name: str, uid: str, device: str) -> None:
+    """Asks that IDC; it takes effect in all. Raises BadInput, Refused, Unavailable,
+    OutcomeUnknown."""
+    what = f"{uid} is kicked from {device or 'every device'}"
+    async with _channel(target, name) as channel:
+        try:
+            request = pb.KickRequest(uid=uid, device=device)
+            await rpc.UsersStub(channel).Kick(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            translated = translate(error, name, safe=False)
+            _audit(target, name, _outcome(translated), f"{what}: {translated}")
+            raise translated from error
+    _audit(target, name, "done", what)
 
 
 async def move_kv(

@@ -6,7 +6,7 @@ from imcore.errors import BadInput
 from imcore.pki import load_region_keys
 from imcore.runtime import Clock
 from imcore.tokens import Claims, mint
-from imcore.words import valid_id
+from imcore.words import DEVICE_KINDS, valid_id
 from imctl.target.base import Target
 
 DAY_S = 86_400
@@ -19,6 +19,7 @@ def token_for(
     clock: Clock,
     ttl_s: int = DAY_S,
     admin: bool = False,
+    kind: str = "",
 ) -> str:
     """Raises BadInput."""
     for what, text in (("uid", uid), ("device", device)):
@@ -26,7 +27,10 @@ def token_for(
             raise BadInput(
                 f"expected a {what} of 1 to 64 letters, digits and . _ - @, got {text!r}"
             )
-    claims = Claims(uid, device, clock.wall_ms() + ttl_s * 1000, admin)
+    if kind not in DEVICE_KINDS:
+        kinds = ", ".join(filter(None, DEVICE_KINDS))
+        raise BadInput(f"expected a kind of device ({kinds}), got {kind!r}")
+    claims = Claims(uid, device, clock.wall_ms() + ttl_s * 1000, admin, kind)
     return mint(load_region_keys(target.pki), claims)
 
 

@@ -341,6 +341,8 @@ class Session:
     connection: int  # the gateway's number for it
     pull_only: bool = False
     seen_hlc: int = 0  # highest valid stamp this session has presented
+    kind: str = ""  # of device, as its token says
+    away_ms: int = 0  # once it is over: so long it had had no connection
 
 
 Reply = Callable[[pb.Response], None]
@@ -369,6 +371,43 @@ class NoRisk:
 
     def send(self, uid: str, device: str, conversation: str, content: bytes) -> ImError | None:
         return None
+
+
+class Live(Protocol):
+    """The route role, as im sees it: who is online, and those who are told what nobody logs."""
+
+    def typing(self, uids: Sequence[str], typing: pb.Typing) -> None:
+        """Tell these users' devices, in every IDC, now or not at all."""
+        ...
+
+    def watch(self, session: Session, uids: Sequence[str]) -> list[pb.Presence]:
+        """From now on this device is told when one of them comes or goes, in place of those that it
+        watched before. Raises Overloaded."""
+        ...
+
+    def forget(self, uid: str, device: str) -> None:
+        """The device has no session here any more."""
+        ...
+
+    def devices(self, uid: str) -> list[pb.DeviceState]:
+        """Of this user, in all IDCs; the last one connected first."""
+        ...
+
+
+class NoLive:
+    """Where no routes are known."""
+
+    def typing(self, uids: Sequence[str], typing: pb.Typing) -> None:
+        pass
+
+    def watch(self, session: Session, uids: Sequence[str]) -> list[pb.Presence]:
+        return [pb.Presence(uid=uid, unwatched=True) for uid in uids]
+
+    def forget(self, uid: str, device: str) -> None:
+        pass
+
+    def devices(self, uid: str) -> list[pb.DeviceState]:
+        return []
 
 
 class Im(Protocol):
@@ -425,6 +464,18 @@ class GatewayQueue(Protocol):
         ...
 
 
+class Kicks(Protocol):
+    """The state role, as the route role commands it."""
+
+    def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None:
+        """Another IDC has a newer connection of this device, of that epoch."""
+        ...
+
+    def kick(self, uid: str, device: str, connection_epoch: int) -> None:
+        """End the session of this device at once, unless its connection is newer than that."""
+        ...
+
+
 class Pushes(Protocol):
     """The state role, as im's applier sees it: pushes to the local devices of users."""
 
@@ -443,6 +494,15 @@ class Pushes(Protocol):
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None: ...
 
     def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None: ...
+
+    def tell(self, uids: Sequence[str], event: pb.Event) -> None:
+        """What is nowhere else and owed to nobody: to the devices of these users that are connected
+        here. The state role puts the stamp on it."""
+        ...
+
+    def tell_devices(self, devices: Sequence[tuple[str, str]], event: pb.Event) -> None:
+        """The same to these devices alone."""
+        ...
 
     def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
         """This session has an op that is stored but not yet replicated."""

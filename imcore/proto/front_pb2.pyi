@@ -32,6 +32,8 @@ class Caller(_message.Message):
     CONNECTION_FIELD_NUMBER: _builtins.int
     PULL_ONLY_FIELD_NUMBER: _builtins.int
     SEEN_HLC_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AWAY_MS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     uid: _builtins.str
     device: _builtins.str
@@ -39,6 +41,8 @@ class Caller(_message.Message):
     connection: _builtins.int
     pull_only: _builtins.bool
     seen_hlc: _builtins.int
+    kind: _builtins.str
+    away_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -49,10 +53,12 @@ class Caller(_message.Message):
         connection: _builtins.int = ...,
         pull_only: _builtins.bool = ...,
         seen_hlc: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        away_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "id", b"id", "pull_only", b"pull_only", "seen_hlc", b"seen_hlc", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "id", b"id", "kind", b"kind", "pull_only", b"pull_only", "seen_hlc", b"seen_hlc", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -355,6 +361,9 @@ class Down(_message.Message):
     CLOSE_AFTER_MOVE_FIELD_NUMBER: _builtins.int
     CLOSE_PULL_ONLY_FIELD_NUMBER: _builtins.int
     ELSEWHERE_FIELD_NUMBER: _builtins.int
+    TELL_USERS_FIELD_NUMBER: _builtins.int
+    TELL_DEVICES_FIELD_NUMBER: _builtins.int
+    KICK_FIELD_NUMBER: _builtins.int
     close_after_move: _builtins.str
     """the session"""
     close_pull_only: _builtins.bool
@@ -380,6 +389,14 @@ class Down(_message.Message):
     def move(self) -> Global___MoveSession: ...
     @_builtins.property
     def elsewhere(self) -> Global___Elsewhere: ...
+    @_builtins.property
+    def tell_users(self) -> Global___TellUsers: ...
+    @_builtins.property
+    def tell_devices(self) -> Global___TellDevices: ...
+    @_builtins.property
+    def kick(self) -> Global___Elsewhere:
+        """that device, if its connection epoch is not above this one"""
+
     def __init__(
         self,
         *,
@@ -395,12 +412,15 @@ class Down(_message.Message):
         close_after_move: _builtins.str = ...,
         close_pull_only: _builtins.bool = ...,
         elsewhere: Global___Elsewhere | None = ...,
+        tell_users: Global___TellUsers | None = ...,
+        tell_devices: Global___TellDevices | None = ...,
+        kick: Global___Elsewhere | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices", "kick"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -575,6 +595,76 @@ class CursorOf(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CursorOf: _TypeAlias = CursorOf  # noqa: Y015
+
+@_typing.final
+class TellUsers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UIDS_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def event(self) -> _client_pb2.Event: ...
+    def __init__(
+        self,
+        *,
+        uids: _abc.Iterable[_builtins.str] | None = ...,
+        event: _client_pb2.Event | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "uids", b"uids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellUsers: _TypeAlias = TellUsers  # noqa: Y015
+
+@_typing.final
+class DeviceOf(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    device: _builtins.str
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceOf: _TypeAlias = DeviceOf  # noqa: Y015
+
+@_typing.final
+class TellDevices(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceOf]: ...
+    @_builtins.property
+    def event(self) -> _client_pb2.Event: ...
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___DeviceOf] | None = ...,
+        event: _client_pb2.Event | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellDevices: _TypeAlias = TellDevices  # noqa: Y015
 
 @_typing.final
 class AcceptedOp(_message.Message):

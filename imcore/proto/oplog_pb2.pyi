@@ -38,6 +38,7 @@ class Op(_message.Message):
     TICK_FIELD_NUMBER: _builtins.int
     MARKER_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    KICK_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     conversation: _builtins.str
     seq: _builtins.int
@@ -61,6 +62,8 @@ class Op(_message.Message):
     def marker(self) -> Global___MarkerOp: ...
     @_builtins.property
     def change(self) -> _client_pb2.ChangeEntry: ...
+    @_builtins.property
+    def kick(self) -> Global___KickOp: ...
     def __init__(
         self,
         *,
@@ -77,12 +80,13 @@ class Op(_message.Message):
         tick: Global___TickOp | None = ...,
         marker: Global___MarkerOp | None = ...,
         change: _client_pb2.ChangeEntry | None = ...,
+        kick: Global___KickOp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "kick"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -230,12 +234,18 @@ class RouteOp(_message.Message):
     GATEWAY_FIELD_NUMBER: _builtins.int
     CONNECTION_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
+    AWAY_MS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     device: _builtins.str
     connection_epoch: _builtins.int
     gateway: _builtins.str
     connection: _builtins.int
     gone: _builtins.bool
+    away_ms: _builtins.int
+    """of one that is gone: so long it had had no connection"""
+    kind: _builtins.str
+    """of device, as its token says (imcore.words.DEVICE_KINDS)"""
     def __init__(
         self,
         *,
@@ -245,14 +255,45 @@ class RouteOp(_message.Message):
         gateway: _builtins.str = ...,
         connection: _builtins.int = ...,
         gone: _builtins.bool = ...,
+        away_ms: _builtins.int = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "gateway", b"gateway", "gone", b"gone", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "gateway", b"gateway", "gone", b"gone", "kind", b"kind", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteOp: _TypeAlias = RouteOp  # noqa: Y015
+
+@_typing.final
+class KickOp(_message.Message):
+    """Ends the sessions of these devices that connected before it; nothing of it is kept in the KV."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    device: _builtins.str
+    """empty: every one"""
+    kept: _builtins.str
+    """but this one"""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        device: _builtins.str = ...,
+        kept: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "kept", b"kept", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KickOp: _TypeAlias = KickOp  # noqa: Y015
 
 @_typing.final
 class TickOp(_message.Message):

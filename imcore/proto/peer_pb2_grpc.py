@@ -933,6 +933,82 @@ class Admin:
             _registered_method=True)
 
 
+class UsersStub:
+    """Of an IDC, for operators.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Kick = channel.unary_unary(
+                '/im.v1.Users/Kick',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.KickRequest.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.KickReply.FromString,
+                _registered_method=True)
+
+
+class UsersServicer:
+    """Of an IDC, for operators.
+    """
+
+    def Kick(self, request, context):
+        """Ends a user's sessions in every IDC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_UsersServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Kick': grpc.unary_unary_rpc_method_handler(
+                    servicer.Kick,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.KickRequest.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.KickReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'im.v1.Users', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('im.v1.Users', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Users:
+    """Of an IDC, for operators.
+    """
+
+    @staticmethod
+    def Kick(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/im.v1.Users/Kick',
+            imcore_dot_proto_dot_peer__pb2.KickRequest.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.KickReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class EnginesStub:
     """Of an IDC, for operators.
     """

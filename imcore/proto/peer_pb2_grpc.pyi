@@ -282,6 +282,37 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class UsersStub:
+    """Of an IDC, for operators."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> UsersAsyncStub: ...
+    Kick: _grpc.UnaryUnaryMultiCallable[_peer_pb2.KickRequest, _peer_pb2.KickReply]
+    """Ends a user's sessions in every IDC."""
+
+@_typing.type_check_only
+class UsersAsyncStub(UsersStub):
+    """Of an IDC, for operators."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Kick: _aio.UnaryUnaryMultiCallable[_peer_pb2.KickRequest, _peer_pb2.KickReply]  # type: ignore[assignment]
+    """Ends a user's sessions in every IDC."""
+
+class UsersServicer(metaclass=_abc_1.ABCMeta):
+    """Of an IDC, for operators."""
+
+    @_abc_1.abstractmethod
+    def Kick(
+        self,
+        request: _peer_pb2.KickRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.KickReply, _abc.Awaitable[_peer_pb2.KickReply]]:
+        """Ends a user's sessions in every IDC."""
+
+def add_UsersServicer_to_server(servicer: UsersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class EnginesStub:
     """Of an IDC, for operators."""
 

@@ -366,6 +366,54 @@ class Limits(Model):
     )
 
 
+class Devices(Model):
+    """How many devices of one user, by kind, may have a session at once (docs/features.md). One
+    more ends the session of the one of its kind that connected longest ago."""
+
+    phone: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+    desktop: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+    web: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+    tablet: int | None = Field(default=None, ge=1, le=100, description="absent: any number")
+
+    def most(self, kind: str) -> int | None:
+        """None: any number, as of devices of which their tokens say nothing."""
+        limits = {
+            "phone": self.phone, "desktop": self.desktop, "web": self.web, "tablet": self.tablet
+        }  # fmt: skip
+        return limits.get(kind)
+
+
+class HookEvent(StrEnum):
+    MESSAGE = "message"
+    GROUP = "group"
+    PRESENCE = "presence"
+    OFFLINE_PUSH = "offline_push"
+
+
+class Webhook(Model):
+    """A server that is told what happens, signed and at least once (docs/webhooks.md). The secret
+    stands in a file, never here."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
+        description="under which each IDC stores how far it has come"
+    )
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")] = Field(
+        description="where to; `http://` sends messages in plain text"
+    )
+    secret_file: AbsolutePath = Field(description="its first line signs; read for each delivery")
+    events: list[HookEvent] = Field(min_length=1, max_length=4, description="what it is told")
+    content: bool = Field(default=False, description="with the content of messages")
+    ca_file: AbsolutePath | None = Field(
+        default=None, description="PEM; absent: the machine's usual ones"
+    )
+    timeout_ms: int = Field(default=5_000, ge=100, le=60_000, description="of one delivery")
+    waiting_max: int = Field(
+        default=100_000,
+        ge=1_000,
+        description="records of a partition that wait for it; beyond it the oldest are left out",
+    )
+
+
 class Retention(Model):
     """When logs are cut (docs/retention.md)."""
 
@@ -425,6 +473,10 @@ class RegionSpec(Model):
     safety: Safety = Field(default=Safety(), description="what no move of traffic may break")
     messages: Messages = Field(default=Messages(), description="promises and limits of messages")
     limits: Limits = Field(default=Limits(), description="what is taken on at most")
+    devices: Devices = Field(default=Devices(), description="of one user, at once")
+    webhooks: list[Webhook] = Field(
+        default_factory=list, max_length=8, description="servers that are told what happens"
+    )
     retention: Retention = Field(default=Retention(), description="when logs are cut")
     client: ClientParameters = Field(
         default=ClientParameters(), description="what ipconf tells the SDK"

@@ -26,7 +26,9 @@ from services.sdk import (
     Moved,
     NotConnected,
     Options,
+    Presence,
     SendFailed,
+    Typing,
 )
 
 Uid = Annotated[str, typer.Argument(metavar="UID", help="Whom it speaks for.")]
@@ -43,13 +45,16 @@ def token(
     device: Annotated[str, typer.Argument(metavar="DEVICE")],
     ttl: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = DAY_S,
     admin: Annotated[bool, typer.Option("--admin", help="May ask ipconf for any address.")] = False,
+    kind: Annotated[
+        str, typer.Option(help="Of device: phone, desktop, web or tablet; empty: not said.")
+    ] = "",
     data: Data = None,
 ) -> None:
     """Mint a client token, signed with the region key.
 
     Example: imctl token ann phone --ttl 3600
     """
-    print(token_for(deployment.find(data), uid, device, SystemClock(), ttl, admin))
+    print(token_for(deployment.find(data), uid, device, SystemClock(), ttl, admin, kind))
 
 
 def send(
@@ -203,6 +208,10 @@ def _as_line(event: Event) -> str:
         text = printable(event.content.decode(errors="replace"))
         given = "".join(f" [{uid}: {printable(code)}]" for uid, code in event.reactions)
         return f"changed in {event.conversation}: {text}{given}"
+    if isinstance(event, Typing):
+        return f"{event.uid} {'types' if event.on else 'types no more'} in {event.conversation}"
+    if isinstance(event, Presence):
+        return f"{event.uid} is {'online' if event.online else 'offline'}"
     return f"{event.uid} has read {event.conversation}"
 
 

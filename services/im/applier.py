@@ -365,7 +365,7 @@ class Applier:
         if not self._conversations.withheld:
             self._told(origin, effects)
             return
-        self._told(origin, Effects(keys=effects.keys, routes=effects.routes))
+        self._told(origin, Effects(keys=effects.keys, routes=effects.routes, kicks=effects.kicks))
         if not again:
             later = Effects(effects.entries, effects.audience, effects.cursors)
             self._owed.append((origin, later))

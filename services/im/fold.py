@@ -51,6 +51,7 @@ class Effects:
     audience: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
+    kicks: list[oplog.Op] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
 
     def recalled(self) -> set[ClientKey]:
@@ -227,6 +228,8 @@ class Fold:
             self._cursor(op, rows, effects)
         elif kind == "route":
             self._route(op, origin, rows, effects)
+        elif kind == "kick":
+            effects.kicks.append(op)
         elif op.seq:
             conversation = conversations[op.conversation]
             reached = conversation.heads.get(origin, 0)

@@ -15,6 +15,7 @@ from opentelemetry.trace import Span
 
 from imcore.attest import RegionKeys, content_hash
 from imcore.breaker import Breaker
+from imcore.bucket import Buckets
 from imcore.convert import (
     attested_of,
     key_of,
@@ -29,21 +30,23 @@ from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_
 from imcore.hlc import Hlc
 from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, changes, entries, groups, known, reads
+from services.im import acks, changes, devices, entries, groups, known, presence, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
 from services.im.partition import Outcome, Partition
+from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
 from services.metrics.hot import Hot
 from services.metrics.verbs import Verbs
-from services.ports import Kv, NoRisk, Pushes, Reply, Risk, Session
+from services.ports import Kv, Live, NoLive, NoRisk, Pushes, Reply, Risk, Session
 from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
@@ -111,6 +114,9 @@ class ImServer:
     tracing: Tracing | None = None
     verbs: Verbs | None = None
     hot: Hot | None = None
+    live: Live = field(default_factory=NoLive)
+    kicked: Callable[[oplog.Op], None] = lambda op: None
+    typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
 
     # ------------------------------------------------------------------------------- common
 
@@ -233,6 +239,14 @@ class ImServer:
             return await groups.change(self, session, request.group_change)
         if kind == "group_info":
             return await groups.info(self, session, request.group_info)
+        if kind == "typing":
+            return await presence.typing(self, session, request.typing)
+        if kind == "watch":
+            return presence.watch(self, session, request.watch)
+        if kind == "devices":
+            return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
+        if kind == "kick":
+            return await devices.kick(self, session, request.kick)
         raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
 
     # --------------------------------------------------------------------------------- send
@@ -562,7 +576,12 @@ class ImServer:
 
     def disconnected(self, session: Session) -> None:
         if not session.pull_only:
+            self.live.forget(session.uid, session.device)
             self._route(session, gone=True)
+
+    async def kick(self, uid: str, device: str) -> None:
+        """For an operator: a device of a user, or all of them. Raises Refused, Unavailable."""
+        await devices.end(self, uid, device)
 
     def _route(self, session: Session, gone: bool) -> None:
         partition = self.partition(session.uid)
@@ -573,6 +592,8 @@ class ImServer:
         op.route.gateway = session.gateway
         op.route.connection = session.connection
         op.route.gone = gone
+        op.route.kind = session.kind
+        op.route.away_ms = session.away_ms if gone else 0
         partition.put(op, lambda _: None)
 
     # ------------------------------------------------------------------ from appliers, peers
@@ -604,6 +625,8 @@ class ImServer:
             self.pushes.cursor_moved(uid, moved)
         for route_origin, op in effects.routes:
             self.route_folded(route_origin, op)
+        for op in effects.kicks:
+            self.kicked(op)
         self.applied_changed.set()
 
     def peer_holds(self, idc: str, number: int, lsn: int) -> None:

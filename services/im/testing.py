@@ -39,6 +39,7 @@ class Pushes:
     def __init__(self) -> None:
         self.entries: list[tuple[str, tuple[str, ...], pb.Entry]] = []
         self.cursors: list[tuple[str, pb.CursorMoved]] = []
+        self.told: list[tuple[tuple[str, ...], pb.Event]] = []
         self.stored: list[tuple[str, int]] = []  # session, lsn
 
     def push_entries(
@@ -56,6 +57,12 @@ class Pushes:
 
     def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None:
         self.cursors.append((uid, event))
+
+    def tell(self, uids: Sequence[str], event: pb.Event) -> None:
+        self.told.append((tuple(uids), event))
+
+    def tell_devices(self, devices: Sequence[tuple[str, str]], event: pb.Event) -> None:
+        raise AssertionError("im tells users, and knows of no device")
 
     def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
         self.stored.append((session.id, lsn))

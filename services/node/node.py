@@ -70,7 +70,10 @@ from services.node.status import Status
 from services.node.swaps import SWAP, SwapLimit
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
+from services.node.users import UsersService
+from services.node.webhooks import Webhooks
 from services.ports import Registry
+from services.route.live import TURN_S, LiveRoutes
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
 from services.split.fronts import FrontLink, Fronts
@@ -113,6 +116,7 @@ class Node:
         )
         self.monitor = of_node(self)
         self.serving = False
+        self.webhooks: Webhooks | None = None  # once it serves
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
         self._stopping = asyncio.Event()
@@ -322,6 +326,7 @@ class Node:
             self.traffic.fill_probe,
             self._behind,
             self._deliver,
+            self._typed,
             self.status.as_dict,
         )
         self.admin = AdminService(
@@ -334,6 +339,8 @@ class Node:
         rpc.add_AdminServicer_to_server(self.admin, server)
         if self.fronts is not None:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
+        self.users = UsersService()
+        rpc.add_UsersServicer_to_server(self.users, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         await server.start()
@@ -347,6 +354,10 @@ class Node:
 
     def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
         self.state.signal(uids, conversation, heads)
+
+    def _typed(self, uids: Sequence[str], typing: pb.Typing) -> None:
+        if self.partitions:
+            self.live.typed_elsewhere(uids, typing)
 
     # -------------------------------------------------------------------------------- identity
 
@@ -412,6 +423,11 @@ class Node:
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
             ConversationLoad(spec.limits), self.risk,
         )  # fmt: skip
+        self.im.live = self.live = LiveRoutes(
+            self.idc, self.routes, self.traffic.usable, self.traffic.usable_gateways, self.state,
+            self.signals, self.clock, spec.devices,
+        )  # fmt: skip
+        self.im.kicked = self.live.kick_folded
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
             for queue in self.signals.values():
@@ -435,7 +451,7 @@ class Node:
             )
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
-        self.admin.kv = self.kv
+        self.admin.kv, self.users.kick = self.kv, self.im.kick
         self.engines_service.kv = self.kv_engines
         self.logs_service.origin = self.peer_service.origin = origin
         self.logs_service.offer = self.retention.offer
@@ -446,6 +462,7 @@ class Node:
         for queue in self.signals.values():
             self._spawn(f"signals to {queue.idc}", queue.run())
         self._spawn("ticks", self._tick(refresh))
+        self._spawn("presence", self._look_who_is_there())
         self._spawn("retention", self.retention.run())
         self._spawn("state", self.state.run())
 
@@ -475,15 +492,18 @@ class Node:
                 self.measured.hot.turn(self.clock.now())
             await asyncio.sleep(TICK_S)
 
+    async def _look_who_is_there(self) -> None:
+        while True:
+            await asyncio.sleep(TURN_S)
+            self.live.turn()
+
     def _told(self, number: int, origin: Origin, effects: Any) -> None:
         hlc = self.partitions[number].applier.newest[origin]
         self.replication.folded(origin, number, hlc, self.clock.wall_ms())
         self.im.told(number, origin, effects)
 
     def _route_folded(self, origin: Origin, op: oplog.Op) -> None:
-        self.routes.apply(origin, op.hlc, op.route)
-        if origin.idc != self.idc and not op.route.gone:
-            self.state.connected_elsewhere(op.route.uid, op.route.device, op.route.connection_epoch)
+        self.live.route_folded(origin, op)
 
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
         if not self.signals:  # no other IDC
@@ -515,6 +535,9 @@ class Node:
                 gateways.append(gateway)
             self.gateways = gateways
             stack.push_async_callback(self._farewell, self.state)
+        self.webhooks = Webhooks(self, stack)
+        for feed in self.webhooks.feeds:
+            self._spawn(f"webhook {feed.name}", feed.run())
         await self.traffic.start(stack)
         if self.fronts is not None:
             self.fronts.open = True

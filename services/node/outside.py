@@ -20,6 +20,7 @@ from imcore.listener import Listen, Listener
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.engines.disk import Disk, RealDisk
+from services.node.posting import Http, Poster
 
 
 class Outside(Protocol):
@@ -31,6 +32,10 @@ class Outside(Protocol):
     disk: Disk
     executor: Callable[[int, str], Executor]
     listen: Listen
+
+    def poster(self, url: str, ca_file: str | None, timeout_s: float) -> Poster:
+        """To this URL of the operator's. Raises BadInput."""
+        ...
 
     def channel(self, peer: str, address: str) -> grpc.aio.Channel:
         """To this peer and nobody else. Raises BadInput."""
@@ -56,6 +61,9 @@ class Machine:
         self.listen: Listen = Listener
         self._pki = pki
         self._name = name
+
+    def poster(self, url: str, ca_file: str | None, timeout_s: float) -> Poster:
+        return Http(url, ca_file, timeout_s)
 
     def channel(self, peer: str, address: str) -> grpc.aio.Channel:
         return grpc_channel(self._pki, self._name, peer, address)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
 
 from imcore.convert import origin_pb, vector_of
+from imcore.proto import client_pb2 as pb
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import Clock
@@ -28,15 +29,18 @@ class PeerService(rpc.PeerServicer):
         state: Callable[[peer.ProbeReply], None],
         behind: Callable[[str, Vector], bool],
         deliver: Callable[[list[str], str, Vector], None],
+        typed: Callable[[Sequence[str], pb.Typing], None],
         status: Callable[[], dict[str, Any]],
     ) -> None:
         """``state`` fills in what a probe is told; ``behind``: whether this IDC has applied less
-        of a conversation than these heads; ``deliver``: signal local sessions."""
+        of a conversation than these heads; ``deliver``: signal local sessions;
+        ``typed``: tell those of these users that somebody types."""
         self._idc = idc
         self._clock = clock
         self._state = state
         self._behind = behind
         self._deliver = deliver
+        self._typed = typed
         self._status = status
         self._tasks: set[asyncio.Task[None]] = set()
         self.origin: Origin | None = None
@@ -57,6 +61,10 @@ class PeerService(rpc.PeerServicer):
         signals = 0
         async for batch in request_iterator:
             signals += len(batch.signals)
+            for row in batch.typing:
+                self._typed(row.uids, row.typing)
+            if not batch.signals:
+                continue
             task = asyncio.ensure_future(self._later(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

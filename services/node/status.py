@@ -91,6 +91,7 @@ class Status:
             "region_keys": self._node.followed_keys.status(),
             "alarms": self._alarms(),
             "retention": node.retention.status(),
+            "webhooks": node.webhooks.status() if node.webhooks is not None else {},
             "registries": node.traffic.registries_status(),
         }
 
@@ -114,6 +115,8 @@ class Status:
         if node.mirror_lag is not None:
             alarms += silent(node.idc, node.mirror_lag.figures())
         alarms += node.logs_service.alarms()
+        if node.webhooks is not None:
+            alarms += node.webhooks.alarms()
         now = utc_now(node.clock.wall_ms())
         alarms += expiry_alarms(node.certificate.pair, node.idc, now)
         if node.certificate.problem:

@@ -23,6 +23,8 @@ class Route(NamedTuple):
     gateway: str
     connection: int
     gone: bool
+    kind: str = ""  # of device
+    away_ms: int = 0  # of one that is gone: so long it had had no connection
 
 
 class RouteTable:
@@ -31,7 +33,16 @@ class RouteTable:
 
     def apply(self, origin: Origin, hlc: int, op: oplog.RouteOp) -> bool:
         """Merge a folded route; False when a newer one is known."""
-        route = Route(op.connection_epoch, hlc, origin, op.gateway, op.connection, op.gone)
+        route = Route(
+            op.connection_epoch,
+            hlc,
+            origin,
+            op.gateway,
+            op.connection,
+            op.gone,
+            op.kind,
+            op.away_ms,
+        )
         devices = self._routes.setdefault(op.uid, {})
         known = devices.get(op.device)
         if known is not None and known[:3] > route[:3]:

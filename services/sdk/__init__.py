@@ -1,9 +1,19 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
-from services.sdk.client import Client, Sent, State
-from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message, Moved
+from services.sdk.client import Client, OwnDevice, Sent, State
+from services.sdk.core.events import (
+    Changed,
+    ConnectionChanged,
+    CursorMoved,
+    Event,
+    Message,
+    Moved,
+    Presence,
+    Typing,
+)
 from services.sdk.errors import (
     AuthError,
+    Kicked,
     NotConnected,
     OutboxFull,
     OutboxLocked,
@@ -23,16 +33,20 @@ __all__ = [
     "CursorMoved",
     "Event",
     "IpconfClient",
+    "Kicked",
     "Message",
     "Moved",
     "NotConnected",
     "Options",
     "OutboxFull",
     "OutboxLocked",
+    "OwnDevice",
+    "Presence",
     "Replaced",
     "RequestRefused",
     "SdkError",
     "SendFailed",
     "Sent",
     "State",
+    "Typing",
 ]

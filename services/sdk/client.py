@@ -7,14 +7,14 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX
+from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX, WATCHED_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -25,11 +25,20 @@ from imcore.words import (
     is_group,
     valid_id,
 )
-from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message
+from services.sdk.core.events import (
+    Changed,
+    ConnectionChanged,
+    CursorMoved,
+    Event,
+    Message,
+    Presence,
+    Typing,
+)
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.seen import Seen
+from services.sdk.core.typed import TypingSeen, TypingTold
 from services.sdk.core.view import View, key_text, parse_key
 from services.sdk.core.waits import again_s
 from services.sdk.errors import (
@@ -55,6 +64,7 @@ from services.tracing.context import traceparent
 log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
+_WATCH_AGAIN_S = 300.0  # half of what a service keeps a watch for
 _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
 
@@ -65,6 +75,17 @@ class State(NamedTuple):
     gateway: str
     policy_epoch: int
     outbox: int
+
+
+class OwnDevice(NamedTuple):
+    """A device of the own user. ``online``: it has a session, ``idc``: where; ``since_ms`` (on the
+    wall clock): connected, or gone, since."""
+
+    device: str
+    kind: str
+    online: bool
+    idc: str
+    since_ms: int
 
 
 class Sent:
@@ -147,6 +168,11 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
         self._to_ack: dict[str, None] = {}
         self._acking: dict[str, None] = {}
+        self._typing_told = TypingTold()
+        self._typing_seen = TypingSeen()
+        self._typing_timer: asyncio.TimerHandle | None = None
+        self._watched: tuple[str, ...] = ()
+        self._watched_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---------------------------------------------------------------------- start and end
@@ -226,6 +252,8 @@ class Client:
         if self._stopped is None:
             self._stopped = NotConnected("the client is closed")
         self._stop_timer()
+        if self._typing_timer is not None:
+            self._typing_timer.cancel()
         self._link.close()
         self._side.close()
         self._puller.close()
@@ -366,6 +394,46 @@ class Client:
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
 
+    async def devices(self) -> tuple[OwnDevice, ...]:
+        """Of this user, in all IDCs; the last one connected first."""
+        response = await self._request(pb.Request(devices=pb.Devices()))
+        rows = response.devices_ok.devices
+        return tuple(OwnDevice(r.device, r.kind, r.online, r.idc, r.since_ms) for r in rows)
+
+    async def kick(self, device: str = "") -> None:
+        """End the session of one of this user's devices, or (none named) of all others, in every
+        IDC. It revokes no token: whoever has one may connect anew."""
+        await self._request(pb.Request(kick=pb.Kick(device=device)))
+
+    def typing(self, conversation: str) -> None:
+        """This user types there now: call it at every key. Tells the others at most every three
+        seconds, and nobody while there is no connection; what is lost is lost."""
+        session = self._link.session if self._started else None
+        if session is not None and self._typing_told.due(conversation, self._clock.now()):
+            request = pb.Request(typing=pb.Typing(conversation=conversation))
+            session.call(request, lambda response: None)
+
+    async def watch(self, uids: Sequence[str]) -> tuple[Presence, ...]:
+        """Who of these is online, now; and ``Presence`` events from now on, in place of those of
+        the users named before. At most 200. Lasts as long as this client: what has changed while
+        there was no connection is told when there is one again. Raises RequestRefused, NotConnected
+        as other requests do."""
+        watched = tuple(dict.fromkeys(uids))
+        if len(watched) > WATCHED_MAX or not all(map(valid_id, watched)):
+            message = f"a device watches at most {WATCHED_MAX} users, by uid"
+            raise RequestRefused(Code.BAD_REQUEST, message)
+        response = await self._request(pb.Request(watch=pb.Watch(uids=watched)))
+        self._watched, self._watched_at = watched, self._clock.now()
+        return _presences(response.watch_ok.users)
+
+    async def _watch_again(self) -> None:
+        """On a new connection, or before the service forgets."""
+        try:
+            for presence in await self.watch(self._watched):
+                self._emit(presence)
+        except SdkError as error:
+            log.info("who is online is not told for now: %s", error)
+
     async def edit(self, conversation: str, key: str, content: bytes) -> None:
         """Of an own shown message. Raises KeyError too, as do the next two."""
         _check(conversation, content)
@@ -455,6 +523,8 @@ class Client:
         self._traces.received(entry, self._clock.wall_ms())
 
     def _emit(self, event: Event) -> None:
+        if isinstance(event, Message) and self._typing_seen.wrote(event.conversation, event.uid):
+            self._emit(Typing(event.conversation, event.uid, False))
         for callback in self._callbacks:
             try:
                 callback(event)
@@ -526,6 +596,8 @@ class Client:
         self._look_later()
         self._spawn(self._catch_up(session, elsewhere))
         self._connection.set()
+        if self._watched:
+            self._spawn(self._watch_again())
         self._emit(ConnectionChanged(session.origin.idc, session.gateway.name, "connected"))
 
     async def _catch_up(self, session: Session, elsewhere: bool) -> None:
@@ -598,6 +670,28 @@ class Client:
                 self._emit(CursorMoved(moved.conversation, moved.uid, text))
         elif kind == "move":
             self._link.move(session, event.move)
+        elif kind == "typing":
+            self._typed(event.typing)
+        elif kind == "presence":
+            for presence in _presences(event.presence.users):
+                self._emit(presence)
+
+    def _typed(self, typing: pb.Typing) -> None:
+        expires = self._clock.now() + typing.lives_ms / 1000
+        if self._typing_seen.heard(typing.conversation, typing.uid, expires):
+            self._emit(Typing(typing.conversation, typing.uid, True))
+        self._typing_later()
+
+    def _typing_later(self) -> None:
+        if self._typing_timer is None and (due := self._typing_seen.next_end()) is not None:
+            delay_s = max(0.0, due - self._clock.now())
+            self._typing_timer = asyncio.get_running_loop().call_later(delay_s, self._typing_over)
+
+    def _typing_over(self) -> None:
+        self._typing_timer = None
+        for conversation, uid in self._typing_seen.ended(self._clock.now()):
+            self._emit(Typing(conversation, uid, False))
+        self._typing_later()
 
     # ---------------------------------------------------------------------------- liveness
 
@@ -624,6 +718,9 @@ class Client:
             return
         if due is Due.HEARTBEAT:
             self._heartbeat(session, liveness, now)
+            if self._watched and now - self._watched_at >= _WATCH_AGAIN_S:
+                self._watched_at = now
+                self._spawn(self._watch_again())
         elif due is Due.IDLE_PULL:
             liveness.pulled(now)
             if self._sender.outbox.refresh():
@@ -669,6 +766,10 @@ class Client:
                 self._puller.claim(session, self._clock.now())
 
         session.call(request, answered)
+
+
+def _presences(rows: Iterable[pb.Presence]) -> tuple[Presence, ...]:
+    return tuple(Presence(r.uid, tuple(r.online), r.last_seen_ms, r.unwatched) for r in rows)
 
 
 def _refs(conversation: str, reply: str, mentions: Sequence[str]) -> bytes:

@@ -48,6 +48,11 @@ class Replaced(SdkError):
     """Another connection of this device took over; the client does not reconnect by itself."""
 
 
+class Kicked(SdkError):
+    """The user (on another device), an operator or a login beyond the region's limit has ended this
+    device's session; the client does not reconnect by itself. A new client may connect."""
+
+
 class NotConnected(SdkError):
     """No answer in time; the request may or may not have been carried out."""
 

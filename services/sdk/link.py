@@ -9,9 +9,16 @@ from typing import Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
-from services.sdk.core.reconnect import RETRY_AFTER_MAX_MS, Lost, Plan, Reconnect, Where
+from services.sdk.core.reconnect import (
+    FOR_GOOD,
+    RETRY_AFTER_MAX_MS,
+    Lost,
+    Plan,
+    Reconnect,
+    Where,
+)
 from services.sdk.core.seen import Seen
-from services.sdk.errors import AuthError, Replaced, SdkError, StoreFailed
+from services.sdk.errors import AuthError, Kicked, Replaced, SdkError, StoreFailed
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
 from services.sdk.session import OnEvent, Session, SessionLost
 from services.sdk.transport import Dialer
@@ -87,14 +94,14 @@ class Link:
 
     async def run(self) -> None:
         """Until cancelled, replaced by another connection of this device, or not authorized."""
-        plan = Plan(Where.IPCONF, 0)
+        plan, lost = Plan(Where.IPCONF, 0), Lost("no_answer")
         try:
             while plan.where is not Where.NOWHERE:
                 await asyncio.sleep(plan.delay_ms / 1000)
                 lost = await self._round(plan.where)
                 plan = self.reconnect.lost(lost)
                 log.info("not connected (%s): %s in %d ms", lost.reason, *_words(plan))
-            self._owner.stopped(Replaced("another connection of this device took over"))
+            self._owner.stopped(_stop_of(lost))
         except AuthError as error:
             self._owner.stopped(error)
 
@@ -125,7 +132,7 @@ class Link:
             except SessionLost as error:
                 lost = error.lost
                 self._failed(gateway, lost.reason)
-                if lost.retry_after_ms or lost.reason == "replaced":
+                if lost.retry_after_ms or lost.reason in FOR_GOOD:
                     break
                 continue
             except AuthError as error:
@@ -283,6 +290,12 @@ class Link:
         again.within_ms = 0
         delay_s = min(after_ms, RETRY_AFTER_MAX_MS) / 1000 + self._rng.uniform(0.2, 1.0)
         asyncio.get_running_loop().call_later(delay_s, self.move, session, again)
+
+
+def _stop_of(lost: Lost) -> SdkError:
+    if lost.reason == "kicked":
+        return Kicked("the session was ended: by another device, an operator or one login too many")
+    return Replaced("another connection of this device took over")
 
 
 def _words(plan: Plan) -> tuple[str, int]:

@@ -9,7 +9,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from hashlib import blake2b
 from pathlib import Path
@@ -29,6 +29,7 @@ from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
 from services.node.node import Node
+from services.node.posting import Poster
 from services.sdk import Client, ConnectionChanged, Event, IpconfClient, NotConnected, Options
 from services.sdk.store import SqliteStore
 from services.sdk.transport import PlaintextDialer
@@ -97,6 +98,9 @@ class SimOutside:
         self._world = world
         self._name = machine.name
 
+    def poster(self, url: str, ca_file: str | None, timeout_s: float) -> Poster:
+        return self._world.posted
+
     def channel(self, peer: str, address: str) -> grpc.aio.Channel:
         return cast(grpc.aio.Channel, SimChannel(self._world.net, self._name, address))
 
@@ -104,6 +108,21 @@ class SimOutside:
         self, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]], address: str
     ) -> grpc.aio.Server:
         return cast(grpc.aio.Server, SimServer(self._world.net, interceptors, address))
+
+
+class Posted:
+    """The operator's server, which takes what any IDC posts; ``status``: what it answers."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.bodies: list[tuple[bytes, Mapping[str, str]]] = []
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
+        self.bodies.append((body, headers))
+        return self.status
+
+    async def close(self) -> None:
+        pass
 
 
 class Machine:
@@ -225,6 +244,7 @@ class World:
         self.trace = Trace(self.loop, scratch)
         self.clock = SimClock(self.loop)
         self.failures: list[str] = []
+        self.posted = Posted()
         self._starts: Counter[tuple[str, str]] = Counter()  # of each device's application
         self._gone: list[SimSession] = []  # kept: to collect one would run what it left behind
         (scratch / "outboxes").mkdir(parents=True)
@@ -281,9 +301,9 @@ class World:
         keys = load_region_keys(self.pki)
         return NodeConfig(self.region, self.region.idc(name), data, self.pki, keys, {}, True)
 
-    def token(self, uid: str, device: str) -> str:
+    def token(self, uid: str, device: str, kind: str = "") -> str:
         """For a day."""
-        claims = Claims(uid, device, self.clock.wall_ms() + 86_400_000, False)
+        claims = Claims(uid, device, self.clock.wall_ms() + 86_400_000, kind=kind)
         return mint(self._keys, claims)
 
     def _disk_delay_s(self, owner: Owner | None) -> float:
@@ -310,9 +330,15 @@ class World:
     # ------------------------------------------------------------------------------ clients
 
     def connect(
-        self, uid: str, device: str, address: str, listener: Listener, remember: bool
+        self,
+        uid: str,
+        device: str,
+        address: str,
+        listener: Listener,
+        remember: bool,
+        kind: str = "",
     ) -> SimSession:
-        """``Connect`` of services.loadgen.ports."""
+        """``Connect`` of services.loadgen.ports. ``kind``: of the device."""
         self._starts[uid, device] += 1
         start = self._starts[uid, device]
         owner = Owner(f"{uid}.{device}" if start == 1 else f"{uid}.{device}.{start}")
@@ -322,7 +348,7 @@ class World:
         store = None
         if remember and random.Random(f"{self.seed} {uid} {device}").random() < DURABLE:
             store = SqliteStore(self.scratch / "outboxes" / f"{uid}.{device}.db")
-        token = self.token(uid, device)
+        token = self.token(uid, device, kind)
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
 
         def make() -> tuple[Client, SdkSession]:
@@ -362,7 +388,7 @@ class SimSession:
     ) -> None:
         self._world = world
         self.owner = owner
-        self._client = client
+        self.client = client
         self._session = session
         self._store = store
         self._opened = False
@@ -377,8 +403,9 @@ class SimSession:
 
         return Closing(client, listener)
 
-    async def _there(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Raises NotConnected too: the application has ended meanwhile, or does not run yet."""
+    async def there(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What the device does; ``client`` is to be used from there only. Raises NotConnected
+        too: the application has ended meanwhile, or does not run yet."""
         if not self.running:
             work.close()
             raise NotConnected("the application does not run")
@@ -421,14 +448,14 @@ class SimSession:
     @property
     def outbox(self) -> int:
         """Messages that are not replicated."""
-        return self._client.state.outbox
+        return self.client.state.outbox
 
     def crash(self) -> None:
         """Its outbox is as it was committed; who waits for an answer gets none."""
         self._world.end(self)
         if self._store is not None:
             self._store.let_go()
-        if (http := self._client._ipconf._http) is not None:
+        if (http := self.client._ipconf._http) is not None:
             http.detach()  # or it says that nobody has closed it
         for answer in self._calls:
             if not answer.done():
@@ -451,39 +478,39 @@ class SimSession:
         return self._session.direct(uid)
 
     async def create_group(self, uids: Sequence[str], name: str) -> str:
-        return cast(str, await self._there(self._session.create_group(uids, name)))
+        return cast(str, await self.there(self._session.create_group(uids, name)))
 
     async def members(self, conversation: str) -> Sequence[str]:
-        return cast(Sequence[str], await self._there(self._session.members(conversation)))
+        return cast(Sequence[str], await self.there(self._session.members(conversation)))
 
     async def send(self, conversation: str, content: bytes) -> Acked:
-        return cast(Acked, await self._there(self._session.send(conversation, content)))
+        return cast(Acked, await self.there(self._session.send(conversation, content)))
 
     async def read_up_to(self, conversation: str, key: str) -> None:
-        await self._there(self._session.read_up_to(conversation, key))
+        await self.there(self._session.read_up_to(conversation, key))
 
     async def history(self, conversation: str) -> list[Stood]:
-        return cast(list[Stood], await self._there(self._session.history(conversation)))
+        return cast(list[Stood], await self.there(self._session.history(conversation)))
 
     async def join(self, conversation: str, uid: str) -> None:
-        await self._there(self._client.join(conversation, [uid]))
+        await self.there(self.client.join(conversation, [uid]))
 
     async def leave(self, conversation: str) -> None:
-        await self._there(self._client.leave(conversation))
+        await self.there(self.client.leave(conversation))
 
     async def edit(self, conversation: str, key: str, content: bytes) -> None:
-        await self._there(self._client.edit(conversation, key, content))
+        await self.there(self.client.edit(conversation, key, content))
 
     async def recall(self, conversation: str, key: str) -> None:
-        await self._there(self._client.recall(conversation, key))
+        await self.there(self.client.recall(conversation, key))
 
     async def react(self, conversation: str, key: str, code: str, on: bool) -> None:
-        await self._there(self._client.react(conversation, key, code, on))
+        await self.there(self.client.react(conversation, key, code, on))
 
     def changes(self, conversation: str, key: str) -> object:
         """What changes have made of a message; None: it is not shown."""
         try:
-            return self._client.changes(conversation, key)
+            return self.client.changes(conversation, key)
         except KeyError:
             return None
 

@@ -23,7 +23,7 @@ from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
-from services.ports import Pushes, Reply, Session
+from services.ports import Kicks, Pushes, Reply, Session
 from services.split.pipe import Pipe
 
 log = logging.getLogger("im.split")
@@ -36,7 +36,7 @@ _CATCH_UP_AGAIN_S = 0.3
 _CATCH_UP_TRIES = 20
 
 
-class State(Pushes, Protocol):
+class State(Pushes, Kicks, Protocol):
     """The state role, as its core commands it."""
 
     def standing(self) -> Sequence[tuple[Session, str, bool]]:
@@ -48,7 +48,6 @@ class State(Pushes, Protocol):
     def move(self, session: str, within_ms: int, policy_epoch: int) -> object: ...
     def close_after_move(self, session: str) -> object: ...
     def close_pull_only(self) -> int: ...
-    def connected_elsewhere(self, uid: str, device: str, connection_epoch: int) -> None: ...
 
 
 class CoreLink:
@@ -196,12 +195,19 @@ class CoreLink:
             state.signal(signal.uids, signal.conversation, vector_of(signal.heads))
         elif kind == "cursor":
             state.cursor_moved(item.cursor.uid, item.cursor.event)
+        elif kind == "tell_users":
+            state.tell(item.tell_users.uids, item.tell_users.event)
+        elif kind == "tell_devices":
+            devices = [(row.uid, row.device) for row in item.tell_devices.devices]
+            state.tell_devices(devices, item.tell_devices.event)
         elif kind == "move":
             state.move(item.move.session, item.move.within_ms, item.move.policy_epoch)
         elif kind == "close_after_move":
             state.close_after_move(item.close_after_move)
         elif kind == "close_pull_only":
             state.close_pull_only()
+        elif kind == "kick":
+            state.kick(item.kick.uid, item.kick.device, item.kick.connection_epoch)
         elif kind == "elsewhere":
             there = item.elsewhere
             state.connected_elsewhere(there.uid, there.device, there.connection_epoch)
@@ -340,6 +346,8 @@ def _caller(session: Session) -> front.Caller:
         connection=session.connection,
         pull_only=session.pull_only,
         seen_hlc=session.seen_hlc,
+        kind=session.kind,
+        away_ms=session.away_ms,
     )
 
 

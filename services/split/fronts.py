@@ -293,6 +293,19 @@ class Fronts(rpc.FrontServicer):
         for link, _ in self._of((uid,)):
             link.pipe.put(front.Down(cursor=front.CursorOf(uid=uid, event=event)))
 
+    def tell(self, uids: Sequence[str], event: pb.Event) -> None:
+        for link, here in self._of(uids):
+            link.pipe.put(front.Down(tell_users=front.TellUsers(uids=here, event=event)))
+
+    def tell_devices(self, devices: Sequence[tuple[str, str]], event: pb.Event) -> None:
+        for link in self.gateways:
+            here = [key for key in devices if key in link.by_device]
+            if here:
+                told = front.TellDevices(event=event)
+                for uid, device in here:
+                    told.devices.add(uid=uid, device=device)
+                link.pipe.put(front.Down(tell_devices=told))
+
     def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
         for link in self.gateways:
             if link.name == session.gateway:
@@ -375,6 +388,13 @@ class Fronts(rpc.FrontServicer):
             if row is not None and row.connection_epoch < connection_epoch:
                 link.pipe.put(_elsewhere(uid, device, connection_epoch))
 
+    def kick(self, uid: str, device: str, connection_epoch: int) -> None:
+        for link in self.gateways:
+            row = link.by_device.get((uid, device))
+            if row is not None and row.connection_epoch <= connection_epoch:
+                kick = _elsewhere(uid, device, connection_epoch).elsewhere
+                link.pipe.put(front.Down(kick=kick))
+
     def _with_session(self, session: str) -> FrontLink | None:
         """Where it is connected."""
         for link in self.gateways:
@@ -387,7 +407,8 @@ class Fronts(rpc.FrontServicer):
 def _session(link: FrontLink, caller: front.Caller) -> Session:
     return Session(
         caller.id, caller.uid, caller.device, caller.connection_epoch, link.name,
-        caller.connection, caller.pull_only, caller.seen_hlc,
+        caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
+        caller.away_ms,
     )  # fmt: skip
 
 

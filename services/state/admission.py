@@ -45,7 +45,7 @@ class Admission:
         gateway, connection = address
         record = Record(
             self._secret(8).hex(), claims.uid, claims.device, connect.connection_epoch,
-            gateway, connection,
+            gateway, connection, kind=claims.kind,
         )  # fmt: skip
         record.shard = self._shard_of(connect.placement, claims.uid)
         record.seen_hlc = self.seen(request)

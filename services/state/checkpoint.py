@@ -47,6 +47,7 @@ def line(record: Record) -> bytes:
         "uid": record.uid,
         "device": record.device,
         "epoch": record.connection_epoch,
+        "kind": record.kind,
         "shard": record.shard,
         "seen": record.seen_hlc,
         "lsns": record.lsns,
@@ -80,8 +81,9 @@ def _record(row: dict[str, Any], now: float) -> Record:
         str(row["id"]), str(row["uid"]), str(row["device"]), int(row["epoch"]), "", 0
     )  # fmt: skip
     record.shard, record.seen_hlc = str(row["shard"]), int(row["seen"])
+    record.kind = str(row.get("kind", ""))  # older files have none
     record.lsns = _by_partition(row["lsns"])
-    record.unreplicated = _by_partition(row.get("unreplicated", {}))  # older files have none
+    record.unreplicated = _by_partition(row.get("unreplicated", {}))  # nor that
     for name, heads in row["owed"].items():
         vector = {parse_origin(origin): int(seq) for origin, seq in heads.items()}
         record.owed[str(name)] = Owed(vector, now)

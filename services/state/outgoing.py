@@ -36,6 +36,7 @@ class Counters:
     signalled: int = 0
     resumed: int = 0
     replaced: int = 0
+    kicked: int = 0
     drained: int = 0  # closed because it did not go when it was told to
     overflowed: int = 0
     deadlines: int = 0
@@ -132,9 +133,20 @@ class Outgoing:
             self._emit(receivers, self._signal_event(conversation, heads))
 
     def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None:
-        receivers = [record for record in self._table.of_users([uid]) if record.connected]
+        self.tell([uid], pb.Event(cursor_moved=event))
+
+    def tell(self, uids: Sequence[str], event: pb.Event) -> None:
+        self._tell_connected(self._table.of_users(uids), event)
+
+    def tell_devices(self, devices: Sequence[tuple[str, str]], event: pb.Event) -> None:
+        found = [self._table.of_device(uid, device) for uid, device in devices]
+        self._tell_connected([record for record in found if record is not None], event)
+
+    def _tell_connected(self, records: Sequence[Record], event: pb.Event) -> None:
+        receivers = [record for record in records if record.connected]
         if receivers:
-            self._emit(receivers, pb.Event(stamp=self._stamp(), cursor_moved=event))
+            event.stamp.CopyFrom(self._stamp())
+            self._emit(receivers, event)
 
     def accepted(self, session: Session, origin: Origin, partition: int, lsn: int) -> None:
         if isinstance(session, Record) and lsn:

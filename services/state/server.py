@@ -361,6 +361,7 @@ class StateServer(Outgoing):
     def _away(self, record: Record) -> None:
         """The connection is gone; the session lives on for its grace."""
         record.connected = False
+        record.away_at = self._clock.now()
         if not self._table.holds(record):
             return
         self._owing.cancel(record)
@@ -373,6 +374,7 @@ class StateServer(Outgoing):
     def _over(self, record: Record) -> None:
         """The grace is over too."""
         record.connected = False
+        record.away_ms = round(record.unheard_s(self._clock.now()) * 1000)
         self._forget(record)
         self.im.disconnected(record)
 
@@ -467,6 +469,20 @@ class StateServer(Outgoing):
             return
         self._replace(record)
         self._forget(record)
+
+    def kick(self, uid: str, device: str, connection_epoch: int) -> None:
+        """Its session is over at once: one that is within its grace would count as a device."""
+        record = self._table.of_device(uid, device)
+        if record is None or record.connection_epoch > connection_epoch:
+            return
+        address = (record.gateway, record.connection)
+        self._opening.pop(address, None)  # where its Connect is not answered yet
+        self._table.by_address.pop(address, None)
+        queue = self.gateways.get(record.gateway)
+        if queue is not None:
+            self.counters.kicked += 1
+            queue.close(record.connection, "kicked")
+        self._over(record)
 
     # ------------------------------------------------------------------------------- timers
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from imcore.words import Origin, Vector
 from services.ports import Session
 
+_SENT_BEFORE_S = 2.0  # from an acceptance, in whatever IDC, to the push here
+
 
 class Owed:
     """``waiting``: since when each origin's head is unpaid, or since when an ack last made
@@ -67,6 +69,7 @@ class Record(Session):
     owed: dict[str, Owed] = field(default_factory=dict)
     unreplicated: dict[int, int] = field(default_factory=dict)  # partition -> highest lsn
     lsns: dict[int, int] = field(default_factory=dict)  # partition -> last op accepted here
+    away_at: float = math.inf  # since when it has had no connection
     moving: bool = False  # it was told to connect elsewhere
     in_flight: int = 0  # requests that im has not answered
     signals: int = 0  # sent in a row without everything being acked
@@ -95,6 +98,12 @@ class Record(Session):
             for name, owed in self.owed.items()
             if now - owed.waits_since() >= older_than_s
         ]
+
+    def unheard_s(self, now: float) -> float:
+        """How long nothing shows that the device was there: for so long it had no connection, or
+        left what it was sent un-acked (the connection was dead, and nobody knew)."""
+        waiting = min((owed.waits_since() for owed in self.owed.values()), default=math.inf)
+        return max(0.0, now - min(self.away_at, waiting - _SENT_BEFORE_S))
 
     def info(self) -> SessionInfo:
         return SessionInfo(self.id, self.uid, self.device, self.shard, self.gateway, self.connected)

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from imcore.errors import Refused, Unavailable
+from imcore.errors import BadInput, Refused, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import grpc_channel
@@ -32,6 +32,25 @@ async def test_faults_asked_for_through_imctl_stand_in_the_audit(tmp_path: Path)
     rows = [json.loads(line) for line in target.audit_file().read_text().splitlines()]
     assert [row["outcome"] for row in rows] == ["refused", "not done"]
     assert "offset_ms: 600000" in rows[0]["sentence"]
+
+
+async def test_an_operator_kicks_a_user_through_imctl(tmp_path: Path) -> None:
+    async with running(tmp_path, faults=False) as node:
+        target = Local.open(tmp_path)
+        kicked: list[tuple[str, str]] = []
+        node.im.kicked = lambda op: kicked.append((op.kick.uid, op.kick.device))
+        await admin.kick(target, "fra", "ann", "phone")
+        with pytest.raises(BadInput):
+            await admin.kick(target, "fra", "no uid", "")
+        for partition in node.partitions:
+            await partition.applier.drain()
+        assert kicked == [("ann", "phone")]
+        async with grpc_channel(node.config.pki, "viewer", "fra", target.address("fra")) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await rpc.UsersStub(channel).Kick(peer.KickRequest(uid="ann"), timeout=3.0)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    rows = [json.loads(line) for line in target.audit_file().read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == ["done", "refused"]
 
 
 async def fault(node: Node, caller: str, request: peer.FaultRequest) -> str:

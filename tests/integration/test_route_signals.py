@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from imcore.convert import vector_of
+from imcore.proto import client_pb2 as pb
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
@@ -68,6 +69,18 @@ async def test_signals_of_one_conversation_cross_as_one_with_the_highest_heads()
             "d:ann:bob": (["bob", "user1", "user2", "user3"], {FRA: 3}),
             "d:ann:eve": (["eve"], {FRA: 9}),
         }
+
+
+async def test_of_who_types_the_last_word_goes_along(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signals, "_TYPING_MAX", 2)
+    async with running() as (receiver, queue):
+        for uid, lives_ms in (("ann", 1), ("ann", 2), ("bob", 3), ("mia", 4)):
+            typing = pb.Typing(conversation="g:1", uid=uid, lives_ms=lives_ms)
+            queue.add_typing(["eve"], typing)
+        batch = await next_batch(receiver)
+        found = [(row.typing.uid, row.typing.lives_ms, list(row.uids)) for row in batch.typing]
+        assert found == [("ann", 2, ["eve"]), ("bob", 3, ["eve"])]
+        assert queue.dropped == 1 and not batch.signals
 
 
 async def test_a_broken_stream_is_opened_again(monkeypatch: pytest.MonkeyPatch):

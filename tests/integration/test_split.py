@@ -141,6 +141,21 @@ async def test_a_message_goes_from_one_front_to_another_and_is_acked(core, front
     assert (await ann.event("replicated")).replicated.lsn == 1
 
 
+async def test_what_nobody_logs_comes_through_the_front(core, front_of):
+    here, _ = await front_of("one")
+    there, _ = await front_of("two")
+    ann, _ = await here.connect("ann")
+    bob, _ = await there.connect("bob")
+    await until(lambda: core.fronts.connected_count() == 2)
+    typing = pb.Event(typing=pb.Typing(conversation=CONVERSATION, uid="ann"))
+    core.fronts.tell(["bob", "eve"], typing)
+    event = await bob.event("typing")
+    assert event.typing.uid == "ann" and event.stamp.mac
+    presence = pb.Event(presence=pb.PresenceChanged(users=[pb.Presence(uid="bob")]))
+    core.fronts.tell_devices([("ann", "phone"), ("ann", "desktop"), ("eve", "web")], presence)
+    assert [row.uid for row in (await ann.event("presence")).presence.users] == ["bob"]
+
+
 async def test_the_newest_connection_of_a_device_wins_between_fronts_too(core, front_of):
     here, _ = await front_of("one")
     there, _ = await front_of("two")

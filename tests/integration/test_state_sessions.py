@@ -167,6 +167,22 @@ async def test_a_newer_connection_in_another_idc_replaces_the_one_here():
         assert front.state.sessions() == []
 
 
+async def test_a_kicked_session_is_over_at_once_connected_or_not():
+    async with Front(KEYS) as front:
+        ann, _ = await front.connect("ann", epoch=5)
+        front.state.kick("ann", "phone", 4)  # it has connected since
+        front.state.kick("ann", "tablet", 9)
+        assert not front.im.over
+        front.state.kick("ann", "phone", 5)
+        assert (await ann.event("close")).close.reason == "kicked"
+        assert [session.device for session in front.im.over] == ["phone"]
+        away, _ = await front.connect("ann", epoch=6)
+        away.abort()
+        await until(lambda: front.state.connections_count() == 0)
+        front.state.kick("ann", "phone", 6)  # within its grace
+        assert len(front.im.over) == 2 and not front.state.sessions()
+
+
 async def test_a_client_that_does_not_go_when_it_is_told_to_is_closed():
     async with Front(KEYS) as front:
         client, ok = await front.connect("ann", epoch=5)

@@ -31,7 +31,7 @@ def test_an_application_that_dies_leaves_its_outbox_to_the_next(world: World) ->
         session = durable(world)
         opening = asyncio.ensure_future(session.open())
         await asyncio.sleep(1.0)  # nobody serves
-        sending = asyncio.ensure_future(session._done(session._client.send("d:ann:bob", b"x")))
+        sending = asyncio.ensure_future(session._done(session.client.send("d:ann:bob", b"x")))
         await asyncio.sleep(1.0)
         assert session.outbox == 1
         session.crash()
@@ -40,12 +40,12 @@ def test_an_application_that_dies_leaves_its_outbox_to_the_next(world: World) ->
                 await waiting
         with pytest.raises(NotConnected, match="does not run"):
             await session.send("d:ann:bob", b"y")
-        again = world.connect("ann", session._client.device, "1.2.3.4", Deaf(), True)
+        again = world.connect("ann", session.client.device, "1.2.3.4", Deaf(), True)
         assert again.owner.name == f"{session.owner.name}.2"
         opening = asyncio.ensure_future(again.open())
         await asyncio.sleep(1.0)
         assert again.outbox == 1
-        sending = asyncio.ensure_future(again._done(again._client.send("d:ann:bob", b"y")))
+        sending = asyncio.ensure_future(again._done(again.client.send("d:ann:bob", b"y")))
         await asyncio.sleep(1.0)
         assert again.outbox == 2
         await again.close()

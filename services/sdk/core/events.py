@@ -62,4 +62,23 @@ class ConnectionChanged(NamedTuple):
     reason: str
 
 
-Event = Message | Moved | Changed | CursorMoved | ConnectionChanged
+class Typing(NamedTuple):
+    """``uid`` types (``on``) in the conversation, or has stopped, or has sent what was typed."""
+
+    conversation: str
+    uid: str
+    on: bool
+
+
+class Presence(NamedTuple):
+    """``online``: on which kinds of device, empty when on none; a device of which its token says
+    nothing counts as kind "". ``last_seen_ms``: on the wall clock; 0 while online, or when the user
+    was never seen. ``unwatched``: too many watch this user, so no change is told."""
+
+    uid: str
+    online: tuple[str, ...]
+    last_seen_ms: int
+    unwatched: bool = False
+
+
+Event = Message | Moved | Changed | CursorMoved | ConnectionChanged | Typing | Presence

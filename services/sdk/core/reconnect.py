@@ -16,6 +16,7 @@ from services.sdk.core.parameters import Parameters
 
 STEADY_MS = 5_000  # a connection that lived as long resets the back-off
 FAST_RETRY_JITTER_MS = 50
+FOR_GOOD = ("replaced", "kicked")  # whoever comes back unasked would put the other one out
 RETRY_AFTER_MAX_MS = 600_000  # of what a service asks for
 
 
@@ -33,10 +34,10 @@ class Plan(NamedTuple):
 class Lost(NamedTuple):
     """How a connection (or an attempt at one) ended.
 
-    ``reason``: of ``Close`` (replaced, moved, drained, slow_consumer, idle, protocol, shutdown), or
-    ``refused`` (nobody listens), ``timeout``, ``dead`` (no heartbeat answer), ``lost``,
-    ``unavailable``, ``no_answer`` (no ipconf answers), ``unauthenticated`` (by one IDC), ``outbox``
-    (it could not be written)."""
+    ``reason``: of ``Close`` (replaced, kicked, moved, drained, slow_consumer, idle, protocol,
+    shutdown), or ``refused`` (nobody listens), ``timeout``, ``dead`` (no heartbeat answer),
+    ``lost``, ``unavailable``, ``no_answer`` (no ipconf answers), ``unauthenticated`` (by one IDC),
+    ``outbox`` (it could not be written)."""
 
     reason: str
     lived_ms: int = 0  # since it was fully connected; 0: it never was
@@ -50,7 +51,7 @@ class Reconnect:
         self._rng = rng
 
     def lost(self, lost: Lost) -> Plan:
-        if lost.reason == "replaced":
+        if lost.reason in FOR_GOOD:
             return Plan(Where.NOWHERE, 0)
         if lost.lived_ms >= STEADY_MS:
             self.failures = 0

@@ -1,0 +1,43 @@
+"""What is told and never logged: who types, and who is online."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imcore.errors import Code, Refused
+from imcore.limits import TYPING_MEMBERS_MAX, WATCHED_MAX
+from imcore.proto import client_pb2 as pb
+from imcore.words import valid_id
+from services.ports import Session
+
+if TYPE_CHECKING:
+    from services.im.server import ImServer
+
+TYPING_LIVES_MS = 6_000  # twice the time after which an SDK says it again
+TYPING_PER_S = 0.5  # of one user in one conversation
+TYPING_BURST = 2.0
+
+
+async def typing(server: ImServer, session: Session, request: pb.Typing) -> pb.Response:
+    """Tells the other members. What is too much, or of a conversation that is too large, is
+    answered like the rest: nobody must try again. Raises Refused."""
+    _, conversation = await server.readable(session, request.conversation)
+    members = conversation.members()
+    if len(members) <= TYPING_MEMBERS_MAX:
+        who = f"{session.uid} {conversation.id}"
+        if not server.typing_rate.take(who, server.clock.now()):
+            others = [uid for uid in members if uid != session.uid]
+            said = pb.Typing(
+                conversation=conversation.id, uid=session.uid, lives_ms=TYPING_LIVES_MS
+            )
+            server.live.typing(others, said)
+    return pb.Response(ok=pb.Ok())
+
+
+def watch(server: ImServer, session: Session, request: pb.Watch) -> pb.Response:
+    """Raises Refused, Overloaded."""
+    uids = list(dict.fromkeys(request.uids))
+    if len(uids) > WATCHED_MAX or not all(map(valid_id, uids)):
+        message = f"a device watches at most {WATCHED_MAX} users, by uid"
+        raise Refused(Code.BAD_REQUEST, message)
+    return pb.Response(watch_ok=pb.WatchOk(users=server.live.watch(session, uids)))

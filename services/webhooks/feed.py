@@ -1,0 +1,235 @@
+"""Delivers to one webhook what stands in the IDC's own log.
+
+The log is the queue: what a position says is delivered is all that is stored beside it, in the
+IDC's registry, so a restart loses nothing. At least once: what was delivered since the position
+was last stored comes again. In the order of each partition; a delivery that fails holds up those
+behind it, and is tried again until it is taken or too much waits behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from imcore.errors import Damaged, ImError
+from imcore.proto import oplog_pb2 as oplog
+from imcore.runtime import Clock
+from imcore.words import Origin, parse_origin
+from services.ports import Log, LogStore, Registry
+from services.webhooks.events import Event
+from services.webhooks.sign import signature
+
+log = logging.getLogger("im.webhooks")
+
+EVENTS_MAX = 100  # in one delivery, and those of the record that reaches it
+LOOK_S = 0.5
+STORE_S = 1.0
+AGAIN_S = 5.0
+BACKOFF_S = 0.5
+BACKOFF_MAX_S = 60.0
+_READ_BYTES = 64 * 1024
+PREFIX = b"webhooks/"
+
+Make = Callable[[oplog.Op], Awaitable[list[Event]]]
+Applied = Callable[[Origin], dict[int, int]]
+Key = tuple[Origin, int]
+
+
+class Post(Protocol):
+    async def __call__(self, body: bytes, headers: Mapping[str, str]) -> int:
+        """The status of the answer. Raises Unavailable."""
+        ...
+
+
+@dataclass(slots=True)
+class Feed:
+    """``name``: under which its position is stored. ``make``: the events of an op. ``delay_ms``: an
+    op must be so old. ``waiting_max``: so many records of a partition may wait; beyond it the
+    oldest are left out, and counted."""
+
+    name: str
+    idc: str
+    make: Make
+    post: Post
+    secret_file: Path
+    store: LogStore
+    applied: Applied
+    registry: Registry
+    clock: Clock
+    rng: random.Random
+    delay_ms: int = 0
+    waiting_max: int = 100_000
+    delivered: int = 0  # events
+    left_out: int = 0  # records
+    problem: str = ""
+    _reached: dict[Key, int] | None = None
+    _stored: dict[Key, int] | None = None
+    _stored_at: float = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                if self._reached is None:
+                    await self._load()
+                if not await self.turn():
+                    await asyncio.sleep(LOOK_S)
+            except (ImError, OSError, LookupError) as error:
+                self._say(f"the webhook {self.name} does not read its log: {error}")
+                await asyncio.sleep(AGAIN_S)
+            except Exception as error:  # whatever it is, the IDC serves on
+                log.exception("the webhook %s failed unexpectedly", self.name)
+                self._say(f"the webhook {self.name} failed: {error!r}")
+                await asyncio.sleep(AGAIN_S)
+
+    def _say(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.warning(problem)
+        self.problem = problem
+
+    # ----------------------------------------------------------------------------- position
+
+    async def _load(self) -> None:
+        """A webhook that is new begins with what comes from now on."""
+        row = await self.registry.get(PREFIX + self.name.encode())
+        if row is not None and row.exists:
+            self._reached = _loaded(row.value)
+            return
+        self._reached = {
+            (origin, partition): source.end(partition).lsn
+            for origin, source in self._own_logs()
+            for partition in range(source.partitions)
+        }
+        await self._save()
+
+    async def _save(self) -> None:
+        assert self._reached is not None
+        reached = dict(self._reached)
+        row = {f"{origin}/{partition}": lsn for (origin, partition), lsn in reached.items()}
+        await self.registry.put(PREFIX + self.name.encode(), json.dumps(row).encode())
+        self._stored, self._stored_at = reached, self.clock.now()
+
+    async def _save_now_and_then(self) -> None:
+        if self._reached != self._stored and self.clock.now() - self._stored_at >= STORE_S:
+            try:
+                await self._save()
+            except ImError as error:  # then more comes again after a restart
+                log.info("where the webhook %s stands is not stored: %s", self.name, error)
+
+    def _own_logs(self) -> list[tuple[Origin, Log]]:
+        """Of all lives of this IDC, the oldest first: what an earlier one accepted is owed too."""
+        held = self.store.held().items()
+        return sorted((origin, source) for origin, source in held if origin.idc == self.idc)
+
+    # ------------------------------------------------------------------------------ one turn
+
+    async def turn(self) -> bool:
+        """Whether there was something to deliver; it is delivered then."""
+        assert self._reached is not None
+        events, reached = await self._collect()
+        if events:
+            await self._deliver(events)
+        self._reached.update(reached)
+        await self._save_now_and_then()
+        return bool(events)
+
+    async def _collect(self) -> tuple[list[Event], dict[Key, int]]:
+        assert self._reached is not None
+        events: list[Event] = []
+        reached: dict[Key, int] = {}
+        old_enough_ms = self.clock.wall_ms() - self.delay_ms
+        for origin, source in self._own_logs():
+            applied = self.applied(origin)
+            for partition in range(source.partitions):
+                if len(events) >= EVENTS_MAX:
+                    return events, reached
+                last = min(source.end(partition).lsn, applied.get(partition, 0))
+                lsn = self._from(origin, partition, source, last)
+                reached[origin, partition] = lsn - 1
+                if lsn > last:
+                    continue
+                try:
+                    records = await source.read(partition, lsn, _READ_BYTES)
+                except Damaged as error:  # it is mended from other IDCs
+                    self._say(f"the webhook {self.name} waits: {error}")
+                    continue
+                for record in records:
+                    op = oplog.Op.FromString(record.payload)
+                    if record.lsn > last or op.hlc >> 16 > old_enough_ms:
+                        break
+                    for number, event in enumerate(await self.make(op)):
+                        event["id"] = f"{origin}/{partition}/{record.lsn}/{number}"
+                        events.append(event)
+                    reached[origin, partition] = record.lsn
+                    if len(events) >= EVENTS_MAX:
+                        break
+        return events, reached
+
+    def _from(self, origin: Origin, partition: int, source: Log, last: int) -> int:
+        assert self._reached is not None
+        lsn = self._reached.get((origin, partition), 0) + 1
+        least = max(source.first_lsn(partition), last - self.waiting_max + 1)
+        if lsn < least:
+            self.left_out += least - lsn
+            log.error("the webhook %s leaves out %d records of %s", self.name, least - lsn, origin)
+            return least
+        return lsn
+
+    # ------------------------------------------------------------------------------ delivery
+
+    async def _deliver(self, events: list[Event]) -> None:
+        """Until it is taken."""
+        body = json.dumps({"idc": self.idc, "events": events}, separators=(",", ":")).encode()
+        failed = 0
+        while True:
+            why = await self._try(body)
+            if not why:
+                self.delivered += len(events)
+                self._say("")
+                return
+            failed += 1
+            self._say(f"the webhook {self.name} is not delivered: {why}")
+            await asyncio.sleep(wait_s(failed, self.rng))
+
+    async def _try(self, body: bytes) -> str:
+        """Why it was not taken; empty: it was."""
+        try:
+            secret = self.secret_file.read_bytes().partition(b"\n")[0].strip()
+        except OSError as error:
+            return f"its secret cannot be read: {error.strerror}"
+        if not secret:
+            return "its secret is empty"
+        now_ms = self.clock.wall_ms()
+        headers = {
+            "Content-Type": "application/json",
+            "X-IM-Timestamp": str(now_ms),
+            "X-IM-Signature": signature(secret, now_ms, body),
+        }
+        try:
+            status = await self.post(body, headers)
+        except ImError as error:
+            return str(error)
+        return "" if 200 <= status < 300 else f"the answer has status {status}"
+
+    def status(self) -> dict[str, Any]:
+        return {"delivered": self.delivered, "left_out": self.left_out, "problem": self.problem}
+
+
+def wait_s(failed: int, rng: random.Random) -> float:
+    """Before the next try, after so many that failed: doubling, with a part by chance."""
+    longest = min(BACKOFF_MAX_S, BACKOFF_S * (1 << min(failed - 1, 16)))
+    return longest * (0.5 + rng.random() / 2)
+
+
+def _loaded(value: bytes) -> dict[Key, int]:
+    reached: dict[Key, int] = {}
+    for name, lsn in json.loads(value).items():
+        origin, _, partition = name.rpartition("/")
+        reached[parse_origin(origin), int(partition)] = int(lsn)
+    return reached

@@ -1,0 +1,203 @@
+"""A webhook's feed over a real log and real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from imcore.proto import oplog_pb2 as oplog
+from imcore.runtime import SystemClock
+from services.im.testing import Idc, OpenIdc
+from services.node.posting import Http
+from services.ports import Versioned
+from services.webhooks import events, feed
+from services.webhooks.feed import Feed
+from services.webhooks.sign import verifies
+
+CHAT = "d:ann:bob"
+SECRET = b"between them"
+
+
+class Kept:
+    """The part of a registry that a feed needs; it survives the feed."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+
+    async def get(self, key: bytes) -> Versioned | None:
+        return Versioned(key, self.rows[key], 1) if key in self.rows else None
+
+    async def put(self, key: bytes, value: bytes | None, lease: int = 0) -> None:
+        assert value is not None
+        self.rows[key] = value
+
+
+class Server:
+    """The operator's: verifies, and answers with ``status`` (from ``statuses``, then 204)."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.tried = 0
+        self.taken: list[dict[str, Any]] = []
+        self.url = ""
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        timestamp = int(request.headers["X-IM-Timestamp"])
+        now_ms = SystemClock().wall_ms()
+        assert verifies(SECRET, timestamp, body, request.headers["X-IM-Signature"], now_ms)
+        self.tried += 1
+        status = self.statuses.pop(0) if self.statuses else 204
+        if status == 204:
+            self.taken += json.loads(body)["events"]
+        return web.Response(status=status, headers={"Location": self.url})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        app = web.Application()
+        app.router.add_post("/hook", self._handle)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        self.url = f"http://{host}:{port}/hook"
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+    def contents(self) -> list[int]:
+        return [event["key"][4] for event in self.taken]
+
+
+class Stage:
+    def __init__(self, idc: Idc, server: Server, kept: Kept, secret: Path) -> None:
+        self.idc, self.server, self.kept, self.secret = idc, server, kept, secret
+        self._http: list[Http] = []
+
+    def feed(self, **fields: Any) -> Feed:
+        """As a process makes it that starts."""
+        http = Http(self.server.url, None, 5.0)
+        self._http.append(http)
+
+        async def make(op: oplog.Op) -> list[events.Event]:
+            return events.message(op, False)
+
+        def applied(origin: Any) -> dict[int, int]:
+            return {0: self.idc.im.partitions[0].applier.applied().get(origin, 0)}
+
+        registry: Any = self.kept
+        return Feed(
+            name="hook", idc="fra", make=make, post=http.post, secret_file=self.secret,
+            store=self.idc.logs, applied=applied, registry=registry, clock=SystemClock(),
+            rng=random.Random(1), **fields,
+        )  # fmt: skip
+
+    async def say(self, first: int, last: int) -> None:
+        ann = self.idc.session("ann")
+        for cid in range(first, last + 1):
+            await self.idc.send(ann, CHAT, cid)
+        await self.idc.folded()
+
+    @contextlib.asynccontextmanager
+    async def running(self, **fields: Any) -> AsyncIterator[Feed]:
+        made = self.feed(**fields)
+        task = asyncio.create_task(made.run())
+        try:
+            yield made
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        for http in self._http:
+            await http.close()
+
+
+@pytest.fixture
+async def stage(
+    open_idc: OpenIdc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stage]:
+    monkeypatch.setattr(feed, "LOOK_S", 0.01)
+    monkeypatch.setattr(feed, "STORE_S", 0.0)
+    monkeypatch.setattr(feed, "BACKOFF_S", 0.01)
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET + b"\nnot this\n")
+    server = Server()
+    async with server.running():
+        made = Stage(await open_idc(others=()), server, Kept(), secret)
+        yield made
+        await made.close()
+
+
+async def until(holds: Any, timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - nothing to wait on
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_accepted_is_told_signed_and_in_order_also_over_restarts(stage: Stage):
+    await stage.say(1, 2)  # before there was a webhook
+    async with stage.running():
+        await until(lambda: stage.kept.rows)
+        await stage.say(3, 5)
+        await until(lambda: stage.server.contents() == [3, 4, 5])
+    await stage.say(6, 7)  # while it was down
+    async with stage.running():
+        await until(lambda: stage.server.contents() == [3, 4, 5, 6, 7])
+    assert len({event["id"] for event in stage.server.taken}) == 5
+
+
+async def test_what_was_not_taken_is_not_lost_by_a_restart(stage: Stage):
+    async with stage.running():
+        await until(lambda: stage.kept.rows)
+        stage.server.statuses = [500] * 1_000
+        await stage.say(1, 3)
+        await until(lambda: stage.server.tried >= 2)
+    stage.server.statuses = []
+    async with stage.running():
+        await until(lambda: stage.server.contents() == [1, 2, 3])
+
+
+@pytest.mark.parametrize("status", [500, 404, 429, 307])
+async def test_it_is_tried_again_until_it_is_taken_and_redirects_are_not_followed(
+    stage: Stage, status: int
+):
+    stage.server.statuses = [status] * 3
+    async with stage.running() as made:
+        await until(lambda: stage.kept.rows)
+        await stage.say(1, 1)
+        await until(lambda: f"{status}" in made.problem)
+        await until(lambda: stage.server.contents() == [1])
+        await until(lambda: not made.problem)
+    assert stage.server.tried == 4
+
+
+async def test_so_much_waits_and_what_is_left_out_is_counted(stage: Stage):
+    async with stage.running():
+        await until(lambda: stage.kept.rows)
+    await stage.say(1, 30)
+    async with stage.running(waiting_max=10) as made:
+        await until(lambda: stage.server.contents())
+        await until(lambda: stage.server.contents()[-1] == 30)
+    assert made.left_out >= 20 and len(stage.server.taken) == 10
+
+
+async def test_a_secret_that_is_missing_sends_nothing_until_it_is_there(stage: Stage):
+    stage.secret.unlink()
+    async with stage.running() as made:
+        await until(lambda: stage.kept.rows)
+        await stage.say(1, 1)
+        await until(lambda: "secret" in made.problem)
+        assert stage.server.tried == 0
+        stage.secret.write_bytes(SECRET)
+        await until(lambda: stage.server.contents() == [1])

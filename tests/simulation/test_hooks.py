@@ -1,0 +1,70 @@
+"""Webhooks of several IDCs: who is told what, by real nodes over a simulated network."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from imcore.region.model import HookEvent, Region, Webhook
+from services.sim.testing import Stage, play
+
+
+def told(stage: Stage, kind: str, idc: str = "") -> list[dict[str, Any]]:
+    """Each event once, as whoever receives them makes it by their ids."""
+    found: dict[str, dict[str, Any]] = {}
+    for body, _ in stage.world.posted.bodies:
+        delivery = json.loads(body)
+        for event in delivery["events"]:
+            if event["event"] == kind and delivery["idc"].startswith(idc):
+                found.setdefault(event["id"], event)
+    return list(found.values())
+
+
+def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s")
+
+    def hooked(region: Region) -> Region:
+        hook = Webhook(
+            name="all", url="http://hook", secret_file=str(secret), events=list(HookEvent)
+        )
+        client = region.spec.client.model_copy(update={"grace_ms": 3_000, "heartbeat_ms": 1_000})
+        spec = region.spec.model_copy(update={"webhooks": [hook], "client": client})
+        return region.model_copy(update={"spec": spec})
+
+    async def script(stage: Stage) -> None:
+        ann = await stage.device("ann", "p", "fra")
+        there = await stage.device("bob", "p", "iad")  # online, and not where ann is
+        last = await stage.device("bob", "q", "sin")
+        chat, away = ann.client.direct("bob"), ann.client.direct("eve")
+        await ann.do(lambda client: client.send(chat, b"to who is online"))
+        await ann.do(lambda client: client.send(away, b"to who is not"))
+        await stage.until(lambda: len(told(stage, "message")) == 2)
+        await stage.until(lambda: bool(told(stage, "offline_push")), 10)
+        await asyncio.sleep(8)  # the grace too
+        assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"]]
+        # Both were told by the IDC that accepted them, and devices by those that have them.
+        assert len(told(stage, "message", "fra")) == 2
+        assert {event["uid"] for event in told(stage, "presence", "iad")} == {"bob"}
+        # The operator's server is down, the IDC restarts, both devices of bob are gone.
+        stage.world.posted.status = 503
+        await there.close()
+        await ann.do(lambda client: client.send(chat, b"one is left"))
+        await asyncio.sleep(2)
+        stage.world.machines["fra"].crash()
+        await asyncio.sleep(1)
+        stage.world.posted.status = 200
+        stage.world.machines["fra"].start()
+        await stage.until(lambda: len(told(stage, "message")) == 3, 40)
+        await asyncio.sleep(8)
+        assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"]]
+        # A device whose connection is dead, though its session lives on for a while.
+        await stage.until(lambda: ann.idc == "fra")
+        last.vanish()
+        await ann.do(lambda client: client.send(chat, b"nobody is left"))
+        await asyncio.sleep(20)
+        assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"], ["bob"]]
+
+    play(tmp_path / "sim", script, hooked)
