@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, cast
@@ -287,7 +286,6 @@ class _Play:
 
 
 def play(seed: int, drill: Drill, values: Mapping[str, Any]) -> Seed:
-    began = time.perf_counter()
     with simulated(seed) as world:
         owner = Owner("drill")
         world.net.sites[owner] = SITE
@@ -304,8 +302,7 @@ def play(seed: int, drill: Drill, values: Mapping[str, Any]) -> Seed:
             report = world.loop.run_until_complete(world.spawn(owner, script()))
         except (Stuck, ImError) as error:
             return Seed.broken(seed, str(error), world.loop.time(), world.trace.digest())
-        real_s = time.perf_counter() - began
-        return Seed.of(seed, report, world.loop.time(), real_s, world.trace.digest())
+        return Seed.of(seed, report, world.loop.time(), world.trace.digest())
 
 
 def play_apart(seed: int, drill: Drill, values: Mapping[str, Any]) -> Seed:
