@@ -45,6 +45,7 @@ from services.sim.world import Connector, World
 
 SITE = "near-iad"  # where whoever runs the drill sits
 START_S = 30.0
+STAGGER_S = 2.0  # at most, between what begins
 STEADY_S = 60.0
 STOP_LOOK_S = 0.1
 
@@ -150,13 +151,17 @@ class _Play:
         """Until it has ended and all is undone. Raises Unavailable when the region does not
         start."""
         session, world = self.session, self._world
+        # Or a fault would meet every round of votes, probes and leases at the same point of it.
+        rng = random.Random(f"begin {world.seed}")
         for machine in world.machines.values():
             machine.start()
+            await asyncio.sleep(rng.uniform(0, STAGGER_S))
         await session.until(
             lambda: all(machine.serving for machine in world.machines.values()),
             START_S,
             "not every IDC serves after the start",
         )
+        await asyncio.sleep(rng.uniform(0, STAGGER_S))
         try:
             await session.open()
             session.breakage.book.begin(self._drill.name, session.run, session.idcs)
