@@ -20,6 +20,7 @@ from imcore.proto import peer_pb2 as pb
 from imctl.drill import model
 from imctl.drill.simulated import play
 from services.sim.drill import SimMeans
+from services.sim.region import Layout
 from services.sim.run import simulated
 from services.sim.world import World
 
@@ -154,7 +155,7 @@ def test_an_abort_condition_ends_it_at_once(tmp_path: Path) -> None:
 
 
 def in_world(script: Callable[[World, SimMeans], Coroutine[Any, Any, None]]) -> None:
-    with simulated(SEED) as world:
+    with simulated(SEED, Layout()) as world:
         world.loop.run_until_complete(script(world, SimMeans(world)))
 
 
