@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from imctl.drill.rto import STEPS
@@ -27,7 +27,7 @@ class Moved(NamedTuple):
 class Seed:
     """What came of one. ``delayed``, ``lost``: of the ``looked_at`` messages that were acked before
     the first loss, what no survivor could serve right after it; all 0 when nobody looked. Of the
-    canaries: over the whole run. ``real_s``: of this machine, and no part of the result."""
+    canaries: over the whole run."""
 
     seed: int
     outcome: str
@@ -44,7 +44,6 @@ class Seed:
     failed_sends: int
     simulated_s: float
     digest: str
-    real_s: float = field(default=0.0, compare=False)
 
     @staticmethod
     def broken(seed: int, reason: str, simulated_s: float, digest: str) -> Seed:
@@ -54,7 +53,7 @@ class Seed:
         )
 
     @staticmethod
-    def of(seed: int, report: DrillReport, simulated_s: float, real_s: float, digest: str) -> Seed:
+    def of(seed: int, report: DrillReport, simulated_s: float, digest: str) -> Seed:
         run = report.run
         rpo = run.availability.rpo()
         counts = run.verdict.counts
@@ -81,7 +80,6 @@ class Seed:
             failed_sends=counts.failed,
             simulated_s=round(simulated_s, 3),
             digest=digest,
-            real_s=real_s,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -46,10 +45,11 @@ def _module(run: Callable[[int], T]) -> str:
 
 
 def _obey_interrupts() -> None:
-    """Ctrl-C reaches these processes too: they end at once and leave the words to their parent."""
+    """Ctrl-C reaches these processes too: they clear away what they made, and leave the words to
+    their parent."""
 
     def end(number: int, frame: Any) -> None:
-        os._exit(INTERRUPTED)
+        raise SystemExit(INTERRUPTED)
 
     signal.signal(signal.SIGINT, end)
 

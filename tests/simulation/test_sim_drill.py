@@ -121,6 +121,36 @@ def test_a_loss_is_measured_step_by_step_and_a_promise_that_does_not_hold_is_fou
     assert found.looked_at > 0 and found.lost == 0
 
 
+@pytest.mark.nightly
+def test_an_action_that_fails_ends_the_method_and_what_it_left_is_undone(tmp_path: Path) -> None:
+    path = drill(
+        tmp_path,
+        [
+            ("partition", {"a": "fra", "b": "iad"}),
+            ("wait_state", {"idc": "fra", "state": "failed", "within_s": 2}),
+            ("kill_idc", {"idc": "fra"}),
+        ],
+    )
+    found = play(SEED, wanted := model.load_drill(path), wanted.variables)
+    assert found.outcome == "deviated"
+    assert found.reason == "wait_state: the policy does not call fra failed within 2 s"
+    assert found.losses == ()
+    assert not any("restored" in finding for finding in found.findings), found.findings
+
+
+@pytest.mark.nightly
+def test_an_abort_condition_ends_it_at_once(tmp_path: Path) -> None:
+    path = drill(
+        tmp_path,
+        [("partition", {"a": "fra", "b": "iad"}), ("hold", {"seconds": 60}), ("heal", {})],
+        abort_above={"canary_delay_s": 3},
+    )
+    found = play(SEED, wanted := model.load_drill(path), wanted.variables)
+    assert found.outcome == "deviated"
+    assert found.reason.startswith("abort condition: canary_delay_s is ")
+    assert found.simulated_s < 50
+
+
 # ------------------------------------------------------------------------------------- means
 
 
