@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "token": ("imctl.commands.chat", "token", "Mint a client token."),
     "send": ("imctl.commands.chat", "send", "Send a message as a user."),
     "tail": ("imctl.commands.chat", "tail", "Follow what a user's device is shown."),
+    "web": ("imctl.commands.web", "web", "Chat as a user in a browser."),
     "load": ("imctl.commands.load", "load", "Put load on a deployment and judge its history."),
     "cordon": ("imctl.commands.traffic", "cordon", "Send no new clients to an IDC."),
     "uncordon": ("imctl.commands.traffic", "uncordon", "Send new clients to an IDC again."),

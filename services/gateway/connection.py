@@ -17,6 +17,7 @@ from imcore import frame
 from imcore.bucket import Bucket
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
+from services.gateway import websocket
 from services.gateway.handover import Standing
 
 if TYPE_CHECKING:
@@ -115,6 +116,10 @@ class Connection(asyncio.Protocol):
     def _speak(self, data: bytes) -> bytes:
         """The prefaces; returns what follows the client's."""
         self._preface += data
+        if websocket.ASKS.startswith(self._preface[:4]):
+            if len(self._preface) >= len(websocket.ASKS):
+                self._become_web()
+            return b""
         if not frame.MAGIC.startswith(self._preface[:4]):
             raise frame.FrameError("it did not begin with this protocol's preface")
         if len(self._preface) < frame.CLIENT_PREFACE_BYTES:
@@ -131,6 +136,13 @@ class Connection(asyncio.Protocol):
             self.end("overloaded", self._refused_ms)
             return b""
         return rest
+
+    def _become_web(self) -> None:
+        """What has come so far is an HTTP request, or the beginning of one."""
+        asked, self._preface = self._preface, b""
+        assert self._transport is not None
+        web = self._transport = websocket.begin(self._transport, self)
+        web.data_received(asked)
 
     def _received(self, received: frame.Frame) -> None:
         if received.type != frame.REQUEST:
@@ -265,6 +277,7 @@ class Connection(asyncio.Protocol):
             and self.asked
             and self.settled()
             and transport.get_extra_info("ssl_object") is None
+            and not isinstance(transport, websocket.WebSocket)  # its state is in memory too
         )
 
     def hand_on(self) -> tuple[int, bytes] | None:

@@ -29,10 +29,12 @@ LIMITS = {"conversation_in_flight": 3, "user_requests_per_s": 40}
 
 
 class Layout(NamedTuple):
-    """``witness``: the place of one, or empty."""
+    """``witness``: the place of one, or empty. ``tight``: limits and anti-flap are such that a
+    minute of load meets them."""
 
-    idcs: tuple[str, ...]
+    idcs: tuple[str, ...] = PLACES
     witness: str = ""
+    tight: bool = False
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -48,8 +50,8 @@ class Layout(NamedTuple):
 
 def layout_of(seed: int) -> Layout:
     if seed % WITNESS_EVERY == WITNESS_EVERY - 1:
-        return Layout(PLACES[:2], PLACES[2])
-    return Layout(PLACES)
+        return Layout(PLACES[:2], PLACES[2], tight=True)
+    return Layout(tight=True)
 
 
 def region(layout: Layout, gateways: int = 2) -> Region:
@@ -82,9 +84,11 @@ def region(layout: Layout, gateways: int = 2) -> Region:
         for name in layout.idcs
     ]
     links = [{"between": pair, "delay_ms": delay} for pair, delay in DELAY_MS.items()]
-    witness: dict[str, Any] = {}
+    some: dict[str, Any] = {}
     if layout.witness:
-        witness = {"witness": {"name": layout.witness, "peer": endpoints(len(PLACES))["peer"]}}
+        some["witness"] = {"name": layout.witness, "peer": endpoints(len(PLACES))["peer"]}
+    if layout.tight:
+        some |= {"safety": {"anti_flap_ms": ANTI_FLAP_MS}, "limits": LIMITS}
     return Region.model_validate(
         {
             "apiVersion": "imctl.dev/v1alpha1",
@@ -93,10 +97,8 @@ def region(layout: Layout, gateways: int = 2) -> Region:
             "spec": {
                 "partitions": 4,
                 "idcs": idcs,
-                **witness,
+                **some,
                 "links": links,
-                "safety": {"anti_flap_ms": ANTI_FLAP_MS},
-                "limits": LIMITS,
                 "geo": {"default": "europe", "shards": shards},
                 "tracing": {"per_s": 0},  # the ids of spans are not the seed's
             },

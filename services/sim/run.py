@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import random
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -26,11 +25,12 @@ from services.loadgen.population import make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
+from services.sim.apart import alone
 from services.sim.doings import Doings
 from services.sim.faults import Faults
-from services.sim.loop import Stuck, refuse_threads
+from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
-from services.sim.region import COUNTRIES
+from services.sim.region import COUNTRIES, Layout
 from services.sim.world import World
 
 USERS = 18
@@ -63,39 +63,45 @@ class Outcome:
     trace: list[str] = field(default_factory=list)
 
 
-def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
-    """In a scratch folder of its own, which is in memory where the machine has such a place."""
+@contextlib.contextmanager
+def simulated(seed: int, layout: Layout | None = None) -> Iterator[World]:
+    """``layout``: else that of the seed. In a scratch folder of its own, which is in memory where
+    the machine has such a place."""
     memory = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder of its own there
     scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=memory if memory.is_dir() else None))
     collecting = gc.isenabled()
     # A collection ends what lies in cycles at a moment that hangs on all that was made before.
     gc.disable()
+    sometimes.counts.clear()
+    world = World(seed, scratch, layout)
+    try:
+        yield world
+    finally:
+        world.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        if collecting:
+            gc.enable()
+
+
+def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
     began = time.perf_counter()
     outcome = Outcome(seed)
-    sometimes.counts.clear()
-    world = World(seed, scratch)
-    try:
-        run = _Run(world, outcome, seconds)
-        world.loop.run_until_complete(run.script())
-    except Stuck as error:
-        outcome.violated.append(f"stuck: {error}")
-    finally:
+    with simulated(seed) as world:
+        try:
+            run = _Run(world, outcome, seconds)
+            world.loop.run_until_complete(run.script())
+        except Stuck as error:
+            outcome.violated.append(f"stuck: {error}")
         outcome.real_s = time.perf_counter() - began
         outcome.simulated_s = world.loop.time()
         outcome.steps = world.loop.steps
         outcome.sometimes = Counter(sometimes.counts)
         outcome.trace, outcome.digest = world.trace.lines, world.trace.digest()
-        world.close()
-        shutil.rmtree(scratch, ignore_errors=True)
-        if collecting:
-            gc.enable()
     return outcome
 
 
 def run_apart(seed: int, seconds: float) -> Outcome:
-    """For a process where nothing else is: no thread and no socket is made in it any more."""
-    logging.lastResort = None
-    refuse_threads()
+    alone()
     return run_seed(seed, seconds)
 
 

@@ -35,7 +35,7 @@ from services.sdk.transport import PlaintextDialer
 from services.sim.disk import SimDisk
 from services.sim.loop import OWNER, Owner, SimLoop
 from services.sim.net import Link, Net, SimListening
-from services.sim.region import ACCESS_MS, DELAY_MS, layout_of, region
+from services.sim.region import ACCESS_MS, DELAY_MS, Layout, layout_of, region
 from services.sim.rpc import SimChannel, SimServer
 from services.witness.witness import Witness
 
@@ -194,7 +194,7 @@ class WitnessMachine(Machine):
             self._world.ended(self, owner, error)
 
 
-class _Connector(aiohttp.BaseConnector):
+class Connector(aiohttp.BaseConnector):
     """HTTP over the simulated network, a connection a request: aiohttp's pool reads the real clock
     to tell whether one is too old to be used again."""
 
@@ -211,15 +211,16 @@ class _Connector(aiohttp.BaseConnector):
 
 
 class World:
-    """``close`` when done. Only one at a time: what is logged goes into its trace."""
+    """``layout``: else that of the seed. ``close`` when done. Only one at a time: what is logged
+    goes into its trace."""
 
-    def __init__(self, seed: int, scratch: Path) -> None:
+    def __init__(self, seed: int, scratch: Path, layout: Layout | None = None) -> None:
         self.seed = seed
         self.scratch = scratch
         self.loop = SimLoop(seed)
         self.net = Net(self.loop, seed)
         self.net.default = _link
-        self.layout = layout_of(seed)
+        self.layout = layout or layout_of(seed)
         self.region = region(self.layout)
         self.trace = Trace(self.loop, scratch)
         self.clock = SimClock(self.loop)
@@ -280,6 +281,11 @@ class World:
         keys = load_region_keys(self._pki)
         return NodeConfig(self.region, self.region.idc(name), data, self._pki, keys, {}, True)
 
+    def token(self, uid: str, device: str) -> str:
+        """For a day."""
+        claims = Claims(uid, device, self.clock.wall_ms() + 86_400_000, False)
+        return mint(self._keys, claims)
+
     def _disk_delay_s(self, owner: Owner | None) -> float:
         site = self.net.sites.get(owner, "") if owner else ""
         machine = self.machine(site) if site in self.layout.voters else None
@@ -316,11 +322,11 @@ class World:
         store = None
         if remember and random.Random(f"{self.seed} {uid} {device}").random() < DURABLE:
             store = SqliteStore(self.scratch / "outboxes" / f"{uid}.{device}.db")
-        token = mint(self._keys, Claims(uid, device, self.clock.wall_ms() + 86_400_000, False))
+        token = self.token(uid, device)
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
 
         def make() -> tuple[Client, SdkSession]:
-            ipconf = IpconfClient(urls, self._pki / "ca.pem", rng, _Connector)
+            ipconf = IpconfClient(urls, self._pki / "ca.pem", rng, Connector)
             client = Client(
                 token, ipconf, outbox=store, options=Options(client="sim/1"), clock=self.clock,
                 rng=rng, dialer=PlaintextDialer(),
