@@ -23,6 +23,7 @@ from services.sim.world import SimSession
 PER_S = 6.0
 GROUPS_MAX = 12
 EMPTY_S = 10.0  # so long a device that is given up is waited for, until its outbox is empty
+BURST_S = 0.000_2  # at most, between two messages of a burst: a commit takes as long as a few
 CODES = ("+1", "heart", "wow")
 
 Doing: TypeAlias = Callable[["Doings"], Awaitable[None]]
@@ -201,15 +202,13 @@ class Doings:
     async def burst(self) -> None:
         """Many messages of one conversation at a time, so that some pass where others do not."""
         member = self._anybody()
-        if member is not None and member.ear.recent:
-            conversation = member.ear.recent[-1][0]
-            if any(group.conversation == conversation for group in self._groups):
-                return
-            pause_s = self._rng.choice((0.0, 0.002, 0.01))
+        own = {group.conversation for group in self._groups}
+        recent = [each[0] for each in member.ear.recent if each[0] not in own] if member else []
+        if member is not None and recent:
+            conversation = recent[-1]
             for number in range(self._rng.randint(10, 40)):
                 self._load.say(member, conversation, f"burst {number}")
-                if pause_s:
-                    await asyncio.sleep(pause_s)
+                await asyncio.sleep(self._rng.uniform(0.0, BURST_S))
 
     # ---------------------------------------------------------------------------- devices
 
@@ -291,7 +290,7 @@ KINDS: dict[str, tuple[float, Doing]] = {
     "invite": (0.4, Doings.invite),
     "leave": (0.4, Doings.leave),
     "talk": (1.5, Doings.talk),
-    "burst": (0.15, Doings.burst),
+    "burst": (0.2, Doings.burst),
     "restart": (0.15, Doings.restart),
     "new device": (0.07, Doings.new_device),
 }

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from services.sim.region import WITNESS_EVERY
+from services.sim.region import OPERATOR, WITNESS_EVERY
 from services.sim.world import World
 
 WHOLE_S = 30.0  # for an IDC to come back and get its traffic
@@ -130,7 +130,7 @@ class Faults:
 
     async def blind_rebuild(self, idc: str) -> None:
         """An IDC begins anew by what one other says, which has less of its log than the third: that
-        one is cut off, and publishes later what it has more."""
+        one is cut off, the operator with it, and publishes later what it has more."""
         world, (behind, ahead) = self._world, self._rng.sample(self._other_idcs(idc), 2)
         if not await self._whole():
             return
@@ -138,15 +138,17 @@ class Faults:
         machine = world.machine(idc)
         machine.crash(power=True)
         self._flip_own(machine.folder, idc)
-        for pair in self._around(ahead):
+        cut_off = self._around(ahead)
+        for other in (idc, behind):
+            cut_off += [(OPERATOR, other), (other, OPERATOR)]
+        for pair in cut_off:
             world.net.cut(*pair)
         for pair in ((idc, behind), (behind, idc)):
             world.net.heal(*pair)
         machine.start()
         await asyncio.sleep(self._rng.uniform(6.0, 8.0))
-        for other in (behind, ahead):
-            for pair in self._around(other):
-                world.net.heal(*pair)
+        for pair in cut_off + self._around(behind):
+            world.net.heal(*pair)
         await asyncio.sleep(ACTED_S)
 
     def _around(self, idc: str) -> list[tuple[str, str]]:

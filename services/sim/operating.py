@@ -21,6 +21,7 @@ from services.control.rules import Change, Kind
 from services.engines.registry_grpc import RemoteRegistry
 from services.policy.document import POLICY_KEY, IdcState, Policy, from_json
 from services.sim.loop import Owner
+from services.sim.region import OPERATOR
 from services.sim.rpc import SimChannel
 from services.sim.world import World
 
@@ -52,7 +53,7 @@ class Operator:
         self.moves: list[tuple[str, str]] = []  # planned: from, to; asked for once each
         self._world = world
         self._rng = random.Random(f"operator {world.seed}")
-        world.net.sites[self.owner] = "near-iad"
+        world.net.sites[self.owner] = OPERATOR
 
     async def run(self) -> None:
         world = self._world
@@ -78,7 +79,10 @@ class Operator:
         policy = from_json(value)
         for name in self._world.layout.idcs:
             if _lacks_traffic(policy, name) and self._world.machines[name].serving:
-                await self._ask(Kind.FAILBACK, name, "", proposer, channels)
+                # A failover of another IDC ends a drain in the middle, and nobody goes on with it.
+                stays = policy.state(name) is IdcState.DRAINING and policy.operation is None
+                kind = Kind.UNDRAIN if stays else Kind.FAILBACK
+                await self._ask(kind, name, "", proposer, channels)
                 return
         if self.moves:
             source, target = self.moves.pop()

@@ -21,10 +21,11 @@ _PLACES = {
 }
 
 
+OPERATOR = "near-iad"  # where the operator sits
 WITNESS_EVERY = 4  # so many seeds, one has two IDCs and a witness
 ANTI_FLAP_MS = 8_000  # so that an IDC is emptied several times in a minute
 # So low that a burst meets them: some of it is refused, and what comes behind it is not.
-LIMITS = {"conversation_in_flight": 8, "user_requests_per_s": 40}
+LIMITS = {"conversation_in_flight": 3, "user_requests_per_s": 40}
 
 
 class Layout(NamedTuple):
