@@ -2,6 +2,7 @@
 
 from services.sdk.client import Client, Sent, State
 from services.sdk.core.events import Changed, ConnectionChanged, CursorMoved, Event, Message, Moved
+from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
     NotConnected,
@@ -23,6 +24,7 @@ __all__ = [
     "CursorMoved",
     "Event",
     "IpconfClient",
+    "Last",
     "Message",
     "Moved",
     "NotConnected",
@@ -35,4 +37,5 @@ __all__ = [
     "SendFailed",
     "Sent",
     "State",
+    "Summary",
 ]
