@@ -16,6 +16,7 @@ from imctl.api.kinds import KINDS
 Object = dict[str, Any]
 CALL_S = 5.0
 MANAGER = "imctl-operator"
+LOOKER = "imctl-operator-look"  # of what it sees and does by asking an IDC's process
 _APPLY = "application/apply-patch+yaml"
 _PLURALS = {
     "ServiceAccount": "serviceaccounts",
@@ -63,11 +64,11 @@ class Cluster:
         items: list[Object] = found["items"] if found else []
         return items
 
-    async def apply(self, wanted: Object, status: bool = False) -> Object:
+    async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
         metadata = wanted["metadata"]
         path = _path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
-        query = [("fieldManager", MANAGER), ("force", "true")]
+        query = [("fieldManager", manager), ("force", "true")]
         path += "/status" if status else ""
         made = await self._call("PATCH", path, query, wanted, _APPLY, self._may_write_s())
         if made is None:
@@ -86,6 +87,14 @@ class Cluster:
         if made is None:
             raise Conflict(f"{path}: it is gone")
         return made
+
+    async def finalizers(self, document: Object, names: Sequence[str]) -> None:
+        """Ours of this object are these, and no others."""
+        metadata = {name: document["metadata"][name] for name in ("name", "namespace", "uid")}
+        head = {name: document[name] for name in ("apiVersion", "kind")}
+        await self.apply(
+            {**head, "metadata": {**metadata, "finalizers": list(names)}}, manager=LOOKER
+        )
 
     async def event(self, body: Object) -> None:
         await self.write(body, self._may_write_s())
