@@ -156,7 +156,7 @@ async def storm(
     """What came of it."""
     with tempfile.TemporaryDirectory(prefix="bench-storm-") as name:
         folder = Path(name)
-        pki.init(folder / "pki", {"fra": ()}, datetime.now(UTC))
+        pki.init(folder / "pki", {"fra": ("127.0.0.1",)}, datetime.now(UTC))
         command = [sys.executable, "-m", "benchmarks.storm", "--serve", name]
         command += ["--connects", str(connects_per_s), "--lookups", str(lookups_per_s)]
         server = await asyncio.create_subprocess_exec(

@@ -1,4 +1,8 @@
-"""Audit chains on disk: one file a writer, appended under a lock, fsynced.
+"""Audit chains on disk: files of one writer, appended under a lock, fsynced.
+
+A file that is full is put aside, by the number of its last event (``audit-000000004711.jsonl``),
+and the next line begins a new one. The chain goes over all of them: end to end they are what one
+file would be. Nothing deletes those that were put aside.
 
 Decisions are rare, so each event opens the file and reads its end anew: several processes (every
 ``imctl``) may write one chain, and a crash of any of them leaves nothing to be recovered but the
@@ -7,6 +11,7 @@ line that it tore.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -23,6 +28,7 @@ from imcore.audit import EMPTY, Anchor, parse, seal, torn
 
 LOGGER = "im.audit"  # JSON events; whoever runs a process decides where they are kept
 FILE = "audit.jsonl"
+FULL_BYTES = 4 << 20  # some thousands of decisions
 _BLOCK_BYTES = 65_536
 
 log = logging.getLogger("im.auditfile")
@@ -31,13 +37,12 @@ log = logging.getLogger("im.auditfile")
 def append(path: Path, writer: str, event: Mapping[str, Any]) -> Anchor:
     """Durable when it returns. Raises OSError: then it may be in the file, in part too (the next
     event notes that); ValueError for an event that cannot be written."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor = _locked(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         new = os.fstat(descriptor).st_size == 0
         last, rest = _end(descriptor)
         line = parse(last)
-        head = EMPTY if line is None else line.anchor
+        head = _head_aside(path) if line is None else line.anchor
         data = b""
         if rest:
             whole = parse(rest)
@@ -56,6 +61,82 @@ def append(path: Path, writer: str, event: Mapping[str, Any]) -> Anchor:
         return Anchor(head.seq + 1, _hash_of(sealed))
     finally:
         os.close(descriptor)  # gives up the lock
+
+
+def _locked(path: Path) -> int:
+    """The file that is being written, open and locked; it was not full when it was looked at."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is(descriptor, path) and not _put_aside(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another process has put it aside, or this one: there is a new one
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _put_aside(descriptor: int, path: Path) -> bool:
+    """Only where a line ends: what a crash tore is noted in the file where it stands."""
+    if os.fstat(descriptor).st_size < FULL_BYTES:
+        return False
+    last, rest = _end(descriptor)
+    line = parse(last)
+    if line is None or rest:
+        return False
+    aside = path.with_name(f"{path.stem}-{line.anchor.seq:012}{path.suffix}")
+    if aside.exists():
+        return False  # nobody's file is written over; this one grows on
+    path.rename(aside)
+    _sync_folder(path.parent)
+    return True
+
+
+def _aside(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}-{'[0-9]' * 12}{path.suffix}"))
+
+
+def _head_aside(path: Path) -> Anchor:
+    """Where the chain stands before the first line of a new file."""
+    for file in _aside(path)[-1:]:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            line = parse(_end(descriptor)[0])
+        finally:
+            os.close(descriptor)
+        if line is not None:
+            return line.anchor
+    return EMPTY
+
+
+def files(path: Path) -> list[Path]:
+    """Those of a chain that there are, in its order; ``path`` is the one that is written."""
+    return [*_aside(path), *([path] if path.exists() else [])]
+
+
+def read(path: Path) -> bytes:
+    """The whole chain; empty: there is none. Raises OSError."""
+    while True:
+        aside = _aside(path)
+        data = [file.read_bytes() for file in aside]
+        with contextlib.suppress(FileNotFoundError):
+            data.append(path.read_bytes())
+        if _aside(path) == aside:  # else the file was put aside meanwhile
+            return b"".join(data)
+
+
+def size(path: Path) -> int:
+    """Bytes of the whole chain. Raises OSError."""
+    return sum(file.stat().st_size for file in files(path))
 
 
 def _hash_of(sealed: bytes) -> str:

@@ -43,9 +43,9 @@ def dns_name(name: str) -> str:
 
 
 def init(folder: Path, names: Mapping[str, Iterable[str]], now: datetime) -> list[str]:
-    """Make what is missing of the pki for these names (each with the hosts, besides this machine,
-    under which it listens). Returns the names of the files made. Raises BadInput when the folder
-    cannot be written or an existing certificate does not serve."""
+    """Make what is missing of the pki for these names (each with the hosts under which it listens;
+    where one of them is this machine, all of LOCAL_HOSTS). Returns the names of the files made.
+    Raises BadInput when the folder cannot be written or an existing certificate does not serve."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = _ensure_ca(folder, now)
@@ -159,12 +159,21 @@ def _ensure_leaf(
     ca: x509.Certificate,
     now: datetime,
 ) -> list[str]:
-    wanted = {dns_name(name)} if name in CALLERS else {dns_name(name), *LOCAL_HOSTS, *hosts}
+    wanted = {dns_name(name)}
+    if name not in CALLERS:
+        wanted |= {*hosts, *(LOCAL_HOSTS if any(map(_is_local, hosts)) else ())}
     path = folder / f"{name}.pem"
     if path.exists():
         _check_leaf(path, wanted, ca, now)
         return []
     return _make_leaf(folder, name, wanted, ca_key, ca, now)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _make_leaf(

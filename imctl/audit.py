@@ -40,13 +40,12 @@ def own_writer() -> str:
 
 
 def writer_of(file: Path) -> str:
-    """Of the chain in this file: who began it, though the machine may have another name by now.
-    A file without a sound first line is this machine's. Raises OSError."""
-    try:
-        with file.open("rb") as opened:
+    """Of the chain that is written there: who began it, though the machine may have another name
+    by now. One without a sound first line is this machine's. Raises OSError."""
+    first = None
+    for begun in auditfile.files(file)[:1]:
+        with begun.open("rb") as opened:
             first = parse(opened.readline().rstrip(b"\n"))
-    except FileNotFoundError:
-        first = None
     writer = first.row["writer"] if first is not None else ""
     return writer if writer == BEFORE or writer.startswith(f"{BEFORE}@") else own_writer()
 

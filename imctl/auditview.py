@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from imcore import auditfile
 from imcore.audit import EMPTY, Anchor, Verdict, against, verify
 from imcore.errors import BadInput
 from imctl.audit import FILE, own_writer, writer_of
@@ -38,9 +39,7 @@ def read(paths: Mapping[str, Path]) -> list[Chain]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+        return auditfile.read(path)
     except OSError as error:
         raise BadInput(f"{path}: expected a readable audit log, got {error.strerror}") from error
 

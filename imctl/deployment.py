@@ -8,6 +8,7 @@ from pathlib import Path
 from imctl import roles
 from imctl.errors import Failed
 from imctl.target.local import Local
+from imctl.target.opening import opened
 from imctl.target.runfile import NAME
 
 VARIABLE = "IMCTL_DATA"
@@ -18,17 +19,17 @@ def find(data: Path | None) -> Local:
     BadInput when the key of the role that is to be shown is not there."""
     chosen = data or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if chosen is not None:
-        return _opened(chosen)
+        return _found(chosen)
     found = sorted(path.parent for path in Path("var").glob(f"*/{NAME}"))
     if not found:
         raise Failed("no deployment was started here; `imctl up FILE` starts one")
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
         raise Failed(f"there are several deployments ({names}); choose one with --data")
-    return _opened(found[0])
+    return _found(found[0])
 
 
-def _opened(folder: Path) -> Local:
-    target = Local.open(folder)
+def _found(folder: Path) -> Local:
+    target = opened(folder)
     roles.check(target.pki)
     return target

@@ -16,6 +16,7 @@ from imctl.plan.document import Plan, changes_of, order_of
 from imctl.plan.load import away_by
 from imctl.target import runfile
 from imctl.target.local import COPY, LINKPROXY, Local, default_data
+from imctl.target.opening import opened
 from imctl.traffic import Control
 
 
@@ -29,7 +30,7 @@ def running(folder: Path) -> Local | None:
     """The deployment of this folder, if any process of it runs."""
     if runfile.read(folder) is None:
         return None
-    target = Local.open(folder)
+    target = opened(folder)
     target.find_lost()
     return target if any(unit.state != "gone" for unit in target.units()) else None
 
@@ -56,7 +57,7 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
     silent = [idc for idc in order if idc in control.idcs and idc not in evidence.idcs]
     voters, answering = len(control.voters), len(control.voters) - len(control.idcs)
     answering += len(evidence.idcs)
-    warnings = []
+    warnings = await asyncio.to_thread(target.objections, wanted, order)
     if order and answering - 1 <= voters // 2:
         warnings.append(
             f"while one restarts, {answering - 1} of {voters} registries answer: no policy can "
@@ -70,16 +71,6 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
 def new_plan(region: Region) -> Plan:
     """Of a deployment of which nothing runs."""
     return Plan(region.metadata.name, False, ())
-
-
-def check_ports(target: Local, plan: Plan, wanted: str) -> None:
-    """Raises Failed, before anything is touched, when a new port of a restarted IDC is taken."""
-    region = target.region_named(wanted)
-    for unit in plan.order:
-        own = [idc for idc in region.spec.idcs if idc.name == unit]
-        if own:
-            spec = region.spec.model_copy(update={"idcs": own, "witness": None})
-            target.check_new_ports(region.model_copy(update={"spec": spec}), unit)
 
 
 def _units(target: Local) -> list[str]:

@@ -15,22 +15,19 @@ from imctl.errors import Failed
 from imctl.target.beside import MM2
 from imctl.target.local import FRONT, LINKPROXY, Local
 
-READY_S = 60.0
 MIRRORS_S = 120.0  # theirs take a core for some seconds to start
 POLL_S = 0.1
 
 Progress = Callable[[str, bool], None]  # (unit, is it serving)
 
 
-async def wait_serving(
-    target: Local, names: Sequence[str], progress: Progress, timeout_s: float = READY_S
-) -> None:
+async def wait_serving(target: Local, names: Sequence[str], progress: Progress) -> None:
     """Raises Failed when a unit ends, or does not serve in time."""
     await _wait_for_engines(target, [name for name in names if name in target.engine_names()])
     ours = {name.partition(FRONT)[0] for name in names}  # a front serves by its IDC
     waiting = [name for name in target.names() if name in ours and name != LINKPROXY]
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(target.starts_s):
             while waiting:
                 target.check_alive([*waiting, *_fronts(target, waiting)])
                 found = await admin.statuses(target, waiting, timeout_s=1.0)
@@ -42,7 +39,7 @@ async def wait_serving(
                 if waiting:
                     await asyncio.sleep(POLL_S)
     except TimeoutError:
-        raise _late(target, waiting, timeout_s) from None
+        raise _late(target, waiting, target.starts_s) from None
 
 
 def _late(target: Local, names: Sequence[str], timeout_s: float) -> Failed:

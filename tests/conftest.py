@@ -25,7 +25,7 @@ FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
 def pki_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real pki folder: a CA, a certificate for each of PKI_NAMES, region keys."""
     folder = tmp_path_factory.mktemp("pki")
-    pki.init(folder, {name: () for name in PKI_NAMES}, datetime.now(UTC))
+    pki.init(folder, dict.fromkeys(PKI_NAMES, pki.LOCAL_HOSTS), datetime.now(UTC))
     yield folder
 
 

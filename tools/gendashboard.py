@@ -116,7 +116,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
               {f"sum by (idc) (im_sequencer_known_cids{{{_IDC}}})": "{{idc}}"}),
         Panel("Lanes in memory", "short",
               {f"sum by (idc) (im_sequencer_lanes{{{_IDC}}})": "{{idc}}"}),
-        Panel("Hottest: share of the first", "short",
+        Panel("Hottest: count of the first, last minute", "short",
               {f'im_hot{{rank="1",{_IDC}}}': "{{idc}} {{kind}}"}),
     ),
     "Processes": (

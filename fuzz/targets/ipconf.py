@@ -47,7 +47,7 @@ class Api:
 
     async def start(self) -> None:
         place, clock = folder("ipconf"), SystemClock()
-        pki.init(place / "pki", {"fra": ()}, datetime.now(UTC))
+        pki.init(place / "pki", {"fra": ("127.0.0.1",)}, datetime.now(UTC))
         keys, region = load_region_keys(place / "pki"), load_region(REGION)
         holder = PolicyHolder(place / "policy.json", RealDisk())
         await holder.offer(initial(region, 0))

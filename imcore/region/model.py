@@ -217,6 +217,10 @@ class Witness(Model):
 
     name: Name = Field(default="witness", description="by which its certificate names it")
     peer: HostPort = Field(description="gRPC for the IDCs and for imctl, mutual TLS")
+    metrics: HostPort | None = Field(
+        default=None,
+        description="HTTPS for probes and Prometheus (docs/metrics.md); default: nothing listens",
+    )
 
 
 class Link(Model):

@@ -58,6 +58,8 @@ def listeners(region: Region) -> Iterator[tuple[Loc, str, int]]:
             yield (*base, "metrics"), *split(idc.endpoints.metrics)
     if region.spec.witness:
         yield ("spec", "witness", "peer"), *split(region.spec.witness.peer)
+        if region.spec.witness.metrics is not None:
+            yield ("spec", "witness", "metrics"), *split(region.spec.witness.metrics)
 
 
 def split(host_port: str) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from imcore.errors import ImError
+from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
 from imcore.roles import Role
 from imcore.runtime import SystemClock
@@ -23,7 +23,7 @@ from imctl.options import Data, Engines, Format, Output, RegionFile
 from imctl.output import emit, notes
 from imctl.plan.document import Plan, lacks
 from imctl.plan.takes import Change
-from imctl.planning import check_data_fit, check_ports, fields_of, folder_of, running
+from imctl.planning import check_data_fit, fields_of, folder_of, running
 from imctl.planview import plan_view, rollout_view
 from imctl.rollout import store
 from imctl.rollout.driver import Driver
@@ -71,6 +71,14 @@ def deploy(
         bool, typer.Option("--faults", help="Where nothing runs yet: as of `imctl up`.")
     ] = False,
     engines: Engines = "",
+    sites: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SITES",
+            help="Where nothing runs yet: on Kubernetes, each part where this file says.",
+            show_default=False,
+        ),
+    ] = None,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
@@ -93,12 +101,32 @@ def deploy(
     if target is None or (last is not None and last.kind is Kind.UP and not last.ended):
         if target is None:
             check_data_fit(folder, region)
-        _bring_up(file, folder, target, last, faults, engines, output)
+        _bring_up(file, folder, target, last, Start(faults, engines, sites), output)
         return
+    if sites is not None:
+        raise Guarded("--sites is for a start: it runs already, where it was told then")
     roles.demand(target.pki, Role.ADMIN, "Deploying a region file")
     how = How(canary, soak, max_lag, max_ack, override or "", yes, undo_on_failure)
     with store.driving(target.data):
         roll_out(target, target.keep_wanted(file), how, output)
+
+
+class Start(NamedTuple):
+    """How a deployment is started of which nothing runs; as the options of `deploy`."""
+
+    faults: bool
+    engines: str
+    sites: Path | None
+
+    def prepare(self, file: Path, folder: Path) -> Local:
+        if self.sites is None:
+            return Local.prepare(file, folder, self.faults, SystemClock(), chosen(self.engines))
+        if self.faults or self.engines:
+            raise BadInput("--sites: expected neither --faults nor --engines beside it")
+        # A client of Kubernetes takes its time to load: only for those who have one.
+        from imctl.target.kubernetes import Kubernetes
+
+        return Kubernetes.prepare_on(file, folder, self.sites, SystemClock())
 
 
 class How(NamedTuple):
@@ -140,8 +168,7 @@ def _bring_up(
     folder: Path,
     target: Local | None,
     last: Rollout | None,
-    faults: bool,
-    engines: str,
+    start: Start,
     output: Format,
 ) -> None:
     """As `imctl up`; goes on where an earlier one was killed."""
@@ -151,7 +178,7 @@ def _bring_up(
         raise Failed(f"cannot make {folder}: {error.strerror}") from error
     with store.driving(folder):
         if target is None:
-            target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines))
+            target = start.prepare(file, folder)
             target.pin_regions()
             wanted = target.own_region()
             rollout = Rollout(next_id(Kind.UP, last), Kind.UP, wanted, wanted, started_ms=_now_ms())
@@ -221,7 +248,7 @@ def _begun(target: Local, wanted: str, last: Rollout | None, how: How) -> Rollou
 
 
 def check_allowed(target: Local, plan: Plan, wanted: str, override: str) -> None:
-    """Raises Guarded with all that stands against it, Failed when a new port is taken."""
+    """Raises Guarded with all that stands against it; Failed when it cannot run there."""
     if plan.fixed:
         raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
     if plan.order and len(target.region.spec.idcs) == 1:
@@ -230,7 +257,8 @@ def check_allowed(target: Local, plan: Plan, wanted: str, override: str) -> None
         )
     if refusals := plan.refusals(override):
         raise Guarded("nothing was done: " + "; ".join(refusals))
-    check_ports(target, plan, wanted)
+    if objections := target.objections(wanted, plan.order):
+        raise Failed("nothing was done: " + "; ".join(objections))
 
 
 def _fixed(change: Change) -> str:

@@ -10,16 +10,18 @@ from typing import Annotated
 
 import typer
 
+from imcore import auditfile
 from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.roles import Role
-from imctl import admin, audit, deployment, roles
+from imctl import admin, deployment, roles
 from imctl.errors import Failed, Guarded
 from imctl.options import Data
 from imctl.rollout import store
 from imctl.target import places, regions, runfile
 from imctl.target.local import COPY, LINKPROXY, Local
+from imctl.target.opening import opened
 
 
 def destroy(
@@ -48,8 +50,9 @@ def destroy(
     roles.demand(folder / "pki", Role.ADMIN, "Destroying a deployment")
     region = load_region(folder / COPY)
     name = region.metadata.name
-    target = Local.open(folder) if runfile.read(folder) else None
+    target = opened(folder) if runfile.read(folder) else None
     if target is not None:
+        target.demand_destroyable()
         target.find_lost()
         if not with_clients:
             _guard_clients(target)
@@ -108,9 +111,10 @@ def _delete(folder: Path, region: Region) -> list[str]:
     it is found again after a kill. Returns what is left."""
     idcs = [idc.name for idc in region.spec.idcs]
     witness = [region.spec.witness.name] if region.spec.witness else []
+    audits = [path.name for path in auditfile.files(folder / auditfile.FILE)]
     ours = [
-        *idcs, *witness, "pki", "clients", "histories", regions.FOLDER, "links.json",
-        "routes.json", f"{LINKPROXY}.log", places.NAME, runfile.NAME, audit.FILE, store.NAME,
+        *idcs, *witness, *audits, "pki", "clients", "histories", regions.FOLDER, "links.json",
+        "routes.json", f"{LINKPROXY}.log", places.NAME, runfile.NAME, store.NAME,
         store.PAUSE, store.LOCK, f"{COPY}.new", COPY,
     ]  # fmt: skip
     half_written = [f".{name}.new" for name in (places.NAME, runfile.NAME, store.NAME)]

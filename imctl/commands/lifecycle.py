@@ -235,6 +235,8 @@ def logs(
     target.demand_here("Showing its logs")
     if idc is not None and idc not in target.everything():
         raise typer.BadParameter(f"expected one of {', '.join(target.everything())}, got {idc}")
+    if follow:
+        target.demand_files("Following its logs")
     files = {name: target.log_file(name) for name in target.everything() if idc in (None, name)}
     shown = Shown(_trace_id(trace), output is Format.JSON, len(files) > 1)
     ends = shown.end(files, lines)

@@ -42,11 +42,15 @@ class Rejected(ImError):
 
 
 class Cluster:
-    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent."""
+    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent.
+    ``manager``: whose the fields are that it applies."""
 
-    def __init__(self, api: ApiClient, may_write_s: Callable[[], float]) -> None:
+    def __init__(
+        self, api: ApiClient, may_write_s: Callable[[], float], manager: str = MANAGER
+    ) -> None:
         self._api = api
         self._may_write_s = may_write_s
+        self._manager = manager
         self.calls = 0
 
     async def get(
@@ -64,12 +68,22 @@ class Cluster:
         items: list[Object] = found["items"] if found else []
         return items
 
-    async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
-        """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
+    async def apply(self, wanted: Object, status: bool = False, manager: str = "") -> Object:
+        """By server-side apply: what is wanted is ours, whoever has written it meanwhile.
+        ``manager``: where the fields are somebody else's than usual."""
+        return await self._apply(wanted, "/status" if status else "", [], manager)
+
+    async def rehearse(self, wanted: Object) -> None:
+        """Raises what ``apply`` would; nothing is written."""
+        await self._apply(wanted, "", [("dryRun", "All")], "")
+
+    async def _apply(
+        self, wanted: Object, below: str, more: Sequence[tuple[str, str]], manager: str
+    ) -> Object:
         metadata = wanted["metadata"]
         path = _path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
-        query = [("fieldManager", manager), ("force", "true")]
-        path += "/status" if status else ""
+        query = [("fieldManager", manager or self._manager), ("force", "true"), *more]
+        path += below
         made = await self._call("PATCH", path, query, wanted, _APPLY, self._may_write_s())
         if made is None:
             raise Conflict(f"{path}: it is gone")
@@ -103,6 +117,10 @@ class Cluster:
         path = _path(api, kind, namespace, name)
         await self._call("DELETE", path, limit_s=self._may_write_s())
 
+    async def log(self, namespace: str, pod: str) -> str:
+        """Empty when there is none."""
+        return await self._text("GET", _path("v1", "Pod", namespace, pod) + "/log") or ""
+
     async def _call(
         self,
         verb: str,
@@ -113,8 +131,23 @@ class Cluster:
         limit_s: float = CALL_S,
     ) -> Object | None:
         """None for what is not there. Raises Unavailable, Conflict, Rejected."""
+        text = await self._text(verb, path, query, body, content, limit_s)
+        if text is None:
+            return None
+        found: Object = json.loads(text)
+        return found
+
+    async def _text(
+        self,
+        verb: str,
+        path: str,
+        query: Sequence[tuple[str, str]] = (),
+        body: Object | None = None,
+        content: str = "application/json",
+        limit_s: float = CALL_S,
+    ) -> str | None:
         self.calls += 1
-        headers = {"Accept": "application/json", "Content-Type": content}
+        headers = {"Accept": "application/json, */*", "Content-Type": content}
         try:
             async with asyncio.timeout(min(limit_s, CALL_S)):
                 answer = await self._api.call_api(
@@ -122,7 +155,7 @@ class Cluster:
                     auth_settings=["BearerToken"], _preload_content=False,
                     _return_http_data_only=True, _request_timeout=CALL_S,
                 )  # fmt: skip
-                text = await answer.text()
+                text: str = await answer.text()
         except TimeoutError:
             raise Unavailable(f"the API server does not answer ({verb} {path})") from None
         except aiohttp.ClientError as error:
@@ -135,8 +168,7 @@ class Cluster:
             return None
         if status >= 300:
             raise _refusal(status, text, f"{verb} {path}")
-        found: Object = json.loads(text)
-        return found
+        return text
 
 
 def _refusal(status: int, text: str, call: str) -> ImError:

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import kopf
 from kubernetes_asyncio import config as kubeconfig
@@ -164,6 +164,8 @@ async def _lead(leads: asyncio.Event, reconciler: Reconciler, namespaces: Sequen
         await kopf.operator(  # until SIGTERM, for which it has handlers of its own
             registry=_registry(reconciler),
             settings=settings,
+            # Else kopf asks for the name of its user, which has none in the image.
+            identity=cast(Any, MANAGER),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=list(namespaces),

@@ -15,7 +15,7 @@ from imctl.plan.document import lacks
 from imctl.rollout import store
 from imctl.rollout.next import Seen
 from imctl.rollout.record import Rollout
-from imctl.target.local import LINKPROXY, Local, last_line
+from imctl.target.local import LINKPROXY, Local
 from imctl.traffic import Control
 from services.control.evaluate import Decision, evaluate
 from services.control.rules import Change, Kind
@@ -138,8 +138,7 @@ class LocalGround:
         return store.told_to_pause(self._target.data)
 
     def last_words(self, unit: str) -> str:
-        log = self._target.log_file(unit)
-        return f"{last_line(log) or 'it says nothing'} ({log})"
+        return self._target.last_words(unit)
 
     def now(self) -> float:
         return self._clock.now()

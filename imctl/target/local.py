@@ -55,7 +55,10 @@ def default_data(region: Region) -> Path:
 
 
 class Local:
-    """A deployment on this machine, whose files lie in ``data``."""
+    """A deployment on this machine, whose files lie in ``data``. ``starts_s``: what its IDCs may
+    take to start."""
+
+    starts_s = 60.0
 
     def __init__(self, region: Region, data: Path, run: RunFile, places: Places) -> None:
         self.region = region
@@ -211,6 +214,13 @@ class Local:
                 f"{what} is not for imctl: {self.region.metadata.name} was attached, and somebody "
                 "else runs its processes"
             )
+
+    def demand_files(self, what: str) -> None:
+        """Raises Guarded where the logs are no files that grow here."""
+
+    def demand_destroyable(self) -> None:
+        """Raises Guarded where its data do not lie in its folder."""
+        self.demand_here("Destroying it")
 
     def start(self, names: Sequence[str]) -> None:
         self._demand_admin("Starting processes")
@@ -426,13 +436,21 @@ class Local:
     def engines_here(self) -> bool:
         return bool(self._run.engines)
 
-    def check_new_ports(self, region: Region, unit: str) -> None:
-        """Those on which the unit would listen and did not yet. Raises Failed when one is taken."""
-        runs = self.region_named(self.region_of(unit))
-        before = {(host, port) for _, host, port in listeners(runs)}
-        taken = list(_taken(region, before))
-        if taken:
-            raise Failed(f"cannot listen on {taken[0]}; stop what uses it, or change the file")
+    def objections(self, wanted: str, units: Sequence[str]) -> list[str]:
+        """What stands here against starting these units with the region file of this name: ports
+        on which an IDC would listen, did not yet, and somebody else does."""
+        region, found = self.region_named(wanted), []
+        for idc in region.spec.idcs:
+            if idc.name not in units:
+                continue
+            spec = region.spec.model_copy(update={"idcs": [idc], "witness": None})
+            runs = self.region_named(self.region_of(idc.name))
+            before = {(host, port) for _, host, port in listeners(runs)}
+            taken = _taken(region.model_copy(update={"spec": spec}), before)
+            found += [
+                f"cannot listen on {one}; stop what uses it, or change the file" for one in taken
+            ]
+        return found
 
     def restart(self, name: str, region: str) -> None:
         """An IDC (not its engines) or the witness, with the region file of this name. Returns once
@@ -526,8 +544,7 @@ class Local:
                 raise self._died(name)
 
     def _died(self, name: str) -> Failed:
-        last = last_line(self.log_file(name)) or "it said nothing"
-        return Failed(f"{name} ended while starting: {last} ({self.log_file(name)})")
+        return Failed(f"{name} ended while starting: {self.last_words(name)}")
 
     # ---------------------------------------------------------------------------- stopping
 
@@ -699,6 +716,11 @@ class Local:
         if self.region.spec.witness and name == self.region.spec.witness.name:
             return self.region.spec.witness.peer
         return self.region.idc(self._known(name).partition(FRONT)[0]).endpoints.peer
+
+    def last_words(self, name: str) -> str:
+        """The last line of its log."""
+        log = self.log_file(name)
+        return f"{last_line(log) or 'it said nothing'} ({log})"
 
     def audit_file(self) -> Path:
         return self.data / audit.FILE

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from imctl.errors import Failed
 from imctl.target.process import Identity
@@ -27,6 +28,8 @@ class RunFile:
     # Somebody else, such as the Kubernetes operator, runs its processes: it is reached by its
     # endpoints alone.
     elsewhere: bool = False
+    # Of the Kubernetes target: the sites file. Empty: of no such one.
+    sites: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         document = asdict(self)

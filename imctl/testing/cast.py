@@ -97,9 +97,12 @@ class Couple(NamedTuple):
 
 class Cast:
     """``acked``: tag -> conversation of every acked message; ``acked_at``: tag -> the IDC its
-    sender was connected to from composing to the ack."""
+    sender was connected to from composing to the ack. ``first``: the number of the first user of
+    each IDC; a deployment that another cast has used needs others."""
 
-    def __init__(self, lab: Lab, folder: Path, seed: int = 1, outbox_files: bool = True) -> None:
+    def __init__(
+        self, lab: Lab, folder: Path, seed: int = 1, outbox_files: bool = True, first: int = 1
+    ) -> None:
         self.lab = lab
         self.path = folder / "history.jsonl"
         self._outboxes = folder if outbox_files else None
@@ -118,7 +121,8 @@ class Cast:
         self.acked_at: dict[str, str] = {}
         self.refusals: list[str] = []
         self._members: dict[str, tuple[str, ...]] = {}
-        self._numbers: dict[str, int] = {}
+        self._first = first
+        self._numbers: dict[str, int] = {}  # the next one's
 
     async def __aenter__(self) -> Self:
         self._watching = asyncio.create_task(self._watch())
@@ -166,7 +170,8 @@ class Cast:
         return entered
 
     def _actor(self, home: str) -> Actor:
-        number = self._numbers[home] = self._numbers.get(home, 0) + 1
+        number = self._numbers.get(home, self._first)
+        self._numbers[home] = number + 1
         uid, device = f"{home}-{number:03d}", "phone"
         ear = self.recorder.device(uid, device)
         session = self.connect(uid, device, self.addresses[home], ear, True)

@@ -101,9 +101,12 @@ class Lab:
             try:
                 yield lab
             finally:
-                await lab._control.__aexit__(None, None, None)
+                await lab.close()
         finally:
             await asyncio.to_thread(target.stop)
+
+    async def close(self) -> None:
+        await self._control.__aexit__(None, None, None)
 
     # ------------------------------------------------------------------------------ processes
 

@@ -12,6 +12,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+from imcore import auditfile
 from imcore.audit import EMPTY, Anchor, Verdict, against, anchor_from_json, verify
 from imcore.errors import ImError
 from services.control.caspaxos import Proposer
@@ -45,7 +46,7 @@ def _raised(found: Verdict, current: bytes | None) -> bytes:
 async def anchored(proposer: Proposer, path: Path, writer: str) -> Anchor:
     """Raise the anchor of this chain. Raises Broken, Unavailable, OutcomeUnknown; OSError."""
     for again in range(LOOKS - 1, -1, -1):
-        found = verify(await asyncio.to_thread(_read, path), writer)
+        found = verify(await asyncio.to_thread(auditfile.read, path), writer)
         change = partial(_raised, found)
         try:
             return anchor_from_json(await proposer.change(anchor_key(writer), change))
@@ -54,13 +55,6 @@ async def anchored(proposer: Proposer, path: Path, writer: str) -> Anchor:
             if not again:
                 raise
     raise AssertionError("the loop returns or raises")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 async def read_anchor(proposer: Proposer, writer: str) -> Anchor:
@@ -88,7 +82,7 @@ class Anchoring:
     async def look(self) -> None:
         """Anchor what is new since the last look."""
         try:
-            size = self._path.stat().st_size if self._path.exists() else 0
+            size = auditfile.size(self._path)
             if size == self._seen:
                 return
             if size or await read_anchor(self._proposer, self._writer) != EMPTY:

@@ -24,7 +24,14 @@ from services.control.caspaxos import Proposer
 from services.control.evaluate import evaluate
 from services.control.evidence import Evidence, IdcFacts, facts_from_status
 from services.control.failover import Detector, accused_by_majority
-from services.control.follow import Marks, Progress, next_change, own_recovery, stalled
+from services.control.follow import (
+    Marks,
+    Progress,
+    left_halfway,
+    next_change,
+    own_recovery,
+    stalled,
+)
 from services.control.operations import commit
 from services.control.rules import Change, Kind, is_fresh
 from services.control.voting import PREFIX, Votes
@@ -130,6 +137,8 @@ class Controller:
             found.append(self._proposer.refused_join)
         if self.holder.alarm:
             found.append(self.holder.alarm)
+        if self.policy is not None and (left := left_halfway(self.policy, self.own)):
+            found.append(left)
         return found
 
     def registries(self) -> dict[str, str]:

@@ -114,6 +114,26 @@ def stalled(running: OperationRef, epoch: int, reason: str, by: str) -> Change:
     )  # fmt: skip
 
 
+def left_halfway(policy: Policy, idc: str) -> str:
+    """What is wrong with an IDC whose move was ended on the way (by a failover elsewhere, or by
+    hand), and what to do; else empty. Nobody goes on by himself: what the move was planned on may
+    no longer hold."""
+    row, running = policy.idcs.get(idc), policy.operation
+    if row is None or (running is not None and running.idc == idc):
+        return ""
+    if row.state is IdcState.ACTIVE and row.ramp < 100:
+        return (
+            f"{idc} is given {row.ramp} % of its clients and no failback of it is under way: "
+            f"`imctl failback {idc}` goes on"
+        )
+    if row.state is IdcState.DRAINING:
+        return (
+            f"{idc} is draining and no drain of it is under way: `imctl drain {idc}` goes on, "
+            f"`imctl undrain {idc}` takes it back"
+        )
+    return ""
+
+
 def own_recovery(policy: Policy, own: str, boot: str, by: str) -> Change | None:
     """An IDC that finds itself failed says that it is back; traffic waits for a failback."""
     if policy.state(own) is not IdcState.FAILED:

@@ -169,8 +169,8 @@ class Mover:
         if not minority and not any(idc != self._own for idc in self._live()):
             return 0
         leaving = self._leaving(policy, minority)
-        here = {session.session for session in leaving}
-        self._told = {key: told for key, told in self._told.items() if key in here}
+        # Who may stay is no longer waited for. Who is not judged anew yet was told all the same.
+        self._told = {key: told for key, told in self._told.items() if self._judged.get(key, True)}
         moved = closed = 0
         for session in leaving:
             asked = self._has_been_asked_enough(session, now)

@@ -121,6 +121,11 @@ METRICS = (
     _gauge("im_policy_stale", "1: no majority has confirmed the policy lately"),
     _gauge("im_policy_state", "1 for the state that the policy gives the IDC", "idc", "state"),
     _gauge("im_policy_operation", "1 while a move of traffic is under way"),
+    _gauge(
+        "im_policy_left_halfway",
+        "1: a drain or failback of this IDC was ended on the way and nobody carries it on; an "
+        "alarm says what to do",
+    ),
     _gauge("im_registry_up", "1 while the registry answers", "registry"),
     # ----------------------------------------------------------------------------- hottest
     _gauge(

@@ -9,20 +9,18 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from imcore.errors import Code
+from services.control.follow import left_halfway
 from services.gateway.server import Gateway
-from services.metrics.catalog import BY_NAME, Kind
+from services.metrics.catalog import BY_NAME
 from services.metrics.hot import KINDS, Hot
 from services.metrics.verbs import BOUNDS, Verbs
+from services.node import families
 from services.node.config import split_address
+from services.node.families import Row, family
 from services.split.fronts import FrontLink
 
 if TYPE_CHECKING:
@@ -37,9 +35,6 @@ _AWAITED = {
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
 FAULTS = (Code.UNAVAILABLE, Code.DEADLINE, Code.NOT_REPLICATED, Code.INTERNAL)
 _LIMITS = ("shed", "overloaded", "turned_away", "conversations_limited")
-Row = tuple[tuple[object, ...], float]  # the labels' values, the figure
-
-_FAMILIES: dict[Kind, Any] = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily}
 
 
 class Measured:
@@ -69,7 +64,7 @@ class NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Of a node that has not come that far, what there is."""
         node = self._node
-        yield _family("im_ready", [((), not node.monitor.not_ready())])
+        yield family("im_ready", [((), not node.monitor.not_ready())])
         if not node.attached:
             return
         status = node.status.as_dict()
@@ -82,31 +77,23 @@ class NodeCollector(Collector):
         measured = node.measured
         if measured is not None:
             yield from _requests(measured.verbs)
-            yield _family("im_hot", _hot(measured.hot))
+            yield family("im_hot", _hot(measured.hot))
 
     # ------------------------------------------------------------------------------ parts
 
     def _process(self, status: dict[str, Any]) -> Iterator[Metric]:
-        clock, pair = status["clock"], self._node.certificate.pair
-        yield _family("im_uptime_seconds", [((), status["uptime_s"])])
-        yield _family("im_alarms", [((), len(status["alarms"]))])
-        yield _family("im_clock_offset_seconds", [((), clock["offset_ms"] / 1000)])
-        yield _family("im_clock_skewed", [((), clock["skewed"])])
-        ends = {"own": pair.expires, "ca": pair.ca_expires}
-        yield _family(
-            "im_certificate_expires_timestamp_seconds",
-            [((which,), end.timestamp()) for which, end in ends.items()],
-        )
+        clock = status["clock"]
+        yield from families.process(status, self._node.certificate.pair)
+        yield family("im_clock_offset_seconds", [((), clock["offset_ms"] / 1000)])
+        yield family("im_clock_skewed", [((), clock["skewed"])])
 
     def _policy(self, status: dict[str, Any]) -> Iterator[Metric]:
-        policy, registries = status["policy"], status["registries"]
-        yield _family("im_policy_epoch", [((), policy["epoch"])])
-        yield _family("im_policy_stale", [((), policy["stale"])])
-        yield _family("im_policy_operation", [((), bool(policy["operation"]))])
-        states = policy["idcs"].items()
-        yield _family("im_policy_state", [((idc, row["state"]), 1) for idc, row in states])
-        rows = registries.items()
-        yield _family("im_registry_up", [((name,), said == "ok") for name, said in rows])
+        yield from families.policy(status)
+        yield family("im_policy_operation", [((), bool(status["policy"]["operation"]))])
+        newest = self._node.traffic.holder.policy
+        if newest is not None:
+            left = left_halfway(newest, self._node.idc)
+            yield family("im_policy_left_halfway", [((), bool(left))])
 
     def _clients(self, status: dict[str, Any]) -> Iterator[Metric]:
         node = self._node
@@ -115,8 +102,8 @@ class NodeCollector(Collector):
         gateways: list[tuple[int, Gateway | FrontLink]] = [
             (gateway.port - base, gateway) for gateway in node.gateways
         ]
-        yield _family("im_gateway_connections", [((n,), len(gateway)) for n, gateway in gateways])
-        yield _family(
+        yield family("im_gateway_connections", [((n,), len(gateway)) for n, gateway in gateways])
+        yield family(
             "im_gateway_events_total",
             [
                 ((n, event), count)
@@ -127,23 +114,23 @@ class NodeCollector(Collector):
         )
         shards = dict.fromkeys((shard.name for shard in node.config.region.spec.geo.shards), 0)
         sessions = (shards | status["shards"]).items()
-        yield _family("im_sessions", [((name,), n) for name, n in sessions])
+        yield family("im_sessions", [((name,), n) for name, n in sessions])
         events = asdict(node.state.counters).items()
-        yield _family("im_session_events_total", [((event,), count) for event, count in events])
+        yield family("im_session_events_total", [((event,), count) for event, count in events])
         load, capacity = status["load"], node.config.idc.capacity
-        yield _family("im_served_share", [((), load["served_share"])])
-        yield _family("im_breaker_open", [((), load["breaker_open"])])
-        yield _family("im_limited_total", [((limit,), load[limit]) for limit in _LIMITS])
-        yield _family("im_capacity_sessions", [((), capacity.sessions)])
-        yield _family("im_capacity_messages_per_second", [((), capacity.messages_per_s)])
+        yield family("im_served_share", [((), load["served_share"])])
+        yield family("im_breaker_open", [((), load["breaker_open"])])
+        yield family("im_limited_total", [((limit,), load[limit]) for limit in _LIMITS])
+        yield family("im_capacity_sessions", [((), capacity.sessions)])
+        yield family("im_capacity_messages_per_second", [((), capacity.messages_per_s)])
         queues: list[Row] = [((name, ""), n) for name, n in node.state.queued().items()]
         if node.partitions:
             outcomes = asdict(node.im.counters).items()
-            yield _family("im_messages_total", [((name,), count) for name, count in outcomes])
+            yield family("im_messages_total", [((name,), count) for name, count in outcomes])
             queues.append((("sends", ""), node.im.queued()))
             queues.append((("acks", ""), sum(len(p.replication) for p in node.partitions)))
             queues += [(("signals", idc), len(queue)) for idc, queue in node.signals.items()]
-        yield _family("im_queue_depth", queues)
+        yield family("im_queue_depth", queues)
 
     def _replication(self, status: dict[str, Any]) -> Iterator[Metric]:
         node = self._node
@@ -165,43 +152,34 @@ class NodeCollector(Collector):
                 seconds.append(((idc, "mirrormaker2"), flow["heartbeat_age_s"]))
             if flow["worker_age_s"] is not None:
                 ages.append(((idc,), flow["worker_age_s"]))
-        yield _family("im_replication_lag_records", records)
-        yield _family("im_replication_lag_seconds", seconds)
-        yield _family("im_mirror_worker_age_seconds", ages)
-        yield _family("im_mirror_problem", problems)
+        yield family("im_replication_lag_records", records)
+        yield family("im_replication_lag_seconds", seconds)
+        yield family("im_mirror_worker_age_seconds", ages)
+        yield family("im_mirror_problem", problems)
         heard = node.replication.heard_s(node.clock.now()).items()
-        yield _family("im_replication_heard_seconds", [((idc,), age) for idc, age in heard])
+        yield family("im_replication_heard_seconds", [((idc,), age) for idc, age in heard])
         ends = status["log"]["ends"]
         held = status["peers_held"].items()
-        yield _family(
+        yield family(
             "im_replication_unheld_records",
             [
                 ((idc,), sum(max(0, end - lsn) for end, lsn in zip(ends, lsns, strict=True)))
                 for idc, lsns in held
             ],
         )
-        yield _family("im_log_bytes", [((), status["retention"]["log_bytes"])])
-        yield _family("im_kv_move", [((), status["kv"]["move"] is not None)])
+        yield family("im_log_bytes", [((), status["retention"]["log_bytes"])])
+        yield family("im_kv_move", [((), status["kv"]["move"] is not None)])
 
     def _partitions(self) -> Iterator[Metric]:
         partitions, own = self._node.partitions, self._node.store.own()
-        yield _family("im_sequencer_epoch", [((p.number,), p.epoch) for p in partitions])
-        yield _family("im_sequencer_open", [((p.number,), p.open_for_writes) for p in partitions])
+        yield family("im_sequencer_epoch", [((p.number,), p.epoch) for p in partitions])
+        yield family("im_sequencer_open", [((p.number,), p.open_for_writes) for p in partitions])
         if own is not None:
-            yield _family("im_log_end", [((p.number,), own.end(p.number).lsn) for p in partitions])
+            yield family("im_log_end", [((p.number,), own.end(p.number).lsn) for p in partitions])
         sizes = {p.number: p.sequencer.sizes() for p in partitions}.items()
-        yield _family("im_sequencer_lanes", [((n,), lanes) for n, (lanes, _, _) in sizes])
-        yield _family("im_sequencer_known_cids", [((n,), known) for n, (_, known, _) in sizes])
-        yield _family("im_sequencer_pending", [((n,), pending) for n, (_, _, pending) in sizes])
-
-
-def _family(name: str, rows: Iterable[Row]) -> Metric:
-    """Raises KeyError for what docs/metrics.md would not know."""
-    metric = BY_NAME[name]
-    family: Metric = _FAMILIES[metric.kind](name, metric.help, labels=metric.labels)
-    for labels, value in rows:
-        family.add_metric([str(label) for label in labels], float(value))  # type: ignore[attr-defined]
-    return family
+        yield family("im_sequencer_lanes", [((n,), lanes) for n, (lanes, _, _) in sizes])
+        yield family("im_sequencer_known_cids", [((n,), known) for n, (_, known, _) in sizes])
+        yield family("im_sequencer_pending", [((n,), pending) for n, (_, _, pending) in sizes])
 
 
 def _requests(by_role: dict[str, Verbs]) -> Iterator[Metric]:
@@ -217,7 +195,7 @@ def _requests(by_role: dict[str, Verbs]) -> Iterator[Metric]:
             counts_by_code = dict.fromkeys(map(str, FAULTS), 0) | verb.failures
             failures += [((role, name, code), count) for code, count in counts_by_code.items()]
     yield times
-    yield _family("im_request_failures_total", failures)
+    yield family("im_request_failures_total", failures)
 
 
 def _hot(hot: Hot) -> Iterator[Row]:

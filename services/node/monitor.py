@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics of a node over HTTPS (docs/metrics.md).
+"""Liveness, readiness and metrics of a node or a witness over HTTPS (docs/metrics.md).
 
 ``/livez`` and ``/readyz`` are open to whoever reaches the port: what probes a process has no
 certificate. ``/metrics`` and ``/hot`` want one of a person, viewer or above: the first says how
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from imcore import roles
 from imcore.tls import monitor_ssl_context, peer_name
-from services.metrics.hot import KINDS
+from services.metrics.hot import KINDS, Hot
 from services.node.metrics import HOT_SHOWN, registry_of
 
 if TYPE_CHECKING:
@@ -26,35 +27,37 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Monitor:
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._registry = registry_of(node)
+    """``not_ready``: why nobody should be sent here; empty: they may. ``hot``: the hottest of a
+    node; None: here is nothing that could be hot."""
 
-    async def start(self, address: str, stack: AsyncExitStack) -> None:
-        """Before anything else of the node, so that a long start can be told from a hang. Raises
-        OSError when the address is taken."""
+    def __init__(
+        self,
+        name: str,
+        pki: Path,
+        registry: CollectorRegistry,
+        not_ready: Callable[[], list[str]],
+        hot: Callable[[], Hot | None] | None = None,
+    ) -> None:
+        self.not_ready = not_ready
+        self.registry = registry
+        self._name = name
+        self._pki = pki
+        self._hottest = hot
+
+    async def start(self, host: str, port: int, stack: AsyncExitStack) -> None:
+        """Before anything else of the process, so that a long start can be told from a hang.
+        Raises OSError when the address is taken."""
         app = web.Application(client_max_size=1024)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", _for_viewers(self._metrics))
-        app.router.add_get("/hot", _for_viewers(self._hot))
+        if self._hottest is not None:
+            app.router.add_get("/hot", _for_viewers(self._hot))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        host, port = self._node.config.listener(address)
-        tls = monitor_ssl_context(self._node.config.pki, self._node.idc)
+        tls = monitor_ssl_context(self._pki, self._name)
         await web.TCPSite(runner, host, port, ssl_context=tls).start()
-
-    def not_ready(self) -> list[str]:
-        """Why no clients should be sent here; empty: they may."""
-        node = self._node
-        if not node.serving:
-            return ["its roles are not all up: it starts, or it stops"]
-        own = {gateway.name for gateway in node.gateways}
-        found = {gateway.name for gateway in node.traffic.directory.live_in(node.idc)}
-        if not own & found:
-            return ["no gateway of it is in discovery: its registry has no lease of one"]
-        return []
 
     async def _livez(self, request: web.Request) -> web.Response:
         """The loop has answered: that is what it says."""
@@ -67,22 +70,38 @@ class Monitor:
         return web.Response(text="ok\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = generate_latest(self._registry)
+        body = generate_latest(self.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _hot(self, request: web.Request) -> web.Response:
-        measured = self._node.measured
-        if measured is None:
+        hot = self._hottest() if self._hottest else None
+        if hot is None:
             raise web.HTTPServiceUnavailable(text="nothing is measured yet\n")
         return web.json_response(
             {
                 kind: [
                     {"name": _text(row.key), "count": row.count, "error": row.error}
-                    for row in measured.hot.top(kind, HOT_SHOWN)
+                    for row in hot.top(kind, HOT_SHOWN)
                 ]
                 for kind in KINDS
             }
         )
+
+
+def of_node(node: Node) -> Monitor:
+    def not_ready() -> list[str]:
+        if not node.serving:
+            return ["its roles are not all up: it starts, or it stops"]
+        own = {gateway.name for gateway in node.gateways}
+        found = {gateway.name for gateway in node.traffic.directory.live_in(node.idc)}
+        if not own & found:
+            return ["no gateway of it is in discovery: its registry has no lease of one"]
+        return []
+
+    def hot() -> Hot | None:
+        return node.measured.hot if node.measured is not None else None
+
+    return Monitor(node.idc, node.config.pki, registry_of(node), not_ready, hot)
 
 
 def _text(key: str | bytes) -> str:

@@ -56,7 +56,7 @@ from services.node.front import open_gateway
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
 from services.node.metrics import Measured
-from services.node.monitor import Monitor
+from services.node.monitor import of_node
 from services.node.outside import Machine, Outside
 from services.node.peers import PeerService
 from services.node.region_keys import FollowedKeys
@@ -111,7 +111,7 @@ class Node:
         self.measured = (
             Measured(self.rng, config.roles.value) if config.idc.endpoints.metrics else None
         )
-        self.monitor = Monitor(self)
+        self.monitor = of_node(self)
         self.serving = False
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
@@ -173,7 +173,8 @@ class Node:
         if self.spans is not None:
             stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
         if self.config.idc.endpoints.metrics:
-            await self.monitor.start(self.config.idc.endpoints.metrics, stack)
+            host, port = self.config.listener(self.config.idc.endpoints.metrics)
+            await self.monitor.start(host, port, stack)
         await self._start_stores(stack)
         await self._start_server(stack)
         self._spawn("registry membership", stay_member(self.proposer, self.own_registry))

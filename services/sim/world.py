@@ -186,7 +186,9 @@ class WitnessMachine(Machine):
         return self.running
 
     async def _serve(self, owner: Owner) -> None:
-        witness = Witness(self._world.region, self.folder, {}, SimOutside(self._world, self))
+        witness = Witness(
+            self._world.region, self.folder, self._world.pki, {}, SimOutside(self._world, self)
+        )
         try:
             await witness.run()
         except Exception as error:
@@ -228,9 +230,9 @@ class World:
         self._starts: Counter[tuple[str, str]] = Counter()  # of each device's application
         self._gone: list[SimSession] = []  # kept: to collect one would run what it left behind
         (scratch / "outboxes").mkdir(parents=True)
-        self._pki = scratch / "pki"
+        self.pki = scratch / "pki"
         self._make_pki()
-        self._keys = load_region_keys(self._pki)
+        self._keys = load_region_keys(self.pki)
         self._sites = {}
         for idc in self.region.spec.idcs:
             host, _, port = idc.endpoints.gateway.rpartition(":")
@@ -270,16 +272,16 @@ class World:
     def _make_pki(self) -> None:
         """Certificates are shown to nobody, but the roles look at their files; the region key is
         the seed's, since what is derived of it may order things."""
-        self._pki.mkdir(parents=True)
+        self.pki.mkdir(parents=True)
         key = base64.b64encode(random.Random(f"key {self.seed}").randbytes(32)).decode()
-        path = self._pki / pki.REGION_KEYS
+        path = self.pki / pki.REGION_KEYS
         path.write_text(json.dumps({"current": 1, "keys": {"1": key}}))
         path.chmod(0o600)
-        pki.init(self._pki, {name: () for name in self.layout.voters}, pki.utc_now(EPOCH_MS))
+        pki.init(self.pki, {name: () for name in self.layout.voters}, pki.utc_now(EPOCH_MS))
 
     def config(self, name: str, data: Path) -> NodeConfig:
-        keys = load_region_keys(self._pki)
-        return NodeConfig(self.region, self.region.idc(name), data, self._pki, keys, {}, True)
+        keys = load_region_keys(self.pki)
+        return NodeConfig(self.region, self.region.idc(name), data, self.pki, keys, {}, True)
 
     def token(self, uid: str, device: str) -> str:
         """For a day."""
@@ -326,7 +328,7 @@ class World:
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
 
         def make() -> tuple[Client, SdkSession]:
-            ipconf = IpconfClient(urls, self._pki / "ca.pem", rng, Connector)
+            ipconf = IpconfClient(urls, self.pki / "ca.pem", rng, Connector)
             client = Client(
                 token, ipconf, outbox=store, options=Options(client="sim/1"), clock=self.clock,
                 rng=rng, dialer=PlaintextDialer(),

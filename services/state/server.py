@@ -127,10 +127,6 @@ class StateServer(Outgoing):
         """The same as counts, which can be added to those of other processes."""
         return self._requests.ack_buckets()
 
-    def connections_count(self) -> int:
-        """Pull-only ones included."""
-        return len(self._table.by_address)
-
     def load(self) -> dict[str, float | int | bool]:
         """What is turned away, and why."""
         requests = self._requests

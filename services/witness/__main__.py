@@ -53,6 +53,7 @@ async def _serve(options: argparse.Namespace) -> None:
     witness = Witness(
         region,
         options.data,
+        options.pki,
         _links(options.links),
         Machine(options.pki, name),
         options.audit,

@@ -14,10 +14,12 @@ from typing import Any, TypeAlias
 import grpc
 
 from imcore import auditfile
+from imcore.certificates import CertificateFiles
 from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
+from imcore.region.rules import split
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
@@ -26,10 +28,12 @@ from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
+from services.node.monitor import Monitor
 from services.node.outside import Outside
 from services.node.swaps import SWAP, SwapLimit
 from services.policy.holder import PolicyHolder
 from services.ports import Registry
+from services.witness.metrics import registry_of
 
 log = logging.getLogger("im.witness")
 
@@ -93,6 +97,7 @@ class Witness:
         self,
         region: Region,
         data: Path,
+        pki: Path,
         links: Mapping[str, str],
         outside: Outside,
         audit: Path | None = None,
@@ -116,6 +121,15 @@ class Witness:
         self.audit_file = audit or data / auditfile.FILE
         self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
+        self.certificate = CertificateFiles(pki, self.name)
+        self.monitor = Monitor(self.name, pki, registry_of(self), self.not_ready)
+        metrics = region.spec.witness.metrics
+        self._metrics_at = split(metrics) if metrics else None
+        self._listen = listen
+
+    def not_ready(self) -> list[str]:
+        """It answers and votes from the moment that it knows a policy."""
+        return [] if self.holder.policy else ["it knows no policy yet: it starts, or is alone"]
 
     def stop(self) -> None:
         self._stopped.set()
@@ -130,6 +144,9 @@ class Witness:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
+        if self._metrics_at is not None:
+            host, port = self._metrics_at
+            await self.monitor.start(self._listen or host, port, stack)
         store = await RegistryStore.open(
             str(self._data / "registry"), self._disk, self.clock, self._rng
         )

@@ -132,6 +132,25 @@ async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> N
         await until(lambda: "rewritten" in str(node.anchoring.alarm))
 
 
+async def test_a_chain_over_several_files_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditfile, "FULL_BYTES", 1)  # of the node; each `imctl` has its own
+    async with with_decisions(tmp_path) as node:
+        mine, theirs = tmp_path / auditfile.FILE, tmp_path / "fra" / auditfile.FILE
+        for file, writer in ((mine, own_writer()), (theirs, "fra")):
+            auditfile.append(file, writer, {"at_ms": 1, "sentence": "more"})
+            assert len(auditfile.files(file)) == 2
+        await until(lambda: node.anchoring._seen == auditfile.size(theirs))
+        assert node.anchoring.alarm is None
+        status, out, errors = await imctl(tmp_path, "audit", "verify", "-o", "json")
+        assert (status, errors) == (0, "")
+        assert [(row["events"], row["anchored"]) for row in json.loads(out)] == [(3, 2), (2, 2)]
+        auditfile.files(theirs)[0].unlink()
+        await until(lambda: "removed: event 1" in str(node.anchoring.alarm))
+        assert (await imctl(tmp_path, "audit", "verify"))[0] == 1
+
+
 async def test_an_edited_line_is_named_and_what_stands_before_it_shown(tmp_path: Path) -> None:
     async with with_decisions(tmp_path):
         path = tmp_path / "audit.jsonl"
@@ -186,6 +205,9 @@ def test_a_chain_keeps_its_writer_when_the_machine_gets_another_name(
     before = own_writer()
     monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
     assert writer_of(file) == before != own_writer()
+    file.rename(tmp_path / "audit-000000000001.jsonl")  # put aside, and none begun yet
+    assert writer_of(file) == before
+    (tmp_path / "audit-000000000001.jsonl").rename(file)
     file.unlink()
     auditfile.append(file, "imctl", {"at_ms": 1})
     assert writer_of(file) == "imctl"  # of before machines had names

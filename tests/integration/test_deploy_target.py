@@ -130,6 +130,7 @@ def imctl(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_destroy_stops_and_deletes_what_is_the_deployments(target: Local) -> None:
     (unit,) = target.units()
     (target.data / "notes.txt").write_text("mine")
+    (target.data / "audit-000000000001.jsonl").write_text("put aside")
     other = imctl(target.data, "destroy", "--yes-name", "mars", "--with-clients")
     assert (other.returncode, "nothing was done" in other.stderr) == (2, True)
     unasked = imctl(target.data, "destroy", "--with-clients")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from imcore.errors import OutcomeUnknown, Refused, StaleWriter, Unavailable
+from services.engines import moving_kv
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.moving_kv import Journal, MovingKv
@@ -19,6 +20,14 @@ PARTITIONS = 3
 
 
 async def nothing() -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads under way are given 2 s after a switch, an unsure store 3.65 s in all: here nothing
+    takes that long, and the waits themselves would be half of this file's time."""
+    monkeypatch.setattr(moving_kv, "_GRACE_S", 0.05)
+    monkeypatch.setattr(moving_kv, "_RETRIES_S", tuple(s / 20 for s in moving_kv._RETRIES_S))
 
 
 @pytest.fixture

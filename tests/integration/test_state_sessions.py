@@ -184,7 +184,7 @@ async def test_a_client_that_does_not_go_when_it_is_told_to_is_closed():
 async def test_a_pull_only_connection_alone_is_no_session_that_a_drain_waits_for():
     async with Front(KEYS) as front:
         await front.connect("ann", epoch=0, mode=pb.CONNECT_MODE_PULL_ONLY)
-        assert front.state.connections_count() == 1
+        assert front.state.pull_only_count() == 1
         assert front.state.connected_count() == 0
 
 
@@ -197,9 +197,10 @@ async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothi
         pulled = await side.ask(pb.Request(pull=pb.Pull(conversation=CONVERSATION)))
         assert len(pulled.pull_ok.entries) == 1 and side.events.empty()
         assert [session.device for session in front.state.sessions()] == ["phone"]
-        assert (front.state.connected_count(), front.state.connections_count()) == (1, 2)
+        assert (front.state.connected_count(), front.state.pull_only_count()) == (1, 1)
         side.abort()
-        await until(lambda: front.state.connections_count() == 1)
+        await until(lambda: front.state.pull_only_count() == 0)
+        assert front.state.connected_count() == 1
         assert front.im.over == []
 
 

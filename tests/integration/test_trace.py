@@ -47,7 +47,9 @@ async def two_idcs(folder: Path, spans: InMemorySpanExporter) -> AsyncIterator[l
     path = lab_region(folder, source=TWO)
     region = load_region(path)
     pki.init(folder / "pki", pki_names(region), datetime.now(UTC))
-    witness = Witness(region, folder / "witness", {}, Machine(folder / "pki", "witness"))
+    witness = Witness(
+        region, folder / "witness", folder / "pki", {}, Machine(folder / "pki", "witness")
+    )
     nodes = [
         Node(
             load(path, idc.name, folder / idc.name, folder / "pki", None, False), exporters=[spans]
@@ -142,7 +144,7 @@ async def test_one_message_between_two_idcs_is_one_trace_with_every_hop(tmp_path
 async def _metrics_of_two(nodes: list[Node]) -> None:
     """What only an IDC with another one shows."""
     for node, other in ((nodes[0], "dub"), (nodes[1], "fra")):
-        registry = node.monitor._registry
+        registry = node.monitor.registry
         flows = {"log": "im_replication_lag_records", "kv": "im_replication_lag_records"}
         for flow, name in flows.items():
             assert registry.get_sample_value(name, {"peer": other, "flow": flow}) is not None

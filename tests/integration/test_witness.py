@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from imcore import pki
 from imcore.errors import BadInput, Refused
@@ -22,14 +24,15 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
+from imcore.tls import SERVER_OPTIONS, client_ssl_context, grpc_channel, grpc_server_credentials
 from imctl.target.places import free_ports
 from services.control.caspaxos import Proposer
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
+from services.metrics.catalog import METRICS
 from services.node.outside import Machine
-from services.policy.document import POLICY_KEY, from_json
+from services.policy.document import POLICY_KEY, from_json, initial
 from services.ports import Registry
 from services.state.testing import FastClock
 from services.witness.witness import Witness
@@ -86,7 +89,7 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
     region = region_at(ports)
     machine = Machine(pki_dir, "witness")
     machine.clock = FastClock(2)
-    witness = Witness(region, tmp_path / "witness", {}, machine)
+    witness = Witness(region, tmp_path / "witness", pki_dir, {}, machine)
     running = asyncio.create_task(witness.run())
     clock = SystemClock()
     began = clock.now()
@@ -146,10 +149,71 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
                     await channel.close(0)
 
 
+async def test_a_witness_shows_its_metrics_to_people_and_probes_learn_whether_it_is_ready(
+    tmp_path: Path,
+) -> None:
+    pki.init(tmp_path / "pki", {"witness": (), "fra": (), "viewer": ()}, datetime.now(UTC))
+    region = load_region(REGIONS / "two-idc.yaml")
+    assert region.spec.witness is not None
+    peer_port, port = free_ports(2)
+    here = {"peer": f"127.0.0.1:{peer_port}", "metrics": f"127.0.0.1:{port}"}
+    spec = {"witness": region.spec.witness.model_copy(update=here)}
+    region = region.model_copy(update={"spec": region.spec.model_copy(update=spec)})
+    witness = Witness(
+        region, tmp_path / "data", tmp_path / "pki", {}, Machine(tmp_path / "pki", "witness")
+    )
+    running = asyncio.create_task(witness.run())
+
+    async def get(path: str, shows: str) -> tuple[int, str]:
+        context = client_ssl_context(tmp_path / "pki" / "ca.pem")
+        context.load_cert_chain(tmp_path / f"pki/{shows}.pem", tmp_path / f"pki/{shows}.key")
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session,
+            session.get(
+                f"https://127.0.0.1:{port}{path}", server_hostname=pki.dns_name("witness")
+            ) as response,
+        ):
+            return response.status, await response.text()
+
+    try:
+        async with asyncio.timeout(5):
+            while not running.done() and not await _listens(port):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert await get("/livez", "fra") == (200, "ok\n")
+        status, said = await get("/readyz", "fra")
+        assert (status, "no policy yet" in said) == (503, True)
+        await witness.holder.offer(initial(region, 0))
+        assert await get("/readyz", "fra") == (200, "ok\n")
+        assert (await get("/metrics", "fra"))[0] == 403
+        assert (await get("/hot", "viewer"))[0] == 404
+        status, text = await get("/metrics", "viewer")
+        assert status == 200
+    finally:
+        witness.stop()
+        await running
+    shown = {family.name: family for family in text_string_to_metric_families(text)}
+    listed = {metric.name.removesuffix("_total") for metric in METRICS}
+    assert {name for name in shown if name.startswith("im_")} <= listed
+    figures = {name: shown[name].samples[0].value for name in ("im_ready", "im_policy_epoch")}
+    assert figures == {"im_ready": 1, "im_policy_epoch": 1}
+    registries = {s.labels["registry"]: s.value for s in shown["im_registry_up"].samples}
+    assert registries == {"fra": 0, "dub": 0, "witness": 1}
+    assert shown["im_alarms"].samples and "process_resident_memory_bytes" in shown
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 def test_a_region_without_a_witness_is_refused(tmp_path: Path, pki_dir: Path) -> None:
     with pytest.raises(BadInput, match="witness"):
         region = load_region(REGIONS / "three-idc.yaml")
-        Witness(region, tmp_path, {}, Machine(pki_dir, "witness"))
+        Witness(region, tmp_path, pki_dir, {}, Machine(pki_dir, "witness"))
 
 
 async def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -183,7 +247,9 @@ async def test_it_listens_where_it_is_told_and_is_found_at_its_endpoint(
     region = region.model_copy(
         update={"spec": region.spec.model_copy(update={"witness": elsewhere})}
     )
-    witness = Witness(region, tmp_path, {}, Machine(pki_dir, "witness"), listen="127.0.0.1")
+    witness = Witness(
+        region, tmp_path, pki_dir, {}, Machine(pki_dir, "witness"), listen="127.0.0.1"
+    )
     running = asyncio.create_task(witness.run())
     try:
         async with grpc_channel(pki_dir, "fra", "witness", f"127.0.0.1:{port}") as channel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -12,9 +11,9 @@ import yaml
 
 from imctl.api.crd import definition
 from imctl.api.kinds import KINDS
-from imctl.errors import Failed
 from imctl.testing.cluster import image, programs, settings
 from imctl.testing.cluster.cluster import Cluster, running
+from imctl.testing.cluster.lab import until_known
 
 
 @pytest.fixture(scope="session")
@@ -36,23 +35,10 @@ def api_server(cluster: Cluster) -> Iterator[Cluster]:
     crds = yaml.safe_dump_all([definition(kind) for kind in KINDS])
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given=crds)
     for kind in KINDS:
-        wait_until_known(cluster, kind.plural)
+        until_known(cluster, kind.plural)
     cluster.kubectl("cordon", settings.NODE)
     yield cluster
     cluster.kubectl("uncordon", settings.NODE)
-
-
-def wait_until_known(cluster: Cluster, plural: str) -> None:
-    """`kubectl wait` stumbles over a CRD without conditions."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            cluster.kubectl("get", plural, "--all-namespaces")
-            return
-        except Failed:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from imctl.engines import strimzi
 from imctl.engines.mm2_config import Cluster, Credentials, Flows
 from imctl.errors import Failed
 from imctl.testing.cluster.cluster import Cluster as ApiServer
-from tests.kubernetes.conftest import wait_until_known
+from imctl.testing.cluster.lab import until_known
 
 CRDS = Path(__file__).parents[3] / "shared" / "crds"
 SECRET = "kafka-client"
@@ -28,7 +28,7 @@ def with_strimzi(api_server: ApiServer) -> ApiServer:
     if not file.exists():
         pytest.skip("not run: Strimzi's published CRDs are not beside this checkout")
     api_server.kubectl("apply", "--server-side", "-f", str(file))
-    wait_until_known(api_server, "kafkamirrormaker2s")
+    until_known(api_server, "kafkamirrormaker2s")
     return api_server
 
 

@@ -224,6 +224,85 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
     assert (found.problem, found.head.seq) == ("", 60)
 
 
+def test_a_full_file_is_put_aside_and_the_chain_goes_over_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditfile, "FULL_BYTES", 200)
+    path = tmp_path / "audit.jsonl"
+    for event in EVENTS:
+        at = append(path, "fra", event)
+    names = [file.name for file in auditfile.files(path)]
+    assert names == ["audit-000000000002.jsonl", "audit-000000000004.jsonl", "audit.jsonl"]
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in auditfile.files(path))
+    found = verify(auditfile.read(path), "fra", at)
+    assert (found.problem, found.head) == ("", at)
+    assert [row["seq"] for row in found.rows] == [1, 2, 3, 4, 5, 6]
+    assert auditfile.size(path) == len(auditfile.read(path))
+    # One of them gone, changed, or in another's place is found as lines are.
+    first, second, _ = auditfile.files(path)
+    held = second.read_bytes()
+    second.unlink()
+    assert verify(auditfile.read(path), "fra").problem.startswith("removed: events 3 to 4")
+    second.write_bytes(held.replace(b"fra, 2", b"iad, 2"))
+    assert verify(auditfile.read(path), "fra").problem.startswith("edited: line 3 (event 3)")
+    second.write_bytes(first.read_bytes())
+    assert verify(auditfile.read(path), "fra").problem.startswith("reordered: event 1")
+    second.write_bytes(held)
+    path.unlink()
+    cut = "truncated: it ends at event 4, and the registers know of event 6"
+    assert verify(auditfile.read(path), "fra", at).problem == cut
+
+
+def test_a_crash_after_a_file_was_put_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    for event in EVENTS:
+        append(path, "fra", event)
+    path.rename(tmp_path / "audit-000000000006.jsonl")
+    assert verify(auditfile.read(path), "fra").head.seq == 6
+    assert append(path, "fra", EVENTS[0]).seq == 7
+    # Nor does one that tears the first line of the next.
+    monkeypatch.setattr(auditfile, "FULL_BYTES", 1)
+    append(path, "fra", EVENTS[1])
+    path.write_bytes(b'{"seq":8,')
+    append(path, "fra", EVENTS[1])
+    found = verify(auditfile.read(path), "fra")
+    assert (found.problem, found.torn, found.head.seq) == ("", 1, 9)
+
+
+def test_a_file_is_not_put_aside_in_the_middle_of_a_line_or_over_another(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditfile, "FULL_BYTES", 1)
+    with chain.open("ab") as file:
+        file.write(b'{"seq":7,"wri')
+    append(chain, "fra", EVENTS[0])
+    assert auditfile.files(chain) == [chain]
+    in_the_way = chain.with_name("audit-000000000008.jsonl")
+    in_the_way.write_bytes(b"somebody's\n")
+    assert append(chain, "fra", EVENTS[1]).seq == 9
+    assert in_the_way.read_bytes() == b"somebody's\n"
+
+
+def write_many_small(path: str, count: int) -> None:
+    auditfile.FULL_BYTES = 500
+    write_many(path, count)
+
+
+def test_processes_that_write_at_once_put_files_aside_once(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many_small, args=(str(path), 20)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert verify(auditfile.read(path), "imctl").problem == "", "read while it is written"
+    found = verify(auditfile.read(path), "imctl")
+    assert (found.problem, found.head.seq) == ("", 60)
+    assert len(auditfile.files(path)) > 10
+
+
 def test_long_lines_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     for size in (10, 70_000, 200_000, 10):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.control.evidence import IdcFacts
-from services.control.follow import Marks
+from services.control.follow import Marks, left_halfway
 from services.control.rules import Kind
 from services.policy.document import IdcPolicy, IdcState, OperationRef, Policy
 
@@ -34,3 +34,30 @@ def test_a_mark_of_an_idc_that_gets_its_clients_back_stays() -> None:
     assert marks.take(ramp, {"fra": facts(20, sessions=61)})["fra"].ends == (10, 10)
     step = replace(ramp, epoch=4)
     assert marks.take(step, {"fra": facts(30, sessions=90)})["fra"].ends == (30, 30)
+
+
+def test_an_idc_that_a_move_left_halfway_is_named_with_what_to_do() -> None:
+    """A failover elsewhere has ended the move: no controller carries it on."""
+    returning = replace(policy(Kind.FAILBACK, IdcState.ACTIVE, ramp=10), operation=None)
+    said = left_halfway(returning, "fra")
+    assert "10 % of its clients" in said and "`imctl failback fra`" in said
+    emptied = replace(policy(Kind.DRAIN, IdcState.DRAINING), operation=None)
+    said = left_halfway(emptied, "fra")
+    assert "`imctl drain fra`" in said and "`imctl undrain fra`" in said
+    # The move of another IDC is not its own.
+    other = OperationRef("drain-iad-4", Kind.DRAIN, "iad", "", "operator", "r2", 0)
+    assert left_halfway(replace(returning, operation=other), "fra") != ""
+
+
+def test_an_idc_in_a_move_or_where_somebody_put_it_is_not_halfway() -> None:
+    moving = (
+        policy(Kind.FAILBACK, IdcState.ACTIVE, ramp=50),
+        policy(Kind.DRAIN, IdcState.DRAINING),
+    )
+    assert [left_halfway(each, "fra") for each in moving] == ["", ""]
+    for state in IdcState:
+        still = replace(policy(Kind.DRAIN, state), operation=None)
+        assert (left_halfway(still, "fra") != "") == (state is IdcState.DRAINING)
+    cordoned = replace(policy(Kind.DRAIN, IdcState.CORDONED, ramp=10), operation=None)
+    assert left_halfway(cordoned, "fra") == ""
+    assert left_halfway(cordoned, "witness") == ""

@@ -10,7 +10,7 @@ import pytest
 
 from imcore.region.load import load_region
 from imcore.runtime import ManualClock
-from services.control.mover import AGAIN_S, EVERY_S, GONE_S, Mover
+from services.control.mover import AGAIN_S, EVERY_S, GONE_S, JUDGED_PER_STEP, Mover
 from services.engines.disk import RealDisk
 from services.policy.document import (
     IdcPolicy,
@@ -105,6 +105,31 @@ def test_draining_moves_all_at_the_set_rate_and_each_once(tmp_path: Path) -> Non
     assert {row[0] for row in setup.state.moved} == {f"s{n}" for n in range(300)}
     assert {row[2] for row in setup.state.moved} == {2}
     assert setup.run(AGAIN_S) > 0  # those who are still there are told again
+
+
+def test_another_policy_does_not_forget_who_was_told(tmp_path: Path) -> None:
+    """Also those whom it has not judged anew yet: it judges so many a step."""
+    setup = Setup(tmp_path, 2 * JUDGED_PER_STEP)
+    setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
+    setup.run(AGAIN_S - 1.0)
+    told = len(setup.state.moved)
+    assert told > JUDGED_PER_STEP + 50
+    # The drain goes on; what changes is another IDC.
+    setup.offer(3, fra=IdcPolicy(IdcState.DRAINING), sin=IdcPolicy(IdcState.CORDONED))
+    setup.run(EVERY_S)
+    assert setup.mover.handover().told >= told
+    setup.run(0.6)
+    assert len({row[0] for row in setup.state.moved}) == len(setup.state.moved), "nobody twice"
+
+
+def test_who_may_stay_by_another_policy_is_no_longer_waited_for(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 2 * JUDGED_PER_STEP)
+    setup.offer(2, fra=IdcPolicy(ramp=10))
+    setup.run(3.0)
+    assert setup.mover.handover().told > 50
+    setup.offer(3)
+    setup.run(2 * EVERY_S)
+    assert setup.mover.handover().told == 0
 
 
 def test_an_idle_hour_saves_up_no_burst(tmp_path: Path) -> None:

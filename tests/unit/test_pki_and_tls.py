@@ -99,7 +99,32 @@ def test_show_lists_the_ca_first(tmp_path: Path) -> None:
     pki.init(tmp_path, {"fra": ("fra.example",), "admin": ()}, NOW)
     infos = pki.show(tmp_path)
     assert [info.name for info in infos] == ["ca", "admin", "fra"]
-    assert set(infos[2].hosts) == {"fra.imctl.internal", "fra.example", "localhost", "127.0.0.1"}
+    assert set(infos[2].hosts) == {"fra.imctl.internal", "fra.example"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "named"),
+    [
+        (("fra.example",), ("fra.example",)),
+        (("10.1.0.4", "fra.example"), ("10.1.0.4", "fra.example")),
+        (("localhost",), pki.LOCAL_HOSTS),
+        (("127.0.0.2", "fra.example"), ("127.0.0.2", "fra.example", *pki.LOCAL_HOSTS)),
+        (("::1",), ("::1", *pki.LOCAL_HOSTS)),
+        ((), ()),
+    ],
+)
+def test_a_certificate_names_this_machine_only_where_an_endpoint_is_on_it(
+    tmp_path: Path, ends: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    """Else whoever has the key of one IDC could pass, on any machine, for what is local there."""
+    pki.init(tmp_path, {"fra": ends}, NOW)
+    assert set(pki.show(tmp_path)[1].hosts) == {"fra.imctl.internal", *named}
+    assert pki.init(tmp_path, {"fra": ends}, NOW) == []
+
+
+def test_a_certificate_of_before_that_names_more_stays_good(tmp_path: Path) -> None:
+    pki.init(tmp_path, {"fra": ("fra.example", "localhost")}, NOW)
+    assert pki.init(tmp_path, {"fra": ("fra.example",)}, NOW) == []
 
 
 def test_what_is_handed_to_people_cannot_pass_for_a_server(tmp_path: Path) -> None:
@@ -118,7 +143,7 @@ def test_what_is_handed_to_people_cannot_pass_for_a_server(tmp_path: Path) -> No
 def as_it_was_made_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`admin`, with hosts and good for serving."""
     monkeypatch.setattr(pki, "CALLERS", frozenset({"operator", "viewer"}))
-    pki.init(folder, {"admin": ()}, datetime.now(UTC))
+    pki.init(folder, {"admin": pki.LOCAL_HOSTS}, datetime.now(UTC))
     monkeypatch.undo()
 
 

@@ -23,7 +23,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imctl.testing.onenode import running
 from services.state.testing import Front
 
-NAMES = {"fra": (), "iad": (), "admin": ()}
+NAMES = {"fra": pki.LOCAL_HOSTS, "iad": pki.LOCAL_HOSTS, "admin": ()}
 
 
 def now() -> datetime:

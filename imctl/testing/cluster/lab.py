@@ -1,0 +1,261 @@
+"""A region on the test cluster, as people would run it: the operator in a pod of its own, and a
+namespace for each IDC and the witness. Clients and `imctl` reach it from outside, by NodePorts.
+
+with running(cluster, tmp_path) as pods:
+    async with pods.lab() as lab, Cast(lab, tmp_path) as cast:
+        await lab.kill("fra")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from imcore.region.load import load_region
+from imctl.api.kinds import IDC, KINDS, WITNESS
+from imctl.errors import Failed
+from imctl.target.local import Local
+from imctl.testing.cluster import image
+from imctl.testing.cluster.cluster import Cluster
+from imctl.testing.lab import Edit, Lab
+
+ROOT = Path(__file__).parents[3]
+TWO_IDCS = ROOT / "regions" / "two-idc.yaml"
+OPERATOR = ROOT / "charts" / "im-operator"
+# Of nodes, and as well the ports of the listeners: others dial the endpoints' own.
+FIRST_PORT = 30_100
+ENDS = {"gateway": 0, "ipconf": 1, "peer": 2}
+# All of a region on one small machine; the capacity model reckons for one that carries thousands.
+RESOURCES = {"cpu": "50m", "memory": "512Mi"}
+READY_S = 120
+LABEL = "pod-security.kubernetes.io/enforce=restricted"
+
+
+def region_file(folder: Path, node: str, clients: str, edit: Edit | None = None) -> Path:
+    """A copy of `regions/two-idc.yaml` with the node's ports; ``clients``: from where they come."""
+    document = yaml.safe_load(TWO_IDCS.read_text())
+    spec = document["spec"]
+    for number, idc in enumerate(spec["idcs"]):
+        first = FIRST_PORT + 10 * number
+        idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ENDS.items()}
+    spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
+    spec["geo"]["trusted_proxies"] = [f"{clients}/32"]
+    if edit is not None:
+        edit(spec)
+    path = folder / "region.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+class Pods:
+    """What the operator made of a region; ``namespaces``: part -> its namespace."""
+
+    def __init__(self, cluster: Cluster, folder: Path, suffix: str) -> None:
+        """``folder``: with its region file."""
+        self._cluster = cluster
+        self._folder = folder
+        self.data = folder / "deployment"
+        self.region = load_region(folder / "region.yaml")
+        self.idcs = [idc.name for idc in self.region.spec.idcs]
+        self.witness = self.region.spec.witness.name if self.region.spec.witness else ""
+        parts = [*self.idcs, *([self.witness] if self.witness else [])]
+        self.namespaces = {part: f"im-{part}-{suffix}" for part in parts}
+        self.system = f"im-system-{suffix}"  # the operator's
+
+    def sites_file(self) -> Path:
+        path = self._folder / "sites.yaml"
+        spec = {
+            "image": image.NAME,
+            "storage": {"size": "1Gi"},
+            "resources": RESOURCES,
+            "service": "NodePort",
+        }
+        sites = {part: {"namespace": name} for part, name in self.namespaces.items()}
+        path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
+        return path
+
+    def imctl(self, *arguments: str, status: int = 0, folder: Path | None = None) -> str:
+        """What the command prints, and says; it must end with this status. Raises Failed.
+        ``folder``: of another deployment."""
+        data = folder or self.data
+        command = [sys.executable, "-m", "imctl", *arguments, "--data", str(data)]
+        environment = os.environ | {"KUBECONFIG": str(self._cluster.kubeconfig)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode != status:
+            raise Failed(f"imctl {arguments[0]}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
+
+    def kind(self, part: str) -> str:
+        return WITNESS.name if part == self.witness else IDC.name
+
+    def workload(self, part: str) -> str:
+        """The name of its StatefulSet."""
+        return f"{part}-{self.kind(part).lower()}"
+
+    def kubectl(self, part: str, *arguments: str) -> str:
+        """In the part's namespace. Raises Failed."""
+        return self._cluster.kubectl("--namespace", self.namespaces[part], *arguments)
+
+    def wait_ready(self, *parts: str, seconds: int = READY_S) -> None:
+        """Raises Failed with what the pods say."""
+        for part in parts:
+            pod = f"pod/{self.workload(part)}-0"
+            try:
+                # Of its pod first: the operator may still speak of the one before.
+                for wanted in (
+                    ("--for=create", pod),
+                    ("--for=condition=Ready", pod),
+                    ("--for=condition=Ready", f"{self.kind(part).lower()}/{part}"),
+                ):
+                    self.kubectl(part, "wait", *wanted, f"--timeout={seconds}s")
+            except Failed as error:
+                raise Failed(f"{error}\n{self.said(part)}") from error
+
+    def said(self, part: str) -> str:
+        """By its objects and its log, for whoever looks into a failure."""
+        shown = []
+        for asked in (
+            ("get", "idc,witness,pods,services", "-o", "wide"),
+            ("get", "events", "--sort-by=.lastTimestamp"),
+            ("logs", f"{self.workload(part)}-0", "--tail=25"),
+        ):
+            try:
+                shown.append(self.kubectl(part, *asked))
+            except Failed as error:
+                shown.append(str(error))
+        return "\n".join(shown)
+
+    def pod(self, part: str) -> dict[str, Any]:
+        name = f"{self.workload(part)}-0"
+        found: dict[str, Any] = json.loads(self.kubectl(part, "get", "pod", name, "-o", "json"))
+        return found
+
+    def delete_pod(self, part: str) -> None:
+        """As an operator of the cluster would: it is told to end, and another is made. Returns
+        once it is gone."""
+        self.kubectl(part, "delete", "pod", f"{self.workload(part)}-0")
+
+    def kill(self, part: str) -> None:
+        """Its processes, without a farewell; the operator leaves it down until ``start``."""
+        self._pause(part, True)
+        (container,) = self.pod(part)["status"]["containerStatuses"]
+        self._cluster.kill(container["containerID"])
+        # The kubelet may have begun to start it again: that one ends before it serves.
+        self.kubectl(part, "scale", "statefulset", self.workload(part), "--replicas=0")
+        self.kubectl(
+            part, "delete", "pod", f"{self.workload(part)}-0", "--ignore-not-found",
+            "--force", "--grace-period=0",
+        )  # fmt: skip
+
+    def operator(self) -> dict[str, Any]:
+        """Its pod."""
+        shown = self._cluster.kubectl("get", "pods", "--namespace", self.system, "-o", "json")
+        (found,) = json.loads(shown)["items"]
+        pod: dict[str, Any] = found
+        return pod
+
+    def kill_operator(self) -> None:
+        """By SIGKILL; the kubelet starts the next one in the same pod."""
+        (container,) = self.operator()["status"]["containerStatuses"]
+        self._cluster.kill(container["containerID"])
+
+    def start(self, part: str) -> None:
+        """The operator makes good again what ``kill`` did."""
+        self._pause(part, False)
+
+    def _pause(self, part: str, paused: bool) -> None:
+        patch = json.dumps({"spec": {"paused": paused}})
+        self.kubectl(part, "patch", self.kind(part).lower(), part, "--type=merge", "-p", patch)
+
+    @contextlib.asynccontextmanager
+    async def lab(self) -> AsyncIterator[PodsLab]:
+        lab = PodsLab(self)
+        try:
+            yield lab
+        except BaseException:
+            for part in self.namespaces:
+                print(f"--- {part}\n{self.said(part)}")
+            raise
+        finally:
+            await lab.close()
+
+
+class PodsLab(Lab):
+    """What it asks of the deployment goes by its endpoints."""
+
+    def __init__(self, pods: Pods) -> None:
+        super().__init__(Local.open(pods.data))
+        self.pods = pods
+
+    async def kill(self, idc: str) -> None:
+        await asyncio.to_thread(self.pods.kill, idc)
+
+    async def stop(self, idc: str) -> None:
+        """And at once another pod is made."""
+        await asyncio.to_thread(self.pods.delete_pod, idc)
+
+    async def start(self, idc: str, serving: bool = True) -> None:
+        await asyncio.to_thread(self.pods.start, idc)
+        if serving:
+            await asyncio.to_thread(self.pods.wait_ready, idc)
+
+    async def imctl(self, *arguments: str) -> tuple[int, str]:
+        return 0, await asyncio.to_thread(self.pods.imctl, *arguments)
+
+    def log(self, idc: str) -> str:
+        return self.pods.kubectl(idc, "logs", f"{self.pods.workload(idc)}-0")
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterator[Pods]:
+    """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
+    Raises Failed."""
+    layout = cluster.layout
+    source = region_file(folder, layout.node_address, layout.machine_address, edit)
+    pods = Pods(cluster, folder, uuid4().hex[:6])
+    try:
+        for namespace in pods.namespaces.values():
+            cluster.kubectl("create", "namespace", namespace)
+            cluster.kubectl("label", "namespace", namespace, LABEL)
+        cluster.volumes(len(pods.namespaces))
+        # Of these namespaces alone: it may be there for a while when other tests go on.
+        only = ",".join(pods.namespaces.values())
+        cluster.helm(
+            "install", "op", str(OPERATOR), "--namespace", pods.system, "--create-namespace",
+            "--set", f"image={image.NAME},replicas=1,namespaces={{{only}}}",
+        )  # fmt: skip
+        for kind in KINDS:
+            until_known(cluster, kind.plural)
+        pods.imctl("deploy", str(source), "--sites", str(pods.sites_file()))
+        pods.wait_ready(*pods.namespaces)
+        yield pods
+    finally:
+        with contextlib.suppress(Failed):
+            cluster.helm("uninstall", "op", "--namespace", pods.system)
+        for namespace in (*pods.namespaces.values(), pods.system):
+            cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+
+
+def until_known(cluster: Cluster, plural: str) -> None:
+    """Until the API server serves this kind. `kubectl wait` stumbles over a CRD without
+    conditions. Raises Failed."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            cluster.kubectl("get", plural, "--all-namespaces")
+            return
+        except Failed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

@@ -1,0 +1,82 @@
+"""A sites file is judged whole, and makes the very objects that the operator takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imcore.errors import BadInput
+from imcore.region.load import load_region
+from imctl.api.model import IdcSpec, WitnessSpec
+from imctl.reconcile.decide import decide, judge_region
+from imctl.reconcile.objects import REGION_FILE
+from imctl.reconcile.observed import Observed, Owner
+from imctl.target import sites
+
+REGION = load_region(Path(__file__).parents[2] / "regions" / "two-idc.yaml")
+FIGURES = {"process_mib": 86.0, "im_mib": 1024.0, "connection_kib": 26.5}
+GOOD: dict[str, Any] = {
+    "sites": {
+        "fra": {"context": "prod-fra", "namespace": "im"},
+        "dub": {"context": "prod-dub", "namespace": "im", "spec": {"service": "NodePort"}},
+        "witness": {"namespace": "im-london"},
+    },
+    "spec": {"image": "imctl:1", "service": "LoadBalancer"},
+}
+PKI = dict.fromkeys(("ca.pem", "fra.pem", "fra.key", "region-keys.json"), b"x")
+
+
+def read(document: Any) -> sites.Sites:
+    return sites.read(yaml.safe_dump(document), REGION, "sites.yaml")
+
+
+def test_what_is_said_of_one_stands_over_what_is_said_of_all() -> None:
+    found = read(GOOD)
+    services = {part: sites.spec_of(part, found, REGION).service for part in found.sites}
+    assert services == {"fra": "LoadBalancer", "dub": "NodePort", "witness": "LoadBalancer"}
+    assert isinstance(sites.spec_of("witness", found, REGION), WitnessSpec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"sites": {"fra": {"namespace": "im"}}}, "sites: expected dub, fra, witness, got fra"),
+        ({"spec": {}}, "sites.yaml: sites.dub.spec.image: expected"),
+        ({"spec": {"image": "i", "servic": "x"}}, "sites.yaml: sites.dub.spec.servic: expected"),
+        ({"sites": {"fra": {"namespace": "Im"}}}, "sites.yaml: sites.fra.namespace: expected"),
+        ({"contexts": {}}, "sites.yaml: contexts: expected"),
+    ],
+)
+def test_a_wrong_one_is_refused(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        read(GOOD | changes)
+    assert why in str(refused.value)
+
+
+def test_no_yaml_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"sites\.yaml: expected YAML"):
+        sites.read("{", REGION, "sites.yaml")
+
+
+def test_its_objects_are_what_the_operator_makes_pods_of_with_the_mark_that_is_looked_for() -> None:
+    *secrets, region, idc = sites.objects("fra", read(GOOD), REGION, PKI)
+    assert {each["metadata"]["namespace"] for each in (*secrets, region, idc)} == {"im"}
+    judged, problems = judge_region(region["metadata"]["name"], region["spec"])
+    assert judged is not None and problems == []
+    keys = {each["metadata"]["name"]: frozenset(each["data"]) for each in secrets}
+    observed = Observed(region["spec"], keys, False, None)
+    owner = Owner("IDC", "im", "fra", "u", 1, False)
+    decision = decide(owner, IdcSpec.model_validate(idc["spec"]), observed, FIGURES)
+    assert decision.status["blocked_by"] == []
+    made = decision.apply[-1]
+    assert made["metadata"]["name"] == sites.workload("fra", REGION)
+    notes = made["spec"]["template"]["metadata"]["annotations"]
+    assert notes[REGION_FILE] == sites.mark_of(REGION)
+
+
+def test_labels_of_the_region_make_no_other_mark() -> None:
+    labelled = REGION.metadata.model_copy(update={"labels": {"team": "im"}})
+    assert sites.mark_of(REGION.model_copy(update={"metadata": labelled})) == sites.mark_of(REGION)
