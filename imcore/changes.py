@@ -1,4 +1,5 @@
-"""What edits, recalls and reactions make of a message: the same fold in every IDC and device. Pure.
+"""What edits, recalls and reactions make of a message, and words on a setting of that setting: the
+same fold in every IDC and device. Pure.
 
 The last edit counts and the last word of each user on each reaction; a recall is for good, whatever
 comes before or after it. Which is the last one says the order that its device gave it (``Order``),
@@ -10,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
 
 _Rank = tuple[int, str, int, bytes]
 
@@ -53,4 +55,18 @@ def _react(changes: pb.Changes, change: pb.ChangeEntry) -> bool:
         return False
     row.on = on
     row.order.CopyFrom(change.order)
+    return True
+
+
+def set_last(row: oplog.SettingsRow, op: oplog.SettingOp) -> bool:
+    """The last word on each setting counts; whether this one changed anything."""
+    what = op.WhichOneof("what")
+    if what is None:
+        return False
+    on, held = getattr(op, what), getattr(row, what)
+    known = row.HasField(what)
+    if known and _rank(held.order, bytes([held.on])) >= _rank(op.order, bytes([on])):
+        return False
+    held.on = on
+    held.order.CopyFrom(op.order)
     return True

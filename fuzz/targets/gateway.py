@@ -76,7 +76,8 @@ def seeds() -> list[bytes]:
         for number, request in enumerate(REQUESTS, start=2)
     ]
     greeting = frame.client_preface() + framed[-2]
-    flood = frame.encode(frame.REQUEST, 9, REQUESTS[12].SerializeToString()) * 150
+    [heartbeat] = [request for request in REQUESTS if request.HasField("heartbeat")]
+    flood = frame.encode(frame.REQUEST, 9, heartbeat.SerializeToString()) * 150
     chunks = frame.encode(frame.REQUEST, 5, bytes(3 * frame.BODY_BYTES_MAX))
     hows = itertools.cycle(_GREETED | how for how in range(0, 16, 2))
     return [

@@ -124,6 +124,10 @@ def _requests() -> list[pb.Request]:
         _change(placed, seen, react=pb.Reaction(code="+1")),
         _change(placed, seen, recall=pb.Recall()),
         pb.Request(read_cursor=pb.ReadCursor(conversation=name, place=placed.place)),
+        pb.Request(
+            set_conversation=pb.SetConversation(conversation=name, pinned=True, composed=seen)
+        ),
+        pb.Request(conversations=pb.Conversations(limit=1)),
         pb.Request(group_create=pb.GroupCreate(conversation="g:new", members=["bob"], name="n")),
         pb.Request(group_change=pb.GroupChange(conversation="g:new", join=["ann"])),
         pb.Request(group_info=pb.GroupInfo(conversation=group)),

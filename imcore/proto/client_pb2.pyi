@@ -292,6 +292,8 @@ class Request(_message.Message):
     BYE_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    SET_CONVERSATION_FIELD_NUMBER: _builtins.int
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
@@ -331,6 +333,10 @@ class Request(_message.Message):
     @_builtins.property
     def change(self) -> Global___Change: ...
     @_builtins.property
+    def set_conversation(self) -> Global___SetConversation: ...
+    @_builtins.property
+    def conversations(self) -> Global___Conversations: ...
+    @_builtins.property
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def watch(self) -> Global___Watch: ...
@@ -357,16 +363,18 @@ class Request(_message.Message):
         bye: Global___Bye | None = ...,
         claim: Global___Claim | None = ...,
         change: Global___Change | None = ...,
+        set_conversation: Global___SetConversation | None = ...,
+        conversations: Global___Conversations | None = ...,
         typing: Global___Typing | None = ...,
         watch: Global___Watch | None = ...,
         devices: Global___Devices | None = ...,
         kick: Global___Kick | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "typing", "watch", "devices", "kick"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -385,6 +393,7 @@ class Response(_message.Message):
     SYNC_OK_FIELD_NUMBER: _builtins.int
     OK_FIELD_NUMBER: _builtins.int
     GROUP_INFO_OK_FIELD_NUMBER: _builtins.int
+    CONVERSATIONS_OK_FIELD_NUMBER: _builtins.int
     WATCH_OK_FIELD_NUMBER: _builtins.int
     DEVICES_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -408,6 +417,8 @@ class Response(_message.Message):
     @_builtins.property
     def group_info_ok(self) -> Global___GroupInfoOk: ...
     @_builtins.property
+    def conversations_ok(self) -> Global___ConversationsOk: ...
+    @_builtins.property
     def watch_ok(self) -> Global___WatchOk: ...
     @_builtins.property
     def devices_ok(self) -> Global___DevicesOk: ...
@@ -423,14 +434,15 @@ class Response(_message.Message):
         sync_ok: Global___SyncOk | None = ...,
         ok: Global___Ok | None = ...,
         group_info_ok: Global___GroupInfoOk | None = ...,
+        conversations_ok: Global___ConversationsOk | None = ...,
         watch_ok: Global___WatchOk | None = ...,
         devices_ok: Global___DevicesOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "watch_ok", "devices_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1341,6 +1353,167 @@ class Recall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Recall: _TypeAlias = Recall  # noqa: Y015
+
+@_typing.final
+class SetConversation(_message.Message):
+    """Of the user who asks, for all of their devices. Answered like a Change; composed and number likewise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    conversation: _builtins.str
+    pinned: _builtins.bool
+    muted: _builtins.bool
+    number: _builtins.int
+    @_builtins.property
+    def composed(self) -> Global___Stamp: ...
+    def __init__(
+        self,
+        *,
+        conversation: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
+        muted: _builtins.bool = ...,
+        composed: Global___Stamp | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "muted", b"muted", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "conversation", b"conversation", "muted", b"muted", "number", b"number", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["pinned", "muted"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___SetConversation: _TypeAlias = SetConversation  # noqa: Y015
+
+@_typing.final
+class Conversations(_message.Message):
+    """all that the user is in, page by page, in no order that means anything"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    page: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        page: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "page", b"page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Conversations: _TypeAlias = Conversations  # noqa: Y015
+
+@_typing.final
+class ConversationsOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    next_page: _builtins.bytes
+    """empty: that was all"""
+    @_builtins.property
+    def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationSummary]: ...
+    def __init__(
+        self,
+        *,
+        conversations: _abc.Iterable[Global___ConversationSummary] | None = ...,
+        next_page: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "next_page", b"next_page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConversationsOk: _TypeAlias = ConversationsOk  # noqa: Y015
+
+@_typing.final
+class ConversationSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    MORE_UNREAD_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    conversation: _builtins.str
+    name: _builtins.str
+    """of a group"""
+    unread: _builtins.int
+    """others' messages above the read cursor, without those recalled"""
+    more_unread: _builtins.bool
+    """there may be more: so many of the newest messages only were looked at"""
+    pinned: _builtins.bool
+    muted: _builtins.bool
+    @_builtins.property
+    def last(self) -> Global___LastMessage:
+        """absent: there is none"""
+
+    def __init__(
+        self,
+        *,
+        conversation: _builtins.str = ...,
+        name: _builtins.str = ...,
+        unread: _builtins.int = ...,
+        more_unread: _builtins.bool = ...,
+        last: Global___LastMessage | None = ...,
+        pinned: _builtins.bool = ...,
+        muted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "last", b"last", "more_unread", b"more_unread", "muted", b"muted", "name", b"name", "pinned", b"pinned", "unread", b"unread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConversationSummary: _TypeAlias = ConversationSummary  # noqa: Y015
+
+@_typing.final
+class LastMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    RECALLED_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """as it says now; empty once it is recalled"""
+    composed_ms: _builtins.int
+    recalled: _builtins.bool
+    @_builtins.property
+    def key(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def place(self) -> Global___Place: ...
+    def __init__(
+        self,
+        *,
+        key: Global___ClientKey | None = ...,
+        place: Global___Place | None = ...,
+        content: _builtins.bytes = ...,
+        composed_ms: _builtins.int = ...,
+        recalled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed_ms", b"composed_ms", "content", b"content", "key", b"key", "place", b"place", "recalled", b"recalled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LastMessage: _TypeAlias = LastMessage  # noqa: Y015
 
 @_typing.final
 class Reaction(_message.Message):

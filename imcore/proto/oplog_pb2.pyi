@@ -38,6 +38,7 @@ class Op(_message.Message):
     TICK_FIELD_NUMBER: _builtins.int
     MARKER_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    SETTING_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     conversation: _builtins.str
@@ -63,6 +64,8 @@ class Op(_message.Message):
     @_builtins.property
     def change(self) -> _client_pb2.ChangeEntry: ...
     @_builtins.property
+    def setting(self) -> Global___SettingOp: ...
+    @_builtins.property
     def kick(self) -> Global___KickOp: ...
     def __init__(
         self,
@@ -80,13 +83,14 @@ class Op(_message.Message):
         tick: Global___TickOp | None = ...,
         marker: Global___MarkerOp | None = ...,
         change: _client_pb2.ChangeEntry | None = ...,
+        setting: Global___SettingOp | None = ...,
         kick: Global___KickOp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "setting", b"setting", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "kick"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "setting", "kick"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -223,6 +227,39 @@ class CursorOp(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CursorOp: _TypeAlias = CursorOp  # noqa: Y015
+
+@_typing.final
+class SettingOp(_message.Message):
+    """Of a user for a conversation. Of two words on one of them the later by their device's order counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    pinned: _builtins.bool
+    muted: _builtins.bool
+    @_builtins.property
+    def order(self) -> _client_pb2.Order: ...
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        order: _client_pb2.Order | None = ...,
+        pinned: _builtins.bool = ...,
+        muted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["muted", b"muted", "order", b"order", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["muted", b"muted", "order", b"order", "pinned", b"pinned", "uid", b"uid", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["pinned", "muted"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___SettingOp: _TypeAlias = SettingOp  # noqa: Y015
 
 @_typing.final
 class RouteOp(_message.Message):
@@ -499,6 +536,53 @@ class Copy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Copy: _TypeAlias = Copy  # noqa: Y015
+
+@_typing.final
+class SettingsRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PINNED_FIELD_NUMBER: _builtins.int
+    MUTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pinned(self) -> Global___Setting: ...
+    @_builtins.property
+    def muted(self) -> Global___Setting: ...
+    def __init__(
+        self,
+        *,
+        pinned: Global___Setting | None = ...,
+        muted: Global___Setting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["muted", b"muted", "pinned", b"pinned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["muted", b"muted", "pinned", b"pinned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingsRow: _TypeAlias = SettingsRow  # noqa: Y015
+
+@_typing.final
+class Setting(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    on: _builtins.bool
+    @_builtins.property
+    def order(self) -> _client_pb2.Order: ...
+    def __init__(
+        self,
+        *,
+        on: _builtins.bool = ...,
+        order: _client_pb2.Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on", b"on", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Setting: _TypeAlias = Setting  # noqa: Y015
 
 @_typing.final
 class RouteRow(_message.Message):

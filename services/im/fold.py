@@ -2,9 +2,10 @@
 
 Pure: ops and the rows that they need in, rows to write and effects out. Every fold is a CRDT:
 a message joins the class of its client key, the class stands at the smallest place attested for
-it and shows its smallest copy; membership is intervals by HLC; a cursor is a maximum; a route is
-ordered by (connection epoch, HLC). So replicas that folded the same ops, in whatever order across
-origins, hold the same rows. A fold never judges authorization: the origin did.
+it and shows its smallest copy; membership is intervals by HLC; a cursor is a maximum, a setting
+the last word on it; a route is ordered by (connection epoch, HLC). So replicas that folded the same
+ops, in whatever order across origins, hold the same rows. A fold never judges authorization: the
+origin did.
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ def fits(op: oplog.Op) -> bool:
         return keys.user_key_fits(op.route.uid, op.route.device)
     if kind == "cursor":
         return keys.user_key_fits(op.cursor.uid, name)
+    if kind == "setting":
+        return keys.user_key_fits(op.setting.uid, name)
     if kind in ("message", "place", "membership", "change"):
         users = [change.uid for change in op.membership.changes]
         users += direct_members(name) or ()
@@ -171,6 +174,9 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
             continue
         elif kind == "cursor":
             needed.add(keys.cursor(partition, op.cursor.uid, op.conversation))
+            continue
+        elif kind == "setting":
+            needed.add(keys.settings(partition, op.setting.uid, op.conversation))
             continue
         elif kind == "route":
             needed.add(keys.route(partition, op.route.uid, op.route.device))
@@ -226,6 +232,8 @@ class Fold:
         kind = op.WhichOneof("body")
         if kind == "cursor":
             self._cursor(op, rows, effects)
+        elif kind == "setting":
+            self._setting(op, rows)
         elif kind == "route":
             self._route(op, origin, rows, effects)
         elif kind == "kick":
@@ -367,6 +375,12 @@ class Fold:
         if stored is None or place_of(pb.Place.FromString(stored)) < place:
             rows.put(key, op.cursor.place.SerializeToString(deterministic=True))
             effects.cursors.append((op.cursor.uid, op.conversation, place))
+
+    def _setting(self, op: oplog.Op, rows: Rows) -> None:
+        key = keys.settings(self._partition, op.setting.uid, op.conversation)
+        row = oplog.SettingsRow.FromString(rows.get(key) or b"")
+        if changes.set_last(row, op.setting):
+            rows.put(key, row.SerializeToString(deterministic=True))
 
     def _route(self, op: oplog.Op, origin: Origin, rows: Rows, effects: Effects) -> None:
         key = keys.route(self._partition, op.route.uid, op.route.device)

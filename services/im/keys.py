@@ -11,6 +11,7 @@ overlap. Integers are big-endian: byte order is number order.
     g      conversation                             GroupRow
     m      uid, conversation                        empty: member of this group
     r      uid, conversation                        Place: read up to here
+    s      uid, conversation                        SettingsRow
     w      uid, device                              RouteRow
     u      uid, conversation                        local timeline number (not replicated state)
     v                                               CheckpointRow (not replicated state)
@@ -33,7 +34,7 @@ _ORIGIN_BYTES_MAX = _IDC_BYTES_MAX + 1 + 4
 _ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the names of the key
 _ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
 
-REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"w")
+REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"w")
 SCANNED_DOWN = (b"o",)  # of these, the newest come first
 
 
@@ -128,6 +129,19 @@ def order(partition: int, place: Place, key: ClientKey) -> bytes:
     return order_at(partition, key.conversation, place) + tie
 
 
+def order_above(partition: int, conversation: str, place: Place) -> bytes:
+    """Above all order keys at this place: no uid begins with such a byte."""
+    return order_at(partition, conversation, place) + b"\xff"
+
+
+def named_in(order_key: bytes, conversation: str) -> ClientKey:
+    """The message whose order key this is."""
+    at = 2 + 1 + len(conversation.encode()) + 1 + 8
+    at = order_key.index(b"\0", at) + 1 + 4 + 8  # behind the origin and the seq
+    uid, device, outbox = order_key[at:-9].decode().split("\0")
+    return ClientKey(uid, device, outbox, conversation, cid_of(order_key))
+
+
 def identity_value(origin: Origin, seq: int) -> bytes:
     return _PLACE_REF.pack(origin.incarnation, seq) + origin.idc.encode()
 
@@ -147,6 +161,10 @@ def member_prefix(partition: int, uid: str) -> bytes:
 
 def cursor(partition: int, uid: str, conversation: str) -> bytes:
     return _U16.pack(partition) + b"r" + uid.encode() + b"\0" + conversation.encode()
+
+
+def settings(partition: int, uid: str, conversation: str) -> bytes:
+    return _U16.pack(partition) + b"s" + uid.encode() + b"\0" + conversation.encode()
 
 
 def route(partition: int, uid: str, device: str) -> bytes:

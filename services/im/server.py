@@ -35,7 +35,7 @@ from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, changes, devices, entries, groups, known, presence, reads
+from services.im import acks, changes, devices, entries, groups, known, listing, presence, reads
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -53,7 +53,7 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info"))
+_READS = frozenset(("pull", "sync", "history", "group_info", "conversations"))
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -233,6 +233,10 @@ class ImServer:
             return await self._claim(session, request.claim)
         if kind == "change":
             return await changes.change(self, session, request.change)
+        if kind == "set_conversation":
+            return await listing.set_one(self, session, request.set_conversation)
+        if kind == "conversations":
+            return await listing.page(self, session.uid, request.conversations)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":

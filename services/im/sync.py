@@ -48,7 +48,7 @@ def _page(server: ImServer, page: bytes) -> tuple[int, str, bytes]:
     return _PAGE.unpack_from(page)[0], after, token
 
 
-async def _changed(
+async def changed_of(
     partition: Partition, uid: str, since: int, after: str, limit: int
 ) -> list[tuple[str, bool]]:
     """While a partition is folded again, what has changed cannot be seen: it is waited for."""
@@ -72,7 +72,7 @@ async def sync_page(server: ImServer, uid: str, sync: pb.Sync) -> pb.Response:
     while number < len(server.partitions):
         partition = server.partitions[number]
         room = limit - len(answer.conversations)
-        changed = await _changed(partition, uid, since[number], after, room)
+        changed = await changed_of(partition, uid, since[number], after, room)
         for name, by_membership in changed:
             conversation = await partition.conversations.load(name)
             small = len(conversation.members()) <= server.policy.push_group_members_max

@@ -20,7 +20,7 @@ from services.ports import Log, LogStore
 log = logging.getLogger("im.seals")
 
 _READ_BYTES = 256 * 1024
-_PUBLISHED = ("message", "place", "membership", "cursor", "change")
+_PUBLISHED = ("message", "place", "membership", "cursor", "change", "setting")
 
 
 class Seals:

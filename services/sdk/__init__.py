@@ -11,6 +11,7 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
     Kicked,
@@ -34,6 +35,7 @@ __all__ = [
     "Event",
     "IpconfClient",
     "Kicked",
+    "Last",
     "Message",
     "Moved",
     "NotConnected",
@@ -48,5 +50,6 @@ __all__ = [
     "SendFailed",
     "Sent",
     "State",
+    "Summary",
     "Typing",
 ]

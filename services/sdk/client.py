@@ -38,6 +38,7 @@ from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.seen import Seen
+from services.sdk.core.summary import Summary, ordered
 from services.sdk.core.typed import TypingSeen, TypingTold
 from services.sdk.core.view import View, key_text, parse_key
 from services.sdk.core.waits import again_s
@@ -434,6 +435,31 @@ class Client:
         except SdkError as error:
             log.info("who is online is not told for now: %s", error)
 
+    async def conversation_list(self) -> tuple[Summary, ...]:
+        """All that this user is in, as the IDC that serves has it: what is pinned first, then the
+        newest. Asks for page after page, so not something to do with every message."""
+        asked = pb.Conversations()
+        found: dict[str, pb.ConversationSummary] = {}
+        while True:
+            response = await self._request(pb.Request(conversations=asked))
+            page = response.conversations_ok
+            found.update((summary.conversation, summary) for summary in page.conversations)
+            if not page.next_page:
+                return ordered(found.values())
+            asked.page = page.next_page
+
+    async def pin(self, conversation: str, on: bool = True) -> None:
+        """For all devices of this user; returns once another IDC holds it, as does mute."""
+        await self._set(pb.SetConversation(conversation=conversation, pinned=on))
+
+    async def mute(self, conversation: str, on: bool = True) -> None:
+        """Only kept and listed: messages come as before, and the application does not ring."""
+        await self._set(pb.SetConversation(conversation=conversation, muted=on))
+
+    async def _set(self, setting: pb.SetConversation) -> None:
+        self._ordered_once(setting)
+        await self._request(pb.Request(set_conversation=setting))
+
     async def edit(self, conversation: str, key: str, content: bytes) -> None:
         """Of an own shown message. Raises KeyError too, as do the next two."""
         _check(conversation, content)
@@ -451,11 +477,14 @@ class Client:
         change.message.key.CopyFrom(key_pb(shown.key))
         if shown.attested is not None:
             change.message.CopyFrom(shown.attested)
-        # Once: asked for again, it must not count as later than what others have said meanwhile.
+        self._ordered_once(change)
+        await self._request(pb.Request(change=change))
+
+    def _ordered_once(self, change: pb.Change | pb.SetConversation) -> None:
+        """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
         change.number = self._change_number
-        await self._request(pb.Request(change=change))
 
     def changes(self, conversation: str, key: str) -> Changed:
         """What edits, a recall and reactions have made of a shown message. Raises KeyError."""

@@ -618,6 +618,27 @@ async def test_a_change_that_is_asked_for_again_is_the_same_change(region, ca_fi
         assert orders == sorted(orders) and orders[0] != orders[1]
 
 
+async def test_the_list_has_what_is_pinned_first_and_then_the_newest(region, ca_file):
+    fra = region.idcs["fra"]
+    for name, hlc, pinned in (("old", 1, True), ("older", 2, False), ("new", 3, False)):
+        listed = pb.ConversationSummary(conversation=f"d:ann:{name}", pinned=pinned, unread=hlc)
+        listed.last.place.hlc, listed.last.content, listed.last.key.uid = hlc, b"hello", name
+        fra.listed.append(listed)
+    fra.listed.insert(0, pb.ConversationSummary(conversation="g:silent", name="nobody spoke"))
+    async with App(region, ca_file) as ann:
+        found = await ann.client.conversation_list()
+        names = [summary.conversation for summary in found]
+        assert names == ["d:ann:old", "d:ann:new", "d:ann:older", "g:silent"]
+        assert found[1].last is not None and found[1].last.content == b"hello"
+        assert found[1].unread == 3 and found[3].last is None
+        await ann.client.send(CHAT, b"0")
+        await ann.client.pin(CHAT)
+        await ann.client.mute(CHAT, on=False)
+        pin, mute = fra.settings
+        assert (pin.pinned, mute.WhichOneof("what"), mute.muted) == (True, "muted", False)
+        assert pin.composed.mac and 0 < pin.number < mute.number
+
+
 async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
     async with App(region, ca_file) as ann:
         elsewhere = "ann/phone/o1/1/d:ann:eve"

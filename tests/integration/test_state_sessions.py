@@ -178,7 +178,7 @@ async def test_a_kicked_session_is_over_at_once_connected_or_not():
         assert [session.device for session in front.im.over] == ["phone"]
         away, _ = await front.connect("ann", epoch=6)
         away.abort()
-        await until(lambda: front.state.connections_count() == 0)
+        await until(lambda: front.state.connected_count() == 0)
         front.state.kick("ann", "phone", 6)  # within its grace
         assert len(front.im.over) == 2 and not front.state.sessions()
 

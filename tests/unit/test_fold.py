@@ -130,7 +130,18 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.cursor.place.CopyFrom(place_pb(place))
             op.seq = 0
             seq[origin] -= 1
-        elif kind < 0.4:
+        elif kind < 0.33:
+            op.ClearField("message")
+            op.setting.uid = uid
+            if rng.random() < 0.5:
+                op.setting.pinned = rng.random() < 0.5
+            else:
+                op.setting.muted = rng.random() < 0.5
+            # Few orders: some words come twice, and some devices give one order to two.
+            op.setting.order.hlc, op.setting.order.device = rng.randint(50, 52), rng.choice("pt")
+            op.seq = 0
+            seq[origin] -= 1
+        elif kind < 0.43:
             op.ClearField("message")
             op.membership.changes.add(uid=f"u{rng.randint(1, 3)}", member=rng.random() < 0.6)
             if rng.random() < 0.4:  # two create one group, in different IDCs
@@ -228,6 +239,8 @@ def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:
         op.membership.changes.add(uid=name, member=True)
         assert fits(op)
         op.cursor.uid = name
+        assert fits(op)
+        op.setting.uid = name
         assert fits(op)
     route = oplog.Op(hlc=1)
     route.route.uid = route.route.device = name

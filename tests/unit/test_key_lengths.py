@@ -41,6 +41,7 @@ LONGEST = {
     b"g": keys.group(PARTITION, GROUP),
     b"m": keys.member(PARTITION, ID, GROUP),
     b"r": keys.cursor(PARTITION, ID, DIRECT),
+    b"s": keys.settings(PARTITION, ID, DIRECT),
     b"w": keys.route(PARTITION, ID, ID),
     b"u": keys.timeline(PARTITION, ID, DIRECT),
 }

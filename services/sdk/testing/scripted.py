@@ -145,6 +145,8 @@ class Idc:
         self.requests: Counter[str] = Counter()
         self.sends: list[pb.Send] = []
         self.claims: list[pb.Claim] = []
+        self.listed: list[pb.ConversationSummary] = []
+        self.settings: list[pb.SetConversation] = []
         self.changes: list[pb.Change] = []  # those that were answered with an error too
         self.acks: dict[str, Vector] = {}
         self.mute: set[str] = set()
@@ -405,6 +407,18 @@ class Connection(asyncio.Protocol):
 
     def _group_info(self, request: pb.Request, response: pb.Response) -> None:
         response.group_info_ok.members.extend([self.uid])
+
+    def _conversations(self, request: pb.Request, response: pb.Response) -> None:
+        """A page for each, the last one without a token."""
+        pages = self.idc.listed
+        number = int(request.conversations.page or b"0")
+        response.conversations_ok.conversations.append(pages[number])
+        if number + 1 < len(pages):
+            response.conversations_ok.next_page = b"%d" % (number + 1)
+
+    def _set_conversation(self, request: pb.Request, response: pb.Response) -> None:
+        self.idc.settings.append(request.set_conversation)
+        response.ok.SetInParent()
 
     def _claim(self, request: pb.Request, response: pb.Response) -> None:
         self.idc.claims.append(request.claim)
