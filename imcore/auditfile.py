@@ -14,6 +14,7 @@ import os
 import queue
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,22 @@ class ChainHandler(logging.Handler):
         note(self._path, self._writer, {**json.loads(record.getMessage()), **self._more})
 
 
+_block: ContextVar[object] = ContextVar("block", default=None)
+
+
 @contextmanager
-def kept(path: Path, writer: str, more: Mapping[str, Any] | None = None) -> Iterator[None]:
+def kept(
+    path: Path, writer: str, more: Mapping[str, Any] | None = None, own: bool = False
+) -> Iterator[None]:
     """Events of this block go into the chain; written when the block ends. ``more``: fields that
-    each of them gets. In a thread, because an fsync may take long and a server must not wait."""
+    each of them gets. ``own``: only those of this task and of what it began, where others write
+    other chains at the same time. In a thread, because an fsync may take long and a server must
+    not wait."""
     events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = QueueHandler(events)
+    if own:
+        _block.set(handler)
+        handler.addFilter(lambda record: _block.get() is handler)
     listener = QueueListener(events, ChainHandler(path, writer, more or {}))
     logger = logging.getLogger(LOGGER)
     level = logger.level

@@ -212,9 +212,53 @@ class Replica(NamedTuple):
     hash: str
 
 
+class Change(NamedTuple):
+    """The application asks for a change of a message. ``what``: edit (``value``: the tag of what it
+    is to say), recall, react or unreact (``value``: the code). ``ask``: unique in the run."""
+
+    t: int
+    n: int
+    c: int
+    tag: str
+    ask: int
+    what: str
+    value: str
+
+
+class ChangeDone(NamedTuple):
+    """The service has answered that this change was made."""
+
+    t: int
+    ask: int
+
+
+class Says(NamedTuple):
+    """Device n was told that a message says this from now on. ``says``: the tag of its content,
+    empty once it is recalled; ``reactions``: code and uid, with a space between, sorted."""
+
+    t: int
+    n: int
+    c: int
+    tag: str
+    says: str
+    reactions: list[str]
+
+
+class ViewSays(NamedTuple):
+    """In the view of login n a message was changed, and says this."""
+
+    t: int
+    n: int
+    c: int
+    tag: str
+    says: str
+    reactions: list[str]
+
+
 Event = (
     Device | Closed | Conversation | Member | Compose | Ack | Placed | SendFailed | Shown | Moved
     | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
+    | Change | ChangeDone | Says | ViewSays
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
@@ -223,6 +267,7 @@ _KINDS: dict[str, type[Event]] = {
     "shown": Shown, "moved": Moved,
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
     "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
+    "change": Change, "change_done": ChangeDone, "says": Says, "view_says": ViewSays,
 }  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())

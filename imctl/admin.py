@@ -16,17 +16,17 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from imcore.tls import grpc_channel
 from imctl import audit, roles
-from imctl.target.base import Target
+from imctl.reach import Reach
 
 TIMEOUT_S = 3.0
 HASH_S = 60.0  # every row of the KV is read
 
 
-def _channel(target: Target, name: str) -> grpc.aio.Channel:
+def _channel(target: Reach, name: str) -> grpc.aio.Channel:
     return grpc_channel(target.pki, roles.shown(target.pki), name, target.address(name))
 
 
-async def status(target: Target, name: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+async def status(target: Reach, name: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """One unit's status document. Raises Unavailable."""
     async with _channel(target, name) as channel:
         try:
@@ -38,7 +38,7 @@ async def status(target: Target, name: str, timeout_s: float = TIMEOUT_S) -> dic
 
 
 async def statuses(
-    target: Target, names: Iterable[str], timeout_s: float = TIMEOUT_S
+    target: Reach, names: Iterable[str], timeout_s: float = TIMEOUT_S
 ) -> dict[str, dict[str, Any] | ImError]:
     """Of all, at once; an error in place of the document of one that does not answer."""
 
@@ -54,7 +54,7 @@ async def statuses(
 
 
 async def state_hashes(
-    target: Target, names: Iterable[str]
+    target: Reach, names: Iterable[str]
 ) -> dict[str, dict[int, tuple[str, int]]]:
     """(hash, rows) of each partition's replicated state, in each IDC. While messages are taken the
     hashes differ, since not all IDCs are read at one instant. Raises Unavailable."""
@@ -74,7 +74,7 @@ async def state_hashes(
     return dict(zip(wanted, found, strict=True))
 
 
-async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
+async def fault(target: Reach, name: str, request: pb.FaultRequest) -> str:
     """Returns what was done, in a sentence. Raises Refused, Unavailable, OutcomeUnknown."""
     async with _channel(target, name) as channel:
         try:
@@ -88,7 +88,7 @@ async def fault(target: Target, name: str, request: pb.FaultRequest) -> str:
 
 
 async def move_kv(
-    target: Target,
+    target: Reach,
     name: str,
     request: pb.MoveKvRequest,
     seen: Callable[[pb.MoveKvProgress], None],
@@ -116,7 +116,7 @@ def _outcome(error: ImError) -> str:
     return "refused" if isinstance(error, Refused | BadInput) else "not done"
 
 
-def _audit(target: Target, name: str, outcome: str, sentence: str) -> None:
+def _audit(target: Reach, name: str, outcome: str, sentence: str) -> None:
     said = " ".join(sentence.split())
     audit.fault(target, SystemClock().wall_ms(), name, outcome, said)
 

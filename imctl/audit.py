@@ -21,7 +21,7 @@ from imcore import auditfile
 from imcore.audit import parse
 from imcore.auditfile import FILE, LOGGER
 from imctl import roles
-from imctl.target.base import Target
+from imctl.reach import Reach
 
 __all__ = ["FILE", "LOGGER", "fault", "kept", "own_writer", "writer_of"]
 
@@ -51,13 +51,13 @@ def writer_of(file: Path) -> str:
     return writer if writer == BEFORE or writer.startswith(f"{BEFORE}@") else own_writer()
 
 
-def kept(target: Target) -> AbstractContextManager[None]:
+def kept(target: Reach) -> AbstractContextManager[None]:
     """Events of this block go where those of all earlier commands are."""
     file = target.audit_file()
-    return auditfile.kept(file, writer_of(file), _who(target.pki))
+    return auditfile.kept(file, writer_of(file), _who(target.pki), own=True)
 
 
-def fault(target: Target, at_ms: int, unit: str, outcome: str, sentence: str) -> None:
+def fault(target: Reach, at_ms: int, unit: str, outcome: str, sentence: str) -> None:
     """``outcome``: "done", "refused", "not done" (no answer), "unknown"."""
     row = {"at_ms": at_ms, "fault": unit, "outcome": outcome, "sentence": sentence}
     file = target.audit_file()

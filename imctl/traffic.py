@@ -20,7 +20,7 @@ from imcore.roles import Role, said
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
 from imctl import admin, audit, roles
-from imctl.target.base import Target
+from imctl.reach import Reach
 from services.control.anchoring import anchored, read_anchor
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
@@ -214,7 +214,7 @@ class Steering(ABC):
 class Control(Steering):
     """``async with Control(...)``: of a deployment, over mutual TLS. The audit is kept."""
 
-    def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
+    def __init__(self, target: Reach, clock: Clock, rng: random.Random) -> None:
         role = roles.shown(target.pki)
         channels = {
             name: grpc_channel(target.pki, role, name, target.address(name))

@@ -34,6 +34,7 @@ def check_events(events: Iterable[h.Event], listeners: Iterable[Listener] = ()) 
         for feed in others:
             feed(event)
     stream.writers.judge()
+    stream.changes.judge()
     Final(stream.state, report).judge()
     return report
 

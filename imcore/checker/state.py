@@ -57,6 +57,14 @@ class LoginState:
     uid: str
     idc: str
     views: dict[int, list[int]] = field(default_factory=dict)
+    _held: dict[int, set[int]] = field(default_factory=dict)
+
+    def holds(self, conversation: int) -> set[int]:
+        """The messages of its view, once it has no more."""
+        held = self._held.get(conversation)
+        if held is None:
+            held = self._held[conversation] = set(self.views.get(conversation, ()))
+        return held
 
 
 @dataclass(slots=True)
@@ -65,6 +73,11 @@ class ConversationState:
     messages: list[int] = field(default_factory=list)
     members: dict[str, list[list[int]]] = field(default_factory=dict)  # uid: [from, to] intervals
     views: dict[int, ViewState] = field(default_factory=dict)  # by device
+
+    def stays(self, uid: str) -> bool:
+        """Whether this user is a member in the end."""
+        intervals = self.members.get(uid)
+        return intervals is not None and intervals[-1][1] == NEVER
 
     def demanded(self, uid: str, composed: int, acked: int) -> bool:
         """Whether this user must end up with a message of these times: a member from before it

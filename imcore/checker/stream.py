@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imcore import history as h
+from imcore.checker.changed import Changes
 from imcore.checker.policies import Policies
 from imcore.checker.sessions import Sessions
 from imcore.checker.state import (
@@ -36,6 +37,7 @@ class Stream:
         self.state = State()
         self._sessions = Sessions(self.state, report)
         self.writers = Writers(report)
+        self.changes = Changes(self.state, report)
         self._handlers: dict[type, Callable[[Any], None]] = {
             h.Device: self._device,
             h.Closed: self._closed,
@@ -56,6 +58,10 @@ class Stream:
             h.Looking: self._sessions.looking,
             h.Policy: Policies(report).feed,
             h.Replica: self._replica,
+            h.Change: self.changes.change,
+            h.ChangeDone: self.changes.done,
+            h.Says: self.changes.says,
+            h.ViewSays: self.changes.view_says,
         }
 
     def feed(self, event: h.Event) -> None:

@@ -30,6 +30,9 @@ class Kind(StrEnum):
     CURSOR_BACK = "cursor_back"  # a read cursor went back on a device
     OWN_UNSEEN = "own_unseen"  # a device's own acked message, where it had been acked
     REPLICAS_DIFFER = "replicas_differ"  # in the end, by the hashes of their states
+    CHANGES_DIFFER = "changes_differ"  # in the end, what edits, a recall, reactions made of one
+    CHANGE_LOST = "change_lost"  # answered, and undone in the end by nothing that came after it
+    CHANGE_PHANTOM = "change_phantom"  # nobody asked for it
     UNPROVEN = "unproven"  # no fresh login looked at this conversation in this IDC
 
 
@@ -48,6 +51,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
     "two_writers": (Kind.PLACE_TWICE, Kind.CLOCK_BACK),
     "session_broken": (Kind.CURSOR_BACK, Kind.OWN_UNSEEN),
     "replicas_differ": (Kind.REPLICAS_DIFFER,),
+    "changes_wrong": (Kind.CHANGES_DIFFER, Kind.CHANGE_LOST, Kind.CHANGE_PHANTOM),
     "unproven": (Kind.UNPROVEN,),
 }
 
@@ -72,6 +76,7 @@ class Counts:
     placed: int = 0  # acks that told where the message stands
     cursors: int = 0  # read cursors that devices were told
     own_looked_for: int = 0  # own messages that had to be in a view or a look before the end
+    changes: int = 0  # edits, recalls and reactions that were asked for
     replicas: int = 0  # whose states were hashed in the end
 
 

@@ -90,8 +90,24 @@ def values_schema() -> Schema:
             "regionFile": {"type": "string", "description": "A region file, word for word"},
             "kind": {"enum": kinds, "description": "Which of them this is"},
             "spec": spec,
+            "monitoring": _monitoring(),
         },
     }
+
+
+def _monitoring() -> Schema:
+    strings = {"type": "object", "additionalProperties": {"type": "string"}}
+    fields = {
+        "enabled": {"type": "boolean", "description": "Make a PodMonitor"},
+        "certificate": {
+            "type": "string",
+            "description": "A Secret with ca.crt, tls.crt, tls.key: a viewer's certificate",
+        },
+        "labels": {**strings, "description": "By which a Prometheus finds the PodMonitor"},
+    }
+    monitor = {"type": "object", "additionalProperties": False, "properties": fields}
+    made = {"type": "object", "properties": {"podMonitor": monitor}}
+    return {**made, "additionalProperties": False}
 
 
 def _closed(node: Schema) -> Schema:

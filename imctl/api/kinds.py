@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from imcore.region.model import RegionSpec
 from imctl.api import rules
-from imctl.api.model import IdcSpec, RegionStatus, WitnessSpec, WorkloadStatus
+from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
+from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
 
 GROUP = "imctl.dev"
 VERSION = "v1alpha1"
@@ -63,11 +64,35 @@ REGION = Kind(
 IDC = Kind(
     "IDC", "idcs", "idc",
     "One IDC of a Region, run in this namespace: a StatefulSet with one pod, which has all roles.",
-    IdcSpec, WorkloadStatus, rules.IDC, (Column("IDC", ".spec.idc"), *_WORKLOAD),
+    IdcSpec, IdcStatus, rules.IDC,
+    (
+        Column("IDC", ".spec.idc"),
+        *_WORKLOAD[:-1],
+        Column("State", ".status.process.state"),
+        Column("Sessions", ".status.process.sessions", "integer"),
+        Column("Epoch", ".status.process.epoch", "integer", wide=True),
+        _AGE,
+    ),
 )  # fmt: skip
 WITNESS = Kind(
     "Witness", "witnesses", "imw",
     "The witness of a Region, run in this namespace: a registry and a vote, without traffic.",
     WitnessSpec, WorkloadStatus, rules.WITNESS, _WORKLOAD,
 )  # fmt: skip
-KINDS = (REGION, IDC, WITNESS)
+TRAFFIC_OPERATION = Kind(
+    "TrafficOperation", "trafficoperations", "imop",
+    "One move of traffic of a Region, asked for once, with what became of it. Deleting it neither "
+    "stops nor undoes the move.",
+    TrafficOperationSpec, TrafficOperationStatus, rules.TRAFFIC_OPERATION,
+    (
+        Column("Move", ".spec.move"),
+        Column("IDC", ".spec.idc"),
+        Column("Target", ".spec.target"),
+        Column("Phase", ".status.phase"),
+        Column("State", ".status.state"),
+        Column("Operation", ".status.operation", wide=True),
+        Column("Outcome", ".status.outcome", wide=True),
+        _AGE,
+    ),
+)  # fmt: skip
+KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION)

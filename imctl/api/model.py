@@ -102,6 +102,17 @@ class IdcSpec(Workload):
     """One IDC of a region, run in this namespace."""
 
     idc: Name = Field(description="which one, by its name in the Region")
+    role_certificate: ObjectName | None = Field(
+        default=None,
+        description="a Secret with `ca.crt`, `tls.crt`, `tls.key`: the region's CA and the "
+        "certificate of a role; with a viewer's the status shows what the process says of itself, "
+        "with an operator's the IDC is also drained before it goes",
+    )
+    deletion: Literal["drain", "at_once"] = Field(
+        default="drain",
+        description="drain: an IDC with `role_certificate` stays until it is drained, failed or "
+        "retired; at_once: it goes as it is, also when its deletion waits already",
+    )
 
 
 class WitnessSpec(Workload):
@@ -157,4 +168,36 @@ class WorkloadStatus(Model):
         description="its pod has other settings than are wanted; it gets them when it is deleted",
     )
     observed_generation: int = Field(default=0, description="the generation that this is about")
-    conditions: list[Condition] = Field(default_factory=list, description="Ready")
+    conditions: list[Condition] = Field(
+        default_factory=list, description="Ready; of an IDC that can be asked Reachable, too"
+    )
+
+
+class LagStatus(Model):
+    """How far the IDC is behind another one's messages."""
+
+    peer: str = Field(description="the other IDC")
+    ms: int = Field(description="what its last messages took to be folded here")
+    records: int = Field(description="known to exist and not held here")
+
+
+class ProcessStatus(Model):
+    """What the process says of itself."""
+
+    state: str = Field(description="by the policy that it knows: active, draining, drained, ...")
+    epoch: int = Field(description="of that policy")
+    serving: bool = Field(description="clients are taken")
+    sessions: int = Field(description="clients that are connected")
+    lag: list[LagStatus] = Field(description="by other IDC")
+    alarms: list[str] = Field(description="empty when all is well")
+
+
+class IdcStatus(WorkloadStatus):
+    """Where it is on its way, and what its process says."""
+
+    process: ProcessStatus | None = Field(
+        default=None, description="what it last said; with `role_certificate`"
+    )
+    kept_by: list[str] = Field(
+        default_factory=list, description="why it is not deleted yet, though that is wanted"
+    )

@@ -152,3 +152,27 @@ _WORKLOAD: Rules = {
 
 IDC: Rules = {**_WORKLOAD, "spec": [*_WORKLOAD["spec"], *_fixed("idc")]}
 WITNESS: Rules = _WORKLOAD
+
+TRAFFIC_OPERATION: Rules = {
+    "": [
+        Rule(
+            "self.metadata.name.matches('^[a-z0-9][a-z0-9-]{0,62}$')",
+            "metadata.name: expected lowercase letters, digits and '-', at most 63 characters",
+        ),
+    ],
+    "spec": [
+        Rule("self == oldSelf", "not changeable: another wish is another TrafficOperation"),
+        Rule(
+            "(self.move == 'switchover') == has(self.target)",
+            "target: expected one with a switchover, and with nothing else",
+        ),
+        Rule(
+            "!has(self.target) || self.target != self.idc",
+            "target: expected another IDC than `idc`",
+        ),
+        Rule(
+            "self.move != 'failover' || (self.rate == 0 && self.max_lag_ms == 0)",
+            "expected neither `rate` nor `max_lag_ms` with a failover, which is at once",
+        ),
+    ],
+}

@@ -18,7 +18,7 @@ _KEPT = (
     "type", "description", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",
     "minItems", "maxItems", "minProperties", "maxProperties",
 )  # fmt: skip
-KEYED = ("spec.idcs", "spec.geo.shards")  # lists of things with names
+KEYED = {"spec.idcs": "name", "spec.geo.shards": "name", "status.conditions": "type"}
 _CHOICES = {each.__name__ for each in Choice.__subclasses__()}
 
 
@@ -52,7 +52,10 @@ class _Maker:
             inner = node["prefixItems"][0] if "prefixItems" in node else node["items"]
             made["items"] = self.make(inner, f"{path}[]")
             if path in KEYED:
-                made |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+                made |= {
+                    "x-kubernetes-list-type": "map",
+                    "x-kubernetes-list-map-keys": [KEYED[path]],
+                }
         if choice:  # `{}` would be no choice; unset is `embedded`
             made |= {"minProperties": 1, "maxProperties": 1}
         if rules:

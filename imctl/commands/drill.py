@@ -130,11 +130,11 @@ def simulate(
 
     Example: imctl drill simulate idc-loss --seeds 200
     """
-    from services.sim.region import IDCS
+    from services.sim.region import PLACES
 
     wanted = model.load_drill(model.find(name))
     values = model.with_values(wanted, _pairs(var or []))
-    if refused := list(simulable.refusals(wanted, values, IDCS)):
+    if refused := list(simulable.refusals(wanted, values, PLACES)):
         raise Failed("\n".join(f"{wanted.path}: {line}" for line in refused))
     found = _simulated(wanted, values, range(first, first + seeds), jobs or os.cpu_count() or 1)
     document = spread.document(wanted.name, wanted.title, values, found)

@@ -8,11 +8,13 @@ import os
 import secrets
 import socket
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
 
+from imcore.errors import BadInput
 from imcore.runtime import SystemClock
 from imctl.api.crd import definition
 from imctl.api.kinds import KINDS
@@ -43,8 +45,26 @@ def run(
     context: Annotated[
         str, typer.Option(help="Of the kubeconfig, outside a pod [default: the current one].")
     ] = "",
+    audit: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="For the audit logs of the traffic that it moves."),
+    ] = Path("var/operator"),
+    webhook: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Answer the API server there, by HTTPS at /validate, whether a Region is right "
+            "[default: not at all].",
+            show_default=False,
+        ),
+    ] = "",
+    webhook_certificate: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="With tls.crt and tls.key, for --webhook.")
+    ] = Path("/etc/imctl/webhook"),
 ) -> None:
     """Bring IDC and Witness objects to this cluster and keep them so, until SIGTERM.
+
+    Moves of traffic are asked for as TrafficOperation objects say.
 
     Of several, one is active: it holds a Lease. The others wait for it.
 
@@ -52,8 +72,15 @@ def run(
 
     Example: imctl operator run --namespace im-fra
     """
-    from imctl.reconcile.run import run as run_operator  # its libraries take half a second
+    from imctl.reconcile.run import Webhook  # its libraries take half a second
+    from imctl.reconcile.run import run as run_operator
 
+    hook = None
+    if webhook:
+        host, separator, port = webhook.rpartition(":")
+        if not separator or not port.isdecimal():
+            raise BadInput(f"--webhook: expected HOST:PORT, got {webhook!r}")
+        hook = Webhook(host, int(port), webhook_certificate)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)  # else a line for each event
     text = (files("imctl.capacity") / "figures.yaml").read_text(encoding="utf-8")
@@ -61,7 +88,8 @@ def run(
     where = lease_namespace or os.environ.get("POD_NAMESPACE") or "default"
     figures = Figures.of(yaml.safe_load(text))
     clock = SystemClock()
-    asyncio.run(run_operator(identity, where, namespace or [], figures, clock, context))
+    namespaces = namespace or []
+    asyncio.run(run_operator(identity, where, namespaces, figures, clock, audit, context, hook))
 
 
 @operator.command("crds")

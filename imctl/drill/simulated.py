@@ -39,7 +39,7 @@ from services.loadgen.stats import Sample
 from services.sim.apart import alone
 from services.sim.drill import SimMeans
 from services.sim.loop import Owner, Stuck
-from services.sim.region import COUNTRIES, country_of
+from services.sim.region import COUNTRIES, Layout
 from services.sim.rpc import SimChannel
 from services.sim.run import simulated
 from services.sim.world import Connector, World
@@ -110,7 +110,7 @@ class SimGround(Ground):
     def __init__(self, world: World) -> None:
         self.region = world.region
         self.homes = COUNTRIES
-        self.lookup = country_of
+        self.lookup = world.layout.country_of
         self.connect = world.connect
         self._world = world
 
@@ -288,7 +288,7 @@ class _Play:
 
 def play(seed: int, drill: Drill, values: Mapping[str, Any]) -> Seed:
     began = time.perf_counter()
-    with simulated(seed) as world:
+    with simulated(seed, Layout()) as world:
         owner = Owner("drill")
         world.net.sites[owner] = SITE
 

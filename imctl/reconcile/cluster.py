@@ -16,6 +16,7 @@ from imctl.api.kinds import KINDS
 Object = dict[str, Any]
 CALL_S = 5.0
 MANAGER = "imctl-operator"
+LOOKER = "imctl-operator-look"  # of what it sees and does by asking an IDC's process
 _APPLY = "application/apply-patch+yaml"
 _PLURALS = {
     "ServiceAccount": "serviceaccounts",
@@ -41,15 +42,11 @@ class Rejected(ImError):
 
 
 class Cluster:
-    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent.
-    ``manager``: whose the fields are that it applies."""
+    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent."""
 
-    def __init__(
-        self, api: ApiClient, may_write_s: Callable[[], float], manager: str = MANAGER
-    ) -> None:
+    def __init__(self, api: ApiClient, may_write_s: Callable[[], float]) -> None:
         self._api = api
         self._may_write_s = may_write_s
-        self._manager = manager
         self.calls = 0
 
     async def get(
@@ -67,18 +64,20 @@ class Cluster:
         items: list[Object] = found["items"] if found else []
         return items
 
-    async def apply(self, wanted: Object, status: bool = False) -> Object:
+    async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
-        return await self._apply(wanted, "/status" if status else "", [])
+        return await self._apply(wanted, "/status" if status else "", manager, [])
 
-    async def rehearse(self, wanted: Object) -> None:
+    async def rehearse(self, wanted: Object, manager: str = MANAGER) -> None:
         """Raises what ``apply`` would; nothing is written."""
-        await self._apply(wanted, "", [("dryRun", "All")])
+        await self._apply(wanted, "", manager, [("dryRun", "All")])
 
-    async def _apply(self, wanted: Object, below: str, more: Sequence[tuple[str, str]]) -> Object:
+    async def _apply(
+        self, wanted: Object, below: str, manager: str, more: Sequence[tuple[str, str]]
+    ) -> Object:
         metadata = wanted["metadata"]
         path = _path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
-        query = [("fieldManager", self._manager), ("force", "true"), *more]
+        query = [("fieldManager", manager), ("force", "true"), *more]
         path += below
         made = await self._call("PATCH", path, query, wanted, _APPLY, self._may_write_s())
         if made is None:
@@ -97,6 +96,14 @@ class Cluster:
         if made is None:
             raise Conflict(f"{path}: it is gone")
         return made
+
+    async def finalizers(self, document: Object, names: Sequence[str]) -> None:
+        """Ours of this object are these, and no others."""
+        metadata = {name: document["metadata"][name] for name in ("name", "namespace", "uid")}
+        head = {name: document[name] for name in ("apiVersion", "kind")}
+        await self.apply(
+            {**head, "metadata": {**metadata, "finalizers": list(names)}}, manager=LOOKER
+        )
 
     async def event(self, body: Object) -> None:
         await self.write(body, self._may_write_s())

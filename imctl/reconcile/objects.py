@@ -45,6 +45,7 @@ class Part(NamedTuple):
     clients: Mapping[str, int]  # ports by name; empty for a witness
     hosts: tuple[str, ...]  # of its endpoints
     memory_mib: int
+    metrics: int = 0  # port of HTTPS for probes and Prometheus; 0: none
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -65,7 +66,7 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
     memory = base + figures["im_mib"] + idc.capacity.sessions * figures["connection_kib"] / 1024
     return Part(
         idc.name, "idc", "services.node", ("--idc", idc.name), split(ends.peer)[1], clients,
-        tuple(hosts), ceil(memory),
+        tuple(hosts), ceil(memory), split(ends.metrics)[1] if ends.metrics else 0,
     )  # fmt: skip
 
 
@@ -148,13 +149,18 @@ class _Maker:
     def _network_policy(self) -> Object:
         """Only the listeners can be reached. Who may call a peer is judged by certificates: other
         IDCs come from addresses that nobody here knows."""
-        ports = [self._part.peer, *self._part.clients.values()]
+        ports = list(self._ports().values())
         spec = {
             "podSelector": {"matchLabels": self._match},
             "policyTypes": ["Ingress"],
             "ingress": [{"ports": [{"protocol": "TCP", "port": port} for port in ports]}],
         }
         return self._object("networking.k8s.io/v1", "NetworkPolicy", self._base, spec=spec)
+
+    def _ports(self) -> dict[str, int]:
+        """All that listens, by name."""
+        ports = {**self._part.clients, "peer": self._part.peer}
+        return ports | ({"metrics": self._part.metrics} if self._part.metrics else {})
 
     def _peer_service(self) -> Object:
         """Also before it is ready: others need its registry for their majority."""
@@ -268,7 +274,6 @@ class _Maker:
         cpu = resources.cpu or ("1" if part.clients else "100m")
         files = ["--region", f"{_ETC}/region/region.yaml", "--pki", f"{_ETC}/pki"]
         data = ["--data", f"{_VAR}/data", "--audit", f"{_VAR}/audit.jsonl"]
-        ports = {**part.clients, "peer": part.peer}
         # Readiness: what listens last and first closes, so it is found and serves.
         serves = part.clients.get("ipconf", part.peer)
         return {
@@ -276,7 +281,9 @@ class _Maker:
             "image": self._spec.image,
             "command": ["python3", "-m", part.module],
             "args": [*files, *data, *part.arguments, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
-            "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+            "ports": [
+                {"name": name, "containerPort": port} for name, port in self._ports().items()
+            ],
             "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}},
             "securityContext": {
                 "allowPrivilegeEscalation": False,
@@ -285,7 +292,7 @@ class _Maker:
             },
             # What it missed while it was away it may fetch from others first.
             "startupProbe": _probe(part.peer, 2, 150),
-            "livenessProbe": _probe(part.peer, 10, 6),
+            "livenessProbe": _live(part, 10, 6),
             "readinessProbe": _probe(serves, 2, 2),
             "volumeMounts": [
                 {"name": "data", "mountPath": _VAR},
@@ -323,9 +330,20 @@ class _Maker:
         ]
 
 
+def _live(part: Part, period_s: int, failures: int) -> Object:
+    """An answer of the process's loop, where it gives one: a connection is taken by the kernel."""
+    if not part.metrics:
+        return _probe(part.peer, period_s, failures)
+    asked = {"httpGet": {"scheme": "HTTPS", "path": "/livez", "port": part.metrics}}
+    return asked | _pace(period_s, failures)
+
+
 def _probe(port: int, period_s: int, failures: int) -> Object:
+    return {"tcpSocket": {"port": port}, **_pace(period_s, failures)}
+
+
+def _pace(period_s: int, failures: int) -> Object:
     return {
-        "tcpSocket": {"port": port},
         "periodSeconds": period_s,
         "timeoutSeconds": 2,
         "failureThreshold": failures,

@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from imcore.errors import ImError
-from imctl.api.kinds import API_VERSION, IDC, REGION, WITNESS
+from imctl.api.kinds import API_VERSION, IDC, REGION, TRAFFIC_OPERATION, WITNESS
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.lease import NotLeading
+from imctl.reconcile.looks import Looks
 from imctl.reconcile.objects import CERT_MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
+from imctl.reconcile.peers import Peers
+from imctl.reconcile.runs import Runs
 
 log = logging.getLogger("im.operator")
 
@@ -31,15 +34,19 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     WITNESS.name: WitnessSpec,
 }
 WORKERS = 4
+PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
 RESYNC_S = 60.0
 SOON_S = 3.0  # again, for what is on its way: pods and Secrets are not watched
 RETRY_S, RETRY_MAX_S = 0.5, 30.0
 
 
 class Key(NamedTuple):
+    """``asks``: it is about what is learnt and done by asking the processes of IDCs."""
+
     kind: str
     namespace: str
     name: str
+    asks: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
@@ -49,13 +56,20 @@ class Reconciler:
     """``wall``: the time of day, RFC 3339."""
 
     def __init__(
-        self, cluster: Cluster, figures: Mapping[str, float], wall: Callable[[], str]
+        self,
+        cluster: Cluster,
+        figures: Mapping[str, float],
+        wall: Callable[[], str],
+        peers: Peers,
     ) -> None:
         self._cluster = cluster
         self._figures = figures
         self._wall = wall
+        self._runs = Runs(cluster, peers, wall, self._tell)
+        self._looks = Looks(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()  # in the queue
+        self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()  # in a queue
         self._running: set[Key] = set()
         self._again: set[Key] = set()  # asked for while it ran
         self._known: set[Key] = set()
@@ -65,23 +79,39 @@ class Reconciler:
     def look(self, key: Key) -> None:
         """Soon; once, however often it is asked for until then."""
         self._known.add(key)
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
         if key in self._running:
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            self._queue.put_nowait(key)
+            (self._peer_queue if key.asks else self._queue).put_nowait(key)
+
+    def changed(self, kind: str, namespace: str, name: str) -> None:
+        """An object is there, has changed, or is gone."""
+        if kind != TRAFFIC_OPERATION.name:
+            self.look(Key(kind, namespace, name))
+        if kind == REGION.name:
+            self.look_at_all_of(namespace)
+        asking = Key(kind, namespace, name, asks=True)
+        # An IDC is asked now and then. That its own answer has changed the status is no reason.
+        asked = asking in self._timers or asking in self._running
+        if kind == TRAFFIC_OPERATION.name or (kind == IDC.name and not asked):
+            self.look(asking)
 
     def look_at_all_of(self, namespace: str) -> None:
         """When a Region has changed there."""
         for key in list(self._known):
-            if key.namespace == namespace and key.kind in SPECS:
+            if key.namespace == namespace and key.kind in SPECS and not key.asks:
                 self.look(key)
 
     async def run(self) -> None:
         """Until it is cancelled. Raises NotLeading."""
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
-                group.create_task(self._work())
+                group.create_task(self._work(self._queue))
+            for _ in range(PEER_WORKERS):
+                group.create_task(self._work(self._peer_queue))
             group.create_task(self._resync())
 
     async def _resync(self) -> None:
@@ -90,9 +120,9 @@ class Reconciler:
             for key in list(self._known):
                 self.look(key)
 
-    async def _work(self) -> None:
+    async def _work(self, queue: asyncio.Queue[Key]) -> None:
         while True:
-            key = await self._queue.get()
+            key = await queue.get()
             self._waiting.discard(key)
             self._running.add(key)
             try:
@@ -106,8 +136,6 @@ class Reconciler:
                 self._later(key, wait_s)
 
     def _later(self, key: Key, wait_s: float) -> None:
-        if key in self._timers:
-            self._timers[key].cancel()
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(wait_s, self.look, key)
 
@@ -135,17 +163,22 @@ class Reconciler:
         if key.kind == REGION.name:
             await self._region(owner, document)
             return None
+        if key.kind == TRAFFIC_OPERATION.name:
+            return await self._runs.reconcile(owner, document)
+        if key.asks:
+            return await self._looks.look(owner, document)
         return await self._workload(owner, document)
 
     async def _region(self, owner: Owner, document: Object) -> None:
         _, problems = judge_region(owner.name, document["spec"])
         status = region_status(problems, owner.generation)
         before = document.get("status", {})
-        if _differs(status, before):
+        if seen.differs(status, before):
             await self._cluster.apply(seen.status_object(owner, status), status=True)
         if before.get("phase") != status["phase"]:
             message = problems[0] if problems else "as `imctl validate` wants it"
-            await self._tell(seen.event(owner, status["phase"], message, self._wall()))
+            event = seen.event(owner, status["phase"], message, self._wall(), bool(problems))
+            await self._tell(event)
 
     async def _workload(self, owner: Owner, document: Object) -> float | None:
         before = document.get("status", {})
@@ -200,7 +233,7 @@ class Reconciler:
 
     async def _say(self, owner: Owner, decision: Decision, before: Object) -> None:
         status = seen.status_of(decision, before, self._wall())
-        if _differs(status, before):
+        if seen.differs(status, before):
             await self._cluster.apply(seen.status_object(owner, status), status=True)
         event = seen.event_of(owner, decision, before, self._wall())
         if event is not None:
@@ -221,8 +254,3 @@ def _rejected(decision: Decision, why: str) -> Decision:
         **decision.status, "phase": str(Phase.BLOCKED), "blocked_by": [why],
     }  # fmt: skip
     return decision._replace(status=status, reason="Rejected", message=why)
-
-
-def _differs(status: Object, before: Object) -> bool:
-    """An API server leaves nothing out of a status that was given to it."""
-    return any(before.get(name) != value for name, value in status.items())

@@ -12,7 +12,8 @@ import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import kopf
 from kubernetes_asyncio import config as kubeconfig
@@ -20,14 +21,24 @@ from kubernetes_asyncio.client import ApiClient, Configuration
 
 from imcore.errors import ImError
 from imcore.runtime import Clock
-from imctl.api.kinds import GROUP, KINDS, REGION, VERSION
+from imctl.api.kinds import GROUP, KINDS, VERSION
+from imctl.reconcile.admission import serving
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
+from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import SPECS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
 LEASE = "coordination.k8s.io/v1"
 OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
+
+
+class Webhook(NamedTuple):
+    """``certificate``: a folder with its `tls.crt` and `tls.key`."""
+
+    host: str
+    port: int
+    certificate: Path
 
 
 async def run(
@@ -36,9 +47,12 @@ async def run(
     namespaces: Sequence[str],
     figures: Mapping[str, float],
     clock: Clock,
+    audit: Path,
     context: str = "",
+    webhook: Webhook | None = None,
 ) -> None:
-    """Until SIGTERM. ``namespaces``: those that it works in; none: all. Raises NotLeading when the
+    """Until SIGTERM. ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
+    audit chains of what it asks of regions. Raises NotLeading when the
     lease is lost: nothing of this process may go on then; ImError without a cluster."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -53,12 +67,16 @@ async def run(
             raise NotLeading(f"the lease was not renewed in time; {leadership.holder} holds it")
         return left
 
-    async with ApiClient() as api:
+    async with contextlib.AsyncExitStack() as stack:
+        if webhook is not None:
+            await stack.enter_async_context(serving(*webhook))
+        api = await stack.enter_async_context(ApiClient())
         cluster = Cluster(api, may_write_s)
         election = _Election(leadership, cluster, clock)
         lease = asyncio.ensure_future(election.run())
         stopping = asyncio.ensure_future(stopped.wait())
-        reconciler = Reconciler(cluster, figures, lambda: wall(clock))
+        peers = Peers(clock, audit)
+        reconciler = Reconciler(cluster, figures, lambda: wall(clock), peers)
         work = asyncio.ensure_future(_lead(election.leads, reconciler, namespaces))
         try:
             done, _ = await asyncio.wait(
@@ -184,9 +202,7 @@ def _registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
 def _changed(reconciler: Reconciler) -> Callable[..., Any]:
     async def handler(body: Mapping[str, Any], **_: Any) -> None:
         metadata = body["metadata"]
-        reconciler.look(Key(body["kind"], metadata["namespace"], metadata["name"]))
-        if body["kind"] == REGION.name:
-            reconciler.look_at_all_of(metadata["namespace"])
+        reconciler.changed(body["kind"], metadata["namespace"], metadata["name"])
 
     return handler
 

@@ -54,20 +54,37 @@ def _trouble(status: Object) -> str:
 
 
 def status_of(decision: Decision, before: Object, now: str) -> Object:
-    """With its condition, which keeps the time at which it last changed. ``now``: RFC 3339."""
-    status = "True" if decision.ready else "False"
-    old: Object = next(
-        (each for each in before.get("conditions", ()) if each["type"] == "Ready"), {}
+    """With its condition. ``now``: RFC 3339."""
+    generation = decision.status["observed_generation"]
+    ready = condition(
+        "Ready", decision.ready, decision.reason, decision.message, before, generation, now
     )
-    condition = {
-        "type": "Ready",
+    return {**decision.status, "conditions": [ready]}
+
+
+def condition(
+    kind: str, holds: bool, reason: str, message: str, before: Object, generation: int, now: str
+) -> Object:
+    """It keeps the time at which it last changed. ``before``: the status as it was."""
+    status = "True" if holds else "False"
+    old: Object = next((each for each in before.get("conditions", ()) if each["type"] == kind), {})
+    return {
+        "type": kind,
         "status": status,
-        "reason": decision.reason,
-        "message": decision.message,
+        "reason": reason,
+        "message": message,
         "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == status else now,
-        "observedGeneration": decision.status["observed_generation"],
+        "observedGeneration": generation,
     }
-    return {**decision.status, "conditions": [condition]}
+
+
+def differs(status: Object, before: Object) -> bool:
+    """From the same fields of a status as it was; another part of the operator writes others. An
+    API server leaves nothing out of a status that was given to it."""
+    kinds = {each["type"] for each in status.get("conditions", ())}
+    old = [each for each in before.get("conditions", ()) if each["type"] in kinds]
+    was = {**before, "conditions": old}
+    return any(was.get(name) != value for name, value in status.items())
 
 
 def status_object(owner: Owner, status: Object) -> Object:
@@ -82,10 +99,11 @@ def event_of(owner: Owner, decision: Decision, before: Object, now: str) -> Obje
     changed = any(
         before.get(name) != decision.status[name] for name in ("phase", "blocked_by", "outdated")
     )
-    return event(owner, decision.reason, decision.message, now) if changed else None
+    warning = decision.reason in (*_WARNINGS, "Rejected")
+    return event(owner, decision.reason, decision.message, now, warning) if changed else None
 
 
-def event(owner: Owner, reason: str, message: str, now: str) -> Object:
+def event(owner: Owner, reason: str, message: str, now: str, warning: bool) -> Object:
     about: dict[str, Any] = {
         "apiVersion": API_VERSION, "kind": owner.kind, "namespace": owner.namespace,
         "name": owner.name, "uid": owner.uid,
@@ -95,7 +113,7 @@ def event(owner: Owner, reason: str, message: str, now: str) -> Object:
         "kind": "Event",
         "metadata": {"generateName": f"{owner.name}.", "namespace": owner.namespace},
         "involvedObject": about,
-        "type": "Warning" if reason in (*_WARNINGS, "Invalid", "Rejected") else "Normal",
+        "type": "Warning" if warning else "Normal",
         "reason": reason,
         "message": message[:1000],
         "firstTimestamp": now,

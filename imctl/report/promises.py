@@ -50,6 +50,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "two_writers": "Places acked by two writers",
         "session_broken": "Read cursors that went back, own messages unseen",
         "replicas_differ": "Replicas that differ in the end",
+        "changes_wrong": "Edits, recalls and reactions that differ, or are lost",
         "unproven": UNPROVEN,
     }
     counts = verdict.counts
@@ -58,6 +59,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "two_writers": not counts.placed,
         "session_broken": not counts.cursors + counts.own_looked_for,
         "replicas_differ": not counts.replicas,
+        "changes_wrong": not counts.changes,
     }
     promises = [
         _zero(text, verdict.total(group))

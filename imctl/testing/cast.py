@@ -27,7 +27,7 @@ from imctl.statusview import policies_said
 from imctl.testing.lab import Lab, until
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Addresses, public_country
-from services.loadgen.ports import Session
+from services.loadgen.ports import Session, Stood
 from services.loadgen.recorder import Ear, Recorder
 from services.loadgen.sdk import SdkClients
 from services.loadgen.together import together
@@ -82,8 +82,9 @@ class Actor:
 
     async def read(self) -> None:
         """Up to what it was shown last. Raises ImError."""
-        if self.ear.last is not None:
-            await self.session.read_up_to(*self.ear.last)
+        if self.ear.recent:
+            conversation, key, _ = self.ear.recent[-1]
+            await self.session.read_up_to(conversation, key)
 
 
 class Couple(NamedTuple):
@@ -315,8 +316,8 @@ class _Views(Recorder):
         self.found: dict[str, set[str]] = {}
 
     def login(
-        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]
+        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[Stood]]
     ) -> None:
         tags = self.found.setdefault(idc, set())
-        for contents in views.values():
-            tags.update(tag_of(content) for content in contents)
+        for messages in views.values():
+            tags.update(tag_of(message.content) for message in messages)

@@ -12,7 +12,7 @@ from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, U
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import Clock
-from imcore.sometimes import TAKEN_OVER, sometimes
+from imcore.sometimes import FENCED, TAKEN_OVER, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
@@ -134,6 +134,8 @@ class Partition:
         record = await self.append(op)
         if record.lsn != end.lsn + 1:
             raise Unavailable(f"the marker came to be {record.lsn}, and not next to {end.lsn}")
+        if end.epoch:  # whoever wrote before, dead or not, writes nothing behind the marker
+            sometimes(FENCED)
         # In the turn in which ops are taken again: what was given out for ops that the failure took
         # along must not be counted on.
         self.sequencer.reset()

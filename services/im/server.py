@@ -31,7 +31,7 @@ from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
-from imcore.sometimes import KNOWN, WANTED, sometimes
+from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
 from services.im import acks, changes, entries, groups, known, reads
 from services.im.conversation import Conversation
@@ -527,7 +527,12 @@ class ImServer:
         await self._wait_applied(connect)
         if not session.pull_only:
             self._route(session, gone=False)
-        return await known.of_outboxes(self.kv, self.partition, session, connect.outbox)
+        found = await known.of_outboxes(self.kv, self.partition, session, connect.outbox)
+        if any(origin_of(moved.origin) != self.origin for moved in connect.moved_from):
+            known_here = sum(cids.last - cids.first + 1 for lane in found for cids in lane.ranges)
+            if known_here < sum(head.top - head.floor + 1 for head in connect.outbox):
+                sometimes(MOVED_AHEAD)
+        return found
 
     async def _wait_applied(self, connect: pb.Connect) -> None:
         """What a move brought along must be folded before cids are judged; at most 500 ms."""

@@ -61,6 +61,7 @@ class Load:
         self._text = Text(rng)
         self.devices: list[Member] = []
         self._by_uid: dict[str, list[Member]] = {}
+        self._by_n: dict[int, Member] = {}
         self._pairs: list[tuple[str, tuple[str, ...]]] = []  # conversation, uids
         self._groups: list[tuple[str, tuple[str, ...]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,6 +72,23 @@ class Load:
         self.sampler = Sampler(recorder, self.started)
 
     # --------------------------------------------------------------------------- start
+
+    async def start_again(self, member: Member, client: Client) -> None:
+        """The application of a device, which has ended, starts again and knows only what its store
+        has kept; or it is another device's from now on (``client``). Tried until it is connected,
+        or the load is closed."""
+        while True:
+            self.recorder.closed(member.ear.n)
+            member.client = client
+            member.ear = self.recorder.device(client.uid, client.device)
+            self._by_n[member.ear.n] = member
+            member.session = self._connect(
+                client.uid, client.device, client.address, member.ear, True
+            )
+            try:
+                return await member.session.open()
+            except ImError:
+                await member.session.close()
 
     async def open(self, progress: Callable[[int], None] = lambda connected: None) -> None:
         """Connect every device, then make the conversations. Raises ImError."""
@@ -91,6 +109,7 @@ class Load:
         await together(one(client) for client in self.population.clients)
         self.devices.sort(key=lambda member: member.ear.n)
         for member in self.devices:
+            self._by_n[member.ear.n] = member
             self._by_uid.setdefault(member.client.uid, []).append(member)
         for left, right in self.population.pairs:
             conversation = self._by_uid[left][0].session.direct(right)
@@ -145,9 +164,10 @@ class Load:
         not be the last message: a cursor must not go back to it."""
         for member in itertools.cycle(self.devices):
             await asyncio.sleep(READ_S)
-            if member.ear.last is not None:
+            if member.ear.recent:
+                conversation, key, _ = member.ear.recent[-1]
                 with contextlib.suppress(ImError):  # not connected; it is another's turn
-                    await member.session.read_up_to(*member.ear.last)
+                    await member.session.read_up_to(conversation, key)
 
     async def _send_all(self, rates: Rates, on_sample: Callable[[Sample], None]) -> None:
         sizes = [len(uids) for _, uids in self._groups]
@@ -198,19 +218,20 @@ class Load:
         conversation, uids = conversations[arrival.target]
         answerer = self.recorder.last_shown.get(conversation)
         if arrival.answer and answerer is not None:
-            member = self.devices[answerer]
+            member = self._by_n[answerer]
         else:
             member = self._rng.choice(self._by_uid[self._rng.choice(uids)])
         await self._send(member, conversation, self._text.take(arrival.size))
 
     async def _send(self, member: Member, conversation: str, body: str) -> bool:
-        tag, content = self.recorder.compose(member.ear, conversation, body)
+        ear, session = member.ear, member.session  # it may be started again meanwhile
+        tag, content = self.recorder.compose(ear, conversation, body)
         try:
-            acked = await member.session.send(conversation, content)
+            acked = await session.send(conversation, content)
         except ImError as error:
-            self.recorder.send_failed(member.ear, tag, str(error))
+            self.recorder.send_failed(ear, tag, str(error))
             return False
-        self.recorder.ack(member.ear, conversation, tag, acked)
+        self.recorder.ack(ear, conversation, tag, acked)
         return True
 
     def say(self, member: Member, conversation: str, body: str) -> None:

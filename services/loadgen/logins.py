@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from imcore.errors import ImError, Unavailable
-from services.loadgen.ports import Connect
+from services.loadgen.ports import Connect, Stood
 from services.loadgen.recorder import Deaf, Recorder
 from services.loadgen.together import together
 
@@ -84,7 +84,7 @@ def _now() -> float:
 
 async def _views(
     connect: Connect, wanted: Look, idc: str, address: str, purpose: str
-) -> dict[str, list[bytes]]:
+) -> dict[str, list[Stood]]:
     session = connect(wanted.uid, f"{purpose}-{idc}", address, Deaf(), False)
     try:
         await session.open()

@@ -20,6 +20,17 @@ class Listener(Protocol):
 
     def cursor(self, conversation: str, key: str, uid: str) -> None: ...
 
+    def changed(
+        self,
+        conversation: str,
+        key: str,
+        content: bytes,
+        recalled: bool,
+        reactions: Sequence[tuple[str, str]],
+    ) -> None:
+        """What a message says from now on; ``reactions``: uid and code of those that stand."""
+        ...
+
     def connection(self, idc: str, gateway: str) -> None:
         """Empty names: the connection is lost."""
         ...
@@ -30,6 +41,15 @@ class Acked(NamedTuple):
 
     how: str
     place: Place
+
+
+class Stood(NamedTuple):
+    """A message of a conversation, and what changes have made of it."""
+
+    key: str
+    content: bytes
+    recalled: bool = False
+    reactions: Sequence[tuple[str, str]] = ()
 
 
 class Session(Protocol):
@@ -62,8 +82,8 @@ class Session(Protocol):
         """This user has read up to this message, which was shown. Raises ImError."""
         ...
 
-    async def history(self, conversation: str) -> list[bytes]:
-        """The contents of the whole conversation, in order. Raises ImError."""
+    async def history(self, conversation: str) -> list[Stood]:
+        """The whole conversation, in order. Raises ImError."""
         ...
 
 

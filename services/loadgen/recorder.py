@@ -3,11 +3,14 @@ view. It knows only the callbacks of ``services.loadgen.ports.Listener``."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from imcore import history as h
 from imcore.words import is_group
-from services.loadgen.ports import Acked
+from services.loadgen.ports import Acked, Stood
+
+RECENT = 32  # messages that a device remembers, to do something with them
 
 
 class Ear:
@@ -17,18 +20,19 @@ class Ear:
         self.n = n
         self.uid = uid
         self.seen: dict[str, int] = {}  # shown so far, by conversation
-        self.last: tuple[str, str] | None = None  # conversation and key of what was shown last
+        # Conversation, key and uid of what was shown last, oldest first.
+        self.recent: deque[tuple[str, str, str]] = deque(maxlen=RECENT)
         self._recorder = recorder
 
     def shown(
         self, conversation: str, key: str, uid: str, content: bytes, at: int, late: bool
     ) -> None:
         recorder = self._recorder
-        tag = recorder.tags[key] = h.tag_of(content)
+        tag = recorder.tags[key] = recorder.tag_of(key, content)
         now = recorder.now_us()
         recorder.write(h.Shown(now, self.n, recorder.conversation(conversation), tag, at, late))
         self.seen[conversation] = self.seen.get(conversation, 0) + 1
-        self.last = conversation, key
+        self.recent.append((conversation, key, uid))
         recorder.counts.shown += 1
         if uid != self.uid:
             recorder.last_shown[conversation] = self.n
@@ -47,10 +51,30 @@ class Ear:
             c = recorder.conversation(conversation)
             recorder.write(h.Cursor(recorder.now_us(), self.n, c, tag, uid))
 
+    def changed(
+        self,
+        conversation: str,
+        key: str,
+        content: bytes,
+        recalled: bool,
+        reactions: Sequence[tuple[str, str]],
+    ) -> None:
+        recorder = self._recorder
+        c, tag = recorder.conversation(conversation), recorder.tags.get(key, f"?-{key}")
+        said = _says(content, recalled, reactions)
+        recorder.write(h.Says(recorder.now_us(), self.n, c, tag, *said))
+
     def connection(self, idc: str, gateway: str) -> None:
         recorder = self._recorder
         recorder.where[self.n] = idc
         recorder.write(h.Connection(recorder.now_us(), self.n, idc, gateway))
+
+
+def _says(
+    content: bytes, recalled: bool, reactions: Sequence[tuple[str, str]]
+) -> tuple[str, list[str]]:
+    says = "" if recalled else h.tag_of(content)
+    return says, sorted(f"{code} {uid}" for uid, code in reactions)
 
 
 class Deaf:
@@ -63,6 +87,15 @@ class Deaf:
     def moved(self, conversation: str, key: str, origin: int, target: int) -> None: ...
 
     def cursor(self, conversation: str, key: str, uid: str) -> None: ...
+
+    def changed(
+        self,
+        conversation: str,
+        key: str,
+        content: bytes,
+        recalled: bool,
+        reactions: Sequence[tuple[str, str]],
+    ) -> None: ...
 
     def connection(self, idc: str, gateway: str) -> None: ...
 
@@ -92,6 +125,8 @@ class Recorder:
         self._now = now
         self.counts = Counters()
         self.tags: dict[str, str] = {}  # the SDK's key of a message: our tag
+        self._wanted: dict[str, set[str]] = {}  # by key: what a change may make it say
+        self._asks = 0
         self.where: dict[int, str] = {}  # the IDC that each device is connected to, or ""
         self.last_shown: dict[str, int] = {}  # who could answer, by conversation
         self.composed_at: dict[str, tuple[int, int]] = {}  # tag: (µs, device)
@@ -141,6 +176,35 @@ class Recorder:
         self.write(h.Compose(now, ear.n, self.conversation(conversation), tag, seen))
         return tag, content
 
+    def tag_of(self, key: str, content: bytes) -> str:
+        """Of the message as it was composed, also when it says something else by now."""
+        found = h.tag_of(content)
+        return self.tags[key] if found in self._wanted.get(key, ()) else found
+
+    def edit(self, ear: Ear, conversation: str, key: str, body: str) -> tuple[int, bytes]:
+        """What is to be asked for and the content; call it right before, as ``compose``."""
+        tag, content = h.seal(self._messages, body)
+        self._messages += 1
+        self._wanted.setdefault(key, set()).add(tag)
+        return self._ask(ear, conversation, key, "edit", tag), content
+
+    def recall(self, ear: Ear, conversation: str, key: str) -> int:
+        self._wanted.setdefault(key, set()).add(h.tag_of(b""))
+        return self._ask(ear, conversation, key, "recall", "")
+
+    def react(self, ear: Ear, conversation: str, key: str, code: str, on: bool) -> int:
+        return self._ask(ear, conversation, key, "react" if on else "unreact", code)
+
+    def _ask(self, ear: Ear, conversation: str, key: str, what: str, value: str) -> int:
+        ask = self._asks
+        self._asks += 1
+        c, tag = self.conversation(conversation), self.tags[key]
+        self.write(h.Change(self.now_us(), ear.n, c, tag, ask, what, value))
+        return ask
+
+    def change_done(self, ask: int) -> None:
+        self.write(h.ChangeDone(self.now_us(), ask))
+
     def ack(self, ear: Ear, conversation: str, tag: str, acked: Acked) -> None:
         now = self.now_us()
         self.waiting.pop(tag, None)
@@ -183,11 +247,16 @@ class Recorder:
         return n
 
     def login(
-        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[bytes]]
+        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[Stood]]
     ) -> None:
         """What the fresh login of this number found, by conversation."""
         now = self.now_us()
         self.write(h.Login(now, n, uid, idc, purpose))
-        for conversation, contents in views.items():
-            tags = [h.tag_of(content) for content in contents]
-            self.write(h.View(now, n, self.conversation(conversation), tags))
+        for conversation, messages in views.items():
+            c = self.conversation(conversation)
+            tags = [self.tag_of(message.key, message.content) for message in messages]
+            self.write(h.View(now, n, c, tags))
+            for tag, message in zip(tags, messages, strict=True):
+                says, reactions = _says(message.content, message.recalled, message.reactions)
+                if says != tag or reactions:
+                    self.write(h.ViewSays(now, n, c, tag, says, reactions))

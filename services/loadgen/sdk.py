@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.loadgen.ports import Acked, Listener
+from services.loadgen.ports import Acked, Listener, Stood
 from services.sdk import (
+    Changed,
     Client,
     ConnectionChanged,
     CursorMoved,
@@ -36,6 +37,8 @@ class SdkSession:
             listener.shown(conversation, key, uid, content, index, late)
         elif isinstance(event, Moved):
             listener.moved(*event)
+        elif isinstance(event, Changed):
+            listener.changed(*event)
         elif isinstance(event, ConnectionChanged):
             listener.connection(event.idc, event.gateway)
         elif isinstance(event, CursorMoved) and event.key is not None:
@@ -67,11 +70,13 @@ class SdkSession:
     async def read_up_to(self, conversation: str, key: str) -> None:
         await self._client.cursor(conversation, key)
 
-    async def history(self, conversation: str) -> list[bytes]:
+    async def history(self, conversation: str) -> list[Stood]:
         while await self._client.sync_history(conversation, HISTORY_PAGE):
             pass
         await self._client.settled()
-        return [message.content for message in self._client.view(conversation)]
+        client = self._client
+        shown = [message.key for message in client.view(conversation)]
+        return [Stood(*client.changes(conversation, key)[1:]) for key in shown]
 
 
 class SdkClients:

@@ -66,5 +66,5 @@ class Machine:
         server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         credentials = grpc_server_credentials(self._pki, self._name)
         if server.add_secure_port(address, credentials) == 0:
-            raise OSError(f"cannot listen on {address} (endpoints.peer of {self._name})")
+            raise OSError(f"cannot listen on {address} (peer of {self._name})")
         return server

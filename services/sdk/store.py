@@ -123,7 +123,7 @@ class SqliteStore:
                 )
             ]
         except sqlite3.Error as error:
-            self._release()
+            self.let_go()
             raise SdkError(f"the outbox {self._path} cannot be opened: {error}") from error
         self._thread = ThreadPoolExecutor(1, "outbox")
         self._epoch = int(meta["epoch"])
@@ -213,9 +213,10 @@ class SqliteStore:
             if self._thread is not None:
                 self._thread.shutdown(wait=True)
                 self._thread = None
-            self._release()
+            self.let_go()
 
-    def _release(self) -> None:
+    def let_go(self) -> None:
+        """Of file and lock, as a process does that dies; what was committed stays."""
         if self._db is not None:
             self._db.close()
             self._db = None

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imcore.sometimes import COUNTED, EXPECTED
+from imcore.sometimes import EXPECTED
 from services.sim.apart import outcomes
 from services.sim.run import SECONDS, Outcome, run_apart
 
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _arguments(arguments)
     began = time.monotonic()
     faults: Counter[str] = Counter()
+    doings: Counter[str] = Counter()
     sometimes: Counter[str] = Counter()
     run = functools.partial(run_apart, seconds=options.seconds)
     seeds, simulated_s, broken = 0, 0.0, []
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str]) -> int:
         seeds += 1
         simulated_s += outcome.simulated_s
         faults.update(outcome.faults)
+        doings.update(outcome.doings)
         sometimes.update(outcome.sometimes)
         if outcome.violated:
             broken.append(outcome.seed)
@@ -135,7 +137,8 @@ def main(arguments: Sequence[str]) -> int:
         f"{simulated_s / 3600 / max(minutes, 1e-9):.3f} simulated hours a minute"
     )
     print(f"faults: {', '.join(f'{name} {n}' for name, n in sorted(faults.items()))}")
-    print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in COUNTED)}")
+    print(f"besides sending: {', '.join(f'{name} {n}' for name, n in sorted(doings.items()))}")
+    print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in EXPECTED)}")
     never = [name for name in EXPECTED if not sometimes[name]]
     if options.counters and never:
         print(f"never happened: {', '.join(never)}")

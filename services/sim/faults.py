@@ -1,53 +1,71 @@
 """Which faults come when, by the seed; and what each of them does to the world.
 
 Faults come one after the other, with time to get over one before the next, but for those that are
-drawn to meet: at most one IDC is away at a time, since of three registries two must be there for
-anything to be decided, and what a client was acked and nobody else held yet may be gone with two.
+drawn to meet: at most one IDC, or the witness, is away at a time, since of three registries two
+must be there for anything to be decided, and what a client was acked and nobody else held yet may
+be gone with two. Two IDCs are lost in a row: the second once the first has its traffic back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeAlias
 
-from services.sim.region import IDCS
+from services.sim.region import WITNESS_EVERY
 from services.sim.world import World
+
+WHOLE_S = 30.0  # for an IDC to come back and get its traffic
+ACTED_S = 5.0  # for a seal to be heard of, and what lies above it to be published again
+FLIPPED_MIN = 200  # bytes of a file that a bit is flipped in
 
 Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
 
 
 class Faults:
     """``run`` until cancelled or ``heal`` has been called; ``said`` is told each fault of an IDC
-    as it begins and ends; ``move`` is asked to empty the first IDC into the second."""
+    as it begins and ends; ``move`` is asked to empty the first IDC into the second; ``settled``:
+    all serve and have their traffic."""
 
     def __init__(
         self,
         world: World,
         said: Callable[[str, str], None],
         move: Callable[[str, str], None],
+        settled: Callable[[], bool],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._world = world
         self._said = said
         self._move = move
+        self._settled = settled
         self._rng = random.Random(f"faults {world.seed}")
-        self._wiped = False
 
     async def run(self) -> None:
-        while True:
+        names, kinds = list(KINDS), {**LOSSES, **{name: kind[1] for name, kind in KINDS.items()}}
+        losing = self._rng.randint(1, 3)
+        for number in itertools.count():
             await asyncio.sleep(self._rng.uniform(1.0, 5.0))
-            names = list(KINDS)
-            name = self._rng.choices(names, [KINDS[name][0] for name in names])[0]
-            idc = self._rng.choice(IDCS)
-            if name == "wipe" and self._wiped:
-                continue
+            if number == losing:
+                name = self._loss()
+            else:
+                name = self._rng.choices(names, [KINDS[name][0] for name in names])[0]
+            layout = self._world.layout
+            idc = self._rng.choice(layout.voters if name in ANYWHERE else layout.idcs)
             self.counts[name] += 1
             self._tell(idc, name)
-            await KINDS[name][1](self, idc)
+            await kinds[name](self, idc)
             self._tell(idc, f"{name} is over")
+
+    def _loss(self) -> str:
+        """The one of this seed: by its number, so that neighbours have all of them."""
+        if self._world.layout.witness:  # of two IDCs none knows less than a third
+            return self._rng.choice(("wipe", "two losses"))
+        return list(LOSSES)[self._world.seed % WITNESS_EVERY]
 
     def _tell(self, idc: str, what: str) -> None:
         self._world.trace.add(f"fault {idc} {what}")
@@ -56,13 +74,14 @@ class Faults:
     def heal(self) -> None:
         """Everything that can be as it should be is so again."""
         world = self._world
-        sites = [*IDCS, *(f"near-{name}" for name in IDCS)]
+        layout = world.layout
+        sites = [*layout.voters, *(f"near-{name}" for name in layout.idcs)]
         for a in sites:
             for b in sites:
                 if a != b:
                     world.net.heal(a, b)
                     world.net.link(a, b).bytes_per_s = 0
-        for machine in world.machines.values():
+        for machine in world.voters:
             machine.disk.faults.full = False
             machine.disk.faults.fsync_delay_ms = 0
             machine.clock.offset_ms = 0
@@ -76,47 +95,99 @@ class Faults:
     async def _away(self, idc: str) -> None:
         """Sometimes so short that nobody notices, sometimes until after a failover."""
         await asyncio.sleep(self._rng.choice((0.3, 1.5, 4.0, 9.0)) * self._rng.uniform(0.5, 1.5))
-        if not self._world.machines[idc].running:
-            self._world.machines[idc].start()
+        if not self._world.machine(idc).running:
+            self._world.machine(idc).start()
 
     async def crash(self, idc: str) -> None:
-        self._world.machines[idc].crash()
+        self._world.machine(idc).crash()
         await self._away(idc)
 
     async def power(self, idc: str) -> None:
-        self._world.machines[idc].crash(power=True)
+        self._world.machine(idc).crash(power=True)
         await self._away(idc)
 
     async def wipe(self, idc: str) -> None:
         """The IDC is lost with its disk, and built again from nothing."""
-        self._wiped = True
         self._world.machines[idc].crash(power=True)
         self._world.machines[idc].wipe()
         await asyncio.sleep(self._rng.uniform(5, 12))
         if not self._world.machines[idc].running:
             self._world.machines[idc].start()
 
+    async def two_losses(self, idc: str) -> None:
+        """Another IDC is lost as soon as the first one is back."""
+        await self.wipe(idc)
+        if await self._whole():
+            await self.wipe(self._rng.choice(self._other_idcs(idc)))
+
+    async def _whole(self) -> bool:
+        """Once all serve and have their traffic; False: they do not come to that."""
+        for _ in range(int(WHOLE_S * 4)):
+            if self._settled():
+                return True
+            await asyncio.sleep(0.25)
+        return False
+
+    async def blind_rebuild(self, idc: str) -> None:
+        """An IDC begins anew by what one other says, which has less of its log than the third: that
+        one is cut off, and publishes later what it has more."""
+        world, (behind, ahead) = self._world, self._rng.sample(self._other_idcs(idc), 2)
+        if not await self._whole():
+            return
+        await self._cut(self._around(behind), self._rng.uniform(1.0, 1.5), heal=False)
+        machine = world.machine(idc)
+        machine.crash(power=True)
+        self._flip_own(machine.folder, idc)
+        for pair in self._around(ahead):
+            world.net.cut(*pair)
+        for pair in ((idc, behind), (behind, idc)):
+            world.net.heal(*pair)
+        machine.start()
+        await asyncio.sleep(self._rng.uniform(6.0, 8.0))
+        for other in (behind, ahead):
+            for pair in self._around(other):
+                world.net.heal(*pair)
+        await asyncio.sleep(ACTED_S)
+
+    def _around(self, idc: str) -> list[tuple[str, str]]:
+        others = self._others(idc)
+        return [(idc, other) for other in others] + [(other, idc) for other in others]
+
+    def _flip_own(self, folder: Path, idc: str) -> None:
+        """One bit of its own log, so that it cannot go on with it."""
+        files = [
+            each for each in sorted(folder.rglob("*.seg"))
+            if each.stat().st_size > FLIPPED_MIN and each.parent.parent.name.startswith(idc)
+        ]  # fmt: skip
+        if files:
+            path = self._rng.choice(files)
+            data = bytearray(path.read_bytes())
+            data[self._rng.randrange(FLIPPED_MIN // 2, len(data) // 2)] ^= 1
+            path.write_bytes(bytes(data))
+
     async def pause(self, idc: str) -> None:
-        owner = self._world.machines[idc].owner
+        owner = self._world.machine(idc).owner
         if owner is not None:
             self._world.loop.pause(owner)
             await asyncio.sleep(self._rng.choice((0.5, 2.5, 6.0)) * self._rng.uniform(0.5, 1.5))
             self._world.loop.resume(owner)
 
-    async def _cut(self, pairs: list[tuple[str, str]], seconds: float) -> None:
+    async def _cut(self, pairs: list[tuple[str, str]], seconds: float, heal: bool = True) -> None:
         for pair in pairs:
             self._world.net.cut(*pair)
         await asyncio.sleep(seconds)
-        for pair in pairs:
-            self._world.net.heal(*pair)
+        if heal:
+            for pair in pairs:
+                self._world.net.heal(*pair)
+
+    def _other_idcs(self, idc: str) -> list[str]:
+        return [name for name in self._world.layout.idcs if name != idc]
 
     def _others(self, idc: str) -> list[str]:
-        return [name for name in IDCS if name != idc]
+        return [name for name in self._world.layout.voters if name != idc]
 
     async def partition(self, idc: str) -> None:
-        others = self._others(idc)
-        pairs = [(idc, other) for other in others] + [(other, idc) for other in others]
-        await self._cut(pairs, self._rng.uniform(1, 12))
+        await self._cut(self._around(idc), self._rng.uniform(1, 12))
 
     async def one_way(self, idc: str) -> None:
         others = self._others(idc)
@@ -168,7 +239,7 @@ class Faults:
 
     async def switchover(self, idc: str) -> None:
         """No fault, but clients change IDC in mid-burst, and back, and faults may meet it."""
-        self._move(idc, self._rng.choice(self._others(idc)))
+        self._move(idc, self._rng.choice(self._other_idcs(idc)))
 
     async def flip(self, idc: str) -> None:
         """A bit of its log has turned while the machine was off."""
@@ -177,11 +248,16 @@ class Faults:
         await self._away(idc)
 
 
+# What an IDC has is lost; one of them a seed, early, since a way back takes its time.
+LOSSES: dict[str, Fault] = {
+    "wipe": Faults.wipe,
+    "two losses": Faults.two_losses,
+    "blind rebuild": Faults.blind_rebuild,
+}
 # By name: how likely, against the others, and what it does.
 KINDS: dict[str, tuple[float, Fault]] = {
     "crash": (3, Faults.crash),
     "power": (2, Faults.power),
-    "wipe": (0.5, Faults.wipe),
     "pause": (2, Faults.pause),
     "partition": (2, Faults.partition),
     "one way": (1.5, Faults.one_way),
@@ -193,5 +269,7 @@ KINDS: dict[str, tuple[float, Fault]] = {
     "full disk": (0.7, Faults.full_disk),
     "clock": (1.5, Faults.clock),
     "bit flip": (0.5, Faults.flip),
-    "switchover": (1.5, Faults.switchover),
+    "switchover": (3, Faults.switchover),
 }
+# What the witness meets too.
+ANYWHERE = ("crash", "power", "pause", "partition", "one way")

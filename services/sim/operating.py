@@ -21,7 +21,6 @@ from services.control.rules import Change, Kind
 from services.engines.registry_grpc import RemoteRegistry
 from services.policy.document import POLICY_KEY, IdcState, Policy, from_json
 from services.sim.loop import Owner
-from services.sim.region import IDCS
 from services.sim.rpc import SimChannel
 from services.sim.world import World
 
@@ -33,7 +32,7 @@ def settled(policy: Policy | None) -> bool:
     """Every IDC has its traffic and no operation is under way."""
     return (
         policy is not None
-        and not any(_lacks_traffic(policy, name) for name in IDCS)
+        and not any(_lacks_traffic(policy, name) for name in policy.idcs)
         and (policy.operation is None or policy.operation.state not in UNDER_WAY)
     )
 
@@ -61,7 +60,11 @@ class Operator:
             idc.name: cast(grpc.aio.Channel, SimChannel(world.net, "admin", idc.endpoints.peer))
             for idc in world.region.spec.idcs
         }
-        registries = {name: RemoteRegistry(each, name) for name, each in channels.items()}
+        voters = dict(channels)
+        if (witness := world.region.spec.witness) is not None:
+            channel = SimChannel(world.net, "admin", witness.peer)
+            voters[witness.name] = cast(grpc.aio.Channel, channel)
+        registries = {name: RemoteRegistry(each, name) for name, each in voters.items()}
         proposer = Proposer(registries, "admin", world.clock, self._rng)
         while True:
             with contextlib.suppress(ImError):
@@ -73,7 +76,7 @@ class Operator:
         if value is None:
             return
         policy = from_json(value)
-        for name in IDCS:
+        for name in self._world.layout.idcs:
             if _lacks_traffic(policy, name) and self._world.machines[name].serving:
                 await self._ask(Kind.FAILBACK, name, "", proposer, channels)
                 return
@@ -98,10 +101,8 @@ class Operator:
         marks = {name: mark_of(each) for name, each in facts.items()}
         request = f"{self._rng.getrandbits(64):016x}"
         change = Change(kind, idc, request, "operator", target)
-        decision = await commit(
-            proposer, self._world.region, change, Evidence(facts, (), list(IDCS), marks),
-            self._world.clock,
-        )  # fmt: skip
+        evidence = Evidence(facts, (), list(self._world.layout.voters), marks)
+        decision = await commit(proposer, self._world.region, change, evidence, self._world.clock)
         if decision.sentence != self.refusal:
             self.refusal = decision.sentence
             self._world.trace.add(f"operator {kind} {idc}: {decision.sentence}")

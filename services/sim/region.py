@@ -1,10 +1,15 @@
-"""The region that is simulated: three IDCs on three continents, clients by their first octet."""
+"""The simulated regions: three IDCs on three continents, or two and a witness on the third.
+
+Clients are at home by their first octet.
+"""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from imcore.region.model import Region
 
-IDCS = ("fra", "iad", "sin")
+PLACES = ("fra", "iad", "sin")
 COUNTRIES = {"fra": ["DE"], "iad": ["US"], "sin": ["SG"]}
 DELAY_MS = {("fra", "iad"): 45, ("fra", "sin"): 80, ("iad", "sin"): 110}
 ACCESS_MS = 8  # from a client to the IDC that is next to it
@@ -16,16 +21,39 @@ _PLACES = {
 }
 
 
-def home_of(address: str) -> str:
-    """The IDC that an IPv4 address is at home in."""
-    return IDCS[int(address.partition(".")[0]) % len(IDCS)]
+WITNESS_EVERY = 4  # so many seeds, one has two IDCs and a witness
+ANTI_FLAP_MS = 8_000  # so that an IDC is emptied several times in a minute
+# So low that a burst meets them: some of it is refused, and what comes behind it is not.
+LIMITS = {"conversation_in_flight": 8, "user_requests_per_s": 40}
 
 
-def country_of(address: str) -> str:
-    return COUNTRIES[home_of(address)][0]
+class Layout(NamedTuple):
+    """``witness``: the place of one, or empty. ``tight``: limits and anti-flap are such that a
+    minute of load meets them."""
+
+    idcs: tuple[str, ...] = PLACES
+    witness: str = ""
+    tight: bool = False
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        return (*self.idcs, self.witness) if self.witness else self.idcs
+
+    def home_of(self, address: str) -> str:
+        """The IDC that an IPv4 address is at home in."""
+        return self.idcs[int(address.partition(".")[0]) % len(self.idcs)]
+
+    def country_of(self, address: str) -> str:
+        return COUNTRIES[self.home_of(address)][0]
 
 
-def region(gateways: int = 2) -> Region:
+def layout_of(seed: int) -> Layout:
+    if seed % WITNESS_EVERY == WITNESS_EVERY - 1:
+        return Layout(PLACES[:2], PLACES[2], tight=True)
+    return Layout(tight=True)
+
+
+def region(layout: Layout, gateways: int = 2) -> Region:
     def endpoints(number: int) -> dict[str, str]:
         port = 17_000 + 100 * number
         return {
@@ -41,18 +69,25 @@ def region(gateways: int = 2) -> Region:
             "endpoints": endpoints(number + 1),
             "gateways": gateways,
         }
-        for number, name in enumerate(IDCS)
+        for number, name in enumerate(layout.idcs)
     ]
     shards = [
         {
             "name": _SHARDS[name],
-            "match": {"cidrs": [f"{n}.0.0.0/8" for n in range(1, 224) if home_of(f"{n}.") == name]},
+            "match": {
+                "cidrs": [f"{n}.0.0.0/8" for n in range(1, 224) if layout.home_of(f"{n}.") == name]
+            },
             "weights": {name: 1},
-            "fallback": [other for other in IDCS if other != name],
+            "fallback": [other for other in layout.idcs if other != name],
         }
-        for name in IDCS
+        for name in layout.idcs
     ]
     links = [{"between": pair, "delay_ms": delay} for pair, delay in DELAY_MS.items()]
+    some: dict[str, Any] = {}
+    if layout.witness:
+        some["witness"] = {"name": layout.witness, "peer": endpoints(len(PLACES))["peer"]}
+    if layout.tight:
+        some |= {"safety": {"anti_flap_ms": ANTI_FLAP_MS}, "limits": LIMITS}
     return Region.model_validate(
         {
             "apiVersion": "imctl.dev/v1alpha1",
@@ -61,6 +96,7 @@ def region(gateways: int = 2) -> Region:
             "spec": {
                 "partitions": 4,
                 "idcs": idcs,
+                **some,
                 "links": links,
                 "geo": {"default": "europe", "shards": shards},
                 "tracing": {"per_s": 0},  # the ids of spans are not the seed's

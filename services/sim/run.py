@@ -26,15 +26,16 @@ from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
 from services.sim.apart import alone
+from services.sim.doings import Doings
 from services.sim.faults import Faults
 from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
-from services.sim.region import COUNTRIES, country_of, home_of
+from services.sim.region import COUNTRIES, Layout
 from services.sim.world import World
 
 USERS = 18
 SECONDS = 60.0
-RATES = Rates(36.0, 8.0)
+RATES = Rates(31.0, 7.0)
 START_S = 30.0
 RECOVER_S = 90.0
 SETTLE_S = 60.0
@@ -46,11 +47,12 @@ WATCH_S = 0.5
 @dataclass(slots=True)
 class Outcome:
     """``violated``: what was promised and did not hold; empty when all did. ``digest``: of the
-    trace."""
+    trace. ``doings``: what clients did besides sending by schedule."""
 
     seed: int
     violated: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    doings: Counter[str] = field(default_factory=Counter)
     sometimes: Counter[str] = field(default_factory=Counter)
     operations: int = 0
     simulated_s: float = 0.0
@@ -62,15 +64,16 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def simulated(seed: int) -> Iterator[World]:
-    """In a scratch folder of its own, which is in memory where the machine has such a place."""
+def simulated(seed: int, layout: Layout | None = None) -> Iterator[World]:
+    """``layout``: else that of the seed. In a scratch folder of its own, which is in memory where
+    the machine has such a place."""
     memory = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder of its own there
     scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=memory if memory.is_dir() else None))
     collecting = gc.isenabled()
     # A collection ends what lies in cycles at a moment that hangs on all that was made before.
     gc.disable()
     sometimes.counts.clear()
-    world = World(seed, scratch)
+    world = World(seed, scratch, layout)
     try:
         yield world
     finally:
@@ -111,15 +114,21 @@ class _Run:
         self._quiet_since = 0.0
         rng = random.Random(f"load {world.seed}")
         self.recorder = Recorder(self._write, world.loop.time)
-        population = make_population(USERS, COUNTRIES, rng, country_of)
+        layout = world.layout
+        countries = {idc: COUNTRIES[idc] for idc in layout.idcs}
+        population = make_population(USERS, countries, rng, layout.country_of)
         self._load = Load(population, world.connect, self.recorder, world.clock, rng)
         self._addresses = {
-            idc: next(each.address for each in population.clients if home_of(each.address) == idc)
-            for idc in COUNTRIES
+            idc: next(each.address for each in population.clients if each.home == idc)
+            for idc in layout.idcs
         }
+        self._doings = Doings(self._load, self.recorder, world.seed)
         self._operator = Operator(world)
         self._faults = Faults(
-            world, self.recorder.fault, lambda *move: self._operator.moves.append(move)
+            world,
+            self.recorder.fault,
+            lambda *move: self._operator.moves.append(move),
+            self._settled,
         )
 
     def _write(self, event: h.Event) -> None:
@@ -134,7 +143,10 @@ class _Run:
             outcome.violated.append(f"the run broke off: {error!r}")
         outcome.faults = self._faults.counts
         counts = self.recorder.counts
-        outcome.operations = counts.composed + sum(isinstance(e, h.Cursor) for e in self._history)
+        outcome.operations = counts.composed + sum(
+            isinstance(e, h.Cursor | h.Change) for e in self._history
+        )
+        outcome.doings = self._doings.counts
         outcome.violated += self._world.failures
         report = check_events(self._history)
         outcome.verdict = report.sentence()
@@ -143,16 +155,18 @@ class _Run:
 
     async def _script(self) -> None:
         world, load = self._world, self._load
-        for machine in world.machines.values():
+        for machine in world.voters:
             machine.start()
         await self._until(self._all_serve, START_S, "not every IDC serves after the start")
         await load.open()
         world.spawn(self._operator.owner, self._operator.run())
         background = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(load.run(RATES))]
         faults = asyncio.ensure_future(self._faults.run())
+        doings = asyncio.ensure_future(self._doings.run())
         await asyncio.sleep(self._seconds)
         faults.cancel()
-        await asyncio.gather(faults, return_exceptions=True)
+        doings.cancel()
+        await asyncio.gather(faults, doings, return_exceptions=True)
         self._faults.heal()
         world.trace.add("faults are over")
         load.stop()
@@ -160,12 +174,21 @@ class _Run:
         await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")
         await self._until(self._settled, RECOVER_S, "the policy does not settle after the faults")
         world.trace.add("the policy has settled")
+        if not await self._doings.end(SETTLE_S):
+            self._outcome.violated.append("not every device is connected again")
         if not await load.settle(SETTLE_S):
             self._outcome.violated.append("not every send is answered, or not everything shown")
+        with contextlib.suppress(TimeoutError):  # then the checker tells what differs
+            await self._until(self._doings.complete, SETTLE_S, "not all show the same")
         await self._compare()
         self.recorder.quiet(list(self._addresses))
         failures = await look(
-            world.connect, self.recorder, load.looks(), self._addresses, "final", 120.0
+            world.connect,
+            self.recorder,
+            self._doings.looks(),
+            self._addresses,
+            "final",
+            120.0,
         )
         for uid, idc, reason in failures:
             self._outcome.violated.append(f"a fresh login of {uid} at {idc} failed: {reason}")
@@ -173,7 +196,7 @@ class _Run:
         await load.close()
 
     def _all_serve(self) -> bool:
-        return all(machine.serving for machine in self._world.machines.values())
+        return all(machine.serving for machine in self._world.voters)
 
     def _settled(self) -> bool:
         """For so long that a vote that was about to be cast would have been."""

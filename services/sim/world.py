@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from hashlib import blake2b
@@ -24,19 +25,22 @@ from imcore.pki import load_region_keys
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from services.engines.disk import Disk
-from services.loadgen.ports import Acked, Listener
+from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
 from services.node.node import Node
-from services.sdk import Client, ConnectionChanged, Event, IpconfClient, Options
+from services.sdk import Client, ConnectionChanged, Event, IpconfClient, NotConnected, Options
+from services.sdk.store import SqliteStore
 from services.sdk.transport import PlaintextDialer
 from services.sim.disk import SimDisk
 from services.sim.loop import OWNER, Owner, SimLoop
 from services.sim.net import Link, Net, SimListening
-from services.sim.region import ACCESS_MS, DELAY_MS, IDCS, home_of, region
+from services.sim.region import ACCESS_MS, DELAY_MS, Layout, layout_of, region
 from services.sim.rpc import SimChannel, SimServer
+from services.witness.witness import Witness
 
 EPOCH_MS = 1_800_000_000_000
+DURABLE = 0.3  # of the devices: so many keep their outbox in a file
 RESTART_S = 1.0  # until a process that ended by itself is started again
 _PID = re.compile(r" \(pid \d+\)")
 
@@ -174,6 +178,22 @@ def _let_go(node: Node) -> None:
         store._release()
 
 
+class WitnessMachine(Machine):
+    """Its process votes, and has no roles."""
+
+    @property
+    def serving(self) -> bool:
+        return self.running
+
+    async def _serve(self, owner: Owner) -> None:
+        witness = Witness(self._world.region, self.folder, {}, SimOutside(self._world, self))
+        try:
+            await witness.run()
+        except Exception as error:
+            log.exception("the process of %s ended", self.name)
+            self._world.ended(self, owner, error)
+
+
 class Connector(aiohttp.BaseConnector):
     """HTTP over the simulated network, a connection a request: aiohttp's pool reads the real clock
     to tell whether one is too old to be used again."""
@@ -191,18 +211,23 @@ class Connector(aiohttp.BaseConnector):
 
 
 class World:
-    """``close`` when done. Only one at a time: what is logged goes into its trace."""
+    """``layout``: else that of the seed. ``close`` when done. Only one at a time: what is logged
+    goes into its trace."""
 
-    def __init__(self, seed: int, scratch: Path) -> None:
+    def __init__(self, seed: int, scratch: Path, layout: Layout | None = None) -> None:
         self.seed = seed
         self.scratch = scratch
         self.loop = SimLoop(seed)
         self.net = Net(self.loop, seed)
         self.net.default = _link
-        self.region = region()
+        self.layout = layout or layout_of(seed)
+        self.region = region(self.layout)
         self.trace = Trace(self.loop, scratch)
         self.clock = SimClock(self.loop)
         self.failures: list[str] = []
+        self._starts: Counter[tuple[str, str]] = Counter()  # of each device's application
+        self._gone: list[SimSession] = []  # kept: to collect one would run what it left behind
+        (scratch / "outboxes").mkdir(parents=True)
         self._pki = scratch / "pki"
         self._make_pki()
         self._keys = load_region_keys(self._pki)
@@ -212,8 +237,12 @@ class World:
             for number in range(idc.gateways):
                 self._sites[f"{host}:{int(port) + number}"] = idc.name
             self._sites[idc.endpoints.ipconf] = self._sites[idc.endpoints.peer] = idc.name
+        self.witness: WitnessMachine | None = None
+        if (witness := self.region.spec.witness) is not None:
+            self._sites[witness.peer] = witness.name
+            self.witness = WitnessMachine(self, witness.name)
         self.net.site_at = self._sites.__getitem__
-        self.machines = {name: Machine(self, name) for name in IDCS}
+        self.machines = {name: Machine(self, name) for name in self.layout.idcs}
         self.loop.disk_delay_s = self._disk_delay_s  # type: ignore[method-assign]
         self._logger = logging.getLogger()
         self._level = self._logger.level
@@ -221,11 +250,22 @@ class World:
         self._logger.setLevel(logging.INFO)
 
     def close(self) -> None:
-        for machine in self.machines.values():
+        for machine in self.voters:
             machine.crash()
         self._logger.removeHandler(self.trace)
         self._logger.setLevel(self._level)
         self.loop.close()
+
+    @property
+    def voters(self) -> list[Machine]:
+        """All machines, the witness's too."""
+        machines = list(self.machines.values())
+        return [*machines, self.witness] if self.witness is not None else machines
+
+    def machine(self, name: str) -> Machine:
+        if self.witness is not None and self.witness.name == name:
+            return self.witness
+        return self.machines[name]
 
     def _make_pki(self) -> None:
         """Certificates are shown to nobody, but the roles look at their files; the region key is
@@ -235,7 +275,7 @@ class World:
         path = self._pki / pki.REGION_KEYS
         path.write_text(json.dumps({"current": 1, "keys": {"1": key}}))
         path.chmod(0o600)
-        pki.init(self._pki, {name: () for name in IDCS}, pki.utc_now(EPOCH_MS))
+        pki.init(self._pki, {name: () for name in self.layout.voters}, pki.utc_now(EPOCH_MS))
 
     def config(self, name: str, data: Path) -> NodeConfig:
         keys = load_region_keys(self._pki)
@@ -247,7 +287,8 @@ class World:
         return mint(self._keys, claims)
 
     def _disk_delay_s(self, owner: Owner | None) -> float:
-        machine = self.machines.get(self.net.sites.get(owner, "")) if owner else None
+        site = self.net.sites.get(owner, "") if owner else ""
+        machine = self.machine(site) if site in self.layout.voters else None
         return machine.disk.faults.fsync_delay_ms / 1000 if machine else 0.0
 
     def spawn(self, owner: Owner, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -272,23 +313,35 @@ class World:
         self, uid: str, device: str, address: str, listener: Listener, remember: bool
     ) -> SimSession:
         """``Connect`` of services.loadgen.ports."""
-        owner = Owner(f"{uid}.{device}")
-        self.net.sites[owner] = f"near-{home_of(address)}"
+        self._starts[uid, device] += 1
+        start = self._starts[uid, device]
+        owner = Owner(f"{uid}.{device}" if start == 1 else f"{uid}.{device}.{start}")
+        self.net.sites[owner] = f"near-{self.layout.home_of(address)}"
         self.net.addresses[owner] = address
-        rng = random.Random(f"{self.seed} {uid} {device}")
+        rng = random.Random(f"{self.seed} {owner.name}")
+        store = None
+        if remember and random.Random(f"{self.seed} {uid} {device}").random() < DURABLE:
+            store = SqliteStore(self.scratch / "outboxes" / f"{uid}.{device}.db")
         token = self.token(uid, device)
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
 
-        def make() -> SdkSession:
+        def make() -> tuple[Client, SdkSession]:
             ipconf = IpconfClient(urls, self._pki / "ca.pem", rng, Connector)
             client = Client(
-                token, ipconf, options=Options(client="sim/1"), clock=self.clock, rng=rng,
-                dialer=PlaintextDialer(),
+                token, ipconf, outbox=store, options=Options(client="sim/1"), clock=self.clock,
+                rng=rng, dialer=PlaintextDialer(),
             )  # fmt: skip
             client.on(self._note)
-            return SimSession.session_of(client, ipconf, listener)
+            return client, SimSession.session_of(client, ipconf, listener)
 
-        return SimSession(self, owner, owner.context.run(make))
+        return SimSession(self, owner, *owner.context.run(make), store)
+
+    def end(self, session: SimSession) -> None:
+        """Of an application, at once, between two steps of its tasks."""
+        self.trace.add(f"{session.owner.name} is ended")
+        self.loop.crash(session.owner)
+        self.net.crash(session.owner)
+        self._gone.append(session)
 
     def _note(self, event: Event) -> None:
         owner = OWNER.get()
@@ -299,10 +352,21 @@ class World:
 class SimSession:
     """``Session`` of services.loadgen.ports: a device, which is a process of its own."""
 
-    def __init__(self, world: World, owner: Owner, session: SdkSession) -> None:
+    def __init__(
+        self,
+        world: World,
+        owner: Owner,
+        client: Client,
+        session: SdkSession,
+        store: SqliteStore | None,
+    ) -> None:
         self._world = world
         self.owner = owner
+        self._client = client
         self._session = session
+        self._store = store
+        self._opened = False
+        self._calls: dict[asyncio.Future[Any], None] = {}
 
     @staticmethod
     def session_of(client: Client, ipconf: IpconfClient, listener: Listener) -> SdkSession:
@@ -314,17 +378,74 @@ class SimSession:
         return Closing(client, listener)
 
     async def _there(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return await self._world.spawn(self.owner, work)
+        """Raises NotConnected too: the application has ended meanwhile, or does not run yet."""
+        if not self.running:
+            work.close()
+            raise NotConnected("the application does not run")
+        return await self._done(work)
+
+    async def _done(self, work: Coroutine[Any, Any, Any]) -> Any:
+        answer: asyncio.Future[Any] = self._world.loop.create_future()
+        self._calls[answer] = None
+        task = self._world.spawn(self.owner, work)
+
+        def done(task: asyncio.Task[Any]) -> None:
+            if answer.done():
+                if not task.cancelled():
+                    task.exception()
+            elif task.cancelled():
+                answer.cancel()
+            elif (error := task.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        task.add_done_callback(done)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self._calls.pop(answer, None)
+
+    @property
+    def running(self) -> bool:
+        return self._opened and not self.owner.dead
+
+    @property
+    def durable(self) -> bool:
+        """Its outbox outlives it."""
+        return self._store is not None
+
+    @property
+    def outbox(self) -> int:
+        """Messages that are not replicated."""
+        return self._client.state.outbox
+
+    def crash(self) -> None:
+        """Its outbox is as it was committed; who waits for an answer gets none."""
+        self._world.end(self)
+        if self._store is not None:
+            self._store.let_go()
+        if (http := self._client._ipconf._http) is not None:
+            http.detach()  # or it says that nobody has closed it
+        for answer in self._calls:
+            if not answer.done():
+                answer.set_exception(NotConnected("the application has ended"))
 
     @property
     def idc(self) -> str:
         return self._session.idc
 
     async def open(self) -> None:
-        await self._there(self._session.open())
+        await self._done(self._session.open())
+        self._opened = True
 
     async def close(self) -> None:
-        await self._there(self._session.close())
+        if not self.owner.dead:
+            await self._done(self._session.close())
+        self._opened = False
 
     def direct(self, uid: str) -> str:
         return self._session.direct(uid)
@@ -341,8 +462,30 @@ class SimSession:
     async def read_up_to(self, conversation: str, key: str) -> None:
         await self._there(self._session.read_up_to(conversation, key))
 
-    async def history(self, conversation: str) -> list[bytes]:
-        return cast(list[bytes], await self._there(self._session.history(conversation)))
+    async def history(self, conversation: str) -> list[Stood]:
+        return cast(list[Stood], await self._there(self._session.history(conversation)))
+
+    async def join(self, conversation: str, uid: str) -> None:
+        await self._there(self._client.join(conversation, [uid]))
+
+    async def leave(self, conversation: str) -> None:
+        await self._there(self._client.leave(conversation))
+
+    async def edit(self, conversation: str, key: str, content: bytes) -> None:
+        await self._there(self._client.edit(conversation, key, content))
+
+    async def recall(self, conversation: str, key: str) -> None:
+        await self._there(self._client.recall(conversation, key))
+
+    async def react(self, conversation: str, key: str, code: str, on: bool) -> None:
+        await self._there(self._client.react(conversation, key, code, on))
+
+    def changes(self, conversation: str, key: str) -> object:
+        """What changes have made of a message; None: it is not shown."""
+        try:
+            return self._client.changes(conversation, key)
+        except KeyError:
+            return None
 
 
 def _link(a: str, b: str) -> Link:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
-import secrets
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ import uvloop
 from imcore import auditfile, logs
 from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
-from imcore.runtime import SystemClock
+from services.node.outside import Machine
 from services.witness.witness import Witness
 
 
@@ -50,13 +48,13 @@ def _links(path: Path | None) -> dict[str, str]:
 
 
 async def _serve(options: argparse.Namespace) -> None:
+    region = load_region(options.region)
+    name = region.spec.witness.name if region.spec.witness else ""
     witness = Witness(
-        load_region(options.region),
+        region,
         options.data,
-        options.pki,
         _links(options.links),
-        SystemClock(),
-        random.Random(secrets.randbits(64)),
+        Machine(options.pki, name),
         options.audit,
         options.listen,
     )

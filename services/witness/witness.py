@@ -7,30 +7,26 @@ import contextlib
 import json
 import logging
 import os
-import random
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
-import grpc.aio
 
 from imcore import auditfile
 from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
-from imcore.runtime import Clock
-from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
 from services.control.peer_calls import PeerCalls
-from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
+from services.node.outside import Outside
 from services.node.swaps import SWAP, SwapLimit
 from services.policy.holder import PolicyHolder
 from services.ports import Registry
@@ -97,28 +93,26 @@ class Witness:
         self,
         region: Region,
         data: Path,
-        pki: Path,
         links: Mapping[str, str],
-        clock: Clock,
-        rng: random.Random,
+        outside: Outside,
         audit: Path | None = None,
         listen: str = "",
     ) -> None:
         if region.spec.witness is None:
             raise BadInput("the region file has no spec.witness; nothing to run")
         self.name = region.spec.witness.name
-        self.clock = clock
-        self._disk = RealDisk()
+        self.clock = outside.clock
+        self._outside = outside
+        self._disk = outside.disk
         self.holder = PolicyHolder(data / "policy.json", self._disk)
         host, _, port = region.spec.witness.peer.rpartition(":")
         self._address = f"{listen or host}:{port}"
         self._region = region
         self._data = data
-        self._pki = pki
         self._links = links
-        self._rng = rng
+        self._rng = outside.rng
         self._stopped = asyncio.Event()
-        self._started = clock.now()
+        self._started = self.clock.now()
         self.audit_file = audit or data / auditfile.FILE
         self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
@@ -144,7 +138,7 @@ class Witness:
         stubs: dict[str, rpc.PeerAsyncStub] = {}
         for idc in self._region.spec.idcs:
             target = self._links.get(idc.name, idc.endpoints.peer)
-            channel = grpc_channel(self._pki, self.name, idc.name, target)
+            channel = self._outside.channel(idc.name, target)
             stack.push_async_callback(channel.close, STOP_S)
             registries[idc.name] = RemoteRegistry(channel, idc.name)
             stubs[idc.name] = rpc.PeerStub(channel)
@@ -181,13 +175,10 @@ class Witness:
     async def _serve(self, store: RegistryStore, stack: contextlib.AsyncExitStack) -> None:
         swaps = SwapLimit(store)
         authorizer = Authorizer(voters_of(self._region), {SWAP: swaps.refusal})
-        server = grpc.aio.server(interceptors=[authorizer], options=SERVER_OPTIONS)
+        server = self._outside.server([authorizer], self._address)
         rpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
         rpc.add_PeerServicer_to_server(_Peers(self), server)
         rpc.add_AdminServicer_to_server(_Admin(self), server)
-        credentials = grpc_server_credentials(self._pki, self.name)
-        if server.add_secure_port(self._address, credentials) == 0:
-            raise OSError(f"cannot listen on {self._address} (spec.witness.peer)")
         await server.start()
         stack.push_async_callback(server.stop, STOP_S)
 

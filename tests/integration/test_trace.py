@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import random
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -25,7 +24,6 @@ from imcore import pki
 from imcore.logs import JsonLines, parse
 from imcore.proto import client_pb2 as pb
 from imcore.region.load import load_region
-from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context
 from imcore.tokens import Claims, mint
 from imctl.target.local import pki_names
@@ -34,6 +32,7 @@ from imctl.testing.onenode import running
 from services.gateway.testing import dial
 from services.node.config import load
 from services.node.node import Node
+from services.node.outside import Machine
 from services.node.tracing import ENDPOINT, EXPORT_S, provider_of
 from services.sdk import Client, Message, Options
 from services.witness.witness import Witness
@@ -48,9 +47,7 @@ async def two_idcs(folder: Path, spans: InMemorySpanExporter) -> AsyncIterator[l
     path = lab_region(folder, source=TWO)
     region = load_region(path)
     pki.init(folder / "pki", pki_names(region), datetime.now(UTC))
-    witness = Witness(
-        region, folder / "witness", folder / "pki", {}, SystemClock(), random.Random(1)
-    )
+    witness = Witness(region, folder / "witness", {}, Machine(folder / "pki", "witness"))
     nodes = [
         Node(
             load(path, idc.name, folder / idc.name, folder / "pki", None, False), exporters=[spans]

@@ -28,6 +28,7 @@ from services.control.caspaxos import Proposer
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
+from services.node.outside import Machine
 from services.policy.document import POLICY_KEY, from_json
 from services.ports import Registry
 from services.state.testing import FastClock
@@ -83,7 +84,9 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
     pki.init(pki_dir, dict.fromkeys(names, ()), datetime.now(UTC))
     ports = dict(zip(("fra", "dub", "witness"), free_ports(3), strict=True))
     region = region_at(ports)
-    witness = Witness(region, tmp_path / "witness", pki_dir, {}, FastClock(2), random.Random(1))
+    machine = Machine(pki_dir, "witness")
+    machine.clock = FastClock(2)
+    witness = Witness(region, tmp_path / "witness", {}, machine)
     running = asyncio.create_task(witness.run())
     clock = SystemClock()
     began = clock.now()
@@ -145,14 +148,8 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
 
 def test_a_region_without_a_witness_is_refused(tmp_path: Path, pki_dir: Path) -> None:
     with pytest.raises(BadInput, match="witness"):
-        Witness(
-            load_region(REGIONS / "three-idc.yaml"),
-            tmp_path,
-            pki_dir,
-            {},
-            SystemClock(),
-            random.Random(1),
-        )
+        region = load_region(REGIONS / "three-idc.yaml")
+        Witness(region, tmp_path, {}, Machine(pki_dir, "witness"))
 
 
 async def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
@@ -186,8 +183,7 @@ async def test_it_listens_where_it_is_told_and_is_found_at_its_endpoint(
     region = region.model_copy(
         update={"spec": region.spec.model_copy(update={"witness": elsewhere})}
     )
-    clock, rng = SystemClock(), random.Random(1)
-    witness = Witness(region, tmp_path, pki_dir, {}, clock, rng, listen="127.0.0.1")
+    witness = Witness(region, tmp_path, {}, Machine(pki_dir, "witness"), listen="127.0.0.1")
     running = asyncio.create_task(witness.run())
     try:
         async with grpc_channel(pki_dir, "fra", "witness", f"127.0.0.1:{port}") as channel:

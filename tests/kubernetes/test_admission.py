@@ -33,6 +33,20 @@ WITNESS = copy.deepcopy(IDC) | {"kind": "Witness"}
 del WITNESS["spec"]["idc"]
 
 
+OPERATION: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "TrafficOperation",
+    "metadata": {"name": "move"},
+    "spec": {
+        "region": "two-idc",
+        "move": "switchover",
+        "idc": "fra",
+        "target": "dub",
+        "certificate": "imctl-operator",
+    },
+}
+
+
 def region() -> Any:
     return yaml.safe_load((REGIONS / "two-idc.yaml").read_text())
 
@@ -134,6 +148,19 @@ BAD_IDCS: dict[str, tuple[Edit, str]] = {
     "replicas, of which there is one": (put("spec.replicas", 3), 'unknown field "spec.replicas"'),
 }  # fmt: skip
 
+BAD_OPERATIONS: dict[str, tuple[Edit, str]] = {
+    "an unknown move": (put("spec.move", "retire"), 'supported values: "drain"'),
+    "no certificate": (put("spec.certificate", None), "spec.certificate: Required value"),
+    "a switchover to nobody": (put("spec.target", None), "target: expected one with a switchover"),
+    "a drain with a target": (put("spec.move", "drain"), "target: expected one with a switchover"),
+    "to itself": (put("spec.target", "fra"), "target: expected another IDC than `idc`"),
+    "a failover at a rate": (
+        lambda document: document["spec"].update(move="failover", target=None, rate=9),
+        "expected neither `rate` nor `max_lag_ms`",
+    ),
+    "two overrides": (put("spec.overrides", ["headroom", "freeze"]), "must have at most 1 items"),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -147,6 +174,10 @@ FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "links": (put("spec.links.0.delay_ms", 1), "links: not changeable"),
     "a shard's name": (put("spec.geo.shards.1.name", "islands"), "the set and order of shards"),
 }  # fmt: skip
+FIXED_IN_OPERATION: dict[str, tuple[Edit, str]] = {
+    "rate": (put("spec.rate", 9), "not changeable: another wish is another TrafficOperation"),
+    "idc": (put("spec.idc", "ams"), "not changeable"),
+}
 FIXED_IN_IDC: dict[str, tuple[Edit, str]] = {
     "region": (put("spec.region", "other"), "region: not changeable"),
     "idc": (put("spec.idc", "dub"), "idc: not changeable"),
@@ -177,6 +208,12 @@ def test_a_bad_idc_is_refused_and_told_why(api_server: ApiServer, case: str) -> 
     assert why in refused(api_server, copy.deepcopy(IDC), edit)
 
 
+@pytest.mark.parametrize("case", BAD_OPERATIONS)
+def test_a_bad_operation_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_OPERATIONS[case]
+    assert why in refused(api_server, copy.deepcopy(OPERATION), edit)
+
+
 @pytest.mark.parametrize("file", ["two-idc.yaml", "three-idc.yaml"])
 def test_a_region_file_is_taken_as_it_is(api_server: ApiServer, namespace: str, file: str) -> None:
     command = ("apply", "--server-side", "--namespace", namespace, "-f", str(REGIONS / file))
@@ -190,7 +227,10 @@ def test_a_region_file_is_taken_as_it_is(api_server: ApiServer, namespace: str, 
 def test_what_a_live_deployment_cannot_change_is_refused(
     api_server: ApiServer, namespace: str
 ) -> None:
-    for document, cases in ((region(), FIXED_IN_REGION), (IDC, FIXED_IN_IDC)):
+    tables = (
+        (region(), FIXED_IN_REGION), (IDC, FIXED_IN_IDC), (OPERATION, FIXED_IN_OPERATION),
+    )  # fmt: skip
+    for document, cases in tables:
         apply(api_server, namespace, document)
         for case, (edit, why) in cases.items():
             changed = copy.deepcopy(document)
@@ -221,7 +261,9 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         "region.imctl.dev/two-idc", "idc.imctl.dev/fra", "witness.imctl.dev/london",
     }  # fmt: skip
     head = api_server.kubectl("get", "idc", "--namespace", namespace).splitlines()[0]
-    assert head.split() == ["NAME", "IDC", "REGION", "PHASE", "READY", "AGE"]
+    assert head.split() == [
+        "NAME", "IDC", "REGION", "PHASE", "READY", "STATE", "SESSIONS", "AGE",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -233,6 +275,8 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("region.spec.safety.hold_ms", "Evidence must hold this long"),
         ("region.spec.idcs.engines.log.kafka.durability", "in the memory of the in-sync replicas"),
         ("idc.status.outdated", "it gets them when it is deleted"),
+        ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
+        ("trafficoperation.status.blockers", "all that stands against it"),
     ],
 )
 def test_explain_reads_well(api_server: ApiServer, path: str, text: str) -> None:

@@ -17,9 +17,11 @@ import yaml
 
 from imctl.api.model import IdcSpec
 from imctl.errors import Failed
+from imctl.reconcile.process import FINALIZER
 from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
+from tests.kubernetes.test_admission import IDC, OPERATION, apply
 from tests.kubernetes.test_operator_live import Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +33,20 @@ CHARTS = {
     "operator-of-two-namespaces": (
         "im-operator", ["--set", "image=imctl:1,replicas=1,namespaces={im-fra,im-dub}"],
     ),
+    "operator-with-a-webhook": (
+        "im-operator", ["--set", "image=imctl:1,webhook.enabled=true,webhook.issuer.name=ca"],
+    ),
     "idc": (
         "im-idc",
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate"],
+    ),
+    "idc-with-a-monitor": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
+         "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer,"
+         "monitoring.podMonitor.labels.release=prometheus"],
     ),
     "witness": (
         "im-idc",
@@ -95,6 +107,11 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("idc", ["spec.certificate.secret=x"], "certificate"),
         ("idc", ["spec.service=ExternalName"], "service"),
         ("idc", ["kind=Gateway"], "kind"),
+        ("idc", ["monitoring.podMonitor.enabled=true"], "a viewer's certificate"),
+        ("witness", ["monitoring.podMonitor.enabled=true"], "a witness has no metrics"),
+        ("operator", ["webhook.enabled=true"], "give either `issuer.name`"),
+        ("operator", ["webhook.enabled=true,webhook.secret=x"], "the CA of the secret"),
+        ("operator", ["monitoring.rules.labels.a=1"], "labels"),
     ],
 )
 def test_values_that_are_wrong_are_refused(
@@ -105,6 +122,18 @@ def test_values_that_are_wrong_are_refused(
         values = values[2:]
     with pytest.raises(Failed, match=why):
         helm("template", "fra", str(ROOT / "charts" / chart), *values, "--set", more[0])
+
+
+def test_rules_and_dashboard_are_the_files_word_for_word(helm: Helm) -> None:
+    made = ["monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"]
+    chart, values = CHARTS["operator"]
+    text = helm("template", "fra", str(ROOT / "charts" / chart), *values, "--set", ",".join(made))
+    found = {each["kind"]: each for each in yaml.safe_load_all(text)}
+    files = ROOT / "deploy" / "monitoring"
+    assert found["PrometheusRule"]["spec"] == yaml.safe_load((files / "alerts.yaml").read_text())
+    (dashboard,) = [each for each in yaml.safe_load_all(text) if each["kind"] == "ConfigMap"]
+    shown = json.loads((files / "dashboard.json").read_text())
+    assert json.loads(dashboard["data"]["imctl.json"]) == shown
 
 
 def test_an_upgrade_and_the_way_back(api_server: ApiServer, namespace: str, helm: Helm) -> None:
@@ -149,6 +178,13 @@ def test_the_rights_of_the_chart_suffice(
         until(lambda: admin.phase() == "Starting")
         api_server.kubectl("delete", "service", "fra-idc-peer", "--namespace", namespace)
         until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
+        asked = IDC | {"spec": IDC["spec"] | {"role_certificate": "imctl-operator"}}
+        apply(api_server, namespace, asked)
+        until(lambda: admin.get("idc", "fra")["metadata"].get("finalizers") == [FINALIZER])
+        apply(api_server, namespace, IDC)
+        until(lambda: not admin.get("idc", "fra")["metadata"].get("finalizers"))
+        apply(api_server, namespace, OPERATION)
+        until(lambda: "status" in admin.get("trafficoperation", "move"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
         log = (tmp_path / "operator-0.log").read_text()

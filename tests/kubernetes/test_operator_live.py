@@ -32,9 +32,10 @@ class Operators:
         self._kubeconfig = kubeconfig or server.kubeconfig
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "imctl", "operator", "run"]
         command += ["--namespace", self.namespace, "--lease-namespace", self.namespace]
+        command += ["--audit", str(self._folder / "audit"), *more]
         environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig)}
         with (self._folder / f"operator-{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

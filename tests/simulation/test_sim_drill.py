@@ -20,6 +20,7 @@ from imcore.proto import peer_pb2 as pb
 from imctl.drill import model
 from imctl.drill.simulated import play
 from services.sim.drill import SimMeans
+from services.sim.region import Layout
 from services.sim.run import simulated
 from services.sim.world import World
 
@@ -124,7 +125,7 @@ def test_a_loss_is_measured_step_by_step_and_a_promise_that_does_not_hold_is_fou
 
 
 def in_world(script: Callable[[World, SimMeans], Coroutine[Any, Any, None]]) -> None:
-    with simulated(SEED) as world:
+    with simulated(SEED, Layout()) as world:
         world.loop.run_until_complete(script(world, SimMeans(world)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -252,6 +253,24 @@ def test_events_of_the_logger_are_kept_and_a_failure_is_said(
     with kept(tmp_path / "missing" / "audit.jsonl", "fra"):
         logger.info("%s", json.dumps({"at_ms": 2, "sentence": "done"}))
     assert "an audit event could not be written" in caplog.text
+
+
+async def test_own_events_alone_are_kept_beside_others(tmp_path: Path) -> None:
+    import logging
+
+    logger = logging.getLogger(auditfile.LOGGER)
+    both = asyncio.Barrier(2)
+
+    async def work(name: str) -> None:
+        with kept(tmp_path / name, name, own=True):
+            await both.wait()
+            logger.info("%s", json.dumps({"at_ms": 1, "sentence": name}))
+            await both.wait()
+
+    await asyncio.gather(work("fra"), work("dub"))
+    for name in ("fra", "dub"):
+        rows = verify((tmp_path / name).read_bytes(), name).rows
+        assert [row["sentence"] for row in rows] == [name]
 
 
 def test_strange_anchors_are_value_errors() -> None:

@@ -3,6 +3,8 @@ and one that breaks it, told by the events that break it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from imcore import history as h
 from imcore.checker import Kind, Report, check_events
 
@@ -10,9 +12,9 @@ A, B, C = (h.seal(number, "text")[0] for number in range(3))
 IDCS = ["fra", "iad"]
 
 
-def talk(*lines: h.Event, final: tuple[str, ...] = (A, B)) -> Report:
+def talk(*lines: h.Event, final: tuple[str, ...] = (A, B), after: Sequence[h.Event] = ()) -> Report:
     """Ann, at fra, has written A and B, which stand so in her view and in bob's, who is at fra too;
-    then these lines; then all is quiet."""
+    then these lines; then all is quiet. ``after``: what follows the fresh logins."""
     log: list[h.Event] = [
         h.Conversation(0, 0, "d:ann:bob"),
         h.Device(0, 0, "ann", "phone"),
@@ -28,7 +30,7 @@ def talk(*lines: h.Event, final: tuple[str, ...] = (A, B)) -> Report:
     log += [*lines, h.Quiet(900, IDCS)]
     for n, idc in enumerate(IDCS, start=100):
         log += [h.Login(910, n, "bob", idc, "final"), h.View(910, n, 0, list(final))]
-    return check_events(log)
+    return check_events([*log, *after])
 
 
 # --------------------------------------------------------------------------- policies
@@ -213,3 +215,76 @@ def test_replicas_that_differ() -> None:
     report = talk(h.Replica(30, "fra", "abc"), h.Replica(30, "iad", "abd"))
     assert report.violations == {Kind.REPLICAS_DIFFER: 1}
     assert report.examples[Kind.REPLICAS_DIFFER] == ["In the end fra holds abc and iad holds abd."]
+
+
+# --------------------------------------------------------------------------- changes
+
+E1, E2 = (h.seal(number, "edited")[0] for number in (7, 8))
+
+
+def change(t: int, n: int, what: str, value: str, ask: int | None = None) -> h.Change:
+    return h.Change(t, n, 0, A, t if ask is None else ask, what, value)
+
+
+def says(n: int, content: str, *reactions: str) -> h.Says:
+    return h.Says(500, n, 0, A, content, list(reactions))
+
+
+def logins_say(content: str, *reactions: str) -> list[h.Event]:
+    return [h.ViewSays(950, n, 0, A, content, list(reactions)) for n in (100, 101)]
+
+
+def changed(*lines: h.Event, last: Sequence[h.Event]) -> Report:
+    """As ``talk``; then ``last`` follows what the fresh logins found."""
+    return talk(*lines, after=last)
+
+
+def all_say(content: str, *reactions: str) -> tuple[list[h.Event], list[h.Event]]:
+    told: list[h.Event] = [says(n, content, *reactions) for n in (0, 1)]
+    return told, logins_say(content, *reactions)
+
+
+def test_changes_that_all_show_alike_are_clean() -> None:
+    told, last = all_say(E2, "+1 bob")
+    report = changed(
+        change(30, 0, "edit", E1), h.ChangeDone(31, 30), change(32, 0, "edit", E2),
+        h.ChangeDone(33, 32), change(34, 1, "react", "+1"), h.ChangeDone(35, 34), *told, last=last,
+    )  # fmt: skip
+    assert report.clean, report.as_json()
+    assert report.counts.changes == 3
+
+
+def test_an_edit_that_one_device_lacks_is_told() -> None:
+    report = changed(change(30, 0, "edit", E1), says(0, E1), last=logins_say(E1))
+    assert report.violations == {Kind.CHANGES_DIFFER: 1}
+    assert f"at bob/phone's view it says {A}" in report.examples[Kind.CHANGES_DIFFER][0]
+
+
+def test_an_answered_edit_must_not_be_undone_by_an_earlier_one() -> None:
+    told, last = all_say(E1)
+    first, second = change(30, 0, "edit", E1), change(32, 0, "edit", E2)
+    report = changed(first, second, h.ChangeDone(33, 32), *told, last=last)
+    assert report.violations == {Kind.CHANGE_LOST: 1}
+    assert changed(first, second, *told, last=last).clean  # it was never answered
+    # Another device's, which knew of the first; and one that did not.
+    other = change(32, 1, "edit", E2), h.ChangeDone(33, 32)
+    report = changed(first, h.Says(31, 1, 0, A, E1, []), *other, *told, last=last)
+    assert report.violations == {Kind.CHANGE_LOST: 1}
+    assert changed(first, *other, *told, last=last).clean
+
+
+def test_an_answered_recall_stands_and_one_that_nobody_asked_for_does_not() -> None:
+    recall = change(30, 0, "recall", ""), h.ChangeDone(31, 30)
+    told, last = all_say("")
+    assert changed(*recall, *told, last=last).clean
+    assert changed(*told, last=last).violations == {Kind.CHANGE_PHANTOM: 1}
+    assert changed(*recall, last=[]).violations == {Kind.CHANGE_LOST: 1}
+
+
+def test_the_last_word_on_a_reaction_counts() -> None:
+    told, last = all_say(A, "+1 bob")
+    on, off = change(30, 1, "react", "+1"), change(32, 1, "unreact", "+1")
+    assert changed(on, off, *told, last=last).clean  # neither was answered
+    report = changed(on, off, h.ChangeDone(33, 32), *told, last=last)
+    assert report.violations == {Kind.CHANGE_LOST: 1}
+    assert changed(*told, last=last).violations == {Kind.CHANGE_PHANTOM: 1}

@@ -34,6 +34,10 @@ ONE_OF_EACH: list[h.Event] = [
     h.Login(14, 0, "ann", "fra", "final"),
     h.View(15, 0, 0, ["1-ab"]),
     h.Closed(16, 0),
+    h.Change(17, 0, 0, "1-ab", 0, "edit", "3-ef"),
+    h.ChangeDone(18, 0),
+    h.Says(19, 0, 0, "1-ab", "3-ef", ["+1 bob"]),
+    h.ViewSays(20, 0, 0, "1-ab", "", []),
 ]
 
 

@@ -17,7 +17,7 @@ from imcore.words import Origin, Place, direct_conversation
 from services.loadgen.load import Load
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Client, Group, Population
-from services.loadgen.ports import Acked, Listener
+from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -103,9 +103,9 @@ class MemorySession:
     async def read_up_to(self, conversation: str, key: str) -> None:
         self.listener.cursor(conversation, key, self.uid)
 
-    async def history(self, conversation: str) -> list[bytes]:
+    async def history(self, conversation: str) -> list[Stood]:
         log = self.world.messages.get(conversation, [])
-        return [content for key, _, content in log if key not in self.world.forget]
+        return [Stood(key, content) for key, _, content in log if key not in self.world.forget]
 
 
 def population() -> Population:

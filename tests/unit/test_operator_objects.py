@@ -108,6 +108,20 @@ def test_only_listeners_can_be_reached(case: str) -> None:
     assert reached == {each["containerPort"] for each in container["ports"]}
 
 
+def test_a_process_that_hangs_is_told_by_its_own_answer_where_it_gives_one() -> None:
+    (container,) = pod_of("idc")["containers"]
+    (metrics,) = [each for each in container["ports"] if each["name"] == "metrics"]
+    asked = {"scheme": "HTTPS", "path": "/livez", "port": metrics["containerPort"]}
+    assert container["livenessProbe"]["httpGet"] == asked
+    spec = region().spec
+    ends = spec.idcs[0].endpoints.model_copy(update={"metrics": None})
+    idcs = [spec.idcs[0].model_copy(update={"endpoints": ends}), *spec.idcs[1:]]
+    without = region().model_copy(update={"spec": spec.model_copy(update={"idcs": idcs})})
+    (container,) = pod_of("idc", without)["containers"]
+    assert "tcpSocket" in container["livenessProbe"]
+    assert "metrics" not in {each["name"] for each in container["ports"]}
+
+
 @EVERY
 def test_every_mount_has_its_volume(case: str) -> None:
     kind = made(case)[-1]["spec"]

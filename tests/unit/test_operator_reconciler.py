@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from imcore.errors import Unavailable
 from imctl.api.kinds import API_VERSION
-from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.cluster import MANAGER, Cluster, Rejected
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.observed import Object
+from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
 from tests.unit.test_operator_objects import FIGURES, IDC, region
 
@@ -26,6 +27,7 @@ class Memory(Cluster):
 
     def __init__(self) -> None:
         self.held: dict[tuple[str, str, str], Object] = {}
+        self.parts: dict[tuple[tuple[str, str, str], str], Object] = {}  # of statuses, by manager
         self.events: list[Object] = []
         self.written: list[str] = []
         self.trouble: Exception | None = None
@@ -46,14 +48,32 @@ class Memory(Cluster):
     async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
         return [each for (k, ns, _), each in self.held.items() if (k, ns) == (kind, namespace)]
 
-    async def apply(self, wanted: Object, status: bool = False) -> Object:
+    async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         if self.trouble is not None:
             raise self.trouble
         metadata = wanted["metadata"]
         key = wanted["kind"], metadata["namespace"], metadata["name"]
         self.written.append(wanted["kind"])
-        self.held[key] = {**self.held[key], "status": wanted["status"]} if status else wanted
+        if status:
+            self.parts[key, manager] = wanted["status"]
+            self.held[key] = {**self.held[key], "status": self._merged(key)}
+        else:
+            self.held[key] = wanted
         return self.held[key]
+
+    def _merged(self, key: tuple[str, str, str]) -> Object:
+        """Each manager has fields and conditions of its own."""
+        parts = [part for (of, _), part in self.parts.items() if of == key]
+        conditions = [each for part in parts for each in part.get("conditions", ())]
+        merged: Object = {}
+        for part in parts:
+            merged |= part
+        return merged | ({"conditions": conditions} if conditions else {})
+
+    async def finalizers(self, document: Object, names: Sequence[str]) -> None:
+        metadata = document["metadata"]
+        held = self.held[document["kind"], metadata["namespace"], metadata["name"]]
+        held["metadata"] = held["metadata"] | {"finalizers": list(names)}
 
     async def event(self, body: Object) -> None:
         self.events.append(body)
@@ -73,6 +93,12 @@ class Memory(Cluster):
         metadata["annotations"] = template["metadata"]["annotations"]
 
 
+class Nobody(Peers):
+    """No region is reached, nor asked for."""
+
+    def __init__(self) -> None: ...
+
+
 @pytest.fixture
 def memory() -> Memory:
     found = Memory()
@@ -86,7 +112,7 @@ def memory() -> Memory:
 
 @pytest.fixture
 def reconciler(memory: Memory) -> Reconciler:
-    return Reconciler(memory, FIGURES, lambda: NOW)
+    return Reconciler(memory, FIGURES, lambda: NOW, Nobody())
 
 
 async def test_an_idc_comes_to_serve(memory: Memory, reconciler: Reconciler) -> None:
@@ -163,7 +189,7 @@ async def test_an_invalid_region_says_what_is_wrong(memory: Memory, reconciler: 
 
 async def test_a_ready_condition_keeps_its_time(memory: Memory) -> None:
     times = iter(f"2026-01-01T00:00:{second:02}Z" for second in range(60))
-    reconciler = Reconciler(memory, FIGURES, lambda: next(times))
+    reconciler = Reconciler(memory, FIGURES, lambda: next(times), Nobody())
     await reconciler.reconcile(KEY)
     first = memory.status()["conditions"][0]["lastTransitionTime"]
     del memory.held["Secret", "im-fra", "region-keys"]
@@ -209,15 +235,17 @@ async def test_a_rejected_object_is_said_in_the_status(
     memory: Memory, reconciler: Reconciler
 ) -> None:
     class Picky(Memory):
-        async def apply(self, wanted: Object, status: bool = False) -> Object:
+        async def apply(
+            self, wanted: Object, status: bool = False, manager: str = MANAGER
+        ) -> Object:
             if wanted["kind"] == "StatefulSet":
                 raise Rejected("storage is forbidden")
-            return await super().apply(wanted, status)
+            return await super().apply(wanted, status, manager)
 
     picky = Picky()
     picky.held = memory.held
     with pytest.raises(Rejected):
-        await Reconciler(picky, FIGURES, lambda: NOW).reconcile(KEY)
+        await Reconciler(picky, FIGURES, lambda: NOW, Nobody()).reconcile(KEY)
     assert picky.status()["blocked_by"] == ["storage is forbidden"]
     assert picky.status()["phase"] == "Blocked"
 

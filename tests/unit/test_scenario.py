@@ -20,7 +20,7 @@ from imctl.report.live import Lines, Screen, View
 from imctl.scenario import Observed, Plan, Scenario
 from services.loadgen.load import Load
 from services.loadgen.population import Client, Group, Population
-from services.loadgen.ports import Acked, Listener
+from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -139,8 +139,8 @@ class MemorySession:
     async def read_up_to(self, conversation: str, key: str) -> None:
         self.listener.cursor(conversation, key, self.uid)
 
-    async def history(self, conversation: str) -> list[bytes]:
-        return [content for _, content in self.world.logs.get(conversation, [])]
+    async def history(self, conversation: str) -> list[Stood]:
+        return [Stood("", content) for _, content in self.world.logs.get(conversation, [])]
 
 
 def population() -> Population:

@@ -11,13 +11,19 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "im-operator.name" -}}
 {{ printf "%s-im-operator" .Release.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
+{{- define "im-operator.webhook-secret" -}}
+{{ .Values.webhook.secret | default (printf "%s-webhook" (include "im-operator.name" .)) }}
+{{- end }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, witnesses]
+  resources: [regions, idcs, witnesses, trafficoperations]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
-  resources: [regions/status, idcs/status, witnesses/status]
+  resources: [regions/status, idcs/status, witnesses/status, trafficoperations/status]
+  verbs: [patch]
+- apiGroups: [imctl.dev]  # the finalizer of those that are drained before they go
+  resources: [idcs]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
   resources: [idcs/finalizers, witnesses/finalizers]

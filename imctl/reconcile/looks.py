@@ -1,0 +1,143 @@
+"""Asks the processes of IDCs how they are, and empties those whose objects are deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from pydantic import ValidationError
+
+from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
+from imcore.region.model import Region
+from imctl.api.kinds import API_VERSION
+from imctl.api.model import IdcSpec
+from imctl.reconcile import process, seen
+from imctl.reconcile.cluster import LOOKER, Cluster, Rejected
+from imctl.reconcile.decide import judge_region
+from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.peers import Peers
+
+LOOK_S = 5.0
+
+_SILENT = (BadInput, OutcomeUnknown, Refused, Unavailable)
+Tell = Callable[[Object], Awaitable[None]]
+
+
+class Looks:
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+
+    def __init__(self, cluster: Cluster, peers: Peers, wall: Callable[[], str], tell: Tell) -> None:
+        self._cluster = cluster
+        self._peers = peers
+        self._wall = wall
+        self._tell = tell
+
+    async def look(self, owner: Owner, document: Object) -> float | None:
+        """Seconds until it is to be looked at again; None: when it has changed. Raises NotLeading,
+        and ImError for what the cluster does not do."""
+        try:
+            spec = IdcSpec.model_validate(document["spec"])
+        except ValidationError as error:
+            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        if spec.paused and not owner.deleting:
+            return LOOK_S if spec.role_certificate else None
+        held = process.FINALIZER in document["metadata"].get("finalizers", ())
+        if held and not process.is_kept(spec):
+            await self._cluster.finalizers(document, [])
+            held = False
+        elif process.is_kept(spec) and not held and not owner.deleting:
+            await self._cluster.finalizers(document, [process.FINALIZER])
+        if owner.deleting:
+            return await self._empty(owner, spec, document) if held else None
+        await self._ask(owner, spec, document.get("status", {}))
+        return LOOK_S if spec.role_certificate else None
+
+    async def _needs(self, owner: Owner, spec: IdcSpec) -> tuple[Region | None, Object]:
+        """The Region (None: it is gone) and the Secret. Raises BadInput for what is of no use."""
+        found = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
+        if found is None:
+            return None, {}
+        region, problems = judge_region(spec.region, found["spec"])
+        if region is None:
+            raise BadInput(f"Region {spec.region} is not valid: {problems[0]}")
+        assert spec.role_certificate is not None
+        secret = await self._cluster.get("v1", "Secret", owner.namespace, spec.role_certificate)
+        if secret is None:
+            raise BadInput(f"Secret {spec.role_certificate} is not there")
+        return region, secret
+
+    # ------------------------------------------------------------------------ how it is
+
+    async def _ask(self, owner: Owner, spec: IdcSpec, before: Object) -> None:
+        if spec.role_certificate is None:
+            if "process" in before:  # it could be asked once
+                await self._write(owner, {})
+            return
+        said: Object = {"process": before["process"]} if "process" in before else {}
+        holds, reason, message = True, "Answers", "its process answers"
+        try:
+            region, secret = await self._needs(owner, spec)
+            if region is None:
+                raise BadInput(f"Region {spec.region} is not in this namespace")
+            answer = await self._peers.status(region, secret, spec.idc)
+            said = {"process": process.process_of(answer, spec.idc).model_dump(mode="json")}
+        except KeyError:
+            holds, reason, message = False, "Unknown", f"Region {spec.region} has no {spec.idc}"
+        except _SILENT as error:
+            holds, reason, message = False, "Silent", str(error)
+        reachable = seen.condition(
+            "Reachable", holds, reason, message, before, owner.generation, self._wall()
+        )
+        status = {**said, "conditions": [reachable]}
+        if not seen.differs(status, before):
+            return
+        await self._write(owner, status)
+        old = [each for each in before.get("conditions", ()) if each["type"] == "Reachable"]
+        if [each["status"] for each in old] != [reachable["status"]]:
+            await self._tell(seen.event(owner, reason, message, self._wall(), not holds))
+
+    async def _write(self, owner: Owner, status: Object) -> None:
+        await self._cluster.apply(seen.status_object(owner, status), status=True, manager=LOOKER)
+
+    # ------------------------------------------------------------------------ its deletion
+
+    async def _empty(self, owner: Owner, spec: IdcSpec, document: Object) -> float | None:
+        try:
+            why, goes = await self._drain(owner, spec)
+        except _SILENT as error:
+            why, goes = process.unasked(str(error)), ""
+        if not why:
+            await self._cluster.finalizers(document, [])
+            await self._tell(seen.event(owner, "LetGo", goes, self._wall(), False))
+            return None
+        before = document.get("status", {})
+        if before.get("kept_by") != why:
+            said = {"process": before["process"]} if "process" in before else {}
+            reachable = [
+                each for each in before.get("conditions", ()) if each["type"] == "Reachable"
+            ]
+            await self._write(owner, {**said, "conditions": reachable, "kept_by": why})
+            await self._tell(seen.event(owner, "Kept", "; ".join(why), self._wall(), True))
+        return LOOK_S
+
+    async def _drain(self, owner: Owner, spec: IdcSpec) -> tuple[list[str], str]:
+        """Why it cannot go yet; or nothing, and why it can. What would be refused is not asked for:
+        it is tried again each time, and each time would stand in the audit log."""
+        region, secret = await self._needs(owner, spec)
+        if region is None:  # its namespace is given up, perhaps
+            return [], f"Region {spec.region} is gone"
+        change = process.drain_of(owner, spec)
+        async with self._peers.steering(owner.namespace, region, secret) as control:
+            policy = await control.policy()
+            state = policy.state(spec.idc)
+            if state in process.GOES:
+                return [], f"{spec.idc} is {state}"
+            if not control.permits(change):
+                return [], f"the certificate in {spec.role_certificate} may not drain it"
+            if why := process.kept_by(policy, spec, change.request_id):
+                return why, ""
+            decision = (await control.judge(change)).decision
+            if decision.policy is not None:
+                decision = await control.submit(change)
+            if decision.policy is None:
+                return process.refused(decision.blockers), ""
+            return [f"{decision.operation} is running"], ""

@@ -1,0 +1,89 @@
+"""Moves and deletions on a real API server, about a deployment whose processes really run."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imctl.testing.cli import imctl, ok
+from imctl.testing.cluster.cluster import Cluster as ApiServer
+from imctl.testing.lab import lab_region
+from tests.kubernetes.test_admission import IDC, OPERATION, apply
+from tests.kubernetes.test_operator_live import Operators, until
+
+
+def operation(name: str, **spec: object) -> dict[str, object]:
+    wish = {"region": "three-idc", "certificate": "imctl-operator", **spec}
+    return OPERATION | {"metadata": {"name": name}, "spec": wish}
+
+
+def idc(name: str) -> dict[str, object]:
+    """One whose pod nobody starts: its process runs in the deployment beside."""
+    spec = {**IDC["spec"], "region": "three-idc", "idc": name, "role_certificate": "imctl-operator"}
+    return IDC | {"metadata": {"name": name}, "spec": spec}
+
+
+@pytest.mark.e2e
+def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
+    api_server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    file, data = lab_region(tmp_path), tmp_path / "deployment"
+    operators = Operators(api_server, namespace, tmp_path)
+    ok(data, "up", file, "--data", data)
+    try:
+        apply(api_server, namespace, yaml.safe_load(file.read_text()))
+        pki = data / "pki"
+        api_server.kubectl(
+            "create", "secret", "generic", "imctl-operator", "--namespace", namespace,
+            f"--from-file=ca.crt={pki / 'ca.pem'}",
+            f"--from-file=tls.crt={pki / 'operator.pem'}",
+            f"--from-file=tls.key={pki / 'operator.key'}",
+        )  # fmt: skip
+        apply(api_server, namespace, idc("iad"))
+        first = operators.start()
+        until(lambda: operators.holder() != "")
+        apply(api_server, namespace, operation("away", move="drain", idc="fra"))
+        until(lambda: status(operators, "away").get("operation") is not None)
+        first.send_signal(signal.SIGKILL)
+        operators.start()
+        until(lambda: status(operators, "away").get("phase") == "Ended")
+        found = status(operators, "away")
+        assert (found["state"], found["blockers"]) == ("done", [])
+        assert [step["name"] for step in found["steps"]] == ["drain", "drained"]
+        (begun,) = json.loads(ok(data, "op", "list", "-o", "json"))
+        assert begun["by"] == f"TrafficOperation {namespace}/away"
+
+        apply(api_server, namespace, operation("again", move="drain", idc="fra"))
+        until(lambda: status(operators, "again").get("phase") == "Refused")
+        rules = [each["rule"] for each in status(operators, "again")["blockers"]]
+        assert "transition" in rules
+        events = api_server.kubectl(
+            "get", "events", "--namespace", namespace, "-o", "jsonpath={.items[*].reason}"
+        ).split()
+        assert {"Step", "Done", "Refused"} <= set(events)
+
+        until(lambda: operators.get("idc", "iad")["status"].get("process") is not None)
+        found = operators.get("idc", "iad")["status"]
+        assert (found["process"]["state"], found["process"]["serving"]) == ("active", True)
+        assert {each["type"]: each["status"] for each in found["conditions"]} == {
+            "Ready": "False", "Reachable": "True",
+        }  # fmt: skip
+        delete = ("delete", "idc", "iad", "--namespace", namespace, "--wait=false")
+        api_server.kubectl(*delete)
+        until(lambda: operators.get("idc", "iad") is None)
+        begun = [each["idc"] for each in json.loads(ok(data, "op", "list", "-o", "json"))]
+        assert begun == ["fra", "iad"]
+    finally:
+        operators.end()
+        imctl(data, "down")
+
+
+def status(operators: Operators, name: str) -> dict[str, Any]:
+    found = operators.get("trafficoperation", name)
+    said: dict[str, Any] = found.get("status", {})
+    return said
