@@ -42,15 +42,11 @@ class Rejected(ImError):
 
 
 class Cluster:
-    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent.
-    ``manager``: whose the fields are that it applies."""
+    """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent."""
 
-    def __init__(
-        self, api: ApiClient, may_write_s: Callable[[], float], manager: str = MANAGER
-    ) -> None:
+    def __init__(self, api: ApiClient, may_write_s: Callable[[], float]) -> None:
         self._api = api
         self._may_write_s = may_write_s
-        self._manager = manager
         self.calls = 0
 
     async def get(
@@ -68,21 +64,20 @@ class Cluster:
         items: list[Object] = found["items"] if found else []
         return items
 
-    async def apply(self, wanted: Object, status: bool = False, manager: str = "") -> Object:
-        """By server-side apply: what is wanted is ours, whoever has written it meanwhile.
-        ``manager``: where the fields are somebody else's than usual."""
-        return await self._apply(wanted, "/status" if status else "", [], manager)
+    async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
+        """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
+        return await self._apply(wanted, "/status" if status else "", manager, [])
 
-    async def rehearse(self, wanted: Object) -> None:
+    async def rehearse(self, wanted: Object, manager: str = MANAGER) -> None:
         """Raises what ``apply`` would; nothing is written."""
-        await self._apply(wanted, "", [("dryRun", "All")], "")
+        await self._apply(wanted, "", manager, [("dryRun", "All")])
 
     async def _apply(
-        self, wanted: Object, below: str, more: Sequence[tuple[str, str]], manager: str
+        self, wanted: Object, below: str, manager: str, more: Sequence[tuple[str, str]]
     ) -> Object:
         metadata = wanted["metadata"]
         path = _path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
-        query = [("fieldManager", manager or self._manager), ("force", "true"), *more]
+        query = [("fieldManager", manager), ("force", "true"), *more]
         path += below
         made = await self._call("PATCH", path, query, wanted, _APPLY, self._may_write_s())
         if made is None:

@@ -263,7 +263,7 @@ class Kubernetes(Local):
             # $KUBECONFIG as it is now: the library reads it when it is loaded.
             file = os.environ.get("KUBECONFIG")
             async with await new_client_from_config(file, context or None, False) as api:
-                return await work(Cluster(api, lambda: CALL_S, MANAGER))
+                return await work(Cluster(api, lambda: CALL_S))
 
         try:
             with ThreadPoolExecutor(1) as thread:
@@ -280,13 +280,13 @@ class Kubernetes(Local):
 
 
 def _rehearse(wanted: Object) -> Callable[[Cluster], Awaitable[None]]:
-    return lambda cluster: cluster.rehearse(wanted)
+    return lambda cluster: cluster.rehearse(wanted, MANAGER)
 
 
 def _apply(wanted: Sequence[Object]) -> Callable[[Cluster], Awaitable[None]]:
     async def work(cluster: Cluster) -> None:
         for each in wanted:
-            await cluster.apply(each)
+            await cluster.apply(each, manager=MANAGER)
 
     return work
 
