@@ -14,7 +14,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from services.sim.region import IDCS
+from services.sim.second import second_process
 from services.sim.world import World
+
+UNHEARD_S = 0.4
 
 Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
 
@@ -88,8 +91,10 @@ class Faults:
         await self._away(idc)
 
     async def wipe(self, idc: str) -> None:
-        """The IDC is lost with its disk, and built again from nothing."""
+        """The IDC is lost with its disk, and built again from nothing. For its last moments the
+        others did not hear it: what it acked then is in outboxes alone."""
         self._wiped = True
+        await self._cut([(idc, other) for other in self._others(idc)], UNHEARD_S)
         self._world.machines[idc].crash(power=True)
         self._world.machines[idc].wipe()
         await asyncio.sleep(self._rng.uniform(5, 12))
@@ -100,6 +105,7 @@ class Faults:
         owner = self._world.machines[idc].owner
         if owner is not None:
             self._world.loop.pause(owner)
+            await second_process(self._world, idc)
             await asyncio.sleep(self._rng.choice((0.5, 2.5, 6.0)) * self._rng.uniform(0.5, 1.5))
             self._world.loop.resume(owner)
 
