@@ -78,9 +78,9 @@ PLANTED = (
         "if seq == prefix + 1:", "if seq > prefix:",
     ),
     Planted(
-        "policy commit without a majority", 10, "one registry's acceptance is enough",
-        "services/control/round.py",
-        "self._majority = majority(total)", "self._majority = 1",
+        "policy commit without a majority", 10, "what one registry has accepted is committed",
+        "services/control/acceptor.py",
+        "    return total // 2 + 1", "    return 1",
     ),
 )
 # fmt: on
