@@ -23,7 +23,7 @@ help:
 	@echo "make planted    plant each of ten bugs in a copy: the simulation must find it (an hour)"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
 	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
-	@echo "make sim        whole deployments with virtual time and faults: SEEDS=8 FROM=1, or MINUTES=3"
+	@echo "make sim        whole deployments with virtual time and faults: SEEDS=8 FROM=1, or MINUTES=3 FROM=commit"
 	@echo "make bench      print the benchmark's figures"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md, what docs/capacity.md and docs/metrics.md show, the dashboard"

@@ -92,6 +92,17 @@ class FrameDecoder:
         """Of what has come and is no whole message yet."""
         return len(self._buffer) + len(self._chunks)
 
+    def unread(self) -> bytes:
+        """Those bytes, in frames: what another decoder must be fed to go on from here."""
+        if self._chunked is None:
+            return self._buffer
+        type_, id_ = self._chunked
+        out = []
+        for start in range(0, len(self._chunks), BODY_BYTES_MAX):
+            chunk = self._chunks[start : start + BODY_BYTES_MAX]
+            out.append(HEADER.pack(type_, _MORE, len(chunk), id_) + chunk)
+        return b"".join(out) + self._buffer
+
     def feed(self, data: bytes) -> list[Frame]:
         """Whole messages, in order. Raises FrameError; the decoder is of no use afterwards."""
         buffer = self._buffer + data if self._buffer else data

@@ -15,7 +15,7 @@ import itertools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 log = logging.getLogger("im.listener")
@@ -44,7 +44,8 @@ Listen = Callable[[Factory, ssl.SSLContext | None, float, float], Listening]
 
 
 class Listener:
-    """``factory`` makes the protocol of a connection; no ``tls``: plain TCP."""
+    """``factory`` makes the protocol of a connection; no ``tls``: plain TCP. ``inherited``: sockets
+    of a predecessor, which listen already; where they do is then not asked again."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Listener:
         tls: ssl.SSLContext | None,
         handshake_timeout_s: float,
         shutdown_timeout_s: float,
+        inherited: Sequence[socket.socket] = (),
     ) -> None:
         self._factory = factory
         self._tls = tls
@@ -65,12 +67,20 @@ class Listener:
         )
         self._room = asyncio.Semaphore(HANDSHAKES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sockets: list[socket.socket] = []
+        self._sockets = list(inherited)
         self._accepting: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int) -> int:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        if not self._sockets:
+            await self._bind(host, port)
+        self._accepting = [asyncio.create_task(self._accept(each)) for each in self._sockets]
+        bound: int = self._sockets[0].getsockname()[1]
+        return bound
+
+    async def _bind(self, host: str, port: int) -> None:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         try:
             for family, kind, proto, _, address in dict.fromkeys(found):  # a name may have several
                 self._listen(socket.socket(family, kind, proto), address)
@@ -78,9 +88,6 @@ class Listener:
             for listening in self._sockets:
                 listening.close()
             raise
-        self._accepting = [asyncio.create_task(self._accept(each)) for each in self._sockets]
-        bound: int = self._sockets[0].getsockname()[1]
-        return bound
 
     def _listen(self, listening: socket.socket, address: tuple[Any, ...]) -> None:
         self._sockets.append(listening)
@@ -91,11 +98,15 @@ class Listener:
         listening.bind(address)
         listening.listen(BACKLOG)
 
-    async def stop(self) -> None:
+    async def release(self) -> list[socket.socket]:
+        """Accept nothing more. Its sockets go on listening: who comes waits in their queues."""
         for accepting in self._accepting:
             accepting.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
-        for listening in self._sockets:
+        return self._sockets
+
+    async def stop(self) -> None:
+        for listening in await self.release():
             listening.close()
         for task in self._tasks:
             task.cancel()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
-from imctl import admin, startup
+from imctl import startup
 from imctl.errors import Failed
 from imctl.scenario import Observed
 from imctl.statusview import newest_policy, policies_said
 from imctl.target.local import Local
-from imctl.traffic import Control
+from imctl.traffic import Control, Steering
 from services.control.operations import UNDER_WAY
 from services.control.rules import Change, Kind
 from services.policy.document import OperationState
@@ -22,20 +23,17 @@ ASK_AGAIN_S = 0.3
 _CARRIED_OUT = frozenset({OperationState.DONE, OperationState.EXCEPTIONS})
 
 
-class LocalDeployment:
-    """The local target, as scripts, drills and tests need it."""
+def random_id() -> str:
+    return secrets.token_hex(8)
 
-    def __init__(self, target: Local, control: Control) -> None:
-        self._target = target
+
+class Moves:
+    """``new_id`` makes the names of requests, each another."""
+
+    def __init__(self, control: Steering, new_id: Callable[[], str] = random_id) -> None:
         self._control = control
+        self._new_id = new_id
         self.refusal = ""
-
-    async def kill(self, idc: str) -> None:
-        await asyncio.to_thread(self._target.kill, idc)
-
-    async def start(self, idc: str) -> None:
-        await asyncio.to_thread(self._target.start, [idc])
-        await startup.wait_serving(self._target, [idc], lambda name, serving: None)
 
     async def failback(self, idc: str) -> None:
         await self._carry_out(Kind.FAILBACK, idc)
@@ -59,7 +57,7 @@ class LocalDeployment:
 
     async def _commit(self, kind: str, idc: str, target: str) -> str:
         """The operation's name. A refused change is a new request, one of unknown outcome not."""
-        change = Change(kind, idc, secrets.token_hex(8), "drill", target)
+        change = Change(kind, idc, self._new_id(), "drill", target)
         while True:
             with contextlib.suppress(Unavailable, OutcomeUnknown):
                 decision = await self._control.submit(change)
@@ -67,12 +65,26 @@ class LocalDeployment:
                     self.refusal = ""
                     return decision.operation
                 self.refusal = decision.sentence
-                change = replace(change, request_id=secrets.token_hex(8))
+                change = replace(change, request_id=self._new_id())
             await asyncio.sleep(ASK_AGAIN_S)
 
+
+class LocalDeployment(Moves):
+    """The local target, as scripts, drills and tests need it."""
+
+    def __init__(self, target: Local, control: Control) -> None:
+        super().__init__(control)
+        self._target = target
+
+    async def kill(self, idc: str) -> None:
+        await asyncio.to_thread(self._target.kill, idc)
+
+    async def start(self, idc: str) -> None:
+        await asyncio.to_thread(self._target.start, [idc])
+        await startup.wait_serving(self._target, [idc], lambda name, serving: None)
+
     async def observe(self) -> Observed:
-        idcs = [idc.name for idc in self._target.region.spec.idcs]
-        found = await admin.statuses(self._target, idcs, timeout_s=1.0)
+        found = await self._control.statuses(1.0)
         answers = {name: one for name, one in found.items() if not isinstance(one, ImError)}
         policy = newest_policy(answers.values()).get("idcs", {})
         lags = {

@@ -6,12 +6,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import grpc.aio
+
 from imcore.audit import Anchor
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imcore.region.model import Region
 from imcore.roles import Role, said
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
@@ -59,25 +63,38 @@ class Left(NamedTuple):
     stuck: Mapping[str, int]
 
 
-class Control:
-    """``async with Control(...)``: connections to the registries of all IDCs (and the witness)."""
+def voters_of(region: Region) -> list[str]:
+    """Who has a registry: every IDC, and the witness."""
+    witness = [region.spec.witness.name] if region.spec.witness else []
+    return [idc.name for idc in region.spec.idcs] + witness
 
-    def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
-        self._target = target
+
+class Steering(ABC):
+    """Over channels to all voters, whatever they go over; they are closed with it."""
+
+    def __init__(
+        self,
+        region: Region,
+        role: Role,
+        channels: Mapping[str, grpc.aio.Channel],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
         self._clock = clock
-        self.region = region = target.region
+        self.region = region
         self.idcs = [idc.name for idc in region.spec.idcs]
-        witness = [region.spec.witness.name] if region.spec.witness else []
-        self.voters = self.idcs + witness
-        self.role = roles.shown(target.pki)
-        self._channels = {
-            name: grpc_channel(target.pki, self.role, name, target.address(name))
-            for name in self.voters
-        }
+        self.voters = voters_of(region)
+        self.role = role
+        self._channels = dict(channels)
         self._registries = {
             name: RemoteRegistry(channel, name) for name, channel in self._channels.items()
         }
         self._proposer = Proposer(self._registries, self.role, clock, rng)
+
+    @abstractmethod
+    async def statuses(self, timeout_s: float) -> dict[str, dict[str, Any] | ImError]:
+        """What every IDC says of itself; an error in place of the document of one that does not
+        answer."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,7 +113,7 @@ class Control:
         """The committed one. Raises Unavailable."""
         value, _ = await self._proposer.read(POLICY_KEY)
         if value is None:
-            return initial(self._target.region, self._clock.wall_ms())
+            return initial(self.region, self._clock.wall_ms())
         return from_json(value)
 
     async def operations(self) -> list[Operation]:
@@ -126,7 +143,7 @@ class Control:
         return Evidence(facts, votes, self.voters, marks)
 
     async def _facts(self) -> dict[str, IdcFacts]:
-        found = await admin.statuses(self._target, self.idcs, FACTS_S)
+        found = await self.statuses(FACTS_S)
         now_ms = self._clock.wall_ms()
         facts = {}
         for name, document in found.items():
@@ -153,17 +170,20 @@ class Control:
 
     async def submit(self, change: Change) -> Decision:
         """Judge and commit. An unknown outcome is resolved by the same request again. Raises
-        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer).
-
-        The audit is kept here and not by the callers, so that none of them can forget it."""
-        with audit.kept(self._target):
-            decision = await self._submit(change)
-        # What cannot be anchored now is with the next decision.
-        if self.role.covers(Role.OPERATOR):
-            with contextlib.suppress(ImError, OSError, ValueError):
-                file = self._target.audit_file()
-                await anchored(self._proposer, file, audit.writer_of(file))
-        return decision
+        Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer)."""
+        if not self.permits(change):
+            return self._forbidden(change)
+        for attempt in range(RESOLVE_TRIES):
+            try:
+                evidence = await self.evidence()
+                return await commit(self._proposer, self.region, change, evidence, self._clock)
+            except OutcomeUnknown as error:
+                if attempt == RESOLVE_TRIES - 1:
+                    audit_unknown(change, error, self._clock.wall_ms())
+                    raise OutcomeUnknown(
+                        f"{error}; `imctl status` shows the policy that came of it"
+                    ) from error
+        raise AssertionError("the loop returns or raises")
 
     async def anchor(self, writer: str) -> Anchor:
         """The last audit event of this writer that the registers know of. Raises Unavailable."""
@@ -181,34 +201,41 @@ class Control:
         audit_decision(change, decision, Evidence(), self._clock.wall_ms())
         return decision
 
-    async def _submit(self, change: Change) -> Decision:
-        if not self.permits(change):
-            return self._forbidden(change)
-        for attempt in range(RESOLVE_TRIES):
-            try:
-                return await commit(
-                    self._proposer,
-                    self._target.region,
-                    change,
-                    await self.evidence(),
-                    self._clock,
-                )
-            except OutcomeUnknown as error:
-                if attempt == RESOLVE_TRIES - 1:
-                    audit_unknown(change, error, self._clock.wall_ms())
-                    raise OutcomeUnknown(
-                        f"{error}; `imctl status` shows the policy that came of it"
-                    ) from error
-        raise AssertionError("the loop returns or raises")
-
     async def left(self, idc: str) -> Left:
         """How far the hand-over is, as the IDCs that answer say."""
-        found = await admin.statuses(self._target, self.idcs, FACTS_S)
+        found = await self.statuses(FACTS_S)
         answers = {name: one for name, one in found.items() if not isinstance(one, ImError)}
         stuck: dict[str, int] = {}
         for document in answers.values():
             stuck |= document.get("moves", {}).get("stuck", {})
         return Left(int(answers[idc].get("sessions", 0)) if idc in answers else None, stuck)
+
+
+class Control(Steering):
+    """``async with Control(...)``: of a deployment, over mutual TLS. The audit is kept."""
+
+    def __init__(self, target: Target, clock: Clock, rng: random.Random) -> None:
+        role = roles.shown(target.pki)
+        channels = {
+            name: grpc_channel(target.pki, role, name, target.address(name))
+            for name in voters_of(target.region)
+        }
+        super().__init__(target.region, role, channels, clock, rng)
+        self._target = target
+
+    async def statuses(self, timeout_s: float) -> dict[str, dict[str, Any] | ImError]:
+        return await admin.statuses(self._target, self.idcs, timeout_s)
+
+    async def submit(self, change: Change) -> Decision:
+        """The audit is kept here and not by the callers, so that none of them can forget it."""
+        with audit.kept(self._target):
+            decision = await super().submit(change)
+        # What cannot be anchored now is with the next decision.
+        if self.role.covers(Role.OPERATOR):
+            with contextlib.suppress(ImError, OSError, ValueError):
+                file = self._target.audit_file()
+                await anchored(self._proposer, file, audit.writer_of(file))
+        return decision
 
 
 def _overriding(change: Change) -> str:

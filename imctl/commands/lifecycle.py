@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from imcore.errors import Refused
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from imctl import audit, deployment, startup
+from imctl import audit, deployment, hotrestart, startup
 from imctl.errors import Failed, Guarded
 from imctl.logview import Shown
 from imctl.options import Data, Engines, Format, IdcName, Output, RegionFile
@@ -127,6 +127,36 @@ def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
     if wait:
         asyncio.run(startup.wait_serving(target, [idc], lambda name, serving: None))
     print(f"{idc} {'serves' if wait else 'is starting'}")
+
+
+def restart(
+    idc: IdcName,
+    data: Data = None,
+    gateway: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Only this one, from 1 [default: all].")
+    ] = 0,
+) -> None:
+    """Restart an IDC's gateways, one after the other, on what is installed now.
+
+    Needs `up --split`. Each process becomes its successor: its listener and connections without TLS
+    stand; clients over TLS are moved to the IDC's other gateways first, or told to come again when
+    there are none. One that could not start on what is installed goes on as it is.
+
+    Example: imctl restart fra
+    """
+    target = deployment.find(data)
+    count = len(target.fronts_of(idc))
+    if gateway > count > 0:
+        raise typer.BadParameter(f"--gateway {gateway}: {idc} has {count}")
+
+    def done(number: int, row: dict[str, Any]) -> None:
+        print(f"gateway {number} of {idc} restarted, {row['connections']} connections stand")
+
+    numbers = [gateway] if gateway else list(range(1, count + 1)) or [1]
+    _audited(
+        target, idc, "gateways restarted",
+        lambda name: asyncio.run(hotrestart.restart(target, name, numbers, done)),
+    )  # fmt: skip
 
 
 def wipe(

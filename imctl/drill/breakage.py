@@ -4,34 +4,85 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
+from typing import Protocol
 
 from imcore.errors import ImError, Unavailable
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
-from imctl import admin, audit, startup
 from imctl.drill.faults import Fault, FaultBook, Kind, in_order
+from imctl.drill.means import LocalMeans
 from imctl.errors import Failed
-from imctl.moves import LocalDeployment
-from imctl.target.local import LINKPROXY, Local
-from imctl.traffic import Control
+from imctl.moves import Moves, random_id
+from imctl.target.local import Local
+from imctl.traffic import Steering
 
 BACK_S = 90.0  # until an IDC has its clients again
 POLL_S = 0.3
 ACTIVE_ROUNDS = 3  # looks at a policy in which every IDC stays active
 
 
-class Breakage:
-    """``control``: of the same loop. All raise ImError."""
+class Means(Protocol):
+    """What breaks and mends the units of a deployment. All raise ImError."""
 
-    def __init__(self, target: Local, control: Control, clock: Clock, lasts_s: float) -> None:
-        self.book = FaultBook(target.data)
-        self.moves = LocalDeployment(target, control)
-        self._target = target
+    async def kill(self, unit: str) -> None: ...
+
+    async def pause(self, unit: str) -> None: ...
+
+    async def resume(self, unit: str) -> None: ...
+
+    async def wipe(self, unit: str) -> None:
+        """Of one that was killed."""
+        ...
+
+    async def start(self, unit: str) -> None:
+        """Returns once it runs, perhaps not yet serving."""
+        ...
+
+    async def serving(self, units: Sequence[str]) -> None:
+        """Until these serve that ever do: an engine's answer is not waited for."""
+        ...
+
+    def state(self, unit: str) -> str:
+        """Of a unit, as of now: running, paused or gone."""
+        ...
+
+    def ends(self) -> list[str]:
+        """Of links."""
+        ...
+
+    async def link(self, fault: pb.LinkFault) -> None: ...
+
+    async def clock(self, idc: str, offset_ms: int) -> None: ...
+
+    async def disk(self, idc: str, full: bool, fsync_delay_ms: int) -> None: ...
+
+
+class Breakage:
+    """``moves``, ``control``: of the same loop. ``folder``: where the book is. Raises ImError."""
+
+    def __init__(
+        self,
+        means: Means,
+        control: Steering,
+        moves: Moves,
+        clock: Clock,
+        lasts_s: float,
+        folder: Path,
+    ) -> None:
+        self.book = FaultBook(folder)
+        self.moves = moves
+        self._means = means
         self._control = control
         self._clock = clock
         self._lasts_s = lasts_s
+
+    @staticmethod
+    def of(target: Local, control: Steering, clock: Clock, lasts_s: float) -> Breakage:
+        means = LocalMeans(target, clock)
+        return Breakage(means, control, Moves(control, random_id), clock, lasts_s, target.data)
 
     # --------------------------------------------------------------------------------- make
 
@@ -45,40 +96,32 @@ class Breakage:
 
     async def kill(self, unit: str) -> None:
         self.note(Kind.KILL, unit, f"{unit} is killed")
-        await self._signalled(unit, "killed (SIGKILL)", self._target.kill)
+        await self._means.kill(unit)
 
     async def pause(self, unit: str) -> None:
         self.note(Kind.PAUSE, unit, f"{unit} stands still")
-        await self._signalled(unit, "paused (SIGSTOP)", self._target.pause)
+        await self._means.pause(unit)
 
     async def wipe(self, idc: str) -> None:
         """Nothing brings it back, so it is in no book: the IDC starts as a blank one."""
-        await self._signalled(idc, "wiped", self._target.wipe)
-
-    async def _signalled(self, unit: str, done: str, work: Callable[[str], None]) -> None:
-        self._target.look_again()
-        await asyncio.to_thread(work, unit)
-        audit.fault(self._target, self._clock.wall_ms(), unit, "done", done)
+        await self._means.wipe(idc)
 
     async def link(self, sentence: str, fault: pb.LinkFault) -> None:
         self.note(Kind.LINK, fault.from_idc, sentence, fault.to_idc)
-        await admin.fault(self._target, LINKPROXY, pb.FaultRequest(link=fault))
+        await self._means.link(fault)
 
     def links(self) -> list[tuple[str, str]]:
         """Every link, by its ends."""
-        ends = [name for name in self._target.names() if name != LINKPROXY]
-        return list(combinations(ends, 2))
+        return list(combinations(self._means.ends(), 2))
 
     async def clock(self, idc: str, offset_ms: int) -> None:
         self.note(Kind.CLOCK, idc, f"the clock of {idc} is {offset_ms:+d} ms off")
-        fault = pb.ClockFault(offset_ms=offset_ms)
-        await admin.fault(self._target, idc, pb.FaultRequest(clock=fault))
+        await self._means.clock(idc, offset_ms)
 
     async def disk(self, idc: str, full: bool, fsync_delay_ms: int) -> None:
         what = "full" if full else f"slow ({fsync_delay_ms} ms each fsync)"
         self.note(Kind.DISK, idc, f"the disk of {idc} is {what}")
-        fault = pb.DiskFault(full=full, fsync_delay_ms=fsync_delay_ms)
-        await admin.fault(self._target, idc, pb.FaultRequest(disk=fault))
+        await self._means.disk(idc, full, fsync_delay_ms)
 
     # --------------------------------------------------------------------------------- undo
 
@@ -90,25 +133,24 @@ class Breakage:
 
     async def undo(self, fault: Fault) -> None:
         """And strike it out. Undoing what is whole already does no harm."""
-        target = self._target
-        target.look_again()
+        means = self._means
         match fault.kind:
             case Kind.PAUSE:
-                if self._state(fault.unit) == "paused":
-                    await asyncio.to_thread(target.resume, fault.unit)
+                if means.state(fault.unit) == "paused":
+                    await means.resume(fault.unit)
             case Kind.KILL:
-                await self._start(fault.unit)
+                if means.state(fault.unit) == "gone":
+                    await means.start(fault.unit)
+                await means.serving([fault.unit])
             case Kind.LINK:
                 healed = pb.LinkFault(
                     from_idc=fault.unit, to_idc=fault.other, mode="pass", both_ways=True
                 )
-                await admin.fault(target, LINKPROXY, pb.FaultRequest(link=healed))
-            case Kind.CLOCK if self._state(fault.unit) != "gone":
-                request = pb.FaultRequest(clock=pb.ClockFault(offset_ms=0))
-                await admin.fault(target, fault.unit, request)
-            case Kind.DISK if self._state(fault.unit) != "gone":
-                request = pb.FaultRequest(disk=pb.DiskFault(full=False))
-                await admin.fault(target, fault.unit, request)
+                await means.link(healed)
+            case Kind.CLOCK if means.state(fault.unit) != "gone":
+                await means.clock(fault.unit, 0)
+            case Kind.DISK if means.state(fault.unit) != "gone":
+                await means.disk(fault.unit, False, 0)
             case Kind.MOVE:
                 await self.all_back([fault.unit])
         self.book.strike(fault.id)
@@ -116,23 +158,12 @@ class Breakage:
     async def start_again(self, units: Sequence[str]) -> None:
         """What was killed, one after the other, so that all are down together and none waits for
         another to serve: with every registry away nobody serves."""
-        self._target.look_again()
         for unit in units:
-            await asyncio.to_thread(self._target.start, [unit])
-        await startup.wait_serving(self._target, units, lambda name, serving: None)
+            await self._means.start(unit)
+        await self._means.serving(units)
         for fault in self.book.read().faults:
             if fault.kind is Kind.KILL and fault.unit in units:
                 self.book.strike(fault.id)
-
-    async def _start(self, unit: str) -> None:
-        engines = self._target.engine_names()
-        if self._state(unit) == "gone":
-            await asyncio.to_thread(self._target.start, [unit])
-        if unit not in engines:
-            await startup.wait_serving(self._target, [unit], lambda name, serving: None)
-
-    def _state(self, unit: str) -> str:
-        return next((one.state for one in self._target.units() if one.name == unit), "gone")
 
     async def undo_all(self, only: list[Fault] | None = None) -> list[str]:
         """What is left, in its order, then every IDC gets its clients back. One that cannot be

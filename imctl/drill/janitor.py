@@ -53,7 +53,7 @@ def _undo(folder: Path, faults: list[Fault] | None) -> list[str]:
     async def work() -> list[str]:
         target = Local.open(folder)
         async with Control(target, SystemClock(), random.Random()) as control:
-            return await Breakage(target, control, SystemClock(), 0).undo_all(faults)
+            return await Breakage.of(target, control, SystemClock(), 0).undo_all(faults)
 
     try:
         problems = asyncio.run(work())

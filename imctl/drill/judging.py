@@ -36,7 +36,7 @@ def judge_run(
     run = RunReport(
         subject=Subject.of(
             population,
-            region=session.target.region.metadata.name,
+            region=session.region.metadata.name,
             run=session.run,
             started=session.started,
             idcs=session.idcs,

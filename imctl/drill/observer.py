@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import aiohttp
 
 from imcore.errors import ImError, Unavailable
 from imcore.runtime import Clock
 from imcore.tls import client_ssl_context
-from imctl import admin
 from imctl.drill.watch import Accusation, Carried, Epochs, Mirrors, Stale, Standing, Stuck, accused
 from imctl.identity import token_for
 from imctl.scenario import Observed
 from imctl.statusview import newest_policy, policies_said
 from imctl.target.local import Local
-from imctl.traffic import Control
+from imctl.traffic import Steering
 from services.policy.document import IdcState, Policy
 
 POLL_S = 0.4
@@ -27,12 +26,34 @@ STATUS_S = 1.0
 IPCONF_S = 1.5
 
 
+class Asking(NamedTuple):
+    """How the ipconfs are asked. ``urls``: by IDC; ``connector``: the way to the network."""
+
+    urls: Mapping[str, str]
+    token: str
+    connector: Callable[[], aiohttp.BaseConnector]
+
+
+def asking(target: Local, clock: Clock) -> Asking:
+    """Of a deployment on this machine."""
+    context = client_ssl_context(target.pki / "ca.pem")
+    return Asking(
+        {idc.name: f"https://{idc.endpoints.ipconf}" for idc in target.region.spec.idcs},
+        token_for(target, "drill", "observer", clock),
+        lambda: aiohttp.TCPConnector(ssl=context),
+    )
+
+
 class Observer:
     """``run`` in a task; everything else is what it saw last. ``note``: is told who said which
     epoch of the policy with which content (empty: not told)."""
 
     def __init__(
-        self, target: Local, control: Control, clock: Clock, note: Callable[[str, int, str], None]
+        self,
+        ipconfs: Asking,
+        control: Steering,
+        clock: Clock,
+        note: Callable[[str, int, str], None],
     ) -> None:
         self.epochs = Epochs()
         self.stale = Stale()
@@ -47,19 +68,18 @@ class Observer:
         self.problem = ""  # why the last look failed
         self.looked_at: float | None = None  # when the last one succeeded
         self._accusations: dict[str, Accusation] = {}
-        self._target = target
+        self._ipconfs = ipconfs
         self._control = control
+        self._region = control.region
         self._clock = clock
         self._note = note
-        self._idcs = [idc.name for idc in target.region.spec.idcs]
+        self._idcs = control.idcs
 
     async def run(self) -> None:
-        token = token_for(self._target, "drill", "observer", self._clock)
-        connector = aiohttp.TCPConnector(ssl=client_ssl_context(self._target.pki / "ca.pem"))
         timeout = aiohttp.ClientTimeout(total=IPCONF_S)
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {self._ipconfs.token}"}
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=headers
+            connector=self._ipconfs.connector(), timeout=timeout, headers=headers
         ) as http:
             while True:
                 try:
@@ -71,7 +91,7 @@ class Observer:
 
     async def _look(self, http: aiohttp.ClientSession) -> None:
         found, votes, answers, policy = await asyncio.gather(
-            admin.statuses(self._target, self._idcs, STATUS_S),
+            self._control.statuses(STATUS_S),
             self._control.votes(),
             asyncio.gather(*(self._asked(http, idc) for idc in self._idcs)),
             self._committed(),
@@ -104,7 +124,7 @@ class Observer:
     async def _asked(self, http: aiohttp.ClientSession, idc: str) -> int | None:
         """The epoch that this IDC's ipconf answers with; None: it says itself that it is stale
         (it is cut off), or gives no answer."""
-        url = f"https://{self._target.region.idc(idc).endpoints.ipconf}/v1/gateways"
+        url = f"{self._ipconfs.urls[idc]}/v1/gateways"
         with contextlib.suppress(
             aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError
         ):
@@ -155,12 +175,12 @@ class Observer:
                 capacity.messages_per_s,
             )
             for idc, document in documents.items()
-            for capacity in [self._target.region.idc(idc).capacity]
+            for capacity in [self._region.idc(idc).capacity]
         }
 
     def _note_votes(self, votes: list[Standing]) -> None:
         """The first sight of each accusation; it is forgotten when it is asked about anew."""
-        hold_ms = self._target.region.spec.safety.hold_ms
+        hold_ms = self._region.spec.safety.hold_ms
         for idc in {vote.accused for vote in votes}:
             now = accused(votes, idc, len(self._control.voters), hold_ms)
             kept = self._accusations.setdefault(idc, now)

@@ -5,13 +5,17 @@ A probe that sees nothing raises: to the toolkit it has failed, and to the verdi
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imcore.errors import ImError
 from imctl import admin
+from imctl.drill import model
+from imctl.drill.session import Session
 from imctl.drill.stage import find, stage
 from imctl.statusview import newest_policy
+
+STATUS_S = 1.0
 
 
 def longest_wait_s() -> float:
@@ -64,24 +68,44 @@ def _figure(name: str) -> float:
 
 def idcs_active() -> int:
     """How many IDCs the policy calls active, as the newest policy that any IDC shows says."""
-    rows = newest_policy(_documents()).get("idcs", {})
-    return sum(row["state"] == "active" for row in rows.values())
+    return active_in(_documents())
 
 
 def alarms() -> list[str]:
     """All alarms of all IDCs that answer."""
-    return [said for document in _documents() for said in document["alarms"]]
+    return alarms_in(_documents())
 
 
-def _documents() -> list[dict[str, Any]]:
-    target = stage.session.target if stage.session else find()
-    idcs = [idc.name for idc in target.region.spec.idcs]
+def active_in(documents: Sequence[Mapping[str, Any]]) -> int:
+    rows = newest_policy(documents).get("idcs", {})
+    return sum(row["state"] == "active" for row in rows.values())
 
-    async def ask() -> list[dict[str, Any]]:
-        found = await asyncio.wait_for(admin.statuses(target, idcs, 1.0), 3.0)
-        return [one for one in found.values() if not isinstance(one, ImError)]
 
-    documents = stage.undisturbed(ask())
+def alarms_in(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [said for document in documents for said in document["alarms"]]
+
+
+async def seen(session: Session, name: str) -> Any:
+    """What the probe of this name answers, in the loop in which the drill lives. Raises ImError:
+    it saw nothing."""
+    if name in model.FIGURES:
+        return round(session.figure(name), 2)
+    documents = answers(await session.control.statuses(STATUS_S))
+    return active_in(documents) if name == "idcs_active" else alarms_in(documents)
+
+
+def answers(found: Mapping[str, dict[str, Any] | ImError]) -> list[dict[str, Any]]:
+    documents = [one for one in found.values() if not isinstance(one, ImError)]
     if not documents:
         raise ImError("no IDC answers")
     return documents
+
+
+def _documents() -> list[dict[str, Any]]:
+    if stage.session is not None:
+        found = stage.undisturbed(stage.session.control.statuses(STATUS_S))
+    else:
+        target = find()
+        idcs = [idc.name for idc in target.region.spec.idcs]
+        found = stage.undisturbed(admin.statuses(target, idcs, STATUS_S))
+    return answers(found)

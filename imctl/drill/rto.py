@@ -12,6 +12,9 @@ STEPS = (
     "detected", "decided", "committed", "first moved", "50 % moved", "90 % moved", "99 % moved",
     "99 % answered", "steady",
 )  # fmt: skip
+# A vote tells for how long its evidence has held, and is dated by when it was asked for: what began
+# right after the fault may seem to have begun so much before it.
+EARLY_MS = 500
 
 
 class Recovery(NamedTuple):
@@ -46,15 +49,15 @@ def recovery(
     earlier one, say) lies before it and is left out."""
     affected, start = len(outage.affected), outage.started
 
-    def since(wall_ms: int | None) -> float | None:
-        if wall_ms is None or wall_ms < fault_ms:
+    def since(wall_ms: int | None, early_ms: int = 0) -> float | None:
+        if wall_ms is None or wall_ms < fault_ms - early_ms:
             return None
-        return (wall_ms - fault_ms) / 1000
+        return max(0, wall_ms - fault_ms) / 1000
 
     moved = list(outage.moved.values())
     rto_us = outage.rto_us() if affected else None
     values = (
-        since(accusation.detected_ms),
+        since(accusation.detected_ms, EARLY_MS),
         since(accusation.decided_ms) if committed_ms else None,
         since(committed_ms),
         (min(moved) - start) / 1e6 if moved else None,

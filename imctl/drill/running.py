@@ -17,6 +17,7 @@ from imcore.runtime import SystemClock
 from imctl.drill import judging
 from imctl.drill.breakage import Breakage
 from imctl.drill.faults import FaultBook, RunLock
+from imctl.drill.ground import LocalGround
 from imctl.drill.model import Drill, Settings
 from imctl.drill.session import Session
 from imctl.drill.stage import find, stage
@@ -78,7 +79,8 @@ def begin(run: Run) -> Session:
     run.out.mkdir(parents=True, exist_ok=True)
     clock = SystemClock()
     history = run.out / "history.jsonl"
-    session = Session(run.target, run.drill.settings, run.id, history, run.view, clock, run.seed)
+    ground = LocalGround(run.target, clock)
+    session = Session(ground, run.drill.settings, run.id, history, run.view, clock, run.seed)
     stage.session = session
     return session
 
@@ -136,4 +138,4 @@ async def leftovers(target: Local) -> list[str]:
     if not FaultBook(target.data).read().faults and not FaultBook(target.data).read().run:
         return []
     async with Control(target, SystemClock(), random.Random()) as control:
-        return await Breakage(target, control, SystemClock(), 0).undo_all()
+        return await Breakage.of(target, control, SystemClock(), 0).undo_all()

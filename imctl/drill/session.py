@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import random
-from collections.abc import Callable, Coroutine
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,27 +18,22 @@ from imcore import history as h
 from imcore.errors import ImError, Unavailable
 from imcore.history import VERSION, Header, HistoryWriter
 from imcore.pki import utc_now
+from imcore.region.model import Region
 from imcore.runtime import Clock
-from imctl.clients import sdk_clients
-from imctl.commands.load import home_countries
 from imctl.drill.breakage import Breakage
 from imctl.drill.canaries import canary_pairs, with_canaries
 from imctl.drill.model import Settings
-from imctl.drill.observer import Observer
+from imctl.drill.observer import Asking, Observer
 from imctl.drill.watch import CanaryWatch
 from imctl.report.live import View
 from imctl.report.model import Mark, Span
-from imctl.target.local import Local
-from imctl.traffic import Control
+from imctl.traffic import Steering
 from services.control.predict import Curve, forecast
 from services.control.rules import Change, Kind
 from services.loadgen.load import Load, Member
 from services.loadgen.logins import look
-from services.loadgen.population import (
-    Addresses,
-    make_population,
-    public_country,
-)
+from services.loadgen.population import Addresses, Lookup, make_population
+from services.loadgen.ports import Connect
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.loadgen.stats import Sample
@@ -78,10 +73,38 @@ class Loss:
     devices: int
 
 
+class Ground(ABC):
+    """Where a drill takes place. ``homes``: by IDC, the countries whose clients it gets, as
+    ``lookup`` tells of an address."""
+
+    region: Region
+    homes: Mapping[str, Sequence[str]]
+    lookup: Lookup
+    # Ids that clients draw must be new in each run, whatever the seed.
+    connect: Connect
+
+    @abstractmethod
+    def control(self, rng: random.Random) -> Steering: ...
+
+    @abstractmethod
+    def breakage(self, control: Steering, lasts_s: float) -> Breakage: ...
+
+    @abstractmethod
+    def ipconfs(self) -> Asking: ...
+
+    @abstractmethod
+    def all_connected(self) -> None:
+        """Everybody is, and the load is about to begin."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """``connect`` makes no more clients."""
+
+
 class Session:
     def __init__(
         self,
-        target: Local,
+        ground: Ground,
         settings: Settings,
         run: str,
         history: Path,
@@ -89,11 +112,11 @@ class Session:
         clock: Clock,
         seed: int,
     ) -> None:
-        self.target = target
+        self.region = ground.region
         self.settings = settings
         self.run = run
         self.history = history
-        self.idcs = [idc.name for idc in target.region.spec.idcs]
+        self.idcs = [idc.name for idc in ground.region.spec.idcs]
         self.marks: list[Mark] = []
         self.spans: list[Span] = []
         self.notes: list[str] = []
@@ -109,6 +132,7 @@ class Session:
         self._began_ms = clock.wall_ms()
         self.started = utc_now(self._began_ms).isoformat(timespec="seconds")
         self.noticed: dict[str, str] = {}  # what a figure was about when it was last asked for
+        self._ground = ground
         self._view = view
         self._clock = clock
         self._rng = random.Random(seed)
@@ -121,8 +145,8 @@ class Session:
 
     async def open(self) -> None:
         """Everybody connected and talking. Raises ImError."""
-        target, clock, rng = self.target, self._clock, self._rng
-        lookup, homes = public_country, home_countries(target.region)
+        ground, clock, rng = self._ground, self._clock, self._rng
+        lookup, homes = ground.lookup, ground.homes
         addresses = Addresses(rng, lookup)
         self.addresses = {idc: addresses.take(homes[idc])[0] for idc in self.idcs}
         wanted = self.settings.load
@@ -131,21 +155,18 @@ class Session:
         population, self._talks = with_canaries(
             people, self.canaries, lambda idc: addresses.take(homes[idc])
         )
-        name = target.region.metadata.name
+        name = self.region.metadata.name
         self._writer = HistoryWriter(self.history, Header(VERSION, self.started, name, self.run))
         self.watch = CanaryWatch(self.canaries)
         self.recorder = Recorder(self._write, clock.now, self._writer.flush)
-        # Ids that clients draw must be new in each run, whatever the seed.
-        self._connect = sdk_clients(target, clock, random.Random())
-        self.load = Load(population, self._connect, self.recorder, clock, rng)
-        self.control = await Control(target, clock, rng).__aenter__()
-        self.breakage = Breakage(target, self.control, clock, self.settings.fault_max_s)
-        self.observer = Observer(target, self.control, clock, self.recorder.policy)
+        self.load = Load(population, ground.connect, self.recorder, clock, rng)
+        self.control = await ground.control(rng).__aenter__()
+        self.breakage = ground.breakage(self.control, self.settings.fault_max_s)
+        self.observer = Observer(ground.ipconfs(), self.control, clock, self.recorder.policy)
         self._view.step(f"connecting {len(population.clients)} devices")
         self._begin(self.observer.run())
         await self.load.open()
-        gc.collect()
-        gc.freeze()
+        ground.all_connected()
         self.phase("warm-up", "warm-up: load")
         rates = Rates(wanted.rate, min(wanted.rate, wanted.group_rate))
         self._begin(self.load.run(rates, self._on_sample))
@@ -311,8 +332,7 @@ class Session:
         with contextlib.suppress(Unavailable):
             before, evidence, decision = await self.control.judge(change)
             if decision.policy is not None:
-                region = self.target.region
-                seen = forecast(before, decision.policy, region, evidence, source)
+                seen = forecast(before, decision.policy, self.region, evidence, source)
                 self.forecasts.append((source, seen.curve))
 
     # ---------------------------------------------------------------------------- waits
@@ -367,7 +387,7 @@ class Session:
         survivors = {idc: at for idc, at in self.addresses.items() if idc != lost}
         there = {c.uid for c in self.load.population.clients if c.home == lost}
         looks = self.load.looks(lambda name, uids: not there.isdisjoint(uids))
-        failures = await look(self._connect, self.recorder, looks, survivors, "rpo", LOOK_S)
+        failures = await look(self._ground.connect, self.recorder, looks, survivors, "rpo", LOOK_S)
         count = len(looks) * len(survivors)
         self.mark(lost, f"{count - len(failures)} of {count} fresh logins asked the survivors")
 
@@ -384,7 +404,12 @@ class Session:
         self.phase("logins", "fresh logins at every IDC")
         self.recorder.quiet(self.idcs)
         failures = await look(
-            self._connect, self.recorder, self.load.looks(), self.addresses, "final", LOGINS_S
+            self._ground.connect,
+            self.recorder,
+            self.load.looks(),
+            self.addresses,
+            "final",
+            LOGINS_S,
         )
         self.notes += [f"Fresh login of {f.uid} at {f.idc}: {f.reason}." for f in failures[:5]]
         self.notes += self.observer.stuck.notes() + await self._slow_steps()
@@ -414,6 +439,6 @@ class Session:
         with contextlib.suppress(TimeoutError, ImError):
             async with asyncio.timeout(CLOSE_S):
                 await self.load.close()
-                await self._connect.close()
+                await self._ground.close()
         await self.control.__aexit__(None, None, None)
         self._writer.close()

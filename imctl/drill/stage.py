@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,25 @@ LASTS_S = 300.0
 
 class NoSession(ImError):
     """There is no load that could be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What an action finds: the drill that is under way, if any, and what breaks things."""
+
+    session: Session | None
+    _breakage: Breakage | None
+
+    def need(self) -> Session:
+        if self.session is None:
+            raise NoSession("no load runs: the experiment lacks the control imctl.drill.control")
+        return self.session
+
+    @property
+    def breakage(self) -> Breakage:
+        if self._breakage is None:
+            raise NoSession("no deployment was looked for")
+        return self._breakage
 
 
 class Stage:
@@ -59,23 +79,31 @@ class Stage:
         return self._bridge
 
     def need(self) -> Session:
-        if self.session is None:
-            raise NoSession("no load runs: the experiment lacks the control imctl.drill.control")
-        return self.session
+        return Scene(self.session, None).need()
 
-    def with_breakage(self, work: Callable[[Breakage], Awaitable[T]]) -> T:
-        """With the session's means, or with means of its own."""
+    def with_session(self, work: Callable[[Scene], Awaitable[T]]) -> T:
+        """What needs a deployment only through the load."""
 
         async def ours() -> T:
-            return await work(self.need().breakage)
+            return await work(Scene(self.session, None))
 
-        if self.session is not None:
+        return self.call(ours())
+
+    def with_scene(self, work: Callable[[Scene], Awaitable[T]]) -> T:
+        """With the session's means, or with means of its own."""
+        session = self.session
+        if session is not None:
+
+            async def ours() -> T:
+                return await work(Scene(session, session.breakage))
+
             return self.call(ours())
 
         async def alone() -> T:
             target = find()
             async with Control(target, SystemClock(), random.Random()) as control:
-                return await work(Breakage(target, control, SystemClock(), LASTS_S))
+                breakage = Breakage.of(target, control, SystemClock(), LASTS_S)
+                return await work(Scene(None, breakage))
 
         return self.call(alone())
 

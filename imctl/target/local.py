@@ -580,11 +580,7 @@ class Local:
         """At once and without a farewell, what runs this role of an IDC and nothing else; returns
         the units. ``start`` starts them again. Raises BadInput, Failed."""
         self._demand_admin("Killing processes")
-        if not self.fronts_of(name):
-            raise Failed(
-                f"{name} runs all its roles in one process, or is no IDC: `imctl up --split` runs "
-                "them apart"
-            )
+        self._demand_split(name)
         known = f"{FRONT_ROLES},{CORE_ROLES}".split(",")
         if role not in known:
             raise BadInput(f"--role {role}: expected one of {', '.join(known)}")
@@ -597,6 +593,23 @@ class Local:
         process.wait_gone(found, 5.0)
         self._reap()
         return units
+
+    def restart_front(self, name: str, number: int) -> None:
+        """A gateway of an IDC becomes its successor, on what is installed now, in its own time.
+        Raises Failed."""
+        self._demand_admin("Restarting gateways")
+        self._demand_split(name)
+        front = f"{name}{FRONT}{number}"
+        identity = self._run.processes.get(front)
+        if identity is None or not process.send(identity, signal.SIGHUP):
+            raise Failed(f"{front} is not running; `imctl start {name}` starts it")
+
+    def _demand_split(self, name: str) -> None:
+        if not self.fronts_of(name):
+            raise Failed(
+                f"{name} runs all its roles in one process, or is no IDC: `imctl up --split` runs "
+                "them apart"
+            )
 
     def pause(self, name: str) -> None:
         self._guard_faults()

@@ -41,6 +41,8 @@ def of(arguments: tuple[object, ...]) -> str:
         return {"list": "operations", "show": "operation"}.get(words[1], "change")
     if words[0] == "audit":
         return "audit_verify" if words[1:2] == ["verify"] else "audit"
+    if words[:2] == ["drill", "simulate"]:
+        return "simulation"
     if words[0] == "scale":
         return "plan" if "--dry-run" in words else "rollout"
     return _COMMANDS.get(words[0], "")

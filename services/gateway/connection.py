@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,8 @@ from imcore import frame
 from imcore.bucket import Bucket
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
+from services.gateway import websocket
+from services.gateway.handover import Standing
 
 if TYPE_CHECKING:
     from services.gateway.server import Gateway
@@ -31,8 +34,9 @@ _GOODBYE_S = 2.0  # for a peer that never reads, or never answers TLS's goodbye
 class Connection(asyncio.Protocol):
     """``paused``: the transport holds more than ``push_bytes_max`` that the peer did not take."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, standing: Standing | None = None) -> None:
         self._gateway = gateway
+        self._standing = standing  # it goes on here, after it began in a predecessor
         self._config = config = gateway.config
         self._decoder = frame.FrameDecoder()
         self._preface = b""
@@ -64,7 +68,14 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer_address = str(peer[0]) if peer else ""
         self._transport.set_write_buffer_limits(high=self._config.push_bytes_max)
-        self._gateway.opened(self)
+        if self._standing is None:
+            self._gateway.opened(self)
+            return
+        standing, self._standing = self._standing, None
+        self.number = standing.number
+        self._spoken = self.asked = True
+        self._gateway.goes_on(self)
+        self.data_received(standing.unread)
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
@@ -105,6 +116,10 @@ class Connection(asyncio.Protocol):
     def _speak(self, data: bytes) -> bytes:
         """The prefaces; returns what follows the client's."""
         self._preface += data
+        if websocket.ASKS.startswith(self._preface[:4]):
+            if len(self._preface) >= len(websocket.ASKS):
+                self._become_web()
+            return b""
         if not frame.MAGIC.startswith(self._preface[:4]):
             raise frame.FrameError("it did not begin with this protocol's preface")
         if len(self._preface) < frame.CLIENT_PREFACE_BYTES:
@@ -121,6 +136,13 @@ class Connection(asyncio.Protocol):
             self.end("overloaded", self._refused_ms)
             return b""
         return rest
+
+    def _become_web(self) -> None:
+        """What has come so far is an HTTP request, or the beginning of one."""
+        asked, self._preface = self._preface, b""
+        assert self._transport is not None
+        web = self._transport = websocket.begin(self._transport, self)
+        web.data_received(asked)
 
     def _received(self, received: frame.Frame) -> None:
         if received.type != frame.REQUEST:
@@ -235,6 +257,35 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    # ---------------------------------------------------------------------------- hand over
+
+    def pause(self) -> None:
+        """Take nothing more of what the client sends; it waits in the socket."""
+        if self._transport is not None and not self._ended and not self._throttled:
+            self._transport.pause_reading()
+
+    def settled(self) -> bool:
+        """Whether all that was written is the kernel's."""
+        return not self._out and not self._unsent()
+
+    def can_be_handed_on(self) -> bool:
+        transport = self._transport
+        return (
+            transport is not None
+            and not self._ended
+            and self.asked
+            and self.settled()
+            and transport.get_extra_info("ssl_object") is None
+            and not isinstance(transport, websocket.WebSocket)  # its state is in memory too
+        )
+
+    def hand_on(self) -> tuple[int, bytes] | None:
+        """A descriptor of the socket, for a successor, and what of a message has come. None: it
+        cannot be handed on."""
+        if self._transport is None or not self.can_be_handed_on():
+            return None
+        return os.dup(self._transport.get_extra_info("socket").fileno()), self._decoder.unread()
 
     def _cut_after(self, seconds: float) -> None:
         if self._cut is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from imcore import frame
@@ -14,6 +15,7 @@ from imcore.listener import Listen, Listener, Listening
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
+from services.gateway.handover import Standing
 from services.gateway.wheel import TimingWheel
 from services.metrics.verbs import Verbs
 from services.ports import Sessions
@@ -57,6 +59,7 @@ class Gateway:
         self.counters = Counters()
         self.verbs: Verbs | None = None  # where requests are counted, once something reads that
         self.port = 0
+        self.restarts = 0  # hot ones; only a process of its own can have them
         self.loop: asyncio.AbstractEventLoop
         self.wheel: TimingWheel[Connection] = TimingWheel()  # who must be heard of by when
         self.stuck: TimingWheel[Connection] = TimingWheel()  # who must have read by when
@@ -69,6 +72,7 @@ class Gateway:
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
         self._accepting = True
+        self._frozen = False
         self._doors: Doors
         self._emptied = asyncio.Event()
 
@@ -108,6 +112,73 @@ class Gateway:
                 await asyncio.sleep(0)
         if self._timer is not None:
             self._timer.cancel()
+
+    def freeze(self) -> None:
+        """Before a hand-over: answers still go out; nothing more is taken from clients, which then
+        waits in their sockets, and nothing is pushed."""
+        self._accepting, self._frozen = False, True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.throttled.clear()
+        for connection in self._connections.values():
+            connection.pause()
+
+    def settled(self) -> bool:
+        """Whether all that was written is the kernel's."""
+        return all(connection.settled() for connection in self._connections.values())
+
+    def numbers(self) -> list[int]:
+        """Of the connections that stand."""
+        return list(self._connections)
+
+    async def stop_others(self, staying: Collection[int]) -> None:
+        """Every client but these, and everybody who is connected by TLS, is told to come again."""
+        others = [
+            one
+            for number, one in self._connections.items()
+            if number not in staying or not one.can_be_handed_on()
+        ]
+        for connection in (*others, *self._refused):
+            connection.end("shutdown", 100)
+        deadline = self.clock.now() + _STOP_S
+        while self.clock.now() < deadline and (  # noqa: ASYNC110 - nothing to wait on
+            self._refused or any(one.number in self._connections for one in others)
+        ):
+            await asyncio.sleep(0.01)
+
+    def hand_on(self, session_of: Callable[[int], str | None]) -> list[Standing]:
+        """The connections that a successor can go on with; what is written to them from here on
+        would break them."""
+        standing = []
+        for number, connection in self._connections.items():
+            session = session_of(number)
+            handed = connection.hand_on() if session is not None else None
+            if session is not None and handed is not None:
+                standing.append(Standing(handed[0], number, session, handed[1]))
+        return standing
+
+    async def adopt(
+        self, standing: Standing, joined: Callable[[Standing], bool], handed: socket.socket
+    ) -> bool:
+        """Go on with a predecessor's connection. ``joined`` gives it its session back; False: it
+        has none any more, and the client is told to come again."""
+        self._last_number = max(self._last_number, standing.number)
+        connection = Connection(self, standing)
+        if not joined(standing):
+            handed.close()
+            return False
+        try:
+            await self.loop.create_connection(lambda: connection, sock=handed)
+        except OSError:  # the client has gone meanwhile
+            handed.close()
+            self.sessions.closed(self.name, standing.number, "closed")
+            return False
+        return True
+
+    def goes_on(self, connection: Connection) -> None:
+        """One that was adopted is read from now on."""
+        self._connections[connection.number] = connection
+        self.wheel.schedule(connection, self.ticks(self.config.idle_ms))
 
     def ticks(self, ms: int) -> int:
         return -(-ms // self.config.tick_ms)
@@ -201,6 +272,8 @@ class Gateway:
             found.respond(request_id, body)
 
     def push(self, connections: Sequence[int], body: bytes) -> None:
+        if self._frozen:
+            return
         framed = frame.encode(frame.EVENT, 0, body)
         for number in connections:
             found = self._connections.get(number)

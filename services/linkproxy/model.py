@@ -40,6 +40,17 @@ class LinkSpec(NamedTuple):
     rate_kbit: float = 1e6
 
 
+def retransmissions(size: int, loss: float, rng: random.Random) -> int:
+    """Rounds until the last of the packets of so many bytes is through."""
+    packets = max(1, -(-size // PACKET_BYTES))
+    lost_any = 1 - (1 - loss) ** packets
+    rounds = 0
+    while rounds < 5 and rng.random() < lost_any:
+        rounds += 1
+        lost_any = loss
+    return rounds
+
+
 @dataclass(slots=True)
 class Direction:
     """One way of one link, as it is now."""
@@ -57,18 +68,8 @@ class Direction:
         sent = max(now, self.busy_until) + size * 8 / (spec.rate_kbit * 1_000)
         self.busy_until = sent
         jitter = rng.uniform(-spec.jitter_ms, spec.jitter_ms) if spec.jitter_ms else 0.0
-        extra = self._retransmissions(size, rng) * 2 * spec.delay_ms if spec.loss else 0.0
+        extra = retransmissions(size, spec.loss, rng) * 2 * spec.delay_ms if spec.loss else 0.0
         return sent + max(0.0, spec.delay_ms + jitter + extra) / 1_000
-
-    def _retransmissions(self, size: int, rng: random.Random) -> int:
-        """Rounds until the last of the packets is through."""
-        packets = max(1, -(-size // PACKET_BYTES))
-        lost_any = 1 - (1 - self.spec.loss) ** packets
-        rounds = 0
-        while rounds < 5 and rng.random() < lost_any:
-            rounds += 1
-            lost_any = self.spec.loss
-        return rounds
 
     def set_spec(self, spec: LinkSpec, now: float) -> bool:
         """What waits for the link goes on at the new rate. True: at the old one it would have

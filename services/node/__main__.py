@@ -13,7 +13,8 @@ from pathlib import Path
 import uvloop
 
 from imcore import auditfile, logs
-from imcore.errors import ImError
+from imcore.errors import BadInput, ImError
+from services.gateway.handover import VARIABLE, Handover, taken
 from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
 from services.node.node import Node
@@ -53,10 +54,13 @@ def _arguments() -> argparse.Namespace:
         "--listen", default="", metavar="HOST",
         help="where to listen [default: the host of each endpoint]; others dial the endpoints",
     )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true", help="only read what the flags name, and end"
+    )
     return parser.parse_args()
 
 
-async def _serve(config: NodeConfig) -> None:
+async def _serve(config: NodeConfig, handover: Handover | None) -> None:
     # The default counts as garbage what is only in flight (700 objects: a few messages): it then
     # walks everything young all the time, 4 % of the process, and old objects in the middle of it.
     gc.collect()
@@ -65,7 +69,13 @@ async def _serve(config: NodeConfig) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     while not told.is_set():
-        node = FrontNode(config) if config.roles is Roles.FRONT else Node(config)
+        node: FrontNode | Node
+        if config.roles is Roles.FRONT:
+            node = FrontNode(config, handover)
+            handover = None
+            loop.add_signal_handler(signal.SIGHUP, node.restart)
+        else:
+            node = Node(config)
 
         def stop(running: FrontNode | Node = node) -> None:
             told.set()
@@ -91,12 +101,17 @@ def main() -> int:
             options.faults, options.plain_clients, options.audit, options.listen,
             parse_roles(options.roles), options.instance,
         )  # fmt: skip
+        if options.check:
+            return 0
+        handover = taken()
+        if handover is not None and config.roles is not Roles.FRONT:
+            raise BadInput(f"{VARIABLE}: only a process with --roles gateway,state takes over")
         config.audit_file.parent.mkdir(parents=True, exist_ok=True)
         with (
             auditfile.kept(config.audit_file, config.idc.name),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            runner.run(_serve(config))
+            runner.run(_serve(config, handover))
     except (ImError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,17 +11,22 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from imcore.errors import ImError
 from imcore.hlc import Hlc
+from imcore.listener import Factory, Listen, Listener
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
+from imcore.runtime import Clock
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.engines.registry_grpc import RemoteRegistry
 from services.gateway.config import GatewayConfig
+from services.gateway.handover import Handover
 from services.gateway.server import Gateway
 from services.ipconf import ticket
 from services.node.clock import MedianClock
@@ -31,6 +36,7 @@ from services.node.metrics import Measured
 from services.node.outside import Machine, Outside
 from services.node.region_keys import FollowedKeys
 from services.node.risk import rules_of
+from services.node.succession import become, go_on, hand_over, leave, startable
 from services.node.tracing import provider_of, tracing_of
 from services.split.core import CoreLink
 from services.state.server import StateServer
@@ -45,7 +51,8 @@ async def open_gateway(
     number: int,
     name: str,
     state: StateServer,
-    outside: Outside,
+    clock: Clock,
+    listen: Listen,
     measured: Measured | None = None,
 ) -> Gateway:
     """The IDC's gateway of this number (from 1), listening. Raises OSError, BadInput."""
@@ -60,7 +67,7 @@ async def open_gateway(
         log.warning("%s takes clients without TLS (--plain-clients)", name)
     else:
         context = gateway_ssl_context(config.pki, config.idc.name)
-    gateway = Gateway(name, state, outside.clock, limits, outside.listen)
+    gateway = Gateway(name, state, clock, limits, listen)
     if measured is not None:
         gateway.verbs = measured.verbs["gateway"]
     state.gateways[name] = gateway
@@ -69,8 +76,10 @@ async def open_gateway(
 
 
 class FrontNode:
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, handover: Handover | None = None) -> None:
         self.config = config
+        self._handover = handover  # of the predecessor whose hot restart this is
+        self._restarts = handover.restarts if handover is not None else 0
         self.outside: Outside = Machine(config.pki, config.idc.name)
         self.clock = self.outside.clock
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
@@ -79,6 +88,13 @@ class FrontNode:
         self._said = front.Load()  # what the core has been told, its counts since the start
         self._origin: Origin | None = None
         self._stopping = asyncio.Event()
+        self._restart = asyncio.Event()
+        self._leaving = False
+        self._listener: Listener
+
+    def restart(self) -> None:
+        """Become a successor (``services.node.succession``), once all is ready for it."""
+        self._restart.set()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -106,13 +122,16 @@ class FrontNode:
             state.im, link.state = link, state
             # New in each life: routes of an earlier one are never taken for live.
             gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
+            if self._handover is not None:
+                gateway = self._handover.gateway
             port = split_address(idc.endpoints.gateway)[1] + config.instance - 1
-            link.hello = front.Hello(gateway=gateway, port=port)
+            link.hello = front.Hello(gateway=gateway, port=port, restarts=self._restarts)
             registry = RemoteRegistry(channel, name)
             works: list[Callable[[], Coroutine[Any, Any, None]]] = [
                 link.run, FollowedKeys(config.pki, config.keys).run,
                 lambda: self._serve(stack, link, gateway),
                 lambda: keep_leases(registry, self._described),
+                lambda: self._restart_when_told(link),
             ]  # fmt: skip
             await self._until_stopped(works)
             log.info("%s stops", gateway)
@@ -137,14 +156,55 @@ class FrontNode:
         for session, shard, connected in state.standing():
             link.changed(session, shard, connected, False)
         stack.push_async_callback(self._farewell)
+        handover, self._handover = self._handover, None
         self.gateway = await open_gateway(
-            self.config, self.config.instance, name, state, self.outside
+            self.config,
+            self.config.instance,
+            name,
+            state,
+            self.clock,
+            self._listen(handover),
         )
         stack.push_async_callback(self.gateway.stop)
+        if handover is not None:
+            await go_on(handover, self.gateway, state, link)
         log.info("%s serves (pid %d)", name, os.getpid())
         async with asyncio.TaskGroup() as group:
             group.create_task(state.run())
             group.create_task(self._look_at_core(link))
+
+    def _listen(self, handover: Handover | None) -> Listen:
+        inherited = [socket.socket(fileno=fd) for fd in handover.listeners] if handover else []
+
+        def listen(
+            factory: Factory, tls: ssl.SSLContext | None, handshake_s: float, shutdown_s: float
+        ) -> Listener:
+            self._listener = Listener(factory, tls, handshake_s, shutdown_s, inherited)
+            return self._listener
+
+        return listen
+
+    async def _restart_when_told(self, link: CoreLink) -> None:
+        idc = self.config.idc
+        others = idc.gateways - 1
+        while True:
+            await self._restart.wait()
+            self._restart.clear()
+            if self.gateway is None:
+                continue  # it is only starting, on what is installed now
+            why = await startable()
+            if why:
+                log.error("no restart, it goes on as it is: %s", why)
+                continue
+            if others and not self.config.plain_clients:
+                self._leaving = True
+                rate = self.config.region.spec.limits.connects_per_s * others / 2
+                await leave(self.state, rate, link.policy_epoch)
+            handover = await hand_over(
+                self.gateway, self._listener, self.state, link, self._restarts + 1
+            )
+            log.info("restarts with %d connections", len(handover.standing))
+            become(handover)
 
     async def _look_at_core(self, link: CoreLink) -> None:
         """Clients must not be held by an IDC that can do nothing for them."""
@@ -201,7 +261,7 @@ class FrontNode:
 
     def _described(self) -> dict[str, dict[str, Any]]:
         gateway = self.gateway
-        if gateway is None:
+        if gateway is None or self._leaving:
             return {}
         return {gateway.name: describe(self.config.idc, gateway.name, gateway.port, len(gateway))}
 

@@ -23,19 +23,28 @@ async def keep_leases(
     registry: Registry, gateways: Callable[[], Mapping[str, Mapping[str, Any]]]
 ) -> None:
     """``gateways``: by name, what is said of each. Until cancelled; a registry that is away is
-    asked again, and what it has lost is written again."""
+    asked again, and what it has lost is written again; who is not named any more is taken out."""
     lease = 0
+    known: set[str] = set()
     while True:
         try:
             if not lease or not await registry.keep_alive(lease):
                 lease = await registry.grant_lease(LEASE_MS)
-            for name, described in gateways().items():
-                value = json.dumps(described).encode()
-                await registry.put(f"gateway/{name}".encode(), value, lease)
+            now = gateways()
+            for name in known - now.keys():
+                await registry.put(_key(name), None)
+                known.discard(name)
+            for name, described in now.items():
+                known.add(name)
+                await registry.put(_key(name), json.dumps(described).encode(), lease)
         except ImError as error:
             lease = 0
             log.warning("gateway leases: %s", error)
         await asyncio.sleep(REFRESH_S)
+
+
+def _key(name: str) -> bytes:
+    return f"gateway/{name}".encode()
 
 
 def describe(idc: Idc, name: str, port: int, connections: int) -> dict[str, Any]:

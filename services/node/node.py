@@ -502,7 +502,13 @@ class Node:
                 # live.
                 name = f"{self.idc}-gw{number}.{self.store.boot_count}"
                 gateway = await open_gateway(
-                    self.config, number, name, self.state, self.outside, self.measured
+                    self.config,
+                    number,
+                    name,
+                    self.state,
+                    self.clock,
+                    self.outside.listen,
+                    self.measured,
                 )
                 stack.push_async_callback(gateway.stop)
                 gateways.append(gateway)

@@ -42,7 +42,13 @@ class Status:
             "serving": node.serving,
             "policy": node.traffic.policy_status(),
             "gateways": [
-                {"gateway": g.name, "connections": len(g), "port": g.port} for g in node.gateways
+                {
+                    "gateway": g.name,
+                    "connections": len(g),
+                    "port": g.port,
+                    "restarts": g.restarts,
+                }
+                for g in node.gateways
             ],
             "sessions": node.state.connected_count(),
             "shards": node.state.shards(),

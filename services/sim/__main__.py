@@ -2,30 +2,39 @@
 
 Exit status 1 when a promise was broken: the seed, the promise and the end of its trace are printed,
 and the whole trace is in a file. ``--from N --seeds 1`` runs that seed again, to the letter.
+``--from commit`` begins at a number that is made of the commit: seeds nobody has run yet, and the
+same ones again for whoever has the same commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from pathlib import Path
 
 from imcore.sometimes import COUNTED, EXPECTED
+from services.sim.apart import outcomes
 from services.sim.run import SECONDS, Outcome, run_apart
 
 TRACE_LINES = 60
+COMMIT = "commit"
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="how many [default: %(default)s]")
-    parser.add_argument("--from", type=int, default=1, dest="first", help="the first one")
+    parser.add_argument(
+        "--from", type=first_seed, default=1, dest="first", metavar=f"N|{COMMIT}",
+        help="the first one; `commit`: chosen by the commit that is checked out",
+    )  # fmt: skip
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="begin new seeds for so long, however many"
     )
@@ -43,30 +52,32 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
-    """As they come."""
+def first_seed(said: str) -> int:
+    """The number, or by the commit: its first seven digits as a number, times ten thousand, so that
+    neighbours share no seeds. Without a checkout the clock chooses. Raises ValueError."""
+    if said != COMMIT:
+        return int(said)
+    commit = _commit()
+    return int(commit[:7], 16) * 10_000 if commit else int(time.time()) * 10_000
+
+
+def _commit() -> str:
+    """Empty where it is not known."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    asked = [git, "rev-parse", "--verify", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _seeds(options: argparse.Namespace, broken: Sequence[int]) -> Iterator[int]:
     until = time.monotonic() + options.minutes * 60
-    seed, last = options.first, options.first + options.seeds
-    waiting: set[Future[Outcome]] = set()
-    ended = False
-    # A fresh process a seed: what one has left behind cannot reach the next. It is forked from one
-    # that has imported all and done nothing: to import takes 1.6 s, a tenth of a seed.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["services.sim.run"])
-    with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        while True:
-            more = time.monotonic() < until if options.minutes else seed < last
-            more = more and not ended
-            while more and len(waiting) < options.jobs:
-                waiting.add(pool.submit(run_apart, seed, options.seconds))
-                seed += 1
-                more = bool(options.minutes) or seed < last
-            if not waiting:
-                return
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                ended |= options.until_broken and bool(future.result().violated)
-                yield future.result()
+    every = itertools.count(options.first)
+    for seed in every if options.minutes else itertools.islice(every, options.seeds):
+        over = bool(options.minutes) and time.monotonic() >= until
+        if over or (options.until_broken and broken):
+            return
+        yield seed
 
 
 def _say(outcome: Outcome, out: Path) -> None:
@@ -109,8 +120,10 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     faults: Counter[str] = Counter()
     sometimes: Counter[str] = Counter()
-    seeds, simulated_s, broken = 0, 0.0, []
-    for outcome in _outcomes(options):
+    run = functools.partial(run_apart, seconds=options.seconds)
+    seeds, simulated_s = 0, 0.0
+    broken: list[int] = []
+    for outcome in outcomes(run, _seeds(options, broken), options.jobs):
         _say(outcome, options.out)
         seeds += 1
         simulated_s += outcome.simulated_s
@@ -120,7 +133,8 @@ def main(arguments: Sequence[str]) -> int:
             broken.append(outcome.seed)
     minutes = (time.monotonic() - began) / 60
     print(
-        f"{seeds} seeds, {simulated_s / 3600:.2f} simulated hours in {minutes:.1f} minutes: "
+        f"{seeds} seeds from {options.first}, {simulated_s / 3600:.2f} simulated hours in "
+        f"{minutes:.1f} minutes: "
         f"{simulated_s / 3600 / max(minutes, 1e-9):.3f} simulated hours a minute"
     )
     print(f"faults: {', '.join(f'{name} {n}' for name, n in sorted(faults.items()))}")

@@ -83,6 +83,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self._now = 0.0
         self._in_work = False
+        self.collects = True  # what is left, when it is closed; needless where the process ends
         self._timers = 0
         # By executor, when its last work is done. It is kept, or its address could be another's.
         self._lane_free: dict[Any, float] = {}
@@ -255,8 +256,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def close(self) -> None:
         """What has not ended is given up without a word: most of it belongs to dead processes, and
-        what its ``finally`` clauses do and say has no meaning any more. Its memory is the caller's
-        to collect, or to leave to the end of the process."""
+        what its ``finally`` clauses do and say has no meaning any more."""
         unraisable, sys.unraisablehook = sys.unraisablehook, lambda said: None
         logging.disable(logging.CRITICAL)
         try:
@@ -267,7 +267,7 @@ class SimLoop(asyncio.BaseEventLoop):
             self._ready.clear()  # type: ignore[attr-defined]
             self._scheduled.clear()
             super().close()
-            if gc.isenabled():
+            if self.collects:
                 gc.collect()
         finally:
             logging.disable(logging.NOTSET)

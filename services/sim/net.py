@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from imcore.listener import Factory
+from services.linkproxy.model import retransmissions
 from services.sim.loop import OWNER, Owner, SimLoop
 
 CONNECT_S = 20.0  # how long a dial goes on over a link that is cut
@@ -30,11 +31,13 @@ Deliver = Callable[[], None]
 @dataclass(slots=True)
 class Link:
     """One way from one site to another. ``delay_s`` and ``jitter_s``: each message takes the first
-    plus up to the second. ``bytes_per_s`` 0: no limit. ``cut``: nothing crosses."""
+    plus up to the second. ``bytes_per_s`` 0: no limit. ``loss``: a share of packets, which
+    TCP sends again, later. ``cut``: nothing crosses."""
 
     delay_s: float = 0.001
     jitter_s: float = 0.001
     bytes_per_s: int = 0
+    loss: float = 0.0
     cut: bool = False
     cut_since: float = 0.0
     free_at: float = 0.0
@@ -225,6 +228,8 @@ class Net:
         if link.bytes_per_s:
             queued = max(now, link.free_at) + size / link.bytes_per_s
             link.free_at = begin = min(queued, now + QUEUE_S)
+        if link.loss:
+            begin += retransmissions(size, link.loss, self.rng) * 2 * link.delay_s
         return begin + link.delay_s + self.rng.random() * link.jitter_s
 
     def cut(self, a: str, b: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-import logging
 import random
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -26,9 +26,10 @@ from services.loadgen.population import make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
+from services.sim.apart import alone
 from services.sim.faults import Faults
 from services.sim.inside import DeadRoutes, lost_logs, mirrored_on, unfollowed
-from services.sim.loop import Stuck, refuse_threads
+from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
 from services.sim.region import COUNTRIES, country_of, home_of
 from services.sim.world import World
@@ -62,40 +63,46 @@ class Outcome:
     trace: list[str] = field(default_factory=list)
 
 
-def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
+@contextlib.contextmanager
+def simulated(seed: int) -> Iterator[World]:
     """In a scratch folder of its own, which is in memory where the machine has such a place."""
     memory = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder of its own there
     scratch = Path(tempfile.mkdtemp(prefix="sim-", dir=memory if memory.is_dir() else None))
     collecting = gc.isenabled()
     # A collection ends what lies in cycles at a moment that hangs on all that was made before.
     gc.disable()
-    began = time.perf_counter()
-    outcome = Outcome(seed)
     sometimes.counts.clear()
     world = World(seed, scratch)
     try:
-        run = _Run(world, outcome, seconds)
-        world.loop.run_until_complete(run.script())
-    except Stuck as error:
-        outcome.violated.append(f"stuck: {error}")
+        yield world
     finally:
+        world.loop.collects = collecting
+        world.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        if collecting:
+            gc.enable()
+
+
+def run_seed(seed: int, seconds: float = SECONDS) -> Outcome:
+    began = time.perf_counter()
+    outcome = Outcome(seed)
+    with simulated(seed) as world:
+        try:
+            run = _Run(world, outcome, seconds)
+            world.loop.run_until_complete(run.script())
+        except Stuck as error:
+            outcome.violated.append(f"stuck: {error}")
         outcome.real_s = time.perf_counter() - began
         outcome.simulated_s = world.loop.time()
         outcome.steps = world.loop.steps
         outcome.sometimes = Counter(sometimes.counts)
         outcome.trace, outcome.digest = world.trace.lines, world.trace.digest()
-        if collecting:
-            gc.enable()
-        world.close()
-        shutil.rmtree(scratch, ignore_errors=True)
     return outcome
 
 
 def run_apart(seed: int, seconds: float) -> Outcome:
-    """For a process where nothing else is, and which ends next: no thread and no socket is made in
-    it any more. The trace comes back only where it is wanted, when a promise was broken."""
-    logging.lastResort = None
-    refuse_threads()
+    """In a process that ends next. The trace comes back only where it is wanted."""
+    alone()
     gc.disable()
     outcome = run_seed(seed, seconds)
     if not outcome.violated:

@@ -174,7 +174,7 @@ def _let_go(node: Node) -> None:
         store._release()
 
 
-class _Connector(aiohttp.BaseConnector):
+class Connector(aiohttp.BaseConnector):
     """HTTP over the simulated network, a connection a request: aiohttp's pool reads the real clock
     to tell whether one is too old to be used again."""
 
@@ -241,6 +241,11 @@ class World:
         keys = load_region_keys(self._pki)
         return NodeConfig(self.region, self.region.idc(name), data, self._pki, keys, {}, True)
 
+    def token(self, uid: str, device: str) -> str:
+        """For a day."""
+        claims = Claims(uid, device, self.clock.wall_ms() + 86_400_000, False)
+        return mint(self._keys, claims)
+
     def _disk_delay_s(self, owner: Owner | None) -> float:
         machine = self.machines.get(self.net.sites.get(owner, "")) if owner else None
         return machine.disk.faults.fsync_delay_ms / 1000 if machine else 0.0
@@ -271,11 +276,11 @@ class World:
         self.net.sites[owner] = f"near-{home_of(address)}"
         self.net.addresses[owner] = address
         rng = random.Random(f"{self.seed} {uid} {device}")
-        token = mint(self._keys, Claims(uid, device, self.clock.wall_ms() + 86_400_000, False))
+        token = self.token(uid, device)
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
 
         def make() -> SdkSession:
-            ipconf = IpconfClient(urls, self._pki / "ca.pem", rng, _Connector)
+            ipconf = IpconfClient(urls, self._pki / "ca.pem", rng, Connector)
             client = Client(
                 token, ipconf, options=Options(client="sim/1"), clock=self.clock, rng=rng,
                 dialer=PlaintextDialer(),

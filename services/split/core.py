@@ -84,6 +84,16 @@ class CoreLink:
         self._behind = False  # something since then may not have been told here
         self._catching: asyncio.Task[None] | None = None
 
+    @property
+    def since(self) -> bytes:
+        """The token of im's sync up to which everybody here was told everything."""
+        return self._since
+
+    def catch_up_from(self, since: bytes) -> None:
+        """The sessions here were told everything up to this token, by a predecessor."""
+        self._since, self._behind = since, True
+        self._catching = asyncio.ensure_future(self._catch_up())
+
     def stamp(self) -> pb.Stamp:
         """The highest that the core has given out."""
         return self._stamp

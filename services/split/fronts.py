@@ -62,9 +62,10 @@ class Limited:
 class FrontLink:
     """One front, for as long as its stream stands. Its length: connections of its gateway."""
 
-    def __init__(self, name: str, port: int) -> None:
-        self.name = name
-        self.port = port
+    def __init__(self, hello: front.Hello) -> None:
+        self.name = hello.gateway
+        self.port = hello.port
+        self.restarts = hello.restarts
         self.pipe: Pipe[front.Down] = Pipe()
         self.load = front.Load()  # as it last said
         self.by_device: dict[tuple[str, str], Here] = {}
@@ -140,7 +141,7 @@ class Fronts(rpc.FrontServicer):
         """In the place of a former, half-open link of the same gateway."""
         for former in [link for link in self.gateways if link.name == hello.gateway]:
             self._remove(former)
-        link = FrontLink(hello.gateway, hello.port)
+        link = FrontLink(hello)
         self.gateways.append(link)
         link.pipe.put(self._tell())
         for partition, (origin, lsn) in self._levels.items():

@@ -50,6 +50,7 @@ def line(record: Record) -> bytes:
         "shard": record.shard,
         "seen": record.seen_hlc,
         "lsns": record.lsns,
+        "unreplicated": record.unreplicated,
         "owed": {
             name: {str(origin): seq for origin, seq in owed.heads.items()}
             for name, owed in record.owed.items()
@@ -79,8 +80,13 @@ def _record(row: dict[str, Any], now: float) -> Record:
         str(row["id"]), str(row["uid"]), str(row["device"]), int(row["epoch"]), "", 0
     )  # fmt: skip
     record.shard, record.seen_hlc = str(row["shard"]), int(row["seen"])
-    record.lsns = {int(partition): int(lsn) for partition, lsn in row["lsns"].items()}
+    record.lsns = _by_partition(row["lsns"])
+    record.unreplicated = _by_partition(row.get("unreplicated", {}))  # older files have none
     for name, heads in row["owed"].items():
         vector = {parse_origin(origin): int(seq) for origin, seq in heads.items()}
         record.owed[str(name)] = Owed(vector, now)
     return record
+
+
+def _by_partition(row: dict[str, Any]) -> dict[int, int]:
+    return {int(partition): int(lsn) for partition, lsn in row.items()}

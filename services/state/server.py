@@ -194,6 +194,26 @@ class StateServer(Outgoing):
         if record is not None:
             self._away(record)
 
+    def settled_session(self, gateway: str, connection: int) -> str | None:
+        """The session of a connection which another process can go on with: it is owed no
+        answer."""
+        record = self._table.by_address.get((gateway, connection))
+        if record is None or not record.connected or record.in_flight:
+            return None
+        return record.id
+
+    def joined(self, gateway: str, connection: int, session: str) -> bool:
+        """The connection stood while the process was another; its session goes on as it was.
+        False: that is over."""
+        record = self._table.by_id(session)
+        if record is None:
+            return False
+        self._graces.cancel(record)
+        record.gateway, record.connection = gateway, connection
+        self._table.by_address[gateway, connection] = record
+        self._stands(record)
+        return True
+
     def overflowed(self, gateway: str, connection: int) -> None:
         """The reader has caught up: it is told at once what the pushes that were dropped said."""
         self.counters.overflowed += 1
@@ -313,15 +333,18 @@ class StateServer(Outgoing):
         self._fill_connect_ok(response.connect_ok, record, resumed, known)
         self.gateways[address[0]].send(address[1], request_id, response.SerializeToString())
         if not record.pull_only:
-            record.connected = True
-            self._table.tell(record)
-            for partition in record.unreplicated:
-                self._unreplicated.setdefault(partition, {})[record] = None
-            if record.owed:  # of before the connection broke, and of the time between
-                self._signal_later(record)
+            self._stands(record)
         for queued_id, queued in opening.queued:
             self._request(record, queued_id, queued)
         return True
+
+    def _stands(self, record: Record) -> None:
+        record.connected = True
+        self._table.tell(record)
+        for partition in record.unreplicated:
+            self._unreplicated.setdefault(partition, {})[record] = None
+        if record.owed:  # of before the connection broke, and of the time between
+            self._signal_later(record)
 
     def _fill_connect_ok(
         self, ok: pb.ConnectOk, record: Record, resumed: bool, known: list[pb.KnownCids]

@@ -1,13 +1,16 @@
-"""An IDC whose gateways and core are processes of their own: each is killed alone under load."""
+"""An IDC whose gateways and core are processes of their own: each is killed alone under load, and
+its gateways are restarted under their clients."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import Any
 
 import pytest
 
+from imctl import hotrestart
 from imctl.testing.cast import Cast
 from imctl.testing.lab import Lab, until
 
@@ -35,6 +38,12 @@ def changes(cast: Cast) -> list[str]:
     cast.recorder.flush()
     lines = cast.path.read_text().splitlines()
     return [line for line in lines if '"connection"' in line]
+
+
+def lost_one(line: str) -> bool:
+    """A connection's end, with nothing in its place."""
+    kind, *_, gateway = json.loads(line)
+    return kind == "connection" and not gateway
 
 
 async def linked(lab: Lab) -> None:
@@ -65,7 +74,13 @@ async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage,
             await lab.start(VICTIM)
             await linked(lab)
             await asyncio.sleep(AFTER_S)
-        assert changes(cast) != before
+            assert changes(cast) != before
+
+            before = changes(cast)
+            await hotrestart.restart(lab.target, VICTIM, [1, 2], lambda number, row: None)
+            await asyncio.sleep(AFTER_S)
+            lost = [line for line in changes(cast)[len(before) :] if lost_one(line)]
+            assert lost == [], "a client was not moved before its gateway restarted"
         assert cast.refusals == []
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)

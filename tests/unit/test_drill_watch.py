@@ -127,6 +127,11 @@ def test_recovery_is_told_step_by_step() -> None:
     assert (found.affected, found.answered, found.rto_s()) == (4, 4, 5.0)
 
 
+def test_evidence_that_is_dated_a_little_too_early_began_with_the_fault() -> None:
+    found = recovery(outage().outages[0], 50_000, Accusation(49_800, 52_900), 54_000, 20.0)
+    assert (found.steps["detected"], found.steps["decided"]) == (0.0, 2.9)
+
+
 def test_what_did_not_happen_or_is_of_an_earlier_loss_has_no_time() -> None:
     found = recovery(outage().outages[0], 50_000, Accusation(49_000, 49_500), 48_000, None)
     assert [found.steps[step] for step in ("detected", "decided", "committed")] == [None] * 3

@@ -10,7 +10,9 @@ from services.state.latency import AckLatency
 
 def _fronts(*names: str) -> Fronts:
     fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None)
-    fronts.gateways += [FrontLink(name, 7000 + n) for n, name in enumerate(names)]
+    fronts.gateways += [
+        FrontLink(front.Hello(gateway=name, port=7000 + n)) for n, name in enumerate(names)
+    ]
     return fronts
 
 

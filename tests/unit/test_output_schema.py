@@ -64,7 +64,8 @@ def test_each_schema_is_some_commands() -> None:
     lines = [
         *((name,) for name in COMMANDS),
         ("op", "list"), ("op", "show"), ("op", "pause"), ("audit",), ("audit", "verify"),
-        ("scale", "fra", "gateway=2"), ("scale", "fra", "gateway=2", "--dry-run"),
+        ("drill", "simulate"), ("scale", "fra", "gateway=2"),
+        ("scale", "fra", "gateway=2", "--dry-run"),
     ]  # fmt: skip
     found = {schema.of(line if line != ("op",) else ("op", "list")) for line in lines}
     parts = {"blocker", "forecast"}

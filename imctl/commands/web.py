@@ -1,0 +1,63 @@
+"""web: a chat page for a browser, served on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from imcore.runtime import SystemClock
+from imctl import deployment
+from imctl.errors import Failed
+from imctl.identity import ipconf_urls, token_for
+from imctl.options import Data
+from imctl.web.serve import Pages
+
+
+def web(
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Whom it speaks for.")],
+    device: Annotated[str, typer.Option(help="Which of the user's devices it is.")] = "web",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0: any that is free.")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open it in the usual browser.")
+    ] = True,
+    data: Data = None,
+) -> None:
+    """Chat as a user in a browser, until Ctrl-C.
+
+    The page speaks the client protocol to the gateways inside WebSocket messages. Its address is a
+    secret: whoever opens it is this user.
+
+    Example: imctl web ann --no-browser
+    """
+    target = deployment.find(data)
+    session = {
+        "uid": uid,
+        "device": device,
+        "token": token_for(target, uid, device, SystemClock()),
+        "region": target.region.metadata.name,
+    }
+    pages = Pages(session, ipconf_urls(target), target.pki / "ca.pem")
+    asyncio.run(_serve(pages, port, browser))
+
+
+async def _serve(pages: Pages, port: int, browser: bool) -> None:
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    try:
+        await pages.start(port)
+    except OSError as error:
+        raise Failed(f"--port {port}: cannot listen on it: {error.strerror}") from error
+    try:
+        print(f"{pages.url} (Ctrl-C ends it)", flush=True)
+        if browser:
+            await asyncio.to_thread(webbrowser.open, pages.url)
+        await stop.wait()
+    finally:
+        await pages.stop()

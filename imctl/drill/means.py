@@ -1,0 +1,63 @@
+"""What breaks and mends the units of a deployment on this machine: signals, the Admin services of
+its IDCs, and its link proxy. ``Means`` of imctl.drill.breakage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from imcore.proto import peer_pb2 as pb
+from imcore.runtime import Clock
+from imctl import admin, audit, startup
+from imctl.target.local import LINKPROXY, Local
+
+
+class LocalMeans:
+    def __init__(self, target: Local, clock: Clock) -> None:
+        self._target = target
+        self._clock = clock
+
+    async def kill(self, unit: str) -> None:
+        await self._signalled(unit, "killed (SIGKILL)", self._target.kill)
+
+    async def pause(self, unit: str) -> None:
+        await self._signalled(unit, "paused (SIGSTOP)", self._target.pause)
+
+    async def wipe(self, unit: str) -> None:
+        await self._signalled(unit, "wiped", self._target.wipe)
+
+    async def _signalled(self, unit: str, done: str, work: Callable[[str], None]) -> None:
+        self._target.look_again()
+        await asyncio.to_thread(work, unit)
+        audit.fault(self._target, self._clock.wall_ms(), unit, "done", done)
+
+    async def resume(self, unit: str) -> None:
+        await asyncio.to_thread(self._target.resume, unit)
+
+    async def start(self, unit: str) -> None:
+        self._target.look_again()
+        await asyncio.to_thread(self._target.start, [unit])
+
+    async def serving(self, units: Sequence[str]) -> None:
+        engines = self._target.engine_names()
+        servers = [unit for unit in units if unit not in engines]
+        if servers:
+            await startup.wait_serving(self._target, servers, lambda name, serving: None)
+
+    def state(self, unit: str) -> str:
+        self._target.look_again()
+        return next((one.state for one in self._target.units() if one.name == unit), "gone")
+
+    def ends(self) -> list[str]:
+        return [name for name in self._target.names() if name != LINKPROXY]
+
+    async def link(self, fault: pb.LinkFault) -> None:
+        await admin.fault(self._target, LINKPROXY, pb.FaultRequest(link=fault))
+
+    async def clock(self, idc: str, offset_ms: int) -> None:
+        fault = pb.ClockFault(offset_ms=offset_ms)
+        await admin.fault(self._target, idc, pb.FaultRequest(clock=fault))
+
+    async def disk(self, idc: str, full: bool, fsync_delay_ms: int) -> None:
+        fault = pb.DiskFault(full=full, fsync_delay_ms=fsync_delay_ms)
+        await admin.fault(self._target, idc, pb.FaultRequest(disk=fault))

@@ -1,0 +1,53 @@
+"""Gateways that become their successors, one after the other (``imctl restart``)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from imcore.errors import ImError
+from imctl import admin
+from imctl.errors import Failed
+from imctl.target.local import Local
+
+LOOK_S = 0.2
+WAIT_S = 60.0  # clients over TLS are given their time to move first
+
+
+async def restart(
+    target: Local, idc: str, numbers: list[int], done: Callable[[int, dict[str, Any]], None]
+) -> None:
+    """``done``: told of each, from its row in the status of its IDC. Raises Failed, and leaves
+    those that come after; ImError when the IDC does not answer."""
+    for number in numbers:
+        before = await _row(target, idc, number)
+        target.restart_front(idc, number)
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = await _again(target, idc, number)
+            if now is not None and now["restarts"] > before["restarts"]:
+                done(number, now)
+                break
+            if time.monotonic() > deadline:
+                raise Failed(
+                    f"gateway {number} of {idc} has not restarted after {WAIT_S:.0f} s: "
+                    f"`imctl logs {idc}.gateway-{number}` says why"
+                )
+
+
+async def _row(target: Local, idc: str, number: int) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = (await admin.status(target, idc))["gateways"]
+    for row in rows:
+        if row["gateway"].startswith(f"{idc}-gw{number}."):
+            return row
+    raise Failed(f"gateway {number} of {idc} does not serve; `imctl start {idc}` starts it")
+
+
+async def _again(target: Local, idc: str, number: int) -> dict[str, Any] | None:
+    try:
+        return await _row(target, idc, number)
+    except ImError:  # it is between two lives, or its IDC did not answer in time
+        return None

@@ -1,0 +1,1 @@
+"""A chat page for a browser, and what serves it on this machine (``imctl web``)."""

@@ -1,0 +1,85 @@
+"use strict";
+
+import { Client } from "./client.js";
+
+const by = (id) => document.getElementById(id);
+const session = await (await fetch("session")).json();
+let current = "", drawing = false;
+
+// Once a frame, however much has come.
+function changed() {
+  if (drawing) return;
+  drawing = true;
+  setTimeout(() => { drawing = false; draw(); }, 30);
+}
+
+const client = new Client(session, changed);
+by("me").textContent = `${session.uid} (${session.device})`;
+
+const peer = (name) => name.startsWith("d:")
+  ? name.split(":").slice(1).find((uid) => uid !== session.uid) ?? session.uid
+  : name;
+
+function conversationWith(who) {
+  return who.startsWith("g:") ? who : `d:${[session.uid, who].sort().join(":")}`;
+}
+
+function row(tag, message, note) {
+  const item = document.createElement(tag);
+  item.textContent = message.recalled ? "(recalled)" : message.text;
+  if (message.uid === session.uid) item.className = "mine";
+  const small = document.createElement("small");
+  small.textContent = note;
+  item.append(small);
+  return item;
+}
+
+function draw() {
+  const problem = client.status === "connected" ? "" : client.problem;
+  by("state").textContent = client.status === "connected"
+    ? `connected to ${client.where}` : `${client.status}${problem ? `: ${problem}` : ""}`;
+  const names = [...client.conversations.keys()].sort();
+  by("list").replaceChildren(...names.map((name) => {
+    const button = document.createElement("button");
+    button.textContent = peer(name);
+    if (name === current) button.setAttribute("aria-current", "true");
+    button.onclick = () => { current = name; draw(); by("text").focus(); };
+    return button;
+  }));
+  by("text").disabled = !current;
+  if (!current) return;
+  const conversation = client.conversation(current);
+  const time = (ms) => new Date(ms).toLocaleTimeString();
+  const shown = conversation.shown().map((one) => row("li", one,
+    [one.uid === session.uid ? "" : one.uid, time(one.composed), one.edited ? "edited" : "", ...one.reactions]
+      .filter(Boolean).join(" · ")));
+  const keys = new Set([...conversation.messages.keys()]);
+  const { outbox } = client.store.kept;
+  const waiting = client.store.of(current)
+    .filter(({ cid }) => !keys.has(`${session.uid}/${session.device}/${outbox}/${cid}`))
+    .map((one) => row("li", { uid: session.uid, text: one.content }, "sending"));
+  const list = by("messages");
+  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
+  list.replaceChildren(...shown, ...waiting);
+  if (atEnd) list.scrollTop = list.scrollHeight;
+}
+
+by("open").onsubmit = (event) => {
+  event.preventDefault();
+  const who = by("with").value.trim();
+  if (!who) return;
+  current = conversationWith(who);
+  client.conversation(current);
+  by("with").value = "";
+  draw();
+  by("text").focus();
+};
+
+by("send").onsubmit = (event) => {
+  event.preventDefault();
+  if (!current || !by("text").value) return;
+  client.send(current, by("text").value);
+  by("text").value = "";
+};
+
+changed();

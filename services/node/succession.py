@@ -1,0 +1,122 @@
+"""The hot restart of a front: it becomes its own successor, on new code, by an ``exec``.
+
+Its listener goes on listening throughout; who connects meanwhile waits in the kernel's queue.
+Connections without TLS (a proxy beside the gateway ends TLS for them) stand, and their clients
+notice a pause. Those over TLS cannot be handed on: with other gateways in the IDC their clients are
+told to move there first, at a rate that those admit, otherwise they are told to come again, and
+their sessions are resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from imcore.listener import Listener
+from imcore.words import parse_origin
+from services.gateway.handover import Handover, Standing
+from services.gateway.server import Gateway
+from services.split.core import CoreLink
+from services.state.server import StateServer
+
+log = logging.getLogger("im.front")
+
+CHECK_S = 30.0
+ANSWER_S = 2.0  # for requests under way to be answered
+WRITE_S = 1.0  # and for answers to be taken
+LEAVE_S = 5.0  # for a client that was told to move, beyond its time
+LOOK_S = 0.02
+
+
+async def startable() -> str:
+    """What keeps this process from being started again as it was, by the code that is installed
+    now; "": nothing."""
+    command = [*_command(), "--check"]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, told = await asyncio.wait_for(process.communicate(), CHECK_S)
+    except TimeoutError:
+        process.kill()
+        return f"the check did not end within {CHECK_S:.0f} s"
+    if process.returncode == 0:
+        return ""
+    lines = told.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"the check ended with status {process.returncode}"
+
+
+async def leave(state: StateServer, admitted_per_s: float, policy_epoch: int) -> None:
+    """Every client is sent to another gateway, so many a second; ends when they are gone, or have
+    had their time."""
+    sessions = [one.session for one in state.sessions() if one.connected]
+    within_s = len(sessions) / admitted_per_s
+    for session in sessions:
+        state.move(session, round(within_s * 1000), policy_epoch)
+    log.info("%d clients are told to move within %.1f s", len(sessions), within_s)
+    await _within(within_s + LEAVE_S, lambda: not state.connected_count())
+
+
+async def hand_over(
+    gateway: Gateway, listener: Listener, state: StateServer, link: CoreLink, restarts: int
+) -> Handover:
+    """Stops the gateway but for its sockets, and writes the sessions down. What is pushed from here
+    on reaches nobody; the successor catches up on it from ``since``."""
+    listening = await listener.release()
+    gateway.freeze()
+    since = link.since
+    await _within(ANSWER_S, lambda: not state.queued()["requests"])
+    await _within(WRITE_S, gateway.settled)
+
+    def session_of(number: int) -> str | None:
+        return state.settled_session(gateway.name, number)
+
+    staying = {number for number in gateway.numbers() if session_of(number) is not None}
+    await gateway.stop_others(staying)
+    await state.write_checkpoint()
+    listeners = [os.dup(each.fileno()) for each in listening]
+    standing = gateway.hand_on(session_of)
+    return Handover(gateway.name, str(link.origin), since, restarts, listeners, standing)
+
+
+async def _within(seconds: float, done: Callable[[], bool]) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not done() and loop.time() < deadline:  # noqa: ASYNC110 - nothing to wait on
+        await asyncio.sleep(LOOK_S)
+
+
+def become(handover: Handover) -> None:
+    """This process goes on as its successor. A second signal must not end it before that hears."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handover.keep()
+    command = _command()
+    os.execv(command[0], command)  # noqa: S606
+
+
+def _command() -> list[str]:
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+async def go_on(handover: Handover, gateway: Gateway, state: StateServer, link: CoreLink) -> None:
+    """Takes up what the predecessor left. Positions that sessions hold are of one incarnation of
+    the IDC; where that is over meanwhile, clients have to begin anew as well."""
+    valid = link.origin is not None and link.origin == parse_origin(handover.origin)
+
+    def joined(standing: Standing) -> bool:
+        return valid and state.joined(gateway.name, standing.number, standing.session)
+
+    stood = 0
+    for standing in handover.standing:
+        handed = socket.socket(fileno=standing.fd)
+        handed.setblocking(False)
+        if await gateway.adopt(standing, joined, handed):
+            stood += 1
+            state.overflowed(gateway.name, standing.number)  # `replicated` may have come meanwhile
+    link.catch_up_from(handover.since)
+    log.info("%d of %d connections stand after a restart", stood, len(handover.standing))

@@ -1,0 +1,100 @@
+"""The chat page in a real browser, against a real IDC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from imcore.pki import load_region_keys
+from imcore.runtime import SystemClock
+from imcore.tokens import Claims, mint
+from imctl.testing.browser import Driven
+from imctl.testing.lab import until
+from imctl.testing.onenode import running
+from imctl.web.serve import Pages
+from services.node.node import Node
+from services.state.server import StateServer
+
+SHOWN = "[...document.querySelectorAll('#messages li')].map(li => li.firstChild.textContent)"
+
+
+@asynccontextmanager
+async def pages_of(node: Node, folder: Path, uid: str) -> AsyncIterator[Pages]:
+    keys = load_region_keys(folder / "pki")
+    token = mint(keys, Claims(uid, "web", SystemClock().wall_ms() + 600_000))
+    session = {"uid": uid, "device": "web", "token": token, "region": "lab"}
+    ipconf = f"https://{node.config.idc.endpoints.ipconf}"
+    pages = Pages(session, ["https://127.0.0.1:1", ipconf], folder / "pki" / "ca.pem")
+    await pages.start(0)
+    try:
+        yield pages
+    finally:
+        await pages.stop()
+
+
+async def say(browser: Driven, page: str, text: str) -> None:
+    await browser.run(
+        page,
+        f"document.getElementById('text').value = {text!r};"
+        "document.getElementById('send').requestSubmit()",
+    )
+
+
+async def test_two_people_chat_in_browsers_through_reload_and_restart(
+    chromium: str, tmp_path: Path
+) -> None:
+    async with (
+        running(tmp_path, False) as node,
+        pages_of(node, tmp_path, "ann") as ann,
+        pages_of(node, tmp_path, "bob") as bob,
+        Driven(chromium, tmp_path / "profile") as browser,
+    ):
+        hers, his = await browser.open(ann.url), await browser.open(bob.url)
+        for page, whom in ((hers, "bob"), (his, "ann")):
+            state = "document.getElementById('state')?.textContent.startsWith('connected')"
+            await browser.until(page, state)
+            await browser.run(
+                page,
+                f"document.getElementById('with').value = '{whom}';"
+                "document.getElementById('open').requestSubmit()",
+            )
+        for number in range(5):
+            await say(browser, hers, f"a{number}")
+            await say(browser, his, f"b{number} {'x' * 3000 if number == 4 else ''}".strip())
+        for page in (hers, his):
+            await browser.until(page, f"{SHOWN}.length === 10")
+        order = await browser.run(hers, SHOWN)
+        assert order == await browser.run(his, SHOWN)
+        assert [text for text in order if text[0] == "a"] == [f"a{n}" for n in range(5)]
+
+        # Every connection breaks; what is sent meanwhile is kept, over a reload too.
+        assert isinstance(node.state, StateServer)
+        node.state.close_all("shutdown")
+        await say(browser, hers, "<b>kept</b>")
+        await browser.run(hers, "window.old = true; location.reload()")
+        for page in (hers, his):
+            await browser.until(
+                page, "!window.old && document.querySelector('#list button') !== null"
+            )
+            await browser.run(page, "document.querySelector('#list button').click()")
+            await browser.until(page, f"{SHOWN}.at(-1) === '<b>kept</b>'")
+            assert await browser.run(page, SHOWN) == [*order, "<b>kept</b>"]
+            assert await browser.run(page, "document.querySelector('b') === null")
+
+
+async def test_only_who_knows_the_address_and_only_to_gateways(tmp_path: Path) -> None:
+    async with running(tmp_path, False) as node, pages_of(node, tmp_path, "ann") as pages:
+        base = pages.url.removesuffix(pages.path)
+        async with aiohttp.ClientSession() as http:
+            for path in ("/", "/session", f"{pages.path}..%2fserve.py", f"{pages.path}no.js"):
+                assert (await http.get(base + path)).status == 404
+            assert (await http.get(f"{pages.url}connect?host=127.0.0.1&port=1")).status == 403
+
+            async def named() -> bool:
+                answer = await (await http.get(f"{pages.url}gateways")).json()
+                return [row["idc"] for row in answer.get("gateways", ())] == [node.idc]
+
+            await until(named, 10, "ipconf names no gateway")
