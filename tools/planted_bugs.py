@@ -30,13 +30,13 @@ PLANTED = (
         "fcntl.flock(file._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "os.fstat(file._fd)",
     ),
     Planted(
-        "ack before fsync", 4, "a record is acked when it is written, and the sync left to later",
+        "ack before fsync", 20, "a record is acked when it is written, and the sync left to later",
         "services/engines/segments.py",
         "        active.sync()\n        self._synced_bytes = self.segments[-1].size",
         "        self._synced_bytes = self.segments[-1].size",
     ),
     Planted(
-        "cursor that goes back", 4, "an SDK tells every cursor, also one below the last",
+        "cursor that goes back", 40, "an SDK tells every cursor, also one below the last",
         "services/sdk/core/view.py",
         "if place < self._read.get(uid, place):", "if False:",
     ),
@@ -58,7 +58,7 @@ PLANTED = (
         "own_place = Place(op.wall_ms << 16, origin, op.seq)",
     ),
     Planted(
-        "outbox dropped at `stored`", 12, "a sender forgets its message at the first ack",
+        "outbox dropped at `stored`", 40, "a sender forgets its message at the first ack",
         "services/sdk/core/outbox.py",
         "if ack.replicated or mirrored:", "if True:",
     ),
@@ -78,9 +78,9 @@ PLANTED = (
         "if seq == prefix + 1:", "if seq > prefix:",
     ),
     Planted(
-        "policy commit without a majority", 10, "what one registry has accepted is committed",
-        "services/control/acceptor.py",
-        "    return total // 2 + 1", "    return 1",
+        "policy commit without a majority", 10, "one registry's acceptance is enough",
+        "services/control/round.py",
+        "self._majority = majority(total)", "self._majority = 1",
     ),
 )
 # fmt: on
