@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +33,20 @@ class DoesNotApply(Exception):
     pass
 
 
-def mutated(mutation: Mutation, root: Path) -> str:
+class Change(Protocol):
+    """Put ``new`` in the place of ``old``, which stands in ``file`` exactly once."""
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def old(self) -> str: ...
+
+    @property
+    def new(self) -> str: ...
+
+
+def mutated(mutation: Change, root: Path) -> str:
     """The text of the mutated file. Raises DoesNotApply."""
     try:
         text = (root / mutation.file).read_text()
@@ -40,6 +55,24 @@ def mutated(mutation: Mutation, root: Path) -> str:
     if (count := text.count(mutation.old)) != 1:
         raise DoesNotApply(f"{mutation.file}: {mutation.old!r} is there {count} times, not once")
     return text.replace(mutation.old, mutation.new)
+
+
+@contextmanager
+def applied(mutation: Change, root: Path, number: int) -> Iterator[None]:
+    """``root`` is as it was afterwards. ``number``: another one for each change of a copy. Raises
+    DoesNotApply."""
+    text = mutated(mutation, root)
+    path = root / mutation.file
+    kept, at_ns = path.read_bytes(), path.stat().st_mtime_ns
+    try:
+        path.write_text(text)
+        # Python takes compiled code by the seconds of this time and the size of the file.
+        changed_ns = at_ns + (number + 1) * 10_000_000_000
+        os.utime(path, ns=(changed_ns, changed_ns))
+        yield
+    finally:
+        path.write_bytes(kept)
+        os.utime(path, ns=(at_ns, at_ns))
 
 
 def copy_of(root: Path, target: Path) -> None:
@@ -52,46 +85,43 @@ def copy_of(root: Path, target: Path) -> None:
             shutil.copy2(source, target / name)
 
 
-def run_tests(root: Path, tests: Sequence[str], bytecode: bool) -> tuple[int, str]:
-    """pytest's exit status and output. The copy's packages come before the checkout's: python -m
-    puts the working folder first."""
-    command = [sys.executable, *([] if bytecode else ["-B"]), "-m", "pytest", "-q", "-x"]
+def run_module(
+    root: Path, module: Sequence[str], max_s: float, bytecode: bool = False
+) -> tuple[int, str]:
+    """Exit status and output of ``python -m`` with a copy's packages: they come before the
+    checkout's, since -m puts the working folder first. Raises subprocess.TimeoutExpired."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *([] if bytecode else ["-B"]), "-m", *module],
+        cwd=root,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=max_s,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def run_tests(root: Path, tests: Sequence[str], bytecode: bool) -> tuple[int, str]:
+    """pytest's exit status and output."""
+    command = ["pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(
-            [*command, "-p", "no:cacheprovider", *tests],
-            cwd=root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TEST_MAX_S,
-            check=False,
-        )
+        return run_module(root, command, TEST_MAX_S, bytecode)
     except subprocess.TimeoutExpired:
         return FAILED, f"not done within {TEST_MAX_S:g} s"
-    return done.returncode, done.stdout
 
 
 def outcome(mutation: Mutation, root: Path, number: int) -> tuple[bool, str]:
     """Whether the test fails under the mutation, and in a word what happened. ``root`` is as it
     was afterwards."""
     try:
-        text = mutated(mutation, root)
+        with applied(mutation, root, number):
+            status, said = run_tests(root, [mutation.test], bytecode=False)
     except DoesNotApply as error:
         return False, f"does not apply: {error}"
-    path = root / mutation.file
-    kept, at_ns = path.read_bytes(), path.stat().st_mtime_ns
-    try:
-        path.write_text(text)
-        # Python takes compiled code by the seconds of this time and the size of the file.
-        changed_ns = at_ns + (number + 1) * 10_000_000_000
-        os.utime(path, ns=(changed_ns, changed_ns))
-        status, said = run_tests(root, [mutation.test], bytecode=False)
-    finally:
-        path.write_bytes(kept)
-        os.utime(path, ns=(at_ns, at_ns))
     if status == FAILED:
         return True, "red"
     return False, "GREEN" if status == 0 else f"no verdict (pytest: {status})\n{said[-800:]}"

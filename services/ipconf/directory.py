@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from imcore.runtime import Clock
@@ -58,6 +59,7 @@ class Directory:
         return [gateway for gateway in parsed if gateway is not None]
 
 
+@lru_cache(maxsize=1024)  # the same rows are asked for thousands of times before one changes
 def _gateway(idc: str, row: Versioned) -> Gateway | None:
     """An IDC's registry speaks for that IDC's gateways only."""
     try:

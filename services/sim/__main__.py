@@ -38,6 +38,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="begin new seeds for so long, however many"
     )
+    parser.add_argument(
+        "--until-broken", action="store_true", help="begin no new seed after a broken one"
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of faults and load each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side")
     parser.add_argument(
@@ -67,13 +70,12 @@ def _commit() -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _seeds(options: argparse.Namespace) -> Iterator[int]:
-    if not options.minutes:
-        yield from range(options.first, options.first + options.seeds)
-        return
+def _seeds(options: argparse.Namespace, broken: Sequence[int]) -> Iterator[int]:
     until = time.monotonic() + options.minutes * 60
-    for seed in itertools.count(options.first):
-        if time.monotonic() >= until:
+    every = itertools.count(options.first)
+    for seed in every if options.minutes else itertools.islice(every, options.seeds):
+        over = bool(options.minutes) and time.monotonic() >= until
+        if over or (options.until_broken and broken):
             return
         yield seed
 
@@ -120,8 +122,9 @@ def main(arguments: Sequence[str]) -> int:
     doings: Counter[str] = Counter()
     sometimes: Counter[str] = Counter()
     run = functools.partial(run_apart, seconds=options.seconds)
-    seeds, simulated_s, broken = 0, 0.0, []
-    for outcome in outcomes(run, _seeds(options), options.jobs):
+    seeds, simulated_s = 0, 0.0
+    broken: list[int] = []
+    for outcome in outcomes(run, _seeds(options, broken), options.jobs):
         _say(outcome, options.out)
         seeds += 1
         simulated_s += outcome.simulated_s

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from services.sim.region import OPERATOR, WITNESS_EVERY
+from services.sim.second import second_process
 from services.sim.world import World
 
 WHOLE_S = 30.0  # for an IDC to come back and get its traffic
 ACTED_S = 5.0  # for a seal to be heard of, and what lies above it to be published again
 FLIPPED_MIN = 200  # bytes of a file that a bit is flipped in
+UNHEARD_S = 0.4
 
 Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
 
@@ -107,7 +109,9 @@ class Faults:
         await self._away(idc)
 
     async def wipe(self, idc: str) -> None:
-        """The IDC is lost with its disk, and built again from nothing."""
+        """The IDC is lost with its disk, and built again from nothing. For its last moments the
+        others did not hear it: what it acked then is in outboxes alone."""
+        await self._cut([(idc, other) for other in self._others(idc)], UNHEARD_S)
         self._world.machines[idc].crash(power=True)
         self._world.machines[idc].wipe()
         await asyncio.sleep(self._rng.uniform(5, 12))
@@ -166,11 +170,14 @@ class Faults:
             data = bytearray(path.read_bytes())
             data[self._rng.randrange(FLIPPED_MIN // 2, len(data) // 2)] ^= 1
             path.write_bytes(bytes(data))
+            self._world.machines[idc].damages += 1
 
     async def pause(self, idc: str) -> None:
         owner = self._world.machine(idc).owner
         if owner is not None:
             self._world.loop.pause(owner)
+            if idc in self._world.machines:
+                await second_process(self._world, idc)
             await asyncio.sleep(self._rng.choice((0.5, 2.5, 6.0)) * self._rng.uniform(0.5, 1.5))
             self._world.loop.resume(owner)
 
@@ -246,6 +253,7 @@ class Faults:
     async def flip(self, idc: str) -> None:
         """A bit of its log has turned while the machine was off."""
         self._world.machines[idc].crash(power=True)
+        self._world.machines[idc].damages += 1
         self._world.machines[idc].disk.flip()
         await self._away(idc)
 

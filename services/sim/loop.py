@@ -83,6 +83,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self._now = 0.0
         self._in_work = False
+        self.collects = True  # what is left, when it is closed; needless where the process ends
+        self._timers = 0
         # By executor, when its last work is done. It is kept, or its address could be another's.
         self._lane_free: dict[Any, float] = {}
         SimTask._last = 0
@@ -90,6 +92,24 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    # ------------------------------------------------------------------------------ timers
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Timers of one moment go off in the order in which they were made. What lies in the heap
+        is compared ten times before it goes off: as tuples that costs a sixth of what it costs as
+        asyncio's handles, whose comparison is written in Python (5 % of a seed)."""
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers += 1
+        heapq.heappush(self._scheduled, (when, self._timers, handle))
+        handle._scheduled = True  # type: ignore[attr-defined]
+        return handle
 
     # ------------------------------------------------------------------------------- tasks
 
@@ -110,19 +130,20 @@ class SimLoop(asyncio.BaseEventLoop):
     # -------------------------------------------------------------------------------- turns
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        ready = self._ready  # type: ignore[attr-defined]
         if self._timer_cancelled_count > _CANCELLED_MAX:
             self._forget_cancelled()
-            scheduled = self._scheduled
-        while scheduled and scheduled[0]._cancelled:
+        scheduled = self._scheduled
+        while scheduled and scheduled[0][2]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)._scheduled = False
+            heapq.heappop(scheduled)[2]._scheduled = False
         if not ready and not self._stopping:  # type: ignore[attr-defined]
             if not scheduled:
                 raise Stuck("no callback and no timer is left")
-            self._now = max(self._now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self._now:
-            handle = heapq.heappop(scheduled)
+            self._now = max(self._now, scheduled[0][0])
+        now = self._now
+        while scheduled and scheduled[0][0] <= now:
+            handle = heapq.heappop(scheduled)[2]
             handle._scheduled = False
             if handle._cancelled:
                 self._timer_cancelled_count -= 1
@@ -139,15 +160,15 @@ class SimLoop(asyncio.BaseEventLoop):
                 owner.held.append(handle)
 
     _timer_cancelled_count: int
-    _scheduled: list[Any]
+    _scheduled: list[tuple[float, int, Any]]
 
     def _forget_cancelled(self) -> None:
         alive = []
-        for handle in self._scheduled:
-            if handle._cancelled:
-                handle._scheduled = False
+        for timer in self._scheduled:
+            if timer[2]._cancelled:
+                timer[2]._scheduled = False
             else:
-                alive.append(handle)
+                alive.append(timer)
         heapq.heapify(alive)
         self._scheduled = alive
         self._timer_cancelled_count = 0
@@ -246,7 +267,8 @@ class SimLoop(asyncio.BaseEventLoop):
             self._ready.clear()  # type: ignore[attr-defined]
             self._scheduled.clear()
             super().close()
-            gc.collect()
+            if self.collects:
+                gc.collect()
         finally:
             logging.disable(logging.NOTSET)
             sys.unraisablehook = unraisable

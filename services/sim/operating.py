@@ -50,6 +50,7 @@ class Operator:
     def __init__(self, world: World) -> None:
         self.owner = Owner("operator")
         self.refusal = ""
+        self.epoch = 0  # of the last committed policy that it read
         self.moves: list[tuple[str, str]] = []  # planned: from, to; asked for once each
         self._world = world
         self._rng = random.Random(f"operator {world.seed}")
@@ -77,6 +78,7 @@ class Operator:
         if value is None:
             return
         policy = from_json(value)
+        self.epoch = max(self.epoch, policy.epoch)
         for name in self._world.layout.idcs:
             if _lacks_traffic(policy, name) and self._world.machines[name].serving:
                 # A failover of another IDC ends a drain in the middle, and nobody goes on with it.

@@ -134,6 +134,7 @@ class Machine:
         self.disk = SimDisk(self.folder, f"{world.seed} {name}")
         self.clock = SimClock(world.loop)
         self.boots = 0
+        self.damages = 0  # of its disk: wiped, or bits of its files flipped
         self.owner: Owner | None = None
         self.node: Node | None = None
         self._world = world
@@ -186,6 +187,7 @@ class Machine:
             self.disk.crashed()
 
     def wipe(self) -> None:
+        self.damages += 1
         self.disk.wiped()
 
 

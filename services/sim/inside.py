@@ -1,0 +1,111 @@
+"""What must hold inside of the IDCs and no client can see, or only after a second fault.
+
+A client is told its message is stored; that it really is shows when the IDC loses its power and
+comes back with less. An op that is mirrored on in a circle is folded once, whatever it costs. These
+are looked at from inside, on what the simulation alone knows: which machines are off, which disks
+were damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imcore import history as h
+from imcore.proto import oplog_pb2 as oplog
+from services.im import keys
+from services.ports import Kv
+from services.sim.world import World
+
+# A lease ends after 2 s, what is known of it after as much more (services.node.leases,
+# services.policy.poll).
+DEAD_S = 6.0
+_PAGE = 500
+
+
+class DeadRoutes:
+    """``look`` now and then: nobody takes a route by a gateway that is no more (rule 16)."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._seen: dict[str, tuple[str, float]] = {}  # gateways: their IDC, and when they were
+        self._state: dict[str, tuple[object, float]] = {}  # of each IDC, and since when
+
+    def look(self) -> list[str]:
+        now, alive = self._world.loop.time(), set()
+        for name, machine in self._world.machines.items():
+            if self._state.get(name, (0, 0.0))[0] is not machine.node:
+                # A registry that starts again gives its leases their whole time once more.
+                self._state[name] = machine.node, now
+            for gateway in machine.node.gateways if machine.node is not None else ():
+                self._seen[gateway.name] = name, now
+                alive.add(gateway.name)
+        return [
+            f"dead_route: {other} takes routes by {gateway}, which was last there "
+            f"{now - at:.1f} s ago"
+            for gateway, (name, at) in self._seen.items()
+            if gateway not in alive and now - max(at, self._state[name][1]) >= DEAD_S
+            for other in self._watching(name)
+            if self._usable(other, name, gateway)
+        ]
+
+    def _watching(self, dead: str) -> list[str]:
+        return [n for n, each in self._world.machines.items() if n != dead and each.serving]
+
+    def _usable(self, at: str, idc: str, gateway: str) -> bool:
+        node, owner = self._world.machines[at].node, self._world.machines[at].owner
+        if node is None or owner is None or owner.paused:
+            return False
+        return node.traffic.usable(idc, gateway)
+
+
+def lost_logs(world: World) -> list[str]:
+    """What was acked as stored is on the disk: so an IDC whose disk was not damaged goes on under
+    its incarnation, however often it lost its power (rules 1 and 6)."""
+    return [
+        f"not_durable: {name} is at its incarnation {machine.node.origin.incarnation}, and its "
+        f"disk was damaged {machine.damages} times: it had lost what it had acked"
+        for name, machine in world.machines.items()
+        if machine.node is not None and machine.node.origin.incarnation > machine.damages + 1
+    ]
+
+
+def unfollowed(world: World, epoch: int) -> list[str]:
+    """A policy that was committed is followed, once all is quiet."""
+    return [
+        f"not_followed: {name} serves the policy of epoch {machine.node.traffic.epoch()}, and "
+        f"epoch {epoch} is committed"
+        for name, machine in world.machines.items()
+        if machine.node is not None and machine.node.traffic.epoch() < epoch
+    ]
+
+
+async def mirrored_on(
+    kv: Kv, partition: int, history: Sequence[h.Event], examples: int = 3
+) -> list[str]:
+    """An IDC accepts messages of those devices alone that were connected to it: a copy from
+    anywhere else was taken out of another IDC's log (rule 3). Not to be asked where ops above a
+    seal were published again (rule 7)."""
+    devices = {
+        event.n: (event.uid, event.device) for event in history if isinstance(event, h.Device)
+    }
+    been: dict[tuple[str, str], set[str]] = {}
+    for event in history:
+        if isinstance(event, h.Connection):
+            been.setdefault(devices[event.n], set()).add(event.idc)
+    found: list[str] = []
+    start = keys.table(partition, b"k")
+    end = keys.prefix_end(start)
+    while len(found) < examples:
+        rows = await kv.scan(start, end, _PAGE)
+        for key, value in rows:
+            conversation, uid, device, *_ = key[3:].decode(errors="replace").split("\0")
+            found += [
+                f"mirrored_on: {copy.origin.idc} has accepted a message of {uid}.{device} in "
+                f"{conversation}, which was never connected to it"
+                for copy in oplog.ClassRow.FromString(value).copies
+                if copy.origin.idc not in been.get((uid, device), ())
+            ]
+        if len(rows) < _PAGE:
+            break
+        start = rows[-1][0] + b"\0"
+    return found[:examples]
