@@ -64,7 +64,7 @@ MUTATIONS = (
     ),
     Mutation(
         DEAD_ROUTES, "every route is good", "services/node/traffic.py",
-        "return gateway in known[1]", "return True",
+        "return gateway in self._live_in(idc)", "return True",
         f"{CONTROL}::test_routes_of_a_dead_gateway_are_not_used_any_more",
     ),
     Mutation(
@@ -143,7 +143,7 @@ MUTATIONS = (
     ),
     Mutation(
         RECONNECTS, "who was replaced comes back", "services/sdk/core/reconnect.py",
-        'if lost.reason == "replaced":', "if False:",
+        'if lost.reason in FOR_GOOD:', "if False:",
         f"{SDK}::test_a_replaced_connection_does_not_reconnect",
     ),
     Mutation(

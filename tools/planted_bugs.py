@@ -70,7 +70,7 @@ PLANTED = (
     Planted(
         "route of a dead gateway used", 4, "nobody asks whether its lease lives",
         "services/node/traffic.py",
-        "return gateway in known[1]", "return True",
+        "return gateway in self._live_in(idc)", "return True",
     ),
     Planted(
         "gap ignored", 4, "a device counts from the newest position, whatever lies below",

@@ -106,6 +106,8 @@ RULES: tuple[Rule, ...] = (
     _restart(Scope.IDCS, "spec.retention.*", "read at the start"),
     _restart(Scope.IDCS, "spec.tracing.*", "read at the start"),
     _restart(Scope.IDCS, "spec.client.*", "gateways and ipconf read it at the start"),
+    _restart(Scope.IDCS, "spec.devices.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.webhooks*", "read at the start"),
 )
 
 
