@@ -519,9 +519,10 @@ class Node:
         gateways: list[Gateway] = []
         if isinstance(self.state, StateServer):
             for number in range(1, self.config.idc.gateways + 1):
-                # The boot count makes the name new: routes of an earlier life are not taken for
-                # live.
-                name = f"{self.idc}-gw{number}.{self.store.boot_count}"
+                # New in each life: routes of an earlier one are not taken for live. Boots are
+                # counted on the disk, so an IDC that is built again counts anew.
+                life = f"{self.origin.incarnation}.{self.store.boot_count}"
+                name = f"{self.idc}-gw{number}.{life}"
                 gateway = await open_gateway(
                     self.config,
                     number,

@@ -9,6 +9,7 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Devices, Region
 from services.sdk import Client, ConnectionChanged, Presence, Typing
 from services.sim.testing import Stage, play
+from services.sim.world import World
 
 
 def test_typing_comes_to_the_other_idc_and_expires_by_itself(tmp_path: Path) -> None:
@@ -114,3 +115,35 @@ def test_who_is_kicked_is_out_in_every_idc_and_stays_out(tmp_path: Path) -> None
         await stage.until(lambda: not web.idc, 5)
 
     play(tmp_path / "sim", script)
+
+
+def test_an_idc_that_is_built_again_does_not_revive_the_routes_of_its_earlier_life(
+    tmp_path: Path,
+) -> None:
+    async def script(stage: Stage) -> None:
+        world = stage.world
+        eve = await stage.device("eve", "web", "iad")
+        ann = await stage.device("ann", "p", "fra", kind="phone")
+        online = Presence("ann", ("phone",), 0)
+        await stage.until(lambda: _watched_now(world, "iad", "ann") == ("phone",), 5)
+        lost = world.machines["fra"]
+        ann.vanish()
+        lost.crash(power=True)
+        lost.wipe()
+        lost.start()
+        await stage.until(lambda: lost.serving, 60)
+        await asyncio.sleep(5)
+        [found] = await eve.do(lambda client: client.watch(["ann"]))
+        assert found != online
+
+    play(tmp_path / "sim", script)
+
+
+def _watched_now(world: World, idc: str, uid: str) -> tuple[str, ...]:
+    node = world.machines[idc].node
+    assert node is not None
+    return tuple(
+        route.kind
+        for route in node.routes.routes(uid).values()
+        if node.traffic.usable(route.origin.idc, route.gateway)
+    )
