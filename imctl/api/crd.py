@@ -31,8 +31,8 @@ def definition(kind: Kind) -> Schema:
                 "listKind": f"{kind.name}List",
                 "plural": kind.plural,
                 "singular": kind.name.lower(),
-                # A name may be given once.
-                "shortNames": [kind.short] if kind.short != kind.name.lower() else [],
+                # A name may be given once; an empty list would be somebody's field all the same.
+                **({"shortNames": [kind.short]} if kind.short != kind.name.lower() else {}),
                 "categories": [CATEGORY],
             },
             "versions": [

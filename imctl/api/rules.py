@@ -75,7 +75,8 @@ REGION: Rules = {
             "geo.shards: expected weights of IDCs of this region, got another name",
         ),
         Rule(
-            "self.geo.shards.all(s, s.fallback.all(k, self.idcs.exists(i, i.name == k)))",
+            "self.geo.shards.all(s, !has(s.fallback) || "
+            "s.fallback.all(k, self.idcs.exists(i, i.name == k)))",
             "geo.shards: expected a fallback among the IDCs of this region, got another name",
         ),
         Rule(
