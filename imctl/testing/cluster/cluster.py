@@ -17,7 +17,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -301,13 +301,15 @@ class Cluster:
             "tasks", "kill", "--signal", "SIGKILL", container.removeprefix("containerd://"),
         )  # fmt: skip
 
-    def volumes(self, count: int) -> None:
-        """As many more, empty, for whoever claims one without a class. Anybody may write them: a
-        pod's group does not become such a folder's. Raises Failed."""
-        folders = [Path(tempfile.mkdtemp(dir=self._root)) for _ in range(count)]
-        for folder in folders:
+    def volumes(self, claims: Iterable[tuple[str, str]]) -> None:
+        """An empty one for each claim, by its namespace and name. Anybody may write them: a pod's
+        group does not become such a folder's. Raises Failed."""
+        made = []
+        for namespace, claim in claims:
+            folder = Path(tempfile.mkdtemp(dir=self._root))
             folder.chmod(0o777)
-        self.apply(*(settings.volume(folder) for folder in folders))
+            made.append(settings.volume(folder, namespace, claim))
+        self.apply(*made)
 
 
 # ------------------------------------------------------------------------------------- parts

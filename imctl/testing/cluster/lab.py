@@ -228,7 +228,10 @@ def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterato
         for namespace in pods.namespaces.values():
             cluster.kubectl("create", "namespace", namespace)
             cluster.kubectl("label", "namespace", namespace, LABEL)
-        cluster.volumes(len(pods.namespaces))
+        cluster.volumes(
+            (namespace, f"data-{pods.workload(part)}-0")
+            for part, namespace in pods.namespaces.items()
+        )
         # Of these namespaces alone: it may be there for a while when other tests go on.
         only = ",".join(pods.namespaces.values())
         cluster.helm(

@@ -224,8 +224,9 @@ def _network(layout: Layout) -> dict[str, Any]:
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, ports]}
 
 
-def volume(folder: Path) -> dict[str, Any]:
-    """A PersistentVolume that is this folder, and is deleted by nobody."""
+def volume(folder: Path, namespace: str, claim: str) -> dict[str, Any]:
+    """A PersistentVolume that is this folder, for that PersistentVolumeClaim and no other, which a
+    test that ended may have left; deleted by nobody."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -235,6 +236,7 @@ def volume(folder: Path) -> dict[str, Any]:
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
             "hostPath": {"path": str(folder), "type": "Directory"},
+            "claimRef": {"namespace": namespace, "name": claim},
         },
     }
 
