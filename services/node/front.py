@@ -36,8 +36,9 @@ from services.node.metrics import Measured
 from services.node.outside import Machine, Outside
 from services.node.region_keys import FollowedKeys
 from services.node.risk import rules_of
-from services.node.succession import become, go_on, hand_over, leave, startable
+from services.node.succession import become, go_on, hand_over, leave, others, startable
 from services.node.tracing import provider_of, tracing_of
+from services.ports import Registry
 from services.split.core import CoreLink
 from services.state.server import StateServer
 
@@ -131,7 +132,7 @@ class FrontNode:
                 link.run, FollowedKeys(config.pki, config.keys).run,
                 lambda: self._serve(stack, link, gateway),
                 lambda: keep_leases(registry, self._described),
-                lambda: self._restart_when_told(link),
+                lambda: self._restart_when_told(link, registry, gateway),
             ]  # fmt: skip
             await self._until_stopped(works)
             log.info("%s stops", gateway)
@@ -184,9 +185,7 @@ class FrontNode:
 
         return listen
 
-    async def _restart_when_told(self, link: CoreLink) -> None:
-        idc = self.config.idc
-        others = idc.gateways - 1
+    async def _restart_when_told(self, link: CoreLink, registry: Registry, name: str) -> None:
         while True:
             await self._restart.wait()
             self._restart.clear()
@@ -196,9 +195,9 @@ class FrontNode:
             if why:
                 log.error("no restart, it goes on as it is: %s", why)
                 continue
-            if others and not self.config.plain_clients:
+            if not self.config.plain_clients and (count := await others(registry, name)):
                 self._leaving = True
-                rate = self.config.region.spec.limits.connects_per_s * others / 2
+                rate = self.config.region.spec.limits.connects_per_s * count / 2
                 await leave(self.state, rate, link.policy_epoch)
             handover = await hand_over(
                 self.gateway, self._listener, self.state, link, self._restarts + 1

@@ -10,6 +10,7 @@ their sessions are resumed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -17,10 +18,12 @@ import socket
 import sys
 from collections.abc import Callable
 
+from imcore.errors import ImError
 from imcore.listener import Listener
 from imcore.words import parse_origin
 from services.gateway.handover import Handover, Standing
 from services.gateway.server import Gateway
+from services.ports import Registry
 from services.split.core import CoreLink
 from services.state.server import StateServer
 
@@ -29,7 +32,9 @@ log = logging.getLogger("im.front")
 CHECK_S = 30.0
 ANSWER_S = 2.0  # for requests under way to be answered
 WRITE_S = 1.0  # and for answers to be taken
-LEAVE_S = 5.0  # for a client that was told to move, beyond its time
+LEAVE_S = 10.0  # for a client that was told to move, beyond its time
+OTHERS_S = 5.0  # for another gateway to be there
+GATEWAYS = b"gateway/"  # as services.node.leases writes them
 LOOK_S = 0.02
 
 
@@ -49,6 +54,20 @@ async def startable() -> str:
         return ""
     lines = told.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"the check ended with status {process.returncode}"
+
+
+async def others(registry: Registry, own: str) -> int:
+    """How many other gateways of the IDC clients are sent to. A neighbour may have restarted just
+    now, so one is waited for a little."""
+    deadline = asyncio.get_running_loop().time() + OTHERS_S
+    while True:
+        with contextlib.suppress(ImError):
+            names = [row.key.removeprefix(GATEWAYS) for row in await registry.range(GATEWAYS)]
+            if found := sum(name != own.encode() for name in names):
+                return found
+        if asyncio.get_running_loop().time() >= deadline:
+            return 0
+        await asyncio.sleep(LOOK_S * 10)
 
 
 async def leave(state: StateServer, admitted_per_s: float, policy_epoch: int) -> None:
