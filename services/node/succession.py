@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -41,19 +42,21 @@ LOOK_S = 0.02
 async def startable() -> str:
     """What keeps this process from being started again as it was, by the code that is installed
     now; "": nothing."""
+    return await asyncio.to_thread(_checked)
+
+
+def _checked() -> str:
+    """By `subprocess`, which uses vfork: the loop's own way forks, and gRPC's handlers of a fork
+    can hang the child, and with it the loop that waits for its exec."""
     command = [*_command(), "--check"]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
     try:
-        _, told = await asyncio.wait_for(process.communicate(), CHECK_S)
-    except TimeoutError:
-        process.kill()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_S, check=False)
+    except subprocess.TimeoutExpired:
         return f"the check did not end within {CHECK_S:.0f} s"
-    if process.returncode == 0:
+    if done.returncode == 0:
         return ""
-    lines = told.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"the check ended with status {process.returncode}"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the check ended with status {done.returncode}"
 
 
 async def others(registry: Registry, own: str) -> int:
