@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -179,7 +179,11 @@ async def test_tls_clients_move_to_the_other_gateway_first(idc) -> None:
     where = idc(2, False)
     ann, to_ann, one = client_of(where, "ann")
     bob, to_bob, two = client_of(where, "bob")
-    async with ann, bob:
+    async with AsyncExitStack() as stack:
+        for ipconf in (one, two):
+            stack.push_async_callback(ipconf.close)
+        await stack.enter_async_context(ann)
+        await stack.enter_async_context(bob)
         await ann.send(CHAT, b"one")
         for number in (0, 1):
             where.restart(number)
@@ -193,8 +197,6 @@ async def test_tls_clients_move_to_the_other_gateway_first(idc) -> None:
     for told in (to_ann, to_bob):
         gone = [e for e in told if isinstance(e, ConnectionChanged) and not e.gateway]
         assert gone == []
-    await one.close()
-    await two.close()
 
 
 async def test_a_process_that_could_not_start_again_goes_on_as_it_is(idc) -> None:
