@@ -76,6 +76,7 @@ def build() -> Path:
     if store.exists() and len(_buildah(store, "images", "--all", "--quiet").split()) > (
         STORE_IMAGES_MAX
     ):
+        _unmount(store)
         shutil.rmtree(store)
     python = f"localhost/python:{_digest(str(base).encode())[:12]}"
     if python not in _buildah(store, "images", "--format", "{{.Name}}:{{.Tag}}").split():
@@ -92,6 +93,13 @@ def build() -> Path:
         former.unlink()
     fresh.replace(target)
     return target
+
+
+def _unmount(folder: Path) -> None:
+    """What builds that were killed have left mounted there, the innermost first."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for at in reversed([each for each in mounted if Path(each).is_relative_to(folder)]):
+        subprocess.run(["/bin/umount", "--lazy", at], check=False, capture_output=True)
 
 
 def _key(base: Path) -> str:
