@@ -29,12 +29,17 @@ def _channel(target: Reach, name: str) -> grpc.aio.Channel:
 async def status(target: Reach, name: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """One unit's status document. Raises Unavailable."""
     async with _channel(target, name) as channel:
-        try:
-            reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise translate(error, name, safe=True) from error
-        document: dict[str, Any] = json.loads(reply.json)
-        return document
+        return await status_over(channel, name, timeout_s)
+
+
+async def status_over(channel: grpc.aio.Channel, name: str, timeout_s: float) -> dict[str, Any]:
+    """The same over a channel to the unit of this name."""
+    try:
+        reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise translate(error, name, safe=True) from error
+    document: dict[str, Any] = json.loads(reply.json)
+    return document
 
 
 async def statuses(

@@ -498,3 +498,10 @@ class Region(Model):
             if idc.name == name:
                 return idc
         raise KeyError(name)
+
+    def peer(self, name: str) -> str:
+        """Where an IDC or the witness is dialled by others, HOST:PORT. Raises KeyError."""
+        witness = self.spec.witness
+        if witness is not None and witness.name == name:
+            return witness.peer
+        return self.idc(name).endpoints.peer

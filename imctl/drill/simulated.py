@@ -5,7 +5,6 @@ Chaos Toolkit plays it under ``imctl.drill.control``."""
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Mapping
 from types import TracebackType
@@ -17,8 +16,6 @@ from chaoslib.hypothesis import within_tolerance
 
 from imcore.errors import ImError
 from imcore.pki import utc_now
-from imcore.proto import peer_pb2 as pb
-from imcore.proto import peer_pb2_grpc as rpc
 from imcore.roles import Role
 from imctl import admin
 from imctl.drill import probes
@@ -97,11 +94,9 @@ class SimControl(Steering):
     async def _status(self, name: str, timeout_s: float) -> dict[str, Any] | ImError:
         channel = self._channel(name)
         try:
-            reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=timeout_s)
-            document: dict[str, Any] = json.loads(reply.json)
-            return document
-        except grpc.aio.AioRpcError as error:
-            return admin.translate(error, name, safe=True)
+            return await admin.status_over(channel, name, timeout_s)
+        except ImError as error:
+            return error
         finally:
             await channel.close(None)
 

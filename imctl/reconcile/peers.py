@@ -55,10 +55,7 @@ class _Reached:
     audit: Path
 
     def address(self, name: str) -> str:
-        witness = self.region.spec.witness
-        if witness is not None and witness.name == name:
-            return witness.peer
-        return self.region.idc(name).endpoints.peer
+        return self.region.peer(name)
 
     def audit_file(self) -> Path:
         return self.audit

@@ -713,9 +713,7 @@ class Local:
     def address(self, name: str) -> str:
         if name == LINKPROXY:
             return self._run.link_admin
-        if self.region.spec.witness and name == self.region.spec.witness.name:
-            return self.region.spec.witness.peer
-        return self.region.idc(self._known(name).partition(FRONT)[0]).endpoints.peer
+        return self.region.peer(self._known(name).partition(FRONT)[0])
 
     def last_words(self, name: str) -> str:
         """The last line of its log."""

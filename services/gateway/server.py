@@ -157,13 +157,13 @@ class Gateway:
                 standing.append(Standing(handed[0], number, session, handed[1]))
         return standing
 
-    async def adopt(
-        self, standing: Standing, joined: Callable[[Standing], bool], handed: socket.socket
-    ) -> bool:
-        """Go on with a predecessor's connection. ``joined`` gives it its session back; False: it
-        has none any more, and the client is told to come again."""
+    async def adopt(self, standing: Standing, joined: Callable[[Standing], bool]) -> bool:
+        """Go on with a predecessor's connection. ``joined`` gives it its session back; False: that
+        is over, or the client has gone, and the connection is closed."""
         self._last_number = max(self._last_number, standing.number)
         connection = Connection(self, standing)
+        handed = socket.socket(fileno=standing.fd)
+        handed.setblocking(False)
         if not joined(standing):
             handed.close()
             return False

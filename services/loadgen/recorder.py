@@ -78,7 +78,7 @@ def _says(
 
 
 class Deaf:
-    """The listener of a fresh login, which is asked and not told."""
+    """The listener of what is asked and not told, such as a fresh login."""
 
     def shown(
         self, conversation: str, key: str, uid: str, content: bytes, at: int, late: bool

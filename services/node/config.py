@@ -51,10 +51,7 @@ class NodeConfig:
     def address(self, peer: str) -> str:
         if peer in self.links:
             return self.links[peer]
-        witness = self.region.spec.witness
-        if witness is not None and witness.name == peer:
-            return witness.peer
-        return self.region.idc(peer).endpoints.peer
+        return self.region.peer(peer)
 
 
 def load(

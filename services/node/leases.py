@@ -10,6 +10,7 @@ from typing import Any
 
 from imcore.errors import ImError
 from imcore.region.model import Idc
+from services.ipconf.directory import PREFIX
 from services.node.config import split_address
 from services.ports import Registry
 
@@ -44,7 +45,7 @@ async def keep_leases(
 
 
 def _key(name: str) -> bytes:
-    return f"gateway/{name}".encode()
+    return PREFIX + name.encode()
 
 
 def describe(idc: Idc, name: str, port: int, connections: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from imcore.listener import Listener
 from imcore.words import parse_origin
 from services.gateway.handover import Handover, Standing
 from services.gateway.server import Gateway
+from services.ipconf.directory import PREFIX
 from services.ports import Registry
 from services.split.core import CoreLink
 from services.state.server import StateServer
@@ -35,7 +35,6 @@ ANSWER_S = 2.0  # for requests under way to be answered
 WRITE_S = 1.0  # and for answers to be taken
 LEAVE_S = 10.0  # for a client that was told to move, beyond its time
 OTHERS_S = 5.0  # for another gateway to be there
-GATEWAYS = b"gateway/"  # as services.node.leases writes them
 LOOK_S = 0.02
 
 
@@ -65,7 +64,7 @@ async def others(registry: Registry, own: str) -> int:
     deadline = asyncio.get_running_loop().time() + OTHERS_S
     while True:
         with contextlib.suppress(ImError):
-            names = [row.key.removeprefix(GATEWAYS) for row in await registry.range(GATEWAYS)]
+            names = [row.key.removeprefix(PREFIX) for row in await registry.range(PREFIX)]
             if found := sum(name != own.encode() for name in names):
                 return found
         if asyncio.get_running_loop().time() >= deadline:
@@ -135,9 +134,7 @@ async def go_on(handover: Handover, gateway: Gateway, state: StateServer, link: 
 
     stood = 0
     for standing in handover.standing:
-        handed = socket.socket(fileno=standing.fd)
-        handed.setblocking(False)
-        if await gateway.adopt(standing, joined, handed):
+        if await gateway.adopt(standing, joined):
             stood += 1
             state.overflowed(gateway.name, standing.number)  # `replicated` may have come meanwhile
     link.catch_up_from(handover.since)

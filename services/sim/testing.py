@@ -9,19 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from imcore.region.model import Region
+from services.loadgen.recorder import Deaf
 from services.sdk import Client, Event
 from services.sim.region import Layout
 from services.sim.world import SimSession, World
 
 START_S = 30.0
 T = TypeVar("T")
-
-
-class Quiet:
-    """``Listener`` of services.loadgen.ports that listens to nothing: ``Device`` keeps events."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
 
 
 class Device:
@@ -76,7 +70,7 @@ class Stage:
         """A device that is at home in that IDC, connected."""
         idcs = self.world.layout.idcs
         address = f"{idcs.index(idc) + len(idcs)}.0.0.{len(self._devices) + 1}"
-        session = self.world.connect(uid, name, address, Quiet(), False, kind)
+        session = self.world.connect(uid, name, address, Deaf(), False, kind)
         device = Device(self.world, session)
         self._devices.append(device)
         await session.open()

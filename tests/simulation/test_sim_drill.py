@@ -147,7 +147,8 @@ def test_an_action_that_fails_ends_the_method_and_what_it_left_is_undone(tmp_pat
 def test_an_abort_condition_ends_it_at_once(tmp_path: Path) -> None:
     path = drill(
         tmp_path,
-        [("partition", {"a": "fra", "b": "iad"}), ("hold", {"seconds": 60}), ("heal", {})],
+        # With one link cut, the third IDC's copies carry its messages within the 3 s.
+        [("isolate", {"idc": "fra"}), ("hold", {"seconds": 60}), ("heal", {})],
         abort_above={"canary_delay_s": 3},
     )
     found = play(SEED, wanted := model.load_drill(path), wanted.variables)
