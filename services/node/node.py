@@ -187,6 +187,8 @@ class Node:
         self._spawn("region keys", self.followed_keys.run())
         await self._start_im(await self._settle())
         await act_before_serving(self)
+        # Without one every IDC would count as active here, also one that is out.
+        await self.traffic.holder.known()
         await self._start_clients(stack)
         self.serving = True
         log.info("%s serves as %s (pid %d)", self.idc, self.origin, os.getpid())

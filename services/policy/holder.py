@@ -37,8 +37,10 @@ class PolicyHolder:
         self.stale = True
         self.alarm = ""
         self.policy: Policy | None = None
+        self._known = asyncio.Event()
         try:
             self.policy = from_json(disk.read(str(path)))
+            self._known.set()
         except FileNotFoundError:
             pass
         except ValueError as error:
@@ -58,8 +60,14 @@ class PolicyHolder:
                 self._cannot_keep(policy, error)
                 return False
             self.policy = policy
+            self._known.set()
             self._confirmed()
             return True
+
+    async def known(self) -> None:
+        """Waits until there is one: on the first start, or when the disk was lost, a majority of
+        the registries has to tell it first."""
+        await self._known.wait()
 
     def _confirmed(self) -> None:
         self.stale, self.alarm = False, ""

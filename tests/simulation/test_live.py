@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Devices, Region
+from services.control.controller import Controller
 from services.sdk import Client, ConnectionChanged, Presence, Typing
 from services.sim.testing import Stage, play
 from services.sim.world import World
@@ -136,6 +139,31 @@ def test_an_idc_that_is_built_again_does_not_revive_the_routes_of_its_earlier_li
         [found] = await eve.do(lambda client: client.watch(["ann"]))
         assert found != online
 
+    play(tmp_path / "sim", script)
+
+
+def test_an_idc_does_not_serve_before_it_knows_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+    read = Controller._read_policy
+
+    async def read_unless_held(controller: Controller) -> None:
+        if controller.own not in held:
+            await read(controller)
+
+    async def script(stage: Stage) -> None:
+        machine = stage.world.machines["fra"]
+        machine.crash(power=True)
+        (machine.folder / "policy.json").unlink()
+        held.append("fra")
+        machine.start()
+        await asyncio.sleep(15)
+        assert not machine.serving
+        held.clear()
+        await stage.until(lambda: machine.serving, 2)
+
+    monkeypatch.setattr(Controller, "_read_policy", read_unless_held)
     play(tmp_path / "sim", script)
 
 
