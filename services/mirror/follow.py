@@ -30,6 +30,7 @@ from imcore.runtime import Clock
 from imcore.words import Origin
 from services.engines.records import unpack
 from services.mirror.gaps import Gaps
+from services.mirror.incoming import Incoming
 from services.mirror.progress import Progress
 from services.ports import Log, LogStore, Record
 from services.tracing.context import of_payload
@@ -223,15 +224,21 @@ class Follower:
         copy: Log,
         ends_only: bool = False,
     ) -> AsyncGenerator[peer.TailBatch, None]:
-        """Each one after it was taken."""
+        """Each one after it was taken; what came while one was written comes together."""
         call = stub.Tail(self._requests(copy, origin, ends_only))
+
+        async def read() -> peer.TailBatch:
+            async with asyncio.timeout(_QUIET_S):  # not wait_for: that is a task a batch
+                batch = await call.read()
+            if not isinstance(batch, peer.TailBatch):
+                raise TimeoutError(f"{via} ended the stream of {origin}")
+            self.source, self.heard_at = via, self.clock.now()
+            return batch
+
+        incoming = Incoming(read)
         try:
             while True:
-                async with asyncio.timeout(_QUIET_S):  # not wait_for: that is a task a batch
-                    batch = await call.read()
-                if not isinstance(batch, peer.TailBatch):
-                    raise TimeoutError(f"{via} ended the stream of {origin}")
-                self.source, self.heard_at = via, self.clock.now()
+                batch = await incoming.next()
                 await self.take(via, copy, origin, batch)
                 if batch.truncated_below:
                     raise CutAway(f"{via} has cut away what comes next here of {origin}")
@@ -239,6 +246,7 @@ class Follower:
                     self._cut_away.discard(self.idc)
                 yield batch
         finally:
+            incoming.close()
             call.cancel()
 
     async def _attend(self, stub: rpc.LogsAsyncStub, via: str, origin: Origin, copy: Log) -> None:
