@@ -130,6 +130,12 @@ def _requests() -> list[pb.Request]:
         pb.Request(conversations=pb.Conversations(limit=1)),
         pb.Request(group_create=pb.GroupCreate(conversation="g:new", members=["bob"], name="n")),
         pb.Request(group_change=pb.GroupChange(conversation="g:new", join=["ann"])),
+        pb.Request(
+            group_change=pb.GroupChange(
+                conversation="g:new", leave=["bob"], name="m",
+                roles=[pb.RoleChange(uid="ann", role=pb.GROUP_ROLE_OWNER)],
+            )
+        ),
         pb.Request(group_info=pb.GroupInfo(conversation=group)),
         pb.Request(
             heartbeat=pb.Heartbeat(acks=[pb.ConversationHeads(conversation=name, heads=have)])

@@ -53,6 +53,28 @@ DURABILITY_STORED: Durability.ValueType  # 0
 DURABILITY_REPLICATED: Durability.ValueType  # 1
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
+class _GroupRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUP_ROLE_NONE: _GroupRole.ValueType  # 0
+    GROUP_ROLE_MEMBER: _GroupRole.ValueType  # 1
+    GROUP_ROLE_ADMIN: _GroupRole.ValueType  # 2
+    GROUP_ROLE_OWNER: _GroupRole.ValueType  # 3
+
+class GroupRole(_GroupRole, metaclass=_GroupRoleEnumTypeWrapper):
+    """What a member may do in a group. A group has one owner: of several that were made so the last by
+    place, and where there is none of them any more the admin, else the member, who is in it the longest.
+    """
+
+GROUP_ROLE_NONE: GroupRole.ValueType  # 0
+GROUP_ROLE_MEMBER: GroupRole.ValueType  # 1
+GROUP_ROLE_ADMIN: GroupRole.ValueType  # 2
+GROUP_ROLE_OWNER: GroupRole.ValueType  # 3
+Global___GroupRole: _TypeAlias = GroupRole  # noqa: Y015
+
 @_typing.final
 class Origin(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -1149,21 +1171,31 @@ class GroupChange(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     JOIN_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
+    name: _builtins.str
+    """empty: as it is"""
     @_builtins.property
     def join(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def leave(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def leave(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of others: they are removed"""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleChange]: ...
     def __init__(
         self,
         *,
         conversation: _builtins.str = ...,
         join: _abc.Iterable[_builtins.str] | None = ...,
         leave: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[Global___RoleChange] | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "join", b"join", "leave", b"leave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "join", b"join", "leave", b"leave", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1195,20 +1227,27 @@ class GroupInfoOk(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ADMINS_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
+    owner: _builtins.str
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def admins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         conversation: _builtins.str = ...,
         name: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+        admins: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "members", b"members", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admins", b"admins", "conversation", b"conversation", "members", b"members", "name", b"name", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1560,6 +1599,28 @@ class MembershipChange(_message.Message):
 Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
 
 @_typing.final
+class RoleChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    role: Global___GroupRole.ValueType
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        role: Global___GroupRole.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleChange: _TypeAlias = RoleChange  # noqa: Y015
+
+@_typing.final
 class Entry(_message.Message):
     """One entry of a conversation: (conversation, origin, seq) names it."""
 
@@ -1838,11 +1899,14 @@ class MembershipEntry(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CREATE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipChange]: ...
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleChange]: ...
     def __init__(
         self,
         *,
@@ -1850,10 +1914,11 @@ class MembershipEntry(_message.Message):
         name: _builtins.str = ...,
         create: _builtins.bool = ...,
         actor: _builtins.str = ...,
+        roles: _abc.Iterable[Global___RoleChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -179,6 +179,7 @@ class MembershipOp(_message.Message):
     CREATE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
@@ -188,6 +189,8 @@ class MembershipOp(_message.Message):
     def place(self) -> _client_pb2.Place:
         """of its first acceptance, once it is published again; absent: the op's own (hlc, origin, seq)"""
 
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[_client_pb2.RoleChange]: ...
     def __init__(
         self,
         *,
@@ -196,10 +199,11 @@ class MembershipOp(_message.Message):
         create: _builtins.bool = ...,
         actor: _builtins.str = ...,
         place: _client_pb2.Place | None = ...,
+        roles: _abc.Iterable[_client_pb2.RoleChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,18 +429,28 @@ class MemberRow(_message.Message):
 
     UID_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ROLE_AT_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
+    role: _client_pb2.GroupRole.ValueType
+    """The last word on the role, by place: it counts for who was in the group then, and still is."""
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEvent]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEvent]:
+        """sorted; the last by (hlc, origin, seq) wins"""
+
+    @_builtins.property
+    def role_at(self) -> _client_pb2.Place: ...
     def __init__(
         self,
         *,
         uid: _builtins.str = ...,
         events: _abc.Iterable[Global___MemberEvent] | None = ...,
+        role: _client_pb2.GroupRole.ValueType = ...,
+        role_at: _client_pb2.Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["role_at", b"role_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "role", b"role", "role_at", b"role_at", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,9 +464,12 @@ class MemberEvent(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     seq: _builtins.int
     member: _builtins.bool
+    removed: _builtins.bool
+    """by another: may not join by themselves"""
     @_builtins.property
     def origin(self) -> _client_pb2.Origin: ...
     def __init__(
@@ -462,10 +479,11 @@ class MemberEvent(_message.Message):
         origin: _client_pb2.Origin | None = ...,
         seq: _builtins.int = ...,
         member: _builtins.bool = ...,
+        removed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc", b"hlc", "member", b"member", "origin", b"origin", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc", b"hlc", "member", b"member", "origin", b"origin", "removed", b"removed", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,4 +65,5 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.membership.name = op.membership.name
         built.membership.create = op.membership.create
         built.membership.actor = op.membership.actor
+        built.membership.roles.extend(op.membership.roles)
     return built

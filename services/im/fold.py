@@ -135,6 +135,7 @@ def fits(op: oplog.Op) -> bool:
         return keys.user_key_fits(op.setting.uid, name)
     if kind in ("message", "place", "membership", "change"):
         users = [change.uid for change in op.membership.changes]
+        users += [word.uid for word in op.membership.roles]
         users += direct_members(name) or ()
         if not keys.conversation_fits(name) or not all(keys.user_key_fits(u, name) for u in users):
             return False
@@ -355,15 +356,18 @@ class Fold:
         before = set(conversation.members())
         # An old change that is published again must not override a newer one.
         at = place_kept(op, origin)
-        if op.membership.create and op.membership.name:
+        if op.membership.name:
             conversation.set_name(op.membership.name, at)
         for change in op.membership.changes:
-            conversation.set_member(change.uid, (*at, change.member))
+            removed = not change.member and change.uid != op.membership.actor
+            conversation.set_member(change.uid, (*at, change.member, removed))
             key = keys.member(self._partition, change.uid, op.conversation)
             if conversation.is_member(change.uid):
                 rows.put(key, b"")
             else:
                 rows.delete(key)
+        for word in op.membership.roles:
+            conversation.set_role(word.uid, at, word.role)
         seen = set(effects.audience.get(op.conversation, ()))
         everybody = before | seen | set(conversation.members())
         effects.audience[op.conversation] = tuple(sorted(everybody))

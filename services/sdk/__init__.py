@@ -6,11 +6,13 @@ from services.sdk.core.events import (
     ConnectionChanged,
     CursorMoved,
     Event,
+    GroupChanged,
     Message,
     Moved,
     Presence,
     Typing,
 )
+from services.sdk.core.group import Group
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
@@ -33,6 +35,8 @@ __all__ = [
     "ConnectionChanged",
     "CursorMoved",
     "Event",
+    "Group",
+    "GroupChanged",
     "IpconfClient",
     "Kicked",
     "Last",

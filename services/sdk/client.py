@@ -34,6 +34,7 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
@@ -378,16 +379,42 @@ class Client:
     async def join(self, conversation: str, uids: Sequence[str] = ()) -> None:
         """Add users (none named: this one)."""
         change = pb.GroupChange(conversation=conversation, join=list(uids) or [self.uid])
+        await self._change_group(change)
+
+    async def leave(self, conversation: str) -> None:
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=[self.uid]))
+
+    async def remove(self, conversation: str, uids: Sequence[str]) -> None:
+        """Others, who then come in again only when a member adds them: admins remove members, the
+        owner anybody."""
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=list(uids)))
+
+    async def set_role(self, conversation: str, uid: str, role: str) -> None:
+        """``member``, ``admin`` or ``owner``, by the owner, who is an admin once another owns the
+        group. An admin may make himself a member."""
+        change = pb.GroupChange(conversation=conversation)
+        if role not in ROLES:
+            raise RequestRefused(Code.BAD_REQUEST, f"a role is one of {', '.join(ROLES)}")
+        change.roles.add(uid=uid, role=ROLES[role])
+        await self._change_group(change)
+
+    async def rename(self, conversation: str, name: str) -> None:
+        """By the owner or an admin; not to nothing."""
+        if not name:
+            raise RequestRefused(Code.BAD_REQUEST, "a group is renamed to something")
+        await self._change_group(pb.GroupChange(conversation=conversation, name=name))
+
+    async def _change_group(self, change: pb.GroupChange) -> None:
         await self._request(pb.Request(group_change=change))
 
-    async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
-        await self._request(pb.Request(group_change=change))
-
-    async def members(self, conversation: str) -> tuple[str, ...]:
+    async def group(self, conversation: str) -> Group:
+        """As the IDC that serves has it."""
         info = pb.GroupInfo(conversation=conversation)
         response = await self._request(pb.Request(group_info=info))
-        return tuple(response.group_info_ok.members)
+        return group_of(response.group_info_ok)
+
+    async def members(self, conversation: str) -> tuple[str, ...]:
+        return (await self.group(conversation)).members
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""

@@ -203,13 +203,15 @@ async def test_a_batch_that_was_surely_not_made_is_not_seen(bench: Bench) -> Non
 
 def test_a_copy_changes_without_its_original() -> None:
     first = Conversation("g:1")
-    first.set_member("ann", (1, FRA, 1, True))
+    first.set_member("ann", (1, FRA, 1, True, False))
     second = first.copy()
-    second.set_member("ann", (2, FRA, 2, False))
-    second.set_member("bob", (3, FRA, 3, True))
+    second.set_member("ann", (2, FRA, 2, False, False))
+    second.set_member("bob", (3, FRA, 3, True, False))
+    second.set_role("bob", Place(3, FRA, 3), pb.GROUP_ROLE_ADMIN)
     second.heads[FRA] = 3
     third = second.copy()
-    third.set_member("eve", (4, FRA, 4, True))
+    third.set_role("bob", Place(4, FRA, 4), pb.GROUP_ROLE_MEMBER)
+    third.set_member("eve", (4, FRA, 4, True, False))
     assert (first.members(), first.heads) == (("ann",), {})
     assert (second.members(), second.heads) == (("bob",), {FRA: 3})
     assert third.members() == ("bob", "eve")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_pb, key_pb, place_pb
 from imcore.hlc import Hlc
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
 from services.im import entries, keys
@@ -144,6 +145,10 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
         elif kind < 0.43:
             op.ClearField("message")
             op.membership.changes.add(uid=f"u{rng.randint(1, 3)}", member=rng.random() < 0.6)
+            op.membership.actor = rng.choice(["u1", "u2"])
+            if rng.random() < 0.5:
+                role = rng.choice([pb.GROUP_ROLE_MEMBER, pb.GROUP_ROLE_ADMIN, pb.GROUP_ROLE_OWNER])
+                op.membership.roles.add(uid=f"u{rng.randint(1, 3)}", role=role)
             if rng.random() < 0.4:  # two create one group, in different IDCs
                 op.membership.create, op.membership.name = True, rng.choice(["", "x", "y", "z"])
             if rng.random() < 0.3:  # published again
@@ -178,7 +183,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other: int) -> None:
     history = _random_history(random.Random(seed))
-    states = []
+    states, roles = [], []
     for order_seed in (seed, other):
         rng, replica = random.Random(order_seed), Replica()
         left = {origin: list(ops) for origin, ops in history.items()}
@@ -188,7 +193,11 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
             replica.fold(origin, *left[origin][:count])
             left[origin] = left[origin][count:]
         states.append(replica.replicated())
-    assert states[0] == states[1]
+        group = replica.conversations.get("g:team", Conversation("g:team"))
+        read = Conversation.from_rows("g:team", None, group.group_row())
+        assert (read.group_row(), read.roles()) == (group.group_row(), group.roles())
+        roles.append(group.roles())
+    assert states[0] == states[1] and roles[0] == roles[1]
 
 
 def edit(seq: int, hlc: int, content: bytes, composed: int) -> oplog.Op:
@@ -284,6 +293,40 @@ def test_the_last_name_wins_whatever_order_the_creations_came_in() -> None:
     assert one.conversations["g:team"].name == "second"
     stored = one.rows[keys.group(0, "g:team")]
     assert Conversation.from_rows("g:team", None, stored).group_row() == stored
+
+
+def role(seq: int, hlc: int, uid: str, role: pb.GroupRole.ValueType) -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation="g:team", seq=seq)
+    op.membership.roles.add(uid=uid, role=role)
+    return op
+
+
+def test_a_role_counts_while_the_user_stays_whom_it_was_given_to() -> None:
+    """Told by one IDC to a user who leaves and comes in again in another, whatever comes first."""
+    words = [membership(1, 10, "ann", True), membership(2, 11, "bob", True)]
+    words += [role(3, 12, "ann", pb.GROUP_ROLE_OWNER), role(4, 15, "bob", pb.GROUP_ROLE_ADMIN)]
+    comes_again = [membership(1, 14, "bob", False), membership(2, 16, "bob", True)]
+    stays = [membership(1, 14, "bob", True)]  # a second join of one who is in it
+    for others, admins in ((comes_again, frozenset[str]()), (stays, {"bob"})):
+        one, other = Replica(), Replica()
+        one.fold(A, *words)
+        one.fold(B, *others)
+        other.fold(B, *others)
+        other.fold(A, *words)
+        assert one.replicated() == other.replicated()
+        for replica in (one, other):
+            assert replica.conversations["g:team"].roles() == ("ann", admins)
+
+
+def test_a_word_on_a_role_keeps_its_place_when_it_is_published_again() -> None:
+    old, new = role(1, 20, "bob", pb.GROUP_ROLE_ADMIN), role(1, 30, "bob", pb.GROUP_ROLE_MEMBER)
+    again = Sequencer(Origin("sin", 1), Hlc(1_000)).republish(old, A, 0, 1)
+    assert again.hlc > new.hlc
+    replica = Replica()
+    replica.fold(B, new)
+    replica.fold(Origin("sin", 1), again)
+    [(at, word)] = replica.conversations["g:team"].role_words.values()
+    assert (at.hlc, word) == (30, pb.GROUP_ROLE_MEMBER)
 
 
 def test_a_change_of_members_keeps_its_place_when_it_is_published_again() -> None:

@@ -81,4 +81,19 @@ class Presence(NamedTuple):
     unwatched: bool = False
 
 
-Event = Message | Moved | Changed | CursorMoved | ConnectionChanged | Typing | Presence
+class GroupChanged(NamedTuple):
+    """``actor`` has let ``joined`` in, put ``left`` out (or has left), given ``roles``, as (uid,
+    role), or the ``name``. It is told in the order in which devices hear of it, and may come twice:
+    what stands is what ``Client.group`` says."""
+
+    conversation: str
+    actor: str
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    roles: tuple[tuple[str, str], ...]
+    name: str
+
+
+Event = (
+    Message | Moved | Changed | CursorMoved | ConnectionChanged | Typing | Presence | GroupChanged
+)

@@ -1,0 +1,40 @@
+"""A group as the service tells of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from imcore.proto import client_pb2 as pb
+from services.sdk.core.events import GroupChanged
+
+ROLES = {
+    "member": pb.GROUP_ROLE_MEMBER,
+    "admin": pb.GROUP_ROLE_ADMIN,
+    "owner": pb.GROUP_ROLE_OWNER,
+}
+_NAMES = {role: name for name, role in ROLES.items()}
+
+
+class Group(NamedTuple):
+    """``members``: all of them, the owner and the admins too."""
+
+    conversation: str
+    name: str
+    members: tuple[str, ...]
+    owner: str
+    admins: tuple[str, ...]
+
+
+def group_of(told: pb.GroupInfoOk) -> Group:
+    return Group(told.conversation, told.name, tuple(told.members), told.owner, tuple(told.admins))
+
+
+def changed(conversation: str, entry: pb.MembershipEntry) -> GroupChanged:
+    return GroupChanged(
+        conversation,
+        entry.actor,
+        tuple(change.uid for change in entry.changes if change.member),
+        tuple(change.uid for change in entry.changes if not change.member),
+        tuple((word.uid, _NAMES.get(word.role, "")) for word in entry.roles),
+        entry.name,
+    )
