@@ -127,6 +127,10 @@ def _requests() -> list[pb.Request]:
         pb.Request(
             set_conversation=pb.SetConversation(conversation=name, pinned=True, composed=seen)
         ),
+        pb.Request(
+            set_friend=pb.SetFriend(uid="bob", word=pb.SetFriend.BLOCK, composed=seen)
+        ),
+        pb.Request(friends=pb.Friends(limit=1)),
         pb.Request(conversations=pb.Conversations(limit=1)),
         pb.Request(group_create=pb.GroupCreate(conversation="g:new", members=["bob"], name="n")),
         pb.Request(group_change=pb.GroupChange(conversation="g:new", join=["ann"])),

@@ -320,6 +320,8 @@ class Request(_message.Message):
     WATCH_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
+    SET_FRIEND_FIELD_NUMBER: _builtins.int
+    FRIENDS_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -366,6 +368,10 @@ class Request(_message.Message):
     def devices(self) -> Global___Devices: ...
     @_builtins.property
     def kick(self) -> Global___Kick: ...
+    @_builtins.property
+    def set_friend(self) -> Global___SetFriend: ...
+    @_builtins.property
+    def friends(self) -> Global___Friends: ...
     def __init__(
         self,
         *,
@@ -391,12 +397,14 @@ class Request(_message.Message):
         watch: Global___Watch | None = ...,
         devices: Global___Devices | None = ...,
         kick: Global___Kick | None = ...,
+        set_friend: Global___SetFriend | None = ...,
+        friends: Global___Friends | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "set_friend", "friends"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -418,6 +426,7 @@ class Response(_message.Message):
     CONVERSATIONS_OK_FIELD_NUMBER: _builtins.int
     WATCH_OK_FIELD_NUMBER: _builtins.int
     DEVICES_OK_FIELD_NUMBER: _builtins.int
+    FRIENDS_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -444,6 +453,8 @@ class Response(_message.Message):
     def watch_ok(self) -> Global___WatchOk: ...
     @_builtins.property
     def devices_ok(self) -> Global___DevicesOk: ...
+    @_builtins.property
+    def friends_ok(self) -> Global___FriendsOk: ...
     def __init__(
         self,
         *,
@@ -459,12 +470,13 @@ class Response(_message.Message):
         conversations_ok: Global___ConversationsOk | None = ...,
         watch_ok: Global___WatchOk | None = ...,
         devices_ok: Global___DevicesOk | None = ...,
+        friends_ok: Global___FriendsOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "friends_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -483,6 +495,7 @@ class Event(_message.Message):
     CURSOR_MOVED_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     PRESENCE_FIELD_NUMBER: _builtins.int
+    FRIEND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -501,6 +514,10 @@ class Event(_message.Message):
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def presence(self) -> Global___PresenceChanged: ...
+    @_builtins.property
+    def friend(self) -> Global___Friend:
+        """what another is to the user of this device from now on"""
+
     def __init__(
         self,
         *,
@@ -513,12 +530,13 @@ class Event(_message.Message):
         cursor_moved: Global___CursorMoved | None = ...,
         typing: Global___Typing | None = ...,
         presence: Global___PresenceChanged | None = ...,
+        friend: Global___Friend | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -2302,6 +2320,167 @@ class PresenceChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PresenceChanged: _TypeAlias = PresenceChanged  # noqa: Y015
+
+@_typing.final
+class SetFriend(_message.Message):
+    """A word of the user who asks on another one. Answered like a SetConversation, and asked for again
+    likewise: composed and number say which of two words is the later.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Word:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WordEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SetFriend._Word.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: SetFriend._Word.ValueType  # 0
+        REQUEST: SetFriend._Word.ValueType  # 1
+        ACCEPT: SetFriend._Word.ValueType  # 2
+        """of a request"""
+        DECLINE: SetFriend._Word.ValueType  # 3
+        """of a request"""
+        REMOVE: SetFriend._Word.ValueType  # 4
+        """from one's friends; of an own request: taken back"""
+        BLOCK: SetFriend._Word.ValueType  # 5
+        """ends a friendship too: the other may not write to this user directly"""
+        UNBLOCK: SetFriend._Word.ValueType  # 6
+
+    class Word(_Word, metaclass=_WordEnumTypeWrapper): ...
+    NONE: SetFriend.Word.ValueType  # 0
+    REQUEST: SetFriend.Word.ValueType  # 1
+    ACCEPT: SetFriend.Word.ValueType  # 2
+    """of a request"""
+    DECLINE: SetFriend.Word.ValueType  # 3
+    """of a request"""
+    REMOVE: SetFriend.Word.ValueType  # 4
+    """from one's friends; of an own request: taken back"""
+    BLOCK: SetFriend.Word.ValueType  # 5
+    """ends a friendship too: the other may not write to this user directly"""
+    UNBLOCK: SetFriend.Word.ValueType  # 6
+
+    UID_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    word: Global___SetFriend.Word.ValueType
+    number: _builtins.int
+    @_builtins.property
+    def composed(self) -> Global___Stamp: ...
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        word: Global___SetFriend.Word.ValueType = ...,
+        composed: Global___Stamp | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "number", b"number", "uid", b"uid", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFriend: _TypeAlias = SetFriend  # noqa: Y015
+
+@_typing.final
+class Friends(_message.Message):
+    """all friends, requests and blocked users of the user who asks, page by page"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    page: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        page: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "page", b"page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Friends: _TypeAlias = Friends  # noqa: Y015
+
+@_typing.final
+class FriendsOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRIENDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    next_page: _builtins.bytes
+    """empty: that was all"""
+    @_builtins.property
+    def friends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Friend]: ...
+    def __init__(
+        self,
+        *,
+        friends: _abc.Iterable[Global___Friend] | None = ...,
+        next_page: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["friends", b"friends", "next_page", b"next_page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FriendsOk: _TypeAlias = FriendsOk  # noqa: Y015
+
+@_typing.final
+class Friend(_message.Message):
+    """What another is to the user who is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Friend._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: Friend._State.ValueType  # 0
+        ASKED: Friend._State.ValueType  # 1
+        """by the user who is told, without an answer"""
+        ASKING: Friend._State.ValueType  # 2
+        """the user who is told"""
+        FRIEND: Friend._State.ValueType  # 3
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    NONE: Friend.State.ValueType  # 0
+    ASKED: Friend.State.ValueType  # 1
+    """by the user who is told, without an answer"""
+    ASKING: Friend.State.ValueType  # 2
+    """the user who is told"""
+    FRIEND: Friend.State.ValueType  # 3
+
+    UID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    state: Global___Friend.State.ValueType
+    blocked: _builtins.bool
+    """by the user who is told"""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        state: Global___Friend.State.ValueType = ...,
+        blocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Friend: _TypeAlias = Friend  # noqa: Y015
 
 @_typing.final
 class CursorMoved(_message.Message):

@@ -22,6 +22,7 @@ from services.sdk import (
     Client,
     ConnectionChanged,
     Event,
+    FriendChanged,
     GroupChanged,
     Message,
     Moved,
@@ -215,6 +216,8 @@ def _as_line(event: Event) -> str:
         return f"{event.uid} is {'online' if event.online else 'offline'}"
     if isinstance(event, GroupChanged):
         return f"changed in {event.conversation}: {_of_group(event)} (by {event.actor})"
+    if isinstance(event, FriendChanged):
+        return f"{event.uid} is now {event.state or 'nothing'} to you"
     return f"{event.uid} has read {event.conversation}"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from imcore.words import is_group
 from services.im import keys
 from services.im.conversation import Conversation
+from services.im.pair import pair_of
 from services.ports import Kv
 
 
@@ -81,16 +82,20 @@ class ConversationCache:
 
     async def _read(self, name: str) -> None:
         wanted = [keys.heads(self._partition, name)]
+        both = pair_of(name)
         if is_group(name):
             wanted.append(keys.group(self._partition, name))
+        elif both is not None:
+            wanted.append(keys.friend(self._partition, *both))
         try:
             while True:
                 cleared = self._cleared
                 rows = await self._kv.get_many(wanted)
                 if cleared == self._cleared:  # else these are rows of before a rebuild
                     break
-            group = rows[1] if len(rows) > 1 else None
-            self._loaded.setdefault(name, Conversation.from_rows(name, rows[0], group))
+            members = rows[1] if len(rows) > 1 else None
+            group, friends = (members, None) if both is None else (None, members)
+            self._loaded.setdefault(name, Conversation.from_rows(name, rows[0], group, friends))
         finally:
             # In the same turn: who asks after a trim or a clear must not be given this read.
             del self._reading[name]

@@ -11,6 +11,7 @@ from services.im.roles import MEMBER, Roles, roles_of
 # The place of the op (hlc, origin, seq), member, and whether another one has removed the user.
 MemberEvent = tuple[int, Origin, int, bool, bool]
 _NEVER = Place(0, Origin("", 0), 0)
+_NOTHING = oplog.FriendRow()
 
 
 class Conversation:
@@ -19,7 +20,8 @@ class Conversation:
     replicas agree whatever order the events came in."""
 
     __slots__ = (
-        "_current", "_roles", "_shared", "events", "heads", "id", "name", "name_at", "role_words",
+        "_current", "_roles", "_shared", "events", "friends", "heads", "id", "name", "name_at",
+        "role_words",
     )  # fmt: skip
 
     def __init__(self, id_: str) -> None:
@@ -31,6 +33,8 @@ class Conversation:
         self.role_words: dict[
             str, tuple[Place, pb.GroupRole.ValueType]
         ] = {}  # the last of each user
+        # What the two of a direct one are to each other. Replaced, never changed.
+        self.friends = _NOTHING
         self._current: tuple[str, ...] | None = direct_members(id_)
         self._roles: Roles | None = None
         self._shared = False  # ``events`` and ``role_words`` are also those of a copy
@@ -41,13 +45,18 @@ class Conversation:
         made.id, made.heads = self.id, dict(self.heads)
         made.name, made.name_at = self.name, self.name_at
         made.events, made._current = self.events, self._current
+        made.friends = self.friends
         made.role_words, made._roles = self.role_words, self._roles
         made._shared = self._shared = True
         return made
 
     @staticmethod
-    def from_rows(id_: str, heads: bytes | None, group: bytes | None) -> Conversation:
+    def from_rows(
+        id_: str, heads: bytes | None, group: bytes | None, friends: bytes | None = None
+    ) -> Conversation:
         conversation = Conversation(id_)
+        if friends is not None:
+            conversation.friends = oplog.FriendRow.FromString(friends)
         if heads is not None:
             conversation.heads = vector_of(oplog.HeadsRow.FromString(heads).heads)
         if group is not None:

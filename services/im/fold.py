@@ -20,7 +20,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.sometimes import ALIAS, sometimes
 from imcore.words import ClientKey, Origin, Place, direct_members
-from services.im import keys
+from services.im import keys, pair
 from services.im.conversation import Conversation
 from services.ports import Record
 
@@ -53,7 +53,14 @@ class Effects:
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     kicks: list[oplog.Op] = field(default_factory=list)
+    # What two users were to each other before, and are now; by their conversation.
+    friends: dict[str, tuple[oplog.FriendRow, oplog.FriendRow]] = field(default_factory=dict)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
+
+    def now_friends(self, name: str, before: oplog.FriendRow, after: oplog.FriendRow) -> None:
+        """``before`` of the first time counts."""
+        first, _ = self.friends.get(name, (before, after))
+        self.friends[name] = (first, after)
 
     def recalled(self) -> set[ClientKey]:
         """By what stands in ``entries``."""
@@ -133,6 +140,9 @@ def fits(op: oplog.Op) -> bool:
         return keys.user_key_fits(op.cursor.uid, name)
     if kind == "setting":
         return keys.user_key_fits(op.setting.uid, name)
+    if kind == "friend":
+        both = pair.pair_of(name)
+        return both is not None and op.friend.actor in both and keys.user_key_fits(*both)
     if kind in ("message", "place", "membership", "change"):
         users = [change.uid for change in op.membership.changes]
         users += [word.uid for word in op.membership.roles]
@@ -156,7 +166,8 @@ def _storable(claims: Iterable[pb.Attested]) -> list[tuple[ClientKey, Place]]:
 
 def conversations_of(ops: Iterable[oplog.Op]) -> list[str]:
     """Each once."""
-    return list(dict.fromkeys(op.conversation for op in ops if op.seq))
+    found = (op.conversation for op in ops if op.seq or op.HasField("friend"))
+    return list(dict.fromkeys(found))
 
 
 def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
@@ -235,6 +246,8 @@ class Fold:
             self._cursor(op, rows, effects)
         elif kind == "setting":
             self._setting(op, rows)
+        elif kind == "friend":
+            self._friend(op, conversations[op.conversation], rows, effects)
         elif kind == "route":
             self._route(op, origin, rows, effects)
         elif kind == "kick":
@@ -385,6 +398,21 @@ class Fold:
         row = oplog.SettingsRow.FromString(rows.get(key) or b"")
         if changes.set_last(row, op.setting):
             rows.put(key, row.SerializeToString(deterministic=True))
+
+    def _friend(
+        self, op: oplog.Op, conversation: Conversation, rows: Rows, effects: Effects
+    ) -> None:
+        before, both = conversation.friends, pair.pair_of(conversation.id)
+        after = oplog.FriendRow()
+        after.CopyFrom(before)
+        if both is None or not pair.merge(after, both, op.friend):
+            return
+        conversation.friends = after
+        low, high = both
+        row = after.SerializeToString(deterministic=True)
+        rows.put(keys.friend(self._partition, low, high), row)
+        rows.put(keys.friend(self._partition, high, low), row)
+        effects.now_friends(conversation.id, before, after)
 
     def _route(self, op: oplog.Op, origin: Origin, rows: Rows, effects: Effects) -> None:
         key = keys.route(self._partition, op.route.uid, op.route.device)

@@ -35,7 +35,18 @@ from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, changes, devices, entries, groups, known, listing, presence, reads
+from services.im import (
+    acks,
+    changes,
+    devices,
+    entries,
+    friends,
+    groups,
+    known,
+    listing,
+    presence,
+    reads,
+)
 from services.im.conversation import Conversation
 from services.im.fold import Effects
 from services.im.keys import partition_of
@@ -53,7 +64,7 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info", "conversations"))
+_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "friends"))
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -237,6 +248,10 @@ class ImServer:
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
+        if kind == "set_friend":
+            return await friends.set_one(self, session, request.set_friend)
+        if kind == "friends":
+            return await friends.page(self, session.uid, request.friends)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":
@@ -296,6 +311,8 @@ class ImServer:
             return False
         name = conversation.id
         refusal = self._refusal(partition, conversation, session.uid)
+        if refusal is None and submission.placed is None:  # else an IDC has taken it before
+            refusal = friends.refusal(conversation, session.uid)
         if refusal is None:
             refusal = self.risk.send(session.uid, session.device, name, submission.content)
         if refusal is not None:
@@ -627,6 +644,8 @@ class ImServer:
             moved.place.hlc, moved.place.seq = place.hlc, place.seq
             moved.place.origin.CopyFrom(origin_pb(place.origin))
             self.pushes.cursor_moved(uid, moved)
+        for name, (before, after) in effects.friends.items():
+            friends.tell(self, name, before, after)
         for route_origin, op in effects.routes:
             self.route_folded(route_origin, op)
         for op in effects.kicks:

@@ -6,12 +6,14 @@ from services.sdk.core.events import (
     ConnectionChanged,
     CursorMoved,
     Event,
+    FriendChanged,
     GroupChanged,
     Message,
     Moved,
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends
 from services.sdk.core.group import Group
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
@@ -35,6 +37,8 @@ __all__ = [
     "ConnectionChanged",
     "CursorMoved",
     "Event",
+    "FriendChanged",
+    "Friends",
     "Group",
     "GroupChanged",
     "IpconfClient",

@@ -34,6 +34,7 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends, changed_friend, friends_of
 from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
@@ -507,7 +508,43 @@ class Client:
         self._ordered_once(change)
         await self._request(pb.Request(change=change))
 
-    def _ordered_once(self, change: pb.Change | pb.SetConversation) -> None:
+    async def friends(self) -> Friends:
+        """As the IDC that serves has it. Asks for page after page."""
+        asked = pb.Friends()
+        found: dict[str, pb.Friend] = {}
+        while True:
+            response = await self._request(pb.Request(friends=asked))
+            page = response.friends_ok
+            found.update((friend.uid, friend) for friend in page.friends)
+            if not page.next_page:
+                return friends_of(found.values())
+            asked.page = page.next_page
+
+    async def request_friend(self, uid: str) -> None:
+        """Both are friends when the other one accepts, or asks as well. Returns once another IDC
+        holds it, as do all words on friends below."""
+        await self._set_friend(uid, pb.SetFriend.REQUEST)
+
+    async def accept_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.ACCEPT)
+
+    async def decline_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.DECLINE)
+
+    async def remove_friend(self, uid: str) -> None:
+        """Or take an own request back."""
+        await self._set_friend(uid, pb.SetFriend.REMOVE)
+
+    async def block(self, uid: str, on: bool = True) -> None:
+        """Ends a friendship too. The other may not write to this user directly."""
+        await self._set_friend(uid, pb.SetFriend.BLOCK if on else pb.SetFriend.UNBLOCK)
+
+    async def _set_friend(self, uid: str, word: pb.SetFriend.Word.ValueType) -> None:
+        request = pb.SetFriend(uid=uid, word=word)
+        self._ordered_once(request)
+        await self._request(pb.Request(set_friend=request))
+
+    def _ordered_once(self, change: pb.Change | pb.SetConversation | pb.SetFriend) -> None:
         """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
@@ -728,6 +765,8 @@ class Client:
             self._link.move(session, event.move)
         elif kind == "typing":
             self._typed(event.typing)
+        elif kind == "friend":
+            self._emit(changed_friend(event.friend))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)

@@ -1,5 +1,5 @@
-"""Roles of groups between IDCs, one of which is lost in the middle: real nodes and SDKs over a
-simulated network."""
+"""Friends, blocks and roles of groups between IDCs, one of which is lost in the middle: real nodes
+and SDKs over a simulated network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imcore.errors import Code
-from services.sdk import Client, GroupChanged, RequestRefused
+from services.sdk import Client, FriendChanged, Friends, GroupChanged, RequestRefused, SendFailed
 from services.sim.testing import Device, Stage, play
 from services.sim.world import World
 
@@ -18,7 +18,7 @@ async def refused(device: Device, work: Callable[[Client], Coroutine[Any, Any, A
     """The code that the doing of this device was refused with; empty: it was not."""
     try:
         await device.do(work)
-    except RequestRefused as error:
+    except (RequestRefused, SendFailed) as error:
         return error.code
     return ""
 
@@ -67,5 +67,44 @@ def test_who_may_what_in_a_group_outlives_the_idc_that_took_it(tmp_path: Path) -
             group = await device.do(lambda client: client.group(made))
             assert group[2:] == (("ann", "bob"), "ann", ())
             assert group.name in ("ann", "bob")
+
+    play(tmp_path / "sim", script)
+
+
+def test_friends_and_blocks_outlive_the_idc_that_took_them(tmp_path: Path) -> None:
+    async def script(stage: Stage) -> None:
+        ann, bob = await stage.device("ann", "p", "fra"), await stage.device("bob", "p", "iad")
+        eve = await stage.device("eve", "p", "iad")
+        await ann.do(lambda client: client.request_friend("bob"))
+        await stage.until(lambda: bob.of(FriendChanged) == [FriendChanged("ann", "asking")], 5)
+        await bob.do(lambda client: client.accept_friend("ann"))
+        await stage.until(lambda: ann.of(FriendChanged)[-1] == FriendChanged("bob", "friend"), 5)
+        await eve.do(lambda client: client.send(client.direct("ann"), b"hello"))
+        await ann.do(lambda client: client.block("eve"))
+        await lose(stage, "fra", ann)
+        # Held by another IDC when they were answered, so by now known to all.
+        assert await ann.do(lambda client: client.friends()) == Friends(("bob",), (), (), ("eve",))
+
+        async def writes(client: Client) -> None:
+            await client.send(client.direct("ann"), b"are you there?")
+
+        assert await refused(eve, writes) == Code.BLOCKED
+        assert await refused(bob, writes) == ""
+        # Contradicting words at once, in two IDCs or in one.
+        words = (
+            ann.do(lambda client: client.remove_friend("bob")),
+            bob.do(lambda client: client.block("ann")),
+            ann.do(lambda client: client.request_friend("bob")),
+        )
+        await asyncio.gather(*words, return_exceptions=True)
+        await stage.until(lambda: bob.of(FriendChanged)[-1] == FriendChanged("ann", "blocked"), 5)
+        new = await stage.device("ann", "new", "sin")
+        for device in (ann, new):
+            found = await device.do(lambda client: client.friends())
+            assert (found.friends, found.blocked) == ((), ("eve",))
+        assert (await bob.do(lambda client: client.friends())).blocked == ("ann",)
+        await ann.do(lambda client: client.block("eve", on=False))
+        await asyncio.sleep(1)
+        assert await refused(eve, writes) == ""
 
     play(tmp_path / "sim", script)

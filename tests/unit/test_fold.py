@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -14,7 +15,7 @@ from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
-from services.im import entries, keys
+from services.im import entries, keys, pair
 from services.im.conversation import Conversation
 from services.im.fold import (
     Effects,
@@ -142,7 +143,17 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.setting.order.hlc, op.setting.order.device = rng.randint(50, 52), rng.choice("pt")
             op.seq = 0
             seq[origin] -= 1
-        elif kind < 0.43:
+        elif kind < 0.37:
+            op.ClearField("message")
+            op.friend.actor = uid
+            if rng.random() < 0.6:
+                op.friend.wants = rng.random() < 0.7
+            else:
+                op.friend.blocks = rng.random() < 0.5
+            op.friend.order.hlc, op.friend.order.device = rng.randint(50, 52), rng.choice("pt")
+            op.seq = 0
+            seq[origin] -= 1
+        elif kind < 0.5:
             op.ClearField("message")
             op.membership.changes.add(uid=f"u{rng.randint(1, 3)}", member=rng.random() < 0.6)
             op.membership.actor = rng.choice(["u1", "u2"])
@@ -156,7 +167,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.conversation = "g:team"
             op.seq = 1 + sum(o.conversation == "g:team" for o in history[origin])
             seq[origin] -= 1
-        elif kind < 0.6:
+        elif kind < 0.65:
             changed = ClientKey(uid, "phone", "o1", CONVERSATION, rng.randint(1, 6))
             op.change.key.CopyFrom(key_pb(changed))
             op.change.actor = rng.choice(["ann", "bob"])
@@ -170,7 +181,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             # Few orders: some changes come twice, and some devices give one order to two.
             op.change.order.hlc, op.change.order.device = rng.randint(50, 55), rng.choice("pt")
             op.change.order.number = rng.randint(1, 2)
-        elif kind < 0.7:
+        elif kind < 0.75:
             op = oplog.Op(hlc=hlc)
             op.route.uid, op.route.device = uid, "phone"
             op.route.connection_epoch = rng.randint(1, 3)
@@ -251,6 +262,12 @@ def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:
         assert fits(op)
         op.setting.uid = name
         assert fits(op)
+    op = oplog.Op(hlc=1, conversation=f"d:{name}:{name[1:]}y")
+    op.friend.actor = name
+    assert fits(op)
+    for conversation, actor in ((op.conversation, "eve"), (f"d:{name}:{name}", name), ("g:x", "")):
+        op.conversation, op.friend.actor = conversation, actor
+        assert not fits(op)
     route = oplog.Op(hlc=1)
     route.route.uid = route.route.device = name
     assert fits(route)
@@ -342,6 +359,67 @@ def test_a_change_of_members_keeps_its_place_when_it_is_published_again() -> Non
     conversation = replica.conversations["g:team"]
     assert (conversation.members(), conversation.name) == ((), "new")
     assert len(conversation.events["ann"]) == 2
+
+
+def friend(hlc: int, actor: str, composed: int, **what: bool) -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation=CONVERSATION)
+    op.friend.actor = actor
+    for name, value in what.items():
+        setattr(op.friend, name, value)
+    op.friend.order.hlc, op.friend.order.device = composed, "phone"
+    return op
+
+
+def friends(replica: Replica) -> tuple[str, str]:
+    """What bob is to ann, and ann to bob, as both rows have it."""
+    rows = [replica.rows[keys.friend(0, *both)] for both in (("ann", "bob"), ("bob", "ann"))]
+    assert rows[0] == rows[1]
+    row = oplog.FriendRow.FromString(rows[0])
+    said = [pair.told(row, ("ann", "bob"), uid) for uid in ("ann", "bob")]
+    names = ["blocked" if each.blocked else pb.Friend.State.Name(each.state) for each in said]
+    return names[0], names[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "stands"),
+    [
+        (["ann yes"], ("ASKED", "ASKING")),
+        (["ann yes", "bob yes"], ("FRIEND", "FRIEND")),
+        (["ann yes", "bob no"], ("NONE", "NONE")),
+        (["ann yes", "bob no", "ann yes"], ("ASKED", "ASKING")),
+        (["ann yes", "bob yes", "ann no"], ("NONE", "NONE")),
+        # Who was removed does not become a friend by the other's next request: he is asked anew.
+        (["ann yes", "bob yes", "ann no", "ann yes"], ("ASKED", "ASKING")),
+        (["ann yes", "bob yes", "bob block"], ("NONE", "blocked")),
+        (["ann yes", "bob yes", "bob block", "bob free"], ("NONE", "NONE")),
+        (["ann block", "bob block", "bob free"], ("blocked", "NONE")),
+    ],
+)
+def test_what_two_users_are_to_each_other(words: list[str], stands: tuple[str, str]) -> None:
+    """Whatever order the words come in, and from whichever IDC."""
+    whats: dict[str, dict[str, bool]] = {
+        "yes": {"wants": True}, "no": {"wants": False},
+        "block": {"blocks": True}, "free": {"blocks": False},
+    }  # fmt: skip
+    said = [word.split() for word in words]
+    ops = [friend(10 + at, who, 5 + at, **whats[what]) for at, (who, what) in enumerate(said)]
+    for order in itertools.permutations(ops):
+        replica = Replica()
+        for number, op in enumerate(order):
+            replica.fold((A, B)[number % 2], op, op)
+        assert friends(replica) == stands
+
+
+def test_a_word_on_a_friend_keeps_its_order_when_it_is_published_again() -> None:
+    old, new = friend(10, "ann", 5, wants=True), friend(20, "ann", 15, wants=False)
+    again = Sequencer(Origin("sin", 1), Hlc(1_000)).republish(old, A, 0, 1)
+    assert again.hlc > new.hlc and again.seq == 0
+    replica = Replica()
+    replica.fold(B, new)
+    effects = replica.fold(Origin("sin", 1), again)
+    assert friends(replica) == ("NONE", "NONE")
+    [(before, after)] = effects.friends.values()
+    assert before.ended == after.ended
 
 
 # ------------------------------------------------------------------------------- sequencer

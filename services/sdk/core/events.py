@@ -94,6 +94,23 @@ class GroupChanged(NamedTuple):
     name: str
 
 
+class FriendChanged(NamedTuple):
+    """What ``uid`` is to this user from now on: ``friend``, ``asked`` (by this user, without an
+    answer), ``asking`` (this user), ``blocked`` (by this user), or nothing. Told to devices that
+    are connected, and owed to nobody."""
+
+    uid: str
+    state: str
+
+
 Event = (
-    Message | Moved | Changed | CursorMoved | ConnectionChanged | Typing | Presence | GroupChanged
+    Message
+    | Moved
+    | Changed
+    | CursorMoved
+    | ConnectionChanged
+    | Typing
+    | Presence
+    | GroupChanged
+    | FriendChanged
 )
