@@ -89,6 +89,18 @@ class OwnDevice(NamedTuple):
     since_ms: int
 
 
+class Readers(NamedTuple):
+    """Uids of the others who have read a message, and of those who have not, in order."""
+
+    read: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+class ReadCounts(NamedTuple):
+    read: int
+    unread: int
+
+
 class Sent:
     """A message that is durable in the IDC that took it (``stored``).
 
@@ -406,6 +418,37 @@ class Client:
         shown = self._view(conversation).classes[parse_key(key)]
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
+
+    async def readers(self, conversation: str, key: str) -> Readers:
+        """Who has read a message, as the IDC that serves has it, of the others who were there when
+        it was sent and have not left since. Asks for page after page of a large group."""
+        pages = await self._read_by(conversation, key, counts_only=False)
+        return Readers(
+            tuple(uid for page in pages for uid in page.read_by),
+            tuple(uid for page in pages for uid in page.unread_by),
+        )
+
+    async def read_counts(self, conversation: str, key: str) -> ReadCounts:
+        """How many these are."""
+        pages = await self._read_by(conversation, key, counts_only=True)
+        return ReadCounts(sum(page.read for page in pages), sum(page.unread for page in pages))
+
+    async def _read_by(
+        self, conversation: str, key: str, counts_only: bool
+    ) -> Sequence[pb.ReadersOk]:
+        try:
+            named = parse_key(key)
+        except ValueError:
+            named = None
+        if named is None or named.conversation != conversation:
+            raise RequestRefused(Code.BAD_REQUEST, f"not the key of a message there: {key!r}")
+        asked = pb.Readers(message=key_pb(named), counts_only=counts_only)
+        pages: list[pb.ReadersOk] = []
+        while not pages or asked.page:
+            response = await self._request(pb.Request(readers=asked))
+            pages.append(response.readers_ok)
+            asked.page = response.readers_ok.next_page
+        return pages
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""

@@ -650,6 +650,21 @@ async def test_the_list_has_what_is_pinned_first_and_then_the_newest(region, ca_
         assert pin.composed.mac and 0 < pin.number < mute.number
 
 
+async def test_who_has_read_is_asked_page_by_page(region, ca_file):
+    fra = region.idcs["fra"]
+    fra.read_by = [
+        pb.ReadersOk(read=1, unread=1, read_by=["bob"], unread_by=["eve"]),
+        pb.ReadersOk(read=1, read_by=["tom"]),
+    ]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        assert await ann.client.readers(CHAT, sent.key) == (("bob", "tom"), ("eve",))
+        assert await ann.client.read_counts(CHAT, sent.key) == (2, 1)
+        for conversation, key in ((CHAT, "nonsense"), ("d:ann:eve", sent.key)):
+            with pytest.raises(RequestRefused):
+                await ann.client.readers(conversation, key)
+
+
 async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
     async with App(region, ca_file) as ann:
         elsewhere = "ann/phone/o1/1/d:ann:eve"
