@@ -1,4 +1,4 @@
-"""How far an archive may reach: as far as the IDC that has applied least, among those that count."""
+"""How far an archive may reach: as far as the IDC of those that count that has applied least."""
 
 from __future__ import annotations
 

@@ -75,6 +75,8 @@ def test_an_ipconf_is_behind_since_the_oldest_epoch_that_it_missed() -> None:
 
 def test_a_copy_is_behind_since_the_oldest_end_that_it_lacks() -> None:
     mirrors = Mirrors()
+    mirrors.holds("iad", "fra.1", [10, 5], 0.0)
+    mirrors.holds("sin", "fra.1", [10, 5], 0.0)
     for t in range(5):
         mirrors.ends("fra.1", [10 + t, 5], float(t))
     mirrors.holds("iad", "fra.1", [14, 5], 6.0)
@@ -83,6 +85,18 @@ def test_a_copy_is_behind_since_the_oldest_end_that_it_lacks() -> None:
     assert mirrors.worst() == (4.0, "sin lacks what fra.1 has in its log")
     mirrors.forget("fra")
     assert mirrors.worst() == (0.0, "")
+
+
+def test_an_idc_that_comes_back_copies_from_then_on() -> None:
+    mirrors = Mirrors()
+    mirrors.ends("fra.1", [10], 0.0)
+    mirrors.holds("sin", "fra.1", [10], 0.0)
+    mirrors.ends("fra.1", [99], 20.0)
+    mirrors.forget("sin")
+    mirrors.holds("sin", "fra.1", [0], 30.0)  # its disk was lost
+    assert mirrors.worst()[0] == 0.0
+    mirrors.holds("sin", "fra.1", [50], 33.0)
+    assert mirrors.worst()[0] == 3.0
 
 
 def test_capacity_is_the_fuller_of_sessions_and_messages() -> None:
