@@ -187,7 +187,7 @@ class Reconciler:
         except ValidationError as error:
             # The schema of the CRD is made of the same model: they are of different versions.
             raise Rejected(f"the operator and the CRD differ in version: {error}") from error
-        observed = await self._observe(owner, spec, before)
+        observed = await self._observe(owner, spec, document)
         decision = decide(owner, spec, observed, self._figures)
         for wanted in decision.apply:
             try:
@@ -201,7 +201,9 @@ class Reconciler:
         settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
         return None if settled else SOON_S
 
-    async def _observe(self, owner: Owner, spec: IdcSpec | WitnessSpec, before: Object) -> Observed:
+    async def _observe(
+        self, owner: Owner, spec: IdcSpec | WitnessSpec, document: Object
+    ) -> Observed:
         region = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
         certificates = spec.certificates
         names = {certificates.region_keys, *spec.secrets}
@@ -217,7 +219,8 @@ class Reconciler:
             region["spec"] if region else None,
             secrets,
             bool(certificates.issuer) and await self._cluster.serves(CERT_MANAGER),
-            seen.pod_of(pod, before),
+            seen.pod_of(pod, document.get("status", {})),
+            seen.down_until(document, self._wall()),
         )
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:
