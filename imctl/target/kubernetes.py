@@ -254,7 +254,7 @@ class Kubernetes(Local):
 
     def let_up(self, name: str) -> None:
         """Returns once there is a pod. Raises Failed."""
-        self._demand_breakable(name)
+        roles.demand(self.pki, Role.ADMIN, "Starting processes")
         self._at(name, _apply([self._marked(name, {})], DRILL))
         self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 
