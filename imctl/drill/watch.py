@@ -95,12 +95,12 @@ class Stale:
 
 class Mirrors:
     """For how long what an IDC had in its log has been missing in another's copy of it: by marks of
-    the log's ends, whatever the mirror says of itself. An IDC that was away, perhaps without its
-    disk since, is behind from when it answered again: before, it could copy nothing."""
+    the log's ends, whatever the mirror says of itself. Nothing is copied of or to an IDC that does
+    not answer: the time counts from when both did."""
 
     def __init__(self) -> None:
+        self._silent_at: dict[str, float] = {}  # when an IDC last did not answer
         self._marks: dict[str, deque[tuple[float, tuple[int, ...]]]] = {}  # by origin
-        self._there: dict[str, float] = {}  # by IDC: since when it answers
         self.behind_s: dict[tuple[str, str], float] = {}  # (origin, at)
 
     def ends(self, origin: str, ends: Sequence[int], now: float) -> None:
@@ -115,12 +115,12 @@ class Mirrors:
             for seen, ends in self._marks.get(origin, ())
             if any(have < want for have, want in zip(held, ends, strict=False))
         ]
-        since = self._there.setdefault(at, now)
-        self.behind_s[origin, at] = now - max(missing[0], since) if missing else 0.0
+        both = max(self._silent_at.get(idc, 0.0) for idc in (at, origin.rpartition(".")[0]))
+        self.behind_s[origin, at] = now - max(missing[0], both) if missing else 0.0
 
-    def forget(self, idc: str) -> None:
+    def forget(self, idc: str, now: float) -> None:
         """One that does not answer: nobody knows what it holds, or has."""
-        self._there.pop(idc, None)
+        self._silent_at[idc] = now
         for origin, at in [*self.behind_s]:
             if idc in (at, origin.rpartition(".")[0]):
                 del self.behind_s[origin, at]

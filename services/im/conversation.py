@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from imcore.convert import origin_of, origin_pb, place_of, place_pb, positions_pb, vector_of
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -30,9 +32,7 @@ class Conversation:
         self.name = ""
         self.name_at = _NEVER
         self.events: dict[str, list[MemberEvent]] = {}
-        self.role_words: dict[
-            str, tuple[Place, pb.GroupRole.ValueType]
-        ] = {}  # the last of each user
+        self.role_words: dict[str, tuple[Place, pb.GroupRole.ValueType]] = {}  # the last of each
         # What the two of a direct one are to each other. Replaced, never changed.
         self.friends = _NOTHING
         self._current: tuple[str, ...] | None = direct_members(id_)
@@ -45,15 +45,20 @@ class Conversation:
         made.id, made.heads = self.id, dict(self.heads)
         made.name, made.name_at = self.name, self.name_at
         made.events, made._current = self.events, self._current
-        made.friends = self.friends
         made.role_words, made._roles = self.role_words, self._roles
+        made.friends = self.friends
         made._shared = self._shared = True
         return made
 
     @staticmethod
     def from_rows(
-        id_: str, heads: bytes | None, group: bytes | None, friends: bytes | None = None
+        id_: str,
+        heads: bytes | None,
+        group: bytes | None = None,
+        members: Iterable[tuple[str, bytes]] = (),
+        friends: bytes | None = None,
     ) -> Conversation:
+        """``members``: uid and MemberRow of each."""
         conversation = Conversation(id_)
         if friends is not None:
             conversation.friends = oplog.FriendRow.FromString(friends)
@@ -64,31 +69,39 @@ class Conversation:
             conversation.name = row.name
             if row.HasField("name_at"):
                 conversation.name_at = place_of(row.name_at)
-            for member in row.members:
-                if member.events:
-                    conversation.events[member.uid] = [
-                        (event.hlc, origin_of(event.origin), event.seq, event.member, event.removed)
-                        for event in member.events
-                    ]
-                if member.HasField("role_at"):
-                    conversation.role_words[member.uid] = (place_of(member.role_at), member.role)
+        origins: dict[Origin, Origin] = {}  # one object each, however many members there are
+        for uid, value in members:
+            member = oplog.MemberRow.FromString(value)
+            if member.events:
+                conversation.events[uid] = [
+                    (
+                        event.hlc,
+                        origins.setdefault(origin := origin_of(event.origin), origin),
+                        event.seq,
+                        event.member,
+                        event.removed,
+                    )
+                    for event in member.events
+                ]
+            if member.HasField("role_at"):
+                conversation.role_words[uid] = place_of(member.role_at), member.role
         return conversation
 
     def heads_row(self) -> bytes:
         return oplog.HeadsRow(heads=positions_pb(self.heads)).SerializeToString(deterministic=True)
 
     def group_row(self) -> bytes:
-        row = oplog.GroupRow(name=self.name)
-        if self.name_at != _NEVER:
-            row.name_at.CopyFrom(place_pb(self.name_at))
-        for uid in sorted(self.events.keys() | self.role_words.keys()):
-            member = row.members.add(uid=uid)
-            for hlc, origin, seq, is_member, removed in self.events.get(uid, ()):
-                event = member.events.add(hlc=hlc, origin=origin_pb(origin), seq=seq)
-                event.member, event.removed = is_member, removed
-            if uid in self.role_words:
-                place, member.role = self.role_words[uid]
-                member.role_at.CopyFrom(place_pb(place))
+        row = oplog.GroupRow(name=self.name, name_at=place_pb(self.name_at))
+        return row.SerializeToString(deterministic=True)
+
+    def member_row(self, uid: str) -> bytes:
+        row = oplog.MemberRow()
+        for hlc, origin, seq, is_member, removed in self.events.get(uid, ()):
+            event = row.events.add(hlc=hlc, origin=origin_pb(origin), seq=seq)
+            event.member, event.removed = is_member, removed
+        if uid in self.role_words:
+            place, row.role = self.role_words[uid]
+            row.role_at.CopyFrom(place_pb(place))
         return row.SerializeToString(deterministic=True)
 
     @property
@@ -96,7 +109,7 @@ class Conversation:
         return bool(self.events) if is_group(self.id) else self._current is not None
 
     def members(self) -> tuple[str, ...]:
-        """Current members, sorted."""
+        """Current members, sorted; the same object until they change."""
         if self._current is None:
             self._current = tuple(
                 sorted(uid for uid, events in self.events.items() if events[-1][3])
@@ -109,32 +122,28 @@ class Conversation:
         events = self.events.get(uid)
         return bool(events) and events[-1][3]  # type: ignore[index]  # bool() says it is not None
 
-    def set_name(self, name: str, at: Place) -> None:
-        """Two may create one group at the same time, in different IDCs."""
-        if at > self.name_at:
-            self.name, self.name_at = name, at
+    def joined(self, uid: str) -> Place | None:
+        """Since when this member is in the group without having left: of joins that came one behind
+        the other, in two IDCs, the first. None: no member, or a direct conversation's."""
+        since = None
+        for hlc, origin, seq, is_member, _ in reversed(self.events.get(uid, ())):
+            if not is_member:
+                break
+            since = Place(hlc, origin, seq)
+        return since
 
-    def set_member(self, uid: str, event: MemberEvent) -> None:
-        events = self.events.get(uid, [])
-        if event in events:
-            return  # it was published again, or twice
-        self._part()
-        self.events[uid] = sorted([*events, event])
-        self._current = self._roles = None
+    def set_name(self, name: str, at: Place) -> bool:
+        """Two may create one group at the same time, in different IDCs. False: that is not the
+        last name."""
+        if at <= self.name_at:
+            return False
+        self.name, self.name_at = name, at
+        return True
 
-    def set_role(self, uid: str, at: Place, role: pb.GroupRole.ValueType) -> None:
-        """Of two at one place, which one op may give, the higher."""
-        known = self.role_words.get(uid)
-        if known is None or known < (at, role):
-            self._part()
-            self.role_words[uid] = (at, role)
-            self._roles = None
-
-    def _part(self) -> None:
-        """From a copy: few batches change members, and groups are large."""
-        if self._shared:
-            self.events, self._shared = dict(self.events), False
-            self.role_words = dict(self.role_words)
+    def removed(self, uid: str) -> bool:
+        """Whether somebody else has put this user out, and nobody in again."""
+        events = self.events.get(uid)
+        return bool(events) and not events[-1][3] and events[-1][4]  # type: ignore[index]
 
     def role(self, uid: str) -> pb.GroupRole.ValueType:
         """Of a member."""
@@ -145,22 +154,45 @@ class Conversation:
 
     def roles(self) -> Roles:
         if self._roles is None:
-            since = {uid: _since(self.events[uid]) for uid in self.members() if uid in self.events}
-            self._roles = roles_of(since, self.role_words)
+            self._roles = roles_of(self.role_words, self.members(), self.joined)
         return self._roles
 
-    def removed(self, uid: str) -> bool:
-        """Whether somebody else has put this user out, and nobody in again."""
-        events = self.events.get(uid)
-        return bool(events) and not events[-1][3] and events[-1][4]  # type: ignore[index]
+    def set_role(self, at: Place, word: pb.RoleChange) -> bool:
+        """Of two at one place, which one op may give, the higher. False: it is not the last."""
+        known = self.role_words.get(word.uid)
+        if known is not None and known >= (at, word.role):
+            return False
+        self._part()
+        self.role_words[word.uid] = at, word.role
+        self._roles = None
+        return True
 
+    def _part(self) -> None:
+        """From a copy: few batches change members."""
+        if self._shared:
+            self.events, self._shared = dict(self.events), False
+            self.role_words = dict(self.role_words)
 
-def _since(events: list[MemberEvent]) -> Place:
-    """Where a member has come in: a second join of one who is in it, made in another IDC, says
-    nothing new."""
-    first = events[-1]
-    for event in reversed(events):
-        if not event[3]:
-            break
-        first = event
-    return Place(*first[:3])
+    def set_members(
+        self, at: Place, changes: Iterable[tuple[str, bool]], actor: str = ""
+    ) -> dict[str, bool]:
+        """What was not known yet: these users, and whether each was a member before. A group may
+        have 10,000 members: what is done for all of them is done once."""
+        before: dict[str, bool] = {}
+        current = self._current
+        for uid, member in changes:
+            events = self.events.get(uid, [])
+            event = (*at, member, not member and uid != actor)
+            if event in events:
+                continue  # it was published again, or twice
+            self._part()
+            before.setdefault(uid, bool(events) and events[-1][3])
+            self.events[uid] = sorted([*events, event])
+        if before:
+            self._roles = None
+        came = {uid for uid, was in before.items() if not was and self.is_member(uid)}
+        went = {uid for uid, was in before.items() if was and not self.is_member(uid)}
+        if current is not None and (came or went):
+            stay = [uid for uid in current if uid not in went] if went else current
+            self._current = tuple(sorted((*stay, *sorted(came))) if came else stay)
+        return before

@@ -8,10 +8,12 @@ op: what an admin does elsewhere before his demotion has come there counts.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from imcore.errors import Code, Refused, Unavailable
+from imcore.limits import GROUP_ADMINS_MAX, GROUP_CHANGES_MAX, GROUP_PAGE
 from imcore.proto import client_pb2 as pb
 from imcore.words import Place, is_group, valid_id
 from services.im.conversation import Conversation
@@ -126,11 +128,12 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
     joining, leaving = set(request.join), set(request.leave)
     roles = {word.uid: word for word in request.roles}
     _judge(conversation, session.uid, joining, leaving, roles, request.name)
-    current = set(conversation.members())
-    _check_members(server, joining, len((current | joining) - leaving))
+    new = sorted(uid for uid in joining if not conversation.is_member(uid))
+    gone = sorted(uid for uid in leaving if conversation.is_member(uid))
+    named = {*joining, *leaving, *roles}
+    _check_members(server, named, len(conversation.members()) + len(new) - len(gone))
     _check_name(request.name)
-    changes = [(uid, True) for uid in sorted(joining - current)]
-    changes += [(uid, False) for uid in sorted(leaving & current)]
+    changes = [(uid, True) for uid in new] + [(uid, False) for uid in gone]
     words = [word for uid, word in sorted(roles.items()) if conversation.role(uid) != word.role]
     name = request.name if request.name != conversation.name else ""
     if changes or words or name:
@@ -154,7 +157,10 @@ def _judge(
     """Who may: a member adds others; an admin removes members and names the group; the owner
     removes anybody else and gives roles. Everybody leaves, and an admin resigns, for themselves.
     Raises Refused."""
-    own = conversation.role(uid) if conversation.is_member(uid) else pb.GROUP_ROLE_NONE
+    own = pb.GROUP_ROLE_NONE
+    if conversation.is_member(uid):
+        # Of a large group that nobody has named an owner or admin of, it is looked for long.
+        own = conversation.role(uid) if name or roles or leaving - {uid} else MEMBER
     if joining - {uid} and not own:
         raise Refused(Code.FORBIDDEN, "only a member may add others")
     if uid in joining and conversation.removed(uid):
@@ -177,12 +183,19 @@ def _judge(
             raise Refused(Code.FORBIDDEN, "the owner gives roles")
         if own == pb.GROUP_ROLE_OWNER and other == uid:
             raise Refused(Code.BAD_REQUEST, "an owner makes another one the owner, or leaves")
+    more = [other for other, word in roles.items() if word.role != MEMBER]
+    if more and len({*conversation.roles().admins, *more}) > GROUP_ADMINS_MAX:
+        raise Refused(Code.TOO_LARGE, f"a group has at most {GROUP_ADMINS_MAX} admins")
 
 
 async def info(server: ImServer, session: Session, request: pb.GroupInfo) -> pb.Response:
     _, conversation = await server.readable(session, request.conversation)
+    members = conversation.members()
+    begin = bisect.bisect_right(members, request.after) if request.after else 0
+    page = members[begin : begin + GROUP_PAGE]
     answer = pb.GroupInfoOk(conversation=conversation.id, name=conversation.name)
-    answer.members.extend(conversation.members())
+    answer.members.extend(page)
+    answer.more, answer.count = begin + len(page) < len(members), len(members)
     answer.owner, admins = conversation.roles()
     answer.admins.extend(sorted(admins))
     return pb.Response(group_info_ok=answer)
@@ -195,6 +208,11 @@ def _check_name(name: str) -> None:
 
 
 def _check_members(server: ImServer, named: set[str], count: int) -> None:
+    """``named``: those of one request, which becomes one entry that every member reads. Raises
+    Refused."""
+    if len(named) > GROUP_CHANGES_MAX:
+        message = f"one request changes at most {GROUP_CHANGES_MAX} members; ask in several"
+        raise Refused(Code.BAD_REQUEST, message)
     if bad := [uid for uid in named if not valid_id(uid)]:
         raise Refused(Code.BAD_REQUEST, f"not a valid uid: {bad[0]!r}")
     if count > server.policy.group_members_max:

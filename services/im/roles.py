@@ -9,7 +9,7 @@ who has come first owns it, or else the member who has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from imcore.proto import client_pb2 as pb
@@ -24,23 +24,26 @@ class Roles(NamedTuple):
 
 
 def roles_of(
-    since: Mapping[str, Place], words: Mapping[str, tuple[Place, pb.GroupRole.ValueType]]
+    words: Mapping[str, tuple[Place, pb.GroupRole.ValueType]],
+    members: Iterable[str],
+    joined: Callable[[str], Place | None],
 ) -> Roles:
-    """``since``: the members, and where each has come in; ``words``: the last on each user."""
-    if not since:
-        return Roles("", frozenset())
+    """``words``: the last on each user; ``joined``: since when a member is in the group, None: no
+    member. All ``members`` are looked at only where there is neither owner nor admin."""
     owners: list[tuple[Place, str]] = []
-    admins: list[str] = []
+    admins: list[tuple[Place, str]] = []  # by when they have come
     for uid, (at, role) in words.items():
-        if uid not in since or at < since[uid]:
+        since = joined(uid)
+        if since is None or at < since:
             continue
         if role == pb.GROUP_ROLE_OWNER:
             owners.append((at, uid))
         elif role == pb.GROUP_ROLE_ADMIN:
-            admins.append(uid)
+            admins.append((since, uid))
     if owners:
-        _, owner = max(owners)
-        admins += [uid for _, uid in owners]
+        owner = max(owners)[1]
     else:
-        owner = min(admins or since, key=lambda uid: (since[uid], uid))
-    return Roles(owner, frozenset(admins) - {owner})
+        came = ((since, uid) for uid in members if (since := joined(uid)) is not None)
+        owner = min(admins or came, default=(None, ""))[1]
+    named = {uid for _, uid in (*owners, *admins)}
+    return Roles(owner, frozenset(named - {owner}))

@@ -10,6 +10,7 @@ import pytest
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
+from services.im import groups
 from services.im.testing import Idc, OpenIdc
 from services.node.convergence import partition_hash
 
@@ -154,7 +155,21 @@ async def test_the_state_that_replicas_compare_has_roles(
     await fra.create(fra.session("ann"), GROUP, "bob")
     await fra.mirror_to(iad)
     assert not await ask(fra, "ann", **what)
-    rows = [await idc.kv.get(b"\0\0g" + GROUP.encode()) for idc in (fra, iad)]
+    rows = [await idc.kv.scan(b"\0\0g", b"\0\0h", 10) for idc in (fra, iad)]
     assert rows[0] != rows[1]
     await fra.mirror_to(iad)
     assert await partition_hash(fra.kv, 0) == await partition_hash(iad.kv, 0)
+
+
+async def test_a_group_has_so_many_admins(
+    open_idc: OpenIdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "GROUP_ADMINS_MAX", 2)
+    fra = await open_idc(others=())
+    await fra.create(fra.session("ann"), GROUP, "bob", "carl", "dora")
+    assert not await ask(fra, "ann", roles={"bob": ADMIN, "carl": ADMIN})
+    assert await ask(fra, "ann", roles={"dora": ADMIN}) == Code.TOO_LARGE
+    assert not await ask(fra, "ann", roles={"bob": ADMIN})  # so already
+    assert await ask(fra, "ann", roles={"dora": ADMIN, "bob": MEMBER}) == Code.TOO_LARGE
+    assert not await ask(fra, "ann", roles={"bob": MEMBER})
+    assert not await ask(fra, "ann", roles={"dora": ADMIN})

@@ -34,11 +34,11 @@ async def alike(stage: Stage, conversation: str, idcs: tuple[str, ...]) -> None:
     await stage.until(lambda: len({_rows(stage.world, idc, conversation) for idc in idcs}) == 1, 20)
 
 
-def _rows(world: World, idc: str, name: str) -> bytes | None:
+def _rows(world: World, idc: str, name: str) -> tuple[object, ...]:
     node = world.machines[idc].node
     assert node is not None
     held = node.im.partition(name).conversations.get(name)
-    return held.group_row() if held is not None else None
+    return (held.name, held.members(), held.roles()) if held is not None else ()
 
 
 def test_who_may_what_in_a_group_outlives_the_idc_that_took_it(tmp_path: Path) -> None:

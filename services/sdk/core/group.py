@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from imcore.proto import client_pb2 as pb
@@ -25,8 +26,9 @@ class Group(NamedTuple):
     admins: tuple[str, ...]
 
 
-def group_of(told: pb.GroupInfoOk) -> Group:
-    return Group(told.conversation, told.name, tuple(told.members), told.owner, tuple(told.admins))
+def group_of(told: pb.GroupInfoOk, members: Iterable[str]) -> Group:
+    """``told``: a page; ``members``: those of all pages."""
+    return Group(told.conversation, told.name, tuple(members), told.owner, tuple(told.admins))
 
 
 def changed(conversation: str, entry: pb.MembershipEntry) -> GroupChanged:
