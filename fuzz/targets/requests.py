@@ -139,6 +139,7 @@ def _requests() -> list[pb.Request]:
             group_change=pb.GroupChange(
                 conversation="g:new", leave=["bob"], name="m",
                 roles=[pb.RoleChange(uid="ann", role=pb.GROUP_ROLE_OWNER)],
+                announcement=pb.Announcement(text="hello"),
             )
         ),
         pb.Request(group_info=pb.GroupInfo(conversation=group)),

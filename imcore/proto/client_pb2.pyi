@@ -1265,6 +1265,7 @@ class GroupChange(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
     """empty: as it is"""
@@ -1276,6 +1277,10 @@ class GroupChange(_message.Message):
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleChange]: ...
+    @_builtins.property
+    def announcement(self) -> Global___Announcement:
+        """absent: as it is"""
+
     def __init__(
         self,
         *,
@@ -1284,10 +1289,11 @@ class GroupChange(_message.Message):
         leave: _abc.Iterable[_builtins.str] | None = ...,
         roles: _abc.Iterable[Global___RoleChange] | None = ...,
         name: _builtins.str = ...,
+        announcement: Global___Announcement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "join", b"join", "leave", b"leave", "name", b"name", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "conversation", b"conversation", "join", b"join", "leave", b"leave", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1327,6 +1333,9 @@ class GroupInfoOk(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     ADMINS_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_BY_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_MS_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
     more: _builtins.bool
@@ -1334,6 +1343,9 @@ class GroupInfoOk(_message.Message):
     count: _builtins.int
     """of all members"""
     owner: _builtins.str
+    announced_by: _builtins.str
+    announced_ms: _builtins.int
+    """wall clock of the IDC that took it"""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """a page of them, sorted"""
@@ -1342,6 +1354,8 @@ class GroupInfoOk(_message.Message):
     def admins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """all of them, sorted"""
 
+    @_builtins.property
+    def announcement(self) -> Global___Announcement: ...
     def __init__(
         self,
         *,
@@ -1352,10 +1366,13 @@ class GroupInfoOk(_message.Message):
         count: _builtins.int = ...,
         owner: _builtins.str = ...,
         admins: _abc.Iterable[_builtins.str] | None = ...,
+        announcement: Global___Announcement | None = ...,
+        announced_by: _builtins.str = ...,
+        announced_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admins", b"admins", "conversation", b"conversation", "count", b"count", "members", b"members", "more", b"more", "name", b"name", "owner", b"owner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admins", b"admins", "announced_by", b"announced_by", "announced_ms", b"announced_ms", "announcement", b"announcement", "conversation", b"conversation", "count", b"count", "members", b"members", "more", b"more", "name", b"name", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1707,6 +1724,25 @@ class MembershipChange(_message.Message):
 Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
 
 @_typing.final
+class Announcement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Announcement: _TypeAlias = Announcement  # noqa: Y015
+
+@_typing.final
 class RoleChange(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2008,6 +2044,7 @@ class MembershipEntry(_message.Message):
     CREATE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
@@ -2015,6 +2052,8 @@ class MembershipEntry(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipChange]: ...
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleChange]: ...
+    @_builtins.property
+    def announcement(self) -> Global___Announcement: ...
     def __init__(
         self,
         *,
@@ -2023,10 +2062,11 @@ class MembershipEntry(_message.Message):
         create: _builtins.bool = ...,
         actor: _builtins.str = ...,
         roles: _abc.Iterable[Global___RoleChange] | None = ...,
+        announcement: Global___Announcement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

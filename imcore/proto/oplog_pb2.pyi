@@ -184,6 +184,7 @@ class MembershipOp(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
@@ -195,6 +196,8 @@ class MembershipOp(_message.Message):
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[_client_pb2.RoleChange]: ...
+    @_builtins.property
+    def announcement(self) -> _client_pb2.Announcement: ...
     def __init__(
         self,
         *,
@@ -204,10 +207,11 @@ class MembershipOp(_message.Message):
         actor: _builtins.str = ...,
         place: _client_pb2.Place | None = ...,
         roles: _abc.Iterable[_client_pb2.RoleChange] | None = ...,
+        announcement: _client_pb2.Announcement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,24 +440,54 @@ class GroupRow(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     NAME_AT_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     @_builtins.property
     def name_at(self) -> _client_pb2.Place:
         """of the op that gave the name: the last by place wins"""
 
+    @_builtins.property
+    def announced(self) -> Global___Announced: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         name_at: _client_pb2.Place | None = ...,
+        announced: Global___Announced | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["name_at", b"name_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "name_at", b"name_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "name_at", b"name_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "name", b"name", "name_at", b"name_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GroupRow: _TypeAlias = GroupRow  # noqa: Y015
+
+@_typing.final
+class Announced(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    actor: _builtins.str
+    @_builtins.property
+    def at(self) -> _client_pb2.Place: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        at: _client_pb2.Place | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Announced: _TypeAlias = Announced  # noqa: Y015
 
 @_typing.final
 class MemberRow(_message.Message):

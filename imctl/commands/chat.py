@@ -226,6 +226,8 @@ def _of_group(event: GroupChanged) -> str:
     said += [f"{uid} is {role}" for uid, role in event.roles]
     if event.name:
         said.append(f'it is called "{printable(event.name)}"')
+    if event.announcement is not None:
+        said.append(f'announced: "{printable(event.announcement)}"')
     return ", ".join(said)
 
 

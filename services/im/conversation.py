@@ -14,16 +14,17 @@ from services.im.roles import MEMBER, Roles, roles_of
 MemberEvent = tuple[int, Origin, int, bool, bool]
 _NEVER = Place(0, Origin("", 0), 0)
 _NOTHING = oplog.FriendRow()
+_NOT_ANNOUNCED = oplog.Announced()
 
 
 class Conversation:
     """Heads: the seq folded of each origin. Members: intervals, the last event by
-    (hlc, origin, seq) wins, and so do the last name and the last word on a member's role, so that
-    replicas agree whatever order the events came in."""
+    (hlc, origin, seq) wins, and so do the last name, announcement and word on a member's role, so
+    that replicas agree whatever order the events came in."""
 
     __slots__ = (
-        "_current", "_roles", "_shared", "events", "friends", "heads", "id", "name", "name_at",
-        "role_words",
+        "_current", "_roles", "_shared", "announced", "events", "friends", "heads", "id", "name",
+        "name_at", "role_words",
     )  # fmt: skip
 
     def __init__(self, id_: str) -> None:
@@ -31,6 +32,7 @@ class Conversation:
         self.heads: Vector = {}
         self.name = ""
         self.name_at = _NEVER
+        self.announced = _NOT_ANNOUNCED  # replaced, never changed
         self.events: dict[str, list[MemberEvent]] = {}
         self.role_words: dict[str, tuple[Place, pb.GroupRole.ValueType]] = {}  # the last of each
         # What the two of a direct one are to each other. Replaced, never changed.
@@ -46,7 +48,7 @@ class Conversation:
         made.name, made.name_at = self.name, self.name_at
         made.events, made._current = self.events, self._current
         made.role_words, made._roles = self.role_words, self._roles
-        made.friends = self.friends
+        made.friends, made.announced = self.friends, self.announced
         made._shared = self._shared = True
         return made
 
@@ -69,6 +71,7 @@ class Conversation:
             conversation.name = row.name
             if row.HasField("name_at"):
                 conversation.name_at = place_of(row.name_at)
+            conversation.announced = row.announced
         origins: dict[Origin, Origin] = {}  # one object each, however many members there are
         for uid, value in members:
             member = oplog.MemberRow.FromString(value)
@@ -92,6 +95,8 @@ class Conversation:
 
     def group_row(self) -> bytes:
         row = oplog.GroupRow(name=self.name, name_at=place_pb(self.name_at))
+        if self.announced.HasField("at"):
+            row.announced.CopyFrom(self.announced)
         return row.SerializeToString(deterministic=True)
 
     def member_row(self, uid: str) -> bytes:
@@ -138,6 +143,13 @@ class Conversation:
         if at <= self.name_at:
             return False
         self.name, self.name_at = name, at
+        return True
+
+    def announce(self, text: str, actor: str, at: Place) -> bool:
+        """False: that is not the last announcement."""
+        if self.announced.HasField("at") and at <= place_of(self.announced.at):
+            return False
+        self.announced = oplog.Announced(text=text, actor=actor, at=place_pb(at))
         return True
 
     def removed(self, uid: str) -> bool:

@@ -66,4 +66,6 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.membership.create = op.membership.create
         built.membership.actor = op.membership.actor
         built.membership.roles.extend(op.membership.roles)
+        if op.membership.HasField("announcement"):
+            built.membership.announcement.CopyFrom(op.membership.announcement)
     return built

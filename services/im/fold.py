@@ -371,7 +371,11 @@ class Fold:
         """``at``: the place kept. An old change that is published again must not override a newer
         one."""
         name, given = op.conversation, op.membership
-        if given.name and conversation.set_name(given.name, at):
+        named = bool(given.name) and conversation.set_name(given.name, at)
+        announced = given.HasField("announcement") and conversation.announce(
+            given.announcement.text, given.actor, at
+        )
+        if named or announced:
             rows.put(keys.group(self._partition, name), conversation.group_row())
         changes = ((change.uid, change.member) for change in given.changes)
         changed = conversation.set_members(at, changes, given.actor)

@@ -12,6 +12,7 @@ import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from imcore.convert import place_of
 from imcore.errors import Code, Refused, Unavailable
 from imcore.limits import GROUP_ADMINS_MAX, GROUP_CHANGES_MAX, GROUP_PAGE
 from imcore.proto import client_pb2 as pb
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from services.im.server import ImServer
 
 NAME_CHARS_MAX = 128
+ANNOUNCEMENT_BYTES_MAX = 4_096
 _NOT_DURABLE = (1 << 63) - 1  # a lsn that nobody holds
 
 
@@ -44,6 +46,7 @@ async def _change(
     create: bool = False,
     name: str = "",
     roles: Sequence[pb.RoleChange] = (),
+    announcement: pb.Announcement | None = None,
 ) -> pb.Response:
     """Answered once it is durable, folded here, so that the caller may send at once, and held by
     another IDC: a membership has no outbox that would bring it back, and with it the loss of this
@@ -59,6 +62,7 @@ async def _change(
         create=create,
         name=name,
         roles=roles,
+        announcement=announcement,
     )
     joined = [(conversation.id, uid) for uid, member in changes if member]
     server.granted.update(dict.fromkeys(joined, _NOT_DURABLE))  # before the fold makes it count
@@ -127,21 +131,30 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
         raise Refused(Code.NOT_FOUND, f"there is no group {request.conversation} here (yet)")
     joining, leaving = set(request.join), set(request.leave)
     roles = {word.uid: word for word in request.roles}
-    _judge(conversation, session.uid, joining, leaving, roles, request.name)
+    _judge(conversation, session.uid, joining, leaving, roles, request)
     new = sorted(uid for uid in joining if not conversation.is_member(uid))
     gone = sorted(uid for uid in leaving if conversation.is_member(uid))
     named = {*joining, *leaving, *roles}
     _check_members(server, named, len(conversation.members()) + len(new) - len(gone))
     _check_name(request.name)
+    if len(request.announcement.text.encode()) > ANNOUNCEMENT_BYTES_MAX:
+        limit = ANNOUNCEMENT_BYTES_MAX
+        raise Refused(Code.TOO_LARGE, f"an announcement has at most {limit} bytes")
     changes = [(uid, True) for uid in new] + [(uid, False) for uid in gone]
     words = [word for uid, word in sorted(roles.items()) if conversation.role(uid) != word.role]
     name = request.name if request.name != conversation.name else ""
-    if changes or words or name:
+    told = conversation.announced
+    announcement = request.announcement if request.HasField("announcement") else None
+    if announcement is not None and (told.text, told.actor) == (announcement.text, session.uid):
+        announcement = None
+    if changes or words or name or announcement is not None:
         return await _change(
-            server, session, partition, conversation, changes, name=name, roles=words
-        )
+            server, session, partition, conversation, changes, name=name, roles=words,
+            announcement=announcement,
+        )  # fmt: skip
     said = [conversation.role_words[uid][0] for uid in roles if uid in conversation.role_words]
     said += [conversation.name_at] if request.name else []
+    said += [place_of(told.at)] if request.HasField("announcement") else []
     uids = joining | leaving
     return await _as_before(server, session, partition, conversation, uids, said)
 
@@ -152,15 +165,16 @@ def _judge(
     joining: set[str],
     leaving: set[str],
     roles: Mapping[str, pb.RoleChange],
-    name: str,
+    request: pb.GroupChange,
 ) -> None:
-    """Who may: a member adds others; an admin removes members and names the group; the owner
-    removes anybody else and gives roles. Everybody leaves, and an admin resigns, for themselves.
-    Raises Refused."""
+    """Who may: a member adds others; an admin removes members, names the group and announces; the
+    owner removes anybody else and gives roles. Everybody leaves, and an admin resigns, for
+    themselves. Raises Refused."""
+    name, announces = request.name, request.HasField("announcement")
     own = pb.GROUP_ROLE_NONE
     if conversation.is_member(uid):
         # Of a large group that nobody has named an owner or admin of, it is looked for long.
-        own = conversation.role(uid) if name or roles or leaving - {uid} else MEMBER
+        own = conversation.role(uid) if name or announces or roles or leaving - {uid} else MEMBER
     if joining - {uid} and not own:
         raise Refused(Code.FORBIDDEN, "only a member may add others")
     if uid in joining and conversation.removed(uid):
@@ -171,6 +185,8 @@ def _judge(
             raise Refused(Code.FORBIDDEN, "an admin removes members, the owner anybody")
     if name and own <= MEMBER and not (own and name == conversation.name):
         raise Refused(Code.FORBIDDEN, "its owner and its admins name a group")
+    if announces and own <= MEMBER:
+        raise Refused(Code.FORBIDDEN, "its owner and its admins announce to a group")
     for other, word in roles.items():
         if word.role not in (MEMBER, pb.GROUP_ROLE_ADMIN, pb.GROUP_ROLE_OWNER):
             raise Refused(Code.BAD_REQUEST, "a role is that of member, admin or owner")
@@ -196,6 +212,10 @@ async def info(server: ImServer, session: Session, request: pb.GroupInfo) -> pb.
     answer = pb.GroupInfoOk(conversation=conversation.id, name=conversation.name)
     answer.members.extend(page)
     answer.more, answer.count = begin + len(page) < len(members), len(members)
+    if conversation.announced.text:
+        told = conversation.announced
+        answer.announcement.text, answer.announced_by = told.text, told.actor
+        answer.announced_ms = told.at.hlc >> 16
     answer.owner, admins = conversation.roles()
     answer.admins.extend(sorted(admins))
     return pb.Response(group_info_ok=answer)

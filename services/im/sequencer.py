@@ -296,6 +296,7 @@ class Sequencer:
         create: bool = False,
         name: str = "",
         roles: Sequence[pb.RoleChange] = (),
+        announcement: pb.Announcement | None = None,
     ) -> oplog.Op:
         op = self._op(conversation, head, wall_ms, seen_hlc)
         for uid, member in changes:
@@ -304,6 +305,8 @@ class Sequencer:
         op.membership.name = name
         op.membership.actor = actor
         op.membership.roles.extend(roles)
+        if announcement is not None:
+            op.membership.announcement.CopyFrom(announcement)
         return op
 
     def change(self, change: pb.ChangeEntry, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:

@@ -14,7 +14,7 @@ from services.sdk.core.events import (
     Typing,
 )
 from services.sdk.core.friends import Friends
-from services.sdk.core.group import Group
+from services.sdk.core.group import Announcement, Group
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
@@ -31,6 +31,7 @@ from services.sdk.ipconf import IpconfClient
 from services.sdk.options import Options
 
 __all__ = [
+    "Announcement",
     "AuthError",
     "Changed",
     "Client",

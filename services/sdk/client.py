@@ -424,6 +424,13 @@ class Client:
             raise RequestRefused(Code.BAD_REQUEST, "a group is renamed to something")
         await self._change_group(pb.GroupChange(conversation=conversation, name=name))
 
+    async def announce(self, conversation: str, text: str) -> None:
+        """By the owner or an admin: whoever looks at the group sees it, in place of the one before.
+        Empty: takes that back."""
+        change = pb.GroupChange(conversation=conversation)
+        change.announcement.text = text
+        await self._change_group(change)
+
     async def _change_group(self, change: pb.GroupChange) -> None:
         await self._request(pb.Request(group_change=change))
 

@@ -72,6 +72,7 @@ def group(op: oplog.Op) -> list[Event]:
             "name": op.membership.name,
             "joined": [change.uid for change in changes if change.member],
             "left": [change.uid for change in changes if not change.member],
+            "announced": op.membership.HasField("announcement"),
             "roles": {word.uid: _ROLES.get(word.role, "") for word in op.membership.roles},
             "at_ms": op.hlc >> 16,
         }

@@ -146,7 +146,15 @@ async def test_a_role_is_answered_when_another_idc_holds_it(open_idc: OpenIdc) -
     assert not await ask(fra, "ann", roles={"bob": ADMIN}, name="x")
 
 
-@pytest.mark.parametrize("what", [{"roles": {"bob": ADMIN}}, {"name": "x"}, {"leave": ["bob"]}])
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"roles": {"bob": ADMIN}},
+        {"name": "x"},
+        {"leave": ["bob"]},
+        {"announcement": pb.Announcement(text="x")},
+    ],
+)
 async def test_the_state_that_replicas_compare_has_roles(
     open_idc: OpenIdc, what: dict[str, Any]
 ) -> None:
@@ -159,6 +167,43 @@ async def test_the_state_that_replicas_compare_has_roles(
     assert rows[0] != rows[1]
     await fra.mirror_to(iad)
     assert await partition_hash(fra.kv, 0) == await partition_hash(iad.kv, 0)
+
+
+async def announced(idc: Idc) -> tuple[str, str]:
+    await idc.folded()
+    info = pb.Request(group_info=pb.GroupInfo(conversation=GROUP))
+    answer = (await idc.ask(idc.session("ann"), info)).group_info_ok
+    assert answer.HasField("announcement") == (answer.announced_ms > 0)
+    return answer.announcement.text, answer.announced_by
+
+
+async def test_the_last_announcement_stands_in_every_idc(open_idc: OpenIdc) -> None:
+    """By place, also when two IDCs take one at once; who joins later sees it."""
+    fra, iad = await pair(open_idc)
+    assert await announced(fra) == ("", "")
+
+    def text(said: str) -> dict[str, Any]:
+        return {"announcement": pb.Announcement(text=said)}
+
+    for uid in ("carl", "eve"):
+        assert await ask(fra, uid, **text("mine")) == Code.FORBIDDEN
+    assert await ask(fra, "ann", **text("x" * 4_097)) == Code.TOO_LARGE
+    assert not await ask(fra, "ann", **text("here"))
+    end = fra.end()
+    assert not await ask(fra, "ann", **text("here"))
+    assert fra.end() == end  # it said nothing new
+    assert not await ask(iad, "bob", **text("there"))
+    _, _, pushed = fra.pushes.entries[-1]
+    assert pushed.membership.announcement.text == "here"
+    await meet(fra, iad)
+    assert await announced(fra) == await announced(iad)
+    assert await announced(fra) in (("here", "ann"), ("there", "bob"))
+    assert not await ask(iad, "ann", **text("last"))
+    assert not await ask(iad, "ann", name="renamed")  # says nothing of the announcement
+    await meet(fra, iad)
+    assert await announced(fra) == ("last", "ann")
+    assert not await ask(fra, "bob", **text(""))
+    assert await announced(fra) == ("", "")
 
 
 async def test_a_group_has_so_many_admins(

@@ -49,6 +49,7 @@ def test_who_may_what_in_a_group_outlives_the_idc_that_took_it(tmp_path: Path) -
         await ann.do(lambda client: client.set_role(made, "bob", "admin"))
         await stage.until(lambda: any(each.roles for each in bob.of(GroupChanged)[1:]), 5)
         assert await refused(carl, lambda client: client.remove(made, ["bob"])) == Code.FORBIDDEN
+        await bob.do(lambda client: client.announce(made, "no meeting today"))
         await bob.do(lambda client: client.remove(made, ["carl"]))
         await stage.until(lambda: bool(carl.of(GroupChanged)), 5)
         assert carl.of(GroupChanged)[-1][:4] == (made, "bob", (), ("carl",))
@@ -65,7 +66,9 @@ def test_who_may_what_in_a_group_outlives_the_idc_that_took_it(tmp_path: Path) -
         await alike(stage, made, ("iad", "sin"))
         for device in (ann, bob):
             group = await device.do(lambda client: client.group(made))
-            assert group[2:] == (("ann", "bob"), "ann", ())
+            assert group[2:5] == (("ann", "bob"), "ann", ())
+            said = group.announcement
+            assert said is not None and said[:2] == ("no meeting today", "bob")
             assert group.name in ("ann", "bob")
 
     play(tmp_path / "sim", script)

@@ -160,6 +160,8 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             if rng.random() < 0.5:
                 role = rng.choice([pb.GROUP_ROLE_MEMBER, pb.GROUP_ROLE_ADMIN, pb.GROUP_ROLE_OWNER])
                 op.membership.roles.add(uid=f"u{rng.randint(1, 3)}", role=role)
+            if rng.random() < 0.3:
+                op.membership.announcement.text = rng.choice(["", "a", "b"])
             if rng.random() < 0.4:  # two create one group, in different IDCs
                 op.membership.create, op.membership.name = True, rng.choice(["", "x", "y", "z"])
             if rng.random() < 0.3:  # published again
@@ -207,7 +209,7 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
         group = replica.conversations.get("g:team", Conversation("g:team"))
         stored = replica.rows.get(keys.group(0, "g:team"))
         read = Conversation.from_rows("g:team", None, stored, members_stored(replica))
-        for name in ("name", "events", "role_words", "exists"):
+        for name in ("name", "announced", "events", "role_words", "exists"):
             assert getattr(read, name) == getattr(group, name)
         assert (read.members(), read.roles()) == (group.members(), group.roles())
         roles.append(group.roles())

@@ -98,6 +98,7 @@ def test_events_say_what_happened_and_no_more_than_asked_for() -> None:
     op.membership.roles.add(uid="bob", role=pb.GROUP_ROLE_ADMIN)
     [event] = events.group(op)
     assert (event["actor"], event["joined"], event["left"]) == ("ann", ["bob"], ["eve"])
+    assert not event["announced"]
     assert event["roles"] == {"bob": "admin"}
     assert events.message(op, True) == events.presence(op, Routes()) == []
     op = oplog.Op(hlc=from_ms(AT_MS))

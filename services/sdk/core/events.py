@@ -85,8 +85,8 @@ class Presence(NamedTuple):
 
 class GroupChanged(NamedTuple):
     """``actor`` has let ``joined`` in, put ``left`` out (or has left), given ``roles``, as (uid,
-    role), or the ``name``. It is told in the order in which devices hear of it, and may come twice:
-    what stands is what ``Client.group`` says."""
+    role), the ``name`` or the ``announcement`` (empty: taken back; None: as before). It is told in
+    the order in which devices hear of it, and may come twice: what stands says ``Client.group``."""
 
     conversation: str
     actor: str
@@ -94,6 +94,7 @@ class GroupChanged(NamedTuple):
     left: tuple[str, ...]
     roles: tuple[tuple[str, str], ...]
     name: str
+    announcement: str | None = None
 
 
 class FriendChanged(NamedTuple):

@@ -16,6 +16,14 @@ ROLES = {
 _NAMES = {role: name for name, role in ROLES.items()}
 
 
+class Announcement(NamedTuple):
+    """``at_ms``: on the wall clock of the IDC that took it."""
+
+    text: str
+    uid: str
+    at_ms: int
+
+
 class Group(NamedTuple):
     """``members``: all of them, the owner and the admins too."""
 
@@ -24,11 +32,16 @@ class Group(NamedTuple):
     members: tuple[str, ...]
     owner: str
     admins: tuple[str, ...]
+    announcement: Announcement | None = None
 
 
 def group_of(told: pb.GroupInfoOk, members: Iterable[str]) -> Group:
     """``told``: a page; ``members``: those of all pages."""
-    return Group(told.conversation, told.name, tuple(members), told.owner, tuple(told.admins))
+    said = None
+    if told.HasField("announcement"):
+        said = Announcement(told.announcement.text, told.announced_by, told.announced_ms)
+    admins = tuple(told.admins)
+    return Group(told.conversation, told.name, tuple(members), told.owner, admins, said)
 
 
 def changed(conversation: str, entry: pb.MembershipEntry) -> GroupChanged:
@@ -39,4 +52,5 @@ def changed(conversation: str, entry: pb.MembershipEntry) -> GroupChanged:
         tuple(change.uid for change in entry.changes if not change.member),
         tuple((word.uid, _NAMES.get(word.role, "")) for word in entry.roles),
         entry.name,
+        entry.announcement.text if entry.HasField("announcement") else None,
     )
