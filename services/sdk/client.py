@@ -180,6 +180,7 @@ class Client:
         self._liveness: Liveness | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._to_ack: dict[str, None] = {}
+        self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
         self._typing_told = TypingTold()
         self._typing_seen = TypingSeen()
@@ -624,7 +625,7 @@ class Client:
         """Positions were reached: the session is told with the next heartbeat."""
         self._to_ack[conversation] = None
         if self._liveness is not None:
-            self._liveness.news(self._clock.now(), True)
+            self._liveness.news(self._clock.now(), conversation not in self._calm)
 
     # ------------------------------------------------------------------------- connection
 
@@ -732,6 +733,7 @@ class Client:
         kind = event.WhichOneof("body")
         if kind == "push":
             push = event.push
+            self._take_it_calmly(push.conversation, push.merged)
             view = self._view(push.conversation)
             view.entries(push.entries, True)
             if push.stable:
@@ -745,6 +747,10 @@ class Client:
             self._puller.signal(event.signal)
             # It may name what is here already: only an ack ends its being named again.
             self._on_news(event.signal.conversation)
+        elif kind == "behind":
+            for told in event.behind.conversations:
+                self._take_it_calmly(told.conversation, True)
+            self._puller.heads_within(event.behind.conversations, event.behind.within_ms)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)
@@ -759,6 +765,12 @@ class Client:
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)
+
+    def _take_it_calmly(self, conversation: str, calm: bool) -> None:
+        if calm:
+            self._calm.add(conversation)
+        else:
+            self._calm.discard(conversation)
 
     def _typed(self, typing: pb.Typing) -> None:
         expires = self._clock.now() + typing.lives_ms / 1000
