@@ -46,12 +46,14 @@ from services.im import (
     presence,
     readers,
     reads,
+    search,
 )
 from services.im.conversation import Conversation
 from services.im.diffusion import Diffusion
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
+from services.im.looking import Looking
 from services.im.partition import Outcome, Partition
 from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.sequencer import Accepted, Submission, Want
@@ -65,7 +67,7 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers"))
+_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers", "search"))
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -130,15 +132,14 @@ class ImServer:
     kicked: Callable[[oplog.Op], None] = lambda op: None
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
-    looks: Buckets = field(
-        default_factory=lambda: Buckets(readers.LOOKS_PER_S, readers.LOOKS_BURST)
-    )
     load: ConversationLoad = field(init=False)
     diffusion: Diffusion = field(init=False)
+    looking: Looking = field(init=False)
 
     def __post_init__(self) -> None:
         self.load = ConversationLoad(self.limits, self.policy.push_group_members_max)
         self.diffusion = Diffusion(self, self.limits)
+        self.looking = Looking(self.clock)
 
     # ------------------------------------------------------------------------------- common
 
@@ -261,6 +262,8 @@ class ImServer:
             return await listing.page(self, session.uid, request.conversations)
         if kind == "readers":
             return await readers.page(self, session, request.readers)
+        if kind == "search":
+            return await search.page(self, session, request.search)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -99,6 +99,17 @@ class Readers(NamedTuple):
 class ReadCounts(NamedTuple):
     read: int
     unread: int
+
+
+class Found(NamedTuple):
+    """A message that says what was searched for. ``content`` is what it says now; it need not be
+    in any view. ``composed_ms`` is the sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    content: bytes
+    composed_ms: int
 
 
 class Sent:
@@ -450,6 +461,26 @@ class Client:
             pages.append(response.readers_ok)
             asked.page = response.readers_ok.next_page
         return pages
+
+    async def search(self, words: str, conversation: str = "") -> AsyncIterator[Found]:
+        """The messages that say all of these words, the newest first, of the conversations (or of
+        this one) that this user is in, as the IDC that serves has them. It asks on for as long as
+        it is iterated: whoever has enough breaks off. Raises RequestRefused, NotConnected."""
+        asked = pb.Search(words=words, conversation=conversation)
+        known: set[str] = set()  # what moves down while it is searched is found again
+        while True:
+            response = await self._request(pb.Request(search=asked))
+            page = response.search_ok
+            for row in page.found:
+                key = key_text(key_of(row.key))
+                if key not in known:
+                    known.add(key)
+                    yield Found(
+                        row.key.conversation, key, row.key.uid, row.content, row.composed_ms
+                    )
+            if not page.HasField("next_page"):
+                return
+            asked.page.CopyFrom(page.next_page)
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""

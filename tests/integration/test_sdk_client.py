@@ -689,6 +689,26 @@ async def test_who_has_read_is_asked_page_by_page(region, ca_file):
                 await ann.client.readers(conversation, key)
 
 
+async def test_a_search_goes_on_for_as_long_as_it_is_iterated(region, ca_file):
+    fra = region.idcs["fra"]
+
+    def row(cid: int) -> pb.FoundMessage:
+        key = pb.ClientKey(uid="bob", device="p", outbox="o", conversation=CHAT, cid=cid)
+        return pb.FoundMessage(key=key, content=b"%d" % cid, composed_ms=7)
+
+    pages: list[list[pb.FoundMessage]] = [[row(5), row(4)], [], [row(4), row(3)]]
+    fra.found = [pb.SearchOk(found=page) for page in pages]
+    async with App(region, ca_file) as ann:
+        rows = [row async for row in ann.client.search("words")]
+        assert rows[0] == (CHAT, f"bob/p/o/5/{CHAT}", "bob", b"5", 7)
+        assert [row.content for row in rows] == [b"5", b"4", b"3"]
+        assert fra.requests["search"] == 3
+        async for first in ann.client.search("words"):
+            assert first.content == b"5"
+            break
+        assert fra.requests["search"] == 4
+
+
 async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
     async with App(region, ca_file) as ann:
         elsewhere = "ann/phone/o1/1/d:ann:eve"
