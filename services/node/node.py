@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -191,7 +190,7 @@ class Node:
         await self.traffic.holder.known()
         await self._start_clients(stack)
         self.serving = True
-        log.info("%s serves as %s (pid %d)", self.idc, self.origin, os.getpid())
+        log.info("%s serves as %s (pid %d)", self.idc, self.origin, self.outside.pid)
 
     # --------------------------------------------------------------------------------- stores
 
