@@ -1,6 +1,6 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
-from services.sdk.client import Client, OwnDevice, Sent, State
+from services.sdk.client import Client, OwnDevice, ReadCounts, Readers, Sent, State
 from services.sdk.core.events import (
     Changed,
     ConnectionChanged,
@@ -44,6 +44,8 @@ __all__ = [
     "OutboxLocked",
     "OwnDevice",
     "Presence",
+    "ReadCounts",
+    "Readers",
     "Replaced",
     "RequestRefused",
     "SdkError",

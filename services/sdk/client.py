@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX, WATCHED_MAX
+from imcore.limits import CONTENT_BYTES_MAX, GROUP_CHANGES_MAX, MENTIONS_MAX, WATCHED_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -90,6 +90,18 @@ class OwnDevice(NamedTuple):
     online: bool
     idc: str
     since_ms: int
+
+
+class Readers(NamedTuple):
+    """Uids of the others who have read a message, and of those who have not, in order."""
+
+    read: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+class ReadCounts(NamedTuple):
+    read: int
+    unread: int
 
 
 class Sent:
@@ -375,34 +387,77 @@ class Client:
         await self._puller.settled()
 
     async def create_group(self, members: Sequence[str], name: str = "") -> str:
-        """Of these and this client's own user; returns its conversation id. Raises
-        RequestRefused, NotConnected, as do all requests below."""
+        """Of these and this client's own user; returns its conversation id. Of more than
+        GROUP_CHANGES_MAX the first ones make it and the others are invited, in so many requests.
+        Raises RequestRefused, NotConnected, as do all requests below."""
         conversation = f"g:{self._rng.getrandbits(128):032x}"
-        create = pb.GroupCreate(
-            conversation=conversation, members=sorted({self.uid, *members}), name=name
-        )
+        others = sorted({*members} - {self.uid})
+        first, later = others[: GROUP_CHANGES_MAX - 1], others[GROUP_CHANGES_MAX - 1 :]
+        create = pb.GroupCreate(conversation=conversation, members=[self.uid, *first], name=name)
         await self._request(pb.Request(group_create=create))
+        if later:
+            await self.join(conversation, later)
         return conversation
 
     async def join(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        """Add users (none named: this one)."""
-        change = pb.GroupChange(conversation=conversation, join=list(uids) or [self.uid])
-        await self._request(pb.Request(group_change=change))
+        """Add users (none named: this one). Of more than GROUP_CHANGES_MAX, those of one request
+        after the other: when one fails, the ones before it are members."""
+        joining = list(uids) or [self.uid]
+        for begin in range(0, len(joining), GROUP_CHANGES_MAX):
+            chunk = joining[begin : begin + GROUP_CHANGES_MAX]
+            change = pb.GroupChange(conversation=conversation, join=chunk)
+            await self._request(pb.Request(group_change=change))
 
     async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
         change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
         await self._request(pb.Request(group_change=change))
 
     async def members(self, conversation: str) -> tuple[str, ...]:
-        info = pb.GroupInfo(conversation=conversation)
-        response = await self._request(pb.Request(group_info=info))
-        return tuple(response.group_info_ok.members)
+        """Sorted. Of a large group, page by page: who comes or goes meanwhile may be in it."""
+        found: list[str] = []
+        while True:
+            info = pb.GroupInfo(conversation=conversation, after=found[-1] if found else "")
+            page = (await self._request(pb.Request(group_info=info))).group_info_ok
+            found += page.members
+            if not page.more or not page.members:
+                return tuple(found)
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""
         shown = self._view(conversation).classes[parse_key(key)]
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
+
+    async def readers(self, conversation: str, key: str) -> Readers:
+        """Who has read a message, as the IDC that serves has it, of the others who were there when
+        it was sent and have not left since. Asks for page after page of a large group."""
+        pages = await self._read_by(conversation, key, counts_only=False)
+        return Readers(
+            tuple(uid for page in pages for uid in page.read_by),
+            tuple(uid for page in pages for uid in page.unread_by),
+        )
+
+    async def read_counts(self, conversation: str, key: str) -> ReadCounts:
+        """How many these are."""
+        pages = await self._read_by(conversation, key, counts_only=True)
+        return ReadCounts(sum(page.read for page in pages), sum(page.unread for page in pages))
+
+    async def _read_by(
+        self, conversation: str, key: str, counts_only: bool
+    ) -> Sequence[pb.ReadersOk]:
+        try:
+            named = parse_key(key)
+        except ValueError:
+            named = None
+        if named is None or named.conversation != conversation:
+            raise RequestRefused(Code.BAD_REQUEST, f"not the key of a message there: {key!r}")
+        asked = pb.Readers(message=key_pb(named), counts_only=counts_only)
+        pages: list[pb.ReadersOk] = []
+        while not pages or asked.page:
+            response = await self._request(pb.Request(readers=asked))
+            pages.append(response.readers_ok)
+            asked.page = response.readers_ok.next_page
+        return pages
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""

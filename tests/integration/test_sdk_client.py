@@ -467,6 +467,17 @@ async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
         await ann.client.join(group, ["eve"])
 
 
+async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
+    fra = region.idcs["fra"]
+    many = [f"u{number:04}" for number in range(1_200)]
+    async with App(region, ca_file) as ann:
+        group = await ann.client.create_group(many, "all")
+        assert (fra.requests["group_create"], fra.requests["group_change"]) == (1, 2)
+        fra.members = many[:5]
+        assert await ann.client.members(group) == tuple(many[:5])
+        assert fra.requests["group_info"] == 3
+
+
 NOT_A_MEMBER = pb.Error(code="forbidden", message="not a member")
 
 
@@ -637,6 +648,21 @@ async def test_the_list_has_what_is_pinned_first_and_then_the_newest(region, ca_
         pin, mute = fra.settings
         assert (pin.pinned, mute.WhichOneof("what"), mute.muted) == (True, "muted", False)
         assert pin.composed.mac and 0 < pin.number < mute.number
+
+
+async def test_who_has_read_is_asked_page_by_page(region, ca_file):
+    fra = region.idcs["fra"]
+    fra.read_by = [
+        pb.ReadersOk(read=1, unread=1, read_by=["bob"], unread_by=["eve"]),
+        pb.ReadersOk(read=1, read_by=["tom"]),
+    ]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        assert await ann.client.readers(CHAT, sent.key) == (("bob", "tom"), ("eve",))
+        assert await ann.client.read_counts(CHAT, sent.key) == (2, 1)
+        for conversation, key in ((CHAT, "nonsense"), ("d:ann:eve", sent.key)):
+            with pytest.raises(RequestRefused):
+                await ann.client.readers(conversation, key)
 
 
 async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
