@@ -53,6 +53,7 @@ from services.sdk.errors import (
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
+from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
@@ -70,12 +71,14 @@ _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATE
 
 
 class State(NamedTuple):
-    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
+    ``polling``: by HTTP requests, since long connections do not last."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
+    polling: bool
 
 
 class OwnDevice(NamedTuple):
@@ -151,6 +154,7 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class Client:
         rng: random.Random | None = None,
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
+        polling: Dialer | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -175,6 +180,9 @@ class Client:
             ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._polling = polling
+        if dialer is None and polling is None:
+            self._polling = PollingDialer(self._ipconf.tls)
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -224,7 +232,7 @@ class Client:
             self._rng,
         )
         self._side = SideLinks(
-            self._dialer,
+            lambda: self._link.dialer,
             self._seen,
             self._clock,
             options.side_idle_ms,
@@ -243,6 +251,7 @@ class Client:
             self._rng,
             self._lookup,
             self._on_event,
+            self._polling,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -382,8 +391,8 @@ class Client:
         epoch = answer.policy_epoch if answer is not None else 0
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
-            return State("", "", epoch, size)
-        return State(session.origin.idc, session.gateway.name, epoch, size)
+            return State("", "", epoch, size, False)
+        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
