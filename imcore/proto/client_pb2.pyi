@@ -298,6 +298,8 @@ class Request(_message.Message):
     WATCH_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -344,6 +346,10 @@ class Request(_message.Message):
     def devices(self) -> Global___Devices: ...
     @_builtins.property
     def kick(self) -> Global___Kick: ...
+    @_builtins.property
+    def readers(self) -> Global___Readers: ...
+    @_builtins.property
+    def search(self) -> Global___Search: ...
     def __init__(
         self,
         *,
@@ -369,12 +375,14 @@ class Request(_message.Message):
         watch: Global___Watch | None = ...,
         devices: Global___Devices | None = ...,
         kick: Global___Kick | None = ...,
+        readers: Global___Readers | None = ...,
+        search: Global___Search | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "readers", "search"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -396,6 +404,8 @@ class Response(_message.Message):
     CONVERSATIONS_OK_FIELD_NUMBER: _builtins.int
     WATCH_OK_FIELD_NUMBER: _builtins.int
     DEVICES_OK_FIELD_NUMBER: _builtins.int
+    READERS_OK_FIELD_NUMBER: _builtins.int
+    SEARCH_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -422,6 +432,10 @@ class Response(_message.Message):
     def watch_ok(self) -> Global___WatchOk: ...
     @_builtins.property
     def devices_ok(self) -> Global___DevicesOk: ...
+    @_builtins.property
+    def readers_ok(self) -> Global___ReadersOk: ...
+    @_builtins.property
+    def search_ok(self) -> Global___SearchOk: ...
     def __init__(
         self,
         *,
@@ -437,12 +451,14 @@ class Response(_message.Message):
         conversations_ok: Global___ConversationsOk | None = ...,
         watch_ok: Global___WatchOk | None = ...,
         devices_ok: Global___DevicesOk | None = ...,
+        readers_ok: Global___ReadersOk | None = ...,
+        search_ok: Global___SearchOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "readers_ok", "search_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1119,6 +1135,199 @@ class ReadCursor(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadCursor: _TypeAlias = ReadCursor  # noqa: Y015
+
+@_typing.final
+class Readers(_message.Message):
+    """Who has read a message: whose read cursor is at or above its place. Asked of the other members who were
+    in the conversation when it was sent, and have not left since; in the order of their names, page by page.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    COUNTS_ONLY_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    counts_only: _builtins.bool
+    page: _builtins.str
+    @_builtins.property
+    def message(self) -> Global___ClientKey: ...
+    def __init__(
+        self,
+        *,
+        message: Global___ClientKey | None = ...,
+        counts_only: _builtins.bool = ...,
+        page: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts_only", b"counts_only", "message", b"message", "page", b"page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Readers: _TypeAlias = Readers  # noqa: Y015
+
+@_typing.final
+class ReadersOk(_message.Message):
+    """of this page"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READ_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    READ_BY_FIELD_NUMBER: _builtins.int
+    UNREAD_BY_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    read: _builtins.int
+    unread: _builtins.int
+    next_page: _builtins.str
+    """empty: that was all"""
+    @_builtins.property
+    def read_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def unread_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        read: _builtins.int = ...,
+        unread: _builtins.int = ...,
+        read_by: _abc.Iterable[_builtins.str] | None = ...,
+        unread_by: _abc.Iterable[_builtins.str] | None = ...,
+        next_page: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page", b"next_page", "read", b"read", "read_by", b"read_by", "unread", b"unread", "unread_by", b"unread_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadersOk: _TypeAlias = ReadersOk  # noqa: Y015
+
+@_typing.final
+class Search(_message.Message):
+    """Messages whose content says these words, as it says now: the newest first, of the conversations that the
+    user is in. So many are looked at for one answer, which may have found nothing and still have a next page.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORDS_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    words: _builtins.str
+    conversation: _builtins.str
+    """empty: all of them"""
+    limit: _builtins.int
+    @_builtins.property
+    def page(self) -> Global___SearchPage: ...
+    def __init__(
+        self,
+        *,
+        words: _builtins.str = ...,
+        conversation: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        page: Global___SearchPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "limit", b"limit", "page", b"page", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Search: _TypeAlias = Search  # noqa: Y015
+
+@_typing.final
+class SearchOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundMessage]: ...
+    @_builtins.property
+    def next_page(self) -> Global___SearchPage:
+        """absent: that was all"""
+
+    def __init__(
+        self,
+        *,
+        found: _abc.Iterable[Global___FoundMessage] | None = ...,
+        next_page: Global___SearchPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_page", b"next_page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "next_page", b"next_page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchOk: _TypeAlias = SearchOk  # noqa: Y015
+
+@_typing.final
+class FoundMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    composed_ms: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def place(self) -> Global___Place: ...
+    def __init__(
+        self,
+        *,
+        key: Global___ClientKey | None = ...,
+        place: Global___Place | None = ...,
+        content: _builtins.bytes = ...,
+        composed_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed_ms", b"composed_ms", "content", b"content", "key", b"key", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundMessage: _TypeAlias = FoundMessage  # noqa: Y015
+
+@_typing.final
+class SearchPage(_message.Message):
+    """Of the conversations after one of a partition, up to another: what stands below a place. Any IDC goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    LAST_PARTITION_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    after: _builtins.str
+    last_partition: _builtins.int
+    last: _builtins.str
+    """empty: not known yet"""
+    @_builtins.property
+    def before(self) -> Global___Place:
+        """absent: from the newest on"""
+
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        after: _builtins.str = ...,
+        last_partition: _builtins.int = ...,
+        last: _builtins.str = ...,
+        before: Global___Place | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "last", b"last", "last_partition", b"last_partition", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchPage: _TypeAlias = SearchPage  # noqa: Y015
 
 @_typing.final
 class GroupCreate(_message.Message):
@@ -2287,6 +2496,8 @@ Global___PresenceChanged: _TypeAlias = PresenceChanged  # noqa: Y015
 
 @_typing.final
 class CursorMoved(_message.Message):
+    """To the user's own devices, and (docs/protocol.md) to the others of a small conversation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_FIELD_NUMBER: _builtins.int

@@ -97,6 +97,16 @@ class Conversation:
         events = self.events.get(uid)
         return bool(events) and events[-1][3]  # type: ignore[index]  # bool() says it is not None
 
+    def joined(self, uid: str) -> Place | None:
+        """Since when this member is in the group without having left: of joins that came one behind
+        the other, in two IDCs, the first. None: no member, or a direct conversation's."""
+        since = None
+        for hlc, origin, seq, is_member in reversed(self.events.get(uid, ())):
+            if not is_member:
+                break
+            since = Place(hlc, origin, seq)
+        return since
+
     def set_name(self, name: str, at: Place) -> bool:
         """Two may create one group at the same time, in different IDCs. False: that is not the
         last name."""

@@ -137,8 +137,8 @@ async def _read(
 def _read_up_to(conversation: Conversation, uid: str, cursor: bytes | None) -> Place | None:
     """None: nothing. What a group said before the user came is not unread."""
     places = [] if cursor is None else [place_of(pb.Place.FromString(cursor))]
-    if events := conversation.events.get(uid):
-        places.append(Place(*events[-1][:3]))
+    if (joined := conversation.joined(uid)) is not None:
+        places.append(joined)
     return max(places, default=None)
 
 

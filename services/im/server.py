@@ -35,12 +35,25 @@ from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
-from services.im import acks, changes, devices, entries, groups, known, listing, presence, reads
+from services.im import (
+    acks,
+    changes,
+    devices,
+    entries,
+    groups,
+    known,
+    listing,
+    presence,
+    readers,
+    reads,
+    search,
+)
 from services.im.conversation import Conversation
 from services.im.diffusion import Diffusion
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
+from services.im.looking import Looking
 from services.im.partition import Outcome, Partition
 from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.sequencer import Accepted, Submission, Want
@@ -54,7 +67,7 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info", "conversations"))
+_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers", "search"))
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -118,12 +131,15 @@ class ImServer:
     live: Live = field(default_factory=NoLive)
     kicked: Callable[[oplog.Op], None] = lambda op: None
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
+    receipts: readers.Receipts = field(default_factory=readers.Receipts)
     load: ConversationLoad = field(init=False)
     diffusion: Diffusion = field(init=False)
+    looking: Looking = field(init=False)
 
     def __post_init__(self) -> None:
         self.load = ConversationLoad(self.limits, self.policy.push_group_members_max)
         self.diffusion = Diffusion(self, self.limits)
+        self.looking = Looking(self.clock)
 
     # ------------------------------------------------------------------------------- common
 
@@ -244,6 +260,10 @@ class ImServer:
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
+        if kind == "readers":
+            return await readers.page(self, session, request.readers)
+        if kind == "search":
+            return await search.page(self, session, request.search)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":
@@ -639,6 +659,7 @@ class ImServer:
             moved.place.hlc, moved.place.seq = place.hlc, place.seq
             moved.place.origin.CopyFrom(origin_pb(place.origin))
             self.pushes.cursor_moved(uid, moved)
+            self.receipts.moved(uid, name, place)
         for route_origin, op in effects.routes:
             self.route_folded(route_origin, op)
         for op in effects.kicks:
@@ -656,13 +677,15 @@ class ImServer:
             self.pushes.replicated(self.origin, number, partition.replication.level(1))
 
     def tick(self) -> None:
-        """Each partition logs its closed HLC; those who waited too long for a copy are told."""
+        """Each partition logs its closed HLC; those who waited too long for a copy are told, and
+        who has read what."""
         now = self.clock.now()
         for partition in self.partitions:
             partition.replication.expire(now)
             op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
+        readers.tell(self)
 
 
 def _end(span: Span, outcome: Outcome) -> None:

@@ -1,6 +1,6 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
-from services.sdk.client import Client, OwnDevice, Sent, State
+from services.sdk.client import Client, Found, OwnDevice, ReadCounts, Readers, Sent, State
 from services.sdk.core.events import (
     Changed,
     ConnectionChanged,
@@ -33,6 +33,7 @@ __all__ = [
     "ConnectionChanged",
     "CursorMoved",
     "Event",
+    "Found",
     "IpconfClient",
     "Kicked",
     "Last",
@@ -44,6 +45,8 @@ __all__ = [
     "OutboxLocked",
     "OwnDevice",
     "Presence",
+    "ReadCounts",
+    "Readers",
     "Replaced",
     "RequestRefused",
     "SdkError",

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -53,6 +53,7 @@ from services.sdk.errors import (
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
+from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
@@ -70,12 +71,14 @@ _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATE
 
 
 class State(NamedTuple):
-    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
+    ``polling``: by HTTP requests, since long connections do not last."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
+    polling: bool
 
 
 class OwnDevice(NamedTuple):
@@ -87,6 +90,29 @@ class OwnDevice(NamedTuple):
     online: bool
     idc: str
     since_ms: int
+
+
+class Readers(NamedTuple):
+    """Uids of the others who have read a message, and of those who have not, in order."""
+
+    read: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+class ReadCounts(NamedTuple):
+    read: int
+    unread: int
+
+
+class Found(NamedTuple):
+    """A message that says what was searched for. ``content`` is what it says now; it need not be
+    in any view. ``composed_ms`` is the sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    content: bytes
+    composed_ms: int
 
 
 class Sent:
@@ -128,6 +154,7 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
     """
 
     def __init__(
@@ -141,6 +168,7 @@ class Client:
         rng: random.Random | None = None,
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
+        polling: Dialer | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -152,6 +180,9 @@ class Client:
             ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._polling = polling
+        if dialer is None and polling is None:
+            self._polling = PollingDialer(self._ipconf.tls)
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -201,7 +232,7 @@ class Client:
             self._rng,
         )
         self._side = SideLinks(
-            self._dialer,
+            lambda: self._link.dialer,
             self._seen,
             self._clock,
             options.side_idle_ms,
@@ -220,6 +251,7 @@ class Client:
             self._rng,
             self._lookup,
             self._on_event,
+            self._polling,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -359,8 +391,8 @@ class Client:
         epoch = answer.policy_epoch if answer is not None else 0
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
-            return State("", "", epoch, size)
-        return State(session.origin.idc, session.gateway.name, epoch, size)
+            return State("", "", epoch, size, False)
+        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
@@ -407,6 +439,57 @@ class Client:
         shown = self._view(conversation).classes[parse_key(key)]
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
+
+    async def readers(self, conversation: str, key: str) -> Readers:
+        """Who has read a message, as the IDC that serves has it, of the others who were there when
+        it was sent and have not left since. Asks for page after page of a large group."""
+        pages = await self._read_by(conversation, key, counts_only=False)
+        return Readers(
+            tuple(uid for page in pages for uid in page.read_by),
+            tuple(uid for page in pages for uid in page.unread_by),
+        )
+
+    async def read_counts(self, conversation: str, key: str) -> ReadCounts:
+        """How many these are."""
+        pages = await self._read_by(conversation, key, counts_only=True)
+        return ReadCounts(sum(page.read for page in pages), sum(page.unread for page in pages))
+
+    async def _read_by(
+        self, conversation: str, key: str, counts_only: bool
+    ) -> Sequence[pb.ReadersOk]:
+        try:
+            named = parse_key(key)
+        except ValueError:
+            named = None
+        if named is None or named.conversation != conversation:
+            raise RequestRefused(Code.BAD_REQUEST, f"not the key of a message there: {key!r}")
+        asked = pb.Readers(message=key_pb(named), counts_only=counts_only)
+        pages: list[pb.ReadersOk] = []
+        while not pages or asked.page:
+            response = await self._request(pb.Request(readers=asked))
+            pages.append(response.readers_ok)
+            asked.page = response.readers_ok.next_page
+        return pages
+
+    async def search(self, words: str, conversation: str = "") -> AsyncIterator[Found]:
+        """The messages that say all of these words, the newest first, of the conversations (or of
+        this one) that this user is in, as the IDC that serves has them. It asks on for as long as
+        it is iterated: whoever has enough breaks off. Raises RequestRefused, NotConnected."""
+        asked = pb.Search(words=words, conversation=conversation)
+        known: set[str] = set()  # what moves down while it is searched is found again
+        while True:
+            response = await self._request(pb.Request(search=asked))
+            page = response.search_ok
+            for row in page.found:
+                key = key_text(key_of(row.key))
+                if key not in known:
+                    known.add(key)
+                    yield Found(
+                        row.key.conversation, key, row.key.uid, row.content, row.composed_ms
+                    )
+            if not page.HasField("next_page"):
+                return
+            asked.page.CopyFrom(page.next_page)
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""

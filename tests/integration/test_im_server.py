@@ -363,6 +363,7 @@ def requests(name: str) -> list[pb.Request]:
         pb.Request(read_cursor=pb.ReadCursor(conversation=name, place=place)),
         pb.Request(claim=pb.Claim(conversation=name)),
         pb.Request(set_conversation=pb.SetConversation(conversation=name, pinned=True)),
+        pb.Request(readers=pb.Readers(message=pb.ClientKey(conversation=name))),
         pb.Request(group_info=pb.GroupInfo(conversation=name)),
         pb.Request(group_create=pb.GroupCreate(conversation=name)),
         pb.Request(group_change=pb.GroupChange(conversation=name, join=["ann"])),

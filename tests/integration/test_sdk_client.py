@@ -674,6 +674,41 @@ async def test_the_list_has_what_is_pinned_first_and_then_the_newest(region, ca_
         assert pin.composed.mac and 0 < pin.number < mute.number
 
 
+async def test_who_has_read_is_asked_page_by_page(region, ca_file):
+    fra = region.idcs["fra"]
+    fra.read_by = [
+        pb.ReadersOk(read=1, unread=1, read_by=["bob"], unread_by=["eve"]),
+        pb.ReadersOk(read=1, read_by=["tom"]),
+    ]
+    async with App(region, ca_file) as ann:
+        sent = await ann.client.send(CHAT, b"0")
+        assert await ann.client.readers(CHAT, sent.key) == (("bob", "tom"), ("eve",))
+        assert await ann.client.read_counts(CHAT, sent.key) == (2, 1)
+        for conversation, key in ((CHAT, "nonsense"), ("d:ann:eve", sent.key)):
+            with pytest.raises(RequestRefused):
+                await ann.client.readers(conversation, key)
+
+
+async def test_a_search_goes_on_for_as_long_as_it_is_iterated(region, ca_file):
+    fra = region.idcs["fra"]
+
+    def row(cid: int) -> pb.FoundMessage:
+        key = pb.ClientKey(uid="bob", device="p", outbox="o", conversation=CHAT, cid=cid)
+        return pb.FoundMessage(key=key, content=b"%d" % cid, composed_ms=7)
+
+    pages: list[list[pb.FoundMessage]] = [[row(5), row(4)], [], [row(4), row(3)]]
+    fra.found = [pb.SearchOk(found=page) for page in pages]
+    async with App(region, ca_file) as ann:
+        rows = [row async for row in ann.client.search("words")]
+        assert rows[0] == (CHAT, f"bob/p/o/5/{CHAT}", "bob", b"5", 7)
+        assert [row.content for row in rows] == [b"5", b"4", b"3"]
+        assert fra.requests["search"] == 3
+        async for first in ann.client.search("words"):
+            assert first.content == b"5"
+            break
+        assert fra.requests["search"] == 4
+
+
 async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):
     async with App(region, ca_file) as ann:
         elsewhere = "ann/phone/o1/1/d:ann:eve"

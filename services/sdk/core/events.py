@@ -47,7 +47,9 @@ class Changed(NamedTuple):
 
 
 class CursorMoved(NamedTuple):
-    """``uid`` has read up to the message ``key`` (None: to before the first shown one)."""
+    """``uid`` has read up to the message ``key`` (None: to before the first shown one): the own
+    user, or another one of a conversation of at most ten. What moved while there was no connection
+    is not told; ``Client.readers`` knows it."""
 
     conversation: str
     uid: str
