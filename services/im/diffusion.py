@@ -2,9 +2,10 @@
 
 A message of such a group wakes nothing for each member. Who of them is here is looked up once (an
 ``Audience`` is one object until the members change), and the group's heat decides what is done:
-told at once; merged, one push for all of a window; or not pushed at all, and whoever has a session
-is told every ``group_signal_ms`` that there is something, in one event for all such groups of his.
-All groups of the last kind are told in the same turn, so that this event is one.
+told at once; merged, one push for all of a window (``group_window_ms``, and so long that pushes are
+no more than ``group_merge_deliveries_per_s``); or not pushed at all, and whoever has a session is
+told every ``group_signal_ms`` that there is something, in one event for all such groups of his. All
+groups of the last kind are told in the same turn, so that this event is one.
 
 Other IDCs are told by signals only while a group is told at once: a signal makes a client come to
 this IDC, and 10,000 who do are a herd. What is merged comes to them with the mirror.
@@ -104,10 +105,14 @@ class Diffusion:
         if level is Level.AT_ONCE:
             self._flush(group)
         elif level is Level.MERGED:
-            group.due = min(group.due, now + self._window_s)
+            group.due = min(group.due, now + self._window(group.reached))
         else:
             group.due = min(group.due, math.floor(now / self._signal_s + 1) * self._signal_s)
         self._turn_later()
+
+    def _window(self, reached: int) -> float:
+        """Longer for a larger audience: its pushes a second have a bound too."""
+        return max(self._window_s, reached / self._bounds.merged)
 
     def _group(self, partition: Partition, conversation: Conversation) -> _Group:
         name, begun = conversation.id, partition.applier.begun

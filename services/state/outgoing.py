@@ -6,8 +6,9 @@ An event is encoded once, whatever the number of its receivers; no task is made 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.trace import Span
 
@@ -18,8 +19,9 @@ from imcore.runtime import Clock
 from imcore.words import Origin, Vector
 from services.gateway.wheel import TimingWheel
 from services.ports import Audience, GatewayQueue, Session
-from services.state.reached import ReachedGroups
+from services.state.reached import SLICE, ReachedGroups, Slice, by_gateway
 from services.state.session import Record
+from services.state.spread import Spread
 from services.state.table import SessionTable
 from services.tracing.spans import Tracing, context_of, end
 
@@ -51,6 +53,7 @@ class Outgoing:
         self.gateways: dict[str, GatewayQueue] = {}
         self._table = SessionTable()
         self._reached = ReachedGroups(self._table)
+        self._spread = Spread(clock)
         self.patience_s = 0.0  # what is merged may be un-acked for so long
         self._owing: TimingWheel[Record] = TimingWheel()
         self._unreplicated: dict[int, dict[Record, None]] = {}
@@ -83,7 +86,8 @@ class Outgoing:
         if connected:
             self.counters.pushed += len(connected)
             spans = self._followed(entries, len(connected)) if self._tracing is not None else ()
-            self._push(_by_gateway(connected), conversation, entries, stable)
+            for body in self._push_events(conversation, entries, stable):
+                self._emit_body(by_gateway(connected), body)
             for span in spans:
                 end(span)
 
@@ -98,21 +102,28 @@ class Outgoing:
         stable: int,
         merged: bool,
     ) -> None:
-        reached = self._reached.of(audience)
-        self._owe_all(reached.records, audience.conversation, heads, merged)
-        connected = reached.connected
-        if connected:
-            self.counters.pushed += connected
-            spans = self._followed(entries, connected) if self._tracing is not None else ()
-            conversation = audience.conversation
-            self._push(reached.connections, conversation, entries, stable, merged)
-            for span in spans:
-                end(span)
+        reached, conversation = self._reached.of(audience), audience.conversation
+        self.counters.pushed += reached.connected
+        spans = self._followed(entries, reached.connected) if self._tracing is not None else ()
+        bodies = list(self._push_events(conversation, entries, stable, merged))
+        for span in spans:
+            end(span)
+        since = self._clock.now() + (self.patience_s if merged else 0.0)
+        self._spread.add(
+            partial(self._push_slice, part, conversation, heads, since, bodies)
+            for part in reached.slices
+        )
+
+    def _push_slice(
+        self, part: Slice, conversation: str, heads: Vector, since: float, bodies: Sequence[bytes]
+    ) -> None:
+        self._owe_all(part.records, conversation, heads, since)
+        for body in bodies:
+            self._emit_body(part.connections, body)
 
     def _owe_all(
-        self, records: Sequence[Record], conversation: str, heads: Vector, patient: bool
+        self, records: Sequence[Record], conversation: str, heads: Vector, since: float
     ) -> None:
-        since = self._clock.now() + (self.patience_s if patient else 0.0)
         for record in records:
             record.owe(conversation, heads, since)
             if record.connected and record not in self._owing:
@@ -120,12 +131,13 @@ class Outgoing:
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         groups: dict[Record, list[int]] = {}
+        since = self._clock.now() + self.patience_s
         for number, (audience, heads, _) in enumerate(behind):
-            records = self._reached.of(audience).records
-            self._owe_all(records, audience.conversation, heads, True)
-            for record in records:
-                if record.connected:
-                    groups.setdefault(record, []).append(number)
+            for part in self._reached.of(audience).slices:
+                self._owe_all(part.records, audience.conversation, heads, since)
+                for record in part.records:
+                    if record.connected:
+                        groups.setdefault(record, []).append(number)
         alike: dict[tuple[int, ...], list[Record]] = {}
         for record, numbers in groups.items():
             alike.setdefault(tuple(numbers), []).append(record)
@@ -137,7 +149,11 @@ class Outgoing:
                 told.heads.extend(positions_pb(heads))
                 told.stable = stable
             self.counters.signalled += len(receivers)
-            self._emit(receivers, event)
+            body = event.SerializeToString()
+            self._spread.add(
+                partial(self._emit_body, by_gateway(receivers[begin : begin + SLICE]), body)
+                for begin in range(0, len(receivers), SLICE)
+            )
 
     def _followed(self, entries: Sequence[pb.Entry], devices: int) -> list[Span]:
         """Each followed entry goes out under the span of its push."""
@@ -149,14 +165,14 @@ class Outgoing:
                 spans.append(span)
         return spans
 
-    def _push(
+    def _push_events(
         self,
-        connections: Mapping[str, Sequence[int]],
         conversation: str,
         entries: Sequence[pb.Entry],
         stable: int,
         merged: bool = False,
-    ) -> None:
+    ) -> Iterator[bytes]:
+        """Encoded; more than one when one cannot hold them."""
         event = pb.Event(stamp=self._stamp())
         event.push.conversation = conversation
         event.push.entries.extend(entries)
@@ -165,10 +181,10 @@ class Outgoing:
         body = event.SerializeToString()
         if len(body) > _PUSH_BYTES_MAX and len(entries) > 1:
             half = len(entries) // 2
-            self._push(connections, conversation, entries[:half], stable, merged)
-            self._push(connections, conversation, entries[half:], stable, merged)
+            yield from self._push_events(conversation, entries[:half], stable, merged)
+            yield from self._push_events(conversation, entries[half:], stable, merged)
         elif len(body) <= frame.MESSAGE_BYTES_MAX:
-            self._emit_body(connections, body)
+            yield body
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         """Of what another IDC has: it is not owed before it is folded here."""
@@ -278,17 +294,10 @@ class Outgoing:
     # ------------------------------------------------------------------------------- sending
 
     def _emit(self, receivers: Iterable[Record], event: pb.Event) -> None:
-        self._emit_body(_by_gateway(receivers), event.SerializeToString())
+        self._emit_body(by_gateway(receivers), event.SerializeToString())
 
     def _emit_body(self, connections: Mapping[str, Sequence[int]], body: bytes) -> None:
         for gateway, numbers in connections.items():
             queue = self.gateways.get(gateway)
             if queue is not None:
                 queue.push(numbers, body)
-
-
-def _by_gateway(records: Iterable[Record]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for record in records:
-        found.setdefault(record.gateway, []).append(record.connection)
-    return found

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.ports import Audience
 from services.state.session import Record
 from services.state.table import SessionTable
 
+SLICE = 64  # sessions that are told in one turn of the loop: about a millisecond
 _KEPT = 256  # groups
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class Slice:
     records: Sequence[Record]
     connections: Mapping[str, Sequence[int]]  # of those that are connected, by gateway
-    users: int
 
-    @property
-    def connected(self) -> int:
-        return sum(map(len, self.connections.values()))
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    slices: Sequence[Slice]
+    users: int
+    connected: int  # sessions
 
 
 class ReachedGroups:
@@ -46,9 +49,18 @@ class ReachedGroups:
         return reached
 
 
-def _look(records: Sequence[Record]) -> Reached:
-    connections: dict[str, list[int]] = {}
+def by_gateway(records: Iterable[Record]) -> dict[str, list[int]]:
+    """Their connections."""
+    found: dict[str, list[int]] = {}
     for record in records:
-        if record.connected:
-            connections.setdefault(record.gateway, []).append(record.connection)
-    return Reached(records, connections, len({record.uid for record in records}))
+        found.setdefault(record.gateway, []).append(record.connection)
+    return found
+
+
+def _look(records: Sequence[Record]) -> Reached:
+    slices = []
+    for begin in range(0, len(records), SLICE):
+        part = records[begin : begin + SLICE]
+        slices.append(Slice(part, by_gateway([record for record in part if record.connected])))
+    connected = sum(record.connected for record in records)
+    return Reached(slices, len({record.uid for record in records}), connected)

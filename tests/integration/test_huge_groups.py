@@ -113,10 +113,11 @@ async def test_beyond_a_rate_groups_are_signalled_together_and_nothing_is_pushed
     assert pushed(fra)[-1] == b"21"
 
 
+@pytest.mark.usefixtures("cools_fast")
 async def test_what_is_recalled_while_it_waits_goes_out_without_its_content(
     open_idc: OpenIdc,
 ) -> None:
-    fra = await huge(open_idc, group_merge_deliveries_per_s=1, group_window_ms=700)
+    fra = await huge(open_idc, group_merge_deliveries_per_s=30_000, group_window_ms=700)
     ann = fra.session("ann")
     acks = [(await fra.send(ann, HUGE, cid, b"%d" % cid)).send_ack for cid in (1, 2)]
     recall = pb.Change(message=acks[0].placed, recall=pb.Recall(), composed=fra.im.stamp())
@@ -125,10 +126,11 @@ async def test_what_is_recalled_while_it_waits_goes_out_without_its_content(
     assert pushed(fra) == [b"", b"2"]
 
 
+@pytest.mark.usefixtures("cools_fast")
 async def test_who_leaves_is_told_what_was_said_before_and_nothing_after(
     open_idc: OpenIdc,
 ) -> None:
-    fra = await huge(open_idc, group_merge_deliveries_per_s=1, group_window_ms=700)
+    fra = await huge(open_idc, group_merge_deliveries_per_s=30_000, group_window_ms=700)
     await say(fra, 1)
     await fra.change(fra.session("carl"), HUGE, leave=["carl"])
     await fra.change(fra.session("ann"), HUGE, join=["dora"])
@@ -140,8 +142,9 @@ async def test_who_leaves_is_told_what_was_said_before_and_nothing_after(
     assert to_all == [2, 3, 4, 5]
 
 
+@pytest.mark.usefixtures("cools_fast")
 async def test_nothing_that_was_folded_out_is_told(open_idc: OpenIdc) -> None:
-    fra = await huge(open_idc, group_merge_deliveries_per_s=1, group_window_ms=700)
+    fra = await huge(open_idc, group_merge_deliveries_per_s=30_000, group_window_ms=700)
     iad = await open_idc("iad.1", others=("fra",), followers=("fra",), policy=SMALL)
     await fra.mirror_to(iad)
     await iad.change(iad.session("bob"), HUGE, join=["bob"])
