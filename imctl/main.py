@@ -55,6 +55,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "failback": ("imctl.commands.traffic", "failback", "Return traffic to a recovered IDC."),
     "retire": ("imctl.commands.traffic", "retire", "Give an IDC up: logs are cut without it."),
     "audit": ("imctl.commands.audit", "audit", "Show who did what; verify the audit logs."),
+    "archive": ("imctl.commands.archive", "archive", "Copy old messages into Parquet files."),
+    "query": ("imctl.commands.archive", "query", "Ask an archive with SQL."),
     "op": ("imctl.commands.op", "op", "Look at operations; pause, resume, abort them."),
     "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
     "restart": ("imctl.commands.lifecycle", "restart", "Restart gateways under their clients."),

@@ -393,13 +393,8 @@ class GroupRow(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    MEMBERS_FIELD_NUMBER: _builtins.int
     NAME_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    @_builtins.property
-    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRow]:
-        """sorted by uid"""
-
     @_builtins.property
     def name_at(self) -> _client_pb2.Place:
         """of the op that gave the name: the last by place wins"""
@@ -408,12 +403,11 @@ class GroupRow(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
-        members: _abc.Iterable[Global___MemberRow] | None = ...,
         name_at: _client_pb2.Place | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["name_at", b"name_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "name", b"name", "name_at", b"name_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "name_at", b"name_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,20 +417,17 @@ Global___GroupRow: _TypeAlias = GroupRow  # noqa: Y015
 class MemberRow(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    UID_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
-    uid: _builtins.str
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEvent]: ...
     def __init__(
         self,
         *,
-        uid: _builtins.str = ...,
         events: _abc.Iterable[Global___MemberEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

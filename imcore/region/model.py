@@ -341,7 +341,7 @@ class Messages(Model):
         le=98_304,
         description="with as many claims as are taken, it must fit one message of the protocol",
     )
-    group_members_max: int = Field(default=1_000, gt=0, description="of any group")
+    group_members_max: int = Field(default=10_000, gt=0, description="of any group")
     push_group_members_max: int = Field(default=500, description="larger: read-diffused")
 
 

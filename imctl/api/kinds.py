@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from imcore.region.model import RegionSpec
 from imctl.api import rules
+from imctl.api.drills import DrillRunSpec, DrillRunStatus
 from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
 from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
 
@@ -95,4 +96,21 @@ TRAFFIC_OPERATION = Kind(
         _AGE,
     ),
 )  # fmt: skip
-KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION)
+DRILL_RUN = Kind(
+    "DrillRun", "drillruns", "imdr",
+    "One run of a drill on a Region: IDCs are broken on purpose under load, and what the clients "
+    "saw is judged. Deleting it ends the run; it goes once all is undone.",
+    DrillRunSpec, DrillRunStatus, rules.DRILL_RUN,
+    (
+        Column("Region", ".spec.region"),
+        Column("Drill", ".spec.drill"),
+        Column("Phase", ".status.phase"),
+        Column("Verdict", ".status.verdict"),
+        Column("RTO", ".status.rto_s", "number"),
+        Column("Lost", ".status.lost", "integer"),
+        Column("Report", ".status.report", wide=True),
+        Column("Reason", ".status.reason", wide=True),
+        _AGE,
+    ),
+)  # fmt: skip
+KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION, DRILL_RUN)

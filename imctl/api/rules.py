@@ -177,3 +177,14 @@ TRAFFIC_OPERATION: Rules = {
         ),
     ],
 }
+
+DRILL_RUN: Rules = {
+    "": TRAFFIC_OPERATION[""],
+    "spec": [
+        Rule("self == oldSelf", "not changeable: another run is another DrillRun"),
+        Rule(
+            "has(self.drill) != has(self.experiment)",
+            "expected either `drill` or `experiment`, got both or none",
+        ),
+    ],
+}

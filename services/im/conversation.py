@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from imcore.convert import origin_of, origin_pb, place_of, place_pb, positions_pb, vector_of
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Place, Vector, direct_members, is_group
@@ -36,7 +38,13 @@ class Conversation:
         return made
 
     @staticmethod
-    def from_rows(id_: str, heads: bytes | None, group: bytes | None) -> Conversation:
+    def from_rows(
+        id_: str,
+        heads: bytes | None,
+        group: bytes | None = None,
+        members: Iterable[tuple[str, bytes]] = (),
+    ) -> Conversation:
+        """``members``: uid and MemberRow of each."""
         conversation = Conversation(id_)
         if heads is not None:
             conversation.heads = vector_of(oplog.HeadsRow.FromString(heads).heads)
@@ -45,24 +53,30 @@ class Conversation:
             conversation.name = row.name
             if row.HasField("name_at"):
                 conversation.name_at = place_of(row.name_at)
-            for member in row.members:
-                conversation.events[member.uid] = [
-                    (event.hlc, origin_of(event.origin), event.seq, event.member)
-                    for event in member.events
-                ]
+        origins: dict[Origin, Origin] = {}  # one object each, however many members there are
+        for uid, value in members:
+            conversation.events[uid] = [
+                (
+                    event.hlc,
+                    origins.setdefault(origin := origin_of(event.origin), origin),
+                    event.seq,
+                    event.member,
+                )
+                for event in oplog.MemberRow.FromString(value).events
+            ]
         return conversation
 
     def heads_row(self) -> bytes:
         return oplog.HeadsRow(heads=positions_pb(self.heads)).SerializeToString(deterministic=True)
 
     def group_row(self) -> bytes:
-        row = oplog.GroupRow(name=self.name)
-        if self.name_at != _NEVER:
-            row.name_at.CopyFrom(place_pb(self.name_at))
-        for uid in sorted(self.events):
-            member = row.members.add(uid=uid)
-            for hlc, origin, seq, is_member in self.events[uid]:
-                member.events.add(hlc=hlc, origin=origin_pb(origin), seq=seq, member=is_member)
+        row = oplog.GroupRow(name=self.name, name_at=place_pb(self.name_at))
+        return row.SerializeToString(deterministic=True)
+
+    def member_row(self, uid: str) -> bytes:
+        row = oplog.MemberRow()
+        for hlc, origin, seq, is_member in self.events[uid]:
+            row.events.add(hlc=hlc, origin=origin_pb(origin), seq=seq, member=is_member)
         return row.SerializeToString(deterministic=True)
 
     @property
@@ -70,7 +84,7 @@ class Conversation:
         return bool(self.events) if is_group(self.id) else self._current is not None
 
     def members(self) -> tuple[str, ...]:
-        """Current members, sorted."""
+        """Current members, sorted; the same object until they change."""
         if self._current is None:
             self._current = tuple(
                 sorted(uid for uid, events in self.events.items() if events[-1][3])
@@ -93,16 +107,30 @@ class Conversation:
             since = Place(hlc, origin, seq)
         return since
 
-    def set_name(self, name: str, at: Place) -> None:
-        """Two may create one group at the same time, in different IDCs."""
-        if at > self.name_at:
-            self.name, self.name_at = name, at
+    def set_name(self, name: str, at: Place) -> bool:
+        """Two may create one group at the same time, in different IDCs. False: that is not the
+        last name."""
+        if at <= self.name_at:
+            return False
+        self.name, self.name_at = name, at
+        return True
 
-    def set_member(self, uid: str, event: MemberEvent) -> None:
-        events = self.events.get(uid, [])
-        if event in events:
-            return  # it was published again, or twice
-        if self._shared:  # few batches change members, and groups are large
-            self.events, self._shared = dict(self.events), False
-        self.events[uid] = sorted([*events, event])
-        self._current = None
+    def set_members(self, at: Place, changes: Iterable[tuple[str, bool]]) -> dict[str, bool]:
+        """What was not known yet: these users, and whether each was a member before. A group may
+        have 10,000 members: what is done for all of them is done once."""
+        before: dict[str, bool] = {}
+        current = self._current
+        for uid, member in changes:
+            events, event = self.events.get(uid, []), (*at, member)
+            if event in events:
+                continue  # it was published again, or twice
+            if self._shared:  # few batches change members
+                self.events, self._shared = dict(self.events), False
+            before.setdefault(uid, bool(events) and events[-1][3])
+            self.events[uid] = sorted([*events, event])
+        came = {uid for uid, was in before.items() if not was and self.is_member(uid)}
+        went = {uid for uid, was in before.items() if was and not self.is_member(uid)}
+        if current is not None and (came or went):
+            stay = [uid for uid in current if uid not in went] if went else current
+            self._current = tuple(sorted((*stay, *sorted(came))) if came else stay)
+        return before

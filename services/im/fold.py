@@ -49,11 +49,13 @@ class Effects:
     """What the shell does once the batch is committed."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)  # by conversation
+    # Who is told: the members, and those who left with this batch.
     audience: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     kicks: list[oplog.Op] = field(default_factory=list)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
+    left: dict[str, set[str]] = field(default_factory=dict)  # by conversation
 
     def recalled(self) -> set[ClientKey]:
         """By what stands in ``entries``."""
@@ -207,12 +209,12 @@ class Fold:
         for item in taken:
             self._one(item, origin, conversations, rows, effects)
         effects.leave_out(effects.recalled())
-        for name, entries in effects.entries.items():
+        for name in effects.entries:
             conversation = conversations[name]
             rows.put(keys.heads(self._partition, name), conversation.heads_row())
-            if any(e.op.HasField("membership") for e in entries):
-                rows.put(keys.group(self._partition, name), conversation.group_row())
-            audience = effects.audience.get(name, ()) or conversation.members()
+            audience = conversation.members()
+            if left := effects.left.get(name):
+                audience = tuple(sorted(left.union(audience)))
             effects.audience[name] = audience
             if len(audience) <= self._timeline_members_max:
                 number = keys.number(timeline)
@@ -255,7 +257,7 @@ class Fold:
             elif kind == "change":
                 self._change(op, rows, entry)
             elif kind == "membership":
-                self._membership(op, origin, conversation, rows, effects)
+                self._membership(op, place_kept(op, origin), conversation, rows, effects)
             effects.entries.setdefault(op.conversation, []).append(entry)
 
     # ------------------------------------------------------------------ messages and places
@@ -347,26 +349,26 @@ class Fold:
     def _membership(
         self,
         op: oplog.Op,
-        origin: Origin,
+        at: Place,
         conversation: Conversation,
         rows: Rows,
         effects: Effects,
     ) -> None:
-        before = set(conversation.members())
-        # An old change that is published again must not override a newer one.
-        at = place_kept(op, origin)
-        if op.membership.create and op.membership.name:
-            conversation.set_name(op.membership.name, at)
-        for change in op.membership.changes:
-            conversation.set_member(change.uid, (*at, change.member))
-            key = keys.member(self._partition, change.uid, op.conversation)
-            if conversation.is_member(change.uid):
-                rows.put(key, b"")
+        """``at``: the place kept. An old change that is published again must not override a newer
+        one."""
+        name, given = op.conversation, op.membership
+        if given.create and given.name and conversation.set_name(given.name, at):
+            rows.put(keys.group(self._partition, name), conversation.group_row())
+        changes = ((change.uid, change.member) for change in given.changes)
+        for uid, was in conversation.set_members(at, changes).items():
+            row = conversation.member_row(uid)
+            rows.put(keys.group_member(self._partition, name, uid), row)
+            if conversation.is_member(uid):
+                rows.put(keys.member(self._partition, uid, name), b"")
             else:
-                rows.delete(key)
-        seen = set(effects.audience.get(op.conversation, ()))
-        everybody = before | seen | set(conversation.members())
-        effects.audience[op.conversation] = tuple(sorted(everybody))
+                rows.delete(keys.member(self._partition, uid, name))
+                if was:
+                    effects.left.setdefault(name, set()).add(uid)
 
     def _cursor(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
         key = keys.cursor(self._partition, op.cursor.uid, op.conversation)

@@ -6,10 +6,12 @@ invitation: who knows it may join; a member may add others; everybody leaves for
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from imcore.errors import Code, Refused, Unavailable
+from imcore.limits import GROUP_CHANGES_MAX, GROUP_PAGE
 from imcore.proto import client_pb2 as pb
 from imcore.words import is_group, valid_id
 from services.im.conversation import Conversation
@@ -121,10 +123,10 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
         raise Refused(Code.FORBIDDEN, "only a member may add others")
     if leaving - {session.uid}:
         raise Refused(Code.FORBIDDEN, "everybody leaves for themselves")
-    current = set(conversation.members())
-    _check_members(server, joining, len((current | joining) - leaving))
-    changes = [(uid, True) for uid in sorted(joining - current)]
-    changes += [(uid, False) for uid in sorted(leaving & current)]
+    new = sorted(uid for uid in joining if not conversation.is_member(uid))
+    gone = sorted(uid for uid in leaving if conversation.is_member(uid))
+    _check_members(server, joining | leaving, len(conversation.members()) + len(new) - len(gone))
+    changes = [(uid, True) for uid in new] + [(uid, False) for uid in gone]
     if not changes:
         return await _as_before(server, session, partition, conversation, joining | leaving)
     return await _change(server, session, partition, conversation, changes)
@@ -132,12 +134,21 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
 
 async def info(server: ImServer, session: Session, request: pb.GroupInfo) -> pb.Response:
     _, conversation = await server.readable(session, request.conversation)
+    members = conversation.members()
+    begin = bisect.bisect_right(members, request.after) if request.after else 0
+    page = members[begin : begin + GROUP_PAGE]
     answer = pb.GroupInfoOk(conversation=conversation.id, name=conversation.name)
-    answer.members.extend(conversation.members())
+    answer.members.extend(page)
+    answer.more, answer.count = begin + len(page) < len(members), len(members)
     return pb.Response(group_info_ok=answer)
 
 
 def _check_members(server: ImServer, named: set[str], count: int) -> None:
+    """``named``: those of one request, which becomes one entry that every member reads. Raises
+    Refused."""
+    if len(named) > GROUP_CHANGES_MAX:
+        message = f"one request changes at most {GROUP_CHANGES_MAX} members; ask in several"
+        raise Refused(Code.BAD_REQUEST, message)
     if bad := [uid for uid in named if not valid_id(uid)]:
         raise Refused(Code.BAD_REQUEST, f"not a valid uid: {bad[0]!r}")
     if count > server.policy.group_members_max:

@@ -8,7 +8,8 @@ overlap. Integers are big-endian: byte order is number order.
     e      conversation, origin, seq                the Op as its origin logged it
     k      conversation, uid, device, outbox, cid   ClassRow
     o      conversation, place, client key          identity of the copy that is shown
-    g      conversation                             GroupRow
+    g      conversation                             GroupRow: its name
+    g      conversation, uid                        MemberRow: how this user came and went
     m      uid, conversation                        empty: member of this group
     r      uid, conversation                        Place: read up to here
     s      uid, conversation                        SettingsRow
@@ -66,6 +67,14 @@ def conversation_of(heads_key: bytes) -> str:
 
 def group(partition: int, conversation: str) -> bytes:
     return _U16.pack(partition) + b"g" + conversation.encode()
+
+
+def group_member(partition: int, conversation: str, uid: str) -> bytes:
+    return group_members_prefix(partition, conversation) + uid.encode()
+
+
+def group_members_prefix(partition: int, conversation: str) -> bytes:
+    return group(partition, conversation) + b"\0"
 
 
 def conversation_fits(conversation: str) -> bool:

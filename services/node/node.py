@@ -40,6 +40,7 @@ from services.im.sync import token_of
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
 from services.node.admin import AdminService
+from services.node.archives import ArchivesService
 from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
@@ -343,6 +344,10 @@ class Node:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
         self.users = UsersService()
         rpc.add_UsersServicer_to_server(self.users, server)
+        self.archives = ArchivesService(
+            self.traffic.current_origins, self.traffic.retired, self._seals_of
+        )
+        rpc.add_ArchivesServicer_to_server(self.archives, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         await server.start()
@@ -394,6 +399,9 @@ class Node:
                 key not in here or here[key].end < min(end, self._seal(*key))
                 for key, end in self._awaited.items()
             )
+
+    def _seals_of(self, partition: int) -> dict[Origin, int]:
+        return {origin: self._seal(origin, partition) for origin in self.seals.known()}
 
     def _seal(self, origin: Origin, partition: int) -> int:
         seal = self.seals.of(origin, partition)
@@ -448,12 +456,11 @@ class Node:
             partition.applier.base = self.retention
             partition.seal_of = self.seals.of
             # Before the logs are folded, so that nothing need be folded out again.
-            await partition.applier.seal(
-                {sealed: self._seal(sealed, partition.number) for sealed in self.seals.known()}
-            )
+            await partition.applier.seal(self._seals_of(partition.number))
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
         self.admin.kv, self.users.kick = self.kv, self.im.kick
+        self.archives.kv, self.archives.partitions = self.kv, self.partitions
         self.engines_service.kv = self.kv_engines
         self.logs_service.origin = self.peer_service.origin = origin
         self.logs_service.offer = self.retention.offer

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX, WATCHED_MAX
+from imcore.limits import CONTENT_BYTES_MAX, GROUP_CHANGES_MAX, MENTIONS_MAX, WATCHED_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -389,28 +389,40 @@ class Client:
         await self._puller.settled()
 
     async def create_group(self, members: Sequence[str], name: str = "") -> str:
-        """Of these and this client's own user; returns its conversation id. Raises
-        RequestRefused, NotConnected, as do all requests below."""
+        """Of these and this client's own user; returns its conversation id. Of more than
+        GROUP_CHANGES_MAX the first ones make it and the others are invited, in so many requests.
+        Raises RequestRefused, NotConnected, as do all requests below."""
         conversation = f"g:{self._rng.getrandbits(128):032x}"
-        create = pb.GroupCreate(
-            conversation=conversation, members=sorted({self.uid, *members}), name=name
-        )
+        others = sorted({*members} - {self.uid})
+        first, later = others[: GROUP_CHANGES_MAX - 1], others[GROUP_CHANGES_MAX - 1 :]
+        create = pb.GroupCreate(conversation=conversation, members=[self.uid, *first], name=name)
         await self._request(pb.Request(group_create=create))
+        if later:
+            await self.join(conversation, later)
         return conversation
 
     async def join(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        """Add users (none named: this one)."""
-        change = pb.GroupChange(conversation=conversation, join=list(uids) or [self.uid])
-        await self._request(pb.Request(group_change=change))
+        """Add users (none named: this one). Of more than GROUP_CHANGES_MAX, those of one request
+        after the other: when one fails, the ones before it are members."""
+        joining = list(uids) or [self.uid]
+        for begin in range(0, len(joining), GROUP_CHANGES_MAX):
+            chunk = joining[begin : begin + GROUP_CHANGES_MAX]
+            change = pb.GroupChange(conversation=conversation, join=chunk)
+            await self._request(pb.Request(group_change=change))
 
     async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
         change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
         await self._request(pb.Request(group_change=change))
 
     async def members(self, conversation: str) -> tuple[str, ...]:
-        info = pb.GroupInfo(conversation=conversation)
-        response = await self._request(pb.Request(group_info=info))
-        return tuple(response.group_info_ok.members)
+        """Sorted. Of a large group, page by page: who comes or goes meanwhile may be in it."""
+        found: list[str] = []
+        while True:
+            info = pb.GroupInfo(conversation=conversation, after=found[-1] if found else "")
+            page = (await self._request(pb.Request(group_info=info))).group_info_ok
+            found += page.members
+            if not page.more or not page.members:
+                return tuple(found)
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""

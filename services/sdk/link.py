@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from functools import partial
 from typing import Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
+from services.sdk.core.race import head_start_s
 from services.sdk.core.reconnect import (
     FOR_GOOD,
     RETRY_AFTER_MAX_MS,
@@ -20,6 +22,7 @@ from services.sdk.core.reconnect import (
 from services.sdk.core.seen import Seen
 from services.sdk.errors import AuthError, Kicked, Replaced, SdkError, StoreFailed
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
+from services.sdk.race import Dials
 from services.sdk.session import OnEvent, Session, SessionLost
 from services.sdk.transport import Dialer
 
@@ -83,6 +86,8 @@ class Link:
         self.session: Session | None = None
         self._last: Gateway | None = None
         self._avoid: dict[str, float] = {}
+        self._dials = Dials(clock)
+        self._took: dict[str, float] = {}  # gateways of the last answer: seconds until connected
         self._move: pb.Move | None = None
         self._policy_epoch = 0  # the highest that any IDC has named
         self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
@@ -106,6 +111,7 @@ class Link:
             self._owner.stopped(error)
 
     def close(self) -> None:
+        self._dials.close()
         if self.session is not None:
             self.session.call(pb.Request(bye=pb.Bye()), lambda _: None)
             self.session.close()
@@ -126,9 +132,14 @@ class Link:
                 lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
                 if self.answer is not None and not error.overloaded:  # better an old list than none
                     candidates = self._candidates(self.answer)
-        for gateway in candidates:
+        while candidates:
+            session, lost = await self._dial_first(candidates, lost)
+            if session is None:
+                break
+            gateway = session.gateway
+            candidates = [each for each in candidates if each is not gateway]
             try:
-                session = await self._open(gateway)
+                await self._sign_in(session)
             except SessionLost as error:
                 lost = error.lost
                 self._failed(gateway, lost.reason)
@@ -169,6 +180,8 @@ class Link:
         self.knows(answer.policy_epoch)
         self._answered_at = self._clock.now()
         self.reconnect.parameters = answer.parameters
+        names = {gateway.name for gateway in answer.gateways}
+        self._took = {name: took for name, took in self._took.items() if name in names}
         return answer
 
     def _candidates(self, answer: Answer) -> list[Gateway]:
@@ -186,17 +199,41 @@ class Link:
         self._avoid[gateway.name] = self._clock.now() + _AVOID_S
         self._ipconf.report(self._lookup, gateway, reason)
 
-    async def _open(self, gateway: Gateway) -> Session:
-        """Raises SessionLost, AuthError, StoreFailed."""
+    async def _dial_first(
+        self, candidates: list[Gateway], lost: Lost
+    ) -> tuple[Session | None, Lost]:
+        """The first that answers, if any does, and how the last one failed. Those that failed are
+        no candidates any more."""
+        tried = list(candidates)
+
+        def on_loss(index: int, error: SessionLost) -> None:
+            nonlocal lost
+            lost = error.lost
+            self._failed(tried[index], lost.reason)
+            if tried[index] in candidates:
+                candidates.remove(tried[index])
+
+        head_starts = [head_start_s(self._took.get(gateway.name)) for gateway in tried]
+        dials = [partial(self._dial, gateway) for gateway in tried]
+        return await self._dials.first(dials, head_starts, on_loss), lost
+
+    async def _dial(self, gateway: Gateway) -> Session:
+        """Raises SessionLost."""
         session = Session(gateway, self._seen, self._clock, self._on_event)
+        began = self._clock.now()
+        await session.dial(self._dialer, self.reconnect.parameters.connect_timeout_ms / 1000)
+        self._took[gateway.name] = self._clock.now() - began
+        return session
+
+    async def _sign_in(self, session: Session) -> None:
+        """Raises SessionLost, AuthError, StoreFailed."""
         timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
         try:
-            await session.dial(self._dialer, timeout_s)
-            await self._connect(session, await self._owner.connect_request(gateway), timeout_s)
+            connect = await self._owner.connect_request(session.gateway)
+            await self._connect(session, connect, timeout_s)
         except BaseException:
             session.close()
             raise
-        return session
 
     async def _connect(self, session: Session, connect: pb.Connect, timeout_s: float) -> None:
         session.epoch = self._raised = connect.connection_epoch
@@ -254,10 +291,9 @@ class Link:
         try:
             answer = await self._ask()
             gateway = self._target(old.gateway, answer)
-            session = Session(gateway, self._seen, self._clock, self._on_event)
+            session = await self._dial(gateway)
             timeout_s = answer.parameters.connect_timeout_ms / 1000
             try:
-                await session.dial(self._dialer, timeout_s)
                 await self._owner.before_move()
                 connect = await self._owner.connect_request(gateway)
                 if move.resume_token:

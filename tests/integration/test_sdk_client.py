@@ -467,6 +467,17 @@ async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
         await ann.client.join(group, ["eve"])
 
 
+async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
+    fra = region.idcs["fra"]
+    many = [f"u{number:04}" for number in range(1_200)]
+    async with App(region, ca_file) as ann:
+        group = await ann.client.create_group(many, "all")
+        assert (fra.requests["group_create"], fra.requests["group_change"]) == (1, 2)
+        fra.members = many[:5]
+        assert await ann.client.members(group) == tuple(many[:5])
+        assert fra.requests["group_info"] == 3
+
+
 NOT_A_MEMBER = pb.Error(code="forbidden", message="not a member")
 
 

@@ -203,13 +203,13 @@ async def test_a_batch_that_was_surely_not_made_is_not_seen(bench: Bench) -> Non
 
 def test_a_copy_changes_without_its_original() -> None:
     first = Conversation("g:1")
-    first.set_member("ann", (1, FRA, 1, True))
+    first.set_members(Place(1, FRA, 1), [("ann", True)])
     second = first.copy()
-    second.set_member("ann", (2, FRA, 2, False))
-    second.set_member("bob", (3, FRA, 3, True))
+    second.set_members(Place(2, FRA, 2), [("ann", False)])
+    second.set_members(Place(3, FRA, 3), [("bob", True)])
     second.heads[FRA] = 3
     third = second.copy()
-    third.set_member("eve", (4, FRA, 4, True))
+    third.set_members(Place(4, FRA, 4), [("eve", True)])
     assert (first.members(), first.heads) == (("ann",), {})
     assert (second.members(), second.heads) == (("bob",), {FRA: 3})
     assert third.members() == ("bob", "eve")

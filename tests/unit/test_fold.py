@@ -283,7 +283,53 @@ def test_the_last_name_wins_whatever_order_the_creations_came_in() -> None:
     assert one.replicated() == other.replicated()
     assert one.conversations["g:team"].name == "second"
     stored = one.rows[keys.group(0, "g:team")]
-    assert Conversation.from_rows("g:team", None, stored).group_row() == stored
+    read = Conversation.from_rows("g:team", None, stored, members_stored(one))
+    assert (read.group_row(), read.members()) == (stored, ("ann", "bob"))
+
+
+def members_stored(replica: Replica) -> list[tuple[str, bytes]]:
+    prefix = keys.group_members_prefix(0, "g:team")
+    found = [(key, row) for key, row in replica.rows.items() if key.startswith(prefix)]
+    return [(key[len(prefix) :].decode(), row) for key, row in found]
+
+
+def test_a_change_of_members_writes_the_rows_of_those_whom_it_names() -> None:
+    """Not of all: a group of 10,000 would write half a gigabyte for every thousand who come."""
+    create = membership(1, 10, "ann", True, "team")
+    for number in range(10_000):
+        create.membership.changes.add(uid=f"u{number:05}", member=True)
+    replica = Replica()
+    assert len(replica.fold(A, create).audience["g:team"]) == 10_001
+    before = dict(replica.rows)
+    replica.fold(A, membership(2, 20, "bob", True))
+    told = replica.fold(A, membership(3, 30, "u00007", False))
+    changed = {key for key, row in replica.rows.items() if before.get(key) != row}
+    assert changed == {
+        keys.heads(0, "g:team"),
+        keys.entry(0, "g:team", A, 2),
+        keys.entry(0, "g:team", A, 3),
+        keys.group_member(0, "g:team", "bob"),
+        keys.member(0, "bob", "g:team"),
+        keys.group_member(0, "g:team", "u00007"),
+    }
+    assert before.keys() - replica.rows.keys() == {keys.member(0, "u00007", "g:team")}
+    conversation = replica.conversations["g:team"]
+    assert "u00007" in told.audience["g:team"]  # who leaves is told too
+    assert conversation.members() == tuple(sorted(conversation.members()))
+    assert len(conversation.members()) == 10_001 and conversation.is_member("bob")
+    read = Conversation.from_rows("g:team", None, None, members_stored(replica))
+    assert read.members() == conversation.members()
+
+
+def test_members_are_the_same_object_until_they_change() -> None:
+    """What is worked out of them for a message is worked out once."""
+    replica = Replica()
+    replica.fold(A, membership(1, 10, "ann", True, "team"))
+    members = replica.conversations["g:team"].members()
+    said = message(2, 20, 1)
+    said.conversation = "g:team"
+    assert replica.fold(A, said).audience["g:team"] is members
+    assert replica.fold(A, membership(3, 10, "ann", True)).audience["g:team"] == members
 
 
 def test_a_change_of_members_keeps_its_place_when_it_is_published_again() -> None:

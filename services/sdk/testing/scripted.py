@@ -146,6 +146,7 @@ class Idc:
         self.sends: list[pb.Send] = []
         self.claims: list[pb.Claim] = []
         self.listed: list[pb.ConversationSummary] = []
+        self.members: list[str] = []  # of any group; none: who asks
         self.settings: list[pb.SetConversation] = []
         self.read_by: list[pb.ReadersOk] = []
         self.found: list[pb.SearchOk] = []
@@ -408,7 +409,10 @@ class Connection(asyncio.Protocol):
             response.pull_ok.entries.append(self.idc.entry(self.idc.classes[key]))
 
     def _group_info(self, request: pb.Request, response: pb.Response) -> None:
-        response.group_info_ok.members.extend([self.uid])
+        members = self.idc.members or [self.uid]
+        later = [uid for uid in members if uid > request.group_info.after]
+        response.group_info_ok.members.extend(later[:2])
+        response.group_info_ok.more = len(later) > 2
 
     def _conversations(self, request: pb.Request, response: pb.Response) -> None:
         """A page for each, the last one without a token."""
