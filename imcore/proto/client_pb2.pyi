@@ -477,6 +477,7 @@ class Event(_message.Message):
     CURSOR_MOVED_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     PRESENCE_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -495,6 +496,8 @@ class Event(_message.Message):
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def presence(self) -> Global___PresenceChanged: ...
+    @_builtins.property
+    def behind(self) -> Global___Behind: ...
     def __init__(
         self,
         *,
@@ -507,12 +510,13 @@ class Event(_message.Message):
         cursor_moved: Global___CursorMoved | None = ...,
         typing: Global___Typing | None = ...,
         presence: Global___PresenceChanged | None = ...,
+        behind: Global___Behind | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "behind"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -2089,8 +2093,11 @@ class Push(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    MERGED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     stable: _builtins.int
+    merged: _builtins.bool
+    """what a huge group said in a moment: the next heartbeat that is due acks it"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     def __init__(
@@ -2099,14 +2106,40 @@ class Push(_message.Message):
         conversation: _builtins.str = ...,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         stable: _builtins.int = ...,
+        merged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "stable", b"stable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "merged", b"merged", "stable", b"stable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class Behind(_message.Message):
+    """pull from your IDC, at some random time within within_ms: nobody pushes it"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    WITHIN_MS_FIELD_NUMBER: _builtins.int
+    within_ms: _builtins.int
+    @_builtins.property
+    def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]: ...
+    def __init__(
+        self,
+        *,
+        conversations: _abc.Iterable[Global___ConversationHeads] | None = ...,
+        within_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "within_ms", b"within_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Behind: _TypeAlias = Behind  # noqa: Y015
 
 @_typing.final
 class Signal(_message.Message):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from imcore.region.model import RegionSpec
 from imctl.api import rules
-from imctl.api.drills import DrillRunSpec, DrillRunStatus
+from imctl.api.drills import DrillRunSpec, DrillRunStatus, DrillSpec, DrillStatus
 from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
 from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
 
@@ -113,4 +113,18 @@ DRILL_RUN = Kind(
         _AGE,
     ),
 )  # fmt: skip
-KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION, DRILL_RUN)
+DRILL = Kind(
+    "Drill", "drills", "imd",
+    "A drill again and again: a DrillRun is made at each of its times. Its runs go with it.",
+    DrillSpec, DrillStatus, rules.DRILL,
+    (
+        Column("Cron", ".spec.cron"),
+        Column("Zone", ".spec.timezone", wide=True),
+        Column("Phase", ".status.phase"),
+        Column("Next", ".status.next"),
+        Column("Last", ".status.last_run"),
+        Column("Verdict", ".status.last_verdict"),
+        _AGE,
+    ),
+)  # fmt: skip
+KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN)

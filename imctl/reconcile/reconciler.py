@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from imcore.errors import ImError
-from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC, REGION, TRAFFIC_OPERATION, WITNESS
+from imctl.api.kinds import (
+    API_VERSION,
+    DRILL,
+    DRILL_RUN,
+    IDC,
+    REGION,
+    TRAFFIC_OPERATION,
+    WITNESS,
+)
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
@@ -28,6 +36,7 @@ from imctl.reconcile.objects import CERT_MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.runs import Runs
+from imctl.reconcile.schedules import Schedules
 
 log = logging.getLogger("im.operator")
 
@@ -35,7 +44,7 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     IDC.name: IdcSpec,
     WITNESS.name: WitnessSpec,
 }
-RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which nothing is made
+RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours are made
 WORKERS = 4
 PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
 RESYNC_S = 60.0
@@ -74,6 +83,7 @@ class Reconciler:
         self._wall = wall
         self._runs = Runs(cluster, peers, wall, self._tell)
         self._drills = DrillRuns(cluster, drilling, runner, namespaces, wall, self._tell)
+        self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
         self._looks = Looks(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -171,6 +181,8 @@ class Reconciler:
         if key.kind == REGION.name:
             await self._region(owner, document)
             return None
+        if key.kind == DRILL.name:
+            return await self._schedules.reconcile(owner, document)
         if key.kind == TRAFFIC_OPERATION.name:
             return await self._runs.reconcile(owner, document)
         if key.kind == DRILL_RUN.name:

@@ -49,6 +49,7 @@ from services.im import (
     search,
 )
 from services.im.conversation import Conversation
+from services.im.diffusion import Diffusion
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
@@ -74,7 +75,7 @@ KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
-Signals = Callable[[str, tuple[str, ...], Origin, int], None]
+Signals = Callable[[str, tuple[str, ...], Origin, int], None]  # no users: all members
 SealOf = Callable[[Origin, int], int | None]
 _Page = Coroutine[Any, Any, tuple[list[pb.Entry], bool]]
 
@@ -110,7 +111,7 @@ class ImServer:
     seal_of: SealOf
     copies: Mapping[tuple[str, Origin], Mapping[int, int]]
     others: int
-    load: ConversationLoad = field(default_factory=lambda: ConversationLoad(Limits()))
+    limits: Limits = field(default_factory=Limits)
     risk: Risk = field(default_factory=NoRisk)
     kv_breaker: Breaker = field(
         default_factory=lambda: Breaker(KV_FAILURES, KV_PAUSE_S, KV_PAUSE_MAX_S)
@@ -131,9 +132,13 @@ class ImServer:
     kicked: Callable[[oplog.Op], None] = lambda op: None
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
+    load: ConversationLoad = field(init=False)
+    diffusion: Diffusion = field(init=False)
     looking: Looking = field(init=False)
 
     def __post_init__(self) -> None:
+        self.load = ConversationLoad(self.limits, self.policy.push_group_members_max)
+        self.diffusion = Diffusion(self, self.limits)
         self.looking = Looking(self.clock)
 
     # ------------------------------------------------------------------------------- common
@@ -636,9 +641,14 @@ class ImServer:
             conversation = partition.conversations.get(name)
             if conversation is None:
                 continue
+            head = conversation.heads.get(origin, 0)
             if origin == self.origin:
-                head = conversation.heads.get(origin, 0)
                 partition.sequencer.trim(name, head)
+            if name in self.diffusion or self._is_huge(conversation):
+                left = effects.left.get(name, ())
+                self.diffusion.told(partition, conversation, folded, left)
+                continue
+            if origin == self.origin:
                 self.signal(name, effects.audience[name], origin, head)
             built = [entries.build(entry, self.keys) for entry in folded]
             self.pushes.push_entries(
@@ -655,6 +665,9 @@ class ImServer:
         for op in effects.kicks:
             self.kicked(op)
         self.applied_changed.set()
+
+    def _is_huge(self, conversation: Conversation) -> bool:
+        return len(conversation.members()) > self.policy.push_group_members_max
 
     def peer_holds(self, idc: str, number: int, lsn: int) -> None:
         """Another IDC holds the own log durably up to lsn."""

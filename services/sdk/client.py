@@ -53,6 +53,7 @@ from services.sdk.errors import (
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
+from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
@@ -70,12 +71,14 @@ _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATE
 
 
 class State(NamedTuple):
-    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
+    ``polling``: by HTTP requests, since long connections do not last."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
+    polling: bool
 
 
 class OwnDevice(NamedTuple):
@@ -151,6 +154,7 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class Client:
         rng: random.Random | None = None,
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
+        polling: Dialer | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -175,6 +180,9 @@ class Client:
             ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._polling = polling
+        if dialer is None and polling is None:
+            self._polling = PollingDialer(self._ipconf.tls)
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -191,6 +199,7 @@ class Client:
         self._liveness: Liveness | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._to_ack: dict[str, None] = {}
+        self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
         self._typing_told = TypingTold()
         self._typing_seen = TypingSeen()
@@ -223,7 +232,7 @@ class Client:
             self._rng,
         )
         self._side = SideLinks(
-            self._dialer,
+            lambda: self._link.dialer,
             self._seen,
             self._clock,
             options.side_idle_ms,
@@ -242,6 +251,7 @@ class Client:
             self._rng,
             self._lookup,
             self._on_event,
+            self._polling,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -381,8 +391,8 @@ class Client:
         epoch = answer.policy_epoch if answer is not None else 0
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
-            return State("", "", epoch, size)
-        return State(session.origin.idc, session.gateway.name, epoch, size)
+            return State("", "", epoch, size, False)
+        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
@@ -655,7 +665,7 @@ class Client:
         """Positions were reached: the session is told with the next heartbeat."""
         self._to_ack[conversation] = None
         if self._liveness is not None:
-            self._liveness.news(self._clock.now(), True)
+            self._liveness.news(self._clock.now(), conversation not in self._calm)
 
     # ------------------------------------------------------------------------- connection
 
@@ -763,6 +773,7 @@ class Client:
         kind = event.WhichOneof("body")
         if kind == "push":
             push = event.push
+            self._take_it_calmly(push.conversation, push.merged)
             view = self._view(push.conversation)
             view.entries(push.entries, True)
             if push.stable:
@@ -776,6 +787,10 @@ class Client:
             self._puller.signal(event.signal)
             # It may name what is here already: only an ack ends its being named again.
             self._on_news(event.signal.conversation)
+        elif kind == "behind":
+            for told in event.behind.conversations:
+                self._take_it_calmly(told.conversation, True)
+            self._puller.heads_within(event.behind.conversations, event.behind.within_ms)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)
@@ -790,6 +805,12 @@ class Client:
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)
+
+    def _take_it_calmly(self, conversation: str, calm: bool) -> None:
+        if calm:
+            self._calm.add(conversation)
+        else:
+            self._calm.discard(conversation)
 
     def _typed(self, typing: pb.Typing) -> None:
         expires = self._clock.now() + typing.lives_ms / 1000

@@ -478,6 +478,30 @@ async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
         assert fra.requests["group_info"] == 3
 
 
+async def test_what_huge_groups_have_is_pulled_within_a_time_and_acked_when_a_heartbeat_is_due(
+    region, ca_file
+):
+    region.parameters["heartbeat_ms"] = 60_000
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        say(fra, 1)
+        await eventually(lambda: fra.acks.get(CHAT) == {fra.origin: 1})  # within a second or so
+        fra.drop_pushes = 1
+        say(fra, 2)
+        heads = [pb.Position(origin=origin_pb(fra.origin), seq=2)]
+        told = pb.ConversationHeads(conversation=CHAT, heads=heads)
+        pulls = fra.requests["pull"]
+        for _ in range(2):
+            behind = pb.Behind(conversations=[told], within_ms=300)
+            fra.everybody(pb.Event(behind=behind))
+        await eventually(lambda: ann.list == [b"bob 1", b"bob 2"])
+        assert fra.requests["pull"] == pulls + 1
+        await asyncio.sleep(1.3)
+        assert fra.acks[CHAT] == {fra.origin: 1}
+        say(fra, 3)  # told at once again
+        await eventually(lambda: fra.acks[CHAT] == {fra.origin: 3})
+
+
 NOT_A_MEMBER = pb.Error(code="forbidden", message="not a member")
 
 
