@@ -22,6 +22,8 @@ from services.sdk import (
     Client,
     ConnectionChanged,
     Event,
+    FriendChanged,
+    GroupChanged,
     Message,
     Moved,
     NotConnected,
@@ -212,7 +214,21 @@ def _as_line(event: Event) -> str:
         return f"{event.uid} {'types' if event.on else 'types no more'} in {event.conversation}"
     if isinstance(event, Presence):
         return f"{event.uid} is {'online' if event.online else 'offline'}"
+    if isinstance(event, GroupChanged):
+        return f"changed in {event.conversation}: {_of_group(event)} (by {event.actor})"
+    if isinstance(event, FriendChanged):
+        return f"{event.uid} is now {event.state or 'nothing'} to you"
     return f"{event.uid} has read {event.conversation}"
+
+
+def _of_group(event: GroupChanged) -> str:
+    said = [f"+{uid}" for uid in event.joined] + [f"-{uid}" for uid in event.left]
+    said += [f"{uid} is {role}" for uid, role in event.roles]
+    if event.name:
+        said.append(f'it is called "{printable(event.name)}"')
+    if event.announcement is not None:
+        said.append(f'announced: "{printable(event.announcement)}"')
+    return ", ".join(said)
 
 
 def printable(text: str) -> str:

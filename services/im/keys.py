@@ -13,6 +13,7 @@ overlap. Integers are big-endian: byte order is number order.
     m      uid, conversation                        empty: member of this group
     r      uid, conversation                        Place: read up to here
     s      uid, conversation                        SettingsRow
+    f      uid, other uid                           FriendRow, the same for both
     w      uid, device                              RouteRow
     u      uid, conversation                        local timeline number (not replicated state)
     v                                               CheckpointRow (not replicated state)
@@ -35,7 +36,7 @@ _ORIGIN_BYTES_MAX = _IDC_BYTES_MAX + 1 + 4
 _ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the names of the key
 _ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
 
-REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"w")
+REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"f", b"w")
 SCANNED_DOWN = (b"o",)  # of these, the newest come first
 
 
@@ -184,6 +185,14 @@ def cursor(partition: int, uid: str, conversation: str) -> bytes:
 
 def settings(partition: int, uid: str, conversation: str) -> bytes:
     return _U16.pack(partition) + b"s" + uid.encode() + b"\0" + conversation.encode()
+
+
+def friend(partition: int, uid: str, other: str) -> bytes:
+    return friends_prefix(partition, uid) + other.encode()
+
+
+def friends_prefix(partition: int, uid: str) -> bytes:
+    return _U16.pack(partition) + b"f" + uid.encode() + b"\0"
 
 
 def route(partition: int, uid: str, device: str) -> bytes:

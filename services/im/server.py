@@ -40,6 +40,7 @@ from services.im import (
     changes,
     devices,
     entries,
+    friends,
     groups,
     known,
     listing,
@@ -67,7 +68,9 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers", "search"))
+_READS = frozenset(
+    ("pull", "sync", "history", "group_info", "conversations", "friends", "readers", "search")
+)
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -260,6 +263,10 @@ class ImServer:
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
+        if kind == "set_friend":
+            return await friends.set_one(self, session, request.set_friend)
+        if kind == "friends":
+            return await friends.page(self, session.uid, request.friends)
         if kind == "readers":
             return await readers.page(self, session, request.readers)
         if kind == "search":
@@ -323,6 +330,8 @@ class ImServer:
             return False
         name = conversation.id
         refusal = self._refusal(partition, conversation, session.uid)
+        if refusal is None and submission.placed is None:  # else an IDC has taken it before
+            refusal = friends.refusal(conversation, session.uid)
         if refusal is None:
             refusal = self.risk.send(session.uid, session.device, name, submission.content)
         if refusal is not None:
@@ -660,6 +669,8 @@ class ImServer:
             moved.place.origin.CopyFrom(origin_pb(place.origin))
             self.pushes.cursor_moved(uid, moved)
             self.receipts.moved(uid, name, place)
+        for name, (before, after) in effects.friends.items():
+            friends.tell(self, name, before, after)
         for route_origin, op in effects.routes:
             self.route_folded(route_origin, op)
         for op in effects.kicks:

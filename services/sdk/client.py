@@ -34,6 +34,8 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends, changed_friend, friends_of
+from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
@@ -418,21 +420,55 @@ class Client:
         for begin in range(0, len(joining), GROUP_CHANGES_MAX):
             chunk = joining[begin : begin + GROUP_CHANGES_MAX]
             change = pb.GroupChange(conversation=conversation, join=chunk)
-            await self._request(pb.Request(group_change=change))
+            await self._change_group(change)
 
-    async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
+    async def leave(self, conversation: str) -> None:
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=[self.uid]))
+
+    async def remove(self, conversation: str, uids: Sequence[str]) -> None:
+        """Others, who then come in again only when a member adds them: admins remove members, the
+        owner anybody."""
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=list(uids)))
+
+    async def set_role(self, conversation: str, uid: str, role: str) -> None:
+        """``member``, ``admin`` or ``owner``, by the owner, who is an admin once another owns the
+        group. An admin may make himself a member."""
+        change = pb.GroupChange(conversation=conversation)
+        if role not in ROLES:
+            raise RequestRefused(Code.BAD_REQUEST, f"a role is one of {', '.join(ROLES)}")
+        change.roles.add(uid=uid, role=ROLES[role])
+        await self._change_group(change)
+
+    async def rename(self, conversation: str, name: str) -> None:
+        """By the owner or an admin; not to nothing."""
+        if not name:
+            raise RequestRefused(Code.BAD_REQUEST, "a group is renamed to something")
+        await self._change_group(pb.GroupChange(conversation=conversation, name=name))
+
+    async def announce(self, conversation: str, text: str) -> None:
+        """By the owner or an admin: whoever looks at the group sees it, in place of the one before.
+        Empty: takes that back."""
+        change = pb.GroupChange(conversation=conversation)
+        change.announcement.text = text
+        await self._change_group(change)
+
+    async def _change_group(self, change: pb.GroupChange) -> None:
         await self._request(pb.Request(group_change=change))
 
-    async def members(self, conversation: str) -> tuple[str, ...]:
-        """Sorted. Of a large group, page by page: who comes or goes meanwhile may be in it."""
+    async def group(self, conversation: str) -> Group:
+        """As the IDC that serves has it. Of a large one, page by page: who comes or goes meanwhile
+        may be in it."""
         found: list[str] = []
         while True:
             info = pb.GroupInfo(conversation=conversation, after=found[-1] if found else "")
             page = (await self._request(pb.Request(group_info=info))).group_info_ok
             found += page.members
             if not page.more or not page.members:
-                return tuple(found)
+                return group_of(page, found)
+
+    async def members(self, conversation: str) -> tuple[str, ...]:
+        """Sorted."""
+        return (await self.group(conversation)).members
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""
@@ -576,7 +612,43 @@ class Client:
         self._ordered_once(change)
         await self._request(pb.Request(change=change))
 
-    def _ordered_once(self, change: pb.Change | pb.SetConversation) -> None:
+    async def friends(self) -> Friends:
+        """As the IDC that serves has it. Asks for page after page."""
+        asked = pb.Friends()
+        found: dict[str, pb.Friend] = {}
+        while True:
+            response = await self._request(pb.Request(friends=asked))
+            page = response.friends_ok
+            found.update((friend.uid, friend) for friend in page.friends)
+            if not page.next_page:
+                return friends_of(found.values())
+            asked.page = page.next_page
+
+    async def request_friend(self, uid: str) -> None:
+        """Both are friends when the other one accepts, or asks as well. Returns once another IDC
+        holds it, as do all words on friends below."""
+        await self._set_friend(uid, pb.SetFriend.REQUEST)
+
+    async def accept_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.ACCEPT)
+
+    async def decline_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.DECLINE)
+
+    async def remove_friend(self, uid: str) -> None:
+        """Or take an own request back."""
+        await self._set_friend(uid, pb.SetFriend.REMOVE)
+
+    async def block(self, uid: str, on: bool = True) -> None:
+        """Ends a friendship too. The other may not write to this user directly."""
+        await self._set_friend(uid, pb.SetFriend.BLOCK if on else pb.SetFriend.UNBLOCK)
+
+    async def _set_friend(self, uid: str, word: pb.SetFriend.Word.ValueType) -> None:
+        request = pb.SetFriend(uid=uid, word=word)
+        self._ordered_once(request)
+        await self._request(pb.Request(set_friend=request))
+
+    def _ordered_once(self, change: pb.Change | pb.SetConversation | pb.SetFriend) -> None:
         """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
@@ -802,6 +874,8 @@ class Client:
             self._link.move(session, event.move)
         elif kind == "typing":
             self._typed(event.typing)
+        elif kind == "friend":
+            self._emit(changed_friend(event.friend))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)

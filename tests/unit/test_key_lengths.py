@@ -42,6 +42,7 @@ LONGEST = {
     b"m": keys.member(PARTITION, ID, GROUP),
     b"r": keys.cursor(PARTITION, ID, DIRECT),
     b"s": keys.settings(PARTITION, ID, DIRECT),
+    b"f": keys.friend(PARTITION, ID, ID),
     b"w": keys.route(PARTITION, ID, ID),
     b"u": keys.timeline(PARTITION, ID, DIRECT),
 }
