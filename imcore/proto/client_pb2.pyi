@@ -299,6 +299,7 @@ class Request(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -347,6 +348,8 @@ class Request(_message.Message):
     def kick(self) -> Global___Kick: ...
     @_builtins.property
     def readers(self) -> Global___Readers: ...
+    @_builtins.property
+    def search(self) -> Global___Search: ...
     def __init__(
         self,
         *,
@@ -373,12 +376,13 @@ class Request(_message.Message):
         devices: Global___Devices | None = ...,
         kick: Global___Kick | None = ...,
         readers: Global___Readers | None = ...,
+        search: Global___Search | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "readers"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "readers", "search"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -401,6 +405,7 @@ class Response(_message.Message):
     WATCH_OK_FIELD_NUMBER: _builtins.int
     DEVICES_OK_FIELD_NUMBER: _builtins.int
     READERS_OK_FIELD_NUMBER: _builtins.int
+    SEARCH_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -429,6 +434,8 @@ class Response(_message.Message):
     def devices_ok(self) -> Global___DevicesOk: ...
     @_builtins.property
     def readers_ok(self) -> Global___ReadersOk: ...
+    @_builtins.property
+    def search_ok(self) -> Global___SearchOk: ...
     def __init__(
         self,
         *,
@@ -445,12 +452,13 @@ class Response(_message.Message):
         watch_ok: Global___WatchOk | None = ...,
         devices_ok: Global___DevicesOk | None = ...,
         readers_ok: Global___ReadersOk | None = ...,
+        search_ok: Global___SearchOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "readers_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "readers_ok", "search_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -469,6 +477,7 @@ class Event(_message.Message):
     CURSOR_MOVED_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     PRESENCE_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -487,6 +496,8 @@ class Event(_message.Message):
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def presence(self) -> Global___PresenceChanged: ...
+    @_builtins.property
+    def behind(self) -> Global___Behind: ...
     def __init__(
         self,
         *,
@@ -499,12 +510,13 @@ class Event(_message.Message):
         cursor_moved: Global___CursorMoved | None = ...,
         typing: Global___Typing | None = ...,
         presence: Global___PresenceChanged | None = ...,
+        behind: Global___Behind | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "behind"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1189,6 +1201,133 @@ class ReadersOk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadersOk: _TypeAlias = ReadersOk  # noqa: Y015
+
+@_typing.final
+class Search(_message.Message):
+    """Messages whose content says these words, as it says now: the newest first, of the conversations that the
+    user is in. So many are looked at for one answer, which may have found nothing and still have a next page.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORDS_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    words: _builtins.str
+    conversation: _builtins.str
+    """empty: all of them"""
+    limit: _builtins.int
+    @_builtins.property
+    def page(self) -> Global___SearchPage: ...
+    def __init__(
+        self,
+        *,
+        words: _builtins.str = ...,
+        conversation: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        page: Global___SearchPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "limit", b"limit", "page", b"page", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Search: _TypeAlias = Search  # noqa: Y015
+
+@_typing.final
+class SearchOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundMessage]: ...
+    @_builtins.property
+    def next_page(self) -> Global___SearchPage:
+        """absent: that was all"""
+
+    def __init__(
+        self,
+        *,
+        found: _abc.Iterable[Global___FoundMessage] | None = ...,
+        next_page: Global___SearchPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_page", b"next_page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "next_page", b"next_page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchOk: _TypeAlias = SearchOk  # noqa: Y015
+
+@_typing.final
+class FoundMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    composed_ms: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def place(self) -> Global___Place: ...
+    def __init__(
+        self,
+        *,
+        key: Global___ClientKey | None = ...,
+        place: Global___Place | None = ...,
+        content: _builtins.bytes = ...,
+        composed_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed_ms", b"composed_ms", "content", b"content", "key", b"key", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundMessage: _TypeAlias = FoundMessage  # noqa: Y015
+
+@_typing.final
+class SearchPage(_message.Message):
+    """Of the conversations after one of a partition, up to another: what stands below a place. Any IDC goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    LAST_PARTITION_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    after: _builtins.str
+    last_partition: _builtins.int
+    last: _builtins.str
+    """empty: not known yet"""
+    @_builtins.property
+    def before(self) -> Global___Place:
+        """absent: from the newest on"""
+
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        after: _builtins.str = ...,
+        last_partition: _builtins.int = ...,
+        last: _builtins.str = ...,
+        before: Global___Place | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "last", b"last", "last_partition", b"last_partition", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchPage: _TypeAlias = SearchPage  # noqa: Y015
 
 @_typing.final
 class GroupCreate(_message.Message):
@@ -1954,8 +2093,11 @@ class Push(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    MERGED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     stable: _builtins.int
+    merged: _builtins.bool
+    """what a huge group said in a moment: the next heartbeat that is due acks it"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     def __init__(
@@ -1964,14 +2106,40 @@ class Push(_message.Message):
         conversation: _builtins.str = ...,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         stable: _builtins.int = ...,
+        merged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "stable", b"stable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "merged", b"merged", "stable", b"stable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class Behind(_message.Message):
+    """pull from your IDC, at some random time within within_ms: nobody pushes it"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    WITHIN_MS_FIELD_NUMBER: _builtins.int
+    within_ms: _builtins.int
+    @_builtins.property
+    def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]: ...
+    def __init__(
+        self,
+        *,
+        conversations: _abc.Iterable[Global___ConversationHeads] | None = ...,
+        within_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "within_ms", b"within_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Behind: _TypeAlias = Behind  # noqa: Y015
 
 @_typing.final
 class Signal(_message.Message):

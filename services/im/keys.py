@@ -151,6 +151,16 @@ def named_in(order_key: bytes, conversation: str) -> ClientKey:
     return ClientKey(uid, device, outbox, conversation, cid_of(order_key))
 
 
+def placed_in(order_key: bytes, conversation: str) -> tuple[Place, ClientKey]:
+    """Where it stands, and which message it is."""
+    at = 2 + 1 + len(conversation.encode()) + 1
+    hlc = number_from(order_key[at : at + 8])
+    end = order_key.index(b"\0", at + 8)
+    incarnation, seq = _PLACE_REF.unpack_from(order_key, end + 1)
+    origin = Origin(order_key[at + 8 : end].decode(), incarnation)
+    return Place(hlc, origin, seq), named_in(order_key, conversation)
+
+
 def identity_value(origin: Origin, seq: int) -> bytes:
     return _PLACE_REF.pack(origin.incarnation, seq) + origin.idc.encode()
 

@@ -46,11 +46,14 @@ from services.im import (
     presence,
     readers,
     reads,
+    search,
 )
 from services.im.conversation import Conversation
+from services.im.diffusion import Diffusion
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
+from services.im.looking import Looking
 from services.im.partition import Outcome, Partition
 from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.sequencer import Accepted, Submission, Want
@@ -64,7 +67,7 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers"))
+_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers", "search"))
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -72,7 +75,7 @@ KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
-Signals = Callable[[str, tuple[str, ...], Origin, int], None]
+Signals = Callable[[str, tuple[str, ...], Origin, int], None]  # no users: all members
 SealOf = Callable[[Origin, int], int | None]
 _Page = Coroutine[Any, Any, tuple[list[pb.Entry], bool]]
 
@@ -108,7 +111,7 @@ class ImServer:
     seal_of: SealOf
     copies: Mapping[tuple[str, Origin], Mapping[int, int]]
     others: int
-    load: ConversationLoad = field(default_factory=lambda: ConversationLoad(Limits()))
+    limits: Limits = field(default_factory=Limits)
     risk: Risk = field(default_factory=NoRisk)
     kv_breaker: Breaker = field(
         default_factory=lambda: Breaker(KV_FAILURES, KV_PAUSE_S, KV_PAUSE_MAX_S)
@@ -129,9 +132,14 @@ class ImServer:
     kicked: Callable[[oplog.Op], None] = lambda op: None
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
-    looks: Buckets = field(
-        default_factory=lambda: Buckets(readers.LOOKS_PER_S, readers.LOOKS_BURST)
-    )
+    load: ConversationLoad = field(init=False)
+    diffusion: Diffusion = field(init=False)
+    looking: Looking = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.load = ConversationLoad(self.limits, self.policy.push_group_members_max)
+        self.diffusion = Diffusion(self, self.limits)
+        self.looking = Looking(self.clock)
 
     # ------------------------------------------------------------------------------- common
 
@@ -254,6 +262,8 @@ class ImServer:
             return await listing.page(self, session.uid, request.conversations)
         if kind == "readers":
             return await readers.page(self, session, request.readers)
+        if kind == "search":
+            return await search.page(self, session, request.search)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":
@@ -631,9 +641,14 @@ class ImServer:
             conversation = partition.conversations.get(name)
             if conversation is None:
                 continue
+            head = conversation.heads.get(origin, 0)
             if origin == self.origin:
-                head = conversation.heads.get(origin, 0)
                 partition.sequencer.trim(name, head)
+            if name in self.diffusion or self._is_huge(conversation):
+                left = effects.left.get(name, ())
+                self.diffusion.told(partition, conversation, folded, left)
+                continue
+            if origin == self.origin:
                 self.signal(name, effects.audience[name], origin, head)
             built = [entries.build(entry, self.keys) for entry in folded]
             self.pushes.push_entries(
@@ -650,6 +665,9 @@ class ImServer:
         for op in effects.kicks:
             self.kicked(op)
         self.applied_changed.set()
+
+    def _is_huge(self, conversation: Conversation) -> bool:
+        return len(conversation.members()) > self.policy.push_group_members_max
 
     def peer_holds(self, idc: str, number: int, lsn: int) -> None:
         """Another IDC holds the own log durably up to lsn."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from imcore.certificates import days_left, expiry_alarms
@@ -37,7 +36,7 @@ class Status:
         return {
             "idc": node.idc,
             "origin": str(node.origin) if started else "",
-            "pid": os.getpid(),
+            "pid": node.outside.pid,
             "uptime_s": round(node.clock.now() - self._started, 1),
             "serving": node.serving,
             "policy": node.traffic.policy_status(),

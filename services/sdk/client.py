@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -53,6 +53,7 @@ from services.sdk.errors import (
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
+from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
@@ -70,12 +71,14 @@ _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATE
 
 
 class State(NamedTuple):
-    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
+    ``polling``: by HTTP requests, since long connections do not last."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
+    polling: bool
 
 
 class OwnDevice(NamedTuple):
@@ -99,6 +102,17 @@ class Readers(NamedTuple):
 class ReadCounts(NamedTuple):
     read: int
     unread: int
+
+
+class Found(NamedTuple):
+    """A message that says what was searched for. ``content`` is what it says now; it need not be
+    in any view. ``composed_ms`` is the sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    content: bytes
+    composed_ms: int
 
 
 class Sent:
@@ -140,6 +154,7 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
     """
 
     def __init__(
@@ -153,6 +168,7 @@ class Client:
         rng: random.Random | None = None,
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
+        polling: Dialer | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -164,6 +180,9 @@ class Client:
             ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._polling = polling
+        if dialer is None and polling is None:
+            self._polling = PollingDialer(self._ipconf.tls)
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -180,6 +199,7 @@ class Client:
         self._liveness: Liveness | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._to_ack: dict[str, None] = {}
+        self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
         self._typing_told = TypingTold()
         self._typing_seen = TypingSeen()
@@ -212,7 +232,7 @@ class Client:
             self._rng,
         )
         self._side = SideLinks(
-            self._dialer,
+            lambda: self._link.dialer,
             self._seen,
             self._clock,
             options.side_idle_ms,
@@ -231,6 +251,7 @@ class Client:
             self._rng,
             self._lookup,
             self._on_event,
+            self._polling,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -370,8 +391,8 @@ class Client:
         epoch = answer.policy_epoch if answer is not None else 0
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
-            return State("", "", epoch, size)
-        return State(session.origin.idc, session.gateway.name, epoch, size)
+            return State("", "", epoch, size, False)
+        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
@@ -449,6 +470,26 @@ class Client:
             pages.append(response.readers_ok)
             asked.page = response.readers_ok.next_page
         return pages
+
+    async def search(self, words: str, conversation: str = "") -> AsyncIterator[Found]:
+        """The messages that say all of these words, the newest first, of the conversations (or of
+        this one) that this user is in, as the IDC that serves has them. It asks on for as long as
+        it is iterated: whoever has enough breaks off. Raises RequestRefused, NotConnected."""
+        asked = pb.Search(words=words, conversation=conversation)
+        known: set[str] = set()  # what moves down while it is searched is found again
+        while True:
+            response = await self._request(pb.Request(search=asked))
+            page = response.search_ok
+            for row in page.found:
+                key = key_text(key_of(row.key))
+                if key not in known:
+                    known.add(key)
+                    yield Found(
+                        row.key.conversation, key, row.key.uid, row.content, row.composed_ms
+                    )
+            if not page.HasField("next_page"):
+                return
+            asked.page.CopyFrom(page.next_page)
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""
@@ -624,7 +665,7 @@ class Client:
         """Positions were reached: the session is told with the next heartbeat."""
         self._to_ack[conversation] = None
         if self._liveness is not None:
-            self._liveness.news(self._clock.now(), True)
+            self._liveness.news(self._clock.now(), conversation not in self._calm)
 
     # ------------------------------------------------------------------------- connection
 
@@ -732,6 +773,7 @@ class Client:
         kind = event.WhichOneof("body")
         if kind == "push":
             push = event.push
+            self._take_it_calmly(push.conversation, push.merged)
             view = self._view(push.conversation)
             view.entries(push.entries, True)
             if push.stable:
@@ -745,6 +787,10 @@ class Client:
             self._puller.signal(event.signal)
             # It may name what is here already: only an ack ends its being named again.
             self._on_news(event.signal.conversation)
+        elif kind == "behind":
+            for told in event.behind.conversations:
+                self._take_it_calmly(told.conversation, True)
+            self._puller.heads_within(event.behind.conversations, event.behind.within_ms)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)
@@ -759,6 +805,12 @@ class Client:
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)
+
+    def _take_it_calmly(self, conversation: str, calm: bool) -> None:
+        if calm:
+            self._calm.add(conversation)
+        else:
+            self._calm.discard(conversation)
 
     def _typed(self, typing: pb.Typing) -> None:
         expires = self._clock.now() + typing.lives_ms / 1000

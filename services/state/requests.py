@@ -31,6 +31,7 @@ _READS = _PULL_ONLY | {
     "read_cursor",
     "conversations",
     "readers",
+    "search",
     "typing",
     "watch",
 }  # what is shed first
