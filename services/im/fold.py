@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imcore import changes
-from imcore.convert import key_of, origin_of, origin_pb, place_of, place_pb
+from imcore.convert import fill_origin, fill_place, key_of, origin_of, origin_pb, place_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.sometimes import ALIAS, sometimes
@@ -270,10 +270,12 @@ class Fold:
         stored = rows.get(class_key)
         effects.keys.append(key)
         if stored is None:  # nearly all
-            at = place_pb(own_place)
-            copy = oplog.Copy(origin=origin_pb(origin), seq=op.seq, place=at)
-            copy.content_hash = message.content_hash
-            row = oplog.ClassRow(copies=[copy], place=at)
+            row = oplog.ClassRow()
+            copy = row.copies.add()
+            copy.seq, copy.content_hash = op.seq, message.content_hash
+            fill_origin(copy.origin, origin)
+            fill_place(copy.place, own_place)
+            fill_place(row.place, own_place)
             self._store_class(key, class_key, row, None, rows)
             entry.place = own_place
             self._claims(message.claims, rows)

@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from imcore.convert import attested_pb, key_pb, origin_of, place_of, place_pb
+from imcore.convert import (
+    attested_pb,
+    fill_key,
+    fill_place,
+    key_pb,
+    origin_of,
+    place_of,
+    place_pb,
+)
 from imcore.errors import Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
@@ -254,16 +262,18 @@ class Sequencer:
         op = self._op(key.conversation, head, wall_ms, submission.seen_hlc)
         own = Place(op.hlc, self.origin, op.seq)
         place = submission.placed.place if submission.placed else own
-        op.message.key.CopyFrom(key_pb(key))
-        op.message.content = submission.content
-        op.message.refs = submission.refs
-        op.message.content_hash = submission.content_hash
-        op.message.composed_ms = submission.composed_ms
+        message = op.message
+        fill_key(message.key, key)
+        message.content = submission.content
+        message.refs = submission.refs
+        message.content_hash = submission.content_hash
+        message.composed_ms = submission.composed_ms
         if submission.trace is not None:
             op.trace.CopyFrom(submission.trace)
         if place != own:
-            op.message.place.CopyFrom(place_pb(place))
-        op.message.claims.extend(attested_pb(claim) for claim in submission.claims)
+            fill_place(message.place, place)
+        if submission.claims:
+            message.claims.extend(attested_pb(claim) for claim in submission.claims)
         accepted = lane.pending[key.cid] = Pending(submission.content_hash, op.seq, place)
         return Accept(op, accepted)
 
@@ -328,7 +338,9 @@ class Sequencer:
     def plain(self, conversation: str, wall_ms: int, seen_hlc: int) -> oplog.Op:
         """An op without a seq: cursors, routes, ticks, markers."""
         hlc = self._hlc.next(wall_ms, seen_hlc)
-        return oplog.Op(hlc=hlc, conversation=conversation, wall_ms=wall_ms)
+        op = oplog.Op()
+        op.hlc, op.conversation, op.wall_ms = hlc, conversation, wall_ms
+        return op
 
     def _op(self, conversation: str, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
         seq = self._next(conversation, head)  # first: it may refuse

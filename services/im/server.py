@@ -420,7 +420,8 @@ class ImServer:
         if isinstance(outcome, Exception):
             reply(self.error(outcome))
             return
-        response = pb.Response(stamp=self.stamp())
+        response = pb.Response()
+        response.stamp.CopyFrom(self.stamp())
         ack = response.send_ack
         if isinstance(outcome, Want):
             ack.outcome = pb.SendAck.WANT

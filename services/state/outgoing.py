@@ -101,7 +101,8 @@ class Outgoing:
         entries: Sequence[pb.Entry],
         stable: int,
     ) -> None:
-        event = pb.Event(stamp=self._stamp())
+        event = pb.Event()
+        event.stamp.CopyFrom(self._stamp())
         event.push.conversation = conversation
         event.push.entries.extend(entries)
         event.push.stable = stable
