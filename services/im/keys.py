@@ -32,6 +32,7 @@ KEY_BYTES_MAX = 511  # what every store behind the Kv port takes (services.ports
 _IDC_BYTES_MAX = 64  # origins count as long as names may be, wherever an op comes from
 _ORIGIN_BYTES_MAX = _IDC_BYTES_MAX + 1 + 4
 _ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the names of the key
+_SHORT = KEY_BYTES_MAX // 2 - 8  # a user's key names the conversation and a user who is named in it
 _ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
 
 REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"w")
@@ -66,6 +67,13 @@ def conversation_of(heads_key: bytes) -> str:
 
 def group(partition: int, conversation: str) -> bytes:
     return _U16.pack(partition) + b"g" + conversation.encode()
+
+
+def surely_fit(*names: str) -> bool:
+    """True: a conversation, its users and a client key of such names fit, of whatever origin. Names
+    of usual length need no closer look."""
+    text = "".join(names)
+    return len(text) <= _SHORT and text.isascii() and "\0" not in text
 
 
 def conversation_fits(conversation: str) -> bool:
