@@ -180,7 +180,9 @@ class ImServer:
         return True
 
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
-        if request.HasField("seen"):
+        # What the clock here has passed pushes nothing forward: nearly every stamp, so that only
+        # one of another IDC costs the check of its MAC.
+        if request.HasField("seen") and request.seen.hlc > self.hlc.last:
             session.seen_hlc = max(session.seen_hlc, self.keys.seen(stamp_of(request.seen)))
         if self.verbs is not None:
             reply = self._measured(self.verbs, request.WhichOneof("body") or "", reply)
@@ -313,7 +315,7 @@ class ImServer:
         if (
             conversation is None
             or lane in self._queued
-            or not self._submit(partition, conversation, session, submission, done)
+            or not self._submit(partition, conversation, lane, session, submission, done)
         ):
             self._later(partition, lane, session, submission, done)
 
@@ -321,12 +323,13 @@ class ImServer:
         self,
         partition: Partition,
         conversation: Conversation,
+        lane: Lane,
         session: Session,
         submission: Submission,
         done: Callable[[Outcome], None],
     ) -> bool:
         """Whether it was judged; False: its lane must be read first."""
-        if not partition.is_prepared(Lane(*submission.key[:4]), submission.floor):
+        if not partition.is_prepared(lane, submission.floor):
             return False
         name = conversation.id
         refusal = self._refusal(partition, conversation, session.uid)
@@ -425,7 +428,7 @@ class ImServer:
             conversation = partition.conversations.get(lane.conversation)
             if conversation is None:
                 done(Unavailable("the conversation cannot be read now; ask again", 50))
-            elif not self._submit(partition, conversation, session, submission, done):
+            elif not self._submit(partition, conversation, lane, session, submission, done):
                 done(Unavailable("the conversation is being read; ask again", 20))
 
         waiting = self._queued.get(lane)
@@ -456,7 +459,8 @@ class ImServer:
         if isinstance(outcome, Exception):
             reply(self.error(outcome))
             return
-        response = pb.Response(stamp=self.stamp())
+        response = pb.Response()
+        response.stamp.CopyFrom(self.stamp())
         ack = response.send_ack
         if isinstance(outcome, Want):
             ack.outcome = pb.SendAck.WANT
