@@ -133,6 +133,7 @@ def _requests() -> list[pb.Request]:
         pb.Request(friends=pb.Friends(limit=1)),
         pb.Request(conversations=pb.Conversations(limit=1)),
         pb.Request(readers=pb.Readers(message=placed.key)),
+        pb.Request(search=pb.Search(words="hello", limit=1)),
         pb.Request(group_create=pb.GroupCreate(conversation="g:new", members=["bob"], name="n")),
         pb.Request(group_change=pb.GroupChange(conversation="g:new", join=["ann"])),
         pb.Request(

@@ -84,7 +84,7 @@ def send(
     """
     target = deployment.find(data)
     outbox = target.data / "clients" / f"{uid}.{device}.db"
-    client = _client(target, uid, device, source, outbox, trace)
+    client = client_as(target, uid, device, source, outbox, trace)
     conversation = _conversation(client, to)
     outbox.parent.mkdir(parents=True, exist_ok=True)
     document = asyncio.run(_send(client, conversation, text, replicated, timeout))
@@ -96,7 +96,7 @@ def send(
         print(json.dumps(document))
 
 
-def _client(
+def client_as(
     target: Local,
     uid: str,
     device: str,
@@ -167,7 +167,7 @@ def tail(
     Example: imctl tail bob --history 20
     """
     target = deployment.find(data)
-    client = _client(target, uid, device or f"tail-{secrets.token_hex(4)}", source)
+    client = client_as(target, uid, device or f"tail-{secrets.token_hex(4)}", source)
     show = _as_line if output is Format.TABLE else _as_json
     client.on(lambda event: print(show(event), flush=True))
     try:

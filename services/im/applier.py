@@ -180,8 +180,16 @@ class Applier:
     def wake_if_behind(self) -> None:
         """A log has grown, perhaps in other partitions only: to drain for nothing costs as much as
         a quarter of a message, and there are as many partitions as appliers."""
-        if self._spoiled or self._behind():
+        if self._spoiled or self._any_behind():
             self._wake.set()
+
+    def _any_behind(self) -> bool:
+        number, positions = self.partition, self._positions
+        for origin, source in self._logs.held().items():
+            position = positions.get(origin)
+            if source.end(number).lsn > (position.lsn if position else 0):
+                return True
+        return False
 
     def _behind(self) -> list[tuple[Origin, Log]]:
         """The logs with durable records that are not folded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from imcore.convert import origin_of, origin_pb, place_of, place_pb, positions_pb, vector_of
+from imcore.convert import fill_origin, origin_of, origin_pb, place_of, place_pb, vector_of
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Place, Vector, direct_members, is_group
@@ -91,7 +91,12 @@ class Conversation:
         return conversation
 
     def heads_row(self) -> bytes:
-        return oplog.HeadsRow(heads=positions_pb(self.heads)).SerializeToString(deterministic=True)
+        row = oplog.HeadsRow()
+        for origin in sorted(self.heads):
+            head = row.heads.add()
+            head.seq = self.heads[origin]
+            fill_origin(head.origin, origin)
+        return row.SerializeToString(deterministic=True)
 
     def group_row(self) -> bytes:
         row = oplog.GroupRow(name=self.name, name_at=place_pb(self.name_at))

@@ -1,6 +1,6 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
-from services.sdk.client import Client, OwnDevice, ReadCounts, Readers, Sent, State
+from services.sdk.client import Client, Found, OwnDevice, ReadCounts, Readers, Sent, State
 from services.sdk.core.events import (
     Changed,
     ConnectionChanged,
@@ -38,6 +38,7 @@ __all__ = [
     "ConnectionChanged",
     "CursorMoved",
     "Event",
+    "Found",
     "FriendChanged",
     "Friends",
     "Group",

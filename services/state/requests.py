@@ -32,6 +32,7 @@ _READS = _PULL_ONLY | {
     "conversations",
     "friends",
     "readers",
+    "search",
     "typing",
     "watch",
 }  # what is shed first
