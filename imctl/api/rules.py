@@ -201,3 +201,5 @@ DRILL: Rules = {
     "spec.run": [_EITHER],
     "spec.blackouts[]": REGION["spec.safety.freeze[]"],
 }
+
+VIEW: Rules = {"": TRAFFIC_OPERATION[""], "spec": _fixed("region")}

@@ -328,7 +328,7 @@ class Node:
             self._behind,
             self._deliver,
             self._typed,
-            self.status.as_dict,
+            self.status.facts,
         )
         self.admin = AdminService(
             self.status.as_dict, self.stop, partitions, self.clock, self.disk.faults,

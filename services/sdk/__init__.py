@@ -6,11 +6,15 @@ from services.sdk.core.events import (
     ConnectionChanged,
     CursorMoved,
     Event,
+    FriendChanged,
+    GroupChanged,
     Message,
     Moved,
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends
+from services.sdk.core.group import Announcement, Group
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
@@ -27,6 +31,7 @@ from services.sdk.ipconf import IpconfClient
 from services.sdk.options import Options
 
 __all__ = [
+    "Announcement",
     "AuthError",
     "Changed",
     "Client",
@@ -34,6 +39,10 @@ __all__ = [
     "CursorMoved",
     "Event",
     "Found",
+    "FriendChanged",
+    "Friends",
+    "Group",
+    "GroupChanged",
     "IpconfClient",
     "Kicked",
     "Last",

@@ -173,7 +173,8 @@ class Outgoing:
         merged: bool = False,
     ) -> Iterator[bytes]:
         """Encoded; more than one when one cannot hold them."""
-        event = pb.Event(stamp=self._stamp())
+        event = pb.Event()
+        event.stamp.CopyFrom(self._stamp())
         event.push.conversation = conversation
         event.push.entries.extend(entries)
         event.push.stable = stable

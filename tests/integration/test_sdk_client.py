@@ -467,6 +467,15 @@ async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
         await ann.client.join(group, ["eve"])
 
 
+async def test_what_no_group_can_be_asked_is_not_sent(region, ca_file):
+    async with App(region, ca_file) as ann:
+        for asked in (ann.client.set_role("g:1", "bob", "king"), ann.client.rename("g:1", "")):
+            with pytest.raises(RequestRefused) as refused:
+                await asked
+            assert refused.value.code == "bad_request"
+        assert region.idcs["fra"].requests["group_change"] == 0
+
+
 async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
     fra = region.idcs["fra"]
     many = [f"u{number:04}" for number in range(1_200)]

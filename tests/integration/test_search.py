@@ -196,6 +196,17 @@ async def test_who_may_search_for_what(open_idc: OpenIdc) -> None:
         assert await code("ann", page=page) == Code.BAD_REQUEST
 
 
+async def test_while_a_partition_is_folded_again_nobody_waits_for_it(open_idc: OpenIdc) -> None:
+    fra = await open_idc(others=())
+    await Sender().say(fra, "ann", DIRECT, b"word")
+    await fra.folded()
+    request = pb.Request(search=pb.Search(words="word"))
+    fra.im.partitions[0].conversations.withhold()
+    assert (await fra.ask(fra.session("ann"), request)).error.code == Code.UNAVAILABLE
+    fra.im.partitions[0].conversations.release()
+    assert len((await fra.ask(fra.session("ann"), request)).search_ok.found) == 1
+
+
 async def test_a_user_looks_for_so_much_in_a_time(open_idc: OpenIdc) -> None:
     fra = await open_idc(others=())
     await Sender().say(fra, "ann", DIRECT, b"word")

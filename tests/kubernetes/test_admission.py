@@ -77,6 +77,15 @@ DRILL: dict[str, Any] = {
 }
 
 
+REPLICATION: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "Replication",
+    "metadata": {"name": "flows"},
+    "spec": {"region": "two-idc", "certificate": "imctl-viewer"},
+}
+GEO_POLICY = REPLICATION | {"kind": "GeoPolicy", "metadata": {"name": "policy"}}
+
+
 def region() -> Any:
     return yaml.safe_load((REGIONS / "two-idc.yaml").read_text())
 
@@ -213,6 +222,14 @@ BAD_DRILLS: dict[str, tuple[Edit, str]] = {
     "none kept": (put("spec.keep", 0), "greater than or equal to 1"),
 }  # fmt: skip
 
+BAD_VIEWS: dict[str, tuple[Any, Edit, str]] = {
+    "no certificate": (REPLICATION, put("spec.certificate", None), "certificate: Required value"),
+    "no objective": (REPLICATION, put("spec.lag_slo_ms", 0), "greater than 0"),
+    "weights, which stand in the Region": (
+        GEO_POLICY, put("spec.weights", {"fra": 1}), 'unknown field "spec.weights"',
+    ),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -276,6 +293,12 @@ def test_a_bad_drill_run_is_refused_and_told_why(api_server: ApiServer, case: st
     assert why in refused(api_server, copy.deepcopy(DRILL_RUN), edit)
 
 
+@pytest.mark.parametrize("case", BAD_VIEWS)
+def test_a_bad_view_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    document, edit, why = BAD_VIEWS[case]
+    assert why in refused(api_server, copy.deepcopy(document), edit)
+
+
 @pytest.mark.parametrize("case", BAD_DRILLS)
 def test_a_bad_drill_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
     edit, why = BAD_DRILLS[case]
@@ -330,11 +353,13 @@ def test_what_a_live_deployment_can_change_is_taken(api_server: ApiServer, names
 
 
 def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None:
-    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}):
+    views = (REPLICATION, GEO_POLICY)
+    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}, *views):
         apply(api_server, namespace, document)
     listed = api_server.kubectl("get", "im", "--namespace", namespace)
     assert {line.split()[0] for line in listed.splitlines() if "/" in line} == {
         "region.imctl.dev/two-idc", "idc.imctl.dev/fra", "witness.imctl.dev/london",
+        "replication.imctl.dev/flows", "geopolicy.imctl.dev/policy",
     }  # fmt: skip
     head = api_server.kubectl("get", "idc", "--namespace", namespace).splitlines()[0]
     assert head.split() == [
@@ -353,6 +378,7 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("idc.status.outdated", "it gets them when it is deleted"),
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
+        ("geopolicy", "weights, fallbacks and safety rules stand in the Region"),
         ("drill.spec.blackouts", "when no run begins"),
         ("drillrun.spec.experiment", "the text of a drill file"),
         ("drillrun.status.lost", "acked canary messages that nobody has any more"),
