@@ -368,6 +368,7 @@ class Applier:
         self._told(origin, Effects(keys=effects.keys, routes=effects.routes, kicks=effects.kicks))
         if not again:
             later = Effects(effects.entries, effects.audience, effects.cursors)
+            later.moved.update(effects.entries)  # by the time at which it is told
             self._owed.append((origin, later))
 
     async def _folded(
