@@ -357,6 +357,22 @@ class Limits(Model):
     conversation_in_flight: int = Field(
         default=1_000, gt=0, description="messages of one conversation that are not durable yet"
     )
+    group_messages_per_s: int = Field(
+        default=100, gt=0, description="of one group that is read-diffused, an IDC"
+    )
+    group_in_flight: int = Field(
+        default=100, gt=0, description="messages of such a group that are not durable yet"
+    )
+    group_merge_deliveries_per_s: int = Field(
+        default=10_000, gt=0, description="of such a group; above it a window is one push"
+    )
+    group_signal_deliveries_per_s: int = Field(
+        default=1_000_000, gt=0, description="of such a group; above it nothing is pushed"
+    )
+    group_window_ms: int = Field(default=200, ge=10, le=2_000, description="that window")
+    group_signal_ms: int = Field(
+        default=2_000, ge=100, le=30_000, description="between two signals to pull such groups"
+    )
     idc_in_flight: int = Field(default=20_000, gt=0, description="requests that an IDC works on")
     delay_ms: int = Field(
         default=100, gt=0, description="work that waits for longer, and not for a moment: overload"
@@ -456,6 +472,12 @@ class ClientParameters(Model):
         default=15_000, ge=500, description="a client that hears nothing asks after so long"
     )
     grace_ms: int = Field(default=10_000, ge=0, description="a session outlives its connection so")
+    background_heartbeat_max_ms: int = Field(
+        default=240_000,
+        ge=0,
+        description="between two heartbeats of an application in the background, at most; it "
+        "counts as online for as long after it is lost",
+    )
 
 
 class RegionSpec(Model):

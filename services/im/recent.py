@@ -99,8 +99,8 @@ class Recent:
     ) -> None:
         """All that the KV had above ``have``, just now."""
         tail = self._tails.get(name)
-        longer = tail is None or len(built) > len(tail.entries)
-        if built and longer:
+        more = tail is None or tail.heads != heads or len(built) > len(tail.entries)
+        if built and more:
             self.drop(name)
             floor = {origin: min(have.get(origin, 0), head) for origin, head in heads.items()}
             self._tails[name] = tail = _Tail(floor, key_id)

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -34,7 +34,10 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends, changed_friend, friends_of
+from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
+from services.sdk.core.longest import Longest, Networks
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.seen import Seen
@@ -53,6 +56,7 @@ from services.sdk.errors import (
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
+from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
@@ -65,17 +69,20 @@ from services.tracing.context import traceparent
 log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
+NETWORKS = ("wifi", "cellular", "wired", "unknown")  # kinds that an ipconf knows
 _WATCH_AGAIN_S = 300.0  # half of what a service keeps a watch for
 _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
 
 class State(NamedTuple):
-    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
+    ``polling``: by HTTP requests, since long connections do not last."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
+    polling: bool
 
 
 class OwnDevice(NamedTuple):
@@ -99,6 +106,17 @@ class Readers(NamedTuple):
 class ReadCounts(NamedTuple):
     read: int
     unread: int
+
+
+class Found(NamedTuple):
+    """A message that says what was searched for. ``content`` is what it says now; it need not be
+    in any view. ``composed_ms`` is the sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    content: bytes
+    composed_ms: int
 
 
 class Sent:
@@ -140,6 +158,7 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
     """
 
     def __init__(
@@ -153,6 +172,7 @@ class Client:
         rng: random.Random | None = None,
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
+        polling: Dialer | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -164,6 +184,9 @@ class Client:
             ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._polling = polling
+        if dialer is None and polling is None:
+            self._polling = PollingDialer(self._ipconf.tls)
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -179,7 +202,13 @@ class Client:
         self._serving: Origin | None = None
         self._liveness: Liveness | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._background = False
+        self._network = (self.options.network, "")  # its kind, and its name
+        self._networks = Networks()
+        self._connected_by = self._network  # the network of the present connection
+        self._silence_s: float | None = None  # before the heartbeat that is not answered
         self._to_ack: dict[str, None] = {}
+        self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
         self._typing_told = TypingTold()
         self._typing_seen = TypingSeen()
@@ -212,7 +241,7 @@ class Client:
             self._rng,
         )
         self._side = SideLinks(
-            self._dialer,
+            lambda: self._link.dialer,
             self._seen,
             self._clock,
             options.side_idle_ms,
@@ -231,6 +260,7 @@ class Client:
             self._rng,
             self._lookup,
             self._on_event,
+            self._polling,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -370,8 +400,8 @@ class Client:
         epoch = answer.policy_epoch if answer is not None else 0
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
-            return State("", "", epoch, size)
-        return State(session.origin.idc, session.gateway.name, epoch, size)
+            return State("", "", epoch, size, False)
+        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
@@ -397,21 +427,55 @@ class Client:
         for begin in range(0, len(joining), GROUP_CHANGES_MAX):
             chunk = joining[begin : begin + GROUP_CHANGES_MAX]
             change = pb.GroupChange(conversation=conversation, join=chunk)
-            await self._request(pb.Request(group_change=change))
+            await self._change_group(change)
 
-    async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
+    async def leave(self, conversation: str) -> None:
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=[self.uid]))
+
+    async def remove(self, conversation: str, uids: Sequence[str]) -> None:
+        """Others, who then come in again only when a member adds them: admins remove members, the
+        owner anybody."""
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=list(uids)))
+
+    async def set_role(self, conversation: str, uid: str, role: str) -> None:
+        """``member``, ``admin`` or ``owner``, by the owner, who is an admin once another owns the
+        group. An admin may make himself a member."""
+        change = pb.GroupChange(conversation=conversation)
+        if role not in ROLES:
+            raise RequestRefused(Code.BAD_REQUEST, f"a role is one of {', '.join(ROLES)}")
+        change.roles.add(uid=uid, role=ROLES[role])
+        await self._change_group(change)
+
+    async def rename(self, conversation: str, name: str) -> None:
+        """By the owner or an admin; not to nothing."""
+        if not name:
+            raise RequestRefused(Code.BAD_REQUEST, "a group is renamed to something")
+        await self._change_group(pb.GroupChange(conversation=conversation, name=name))
+
+    async def announce(self, conversation: str, text: str) -> None:
+        """By the owner or an admin: whoever looks at the group sees it, in place of the one before.
+        Empty: takes that back."""
+        change = pb.GroupChange(conversation=conversation)
+        change.announcement.text = text
+        await self._change_group(change)
+
+    async def _change_group(self, change: pb.GroupChange) -> None:
         await self._request(pb.Request(group_change=change))
 
-    async def members(self, conversation: str) -> tuple[str, ...]:
-        """Sorted. Of a large group, page by page: who comes or goes meanwhile may be in it."""
+    async def group(self, conversation: str) -> Group:
+        """As the IDC that serves has it. Of a large one, page by page: who comes or goes meanwhile
+        may be in it."""
         found: list[str] = []
         while True:
             info = pb.GroupInfo(conversation=conversation, after=found[-1] if found else "")
             page = (await self._request(pb.Request(group_info=info))).group_info_ok
             found += page.members
             if not page.more or not page.members:
-                return tuple(found)
+                return group_of(page, found)
+
+    async def members(self, conversation: str) -> tuple[str, ...]:
+        """Sorted."""
+        return (await self.group(conversation)).members
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""
@@ -450,6 +514,26 @@ class Client:
             asked.page = response.readers_ok.next_page
         return pages
 
+    async def search(self, words: str, conversation: str = "") -> AsyncIterator[Found]:
+        """The messages that say all of these words, the newest first, of the conversations (or of
+        this one) that this user is in, as the IDC that serves has them. It asks on for as long as
+        it is iterated: whoever has enough breaks off. Raises RequestRefused, NotConnected."""
+        asked = pb.Search(words=words, conversation=conversation)
+        known: set[str] = set()  # what moves down while it is searched is found again
+        while True:
+            response = await self._request(pb.Request(search=asked))
+            page = response.search_ok
+            for row in page.found:
+                key = key_text(key_of(row.key))
+                if key not in known:
+                    known.add(key)
+                    yield Found(
+                        row.key.conversation, key, row.key.uid, row.content, row.composed_ms
+                    )
+            if not page.HasField("next_page"):
+                return
+            asked.page.CopyFrom(page.next_page)
+
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""
         response = await self._request(pb.Request(devices=pb.Devices()))
@@ -468,6 +552,30 @@ class Client:
         if session is not None and self._typing_told.due(conversation, self._clock.now()):
             request = pb.Request(typing=pb.Typing(conversation=conversation))
             session.call(request, lambda response: None)
+
+    def background(self, on: bool) -> None:
+        """The application is in the background (or no longer): heartbeats come as seldom as the
+        network and the service allow, which is found out and remembered for each network. Messages
+        come as before."""
+        self._background = on
+        self._heartbeat_now()
+
+    def network(self, kind: str, name: str = "") -> None:
+        """The device is on another network now: wifi, cellular, wired or unknown; ``name`` tells it
+        from others of the kind. Whether the connection still stands is found out at once."""
+        if kind not in NETWORKS:
+            raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {kind!r}")
+        self._network = (kind, name)
+        self._silence_s = None
+        self._lookup = self._lookup._replace(network=kind)
+        if self._started:
+            self._link.network(kind)
+        self._heartbeat_now()
+
+    def _heartbeat_now(self) -> None:
+        if self._liveness is not None:
+            self._liveness.within(self._clock.now(), 0.0)
+            self._look_later()
 
     async def watch(self, uids: Sequence[str]) -> tuple[Presence, ...]:
         """Who of these is online, now; and ``Presence`` events from now on, in place of those of
@@ -535,7 +643,43 @@ class Client:
         self._ordered_once(change)
         await self._request(pb.Request(change=change))
 
-    def _ordered_once(self, change: pb.Change | pb.SetConversation) -> None:
+    async def friends(self) -> Friends:
+        """As the IDC that serves has it. Asks for page after page."""
+        asked = pb.Friends()
+        found: dict[str, pb.Friend] = {}
+        while True:
+            response = await self._request(pb.Request(friends=asked))
+            page = response.friends_ok
+            found.update((friend.uid, friend) for friend in page.friends)
+            if not page.next_page:
+                return friends_of(found.values())
+            asked.page = page.next_page
+
+    async def request_friend(self, uid: str) -> None:
+        """Both are friends when the other one accepts, or asks as well. Returns once another IDC
+        holds it, as do all words on friends below."""
+        await self._set_friend(uid, pb.SetFriend.REQUEST)
+
+    async def accept_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.ACCEPT)
+
+    async def decline_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.DECLINE)
+
+    async def remove_friend(self, uid: str) -> None:
+        """Or take an own request back."""
+        await self._set_friend(uid, pb.SetFriend.REMOVE)
+
+    async def block(self, uid: str, on: bool = True) -> None:
+        """Ends a friendship too. The other may not write to this user directly."""
+        await self._set_friend(uid, pb.SetFriend.BLOCK if on else pb.SetFriend.UNBLOCK)
+
+    async def _set_friend(self, uid: str, word: pb.SetFriend.Word.ValueType) -> None:
+        request = pb.SetFriend(uid=uid, word=word)
+        self._ordered_once(request)
+        await self._request(pb.Request(set_friend=request))
+
+    def _ordered_once(self, change: pb.Change | pb.SetConversation | pb.SetFriend) -> None:
         """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
@@ -624,7 +768,9 @@ class Client:
         """Positions were reached: the session is told with the next heartbeat."""
         self._to_ack[conversation] = None
         if self._liveness is not None:
-            self._liveness.news(self._clock.now(), True)
+            self._liveness.news(self._clock.now(), conversation not in self._calm)
+            if self._background:  # else it looks every second anyway
+                self._look_later()
 
     # ------------------------------------------------------------------------- connection
 
@@ -636,7 +782,7 @@ class Client:
         return pb.Connect(
             token=self._token.encode(),
             mode=pb.CONNECT_MODE_PULL_ONLY,
-            network=self.options.network,
+            network=self._network[0],
             client=self.options.client,
             placement=answer.placement if answer is not None else b"",
         )
@@ -648,7 +794,7 @@ class Client:
             token=self._token.encode(),
             connection_epoch=epoch,
             resume_token=self._resume_token,
-            network=self.options.network,
+            network=self._network[0],
             outbox=self._sender.outbox.heads(),
             client=self.options.client,
             moved_from=self._sender.moved_from(),
@@ -673,6 +819,7 @@ class Client:
         self._to_ack.update(self._acking)
         self._acking.clear()
         parameters = self._link.reconnect.parameters
+        self._connected_by, self._silence_s = self._network, None
         self._liveness = Liveness(
             parameters.with_heartbeat(session.ok.heartbeat_ms), self._rng, self._clock.now()
         )
@@ -705,12 +852,16 @@ class Client:
         except SessionLost:
             return  # the next connection catches up
 
-    def disconnected(self, lost: Lost) -> None:
+    def disconnected(self, lost: Lost) -> Lost:
         self._stop_timer()
+        if self._silence_s is not None and lost.reason in ("dead", "lost"):
+            self._longest().lost(self._silence_s)
+            lost = lost._replace(reason="forgotten")  # by the path: no gateway's fault
         self._liveness = None
         self._sender.disconnected()
         self._puller.disconnected()
         self._emit(ConnectionChanged("", "", f"the connection ended: {lost.reason}"))
+        return lost
 
     def unwritable(self, error: StoreFailed) -> None:
         self._emit(ConnectionChanged("", "", f"not connected: {error}"))
@@ -732,6 +883,7 @@ class Client:
         kind = event.WhichOneof("body")
         if kind == "push":
             push = event.push
+            self._take_it_calmly(push.conversation, push.merged)
             view = self._view(push.conversation)
             view.entries(push.entries, True)
             if push.stable:
@@ -745,6 +897,10 @@ class Client:
             self._puller.signal(event.signal)
             # It may name what is here already: only an ack ends its being named again.
             self._on_news(event.signal.conversation)
+        elif kind == "behind":
+            for told in event.behind.conversations:
+                self._take_it_calmly(told.conversation, True)
+            self._puller.heads_within(event.behind.conversations, event.behind.within_ms)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)
@@ -756,9 +912,17 @@ class Client:
             self._link.move(session, event.move)
         elif kind == "typing":
             self._typed(event.typing)
+        elif kind == "friend":
+            self._emit(changed_friend(event.friend))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)
+
+    def _take_it_calmly(self, conversation: str, calm: bool) -> None:
+        if calm:
+            self._calm.add(conversation)
+        else:
+            self._calm.discard(conversation)
 
     def _typed(self, typing: pb.Typing) -> None:
         expires = self._clock.now() + typing.lives_ms / 1000
@@ -802,6 +966,8 @@ class Client:
             return
         if due is Due.HEARTBEAT:
             self._heartbeat(session, liveness, now)
+            if self._background and self._sender.outbox.refresh():
+                self._sender.pump()
             if self._watched and now - self._watched_at >= _WATCH_AGAIN_S:
                 self._watched_at = now
                 self._spawn(self._watch_again())
@@ -817,6 +983,15 @@ class Client:
             await self._puller.sync(session)
         except SessionLost:
             return
+
+    def _longest(self) -> Longest:
+        """Of the present network."""
+        parameters = self._link.reconnect.parameters
+        session = self._link.session
+        told_ms = session.ok.heartbeat_ms if session is not None else 0
+        least_s = parameters.with_heartbeat(told_ms).heartbeat_ms / 1000
+        most_s = parameters.background_heartbeat_max_ms / 1000
+        return self._networks.of(self._network, least_s, most_s)
 
     def _heartbeat(self, session: Session, liveness: Liveness, now: float) -> None:
         # What was sent and not answered goes to the end: a heartbeat has room for so many acks,
@@ -835,13 +1010,31 @@ class Client:
             request.heartbeat.acks.append(ack)
             self._acking[conversation] = None
             del self._to_ack[conversation]
+        quiet_s = self._longest().interval_s if self._background else None
+        request.heartbeat.next_ms = round((quiet_s or 0.0) * 1000)
+        liveness.quiet(quiet_s)
+        # What the path does to a polled connection, or one made in another network, tells nothing.
+        silent = self._background and not session.polling and self._connected_by == self._network
+        asked_in = self._network
+        silence_s = self._silence_s = now - session.traffic_at if silent else None
         liveness.sent(now, more=bool(self._to_ack))
 
         def answered(response: pb.Response | None) -> None:
             if response is None or session is not self._link.session:
                 return
             liveness.answered()
-            if self._to_ack:  # more than fitted: not only when this one would have been overdue
+            self._silence_s = None
+            if asked_in == self._network:
+                self._connected_by = asked_in  # it stands in this network too
+            if silence_s is not None and asked_in == self._network:
+                self._longest().survived(silence_s)
+            less = response.heartbeat_ok.next_ms < request.heartbeat.next_ms
+            if less:
+                self._longest().allow(response.heartbeat_ok.next_ms / 1000)
+                liveness.within(self._clock.now(), self._longest().interval_s)
+            if (
+                less or self._to_ack
+            ):  # more than fitted: not only when this one would have been overdue
                 self._look_later()
             if not response.HasField("error"):
                 self._acking.clear()

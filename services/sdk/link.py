@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
+from services.sdk.core.degrade import Degrade
 from services.sdk.core.race import head_start_s
 from services.sdk.core.reconnect import (
     FOR_GOOD,
@@ -49,7 +51,9 @@ class Owner(Protocol):
 
     def connected(self, session: Session) -> None: ...
 
-    def disconnected(self, lost: Lost) -> None: ...
+    def disconnected(self, lost: Lost) -> Lost:
+        """Returns how the connection ended, as the client sees it."""
+        ...
 
     def unwritable(self, error: StoreFailed) -> None:
         """No connection can be made as long as its epoch cannot be stored; it is tried again."""
@@ -71,10 +75,15 @@ class Link:
         rng: random.Random,
         lookup: Lookup,
         on_event: OnEvent,
+        polling: Dialer | None,
     ) -> None:
+        """``polling``: by which it goes on when long connections do not last; None: it does not."""
         self._owner = owner
         self._ipconf = ipconf
         self._dialer = dialer
+        self._polling = polling
+        self._degrade = Degrade()
+        self._polled = False  # the last connection, or attempt at one
         self._seen = seen
         self._clock = clock
         self._rng = rng
@@ -103,12 +112,21 @@ class Link:
         try:
             while plan.where is not Where.NOWHERE:
                 await asyncio.sleep(plan.delay_ms / 1000)
+                self._polled = self.dialer is self._polling
                 lost = await self._round(plan.where)
+                self._degrade.ended(self._polled, lost, self._clock.now())
                 plan = self.reconnect.lost(lost)
                 log.info("not connected (%s): %s in %d ms", lost.reason, *_words(plan))
             self._owner.stopped(_stop_of(lost))
         except AuthError as error:
             self._owner.stopped(error)
+
+    @property
+    def dialer(self) -> Dialer:
+        """By which a gateway is dialled now."""
+        if self._degrade.polling and self._polling is not None:
+            return self._polling
+        return self._dialer
 
     def close(self) -> None:
         self._dials.close()
@@ -156,6 +174,10 @@ class Link:
             self._take(session)
             return await self._stay()
         return lost
+
+    def network(self, kind: str) -> None:
+        """For what ipconf is asked from now on."""
+        self._lookup = self._lookup._replace(network=kind)
 
     def knows(self, policy_epoch: int) -> None:
         """Some IDC is at this policy: an ipconf's answer from before it is old."""
@@ -214,14 +236,14 @@ class Link:
                 candidates.remove(tried[index])
 
         head_starts = [head_start_s(self._took.get(gateway.name)) for gateway in tried]
-        dials = [partial(self._dial, gateway) for gateway in tried]
+        dials = [partial(self._dial, gateway, self.dialer) for gateway in tried]
         return await self._dials.first(dials, head_starts, on_loss), lost
 
-    async def _dial(self, gateway: Gateway) -> Session:
+    async def _dial(self, gateway: Gateway, dialer: Dialer) -> Session:
         """Raises SessionLost."""
         session = Session(gateway, self._seen, self._clock, self._on_event)
         began = self._clock.now()
-        await session.dial(self._dialer, self.reconnect.parameters.connect_timeout_ms / 1000)
+        await session.dial(dialer, self.reconnect.parameters.connect_timeout_ms / 1000)
         self._took[gateway.name] = self._clock.now() - began
         return session
 
@@ -242,6 +264,7 @@ class Link:
     def _take(self, session: Session) -> None:
         self.session = session
         self._last = session.gateway
+        self._polled = session.polling
         self._move = None  # of an earlier connection: this one may be where it led to
         self._refused_by.clear()
         self.knows(session.ok.policy_epoch)
@@ -250,27 +273,32 @@ class Link:
 
     async def _stay(self) -> Lost:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             session = self.session
             assert session is not None
+            wait_s = self._degrade.back_at - self._clock.now() if session.polling else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            self._wake.clear()
             if session.ended.done():
                 self.session = None
                 lost = session.ended.result()
                 if lost.reason == "replaced" and session.epoch < self._raised:
                     # By a later attempt of our own, whose answer was lost: nobody else has come.
                     lost = lost._replace(reason="lost")
+                lost = self._owner.disconnected(lost)
                 if lost.reason == "dead":
                     self._failed(session.gateway, lost.reason)
                 elif lost.reason in LEAVE:
                     # No failure to report, but should ipconf not answer, or not know it yet, then
                     # this gateway is the last to go to: it would only send us away again.
                     self._avoid[session.gateway.name] = self._clock.now() + _AVOID_S
-                self._owner.disconnected(lost)
                 return lost
             if self._move is not None:
                 move, self._move = self._move, None
                 await self._make_before_break(session, move)
+            elif session.polling and self._clock.now() >= self._degrade.back_at:
+                await self._go_back(session)
 
     # ------------------------------------------------------------------------------ moves
 
@@ -291,17 +319,7 @@ class Link:
         try:
             answer = await self._ask()
             gateway = self._target(old.gateway, answer)
-            session = await self._dial(gateway)
-            timeout_s = answer.parameters.connect_timeout_ms / 1000
-            try:
-                await self._owner.before_move()
-                connect = await self._owner.connect_request(gateway)
-                if move.resume_token:
-                    connect.resume_token = move.resume_token
-                await self._connect(session, connect, timeout_s)
-            except BaseException:
-                session.close()
-                raise
+            session = await self._change_to(gateway, self.dialer, move.resume_token)
         except (NoAnswer, SessionLost, AuthError, StoreFailed) as error:
             # AuthError too: the present IDC took the token, so the other's clock may be wrong.
             log.info("the move away from %s failed: %s", old.gateway.name, error)
@@ -311,9 +329,40 @@ class Link:
                 self._retry_move(old, move, getattr(asked, "retry_after_ms", 0))
             return
         log.info("moved from %s to %s", old.gateway.name, gateway.name)
-        self._take(session)
+        self._leave(old, session)
+
+    async def _change_to(self, gateway: Gateway, dialer: Dialer, resume_token: bytes) -> Session:
+        """Raises SessionLost, AuthError, StoreFailed."""
+        session = await self._dial(gateway, dialer)
+        try:
+            await self._owner.before_move()
+            connect = await self._owner.connect_request(gateway)
+            if resume_token:
+                connect.resume_token = resume_token
+            timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
+            await self._connect(session, connect, timeout_s)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _leave(self, old: Session, new: Session) -> None:
+        self._take(new)
         old.call(pb.Request(bye=pb.Bye()), lambda _: None)
         old.close()
+
+    async def _go_back(self, polled: Session) -> None:
+        """To a long connection, at the same gateway; the polled one serves until it stands."""
+        try:
+            session = await self._change_to(polled.gateway, self._dialer, b"")
+        except (SessionLost, AuthError, StoreFailed) as error:
+            log.info("still no long connection to %s: %s", polled.gateway.name, error)
+            self._degrade.still_no_way(self._clock.now())
+            self._owner.move_failed()
+            return
+        log.info("a long connection to %s stands again", polled.gateway.name)
+        self._degrade.back()
+        self._leave(polled, session)
 
     @staticmethod
     def _target(present: Gateway, answer: Answer) -> Gateway:

@@ -41,6 +41,7 @@ BEHIND_S = 1.0  # owed for longer: a heartbeat's answer names it
 _BEHIND_MAX = 500  # conversations in one answer; the next names the others
 CONNECT_S = 5.0
 DELAY_SAMPLE_S = 0.02
+_PATIENCE = 1.5  # heartbeats, before what was merged and is not acked is named again
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
 
@@ -76,6 +77,7 @@ class StateServer(Outgoing):
         self._risk: Risk = risk or NoRisk()
         self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
+        self.patience_s = _PATIENCE * parameters.heartbeat_ms / 1000
         self._policy_epoch = policy_epoch
         self._checkpoint_path = checkpoint_path
         self.im: Im
@@ -411,7 +413,10 @@ class StateServer(Outgoing):
         answer.policy_epoch = self._policy_epoch()
         for name, owed in record.behind(now, BEHIND_S)[:_BEHIND_MAX]:
             answer.behind.add(conversation=name, heads=positions_pb(owed.heads))
+        limit_ms = self._parameters.background_heartbeat_max_ms
+        answer.next_ms = min(request.heartbeat.next_ms, limit_ms)
         queue = self.gateways[record.gateway]
+        queue.quiet(record.connection, answer.next_ms)
         queue.send(record.connection, request_id, response.SerializeToString())
         if self._verbs is not None:
             self._verbs.done("heartbeat", self._clock.now() - now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -181,7 +181,7 @@ async def test_those_who_ask_for_the_same_at_once_share_a_read(open_idc: OpenIdc
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
-    fra.im.pulls._kv = Slow()  # type: ignore[assignment]
+    fra.im.pulls._kv = Slow()
     asking = [asyncio.create_task(pulled(fra, {})) for _ in range(10)]
     await asyncio.sleep(0.05)
     go.set()
@@ -206,7 +206,7 @@ async def test_whoever_waits_reads_by_himself_when_the_reader_is_gone(open_idc: 
         await held.wait()
         raise AssertionError("it was cancelled")
 
-    real, pulls._read = pulls._read, slow  # type: ignore[method-assign]
+    real, pulls._read = pulls._read, cast(Any, slow)  # type: ignore[method-assign]
     first = asyncio.create_task(pulls.page(partition, conversation, {}, 0))
     await asyncio.sleep(0)
     second = asyncio.create_task(pulls.page(partition, conversation, {}, 0))

@@ -145,6 +145,11 @@ def test_what_was_read_is_kept() -> None:
     assert seqs(page(recent, {FRA: 1}, heads)) == [2, 1, 3]
     recent.read(NAME, {FRA: 2}, [entry(FRA, 3, 9)], heads, 1)  # less than what is there
     assert seqs(page(recent, {FRA: 1}, heads)) == [2, 1, 3]
+    stale = recent.page(NAME, {FRA: 3}, {FRA: 4, IAD: 1}, 200, BYTES, 1)
+    recent.read(
+        NAME, {FRA: 3, IAD: 1}, [entry(FRA, 4, 12)], {FRA: 4, IAD: 1}, 1
+    )  # that replaces it
+    assert stale is None and seqs(page(recent, {FRA: 3, IAD: 1}, {FRA: 4, IAD: 1})) == [4]
     deeper = [entry(FRA, 1, 4), *built, entry(FRA, 3, 9)]
     recent.read(NAME, {}, deeper, heads, 1)
     assert seqs(page(recent, {}, heads)) == [1, 2, 1, 3]
