@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import cost, engines, help_time, lag, metrics, overload, real, throughput
+from benchmarks import cost, engines, help_time, lag, metrics, overload, pulls, real, throughput
 from benchmarks.deployment import Failed, one_idc
 from imcore.errors import ImError
 
@@ -64,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "engines": _engines,
     "help": help_time.run,
     "metrics": metrics.run,
+    "pulls": pulls.run,
     "real": real.run,
 }
 

@@ -383,6 +383,7 @@ class Applier:
             self._owed_friends.now_friends(name, before, after)
         if not again:
             later = Effects(effects.entries, effects.audience, effects.cursors)
+            later.moved.update(effects.entries)  # by the time at which it is told
             self._owed.append((origin, later))
 
     async def _folded(

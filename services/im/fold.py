@@ -57,6 +57,7 @@ class Effects:
     # What two users were to each other before, and are now; by their conversation.
     friends: dict[str, tuple[oplog.FriendRow, oplog.FriendRow]] = field(default_factory=dict)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
+    moved: set[str] = field(default_factory=set)  # conversations of which earlier entries changed
     left: dict[str, set[str]] = field(default_factory=dict)  # by conversation
 
     def now_friends(self, name: str, before: oplog.FriendRow, after: oplog.FriendRow) -> None:
@@ -274,7 +275,7 @@ class Fold:
             elif kind == "place":
                 self._place(op, rows, effects)
             elif kind == "change":
-                self._change(op, rows, entry)
+                self._change(op, rows, entry, effects)
             elif kind == "membership":
                 self._membership(op, place_kept(op, origin), conversation, rows, effects)
             effects.entries.setdefault(op.conversation, []).append(entry)
@@ -299,8 +300,9 @@ class Fold:
             fill_place(row.place, own_place)
             self._store_class(key, class_key, row, None, rows)
             entry.place = own_place
-            self._claims(message.claims, rows)
+            self._claims(message.claims, rows, effects)
             return
+        effects.moved.add(op.conversation)
         row = oplog.ClassRow.FromString(stored)
         before = _standing(row)
         copies = [
@@ -320,32 +322,36 @@ class Fold:
         entry.recalled = row.changes.recalled
         if entry.alias:
             sometimes(ALIAS)
-        self._claims(message.claims, rows)
+        self._claims(message.claims, rows, effects)
 
-    def _change(self, op: oplog.Op, rows: Rows, entry: Entry) -> None:
+    def _change(self, op: oplog.Op, rows: Rows, entry: Entry, effects: Effects) -> None:
         """Kept with the class, so that a plain message needs no other row; it may come first."""
         class_key = keys.client_key(self._partition, key_of(op.change.key))
         row = oplog.ClassRow.FromString(rows.get(class_key) or b"")
         if changes.merge(row.changes, op.change):
             rows.put(class_key, row.SerializeToString(deterministic=True))
         entry.recalled = row.changes.recalled
+        if entry.recalled:
+            effects.moved.add(op.conversation)
 
     def _place(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
-        self._lower_class(key_of(op.place.key), place_of(op.place.place), rows)
-        self._claims(op.place.claims, rows)
+        self._lower_class(key_of(op.place.key), place_of(op.place.place), rows, effects)
+        self._claims(op.place.claims, rows, effects)
 
-    def _claims(self, claims: Iterable[pb.Attested], rows: Rows) -> None:
+    def _claims(self, claims: Iterable[pb.Attested], rows: Rows, effects: Effects) -> None:
         """An answer brings its question's place along, also before the question itself."""
         for key, place in _storable(claims):
-            self._lower_class(key, place, rows)
+            self._lower_class(key, place, rows, effects)
 
-    def _lower_class(self, key: ClientKey, place: Place, rows: Rows) -> None:
+    def _lower_class(self, key: ClientKey, place: Place, rows: Rows, effects: Effects) -> None:
         class_key = keys.client_key(self._partition, key)
         stored = rows.get(class_key)
         row = oplog.ClassRow() if stored is None else oplog.ClassRow.FromString(stored)
         before = _standing(row)
         if _lower(row, place):
             self._store_class(key, class_key, row, before, rows)
+            if before is not None:
+                effects.moved.add(key.conversation)
 
     def _store_class(
         self,

@@ -31,6 +31,11 @@ class Moved(Exception):
     """What one read has found was not so any more for the next one: read again."""
 
 
+def bounded(limit: int) -> int:
+    """How many entries a page has at most, whatever a client asks for."""
+    return max(1, min(limit or PULL_LIMIT, PULL_LIMIT))
+
+
 async def _entries(
     kv: Kv, partition: int, found: Sequence[tuple[Origin, oplog.Op]], region_keys: RegionKeys
 ) -> list[pb.Entry]:
@@ -83,7 +88,7 @@ async def pull(
     Within an origin HLC rises with seq, so a page cut by HLC is a prefix of every origin. Nothing
     above the heads of ``conversation`` is shown, whatever is committed meanwhile. Raises Moved.
     """
-    limit = max(1, min(limit or PULL_LIMIT, PULL_LIMIT))
+    limit = bounded(limit)
     found: list[tuple[int, Origin, int, oplog.Op, int]] = []
     for origin, head in conversation.heads.items():
         start = have.get(origin, 0) + 1
@@ -114,7 +119,7 @@ async def history(
 ) -> tuple[list[pb.Entry], bool]:
     """The last messages by place below ``before`` (None: from the end), in ascending order; at
     most ``limit`` and PAGE_BYTES_MAX. Raises Moved."""
-    limit = max(1, min(limit or PULL_LIMIT, PULL_LIMIT))
+    limit = bounded(limit)
     prefix = keys.order_prefix(partition, conversation.id)
     end = (
         keys.prefix_end(prefix)

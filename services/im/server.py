@@ -57,6 +57,7 @@ from services.im.load import ConversationLoad
 from services.im.looking import Looking
 from services.im.partition import Outcome, Partition
 from services.im.presence import TYPING_BURST, TYPING_PER_S
+from services.im.pulls import Pulls
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
 from services.metrics.hot import Hot
@@ -133,6 +134,7 @@ class ImServer:
     hot: Hot | None = None
     live: Live = field(default_factory=NoLive)
     kicked: Callable[[oplog.Op], None] = lambda op: None
+    pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
     load: ConversationLoad = field(init=False)
@@ -143,6 +145,7 @@ class ImServer:
         self.load = ConversationLoad(self.limits, self.policy.push_group_members_max)
         self.diffusion = Diffusion(self, self.limits)
         self.looking = Looking(self.clock)
+        self.pulls = Pulls(self.kv, self.keys)
 
     # ------------------------------------------------------------------------------- common
 
@@ -508,7 +511,7 @@ class ImServer:
         have = vector_of(pull.have)
 
         def page(partition: Partition, conversation: Conversation) -> _Page:
-            return reads.pull(self.kv, partition.number, conversation, have, pull.limit, self.keys)
+            return self.pulls.page(partition, conversation, have, pull.limit)
 
         return await self._pulled(session, pull.conversation, page)
 
@@ -653,20 +656,24 @@ class ImServer:
                 self.hot.messages(name, len(folded))
             conversation = partition.conversations.get(name)
             if conversation is None:
+                self.pulls.recent.drop(name)
                 continue
             head = conversation.heads.get(origin, 0)
             if origin == self.origin:
                 partition.sequencer.trim(name, head)
+            built = [entries.build(entry, self.keys) for entry in folded]
+            self.pulls.folded(name, origin, built, conversation.heads)
             if name in self.diffusion or self._is_huge(conversation):
                 left = effects.left.get(name, ())
                 self.diffusion.told(partition, conversation, folded, left)
                 continue
             if origin == self.origin:
                 self.signal(name, effects.audience[name], origin, head)
-            built = [entries.build(entry, self.keys) for entry in folded]
             self.pushes.push_entries(
                 name, effects.audience[name], built, conversation.heads, stable
             )
+        for name in effects.moved:
+            self.pulls.recent.drop(name)
         for uid, name, place in effects.cursors:
             moved = pb.CursorMoved(conversation=name, uid=uid)
             moved.place.hlc, moved.place.seq = place.hlc, place.seq

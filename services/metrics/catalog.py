@@ -116,6 +116,14 @@ METRICS = (
     _gauge("im_sequencer_pending", "messages accepted and not folded yet", "partition"),
     _gauge("im_log_bytes", "of all logs held here"),
     _gauge("im_kv_move", "1 while the KV moves to another engine"),
+    _counter(
+        "im_pulls_total",
+        "pages of pulls by where they came from: memory; shared (a read that was under way); kv. "
+        "The share of kv is what goes through to it",
+        "source",
+    ),
+    _gauge("im_recent_bytes", "of last entries of conversations in memory"),
+    _gauge("im_recent_conversations", "of which memory has the last entries"),
     # ------------------------------------------------------------------------------- policy
     _gauge("im_policy_epoch", "newest committed policy that is known here"),
     _gauge("im_policy_stale", "1: no majority has confirmed the policy lately"),

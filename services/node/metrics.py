@@ -127,6 +127,11 @@ class NodeCollector(Collector):
         if node.partitions:
             outcomes = asdict(node.im.counters).items()
             yield family("im_messages_total", [((name,), count) for name, count in outcomes])
+            pulls = node.im.pulls
+            sources = asdict(pulls.counters).items()
+            yield family("im_pulls_total", [((name,), count) for name, count in sources])
+            yield family("im_recent_bytes", [((), pulls.recent.bytes)])
+            yield family("im_recent_conversations", [((), len(pulls.recent))])
             queues.append((("sends", ""), node.im.queued()))
             queues.append((("acks", ""), sum(len(p.replication) for p in node.partitions)))
             queues += [(("signals", idc), len(queue)) for idc, queue in node.signals.items()]
