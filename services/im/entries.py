@@ -54,4 +54,7 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.membership.name = op.membership.name
         built.membership.create = op.membership.create
         built.membership.actor = op.membership.actor
+        built.membership.roles.extend(op.membership.roles)
+        if op.membership.HasField("announcement"):
+            built.membership.announcement.CopyFrom(op.membership.announcement)
     return built

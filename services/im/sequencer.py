@@ -309,6 +309,8 @@ class Sequencer:
         seen_hlc: int,
         create: bool = False,
         name: str = "",
+        roles: Sequence[pb.RoleChange] = (),
+        announcement: pb.Announcement | None = None,
     ) -> oplog.Op:
         op = self._op(conversation, head, wall_ms, seen_hlc)
         for uid, member in changes:
@@ -316,6 +318,9 @@ class Sequencer:
         op.membership.create = create
         op.membership.name = name
         op.membership.actor = actor
+        op.membership.roles.extend(roles)
+        if announcement is not None:
+            op.membership.announcement.CopyFrom(announcement)
         return op
 
     def change(self, change: pb.ChangeEntry, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:

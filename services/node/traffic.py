@@ -59,7 +59,7 @@ class Traffic:
             self._peer_facts,
             node.clock,
             node.rng,
-            facts=lambda: node.status.as_dict(),
+            facts=lambda: node.status.facts(),
             reports=lambda: self.reports.counts(node.clock.now()),
             on_clock_offset=self._clock_offset,
         )
@@ -153,6 +153,11 @@ class Traffic:
         """Those whose closed HLC holds the stable watermark back."""
         current = self._node.replication.current
         return frozenset(current(idc) for idc in self._idcs if self._state(idc) not in _OUT)
+
+    def current_origins(self) -> list[Origin]:
+        """Under which the IDCs accept, or will when they return; those of retired ones not."""
+        retired = self.retired()
+        return [self._node.replication.current(idc) for idc in self._idcs if idc not in retired]
 
     def suspended_origins(self) -> dict[Origin, bool]:
         """Origins that are down, and whether they are sealed for good."""

@@ -40,10 +40,11 @@ LONGEST = {
     b"e": keys.entry(PARTITION, DIRECT, ORIGIN, U64),
     b"k": keys.client_key(PARTITION, KEY),
     b"o": keys.order(PARTITION, PLACE, KEY),
-    b"g": keys.group(PARTITION, GROUP),
+    b"g": keys.group_member(PARTITION, GROUP, ID),
     b"m": keys.member(PARTITION, ID, GROUP),
     b"r": keys.cursor(PARTITION, ID, DIRECT),
     b"s": keys.settings(PARTITION, ID, DIRECT),
+    b"f": keys.friend(PARTITION, ID, ID),
     b"w": keys.route(PARTITION, ID, ID),
     b"u": keys.timeline(PARTITION, ID, DIRECT),
 }
