@@ -61,6 +61,10 @@ TABLE: Mapping[str, Mapping[str, Access]] = {
     },
     "Users": {"Kick": Access(Role.OPERATOR)},
     "Engines": {"MoveKv": Access(Role.ADMIN)},
+    "Archives": {
+        "Closed": Access(Role.VIEWER),
+        "Read": Access(Role.ADMIN),  # what people have written
+    },
     "Front": {"Link": _PEERS},  # and of the same IDC: services.split.fronts
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -128,6 +128,37 @@ async def move_kv(
             raise translated from error
     _audit(target, name, "not done" if last.problem else "done", f"{what} {last.problem}")
     return last
+
+
+async def closed(target: Reach, name: str) -> pb.ClosedReply:
+    """How far that IDC says that messages may be archived. Raises Unavailable."""
+    async with _channel(target, name) as channel:
+        try:
+            request = pb.ClosedRequest()
+            reply: pb.ClosedReply = await rpc.ArchivesStub(channel).Closed(
+                request, timeout=TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, name, safe=True) from error
+    return reply
+
+
+async def archived(
+    target: Reach, name: str, request: pb.ArchiveRequest
+) -> AsyncIterator[pb.ArchiveChunk]:
+    """What people have written, so it is noted who took it. Raises BadInput, Refused,
+    Unavailable."""
+    what = f"messages of HLC {request.after} to {request.until} are read for an archive"
+    async with _channel(target, name) as channel:
+        try:
+            async for chunk in rpc.ArchivesStub(channel).Read(request):
+                yield chunk
+        except grpc.aio.AioRpcError as error:
+            translated = translate(error, name, safe=True)
+            _audit(target, name, _outcome(translated), f"{what}: {translated}")
+            raise translated from error
+    if not request.count_only:
+        _audit(target, name, "done", what)
 
 
 def _outcome(error: ImError) -> str:

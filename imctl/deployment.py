@@ -29,6 +29,17 @@ def find(data: Path | None) -> Local:
     return _found(found[0])
 
 
+def folder(data: Path | None) -> Path:
+    """Of a deployment, running or not. Raises Failed."""
+    chosen = data or (Path(named) if (named := os.environ.get(VARIABLE)) else None)
+    if chosen is None:
+        known = [path.parent for path in Path("var").glob("*/region.yaml")]
+        chosen = known[0] if len(known) == 1 else find(None).data
+    if not (chosen / "region.yaml").exists():
+        raise Failed(f"{chosen} is no folder of a deployment; choose one with --data")
+    return chosen
+
+
 def _found(folder: Path) -> Local:
     target = opened(folder)
     roles.check(target.pki)

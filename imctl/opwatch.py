@@ -9,11 +9,12 @@ from datetime import datetime
 
 import typer
 
-from imcore.errors import OutcomeUnknown, Unavailable
+from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imctl.errors import Aborted, Failed
 from imctl.output import time_of_day
 from imctl.traffic import Control, Left
 from services.control.operations import UNDER_WAY, Operation
+from services.control.rules import Change
 from services.control.slow import Slow
 from services.policy.document import OperationState
 
@@ -58,6 +59,33 @@ async def until_ended(control: Control, name: str, timeout_s: float, shown: int 
         f"{name} is paused, because its step failed: {operation.steps[-1].sentence}; "
         f"`imctl op resume {name}` goes on with it, `imctl op abort {name}` ends it"
     )
+
+
+async def until_followed(
+    control: Control, epoch: int, change: Change, timeout_s: float
+) -> list[str]:
+    """Until every IDC that answers, but the one that the change is about, serves by this epoch or a
+    later one; who they are. Raises OutcomeUnknown."""
+    late: list[str] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                found = await control.statuses(TICK_S)
+                epochs = {
+                    name: int((one.get("policy") or {}).get("epoch") or 0)
+                    for name, one in found.items()
+                    if not isinstance(one, ImError) and name != change.idc
+                }
+                late = [name for name, known in epochs.items() if known < epoch]
+                if epochs and not late:
+                    return list(epochs)
+                await asyncio.sleep(TICK_S)
+    except TimeoutError:
+        who = ", ".join(late) or "no other IDC answers, so nobody is known to"
+        raise OutcomeUnknown(
+            f"it is committed as epoch {epoch}, and after {timeout_s:g} s {who} "
+            "does not serve by it yet; `imctl status` shows who does"
+        ) from None
 
 
 async def _known(control: Control) -> list[Operation] | None:

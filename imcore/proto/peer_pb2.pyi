@@ -1105,3 +1105,169 @@ class MoveKvProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MoveKvProgress: _TypeAlias = MoveKvProgress  # noqa: Y015
+
+@_typing.final
+class ClosedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClosedRequest: _TypeAlias = ClosedRequest  # noqa: Y015
+
+@_typing.final
+class ClosedReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HLC_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    hlc: _builtins.int
+    """what any IDC accepts is above it from now on, and all at or below it is folded here"""
+    @_builtins.property
+    def retired(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDCs that are not waited for"""
+
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___OriginEnds]:
+        """applied only: what is folded here"""
+
+    def __init__(
+        self,
+        *,
+        hlc: _builtins.int = ...,
+        retired: _abc.Iterable[_builtins.str] | None = ...,
+        ends: _abc.Iterable[Global___OriginEnds] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "hlc", b"hlc", "retired", b"retired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClosedReply: _TypeAlias = ClosedReply  # noqa: Y015
+
+@_typing.final
+class ArchiveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    COUNT_ONLY_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """accepted above this HLC"""
+    until: _builtins.int
+    """and at or below this one"""
+    count_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+        until: _builtins.int = ...,
+        count_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "count_only", b"count_only", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveRequest: _TypeAlias = ArchiveRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITIONS_DONE_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    COUNTED_AGAIN_FIELD_NUMBER: _builtins.int
+    partitions_done: _builtins.int
+    counted: _builtins.int
+    """messages since the last chunk, whether they are here or not"""
+    counted_again: _builtins.int
+    """and earlier ones that have changed"""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArchivedMessage]: ...
+    def __init__(
+        self,
+        *,
+        partitions_done: _builtins.int = ...,
+        messages: _abc.Iterable[Global___ArchivedMessage] | None = ...,
+        counted: _builtins.int = ...,
+        counted_again: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "counted_again", b"counted_again", "messages", b"messages", "partitions_done", b"partitions_done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveChunk: _TypeAlias = ArchiveChunk  # noqa: Y015
+
+@_typing.final
+class ArchivedMessage(_message.Message):
+    """A message as it is shown when it is read; without content, refs and hash once it is recalled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
+    EDITED_FIELD_NUMBER: _builtins.int
+    RECALLED_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    accepted: _builtins.int
+    """HLC of its first acceptance that this IDC knows: what ranges go by"""
+    composed_ms: _builtins.int
+    content: _builtins.bytes
+    content_hash: _builtins.bytes
+    refs: _builtins.bytes
+    edited: _builtins.bool
+    recalled: _builtins.bool
+    again: _builtins.bool
+    """accepted at or below the range: something of it has changed within the range"""
+    @_builtins.property
+    def key(self) -> _client_pb2.ClientKey: ...
+    @_builtins.property
+    def place(self) -> _client_pb2.Place: ...
+    @_builtins.property
+    def origin(self) -> _client_pb2.Origin:
+        """of the copy that is shown"""
+
+    def __init__(
+        self,
+        *,
+        key: _client_pb2.ClientKey | None = ...,
+        place: _client_pb2.Place | None = ...,
+        origin: _client_pb2.Origin | None = ...,
+        seq: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+        composed_ms: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+        content_hash: _builtins.bytes = ...,
+        refs: _builtins.bytes = ...,
+        edited: _builtins.bool = ...,
+        recalled: _builtins.bool = ...,
+        again: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "origin", b"origin", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "again", b"again", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "edited", b"edited", "key", b"key", "origin", b"origin", "place", b"place", "recalled", b"recalled", "refs", b"refs", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchivedMessage: _TypeAlias = ArchivedMessage  # noqa: Y015

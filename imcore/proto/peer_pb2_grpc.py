@@ -1083,3 +1083,122 @@ class Engines:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ArchivesStub:
+    """Of an IDC, for operators: what is copied out of the KV into an archive.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Closed = channel.unary_unary(
+                '/im.v1.Archives/Closed',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.ClosedRequest.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.ClosedReply.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_stream(
+                '/im.v1.Archives/Read',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.ArchiveRequest.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.ArchiveChunk.FromString,
+                _registered_method=True)
+
+
+class ArchivesServicer:
+    """Of an IDC, for operators: what is copied out of the KV into an archive.
+    """
+
+    def Closed(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """By conversation, and by origin in it, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ArchivesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Closed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Closed,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.ClosedRequest.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.ClosedReply.SerializeToString,
+            ),
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.ArchiveRequest.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.ArchiveChunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'im.v1.Archives', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('im.v1.Archives', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Archives:
+    """Of an IDC, for operators: what is copied out of the KV into an archive.
+    """
+
+    @staticmethod
+    def Closed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/im.v1.Archives/Closed',
+            imcore_dot_proto_dot_peer__pb2.ClosedRequest.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.ClosedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/im.v1.Archives/Read',
+            imcore_dot_proto_dot_peer__pb2.ArchiveRequest.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.ArchiveChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -343,3 +343,43 @@ class EnginesServicer(metaclass=_abc_1.ABCMeta):
         """Begins a move of the KV to another engine, or joins the one under way; it goes on without the caller."""
 
 def add_EnginesServicer_to_server(servicer: EnginesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ArchivesStub:
+    """Of an IDC, for operators: what is copied out of the KV into an archive."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ArchivesAsyncStub: ...
+    Closed: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ClosedRequest, _peer_pb2.ClosedReply]
+    Read: _grpc.UnaryStreamMultiCallable[_peer_pb2.ArchiveRequest, _peer_pb2.ArchiveChunk]
+    """By conversation, and by origin in it, in order."""
+
+@_typing.type_check_only
+class ArchivesAsyncStub(ArchivesStub):
+    """Of an IDC, for operators: what is copied out of the KV into an archive."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Closed: _aio.UnaryUnaryMultiCallable[_peer_pb2.ClosedRequest, _peer_pb2.ClosedReply]  # type: ignore[assignment]
+    Read: _aio.UnaryStreamMultiCallable[_peer_pb2.ArchiveRequest, _peer_pb2.ArchiveChunk]  # type: ignore[assignment]
+    """By conversation, and by origin in it, in order."""
+
+class ArchivesServicer(metaclass=_abc_1.ABCMeta):
+    """Of an IDC, for operators: what is copied out of the KV into an archive."""
+
+    @_abc_1.abstractmethod
+    def Closed(
+        self,
+        request: _peer_pb2.ClosedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.ClosedReply, _abc.Awaitable[_peer_pb2.ClosedReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Read(
+        self,
+        request: _peer_pb2.ArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.ArchiveChunk], _abc.AsyncIterator[_peer_pb2.ArchiveChunk]]:
+        """By conversation, and by origin in it, in order."""
+
+def add_ArchivesServicer_to_server(servicer: ArchivesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -113,6 +113,12 @@ class IdcSpec(Workload):
         description="drain: an IDC with `role_certificate` stays until it is drained, failed or "
         "retired; at_once: it goes as it is, also when its deletion waits already",
     )
+    drills_from: list[ObjectName] = Field(
+        default_factory=list,
+        max_length=16,
+        description="drills may break it: those of DrillRuns in these namespaces (its own only "
+        "when it is named), and those of whoever may change this object and exec into its pod",
+    )
 
 
 class WitnessSpec(Workload):
@@ -152,6 +158,7 @@ class Phase(StrEnum):
     SERVING = "Serving"
     UNREADY = "Unready"  # it has served and does not now
     DELETING = "Deleting"
+    DOWN = "Down"  # a drill has killed it and keeps it down
 
 
 class WorkloadStatus(Model):

@@ -136,10 +136,10 @@ class _Model:
             )
         if w.headroom == 1 and w.surviving in (1, w.idcs):
             notes.append("links without headroom: an IDC that was away never catches up")
-        large = [group.members for group in w.groups if group.members > 1000]
+        large = [group.members for group in w.groups if group.members > 10_000]
         if large:
             notes.append(
-                f"groups of {max(large):,.0f} are above the default of group_members_max (1,000)"
+                f"groups of {max(large):,.0f} are above the default of group_members_max (10,000)"
             )
         return notes
 

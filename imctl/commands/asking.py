@@ -25,7 +25,7 @@ from imctl.loss import as_document as loss_document
 from imctl.moveplan import MOVES, plan_lines, question, refusal_lines
 from imctl.moveplan import as_document as plan_document
 from imctl.options import Format
-from imctl.opwatch import conclude, until_ended
+from imctl.opwatch import conclude, until_ended, until_followed
 from imctl.output import emit, notes
 from imctl.statusview import idc_table
 from imctl.traffic import Control, Judged, document_of
@@ -93,8 +93,12 @@ def run_change(change: Change, how: Asking) -> None:
         decision = await control.submit(change)
         _show(decision, None, how)
         if decision.policy is not None and decision.operation and how.wait:
-            ended = await until_ended(control, decision.operation, how.timeout_s, shown=1)
-            typer.echo(conclude(ended) + _against(change, preview), err=True)
+            if change.kind == Kind.FAILOVER:  # ends by its commit
+                who = await until_followed(control, decision.policy.epoch, change, how.timeout_s)
+                typer.echo(f"{', '.join(who)} serve by it", err=True)
+            else:
+                ended = await until_ended(control, decision.operation, how.timeout_s, shown=1)
+                typer.echo(conclude(ended) + _against(change, preview), err=True)
         if decision.policy is not None and how.wait is not False:
             await _show_topology(change, how, (await control.policy()).epoch)
         return decision
@@ -120,7 +124,7 @@ def _check(change: Change, control: Control) -> None:
         if name and name not in control.idcs:
             raise BadInput(f"expected one of {', '.join(control.idcs)}, got {name!r}")
     limit = control.region.spec.safety.replication_lag_ms_max
-    if change.max_lag_ms > limit:
+    if change.max_lag_ms > limit and change.kind != Kind.FAILOVER:
         raise BadInput(
             f"--max-lag: expected at most {limit}, got {change.max_lag_ms}: it only tightens "
             "safety.replication_lag_ms_max of the region file"

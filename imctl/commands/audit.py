@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl import auditview, deployment
 from imctl.audit import own_writer
-from imctl.errors import ERROR, Failed
+from imctl.errors import ERROR
 from imctl.options import Data, Format, Output
 from imctl.output import emit
 from imctl.target import runfile
@@ -60,7 +59,7 @@ def show(
     if context.invoked_subcommand is not None:
         return
     since_ms = auditview.since(since, SystemClock().wall_ms()) if since else 0
-    folder = _folder(data)
+    folder = deployment.folder(data)
     chains = auditview.read(auditview.writers(folder, _writers(folder)))
     rows = auditview.merged(chains, since_ms, idc)
     emit(rows, output, lambda: auditview.table(rows))
@@ -78,7 +77,7 @@ def verify(output: Output = Format.TABLE, data: Data = None) -> None:
 
     Example: imctl audit verify
     """
-    folder = _folder(data)
+    folder = deployment.folder(data)
     paths = auditview.writers(folder, _writers(folder))
     # The registers first: what is anchored later is written later.
     own = own_writer()
@@ -93,17 +92,6 @@ def verify(output: Output = Format.TABLE, data: Data = None) -> None:
         emit(rows, output, str)
     if not all(row["whole"] for row in rows):
         raise typer.Exit(ERROR)
-
-
-def _folder(data: Path | None) -> Path:
-    """Of a deployment, running or not. Raises Failed."""
-    chosen = data or (Path(named) if (named := os.environ.get(deployment.VARIABLE)) else None)
-    if chosen is None:
-        known = [path.parent for path in Path("var").glob("*/region.yaml")]
-        chosen = known[0] if len(known) == 1 else deployment.find(None).data
-    if not (chosen / "region.yaml").exists():
-        raise Failed(f"{chosen} is no folder of a deployment; choose one with --data")
-    return chosen
 
 
 def _writers(folder: Path) -> list[str]:

@@ -85,7 +85,7 @@ def list_(output: Output = Format.TABLE) -> None:
         return view
 
     if not documents:
-        raise Failed(f"there are no drills below {model.FOLDER}; go to where that folder is")
+        raise Failed(f"there are no drills below {model.ready_made()}")
     emit(documents, output, table)
 
 

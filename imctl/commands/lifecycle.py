@@ -47,7 +47,8 @@ def up(
 
     Example: imctl up regions/three-idc.yaml --faults
     """
-    target = Local.prepare(file, data, faults, SystemClock(), chosen(engines), split)
+    folder = folder_of(load_region(file), data)
+    target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines), split)
     store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
     with progress(target) as shown:

@@ -49,6 +49,15 @@ def run(
         Path,
         typer.Option(metavar="FOLDER", help="For the audit logs of the traffic that it moves."),
     ] = Path("var/operator"),
+    drills: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run DrillRuns, with this folder for what is known of them while they run "
+            "[default: none are run].",
+            show_default=False,
+        ),
+    ] = None,
     webhook: Annotated[
         str,
         typer.Option(
@@ -64,7 +73,8 @@ def run(
 ) -> None:
     """Bring IDC and Witness objects to this cluster and keep them so, until SIGTERM.
 
-    Moves of traffic are asked for as TrafficOperation objects say.
+    Moves of traffic are asked for as TrafficOperation objects say, drills are run as DrillRun
+    objects say.
 
     Of several, one is active: it holds a Lease. The others wait for it.
 
@@ -89,7 +99,9 @@ def run(
     figures = Figures.of(yaml.safe_load(text))
     clock = SystemClock()
     namespaces = namespace or []
-    asyncio.run(run_operator(identity, where, namespaces, figures, clock, audit, context, hook))
+    asyncio.run(
+        run_operator(identity, where, namespaces, figures, clock, audit, context, hook, drills)
+    )
 
 
 @operator.command("crds")

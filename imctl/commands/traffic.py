@@ -49,6 +49,7 @@ Hashes = Annotated[
 ]
 
 WAIT_S = 120.0
+FOLLOWED_S = 15.0  # a commit is known in the IDCs within half a second
 
 
 def cordon(
@@ -150,20 +151,34 @@ def switchover(
 def failover(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The IDC that is lost.")],
     expect_epoch: Epoch = 0,
+    max_lag: Annotated[
+        int,
+        typer.Option(
+            "--max-lag",
+            metavar="MS",
+            min=0,
+            help="Refuse while the survivors lag more behind each other; 0: however much.",
+        ),
+    ] = 0,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Until all who answer serve by it.")
+    ] = True,
+    timeout: Timeout = FOLLOWED_S,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
     """Declare an IDC failed: its clients go elsewhere at once. An IDC that works: drain it.
 
-    What only the lost IDC holds is estimated and printed first.
+    What only the lost IDC holds is estimated and printed first. It ends by its commit, and has no
+    --rate: clients of a lost IDC come by themselves, at the rate that takers admit.
 
     Example: imctl failover fra --dry-run
     """
-    change = _change(Kind.FAILOVER, source, "", expect_epoch, override)
-    run_change(change, Asking(dry_run, yes, output, data))
+    change = _change(Kind.FAILOVER, source, "", expect_epoch, override, max_lag)
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
 
 
 def failback(

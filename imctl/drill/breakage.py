@@ -7,13 +7,12 @@ import secrets
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
 
 from imcore.errors import ImError, Unavailable
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imctl.drill.faults import Fault, FaultBook, Kind, in_order
-from imctl.drill.means import LocalMeans
+from imctl.drill.means import Means, means_of
 from imctl.errors import Failed
 from imctl.moves import Moves, random_id
 from imctl.target.local import Local
@@ -22,42 +21,6 @@ from imctl.traffic import Steering
 BACK_S = 90.0  # until an IDC has its clients again
 POLL_S = 0.3
 ACTIVE_ROUNDS = 3  # looks at a policy in which every IDC stays active
-
-
-class Means(Protocol):
-    """What breaks and mends the units of a deployment. All raise ImError."""
-
-    async def kill(self, unit: str) -> None: ...
-
-    async def pause(self, unit: str) -> None: ...
-
-    async def resume(self, unit: str) -> None: ...
-
-    async def wipe(self, unit: str) -> None:
-        """Of one that was killed."""
-        ...
-
-    async def start(self, unit: str) -> None:
-        """Returns once it runs, perhaps not yet serving."""
-        ...
-
-    async def serving(self, units: Sequence[str]) -> None:
-        """Until these serve that ever do: an engine's answer is not waited for."""
-        ...
-
-    def state(self, unit: str) -> str:
-        """Of a unit, as of now: running, paused or gone."""
-        ...
-
-    def ends(self) -> list[str]:
-        """Of links."""
-        ...
-
-    async def link(self, fault: pb.LinkFault) -> None: ...
-
-    async def clock(self, idc: str, offset_ms: int) -> None: ...
-
-    async def disk(self, idc: str, full: bool, fsync_delay_ms: int) -> None: ...
 
 
 class Breakage:
@@ -81,7 +44,7 @@ class Breakage:
 
     @staticmethod
     def of(target: Local, control: Steering, clock: Clock, lasts_s: float) -> Breakage:
-        means = LocalMeans(target, clock)
+        means = means_of(target, clock, lasts_s)
         return Breakage(means, control, Moves(control, random_id), clock, lasts_s, target.data)
 
     # --------------------------------------------------------------------------------- make

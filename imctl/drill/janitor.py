@@ -17,7 +17,7 @@ from imcore.errors import ImError
 from imcore.runtime import SystemClock
 from imctl.drill.breakage import Breakage
 from imctl.drill.faults import Fault, FaultBook, RunLock, expired
-from imctl.target.local import Local
+from imctl.target.opening import opened
 from imctl.traffic import Control
 
 POLL_S = 0.5
@@ -51,7 +51,7 @@ def _undo(folder: Path, faults: list[Fault] | None) -> list[str]:
     """Returns what could not be undone."""
 
     async def work() -> list[str]:
-        target = Local.open(folder)
+        target = opened(folder)
         async with Control(target, SystemClock(), random.Random()) as control:
             return await Breakage.of(target, control, SystemClock(), 0).undo_all(faults)
 

@@ -1,15 +1,63 @@
-"""What breaks and mends the units of a deployment on this machine: signals, the Admin services of
-its IDCs, and its link proxy. ``Means`` of imctl.drill.breakage."""
+"""What breaks and mends the units of a deployment; of one on this machine by signals, the Admin
+services of its IDCs, and its link proxy."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imctl import admin, audit, startup
 from imctl.target.local import LINKPROXY, Local
+
+
+class Means(Protocol):
+    """What breaks and mends the units of a deployment. All raise ImError."""
+
+    async def kill(self, unit: str) -> None: ...
+
+    async def pause(self, unit: str) -> None: ...
+
+    async def resume(self, unit: str) -> None: ...
+
+    async def wipe(self, unit: str) -> None:
+        """Of one that was killed."""
+        ...
+
+    async def start(self, unit: str) -> None:
+        """Returns once it runs, perhaps not yet serving."""
+        ...
+
+    async def serving(self, units: Sequence[str]) -> None:
+        """Until these serve that ever do: an engine's answer is not waited for."""
+        ...
+
+    def state(self, unit: str) -> str:
+        """Of a unit, as of now: running, paused or gone."""
+        ...
+
+    def ends(self) -> list[str]:
+        """Of links."""
+        ...
+
+    async def link(self, fault: pb.LinkFault) -> None: ...
+
+    async def clock(self, idc: str, offset_ms: int) -> None: ...
+
+    async def disk(self, idc: str, full: bool, fsync_delay_ms: int) -> None: ...
+
+
+def means_of(target: Local, clock: Clock, lasts_s: float) -> Means:
+    """``lasts_s``: what a fault may last."""
+    if not target.on_pods:
+        return LocalMeans(target, clock)
+    from imctl.drill.pods import PodMeans  # a client of Kubernetes takes its time to load
+    from imctl.target.kubernetes import Kubernetes
+
+    assert isinstance(target, Kubernetes)
+    return PodMeans(target, clock, lasts_s)
 
 
 class LocalMeans:

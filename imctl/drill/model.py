@@ -16,7 +16,7 @@ from imcore.region.model import Model
 from imcore.roles import Role
 
 EXTENSION = "imctl"
-FOLDER = Path("regions/drills")
+FOLDER = Path("regions/drills")  # of the folder that one is in; else that which lies beside imctl
 CONTROL = "imctl.drill.control"
 # Arguments of our actions that name an IDC: a preflight compares them with the region.
 IDC_ARGUMENTS = ("idc", "a", "b", "source", "target", "lost", "idcs")
@@ -125,8 +125,13 @@ def _filled(value: str, values: Mapping[str, Any]) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), value)
 
 
-def find(name_or_file: str, folder: Path = FOLDER) -> Path:
+def ready_made() -> Path:
+    return FOLDER if FOLDER.is_dir() else Path(__file__).parents[2] / FOLDER
+
+
+def find(name_or_file: str, folder: Path | None = None) -> Path:
     """The file of a drill by its name, or the file itself. Raises BadInput."""
+    folder = folder or ready_made()
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():
@@ -139,8 +144,8 @@ def find(name_or_file: str, folder: Path = FOLDER) -> Path:
     return known[name_or_file]
 
 
-def listed(folder: Path = FOLDER) -> list[Path]:
-    return sorted(folder.glob("*.yaml"))
+def listed(folder: Path | None = None) -> list[Path]:
+    return sorted((folder or ready_made()).glob("*.yaml"))
 
 
 def load_drill(path: Path) -> Drill:
@@ -154,12 +159,21 @@ def load_drill(path: Path) -> Drill:
 def check(path: Path) -> tuple[Drill | None, list[str]]:
     """The drill, when its shape lets it be read, and what is wrong with the file."""
     try:
-        document = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         return None, [f"{path}: cannot be read: {error}"]
+    return check_text(text, path)
+
+
+def check_text(text: str, path: Path) -> tuple[Drill | None, list[str]]:
+    """The same of a text; ``path``: by which it is called."""
+    try:
+        document = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         return None, [f"{path}:{line}: {error.problem or 'not YAML'}"]
+    except yaml.YAMLError as error:  # a character that none may have
+        return None, [f"{path}: not YAML: {str(error).splitlines()[0]}"]
     if not isinstance(document, dict):
         return None, [f"{path}: expected an experiment (a mapping with title, method, ...)"]
     settings, problems = _settings(document)

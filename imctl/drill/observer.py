@@ -162,7 +162,7 @@ class Observer:
                 if origin in own - {document.get("origin")}:
                     self.mirrors.holds(idc, origin, held, now)
         for idc in self.silent:
-            self.mirrors.forget(idc)
+            self.mirrors.forget(idc, now)
 
     def _note_load(self, documents: dict[str, dict[str, Any]]) -> None:
         for document in documents.values():

@@ -12,6 +12,7 @@ from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.roles import Role, said
 from imctl import admin, roles
+from imctl.drill import onpods
 from imctl.drill.faults import RunLock
 from imctl.drill.model import Drill
 from imctl.statusview import newest_policy
@@ -39,12 +40,17 @@ class Seen:
     drill_runs: bool = False
     left: Sequence[str] = field(default_factory=tuple)  # faults that could not be undone
     role: Role = Role.ADMIN  # whose certificate is shown
+    on_pods: bool = False
+    faults_by: str = ""  # why it takes none
 
 
 async def look(target: Local, left: Sequence[str]) -> Seen:
     documents = await admin.statuses(target, target.names(), STATUS_S)
     held, role = RunLock(target.data).held(), roles.shown(target.pki)
-    return Seen(target.faults, target.units(), documents, held, left, role)
+    return Seen(
+        target.faults, target.units(), documents, held, left, role, target.on_pods,
+        target.faults_by,
+    )  # fmt: skip
 
 
 def blockers(
@@ -58,7 +64,9 @@ def _blockers(
 ) -> Iterator[Blocker]:
     idcs = [idc.name for idc in region.spec.idcs]
     if not seen.faults:
-        yield Blocker("faults-off", "the deployment was not started with `up --faults`")
+        yield Blocker("faults-off", seen.faults_by)
+    for sentence in onpods.impossible(drill) if seen.on_pods else ():
+        yield Blocker("on-pods", sentence)
     needed = drill.role_needed()
     if not seen.role.covers(needed):
         why = said(seen.role, f"The drill {drill.name}", f"needs the role {needed}")

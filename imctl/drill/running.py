@@ -71,7 +71,7 @@ def begin(run: Run) -> Session:
     """Raises Guarded when another drill runs, Failed when faults are left that cannot be undone."""
     global current
     if not run.target.faults:
-        raise Guarded("faults are off: this deployment was not started with `up --faults`")
+        raise Guarded(f"faults are off: {run.target.faults_by}")
     run.lock = RunLock(run.target.data)
     if not run.lock.take():
         raise Guarded("another drill runs on this deployment; `imctl drill abort` ends it")

@@ -95,9 +95,11 @@ class Stale:
 
 class Mirrors:
     """For how long what an IDC had in its log has been missing in another's copy of it: by marks of
-    the log's ends, whatever the mirror says of itself."""
+    the log's ends, whatever the mirror says of itself. Nothing is copied of or to an IDC that does
+    not answer: the time counts from when both did."""
 
     def __init__(self) -> None:
+        self._silent_at: dict[str, float] = {}  # when an IDC last did not answer
         self._marks: dict[str, deque[tuple[float, tuple[int, ...]]]] = {}  # by origin
         self.behind_s: dict[tuple[str, str], float] = {}  # (origin, at)
 
@@ -113,10 +115,12 @@ class Mirrors:
             for seen, ends in self._marks.get(origin, ())
             if any(have < want for have, want in zip(held, ends, strict=False))
         ]
-        self.behind_s[origin, at] = now - missing[0] if missing else 0.0
+        both = max(self._silent_at.get(idc, 0.0) for idc in (at, origin.rpartition(".")[0]))
+        self.behind_s[origin, at] = now - max(missing[0], both) if missing else 0.0
 
-    def forget(self, idc: str) -> None:
+    def forget(self, idc: str, now: float) -> None:
         """One that does not answer: nobody knows what it holds, or has."""
+        self._silent_at[idc] = now
         for origin, at in [*self.behind_s]:
             if idc in (at, origin.rpartition(".")[0]):
                 del self.behind_s[origin, at]

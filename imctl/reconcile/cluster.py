@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, ApiException
+from kubernetes_asyncio.stream import WsApiClient
 
 from imcore.errors import ImError, Unavailable
 from imctl.api.kinds import KINDS
@@ -105,12 +106,44 @@ class Cluster:
             {**head, "metadata": {**metadata, "finalizers": list(names)}}, manager=LOOKER
         )
 
+    async def create(self, body: Object) -> None:
+        """Raises Conflict when there is one of this name."""
+        await self.write(body, self._may_write_s())
+
     async def event(self, body: Object) -> None:
         await self.write(body, self._may_write_s())
 
-    async def delete(self, api: str, kind: str, namespace: str, name: str) -> None:
+    async def delete(
+        self, api: str, kind: str, namespace: str, name: str, at_once: bool = False
+    ) -> None:
+        """``at_once``: a pod is not asked to end, nor waited for."""
         path = _path(api, kind, namespace, name)
-        await self._call("DELETE", path, limit_s=self._may_write_s())
+        query = [("gracePeriodSeconds", "0")] if at_once else []
+        await self._call("DELETE", path, query, limit_s=self._may_write_s())
+
+    async def execute(self, namespace: str, pod: str, command: Sequence[str]) -> str:
+        """What a command prints in the pod's only container; empty when there is no such pod."""
+        path = _path("v1", "Pod", namespace, pod) + "/exec"
+        query = [("stdout", "true"), ("stderr", "true"), *(("command", each) for each in command)]
+        self.calls += 1
+        try:
+            async with (
+                asyncio.timeout(min(self._may_write_s(), CALL_S)),
+                WsApiClient(self._api.configuration) as api,
+            ):
+                answer = await api.call_api(
+                    path, "GET", {}, query, {"Accept": "*/*"}, auth_settings=["BearerToken"],
+                    response_types_map={200: "str"}, _return_http_data_only=True,
+                )  # fmt: skip
+        except TimeoutError:
+            raise Unavailable(f"the API server does not answer (exec in {pod})") from None
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status == 404:
+                return ""
+            raise Rejected(f"exec in {pod}: {error.status}: {error.message}") from error
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"the API server is not reached: {error}") from error
+        return str(answer or "")
 
     async def log(self, namespace: str, pod: str) -> str:
         """Empty when there is none."""

@@ -80,7 +80,7 @@ def decide(
         blocked += _lacks(owner, spec, region, observed, figures)
     if blocked or region is None:
         return _said(owner, observed, Phase.BLOCKED, blocked, "Blocked", "; ".join(blocked))
-    made = objects(owner, spec, region, figures)
+    made = objects(owner, spec, region, figures, bool(observed.down_until))
     return _progress(owner, observed, made)
 
 
@@ -114,7 +114,10 @@ def _progress(owner: Owner, observed: Observed, made: list[Object]) -> Decision:
     annotations = made[-1]["spec"]["template"]["metadata"]["annotations"]
     pod = observed.pod
     keep = {annotations[REGION_FILE]} | ({pod.region} if pod else set())
-    if pod is None:
+    if observed.down_until:
+        phase = Phase.DOWN
+        message = f"a drill keeps it down, until {observed.down_until} at most"
+    elif pod is None:
         phase, message = Phase.STARTING, "its pod is not made yet"
     elif pod.ready:
         phase, message = Phase.SERVING, f"{pod.name} serves"

@@ -27,6 +27,7 @@ MANAGER = "imctl-operator"
 TEMPLATE = f"{GROUP}/template"
 REGION_FILE = f"{GROUP}/region-file"
 REGION_LABEL = f"{GROUP}/region"
+DOWN_UNTIL = f"{GROUP}/down-until"  # of an IDC object: a drill keeps it down, until then at most
 USER = 65532  # of the image
 CERT_MANAGER = "cert-manager.io/v1"
 _ETC, _VAR = "/etc/imctl", "/var/lib/imctl"
@@ -71,11 +72,15 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
 
 
 def objects(
-    owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]
+    owner: Owner,
+    spec: IdcSpec | WitnessSpec,
+    region: Region,
+    figures: Mapping[str, float],
+    down: bool = False,
 ) -> list[Object]:
-    """In the order of applying them: what a pod needs stands before the StatefulSet. Raises
-    KeyError as ``part_of``."""
-    maker = _Maker(owner, spec, region, part_of(spec, region, figures))
+    """In the order of applying them: what a pod needs stands before the StatefulSet. ``down``: no
+    pod is wanted now. Raises KeyError as ``part_of``."""
+    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down)
     return maker.all()
 
 
@@ -92,9 +97,9 @@ def hash_of(value: Any) -> str:
 
 class _Maker:
     def __init__(
-        self, owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, part: Part
+        self, owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, part: Part, down: bool
     ) -> None:
-        self._owner, self._spec, self._part = owner, spec, part
+        self._owner, self._spec, self._part, self._down = owner, spec, part, down
         self._text = region_text(region)
         self._hash = hash_of(self._text)
         self._base = f"{owner.name}-{part.component}"
@@ -221,7 +226,7 @@ class _Maker:
             claim["storageClassName"] = storage.class_name
         spec = {
             "serviceName": f"{self._base}-peer",
-            "replicas": 1,
+            "replicas": 0 if self._down else 1,
             "selector": {"matchLabels": self._match},
             "updateStrategy": {"type": "OnDelete"},
             "persistentVolumeClaimRetentionPolicy": {
@@ -251,6 +256,9 @@ class _Maker:
             "containers": [self._container()],
             "volumes": self._volumes(),
         }
+        if isinstance(self._spec, IdcSpec) and self._spec.drills_from:
+            # Then its process is not the first of its namespace, which no signal from inside ends.
+            pod["shareProcessNamespace"] = True
         if self._spec.node_selector:
             pod["nodeSelector"] = dict(self._spec.node_selector)
         if self._spec.image_pull_secret:

@@ -35,3 +35,4 @@ class Observed:
     secrets: dict[str, frozenset[str]] = field(default_factory=dict)  # keys, by Secret that exists
     cert_manager: bool = False  # its Certificate kind is there
     pod: Pod | None = None
+    down_until: str = ""  # RFC 3339; until then at most a drill keeps it down; empty: none does

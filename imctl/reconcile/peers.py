@@ -92,6 +92,16 @@ class Peers:
 def as_folder(secret: Object) -> Iterator[Path]:
     """The Secret as a pki folder, for its owner only, as long as the block takes. Raises
     BadInput."""
+    files = pki_of(secret)
+    with tempfile.TemporaryDirectory(prefix="imctl-") as made:  # mode 0700
+        folder = Path(made)
+        for file, text in files.items():
+            (folder / file).write_bytes(text)
+        yield folder
+
+
+def pki_of(secret: Object) -> dict[str, bytes]:
+    """The files of a pki folder that the Secret holds, by name. Raises BadInput."""
     name, data = secret["metadata"]["name"], secret.get("data", {})
     try:
         ca, certificate, key = (
@@ -106,11 +116,7 @@ def as_folder(secret: Object) -> Iterator[Path]:
         raise BadInput(
             f"Secret {name}: expected the certificate of one of {', '.join(Role)}, got another's"
         )
-    with tempfile.TemporaryDirectory(prefix="imctl-") as made:  # mode 0700
-        folder = Path(made)
-        for file, text in (("ca.pem", ca), (f"{role}.pem", certificate), (f"{role}.key", key)):
-            (folder / file).write_bytes(text)
-        yield folder
+    return {"ca.pem": ca, f"{role}.pem": certificate, f"{role}.key": key}
 
 
 def _role(certificate: bytes) -> Role | None:

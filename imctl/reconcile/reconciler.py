@@ -9,23 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from imcore.errors import ImError
-from imctl.api.kinds import API_VERSION, IDC, REGION, TRAFFIC_OPERATION, WITNESS
+from imctl.api.kinds import (
+    API_VERSION,
+    DRILL,
+    DRILL_RUN,
+    GEO_POLICY,
+    IDC,
+    REGION,
+    REPLICATION,
+    TRAFFIC_OPERATION,
+    WITNESS,
+)
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
+from imctl.reconcile.driller import Drilling
+from imctl.reconcile.drillruns import DrillRuns
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
 from imctl.reconcile.objects import CERT_MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.runs import Runs
+from imctl.reconcile.schedules import Schedules
+from imctl.reconcile.views import Views
 
 log = logging.getLogger("im.operator")
 
@@ -33,6 +47,8 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     IDC.name: IdcSpec,
     WITNESS.name: WitnessSpec,
 }
+RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours are made
+VIEWS = (REPLICATION.name, GEO_POLICY.name)
 WORKERS = 4
 PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
 RESYNC_S = 60.0
@@ -53,7 +69,8 @@ class Key(NamedTuple):
 
 
 class Reconciler:
-    """``wall``: the time of day, RFC 3339."""
+    """``wall``: the time of day, RFC 3339. ``drilling``, ``runner``, ``namespaces``: as of
+    ``DrillRuns``."""
 
     def __init__(
         self,
@@ -61,11 +78,17 @@ class Reconciler:
         figures: Mapping[str, float],
         wall: Callable[[], str],
         peers: Peers,
+        drilling: Drilling | None = None,
+        runner: str = "",
+        namespaces: Sequence[str] = (),
     ) -> None:
         self._cluster = cluster
         self._figures = figures
         self._wall = wall
         self._runs = Runs(cluster, peers, wall, self._tell)
+        self._drills = DrillRuns(cluster, drilling, runner, namespaces, wall, self._tell)
+        self._views = Views(cluster, peers, wall, self._tell)
+        self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
         self._looks = Looks(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -89,14 +112,14 @@ class Reconciler:
 
     def changed(self, kind: str, namespace: str, name: str) -> None:
         """An object is there, has changed, or is gone."""
-        if kind != TRAFFIC_OPERATION.name:
+        if kind not in RUNS and kind not in VIEWS:
             self.look(Key(kind, namespace, name))
         if kind == REGION.name:
             self.look_at_all_of(namespace)
         asking = Key(kind, namespace, name, asks=True)
-        # An IDC is asked now and then. That its own answer has changed the status is no reason.
+        # IDCs are asked now and then. That an answer has changed the status is no reason.
         asked = asking in self._timers or asking in self._running
-        if kind == TRAFFIC_OPERATION.name or (kind == IDC.name and not asked):
+        if kind in RUNS or (kind in (IDC.name, *VIEWS) and not asked):
             self.look(asking)
 
     def look_at_all_of(self, namespace: str) -> None:
@@ -163,8 +186,14 @@ class Reconciler:
         if key.kind == REGION.name:
             await self._region(owner, document)
             return None
+        if key.kind == DRILL.name:
+            return await self._schedules.reconcile(owner, document)
         if key.kind == TRAFFIC_OPERATION.name:
             return await self._runs.reconcile(owner, document)
+        if key.kind == DRILL_RUN.name:
+            return await self._drills.reconcile(owner, document)
+        if key.kind in VIEWS:
+            return await self._views.look(owner, document)
         if key.asks:
             return await self._looks.look(owner, document)
         return await self._workload(owner, document)
@@ -187,7 +216,7 @@ class Reconciler:
         except ValidationError as error:
             # The schema of the CRD is made of the same model: they are of different versions.
             raise Rejected(f"the operator and the CRD differ in version: {error}") from error
-        observed = await self._observe(owner, spec, before)
+        observed = await self._observe(owner, spec, document)
         decision = decide(owner, spec, observed, self._figures)
         for wanted in decision.apply:
             try:
@@ -201,7 +230,9 @@ class Reconciler:
         settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
         return None if settled else SOON_S
 
-    async def _observe(self, owner: Owner, spec: IdcSpec | WitnessSpec, before: Object) -> Observed:
+    async def _observe(
+        self, owner: Owner, spec: IdcSpec | WitnessSpec, document: Object
+    ) -> Observed:
         region = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
         certificates = spec.certificates
         names = {certificates.region_keys, *spec.secrets}
@@ -217,7 +248,8 @@ class Reconciler:
             region["spec"] if region else None,
             secrets,
             bool(certificates.issuer) and await self._cluster.serves(CERT_MANAGER),
-            seen.pod_of(pod, before),
+            seen.pod_of(pod, document.get("status", {})),
+            seen.down_until(document, self._wall()),
         )
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:

@@ -24,12 +24,14 @@ from imcore.runtime import Clock
 from imctl.api.kinds import GROUP, KINDS, VERSION
 from imctl.reconcile.admission import serving
 from imctl.reconcile.cluster import MANAGER, Cluster
+from imctl.reconcile.driller import Driller
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import SPECS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
 LEASE = "coordination.k8s.io/v1"
+KEEP_S = 1.0
 OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
 
 
@@ -50,9 +52,11 @@ async def run(
     audit: Path,
     context: str = "",
     webhook: Webhook | None = None,
+    drills: Path | None = None,
 ) -> None:
     """Until SIGTERM. ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
-    audit chains of what it asks of regions. Raises NotLeading when the
+    audit chains of what it asks of regions; ``drills``: for the drills that it runs; None: none.
+    Raises NotLeading when the
     lease is lost: nothing of this process may go on then; ImError without a cluster."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,20 +80,34 @@ async def run(
         lease = asyncio.ensure_future(election.run())
         stopping = asyncio.ensure_future(stopped.wait())
         peers = Peers(clock, audit)
-        reconciler = Reconciler(cluster, figures, lambda: wall(clock), peers)
+        driller = Driller(drills, may_write_s, context) if drills is not None else None
+        reconciler = Reconciler(
+            cluster, figures, lambda: wall(clock), peers, driller, identity, namespaces
+        )
+        keeping = asyncio.ensure_future(_keep(driller))
         work = asyncio.ensure_future(_lead(election.leads, reconciler, namespaces))
         try:
             done, _ = await asyncio.wait(
-                (lease, stopping, work), return_when=asyncio.FIRST_COMPLETED
+                (lease, stopping, work, keeping), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done - {stopping}:
                 task.result()
         finally:
-            for task in (work, stopping, lease):
+            for task in (work, stopping, lease, keeping):
                 task.cancel()
-            await asyncio.gather(work, stopping, lease, return_exceptions=True)
+            await asyncio.gather(work, stopping, lease, keeping, return_exceptions=True)
+            if driller is not None:
+                driller.close()
         if leadership.left(clock.now()) > 0:
             await _give_back(leadership, cluster, clock)
+
+
+async def _keep(driller: Driller | None) -> None:
+    """Drills go on for as long as this operator may write. Raises NotLeading."""
+    while True:
+        await asyncio.sleep(KEEP_S)
+        if driller is not None:
+            driller.keep()
 
 
 async def connect(context: str = "") -> None:

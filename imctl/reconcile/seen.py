@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import Phase
 from imctl.reconcile.decide import Decision
-from imctl.reconcile.objects import MANAGER, REGION_FILE, TEMPLATE
+from imctl.reconcile.objects import DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
 from imctl.reconcile.observed import Object, Owner, Pod
 
 _SERVED = (Phase.SERVING, Phase.UNREADY)
-_WARNINGS = (Phase.BLOCKED, Phase.UNREADY)
+_WARNINGS = (Phase.BLOCKED, Phase.UNREADY, Phase.DOWN)
 
 
 def owner_of(document: Object) -> Owner:
@@ -36,6 +37,18 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
         document["metadata"]["name"], ready, before.get("phase") in _SERVED,
         notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), _trouble(status),
     )  # fmt: skip
+
+
+def down_until(document: Object, now: str) -> str:
+    """When a drill has to let the IDC up; empty where none keeps it down (any more). ``now``: RFC
+    3339. Only who takes drills is kept down by them."""
+    until = document["metadata"].get("annotations", {}).get(DOWN_UNTIL, "")
+    if not until or not document["spec"].get("drills_from"):
+        return ""
+    try:
+        return until if datetime.fromisoformat(until) > datetime.fromisoformat(now) else ""
+    except (ValueError, TypeError):  # no time, or one without its zone
+        return ""
 
 
 def _trouble(status: Object) -> str:

@@ -16,8 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kubernetes_asyncio.client import ApiException
-from kubernetes_asyncio.config import ConfigException, new_client_from_config
+from kubernetes_asyncio.client import ApiClient, ApiException, Configuration
+from kubernetes_asyncio.config import (
+    ConfigException,
+    load_incluster_config,
+    new_client_from_config,
+)
 
 from imcore import pki
 from imcore.errors import ImError
@@ -26,9 +30,10 @@ from imcore.region.model import Region
 from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
-from imctl.api.kinds import API_VERSION
+from imctl.api.kinds import API_VERSION, IDC
 from imctl.errors import Failed, Guarded
 from imctl.reconcile.cluster import Cluster, Conflict
+from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
 from imctl.target import regions, runfile, sites
 from imctl.target.base import Unit
@@ -39,9 +44,12 @@ from imctl.target.runfile import RunFile
 from imctl.target.sites import Sites
 
 MANAGER = "imctl"
+DRILL = "imctl-drill"  # of the marks that keep IDCs down
+KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
 CALL_S = 5.0
 TAKES_UP_S = 60.0  # the operator, a new region file
 POD_S = 90.0  # a new pod, after the old one has had its time to end
+DOWN_S = 20.0  # the operator, a pod that is not wanted for now
 POLL_S = 0.5
 ENDS_MAX = 2  # an IDC that waits for others' registries may end once
 
@@ -50,6 +58,8 @@ T = TypeVar("T")
 
 class Kubernetes(Local):
     starts_s = 300.0  # a node may have to fetch the image and a volume first
+    on_pods = True
+    faults_by = "not every IDC object says that it takes drills (spec.drills_from)"
 
     def __init__(self, region: Region, data: Path, run: RunFile, places: Places) -> None:
         super().__init__(region, data, run, places)
@@ -194,6 +204,75 @@ class Kubernetes(Local):
             grouped.setdefault(self._sites.sites[name].context, []).append(name)
         return list(grouped.values())
 
+    # ---------------------------------------------------------------- breaking and mending
+
+    @property
+    def faults(self) -> bool:
+        """Whether the objects of all its IDCs say that they take drills. Raises Failed."""
+        return all(
+            bool(self._idc_object(idc.name)["spec"].get("drills_from"))
+            for idc in self.region.spec.idcs
+        )
+
+    def is_kept_down(self, name: str) -> bool:
+        """Raises Failed."""
+        if sites.is_witness(name, self.region):
+            return False
+        return DOWN_UNTIL in self._idc_object(name)["metadata"].get("annotations", {})
+
+    def _idc_object(self, name: str) -> Object:
+        """Raises Failed."""
+        namespace = self._sites.sites[name].namespace
+
+        async def look(cluster: Cluster) -> Object:
+            found = await cluster.get(API_VERSION, IDC.name, namespace, name)
+            if found is None:
+                raise Failed(f"there is no IDC {name} in the namespace {namespace}")
+            return found
+
+        return self._at(name, look)
+
+    def take_down(self, name: str, until: str) -> None:
+        """Kill all that runs in the IDC's pod, and keep it down until ``let_up``, and until then
+        (RFC 3339) at most. Raises Failed."""
+        self._demand_breakable(name)
+        namespace, workload = self._sites.sites[name].namespace, sites.workload(name, self.region)
+
+        async def work(cluster: Cluster) -> None:
+            if said := await cluster.execute(namespace, f"{workload}-0", KILL):
+                raise Failed(f"the pod of {name} was not killed: {said.strip()}")
+            await cluster.apply(self._marked(name, {DOWN_UNTIL: until}), manager=DRILL)
+            # The kubelet starts the container again at once: that one ends before it serves.
+            deadline = time.monotonic() + DOWN_S
+            while (await _replicas(cluster, namespace, workload)) > 0:
+                if time.monotonic() > deadline:
+                    raise Failed(f"no operator takes {name} down; it is marked until {until}")
+                await asyncio.sleep(POLL_S / 5)
+            await cluster.delete("v1", "Pod", namespace, f"{workload}-0", at_once=True)
+
+        self._at(name, work)
+
+    def let_up(self, name: str) -> None:
+        """Returns once there is a pod. Raises Failed."""
+        roles.demand(self.pki, Role.ADMIN, "Starting processes")
+        self._at(name, _apply([self._marked(name, {})], DRILL))
+        self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
+
+    def _demand_breakable(self, name: str) -> None:
+        roles.demand(self.pki, Role.ADMIN, "Breaking things on purpose")
+        if sites.is_witness(name, self.region):
+            raise Guarded(f"{name} is a witness: drills break IDCs only")
+        if not self._idc_object(name)["spec"].get("drills_from"):
+            raise Guarded(f"the IDC {name} takes no drills (spec.drills_from)")
+
+    def _marked(self, name: str, annotations: dict[str, str]) -> Object:
+        """Applied without a mark, the one that was there goes."""
+        metadata = {"name": name, "namespace": self._sites.sites[name].namespace}
+        return {
+            "apiVersion": API_VERSION, "kind": IDC.name,
+            "metadata": metadata | {"annotations": annotations},
+        }  # fmt: skip
+
     # ------------------------------------------------------------------------- doing things
 
     def start(self, names: Sequence[str]) -> None:
@@ -260,9 +339,7 @@ class Kubernetes(Local):
         context = self._sites.sites[name].context
 
         async def run() -> T:
-            # $KUBECONFIG as it is now: the library reads it when it is loaded.
-            file = os.environ.get("KUBECONFIG")
-            async with await new_client_from_config(file, context or None, False) as api:
+            async with await _client(context) as api:
                 return await work(Cluster(api, lambda: CALL_S))
 
         try:
@@ -279,16 +356,35 @@ class Kubernetes(Local):
             raise Failed(str(error)) from error
 
 
+async def _client(context: str) -> ApiClient:
+    """Of a kubeconfig; without one, inside a pod, as the pod's service account."""
+    # $KUBECONFIG as it is now: the library reads it when it is loaded.
+    file = os.environ.get("KUBECONFIG")
+    if not file and not context and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        own = Configuration()
+        load_incluster_config(client_configuration=own)  # type: ignore[no-untyped-call]
+        return ApiClient(own)
+    return await new_client_from_config(file, context or None, False)
+
+
 def _rehearse(wanted: Object) -> Callable[[Cluster], Awaitable[None]]:
     return lambda cluster: cluster.rehearse(wanted, MANAGER)
 
 
-def _apply(wanted: Sequence[Object]) -> Callable[[Cluster], Awaitable[None]]:
+def _apply(
+    wanted: Sequence[Object], manager: str = MANAGER
+) -> Callable[[Cluster], Awaitable[None]]:
     async def work(cluster: Cluster) -> None:
         for each in wanted:
-            await cluster.apply(each, manager=MANAGER)
+            await cluster.apply(each, manager=manager)
 
     return work
+
+
+async def _replicas(cluster: Cluster, namespace: str, workload: str) -> int:
+    """That are wanted."""
+    found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+    return int(found["spec"]["replicas"]) if found else 0
 
 
 def _delete(api: str, kind: str, namespace: str, name: str) -> Callable[[Cluster], Awaitable[None]]:

@@ -59,6 +59,8 @@ class Local:
     take to start."""
 
     starts_s = 60.0
+    on_pods = False  # its processes are pods of clusters
+    faults_by = "the deployment was not started with `up --faults`"  # said where it takes none
 
     def __init__(self, region: Region, data: Path, run: RunFile, places: Places) -> None:
         self.region = region

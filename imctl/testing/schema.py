@@ -50,7 +50,7 @@ def of(arguments: tuple[object, ...]) -> str:
 
 _COMMANDS = {
     "status": "status", "plan": "plan", "diff": "changes", "deploy": "rollout",
-    "rollout": "rollout",
+    "rollout": "rollout", "archive": "archive",
     **dict.fromkeys(
         ("cordon", "uncordon", "drain", "undrain", "switchover", "failover", "failback", "retire"),
         "change",

@@ -81,6 +81,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     Kind.FAILOVER: (
         rules.active_idcs_min,
         rules.headroom,
+        rules.replication_lag_of_survivors,
         rules.freeze_window,
         rules.survivors_copies_agree,
         rules.votes_majority,

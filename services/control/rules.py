@@ -167,6 +167,30 @@ def replication_lag_of_heard(case: Case) -> Blocker | None:
     return _lag(case, [n for n, f in known.items() if f and is_fresh(case.now_ms - f.at_ms, limit)])
 
 
+def replication_lag_of_survivors(case: Case) -> Blocker | None:
+    """Asked for only: how far those that take a lost IDC's clients are behind each other. Behind
+    the lost one everybody lags, more and more."""
+    limit = case.change.max_lag_ms
+    known = {name: facts for name in case.others() if (facts := case.facts(name))}
+    worst = max(
+        (
+            facts.lag_ms.get(of.origin, 0)
+            for name, facts in known.items()
+            for other, of in known.items()
+            if name != other
+        ),
+        default=0,
+    )
+    if not limit or worst <= limit:
+        return None
+    return Blocker(
+        "replication-lag",
+        f"{worst} ms",
+        f"{limit} ms",
+        f"replication between the survivors lags {worst} ms, {limit} allowed",
+    )
+
+
 def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
     about, limit = case.facts(case.change.idc), case.safety.replication_lag_ms_max
     limit = min(limit, case.change.max_lag_ms or limit)

@@ -18,3 +18,5 @@ class GatewayConfig:
     requests_per_s: float = 200.0  # one client cannot take the process: refill of its bucket
     requests_burst: int = 400  # and its size (an outbox offered again after a move comes at once)
     retry_after_ms: int = 1_000  # told to clients that are turned away or closed as too slow
+    polled_max: int = 2_000  # connections that are polled by HTTP: each costs requests all the time
+    poll_wait_ms: int = 25_000  # the longest that one request waits; proxies cut at 30 or 60 s

@@ -17,7 +17,7 @@ from imcore import frame
 from imcore.bucket import Bucket
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
-from services.gateway import websocket
+from services.gateway import polling, websocket
 from services.gateway.handover import Standing
 
 if TYPE_CHECKING:
@@ -116,10 +116,13 @@ class Connection(asyncio.Protocol):
     def _speak(self, data: bytes) -> bytes:
         """The prefaces; returns what follows the client's."""
         self._preface += data
-        if websocket.ASKS.startswith(self._preface[:4]):
-            if len(self._preface) >= len(websocket.ASKS):
-                self._become_web()
-            return b""
+        for asks, become in ((websocket.ASKS, self._become_web), (polling.ASKS, self._carry_polls)):
+            if asks.startswith(self._preface[:4]):
+                if isinstance(self._transport, (websocket.WebSocket, polling.Polled)):
+                    raise frame.FrameError("an HTTP request came inside of one")
+                if len(self._preface) >= len(asks):
+                    become()
+                return b""
         if not frame.MAGIC.startswith(self._preface[:4]):
             raise frame.FrameError("it did not begin with this protocol's preface")
         if len(self._preface) < frame.CLIENT_PREFACE_BYTES:
@@ -143,6 +146,14 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         web = self._transport = websocket.begin(self._transport, self)
         web.data_received(asked)
+
+    def _carry_polls(self) -> None:
+        """It is none itself: what comes by it is for connections that outlive it."""
+        asked, self._preface = self._preface, b""
+        below, refused_ms = self._transport, self._refused_ms
+        assert below is not None
+        self.connection_lost(None)
+        self._gateway.polling.begin(below, asked, refused_ms)
 
     def _received(self, received: frame.Frame) -> None:
         if received.type != frame.REQUEST:
@@ -277,7 +288,8 @@ class Connection(asyncio.Protocol):
             and self.asked
             and self.settled()
             and transport.get_extra_info("ssl_object") is None
-            and not isinstance(transport, websocket.WebSocket)  # its state is in memory too
+            # The state of these is in memory too.
+            and not isinstance(transport, (websocket.WebSocket, polling.Polled))
         )
 
     def hand_on(self) -> tuple[int, bytes] | None:

@@ -16,6 +16,7 @@ from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
 from services.gateway.handover import Standing
+from services.gateway.polling import Polling
 from services.gateway.wheel import TimingWheel
 from services.metrics.verbs import Verbs
 from services.ports import Sessions
@@ -64,6 +65,7 @@ class Gateway:
         self.wheel: TimingWheel[Connection] = TimingWheel()  # who must be heard of by when
         self.stuck: TimingWheel[Connection] = TimingWheel()  # who must have read by when
         self.throttled: list[Connection] = []  # not read from until the next tick
+        self.polling: Polling
         self._connections: dict[int, Connection] = {}
         self._refused: set[Connection] = set()
         self._last_number = 0
@@ -87,6 +89,7 @@ class Gateway:
         listener = self._listen(
             lambda: Connection(self), ssl_context, self.config.first_frame_ms / 1000, _STOP_S
         )
+        self.polling = Polling(self.config, self.clock, lambda: Connection(self))
         self.port = await listener.start(host, port)
         self._listener = listener
         self._ticked_at = self.clock.now()
@@ -110,6 +113,8 @@ class Gateway:
                 for connection in everybody:
                     connection.abort()
                 await asyncio.sleep(0)
+        if self._listener is not None:
+            await self.polling.stop()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -18,8 +18,6 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from imcore.frame import FrameError
-
 ASKS = b"GET "
 MESSAGE_BYTES_MAX = 64 * 1024
 _PROTOCOL_ERROR = 1002
@@ -107,10 +105,7 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
 
 
 def begin(below: asyncio.Transport, connection: asyncio.Protocol) -> WebSocket:
-    """From here on the connection speaks through what is returned. Raises FrameError when it does
-    already."""
-    if isinstance(below, WebSocket):
-        raise FrameError("an HTTP request came inside of WebSocket")
+    """From here on the connection speaks through what is returned."""
     web = WebSocket(below, connection)
     below.set_protocol(web)
     return web

@@ -14,7 +14,10 @@ from collections.abc import Iterable, Mapping
 from imcore.words import is_group
 from services.im import keys
 from services.im.conversation import Conversation
+from services.im.pair import pair_of
 from services.ports import Kv
+
+_SCANNED = 1_000  # members of a group, in one read
 
 
 class ConversationCache:
@@ -81,19 +84,39 @@ class ConversationCache:
 
     async def _read(self, name: str) -> None:
         wanted = [keys.heads(self._partition, name)]
-        if is_group(name):
+        both = pair_of(name)
+        if group := is_group(name):
             wanted.append(keys.group(self._partition, name))
+        elif both is not None:
+            wanted.append(keys.friend(self._partition, *both))
         try:
             while True:
                 cleared = self._cleared
                 rows = await self._kv.get_many(wanted)
+                members = await self._members(name) if group else []
                 if cleared == self._cleared:  # else these are rows of before a rebuild
                     break
-            group = rows[1] if len(rows) > 1 else None
-            self._loaded.setdefault(name, Conversation.from_rows(name, rows[0], group))
+            last = rows[-1] if len(rows) > 1 else None
+            named, friends = (last, None) if group else (None, last)
+            read = Conversation.from_rows(name, rows[0], named, members, friends)
+            self._loaded.setdefault(name, read)
         finally:
             # In the same turn: who asks after a trim or a clear must not be given this read.
             del self._reading[name]
+
+    async def _members(self, name: str) -> list[tuple[str, bytes]]:
+        """Uid and row of each. The applier changes none of them meanwhile: it would have to wait
+        for this very read."""
+        prefix = keys.group_members_prefix(self._partition, name)
+        start, end = prefix, keys.prefix_end(prefix)
+        found: list[tuple[str, bytes]] = []
+        while True:
+            rows = await self._kv.scan(start, end, _SCANNED)
+            found += [(key[len(prefix) :].decode(), value) for key, value in rows]
+            if len(rows) < _SCANNED:
+                return found
+            start = rows[-1][0] + b"\0"
+            await asyncio.sleep(0)  # a KV need not suspend, and a group may have 10,000
 
     def trim(self) -> None:
         """Forget those that were read first; called by the applier between batches."""

@@ -39,7 +39,7 @@ HANDSHAKE_S = 5.0
 SHUTDOWN_S = 1.0
 BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
-TRANSPORTS = ["tcp", "websocket"]
+TRANSPORTS = ["tcp", "websocket", "polling"]
 
 _STATUS = {
     Code.BAD_REQUEST: 400,

@@ -32,12 +32,18 @@ class Mode(StrEnum):
 
 
 class LinkSpec(NamedTuple):
-    """One way of a link. ``loss`` is a share of packets from 0 to 0.5."""
+    """One way of a link. ``loss`` is a share of packets from 0 to 0.5.
+
+    What counts of the way out is for a connection, both ways. ``life_ms``: a proxy resets it after
+    so long. ``idle_ms``: a NAT forgets it when nothing went for so long, and says nothing: what is
+    sent afterwards is lost. 0: neither."""
 
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
     loss: float = 0.0
     rate_kbit: float = 1e6
+    life_ms: float = 0.0
+    idle_ms: float = 0.0
 
 
 def retransmissions(size: int, loss: float, rng: random.Random) -> int:

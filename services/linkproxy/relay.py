@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -40,6 +41,11 @@ class Relay:
         self.near.other, self.far.other = self.far, self.near
         self._delay_s = out.spec.delay_ms / 1_000
         self._back_delay_s = back.spec.delay_ms / 1_000
+        self._cut: asyncio.TimerHandle | None = None
+        if out.spec.life_ms:
+            self._cut = self._loop.call_later(out.spec.life_ms / 1_000, self.reset)
+        self._traffic_at = now
+        self._forgotten = False
 
     @property
     def directions(self) -> tuple[Direction, Direction]:
@@ -64,6 +70,13 @@ class Relay:
             self.reset()
         self._dialling = None
 
+    def passes(self) -> bool:
+        """Whether what is sent now gets through: a NAT may have forgotten the connection."""
+        now, idle_ms = self._loop.time(), self.near.pipe.direction.spec.idle_ms
+        self._forgotten |= bool(idle_ms) and now - self._traffic_at > idle_ms / 1_000
+        self._traffic_at = now
+        return not self._forgotten
+
     def changed(self, healed: bool) -> None:
         """A direction of this connection changed. ``healed``: after a cut too long for TCP."""
         stuck = self.far.transport is None or any(s.pipe.holds for s in (self.near, self.far))
@@ -77,6 +90,8 @@ class Relay:
         """Both ends learn of it at once."""
         if self._dialling is not None:
             self._dialling.cancel()
+        if self._cut is not None:
+            self._cut.cancel()
         for end in (self.near, self.far):
             end.reset()
         self._gone(self)
@@ -85,6 +100,8 @@ class Relay:
         """A socket is gone; the relay with it once the other is gone, or will never be there."""
         never_there = self.far.transport is None and not self._dialling
         if self.near.lost and (self.far.lost or never_there):
+            if self._cut is not None:
+                self._cut.cancel()
             self._gone(self)
 
 
@@ -142,6 +159,8 @@ class Socket(asyncio.Protocol):
         self.deliver()
 
     def _enter(self, item: bytes | End) -> None:
+        if not self._relay.passes():
+            return
         self.pipe.offer(self._loop.time(), item, self._rng)
         self.other.deliver()
 
@@ -169,7 +188,8 @@ class Socket(asyncio.Protocol):
     def _write(self, transport: asyncio.Transport, item: bytes | End) -> None:
         if item is End.EOF:
             if transport.can_write_eof() and not transport.is_closing():
-                transport.write_eof()
+                with contextlib.suppress(OSError):  # its program has reset it meanwhile
+                    transport.write_eof()
                 self._half_closed()
         elif item is End.CLOSED:
             transport.close()

@@ -32,13 +32,13 @@ from services.control.controller import voters_of
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.server import Gateway
 from services.im import keys
-from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.im.sync import token_of
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
 from services.node.admin import AdminService
+from services.node.archives import ArchivesService
 from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
@@ -342,6 +342,10 @@ class Node:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
         self.users = UsersService()
         rpc.add_UsersServicer_to_server(self.users, server)
+        self.archives = ArchivesService(
+            self.traffic.current_origins, self.traffic.retired, self._seals_of
+        )
+        rpc.add_ArchivesServicer_to_server(self.archives, server)
         self.engines_service = EnginesService()
         rpc.add_EnginesServicer_to_server(self.engines_service, server)
         await server.start()
@@ -354,7 +358,9 @@ class Node:
         return known is None or any(known.heads.get(o, 0) < seq for o, seq in heads.items())
 
     def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
-        self.state.signal(uids, conversation, heads)
+        known = self.im.partition(conversation).conversations.get(conversation)
+        members = known.members() if known is not None else ()
+        self.state.signal(uids or members, conversation, heads)
 
     def _typed(self, uids: Sequence[str], typing: pb.Typing) -> None:
         if self.partitions:
@@ -394,6 +400,9 @@ class Node:
                 for key, end in self._awaited.items()
             )
 
+    def _seals_of(self, partition: int) -> dict[Origin, int]:
+        return {origin: self._seal(origin, partition) for origin in self.seals.known()}
+
     def _seal(self, origin: Origin, partition: int) -> int:
         seal = self.seals.of(origin, partition)
         return 1 << 63 if seal is None else seal
@@ -422,7 +431,7 @@ class Node:
             spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
-            ConversationLoad(spec.limits), self.risk,
+            spec.limits, self.risk,
         )  # fmt: skip
         self.im.live = self.live = LiveRoutes(
             self.idc, self.routes, self.traffic.usable, self.traffic.usable_gateways, self.state,
@@ -447,12 +456,11 @@ class Node:
             partition.applier.base = self.retention
             partition.seal_of = self.seals.of
             # Before the logs are folded, so that nothing need be folded out again.
-            await partition.applier.seal(
-                {sealed: self._seal(sealed, partition.number) for sealed in self.seals.known()}
-            )
+            await partition.applier.seal(self._seals_of(partition.number))
             await partition.open(sequencer_id)
             self._spawn(f"applier {partition.number}", partition.applier.run())
         self.admin.kv, self.users.kick = self.kv, self.im.kick
+        self.archives.kv, self.archives.partitions = self.kv, self.partitions
         self.engines_service.kv = self.kv_engines
         self.logs_service.origin = self.peer_service.origin = origin
         self.logs_service.offer = self.retention.offer
@@ -509,10 +517,15 @@ class Node:
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
         if not self.signals:  # no other IDC
             return
-        for idc, users in self.routes.idcs_of(uids, self.traffic.usable).items():
+        found = self.routes.idcs_of(uids, self.traffic.usable) if uids else self._everywhere()
+        for idc, users in found.items():
             queue = self.signals.get(idc)
             if queue is not None:
                 queue.add(conversation, users, origin, seq)
+
+    def _everywhere(self) -> dict[str, list[str]]:
+        """All members of a huge group: each IDC knows who they are."""
+        return {idc: [] for idc in self.signals}
 
     # -------------------------------------------------------------------------------- clients
 

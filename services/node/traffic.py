@@ -154,6 +154,11 @@ class Traffic:
         current = self._node.replication.current
         return frozenset(current(idc) for idc in self._idcs if self._state(idc) not in _OUT)
 
+    def current_origins(self) -> list[Origin]:
+        """Under which the IDCs accept, or will when they return; those of retired ones not."""
+        retired = self.retired()
+        return [self._node.replication.current(idc) for idc in self._idcs if idc not in retired]
+
     def suspended_origins(self) -> dict[Origin, bool]:
         """Origins that are down, and whether they are sealed for good."""
         replication = self._node.replication

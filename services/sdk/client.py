@@ -7,14 +7,14 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX, MENTIONS_MAX, WATCHED_MAX
+from imcore.limits import CONTENT_BYTES_MAX, GROUP_CHANGES_MAX, MENTIONS_MAX, WATCHED_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -34,6 +34,8 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends, changed_friend, friends_of
+from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
@@ -53,6 +55,7 @@ from services.sdk.errors import (
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
 from services.sdk.options import Options
+from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
@@ -70,12 +73,14 @@ _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATE
 
 
 class State(NamedTuple):
-    """Where the client is; empty names: not connected. ``outbox``: messages not replicated."""
+    """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
+    ``polling``: by HTTP requests, since long connections do not last."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
+    polling: bool
 
 
 class OwnDevice(NamedTuple):
@@ -87,6 +92,29 @@ class OwnDevice(NamedTuple):
     online: bool
     idc: str
     since_ms: int
+
+
+class Readers(NamedTuple):
+    """Uids of the others who have read a message, and of those who have not, in order."""
+
+    read: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+class ReadCounts(NamedTuple):
+    read: int
+    unread: int
+
+
+class Found(NamedTuple):
+    """A message that says what was searched for. ``content`` is what it says now; it need not be
+    in any view. ``composed_ms`` is the sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    content: bytes
+    composed_ms: int
 
 
 class Sent:
@@ -128,6 +156,7 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
     """
 
     def __init__(
@@ -141,6 +170,7 @@ class Client:
         rng: random.Random | None = None,
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
+        polling: Dialer | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -152,6 +182,9 @@ class Client:
             ipconf if isinstance(ipconf, IpconfClient) else IpconfClient(ipconf, ca_file, self._rng)
         )
         self._dialer = dialer or TlsDialer(self._ipconf.tls)
+        self._polling = polling
+        if dialer is None and polling is None:
+            self._polling = PollingDialer(self._ipconf.tls)
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -168,6 +201,7 @@ class Client:
         self._liveness: Liveness | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._to_ack: dict[str, None] = {}
+        self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
         self._typing_told = TypingTold()
         self._typing_seen = TypingSeen()
@@ -200,7 +234,7 @@ class Client:
             self._rng,
         )
         self._side = SideLinks(
-            self._dialer,
+            lambda: self._link.dialer,
             self._seen,
             self._clock,
             options.side_idle_ms,
@@ -219,6 +253,7 @@ class Client:
             self._rng,
             self._lookup,
             self._on_event,
+            self._polling,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -358,42 +393,139 @@ class Client:
         epoch = answer.policy_epoch if answer is not None else 0
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
-            return State("", "", epoch, size)
-        return State(session.origin.idc, session.gateway.name, epoch, size)
+            return State("", "", epoch, size, False)
+        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
         await self._puller.settled()
 
     async def create_group(self, members: Sequence[str], name: str = "") -> str:
-        """Of these and this client's own user; returns its conversation id. Raises
-        RequestRefused, NotConnected, as do all requests below."""
+        """Of these and this client's own user; returns its conversation id. Of more than
+        GROUP_CHANGES_MAX the first ones make it and the others are invited, in so many requests.
+        Raises RequestRefused, NotConnected, as do all requests below."""
         conversation = f"g:{self._rng.getrandbits(128):032x}"
-        create = pb.GroupCreate(
-            conversation=conversation, members=sorted({self.uid, *members}), name=name
-        )
+        others = sorted({*members} - {self.uid})
+        first, later = others[: GROUP_CHANGES_MAX - 1], others[GROUP_CHANGES_MAX - 1 :]
+        create = pb.GroupCreate(conversation=conversation, members=[self.uid, *first], name=name)
         await self._request(pb.Request(group_create=create))
+        if later:
+            await self.join(conversation, later)
         return conversation
 
     async def join(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        """Add users (none named: this one)."""
-        change = pb.GroupChange(conversation=conversation, join=list(uids) or [self.uid])
+        """Add users (none named: this one). Of more than GROUP_CHANGES_MAX, those of one request
+        after the other: when one fails, the ones before it are members."""
+        joining = list(uids) or [self.uid]
+        for begin in range(0, len(joining), GROUP_CHANGES_MAX):
+            chunk = joining[begin : begin + GROUP_CHANGES_MAX]
+            change = pb.GroupChange(conversation=conversation, join=chunk)
+            await self._change_group(change)
+
+    async def leave(self, conversation: str) -> None:
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=[self.uid]))
+
+    async def remove(self, conversation: str, uids: Sequence[str]) -> None:
+        """Others, who then come in again only when a member adds them: admins remove members, the
+        owner anybody."""
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=list(uids)))
+
+    async def set_role(self, conversation: str, uid: str, role: str) -> None:
+        """``member``, ``admin`` or ``owner``, by the owner, who is an admin once another owns the
+        group. An admin may make himself a member."""
+        change = pb.GroupChange(conversation=conversation)
+        if role not in ROLES:
+            raise RequestRefused(Code.BAD_REQUEST, f"a role is one of {', '.join(ROLES)}")
+        change.roles.add(uid=uid, role=ROLES[role])
+        await self._change_group(change)
+
+    async def rename(self, conversation: str, name: str) -> None:
+        """By the owner or an admin; not to nothing."""
+        if not name:
+            raise RequestRefused(Code.BAD_REQUEST, "a group is renamed to something")
+        await self._change_group(pb.GroupChange(conversation=conversation, name=name))
+
+    async def announce(self, conversation: str, text: str) -> None:
+        """By the owner or an admin: whoever looks at the group sees it, in place of the one before.
+        Empty: takes that back."""
+        change = pb.GroupChange(conversation=conversation)
+        change.announcement.text = text
+        await self._change_group(change)
+
+    async def _change_group(self, change: pb.GroupChange) -> None:
         await self._request(pb.Request(group_change=change))
 
-    async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
-        await self._request(pb.Request(group_change=change))
+    async def group(self, conversation: str) -> Group:
+        """As the IDC that serves has it. Of a large one, page by page: who comes or goes meanwhile
+        may be in it."""
+        found: list[str] = []
+        while True:
+            info = pb.GroupInfo(conversation=conversation, after=found[-1] if found else "")
+            page = (await self._request(pb.Request(group_info=info))).group_info_ok
+            found += page.members
+            if not page.more or not page.members:
+                return group_of(page, found)
 
     async def members(self, conversation: str) -> tuple[str, ...]:
-        info = pb.GroupInfo(conversation=conversation)
-        response = await self._request(pb.Request(group_info=info))
-        return tuple(response.group_info_ok.members)
+        """Sorted."""
+        return (await self.group(conversation)).members
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""
         shown = self._view(conversation).classes[parse_key(key)]
         cursor = pb.ReadCursor(conversation=conversation, place=place_pb(shown.place))
         await self._request(pb.Request(read_cursor=cursor))
+
+    async def readers(self, conversation: str, key: str) -> Readers:
+        """Who has read a message, as the IDC that serves has it, of the others who were there when
+        it was sent and have not left since. Asks for page after page of a large group."""
+        pages = await self._read_by(conversation, key, counts_only=False)
+        return Readers(
+            tuple(uid for page in pages for uid in page.read_by),
+            tuple(uid for page in pages for uid in page.unread_by),
+        )
+
+    async def read_counts(self, conversation: str, key: str) -> ReadCounts:
+        """How many these are."""
+        pages = await self._read_by(conversation, key, counts_only=True)
+        return ReadCounts(sum(page.read for page in pages), sum(page.unread for page in pages))
+
+    async def _read_by(
+        self, conversation: str, key: str, counts_only: bool
+    ) -> Sequence[pb.ReadersOk]:
+        try:
+            named = parse_key(key)
+        except ValueError:
+            named = None
+        if named is None or named.conversation != conversation:
+            raise RequestRefused(Code.BAD_REQUEST, f"not the key of a message there: {key!r}")
+        asked = pb.Readers(message=key_pb(named), counts_only=counts_only)
+        pages: list[pb.ReadersOk] = []
+        while not pages or asked.page:
+            response = await self._request(pb.Request(readers=asked))
+            pages.append(response.readers_ok)
+            asked.page = response.readers_ok.next_page
+        return pages
+
+    async def search(self, words: str, conversation: str = "") -> AsyncIterator[Found]:
+        """The messages that say all of these words, the newest first, of the conversations (or of
+        this one) that this user is in, as the IDC that serves has them. It asks on for as long as
+        it is iterated: whoever has enough breaks off. Raises RequestRefused, NotConnected."""
+        asked = pb.Search(words=words, conversation=conversation)
+        known: set[str] = set()  # what moves down while it is searched is found again
+        while True:
+            response = await self._request(pb.Request(search=asked))
+            page = response.search_ok
+            for row in page.found:
+                key = key_text(key_of(row.key))
+                if key not in known:
+                    known.add(key)
+                    yield Found(
+                        row.key.conversation, key, row.key.uid, row.content, row.composed_ms
+                    )
+            if not page.HasField("next_page"):
+                return
+            asked.page.CopyFrom(page.next_page)
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""
@@ -480,7 +612,43 @@ class Client:
         self._ordered_once(change)
         await self._request(pb.Request(change=change))
 
-    def _ordered_once(self, change: pb.Change | pb.SetConversation) -> None:
+    async def friends(self) -> Friends:
+        """As the IDC that serves has it. Asks for page after page."""
+        asked = pb.Friends()
+        found: dict[str, pb.Friend] = {}
+        while True:
+            response = await self._request(pb.Request(friends=asked))
+            page = response.friends_ok
+            found.update((friend.uid, friend) for friend in page.friends)
+            if not page.next_page:
+                return friends_of(found.values())
+            asked.page = page.next_page
+
+    async def request_friend(self, uid: str) -> None:
+        """Both are friends when the other one accepts, or asks as well. Returns once another IDC
+        holds it, as do all words on friends below."""
+        await self._set_friend(uid, pb.SetFriend.REQUEST)
+
+    async def accept_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.ACCEPT)
+
+    async def decline_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.DECLINE)
+
+    async def remove_friend(self, uid: str) -> None:
+        """Or take an own request back."""
+        await self._set_friend(uid, pb.SetFriend.REMOVE)
+
+    async def block(self, uid: str, on: bool = True) -> None:
+        """Ends a friendship too. The other may not write to this user directly."""
+        await self._set_friend(uid, pb.SetFriend.BLOCK if on else pb.SetFriend.UNBLOCK)
+
+    async def _set_friend(self, uid: str, word: pb.SetFriend.Word.ValueType) -> None:
+        request = pb.SetFriend(uid=uid, word=word)
+        self._ordered_once(request)
+        await self._request(pb.Request(set_friend=request))
+
+    def _ordered_once(self, change: pb.Change | pb.SetConversation | pb.SetFriend) -> None:
         """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
@@ -569,7 +737,7 @@ class Client:
         """Positions were reached: the session is told with the next heartbeat."""
         self._to_ack[conversation] = None
         if self._liveness is not None:
-            self._liveness.news(self._clock.now(), True)
+            self._liveness.news(self._clock.now(), conversation not in self._calm)
 
     # ------------------------------------------------------------------------- connection
 
@@ -677,6 +845,7 @@ class Client:
         kind = event.WhichOneof("body")
         if kind == "push":
             push = event.push
+            self._take_it_calmly(push.conversation, push.merged)
             view = self._view(push.conversation)
             view.entries(push.entries, True)
             if push.stable:
@@ -690,6 +859,10 @@ class Client:
             self._puller.signal(event.signal)
             # It may name what is here already: only an ack ends its being named again.
             self._on_news(event.signal.conversation)
+        elif kind == "behind":
+            for told in event.behind.conversations:
+                self._take_it_calmly(told.conversation, True)
+            self._puller.heads_within(event.behind.conversations, event.behind.within_ms)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)
@@ -701,9 +874,17 @@ class Client:
             self._link.move(session, event.move)
         elif kind == "typing":
             self._typed(event.typing)
+        elif kind == "friend":
+            self._emit(changed_friend(event.friend))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)
+
+    def _take_it_calmly(self, conversation: str, calm: bool) -> None:
+        if calm:
+            self._calm.add(conversation)
+        else:
+            self._calm.discard(conversation)
 
     def _typed(self, typing: pb.Typing) -> None:
         expires = self._clock.now() + typing.lives_ms / 1000

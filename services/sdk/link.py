@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+from functools import partial
 from typing import Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
+from services.sdk.core.degrade import Degrade
+from services.sdk.core.race import head_start_s
 from services.sdk.core.reconnect import (
     FOR_GOOD,
     RETRY_AFTER_MAX_MS,
@@ -20,6 +24,7 @@ from services.sdk.core.reconnect import (
 from services.sdk.core.seen import Seen
 from services.sdk.errors import AuthError, Kicked, Replaced, SdkError, StoreFailed
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
+from services.sdk.race import Dials
 from services.sdk.session import OnEvent, Session, SessionLost
 from services.sdk.transport import Dialer
 
@@ -68,10 +73,15 @@ class Link:
         rng: random.Random,
         lookup: Lookup,
         on_event: OnEvent,
+        polling: Dialer | None,
     ) -> None:
+        """``polling``: by which it goes on when long connections do not last; None: it does not."""
         self._owner = owner
         self._ipconf = ipconf
         self._dialer = dialer
+        self._polling = polling
+        self._degrade = Degrade()
+        self._polled = False  # the last connection, or attempt at one
         self._seen = seen
         self._clock = clock
         self._rng = rng
@@ -83,6 +93,8 @@ class Link:
         self.session: Session | None = None
         self._last: Gateway | None = None
         self._avoid: dict[str, float] = {}
+        self._dials = Dials(clock)
+        self._took: dict[str, float] = {}  # gateways of the last answer: seconds until connected
         self._move: pb.Move | None = None
         self._policy_epoch = 0  # the highest that any IDC has named
         self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
@@ -98,14 +110,24 @@ class Link:
         try:
             while plan.where is not Where.NOWHERE:
                 await asyncio.sleep(plan.delay_ms / 1000)
+                self._polled = self.dialer is self._polling
                 lost = await self._round(plan.where)
+                self._degrade.ended(self._polled, lost, self._clock.now())
                 plan = self.reconnect.lost(lost)
                 log.info("not connected (%s): %s in %d ms", lost.reason, *_words(plan))
             self._owner.stopped(_stop_of(lost))
         except AuthError as error:
             self._owner.stopped(error)
 
+    @property
+    def dialer(self) -> Dialer:
+        """By which a gateway is dialled now."""
+        if self._degrade.polling and self._polling is not None:
+            return self._polling
+        return self._dialer
+
     def close(self) -> None:
+        self._dials.close()
         if self.session is not None:
             self.session.call(pb.Request(bye=pb.Bye()), lambda _: None)
             self.session.close()
@@ -126,9 +148,14 @@ class Link:
                 lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
                 if self.answer is not None and not error.overloaded:  # better an old list than none
                     candidates = self._candidates(self.answer)
-        for gateway in candidates:
+        while candidates:
+            session, lost = await self._dial_first(candidates, lost)
+            if session is None:
+                break
+            gateway = session.gateway
+            candidates = [each for each in candidates if each is not gateway]
             try:
-                session = await self._open(gateway)
+                await self._sign_in(session)
             except SessionLost as error:
                 lost = error.lost
                 self._failed(gateway, lost.reason)
@@ -169,6 +196,8 @@ class Link:
         self.knows(answer.policy_epoch)
         self._answered_at = self._clock.now()
         self.reconnect.parameters = answer.parameters
+        names = {gateway.name for gateway in answer.gateways}
+        self._took = {name: took for name, took in self._took.items() if name in names}
         return answer
 
     def _candidates(self, answer: Answer) -> list[Gateway]:
@@ -186,17 +215,41 @@ class Link:
         self._avoid[gateway.name] = self._clock.now() + _AVOID_S
         self._ipconf.report(self._lookup, gateway, reason)
 
-    async def _open(self, gateway: Gateway) -> Session:
-        """Raises SessionLost, AuthError, StoreFailed."""
+    async def _dial_first(
+        self, candidates: list[Gateway], lost: Lost
+    ) -> tuple[Session | None, Lost]:
+        """The first that answers, if any does, and how the last one failed. Those that failed are
+        no candidates any more."""
+        tried = list(candidates)
+
+        def on_loss(index: int, error: SessionLost) -> None:
+            nonlocal lost
+            lost = error.lost
+            self._failed(tried[index], lost.reason)
+            if tried[index] in candidates:
+                candidates.remove(tried[index])
+
+        head_starts = [head_start_s(self._took.get(gateway.name)) for gateway in tried]
+        dials = [partial(self._dial, gateway, self.dialer) for gateway in tried]
+        return await self._dials.first(dials, head_starts, on_loss), lost
+
+    async def _dial(self, gateway: Gateway, dialer: Dialer) -> Session:
+        """Raises SessionLost."""
         session = Session(gateway, self._seen, self._clock, self._on_event)
+        began = self._clock.now()
+        await session.dial(dialer, self.reconnect.parameters.connect_timeout_ms / 1000)
+        self._took[gateway.name] = self._clock.now() - began
+        return session
+
+    async def _sign_in(self, session: Session) -> None:
+        """Raises SessionLost, AuthError, StoreFailed."""
         timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
         try:
-            await session.dial(self._dialer, timeout_s)
-            await self._connect(session, await self._owner.connect_request(gateway), timeout_s)
+            connect = await self._owner.connect_request(session.gateway)
+            await self._connect(session, connect, timeout_s)
         except BaseException:
             session.close()
             raise
-        return session
 
     async def _connect(self, session: Session, connect: pb.Connect, timeout_s: float) -> None:
         session.epoch = self._raised = connect.connection_epoch
@@ -205,6 +258,7 @@ class Link:
     def _take(self, session: Session) -> None:
         self.session = session
         self._last = session.gateway
+        self._polled = session.polling
         self._move = None  # of an earlier connection: this one may be where it led to
         self._refused_by.clear()
         self.knows(session.ok.policy_epoch)
@@ -213,10 +267,13 @@ class Link:
 
     async def _stay(self) -> Lost:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             session = self.session
             assert session is not None
+            wait_s = self._degrade.back_at - self._clock.now() if session.polling else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            self._wake.clear()
             if session.ended.done():
                 self.session = None
                 lost = session.ended.result()
@@ -234,6 +291,8 @@ class Link:
             if self._move is not None:
                 move, self._move = self._move, None
                 await self._make_before_break(session, move)
+            elif session.polling and self._clock.now() >= self._degrade.back_at:
+                await self._go_back(session)
 
     # ------------------------------------------------------------------------------ moves
 
@@ -254,18 +313,7 @@ class Link:
         try:
             answer = await self._ask()
             gateway = self._target(old.gateway, answer)
-            session = Session(gateway, self._seen, self._clock, self._on_event)
-            timeout_s = answer.parameters.connect_timeout_ms / 1000
-            try:
-                await session.dial(self._dialer, timeout_s)
-                await self._owner.before_move()
-                connect = await self._owner.connect_request(gateway)
-                if move.resume_token:
-                    connect.resume_token = move.resume_token
-                await self._connect(session, connect, timeout_s)
-            except BaseException:
-                session.close()
-                raise
+            session = await self._change_to(gateway, self.dialer, move.resume_token)
         except (NoAnswer, SessionLost, AuthError, StoreFailed) as error:
             # AuthError too: the present IDC took the token, so the other's clock may be wrong.
             log.info("the move away from %s failed: %s", old.gateway.name, error)
@@ -275,9 +323,40 @@ class Link:
                 self._retry_move(old, move, getattr(asked, "retry_after_ms", 0))
             return
         log.info("moved from %s to %s", old.gateway.name, gateway.name)
-        self._take(session)
+        self._leave(old, session)
+
+    async def _change_to(self, gateway: Gateway, dialer: Dialer, resume_token: bytes) -> Session:
+        """Raises SessionLost, AuthError, StoreFailed."""
+        session = await self._dial(gateway, dialer)
+        try:
+            await self._owner.before_move()
+            connect = await self._owner.connect_request(gateway)
+            if resume_token:
+                connect.resume_token = resume_token
+            timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
+            await self._connect(session, connect, timeout_s)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _leave(self, old: Session, new: Session) -> None:
+        self._take(new)
         old.call(pb.Request(bye=pb.Bye()), lambda _: None)
         old.close()
+
+    async def _go_back(self, polled: Session) -> None:
+        """To a long connection, at the same gateway; the polled one serves until it stands."""
+        try:
+            session = await self._change_to(polled.gateway, self._dialer, b"")
+        except (SessionLost, AuthError, StoreFailed) as error:
+            log.info("still no long connection to %s: %s", polled.gateway.name, error)
+            self._degrade.still_no_way(self._clock.now())
+            self._owner.move_failed()
+            return
+        log.info("a long connection to %s stands again", polled.gateway.name)
+        self._degrade.back()
+        self._leave(polled, session)
 
     @staticmethod
     def _target(present: Gateway, answer: Answer) -> Gateway:

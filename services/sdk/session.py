@@ -42,6 +42,10 @@ class Session:
         self._since = 0.0  # when it was fully connected; 0: not yet
         self.epoch = 0  # the connection epoch that it was opened with
 
+    @property
+    def polling(self) -> bool:
+        return self._wire is not None and self._wire.polling
+
     # --------------------------------------------------------------------------- opening
 
     async def dial(self, dialer: Dialer, timeout_s: float) -> None:

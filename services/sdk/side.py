@@ -26,7 +26,7 @@ class SideLinks:
 
     def __init__(
         self,
-        dialer: Dialer,
+        dialer: Callable[[], Dialer],
         seen: Seen,
         clock: Clock,
         idle_ms: int,
@@ -62,7 +62,7 @@ class SideLinks:
         for gateway in [g for g in answer.gateways if g.idc == idc][:2]:
             session = Session(gateway, self._seen, self._clock, _ignore)
             try:
-                await session.dial(self._dialer, timeout_s)
+                await session.dial(self._dialer(), timeout_s)
                 await session.connect(self._connect(), timeout_s)
             except (SessionLost, AuthError):
                 session.close()

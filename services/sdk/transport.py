@@ -14,7 +14,7 @@ OnClosed = Callable[[str], None]  # a reason: lost or protocol
 
 
 class DialFailed(Exception):
-    """``reason``: refused, timeout or protocol."""
+    """``reason``: refused, timeout, protocol, lost, or mute: connected, and then not a word."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -22,6 +22,8 @@ class DialFailed(Exception):
 
 
 class Wire(Protocol):
+    polling: bool  # it needs no connection that lasts
+
     def send(self, kind: int, request_id: int, body: bytes) -> None: ...
 
     def close(self) -> None:
@@ -39,6 +41,8 @@ class Dialer(Protocol):
 
 class StreamWire(asyncio.Protocol):
     """All frames of one loop turn go out in one write."""
+
+    polling = False
 
     def __init__(self, on_frame: OnFrame, on_closed: OnClosed) -> None:
         self._on_frame = on_frame
@@ -122,7 +126,8 @@ class _TcpDialer:
         except TimeoutError as error:
             if wire is not None:
                 wire.close()
-            raise DialFailed("timeout", f"{host}:{port} does not answer") from error
+            reason = "timeout" if wire is None else "mute"
+            raise DialFailed(reason, f"{host}:{port} does not answer") from error
         except ssl.SSLError as error:
             raise DialFailed("protocol", f"{host}:{port}: {error.reason}") from error
         except OSError as error:

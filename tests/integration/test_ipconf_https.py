@@ -98,7 +98,7 @@ async def test_a_client_is_told_where_to_connect(api: Api) -> None:
         "score": 1.0,
     }
     assert body["parameters"]["heartbeat_ms"] == api.region.spec.client.heartbeat_ms
-    assert body["parameters"]["transports"] == ["tcp", "websocket"]
+    assert body["parameters"]["transports"] == ["tcp", "websocket", "polling"]
     ticket = read(api.keys, body["placement"].encode())
     assert ticket == Ticket("americas", "alice", 3)
 

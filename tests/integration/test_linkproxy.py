@@ -392,3 +392,23 @@ async def test_a_route_obeys_the_faults_of_its_link() -> None:
         broker.close()
     with pytest.raises(BadInput, match="from a to c: no link"):
         LinkProxy({}, specs, random.Random(1), [Route("a", "c", listen, address)])
+
+
+async def test_a_connection_is_reset_when_its_time_is_over():
+    async with running(LinkSpec(life_ms=80)) as site:
+        reader, _ = streams = await site.dial("a", "b")
+        await ask(streams)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(1), 2)
+
+
+async def test_a_nat_forgets_a_connection_without_traffic_and_says_nothing():
+    async with running(LinkSpec(idle_ms=500)) as site:
+        used, idle = await site.dial("a", "b"), await site.dial("a", "b")
+        await ask(idle)
+        for _ in range(8):
+            await ask(used)
+            await asyncio.sleep(0.08)
+        idle[1].write(b"hi")
+        assert await silent(idle)
+        await ask(await site.dial("a", "b"))

@@ -47,6 +47,45 @@ OPERATION: dict[str, Any] = {
 }
 
 
+DRILL_RUN: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "DrillRun",
+    "metadata": {"name": "loss"},
+    "spec": {
+        "region": "two-idc",
+        "drill": "idc-loss",
+        "var": {"victim": "dub"},
+        "certificate": "imctl-admin",
+        "region_keys": "region-keys",
+        "namespaces": {"dub": "im-dub"},
+    },
+}
+
+
+DRILL: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "Drill",
+    "metadata": {"name": "weekly"},
+    "spec": {
+        "cron": "0 10 * * TUE",
+        "timezone": "Europe/Berlin",
+        "blackouts": [
+            {"start": "2026-12-20T00:00:00Z", "end": "2027-01-06T00:00:00Z", "reason": "holidays"},
+        ],
+        "run": DRILL_RUN["spec"],
+    },
+}
+
+
+REPLICATION: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "Replication",
+    "metadata": {"name": "flows"},
+    "spec": {"region": "two-idc", "certificate": "imctl-viewer"},
+}
+GEO_POLICY = REPLICATION | {"kind": "GeoPolicy", "metadata": {"name": "policy"}}
+
+
 def region() -> Any:
     return yaml.safe_load((REGIONS / "two-idc.yaml").read_text())
 
@@ -161,6 +200,36 @@ BAD_OPERATIONS: dict[str, tuple[Edit, str]] = {
     "two overrides": (put("spec.overrides", ["headroom", "freeze"]), "must have at most 1 item"),
 }  # fmt: skip
 
+BAD_DRILL_RUNS: dict[str, tuple[Edit, str]] = {
+    "neither by name nor as a file": (
+        put("spec.drill", None), "expected either `drill` or `experiment`, got both or none",
+    ),
+    "both": (put("spec.experiment", "title: x"), "expected either `drill` or `experiment`"),
+    "a path": (put("spec.drill", "../idc-loss"), "should match '^[a-z]"),
+    "a file of a size": (put("spec.experiment", "x" * 65_537), "may not be more than 65536"),
+    "no certificate": (put("spec.certificate", None), "spec.certificate: Required value"),
+    "a variable with capitals": (put("spec.var", {"Victim": "dub"}), "expected names ^[a-z]"),
+    "a namespace of no IDC's name": (put("spec.namespaces", {"D": "x"}), "expected names ^[a-z]"),
+}  # fmt: skip
+
+BAD_DRILLS: dict[str, tuple[Edit, str]] = {
+    "no run": (put("spec.run", None), "spec.run: Required value"),
+    "a run of nothing": (put("spec.run.drill", None), "expected either `drill` or `experiment`"),
+    "a blackout that ends first": (
+        put("spec.blackouts.0.end", "2026-12-19T00:00:00Z"), "`end` after `start`",
+    ),
+    "a name without room for a time": (put("metadata.name", "a" * 51), "at most 50 characters"),
+    "none kept": (put("spec.keep", 0), "greater than or equal to 1"),
+}  # fmt: skip
+
+BAD_VIEWS: dict[str, tuple[Any, Edit, str]] = {
+    "no certificate": (REPLICATION, put("spec.certificate", None), "certificate: Required value"),
+    "no objective": (REPLICATION, put("spec.lag_slo_ms", 0), "greater than 0"),
+    "weights, which stand in the Region": (
+        GEO_POLICY, put("spec.weights", {"fra": 1}), 'unknown field "spec.weights"',
+    ),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -177,6 +246,10 @@ FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
 FIXED_IN_OPERATION: dict[str, tuple[Edit, str]] = {
     "rate": (put("spec.rate", 9), "not changeable: another wish is another TrafficOperation"),
     "idc": (put("spec.idc", "ams"), "not changeable"),
+}
+FIXED_IN_DRILL_RUN: dict[str, tuple[Edit, str]] = {
+    "var": (put("spec.var", {"victim": "fra"}), "not changeable: another run is another DrillRun"),
+    "drill": (put("spec.drill", "planned-switchover"), "not changeable"),
 }
 FIXED_IN_IDC: dict[str, tuple[Edit, str]] = {
     "region": (put("spec.region", "other"), "region: not changeable"),
@@ -214,6 +287,31 @@ def test_a_bad_operation_is_refused_and_told_why(api_server: ApiServer, case: st
     assert why in refused(api_server, copy.deepcopy(OPERATION), edit)
 
 
+@pytest.mark.parametrize("case", BAD_DRILL_RUNS)
+def test_a_bad_drill_run_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_DRILL_RUNS[case]
+    assert why in refused(api_server, copy.deepcopy(DRILL_RUN), edit)
+
+
+@pytest.mark.parametrize("case", BAD_VIEWS)
+def test_a_bad_view_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    document, edit, why = BAD_VIEWS[case]
+    assert why in refused(api_server, copy.deepcopy(document), edit)
+
+
+@pytest.mark.parametrize("case", BAD_DRILLS)
+def test_a_bad_drill_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_DRILLS[case]
+    assert why in refused(api_server, copy.deepcopy(DRILL), edit)
+
+
+def test_a_drill_is_taken_and_may_change(api_server: ApiServer, namespace: str) -> None:
+    apply(api_server, namespace, DRILL)
+    changed = copy.deepcopy(DRILL)
+    put("spec.cron", "0 9 * * *")(changed)
+    assert "configured" in apply(api_server, namespace, changed)
+
+
 @pytest.mark.parametrize("file", ["two-idc.yaml", "three-idc.yaml"])
 def test_a_region_file_is_taken_as_it_is(api_server: ApiServer, namespace: str, file: str) -> None:
     command = ("apply", "--server-side", "--namespace", namespace, "-f", str(REGIONS / file))
@@ -229,6 +327,7 @@ def test_what_a_live_deployment_cannot_change_is_refused(
 ) -> None:
     tables = (
         (region(), FIXED_IN_REGION), (IDC, FIXED_IN_IDC), (OPERATION, FIXED_IN_OPERATION),
+        (DRILL_RUN, FIXED_IN_DRILL_RUN),
     )  # fmt: skip
     for document, cases in tables:
         apply(api_server, namespace, document)
@@ -254,11 +353,13 @@ def test_what_a_live_deployment_can_change_is_taken(api_server: ApiServer, names
 
 
 def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None:
-    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}):
+    views = (REPLICATION, GEO_POLICY)
+    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}, *views):
         apply(api_server, namespace, document)
     listed = api_server.kubectl("get", "im", "--namespace", namespace)
     assert {line.split()[0] for line in listed.splitlines() if "/" in line} == {
         "region.imctl.dev/two-idc", "idc.imctl.dev/fra", "witness.imctl.dev/london",
+        "replication.imctl.dev/flows", "geopolicy.imctl.dev/policy",
     }  # fmt: skip
     head = api_server.kubectl("get", "idc", "--namespace", namespace).splitlines()[0]
     assert head.split() == [
@@ -277,6 +378,10 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("idc.status.outdated", "it gets them when it is deleted"),
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
+        ("geopolicy", "weights, fallbacks and safety rules stand in the Region"),
+        ("drill.spec.blackouts", "when no run begins"),
+        ("drillrun.spec.experiment", "the text of a drill file"),
+        ("drillrun.status.lost", "acked canary messages that nobody has any more"),
     ],
 )
 def test_explain_reads_well(api_server: ApiServer, path: str, text: str) -> None:

@@ -36,6 +36,9 @@ CHARTS = {
     "operator-with-a-webhook": (
         "im-operator", ["--set", "image=imctl:1,webhook.enabled=true,webhook.issuer.name=ca"],
     ),
+    "operator-with-drills": (
+        "im-operator", ["--set", "image=imctl:1,drills.enabled=true"],
+    ),
     "idc": (
         "im-idc",
         ["--set-file", f"regionFile={REGION}", "--set",
@@ -112,6 +115,7 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("operator", ["webhook.enabled=true"], "give either `issuer.name`"),
         ("operator", ["webhook.enabled=true,webhook.secret=x"], "the CA of the secret"),
         ("operator", ["monitoring.rules.labels.a=1"], "labels"),
+        ("operator", ["drills.folder=/tmp"], "folder"),
     ],
 )
 def test_values_that_are_wrong_are_refused(

@@ -5,6 +5,7 @@ deployed. Nobody loses a message."""
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from imctl.testing.cluster.lab import Pods
 pytestmark = pytest.mark.e2e
 
 Figures = Callable[[str, object], None]
+ROOT = Path(__file__).parents[2]
 VICTIM, OTHER = "fra", "dub"
 
 
@@ -83,6 +85,77 @@ async def test_an_idc_whose_pods_are_killed_is_taken_over_and_given_back(
         assert report.clean, (report.sentence(), report.examples)
 
 
+def a_loss_in_short() -> str:
+    """The drill `idc-loss`, with less of everything: CI has to run it."""
+    document = yaml.safe_load((ROOT / "regions" / "drills" / "idc-loss.yaml").read_text())
+    (ours,) = document["extensions"]
+    ours["load"] = {"users": 8, "rate": 8, "group_rate": 1, "canary_every_s": 0.5}
+    ours["enough"] = {"acked": 100, "canaries": 8}
+    ours["promised"] = {"rto_s": 15}
+    for step in document["method"]:
+        if step["provider"]["func"] == "hold":
+            step["provider"]["arguments"]["seconds"] = 1
+    return yaml.safe_dump(document)
+
+
+def drill_run(pods: Pods, name: str) -> dict[str, Any]:
+    """All pods of an IDC are killed and kept down, and come back; in the IDC's own namespace."""
+    pki, here = pods.data / "pki", ("create", "secret", "generic", "imctl-admin")
+    pods.kubectl(
+        VICTIM, "delete", "secret", "imctl-admin", "--ignore-not-found",
+    )  # fmt: skip
+    pods.kubectl(
+        VICTIM, *here, f"--from-file=ca.crt={pki / 'ca.pem'}",
+        f"--from-file=tls.crt={pki / 'admin.pem'}", f"--from-file=tls.key={pki / 'admin.key'}",
+    )  # fmt: skip
+    return {
+        "apiVersion": "imctl.dev/v1alpha1",
+        "kind": "DrillRun",
+        "metadata": {"name": name},
+        "spec": {
+            "region": pods.region.metadata.name,
+            "experiment": a_loss_in_short(),
+            "var": {"victim": VICTIM},
+            "certificate": "imctl-admin",
+            "region_keys": "region-keys",
+            "namespaces": {part: at for part, at in pods.namespaces.items() if part != VICTIM},
+        },
+    }
+
+
+def drill_status(pods: Pods, name: str) -> dict[str, Any]:
+    shown = pods.kubectl(VICTIM, "get", "drillrun", name, "-o", "json")
+    status: dict[str, Any] = json.loads(shown).get("status", {})
+    return status
+
+
+def until(pods: Pods, name: str, phases: tuple[str, ...], limit_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + limit_s
+    while (status := drill_status(pods, name)).get("phase") not in phases:
+        assert time.monotonic() < deadline, (status, pods.said(VICTIM))
+        time.sleep(0.5)
+    return status
+
+
+async def test_the_loss_of_an_idc_as_a_drill_run(pods: Pods, figures: Figures) -> None:
+    async with pods.lab() as lab:
+        await lab.all_active()
+        began = time.monotonic()
+        pods.apply(VICTIM, drill_run(pods, "loss"))
+        status = await asyncio.to_thread(until, pods, "loss", ("Ended", "Refused"), 150)
+        figures("a DrillRun of an IDC's loss, s", round(time.monotonic() - began, 1))
+        figures("RTO of a DrillRun of an IDC's loss, s", status.get("rto_s"))
+        report = json.loads(pods.kubectl(VICTIM, "get", "cm", status["report"], "-o", "json"))
+        text = report["data"]["report.md"]
+        assert (status["verdict"], status["lost"]) == ("pass", 0), (status, text)
+        assert {"report.md", "report.json", "report.html"} == set(report["data"])
+        assert f"{VICTIM} is failed" in text and f"{VICTIM} is active with its clients" in text
+        await lab.all_active()
+        pods.wait_ready(VICTIM)
+        pods.kubectl(VICTIM, "delete", "drillrun", "loss", "--timeout=20s")
+        assert status["report"] not in pods.kubectl(VICTIM, "get", "cm", "-o", "name")
+
+
 def with_another_gateway(pods: Pods, folder: Path) -> Path:
     """The deployment's region file with another gateway port of one IDC, so of its Service too."""
     document = yaml.safe_load((pods.data / "region.yaml").read_text())
@@ -134,3 +207,27 @@ def test_the_verbs_that_a_cluster_has(pods: Pods, tmp_path: Path) -> None:
     asked = ("deploy", str(pods.data / "region.yaml"), "--sites", str(sites))
     refused = pods.imctl(*asked, folder=tmp_path / "other", status=3)
     assert "there is no namespace im-nowhere" in refused
+
+
+@pytest.mark.nightly
+async def test_a_drill_run_that_is_cut_short_leaves_nothing(pods: Pods, figures: Figures) -> None:
+    """Deleted, or its operator killed, while an IDC is down."""
+    async with pods.lab() as lab:
+        for name in ("deleted", "orphaned"):
+            await lab.all_active()
+            pods.apply(VICTIM, drill_run(pods, name))
+            down = ("wait", f"idc/{VICTIM}", "--for=jsonpath={.status.phase}=Down")
+            await asyncio.to_thread(pods.kubectl, VICTIM, *down, "--timeout=90s")
+            began = time.monotonic()
+            if name == "deleted":
+                gone = ("delete", "drillrun", name, "--timeout=150s")
+                await asyncio.to_thread(pods.kubectl, VICTIM, *gone)
+            else:
+                await asyncio.to_thread(pods.kill_operator)
+                status = await asyncio.to_thread(until, pods, name, ("Ended",), 150)
+                assert status["verdict"] == "aborted", status
+                assert "ended while it ran" in status["reason"]
+            figures(f"a DrillRun {name} with an IDC down, s", round(time.monotonic() - began, 1))
+            await asyncio.to_thread(pods.wait_ready, VICTIM)
+            assert "down-until" not in pods.kubectl(VICTIM, "get", "idc", VICTIM, "-o", "json")
+        await lab.all_active()

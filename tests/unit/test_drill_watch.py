@@ -81,8 +81,20 @@ def test_a_copy_is_behind_since_the_oldest_end_that_it_lacks() -> None:
     assert mirrors.worst()[0] == 0.0
     mirrors.holds("sin", "fra.1", [11, 5], 6.0)
     assert mirrors.worst() == (4.0, "sin lacks what fra.1 has in its log")
-    mirrors.forget("fra")
+    mirrors.forget("fra", 7.0)
     assert mirrors.worst() == (0.0, "")
+
+
+def test_what_an_idc_missed_while_it_was_away_counts_from_its_return() -> None:
+    mirrors = Mirrors()
+    mirrors.ends("fra.1", [10], 0.0)
+    mirrors.ends("fra.1", [14], 1.0)
+    for t in range(2, 20):
+        mirrors.forget("iad", float(t))
+    mirrors.holds("iad", "fra.1", [10], 20.0)
+    assert mirrors.worst() == (1.0, "iad lacks what fra.1 has in its log")
+    mirrors.holds("iad", "fra.1", [10], 32.0)
+    assert mirrors.worst()[0] == 13.0  # it is there, and nothing comes
 
 
 def test_capacity_is_the_fuller_of_sessions_and_messages() -> None:

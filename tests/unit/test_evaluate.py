@@ -210,6 +210,15 @@ def test_headroom_counts_what_would_move_to_each_survivor() -> None:
     committed(decide(change(Kind.DRAIN), on=lot(9_999, sessions=0)))  # it gets nothing
 
 
+def test_a_failover_may_ask_that_the_survivors_do_not_lag() -> None:
+    lagging = evidence(sin=facts("sin", lag_ms={"iad.1": 700, "fra.1": 90_000}))
+    committed(decide(change(Kind.FAILOVER), on=lagging))
+    committed(decide(change(Kind.FAILOVER, max_lag_ms=700), on=lagging))
+    refused = decide(change(Kind.FAILOVER, max_lag_ms=699), on=lagging)
+    assert blocked_by(refused) == {"replication-lag"}
+    assert refused.blockers[0].measured == "700 ms"
+
+
 def test_headroom_counts_messages_with_those_who_send_them() -> None:
     half = {"europe": 50, "asia": 50}
     moving = {"sessions": 100, "messages_per_s": 400.0, "shards": half}

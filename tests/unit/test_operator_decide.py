@@ -135,3 +135,14 @@ def test_a_region_is_judged_in_the_words_of_validate() -> None:
         "phase": "Invalid", "problems": [problem], "observed_generation": 7,
     }  # fmt: skip
     assert judge_region("two-idc", SPEC) == (region(), [])
+
+
+@pytest.mark.parametrize("seen", [None, {}, {"ready": False}])
+def test_what_a_drill_keeps_down_has_no_pod(seen: dict[str, Any] | None) -> None:
+    until = "2026-01-01T00:05:00Z"
+    found = replace(SEEN, pod=None if seen is None else pod(**seen), down_until=until)
+    decision = look(found)
+    assert decision.status["phase"] == Phase.DOWN
+    assert decision.apply[-1]["spec"]["replicas"] == 0
+    assert until in decision.message
+    assert look(SEEN).apply[-1]["spec"]["replicas"] == 1

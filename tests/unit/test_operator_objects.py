@@ -99,6 +99,18 @@ def test_a_pod_is_restricted_in_every_way(case: str) -> None:
     assert container["resources"]["limits"]["memory"]
 
 
+def test_only_who_takes_drills_can_be_killed_from_inside_its_pod() -> None:
+    owner, breakable = (
+        Owner("IDC", "im-fra", "fra", "0a1b", 3),
+        IDC.model_copy(update={"drills_from": ["im-fra"]}),
+    )
+    pods = [
+        objects(owner, spec, region(), FIGURES)[-1]["spec"]["template"]["spec"]
+        for spec in (IDC, breakable)
+    ]
+    assert ["shareProcessNamespace" in pod for pod in pods] == [False, True]
+
+
 @EVERY
 def test_only_listeners_can_be_reached(case: str) -> None:
     (policy,) = [each for each in made(case) if each["kind"] == "NetworkPolicy"]

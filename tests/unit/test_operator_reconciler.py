@@ -12,6 +12,7 @@ from imcore.errors import Unavailable
 from imctl.api.kinds import API_VERSION
 from imctl.reconcile.cluster import MANAGER, Cluster, Rejected
 from imctl.reconcile.lease import NotLeading
+from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
@@ -78,7 +79,9 @@ class Memory(Cluster):
     async def event(self, body: Object) -> None:
         self.events.append(body)
 
-    async def delete(self, api: str, kind: str, namespace: str, name: str) -> None:
+    async def delete(
+        self, api: str, kind: str, namespace: str, name: str, at_once: bool = False
+    ) -> None:
         del self.held[kind, namespace, name]
 
     def status(self, kind: str = "IDC", name: str = "fra") -> Object:
@@ -147,6 +150,21 @@ async def test_what_somebody_deleted_or_edited_is_repaired(
     memory.held["StatefulSet", "im-fra", "fra-idc"] = {"spec": {"replicas": 0}}
     await reconciler.reconcile(KEY)
     assert memory.held == wanted
+
+
+async def test_a_mark_of_a_drill_takes_the_pod_away_and_no_longer_brings_it_back(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: "2026-01-01T00:05:00Z"}
+    assert await reconciler.reconcile(KEY) == SOON_S  # by itself, when the time is over
+    workload = memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]
+    assert (workload["replicas"], memory.status()["phase"]) == (0, "Down")
+    del memory.held["IDC", "im-fra", "fra"]["metadata"]["annotations"]
+    await reconciler.reconcile(KEY)
+    workload = memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]
+    assert (workload["replicas"], memory.status()["phase"]) == (1, "Starting")
 
 
 async def test_region_files_go_when_no_pod_uses_them(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from imctl.reconcile.objects import REGION_FILE, TEMPLATE
+from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, TEMPLATE
 from imctl.reconcile.observed import Owner, Pod
-from imctl.reconcile.seen import owner_of, pod_of
+from imctl.reconcile.seen import down_until, owner_of, pod_of
 
 
 def document(**status: Any) -> Any:
@@ -62,3 +62,25 @@ def test_whose_object_it_is() -> None:
     assert owner_of({"kind": "IDC", "metadata": metadata}) == Owner("IDC", "im", "fra", "u", 4)
     going = {**metadata, "deletionTimestamp": "2026-01-01T00:00:00Z"}
     assert owner_of({"kind": "IDC", "metadata": going}).deleting
+
+
+@pytest.mark.parametrize(
+    ("until", "drills_from", "down"),
+    [
+        ("2026-01-01T00:05:00Z", ["im-fra"], True),
+        ("2026-01-01T01:05:00+01:00", ["im-fra"], True),
+        ("2026-01-01T00:00:00Z", ["im-fra"], False),  # its time is over
+        ("2026-01-01T00:05:00Z", [], False),  # it takes no drills
+        ("2026-01-01T00:05:00", ["im-fra"], False),  # of which zone?
+        ("for ever", ["im-fra"], False),
+        ("", ["im-fra"], False),
+    ],
+)
+def test_a_mark_keeps_an_idc_down_for_its_time(
+    until: str, drills_from: list[str], down: bool
+) -> None:
+    metadata = {"annotations": {DOWN_UNTIL: until}}
+    found = down_until(
+        {"metadata": metadata, "spec": {"drills_from": drills_from}}, "2026-01-01T00:00:00Z"
+    )
+    assert found == (until if down else "")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
-from imcore.errors import ImError, OutcomeUnknown
+from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imctl import opwatch
 from imctl.errors import ABORTED, ERROR, UNKNOWN, Aborted, Failed, exit_code
-from imctl.opwatch import conclude, step_lines, tick_line
-from imctl.traffic import Left
+from imctl.opwatch import conclude, step_lines, tick_line, until_followed
+from imctl.traffic import Control, Left
 from services.control.operations import UNDER_WAY, Operation, Step
+from services.control.rules import Change, Kind
 from services.control.slow import Slow, Took, Usual
 from services.policy.document import OperationState
 
@@ -69,3 +73,46 @@ def test_a_slow_step_and_stuck_sessions_are_said() -> None:
     assert tick_line(ended(OperationState.PAUSED), Left(None, {}), []) == (
         "fra: no answer, paused by operator"
     )
+
+
+class Seen:
+    """What the IDCs say, look after look."""
+
+    def __init__(self, *looks: dict[str, int | None]) -> None:
+        self._looks = list(looks)
+
+    async def statuses(self, _: float) -> dict[str, dict[str, object] | ImError]:
+        look = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+        return {
+            idc: Unavailable("silent") if epoch is None else {"policy": {"epoch": epoch}}
+            for idc, epoch in look.items()
+        }
+
+
+FAILOVER = Change(Kind.FAILOVER, "fra", "r", "operator")
+
+
+async def test_a_failover_is_waited_for_until_all_who_answer_serve_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opwatch, "TICK_S", 0.001)
+    looks = Seen(
+        {"fra": None, "iad": 6, "sin": 7, "syd": None},
+        {"fra": 6, "iad": 8, "sin": 7, "syd": None},
+    )
+    assert await until_followed(cast(Control, looks), 7, FAILOVER, 5) == ["iad", "sin"]
+
+
+@pytest.mark.parametrize(
+    ("look", "who"),
+    [
+        ({"fra": None, "iad": 6, "sin": 7}, "after 0.05 s iad does not serve by it yet"),
+        ({"fra": 7, "iad": None, "sin": None}, "no other IDC answers"),
+    ],
+)
+async def test_a_failover_that_is_not_followed_has_an_unknown_outcome(
+    monkeypatch: pytest.MonkeyPatch, look: dict[str, int | None], who: str
+) -> None:
+    monkeypatch.setattr(opwatch, "TICK_S", 0.001)
+    with pytest.raises(OutcomeUnknown, match=f"committed as epoch 7.*{who}"):
+        await until_followed(cast(Control, Seen(look)), 7, FAILOVER, 0.05)

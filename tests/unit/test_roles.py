@@ -34,7 +34,7 @@ def test_every_method_of_every_service_is_in_the_table_and_nothing_else() -> Non
 
 def test_a_viewer_may_only_read() -> None:
     reads = {"Registry/Info", "Registry/Get", "Registry/Range", "Registry/Watch"}
-    assert allowed("viewer") == {"Admin/Status", *reads}
+    assert allowed("viewer") == {"Admin/Status", "Archives/Closed", *reads}
 
 
 def test_an_operator_may_swap_beside_what_a_viewer_may() -> None:

@@ -17,13 +17,21 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, witnesses, trafficoperations]
+  resources: [regions, idcs, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
-  resources: [regions/status, idcs/status, witnesses/status, trafficoperations/status]
+  resources:
+    - regions/status
+    - idcs/status
+    - witnesses/status
+    - trafficoperations/status
+    - drills/status
+    - drillruns/status
+    - replications/status
+    - geopolicies/status
   verbs: [patch]
-- apiGroups: [imctl.dev]  # the finalizer of those that are drained before they go
-  resources: [idcs]
+- apiGroups: [imctl.dev]  # the finalizers of IDCs that are drained, of runs that are undone, before they go
+  resources: [idcs, drillruns]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
   resources: [idcs/finalizers, witnesses/finalizers]
@@ -49,6 +57,20 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]
   resources: [pods, secrets]
   verbs: [get]
+{{- if .Values.drills.enabled }}
+- apiGroups: [imctl.dev]  # of a Drill, at its times
+  resources: [drillruns]
+  verbs: [create, delete]
+- apiGroups: [""]  # to kill what runs in a pod, and to take the pod away
+  resources: [pods/exec]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [delete]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

@@ -118,6 +118,7 @@ def _content() -> Iterator[Path]:
         for path in sorted((ROOT / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path
+    yield from sorted((ROOT / "regions" / "drills").glob("*.yaml"))
 
 
 def _base() -> Path:

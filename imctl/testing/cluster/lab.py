@@ -26,7 +26,7 @@ from imcore.region.load import load_region
 from imctl.api.kinds import IDC, KINDS, WITNESS
 from imctl.errors import Failed
 from imctl.target.local import Local
-from imctl.testing.cluster import image
+from imctl.testing.cluster import image, settings
 from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.lab import Edit, Lab
 
@@ -50,7 +50,8 @@ def region_file(folder: Path, node: str, clients: str, edit: Edit | None = None)
         first = FIRST_PORT + 10 * number
         idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ENDS.items()}
     spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
-    spec["geo"]["trusted_proxies"] = [f"{clients}/32"]
+    # The load of a drill comes from the operator's pod, and says as well where its clients are.
+    spec["geo"]["trusted_proxies"] = [f"{clients}/32", f"{node}/32", settings.PODS]
     if edit is not None:
         edit(spec)
     path = folder / "region.yaml"
@@ -81,7 +82,11 @@ class Pods:
             "resources": RESOURCES,
             "service": "NodePort",
         }
-        sites = {part: {"namespace": name} for part, name in self.namespaces.items()}
+        sites: dict[str, dict[str, Any]] = {
+            part: {"namespace": name} for part, name in self.namespaces.items()
+        }
+        for idc in self.idcs:
+            sites[idc]["spec"] = {"drills_from": [self.namespaces[self.idcs[0]]]}
         path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
         return path
 
@@ -106,6 +111,12 @@ class Pods:
     def kubectl(self, part: str, *arguments: str) -> str:
         """In the part's namespace. Raises Failed."""
         return self._cluster.kubectl("--namespace", self.namespaces[part], *arguments)
+
+    def apply(self, part: str, document: Any) -> None:
+        """In the part's namespace. Raises Failed."""
+        text = json.dumps(document)
+        namespace = self.namespaces[part]
+        self._cluster.kubectl("--namespace", namespace, "apply", "-f", "-", given=text)
 
     def wait_ready(self, *parts: str, seconds: int = READY_S) -> None:
         """Raises Failed with what the pods say."""
@@ -237,6 +248,7 @@ def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterato
         cluster.helm(
             "install", "op", str(OPERATOR), "--namespace", pods.system, "--create-namespace",
             "--set", f"image={image.NAME},replicas=1,namespaces={{{only}}}",
+            "--set", "drills.enabled=true,drills.resources.requests=null",
         )  # fmt: skip
         for kind in KINDS:
             until_known(cluster, kind.plural)

@@ -35,9 +35,9 @@ class Lost(NamedTuple):
     """How a connection (or an attempt at one) ended.
 
     ``reason``: of ``Close`` (replaced, kicked, moved, drained, slow_consumer, idle, protocol,
-    shutdown), or ``refused`` (nobody listens), ``timeout``, ``dead`` (no heartbeat answer),
-    ``lost``, ``unavailable``, ``no_answer`` (no ipconf answers), ``unauthenticated`` (by one IDC),
-    ``outbox`` (it could not be written)."""
+    shutdown), or ``refused`` (nobody listens), ``timeout``, ``mute`` (connected, and then not a
+    word), ``dead`` (no heartbeat answer), ``lost``, ``unavailable``, ``no_answer`` (no ipconf
+    answers), ``unauthenticated`` (by one IDC), ``outbox`` (it could not be written)."""
 
     reason: str
     lived_ms: int = 0  # since it was fully connected; 0: it never was

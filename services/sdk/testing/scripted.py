@@ -146,7 +146,10 @@ class Idc:
         self.sends: list[pb.Send] = []
         self.claims: list[pb.Claim] = []
         self.listed: list[pb.ConversationSummary] = []
+        self.members: list[str] = []  # of any group; none: who asks
         self.settings: list[pb.SetConversation] = []
+        self.read_by: list[pb.ReadersOk] = []
+        self.found: list[pb.SearchOk] = []
         self.changes: list[pb.Change] = []  # those that were answered with an error too
         self.acks: dict[str, Vector] = {}
         self.mute: set[str] = set()
@@ -406,7 +409,10 @@ class Connection(asyncio.Protocol):
             response.pull_ok.entries.append(self.idc.entry(self.idc.classes[key]))
 
     def _group_info(self, request: pb.Request, response: pb.Response) -> None:
-        response.group_info_ok.members.extend([self.uid])
+        members = self.idc.members or [self.uid]
+        later = [uid for uid in members if uid > request.group_info.after]
+        response.group_info_ok.members.extend(later[:2])
+        response.group_info_ok.more = len(later) > 2
 
     def _conversations(self, request: pb.Request, response: pb.Response) -> None:
         """A page for each, the last one without a token."""
@@ -415,6 +421,21 @@ class Connection(asyncio.Protocol):
         response.conversations_ok.conversations.append(pages[number])
         if number + 1 < len(pages):
             response.conversations_ok.next_page = b"%d" % (number + 1)
+
+    def _readers(self, request: pb.Request, response: pb.Response) -> None:
+        """A page for each, the last one without a token."""
+        pages = self.idc.read_by
+        number = int(request.readers.page or "0")
+        response.readers_ok.CopyFrom(pages[number])
+        if number + 1 < len(pages):
+            response.readers_ok.next_page = str(number + 1)
+
+    def _search(self, request: pb.Request, response: pb.Response) -> None:
+        """A page for each, the last one without a token."""
+        pages, number = self.idc.found, request.search.page.before.seq
+        response.search_ok.CopyFrom(pages[number])
+        if number + 1 < len(pages):
+            response.search_ok.next_page.before.seq = number + 1
 
     def _set_conversation(self, request: pb.Request, response: pb.Response) -> None:
         self.idc.settings.append(request.set_conversation)

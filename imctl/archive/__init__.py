@@ -1,0 +1,1 @@
+"""Cold segments: messages as Parquet files, written from what the IDCs hold (docs/archive.md)."""

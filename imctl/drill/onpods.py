@@ -1,0 +1,101 @@
+"""What of a drill file cannot be done to the pods of a cluster, and what the operator does not run.
+Nothing is skipped: a drill is run whole, or refused before it begins. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imctl.drill.model import (
+    ACTIONS,
+    CONTROL,
+    FIGURES,
+    PROBES,
+    WITHOUT_FAULTS,
+    Drill,
+    check_text,
+)
+from imctl.drill.simulable import ACTIVITY, FIELDS
+
+# A pod is killed and kept down. Its links, its clock and its disk belong to its node.
+POSSIBLE = WITHOUT_FAULTS | {"kill_idc", "start_idc", "crash"}
+LOOKS = frozenset({*FIGURES, "idcs_active", "alarms"})
+
+
+def impossible(drill: Drill) -> Iterator[str]:
+    """A line for each action of ours that pods do not take: its place, and why."""
+    for place, row in drill.activities():
+        provider = row.get("provider") or {}
+        if provider.get("module") == ACTIONS and provider.get("func") not in POSSIBLE:
+            yield (
+                f"{place}.provider.func: {provider.get('func')}: expected one of "
+                f"{', '.join(sorted(POSSIBLE))}, which is what can be done to pods"
+            )
+
+
+def judged(text: str, name: str) -> tuple[Drill | None, list[str]]:
+    """The drill of a file that anybody may have written; and what stands against the operator's
+    running it, in the words of `imctl drill validate`."""
+    try:
+        # An alias of an alias of ... is small here and immense when it is read.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            return None, [f"{name}: expected no aliases of YAML (*)"]
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        return None, [f"{name}: expected YAML, got {str(error).splitlines()[0]}"]
+    path = Path(name)
+    # Before it is judged as a whole: for that the modules that it names are loaded.
+    own = strange(Drill(name, path, document)) if isinstance(document, dict) else ()
+    if problems := [f"{name}: {problem}" for problem in own]:
+        return None, problems
+    drill, problems = check_text(text, path)
+    if drill is not None and not problems:
+        problems = [f"{name}: {problem}" for problem in impossible(drill)]
+    return drill, problems
+
+
+def strange(drill: Drill) -> Iterator[str]:
+    """A line for each thing that would run other code than ours, or read what is not in the file:
+    whoever may make an object is not let into the operator's process by it."""
+    document = drill.experiment
+    for name, value in document.items():
+        if name not in FIELDS and value:
+            yield f"{name}: the operator does not take this field"
+    variables = document.get("configuration") or {}
+    for name, value in variables.items() if isinstance(variables, dict) else ():
+        if isinstance(value, dict | list):
+            yield f"configuration.{name}: expected a plain value"
+    controls = document.get("controls") or []
+    for number, row in enumerate(controls if isinstance(controls, list) else [controls]):
+        own = frozenset({"name", "provider"})
+        yield from _only(f"controls[{number}]", row, (CONTROL,), own)
+    try:
+        rows = list(drill.activities())
+    except (AttributeError, TypeError) as error:
+        yield f"expected an experiment, got another document ({error})"
+        return
+    for place, row in rows:
+        yield from _only(place, row, (ACTIONS, PROBES), ACTIVITY)
+        tolerance = row.get("tolerance")
+        if isinstance(tolerance, dict) and tolerance.get("type") == "probe":
+            yield f"{place}.tolerance: expected a value or a range, got a probe"
+
+
+def _only(place: str, row: Any, modules: tuple[str, ...], fields: frozenset[str]) -> Iterator[str]:
+    provider: Any = row.get("provider") if isinstance(row, Mapping) else None
+    if not isinstance(row, Mapping) or not isinstance(provider, Mapping):
+        yield f"{place}: expected a mapping with a `provider`"
+        return
+    for name in row:
+        if name not in fields and row[name]:
+            yield f"{place}.{name}: the operator does not take this field"
+    kind, module = provider.get("type"), provider.get("module")
+    if kind != "python" or module not in modules:
+        yield f"{place}.provider: expected python of {' or '.join(modules)}, got {kind} of {module}"
+    elif module == PROBES and provider.get("func") not in LOOKS:
+        yield f"{place}.provider.func: expected one of {', '.join(sorted(LOOKS))}"
+    elif more := set(provider) - {"type", "module", "func", "arguments"}:
+        yield f"{place}.provider: the operator does not take {', '.join(sorted(map(str, more)))}"

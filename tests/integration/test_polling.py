@@ -1,0 +1,270 @@
+"""The client protocol inside HTTP requests: the gateway's end, and the SDK's, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import pytest
+
+from imcore import frame
+from imcore.attest import RegionKeys
+from imcore.proto import client_pb2 as pb
+from services.gateway.config import GatewayConfig
+from services.gateway.polling import UP_BYTES_MAX
+from services.linkproxy.model import LinkSpec
+from services.linkproxy.proxy import LinkProxy
+from services.sdk.polling import PollingDialer
+from services.sdk.testing.app import eventually
+from services.sdk.transport import DialFailed, Wire
+from services.state.testing import Front
+
+KEYS = RegionKeys({1: b"k" * 32}, 1)
+CHAT = "d:ann:bob"
+
+
+@asynccontextmanager
+async def way(port: int, spec: LinkSpec) -> AsyncIterator[tuple[LinkProxy, int]]:
+    """A proxy in front of the gateway, and where to dial it."""
+    address = ("127.0.0.1", port)
+    specs = {("ann", "gw"): spec, ("gw", "ann"): spec}
+    proxy = LinkProxy({"ann": address, "gw": address}, specs, random.Random(1))
+    try:
+        yield proxy, (await proxy.listen({}))["ann", "gw"][1]
+    finally:
+        await proxy.close()
+
+
+@pytest.fixture
+async def front() -> AsyncIterator[Front]:
+    async with Front(KEYS, limits=GatewayConfig(first_frame_ms=400, polled_max=2)) as made:
+        yield made
+
+
+class Poller:
+    """What comes over a polled wire, and how it ended."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, pb.Response] = {}
+        self.pushed: list[bytes] = []
+        self.closed: list[str] = []
+        self.told: list[str] = []
+        self.wire: Wire
+
+    async def dial(self, port: int) -> None:
+        dialer = PollingDialer(None)
+        self.wire = await dialer.dial("127.0.0.1", port, 5.0, self._frame, self.closed.append)
+
+    def _frame(self, received: frame.Frame) -> None:
+        if received.type == frame.RESPONSE:
+            assert received.id not in self.answers
+            self.answers[received.id] = pb.Response.FromString(received.body)
+            return
+        event = pb.Event.FromString(received.body)
+        if event.HasField("close"):
+            self.told.append(event.close.reason)
+        self.pushed += [entry.message.content for entry in event.push.entries]
+
+    def ask(self, number: int, request: pb.Request) -> None:
+        self.wire.send(frame.REQUEST, number, request.SerializeToString())
+
+
+@pytest.fixture
+async def ann(front: Front) -> AsyncIterator[Poller]:
+    poller = Poller()
+    await poller.dial(front.gateways[0].port)
+    poller.ask(1, front.hello("ann"))
+    await eventually(lambda: 1 in poller.answers)
+    yield poller
+    poller.wire.close()
+    await eventually(lambda: not len(front.gateways[0].polling))
+
+
+def send(number: int, content: bytes = b"") -> pb.Request:
+    return pb.Request(
+        send=pb.Send(conversation=CHAT, cid=number, content=content or b"%d" % number)
+    )
+
+
+async def test_a_polled_connection_sends_and_is_pushed_to_at_once(front: Front, ann: Poller):
+    bob, _ = await front.connect("bob")
+    content = b"x" * 90_000  # more than one request carries
+    ann.ask(2, send(1, content))
+    await eventually(lambda: 2 in ann.answers)
+    assert (await bob.event("push")).push.entries[0].message.content == content
+    began = asyncio.get_running_loop().time()
+    await bob.ask(send(1, b"hello"))
+    await eventually(lambda: ann.pushed[-1:] == [b"hello"])
+    assert asyncio.get_running_loop().time() - began < 1.0  # it does not wait for a request's end
+
+
+async def test_nothing_is_lost_or_comes_twice_however_often_requests_are_cut(front: Front):
+    spec = LinkSpec(delay_ms=1, life_ms=60)
+    async with way(front.gateways[0].port, spec) as (_, port):
+        ann = Poller()
+        await ann.dial(port)
+        ann.ask(1, front.hello("ann"))
+        bob, _ = await front.connect("bob")
+        await eventually(lambda: 1 in ann.answers)
+        for n in range(1, 151):
+            ann.ask(n + 1, send(n))
+            await bob.ask(send(n, b"bob %d" % n))
+            await asyncio.sleep(0.005)
+        await eventually(lambda: len(ann.answers) == 151 and len(ann.pushed) == 300)
+        stored = [entry.message.content for entry in front.im.entries[CHAT]]
+        assert ann.pushed == stored  # all, once, in order
+        assert [c for c in stored if not c.startswith(b"bob")] == [b"%d" % n for n in range(1, 151)]
+        assert not ann.closed and front.gateways[0].counters.accepted > 10  # HTTP connections
+        ann.wire.close()
+
+
+async def test_what_was_sent_before_it_was_closed_still_comes(front: Front, ann: Poller):
+    ann.ask(2, send(1))
+    ann.ask(3, pb.Request(bye=pb.Bye()))
+    ann.wire.close()
+    await eventually(lambda: len(front.im.over) == 1)
+    assert len(front.im.entries[CHAT]) == 1
+
+
+async def test_a_poller_is_told_why_it_must_go(front: Front, ann: Poller):
+    await front.connect("ann", 2)
+    await eventually(lambda: ann.told == ["replaced"] and ann.closed == ["lost"])
+
+
+async def test_one_that_does_not_sign_in_is_closed(front: Front):
+    stranger = Poller()
+    await stranger.dial(front.gateways[0].port)
+    await eventually(lambda: stranger.told == ["idle"] and stranger.closed == ["lost"])
+    assert not len(front.gateways[0]) and not len(front.gateways[0].polling)
+
+
+async def test_so_many_are_polled_and_no_more(front: Front, ann: Poller):
+    other = Poller()
+    await other.dial(front.gateways[0].port)
+    with pytest.raises(DialFailed, match="no room"):
+        await Poller().dial(front.gateways[0].port)
+    await front.connect("bob")  # the others have their own limit
+    other.wire.close()
+    await eventually(lambda: len(front.gateways[0].polling) == 1)
+
+
+async def test_a_gateway_that_stops_says_so(front: Front, ann: Poller):
+    await front.gateways[0].stop()
+    await eventually(lambda: ann.told == ["shutdown"] and bool(ann.closed))
+
+
+# ------------------------------------------------------------------------------ bare requests
+
+
+class Bare:
+    def __init__(self, http: aiohttp.ClientSession, port: int) -> None:
+        self._http = http
+        self._url = f"http://127.0.0.1:{port}"
+        self.ident = b""
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        async with self._http.post(f"{self._url}{path}", data=body) as answer:
+            return answer.status, await answer.read()
+
+    async def open(self, first: bytes) -> None:
+        status, self.ident = await self.post("/poll/open", first)
+        assert status == 200 and len(self.ident) == 16
+
+    async def up(self, offset: int, data: bytes) -> tuple[int, int]:
+        status, body = await self.post("/poll/up", struct.pack(">16sQ", self.ident, offset) + data)
+        return status, int.from_bytes(body)
+
+    async def down(self, confirmed: int, wait_ms: int = 0) -> tuple[int, bytes]:
+        request = struct.pack(">16sQI", self.ident, confirmed, wait_ms)
+        status, body = await self.post("/poll/down", request)
+        return status, body[8:]
+
+
+@pytest.fixture
+async def bare(front: Front) -> AsyncIterator[Bare]:
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Bare(http, front.gateways[0].port)
+
+
+def hello(front: Front) -> bytes:
+    request = front.hello("ann").SerializeToString()
+    return frame.client_preface() + frame.encode(frame.REQUEST, 1, request)
+
+
+async def test_a_request_that_is_made_again_is_taken_once(front: Front, bare: Bare):
+    first = hello(front)
+    await bare.open(first)
+    body = frame.encode(frame.REQUEST, 2, send(1).SerializeToString())
+    at = len(first)
+    assert await bare.up(at, body) == await bare.up(at, body) == (200, at + len(body))
+    assert await bare.up(at + 5, body[5:]) == (200, at + len(body))
+    assert len(front.im.entries[CHAT]) == 1
+    assert (await bare.down(0))[1] == (await bare.down(0))[1] != b""
+
+
+async def test_what_was_not_confirmed_comes_again_and_then_no_more(front: Front, bare: Bare):
+    await bare.open(hello(front))
+    _, all_of_it = await bare.down(0, 500)
+    assert all_of_it.startswith(frame.server_preface(1))
+    _, rest = await bare.down(3)
+    assert rest == all_of_it[3:]
+    assert await bare.down(len(all_of_it)) == (200, b"")
+    assert (await bare.down(0))[0] == 400  # it said that it has that
+    assert (await bare.down(1 << 40))[0] == 400
+
+
+async def test_a_hole_is_refused(front: Front, bare: Bare):
+    first = hello(front)
+    await bare.open(first)
+    assert (await bare.up(len(first) + 1, b"x"))[0] == 400
+
+
+BAD = {
+    "unknown": ("/poll/up", bytes(40), 410),
+    "short": ("/poll/up", b"x", 400),
+    "long": ("/poll/down", bytes(80), 400),
+    "too_large": ("/poll/open", bytes(UP_BYTES_MAX + 1), 413),
+    "other_path": ("/", b"", 404),
+    "closed_before": ("/poll/close", bytes(16), 410),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_rubbish_costs_only_its_own_connection(front: Front, bare: Bare, name: str):
+    bob, _ = await front.connect("bob")
+    path, body, status = BAD[name]
+    assert (await bare.post(path, body))[0] == status
+    await eventually(lambda: front.gateways[0].polling.carriers() == 0)
+    assert len(front.gateways[0]) == 1 and not bob.closed.done()
+
+
+async def test_http_inside_of_it_is_no_client(front: Front, bare: Bare):
+    await bare.open(b"POST /poll/open HTTP/1.1\r\n\r\n")
+    await eventually(lambda: not len(front.gateways[0].polling))
+
+
+@pytest.mark.parametrize("head", [b"", b"Content-Length: 10\r\n"])
+async def test_a_body_without_length_or_end_is_given_up(front: Front, head: bytes):
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.gateways[0].port)
+    writer.write(b"POST /poll/up HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n")
+    assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 4")
+    writer.close()
+
+
+async def test_whoever_does_not_fetch_is_closed_and_holds_little():
+    limits = GatewayConfig(push_bytes_max=40_000, stuck_ms=300)
+    async with Front(KEYS, limits=limits) as front, aiohttp.ClientSession() as http:
+        bare = Bare(http, front.gateways[0].port)
+        await bare.open(hello(front))
+        bob, _ = await front.connect("bob")
+        for n in range(20):
+            await bob.ask(send(n + 1, b"x" * 10_000))
+        counters = front.gateways[0].counters
+        assert counters.dropped > 0
+        await eventually(lambda: counters.slow == 1 and not len(front.gateways[0].polling))
+        assert (await bare.down(0))[0] == 410

@@ -1,0 +1,70 @@
+"""Several gateways are dialled when the best one does not answer: real sockets, real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from imcore.tls import gateway_ssl_context
+from services.linkproxy.model import LinkSpec
+from services.linkproxy.proxy import LinkProxy
+from services.sdk.testing.app import App, eventually
+from services.sdk.testing.scripted import Region
+
+PARAMETERS = {"connect_timeout_ms": 900, "backoff_base_ms": 5, "backoff_max_ms": 40}
+
+
+@pytest.fixture
+async def region(pki_dir: Path) -> AsyncIterator[Region]:
+    region = Region(gateway_ssl_context(pki_dir, "fra"), parameters=dict(PARAMETERS))
+    await region.start("fra", "iad", "sin")
+    yield region
+    await region.stop()
+
+
+def failures(region: Region) -> dict[str, str]:
+    return {report["idc"]: report["failure"] for report in region.reports}
+
+
+async def test_one_that_never_answers_and_one_that_refuses_hold_nobody_up(region, ca_file):
+    fra, iad, sin = region.idcs.values()
+    await fra.stop()
+    await iad.stop()
+    with closing(socket.create_server(("127.0.0.1", fra.port))):  # nobody takes what comes
+        began = asyncio.get_running_loop().time()
+        async with App(region, ca_file) as ann:
+            took_s = asyncio.get_running_loop().time() - began
+            assert ann.client.state.idc == "sin" and len(sin.connects) == 1
+            assert 0.25 <= took_s < 0.9  # the head start of the first, and no time-out
+            # Whoever lost is found out all the same: it is what a failover goes by.
+            await eventually(lambda: failures(region) == {"iad": "refused", "fra": "timeout"})
+            assert ann.connections == ["sin"]
+
+
+async def test_a_loser_costs_no_session(region, ca_file):
+    fra, iad, _ = region.idcs.values()
+    far = LinkSpec(delay_ms=80)  # three round trips until connected over TLS 1.3
+    specs = {("ann", "fra"): far, ("fra", "ann"): far}
+    port, address = fra.port, ("127.0.0.1", fra.port)
+    proxy = LinkProxy({"ann": address, "fra": address}, specs, random.Random(1))
+    fra.port = (await proxy.listen({}))["ann", "fra"][1]
+    try:
+        async with App(region, ca_file) as ann:
+            assert ann.client.state.idc == "iad" and len(iad.connects) == 1
+            link = ann.client._link
+            await eventually(lambda: not link._dials._late and "fra-gw-1" in link._took)
+            assert not fra.requests and not fra.connections and not region.reports
+            # Now that it is known to be far away it is waited for.
+            iad.connections[0].abort()
+            link._last = None
+            await eventually(lambda: ann.client.state.idc == "fra")
+            assert len(iad.connects) == 1
+    finally:
+        fra.port = port
+        await proxy.close()

@@ -1,0 +1,37 @@
+"""A process that lives as long as the operator that started it may write."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from imctl.drill.leased import watch
+
+
+def test_it_ends_when_its_time_is_over() -> None:
+    read, write = os.pipe()
+    ended = threading.Event()
+    began = time.monotonic()
+    watcher = threading.Thread(target=watch, args=(read, ended.set, 5.0))
+    watcher.start()
+    os.write(write, b"3.0\n0.")  # half a line says nothing yet
+    time.sleep(0.05)
+    assert not ended.is_set()
+    os.write(write, b"1\n")
+    watcher.join(5)
+    assert ended.is_set() and time.monotonic() - began < 2
+    os.close(write)
+    os.close(read)
+
+
+def test_it_ends_when_nobody_is_there_any_more() -> None:
+    read, write = os.pipe()
+    ended = threading.Event()
+    watcher = threading.Thread(target=watch, args=(read, ended.set, 60.0))
+    watcher.start()
+    os.write(write, b"60\n")
+    os.close(write)
+    watcher.join(5)
+    assert ended.is_set()
+    os.close(read)

@@ -1,0 +1,90 @@
+"""What the operator runs of a drill that anybody may have written, and what pods take of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imctl.drill import model, onpods
+
+FOLDER = Path(__file__).parents[2] / "regions" / "drills"
+ON_PODS = {
+    "idc-loss", "planned-switchover", "gateway-crash", "reconnect-storm", "rolling-evacuation",
+}  # fmt: skip
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize("path", model.listed(FOLDER), ids=lambda path: path.stem)
+def test_the_ready_made_ones_that_pods_take(path: Path) -> None:
+    drill, problems = onpods.judged(path.read_text(), path.stem)
+    assert drill is not None
+    assert (problems == []) == (path.stem in ON_PODS), problems
+    assert all("which is what can be done to pods" in each for each in problems)
+
+
+def activity(**provider: Any) -> Edit:
+    return lambda document: document["method"].append(
+        {"name": "x", "type": "action", "provider": provider}
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (activity(type="process", path="rm"), "method[9].provider: expected python of"),
+        (activity(type="http", url="http://x"), "method[9].provider: expected python of"),
+        (activity(type="python", module="os", func="system"), "got python of os"),
+        (
+            activity(type="python", module="imctl.drill.probes", func="asyncio"),
+            "method[9].provider.func: expected one of",
+        ),
+        (
+            activity(type="python", module="imctl.drill.actions", func="stage"),
+            "method[9]: ",
+        ),
+        (
+            activity(type="python", module="imctl.drill.actions", func="hold", secrets=["x"]),
+            "does not take secrets",
+        ),
+        (
+            lambda d: d["controls"].append(
+                {"name": "c", "provider": {"type": "python", "module": "antigravity"}}
+            ),
+            "controls[1].provider: expected python of imctl.drill.control, got python of",
+        ),
+        (lambda d: d.update(secrets={"a": {"type": "env"}}), "secrets: the operator does not"),
+        (lambda d: d.update(runtime={"rollbacks": {}}), "runtime: the operator does not"),
+        (
+            lambda d: d["configuration"].update(victim={"type": "env", "key": "HOME"}),
+            "configuration.victim: expected a plain value",
+        ),
+        (lambda d: d.update(controls={"x": 1}), "controls[0]: expected a mapping"),
+        (lambda d: d["method"][0].update(background=True), "method[0].background: the operator"),
+        (lambda d: d.update({"steady-state-hypothesis": [1]}), "expected an experiment"),
+    ],
+)
+def test_nothing_but_our_own_code_is_run(edit: Edit, why: str) -> None:
+    document = yaml.safe_load((FOLDER / "idc-loss.yaml").read_text())
+    edit(document)
+    _, problems = onpods.judged(yaml.safe_dump(document), "mine")
+    assert any(why in each and each.startswith("mine: ") for each in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: &a [x]\nb: [*a, *a]\n", "no aliases"),
+        ("a: [", "expected YAML"),
+        ("a: \x00", "expected YAML"),
+        ("[" * 5000, "expected YAML"),
+        ("- 1", "expected an experiment"),
+        ("title: x", "description"),
+    ],
+)
+def test_what_is_no_drill(text: str, why: str) -> None:
+    _, problems = onpods.judged(text, "mine")
+    assert problems and why in problems[0], problems
