@@ -145,10 +145,7 @@ class MemorySession:
 
     async def unread(self) -> dict[str, int]:
         return {
-            name: sum(
-                uid != self.uid
-                for uid, _ in log[self.world.read.get((self.uid, name), 0) :]
-            )
+            name: sum(uid != self.uid for uid, _ in log[self.world.read.get((self.uid, name), 0) :])
             for name, log in self.world.logs.items()
         }
 
