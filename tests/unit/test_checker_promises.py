@@ -111,7 +111,12 @@ def unread(first: int, second: int, *lines: h.Event) -> Report:
 
 def test_unread_is_what_others_sent_above_the_highest_cursor_that_was_answered() -> None:
     assert unread(2, 2).counts.unread == 2
-    read = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1), h.Read(32, 1, 0, A, 2), h.ReadDone(33, 2)]
+    read: list[h.Event] = [
+        h.Read(30, 1, 0, B, 1),
+        h.ReadDone(31, 1),
+        h.Read(32, 1, 0, A, 2),
+        h.ReadDone(33, 2),
+    ]
     for report in (unread(2, 2), unread(0, 0, *read), unread(1, 1, *read[2:])):
         assert report.clean, report.as_json()
     report = unread(0, 1, *read)
@@ -125,13 +130,13 @@ def test_unread_is_what_others_sent_above_the_highest_cursor_that_was_answered()
 
 
 def test_a_cursor_that_was_not_answered_may_count_or_not() -> None:
-    read = [h.Read(30, 1, 0, A, 1), h.ReadDone(31, 1), h.Read(32, 1, 0, B, 2)]
+    read: list[h.Event] = [h.Read(30, 1, 0, A, 1), h.ReadDone(31, 1), h.Read(32, 1, 0, B, 2)]
     assert unread(1, 0, *read).clean
     assert unread(2, 0, *read).violations == {Kind.UNREAD_WRONG: 1}
 
 
 def test_a_cursor_may_be_lost_with_the_idc_that_answered_it() -> None:
-    read = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1)]
+    read: list[h.Event] = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1)]
     assert unread(0, 2, *read, h.Fault(40, "fra", "wipe")).clean
     assert unread(0, 1, *read, h.Fault(40, "fra", "wipe")).violations == {Kind.UNREAD_WRONG: 1}
     assert unread(0, 2, *read, h.Fault(40, "iad", "wipe")).violations == {Kind.UNREAD_WRONG: 1}
@@ -140,13 +145,13 @@ def test_a_cursor_may_be_lost_with_the_idc_that_answered_it() -> None:
 
 
 def test_a_recalled_message_and_ones_own_are_not_unread() -> None:
-    asked = [h.Change(30, 0, 0, B, 7, "recall", ""), h.ChangeDone(31, 7)]
+    asked: list[h.Event] = [h.Change(30, 0, 0, B, 7, "recall", ""), h.ChangeDone(31, 7)]
     asked += [h.Says(32, n, 0, B, "", []) for n in (0, 1)]
-    said = [h.ViewSays(911, n, 0, B, "", []) for n in (100, 101)]
-    told = [h.Unread(912, n, 0, 1) for n in (100, 101)]
+    said: list[h.Event] = [h.ViewSays(911, n, 0, B, "", []) for n in (100, 101)]
+    told: list[h.Event] = [h.Unread(912, n, 0, 1) for n in (100, 101)]
     report = talk(*asked, after=[*said, *told])
     assert report.clean, report.as_json()
-    mine = [h.Login(920, 102, "ann", "fra", "final"), h.View(920, 102, 0, [A, B])]
+    mine: list[h.Event] = [h.Login(920, 102, "ann", "fra", "final"), h.View(920, 102, 0, [A, B])]
     mine += [h.ViewSays(920, 102, 0, B, "", [])]
     assert talk(*asked, after=[*said, *told, *mine, h.Unread(921, 102, 0, 0)]).clean
     found = talk(*asked, after=[*said, *told, *mine, h.Unread(921, 102, 0, 1)])
@@ -154,10 +159,10 @@ def test_a_recalled_message_and_ones_own_are_not_unread() -> None:
 
 
 def test_of_who_came_later_and_of_what_moved_nothing_is_known() -> None:
-    away = [h.Member(30, 0, "bob", False), h.Member(31, 0, "bob", True)]
+    away: list[h.Event] = [h.Member(30, 0, "bob", False), h.Member(31, 0, "bob", True)]
     report = unread(7, 7, *away)
     assert report.clean and not report.counts.unread
-    moved = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1), h.Moved(32, 1, 0, B, 1, 0)]
+    moved: list[h.Event] = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1), h.Moved(32, 1, 0, B, 1, 0)]
     report = unread(7, 7, *moved, h.Moved(33, 1, 0, B, 0, 1))
     assert not report.counts.unread and Kind.UNREAD_WRONG not in report.violations
 
