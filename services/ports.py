@@ -459,6 +459,10 @@ class GatewayQueue(Protocol):
         ``Sessions.overflowed`` is called once it is below again."""
         ...
 
+    def quiet(self, connection: int, ms: int) -> None:
+        """Its next frame may take so long to come; 0: as usual."""
+        ...
+
     def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
         """Send a Close event, then close once it is written (or at once when it is stuck)."""
         ...

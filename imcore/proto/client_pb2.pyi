@@ -821,6 +821,9 @@ class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACKS_FIELD_NUMBER: _builtins.int
+    NEXT_MS_FIELD_NUMBER: _builtins.int
+    next_ms: _builtins.int
+    """in the background: the next one comes within so long; 0: as ConnectOk says"""
     @_builtins.property
     def acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]:
         """positions reached since the last heartbeat: acks of pushes"""
@@ -829,10 +832,11 @@ class Heartbeat(_message.Message):
         self,
         *,
         acks: _abc.Iterable[Global___ConversationHeads] | None = ...,
+        next_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "next_ms", b"next_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -842,8 +846,11 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 class HeartbeatOk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NEXT_MS_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
+    next_ms: _builtins.int
+    """so long the next one is waited for: at most what was asked for; 0: as usual"""
     policy_epoch: _builtins.int
     @_builtins.property
     def behind(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]:
@@ -852,12 +859,13 @@ class HeartbeatOk(_message.Message):
     def __init__(
         self,
         *,
+        next_ms: _builtins.int = ...,
         behind: _abc.Iterable[Global___ConversationHeads] | None = ...,
         policy_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "policy_epoch", b"policy_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "next_ms", b"next_ms", "policy_epoch", b"policy_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -472,6 +472,12 @@ class ClientParameters(Model):
         default=15_000, ge=500, description="a client that hears nothing asks after so long"
     )
     grace_ms: int = Field(default=10_000, ge=0, description="a session outlives its connection so")
+    background_heartbeat_max_ms: int = Field(
+        default=240_000,
+        ge=0,
+        description="between two heartbeats of an application in the background, at most; it "
+        "counts as online for as long after it is lost",
+    )
 
 
 class RegionSpec(Model):

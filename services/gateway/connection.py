@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         self.peer_address = ""
         self.reason = "closed"  # what the state role is told
         self.asked = False  # a whole request has come
+        self.idle_ticks = gateway.ticks(config.idle_ms)  # without a frame: it only looks online
         self.heard_tick = 0  # of the gateway's wheel, when the last frame came
         self.paused = False
         self._unanswered: dict[int, float] = {}  # request id -> since when, while that is measured
@@ -162,7 +163,7 @@ class Connection(asyncio.Protocol):
         self.heard_tick = gateway.wheel.now
         if not self.asked:
             self.asked = True
-            gateway.wheel.schedule(self, gateway.ticks(self._config.idle_ms))
+            gateway.wheel.schedule(self, self.idle_ticks)
         now = gateway.clock.now()
         if not self._bucket.take(now):
             if gateway.verbs is not None and len(self._unanswered) < _MEASURED_MAX:

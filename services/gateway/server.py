@@ -183,7 +183,7 @@ class Gateway:
     def goes_on(self, connection: Connection) -> None:
         """One that was adopted is read from now on."""
         self._connections[connection.number] = connection
-        self.wheel.schedule(connection, self.ticks(self.config.idle_ms))
+        self.wheel.schedule(connection, connection.idle_ticks)
 
     def ticks(self, ms: int) -> int:
         return -(-ms // self.config.tick_ms)
@@ -214,7 +214,7 @@ class Gateway:
 
     def _due(self, connection: Connection) -> None:
         silent = self.wheel.now - connection.heard_tick
-        idle = self.ticks(self.config.idle_ms)
+        idle = connection.idle_ticks
         if connection.asked and silent < idle:
             self.wheel.schedule(connection, idle - silent)
         else:
@@ -284,6 +284,13 @@ class Gateway:
             found = self._connections.get(number)
             if found is not None:
                 found.push(framed)
+
+    def quiet(self, connection: int, ms: int) -> None:
+        found = self._connections.get(connection)
+        idle = self.ticks(self.config.idle_ms + ms)
+        if found is not None and found.idle_ticks != idle:
+            found.idle_ticks = idle
+            self.wheel.schedule(found, idle)
 
     def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
         found = self._connections.get(connection)

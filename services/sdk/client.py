@@ -37,6 +37,7 @@ from services.sdk.core.events import (
 from services.sdk.core.friends import Friends, changed_friend, friends_of
 from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
+from services.sdk.core.longest import Longest, Networks
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.seen import Seen
@@ -68,6 +69,7 @@ from services.tracing.context import traceparent
 log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
+NETWORKS = ("wifi", "cellular", "wired", "unknown")  # kinds that an ipconf knows
 _WATCH_AGAIN_S = 300.0  # half of what a service keeps a watch for
 _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
@@ -200,6 +202,11 @@ class Client:
         self._serving: Origin | None = None
         self._liveness: Liveness | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._background = False
+        self._network = (self.options.network, "")  # its kind, and its name
+        self._networks = Networks()
+        self._connected_by = self._network  # the network of the present connection
+        self._silence_s: float | None = None  # before the heartbeat that is not answered
         self._to_ack: dict[str, None] = {}
         self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
@@ -546,6 +553,30 @@ class Client:
             request = pb.Request(typing=pb.Typing(conversation=conversation))
             session.call(request, lambda response: None)
 
+    def background(self, on: bool) -> None:
+        """The application is in the background (or no longer): heartbeats come as seldom as the
+        network and the service allow, which is found out and remembered for each network. Messages
+        come as before."""
+        self._background = on
+        self._heartbeat_now()
+
+    def network(self, kind: str, name: str = "") -> None:
+        """The device is on another network now: wifi, cellular, wired or unknown; ``name`` tells it
+        from others of the kind. Whether the connection still stands is found out at once."""
+        if kind not in NETWORKS:
+            raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {kind!r}")
+        self._network = (kind, name)
+        self._silence_s = None
+        self._lookup = self._lookup._replace(network=kind)
+        if self._started:
+            self._link.network(kind)
+        self._heartbeat_now()
+
+    def _heartbeat_now(self) -> None:
+        if self._liveness is not None:
+            self._liveness.within(self._clock.now(), 0.0)
+            self._look_later()
+
     async def watch(self, uids: Sequence[str]) -> tuple[Presence, ...]:
         """Who of these is online, now; and ``Presence`` events from now on, in place of those of
         the users named before. At most 200. Lasts as long as this client: what has changed while
@@ -738,6 +769,8 @@ class Client:
         self._to_ack[conversation] = None
         if self._liveness is not None:
             self._liveness.news(self._clock.now(), conversation not in self._calm)
+            if self._background:  # else it looks every second anyway
+                self._look_later()
 
     # ------------------------------------------------------------------------- connection
 
@@ -749,7 +782,7 @@ class Client:
         return pb.Connect(
             token=self._token.encode(),
             mode=pb.CONNECT_MODE_PULL_ONLY,
-            network=self.options.network,
+            network=self._network[0],
             client=self.options.client,
             placement=answer.placement if answer is not None else b"",
         )
@@ -761,7 +794,7 @@ class Client:
             token=self._token.encode(),
             connection_epoch=epoch,
             resume_token=self._resume_token,
-            network=self.options.network,
+            network=self._network[0],
             outbox=self._sender.outbox.heads(),
             client=self.options.client,
             moved_from=self._sender.moved_from(),
@@ -786,6 +819,7 @@ class Client:
         self._to_ack.update(self._acking)
         self._acking.clear()
         parameters = self._link.reconnect.parameters
+        self._connected_by, self._silence_s = self._network, None
         self._liveness = Liveness(
             parameters.with_heartbeat(session.ok.heartbeat_ms), self._rng, self._clock.now()
         )
@@ -818,12 +852,16 @@ class Client:
         except SessionLost:
             return  # the next connection catches up
 
-    def disconnected(self, lost: Lost) -> None:
+    def disconnected(self, lost: Lost) -> Lost:
         self._stop_timer()
+        if self._silence_s is not None and lost.reason in ("dead", "lost"):
+            self._longest().lost(self._silence_s)
+            lost = lost._replace(reason="forgotten")  # by the path: no gateway's fault
         self._liveness = None
         self._sender.disconnected()
         self._puller.disconnected()
         self._emit(ConnectionChanged("", "", f"the connection ended: {lost.reason}"))
+        return lost
 
     def unwritable(self, error: StoreFailed) -> None:
         self._emit(ConnectionChanged("", "", f"not connected: {error}"))
@@ -928,6 +966,8 @@ class Client:
             return
         if due is Due.HEARTBEAT:
             self._heartbeat(session, liveness, now)
+            if self._background and self._sender.outbox.refresh():
+                self._sender.pump()
             if self._watched and now - self._watched_at >= _WATCH_AGAIN_S:
                 self._watched_at = now
                 self._spawn(self._watch_again())
@@ -943,6 +983,15 @@ class Client:
             await self._puller.sync(session)
         except SessionLost:
             return
+
+    def _longest(self) -> Longest:
+        """Of the present network."""
+        parameters = self._link.reconnect.parameters
+        session = self._link.session
+        told_ms = session.ok.heartbeat_ms if session is not None else 0
+        least_s = parameters.with_heartbeat(told_ms).heartbeat_ms / 1000
+        most_s = parameters.background_heartbeat_max_ms / 1000
+        return self._networks.of(self._network, least_s, most_s)
 
     def _heartbeat(self, session: Session, liveness: Liveness, now: float) -> None:
         # What was sent and not answered goes to the end: a heartbeat has room for so many acks,
@@ -961,13 +1010,31 @@ class Client:
             request.heartbeat.acks.append(ack)
             self._acking[conversation] = None
             del self._to_ack[conversation]
+        quiet_s = self._longest().interval_s if self._background else None
+        request.heartbeat.next_ms = round((quiet_s or 0.0) * 1000)
+        liveness.quiet(quiet_s)
+        # What the path does to a polled connection, or one made in another network, tells nothing.
+        silent = self._background and not session.polling and self._connected_by == self._network
+        asked_in = self._network
+        silence_s = self._silence_s = now - session.traffic_at if silent else None
         liveness.sent(now, more=bool(self._to_ack))
 
         def answered(response: pb.Response | None) -> None:
             if response is None or session is not self._link.session:
                 return
             liveness.answered()
-            if self._to_ack:  # more than fitted: not only when this one would have been overdue
+            self._silence_s = None
+            if asked_in == self._network:
+                self._connected_by = asked_in  # it stands in this network too
+            if silence_s is not None and asked_in == self._network:
+                self._longest().survived(silence_s)
+            less = response.heartbeat_ok.next_ms < request.heartbeat.next_ms
+            if less:
+                self._longest().allow(response.heartbeat_ok.next_ms / 1000)
+                liveness.within(self._clock.now(), self._longest().interval_s)
+            if (
+                less or self._to_ack
+            ):  # more than fitted: not only when this one would have been overdue
                 self._look_later()
             if not response.HasField("error"):
                 self._acking.clear()

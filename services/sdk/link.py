@@ -51,7 +51,9 @@ class Owner(Protocol):
 
     def connected(self, session: Session) -> None: ...
 
-    def disconnected(self, lost: Lost) -> None: ...
+    def disconnected(self, lost: Lost) -> Lost:
+        """Returns how the connection ended, as the client sees it."""
+        ...
 
     def unwritable(self, error: StoreFailed) -> None:
         """No connection can be made as long as its epoch cannot be stored; it is tried again."""
@@ -173,6 +175,10 @@ class Link:
             return await self._stay()
         return lost
 
+    def network(self, kind: str) -> None:
+        """For what ipconf is asked from now on."""
+        self._lookup = self._lookup._replace(network=kind)
+
     def knows(self, policy_epoch: int) -> None:
         """Some IDC is at this policy: an ipconf's answer from before it is old."""
         self._policy_epoch = max(self._policy_epoch, policy_epoch)
@@ -280,13 +286,13 @@ class Link:
                 if lost.reason == "replaced" and session.epoch < self._raised:
                     # By a later attempt of our own, whose answer was lost: nobody else has come.
                     lost = lost._replace(reason="lost")
+                lost = self._owner.disconnected(lost)
                 if lost.reason == "dead":
                     self._failed(session.gateway, lost.reason)
                 elif lost.reason in LEAVE:
                     # No failure to report, but should ipconf not answer, or not know it yet, then
                     # this gateway is the last to go to: it would only send us away again.
                     self._avoid[session.gateway.name] = self._clock.now() + _AVOID_S
-                self._owner.disconnected(lost)
                 return lost
             if self._move is not None:
                 move, self._move = self._move, None

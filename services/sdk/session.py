@@ -40,6 +40,7 @@ class Session:
         self._answers: dict[int, OnAnswer] = {}
         self._next_id = 0
         self._since = 0.0  # when it was fully connected; 0: not yet
+        self.traffic_at = clock.now()  # when something was sent or came
         self.epoch = 0  # the connection epoch that it was opened with
 
     @property
@@ -81,6 +82,7 @@ class Session:
             asyncio.get_running_loop().call_soon(on_answer, None)
             return
         body = self._seen.mark(request).SerializeToString()
+        self.traffic_at = self._clock.now()
         self._next_id = self._next_id % 0xFFFF_FFFE + 1
         self._wire.send(frame.REQUEST, self._next_id, body)
         self._answers[self._next_id] = on_answer  # answers come in a later turn of the loop
@@ -109,6 +111,7 @@ class Session:
     # ------------------------------------------------------------------------- receiving
 
     def _frame(self, received: frame.Frame) -> None:
+        self.traffic_at = self._clock.now()
         if received.type == frame.RESPONSE:
             response = pb.Response.FromString(received.body)
             self._seen.observe(response)

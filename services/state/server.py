@@ -413,7 +413,10 @@ class StateServer(Outgoing):
         answer.policy_epoch = self._policy_epoch()
         for name, owed in record.behind(now, BEHIND_S)[:_BEHIND_MAX]:
             answer.behind.add(conversation=name, heads=positions_pb(owed.heads))
+        limit_ms = self._parameters.background_heartbeat_max_ms
+        answer.next_ms = min(request.heartbeat.next_ms, limit_ms)
         queue = self.gateways[record.gateway]
+        queue.quiet(record.connection, answer.next_ms)
         queue.send(record.connection, request_id, response.SerializeToString())
         if self._verbs is not None:
             self._verbs.done("heartbeat", self._clock.now() - now)

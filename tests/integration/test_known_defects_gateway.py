@@ -40,6 +40,9 @@ class LossyQueue:
         else:
             self._queue.push(connections, body)
 
+    def quiet(self, connection: int, ms: int) -> None:
+        self._queue.quiet(connection, ms)
+
     def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
         self._queue.close(connection, reason, retry_after_ms)
 

@@ -27,6 +27,7 @@ class Liveness:
         self._interval = parameters.heartbeat_ms / 1000
         self._timeout = parameters.heartbeat_timeout_ms / 1000
         self._idle = parameters.idle_pull_ms / 1000
+        self._quiet: float | None = None  # in the background: between two heartbeats
         self._asked: float | None = None  # when the heartbeat that is not answered was sent
         self._last_sent = now
         self._news = now
@@ -40,7 +41,16 @@ class Liveness:
         self._asked = now
         self._last_sent = now
         self._unacked = more
-        self._next = now + self._rng.uniform(0.8, 1.0) * self._interval
+        self._next = now + self._rng.uniform(0.8, 1.0) * (self._quiet or self._interval)
+
+    def quiet(self, seconds: float | None) -> None:
+        """From the next heartbeat on so long between two, and nothing else that breaks the silence:
+        what is missing is named by a heartbeat's answer. None: as usual."""
+        self._quiet = seconds
+
+    def within(self, now: float, seconds: float) -> None:
+        """The next heartbeat is due in so long, or earlier."""
+        self._next = min(self._next, now + seconds)
 
     def answered(self) -> None:
         self._asked = None
@@ -59,7 +69,7 @@ class Liveness:
             return Due.DEAD if now >= self._asked + self._timeout else Due.NOTHING
         if now >= self._next or (self._unacked and now >= self._last_sent + ACK_EVERY_S):
             return Due.HEARTBEAT
-        if now >= self._news + self._idle:
+        if self._quiet is None and now >= self._news + self._idle:
             return Due.IDLE_PULL
         return Due.NOTHING
 
@@ -68,6 +78,9 @@ class Liveness:
         if self._asked is not None:
             at = self._asked + self._timeout
         else:
-            at = min(self._next, self._news + self._idle)
-            at = min(at, max(self._last_sent, now) + ACK_EVERY_S)
+            at = self._next
+            if self._unacked:
+                at = min(at, self._last_sent + ACK_EVERY_S)
+            if self._quiet is None:
+                at = min(at, self._news + self._idle, max(self._last_sent, now) + ACK_EVERY_S)
         return max(at - now, 0.01)

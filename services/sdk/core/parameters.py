@@ -16,6 +16,7 @@ class Parameters:
     fast_retries: int = 2
     idle_pull_ms: int = 15_000
     grace_ms: int = 10_000
+    background_heartbeat_max_ms: int = 0  # of an ipconf that does not say: as in the foreground
 
     @staticmethod
     def of(answer: Mapping[str, object]) -> Parameters:

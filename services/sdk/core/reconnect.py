@@ -36,8 +36,9 @@ class Lost(NamedTuple):
 
     ``reason``: of ``Close`` (replaced, kicked, moved, drained, slow_consumer, idle, protocol,
     shutdown), or ``refused`` (nobody listens), ``timeout``, ``mute`` (connected, and then not a
-    word), ``dead`` (no heartbeat answer), ``lost``, ``unavailable``, ``no_answer`` (no ipconf
-    answers), ``unauthenticated`` (by one IDC), ``outbox`` (it could not be written)."""
+    word), ``dead`` (no heartbeat answer), ``forgotten`` (none after a long silence), ``lost``,
+    ``unavailable``, ``no_answer`` (no ipconf answers), ``unauthenticated`` (by one IDC),
+    ``outbox`` (it could not be written)."""
 
     reason: str
     lived_ms: int = 0  # since it was fully connected; 0: it never was
@@ -58,7 +59,7 @@ class Reconnect:
         self.failures += 1
         same = (
             self.failures <= self.parameters.fast_retries
-            and lost.reason in ("lost", "dead", "refused", "slow_consumer", "idle")
+            and lost.reason in ("lost", "dead", "forgotten", "refused", "slow_consumer", "idle")
             and not lost.retry_after_ms
         )
         if same:

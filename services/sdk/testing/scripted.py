@@ -128,7 +128,7 @@ class Idc:
     and then the connection is dropped without an ack; ``drop_pushes``: so many pushes are lost;
     ``lose_heartbeats``: so many break their connection unread;
     ``drop_connects``: connections are closed right after ConnectOk; ``errors``: the next answers
-    to this kind of request; ``page``: entries of a page.
+    to this kind of request; ``page``: entries of a page; ``quiet_max_ms``: between two heartbeats.
     """
 
     def __init__(self, region: Region, origin: Origin) -> None:
@@ -160,6 +160,8 @@ class Idc:
         self.errors: dict[str, list[pb.Error]] = {}
         self.page = 200
         self.told_behind = True
+        self.quiet_max_ms = 60_000
+        self.quiet_ms: list[int] = []  # what heartbeats asked for
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -321,7 +323,9 @@ class Connection(asyncio.Protocol):
         ok.gateway = f"{self.idc.origin.idc}-gw-1"
 
     def _heartbeat(self, request: pb.Request, response: pb.Response) -> None:
-        response.heartbeat_ok.SetInParent()
+        asked_ms = request.heartbeat.next_ms
+        response.heartbeat_ok.next_ms = min(asked_ms, self.idc.quiet_max_ms)
+        self.idc.quiet_ms.append(asked_ms)
         if self.idc.lose_heartbeats:
             self.idc.lose_heartbeats -= 1
             self._silent = True
