@@ -36,6 +36,10 @@ async def _gateway(quick: bool) -> None:
         await _module("gateway", "--pki", f"{name}/pki", "--messages", messages)
 
 
+async def _groups(quick: bool) -> None:
+    await _module("groups", "--members", "2000" if quick else "10000")
+
+
 async def _footprint(quick: bool) -> None:
     await _module("footprint", "--connections", "1000" if quick else "4000")
 
@@ -53,6 +57,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "cost": cost.run,
     "lag": lag.run,
     "gateway": _gateway,
+    "groups": _groups,
     "footprint": _footprint,
     "storm": _storm,
     "overload": overload.run,

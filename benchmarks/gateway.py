@@ -69,10 +69,10 @@ async def load(port: int, messages: int, ca: Path | None) -> None:
         client.abort()
 
 
-async def listen(port: int) -> None:
-    """RECEIVERS sessions that read what comes until the other process says that it is over."""
+async def listen(port: int, receivers: int = RECEIVERS) -> None:
+    """So many sessions that read what comes until the other process says that it is over."""
     clients = []
-    for number in range(RECEIVERS):
+    for number in range(receivers):
         client = await dial(port, None)
         claims = Claims(f"r{number}", "phone", time.time_ns() // 1_000_000 + 3_600_000)
         connect = pb.Connect(token=mint(KEYS, claims).encode(), connection_epoch=1)

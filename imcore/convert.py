@@ -1,4 +1,8 @@
-"""Between the words of the domain and their Protobuf messages."""
+"""Between the words of the domain and their Protobuf messages.
+
+Fields are assigned one by one where the message stands (``fill_...``): made apart with arguments
+and copied in, a place costs 2.2 us instead of 0.8, and a message on its way has a dozen of them.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,29 @@ from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place, Stamp, Vector
 
 
+def fill_origin(message: pb.Origin, origin: Origin) -> None:
+    message.idc, message.incarnation = origin
+
+
 def origin_pb(origin: Origin) -> pb.Origin:
-    return pb.Origin(idc=origin.idc, incarnation=origin.incarnation)
+    message = pb.Origin()
+    fill_origin(message, origin)
+    return message
 
 
 def origin_of(message: pb.Origin) -> Origin:
     return Origin(message.idc, message.incarnation)
 
 
+def fill_place(message: pb.Place, place: Place) -> None:
+    message.hlc, origin, message.seq = place
+    fill_origin(message.origin, origin)
+
+
 def place_pb(place: Place) -> pb.Place:
-    return pb.Place(hlc=place.hlc, origin=origin_pb(place.origin), seq=place.seq)
+    message = pb.Place()
+    fill_place(message, place)
+    return message
 
 
 def place_of(message: pb.Place) -> Place:
@@ -25,30 +42,32 @@ def place_of(message: pb.Place) -> Place:
     return Place(message.hlc, Origin(origin.idc, origin.incarnation), message.seq)
 
 
+def fill_key(message: pb.ClientKey, key: ClientKey) -> None:
+    message.uid, message.device, message.outbox, message.conversation, message.cid = key
+
+
 def key_pb(key: ClientKey) -> pb.ClientKey:
-    return pb.ClientKey(
-        uid=key.uid,
-        device=key.device,
-        outbox=key.outbox,
-        conversation=key.conversation,
-        cid=key.cid,
-    )
+    message = pb.ClientKey()
+    fill_key(message, key)
+    return message
 
 
 def key_of(message: pb.ClientKey) -> ClientKey:
     return ClientKey(message.uid, message.device, message.outbox, message.conversation, message.cid)
 
 
+def fill_attested(message: pb.Attested, attested: Attested) -> None:
+    fill_key(message.key, attested.key)
+    message.content_hash, message.seq = attested.content_hash, attested.seq
+    fill_origin(message.origin, attested.origin)
+    fill_place(message.place, attested.place)
+    message.key_id, message.mac = attested.key_id, attested.mac
+
+
 def attested_pb(attested: Attested) -> pb.Attested:
-    return pb.Attested(
-        key=key_pb(attested.key),
-        content_hash=attested.content_hash,
-        origin=origin_pb(attested.origin),
-        seq=attested.seq,
-        place=place_pb(attested.place),
-        key_id=attested.key_id,
-        mac=attested.mac,
-    )
+    message = pb.Attested()
+    fill_attested(message, attested)
+    return message
 
 
 def attested_of(message: pb.Attested) -> Attested:
@@ -72,7 +91,14 @@ def stamp_of(message: pb.Stamp) -> Stamp:
 
 
 def positions_pb(vector: Mapping[Origin, int]) -> list[pb.Position]:
-    return [pb.Position(origin=origin_pb(origin), seq=vector[origin]) for origin in sorted(vector)]
+    return [_position(origin, vector[origin]) for origin in sorted(vector)]
+
+
+def _position(origin: Origin, seq: int) -> pb.Position:
+    message = pb.Position()
+    fill_origin(message.origin, origin)
+    message.seq = seq
+    return message
 
 
 def vector_of(positions: Iterable[pb.Position]) -> Vector:

@@ -11,6 +11,7 @@ class Code(StrEnum):
     BAD_REQUEST = "bad_request"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
+    BLOCKED = "blocked"
     NOT_FOUND = "not_found"
     TOO_LARGE = "too_large"
     CID_CONFLICT = "cid_conflict"

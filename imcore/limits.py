@@ -15,6 +15,7 @@ TYPING_MEMBERS_MAX = 50  # in a larger conversation nobody is told who types
 WATCHED_MAX = 200  # users whose presence one device is told of
 
 GROUP_CHANGES_MAX = 500  # members whom one request names: it is one entry, which all members read
+GROUP_ADMINS_MAX = 100  # of a group, as one IDC knows it: all of them are in one answer
 GROUP_PAGE = 1_000  # members in one answer
 
 CID_MAX = (1 << 63) - 1  # the next one must still be a number on the wire (SendAck.want)

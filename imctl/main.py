@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "token": ("imctl.commands.chat", "token", "Mint a client token."),
     "send": ("imctl.commands.chat", "send", "Send a message as a user."),
     "tail": ("imctl.commands.chat", "tail", "Follow what a user's device is shown."),
+    "conversations": ("imctl.commands.inbox", "conversations", "List a user's conversations."),
+    "search": ("imctl.commands.inbox", "search", "Find messages in a user's conversations."),
     "kick": ("imctl.commands.users", "kick", "End sessions of a user's devices."),
     "web": ("imctl.commands.web", "web", "Chat as a user in a browser."),
     "load": ("imctl.commands.load", "load", "Put load on a deployment and judge its history."),

@@ -480,8 +480,37 @@ class Kicks(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class Audience:
+    """The members of a huge group, sorted, between two changes of them: the same object until
+    then, so that who of them is here need not be looked up for each message."""
+
+    conversation: str
+    uids: tuple[str, ...]
+
+
 class Pushes(Protocol):
     """The state role, as im's applier sees it: pushes to the local devices of users."""
+
+    def reached(self, audience: Audience) -> int:
+        """How many of these users have a session here."""
+        ...
+
+    def push_group(
+        self,
+        audience: Audience,
+        entries: Sequence[pb.Entry],
+        heads: Vector,
+        stable: int,
+        merged: bool,
+    ) -> None:
+        """As ``push_entries``. ``merged``: nobody need ack it before a heartbeat is due anyway."""
+        ...
+
+    def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
+        """These groups have come to these heads (and stable watermark), which nobody pushes: to
+        every session one event for all of its groups. It pulls within that time."""
+        ...
 
     def push_entries(
         self,

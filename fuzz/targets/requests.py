@@ -127,10 +127,22 @@ def _requests() -> list[pb.Request]:
         pb.Request(
             set_conversation=pb.SetConversation(conversation=name, pinned=True, composed=seen)
         ),
+        pb.Request(
+            set_friend=pb.SetFriend(uid="bob", word=pb.SetFriend.BLOCK, composed=seen)
+        ),
+        pb.Request(friends=pb.Friends(limit=1)),
         pb.Request(conversations=pb.Conversations(limit=1)),
         pb.Request(readers=pb.Readers(message=placed.key)),
+        pb.Request(search=pb.Search(words="hello", limit=1)),
         pb.Request(group_create=pb.GroupCreate(conversation="g:new", members=["bob"], name="n")),
         pb.Request(group_change=pb.GroupChange(conversation="g:new", join=["ann"])),
+        pb.Request(
+            group_change=pb.GroupChange(
+                conversation="g:new", leave=["bob"], name="m",
+                roles=[pb.RoleChange(uid="ann", role=pb.GROUP_ROLE_OWNER)],
+                announcement=pb.Announcement(text="hello"),
+            )
+        ),
         pb.Request(group_info=pb.GroupInfo(conversation=group)),
         pb.Request(
             heartbeat=pb.Heartbeat(acks=[pb.ConversationHeads(conversation=name, heads=have)])

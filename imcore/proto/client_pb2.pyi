@@ -53,6 +53,28 @@ DURABILITY_STORED: Durability.ValueType  # 0
 DURABILITY_REPLICATED: Durability.ValueType  # 1
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
+class _GroupRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUP_ROLE_NONE: _GroupRole.ValueType  # 0
+    GROUP_ROLE_MEMBER: _GroupRole.ValueType  # 1
+    GROUP_ROLE_ADMIN: _GroupRole.ValueType  # 2
+    GROUP_ROLE_OWNER: _GroupRole.ValueType  # 3
+
+class GroupRole(_GroupRole, metaclass=_GroupRoleEnumTypeWrapper):
+    """What a member may do in a group. A group has one owner: of several that were made so the last by
+    place, and where there is none of them any more the admin, else the member, who is in it the longest.
+    """
+
+GROUP_ROLE_NONE: GroupRole.ValueType  # 0
+GROUP_ROLE_MEMBER: GroupRole.ValueType  # 1
+GROUP_ROLE_ADMIN: GroupRole.ValueType  # 2
+GROUP_ROLE_OWNER: GroupRole.ValueType  # 3
+Global___GroupRole: _TypeAlias = GroupRole  # noqa: Y015
+
 @_typing.final
 class Origin(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -298,7 +320,10 @@ class Request(_message.Message):
     WATCH_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
+    SET_FRIEND_FIELD_NUMBER: _builtins.int
+    FRIENDS_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -346,7 +371,13 @@ class Request(_message.Message):
     @_builtins.property
     def kick(self) -> Global___Kick: ...
     @_builtins.property
+    def set_friend(self) -> Global___SetFriend: ...
+    @_builtins.property
+    def friends(self) -> Global___Friends: ...
+    @_builtins.property
     def readers(self) -> Global___Readers: ...
+    @_builtins.property
+    def search(self) -> Global___Search: ...
     def __init__(
         self,
         *,
@@ -372,13 +403,16 @@ class Request(_message.Message):
         watch: Global___Watch | None = ...,
         devices: Global___Devices | None = ...,
         kick: Global___Kick | None = ...,
+        set_friend: Global___SetFriend | None = ...,
+        friends: Global___Friends | None = ...,
         readers: Global___Readers | None = ...,
+        search: Global___Search | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "readers"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "set_friend", "friends", "readers", "search"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -400,7 +434,9 @@ class Response(_message.Message):
     CONVERSATIONS_OK_FIELD_NUMBER: _builtins.int
     WATCH_OK_FIELD_NUMBER: _builtins.int
     DEVICES_OK_FIELD_NUMBER: _builtins.int
+    FRIENDS_OK_FIELD_NUMBER: _builtins.int
     READERS_OK_FIELD_NUMBER: _builtins.int
+    SEARCH_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -428,7 +464,11 @@ class Response(_message.Message):
     @_builtins.property
     def devices_ok(self) -> Global___DevicesOk: ...
     @_builtins.property
+    def friends_ok(self) -> Global___FriendsOk: ...
+    @_builtins.property
     def readers_ok(self) -> Global___ReadersOk: ...
+    @_builtins.property
+    def search_ok(self) -> Global___SearchOk: ...
     def __init__(
         self,
         *,
@@ -444,13 +484,15 @@ class Response(_message.Message):
         conversations_ok: Global___ConversationsOk | None = ...,
         watch_ok: Global___WatchOk | None = ...,
         devices_ok: Global___DevicesOk | None = ...,
+        friends_ok: Global___FriendsOk | None = ...,
         readers_ok: Global___ReadersOk | None = ...,
+        search_ok: Global___SearchOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "readers_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "friends_ok", "readers_ok", "search_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -469,6 +511,8 @@ class Event(_message.Message):
     CURSOR_MOVED_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     PRESENCE_FIELD_NUMBER: _builtins.int
+    FRIEND_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -487,6 +531,12 @@ class Event(_message.Message):
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def presence(self) -> Global___PresenceChanged: ...
+    @_builtins.property
+    def friend(self) -> Global___Friend:
+        """what another is to the user of this device from now on"""
+
+    @_builtins.property
+    def behind(self) -> Global___Behind: ...
     def __init__(
         self,
         *,
@@ -499,12 +549,14 @@ class Event(_message.Message):
         cursor_moved: Global___CursorMoved | None = ...,
         typing: Global___Typing | None = ...,
         presence: Global___PresenceChanged | None = ...,
+        friend: Global___Friend | None = ...,
+        behind: Global___Behind | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1199,6 +1251,133 @@ class ReadersOk(_message.Message):
 Global___ReadersOk: _TypeAlias = ReadersOk  # noqa: Y015
 
 @_typing.final
+class Search(_message.Message):
+    """Messages whose content says these words, as it says now: the newest first, of the conversations that the
+    user is in. So many are looked at for one answer, which may have found nothing and still have a next page.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORDS_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    words: _builtins.str
+    conversation: _builtins.str
+    """empty: all of them"""
+    limit: _builtins.int
+    @_builtins.property
+    def page(self) -> Global___SearchPage: ...
+    def __init__(
+        self,
+        *,
+        words: _builtins.str = ...,
+        conversation: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        page: Global___SearchPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "limit", b"limit", "page", b"page", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Search: _TypeAlias = Search  # noqa: Y015
+
+@_typing.final
+class SearchOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundMessage]: ...
+    @_builtins.property
+    def next_page(self) -> Global___SearchPage:
+        """absent: that was all"""
+
+    def __init__(
+        self,
+        *,
+        found: _abc.Iterable[Global___FoundMessage] | None = ...,
+        next_page: Global___SearchPage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_page", b"next_page"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "next_page", b"next_page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchOk: _TypeAlias = SearchOk  # noqa: Y015
+
+@_typing.final
+class FoundMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    COMPOSED_MS_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    composed_ms: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___ClientKey: ...
+    @_builtins.property
+    def place(self) -> Global___Place: ...
+    def __init__(
+        self,
+        *,
+        key: Global___ClientKey | None = ...,
+        place: Global___Place | None = ...,
+        content: _builtins.bytes = ...,
+        composed_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed_ms", b"composed_ms", "content", b"content", "key", b"key", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundMessage: _TypeAlias = FoundMessage  # noqa: Y015
+
+@_typing.final
+class SearchPage(_message.Message):
+    """Of the conversations after one of a partition, up to another: what stands below a place. Any IDC goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    LAST_PARTITION_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    after: _builtins.str
+    last_partition: _builtins.int
+    last: _builtins.str
+    """empty: not known yet"""
+    @_builtins.property
+    def before(self) -> Global___Place:
+        """absent: from the newest on"""
+
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        after: _builtins.str = ...,
+        last_partition: _builtins.int = ...,
+        last: _builtins.str = ...,
+        before: Global___Place | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "last", b"last", "last_partition", b"last_partition", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchPage: _TypeAlias = SearchPage  # noqa: Y015
+
+@_typing.final
 class GroupCreate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1231,21 +1410,37 @@ class GroupChange(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     JOIN_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
+    name: _builtins.str
+    """empty: as it is"""
     @_builtins.property
     def join(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def leave(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def leave(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of others: they are removed"""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleChange]: ...
+    @_builtins.property
+    def announcement(self) -> Global___Announcement:
+        """absent: as it is"""
+
     def __init__(
         self,
         *,
         conversation: _builtins.str = ...,
         join: _abc.Iterable[_builtins.str] | None = ...,
         leave: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[Global___RoleChange] | None = ...,
+        name: _builtins.str = ...,
+        announcement: Global___Announcement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "join", b"join", "leave", b"leave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "conversation", b"conversation", "join", b"join", "leave", b"leave", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1283,16 +1478,31 @@ class GroupInfoOk(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ADMINS_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_BY_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_MS_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
     more: _builtins.bool
     """ask on, after the last of these"""
     count: _builtins.int
     """of all members"""
+    owner: _builtins.str
+    announced_by: _builtins.str
+    announced_ms: _builtins.int
+    """wall clock of the IDC that took it"""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """a page of them, sorted"""
 
+    @_builtins.property
+    def admins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """all of them, sorted"""
+
+    @_builtins.property
+    def announcement(self) -> Global___Announcement: ...
     def __init__(
         self,
         *,
@@ -1301,10 +1511,15 @@ class GroupInfoOk(_message.Message):
         members: _abc.Iterable[_builtins.str] | None = ...,
         more: _builtins.bool = ...,
         count: _builtins.int = ...,
+        owner: _builtins.str = ...,
+        admins: _abc.Iterable[_builtins.str] | None = ...,
+        announcement: Global___Announcement | None = ...,
+        announced_by: _builtins.str = ...,
+        announced_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "count", b"count", "members", b"members", "more", b"more", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admins", b"admins", "announced_by", b"announced_by", "announced_ms", b"announced_ms", "announcement", b"announcement", "conversation", b"conversation", "count", b"count", "members", b"members", "more", b"more", "name", b"name", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1656,6 +1871,47 @@ class MembershipChange(_message.Message):
 Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
 
 @_typing.final
+class Announcement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Announcement: _TypeAlias = Announcement  # noqa: Y015
+
+@_typing.final
+class RoleChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    role: Global___GroupRole.ValueType
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        role: Global___GroupRole.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleChange: _TypeAlias = RoleChange  # noqa: Y015
+
+@_typing.final
 class Entry(_message.Message):
     """One entry of a conversation: (conversation, origin, seq) names it."""
 
@@ -1934,11 +2190,17 @@ class MembershipEntry(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CREATE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipChange]: ...
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleChange]: ...
+    @_builtins.property
+    def announcement(self) -> Global___Announcement: ...
     def __init__(
         self,
         *,
@@ -1946,10 +2208,12 @@ class MembershipEntry(_message.Message):
         name: _builtins.str = ...,
         create: _builtins.bool = ...,
         actor: _builtins.str = ...,
+        roles: _abc.Iterable[Global___RoleChange] | None = ...,
+        announcement: Global___Announcement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1962,8 +2226,11 @@ class Push(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    MERGED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     stable: _builtins.int
+    merged: _builtins.bool
+    """what a huge group said in a moment: the next heartbeat that is due acks it"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     def __init__(
@@ -1972,14 +2239,40 @@ class Push(_message.Message):
         conversation: _builtins.str = ...,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         stable: _builtins.int = ...,
+        merged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "stable", b"stable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "merged", b"merged", "stable", b"stable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class Behind(_message.Message):
+    """pull from your IDC, at some random time within within_ms: nobody pushes it"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    WITHIN_MS_FIELD_NUMBER: _builtins.int
+    within_ms: _builtins.int
+    @_builtins.property
+    def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]: ...
+    def __init__(
+        self,
+        *,
+        conversations: _abc.Iterable[Global___ConversationHeads] | None = ...,
+        within_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "within_ms", b"within_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Behind: _TypeAlias = Behind  # noqa: Y015
 
 @_typing.final
 class Signal(_message.Message):
@@ -2333,6 +2626,167 @@ class PresenceChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PresenceChanged: _TypeAlias = PresenceChanged  # noqa: Y015
+
+@_typing.final
+class SetFriend(_message.Message):
+    """A word of the user who asks on another one. Answered like a SetConversation, and asked for again
+    likewise: composed and number say which of two words is the later.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Word:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WordEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SetFriend._Word.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: SetFriend._Word.ValueType  # 0
+        REQUEST: SetFriend._Word.ValueType  # 1
+        ACCEPT: SetFriend._Word.ValueType  # 2
+        """of a request"""
+        DECLINE: SetFriend._Word.ValueType  # 3
+        """of a request"""
+        REMOVE: SetFriend._Word.ValueType  # 4
+        """from one's friends; of an own request: taken back"""
+        BLOCK: SetFriend._Word.ValueType  # 5
+        """ends a friendship too: the other may not write to this user directly"""
+        UNBLOCK: SetFriend._Word.ValueType  # 6
+
+    class Word(_Word, metaclass=_WordEnumTypeWrapper): ...
+    NONE: SetFriend.Word.ValueType  # 0
+    REQUEST: SetFriend.Word.ValueType  # 1
+    ACCEPT: SetFriend.Word.ValueType  # 2
+    """of a request"""
+    DECLINE: SetFriend.Word.ValueType  # 3
+    """of a request"""
+    REMOVE: SetFriend.Word.ValueType  # 4
+    """from one's friends; of an own request: taken back"""
+    BLOCK: SetFriend.Word.ValueType  # 5
+    """ends a friendship too: the other may not write to this user directly"""
+    UNBLOCK: SetFriend.Word.ValueType  # 6
+
+    UID_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    word: Global___SetFriend.Word.ValueType
+    number: _builtins.int
+    @_builtins.property
+    def composed(self) -> Global___Stamp: ...
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        word: Global___SetFriend.Word.ValueType = ...,
+        composed: Global___Stamp | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "number", b"number", "uid", b"uid", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFriend: _TypeAlias = SetFriend  # noqa: Y015
+
+@_typing.final
+class Friends(_message.Message):
+    """all friends, requests and blocked users of the user who asks, page by page"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    page: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        page: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "page", b"page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Friends: _TypeAlias = Friends  # noqa: Y015
+
+@_typing.final
+class FriendsOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRIENDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    next_page: _builtins.bytes
+    """empty: that was all"""
+    @_builtins.property
+    def friends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Friend]: ...
+    def __init__(
+        self,
+        *,
+        friends: _abc.Iterable[Global___Friend] | None = ...,
+        next_page: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["friends", b"friends", "next_page", b"next_page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FriendsOk: _TypeAlias = FriendsOk  # noqa: Y015
+
+@_typing.final
+class Friend(_message.Message):
+    """What another is to the user who is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Friend._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: Friend._State.ValueType  # 0
+        ASKED: Friend._State.ValueType  # 1
+        """by the user who is told, without an answer"""
+        ASKING: Friend._State.ValueType  # 2
+        """the user who is told"""
+        FRIEND: Friend._State.ValueType  # 3
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    NONE: Friend.State.ValueType  # 0
+    ASKED: Friend.State.ValueType  # 1
+    """by the user who is told, without an answer"""
+    ASKING: Friend.State.ValueType  # 2
+    """the user who is told"""
+    FRIEND: Friend.State.ValueType  # 3
+
+    UID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    state: Global___Friend.State.ValueType
+    blocked: _builtins.bool
+    """by the user who is told"""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        state: Global___Friend.State.ValueType = ...,
+        blocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "state", b"state", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Friend: _TypeAlias = Friend  # noqa: Y015
 
 @_typing.final
 class CursorMoved(_message.Message):

@@ -364,6 +364,8 @@ class Down(_message.Message):
     TELL_USERS_FIELD_NUMBER: _builtins.int
     TELL_DEVICES_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     close_after_move: _builtins.str
     """the session"""
     close_pull_only: _builtins.bool
@@ -397,6 +399,10 @@ class Down(_message.Message):
     def kick(self) -> Global___Elsewhere:
         """that device, if its connection epoch is not above this one"""
 
+    @_builtins.property
+    def audience(self) -> Global___Audience: ...
+    @_builtins.property
+    def behind(self) -> Global___BehindGroups: ...
     def __init__(
         self,
         *,
@@ -415,12 +421,14 @@ class Down(_message.Message):
         tell_users: Global___TellUsers | None = ...,
         tell_devices: Global___TellDevices | None = ...,
         kick: Global___Elsewhere | None = ...,
+        audience: Global___Audience | None = ...,
+        behind: Global___BehindGroups | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "audience", b"audience", "behind", b"behind", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "audience", b"audience", "behind", b"behind", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices", "kick"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices", "kick", "audience", "behind"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -521,8 +529,13 @@ class PushEntries(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    MERGED_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     stable: _builtins.int
+    merged: _builtins.bool
+    audience: _builtins.int
+    """not 0: to those of that item, and uids is empty"""
     @_builtins.property
     def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -537,14 +550,92 @@ class PushEntries(_message.Message):
         entries: _abc.Iterable[_client_pb2.Entry] | None = ...,
         heads: _abc.Iterable[_client_pb2.Position] | None = ...,
         stable: _builtins.int = ...,
+        merged: _builtins.bool = ...,
+        audience: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "heads", b"heads", "stable", b"stable", "uids", b"uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "conversation", b"conversation", "entries", b"entries", "heads", b"heads", "merged", b"merged", "stable", b"stable", "uids", b"uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushEntries: _TypeAlias = PushEntries  # noqa: Y015
+
+@_typing.final
+class Audience(_message.Message):
+    """Users of a huge group who have sessions there: named once, then meant by the number. One of a
+    conversation that is said again takes the place of the one before; with the number 0, of none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    UIDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    conversation: _builtins.str
+    @_builtins.property
+    def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        conversation: _builtins.str = ...,
+        uids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "number", b"number", "uids", b"uids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Audience: _TypeAlias = Audience  # noqa: Y015
+
+@_typing.final
+class BehindGroups(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    WITHIN_MS_FIELD_NUMBER: _builtins.int
+    within_ms: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___BehindGroup]: ...
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___BehindGroup] | None = ...,
+        within_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "within_ms", b"within_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BehindGroups: _TypeAlias = BehindGroups  # noqa: Y015
+
+@_typing.final
+class BehindGroup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    audience: _builtins.int
+    @_builtins.property
+    def heads(self) -> _client_pb2.ConversationHeads: ...
+    def __init__(
+        self,
+        *,
+        audience: _builtins.int = ...,
+        heads: _client_pb2.ConversationHeads | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "heads", b"heads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BehindGroup: _TypeAlias = BehindGroup  # noqa: Y015
 
 @_typing.final
 class SignalUsers(_message.Message):

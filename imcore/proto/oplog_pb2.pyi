@@ -40,6 +40,7 @@ class Op(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     SETTING_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
+    FRIEND_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     conversation: _builtins.str
     seq: _builtins.int
@@ -67,6 +68,8 @@ class Op(_message.Message):
     def setting(self) -> Global___SettingOp: ...
     @_builtins.property
     def kick(self) -> Global___KickOp: ...
+    @_builtins.property
+    def friend(self) -> Global___FriendOp: ...
     def __init__(
         self,
         *,
@@ -85,12 +88,13 @@ class Op(_message.Message):
         change: _client_pb2.ChangeEntry | None = ...,
         setting: Global___SettingOp | None = ...,
         kick: Global___KickOp | None = ...,
+        friend: Global___FriendOp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "setting", b"setting", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "friend", b"friend", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "setting", b"setting", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "hlc", b"hlc", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "friend", b"friend", "hlc", b"hlc", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "setting", "kick"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "setting", "kick", "friend"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -179,6 +183,8 @@ class MembershipOp(_message.Message):
     CREATE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
@@ -188,6 +194,10 @@ class MembershipOp(_message.Message):
     def place(self) -> _client_pb2.Place:
         """of its first acceptance, once it is published again; absent: the op's own (hlc, origin, seq)"""
 
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[_client_pb2.RoleChange]: ...
+    @_builtins.property
+    def announcement(self) -> _client_pb2.Announcement: ...
     def __init__(
         self,
         *,
@@ -196,10 +206,12 @@ class MembershipOp(_message.Message):
         create: _builtins.bool = ...,
         actor: _builtins.str = ...,
         place: _client_pb2.Place | None = ...,
+        roles: _abc.Iterable[_client_pb2.RoleChange] | None = ...,
+        announcement: _client_pb2.Announcement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,6 +272,40 @@ class SettingOp(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___SettingOp: _TypeAlias = SettingOp  # noqa: Y015
+
+@_typing.final
+class FriendOp(_message.Message):
+    """A word of one of the two users of a direct conversation on the other (services.im.pair)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    WANTS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    wants: _builtins.bool
+    """to be a friend; false ends it, a request of either too"""
+    blocks: _builtins.bool
+    @_builtins.property
+    def order(self) -> _client_pb2.Order: ...
+    def __init__(
+        self,
+        *,
+        actor: _builtins.str = ...,
+        order: _client_pb2.Order | None = ...,
+        wants: _builtins.bool = ...,
+        blocks: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "order", b"order", "wants", b"wants", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blocks", b"blocks", "order", b"order", "wants", b"wants", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["wants", "blocks"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___FriendOp: _TypeAlias = FriendOp  # noqa: Y015
 
 @_typing.final
 class RouteOp(_message.Message):
@@ -394,40 +440,80 @@ class GroupRow(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     NAME_AT_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     @_builtins.property
     def name_at(self) -> _client_pb2.Place:
         """of the op that gave the name: the last by place wins"""
 
+    @_builtins.property
+    def announced(self) -> Global___Announced: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         name_at: _client_pb2.Place | None = ...,
+        announced: Global___Announced | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["name_at", b"name_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "name_at", b"name_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "name_at", b"name_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "name", b"name", "name_at", b"name_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GroupRow: _TypeAlias = GroupRow  # noqa: Y015
 
 @_typing.final
+class Announced(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    actor: _builtins.str
+    @_builtins.property
+    def at(self) -> _client_pb2.Place: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        at: _client_pb2.Place | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Announced: _TypeAlias = Announced  # noqa: Y015
+
+@_typing.final
 class MemberRow(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ROLE_AT_FIELD_NUMBER: _builtins.int
+    role: _client_pb2.GroupRole.ValueType
+    """The last word on the role, by place: it counts for who was in the group then, and still is."""
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEvent]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEvent]:
+        """sorted; the last by (hlc, origin, seq) wins"""
+
+    @_builtins.property
+    def role_at(self) -> _client_pb2.Place: ...
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___MemberEvent] | None = ...,
+        role: _client_pb2.GroupRole.ValueType = ...,
+        role_at: _client_pb2.Place | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["role_at", b"role_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "role", b"role", "role_at", b"role_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,9 +527,12 @@ class MemberEvent(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     seq: _builtins.int
     member: _builtins.bool
+    removed: _builtins.bool
+    """by another: may not join by themselves"""
     @_builtins.property
     def origin(self) -> _client_pb2.Origin: ...
     def __init__(
@@ -453,10 +542,11 @@ class MemberEvent(_message.Message):
         origin: _client_pb2.Origin | None = ...,
         seq: _builtins.int = ...,
         member: _builtins.bool = ...,
+        removed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc", b"hlc", "member", b"member", "origin", b"origin", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc", b"hlc", "member", b"member", "origin", b"origin", "removed", b"removed", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,6 +664,50 @@ class Setting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Setting: _TypeAlias = Setting  # noqa: Y015
+
+@_typing.final
+class FriendRow(_message.Message):
+    """What two users are to each other; low and high: by uid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTED_LOW_FIELD_NUMBER: _builtins.int
+    WANTED_HIGH_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    BLOCKED_LOW_FIELD_NUMBER: _builtins.int
+    BLOCKED_HIGH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wanted_low(self) -> _client_pb2.Order:
+        """the last time that each wanted to be a friend"""
+
+    @_builtins.property
+    def wanted_high(self) -> _client_pb2.Order: ...
+    @_builtins.property
+    def ended(self) -> _client_pb2.Order:
+        """the last time that one of them did not (any more), or blocked the other"""
+
+    @_builtins.property
+    def blocked_low(self) -> Global___Setting:
+        """by the low one"""
+
+    @_builtins.property
+    def blocked_high(self) -> Global___Setting: ...
+    def __init__(
+        self,
+        *,
+        wanted_low: _client_pb2.Order | None = ...,
+        wanted_high: _client_pb2.Order | None = ...,
+        ended: _client_pb2.Order | None = ...,
+        blocked_low: Global___Setting | None = ...,
+        blocked_high: Global___Setting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_high", b"blocked_high", "blocked_low", b"blocked_low", "ended", b"ended", "wanted_high", b"wanted_high", "wanted_low", b"wanted_low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_high", b"blocked_high", "blocked_low", b"blocked_low", "ended", b"ended", "wanted_high", b"wanted_high", "wanted_low", b"wanted_low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FriendRow: _TypeAlias = FriendRow  # noqa: Y015
 
 @_typing.final
 class RouteRow(_message.Message):

@@ -357,6 +357,22 @@ class Limits(Model):
     conversation_in_flight: int = Field(
         default=1_000, gt=0, description="messages of one conversation that are not durable yet"
     )
+    group_messages_per_s: int = Field(
+        default=100, gt=0, description="of one group that is read-diffused, an IDC"
+    )
+    group_in_flight: int = Field(
+        default=100, gt=0, description="messages of such a group that are not durable yet"
+    )
+    group_merge_deliveries_per_s: int = Field(
+        default=10_000, gt=0, description="of such a group; above it a window is one push"
+    )
+    group_signal_deliveries_per_s: int = Field(
+        default=1_000_000, gt=0, description="of such a group; above it nothing is pushed"
+    )
+    group_window_ms: int = Field(default=200, ge=10, le=2_000, description="that window")
+    group_signal_ms: int = Field(
+        default=2_000, ge=100, le=30_000, description="between two signals to pull such groups"
+    )
     idc_in_flight: int = Field(default=20_000, gt=0, description="requests that an IDC works on")
     delay_ms: int = Field(
         default=100, gt=0, description="work that waits for longer, and not for a moment: overload"

@@ -1,4 +1,5 @@
-"""Spec and status of a DrillRun: one run of a drill on a Region, judged."""
+"""Specs and statuses of a DrillRun, one run of a drill on a Region, judged; and of a Drill, which
+makes them again and again."""
 
 from __future__ import annotations
 
@@ -46,6 +47,11 @@ class DrillRunSpec(Model):
     namespaces: dict[Name, ObjectName] = Field(
         default_factory=dict,
         description="of the parts of the region (IDCs, witness) that are not in this one, by name",
+    )
+    begin_within_s: int = Field(
+        default=0,
+        ge=0,
+        description="refused when it could not begin for so long since it was made; 0: it waits",
     )
 
 
@@ -100,4 +106,59 @@ class DrillRunStatus(Model):
     )
     started: str = Field(default="", description="when it began")
     ended: str = Field(default="", description="when all of it was undone and judged")
+    observed_generation: int = Field(default=0, description="the generation that this is about")
+
+
+Moment = Annotated[
+    str, StringConstraints(max_length=40), Field(json_schema_extra={"maxLength": 40})
+]
+
+
+class Blackout(Model):
+    """No run begins in it."""
+
+    start: Moment = Field(description="RFC 3339; from here")
+    end: Moment = Field(description="RFC 3339; up to here")
+    reason: Annotated[str, StringConstraints(max_length=253)] = Field(
+        description="said where a run is left out"
+    )
+
+
+class DrillSpec(Model):
+    """When which drill is run."""
+
+    cron: Annotated[str, StringConstraints(max_length=253)] = Field(
+        description='minute hour day month weekday, as "0 10 * * TUE"'
+    )
+    timezone: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="UTC", description="whose hours these are; an IANA name"
+    )
+    blackouts: list[Blackout] = Field(
+        default_factory=list, max_length=64, description="when no run begins"
+    )
+    paused: bool = Field(default=False, description="true: no run is made")
+    keep: int = Field(
+        default=10, ge=1, le=100, description="so many of its runs that are over; older ones go"
+    )
+    run: DrillRunSpec = Field(description="what each run is")
+
+
+class SchedulePhase(StrEnum):
+    SCHEDULED = "Scheduled"
+    PAUSED = "Paused"
+    INVALID = "Invalid"
+
+
+class DrillStatus(Model):
+    """When it comes, and what the last runs have shown."""
+
+    phase: SchedulePhase | None = Field(default=None, description="whether runs are made")
+    problems: list[str] = Field(
+        default_factory=list, description="in the words of `imctl drill validate`"
+    )
+    next: str = Field(default="", description="when the next run begins")
+    last_due: str = Field(default="", description="the last time that was decided about")
+    left_out: str = Field(default="", description="why the last that was left out was so")
+    last_run: str = Field(default="", description="the last DrillRun that is over")
+    last_verdict: str = Field(default="", description="of it")
     observed_generation: int = Field(default=0, description="the generation that this is about")

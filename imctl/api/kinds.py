@@ -8,9 +8,15 @@ from pydantic import BaseModel
 
 from imcore.region.model import RegionSpec
 from imctl.api import rules
-from imctl.api.drills import DrillRunSpec, DrillRunStatus
+from imctl.api.drills import DrillRunSpec, DrillRunStatus, DrillSpec, DrillStatus
 from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
 from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
+from imctl.api.views import (
+    GeoPolicySpec,
+    GeoPolicyStatus,
+    ReplicationSpec,
+    ReplicationStatus,
+)
 
 GROUP = "imctl.dev"
 VERSION = "v1alpha1"
@@ -113,4 +119,49 @@ DRILL_RUN = Kind(
         _AGE,
     ),
 )  # fmt: skip
-KINDS = (REGION, IDC, WITNESS, TRAFFIC_OPERATION, DRILL_RUN)
+DRILL = Kind(
+    "Drill", "drills", "imd",
+    "A drill again and again: a DrillRun is made at each of its times. Its runs go with it.",
+    DrillSpec, DrillStatus, rules.DRILL,
+    (
+        Column("Cron", ".spec.cron"),
+        Column("Zone", ".spec.timezone", wide=True),
+        Column("Phase", ".status.phase"),
+        Column("Next", ".status.next"),
+        Column("Last", ".status.last_run"),
+        Column("Verdict", ".status.last_verdict"),
+        _AGE,
+    ),
+)  # fmt: skip
+REPLICATION = Kind(
+    "Replication", "replications", "imrep",
+    "How far the IDCs of a Region are behind each other, against an objective. It changes nothing: "
+    "what copies the logs stands in the Region.",
+    ReplicationSpec, ReplicationStatus, rules.VIEW,
+    (
+        Column("Region", ".spec.region"),
+        Column("Objective", ".spec.lag_slo_ms", "integer"),
+        Column("Worst", ".status.worst_lag_ms", "integer"),
+        Column("Within", ".status.conditions[?(@.type=='WithinObjective')].status"),
+        Column("Why", ".status.conditions[?(@.type=='WithinObjective')].message", wide=True),
+        _AGE,
+    ),
+)  # fmt: skip
+GEO_POLICY = Kind(
+    "GeoPolicy", "geopolicies", "imgeo",
+    "Which policy of a Region is committed, and which one each ipconf serves. It changes nothing: "
+    "shards, weights, fallbacks and safety rules stand in the Region, and a TrafficOperation moves "
+    "traffic.",
+    GeoPolicySpec, GeoPolicyStatus, rules.VIEW,
+    (
+        Column("Region", ".spec.region"),
+        Column("Epoch", ".status.epoch", "integer"),
+        Column("Served", ".status.conditions[?(@.type=='Served')].status"),
+        Column("Operation", ".status.operation"),
+        Column("Why", ".status.conditions[?(@.type=='Served')].message", wide=True),
+        _AGE,
+    ),
+)  # fmt: skip
+KINDS = (
+    REGION, IDC, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN, REPLICATION, GEO_POLICY,
+)  # fmt: skip

@@ -178,13 +178,28 @@ TRAFFIC_OPERATION: Rules = {
     ],
 }
 
+_EITHER = Rule(
+    "has(self.drill) != has(self.experiment)",
+    "expected either `drill` or `experiment`, got both or none",
+)
+
 DRILL_RUN: Rules = {
     "": TRAFFIC_OPERATION[""],
     "spec": [
         Rule("self == oldSelf", "not changeable: another run is another DrillRun"),
-        Rule(
-            "has(self.drill) != has(self.experiment)",
-            "expected either `drill` or `experiment`, got both or none",
-        ),
+        _EITHER,
     ],
 }
+
+DRILL: Rules = {
+    "": [
+        Rule(
+            "self.metadata.name.matches('^[a-z0-9][a-z0-9-]{0,49}$')",
+            "metadata.name: expected lowercase letters, digits and '-', at most 50 characters",
+        ),
+    ],
+    "spec.run": [_EITHER],
+    "spec.blackouts[]": REGION["spec.safety.freeze[]"],
+}
+
+VIEW: Rules = {"": TRAFFIC_OPERATION[""], "spec": _fixed("region")}

@@ -22,6 +22,8 @@ from services.sdk import (
     Client,
     ConnectionChanged,
     Event,
+    FriendChanged,
+    GroupChanged,
     Message,
     Moved,
     NotConnected,
@@ -82,7 +84,7 @@ def send(
     """
     target = deployment.find(data)
     outbox = target.data / "clients" / f"{uid}.{device}.db"
-    client = _client(target, uid, device, source, outbox, trace)
+    client = client_as(target, uid, device, source, outbox, trace)
     conversation = _conversation(client, to)
     outbox.parent.mkdir(parents=True, exist_ok=True)
     document = asyncio.run(_send(client, conversation, text, replicated, timeout))
@@ -94,7 +96,7 @@ def send(
         print(json.dumps(document))
 
 
-def _client(
+def client_as(
     target: Local,
     uid: str,
     device: str,
@@ -165,7 +167,7 @@ def tail(
     Example: imctl tail bob --history 20
     """
     target = deployment.find(data)
-    client = _client(target, uid, device or f"tail-{secrets.token_hex(4)}", source)
+    client = client_as(target, uid, device or f"tail-{secrets.token_hex(4)}", source)
     show = _as_line if output is Format.TABLE else _as_json
     client.on(lambda event: print(show(event), flush=True))
     try:
@@ -212,7 +214,21 @@ def _as_line(event: Event) -> str:
         return f"{event.uid} {'types' if event.on else 'types no more'} in {event.conversation}"
     if isinstance(event, Presence):
         return f"{event.uid} is {'online' if event.online else 'offline'}"
+    if isinstance(event, GroupChanged):
+        return f"changed in {event.conversation}: {_of_group(event)} (by {event.actor})"
+    if isinstance(event, FriendChanged):
+        return f"{event.uid} is now {event.state or 'nothing'} to you"
     return f"{event.uid} has read {event.conversation}"
+
+
+def _of_group(event: GroupChanged) -> str:
+    said = [f"+{uid}" for uid in event.joined] + [f"-{uid}" for uid in event.left]
+    said += [f"{uid} is {role}" for uid, role in event.roles]
+    if event.name:
+        said.append(f'it is called "{printable(event.name)}"')
+    if event.announcement is not None:
+        said.append(f'announced: "{printable(event.announcement)}"')
+    return ", ".join(said)
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,5 @@
-"""A webhook: when a Region is applied that `imctl validate` refuses, it is refused in its words.
+"""A webhook: when a Region is applied that `imctl validate` refuses, or a Drill or DrillRun that
+`imctl drill validate` does, it is refused in their words.
 
 What schemas and rules of the CRD can say is said by the API server before it asks here. Every
 operator answers, whether it holds the lease or not: it only judges.
@@ -9,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
 
 from imcore.errors import BadInput
-from imctl.api.kinds import REGION
+from imctl.api.drills import DrillRunSpec, DrillSpec
+from imctl.api.kinds import DRILL, DRILL_RUN, REGION
 from imctl.reconcile.decide import judge_region
+from imctl.reconcile.drillrun import text_of
 from imctl.reconcile.objects import CERTIFICATE, KEY
 from imctl.reconcile.observed import Object
+from imctl.reconcile.scheduled import problems_of
 
 log = logging.getLogger("im.operator")
 
@@ -32,7 +36,7 @@ INVALID = 422
 def answer(review: Object) -> Object:
     """An AdmissionReview with its response. Raises KeyError, TypeError for what is none."""
     request = review["request"]
-    problems = _problems(request) if request["kind"]["kind"] == REGION.name else []
+    problems = _problems(request) if request["kind"]["kind"] in _JUDGES else []
     response: Object = {"uid": request["uid"], "allowed": not problems}
     if problems:
         response["status"] = {"code": INVALID, "message": "; ".join(problems)}
@@ -46,12 +50,20 @@ def _problems(request: Object) -> list[str]:
     # One that was wrong before can be labelled, and can go.
     if old is not None and (old["spec"] == new["spec"] or "deletionTimestamp" in new["metadata"]):
         return []
-    return judge_region(new["metadata"]["name"], new["spec"])[1]
+    return _JUDGES[request["kind"]["kind"]](new["metadata"].get("name", ""), new["spec"])
+
+
+_JUDGES: dict[str, Callable[[str, Object], list[str]]] = {
+    REGION.name: lambda name, spec: judge_region(name, spec)[1],
+    DRILL_RUN.name: lambda name, spec: text_of(DrillRunSpec.model_validate(spec), name)[1],
+    DRILL.name: lambda name, spec: problems_of(DrillSpec.model_validate(spec), name),
+}
 
 
 async def _validate(request: web.Request) -> web.Response:
     try:
-        return web.json_response(answer(await request.json()))
+        # In a thread: for a drill the Chaos Toolkit is loaded.
+        return web.json_response(await asyncio.to_thread(answer, await request.json()))
     except (ValueError, KeyError, TypeError) as error:
         raise web.HTTPBadRequest(text=f"expected an AdmissionReview, got {error!r}") from error
 

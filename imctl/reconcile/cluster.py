@@ -106,6 +106,10 @@ class Cluster:
             {**head, "metadata": {**metadata, "finalizers": list(names)}}, manager=LOOKER
         )
 
+    async def create(self, body: Object) -> None:
+        """Raises Conflict when there is one of this name."""
+        await self.write(body, self._may_write_s())
+
     async def event(self, body: Object) -> None:
         await self.write(body, self._may_write_s())
 

@@ -1,13 +1,17 @@
-"""What a DrillRun needs, and what is said of it. Pure: the shell looks, runs and applies."""
+"""What a DrillRun needs, and what is said of it. The shell looks, runs and applies: no I/O here but
+reading the ready-made drills."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from imcore.errors import BadInput
 from imcore.region.model import Region
 from imctl.api.drills import DRILL_FINAL, DrillPhase, DrillRunSpec, DrillRunStatus
 from imctl.api.kinds import API_VERSION
+from imctl.drill import model, onpods
 from imctl.errors import GUARDED
 from imctl.reconcile.driller import Done
 from imctl.reconcile.observed import Object, Owner
@@ -18,6 +22,33 @@ UNDER_WAY = frozenset({DrillPhase.RUNNING, DrillPhase.UNDOING})
 OBJECT_BYTES = 900_000  # a ConfigMap may have a MiB, with all that is around it
 
 Status = DrillRunStatus
+
+
+def name_of(spec: DrillRunSpec, own: str) -> str:
+    """Of the drill, as its report calls it. ``own``: the DrillRun's."""
+    return spec.drill or own
+
+
+def text_of(spec: DrillRunSpec, own: str) -> tuple[str, list[str]]:
+    """The drill's file, and what is wrong with it, in the words of `imctl drill validate`."""
+    try:
+        text = model.find(spec.drill).read_text() if spec.drill else spec.experiment or ""
+        drill, problems = onpods.judged(text, name_of(spec, own))
+        if drill is not None and not problems:
+            model.with_values(drill, spec.var)
+    except BadInput as error:
+        return "", [str(error)]
+    except ValueError as error:
+        return "", [f"spec.var: {error}"]
+    return text, problems
+
+
+def is_late(spec: DrillRunSpec, made: str, now: str) -> bool:
+    """Whether it has waited for too long. Times: RFC 3339."""
+    if not spec.begin_within_s or not made:
+        return False
+    waited = datetime.fromisoformat(now) - datetime.fromisoformat(made)
+    return waited.total_seconds() > spec.begin_within_s
 
 
 def namespaces_of(spec: DrillRunSpec, region: Region, own: str) -> dict[str, str]:

@@ -16,7 +16,6 @@ from imcore.errors import BadInput
 from imcore.pki import REGION_KEYS
 from imctl.api.drills import DRILL_FINAL, DrillPhase, DrillRunSpec, DrillRunStatus
 from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC
-from imctl.drill import model, onpods
 from imctl.reconcile import drillrun, seen
 from imctl.reconcile.cluster import Cluster, Rejected
 from imctl.reconcile.decide import judge_region
@@ -85,24 +84,24 @@ class DrillRuns:
     async def _begin(
         self, owner: Owner, spec: DrillRunSpec, before: Status, document: Object, drilling: Drilling
     ) -> float | None:
-        text, problems = await asyncio.to_thread(_drill, owner, spec)  # it loads the toolkit
+        text, problems = await asyncio.to_thread(
+            drillrun.text_of, spec, owner.name
+        )  # it loads the toolkit
         if not problems:
             try:
                 job = await self._job(owner, spec, text)
                 problems = list(drillrun.misfits(spec, job.region))
             except BadInput as error:
-                return await self._wait(owner, before, [str(error)])
+                return await self._wait_to_begin(owner, spec, before, document, [str(error)])
         if problems:
-            now = self._wall()
-            await self._say(
-                owner, before, drillrun.refused(before, owner.generation, problems, now)
-            )
+            await self._refuse(owner, before, problems)
             return None
         if stands := await self._objections(owner, spec, job):
-            return await self._wait(owner, before, stands)
+            return await self._wait_to_begin(owner, spec, before, document, stands)
         async with self._one_begins:
             if other := drillrun.other_under_way(owner, await self._all()):
-                return await self._wait(owner, before, [f"{other} is under way"])
+                why = [f"{other} is under way"]
+                return await self._wait_to_begin(owner, spec, before, document, why)
             # Before it is begun: whoever comes next knows that there may be something to undo.
             await self._cluster.finalizers(document, [drillrun.FINALIZER])
             after = drillrun.begun(before, owner.generation, self._runner, self._wall())
@@ -166,7 +165,7 @@ class DrillRuns:
         except (KeyError, binascii.Error) as error:
             raise BadInput(f"Secret {spec.region_keys} lacks {REGION_KEYS}") from error
         namespaces = drillrun.namespaces_of(spec, region, owner.namespace)
-        return Job(_name(owner, spec), text, spec.var, region, namespaces, pki)
+        return Job(drillrun.name_of(spec, owner.name), text, spec.var, region, namespaces, pki)
 
     async def _secret(self, owner: Owner, name: str) -> Object:
         secret = await self._cluster.get("v1", "Secret", owner.namespace, name)
@@ -190,6 +189,20 @@ class DrillRuns:
 
     # ------------------------------------------------------------------------ what is said
 
+    async def _wait_to_begin(
+        self, owner: Owner, spec: DrillRunSpec, before: Status, document: Object, why: list[str]
+    ) -> float | None:
+        made = document["metadata"].get("creationTimestamp", "")
+        if drillrun.is_late(spec, made, self._wall()):
+            late = f"it could not begin within {spec.begin_within_s} s"
+            await self._refuse(owner, before, [f"{late}: {each}" for each in why])
+            return None
+        return await self._wait(owner, before, why)
+
+    async def _refuse(self, owner: Owner, before: Status, why: list[str]) -> None:
+        after = drillrun.refused(before, owner.generation, why, self._wall())
+        await self._say(owner, before, after)
+
     async def _wait(self, owner: Owner, before: Status, why: list[str]) -> float:
         await self._say(owner, before, drillrun.waiting(before, owner.generation, why))
         return WAIT_S
@@ -201,23 +214,3 @@ class DrillRuns:
         await self._cluster.apply(seen.status_object(owner, status), status=True)
         for reason, sentence, warning in drillrun.news(before, after):
             await self._tell(seen.event(owner, reason, sentence, self._wall(), warning))
-
-
-def _name(owner: Owner, spec: DrillRunSpec) -> str:
-    """Of the drill, as its report calls it."""
-    return spec.drill or owner.name
-
-
-def _drill(owner: Owner, spec: DrillRunSpec) -> tuple[str, list[str]]:
-    """Its text, and what is wrong with it, in the words of `imctl drill validate`."""
-    name = _name(owner, spec)
-    try:
-        text = model.find(spec.drill).read_text() if spec.drill else spec.experiment or ""
-        drill, problems = onpods.judged(text, name)
-        if drill is not None and not problems:
-            model.with_values(drill, spec.var)
-    except BadInput as error:
-        return "", [str(error)]
-    except ValueError as error:
-        return "", [f"spec.var: {error}"]
-    return text, problems

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from imcore.errors import ImError
-from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC, REGION, TRAFFIC_OPERATION, WITNESS
+from imctl.api.kinds import (
+    API_VERSION,
+    DRILL,
+    DRILL_RUN,
+    GEO_POLICY,
+    IDC,
+    REGION,
+    REPLICATION,
+    TRAFFIC_OPERATION,
+    WITNESS,
+)
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
@@ -28,6 +38,8 @@ from imctl.reconcile.objects import CERT_MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.runs import Runs
+from imctl.reconcile.schedules import Schedules
+from imctl.reconcile.views import Views
 
 log = logging.getLogger("im.operator")
 
@@ -35,7 +47,8 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     IDC.name: IdcSpec,
     WITNESS.name: WitnessSpec,
 }
-RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which nothing is made
+RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours are made
+VIEWS = (REPLICATION.name, GEO_POLICY.name)
 WORKERS = 4
 PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
 RESYNC_S = 60.0
@@ -74,6 +87,8 @@ class Reconciler:
         self._wall = wall
         self._runs = Runs(cluster, peers, wall, self._tell)
         self._drills = DrillRuns(cluster, drilling, runner, namespaces, wall, self._tell)
+        self._views = Views(cluster, peers, wall, self._tell)
+        self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
         self._looks = Looks(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -97,14 +112,14 @@ class Reconciler:
 
     def changed(self, kind: str, namespace: str, name: str) -> None:
         """An object is there, has changed, or is gone."""
-        if kind not in RUNS:
+        if kind not in RUNS and kind not in VIEWS:
             self.look(Key(kind, namespace, name))
         if kind == REGION.name:
             self.look_at_all_of(namespace)
         asking = Key(kind, namespace, name, asks=True)
-        # An IDC is asked now and then. That its own answer has changed the status is no reason.
+        # IDCs are asked now and then. That an answer has changed the status is no reason.
         asked = asking in self._timers or asking in self._running
-        if kind in RUNS or (kind == IDC.name and not asked):
+        if kind in RUNS or (kind in (IDC.name, *VIEWS) and not asked):
             self.look(asking)
 
     def look_at_all_of(self, namespace: str) -> None:
@@ -171,10 +186,14 @@ class Reconciler:
         if key.kind == REGION.name:
             await self._region(owner, document)
             return None
+        if key.kind == DRILL.name:
+            return await self._schedules.reconcile(owner, document)
         if key.kind == TRAFFIC_OPERATION.name:
             return await self._runs.reconcile(owner, document)
         if key.kind == DRILL_RUN.name:
             return await self._drills.reconcile(owner, document)
+        if key.kind in VIEWS:
+            return await self._views.look(owner, document)
         if key.asks:
             return await self._looks.look(owner, document)
         return await self._workload(owner, document)

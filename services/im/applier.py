@@ -102,6 +102,7 @@ class Applier:
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
         self._told_to: Vector = {}  # while it is folded again: what was told before
         self._owed: list[tuple[Origin, Effects]] = []  # told once it is whole again
+        self._owed_friends = Effects()  # the same; also of what was told before
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
         self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
@@ -179,8 +180,16 @@ class Applier:
     def wake_if_behind(self) -> None:
         """A log has grown, perhaps in other partitions only: to drain for nothing costs as much as
         a quarter of a message, and there are as many partitions as appliers."""
-        if self._spoiled or self._behind():
+        if self._spoiled or self._any_behind():
             self._wake.set()
+
+    def _any_behind(self) -> bool:
+        number, positions = self.partition, self._positions
+        for origin, source in self._logs.held().items():
+            position = positions.get(origin)
+            if source.end(number).lsn > (position.lsn if position else 0):
+                return True
+        return False
 
     def _behind(self) -> list[tuple[Origin, Log]]:
         """The logs with durable records that are not folded."""
@@ -286,6 +295,7 @@ class Applier:
             self._conversations.release()
             self._told_to.clear()
             owed, self._owed = self._owed, []
+            friends, self._owed_friends = self._owed_friends, Effects()
             for origin, effects in owed:
                 effects.keep_below(
                     {name: at.heads.get(origin, 0) for name, at in conversations.items()}
@@ -294,6 +304,8 @@ class Applier:
             for origin, effects in owed:
                 effects.leave_out(recalled)
                 self._told(origin, effects)
+            if friends.friends:
+                self._told(next(iter(self._positions)), friends)
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:
         position = replace(self._positions.get(origin, Position()))
@@ -366,6 +378,9 @@ class Applier:
             self._told(origin, effects)
             return
         self._told(origin, Effects(keys=effects.keys, routes=effects.routes, kicks=effects.kicks))
+        for name, (before, after) in effects.friends.items():
+            # Also when it was told before: without the rest it may have become something else.
+            self._owed_friends.now_friends(name, before, after)
         if not again:
             later = Effects(effects.entries, effects.audience, effects.cursors)
             self._owed.append((origin, later))

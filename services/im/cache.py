@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from imcore.words import is_group
 from services.im import keys
 from services.im.conversation import Conversation
+from services.im.pair import pair_of
 from services.ports import Kv
 
 _SCANNED = 1_000  # members of a group, in one read
@@ -83,8 +84,11 @@ class ConversationCache:
 
     async def _read(self, name: str) -> None:
         wanted = [keys.heads(self._partition, name)]
+        both = pair_of(name)
         if group := is_group(name):
             wanted.append(keys.group(self._partition, name))
+        elif both is not None:
+            wanted.append(keys.friend(self._partition, *both))
         try:
             while True:
                 cleared = self._cleared
@@ -92,7 +96,9 @@ class ConversationCache:
                 members = await self._members(name) if group else []
                 if cleared == self._cleared:  # else these are rows of before a rebuild
                     break
-            read = Conversation.from_rows(name, rows[0], rows[-1] if group else None, members)
+            last = rows[-1] if len(rows) > 1 else None
+            named, friends = (last, None) if group else (None, last)
+            read = Conversation.from_rows(name, rows[0], named, members, friends)
             self._loaded.setdefault(name, read)
         finally:
             # In the same turn: who asks after a trim or a clear must not be given this read.

@@ -11,7 +11,7 @@ from imcore.limits import CID_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import valid_id
-from services.im import groups, keys
+from services.im import friends, groups, keys
 from services.ports import Session
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ REACTIONS_MAX = 1_000  # of one message, those taken back too: they stand in one
 async def change(server: ImServer, session: Session, request: pb.Change) -> pb.Response:
     """Answered like a change of a group: it has no outbox that would bring it back either."""
     what, key = request.WhichOneof("what"), key_of(request.message.key)
-    partition, _ = await server.readable(session, key.conversation)
+    partition, conversation = await server.readable(session, key.conversation)
+    if what != "recall" and (blocked := friends.refusal(conversation, session.uid)) is not None:
+        raise blocked
     names = (key.uid, key.device, key.outbox)
     if not all(map(valid_id, names)) or not 1 <= key.cid <= CID_MAX or what is None:
         raise Refused(Code.BAD_REQUEST, "a change names a message, and what is to change")

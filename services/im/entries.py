@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imcore.attest import RegionKeys
-from imcore.convert import key_of
+from imcore.convert import fill_attested, fill_origin, key_of
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place
 from services.im.fold import Entry
@@ -18,26 +18,15 @@ def attest(
     place: Place,
     region_keys: RegionKeys,
 ) -> None:
-    """Fill in the attestation. In place: a message made apart and copied costs twice as much."""
-    signed = region_keys.attest(key, digest, origin, seq, place)
-    named = out.key
-    named.uid, named.device, named.outbox, named.conversation, named.cid = key
-    out.content_hash, out.seq = digest, seq
-    _fill_origin(out.origin, origin)
-    at = out.place
-    at.hlc, at.seq = place.hlc, place.seq
-    _fill_origin(at.origin, place.origin)
-    out.key_id, out.mac = signed.key_id, signed.mac
-
-
-def _fill_origin(message: pb.Origin, origin: Origin) -> None:
-    message.idc, message.incarnation = origin
+    """Fill in the attestation."""
+    fill_attested(out, region_keys.attest(key, digest, origin, seq, place))
 
 
 def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
     op = entry.op
-    built = pb.Entry(seq=op.seq, hlc=op.hlc)
-    _fill_origin(built.origin, entry.origin)
+    built = pb.Entry()
+    built.seq, built.hlc = op.seq, op.hlc
+    fill_origin(built.origin, entry.origin)
     if op.HasField("trace"):
         built.trace.CopyFrom(op.trace)
     kind = op.WhichOneof("body")
@@ -65,4 +54,7 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.membership.name = op.membership.name
         built.membership.create = op.membership.create
         built.membership.actor = op.membership.actor
+        built.membership.roles.extend(op.membership.roles)
+        if op.membership.HasField("announcement"):
+            built.membership.announcement.CopyFrom(op.membership.announcement)
     return built

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imcore import changes
-from imcore.convert import key_of, origin_of, origin_pb, place_of, place_pb
+from imcore.convert import fill_origin, fill_place, key_of, origin_of, origin_pb, place_of, place_pb
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.sometimes import ALIAS, sometimes
 from imcore.words import ClientKey, Origin, Place, direct_members
-from services.im import keys
+from services.im import keys, pair
 from services.im.conversation import Conversation
 from services.ports import Record
 
@@ -54,8 +54,15 @@ class Effects:
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     kicks: list[oplog.Op] = field(default_factory=list)
+    # What two users were to each other before, and are now; by their conversation.
+    friends: dict[str, tuple[oplog.FriendRow, oplog.FriendRow]] = field(default_factory=dict)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
     left: dict[str, set[str]] = field(default_factory=dict)  # by conversation
+
+    def now_friends(self, name: str, before: oplog.FriendRow, after: oplog.FriendRow) -> None:
+        """``before`` of the first time counts."""
+        first, _ = self.friends.get(name, (before, after))
+        self.friends[name] = (first, after)
 
     def recalled(self) -> set[ClientKey]:
         """By what stands in ``entries``."""
@@ -129,14 +136,22 @@ def fits(op: oplog.Op) -> bool:
     op that is in a log nevertheless must not stop the partition. It is left out, in every IDC
     alike, since this depends on nothing but the op."""
     kind, name = op.WhichOneof("body"), op.conversation
+    if kind == "message":  # nearly all; to look at each of its keys takes five times as long
+        key = op.message.key
+        if keys.surely_fit(name, key.uid, key.device, key.outbox, key.conversation):
+            return True
     if kind == "route":
         return keys.user_key_fits(op.route.uid, op.route.device)
     if kind == "cursor":
         return keys.user_key_fits(op.cursor.uid, name)
     if kind == "setting":
         return keys.user_key_fits(op.setting.uid, name)
+    if kind == "friend":
+        both = pair.pair_of(name)
+        return both is not None and op.friend.actor in both and keys.user_key_fits(*both)
     if kind in ("message", "place", "membership", "change"):
         users = [change.uid for change in op.membership.changes]
+        users += [word.uid for word in op.membership.roles]
         users += direct_members(name) or ()
         if not keys.conversation_fits(name) or not all(keys.user_key_fits(u, name) for u in users):
             return False
@@ -157,7 +172,8 @@ def _storable(claims: Iterable[pb.Attested]) -> list[tuple[ClientKey, Place]]:
 
 def conversations_of(ops: Iterable[oplog.Op]) -> list[str]:
     """Each once."""
-    return list(dict.fromkeys(op.conversation for op in ops if op.seq))
+    found = (op.conversation for op in ops if op.seq or op.HasField("friend"))
+    return list(dict.fromkeys(found))
 
 
 def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
@@ -185,7 +201,8 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
             continue
         else:
             continue
-        needed.update(keys.client_key(partition, key) for key, _ in _storable(claims))
+        if claims:
+            needed.update(keys.client_key(partition, key) for key, _ in _storable(claims))
     return needed
 
 
@@ -236,6 +253,8 @@ class Fold:
             self._cursor(op, rows, effects)
         elif kind == "setting":
             self._setting(op, rows)
+        elif kind == "friend":
+            self._friend(op, conversations[op.conversation], rows, effects)
         elif kind == "route":
             self._route(op, origin, rows, effects)
         elif kind == "kick":
@@ -272,10 +291,12 @@ class Fold:
         stored = rows.get(class_key)
         effects.keys.append(key)
         if stored is None:  # nearly all
-            at = place_pb(own_place)
-            copy = oplog.Copy(origin=origin_pb(origin), seq=op.seq, place=at)
-            copy.content_hash = message.content_hash
-            row = oplog.ClassRow(copies=[copy], place=at)
+            row = oplog.ClassRow()
+            copy = row.copies.add()
+            copy.seq, copy.content_hash = op.seq, message.content_hash
+            fill_origin(copy.origin, origin)
+            fill_place(copy.place, own_place)
+            fill_place(row.place, own_place)
             self._store_class(key, class_key, row, None, rows)
             entry.place = own_place
             self._claims(message.claims, rows)
@@ -357,18 +378,25 @@ class Fold:
         """``at``: the place kept. An old change that is published again must not override a newer
         one."""
         name, given = op.conversation, op.membership
-        if given.create and given.name and conversation.set_name(given.name, at):
+        named = bool(given.name) and conversation.set_name(given.name, at)
+        announced = given.HasField("announcement") and conversation.announce(
+            given.announcement.text, given.actor, at
+        )
+        if named or announced:
             rows.put(keys.group(self._partition, name), conversation.group_row())
         changes = ((change.uid, change.member) for change in given.changes)
-        for uid, was in conversation.set_members(at, changes).items():
-            row = conversation.member_row(uid)
-            rows.put(keys.group_member(self._partition, name, uid), row)
+        changed = conversation.set_members(at, changes, given.actor)
+        for uid, was in changed.items():
             if conversation.is_member(uid):
                 rows.put(keys.member(self._partition, uid, name), b"")
             else:
                 rows.delete(keys.member(self._partition, uid, name))
                 if was:
                     effects.left.setdefault(name, set()).add(uid)
+        given_to = [word.uid for word in given.roles if conversation.set_role(at, word)]
+        for uid in dict.fromkeys((*changed, *given_to)):
+            row = conversation.member_row(uid)
+            rows.put(keys.group_member(self._partition, name, uid), row)
 
     def _cursor(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
         key = keys.cursor(self._partition, op.cursor.uid, op.conversation)
@@ -383,6 +411,21 @@ class Fold:
         row = oplog.SettingsRow.FromString(rows.get(key) or b"")
         if changes.set_last(row, op.setting):
             rows.put(key, row.SerializeToString(deterministic=True))
+
+    def _friend(
+        self, op: oplog.Op, conversation: Conversation, rows: Rows, effects: Effects
+    ) -> None:
+        before, both = conversation.friends, pair.pair_of(conversation.id)
+        after = oplog.FriendRow()
+        after.CopyFrom(before)
+        if both is None or not pair.merge(after, both, op.friend):
+            return
+        conversation.friends = after
+        low, high = both
+        row = after.SerializeToString(deterministic=True)
+        rows.put(keys.friend(self._partition, low, high), row)
+        rows.put(keys.friend(self._partition, high, low), row)
+        effects.now_friends(conversation.id, before, after)
 
     def _route(self, op: oplog.Op, origin: Origin, rows: Rows, effects: Effects) -> None:
         key = keys.route(self._partition, op.route.uid, op.route.device)

@@ -1,26 +1,32 @@
 """Groups: create, join, leave, look. The origin alone judges; folds never judge again (rule 15).
 
 A group's id is chosen by its creator (random, so creating again is harmless) and is its
-invitation: who knows it may join; a member may add others; everybody leaves for themselves.
+invitation: who knows it may join, but for whom another has removed; a member may add others, who
+counts as owner or admin may more (``_judge``). Between IDCs a word on a role takes as long as any
+op: what an admin does elsewhere before his demotion has come there counts.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from imcore.convert import place_of
 from imcore.errors import Code, Refused, Unavailable
-from imcore.limits import GROUP_CHANGES_MAX, GROUP_PAGE
+from imcore.limits import GROUP_ADMINS_MAX, GROUP_CHANGES_MAX, GROUP_PAGE
 from imcore.proto import client_pb2 as pb
-from imcore.words import is_group, valid_id
+from imcore.words import Place, is_group, valid_id
 from services.im.conversation import Conversation
 from services.im.partition import Partition
+from services.im.roles import MEMBER
 from services.ports import Session
 
 if TYPE_CHECKING:
     from services.im.server import ImServer
 
+NAME_CHARS_MAX = 128
+ANNOUNCEMENT_BYTES_MAX = 4_096
 _NOT_DURABLE = (1 << 63) - 1  # a lsn that nobody holds
 
 
@@ -39,6 +45,8 @@ async def _change(
     changes: list[tuple[str, bool]],
     create: bool = False,
     name: str = "",
+    roles: Sequence[pb.RoleChange] = (),
+    announcement: pb.Announcement | None = None,
 ) -> pb.Response:
     """Answered once it is durable, folded here, so that the caller may send at once, and held by
     another IDC: a membership has no outbox that would bring it back, and with it the loss of this
@@ -53,6 +61,8 @@ async def _change(
         session.seen_hlc,
         create=create,
         name=name,
+        roles=roles,
+        announcement=announcement,
     )
     joined = [(conversation.id, uid) for uid, member in changes if member]
     server.granted.update(dict.fromkeys(joined, _NOT_DURABLE))  # before the fold makes it count
@@ -86,11 +96,13 @@ async def _as_before(
     partition: Partition,
     conversation: Conversation,
     uids: Iterable[str],
+    said: Iterable[Place] = (),
 ) -> pb.Response:
     """What was asked for is so already, perhaps by a request whose answer did not come: then that
-    one's op may still be held here only."""
+    one's op may still be held here only. ``said``: the places of what made it so."""
     last = [events[-1] for uid in uids if (events := conversation.events.get(uid))]
-    if any(origin == server.origin for _, origin, _, _ in last):
+    origins = {event[1] for event in last} | {place.origin for place in said}
+    if server.origin in origins:
         lsn = partition.applier.applied().get(server.origin, 0)
         await settled(server, session, partition, lsn)
     return pb.Response(ok=pb.Ok())
@@ -105,11 +117,11 @@ async def create(server: ImServer, session: Session, request: pb.GroupCreate) ->
         raise Refused(Code.FORBIDDEN, f"the group {request.conversation} exists already")
     members = {session.uid, *request.members}
     _check_members(server, members, len(members))
-    if len(request.name) > 128:
-        raise Refused(Code.BAD_REQUEST, "a group's name has at most 128 characters")
+    _check_name(request.name)
     changes = [(uid, True) for uid in sorted(members)]
+    owner = pb.RoleChange(uid=session.uid, role=pb.GROUP_ROLE_OWNER)
     return await _change(
-        server, session, partition, conversation, changes, create=True, name=request.name
+        server, session, partition, conversation, changes, True, request.name, [owner]
     )
 
 
@@ -118,18 +130,78 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
     if not conversation.exists:
         raise Refused(Code.NOT_FOUND, f"there is no group {request.conversation} here (yet)")
     joining, leaving = set(request.join), set(request.leave)
-    member = conversation.is_member(session.uid)
-    if joining - {session.uid} and not member:
-        raise Refused(Code.FORBIDDEN, "only a member may add others")
-    if leaving - {session.uid}:
-        raise Refused(Code.FORBIDDEN, "everybody leaves for themselves")
+    roles = {word.uid: word for word in request.roles}
+    _judge(conversation, session.uid, joining, leaving, roles, request)
     new = sorted(uid for uid in joining if not conversation.is_member(uid))
     gone = sorted(uid for uid in leaving if conversation.is_member(uid))
-    _check_members(server, joining | leaving, len(conversation.members()) + len(new) - len(gone))
+    named = {*joining, *leaving, *roles}
+    _check_members(server, named, len(conversation.members()) + len(new) - len(gone))
+    _check_name(request.name)
+    if len(request.announcement.text.encode()) > ANNOUNCEMENT_BYTES_MAX:
+        limit = ANNOUNCEMENT_BYTES_MAX
+        raise Refused(Code.TOO_LARGE, f"an announcement has at most {limit} bytes")
     changes = [(uid, True) for uid in new] + [(uid, False) for uid in gone]
-    if not changes:
-        return await _as_before(server, session, partition, conversation, joining | leaving)
-    return await _change(server, session, partition, conversation, changes)
+    words = [word for uid, word in sorted(roles.items()) if conversation.role(uid) != word.role]
+    name = request.name if request.name != conversation.name else ""
+    told = conversation.announced
+    announcement = request.announcement if request.HasField("announcement") else None
+    if announcement is not None and (told.text, told.actor) == (announcement.text, session.uid):
+        announcement = None
+    if changes or words or name or announcement is not None:
+        return await _change(
+            server, session, partition, conversation, changes, name=name, roles=words,
+            announcement=announcement,
+        )  # fmt: skip
+    said = [conversation.role_words[uid][0] for uid in roles if uid in conversation.role_words]
+    said += [conversation.name_at] if request.name else []
+    said += [place_of(told.at)] if request.HasField("announcement") else []
+    uids = joining | leaving
+    return await _as_before(server, session, partition, conversation, uids, said)
+
+
+def _judge(
+    conversation: Conversation,
+    uid: str,
+    joining: set[str],
+    leaving: set[str],
+    roles: Mapping[str, pb.RoleChange],
+    request: pb.GroupChange,
+) -> None:
+    """Who may: a member adds others; an admin removes members, names the group and announces; the
+    owner removes anybody else and gives roles. Everybody leaves, and an admin resigns, for
+    themselves. Raises Refused."""
+    name, announces = request.name, request.HasField("announcement")
+    own = pb.GROUP_ROLE_NONE
+    if conversation.is_member(uid):
+        # Of a large group that nobody has named an owner or admin of, it is looked for long.
+        own = conversation.role(uid) if name or announces or roles or leaving - {uid} else MEMBER
+    if joining - {uid} and not own:
+        raise Refused(Code.FORBIDDEN, "only a member may add others")
+    if uid in joining and conversation.removed(uid):
+        raise Refused(Code.FORBIDDEN, "who was removed from a group comes in by its members only")
+    for other in leaving - {uid}:
+        # One who is none (any more) has no role that protects him: asked for again, it is so.
+        if own <= MEMBER or (conversation.is_member(other) and conversation.role(other) >= own):
+            raise Refused(Code.FORBIDDEN, "an admin removes members, the owner anybody")
+    if name and own <= MEMBER and not (own and name == conversation.name):
+        raise Refused(Code.FORBIDDEN, "its owner and its admins name a group")
+    if announces and own <= MEMBER:
+        raise Refused(Code.FORBIDDEN, "its owner and its admins announce to a group")
+    for other, word in roles.items():
+        if word.role not in (MEMBER, pb.GROUP_ROLE_ADMIN, pb.GROUP_ROLE_OWNER):
+            raise Refused(Code.BAD_REQUEST, "a role is that of member, admin or owner")
+        if not conversation.is_member(other):
+            raise Refused(Code.NOT_FOUND, f"{other!r} is no member here (yet)")
+        if own and conversation.role(other) == word.role:
+            continue  # so already: the owner who handed the group over may ask again
+        resigns = other == uid and word.role <= own < pb.GROUP_ROLE_OWNER
+        if own < pb.GROUP_ROLE_OWNER and not resigns:
+            raise Refused(Code.FORBIDDEN, "the owner gives roles")
+        if own == pb.GROUP_ROLE_OWNER and other == uid:
+            raise Refused(Code.BAD_REQUEST, "an owner makes another one the owner, or leaves")
+    more = [other for other, word in roles.items() if word.role != MEMBER]
+    if more and len({*conversation.roles().admins, *more}) > GROUP_ADMINS_MAX:
+        raise Refused(Code.TOO_LARGE, f"a group has at most {GROUP_ADMINS_MAX} admins")
 
 
 async def info(server: ImServer, session: Session, request: pb.GroupInfo) -> pb.Response:
@@ -140,7 +212,19 @@ async def info(server: ImServer, session: Session, request: pb.GroupInfo) -> pb.
     answer = pb.GroupInfoOk(conversation=conversation.id, name=conversation.name)
     answer.members.extend(page)
     answer.more, answer.count = begin + len(page) < len(members), len(members)
+    if conversation.announced.text:
+        told = conversation.announced
+        answer.announcement.text, answer.announced_by = told.text, told.actor
+        answer.announced_ms = told.at.hlc >> 16
+    answer.owner, admins = conversation.roles()
+    answer.admins.extend(sorted(admins))
     return pb.Response(group_info_ok=answer)
+
+
+def _check_name(name: str) -> None:
+    if len(name) > NAME_CHARS_MAX:
+        limit = NAME_CHARS_MAX
+        raise Refused(Code.BAD_REQUEST, f"a group's name has at most {limit} characters")
 
 
 def _check_members(server: ImServer, named: set[str], count: int) -> None:

@@ -13,6 +13,7 @@ overlap. Integers are big-endian: byte order is number order.
     m      uid, conversation                        empty: member of this group
     r      uid, conversation                        Place: read up to here
     s      uid, conversation                        SettingsRow
+    f      uid, other uid                           FriendRow, the same for both
     w      uid, device                              RouteRow
     u      uid, conversation                        local timeline number (not replicated state)
     v                                               CheckpointRow (not replicated state)
@@ -33,9 +34,10 @@ KEY_BYTES_MAX = 511  # what every store behind the Kv port takes (services.ports
 _IDC_BYTES_MAX = 64  # origins count as long as names may be, wherever an op comes from
 _ORIGIN_BYTES_MAX = _IDC_BYTES_MAX + 1 + 4
 _ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the names of the key
+_SHORT = KEY_BYTES_MAX // 2 - 8  # a user's key names the conversation and a user who is named in it
 _ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
 
-REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"w")
+REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"f", b"w")
 SCANNED_DOWN = (b"o",)  # of these, the newest come first
 
 
@@ -75,6 +77,13 @@ def group_member(partition: int, conversation: str, uid: str) -> bytes:
 
 def group_members_prefix(partition: int, conversation: str) -> bytes:
     return group(partition, conversation) + b"\0"
+
+
+def surely_fit(*names: str) -> bool:
+    """True: a conversation, its users and a client key of such names fit, of whatever origin. Names
+    of usual length need no closer look."""
+    text = "".join(names)
+    return len(text) <= _SHORT and text.isascii() and "\0" not in text
 
 
 def conversation_fits(conversation: str) -> bool:
@@ -151,6 +160,16 @@ def named_in(order_key: bytes, conversation: str) -> ClientKey:
     return ClientKey(uid, device, outbox, conversation, cid_of(order_key))
 
 
+def placed_in(order_key: bytes, conversation: str) -> tuple[Place, ClientKey]:
+    """Where it stands, and which message it is."""
+    at = 2 + 1 + len(conversation.encode()) + 1
+    hlc = number_from(order_key[at : at + 8])
+    end = order_key.index(b"\0", at + 8)
+    incarnation, seq = _PLACE_REF.unpack_from(order_key, end + 1)
+    origin = Origin(order_key[at + 8 : end].decode(), incarnation)
+    return Place(hlc, origin, seq), named_in(order_key, conversation)
+
+
 def identity_value(origin: Origin, seq: int) -> bytes:
     return _PLACE_REF.pack(origin.incarnation, seq) + origin.idc.encode()
 
@@ -174,6 +193,14 @@ def cursor(partition: int, uid: str, conversation: str) -> bytes:
 
 def settings(partition: int, uid: str, conversation: str) -> bytes:
     return _U16.pack(partition) + b"s" + uid.encode() + b"\0" + conversation.encode()
+
+
+def friend(partition: int, uid: str, other: str) -> bytes:
+    return friends_prefix(partition, uid) + other.encode()
+
+
+def friends_prefix(partition: int, uid: str) -> bytes:
+    return _U16.pack(partition) + b"f" + uid.encode() + b"\0"
 
 
 def route(partition: int, uid: str, device: str) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from imcore import changes
@@ -35,7 +36,7 @@ _READ_AGAIN = 10  # times, a conversation that changed while it was read
 
 async def page(server: ImServer, uid: str, request: pb.Conversations) -> pb.Response:
     """Partition by partition, in name order. What is new meanwhile may be left out."""
-    number, after = _begin(server, request.page)
+    number, after = begin(server, request.page, valid_conversation)
     limit = max(1, min(request.limit or _LIMIT, _LIMIT))
     response = pb.Response()
     answer = response.conversations_ok
@@ -64,15 +65,15 @@ async def page(server: ImServer, uid: str, request: pb.Conversations) -> pb.Resp
     return response
 
 
-def _begin(server: ImServer, token: bytes) -> tuple[int, str]:
-    """Partition, and the name to go on after. Raises Refused."""
+def begin(server: ImServer, token: bytes, valid: Callable[[str], bool]) -> tuple[int, str]:
+    """Partition, and the (valid) name to go on after. Raises Refused."""
     if not token:
         return 0, ""
     try:
         [number], after = _PAGE.unpack_from(token), token[_PAGE.size :].decode()
     except (struct.error, UnicodeDecodeError):
         number, after = len(server.partitions), ""
-    if number >= len(server.partitions) or (after and not valid_conversation(after)):
+    if number >= len(server.partitions) or (after and not valid(after)):
         raise Refused(Code.BAD_REQUEST, "the page is not one that this server gave out")
     return number, after
 

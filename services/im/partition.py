@@ -25,6 +25,7 @@ from services.im.sequencer import (
     Conflict,
     Joined,
     Known,
+    Names,
     Pending,
     Sealed,
     Sequencer,
@@ -83,7 +84,7 @@ class Partition:
         self._sequencer_id = b""
         self._failed: Exception | None = Unavailable("it is not open yet")
         self.sequencer.close(self._refusal())
-        self._waiters: dict[tuple[Lane, int], list[Done]] = {}
+        self._waiters: dict[ClientKey, list[Done]] = {}
         self._repairing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -244,18 +245,17 @@ class Partition:
 
     # ---------------------------------------------------------------------------- messages
 
-    def is_prepared(self, lane: Lane, floor: int) -> bool:
+    def is_prepared(self, lane: Names, floor: int) -> bool:
         """Whether lane and conversation are in memory (else ``prepare`` first)."""
         state = self.sequencer.lane(lane)
         loaded = state is not None and state.loaded and floor >= state.floor
-        return loaded and self.conversations.get(lane.conversation) is not None
+        return loaded and self.conversations.get(lane[3]) is not None
 
     def submit(self, submission: Submission, done: Done) -> bool:
         """Without waiting when it ``is_prepared``; False when it is not."""
         key = submission.key
-        lane = Lane(*key[:4])
         conversation = self.conversations.get(key.conversation)
-        if conversation is None or not self.is_prepared(lane, submission.floor):
+        if conversation is None or not self.is_prepared(key[:4], submission.floor):
             return False
         if self._failed is not None:
             done(Unavailable(self._refusal(), 500))
@@ -268,7 +268,7 @@ class Partition:
             if verdict.pending.lsn:
                 done(self._accepted(verdict.pending, joined=True))
             else:
-                self._waiters.setdefault((lane, key.cid), []).append(done)
+                self._waiters.setdefault(key, []).append(done)
         elif isinstance(verdict, Known):
             task = asyncio.ensure_future(self._known(submission, done))
             self._tasks.add(task)
@@ -280,8 +280,6 @@ class Partition:
         return True
 
     def _put_message(self, key: ClientKey, accept: Accept, done: Done) -> None:
-        waiting = (Lane(*key[:4]), key.cid)
-
         def durable(result: Record | Exception) -> None:
             outcome: Outcome
             if isinstance(result, Exception):
@@ -290,7 +288,7 @@ class Partition:
                 accept.pending.lsn = result.lsn
                 outcome = self._accepted(accept.pending)
             done(outcome)
-            for also in self._waiters.pop(waiting, ()):
+            for also in self._waiters.pop(key, ()):
                 also(
                     outcome
                     if isinstance(result, Exception)

@@ -8,6 +8,7 @@ from imcore.errors import Code, Refused
 from imcore.limits import TYPING_MEMBERS_MAX, WATCHED_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import valid_id
+from services.im import friends
 from services.ports import Session
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ TYPING_BURST = 2.0
 
 
 async def typing(server: ImServer, session: Session, request: pb.Typing) -> pb.Response:
-    """Tells the other members. What is too much, or of a conversation that is too large, is
-    answered like the rest: nobody must try again. Raises Refused."""
+    """Tells the other members. What is too much, of a conversation that is too large or of one who
+    is blocked, is answered like the rest: nobody must try again. Raises Refused."""
     _, conversation = await server.readable(session, request.conversation)
     members = conversation.members()
-    if len(members) <= TYPING_MEMBERS_MAX:
+    blocked = friends.refusal(conversation, session.uid) is not None
+    if len(members) <= TYPING_MEMBERS_MAX and not blocked:
         who = f"{session.uid} {conversation.id}"
         if not server.typing_rate.take(who, server.clock.now()):
             others = [uid for uid in members if uid != session.uid]

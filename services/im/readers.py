@@ -11,12 +11,11 @@ Whoever is connected is told without asking where the conversation is small: onc
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from imcore.convert import key_of, place_of, place_pb
-from imcore.errors import Code, Overloaded, Refused, Unavailable
+from imcore.errors import Code, Refused, Unavailable
 from imcore.limits import CID_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -33,10 +32,7 @@ LOOKED_AT = 1_000  # members, for one answer
 CHUNK = 100  # cursors that are read in one turn of the loop
 TOLD_MEMBERS_MAX = 10  # in a larger conversation nobody is told who has read
 TOLD_A_TURN = 500  # readers
-LOOKS_PER_S = 5_000.0  # rows that are looked at for one user, by whatever asks for many
-LOOKS_BURST = 20_000.0
 _WAITING_MAX = 10_000
-_READ_AGAIN = 10  # times, a page that was read while its partition was folded again
 
 
 class Receipts:
@@ -78,15 +74,12 @@ async def page(server: ImServer, session: Session, request: pb.Readers) -> pb.Re
     if not all(map(valid_id, names)) or not 1 <= key.cid <= CID_MAX:
         raise Refused(Code.BAD_REQUEST, "who has read is asked of a message")
     cost = min(len(conversation.members()), LOOKED_AT)
-    if wait_s := server.looks.take(session.uid, server.clock.now(), cost):
-        raise Overloaded("this user asks for too much at once", max(1, round(wait_s * 1000)))
-    for _ in range(_READ_AGAIN):
+    with server.looking.begun(session.uid, cost):
         begun = partition.applier.begun
         answer = await _page(server, partition, conversation, key, request)
-        if begun == partition.applier.begun:
-            return pb.Response(readers_ok=answer)
-        conversation = await partition.conversations.load(conversation.id)
-    raise Unavailable("the conversation changes faster than it can be read; ask again")
+        if begun != partition.applier.begun:
+            raise Unavailable("the conversation is being folded again; ask again")
+    return pb.Response(readers_ok=answer)
 
 
 async def _page(
@@ -110,13 +103,12 @@ async def _page(
             for uid in looked_at[at : at + CHUNK]
             if uid != key.uid and _was_there(conversation, uid, place)
         ]
-        cursors = await server.kv.get_many(
-            [keys.cursor(partition.number, uid, conversation.id) for uid in asked]
-        )
-        for uid, cursor in zip(asked, cursors, strict=True):
-            read = cursor is not None and place_of(pb.Place.FromString(cursor)) >= place
-            _count(answer, uid, read, not request.counts_only)
-        await asyncio.sleep(0)  # a KV need not suspend
+        wanted = [keys.cursor(partition.number, uid, conversation.id) for uid in asked]
+        async with server.looking.turn():
+            cursors = await server.kv.get_many(wanted)
+            for uid, cursor in zip(asked, cursors, strict=True):
+                read = cursor is not None and place_of(pb.Place.FromString(cursor)) >= place
+                _count(answer, uid, read, not request.counts_only)
     if first + LOOKED_AT < len(members):
         answer.next_page = looked_at[-1]
     return answer

@@ -40,17 +40,21 @@ from services.im import (
     changes,
     devices,
     entries,
+    friends,
     groups,
     known,
     listing,
     presence,
     readers,
     reads,
+    search,
 )
 from services.im.conversation import Conversation
+from services.im.diffusion import Diffusion
 from services.im.fold import Effects
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
+from services.im.looking import Looking
 from services.im.partition import Outcome, Partition
 from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.sequencer import Accepted, Submission, Want
@@ -64,7 +68,9 @@ log = logging.getLogger("im.im")
 
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
-_READS = frozenset(("pull", "sync", "history", "group_info", "conversations", "readers"))
+_READS = frozenset(
+    ("pull", "sync", "history", "group_info", "conversations", "friends", "readers", "search")
+)
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -72,7 +78,7 @@ KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
-Signals = Callable[[str, tuple[str, ...], Origin, int], None]
+Signals = Callable[[str, tuple[str, ...], Origin, int], None]  # no users: all members
 SealOf = Callable[[Origin, int], int | None]
 _Page = Coroutine[Any, Any, tuple[list[pb.Entry], bool]]
 
@@ -108,7 +114,7 @@ class ImServer:
     seal_of: SealOf
     copies: Mapping[tuple[str, Origin], Mapping[int, int]]
     others: int
-    load: ConversationLoad = field(default_factory=lambda: ConversationLoad(Limits()))
+    limits: Limits = field(default_factory=Limits)
     risk: Risk = field(default_factory=NoRisk)
     kv_breaker: Breaker = field(
         default_factory=lambda: Breaker(KV_FAILURES, KV_PAUSE_S, KV_PAUSE_MAX_S)
@@ -129,9 +135,14 @@ class ImServer:
     kicked: Callable[[oplog.Op], None] = lambda op: None
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
-    looks: Buckets = field(
-        default_factory=lambda: Buckets(readers.LOOKS_PER_S, readers.LOOKS_BURST)
-    )
+    load: ConversationLoad = field(init=False)
+    diffusion: Diffusion = field(init=False)
+    looking: Looking = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.load = ConversationLoad(self.limits, self.policy.push_group_members_max)
+        self.diffusion = Diffusion(self, self.limits)
+        self.looking = Looking(self.clock)
 
     # ------------------------------------------------------------------------------- common
 
@@ -169,7 +180,9 @@ class ImServer:
         return True
 
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
-        if request.HasField("seen"):
+        # What the clock here has passed pushes nothing forward: nearly every stamp, so that only
+        # one of another IDC costs the check of its MAC.
+        if request.HasField("seen") and request.seen.hlc > self.hlc.last:
             session.seen_hlc = max(session.seen_hlc, self.keys.seen(stamp_of(request.seen)))
         if self.verbs is not None:
             reply = self._measured(self.verbs, request.WhichOneof("body") or "", reply)
@@ -252,8 +265,14 @@ class ImServer:
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
+        if kind == "set_friend":
+            return await friends.set_one(self, session, request.set_friend)
+        if kind == "friends":
+            return await friends.page(self, session.uid, request.friends)
         if kind == "readers":
             return await readers.page(self, session, request.readers)
+        if kind == "search":
+            return await search.page(self, session, request.search)
         if kind == "group_create":
             return await groups.create(self, session, request.group_create)
         if kind == "group_change":
@@ -296,7 +315,7 @@ class ImServer:
         if (
             conversation is None
             or lane in self._queued
-            or not self._submit(partition, conversation, session, submission, done)
+            or not self._submit(partition, conversation, lane, session, submission, done)
         ):
             self._later(partition, lane, session, submission, done)
 
@@ -304,15 +323,18 @@ class ImServer:
         self,
         partition: Partition,
         conversation: Conversation,
+        lane: Lane,
         session: Session,
         submission: Submission,
         done: Callable[[Outcome], None],
     ) -> bool:
         """Whether it was judged; False: its lane must be read first."""
-        if not partition.is_prepared(Lane(*submission.key[:4]), submission.floor):
+        if not partition.is_prepared(lane, submission.floor):
             return False
         name = conversation.id
         refusal = self._refusal(partition, conversation, session.uid)
+        if refusal is None and submission.placed is None:  # else an IDC has taken it before
+            refusal = friends.refusal(conversation, session.uid)
         if refusal is None:
             refusal = self.risk.send(session.uid, session.device, name, submission.content)
         if refusal is not None:
@@ -406,7 +428,7 @@ class ImServer:
             conversation = partition.conversations.get(lane.conversation)
             if conversation is None:
                 done(Unavailable("the conversation cannot be read now; ask again", 50))
-            elif not self._submit(partition, conversation, session, submission, done):
+            elif not self._submit(partition, conversation, lane, session, submission, done):
                 done(Unavailable("the conversation is being read; ask again", 20))
 
         waiting = self._queued.get(lane)
@@ -437,7 +459,8 @@ class ImServer:
         if isinstance(outcome, Exception):
             reply(self.error(outcome))
             return
-        response = pb.Response(stamp=self.stamp())
+        response = pb.Response()
+        response.stamp.CopyFrom(self.stamp())
         ack = response.send_ack
         if isinstance(outcome, Want):
             ack.outcome = pb.SendAck.WANT
@@ -631,9 +654,14 @@ class ImServer:
             conversation = partition.conversations.get(name)
             if conversation is None:
                 continue
+            head = conversation.heads.get(origin, 0)
             if origin == self.origin:
-                head = conversation.heads.get(origin, 0)
                 partition.sequencer.trim(name, head)
+            if name in self.diffusion or self._is_huge(conversation):
+                left = effects.left.get(name, ())
+                self.diffusion.told(partition, conversation, folded, left)
+                continue
+            if origin == self.origin:
                 self.signal(name, effects.audience[name], origin, head)
             built = [entries.build(entry, self.keys) for entry in folded]
             self.pushes.push_entries(
@@ -645,11 +673,16 @@ class ImServer:
             moved.place.origin.CopyFrom(origin_pb(place.origin))
             self.pushes.cursor_moved(uid, moved)
             self.receipts.moved(uid, name, place)
+        for name, (before, after) in effects.friends.items():
+            friends.tell(self, name, before, after)
         for route_origin, op in effects.routes:
             self.route_folded(route_origin, op)
         for op in effects.kicks:
             self.kicked(op)
         self.applied_changed.set()
+
+    def _is_huge(self, conversation: Conversation) -> bool:
+        return len(conversation.members()) > self.policy.push_group_members_max
 
     def peer_holds(self, idc: str, number: int, lsn: int) -> None:
         """Another IDC holds the own log durably up to lsn."""

@@ -17,10 +17,9 @@ from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock, SystemClock
 from imcore.words import Origin, Vector, parse_origin
-from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
-from services.ports import Kv, LogStore, Session
+from services.ports import Audience, Kv, LogStore, Session
 
 KEYS = RegionKeys({1: b"k" * 32}, 1)
 _READ_BYTES = 1 << 20
@@ -41,6 +40,9 @@ class Pushes:
         self.cursors: list[tuple[str, pb.CursorMoved]] = []
         self.told: list[tuple[tuple[str, ...], pb.Event]] = []
         self.stored: list[tuple[str, int]] = []  # session, lsn
+        self.groups: list[tuple[str, int, bool]] = []  # of huge ones: entries of a push, merged
+        self.behind: list[dict[str, Vector]] = []  # by group
+        self.present: int | None = None  # members of a huge group who have a session; None: all
 
     def push_entries(
         self,
@@ -51,6 +53,23 @@ class Pushes:
         stable: int,
     ) -> None:
         self.entries += [(conversation, tuple(uids), entry) for entry in entries]
+
+    def reached(self, audience: Audience) -> int:
+        return len(audience.uids) if self.present is None else self.present
+
+    def push_group(
+        self,
+        audience: Audience,
+        entries: Sequence[pb.Entry],
+        heads: Vector,
+        stable: int,
+        merged: bool,
+    ) -> None:
+        self.push_entries(audience.conversation, audience.uids, entries, heads, stable)
+        self.groups.append((audience.conversation, len(entries), merged))
+
+    def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
+        self.behind.append({audience.conversation: heads for audience, heads, _ in behind})
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         pass
@@ -72,7 +91,12 @@ class Pushes:
 
 
 # Tests fill conversations faster than any client may.
-UNLIMITED = Limits(conversation_in_flight=1_000_000, conversation_deliveries_per_s=1_000_000_000)
+UNLIMITED = Limits(
+    conversation_in_flight=1_000_000,
+    conversation_deliveries_per_s=1_000_000_000,
+    group_in_flight=1_000_000,
+    group_messages_per_s=1_000_000,
+)
 
 
 class Idc:
@@ -122,7 +146,7 @@ class Idc:
             self.logs.log_id, self.pushes, lambda origin, op: None, lambda *_: None,
             self._voters, lambda: self.suspended,
             lambda origin, partition: self.seals.get(origin), self.copies, len(self._others),
-            ConversationLoad(UNLIMITED),
+            UNLIMITED,
         )  # fmt: skip
         for partition in partitions:
             await partition.open(b"sequence")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,6 @@ from services.control.controller import voters_of
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.server import Gateway
 from services.im import keys
-from services.im.load import ConversationLoad
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.im.sync import token_of
@@ -192,7 +190,7 @@ class Node:
         await self.traffic.holder.known()
         await self._start_clients(stack)
         self.serving = True
-        log.info("%s serves as %s (pid %d)", self.idc, self.origin, os.getpid())
+        log.info("%s serves as %s (pid %d)", self.idc, self.origin, self.outside.pid)
 
     # --------------------------------------------------------------------------------- stores
 
@@ -330,7 +328,7 @@ class Node:
             self._behind,
             self._deliver,
             self._typed,
-            self.status.as_dict,
+            self.status.facts,
         )
         self.admin = AdminService(
             self.status.as_dict, self.stop, partitions, self.clock, self.disk.faults,
@@ -360,7 +358,9 @@ class Node:
         return known is None or any(known.heads.get(o, 0) < seq for o, seq in heads.items())
 
     def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
-        self.state.signal(uids, conversation, heads)
+        known = self.im.partition(conversation).conversations.get(conversation)
+        members = known.members() if known is not None else ()
+        self.state.signal(uids or members, conversation, heads)
 
     def _typed(self, uids: Sequence[str], typing: pb.Typing) -> None:
         if self.partitions:
@@ -431,7 +431,7 @@ class Node:
             spec.messages, self.bootstrap.timeline_life(), self.state, self._route_folded,
             self._signal, self.traffic.voting_origins, self.traffic.suspended_origins,
             self.seals.of, self.progress.held, len(spec.idcs) - 1,
-            ConversationLoad(spec.limits), self.risk,
+            spec.limits, self.risk,
         )  # fmt: skip
         self.im.live = self.live = LiveRoutes(
             self.idc, self.routes, self.traffic.usable, self.traffic.usable_gateways, self.state,
@@ -517,10 +517,15 @@ class Node:
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
         if not self.signals:  # no other IDC
             return
-        for idc, users in self.routes.idcs_of(uids, self.traffic.usable).items():
+        found = self.routes.idcs_of(uids, self.traffic.usable) if uids else self._everywhere()
+        for idc, users in found.items():
             queue = self.signals.get(idc)
             if queue is not None:
                 queue.add(conversation, users, origin, seq)
+
+    def _everywhere(self) -> dict[str, list[str]]:
+        """All members of a huge group: each IDC knows who they are."""
+        return {idc: [] for idc in self.signals}
 
     # -------------------------------------------------------------------------------- clients
 

@@ -6,6 +6,7 @@ The one place that is another in a simulation; the roles and their composition a
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 from collections.abc import Callable, Sequence
@@ -24,8 +25,10 @@ from services.node.posting import Http, Poster
 
 
 class Outside(Protocol):
-    """``secret``: so many bytes that nobody can guess. ``executor``: so many threads of a name."""
+    """``secret``: so many bytes that nobody can guess. ``executor``: so many threads of a name.
+    ``pid``: of the process, as it says it of itself."""
 
+    pid: int
     clock: SystemClock
     rng: random.Random
     secret: Callable[[int], bytes]
@@ -53,6 +56,7 @@ class Machine:
     """The real one."""
 
     def __init__(self, pki: Path, name: str) -> None:
+        self.pid = os.getpid()
         self.clock = SystemClock()
         self.rng: random.Random = random.Random(secrets.randbits(64))
         self.secret: Callable[[int], bytes] = secrets.token_bytes

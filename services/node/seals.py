@@ -20,7 +20,7 @@ from services.ports import Log, LogStore
 log = logging.getLogger("im.seals")
 
 _READ_BYTES = 256 * 1024
-_PUBLISHED = ("message", "place", "membership", "cursor", "change", "setting")
+_PUBLISHED = ("message", "place", "membership", "cursor", "change", "setting", "friend")
 
 
 class Seals:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from imcore.certificates import days_left, expiry_alarms
@@ -26,7 +25,9 @@ class Status:
         self._accepted.sample(now, self._node.im.counters.accepted)
         self._pushed.sample(now, self._node.state.counters.pushed)
 
-    def as_dict(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """The part of the document that controllers judge by (services.control.evidence): theirs
+        here thrice a second, those of the other IDCs twice."""
         node = self._node
         started = bool(node.partitions)
         held, applied = node.replication.vectors()
@@ -35,11 +36,38 @@ class Status:
             node.replication.of_own_log(node.origin) if started else ({}, {})
         )
         return {
-            "idc": node.idc,
             "origin": str(node.origin) if started else "",
-            "pid": os.getpid(),
-            "uptime_s": round(node.clock.now() - self._started, 1),
             "serving": node.serving,
+            "sessions": node.state.connected_count(),
+            "shards": node.state.shards(),
+            "moves": node.traffic.moves_status(),
+            "rates": {
+                "accepted_per_s": round(self._accepted.per_second(), 1),
+                "pushed_per_s": round(self._pushed.per_second(), 1),
+            },
+            "log": {
+                "durability": node.store.durability,
+                "ends": [own.end(p.number).lsn for p in node.partitions] if own else [],
+            },
+            "held": held,
+            "applied": applied,
+            "announced": node.replication.announced(),
+            "peers_held": peers_held,
+            "peers_applied": peers_applied,
+            "seals": {str(o): list(ends) for o, ends in node.seals.known().items()},
+            "published_again": {str(o): count for o, count in node.seals.published.items()},
+            "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        node, facts = self._node, self.facts()
+        started = bool(node.partitions)
+        return {
+            "idc": node.idc,
+            "origin": facts.pop("origin"),
+            "pid": node.outside.pid,
+            "uptime_s": round(node.clock.now() - self._started, 1),
+            "serving": facts.pop("serving"),
             "policy": node.traffic.policy_status(),
             "gateways": [
                 {
@@ -50,13 +78,7 @@ class Status:
                 }
                 for g in node.gateways
             ],
-            "sessions": node.state.connected_count(),
-            "shards": node.state.shards(),
-            "moves": node.traffic.moves_status(),
-            "rates": {
-                "accepted_per_s": round(self._accepted.per_second(), 1),
-                "pushed_per_s": round(self._pushed.per_second(), 1),
-            },
+            **facts,
             "acks": node.state.acks()._asdict(),
             "totals": {
                 "accepted": node.im.counters.accepted if started else 0,
@@ -69,19 +91,7 @@ class Status:
                 "kv_breaker_open": node.im.kv_breaker.is_open if started else False,
                 "kv_breaker_opened": node.im.kv_breaker.opened if started else 0,
             },
-            "log": {
-                "durability": node.store.durability,
-                "ends": [own.end(p.number).lsn for p in node.partitions] if own else [],
-            },
             "kv": node.kv_engines.status(),
-            "held": held,
-            "applied": applied,
-            "announced": node.replication.announced(),
-            "peers_held": peers_held,
-            "peers_applied": peers_applied,
-            "seals": {str(o): list(ends) for o, ends in node.seals.known().items()},
-            "published_again": {str(o): count for o, count in node.seals.published.items()},
-            "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},
             "mirror": node.mirror_lag.figures() if node.mirror_lag else {},
             "clock": {
                 "offset_ms": -node.hlc.median_offset_ms,

@@ -59,7 +59,7 @@ class Traffic:
             self._peer_facts,
             node.clock,
             node.rng,
-            facts=lambda: node.status.as_dict(),
+            facts=lambda: node.status.facts(),
             reports=lambda: self.reports.counts(node.clock.now()),
             on_clock_offset=self._clock_offset,
         )

@@ -1,16 +1,20 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
-from services.sdk.client import Client, OwnDevice, ReadCounts, Readers, Sent, State
+from services.sdk.client import Client, Found, OwnDevice, ReadCounts, Readers, Sent, State
 from services.sdk.core.events import (
     Changed,
     ConnectionChanged,
     CursorMoved,
     Event,
+    FriendChanged,
+    GroupChanged,
     Message,
     Moved,
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends
+from services.sdk.core.group import Announcement, Group
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
@@ -27,12 +31,18 @@ from services.sdk.ipconf import IpconfClient
 from services.sdk.options import Options
 
 __all__ = [
+    "Announcement",
     "AuthError",
     "Changed",
     "Client",
     "ConnectionChanged",
     "CursorMoved",
     "Event",
+    "Found",
+    "FriendChanged",
+    "Friends",
+    "Group",
+    "GroupChanged",
     "IpconfClient",
     "Kicked",
     "Last",

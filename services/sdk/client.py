@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -34,6 +34,8 @@ from services.sdk.core.events import (
     Presence,
     Typing,
 )
+from services.sdk.core.friends import Friends, changed_friend, friends_of
+from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.longest import Longest, Networks
 from services.sdk.core.outbox import Entry, Outbox
@@ -104,6 +106,17 @@ class Readers(NamedTuple):
 class ReadCounts(NamedTuple):
     read: int
     unread: int
+
+
+class Found(NamedTuple):
+    """A message that says what was searched for. ``content`` is what it says now; it need not be
+    in any view. ``composed_ms`` is the sender's clock, for people."""
+
+    conversation: str
+    key: str
+    uid: str
+    content: bytes
+    composed_ms: int
 
 
 class Sent:
@@ -195,6 +208,7 @@ class Client:
         self._connected_by = self._network  # the network of the present connection
         self._silence_s: float | None = None  # before the heartbeat that is not answered
         self._to_ack: dict[str, None] = {}
+        self._calm: set[str] = set()  # those whose pushes are acked when a heartbeat is due anyway
         self._acking: dict[str, None] = {}
         self._typing_told = TypingTold()
         self._typing_seen = TypingSeen()
@@ -413,21 +427,55 @@ class Client:
         for begin in range(0, len(joining), GROUP_CHANGES_MAX):
             chunk = joining[begin : begin + GROUP_CHANGES_MAX]
             change = pb.GroupChange(conversation=conversation, join=chunk)
-            await self._request(pb.Request(group_change=change))
+            await self._change_group(change)
 
-    async def leave(self, conversation: str, uids: Sequence[str] = ()) -> None:
-        change = pb.GroupChange(conversation=conversation, leave=list(uids) or [self.uid])
+    async def leave(self, conversation: str) -> None:
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=[self.uid]))
+
+    async def remove(self, conversation: str, uids: Sequence[str]) -> None:
+        """Others, who then come in again only when a member adds them: admins remove members, the
+        owner anybody."""
+        await self._change_group(pb.GroupChange(conversation=conversation, leave=list(uids)))
+
+    async def set_role(self, conversation: str, uid: str, role: str) -> None:
+        """``member``, ``admin`` or ``owner``, by the owner, who is an admin once another owns the
+        group. An admin may make himself a member."""
+        change = pb.GroupChange(conversation=conversation)
+        if role not in ROLES:
+            raise RequestRefused(Code.BAD_REQUEST, f"a role is one of {', '.join(ROLES)}")
+        change.roles.add(uid=uid, role=ROLES[role])
+        await self._change_group(change)
+
+    async def rename(self, conversation: str, name: str) -> None:
+        """By the owner or an admin; not to nothing."""
+        if not name:
+            raise RequestRefused(Code.BAD_REQUEST, "a group is renamed to something")
+        await self._change_group(pb.GroupChange(conversation=conversation, name=name))
+
+    async def announce(self, conversation: str, text: str) -> None:
+        """By the owner or an admin: whoever looks at the group sees it, in place of the one before.
+        Empty: takes that back."""
+        change = pb.GroupChange(conversation=conversation)
+        change.announcement.text = text
+        await self._change_group(change)
+
+    async def _change_group(self, change: pb.GroupChange) -> None:
         await self._request(pb.Request(group_change=change))
 
-    async def members(self, conversation: str) -> tuple[str, ...]:
-        """Sorted. Of a large group, page by page: who comes or goes meanwhile may be in it."""
+    async def group(self, conversation: str) -> Group:
+        """As the IDC that serves has it. Of a large one, page by page: who comes or goes meanwhile
+        may be in it."""
         found: list[str] = []
         while True:
             info = pb.GroupInfo(conversation=conversation, after=found[-1] if found else "")
             page = (await self._request(pb.Request(group_info=info))).group_info_ok
             found += page.members
             if not page.more or not page.members:
-                return tuple(found)
+                return group_of(page, found)
+
+    async def members(self, conversation: str) -> tuple[str, ...]:
+        """Sorted."""
+        return (await self.group(conversation)).members
 
     async def cursor(self, conversation: str, key: str) -> None:
         """This user has read everything up to this shown message. Raises KeyError too."""
@@ -465,6 +513,26 @@ class Client:
             pages.append(response.readers_ok)
             asked.page = response.readers_ok.next_page
         return pages
+
+    async def search(self, words: str, conversation: str = "") -> AsyncIterator[Found]:
+        """The messages that say all of these words, the newest first, of the conversations (or of
+        this one) that this user is in, as the IDC that serves has them. It asks on for as long as
+        it is iterated: whoever has enough breaks off. Raises RequestRefused, NotConnected."""
+        asked = pb.Search(words=words, conversation=conversation)
+        known: set[str] = set()  # what moves down while it is searched is found again
+        while True:
+            response = await self._request(pb.Request(search=asked))
+            page = response.search_ok
+            for row in page.found:
+                key = key_text(key_of(row.key))
+                if key not in known:
+                    known.add(key)
+                    yield Found(
+                        row.key.conversation, key, row.key.uid, row.content, row.composed_ms
+                    )
+            if not page.HasField("next_page"):
+                return
+            asked.page.CopyFrom(page.next_page)
 
     async def devices(self) -> tuple[OwnDevice, ...]:
         """Of this user, in all IDCs; the last one connected first."""
@@ -575,7 +643,43 @@ class Client:
         self._ordered_once(change)
         await self._request(pb.Request(change=change))
 
-    def _ordered_once(self, change: pb.Change | pb.SetConversation) -> None:
+    async def friends(self) -> Friends:
+        """As the IDC that serves has it. Asks for page after page."""
+        asked = pb.Friends()
+        found: dict[str, pb.Friend] = {}
+        while True:
+            response = await self._request(pb.Request(friends=asked))
+            page = response.friends_ok
+            found.update((friend.uid, friend) for friend in page.friends)
+            if not page.next_page:
+                return friends_of(found.values())
+            asked.page = page.next_page
+
+    async def request_friend(self, uid: str) -> None:
+        """Both are friends when the other one accepts, or asks as well. Returns once another IDC
+        holds it, as do all words on friends below."""
+        await self._set_friend(uid, pb.SetFriend.REQUEST)
+
+    async def accept_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.ACCEPT)
+
+    async def decline_friend(self, uid: str) -> None:
+        await self._set_friend(uid, pb.SetFriend.DECLINE)
+
+    async def remove_friend(self, uid: str) -> None:
+        """Or take an own request back."""
+        await self._set_friend(uid, pb.SetFriend.REMOVE)
+
+    async def block(self, uid: str, on: bool = True) -> None:
+        """Ends a friendship too. The other may not write to this user directly."""
+        await self._set_friend(uid, pb.SetFriend.BLOCK if on else pb.SetFriend.UNBLOCK)
+
+    async def _set_friend(self, uid: str, word: pb.SetFriend.Word.ValueType) -> None:
+        request = pb.SetFriend(uid=uid, word=word)
+        self._ordered_once(request)
+        await self._request(pb.Request(set_friend=request))
+
+    def _ordered_once(self, change: pb.Change | pb.SetConversation | pb.SetFriend) -> None:
         """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
@@ -664,7 +768,7 @@ class Client:
         """Positions were reached: the session is told with the next heartbeat."""
         self._to_ack[conversation] = None
         if self._liveness is not None:
-            self._liveness.news(self._clock.now(), True)
+            self._liveness.news(self._clock.now(), conversation not in self._calm)
             if self._background:  # else it looks every second anyway
                 self._look_later()
 
@@ -779,6 +883,7 @@ class Client:
         kind = event.WhichOneof("body")
         if kind == "push":
             push = event.push
+            self._take_it_calmly(push.conversation, push.merged)
             view = self._view(push.conversation)
             view.entries(push.entries, True)
             if push.stable:
@@ -792,6 +897,10 @@ class Client:
             self._puller.signal(event.signal)
             # It may name what is here already: only an ack ends its being named again.
             self._on_news(event.signal.conversation)
+        elif kind == "behind":
+            for told in event.behind.conversations:
+                self._take_it_calmly(told.conversation, True)
+            self._puller.heads_within(event.behind.conversations, event.behind.within_ms)
         elif kind == "cursor_moved":
             moved = event.cursor_moved
             view, place = self._view(moved.conversation), place_of(moved.place)
@@ -803,9 +912,17 @@ class Client:
             self._link.move(session, event.move)
         elif kind == "typing":
             self._typed(event.typing)
+        elif kind == "friend":
+            self._emit(changed_friend(event.friend))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)
+
+    def _take_it_calmly(self, conversation: str, calm: bool) -> None:
+        if calm:
+            self._calm.add(conversation)
+        else:
+            self._calm.discard(conversation)
 
     def _typed(self, typing: pb.Typing) -> None:
         expires = self._clock.now() + typing.lives_ms / 1000

@@ -118,6 +118,14 @@ class Puller:
             if view.received.behind():
                 self.want(item.conversation)
 
+    def heads_within(self, behind: Iterable[pb.ConversationHeads], within_ms: int) -> None:
+        """The same of huge groups, of which all members are told at once: at some time within
+        that."""
+        for item in behind:
+            self._view(item.conversation).heads(vector_of(item.heads), item.stable)
+            if item.conversation not in self._retries:
+                self._put_off(item.conversation, self._rng.random() * within_ms / 1000)
+
     # ----------------------------------------------------------------------------- pulls
 
     def want(self, conversation: str) -> None:
@@ -200,14 +208,17 @@ class Puller:
 
     def _refused(self, view: View, error: pb.Error) -> None:
         if error.code in _AGAIN:
-            if (old := self._retries.get(view.conversation)) is not None:
-                old.cancel()
-            self._retries[view.conversation] = asyncio.get_running_loop().call_later(
-                again_s(error, self._rng), self._retry, view.conversation
-            )
+            self._put_off(view.conversation, again_s(error, self._rng))
         else:
             log.info("%s cannot be pulled: %s", view.conversation, error.message)
             view.received.expected.clear()
+
+    def _put_off(self, conversation: str, after_s: float) -> None:
+        if (old := self._retries.get(conversation)) is not None:
+            old.cancel()
+        self._retries[conversation] = asyncio.get_running_loop().call_later(
+            after_s, self._retry, conversation
+        )
 
     def _retry(self, conversation: str) -> None:
         self._retries.pop(conversation, None)

@@ -17,6 +17,7 @@ import heapq
 import logging
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -73,6 +74,47 @@ class SimTask(asyncio.Task[Any]):
         return self._number
 
 
+class SimHandle(asyncio.Handle):
+    """Made once a step: asyncio's own also asks whether the loop is debugged."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: SimLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+
+
+class SimTimer(asyncio.TimerHandle):
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: SimLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+        self._when = when
+        self._scheduled = True
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """``seed`` decides how long work in threads takes. ``close`` when done."""
 
@@ -105,11 +147,37 @@ class SimLoop(asyncio.BaseEventLoop):
         """Timers of one moment go off in the order in which they were made. What lies in the heap
         is compared ten times before it goes off: as tuples that costs a sixth of what it costs as
         asyncio's handles, whose comparison is written in Python (5 % of a seed)."""
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        if self._closed:
+            self._check_closed()
+        handle = SimTimer(when, callback, args, self, context)
         self._timers += 1
         heapq.heappush(self._scheduled, (when, self._timers, handle))
-        handle._scheduled = True  # type: ignore[attr-defined]
         return handle
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_soon(  # type: ignore[override]
+        self,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        if self._closed:
+            self._check_closed()
+        handle = SimHandle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    _closed: bool
+    _ready: deque[Any]
+    _check_closed: Callable[[], None]
 
     # ------------------------------------------------------------------------------- tasks
 
@@ -130,35 +198,52 @@ class SimLoop(asyncio.BaseEventLoop):
     # -------------------------------------------------------------------------------- turns
 
     def _run_once(self) -> None:
-        ready = self._ready  # type: ignore[attr-defined]
-        if self._timer_cancelled_count > _CANCELLED_MAX:
-            self._forget_cancelled()
-        scheduled = self._scheduled
-        while scheduled and scheduled[0][2]._cancelled:
-            self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)[2]._scheduled = False
-        if not ready and not self._stopping:  # type: ignore[attr-defined]
-            if not scheduled:
-                raise Stuck("no callback and no timer is left")
-            self._now = max(self._now, scheduled[0][0])
-        now = self._now
-        while scheduled and scheduled[0][0] <= now:
-            handle = heapq.heappop(scheduled)[2]
-            handle._scheduled = False
-            if handle._cancelled:
+        """Turns until the loop is told to stop: nearly every one has a single step, so a call for
+        each, and asyncio's own way to run a handle, were a tenth of a seed."""
+        ready, scheduled = self._ready, self._scheduled
+        steps = 0
+        while True:
+            if self._timer_cancelled_count > _CANCELLED_MAX:
+                self._forget_cancelled()
+            while scheduled and scheduled[0][2]._cancelled:
                 self._timer_cancelled_count -= 1
-            ready.append(handle)
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if handle._cancelled:
-                continue
-            owner = handle._context.get(OWNER)
-            if owner is None or not (owner.dead or owner.paused):
-                self.steps += 1
-                handle._run()
-            elif not owner.dead:
-                owner.held.append(handle)
+                heapq.heappop(scheduled)[2]._scheduled = False
+            if not ready and not self._stopping:
+                if not scheduled:
+                    raise Stuck("no callback and no timer is left")
+                self._now = max(self._now, scheduled[0][0])
+            now = self._now
+            while scheduled and scheduled[0][0] <= now:
+                handle = heapq.heappop(scheduled)[2]
+                handle._scheduled = False
+                if handle._cancelled:
+                    self._timer_cancelled_count -= 1
+                ready.append(handle)
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if handle._cancelled:
+                    continue
+                context = handle._context
+                owner = context.get(OWNER)
+                if owner is None or not (owner.dead or owner.paused):
+                    steps += 1
+                    try:
+                        context.run(handle._callback, *handle._args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        self._raised(handle, error)
+                elif not owner.dead:
+                    owner.held.append(handle)
+            if self._stopping:
+                self.steps += steps
+                return
 
+    def _raised(self, handle: Any, error: BaseException) -> None:
+        said = {"message": f"Exception in callback {handle}", "exception": error, "handle": handle}
+        self.call_exception_handler(said)
+
+    _stopping: bool
     _timer_cancelled_count: int
     _scheduled: list[tuple[float, int, Any]]
 
@@ -170,7 +255,7 @@ class SimLoop(asyncio.BaseEventLoop):
             else:
                 alive.append(timer)
         heapq.heapify(alive)
-        self._scheduled = alive
+        self._scheduled[:] = alive
         self._timer_cancelled_count = 0
 
     def pause(self, owner: Owner) -> None:
@@ -179,7 +264,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def resume(self, owner: Owner) -> None:
         """What came meanwhile happens now, in the order in which it came."""
         owner.paused = False
-        self._ready.extend(owner.held)  # type: ignore[attr-defined]
+        self._ready.extend(owner.held)
         owner.held = []
 
     def crash(self, owner: Owner) -> None:

@@ -57,12 +57,13 @@ class Conn:
         self.early: list[list[bytes]] = [[], []]  # bytes for an end that has not begun yet
         self.caller = ""  # as whom end 0 calls (services.sim.rpc)
         self.server: Any = None  # who takes its calls at end 1
+        self._links = (net.link(*sites), net.link(sites[1], sites[0]))
         self._last = [0.0, 0.0]
         self._waiting: list[deque[tuple[int, Deliver]]] = [deque(), deque()]
 
     def link(self, end: int) -> Link:
         """The one by which this end sends."""
-        return self.net.link(self.sites[end], self.sites[1 - end])
+        return self._links[end]
 
     def send(self, end: int, size: int, deliver: Deliver) -> None:
         """``deliver`` is called in the other end's process."""
@@ -73,14 +74,16 @@ class Conn:
             if self.net.is_up(self.sites[1 - end]) and not self.link(end).cut:
                 self._tell(end, "reset", self.link(end).delay_s * 2)
             return
-        if self.link(end).cut or self._waiting[end]:
+        if self._links[end].cut or self._waiting[end]:
             self._waiting[end].append((size, deliver))
         else:
             self._put(end, size, deliver, 0.0)
 
     def _put(self, end: int, size: int, deliver: Deliver, late_s: float) -> None:
         # Timers of one moment have no order among them, so no two of these are of one moment.
-        arrival = max(self._last[end] + 1e-9, self.net.arrival(self.link(end), size) + late_s)
+        arrival = self.net.arrival(self._links[end], size) + late_s
+        if arrival < self._last[end] + 1e-9:
+            arrival = self._last[end] + 1e-9
         self._last[end] = arrival
 
         def arrived() -> None:
@@ -223,8 +226,7 @@ class Net:
         return found
 
     def arrival(self, link: Link, size: int) -> float:
-        now = self.loop.time()
-        begin = now
+        begin = now = self.loop._now
         if link.bytes_per_s:
             queued = max(now, link.free_at) + size / link.bytes_per_s
             link.free_at = begin = min(queued, now + QUEUE_S)

@@ -238,13 +238,14 @@ class SimCall:
             if self._over:
                 return
             served = self._served = _Served(self, conn, self._path)
+            if not many_in:  # goes out whole, as gRPC sends it
+                data = pack(request)
+                conn.send(0, len(data) + 2 * _HEADER_BYTES, lambda: served.begin(data))
+                return
             conn.send(0, _HEADER_BYTES, served.begin)
             sender = _Sender(conn, 0)
-            if many_in:
-                async for message in request:
-                    await self._send(sender, served, pack(message))
-            else:
-                await self._send(sender, served, pack(request))
+            async for message in request:
+                await self._send(sender, served, pack(message))
             conn.send(0, _HEADER_BYTES, lambda: served.requests.put(None))
         except grpc.aio.AioRpcError as error:
             self.ended(error.code(), error.details() or "")
@@ -374,7 +375,11 @@ class _Served:
         self._path = path
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
+    def begin(self, request: bytes | None = None) -> None:
+        """``request``: the only one."""
+        if request is not None:
+            self.requests.put(request)
+            self.requests.put(None)
         server: SimServer = self._conn.server
         self._task = asyncio.get_running_loop().create_task(self._run(server))
         server.serves(self._conn, self._task)
@@ -389,13 +394,22 @@ class _Served:
         call = self._call
         self._conn.send(1, _HEADER_BYTES, lambda: call.ended(code, details, trailing))
 
+    def _reply(self, data: bytes) -> None:
+        """The only one, and the end of the call with it."""
+        call = self._call
+
+        def arrived() -> None:
+            call.received(data)
+            call.ended(Status.OK, "")
+
+        self._conn.send(1, len(data) + 2 * _HEADER_BYTES, arrived)
+
     async def _run(self, server: SimServer) -> None:
         try:
             handler = await server.handler(self._path)
             if handler is None:
                 raise _Aborted(Status.UNIMPLEMENTED, f"no method {self._path}", ())
             await self._handle(handler, _Context(self._conn.caller))
-            self._end(Status.OK)
         except _Aborted as aborted:
             self._end(aborted.code, aborted.details, aborted.trailing)
         except asyncio.CancelledError:
@@ -414,15 +428,16 @@ class _Served:
             if data is None:
                 raise _Aborted(Status.INTERNAL, "no request", ())
             request = unpack(data)
-        sender = _Sender(self._conn, 1)
         if handler.response_streaming:
+            sender = _Sender(self._conn, 1)
             method = handler.stream_stream if handler.request_streaming else handler.unary_stream
             async with contextlib.aclosing(method(request, context)) as replies:
                 async for reply in replies:
                     await self._send(sender, handler.response_serializer(reply))
+            self._end(Status.OK)
         else:
             method = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            await self._send(sender, handler.response_serializer(await method(request, context)))
+            self._reply(handler.response_serializer(await method(request, context)))
 
     async def _send(self, sender: _Sender, data: bytes) -> None:
         await sender.send(data, lambda: self._call.received(data))

@@ -7,7 +7,6 @@ import base64
 import json
 import logging
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
@@ -43,7 +42,6 @@ from services.witness.witness import Witness
 EPOCH_MS = 1_800_000_000_000
 DURABLE = 0.3  # of the devices: so many keep their outbox in a file
 RESTART_S = 1.0  # until a process that ended by itself is started again
-_PID = re.compile(r" \(pid \d+\)")
 
 log = logging.getLogger("im.sim")
 
@@ -59,7 +57,7 @@ class Trace(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         owner = OWNER.get()
-        said = _PID.sub("", record.getMessage()).replace(self._scratch, "")
+        said = record.getMessage().replace(self._scratch, "")
         if record.exc_info and record.exc_info[1] is not None:
             said += f": {record.exc_info[1]!r}"
         self.add(f"{owner.name if owner else '-'} {record.levelname} {record.name} {said}")
@@ -89,6 +87,7 @@ class SimOutside:
     """``Outside`` of one process of a machine."""
 
     def __init__(self, world: World, machine: Machine) -> None:
+        self.pid = machine.boots  # the real one would have more digits here and fewer there
         self.clock: SystemClock = machine.clock
         self.rng = random.Random(f"{world.seed} {machine.name} {machine.boots}")
         self.secret: Callable[[int], bytes] = self.rng.randbytes

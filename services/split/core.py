@@ -23,7 +23,7 @@ from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
-from services.ports import Kicks, Pushes, Reply, Session
+from services.ports import Audience, Kicks, Pushes, Reply, Session
 from services.split.pipe import Pipe
 
 log = logging.getLogger("im.split")
@@ -76,6 +76,8 @@ class CoreLink:
         self._pipe: Pipe[front.Up] = Pipe()
         self._pipe.close()
         self._calls: dict[int, Reply] = {}
+        self._audiences: dict[int, Audience] = {}  # of huge groups, as this link named them
+        self._numbers: dict[str, int] = {}
         self._joins: dict[int, asyncio.Future[front.JoinAnswer]] = {}
         self._last_call = 0
         self._over: list[Session] = []  # ended while there was no link
@@ -117,6 +119,8 @@ class CoreLink:
             await asyncio.sleep(AGAIN_S)
 
     async def _link(self) -> None:
+        self._audiences.clear()
+        self._numbers.clear()
         pipe = self._pipe = Pipe()
         pipe.put(front.Up(hello=self.hello))
         for session, shard, connected in self.state.standing():
@@ -170,7 +174,20 @@ class CoreLink:
         elif kind == "push":
             push = item.push
             heads = vector_of(push.heads)
-            state.push_entries(push.conversation, push.uids, push.entries, heads, push.stable)
+            if push.audience:
+                audience = self._audiences[push.audience]
+                state.push_group(audience, push.entries, heads, push.stable, push.merged)
+            else:
+                state.push_entries(push.conversation, push.uids, push.entries, heads, push.stable)
+        elif kind == "audience":
+            self._audience(item.audience)
+        elif kind == "behind":
+            named = item.behind
+            behind = [
+                (self._audiences[group.audience], vector_of(group.heads.heads), group.heads.stable)
+                for group in named.groups
+            ]
+            state.tell_behind(behind, named.within_ms)
         elif kind == "accepted":
             session = state.session(item.accepted.session)
             if session is not None and self.origin is not None:
@@ -187,6 +204,15 @@ class CoreLink:
                 join.set_result(item.join_answer)
         else:
             self._command(item, kind)
+
+    def _audience(self, told: front.Audience) -> None:
+        former = self._numbers.pop(told.conversation, None)
+        if former is not None:
+            del self._audiences[former]
+        if not told.number:
+            return
+        self._numbers[told.conversation] = told.number
+        self._audiences[told.number] = Audience(told.conversation, tuple(told.uids))
 
     def _command(self, item: front.Down, kind: str) -> None:
         state = self.state

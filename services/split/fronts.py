@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.tls import caller_name
 from imcore.words import Origin, Vector
-from services.ports import Im, Session
+from services.ports import Audience, Im, Session
 from services.split.pipe import Pipe
 from services.state.latency import Acks, acks_of
 
@@ -30,6 +30,7 @@ log = logging.getLogger("im.split")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TELL_S = 0.5
+_AUDIENCES = 256  # huge groups of which a front knows who is there
 
 
 class Here(NamedTuple):
@@ -71,6 +72,11 @@ class FrontLink:
         self.by_device: dict[tuple[str, str], Here] = {}
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
+        self.version = 0  # of ``devices``
+        # Of a huge group: who of its members is here, as of that version, and the number under
+        # which the front was told of them.
+        self._audiences: OrderedDict[str, tuple[Audience, int, int, list[str]]] = OrderedDict()
+        self._last_audience = 0
 
     def __len__(self) -> int:
         return self.load.connections
@@ -86,6 +92,27 @@ class FrontLink:
         if not over:
             self.by_device[key] = self.by_id[row.session] = row
             self.devices[row.uid] += 1
+        self.version += 1
+
+    def audience(self, audience: Audience) -> tuple[int, list[str]]:
+        """The number of those of them who are here, of which the front knows then, and who they
+        are."""
+        known = self._audiences.get(audience.conversation)
+        if known is not None and known[0] is audience and known[1] == self.version:
+            return known[2], known[3]
+        here = [uid for uid in audience.uids if uid in self.devices]
+        if known is not None and known[3] == here:
+            number = known[2]
+        else:
+            number = self._last_audience = self._last_audience + 1
+            told = front.Audience(number=number, conversation=audience.conversation, uids=here)
+            self.pipe.put(front.Down(audience=told))
+        self._audiences[audience.conversation] = (audience, self.version, number, here)
+        self._audiences.move_to_end(audience.conversation)
+        if len(self._audiences) > _AUDIENCES:
+            name, _ = self._audiences.popitem(last=False)
+            self.pipe.put(front.Down(audience=front.Audience(conversation=name)))
+        return number, here
 
 
 class Fronts(rpc.FrontServicer):
@@ -281,6 +308,38 @@ class Fronts(rpc.FrontServicer):
                     )
                 )
             )
+
+    def reached(self, audience: Audience) -> int:
+        return sum(len(link.audience(audience)[1]) for link in self.gateways)
+
+    def push_group(
+        self,
+        audience: Audience,
+        entries: Sequence[pb.Entry],
+        heads: Vector,
+        stable: int,
+        merged: bool,
+    ) -> None:
+        for link in self.gateways:
+            number, here = link.audience(audience)
+            if here:
+                push = front.PushEntries(
+                    conversation=audience.conversation, audience=number, merged=merged,
+                    entries=entries, heads=positions_pb(heads), stable=stable,
+                )  # fmt: skip
+                link.pipe.put(front.Down(push=push))
+
+    def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
+        for link in self.gateways:
+            told = front.BehindGroups(within_ms=within_ms)
+            for audience, heads, stable in behind:
+                number, here = link.audience(audience)
+                if here:
+                    group = told.groups.add(audience=number)
+                    group.heads.conversation, group.heads.stable = audience.conversation, stable
+                    group.heads.heads.extend(positions_pb(heads))
+            if told.groups:
+                link.pipe.put(front.Down(behind=told))
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         for link, here in self._of(uids):

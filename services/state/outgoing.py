@@ -6,8 +6,9 @@ An event is encoded once, whatever the number of its receivers; no task is made 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.trace import Span
 
@@ -17,8 +18,10 @@ from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
 from services.gateway.wheel import TimingWheel
-from services.ports import GatewayQueue, Session
+from services.ports import Audience, GatewayQueue, Session
+from services.state.reached import SLICE, ReachedGroups, Slice, by_gateway
 from services.state.session import Record
+from services.state.spread import Spread
 from services.state.table import SessionTable
 from services.tracing.spans import Tracing, context_of, end
 
@@ -49,6 +52,9 @@ class Outgoing:
         self.counters = Counters()
         self.gateways: dict[str, GatewayQueue] = {}
         self._table = SessionTable()
+        self._reached = ReachedGroups(self._table)
+        self._spread = Spread(clock)
+        self.patience_s = 0.0  # what is merged may be un-acked for so long
         self._owing: TimingWheel[Record] = TimingWheel()
         self._unreplicated: dict[int, dict[Record, None]] = {}
         self._replicated: dict[int, tuple[Origin, int]] = {}
@@ -80,9 +86,74 @@ class Outgoing:
         if connected:
             self.counters.pushed += len(connected)
             spans = self._followed(entries, len(connected)) if self._tracing is not None else ()
-            self._push(connected, conversation, entries, stable)
+            for body in self._push_events(conversation, entries, stable):
+                self._emit_body(by_gateway(connected), body)
             for span in spans:
                 end(span)
+
+    def reached(self, audience: Audience) -> int:
+        return self._reached.of(audience).users
+
+    def push_group(
+        self,
+        audience: Audience,
+        entries: Sequence[pb.Entry],
+        heads: Vector,
+        stable: int,
+        merged: bool,
+    ) -> None:
+        reached, conversation = self._reached.of(audience), audience.conversation
+        self.counters.pushed += reached.connected
+        spans = self._followed(entries, reached.connected) if self._tracing is not None else ()
+        bodies = list(self._push_events(conversation, entries, stable, merged))
+        for span in spans:
+            end(span)
+        since = self._clock.now() + (self.patience_s if merged else 0.0)
+        self._spread.add(
+            partial(self._push_slice, part, conversation, heads, since, bodies)
+            for part in reached.slices
+        )
+
+    def _push_slice(
+        self, part: Slice, conversation: str, heads: Vector, since: float, bodies: Sequence[bytes]
+    ) -> None:
+        self._owe_all(part.records, conversation, heads, since)
+        for body in bodies:
+            self._emit_body(part.connections, body)
+
+    def _owe_all(
+        self, records: Sequence[Record], conversation: str, heads: Vector, since: float
+    ) -> None:
+        for record in records:
+            record.owe(conversation, heads, since)
+            if record.connected and record not in self._owing:
+                self._signal_later(record)
+
+    def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
+        groups: dict[Record, list[int]] = {}
+        since = self._clock.now() + self.patience_s
+        for number, (audience, heads, _) in enumerate(behind):
+            for part in self._reached.of(audience).slices:
+                self._owe_all(part.records, audience.conversation, heads, since)
+                for record in part.records:
+                    if record.connected:
+                        groups.setdefault(record, []).append(number)
+        alike: dict[tuple[int, ...], list[Record]] = {}
+        for record, numbers in groups.items():
+            alike.setdefault(tuple(numbers), []).append(record)
+        for named, receivers in alike.items():
+            event = pb.Event(stamp=self._stamp())
+            event.behind.within_ms = within_ms
+            for audience, heads, stable in (behind[number] for number in named):
+                told = event.behind.conversations.add(conversation=audience.conversation)
+                told.heads.extend(positions_pb(heads))
+                told.stable = stable
+            self.counters.signalled += len(receivers)
+            body = event.SerializeToString()
+            self._spread.add(
+                partial(self._emit_body, by_gateway(receivers[begin : begin + SLICE]), body)
+                for begin in range(0, len(receivers), SLICE)
+            )
 
     def _followed(self, entries: Sequence[pb.Entry], devices: int) -> list[Span]:
         """Each followed entry goes out under the span of its push."""
@@ -94,24 +165,27 @@ class Outgoing:
                 spans.append(span)
         return spans
 
-    def _push(
+    def _push_events(
         self,
-        receivers: Sequence[Record],
         conversation: str,
         entries: Sequence[pb.Entry],
         stable: int,
-    ) -> None:
-        event = pb.Event(stamp=self._stamp())
+        merged: bool = False,
+    ) -> Iterator[bytes]:
+        """Encoded; more than one when one cannot hold them."""
+        event = pb.Event()
+        event.stamp.CopyFrom(self._stamp())
         event.push.conversation = conversation
         event.push.entries.extend(entries)
         event.push.stable = stable
+        event.push.merged = merged
         body = event.SerializeToString()
         if len(body) > _PUSH_BYTES_MAX and len(entries) > 1:
             half = len(entries) // 2
-            self._push(receivers, conversation, entries[:half], stable)
-            self._push(receivers, conversation, entries[half:], stable)
+            yield from self._push_events(conversation, entries[:half], stable, merged)
+            yield from self._push_events(conversation, entries[half:], stable, merged)
         elif len(body) <= frame.MESSAGE_BYTES_MAX:
-            self._emit_body(receivers, body)
+            yield body
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         """Of what another IDC has: it is not owed before it is folded here."""
@@ -221,13 +295,10 @@ class Outgoing:
     # ------------------------------------------------------------------------------- sending
 
     def _emit(self, receivers: Iterable[Record], event: pb.Event) -> None:
-        self._emit_body(receivers, event.SerializeToString())
+        self._emit_body(by_gateway(receivers), event.SerializeToString())
 
-    def _emit_body(self, receivers: Iterable[Record], body: bytes) -> None:
-        by_gateway: dict[str, list[int]] = {}
-        for record in receivers:
-            by_gateway.setdefault(record.gateway, []).append(record.connection)
-        for gateway, connections in by_gateway.items():
+    def _emit_body(self, connections: Mapping[str, Sequence[int]], body: bytes) -> None:
+        for gateway, numbers in connections.items():
             queue = self.gateways.get(gateway)
             if queue is not None:
-                queue.push(connections, body)
+                queue.push(numbers, body)

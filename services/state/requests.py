@@ -30,7 +30,9 @@ _PULL_ONLY = frozenset(("pull", "sync", "history", "group_info"))
 _READS = _PULL_ONLY | {
     "read_cursor",
     "conversations",
+    "friends",
     "readers",
+    "search",
     "typing",
     "watch",
 }  # what is shed first

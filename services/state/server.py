@@ -41,6 +41,7 @@ BEHIND_S = 1.0  # owed for longer: a heartbeat's answer names it
 _BEHIND_MAX = 500  # conversations in one answer; the next names the others
 CONNECT_S = 5.0
 DELAY_SAMPLE_S = 0.02
+_PATIENCE = 1.5  # heartbeats, before what was merged and is not acked is named again
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
 
@@ -76,6 +77,7 @@ class StateServer(Outgoing):
         self._risk: Risk = risk or NoRisk()
         self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
+        self.patience_s = _PATIENCE * parameters.heartbeat_ms / 1000
         self._policy_epoch = policy_epoch
         self._checkpoint_path = checkpoint_path
         self.im: Im

@@ -20,6 +20,7 @@ class SessionTable:
 
     def __init__(self) -> None:
         self.changed: Callable[[Record], None] | None = None
+        self.version = 0  # rises with each change of which ``changed`` is told
         self.by_address: dict[Address, Record] = {}
         self._by_device: dict[tuple[str, str], Record] = {}
         self._by_user: dict[str, dict[str, Record]] = {}
@@ -62,6 +63,7 @@ class SessionTable:
         return True
 
     def tell(self, record: Record) -> None:
+        self.version += 1
         if self.changed is not None:
             self.changed(record)
 

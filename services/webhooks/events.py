@@ -7,10 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from imcore.convert import key_of
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 
 Event = dict[str, Any]
 PUSH_UIDS_MAX = 500  # in one event
+_ROLES: Mapping[int, str] = {
+    pb.GROUP_ROLE_MEMBER: "member",
+    pb.GROUP_ROLE_ADMIN: "admin",
+    pb.GROUP_ROLE_OWNER: "owner",
+}
 
 
 class Route(Protocol):
@@ -66,6 +72,8 @@ def group(op: oplog.Op) -> list[Event]:
             "name": op.membership.name,
             "joined": [change.uid for change in changes if change.member],
             "left": [change.uid for change in changes if not change.member],
+            "announced": op.membership.HasField("announcement"),
+            "roles": {word.uid: _ROLES.get(word.role, "") for word in op.membership.roles},
             "at_ms": op.hlc >> 16,
         }
     ]

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -138,7 +137,7 @@ class Witness:
         process holds the data folder."""
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
-            log.info("%s votes at %s (pid %d)", self.name, self._address, os.getpid())
+            log.info("%s votes at %s (pid %d)", self.name, self._address, self._outside.pid)
             await self._stopped.wait()
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -205,7 +204,7 @@ class Witness:
         controller, policy = self._controller, self.holder.policy
         return {
             "idc": self.name,
-            "pid": os.getpid(),
+            "pid": self._outside.pid,
             "uptime_s": round(self.clock.now() - self._started, 1),
             "serving": True,
             "policy": {

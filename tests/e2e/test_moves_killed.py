@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from imctl.testing.lab import Lab, until
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
 RATE = 60.0
-MOMENTS = [0.1 * number for number in range(2, 42, 3)]  # s: before it asks, until after its end
+# Shares of the time that the move takes by itself here: before it asks, until after its end.
+MOMENTS = [0.05 + 0.075 * number for number in range(14)]
 MOVES = (("switchover", "fra", "iad", "--override", "anti-flap"), ("failback", "fra"))
 BECOMES = {"switchover": "drained", "failback": "active"}
 
@@ -33,6 +35,15 @@ async def killed(lab: Lab, move: tuple[str, ...], after_s: float) -> bool:
         process.kill()
     await process.wait()
     return running
+
+
+async def by_itself(lab: Lab, move: tuple[str, ...]) -> float:
+    """How long this move takes that nobody kills, in seconds."""
+    began = time.monotonic()
+    status, out = await lab.imctl(*move, "--yes")
+    assert status == 0, (move, out)
+    assert await ended(lab, move[0])
+    return time.monotonic() - began
 
 
 async def policy(lab: Lab) -> dict[str, Any]:
@@ -57,16 +68,15 @@ async def test_moves_end_without_the_imctl_that_began_them(stage, chat, figures)
         couples = await cast.couples(6, "fra", "iad", "sin")
         kills = finished = 0
         async with chat(couples, RATE):
+            takes_s = {move: await by_itself(lab, move) for move in MOVES}
             for moment in MOMENTS:
                 for move in MOVES:
-                    was_killed = await killed(lab, move, moment)
+                    was_killed = await killed(lab, move, moment * takes_s[move])
                     kills += was_killed
                     if await ended(lab, move[0]):
                         finished += was_killed
                     else:  # killed before it had asked
-                        status, out = await lab.imctl(*move, "--yes")
-                        assert status == 0, (moment, move, out)
-                        assert await ended(lab, move[0])
+                        await by_itself(lab, move)
         assert kills > 10 and finished > 5, "the moments missed the moves"
         assert cast.refusals == []
         report = await cast.judge()

@@ -125,6 +125,11 @@ def test_chat_and_moves_of_traffic(region: Path, data: Path) -> None:
         assert message["key"] == sent["key"]
         tail.send_signal(signal.SIGINT)
         assert tail.wait(10) == 130
+    [row] = json.loads(ok(data, "conversations", "bob", "-o", "json"))
+    assert (row["conversation"], row["unread"], row["last"]["content"]) == ("d:ann:bob", 1, "hello")
+    [row] = json.loads(ok(data, "search", "bob", "HELLO", "-o", "json"))
+    assert (row["key"], row["content"]) == (sent["key"], "hello")
+    assert "ann: hello" in ok(data, "conversations", "bob")
 
     refused = imctl(data, "drain", "fra", "--expect-epoch", 99, "--yes")
     assert refused.returncode == 3

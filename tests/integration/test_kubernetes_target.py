@@ -16,7 +16,7 @@ from aiohttp import web
 from imcore.runtime import SystemClock
 from imctl.errors import Failed, Guarded
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.objects import REGION_FILE
+from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE
 from imctl.target import sites
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.opening import opened
@@ -34,6 +34,7 @@ class Server:
         self.objects: dict[str, Object] = {}
         self.namespaces = set(PARTS.values())
         self.url = ""
+        self.executed: list[tuple[str, list[str]]] = []
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -60,15 +61,23 @@ class Server:
         self._loop.run_until_complete(runner.cleanup())
         self._loop.close()
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         namespace = path.partition("/namespaces/")[2].partition("/")[0]
         if request.method == "PATCH" and namespace in self.namespaces:
             body = yaml.safe_load(await request.text())
+            if "spec" not in body and path in self.objects:  # by somebody with other fields
+                body = self.objects[path] | {"metadata": body["metadata"]}
             if "dryRun" not in request.query:
                 self.objects[path] = body
                 self._operate(namespace)
             return web.json_response(body)
+        if path.endswith("/exec"):
+            shell = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
+            await shell.prepare(request)
+            self.executed.append((path.split("/")[-2], request.query.getall("command")))
+            await shell.close()
+            return shell
         if path.endswith("/log"):
             return web.Response(text="2026 fra serves as fra.1\n")
         found = self.objects.get(path)
@@ -94,8 +103,11 @@ class Server:
                 region, _ = judge_region("two-idc", self.objects[regions]["spec"])
                 assert region is not None
                 template = {"metadata": {"annotations": {REGION_FILE: sites.mark_of(region)}}}
-                self.objects[workload] = {"spec": {"template": template}}
-                self.objects.setdefault(pod, template)
+                marks = self.objects[own]["metadata"].get("annotations", {})
+                replicas = 0 if DOWN_UNTIL in marks else 1
+                self.objects[workload] = {"spec": {"template": template, "replicas": replicas}}
+                if replicas:
+                    self.objects.setdefault(pod, template)
 
     def paths(self) -> set[str]:
         return {path.rpartition("/namespaces/")[2] for path in self.objects}
@@ -165,6 +177,23 @@ def test_it_starts_restarts_one_with_another_file_and_ends(server: Server, tmp_p
 
     assert target.stop() == []
     assert {path.split("/")[1] for path in server.paths()} == {"secrets", "regions"}
+
+
+def test_a_drill_takes_an_idc_down_that_allows_it_and_lets_it_up(
+    server: Server, tmp_path: Path
+) -> None:
+    allows = {"spec": {"drills_from": ["im-fra"]}}
+    target = prepared(tmp_path, fra=allows)
+    target.start(["fra", "dub", "witness"])
+    assert not target.faults  # dub takes none
+    for part, why in (("dub", "the IDC dub takes no drills"), ("witness", "drills break IDCs")):
+        with pytest.raises(Guarded, match=why):
+            target.take_down(part, "2026-12-01T00:00:00Z")
+    target.take_down("fra", "2026-12-01T00:00:00Z")
+    assert server.executed == [("fra-idc-0", ["sh", "-c", "kill -9 -1"])]
+    assert target.is_kept_down("fra") and states(target)["fra"] == "gone"
+    target.let_up("fra")
+    assert not target.is_kept_down("fra") and states(target)["fra"] == "running"
 
 
 def test_a_namespace_that_is_not_there_refuses_all_of_it(server: Server, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ async def test_a_loop_that_does_not_keep_up_sheds_sends_and_keeps_sessions_alive
 
 async def test_a_huge_group_waits_while_others_are_served(open_idc: OpenIdc) -> None:
     fra = await open_idc(others=())
-    fra.im.load = ConversationLoad(Limits(conversation_deliveries_per_s=1_000))
+    fra.im.load = ConversationLoad(Limits(conversation_deliveries_per_s=1_000), 500)
     ann, eve = fra.session("ann"), fra.session("eve")
     await fra.create(ann, "g:huge", *(f"u{number}" for number in range(499)))
     await fra.folded()

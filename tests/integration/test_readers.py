@@ -135,7 +135,8 @@ async def test_who_asks_too_much_waits(open_idc: OpenIdc) -> None:
     fra = await open_idc(others=())
     placed = await said(fra, "ann", DIRECT, 1)
     request = pb.Request(readers=pb.Readers(message=placed.key))
-    fra.im.looks.take("ann", fra.im.clock.now(), 30_000)
+    with fra.im.looking.begun("ann", 30_000):
+        pass
     refused = (await fra.ask(fra.session("ann"), request)).error
     assert refused.code == Code.OVERLOADED and refused.retry_after_ms
     assert not (await fra.ask(fra.session("bob"), request)).error.code

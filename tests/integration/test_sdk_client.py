@@ -467,6 +467,15 @@ async def test_requests_are_repeated_on_the_next_connection(region, ca_file):
         await ann.client.join(group, ["eve"])
 
 
+async def test_what_no_group_can_be_asked_is_not_sent(region, ca_file):
+    async with App(region, ca_file) as ann:
+        for asked in (ann.client.set_role("g:1", "bob", "king"), ann.client.rename("g:1", "")):
+            with pytest.raises(RequestRefused) as refused:
+                await asked
+            assert refused.value.code == "bad_request"
+        assert region.idcs["fra"].requests["group_change"] == 0
+
+
 async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
     fra = region.idcs["fra"]
     many = [f"u{number:04}" for number in range(1_200)]
@@ -476,6 +485,30 @@ async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
         fra.members = many[:5]
         assert await ann.client.members(group) == tuple(many[:5])
         assert fra.requests["group_info"] == 3
+
+
+async def test_what_huge_groups_have_is_pulled_within_a_time_and_acked_when_a_heartbeat_is_due(
+    region, ca_file
+):
+    region.parameters["heartbeat_ms"] = 60_000
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        say(fra, 1)
+        await eventually(lambda: fra.acks.get(CHAT) == {fra.origin: 1})  # within a second or so
+        fra.drop_pushes = 1
+        say(fra, 2)
+        heads = [pb.Position(origin=origin_pb(fra.origin), seq=2)]
+        told = pb.ConversationHeads(conversation=CHAT, heads=heads)
+        pulls = fra.requests["pull"]
+        for _ in range(2):
+            behind = pb.Behind(conversations=[told], within_ms=300)
+            fra.everybody(pb.Event(behind=behind))
+        await eventually(lambda: ann.list == [b"bob 1", b"bob 2"])
+        assert fra.requests["pull"] == pulls + 1
+        await asyncio.sleep(1.3)
+        assert fra.acks[CHAT] == {fra.origin: 1}
+        say(fra, 3)  # told at once again
+        await eventually(lambda: fra.acks[CHAT] == {fra.origin: 3})
 
 
 NOT_A_MEMBER = pb.Error(code="forbidden", message="not a member")
@@ -663,6 +696,26 @@ async def test_who_has_read_is_asked_page_by_page(region, ca_file):
         for conversation, key in ((CHAT, "nonsense"), ("d:ann:eve", sent.key)):
             with pytest.raises(RequestRefused):
                 await ann.client.readers(conversation, key)
+
+
+async def test_a_search_goes_on_for_as_long_as_it_is_iterated(region, ca_file):
+    fra = region.idcs["fra"]
+
+    def row(cid: int) -> pb.FoundMessage:
+        key = pb.ClientKey(uid="bob", device="p", outbox="o", conversation=CHAT, cid=cid)
+        return pb.FoundMessage(key=key, content=b"%d" % cid, composed_ms=7)
+
+    pages: list[list[pb.FoundMessage]] = [[row(5), row(4)], [], [row(4), row(3)]]
+    fra.found = [pb.SearchOk(found=page) for page in pages]
+    async with App(region, ca_file) as ann:
+        rows = [row async for row in ann.client.search("words")]
+        assert rows[0] == (CHAT, f"bob/p/o/5/{CHAT}", "bob", b"5", 7)
+        assert [row.content for row in rows] == [b"5", b"4", b"3"]
+        assert fra.requests["search"] == 3
+        async for first in ann.client.search("words"):
+            assert first.content == b"5"
+            break
+        assert fra.requests["search"] == 4
 
 
 async def test_what_a_message_refers_to_is_checked_before_it_is_composed(region, ca_file):

@@ -31,6 +31,7 @@ from services.node.config import load
 from services.node.front import FrontNode
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
+from services.ports import Audience
 from services.sdk import Client, ConnectionChanged, IpconfClient, Message
 from services.split.core import CoreLink
 from services.split.fronts import Fronts
@@ -154,6 +155,32 @@ async def test_what_nobody_logs_comes_through_the_front(core, front_of):
     presence = pb.Event(presence=pb.PresenceChanged(users=[pb.Presence(uid="bob")]))
     core.fronts.tell_devices([("ann", "phone"), ("ann", "desktop"), ("eve", "web")], presence)
     assert [row.uid for row in (await ann.event("presence")).presence.users] == ["bob"]
+
+
+async def test_the_members_of_a_huge_group_are_named_to_a_front_once(core, front_of):
+    here, _ = await front_of("one")
+    there, _ = await front_of("two")
+    ann, _ = await here.connect("ann")
+    bob, _ = await there.connect("bob")
+    await until(lambda: core.fronts.connected_count() == 2)
+    audience = Audience("g:huge", ("ann", "bob", *(f"u{number:05}" for number in range(9_998))))
+    sizes = []
+    for number in range(1, 4):
+        assert core.fronts.reached(audience) == 2
+        entry = core.im.store("g:huge", b"%d" % number)
+        core.fronts.push_group(audience, [entry], {FRA: number}, 0, True)
+        for client in (ann, bob):
+            push = (await client.event("push")).push
+            assert (push.entries[0].message.content, push.merged) == (b"%d" % number, True)
+        sizes.append([link.audience(audience) for link in core.fronts.gateways])
+    assert sizes == [[(1, ["ann"]), (1, ["bob"])]] * 3
+    eve, _ = await here.connect("u00007")
+    await until(lambda: core.fronts.connected_count() == 3)
+    core.fronts.tell_behind([(audience, {FRA: 3}, 9)], 500)
+    for client in (ann, bob, eve):
+        behind = (await client.event("behind")).behind
+        assert (behind.within_ms, behind.conversations[0].heads[0].seq) == (500, 3)
+    assert [link.audience(audience)[0] for link in core.fronts.gateways] == [2, 1]
 
 
 async def test_the_newest_connection_of_a_device_wins_between_fronts_too(core, front_of):

@@ -62,6 +62,30 @@ DRILL_RUN: dict[str, Any] = {
 }
 
 
+DRILL: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "Drill",
+    "metadata": {"name": "weekly"},
+    "spec": {
+        "cron": "0 10 * * TUE",
+        "timezone": "Europe/Berlin",
+        "blackouts": [
+            {"start": "2026-12-20T00:00:00Z", "end": "2027-01-06T00:00:00Z", "reason": "holidays"},
+        ],
+        "run": DRILL_RUN["spec"],
+    },
+}
+
+
+REPLICATION: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "Replication",
+    "metadata": {"name": "flows"},
+    "spec": {"region": "two-idc", "certificate": "imctl-viewer"},
+}
+GEO_POLICY = REPLICATION | {"kind": "GeoPolicy", "metadata": {"name": "policy"}}
+
+
 def region() -> Any:
     return yaml.safe_load((REGIONS / "two-idc.yaml").read_text())
 
@@ -188,6 +212,24 @@ BAD_DRILL_RUNS: dict[str, tuple[Edit, str]] = {
     "a namespace of no IDC's name": (put("spec.namespaces", {"D": "x"}), "expected names ^[a-z]"),
 }  # fmt: skip
 
+BAD_DRILLS: dict[str, tuple[Edit, str]] = {
+    "no run": (put("spec.run", None), "spec.run: Required value"),
+    "a run of nothing": (put("spec.run.drill", None), "expected either `drill` or `experiment`"),
+    "a blackout that ends first": (
+        put("spec.blackouts.0.end", "2026-12-19T00:00:00Z"), "`end` after `start`",
+    ),
+    "a name without room for a time": (put("metadata.name", "a" * 51), "at most 50 characters"),
+    "none kept": (put("spec.keep", 0), "greater than or equal to 1"),
+}  # fmt: skip
+
+BAD_VIEWS: dict[str, tuple[Any, Edit, str]] = {
+    "no certificate": (REPLICATION, put("spec.certificate", None), "certificate: Required value"),
+    "no objective": (REPLICATION, put("spec.lag_slo_ms", 0), "greater than 0"),
+    "weights, which stand in the Region": (
+        GEO_POLICY, put("spec.weights", {"fra": 1}), 'unknown field "spec.weights"',
+    ),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -251,6 +293,25 @@ def test_a_bad_drill_run_is_refused_and_told_why(api_server: ApiServer, case: st
     assert why in refused(api_server, copy.deepcopy(DRILL_RUN), edit)
 
 
+@pytest.mark.parametrize("case", BAD_VIEWS)
+def test_a_bad_view_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    document, edit, why = BAD_VIEWS[case]
+    assert why in refused(api_server, copy.deepcopy(document), edit)
+
+
+@pytest.mark.parametrize("case", BAD_DRILLS)
+def test_a_bad_drill_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_DRILLS[case]
+    assert why in refused(api_server, copy.deepcopy(DRILL), edit)
+
+
+def test_a_drill_is_taken_and_may_change(api_server: ApiServer, namespace: str) -> None:
+    apply(api_server, namespace, DRILL)
+    changed = copy.deepcopy(DRILL)
+    put("spec.cron", "0 9 * * *")(changed)
+    assert "configured" in apply(api_server, namespace, changed)
+
+
 @pytest.mark.parametrize("file", ["two-idc.yaml", "three-idc.yaml"])
 def test_a_region_file_is_taken_as_it_is(api_server: ApiServer, namespace: str, file: str) -> None:
     command = ("apply", "--server-side", "--namespace", namespace, "-f", str(REGIONS / file))
@@ -292,11 +353,13 @@ def test_what_a_live_deployment_can_change_is_taken(api_server: ApiServer, names
 
 
 def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None:
-    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}):
+    views = (REPLICATION, GEO_POLICY)
+    for document in (region(), IDC, WITNESS | {"metadata": {"name": "london"}}, *views):
         apply(api_server, namespace, document)
     listed = api_server.kubectl("get", "im", "--namespace", namespace)
     assert {line.split()[0] for line in listed.splitlines() if "/" in line} == {
         "region.imctl.dev/two-idc", "idc.imctl.dev/fra", "witness.imctl.dev/london",
+        "replication.imctl.dev/flows", "geopolicy.imctl.dev/policy",
     }  # fmt: skip
     head = api_server.kubectl("get", "idc", "--namespace", namespace).splitlines()[0]
     assert head.split() == [
@@ -315,6 +378,8 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("idc.status.outdated", "it gets them when it is deleted"),
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
+        ("geopolicy", "weights, fallbacks and safety rules stand in the Region"),
+        ("drill.spec.blackouts", "when no run begins"),
         ("drillrun.spec.experiment", "the text of a drill file"),
         ("drillrun.status.lost", "acked canary messages that nobody has any more"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from imctl.testing.cli import imctl, ok
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from imctl.testing.lab import lab_region
-from tests.kubernetes.test_admission import IDC, OPERATION, apply
+from tests.kubernetes.test_admission import IDC, OPERATION, REPLICATION, apply
 from tests.kubernetes.test_operator_live import Operators, until
 
 
@@ -26,6 +27,11 @@ def idc(name: str) -> dict[str, object]:
     """One whose pod nobody starts: its process runs in the deployment beside."""
     spec = {**IDC["spec"], "region": "three-idc", "idc": name, "role_certificate": "imctl-operator"}
     return IDC | {"metadata": {"name": name}, "spec": spec}
+
+
+def view(kind: str) -> dict[str, object]:
+    spec = {"region": "three-idc", "certificate": "imctl-operator"}
+    return REPLICATION | {"kind": kind, "metadata": {"name": "shown"}, "spec": spec}
 
 
 @pytest.mark.e2e
@@ -45,8 +51,16 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
             f"--from-file=tls.key={pki / 'operator.key'}",
         )  # fmt: skip
         apply(api_server, namespace, idc("iad"))
+        for kind in ("Replication", "GeoPolicy"):
+            apply(api_server, namespace, view(kind))
         first = operators.start()
         until(lambda: operators.holder() != "")
+        until(lambda: seen(operators, "replication").get("worst_lag_ms") is not None)
+        until(lambda: holds(operators, "geopolicy"))
+        flows = {
+            (each["source"], each["target"]) for each in seen(operators, "replication")["flows"]
+        }
+        assert flows == set(permutations(("fra", "iad", "sin"), 2))
         apply(api_server, namespace, operation("away", move="drain", idc="fra"))
         until(lambda: status(operators, "away").get("operation") is not None)
         first.send_signal(signal.SIGKILL)
@@ -73,6 +87,8 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
         assert {each["type"]: each["status"] for each in found["conditions"]} == {
             "Ready": "False", "Reachable": "True",
         }  # fmt: skip
+        until(lambda: seen(operators, "geopolicy")["idcs"][0]["state"] == "drained")
+        until(lambda: holds(operators, "geopolicy"))
         delete = ("delete", "idc", "iad", "--namespace", namespace, "--wait=false")
         api_server.kubectl(*delete)
         until(lambda: operators.get("idc", "iad") is None)
@@ -81,6 +97,15 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
     finally:
         operators.end()
         imctl(data, "down")
+
+
+def seen(operators: Operators, kind: str) -> dict[str, Any]:
+    status: dict[str, Any] = operators.get(kind, "shown").get("status", {})
+    return status
+
+
+def holds(operators: Operators, kind: str) -> bool:
+    return [each["status"] for each in seen(operators, kind).get("conditions", ())] == ["True"]
 
 
 def status(operators: Operators, name: str) -> dict[str, Any]:

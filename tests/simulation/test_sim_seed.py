@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from services.sim.run import run_seed
+from services.sim.testing import Stage, play
 
 ROOT = Path(__file__).parents[2]
 SHORT_S = 6.0
@@ -37,6 +41,25 @@ def test_a_seed_gives_the_same_trace_byte_for_byte(tmp_path: Path) -> None:
 
     first, second = digest(1), digest(2)
     assert len(first) == 32
+    assert first == second
+
+
+def test_what_an_idc_says_of_itself_is_not_of_the_real_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow link takes longer for more bytes: a number with another count of digits, and the
+    seed was another world."""
+    said: list[list[str]] = []
+
+    async def script(stage: Stage) -> None:
+        nodes = [machine.node for machine in stage.world.machines.values()]
+        said.append([json.dumps(node.status.as_dict()) for node in nodes if node is not None])
+
+    for number, pid in enumerate((7, 31_234)):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        play(tmp_path / str(number), script)
+    first, second = said
+    assert len(first) == 3
     assert first == second
 
 

@@ -207,12 +207,16 @@ def test_a_copy_changes_without_its_original() -> None:
     second = first.copy()
     second.set_members(Place(2, FRA, 2), [("ann", False)])
     second.set_members(Place(3, FRA, 3), [("bob", True)])
+    bobs = pb.RoleChange(uid="bob", role=pb.GROUP_ROLE_ADMIN)
+    second.set_role(Place(3, FRA, 3), bobs)
     second.heads[FRA] = 3
     third = second.copy()
+    third.set_role(Place(4, FRA, 4), bobs)
     third.set_members(Place(4, FRA, 4), [("eve", True)])
     assert (first.members(), first.heads) == (("ann",), {})
     assert (second.members(), second.heads) == (("bob",), {FRA: 3})
     assert third.members() == ("bob", "eve")
+    assert first.role_words == {} and second.role_words != third.role_words
 
 
 async def test_a_copy_above_a_seal_is_not_counted_on_before_its_batch_comes_back(

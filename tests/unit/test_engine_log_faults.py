@@ -184,6 +184,35 @@ async def test_a_caller_that_raises_harms_nobody_else(
     await store.close()
 
 
+async def test_whoever_follows_the_log_runs_before_what_the_answers_put_off(tmp_path: Path) -> None:
+    """An applier, then the gateway's flush: an ack goes out with the push of its message."""
+    store = await open_store(tmp_path)
+    log = await store.open_own(FRA)
+    loop, grown, order = asyncio.get_running_loop(), asyncio.Event(), []
+
+    async def follow() -> None:
+        await grown.wait()
+        order.append("follower")
+
+    following = asyncio.create_task(follow())
+    flushed = loop.create_future()
+
+    def flush() -> None:
+        order.append("flush")
+        flushed.set_result(None)
+
+    def answered(result: Sequence[Record] | Exception) -> None:
+        order.append("answer")
+        loop.call_soon(flush)
+
+    await asyncio.sleep(0)
+    log.subscribe(grown.set)
+    log.append(0, 1, [b"a"], answered)
+    await asyncio.gather(following, flushed)
+    assert order == ["answer", "follower", "flush"]
+    await store.close()
+
+
 async def test_closing_writes_what_was_taken_and_takes_nothing_more(tmp_path: Path) -> None:
     store = await open_store(tmp_path)
     log = await store.open_own(FRA)

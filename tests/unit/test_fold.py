@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_pb, key_pb, place_pb
 from imcore.hlc import Hlc
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
-from services.im import entries, keys
+from services.im import entries, keys, pair
 from services.im.conversation import Conversation
 from services.im.fold import (
     Effects,
@@ -141,9 +143,25 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.setting.order.hlc, op.setting.order.device = rng.randint(50, 52), rng.choice("pt")
             op.seq = 0
             seq[origin] -= 1
-        elif kind < 0.43:
+        elif kind < 0.37:
+            op.ClearField("message")
+            op.friend.actor = uid
+            if rng.random() < 0.6:
+                op.friend.wants = rng.random() < 0.7
+            else:
+                op.friend.blocks = rng.random() < 0.5
+            op.friend.order.hlc, op.friend.order.device = rng.randint(50, 52), rng.choice("pt")
+            op.seq = 0
+            seq[origin] -= 1
+        elif kind < 0.5:
             op.ClearField("message")
             op.membership.changes.add(uid=f"u{rng.randint(1, 3)}", member=rng.random() < 0.6)
+            op.membership.actor = rng.choice(["u1", "u2"])
+            if rng.random() < 0.5:
+                role = rng.choice([pb.GROUP_ROLE_MEMBER, pb.GROUP_ROLE_ADMIN, pb.GROUP_ROLE_OWNER])
+                op.membership.roles.add(uid=f"u{rng.randint(1, 3)}", role=role)
+            if rng.random() < 0.3:
+                op.membership.announcement.text = rng.choice(["", "a", "b"])
             if rng.random() < 0.4:  # two create one group, in different IDCs
                 op.membership.create, op.membership.name = True, rng.choice(["", "x", "y", "z"])
             if rng.random() < 0.3:  # published again
@@ -151,7 +169,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op.conversation = "g:team"
             op.seq = 1 + sum(o.conversation == "g:team" for o in history[origin])
             seq[origin] -= 1
-        elif kind < 0.6:
+        elif kind < 0.65:
             changed = ClientKey(uid, "phone", "o1", CONVERSATION, rng.randint(1, 6))
             op.change.key.CopyFrom(key_pb(changed))
             op.change.actor = rng.choice(["ann", "bob"])
@@ -165,7 +183,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             # Few orders: some changes come twice, and some devices give one order to two.
             op.change.order.hlc, op.change.order.device = rng.randint(50, 55), rng.choice("pt")
             op.change.order.number = rng.randint(1, 2)
-        elif kind < 0.7:
+        elif kind < 0.75:
             op = oplog.Op(hlc=hlc)
             op.route.uid, op.route.device = uid, "phone"
             op.route.connection_epoch = rng.randint(1, 3)
@@ -178,7 +196,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other: int) -> None:
     history = _random_history(random.Random(seed))
-    states = []
+    states, roles = [], []
     for order_seed in (seed, other):
         rng, replica = random.Random(order_seed), Replica()
         left = {origin: list(ops) for origin, ops in history.items()}
@@ -188,7 +206,14 @@ def test_replicas_agree_whatever_the_interleaving_and_batching(seed: int, other:
             replica.fold(origin, *left[origin][:count])
             left[origin] = left[origin][count:]
         states.append(replica.replicated())
-    assert states[0] == states[1]
+        group = replica.conversations.get("g:team", Conversation("g:team"))
+        stored = replica.rows.get(keys.group(0, "g:team"))
+        read = Conversation.from_rows("g:team", None, stored, members_stored(replica))
+        for name in ("name", "announced", "events", "role_words", "exists"):
+            assert getattr(read, name) == getattr(group, name)
+        assert (read.members(), read.roles()) == (group.members(), group.roles())
+        roles.append(group.roles())
+    assert states[0] == states[1] and roles[0] == roles[1]
 
 
 def edit(seq: int, hlc: int, content: bytes, composed: int) -> oplog.Op:
@@ -242,6 +267,12 @@ def test_every_op_with_names_as_long_as_they_may_be_fits() -> None:
         assert fits(op)
         op.setting.uid = name
         assert fits(op)
+    op = oplog.Op(hlc=1, conversation=f"d:{name}:{name[1:]}y")
+    op.friend.actor = name
+    assert fits(op)
+    for conversation, actor in ((op.conversation, "eve"), (f"d:{name}:{name}", name), ("g:x", "")):
+        op.conversation, op.friend.actor = conversation, actor
+        assert not fits(op)
     route = oplog.Op(hlc=1)
     route.route.uid = route.route.device = name
     assert fits(route)
@@ -332,6 +363,40 @@ def test_members_are_the_same_object_until_they_change() -> None:
     assert replica.fold(A, membership(3, 10, "ann", True)).audience["g:team"] == members
 
 
+def role(seq: int, hlc: int, uid: str, role: pb.GroupRole.ValueType) -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation="g:team", seq=seq)
+    op.membership.roles.add(uid=uid, role=role)
+    return op
+
+
+def test_a_role_counts_while_the_user_stays_whom_it_was_given_to() -> None:
+    """Told by one IDC to a user who leaves and comes in again in another, whatever comes first."""
+    words = [membership(1, 10, "ann", True), membership(2, 11, "bob", True)]
+    words += [role(3, 12, "ann", pb.GROUP_ROLE_OWNER), role(4, 15, "bob", pb.GROUP_ROLE_ADMIN)]
+    comes_again = [membership(1, 14, "bob", False), membership(2, 16, "bob", True)]
+    stays = [membership(1, 14, "bob", True)]  # a second join of one who is in it
+    for others, admins in ((comes_again, frozenset[str]()), (stays, {"bob"})):
+        one, other = Replica(), Replica()
+        one.fold(A, *words)
+        one.fold(B, *others)
+        other.fold(B, *others)
+        other.fold(A, *words)
+        assert one.replicated() == other.replicated()
+        for replica in (one, other):
+            assert replica.conversations["g:team"].roles() == ("ann", admins)
+
+
+def test_a_word_on_a_role_keeps_its_place_when_it_is_published_again() -> None:
+    old, new = role(1, 20, "bob", pb.GROUP_ROLE_ADMIN), role(1, 30, "bob", pb.GROUP_ROLE_MEMBER)
+    again = Sequencer(Origin("sin", 1), Hlc(1_000)).republish(old, A, 0, 1)
+    assert again.hlc > new.hlc
+    replica = Replica()
+    replica.fold(B, new)
+    replica.fold(Origin("sin", 1), again)
+    [(at, word)] = replica.conversations["g:team"].role_words.values()
+    assert (at.hlc, word) == (30, pb.GROUP_ROLE_MEMBER)
+
+
 def test_a_change_of_members_keeps_its_place_when_it_is_published_again() -> None:
     """With the place of its second publication, an old join would override a newer leave."""
     join, leave = membership(1, 10, "ann", True, "old"), membership(1, 20, "ann", False, "new")
@@ -345,6 +410,67 @@ def test_a_change_of_members_keeps_its_place_when_it_is_published_again() -> Non
     conversation = replica.conversations["g:team"]
     assert (conversation.members(), conversation.name) == ((), "new")
     assert len(conversation.events["ann"]) == 2
+
+
+def friend(hlc: int, actor: str, composed: int, **what: bool) -> oplog.Op:
+    op = oplog.Op(hlc=hlc, conversation=CONVERSATION)
+    op.friend.actor = actor
+    for name, value in what.items():
+        setattr(op.friend, name, value)
+    op.friend.order.hlc, op.friend.order.device = composed, "phone"
+    return op
+
+
+def friends(replica: Replica) -> tuple[str, str]:
+    """What bob is to ann, and ann to bob, as both rows have it."""
+    rows = [replica.rows[keys.friend(0, *both)] for both in (("ann", "bob"), ("bob", "ann"))]
+    assert rows[0] == rows[1]
+    row = oplog.FriendRow.FromString(rows[0])
+    said = [pair.told(row, ("ann", "bob"), uid) for uid in ("ann", "bob")]
+    names = ["blocked" if each.blocked else pb.Friend.State.Name(each.state) for each in said]
+    return names[0], names[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "stands"),
+    [
+        (["ann yes"], ("ASKED", "ASKING")),
+        (["ann yes", "bob yes"], ("FRIEND", "FRIEND")),
+        (["ann yes", "bob no"], ("NONE", "NONE")),
+        (["ann yes", "bob no", "ann yes"], ("ASKED", "ASKING")),
+        (["ann yes", "bob yes", "ann no"], ("NONE", "NONE")),
+        # Who was removed does not become a friend by the other's next request: he is asked anew.
+        (["ann yes", "bob yes", "ann no", "ann yes"], ("ASKED", "ASKING")),
+        (["ann yes", "bob yes", "bob block"], ("NONE", "blocked")),
+        (["ann yes", "bob yes", "bob block", "bob free"], ("NONE", "NONE")),
+        (["ann block", "bob block", "bob free"], ("blocked", "NONE")),
+    ],
+)
+def test_what_two_users_are_to_each_other(words: list[str], stands: tuple[str, str]) -> None:
+    """Whatever order the words come in, and from whichever IDC."""
+    whats: dict[str, dict[str, bool]] = {
+        "yes": {"wants": True}, "no": {"wants": False},
+        "block": {"blocks": True}, "free": {"blocks": False},
+    }  # fmt: skip
+    said = [word.split() for word in words]
+    ops = [friend(10 + at, who, 5 + at, **whats[what]) for at, (who, what) in enumerate(said)]
+    for order in itertools.permutations(ops):
+        replica = Replica()
+        for number, op in enumerate(order):
+            replica.fold((A, B)[number % 2], op, op)
+        assert friends(replica) == stands
+
+
+def test_a_word_on_a_friend_keeps_its_order_when_it_is_published_again() -> None:
+    old, new = friend(10, "ann", 5, wants=True), friend(20, "ann", 15, wants=False)
+    again = Sequencer(Origin("sin", 1), Hlc(1_000)).republish(old, A, 0, 1)
+    assert again.hlc > new.hlc and again.seq == 0
+    replica = Replica()
+    replica.fold(B, new)
+    effects = replica.fold(Origin("sin", 1), again)
+    assert friends(replica) == ("NONE", "NONE")
+    [(before, after)] = effects.friends.values()
+    assert before.ended == after.ended
 
 
 # ------------------------------------------------------------------------------- sequencer

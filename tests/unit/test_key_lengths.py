@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from imcore.words import (
     ClientKey,
@@ -42,6 +44,7 @@ LONGEST = {
     b"m": keys.member(PARTITION, ID, GROUP),
     b"r": keys.cursor(PARTITION, ID, DIRECT),
     b"s": keys.settings(PARTITION, ID, DIRECT),
+    b"f": keys.friend(PARTITION, ID, ID),
     b"w": keys.route(PARTITION, ID, ID),
     b"u": keys.timeline(PARTITION, ID, DIRECT),
 }
@@ -107,3 +110,21 @@ def test_ids_that_are_not_taken(conversation: str) -> None:
 def test_the_ids_of_a_lane_are_a_prefix_of_its_client_keys() -> None:
     lane = keys.lane(PARTITION, Lane(*KEY[:4]))
     assert keys.client_key(PARTITION, KEY).startswith(lane)
+
+
+@given(st.text(max_size=260), *[st.text(max_size=130)] * 3)
+@example("d:" + "a" * 123 + ":" + "b" * 121, "", "", "")
+@example("", "a" * 247, "", "")
+@example("", "a\0", "", "")
+@example("g:\u00e4", "", "", "")
+def test_names_that_surely_fit_fit(conversation: str, uid: str, device: str, outbox: str) -> None:
+    if keys.surely_fit(conversation, uid, device, outbox):
+        assert keys.conversation_fits(conversation)
+        assert keys.client_key_fits(ClientKey(uid, device, outbox, conversation, 1))
+        for user in (uid, *(direct_members(conversation) or ()), conversation):
+            assert keys.user_key_fits(user, conversation)
+
+
+def test_names_of_usual_length_surely_fit() -> None:
+    assert keys.surely_fit(direct_conversation("a" * 20, "b" * 20), "a" * 20, "phone", "o" * 36)
+    assert not keys.surely_fit(DIRECT, ID, ID, ID)

@@ -282,6 +282,19 @@ async def test_one_without_a_report_shows_nothing(memory: Memory, beside: Beside
     assert found["reason"] == "error: no memory"
 
 
+async def test_one_of_a_schedule_does_not_wait_for_ever(memory: Memory, beside: Beside) -> None:
+    held = memory.held["DrillRun", "im-fra", "loss"]
+    held["spec"]["begin_within_s"] = 300
+    held["metadata"]["creationTimestamp"] = "2025-12-31T23:56:00Z"
+    del memory.held["IDC", "im-fra", "dub"]
+    assert await operator(memory, beside).reconcile(KEY) == WAIT_S
+    held = memory.held["DrillRun", "im-fra", "loss"]
+    held["metadata"]["creationTimestamp"] = "2025-12-31T23:54:00Z"
+    assert await operator(memory, beside).reconcile(KEY) is None
+    (said,) = status(memory)["blockers"]
+    assert said == ("it could not begin within 300 s: IDC dub is not in the namespace im-fra")
+
+
 async def test_an_operator_that_runs_none_says_so(memory: Memory) -> None:
     assert await operator(memory, None).reconcile(KEY) is None
     assert "runs no drills" in status(memory)["blocked_by"][0]

@@ -148,7 +148,7 @@ def test_a_user_is_served_for_a_while_and_then_it_is_another_s_turn():
 
 
 def test_a_huge_group_waits_and_a_small_one_does_not():
-    load = ConversationLoad(Limits(conversation_deliveries_per_s=10_000))
+    load = ConversationLoad(Limits(conversation_deliveries_per_s=10_000), 1_000)
     taken = 0
     while not (wait_ms := load.begin("g:huge", 1_000, 0.0)):
         load.end("g:huge")
@@ -160,8 +160,19 @@ def test_a_huge_group_waits_and_a_small_one_does_not():
     assert load.begin("g:huge", 1_000, wait_ms / 1000 + 0.001) == 0
 
 
+def test_a_read_diffused_group_is_limited_by_its_messages_and_not_by_its_members():
+    load = ConversationLoad(Limits(group_messages_per_s=50, group_in_flight=10), 500)
+    for members in (501, 10_000):
+        name, taken = f"g:{members}", 0
+        while not load.begin(name, members, 0.0):
+            load.end(name)
+            taken += 1
+        assert 100 <= taken <= 101  # two seconds' worth at once
+        assert [load.begin(name, members, 10.0) for _ in range(11)] == [0] * 10 + [100]
+
+
 def test_messages_that_are_not_durable_yet_are_bounded_for_each_conversation():
-    load = ConversationLoad(Limits(conversation_in_flight=2))
+    load = ConversationLoad(Limits(conversation_in_flight=2), 500)
     assert [load.begin("d:a:b", 2, 0.0) for _ in range(3)] == [0, 0, 100]
     assert load.begin("d:a:c", 2, 0.0) == 0
     load.end("d:a:b")

@@ -14,6 +14,7 @@ from imcore.attest import RegionKeys, content_hash
 from imcore.convert import key_pb, origin_of
 from imcore.errors import ImError, Unavailable
 from imcore.hlc import Hlc
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import SystemClock
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
@@ -39,6 +40,7 @@ class Bench:
         self.disk = RealDisk()  # of the log
         self.partition: Partition
         self.told: list[tuple[Origin, int]] = []  # entries that could be pushed
+        self.friends: list[oplog.FriendRow] = []  # what ann and bob were told to be
 
     async def start(self, origin: Origin = FRA, seals: Seals | None = None) -> None:
         self.seals = seals or Seals()
@@ -63,6 +65,7 @@ class Bench:
 
     def _tell(self, number: int, origin: Origin, effects: Effects) -> None:
         """As the im role does: what is withheld cannot be pushed."""
+        self.friends += [after for _, after in effects.friends.values()]
         for name, entries in effects.entries.items():
             if self.partition.conversations.get(name) is not None:
                 self.told += [(origin, entry.op.seq) for entry in entries]
@@ -208,6 +211,42 @@ async def test_what_an_earlier_life_acked_above_its_seal_is_not_held_elsewhere(
     assert answer.known and not answer.elsewhere
     assert answer.lsn >= 3  # its copy in the own log, which is to be held by others first
     assert await bench.copies(3) == [FRA_2]
+
+
+def a_friend(number: int, **what: bool) -> oplog.Op:
+    op = oplog.Op(hlc=number, conversation=CONVERSATION)
+    op.friend.actor, op.friend.order.hlc = "ann", number
+    for name, value in what.items():
+        setattr(op.friend, name, value)
+    return op
+
+
+async def test_friends_and_roles_above_a_seal_are_published_again(bench: Bench) -> None:
+    """A request, then a block and a role above the seal: all of it stands, before and after; and
+    what is told last is what stands."""
+    for op in (a_friend(1, wants=True), a_friend(2, blocks=True)):
+        await bench.partition.append(op)
+    role = pb.RoleChange(uid="bob", role=pb.GROUP_ROLE_OWNER)
+    sequencer = bench.partition.sequencer
+    both = [("ann", True), ("bob", True)]
+    group = sequencer.membership("g:team", both, "ann", 0, 1, 0, True, "team", [role])
+    await bench.partition.append(group)
+    await bench.partition.applier.drain()
+    before = await bench.partition.conversations.load(CONVERSATION)
+    assert before.friends.blocked_low.on
+    await restart(bench, FRA_2, sealed(FRA, 2))  # the marker and the request
+    read = await bench.partition.conversations.load(CONVERSATION)
+    assert read.friends == before.friends
+    bench.friends.clear()
+    assert await bench.act() == 2
+    await bench.partition.applier.drain()
+    after = await bench.partition.conversations.load(CONVERSATION)
+    assert after.friends == before.friends
+    assert bench.friends[-1] == before.friends
+    team = await bench.partition.conversations.load("g:team")
+    assert (team.roles().owner, team.name) == ("bob", "team")
+    rows = [await bench.kv.get(keys.friend(0, *who)) for who in (("ann", "bob"), ("bob", "ann"))]
+    assert [oplog.FriendRow.FromString(row or b"") for row in rows] == [before.friends] * 2
 
 
 async def test_a_copy_of_another_idc_counts_unless_it_lies_above_a_seal(bench: Bench) -> None:

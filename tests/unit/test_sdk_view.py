@@ -11,7 +11,7 @@ from imcore.convert import attested_pb, key_pb, origin_pb, place_pb
 from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place
-from services.sdk.core.events import Event, Message, Moved
+from services.sdk.core.events import Event, GroupChanged, Message, Moved
 from services.sdk.core.vector import Received
 from services.sdk.core.view import View, key_text, parse_key
 
@@ -325,3 +325,14 @@ def test_a_message_tells_what_it_refers_to_until_it_is_recalled() -> None:
     shown.view.entries([recall], True)
     [told] = shown.view.messages()
     assert (told.content, told.reply, told.mentions) == (b"", "", ())
+
+
+def test_a_change_of_a_group_is_told_once_however_often_its_entry_comes() -> None:
+    shown = Shown()
+    entry = pb.Entry(origin=origin_pb(FRA), seq=1, hlc=10)
+    entry.membership.actor = "bob"
+    entry.membership.changes.add(uid="eve")
+    entry.membership.roles.add(uid="carl", role=pb.GROUP_ROLE_ADMIN)
+    for from_idc in (True, False):
+        shown.view.entries([entry], from_idc)
+    assert shown.events == [GroupChanged(CHAT, "bob", (), ("eve",), (("carl", "admin"),), "")]

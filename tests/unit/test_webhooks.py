@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from imcore.hlc import from_ms
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin
 from services.route.table import Route
@@ -94,8 +95,11 @@ def test_events_say_what_happened_and_no_more_than_asked_for() -> None:
     op.membership.actor = "ann"
     op.membership.changes.add(uid="bob", member=True)
     op.membership.changes.add(uid="eve")
+    op.membership.roles.add(uid="bob", role=pb.GROUP_ROLE_ADMIN)
     [event] = events.group(op)
     assert (event["actor"], event["joined"], event["left"]) == ("ann", ["bob"], ["eve"])
+    assert not event["announced"]
+    assert event["roles"] == {"bob": "admin"}
     assert events.message(op, True) == events.presence(op, Routes()) == []
     op = oplog.Op(hlc=from_ms(AT_MS))
     op.route.uid, op.route.device, op.route.gone = "bob", "phone", True

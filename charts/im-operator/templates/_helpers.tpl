@@ -17,10 +17,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, witnesses, trafficoperations, drillruns]
+  resources: [regions, idcs, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
-  resources: [regions/status, idcs/status, witnesses/status, trafficoperations/status, drillruns/status]
+  resources:
+    - regions/status
+    - idcs/status
+    - witnesses/status
+    - trafficoperations/status
+    - drills/status
+    - drillruns/status
+    - replications/status
+    - geopolicies/status
   verbs: [patch]
 - apiGroups: [imctl.dev]  # the finalizers of IDCs that are drained, of runs that are undone, before they go
   resources: [idcs, drillruns]
@@ -50,6 +58,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [pods, secrets]
   verbs: [get]
 {{- if .Values.drills.enabled }}
+- apiGroups: [imctl.dev]  # of a Drill, at its times
+  resources: [drillruns]
+  verbs: [create, delete]
 - apiGroups: [""]  # to kill what runs in a pod, and to take the pod away
   resources: [pods/exec]
   verbs: [get, create]

@@ -30,7 +30,9 @@ from imctl.testing.cluster.settings import Layout
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "imctl-cluster-"
 START_S = 60.0
-END_S = 60.0  # a kernel that is busy takes its time with a network namespace
+# A kernel keeps a network namespace for as long as it still sends the last words of a connection
+# whose process was killed, to somebody who is gone as well: up to two minutes.
+END_S = 180.0
 CLUSTERS_MAX = 200
 
 

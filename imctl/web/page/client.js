@@ -335,6 +335,9 @@ export class Client {
         const ack = this.acked.get(`${conversation} ${cid}`);
         return ack && ack.origin === origin && ack.partition === told.int(2) && ack.lsn <= told.int(3);
       });
+    } else if (event.has(70)) { // huge groups, of which all members are told at once
+      const behind = event.message(70), within = Number(behind.int(2));
+      for (const row of behind.each(1)) setTimeout(() => this.#pull(row.string(1)), Math.random() * within);
     }
   }
 

@@ -83,4 +83,37 @@ class Presence(NamedTuple):
     unwatched: bool = False
 
 
-Event = Message | Moved | Changed | CursorMoved | ConnectionChanged | Typing | Presence
+class GroupChanged(NamedTuple):
+    """``actor`` has let ``joined`` in, put ``left`` out (or has left), given ``roles``, as (uid,
+    role), the ``name`` or the ``announcement`` (empty: taken back; None: as before). It is told in
+    the order in which devices hear of it, and may come twice: what stands says ``Client.group``."""
+
+    conversation: str
+    actor: str
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    roles: tuple[tuple[str, str], ...]
+    name: str
+    announcement: str | None = None
+
+
+class FriendChanged(NamedTuple):
+    """What ``uid`` is to this user from now on: ``friend``, ``asked`` (by this user, without an
+    answer), ``asking`` (this user), ``blocked`` (by this user), or nothing. Told to devices that
+    are connected, and owed to nobody."""
+
+    uid: str
+    state: str
+
+
+Event = (
+    Message
+    | Moved
+    | Changed
+    | CursorMoved
+    | ConnectionChanged
+    | Typing
+    | Presence
+    | GroupChanged
+    | FriendChanged
+)

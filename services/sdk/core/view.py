@@ -15,6 +15,7 @@ from imcore.convert import key_of, origin_of, place_of
 from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
+from services.sdk.core import group
 from services.sdk.core.events import Changed, Event, Message, Moved
 from services.sdk.core.vector import Received
 
@@ -94,7 +95,8 @@ class View:
             seq = entry.seq
             if from_idc and seq > self._idc_has.get(origin, 0) and track:
                 self._idc_has[origin] = seq
-            if track and self.received.add(origin, seq):
+            fresh = track and self.received.add(origin, seq)
+            if fresh:
                 new += 1
                 if self.traced is not None and entry.HasField("trace"):
                     self.traced(entry)
@@ -114,6 +116,8 @@ class View:
                 self._lower(key_of(op.key), place_of(op.place), None, from_idc)
             elif kind == "change":
                 self._change(entry.change)
+            elif kind == "membership" and fresh:
+                self._emit(group.changed(self.conversation, entry.membership))
             for claim in entry.claims:
                 self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
         if self._next_stable[0]:

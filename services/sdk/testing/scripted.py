@@ -149,6 +149,7 @@ class Idc:
         self.members: list[str] = []  # of any group; none: who asks
         self.settings: list[pb.SetConversation] = []
         self.read_by: list[pb.ReadersOk] = []
+        self.found: list[pb.SearchOk] = []
         self.changes: list[pb.Change] = []  # those that were answered with an error too
         self.acks: dict[str, Vector] = {}
         self.mute: set[str] = set()
@@ -432,6 +433,13 @@ class Connection(asyncio.Protocol):
         response.readers_ok.CopyFrom(pages[number])
         if number + 1 < len(pages):
             response.readers_ok.next_page = str(number + 1)
+
+    def _search(self, request: pb.Request, response: pb.Response) -> None:
+        """A page for each, the last one without a token."""
+        pages, number = self.idc.found, request.search.page.before.seq
+        response.search_ok.CopyFrom(pages[number])
+        if number + 1 < len(pages):
+            response.search_ok.next_page.before.seq = number + 1
 
     def _set_conversation(self, request: pb.Request, response: pb.Response) -> None:
         self.idc.settings.append(request.set_conversation)

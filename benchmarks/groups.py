@@ -1,0 +1,113 @@
+"""Deliveries per CPU-second of a huge group, plain and merged: `python -m benchmarks.groups`.
+
+A delivery is one message at one connected member. Gateway and state in one process, over real
+sockets, plain TCP; the members' connections are another process's, so its CPU is not counted.
+Plain: each message is one push. Merged: MERGED of them are, as those of a window in a hot group.
+Both in turn, twice, in one process with the same connections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import uvloop
+
+from benchmarks.gateway import CONTENT, KEYS, UNLIMITED, listen
+from imcore.convert import key_pb
+from imcore.proto import client_pb2 as pb
+from imcore.words import ClientKey
+from services.ports import Audience
+from services.state.testing import Front
+
+GROUP = "g:huge"
+MERGED = 10
+SILENT = replace(UNLIMITED, idle_ms=3_600_000)  # members who listen only
+ROUNDS = 2
+
+
+def _entry(front: Front, number: int) -> pb.Entry:
+    """As large as one that im builds: client key, place and MAC beside the content."""
+    origin = pb.Origin(idc="fra", incarnation=1)
+    entry = pb.Entry(seq=number, hlc=number, origin=origin)
+    placed = entry.message.placed
+    placed.key.CopyFrom(key_pb(ClientKey("r0", "phone", "outbox-of-it", GROUP, number)))
+    placed.content_hash, placed.mac = bytes(32), bytes(16)
+    placed.place.hlc, placed.place.seq = number, number
+    placed.place.origin.CopyFrom(origin)
+    entry.message.content = CONTENT
+    return entry
+
+
+async def _deliver(front: Front, audience: Audience, first: int, pushes: int, each: int) -> float:
+    """Deliveries per CPU-second. Raises SystemExit when one was dropped."""
+    [gateway] = front.gateways
+    number, cpu = first, 0.0
+    for _ in range(pushes):
+        entries = [_entry(front, number + n) for n in range(each)]
+        number += each
+        writes = gateway.counters.writes
+        begin = time.process_time()
+        front.state.push_group(audience, entries, {front.im.origin: number - 1}, 0, each > 1)
+        while gateway.counters.writes < writes + len(audience.uids):  # noqa: ASYNC110 - a turn
+            await asyncio.sleep(0)
+        cpu += time.process_time() - begin
+        for record in front.state._table:
+            record.owed.clear()  # as if it had been acked: else all are signalled besides
+        await asyncio.sleep(len(audience.uids) / 20_000)  # the readers share the machine
+    if gateway.counters.dropped:
+        raise SystemExit(f"{gateway.counters.dropped} pushes were dropped: the readers are late")
+    return pushes * each * len(audience.uids) / cpu
+
+
+async def measure(members: int, pushes: int) -> None:
+    async with Front(KEYS, None, limits=SILENT) as front:
+        [gateway] = front.gateways
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.groups", "--listen", str(gateway.port),
+            "--members", str(members), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdin is not None and child.stdout is not None
+        if await child.stdout.readline() != b"ready\n":
+            raise SystemExit("the members could not connect")
+        audience = Audience(GROUP, tuple(f"r{number}" for number in range(members)))
+        assert front.state.reached(audience) == members
+        number, plain, merged = 1, [], []
+        for _ in range(ROUNDS):
+            plain.append(await _deliver(front, audience, number, pushes, 1))
+            number += pushes
+            merged.append(await _deliver(front, audience, number, pushes, MERGED))
+            number += pushes * MERGED
+        child.stdin.write(b"over\n")
+        await child.wait()
+        print(f"group of {members} connected members, {pushes} pushes a round")
+        print(f"  plain   {max(plain):12,.0f} deliveries a CPU-second (runs: {_runs(plain)})")
+        print(
+            f"  merged  {max(merged):12,.0f} deliveries a CPU-second (runs: {_runs(merged)}), "
+            f"{MERGED} messages a push: {max(merged) / max(plain):.1f} times as many",
+            flush=True,
+        )
+
+
+def _runs(found: list[float]) -> str:
+    return ", ".join(f"{value:,.0f}" for value in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--members", type=int, default=10_000)
+    parser.add_argument("--pushes", type=int, default=20)
+    parser.add_argument("--listen", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.listen:
+        uvloop.run(listen(options.listen, options.members))
+    else:
+        uvloop.run(measure(options.members, options.pushes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Shows regions at work: how far their IDCs lag, and which policy is served where."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
+from imcore.region.model import Region
+from imctl.api.kinds import API_VERSION, REPLICATION
+from imctl.api.views import (
+    FlowStatus,
+    GeoPolicySpec,
+    GeoPolicyStatus,
+    IdcPolicy,
+    ReplicationSpec,
+    ReplicationStatus,
+)
+from imctl.reconcile import seen
+from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.decide import judge_region
+from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.peers import Peers
+from imctl.reconcile.process import process_of
+from imctl.statusview import newest_policy
+
+LOOK_S = 5.0
+BUILTIN, MIRRORMAKER2 = "builtin", "mirrormaker2"
+
+Tell = Callable[[Object], Awaitable[None]]
+Answers = Mapping[str, dict[str, Any] | str]  # by IDC: its status document, or why there is none
+_SILENT = (BadInput, OutcomeUnknown, Refused, Unavailable)
+
+
+class Views:
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+
+    def __init__(self, cluster: Cluster, peers: Peers, wall: Callable[[], str], tell: Tell) -> None:
+        self._cluster = cluster
+        self._peers = peers
+        self._wall = wall
+        self._tell = tell
+
+    async def look(self, owner: Owner, document: Object) -> float | None:
+        """Seconds until it is to be looked at again; None: never. Raises ImError for what the
+        cluster does not do."""
+        if owner.deleting:
+            return None
+        is_replication = owner.kind == REPLICATION.name
+        spec: ReplicationSpec | GeoPolicySpec
+        try:
+            kind = ReplicationSpec if is_replication else GeoPolicySpec
+            spec = kind.model_validate(document["spec"])
+        except ValidationError as error:
+            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        before = document.get("status", {})
+        try:
+            region, answers = await self._ask(owner, spec)
+        except BadInput as error:
+            blocked: Object = {
+                "blocked_by": [str(error)], "observed_generation": owner.generation,
+            }  # fmt: skip
+            await self._say(owner, {**before, **blocked}, before)
+            return LOOK_S
+        said: ReplicationStatus | GeoPolicyStatus
+        if isinstance(spec, ReplicationSpec):
+            name = "WithinObjective"
+            said, why = replication(spec, region, answers)
+        else:
+            name = "Served"
+            said, why = geo_policy(region, answers)
+        status: Object = said.model_dump(mode="json", exclude_none=True)
+        status["observed_generation"] = owner.generation
+        judged = seen.condition(
+            name, not why, "Late" if why else "Holds", why or "all of it", before,
+            owner.generation, self._wall(),
+        )  # fmt: skip
+        await self._say(owner, status | {"conditions": [judged]}, before)
+        return LOOK_S
+
+    async def _ask(
+        self, owner: Owner, spec: ReplicationSpec | GeoPolicySpec
+    ) -> tuple[Region, Answers]:
+        """Raises BadInput for what is not there (yet)."""
+        found = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
+        if found is None:
+            raise BadInput(f"Region {spec.region} is not in this namespace")
+        region, problems = judge_region(spec.region, found["spec"])
+        if region is None:
+            raise BadInput(f"Region {spec.region} is not valid: {problems[0]}")
+        secret = await self._cluster.get("v1", "Secret", owner.namespace, spec.certificate)
+        if secret is None:
+            raise BadInput(f"Secret {spec.certificate} is not there")
+
+        async def one(idc: str) -> dict[str, Any] | str:
+            try:
+                return await self._peers.status(region, secret, idc)
+            except _SILENT as error:
+                return str(error)
+
+        names = [idc.name for idc in region.spec.idcs]
+        answers = await asyncio.gather(*(one(name) for name in names))
+        return region, dict(zip(names, answers, strict=True))
+
+    async def _say(self, owner: Owner, status: Object, before: Object) -> None:
+        """What is no longer so is not said any more: an apply leaves out what it does not name."""
+        if status == before:
+            return
+        await self._cluster.apply(seen.status_object(owner, status), status=True)
+        was = {each["type"]: each["status"] for each in before.get("conditions", ())}
+        for each in status.get("conditions", ()):
+            if was.get(each["type"]) != each["status"]:
+                warning = each["status"] != "True"
+                event = seen.event(owner, each["reason"], each["message"], self._wall(), warning)
+                await self._tell(event)
+
+
+# ------------------------------------------------------------------------------------- pure
+
+
+def replication(
+    spec: ReplicationSpec, region: Region, answers: Answers
+) -> tuple[ReplicationStatus, str]:
+    """And what keeps it from its objective; empty: nothing."""
+    flows, silent = [], []
+    for idc in region.spec.idcs:
+        answer = answers[idc.name]
+        if isinstance(answer, str):
+            silent.append(f"{idc.name}: {answer}")
+            continue
+        engine = MIRRORMAKER2 if idc.engines.mirror.mirrormaker2 else BUILTIN
+        flows += [
+            FlowStatus(
+                source=lag.peer,
+                target=idc.name,
+                engine=engine,
+                lag_ms=lag.ms,
+                records=lag.records,
+            )
+            for lag in process_of(answer, idc.name).lag
+        ]
+    late = [
+        f"{flow.source} -> {flow.target} lags {flow.lag_ms} ms, at most {spec.lag_slo_ms} are meant"
+        for flow in flows
+        if flow.lag_ms > spec.lag_slo_ms
+    ]
+    status = ReplicationStatus(
+        flows=flows, silent=silent, worst_lag_ms=max((flow.lag_ms for flow in flows), default=None)
+    )
+    return status, "; ".join([*late, *silent])
+
+
+def geo_policy(region: Region, answers: Answers) -> tuple[GeoPolicyStatus, str]:
+    """And what keeps the newest policy from being served everywhere; empty: nothing."""
+    documents = {idc: one for idc, one in answers.items() if not isinstance(one, str)}
+    policy = newest_policy(documents.values())
+    rows = policy.get("idcs") or {}
+    idcs, behind = [], []
+    newest = int(policy["epoch"]) if policy.get("epoch") is not None else None
+    for name, answer in answers.items():
+        row = rows.get(name) or {}
+        own: dict[str, Any] = {}
+        if isinstance(answer, str):
+            behind.append(f"{name}: {answer}")
+        else:
+            own = answer.get("policy") or {}
+            if own.get("epoch") != newest or own.get("stale"):
+                stale = ", and no majority confirms it" if own.get("stale") else ""
+                behind.append(f"{name} serves epoch {own.get('epoch')} of {newest}{stale}")
+        idcs.append(
+            IdcPolicy(
+                idc=name, state=str(row.get("state", "unknown")), ramp=int(row.get("ramp") or 0),
+                epoch=own.get("epoch"), stale=bool(own.get("stale")),
+            )
+        )  # fmt: skip
+    operation = str(policy.get("operation") or "")
+    status = GeoPolicyStatus(epoch=newest, operation=operation, idcs=idcs)
+    return status, "; ".join(behind)

@@ -1,0 +1,113 @@
+"""Friends, blocks and roles of groups between IDCs, one of which is lost in the middle: real nodes
+and SDKs over a simulated network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from imcore.errors import Code
+from services.sdk import Client, FriendChanged, Friends, GroupChanged, RequestRefused, SendFailed
+from services.sim.testing import Device, Stage, play
+from services.sim.world import World
+
+
+async def refused(device: Device, work: Callable[[Client], Coroutine[Any, Any, Any]]) -> str:
+    """The code that the doing of this device was refused with; empty: it was not."""
+    try:
+        await device.do(work)
+    except (RequestRefused, SendFailed) as error:
+        return error.code
+    return ""
+
+
+async def lose(stage: Stage, idc: str, *devices: Device) -> None:
+    """The machine, for good; until these are served by the others."""
+    stage.world.machines[idc].crash(power=True)
+    await stage.until(lambda: all(device.idc not in ("", idc) for device in devices), 60)
+
+
+async def alike(stage: Stage, conversation: str, idcs: tuple[str, ...]) -> None:
+    """Until these IDCs hold the same of the group."""
+    await stage.until(lambda: len({_rows(stage.world, idc, conversation) for idc in idcs}) == 1, 20)
+
+
+def _rows(world: World, idc: str, name: str) -> tuple[object, ...]:
+    node = world.machines[idc].node
+    assert node is not None
+    held = node.im.partition(name).conversations.get(name)
+    return (held.name, held.members(), held.roles()) if held is not None else ()
+
+
+def test_who_may_what_in_a_group_outlives_the_idc_that_took_it(tmp_path: Path) -> None:
+    async def script(stage: Stage) -> None:
+        ann, bob = await stage.device("ann", "p", "fra"), await stage.device("bob", "p", "iad")
+        carl = await stage.device("carl", "p", "iad")
+        made: str = await ann.do(lambda client: client.create_group(["bob", "carl"], "team"))
+        await ann.do(lambda client: client.set_role(made, "bob", "admin"))
+        await stage.until(lambda: any(each.roles for each in bob.of(GroupChanged)[1:]), 5)
+        assert await refused(carl, lambda client: client.remove(made, ["bob"])) == Code.FORBIDDEN
+        await bob.do(lambda client: client.announce(made, "no meeting today"))
+        await bob.do(lambda client: client.remove(made, ["carl"]))
+        await stage.until(lambda: bool(carl.of(GroupChanged)), 5)
+        assert carl.of(GroupChanged)[-1][:4] == (made, "bob", (), ("carl",))
+        await lose(stage, "fra", ann)
+        assert await refused(carl, lambda client: client.join(made)) == Code.FORBIDDEN
+
+        async def contradict(client: Client) -> None:
+            await client.rename(made, client.uid)
+            await client.set_role(made, client.uid, "member")
+
+        # Both do at once; the owner may not resign.
+        codes = await asyncio.gather(*(refused(device, contradict) for device in (ann, bob)))
+        assert codes == [Code.BAD_REQUEST, ""]
+        await alike(stage, made, ("iad", "sin"))
+        for device in (ann, bob):
+            group = await device.do(lambda client: client.group(made))
+            assert group[2:5] == (("ann", "bob"), "ann", ())
+            said = group.announcement
+            assert said is not None and said[:2] == ("no meeting today", "bob")
+            assert group.name in ("ann", "bob")
+
+    play(tmp_path / "sim", script)
+
+
+def test_friends_and_blocks_outlive_the_idc_that_took_them(tmp_path: Path) -> None:
+    async def script(stage: Stage) -> None:
+        ann, bob = await stage.device("ann", "p", "fra"), await stage.device("bob", "p", "iad")
+        eve = await stage.device("eve", "p", "iad")
+        await ann.do(lambda client: client.request_friend("bob"))
+        await stage.until(lambda: bob.of(FriendChanged) == [FriendChanged("ann", "asking")], 5)
+        await bob.do(lambda client: client.accept_friend("ann"))
+        await stage.until(lambda: ann.of(FriendChanged)[-1] == FriendChanged("bob", "friend"), 5)
+        await eve.do(lambda client: client.send(client.direct("ann"), b"hello"))
+        await ann.do(lambda client: client.block("eve"))
+        await lose(stage, "fra", ann)
+        # Held by another IDC when they were answered, so by now known to all.
+        assert await ann.do(lambda client: client.friends()) == Friends(("bob",), (), (), ("eve",))
+
+        async def writes(client: Client) -> None:
+            await client.send(client.direct("ann"), b"are you there?")
+
+        assert await refused(eve, writes) == Code.BLOCKED
+        assert await refused(bob, writes) == ""
+        # Contradicting words at once, in two IDCs or in one.
+        words = (
+            ann.do(lambda client: client.remove_friend("bob")),
+            bob.do(lambda client: client.block("ann")),
+            ann.do(lambda client: client.request_friend("bob")),
+        )
+        await asyncio.gather(*words, return_exceptions=True)
+        await stage.until(lambda: bob.of(FriendChanged)[-1] == FriendChanged("ann", "blocked"), 5)
+        new = await stage.device("ann", "new", "sin")
+        for device in (ann, new):
+            found = await device.do(lambda client: client.friends())
+            assert (found.friends, found.blocked) == ((), ("eve",))
+        assert (await bob.do(lambda client: client.friends())).blocked == ("ann",)
+        await ann.do(lambda client: client.block("eve", on=False))
+        await asyncio.sleep(1)
+        assert await refused(eve, writes) == ""
+
+    play(tmp_path / "sim", script)

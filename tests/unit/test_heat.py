@@ -1,0 +1,75 @@
+"""How a huge group is told follows from what it says and to how many, and comes back by itself."""
+
+from __future__ import annotations
+
+import itertools
+
+from services.im.heat import HOLD_S, Bounds, Heat, Level
+
+BOUNDS = Bounds(merged=10_000, signals=1_000_000)
+HUGE = 10_000
+
+
+def say(heat: Heat, per_s: float, audience: int, begin: float, seconds: float) -> list[Level]:
+    """The level behind each message."""
+    count = round(per_s * seconds)
+    return [heat.said(1, audience, begin + number / per_s) for number in range(count)]
+
+
+def test_a_quiet_group_is_told_at_once_however_large() -> None:
+    heat = Heat(BOUNDS, 0.0)
+    assert set(say(heat, 1 / 3, HUGE, 0.0, 60.0)) == {Level.AT_ONCE}
+
+
+def test_rate_times_audience_decides() -> None:
+    for audience, per_s, level in (
+        (HUGE, 50, Level.MERGED),
+        (HUGE, 200, Level.SIGNALS),
+        (600, 10, Level.AT_ONCE),
+        (600, 50, Level.MERGED),
+        (5, 1_000, Level.AT_ONCE),  # hardly anybody is there
+    ):
+        levels = say(Heat(BOUNDS, 0.0), per_s, audience, 0.0, 20.0)
+        assert levels[-1] is level, (audience, per_s)
+        assert levels == sorted(levels)
+
+
+def test_a_burst_counts_at_once() -> None:
+    assert Heat(BOUNDS, 0.0).said(50, HUGE, 0.0) is Level.MERGED
+    assert Heat(BOUNDS, 0.0).said(500, HUGE, 0.0) is Level.SIGNALS
+
+
+def test_it_recovers_by_itself_one_level_after_the_other() -> None:
+    heat = Heat(BOUNDS, 0.0)
+    say(heat, 200, HUGE, 0.0, 10.0)
+    seen = [(0.1 * turn, heat.look(HUGE, 10.0 + 0.1 * turn)) for turn in range(400)]
+    assert [level for _, level in seen] == sorted((level for _, level in seen), reverse=True)
+    merged = next(at for at, level in seen if level is Level.MERGED)
+    at_once = next(at for at, level in seen if level is Level.AT_ONCE)
+    assert HOLD_S <= merged < at_once - HOLD_S + 0.2 and at_once < 30.0
+
+
+def test_a_rate_that_plays_around_a_bound_changes_nothing() -> None:
+    heat = Heat(BOUNDS, 0.0)
+    levels, at = [], 0.0
+    for turn in range(40):  # three seconds above the bound, three below it
+        for _ in range(30):
+            at += 0.1
+            if turn % 2 == 0 or round(at * 10) % 2:
+                levels.append(heat.said(1, 1_400, at))
+    changes = sum(before is not after for before, after in itertools.pairwise(levels))
+    assert changes <= 1
+
+
+def test_a_pause_shorter_than_the_hold_keeps_the_level() -> None:
+    heat = Heat(BOUNDS, 0.0)
+    say(heat, 50, HUGE, 0.0, 5.0)
+    assert heat.look(HUGE, 5.0 + HOLD_S / 2) is Level.MERGED
+    assert heat.said(1, HUGE, 5.0 + HOLD_S - 0.5) is Level.MERGED
+
+
+def test_when_the_audience_has_gone_there_is_nothing_to_spare() -> None:
+    heat = Heat(BOUNDS, 0.0)
+    say(heat, 50, HUGE, 0.0, 5.0)
+    levels = say(heat, 50, 10, 5.0, 30.0)
+    assert levels[-1] is Level.AT_ONCE
