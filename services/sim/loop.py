@@ -349,7 +349,7 @@ class SimLoop(asyncio.BaseEventLoop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()
-            self._ready.clear()  # type: ignore[attr-defined]
+            self._ready.clear()
             self._scheduled.clear()
             super().close()
             if self.collects:
