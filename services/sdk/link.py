@@ -235,7 +235,10 @@ class Link:
             if tried[index] in candidates:
                 candidates.remove(tried[index])
 
-        head_starts = [head_start_s(self._took.get(gateway.name)) for gateway in tried]
+        head_starts = [
+            head_start_s(self._took.get(gateway.name), gateway.idc != after.idc)
+            for gateway, after in zip(tried, [*tried[1:], tried[-1]], strict=True)
+        ]
         dials = [partial(self._dial, gateway, self.dialer) for gateway in tried]
         return await self._dials.first(dials, head_starts, on_loss), lost
 

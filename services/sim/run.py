@@ -179,6 +179,7 @@ class _Run:
         await asyncio.gather(faults, doings, return_exceptions=True)
         self._faults.heal()
         world.trace.add("faults are over")
+        self._quiet_since = world.loop.time()  # votes that the last fault brought may stand yet
         load.stop()
         await background[1]
         await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")

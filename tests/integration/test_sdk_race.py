@@ -17,7 +17,7 @@ from services.linkproxy.proxy import LinkProxy
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
 
-PARAMETERS = {"connect_timeout_ms": 900, "backoff_base_ms": 5, "backoff_max_ms": 40}
+PARAMETERS = {"connect_timeout_ms": 3_000, "backoff_base_ms": 5, "backoff_max_ms": 40}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def test_one_that_never_answers_and_one_that_refuses_hold_nobody_up(region
         async with App(region, ca_file) as ann:
             took_s = asyncio.get_running_loop().time() - began
             assert ann.client.state.idc == "sin" and len(sin.connects) == 1
-            assert 0.25 <= took_s < 0.9  # the head start of the first, and no time-out
+            assert 1.0 <= took_s < 2.9  # the head start of the first, and no time-out
             # Whoever lost is found out all the same: it is what a failover goes by.
             await eventually(lambda: failures(region) == {"iad": "refused", "fra": "timeout"})
             assert ann.connections == ["sin"]
@@ -49,7 +49,7 @@ async def test_one_that_never_answers_and_one_that_refuses_hold_nobody_up(region
 
 async def test_a_loser_costs_no_session(region, ca_file):
     fra, iad, _ = region.idcs.values()
-    far = LinkSpec(delay_ms=80)  # three round trips until connected over TLS 1.3
+    far = LinkSpec(delay_ms=250)  # three round trips until connected over TLS 1.3
     specs = {("ann", "fra"): far, ("fra", "ann"): far}
     port, address = fra.port, ("127.0.0.1", fra.port)
     proxy = LinkProxy({"ann": address, "fra": address}, specs, random.Random(1))

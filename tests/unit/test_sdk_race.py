@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.sdk.core.race import DELAY_MAX_S, DELAY_S, Race, head_start_s
+from services.sdk.core.race import DELAY_MAX_S, DELAY_S, ELSEWHERE_S, Race, head_start_s
 
 
 def starts(race: Race, until: float, fails: dict[float, int] | None = None) -> dict[int, float]:
@@ -39,6 +39,11 @@ def test_it_is_over_when_all_have_failed():
 
 
 def test_a_gateway_that_is_far_away_is_given_its_time():
-    assert head_start_s(None) == head_start_s(0.01) == DELAY_S
-    assert head_start_s(0.6) > 0.6
-    assert head_start_s(60.0) == DELAY_MAX_S
+    assert head_start_s(None, False) == head_start_s(0.01, False) == DELAY_S
+    assert head_start_s(0.6, False) > 0.6
+    assert head_start_s(60.0, False) == DELAY_MAX_S
+
+
+def test_another_idc_is_dialled_later_than_another_gateway_at_home():
+    assert head_start_s(None, True) == head_start_s(0.3, True) == ELSEWHERE_S > DELAY_S
+    assert head_start_s(0.8, True) > 0.8
