@@ -244,6 +244,33 @@ class Says(NamedTuple):
     reactions: list[str]
 
 
+class Read(NamedTuple):
+    """The application says that its user has read up to this message. ``ask``: unique in the
+    run."""
+
+    t: int
+    n: int
+    c: int
+    tag: str
+    ask: int
+
+
+class ReadDone(NamedTuple):
+    """The service has answered that it holds this read cursor."""
+
+    t: int
+    ask: int
+
+
+class Unread(NamedTuple):
+    """Login n was told how many messages of a conversation are unread."""
+
+    t: int
+    n: int
+    c: int
+    unread: int
+
+
 class ViewSays(NamedTuple):
     """In the view of login n a message was changed, and says this."""
 
@@ -258,7 +285,7 @@ class ViewSays(NamedTuple):
 Event = (
     Device | Closed | Conversation | Member | Compose | Ack | Placed | SendFailed | Shown | Moved
     | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
-    | Change | ChangeDone | Says | ViewSays
+    | Change | ChangeDone | Says | ViewSays | Read | ReadDone | Unread
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
@@ -268,6 +295,7 @@ _KINDS: dict[str, type[Event]] = {
     "cursor": Cursor, "connection": Connection, "phase": Phase, "fault": Fault, "quiet": Quiet,
     "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
     "change": Change, "change_done": ChangeDone, "says": Says, "view_says": ViewSays,
+    "read": Read, "read_done": ReadDone, "unread": Unread,
 }  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())

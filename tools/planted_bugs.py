@@ -36,9 +36,9 @@ PLANTED = (
         "        self._synced_bytes = self.segments[-1].size",
     ),
     Planted(
-        "cursor that goes back", 40, "an SDK tells every cursor, also one below the last",
-        "services/sdk/core/view.py",
-        "if place < self._read.get(uid, place):", "if False:",
+        "cursor that goes back", 4, "of two read cursors the one that came last counts",
+        "services/im/fold.py",
+        "if stored is None or place_of(pb.Place.FromString(stored)) < place:", "if True:",
     ),
     Planted(
         "mirrored op mirrored on", 3, "what a mirror brought is put into the own log too (once)",

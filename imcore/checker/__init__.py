@@ -35,6 +35,7 @@ def check_events(events: Iterable[h.Event], listeners: Iterable[Listener] = ()) 
             feed(event)
     stream.writers.judge()
     stream.changes.judge()
+    stream.unread.judge()
     Final(stream.state, report).judge()
     return report
 

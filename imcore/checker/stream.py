@@ -22,6 +22,7 @@ from imcore.checker.state import (
     State,
     ViewState,
 )
+from imcore.checker.unread import Unread
 from imcore.checker.verdict import Kind, Report
 from imcore.checker.writers import Writers
 
@@ -38,6 +39,7 @@ class Stream:
         self._sessions = Sessions(self.state, report)
         self.writers = Writers(report)
         self.changes = Changes(self.state, report)
+        self.unread = Unread(self.state, report)
         self._handlers: dict[type, Callable[[Any], None]] = {
             h.Device: self._device,
             h.Closed: self._closed,
@@ -54,14 +56,17 @@ class Stream:
             h.View: self._view,
             h.Cursor: self._cursor,
             h.Connection: self._sessions.connection,
-            h.Fault: self._sessions.fault,
+            h.Fault: self._fault,
             h.Looking: self._sessions.looking,
             h.Policy: Policies(report).feed,
             h.Replica: self._replica,
             h.Change: self.changes.change,
             h.ChangeDone: self.changes.done,
             h.Says: self.changes.says,
-            h.ViewSays: self.changes.view_says,
+            h.ViewSays: self._view_says,
+            h.Read: self.unread.read,
+            h.ReadDone: self.unread.done,
+            h.Unread: self.unread.unread,
         }
 
     def feed(self, event: h.Event) -> None:
@@ -107,6 +112,14 @@ class Stream:
         name = f"{event.uid}'s fresh login at {event.idc}"
         self.state.logins[event.n] = LoginState(name, event.uid, event.idc)
         self.report.counts.logins += 1
+
+    def _fault(self, event: h.Fault) -> None:
+        self._sessions.fault(event)
+        self.unread.fault(event)
+
+    def _view_says(self, event: h.ViewSays) -> None:
+        self.changes.view_says(event)
+        self.unread.view_says(event)
 
     def _replica(self, event: h.Replica) -> None:
         self.state.replicas[event.idc] = event.hash

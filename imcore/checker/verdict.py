@@ -28,6 +28,7 @@ class Kind(StrEnum):
     PLACE_TWICE = "place_twice"  # two acked messages have one place of one origin
     CLOCK_BACK = "clock_back"  # acked places of one origin whose seq and clock disagree
     CURSOR_BACK = "cursor_back"  # a read cursor went back on a device
+    UNREAD_WRONG = "unread_wrong"  # in the end, against what was read and what stands above it
     OWN_UNSEEN = "own_unseen"  # a device's own acked message, where it had been acked
     REPLICAS_DIFFER = "replicas_differ"  # in the end, by the hashes of their states
     CHANGES_DIFFER = "changes_differ"  # in the end, what edits, a recall, reactions made of one
@@ -49,7 +50,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
     "phantom": (Kind.PHANTOM, Kind.ALTERED, Kind.STRAY),
     "policy_wrong": (Kind.EPOCH_BACK, Kind.EPOCH_DISPUTED),
     "two_writers": (Kind.PLACE_TWICE, Kind.CLOCK_BACK),
-    "session_broken": (Kind.CURSOR_BACK, Kind.OWN_UNSEEN),
+    "session_broken": (Kind.CURSOR_BACK, Kind.UNREAD_WRONG, Kind.OWN_UNSEEN),
     "replicas_differ": (Kind.REPLICAS_DIFFER,),
     "changes_wrong": (Kind.CHANGES_DIFFER, Kind.CHANGE_LOST, Kind.CHANGE_PHANTOM),
     "unproven": (Kind.UNPROVEN,),
@@ -75,6 +76,7 @@ class Counts:
     policies: int = 0  # what was said of policies
     placed: int = 0  # acks that told where the message stands
     cursors: int = 0  # read cursors that devices were told
+    unread: int = 0  # unread counts that fresh logins were told, judged
     own_looked_for: int = 0  # own messages that had to be in a view or a look before the end
     changes: int = 0  # edits, recalls and reactions that were asked for
     replicas: int = 0  # whose states were hashed in the end

@@ -48,7 +48,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "phantom": "Never composed, or altered",
         "policy_wrong": "Policy epochs that went back, or in two contents",
         "two_writers": "Places acked by two writers",
-        "session_broken": "Read cursors that went back, own messages unseen",
+        "session_broken": "Read cursors that went back, unread counts wrong, own messages unseen",
         "replicas_differ": "Replicas that differ in the end",
         "changes_wrong": "Edits, recalls and reactions that differ, or are lost",
         "unproven": UNPROVEN,
@@ -57,7 +57,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
     unseen = {
         "policy_wrong": not counts.policies,
         "two_writers": not counts.placed,
-        "session_broken": not counts.cursors + counts.own_looked_for,
+        "session_broken": not counts.cursors + counts.unread + counts.own_looked_for,
         "replicas_differ": not counts.replicas,
         "changes_wrong": not counts.changes,
     }

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -316,7 +316,13 @@ class _Views(Recorder):
         self.found: dict[str, set[str]] = {}
 
     def login(
-        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[Stood]]
+        self,
+        n: int,
+        uid: str,
+        idc: str,
+        purpose: str,
+        views: dict[str, list[Stood]],
+        unread: Mapping[str, int],
     ) -> None:
         tags = self.found.setdefault(idc, set())
         for messages in views.values():

@@ -15,6 +15,7 @@ class GatewayConfig:
     push_bytes_max: int = 256 * 1024  # unsent: beyond it pushes are dropped (the reader is slow)
     response_bytes_max: int = 2 * 1024 * 1024  # unsent: beyond it the connection is closed
     stuck_ms: int = 10_000  # over push_bytes_max for this long: closed, slow_consumer
+    user_timeout_ms: int = 20_000  # unacknowledged by the peer's TCP for this long: it is gone
     requests_per_s: float = 200.0  # one client cannot take the process: refill of its bucket
     requests_burst: int = 400  # and its size (an outbox offered again after a move comes at once)
     retry_after_ms: int = 1_000  # told to clients that are turned away or closed as too slow

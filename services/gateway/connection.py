@@ -66,6 +66,10 @@ class Connection(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # What is pushed to a client in the background that is not there any more would else be
+            # sent again for a quarter of an hour, or until its next heartbeat is overdue.
+            timeout_ms = self._config.user_timeout_ms
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         peer = transport.get_extra_info("peername")
         self.peer_address = str(peer[0]) if peer else ""
         self._transport.set_write_buffer_limits(high=self._config.push_bytes_max)

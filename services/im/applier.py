@@ -177,19 +177,12 @@ class Applier:
     def wake(self) -> None:
         self._wake.set()
 
-    def wake_if_behind(self) -> None:
-        """A log has grown, perhaps in other partitions only: to drain for nothing costs as much as
-        a quarter of a message, and there are as many partitions as appliers."""
-        if self._spoiled or self._any_behind():
+    def wake_if_behind(self, origin: Origin, source: Log) -> None:
+        """This log has grown, perhaps in other partitions only: to drain for nothing costs as much
+        as a quarter of a message, and there are as many partitions as appliers. For the same reason
+        the other logs are not looked at."""
+        if self._spoiled or source.end(self.partition).lsn > self.lsn(origin):
             self._wake.set()
-
-    def _any_behind(self) -> bool:
-        number, positions = self.partition, self._positions
-        for origin, source in self._logs.held().items():
-            position = positions.get(origin)
-            if source.end(number).lsn > (position.lsn if position else 0):
-                return True
-        return False
 
     def _behind(self) -> list[tuple[Origin, Log]]:
         """The logs with durable records that are not folded."""

@@ -298,7 +298,9 @@ class Fold:
             fill_origin(copy.origin, origin)
             fill_place(copy.place, own_place)
             fill_place(row.place, own_place)
-            self._store_class(key, class_key, row, None, rows)
+            rows.put(class_key, row.SerializeToString(deterministic=True))
+            order = keys.order(self._partition, own_place, key)
+            rows.put(order, keys.identity_value(origin, op.seq))
             entry.place = own_place
             self._claims(message.claims, rows, effects)
             return

@@ -88,7 +88,7 @@ class IpconfServer:
         self._in_minority = in_minority
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
-        self._parameters = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+        self._parameters = _parameters(region)
         lookups_per_s = region.spec.limits.lookups_per_s
         self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._runner: web.AppRunner | None = None
@@ -153,7 +153,7 @@ class IpconfServer:
                 "placement": placement,
                 "idcs": list(dict.fromkeys(each.gateway.idc for each in ranked)),
                 "gateways": [_row(each) for each in ranked],
-                "parameters": self._parameters,
+                "parameters": self._parameters[network],
                 "ttl_ms": TTL_MS,
             }
         )
@@ -192,6 +192,13 @@ class IpconfServer:
         while hops and inside(address, self._proxies):
             address = _parsed(hops.pop())
         return address
+
+
+def _parameters(region: Region) -> dict[str, dict[str, Any]]:
+    """What clients are told, by the kind of their network."""
+    common = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+    kinds = {"cellular": common.pop("cellular")}
+    return {network: common | kinds.get(network, {}) for network in NETWORKS}
 
 
 def _parsed(text: str) -> Address:

@@ -161,13 +161,16 @@ class Load:
 
     async def _read(self) -> None:
         """Each device in turn says that its user has read up to what it was shown last, which need
-        not be the last message: a cursor must not go back to it."""
-        for member in itertools.cycle(self.devices):
+        not be the last message, and every third time up to an earlier one: a cursor must not go
+        back to it."""
+        for turn, member in enumerate(itertools.cycle(self.devices)):
             await asyncio.sleep(READ_S)
             if member.ear.recent:
-                conversation, key, _ = member.ear.recent[-1]
+                conversation, key, _ = member.ear.recent[0 if turn % 3 == 2 else -1]
+                ask = self.recorder.read(member.ear, conversation, key)
                 with contextlib.suppress(ImError):  # not connected; it is another's turn
                     await member.session.read_up_to(conversation, key)
+                    self.recorder.read_done(ask)
 
     async def _send_all(self, rates: Rates, on_sample: Callable[[Sample], None]) -> None:
         sizes = [len(uids) for _, uids in self._groups]

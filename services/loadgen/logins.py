@@ -64,13 +64,13 @@ async def look(
                 n = recorder.looking(idc)
                 try:
                     async with asyncio.timeout_at(min(deadline, _now() + TIMEOUT_S)):
-                        views = await _views(connect, wanted, idc, address, purpose)
+                        views, unread = await _views(connect, wanted, idc, address, purpose)
                 except (ImError, TimeoutError) as error:
                     reason = str(error) or "no answer in time"
                     if _now() >= deadline:
                         break
                 else:
-                    recorder.login(n, wanted.uid, idc, purpose, views)
+                    recorder.login(n, wanted.uid, idc, purpose, views, unread)
                     return
             failures.append(Failure(wanted.uid, idc, reason))
 
@@ -84,12 +84,13 @@ def _now() -> float:
 
 async def _views(
     connect: Connect, wanted: Look, idc: str, address: str, purpose: str
-) -> dict[str, list[Stood]]:
+) -> tuple[dict[str, list[Stood]], Mapping[str, int]]:
     session = connect(wanted.uid, f"{purpose}-{idc}", address, Deaf(), False)
     try:
         await session.open()
         if session.idc != idc:
             raise Unavailable(f"the login came to {session.idc or 'no IDC'}, not to {idc}")
-        return {name: await session.history(name) for name in wanted.conversations}
+        unread = await session.unread()
+        return {name: await session.history(name) for name in wanted.conversations}, unread
     finally:
         await session.close()

@@ -3,7 +3,7 @@ the recorder and the runner know nothing else of a client."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from imcore.words import Place
@@ -80,6 +80,11 @@ class Session(Protocol):
 
     async def read_up_to(self, conversation: str, key: str) -> None:
         """This user has read up to this message, which was shown. Raises ImError."""
+        ...
+
+    async def unread(self) -> Mapping[str, int]:
+        """How many messages of each of this user's conversations are unread; those are left out of
+        which there may be more. Raises ImError."""
         ...
 
     async def history(self, conversation: str) -> list[Stood]:

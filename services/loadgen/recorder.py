@@ -4,7 +4,7 @@ view. It knows only the callbacks of ``services.loadgen.ports.Listener``."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from imcore import history as h
 from imcore.words import is_group
@@ -205,6 +205,17 @@ class Recorder:
     def change_done(self, ask: int) -> None:
         self.write(h.ChangeDone(self.now_us(), ask))
 
+    def read(self, ear: Ear, conversation: str, key: str) -> int:
+        """Its user has read up to this message; what is to be answered."""
+        ask = self._asks
+        self._asks += 1
+        c, tag = self.conversation(conversation), self.tags[key]
+        self.write(h.Read(self.now_us(), ear.n, c, tag, ask))
+        return ask
+
+    def read_done(self, ask: int) -> None:
+        self.write(h.ReadDone(self.now_us(), ask))
+
     def ack(self, ear: Ear, conversation: str, tag: str, acked: Acked) -> None:
         now = self.now_us()
         self.waiting.pop(tag, None)
@@ -247,7 +258,13 @@ class Recorder:
         return n
 
     def login(
-        self, n: int, uid: str, idc: str, purpose: str, views: dict[str, list[Stood]]
+        self,
+        n: int,
+        uid: str,
+        idc: str,
+        purpose: str,
+        views: dict[str, list[Stood]],
+        unread: Mapping[str, int],
     ) -> None:
         """What the fresh login of this number found, by conversation."""
         now = self.now_us()
@@ -260,3 +277,5 @@ class Recorder:
                 says, reactions = _says(message.content, message.recalled, message.reactions)
                 if says != tag or reactions:
                     self.write(h.ViewSays(now, n, c, tag, says, reactions))
+            if conversation in unread:
+                self.write(h.Unread(now, n, c, unread[conversation]))

@@ -70,6 +70,10 @@ class SdkSession:
     async def read_up_to(self, conversation: str, key: str) -> None:
         await self._client.cursor(conversation, key)
 
+    async def unread(self) -> dict[str, int]:
+        found = await self._client.conversation_list()
+        return {row.conversation: row.unread for row in found if not row.more_unread}
+
     async def history(self, conversation: str) -> list[Stood]:
         while await self._client.sync_history(conversation, HISTORY_PAGE):
             pass

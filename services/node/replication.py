@@ -4,6 +4,7 @@ and who is known under which incarnation."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import grpc
 
@@ -15,7 +16,7 @@ from services.im.incarnation import Register
 from services.mirror.follow import Follower
 from services.mirror.progress import Progress
 from services.node.seals import Seals
-from services.ports import LogStore, Mirror
+from services.ports import Log, LogStore, Mirror
 from services.tracing.spans import Tracing
 
 _HEARD_S = 2.0
@@ -54,9 +55,10 @@ class Replication:
     def applied(self, origin: Origin) -> dict[int, int]:
         return {a.partition: a.applied().get(origin, 0) for a in self.appliers}
 
-    def wake_appliers(self) -> None:
+    def wake_appliers(self, origin: Origin, log: Log) -> None:
+        """That log has grown, or may have."""
         for applier in self.appliers:
-            applier.wake_if_behind()
+            applier.wake_if_behind(origin, log)
 
     def watch_copies(self) -> Callable[[], None]:
         """Wakes the appliers whenever a log that is held grows; call again for new logs."""
@@ -66,8 +68,8 @@ class Replication:
             for origin, log in self._store.held().items():
                 if origin not in seen:
                     seen.add(origin)
-                    log.subscribe(self.wake_appliers)
-            self.wake_appliers()
+                    log.subscribe(partial(self.wake_appliers, origin, log))
+                self.wake_appliers(origin, log)
 
         return refresh
 

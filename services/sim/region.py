@@ -25,7 +25,16 @@ OPERATOR = "near-iad"  # where the operator sits
 WITNESS_EVERY = 4  # so many seeds, one has two IDCs and a witness
 ANTI_FLAP_MS = 8_000  # so that an IDC is emptied several times in a minute
 # So low that a burst meets them: some of it is refused, and what comes behind it is not.
-LIMITS = {"conversation_in_flight": 3, "user_requests_per_s": 40}
+LIMITS = {
+    "conversation_in_flight": 3,
+    "user_requests_per_s": 40,
+    # Groups of four and more are huge ones, which a burst makes hot.
+    "group_merge_deliveries_per_s": 4,
+    "group_signal_deliveries_per_s": 12,
+    "group_window_ms": 100,
+    "group_signal_ms": 500,
+}
+HUGE_ABOVE = 3
 
 
 class Layout(NamedTuple):
@@ -89,6 +98,7 @@ def region(layout: Layout, gateways: int = 2) -> Region:
         some["witness"] = {"name": layout.witness, "peer": endpoints(len(PLACES))["peer"]}
     if layout.tight:
         some |= {"safety": {"anti_flap_ms": ANTI_FLAP_MS}, "limits": LIMITS}
+        some["messages"] = {"push_group_members_max": HUGE_ABOVE}
     return Region.model_validate(
         {
             "apiVersion": "imctl.dev/v1alpha1",

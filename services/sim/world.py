@@ -490,6 +490,9 @@ class SimSession:
     async def read_up_to(self, conversation: str, key: str) -> None:
         await self.there(self._session.read_up_to(conversation, key))
 
+    async def unread(self) -> dict[str, int]:
+        return cast(dict[str, int], await self.there(self._session.unread()))
+
     async def history(self, conversation: str) -> list[Stood]:
         return cast(list[Stood], await self.there(self._session.history(conversation)))
 

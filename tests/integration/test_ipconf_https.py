@@ -99,6 +99,10 @@ async def test_a_client_is_told_where_to_connect(api: Api) -> None:
     }
     assert body["parameters"]["heartbeat_ms"] == api.region.spec.client.heartbeat_ms
     assert body["parameters"]["transports"] == ["tcp", "websocket", "polling"]
+    cellular = (await api.get(query="?network=cellular"))[1]["parameters"]
+    differs = {key for key in cellular if cellular[key] != body["parameters"][key]}
+    assert differs == {"connect_timeout_ms", "heartbeat_timeout_ms"}
+    assert cellular["connect_timeout_ms"] == api.region.spec.client.cellular.connect_timeout_ms
     ticket = read(api.keys, body["placement"].encode())
     assert ticket == Ticket("americas", "alice", 3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import overload
+from benchmarks import crowd, overload
 from benchmarks.storm import CLIENTS, CONNECTS_PER_S, enough_files, storm
 
 
@@ -26,3 +26,18 @@ async def test_at_twice_the_sustained_rate_an_idc_sheds_answers_in_time_and_reco
     assert found["accepted"] > 0.5 * found["sustained"]
     assert found["p99_ms"] < overload.IN_TIME_MS
     assert found["recovered_s"] < 5
+
+
+@pytest.mark.nightly
+async def test_ordinary_conversations_beside_a_group_of_ten_thousand_are_as_fast_as_without_it(
+    figures,
+):
+    enough_files(CLIENTS + 2_000)
+    found = await crowd.measure()
+    figures("a group of 10,000 at 50 messages/s beside 1,000 conversations", found)
+    alone, beside = found["alone"], found["beside"]
+    assert alone["missing"] == beside["missing"] == 0
+    assert found["seen_least"] == found["seen_most"] == found["group_said"]
+    assert beside["p50_ms"] < 2 * alone["p50_ms"]
+    assert beside["p99_ms"] < 2 * alone["p99_ms"]
+    assert found["reconnected_s"] < 2 * CLIENTS / 500  # as a gateway lets them in

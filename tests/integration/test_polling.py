@@ -188,7 +188,9 @@ class Bare:
 async def bare(front: Front) -> AsyncIterator[Bare]:
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Bare(http, front.gateways[0].port)
+        made = Bare(http, front.gateways[0].port)
+        yield made
+        await made.post("/poll/close", made.ident)  # or the gateway would wait for it
 
 
 def hello(front: Front) -> bytes:

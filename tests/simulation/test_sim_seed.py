@@ -67,6 +67,7 @@ def test_another_seed_is_another_world() -> None:
     one, other = run_seed(SEED, 1.0), run_seed(SEED + 1, 1.0)
     assert not one.violated and not other.violated
     assert one.trace != other.trace
+    assert any(" history Unread " in line for line in one.trace)  # or nothing was judged of them
 
 
 def test_the_fixed_set_meets_every_rare_branch(

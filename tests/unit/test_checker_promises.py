@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from imcore import history as h
 from imcore.checker import Kind, Report, check_events
+from imcore.checker.unread import SPREAD_US
 
 A, B, C = (h.seal(number, "text")[0] for number in range(3))
 IDCS = ["fra", "iad"]
@@ -97,6 +98,73 @@ def test_a_clock_that_goes_back_while_the_seq_rises_is_two_writers_whatever_came
     report = talk(h.Placed(30, 0, B, "fra.1", 8, 100), h.Placed(31, 0, A, "fra.1", 6, 100))
     assert report.violations == {Kind.CLOCK_BACK: 1}
     assert "from 100 to 100" in report.examples[Kind.CLOCK_BACK][0]
+
+
+# --------------------------------------------------------------------------- unread counts
+
+
+def unread(first: int, second: int, *lines: h.Event) -> Report:
+    """Bob's fresh logins at the two IDCs are told these counts of what ann has sent: A, B."""
+    counts = zip((100, 101), (first, second), strict=True)
+    return talk(*lines, after=[h.Unread(911, n, 0, count) for n, count in counts])
+
+
+def test_unread_is_what_others_sent_above_the_highest_cursor_that_was_answered() -> None:
+    assert unread(2, 2).counts.unread == 2
+    read: list[h.Event] = [
+        h.Read(30, 1, 0, B, 1),
+        h.ReadDone(31, 1),
+        h.Read(32, 1, 0, A, 2),
+        h.ReadDone(33, 2),
+    ]
+    for report in (unread(2, 2), unread(0, 0, *read), unread(1, 1, *read[2:])):
+        assert report.clean, report.as_json()
+    report = unread(0, 1, *read)
+    assert report.violations == {Kind.UNREAD_WRONG: 1}
+    assert report.total("session_broken") == 1 and report.exit_code == 1
+    assert report.examples[Kind.UNREAD_WRONG] == [
+        "bob's fresh login at iad is told 1 unread of d:ann:bob, where bob has read up to "
+        f"{B} and 0 are above."
+    ]
+    assert unread(2, 2, *read[2:]).violations == {Kind.UNREAD_WRONG: 2}
+
+
+def test_a_cursor_that_was_not_answered_may_count_or_not() -> None:
+    read: list[h.Event] = [h.Read(30, 1, 0, A, 1), h.ReadDone(31, 1), h.Read(32, 1, 0, B, 2)]
+    assert unread(1, 0, *read).clean
+    assert unread(2, 0, *read).violations == {Kind.UNREAD_WRONG: 1}
+
+
+def test_a_cursor_may_be_lost_with_the_idc_that_answered_it() -> None:
+    read: list[h.Event] = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1)]
+    assert unread(0, 2, *read, h.Fault(40, "fra", "wipe")).clean
+    assert unread(0, 1, *read, h.Fault(40, "fra", "wipe")).violations == {Kind.UNREAD_WRONG: 1}
+    assert unread(0, 2, *read, h.Fault(40, "iad", "wipe")).violations == {Kind.UNREAD_WRONG: 1}
+    late = h.Fault(32 + SPREAD_US, "fra", "wipe")
+    assert unread(0, 2, *read, late).violations == {Kind.UNREAD_WRONG: 1}
+
+
+def test_a_recalled_message_and_ones_own_are_not_unread() -> None:
+    asked: list[h.Event] = [h.Change(30, 0, 0, B, 7, "recall", ""), h.ChangeDone(31, 7)]
+    asked += [h.Says(32, n, 0, B, "", []) for n in (0, 1)]
+    said: list[h.Event] = [h.ViewSays(911, n, 0, B, "", []) for n in (100, 101)]
+    told: list[h.Event] = [h.Unread(912, n, 0, 1) for n in (100, 101)]
+    report = talk(*asked, after=[*said, *told])
+    assert report.clean, report.as_json()
+    mine: list[h.Event] = [h.Login(920, 102, "ann", "fra", "final"), h.View(920, 102, 0, [A, B])]
+    mine += [h.ViewSays(920, 102, 0, B, "", [])]
+    assert talk(*asked, after=[*said, *told, *mine, h.Unread(921, 102, 0, 0)]).clean
+    found = talk(*asked, after=[*said, *told, *mine, h.Unread(921, 102, 0, 1)])
+    assert found.violations == {Kind.UNREAD_WRONG: 1}
+
+
+def test_of_who_came_later_and_of_what_moved_nothing_is_known() -> None:
+    away: list[h.Event] = [h.Member(30, 0, "bob", False), h.Member(31, 0, "bob", True)]
+    report = unread(7, 7, *away)
+    assert report.clean and not report.counts.unread
+    moved: list[h.Event] = [h.Read(30, 1, 0, B, 1), h.ReadDone(31, 1), h.Moved(32, 1, 0, B, 1, 0)]
+    report = unread(7, 7, *moved, h.Moved(33, 1, 0, B, 0, 1))
+    assert not report.counts.unread and Kind.UNREAD_WRONG not in report.violations
 
 
 # --------------------------------------------------------------------------- cursors

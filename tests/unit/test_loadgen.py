@@ -31,6 +31,7 @@ class World:
     def __init__(self) -> None:
         self.messages: dict[str, list[tuple[str, str, bytes]]] = {}  # key, uid, content
         self.members: dict[str, list[str]] = {}
+        self.read: dict[tuple[str, str], int] = {}  # how many of a conversation a user has read
         self.sessions: list[MemorySession] = []
         self.up = {idc: asyncio.Event() for idc in ADDRESSES}
         for event in self.up.values():
@@ -101,7 +102,19 @@ class MemorySession:
         return Acked("stored", Place(seq, Origin("fra", 1), seq))
 
     async def read_up_to(self, conversation: str, key: str) -> None:
-        self.listener.cursor(conversation, key, self.uid)
+        number = int(key.rpartition("/")[2]) + 1
+        if number > self.world.read.get((self.uid, conversation), 0):
+            self.world.read[self.uid, conversation] = number
+            self.listener.cursor(conversation, key, self.uid)
+
+    async def unread(self) -> dict[str, int]:
+        return {
+            name: sum(
+                uid != self.uid and key not in self.world.forget
+                for key, uid, _ in log[self.world.read.get((self.uid, name), 0) :]
+            )
+            for name, log in self.world.messages.items()
+        }
 
     async def history(self, conversation: str) -> list[Stood]:
         log = self.world.messages.get(conversation, [])

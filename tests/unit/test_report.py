@@ -127,8 +127,9 @@ def test_each_violation_breaks_its_promise() -> None:
         Kind.STRAY: "Never composed, or altered",
         Kind.EPOCH_BACK: "Policy epochs that went back, or in two contents",
         Kind.EPOCH_DISPUTED: "Policy epochs that went back, or in two contents",
-        Kind.CURSOR_BACK: "Read cursors that went back, own messages unseen",
-        Kind.OWN_UNSEEN: "Read cursors that went back, own messages unseen",
+        Kind.CURSOR_BACK: "Read cursors that went back, unread counts wrong, own messages unseen",
+        Kind.UNREAD_WRONG: "Read cursors that went back, unread counts wrong, own messages unseen",
+        Kind.OWN_UNSEEN: "Read cursors that went back, unread counts wrong, own messages unseen",
         Kind.REPLICAS_DIFFER: "Replicas that differ in the end",
         Kind.UNPROVEN: "Conversations not looked at in an IDC",
     }.items():
@@ -148,7 +149,7 @@ def test_what_the_history_holds_nothing_of_is_not_promised() -> None:
     verdict.counts.policies = verdict.counts.cursors = verdict.counts.replicas = 1
     assert {promise.name for promise in promises.of_verdict(verdict)} - names == {
         "Policy epochs that went back, or in two contents",
-        "Read cursors that went back, own messages unseen",
+        "Read cursors that went back, unread counts wrong, own messages unseen",
         "Replicas that differ in the end",
     }
 

@@ -34,6 +34,7 @@ class World:
 
     def __init__(self, failover: bool = True, moves: bool = True) -> None:
         self.failover, self.moves = failover, moves
+        self.read: dict[tuple[str, str], int] = {}  # how many of a conversation a user has read
         self.states = dict.fromkeys(IDCS, "active")
         self.logs: dict[str, list[tuple[str, bytes]]] = {}
         self.members: dict[str, list[str]] = {}
@@ -137,7 +138,16 @@ class MemorySession:
         return Acked("stored", place)
 
     async def read_up_to(self, conversation: str, key: str) -> None:
-        self.listener.cursor(conversation, key, self.uid)
+        number = int(key.rpartition("/")[2])
+        if number > self.world.read.get((self.uid, conversation), 0):
+            self.world.read[self.uid, conversation] = number
+            self.listener.cursor(conversation, key, self.uid)
+
+    async def unread(self) -> dict[str, int]:
+        return {
+            name: sum(uid != self.uid for uid, _ in log[self.world.read.get((self.uid, name), 0) :])
+            for name, log in self.world.logs.items()
+        }
 
     async def history(self, conversation: str) -> list[Stood]:
         return [Stood("", content) for _, content in self.world.logs.get(conversation, [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 
 import pytest
@@ -53,6 +54,16 @@ async def test_two_clients_chat_over_tls(keys, tls):
         push = await bob.event("push")
         assert push.push.entries[0].message.content == b"hi" and keys.seen(stamp_of(push.stamp)) > 0
         await ann.event("push")  # its sender's own devices too
+
+
+async def test_a_connection_waits_for_nothing_and_not_for_ever_for_a_peer_that_is_gone(keys, tls):
+    async with Front(keys, tls) as front:
+        await front.connect("ann")
+        [connection] = front.gateways[0]._connections.values()
+        assert connection._transport is not None
+        raw = connection._transport.get_extra_info("socket")
+        assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
 
 
 async def test_large_bodies_go_in_chunks_both_ways(keys, tls):
