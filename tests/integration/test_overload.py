@@ -15,6 +15,7 @@ from imcore.runtime import ManualClock, SystemClock
 from imcore.tls import gateway_ssl_context
 from services.gateway.config import GatewayConfig
 from services.im.load import ConversationLoad
+from services.im.pulls import Pulls
 from services.im.server import KV_FAILURES
 from services.im.testing import OpenIdc
 from services.node.risk import Guarded, rules_of
@@ -168,6 +169,7 @@ async def test_reads_of_a_kv_that_is_away_fail_at_once_after_a_while(open_idc: O
     await fra.folded()
     kept, away = fra.im.kv, AwayKv()
     fra.im.kv = away  # type: ignore[assignment]
+    fra.im.pulls = Pulls(fra.im.kv, fra.im.keys)  # with nothing in memory
     slow = await asyncio.gather(*(fra.pull(ann, "d:ann:bob") for _ in range(KV_FAILURES)))
     assert {answer.error.code for answer in slow} == {Code.UNAVAILABLE}
     asked, begun = away.asked, time.monotonic()
@@ -177,6 +179,7 @@ async def test_reads_of_a_kv_that_is_away_fail_at_once_after_a_while(open_idc: O
     assert time.monotonic() - begun < 0.4 and away.asked == asked
     assert not (await fra.send(ann, "d:ann:bob", 2)).HasField("error")  # a send needs no read here
     fra.im.kv = kept
+    fra.im.pulls = Pulls(kept, fra.im.keys)
     async with asyncio.timeout(5):
         while (await fra.pull(ann, "d:ann:bob")).HasField("error"):  # noqa: ASYNC110 - it is asked
             await asyncio.sleep(0.02)
