@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DELAY_S = 0.25  # as RFC 8305 recommends
-# Before one in another IDC: a home that is slow, as when everybody returns at once, must not pour its
-# clients over the others, which would only send them back.
+# Before one in another IDC: a home that is slow, as when everybody returns at once, must not pour
+# its clients over the others, which would only send them back.
 ELSEWHERE_S = 1.0
 DELAY_MAX_S = 2.0
 FAR = 1.5  # a gateway whose last handshake is known has as many times that
