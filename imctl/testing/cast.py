@@ -84,7 +84,9 @@ class Actor:
         """Up to what it was shown last. Raises ImError."""
         if self.ear.recent:
             conversation, key, _ = self.ear.recent[-1]
+            ask = self._cast.recorder.read(self.ear, conversation, key)
             await self.session.read_up_to(conversation, key)
+            self._cast.recorder.read_done(ask)
 
 
 class Couple(NamedTuple):
