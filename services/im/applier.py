@@ -23,7 +23,7 @@ from imcore.convert import origin_of, origin_pb
 from imcore.errors import Damaged, ImError, StaleWriter
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import Origin, Vector
+from imcore.words import ClientKey, Origin, Vector
 from services.im.cache import ConversationCache
 from services.im.conversation import Conversation
 from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, fits, needs
@@ -103,6 +103,7 @@ class Applier:
         self._told_to: Vector = {}  # while it is folded again: what was told before
         self._owed: list[tuple[Origin, Effects]] = []  # told once it is whole again
         self._owed_friends = Effects()  # the same; also of what was told before
+        self._recalled_before: set[ClientKey] = set()  # by what was told before and is not again
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
         self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
@@ -293,7 +294,8 @@ class Applier:
                 effects.keep_below(
                     {name: at.heads.get(origin, 0) for name, at in conversations.items()}
                 )
-            recalled = set().union(*(effects.recalled() for _, effects in owed))
+            recalled = self._recalled_before.union(*(effects.recalled() for _, effects in owed))
+            self._recalled_before = set()
             for origin, effects in owed:
                 effects.leave_out(recalled)
                 self._told(origin, effects)
@@ -374,7 +376,9 @@ class Applier:
         for name, (before, after) in effects.friends.items():
             # Also when it was told before: without the rest it may have become something else.
             self._owed_friends.now_friends(name, before, after)
-        if not again:
+        if again:
+            self._recalled_before |= effects.recalled()
+        else:
             later = Effects(effects.entries, effects.audience, effects.cursors)
             later.moved.update(effects.entries)  # by the time at which it is told
             self._owed.append((origin, later))
@@ -427,6 +431,7 @@ class Applier:
         nobody may cut away what is to be folded again (services.node.retention)."""
         self._spoiled = self._beginning = True
         self._conversations.withhold()
+        self._recalled_before = set()
         self.begun += 1
         self.begins_again()
         for origin, position in self._positions.items():

@@ -57,7 +57,9 @@ class ConversationCache:
     def publish(self, changed: Mapping[str, Conversation]) -> None:
         """These are committed. The applier had loaded each of them, so no read of an earlier state
         can be under way."""
-        self._loaded.update(changed)
+        for name, conversation in changed.items():
+            self._loaded[name] = conversation
+            self._loaded.move_to_end(name)
 
     @property
     def withheld(self) -> bool:
@@ -119,7 +121,8 @@ class ConversationCache:
             await asyncio.sleep(0)  # a KV need not suspend, and a group may have 10,000
 
     def trim(self) -> None:
-        """Forget those that were read first; called by the applier between batches."""
+        """Forget those that were read or written to longest ago; called by the applier between
+        batches."""
         while len(self._loaded) > self._keep:
             self._loaded.popitem(last=False)
 

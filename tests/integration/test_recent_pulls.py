@@ -159,6 +159,9 @@ async def test_what_is_told_late_is_not_kept(open_idc: OpenIdc) -> None:
     await sin.folded()
     await same_as_stored(sin, {IAD: 1})
     assert b"secret" not in (await pulled(sin, {IAD: 1})).SerializeToString()
+    told = [entry for name, _, entry in sin.pushes.entries if name == DIRECT]
+    assert [entry.WhichOneof("kind") for entry in told] == ["change", "message"]
+    assert not any(b"secret" in entry.SerializeToString() for entry in told)
 
 
 async def test_those_who_ask_for_the_same_at_once_share_a_read(open_idc: OpenIdc) -> None:
