@@ -13,13 +13,14 @@ from imctl.options import Format
 
 
 def console() -> Console:
-    """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal."""
-    return Console(highlight=False, soft_wrap=False)
+    """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal. Ids
+    such as d:a:b are no emoji."""
+    return Console(highlight=False, soft_wrap=False, emoji=False)
 
 
 def notes() -> Console:
     """Standard error, for what goes with a result and is none: it never mixes with JSON."""
-    return Console(stderr=True, highlight=False, soft_wrap=False)
+    return Console(stderr=True, highlight=False, soft_wrap=False, emoji=False)
 
 
 def time_of_day(at_ms: int) -> str:
