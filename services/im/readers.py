@@ -19,8 +19,8 @@ from imcore.errors import Code, Refused, Unavailable
 from imcore.limits import CID_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
-from imcore.words import ClientKey, Place, direct_members, valid_id
-from services.im import keys
+from imcore.words import ClientKey, Place, valid_id
+from services.im import friends, keys
 from services.im.conversation import Conversation
 from services.im.partition import Partition
 from services.ports import Session
@@ -54,15 +54,19 @@ class Receipts:
 
 
 def tell(server: ImServer) -> None:
-    """The others of small conversations. A group that is not in memory says nothing now."""
+    """The others of small conversations. One that is not in memory says nothing now."""
     for uid, name, place in server.receipts.taken():
-        members: tuple[str, ...] = direct_members(name) or ()
-        if not members:
-            conversation = server.partition(name).conversations.get(name)
-            members = conversation.members() if conversation is not None else ()
-        if uid in members and len(members) <= TOLD_MEMBERS_MAX:
+        conversation = server.partition(name).conversations.get(name)
+        if conversation is None or len(conversation.members()) > TOLD_MEMBERS_MAX:
+            continue
+        members = conversation.members()
+        others = [
+            other
+            for other in members
+            if other != uid and friends.refusal(conversation, other) is None
+        ]
+        if uid in members and others:
             moved = pb.CursorMoved(conversation=name, uid=uid, place=place_pb(place))
-            others = [other for other in members if other != uid]
             server.pushes.tell(others, pb.Event(cursor_moved=moved))
 
 
@@ -70,6 +74,8 @@ async def page(server: ImServer, session: Session, request: pb.Readers) -> pb.Re
     """Raises Refused, Overloaded, Unavailable."""
     key = key_of(request.message)
     partition, conversation = await server.readable(session, key.conversation)
+    if (blocked := friends.refusal(conversation, session.uid)) is not None:
+        raise blocked
     names = (key.uid, key.device, key.outbox)
     if not all(map(valid_id, names)) or not 1 <= key.cid <= CID_MAX:
         raise Refused(Code.BAD_REQUEST, "who has read is asked of a message")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from imcore.convert import key_pb
+from imcore.convert import key_pb, stamp_pb
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey
 from services.im import readers
-from services.im.testing import Idc, OpenIdc
+from services.im.testing import KEYS, Idc, OpenIdc
 from services.node.convergence import partition_hash
 from services.ports import Session
 
@@ -201,3 +201,24 @@ async def test_nobody_is_told_in_a_group_above_the_size(
     await read(fra, fra.session("eve"), placed)
     await fra.folded()
     assert told(fra) == []
+
+
+async def test_whom_the_other_blocks_learns_nothing_of_what_is_read(open_idc: OpenIdc) -> None:
+    fra = await open_idc(others=())
+    placed = await said(fra, "ann", DIRECT, 1)
+    back = await said(fra, "bob", DIRECT, 1)
+    word = pb.SetFriend(uid="ann", word=pb.SetFriend.BLOCK)
+    word.composed.CopyFrom(stamp_pb(KEYS.stamp(fra.im.hlc.last)))
+    assert not (await fra.ask(fra.session("bob"), pb.Request(set_friend=word))).error.code
+    await fra.folded()
+    told(fra)
+    await read(fra, fra.session("bob"), placed)
+    await read(fra, fra.session("ann"), back)
+    fra.im.tick()
+    await fra.folded()
+    fra.im.tick()
+    assert [one[:2] for one in told(fra)] == [("bob", "ann")]  # not ann, of bob
+    request = pb.Request(readers=pb.Readers(message=placed.key))
+    assert (await fra.ask(fra.session("ann"), request)).error.code == Code.BLOCKED
+    request = pb.Request(readers=pb.Readers(message=back.key))
+    assert not (await fra.ask(fra.session("bob"), request)).error.code
