@@ -54,10 +54,15 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures) -> None:
         client(lab, cast, "ann", "phone", VICTIM) as ann,
         client(lab, cast, "bob", "phone", SURVIVOR) as bob,
     ):
+
+        async def at_home() -> bool:
+            return (ann.state.idc, bob.state.idc) == (VICTIM, SURVIVOR)
+
+        # An IDC that has just begun to serve is in ipconf's answers a moment later.
+        await until(at_home, 20, "the clients are not sent home")
         chat = ann.direct("bob")
         keys = [(await ann.send(chat, b"%d" % number)).key for number in range(4)]
         await shows(bob, chat, 4)
-        assert (ann.state.idc, bob.state.idc) == (VICTIM, SURVIVOR)
         await ann.edit(chat, keys[0], b"edited")
         await ann.recall(chat, keys[1])
         await ann.react(chat, keys[2], "heart")
