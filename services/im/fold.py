@@ -230,11 +230,13 @@ class Fold:
         for name in effects.entries:
             conversation = conversations[name]
             rows.put(keys.heads(self._partition, name), conversation.heads_row())
-            audience = conversation.members()
+            audience = members = conversation.members()
             if left := effects.left.get(name):
-                audience = tuple(sorted(left.union(audience)))
+                audience = tuple(sorted(left.union(members)))
             effects.audience[name] = audience
-            if len(audience) <= self._timeline_members_max:
+            # Of a group that has just shrunk to this size everybody: its membership alone named it
+            # until now, and names it no more.
+            if len(members) <= self._timeline_members_max:
                 number = keys.number(timeline)
                 for uid in audience:
                     rows.put(keys.timeline(self._partition, uid, name), number)

@@ -110,6 +110,22 @@ async def test_a_large_group_is_found_by_membership_and_stays_out_of_timelines(
     assert [c.conversation for c in again.conversations] == [GROUP]
 
 
+async def test_a_group_that_is_not_large_any_more_is_in_everybodys_timeline(
+    open_idc: OpenIdc,
+) -> None:
+    fra = await open_idc(others=(), policy=Messages(push_group_members_max=2))
+    ann, bob = fra.session("ann"), fra.session("bob")
+    await fra.create(ann, GROUP, "bob", "eve")
+    await fra.folded()
+    token = (await fra.ask(bob, pb.Request(sync=pb.Sync()))).sync_ok.token
+    await fra.send(ann, GROUP, 1, b"while it was large")
+    await fra.change(fra.session("eve"), GROUP, leave=["eve"])
+    await fra.folded()
+    for since in (b"", token):
+        synced = (await fra.ask(bob, pb.Request(sync=pb.Sync(since=since)))).sync_ok
+        assert [c.conversation for c in synced.conversations] == [GROUP]
+
+
 # ------------------------------------------------------- groups and the loss of their IDC
 
 

@@ -124,7 +124,7 @@ async def test_more_acks_than_a_heartbeat_holds_all_arrive(region, ca_file):
 async def test_a_group_request_that_fits_no_frame_is_refused(region, ca_file):
     async with App(region, ca_file) as ann:
         with pytest.raises(RequestRefused) as refused:
-            await ann.client.create_group([f"{n:u>64}" for n in range(5_000)])
+            await ann.client.remove("g:team", [f"{n:u>64}" for n in range(5_000)])
         assert refused.value.code == "too_large"
         await ann.client.send(CHAT, b"x", timeout_ms=2_000)
 
