@@ -113,9 +113,9 @@ class Puller:
     def heads(self, behind: Iterable[pb.ConversationHeads]) -> None:
         """The IDC says what it has (or what this session should have)."""
         for item in behind:
-            view = self._view(item.conversation)
-            view.heads(vector_of(item.heads), item.stable)
-            if view.received.behind():
+            view, heads = self._view(item.conversation), vector_of(item.heads)
+            view.heads(heads, item.stable)
+            if view.received.behind() or view.ahead(heads):
                 self.want(item.conversation)
 
     def heads_within(self, behind: Iterable[pb.ConversationHeads], within_ms: int) -> None:

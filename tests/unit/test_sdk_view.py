@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imcore.convert import attested_pb, key_pb, origin_pb, place_pb
+from imcore.convert import attested_pb, key_of, key_pb, origin_pb, place_pb
 from imcore.limits import CLAIMS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place
@@ -157,6 +158,32 @@ def test_a_seal_drops_positions_but_neither_message_nor_place():
     view.entries([message(2, again, 1, 50, Place(20, FRA, 2))], True)
     assert shown.cids() == [1, 2, 3] and len(shown.events) == 3
     assert not view.received.add(FRA, 2)
+
+
+def test_a_change_above_a_seal_is_undone():
+    """It was shown before any other IDC held it, and its IDC is lost."""
+    shown = Shown()
+    view = shown.view
+    first = message(1, FRA, 1, 10)
+    key = key_of(first.message.placed.key)
+
+    def change(origin: Origin, seq: int, hlc: int, **what: Any) -> pb.Entry:
+        made = pb.ChangeEntry(key=first.message.placed.key, actor="ann", **what)
+        made.order.hlc = hlc
+        return pb.Entry(origin=origin_pb(origin), seq=seq, hlc=hlc, change=made)
+
+    view.entries([first, change(IAD, 1, 20, edit=b"kept"), change(FRA, 2, 30, edit=b"lost")], True)
+    view.entries([change(FRA, 3, 40, recall=pb.Recall())], True)
+    assert view.changed(key).recalled
+    assert view.ahead({FRA: 1, IAD: 1}) and not view.ahead({FRA: 3, IAD: 1})
+    view.ends([pb.SuspendedOrigin(origin=origin_pb(FRA), end=1, sealed=True)])
+    assert (view.changed(key).recalled, view.changed(key).content) == (False, b"kept")
+    assert shown.events[-1] == view.changed(key) and not view.ahead({FRA: 1, IAD: 1})
+    view.entries([change(FRA, 3, 40, recall=pb.Recall())], True)  # on its way for long
+    assert not view.changed(key).recalled
+    again = Origin("fra", 2)
+    view.entries([change(again, 1, 30, edit=b"lost")], True)  # published again
+    assert view.changed(key).content == b"lost"
 
 
 def test_late_is_what_comes_below_the_stable_watermark():

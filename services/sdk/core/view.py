@@ -78,6 +78,9 @@ class View:
         self._era = 1
         self._suspects: dict[ClientKey, Class] = {}
         self._changes: dict[ClientKey, pb.Changes] = {}  # may come before the message
+        # What they were made of: above a seal it is void.
+        self._made_of: dict[ClientKey, dict[tuple[Origin, int], pb.ChangeEntry]] = {}
+        self._changed_to: Vector = {}  # the highest positions of changes, by origin
         self._read: dict[str, Place] = {}  # how far each user has read, as told
 
     # -------------------------------------------------------------------------- receiving
@@ -115,7 +118,8 @@ class View:
                 op = entry.place_op
                 self._lower(key_of(op.key), place_of(op.place), None, from_idc)
             elif kind == "change":
-                self._change(entry.change)
+                if seq <= self.received.sealed.get(origin, seq):
+                    self._change(entry.change, (origin, seq))
             elif kind == "membership" and fresh:
                 self._emit(group.changed(self.conversation, entry.membership))
             for claim in entry.claims:
@@ -162,8 +166,10 @@ class View:
         if key in self._changes:
             self._emit(self.changed(key))
 
-    def _change(self, change: pb.ChangeEntry) -> None:
+    def _change(self, change: pb.ChangeEntry, at: tuple[Origin, int]) -> None:
         key = key_of(change.key)
+        self._made_of.setdefault(key, {})[at] = change
+        self._changed_to[at[0]] = max(at[1], self._changed_to.get(at[0], 0))
         folded = self._changes.setdefault(key, pb.Changes())
         if changes.merge(folded, change) and key in self.classes:
             self._emit(self.changed(key))
@@ -273,7 +279,34 @@ class View:
         sealed: Vector = {}
         for item in suspended:
             (sealed if item.sealed else open_)[origin_of(item.origin)] = item.end
+        known = dict(self.received.sealed)
         self.received.ends(open_, sealed)
+        if self.received.sealed != known:
+            self._undo()
+
+    def ahead(self, heads: Mapping[Origin, int]) -> bool:
+        """Whether changes stand here that an IDC with these heads does not have: it may know of a
+        seal below them, and tells that with a pull."""
+        return any(seq > heads.get(origin, 0) for origin, seq in self._changed_to.items())
+
+    def _undo(self) -> None:
+        """Changes above a seal were taken by an IDC that is lost: no other has them. One that has
+        was asked again, or published it again, as an entry of another origin."""
+        ends = self.received.sealed
+        for origin in ends.keys() & self._changed_to.keys():
+            self._changed_to[origin] = min(ends[origin], self._changed_to[origin])
+        for key, made_of in self._made_of.items():
+            void = [at for at in made_of if at[1] > ends.get(at[0], at[1])]
+            if not void:
+                continue
+            for at in void:
+                del made_of[at]
+            folded = pb.Changes()
+            for change in made_of.values():
+                changes.merge(folded, change)
+            was, self._changes[key] = self._changes[key], folded
+            if folded != was and key in self.classes:
+                self._emit(self.changed(key))
 
     # -------------------------------------------------------------------------- connection
 
