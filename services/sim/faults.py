@@ -112,6 +112,7 @@ class Faults:
         """The IDC is lost with its disk, and built again from nothing. For its last moments the
         others did not hear it: what it acked then is in outboxes alone."""
         await self._cut([(idc, other) for other in self._others(idc)], UNHEARD_S)
+        self._tell(idc, "is lost with its disk")  # the history must know from when on
         self._world.machines[idc].crash(power=True)
         self._world.machines[idc].wipe()
         await asyncio.sleep(self._rng.uniform(5, 12))
