@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
@@ -16,11 +16,10 @@ from imcore.errors import BadInput
 from imcore.pki import REGION_KEYS
 from imctl.api.drills import DRILL_FINAL, DrillPhase, DrillRunSpec, DrillRunStatus
 from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC
-from imctl.reconcile import drillrun, seen
+from imctl.reconcile import drillrun, needs, seen
 from imctl.reconcile.cluster import Cluster, Rejected
-from imctl.reconcile.decide import judge_region
 from imctl.reconcile.driller import Drilling, Job
-from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import pki_of
 
 FOLLOW_S = 1.0
@@ -28,7 +27,6 @@ WAIT_S = 3.0
 AGAIN_S = 10.0  # between tries to undo
 
 Status = DrillRunStatus
-Tell = Callable[[Object], Awaitable[None]]
 
 
 class DrillRuns:
@@ -152,26 +150,15 @@ class DrillRuns:
 
     async def _job(self, owner: Owner, spec: DrillRunSpec, text: str) -> Job:
         """Raises BadInput for what is not there (yet)."""
-        found = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
-        if found is None:
-            raise BadInput(f"Region {spec.region} is not in this namespace")
-        region, problems = judge_region(spec.region, found["spec"])
-        if region is None:
-            raise BadInput(f"Region {spec.region} is not valid: {problems[0]}")
-        pki = pki_of(await self._secret(owner, spec.certificate))
-        keys = await self._secret(owner, spec.region_keys)
+        region = await needs.region_of(self._cluster, owner, spec.region)
+        pki = pki_of(await needs.secret_of(self._cluster, owner, spec.certificate))
+        keys = await needs.secret_of(self._cluster, owner, spec.region_keys)
         try:
             pki[REGION_KEYS] = base64.b64decode(keys.get("data", {})[REGION_KEYS], validate=True)
         except (KeyError, binascii.Error) as error:
             raise BadInput(f"Secret {spec.region_keys} lacks {REGION_KEYS}") from error
         namespaces = drillrun.namespaces_of(spec, region, owner.namespace)
         return Job(drillrun.name_of(spec, owner.name), text, spec.var, region, namespaces, pki)
-
-    async def _secret(self, owner: Owner, name: str) -> Object:
-        secret = await self._cluster.get("v1", "Secret", owner.namespace, name)
-        if secret is None:
-            raise BadInput(f"Secret {name} is not there")
-        return secret
 
     async def _objections(self, owner: Owner, spec: DrillRunSpec, job: Job) -> list[str]:
         found = []

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
+from imcore.errors import BadInput
 from imcore.region.model import Region
-from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec
-from imctl.reconcile import process, seen
+from imctl.reconcile import needs, process, seen
 from imctl.reconcile.cluster import LOOKER, Cluster, Rejected
-from imctl.reconcile.decide import judge_region
-from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.peers import Peers
+from imctl.reconcile.observed import Object, Owner, Tell
+from imctl.reconcile.peers import SILENT, Peers
 
 LOOK_S = 5.0
-
-_SILENT = (BadInput, OutcomeUnknown, Refused, Unavailable)
-Tell = Callable[[Object], Awaitable[None]]
 
 
 class Looks:
@@ -53,17 +48,11 @@ class Looks:
 
     async def _needs(self, owner: Owner, spec: IdcSpec) -> tuple[Region | None, Object]:
         """The Region (None: it is gone) and the Secret. Raises BadInput for what is of no use."""
-        found = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
-        if found is None:
-            return None, {}
-        region, problems = judge_region(spec.region, found["spec"])
+        region = await needs.region_if_any(self._cluster, owner, spec.region)
         if region is None:
-            raise BadInput(f"Region {spec.region} is not valid: {problems[0]}")
+            return None, {}
         assert spec.role_certificate is not None
-        secret = await self._cluster.get("v1", "Secret", owner.namespace, spec.role_certificate)
-        if secret is None:
-            raise BadInput(f"Secret {spec.role_certificate} is not there")
-        return region, secret
+        return region, await needs.secret_of(self._cluster, owner, spec.role_certificate)
 
     # ------------------------------------------------------------------------ how it is
 
@@ -82,7 +71,7 @@ class Looks:
             said = {"process": process.process_of(answer, spec.idc).model_dump(mode="json")}
         except KeyError:
             holds, reason, message = False, "Unknown", f"Region {spec.region} has no {spec.idc}"
-        except _SILENT as error:
+        except SILENT as error:
             holds, reason, message = False, "Silent", str(error)
         reachable = seen.condition(
             "Reachable", holds, reason, message, before, owner.generation, self._wall()
@@ -103,7 +92,7 @@ class Looks:
     async def _empty(self, owner: Owner, spec: IdcSpec, document: Object) -> float | None:
         try:
             why, goes = await self._drain(owner, spec)
-        except _SILENT as error:
+        except SILENT as error:
             why, goes = process.unasked(str(error)), ""
         if not why:
             await self._cluster.finalizers(document, [])

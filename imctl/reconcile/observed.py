@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Object = dict[str, Any]
+Tell = Callable[[Object], Awaitable[None]]  # keeps an Event
 
 
 class Owner(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from cryptography import x509
 
 from imcore.auditfile import FILE
-from imcore.errors import BadInput
+from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
 from imcore.pki import DOMAIN
 from imcore.region.model import Region
 from imcore.roles import NAMES, Role
@@ -30,6 +30,8 @@ from services.control.rules import Change
 from services.policy.document import Policy
 
 STATUS_S = 2.0
+# What asking the processes of a region may raise, also before it comes to that.
+SILENT = (BadInput, OutcomeUnknown, Refused, Unavailable)
 
 
 class Mover(Protocol):

@@ -7,23 +7,19 @@ from collections.abc import Awaitable, Callable
 
 from pydantic import ValidationError
 
-from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
 from imcore.region.model import Region
-from imctl.api.kinds import API_VERSION
 from imctl.api.operation import FINAL, RunPhase, TrafficOperationSpec, TrafficOperationStatus
 from imctl.opwatch import UNKNOWN_S
-from imctl.reconcile import seen, traffic
+from imctl.reconcile import needs, seen, traffic
 from imctl.reconcile.cluster import Cluster, Rejected
-from imctl.reconcile.decide import judge_region
-from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.peers import Mover, Peers
+from imctl.reconcile.observed import Object, Owner, Tell
+from imctl.reconcile.peers import SILENT, Mover, Peers
 from services.policy.document import OperationState
 
 FOLLOW_S = 1.0
 WAIT_S = 3.0
 
 Status = TrafficOperationStatus
-Tell = Callable[[Object], Awaitable[None]]
 
 
 class Runs:
@@ -54,7 +50,7 @@ class Runs:
                     await run.follow(control, self._doubtful_for)
                 else:
                     await run.ask(control, region)
-        except (Unavailable, OutcomeUnknown, BadInput, Refused) as error:
+        except SILENT as error:
             await run.say(traffic.waiting(run.status, owner.generation, [str(error)]))
             return WAIT_S
         if run.status.phase in FINAL:
@@ -100,16 +96,8 @@ class _Run:
     async def needs(self) -> tuple[Region, Object]:
         """Raises BadInput for what is not there (yet)."""
         owner, spec = self._owner, self._spec
-        found = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
-        if found is None:
-            raise BadInput(f"Region {spec.region} is not in this namespace")
-        region, problems = judge_region(spec.region, found["spec"])
-        if region is None:
-            raise BadInput(f"Region {spec.region} is not valid: {problems[0]}")
-        secret = await self._cluster.get("v1", "Secret", owner.namespace, spec.certificate)
-        if secret is None:
-            raise BadInput(f"Secret {spec.certificate} is not there")
-        return region, secret
+        region = await needs.region_of(self._cluster, owner, spec.region)
+        return region, await needs.secret_of(self._cluster, owner, spec.certificate)
 
     async def ask(self, control: Mover, region: Region) -> None:
         """Before it asks it writes down that it does, and at which epoch: whoever comes after it

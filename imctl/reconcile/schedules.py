@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -12,12 +12,10 @@ from imctl.api.drills import DrillSpec, DrillStatus, SchedulePhase
 from imctl.api.kinds import API_VERSION, DRILL_RUN
 from imctl.reconcile import scheduled, seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
-from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.scheduled import Turn
 
 LOOK_S = 20.0  # its runs end, and the clock may be set
-
-Tell = Callable[[Object], Awaitable[None]]
 
 
 class Schedules:

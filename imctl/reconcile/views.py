@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
+from imcore.errors import BadInput
 from imcore.region.model import Region
-from imctl.api.kinds import API_VERSION, REPLICATION
+from imctl.api.kinds import REPLICATION
 from imctl.api.views import (
     FlowStatus,
     GeoPolicySpec,
@@ -19,20 +19,17 @@ from imctl.api.views import (
     ReplicationSpec,
     ReplicationStatus,
 )
-from imctl.reconcile import seen
+from imctl.reconcile import needs, seen
 from imctl.reconcile.cluster import Cluster, Rejected
-from imctl.reconcile.decide import judge_region
-from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.peers import Peers
+from imctl.reconcile.observed import Object, Owner, Tell
+from imctl.reconcile.peers import SILENT, Peers
 from imctl.reconcile.process import process_of
 from imctl.statusview import newest_policy
 
 LOOK_S = 5.0
 BUILTIN, MIRRORMAKER2 = "builtin", "mirrormaker2"
 
-Tell = Callable[[Object], Awaitable[None]]
 Answers = Mapping[str, dict[str, Any] | str]  # by IDC: its status document, or why there is none
-_SILENT = (BadInput, OutcomeUnknown, Refused, Unavailable)
 
 
 class Views:
@@ -85,20 +82,13 @@ class Views:
         self, owner: Owner, spec: ReplicationSpec | GeoPolicySpec
     ) -> tuple[Region, Answers]:
         """Raises BadInput for what is not there (yet)."""
-        found = await self._cluster.get(API_VERSION, "Region", owner.namespace, spec.region)
-        if found is None:
-            raise BadInput(f"Region {spec.region} is not in this namespace")
-        region, problems = judge_region(spec.region, found["spec"])
-        if region is None:
-            raise BadInput(f"Region {spec.region} is not valid: {problems[0]}")
-        secret = await self._cluster.get("v1", "Secret", owner.namespace, spec.certificate)
-        if secret is None:
-            raise BadInput(f"Secret {spec.certificate} is not there")
+        region = await needs.region_of(self._cluster, owner, spec.region)
+        secret = await needs.secret_of(self._cluster, owner, spec.certificate)
 
         async def one(idc: str) -> dict[str, Any] | str:
             try:
                 return await self._peers.status(region, secret, idc)
-            except _SILENT as error:
+            except SILENT as error:
                 return str(error)
 
         names = [idc.name for idc in region.spec.idcs]

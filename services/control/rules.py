@@ -170,25 +170,16 @@ def replication_lag_of_heard(case: Case) -> Blocker | None:
 def replication_lag_of_survivors(case: Case) -> Blocker | None:
     """Asked for only: how far those that take a lost IDC's clients are behind each other. Behind
     the lost one everybody lags, more and more."""
-    limit = case.change.max_lag_ms
-    known = {name: facts for name in case.others() if (facts := case.facts(name))}
-    worst = max(
-        (
-            facts.lag_ms.get(of.origin, 0)
-            for name, facts in known.items()
-            for other, of in known.items()
-            if name != other
-        ),
-        default=0,
-    )
-    if not limit or worst <= limit:
+    if not case.change.max_lag_ms:
         return None
-    return Blocker(
-        "replication-lag",
-        f"{worst} ms",
-        f"{limit} ms",
-        f"replication between the survivors lags {worst} ms, {limit} allowed",
-    )
+    known = {name: facts for name in case.others() if (facts := case.facts(name))}
+    lags = [
+        facts.lag_ms.get(of.origin, 0)
+        for name, facts in known.items()
+        for other, of in known.items()
+        if name != other
+    ]
+    return _too_long(lags, case.change.max_lag_ms, "the survivors")
 
 
 def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
@@ -199,6 +190,10 @@ def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
         facts = case.facts(name)
         if facts and about:
             lags += [facts.lag_ms.get(about.origin, 0), about.lag_ms.get(facts.origin, 0)]
+    return _too_long(lags, limit, f"{case.change.idc} and the others")
+
+
+def _too_long(lags: Iterable[int], limit: int, between: str) -> Blocker | None:
     worst = max(lags, default=0)
     if worst <= limit:
         return None
@@ -206,7 +201,7 @@ def _lag(case: Case, others: Iterable[str]) -> Blocker | None:
         "replication-lag",
         f"{worst} ms",
         f"{limit} ms",
-        f"replication between {case.change.idc} and the others lags {worst} ms, {limit} allowed",
+        f"replication between {between} lags {worst} ms, {limit} allowed",
     )
 
 
