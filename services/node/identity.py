@@ -59,9 +59,12 @@ async def settle(
     clock: Clock,
 ) -> Settled:
     """Waits for a majority as long as it takes."""
+    offered: dict[Register, Decision] = {}
     while True:
         try:
-            return await _settle_once(idc, partitions, store, proposer, channels, retired, clock)
+            return await _settle_once(
+                idc, partitions, store, proposer, channels, retired, clock, offered
+            )
         except ImError as error:
             log.warning("%s cannot settle its incarnation yet: %s", idc, error)
             await asyncio.sleep(_RETRY_S)
@@ -75,7 +78,10 @@ async def _settle_once(
     channels: Mapping[str, grpc.aio.Channel],
     retired: frozenset[str],
     clock: Clock,
+    offered: dict[Register, Decision],
 ) -> Settled:
+    """``offered``: what this start has proposed so far. A commit of which no answer came may stand
+    all the same: without it the own one looks like that of a later boot, on another disk."""
     value, _ = await proposer.read(register_key(idc))
     asked_at = clock.now()
     committed = Register.from_json(value) if value else None
@@ -103,10 +109,17 @@ async def _settle_once(
         clean=store.clean,
         fsynced=store.fsynced,
     )
-    decision = decide(committed, facts, peers)
-    if not decision.kept and not may_seal(peers):
-        raise Unavailable("no IDC that has what survives answers; the seal must not lie below it")
-    await _commit(idc, proposer, committed, decision, clock, asked_at)
+    stands = offered.get(committed) if committed is not None else None
+    if stands is not None and stands.register.log_id == facts.log_id:
+        decision = stands
+    else:
+        decision = decide(committed, facts, peers)
+        if not decision.kept and not may_seal(peers):
+            raise Unavailable(
+                "no IDC that has what survives answers; the seal must not lie below it"
+            )
+        offered[decision.register] = decision
+        await _commit(idc, proposer, committed, decision, clock, asked_at)
     await store.confirm_boot()
     log.info("%s %s", idc, decision.sentence)
     if committed is not None and not decision.kept:

@@ -1,0 +1,58 @@
+"""Settling an incarnation when the answer to its commit is lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from imcore.errors import OutcomeUnknown
+from imcore.runtime import SystemClock
+from services.control.caspaxos import Proposer
+from services.engines.disk import RealDisk
+from services.engines.log_store import SegmentLogStore
+from services.im.incarnation import Register
+from services.node import identity
+
+
+class Registers:
+    """One register; the answer to the first commit of each start does not come."""
+
+    def __init__(self) -> None:
+        self.value: bytes | None = None
+        self.lose = True
+
+    async def read(self, key: str) -> tuple[bytes | None, int]:
+        return self.value, 0
+
+    async def change(self, key: str, fn: Callable[[bytes | None], bytes]) -> bytes:
+        self.value = fn(self.value)
+        if self.lose:
+            self.lose = False
+            raise OutcomeUnknown("no answer came in time")
+        return self.value
+
+
+async def start(folder: Path, registers: Registers) -> Register:
+    store = await SegmentLogStore.open(str(folder), 1, RealDisk(), random.Random(1))
+    try:
+        settled = await identity.settle(
+            "fra", 1, store, cast(Proposer, registers), {}, frozenset(), SystemClock()
+        )
+        return settled.register
+    finally:
+        await store.close()
+
+
+async def test_an_idc_knows_its_own_commit_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_RETRY_S", 0.0)
+    registers = Registers()
+    assert (await start(tmp_path, registers)).incarnation == 1
+    registers.lose = True
+    again = await start(tmp_path, registers)
+    assert (again.incarnation, again.seals) == (1, ())
