@@ -122,6 +122,7 @@ class Submission(NamedTuple):
     seen_hlc: int
     refs: bytes = b""
     trace: pb.TraceContext | None = None  # under which it is logged, when it is followed
+    encrypted: bool = False
 
 
 @dataclass(slots=True)
@@ -271,7 +272,7 @@ class Sequencer:
         message.content = submission.content
         message.refs = submission.refs
         message.content_hash = submission.content_hash
-        message.composed_ms = submission.composed_ms
+        message.composed_ms, message.encrypted = submission.composed_ms, submission.encrypted
         if submission.trace is not None:
             op.trace.CopyFrom(submission.trace)
         if place != own:
@@ -311,6 +312,7 @@ class Sequencer:
         name: str = "",
         roles: Sequence[pb.RoleChange] = (),
         announcement: pb.Announcement | None = None,
+        encrypted: bool = False,
     ) -> oplog.Op:
         op = self._op(conversation, head, wall_ms, seen_hlc)
         for uid, member in changes:
@@ -318,6 +320,7 @@ class Sequencer:
         op.membership.create = create
         op.membership.name = name
         op.membership.actor = actor
+        op.membership.encrypted = encrypted
         op.membership.roles.extend(roles)
         if announcement is not None:
             op.membership.announcement.CopyFrom(announcement)

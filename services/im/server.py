@@ -38,6 +38,7 @@ from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, 
 from services.im import (
     acks,
     changes,
+    device_keys,
     devices,
     entries,
     friends,
@@ -70,7 +71,17 @@ log = logging.getLogger("im.im")
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
 _READS = frozenset(
-    ("pull", "sync", "history", "group_info", "conversations", "friends", "readers", "search")
+    (
+        "pull",
+        "sync",
+        "history",
+        "group_info",
+        "conversations",
+        "friends",
+        "readers",
+        "search",
+        "device_keys",
+    )
 )
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
@@ -265,6 +276,8 @@ class ImServer:
         if kind == "change":
             return await changes.change(self, session, request.change)
         if kind == "set_conversation":
+            if request.set_conversation.HasField("encrypted"):
+                return await device_keys.switch_on(self, session, request.set_conversation)
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
@@ -288,6 +301,10 @@ class ImServer:
             return presence.watch(self, session, request.watch)
         if kind == "devices":
             return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
+        if kind == "publish_keys":
+            return await device_keys.publish(self, session, request.publish_keys)
+        if kind == "device_keys":
+            return await device_keys.page(self, session, request.device_keys)
         if kind == "kick":
             return await devices.kick(self, session, request.kick)
         raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
@@ -338,8 +355,10 @@ class ImServer:
         refusal = self._refusal(partition, conversation, session.uid)
         if refusal is None and submission.placed is None:  # else an IDC has taken it before
             refusal = friends.refusal(conversation, session.uid)
+            refusal = refusal or device_keys.refusal(conversation, submission.encrypted)
         if refusal is None:
-            refusal = self.risk.send(session.uid, session.device, name, submission.content)
+            content = b"" if submission.encrypted else submission.content
+            refusal = self.risk.send(session.uid, session.device, name, content)
         if refusal is not None:
             done(refusal)
             return True
@@ -384,6 +403,7 @@ class ImServer:
             send.composed_ms,
             seen,
             send.refs,
+            encrypted=send.encrypted,
         )
 
     def _verified_place(self, send: pb.Send, key: ClientKey, digest: bytes) -> Attested | None:
