@@ -3076,7 +3076,7 @@ class SharedKey(_message.Message):
     TO_DEVICE_FIELD_NUMBER: _builtins.int
     TO_SIGNING_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
-    session_key: _builtins.str
+    session_key: _builtins.bytes
     uid: _builtins.str
     """whose session it is"""
     device: _builtins.str
@@ -3088,7 +3088,7 @@ class SharedKey(_message.Message):
         self,
         *,
         conversation: _builtins.str = ...,
-        session_key: _builtins.str = ...,
+        session_key: _builtins.bytes = ...,
         uid: _builtins.str = ...,
         device: _builtins.str = ...,
         signing: _builtins.bytes = ...,
