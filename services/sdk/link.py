@@ -12,7 +12,7 @@ from typing import Protocol
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.sdk.core.degrade import Degrade
-from services.sdk.core.race import head_start_s
+from services.sdk.core.race import head_start_s, order
 from services.sdk.core.reconnect import (
     FOR_GOOD,
     RETRY_AFTER_MAX_MS,
@@ -32,7 +32,7 @@ log = logging.getLogger("im.sdk")
 
 _AVOID_S = 3.0  # a gateway that failed is the last to be tried for as long
 LEAVE = {"moved", "drained"}  # a gateway's last word to a client that is to be elsewhere
-_TRIES = 3  # gateways of one ipconf answer, before backing off
+_TRIES = 4  # gateways of one ipconf answer, before backing off
 _ANSWER_AGE_S = 30.0
 
 
@@ -207,15 +207,10 @@ class Link:
         return answer
 
     def _candidates(self, answer: Answer) -> list[Gateway]:
-        """The best one, then others, other IDCs before other gateways of the same one; those
-        that just failed last."""
         now = self._clock.now()
-        seen: dict[str, int] = {}
-        ranked: list[tuple[bool, int, int, Gateway]] = []
-        for position, gateway in enumerate(answer.gateways):
-            nth = seen[gateway.idc] = seen.get(gateway.idc, 0) + 1
-            ranked.append((self._avoid.get(gateway.name, 0.0) > now, nth, position, gateway))
-        return [gateway for *_, gateway in sorted(ranked)][:_TRIES]
+        avoided = [self._avoid.get(gateway.name, 0.0) > now for gateway in answer.gateways]
+        places = order([gateway.idc for gateway in answer.gateways], avoided)
+        return [answer.gateways[place] for place in places[:_TRIES]]
 
     def _failed(self, gateway: Gateway, reason: str) -> None:
         self._avoid[gateway.name] = self._clock.now() + _AVOID_S
