@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from imcore import changes
 from imcore.convert import attested_of, key_of, stamp_of
 from imcore.errors import Code, Refused
+from imcore.levels import ENCRYPTION
 from imcore.limits import CID_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -27,6 +28,8 @@ async def change(server: ImServer, session: Session, request: pb.Change) -> pb.R
     partition, conversation = await server.readable(session, key.conversation)
     if what != "recall" and (blocked := friends.refusal(conversation, session.uid)) is not None:
         raise blocked
+    if request.encrypted:
+        server.need_level(ENCRYPTION)
     refused = device_keys.refusal(conversation, request.encrypted)
     if what == "edit" and refused is not None:
         raise refused

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from imcore.changes import keys_last
 from imcore.convert import stamp_of
 from imcore.errors import Code, Refused, Unavailable
+from imcore.levels import ENCRYPTION
 from imcore.limits import KEY_DEVICES_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -34,6 +35,7 @@ _ROWS = 200  # devices of a user: those that are gone stand there too
 
 async def publish(server: ImServer, session: Session, request: pb.PublishKeys) -> pb.Response:
     """Answered like a setting of a conversation. Raises Refused, Unavailable."""
+    server.need_level(ENCRYPTION)
     given = request.keys
     composed = server.keys.seen(stamp_of(request.composed))
     _check(session, given, composed)
@@ -52,6 +54,7 @@ async def publish(server: ImServer, session: Session, request: pb.PublishKeys) -
             raise Refused(Code.TOO_LARGE, message)
         seen = max(session.seen_hlc, composed)
         op = partition.sequencer.plain("", server.clock.wall_ms(), seen)
+        op.level = ENCRYPTION
         op.device_keys.CopyFrom(word)
         lsn = (await partition.append(op)).lsn
     else:  # so already; what made it so may still be held here only
@@ -102,6 +105,7 @@ async def page(server: ImServer, session: Session, request: pb.DeviceKeysOf) -> 
 async def switch_on(server: ImServer, session: Session, request: pb.SetConversation) -> pb.Response:
     """What two users say to each other is encrypted from now on; by either, and for good. Raises
     Refused, Unavailable."""
+    server.need_level(ENCRYPTION)
     name, both = request.conversation, pair.pair_of(request.conversation)
     partition, conversation = await server.readable(session, name)
     composed = server.keys.seen(stamp_of(request.composed))
@@ -119,6 +123,7 @@ async def switch_on(server: ImServer, session: Session, request: pb.SetConversat
         word.order.number = request.number
         seen = max(session.seen_hlc, composed)
         op = partition.sequencer.plain(name, server.clock.wall_ms(), seen)
+        op.level = ENCRYPTION
         op.friend.CopyFrom(word)
         lsn = (await partition.append(op)).lsn
     await groups.settled(server, session, partition, lsn)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from imcore.convert import place_of
 from imcore.errors import Code, Refused, Unavailable
+from imcore.levels import ENCRYPTION
 from imcore.limits import (
     ENCRYPTED_MEMBERS_MAX,
     GROUP_ADMINS_MAX,
@@ -122,6 +123,8 @@ async def create(server: ImServer, session: Session, request: pb.GroupCreate) ->
             uids = (session.uid, *request.members)
             return await _as_before(server, session, partition, conversation, uids)
         raise Refused(Code.FORBIDDEN, f"the group {request.conversation} exists already")
+    if request.encrypted:
+        server.need_level(ENCRYPTION)
     members = {session.uid, *request.members}
     _check_members(server, members, len(members), request.encrypted)
     _check_name(request.name)

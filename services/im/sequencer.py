@@ -24,6 +24,7 @@ from imcore.convert import (
 )
 from imcore.errors import Unavailable
 from imcore.hlc import Hlc
+from imcore.levels import ENCRYPTION
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
@@ -272,7 +273,9 @@ class Sequencer:
         message.content = submission.content
         message.refs = submission.refs
         message.content_hash = submission.content_hash
-        message.composed_ms, message.encrypted = submission.composed_ms, submission.encrypted
+        message.composed_ms = submission.composed_ms
+        if submission.encrypted:
+            message.encrypted, op.level = True, ENCRYPTION
         if submission.trace is not None:
             op.trace.CopyFrom(submission.trace)
         if place != own:
@@ -321,6 +324,8 @@ class Sequencer:
         op.membership.name = name
         op.membership.actor = actor
         op.membership.encrypted = encrypted
+        if encrypted:
+            op.level = ENCRYPTION
         op.membership.roles.extend(roles)
         if announcement is not None:
             op.membership.announcement.CopyFrom(announcement)
@@ -329,6 +334,8 @@ class Sequencer:
     def change(self, change: pb.ChangeEntry, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
         op = self._op(change.key.conversation, head, wall_ms, seen_hlc)
         op.change.CopyFrom(change)
+        if change.encrypted:
+            op.level = ENCRYPTION
         return op
 
     def republish(self, original: oplog.Op, origin: Origin, head: int, wall_ms: int) -> oplog.Op:

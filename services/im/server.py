@@ -28,6 +28,7 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
+from imcore.levels import ENCRYPTION, LEVEL
 from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -145,6 +146,7 @@ class ImServer:
     hot: Hot | None = None
     live: Live = field(default_factory=NoLive)
     kicked: Callable[[oplog.Op], None] = lambda op: None
+    level_written: Callable[[], int] = lambda: LEVEL  # what every IDC folds
     pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
@@ -173,6 +175,11 @@ class ImServer:
         """Below this HLC nothing new can come: the least closed HLC of the origins that serve."""
         closed = partition.applier.closed
         return min((closed.get(origin, 0) for origin in self.voters()), default=0)
+
+    def need_level(self, level: int) -> None:
+        """Raises Unavailable: an IDC still runs a program that does not fold such an op."""
+        if self.level_written() < level:
+            raise Unavailable("not every IDC has the program for this yet; ask again", 1_000)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -315,7 +322,7 @@ class ImServer:
         send = request.send
         try:
             submission = self._submission(session, send)
-        except Refused as error:
+        except ImError as error:
             reply(self.error(error))
             return
         partition = self.partition(send.conversation)
@@ -388,6 +395,8 @@ class ImServer:
             raise Refused(Code.TOO_LARGE, f"a message holds at most {limit} bytes")
         if send.refs:
             _check_refs(send)
+        if send.encrypted:
+            self.need_level(ENCRYPTION)
         key = ClientKey(session.uid, session.device, send.outbox, send.conversation, send.cid)
         digest = content_hash(send.content, send.refs)
         placed = self._verified_place(send, key, digest)

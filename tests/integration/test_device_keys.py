@@ -7,8 +7,10 @@ import pytest
 
 from imcore.convert import stamp_pb
 from imcore.errors import Code
+from imcore.levels import ENCRYPTION, FIRST, LEVEL
 from imcore.limits import ENCRYPTED_MEMBERS_MAX, KEY_DEVICES_MAX
 from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
 from services.im.testing import KEYS, Idc, OpenIdc
 from services.node.convergence import partition_hash
 
@@ -201,6 +203,32 @@ async def test_a_group_is_encrypted_when_it_is_created(open_idc: OpenIdc) -> Non
         assert (await idc.ask(idc.session("ann"), info)).group_info_ok.encrypted
         refused = await idc.send(idc.session("ann"), GROUP, 1, b"plain")
         assert refused.error.code == Code.ENCRYPTED_ONLY
+
+
+async def test_nothing_of_it_is_written_before_every_idc_folds_it(open_idc: OpenIdc) -> None:
+    fra = await open_idc(others=())
+    fra.im.level_written = lambda: FIRST
+    ann, end = fra.session("ann"), fra.end()
+    create = pb.GroupCreate(conversation=GROUP, members=["bob"], encrypted=True)
+    codes = [
+        await publish(fra, bundle("ann", "phone")),
+        await switch_on(fra, "ann"),
+        (await fra.ask(ann, pb.Request(group_create=create))).error.code,
+        (await fra.send(ann, DIRECT, 1, encrypted=True)).error.code,
+    ]
+    assert codes == [Code.UNAVAILABLE] * 4 and fra.end() == end
+    plain = await fra.send(ann, DIRECT, 1, b"plain")
+    edit = pb.Change(message=plain.send_ack.placed, edit=b"sealed", encrypted=True)
+    assert (await fra.ask(ann, pb.Request(change=edit))).error.code == Code.UNAVAILABLE
+    fra.im.level_written = lambda: LEVEL
+    assert not await publish(fra, bundle("ann", "phone"))
+    await fra.send(ann, DIRECT, 2, encrypted=True)
+    await fra.create(ann, "g:2")
+    own = fra.logs.own()
+    assert own is not None
+    ops = [oplog.Op.FromString(r.payload) for r in await own.read(0, 1, 1 << 20)]
+    levels = {op.WhichOneof("body"): op.level for op in ops if op.level}
+    assert levels == {"device_keys": ENCRYPTION, "message": ENCRYPTION}
 
 
 async def test_search_finds_nothing_in_what_is_encrypted(open_idc: OpenIdc) -> None:
