@@ -363,8 +363,9 @@ class Client:
 
     def _open(self, key: ClientKey, content: bytes, order: pb.Order | None) -> Opened:
         assert self._sealing is not None
-        self._sealing.switched_on(key.conversation)
-        return self._sealing.crypt.open(key, content, order)
+        opened = self._sealing.crypt.open(key, content, order)
+        self._sealing.came_encrypted(key.conversation, readable=not opened.why)
+        return opened
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

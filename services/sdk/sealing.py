@@ -84,6 +84,16 @@ class Sealing:
             self.crypt.switched_on(conversation)
             self.forget(conversation)
 
+    def came_encrypted(self, conversation: str, readable: bool) -> None:
+        """Either of two may switch encryption on. In a group the service is asked: one member must
+        not make the others encrypt for those who cannot read it."""
+        if self.crypt.encrypts(conversation):
+            return
+        if readable and direct_members(conversation):
+            self.switched_on(conversation)
+        else:
+            self.forget(conversation)
+
     def forget(self, conversation: str = "") -> None:
         """What the service said of it (none: of all of them) may not be so any more."""
         if conversation:

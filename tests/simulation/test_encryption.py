@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imcore.errors import Code
-from services.sdk import IdentitySeen, NotConnected, SendFailed
+from services.sdk import Changed, Client, IdentitySeen, NotConnected, SendFailed
 from services.sdk.sealing import FRESH_S
 from services.sim.testing import Device, Stage, play
 
@@ -187,6 +187,48 @@ def test_a_device_that_is_killed_again_and_again_loses_nothing_and_repeats_no_st
 
     play(tmp_path / "sim", script)
     assert_nowhere(tmp_path)
+
+
+def test_what_members_and_changed_devices_can_do_to_others(tmp_path: Path) -> None:
+    async def script(stage: Stage) -> None:
+        ann = await stage.device("ann", "phone", "fra", encryption_key=KEY)
+        bob = await stage.device("bob", "phone", "iad", encryption_key=KEY)
+        eve = await stage.device("eve", "phone", "sin")
+        team = await ann.do(lambda client: client.create_group(["bob", "eve"]))
+
+        async def garbage(client: Client) -> None:
+            await client._sender.send(team, b"\xffgarbage", 0, 0, encrypted=True)[1]
+
+        await eve.do(garbage)
+        await stage.until(lambda: shown(ann, team) == shown(bob, team) == [(b"", "malformed")])
+        await ann.do(lambda client: client.send(team, b"goes on in plain text"))
+        await stage.until(lambda: shown(eve, team)[-1] == (b"goes on in plain text", ""))
+
+        talk = ann.client.direct("bob")
+        await bob.do(lambda client: client.send(talk, b"hello"))  # knows it as not encrypted
+        await ann.do(lambda client: client.encrypt(talk))
+        with pytest.raises(SendFailed) as refused:
+            await bob.do(lambda client: client.send(talk, b"refused, once"))
+        assert refused.value.code == Code.ENCRYPTED_ONLY
+        await bob.do(lambda client: client.send(talk, CANARY))
+        await stage.until(lambda: shown(ann, talk)[-1] == (CANARY, ""))
+        bob.crash()
+        (stage.world.scratch / "outboxes" / "bob.phone.db").unlink()  # as on another phone
+        other = await stage.device("bob", "phone", "iad", encryption_key=b"o" * 32)
+        await other.do(lambda client: client.send(talk, CANARY + b" again"))
+        await stage.until(lambda: shown(ann, talk)[-1] == (b"", "identity_changed"))
+        seen = ann.of(IdentitySeen)[-1]
+        assert seen.changed and seen.fingerprint == other.client.fingerprint()
+        with pytest.raises(SendFailed) as unknown:
+            await ann.do(lambda client: client.send(talk, b"who are you"))
+        assert unknown.value.code == "identity_changed"
+        ann.client.trust("bob", "phone", seen.fingerprint)
+        await stage.until(lambda: shown(ann, talk)[-1] == (CANARY + b" again", ""))
+        assert [e.content for e in ann.of(Changed)] == [CANARY + b" again"]
+        await ann.do(lambda client: client.send(talk, CANARY + b" welcome"))
+        await stage.until(lambda: shown(other, talk)[-1] == (CANARY + b" welcome", ""))
+
+    play(tmp_path / "sim", script)
 
 
 async def _found(device: Device, words: str) -> list[bytes]:
