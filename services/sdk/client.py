@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import random
@@ -75,6 +76,8 @@ log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
 NETWORKS = ("wifi", "cellular", "wired", "unknown")  # kinds that an ipconf knows
+_PUBLISH_S = 2.0  # so long a start waits for the keys of the device to be published
+_PUBLISH_AGAIN_S = 30.0
 _WATCH_AGAIN_S = 300.0  # half of what a service keeps a watch for
 _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
@@ -294,8 +297,10 @@ class Client:
             error_ = self._stopped
             await self.close()
             raise error_
-        if self._sealing is not None:
-            await self._sealing.publish()
+        if self._sealing is not None:  # that others can write to it; it is useful without that too
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PUBLISH_S):
+                    await self._sealing.publish()
         return self
 
     async def __aexit__(
@@ -348,6 +353,7 @@ class Client:
             self._request,
             lambda: self._sender.written(),
             lambda: self._link.session is not None,
+            lambda: self._stopped,
             self._ordered_once,
         )
         return sealing
@@ -961,8 +967,14 @@ class Client:
             self._spawn(self._watch_again())
         if self._sealing is not None:
             self._sealing.forget()
-            self._spawn(self._sealing.publish())
+            self._spawn(self._publish(self._sealing, session))
         self._emit(ConnectionChanged(session.origin.idc, session.gateway.name, "connected"))
+
+    async def _publish(self, sealing: Sealing, session: Session) -> None:
+        while not await sealing.publish():
+            await asyncio.wait([session.ended], timeout=_PUBLISH_AGAIN_S)
+            if session is not self._link.session:
+                return  # the next connection tries it
 
     async def _catch_up(self, session: Session, elsewhere: bool) -> None:
         """On another IDC its heads come first, so that sends claim only what it lacks."""

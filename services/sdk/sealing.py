@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from imcore.words import ClientKey, direct_members
@@ -31,7 +32,8 @@ class _Known(NamedTuple):
 class Sealing:
     """``ask``: a request of the client, which raises RequestRefused and NotConnected; ``stored()``
     returns once all rows that have changed are stored; ``connected()``: whether asking makes
-    sense; ``order_once`` gives a request its place among those of this device."""
+    sense; ``stopped()``: why it never will again; ``order_once`` gives a request its
+    place among those of this device."""
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Sealing:
         ask: Callable[[pb.Request], Awaitable[pb.Response]],
         stored: Callable[[], Awaitable[None]],
         connected: Callable[[], bool],
+        stopped: Callable[[], SdkError | None],
         order_once: Callable[[pb.PublishKeys], None],
     ) -> None:
         self.crypt = crypt
@@ -47,6 +50,7 @@ class Sealing:
         self._ask = ask
         self._stored = stored
         self._connected = connected
+        self._stopped = stopped
         self._order_once = order_once
         self._known: dict[str, _Known] = {}
         self._turns: dict[str, asyncio.Lock] = {}
@@ -55,13 +59,12 @@ class Sealing:
 
     # ----------------------------------------------------------------------------- own keys
 
-    async def publish(self) -> None:
-        """The keys of this device, if they are not published as they are now. Tried again with the
-        next connection."""
+    async def publish(self) -> bool:
+        """The keys of this device, as they are now. False: they are not published yet."""
         async with self._publishing:
             keys = self.crypt.own_keys(self._clock.wall_ms())
             if keys == self._published:
-                return
+                return True
             request = pb.PublishKeys(keys=keys)
             self._order_once(request)
             try:
@@ -70,6 +73,8 @@ class Sealing:
                 self._published = keys
             except SdkError as error:
                 log.warning("the keys of this device are not published yet: %s", error)
+                return False
+            return True
 
     async def withdraw(self, uid: str, device: str) -> None:
         request = pb.PublishKeys(keys=pb.DeviceKeys(uid=uid, device=device))
@@ -166,8 +171,9 @@ class Sealing:
                 self._known[conversation] = await self._asked(conversation, encrypts)
             except RequestRefused as error:
                 raise SendFailed(error.code, str(error)) from error
-            except NotConnected:
-                await asyncio.sleep(0)  # for as long as the client lives, as any send does
+            except NotConnected as error:  # for as long as the client lives, as any send does
+                if self._stopped() is not None:
+                    raise SendFailed(Code.UNAVAILABLE, str(error)) from error
 
     async def _asked(self, conversation: str, encrypts: bool) -> _Known:
         begun, found = self._clock.now(), list[pb.DeviceKeys]()

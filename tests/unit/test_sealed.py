@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 
 import pytest
 
@@ -287,6 +288,12 @@ def test_what_does_not_fit_changes_nothing() -> None:
     key, content = ann.says(bytes(10_000), *many[1:], where=GROUP)
     assert len(content) <= CONTENT_BYTES_MAX
     assert many[-1].reads((key, content)) == bytes(10_000)
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vodozemac", None)
+    with pytest.raises(SdkError, match=r"pip install 'imctl\[encryption\]'"):
+        Device("ann")
 
 
 def test_rows_are_of_one_key_and_one_device_and_hold_no_secret() -> None:

@@ -146,6 +146,7 @@ class Crypt:
         self._rows = dict(rows)
         self._changed, self._met, self._key_came = changed, met, key_came
         self._inbound: dict[str, Any] = {}
+        self._peers: dict[str, Peer] = {}
         # Which message each ciphertext was: by session and index.
         self._seen: dict[tuple[str, int], tuple[ClientKey, bytes]] = {}
         self._account, self._prekey, self._prekey_ms = self._open_account()
@@ -206,10 +207,13 @@ class Crypt:
     # -------------------------------------------------------------------------- whom to trust
 
     def _peer(self, name: str) -> Peer | None:
-        stored = self._rows.get(f"peer/{name}")
-        return None if stored is None else Peer(**json.loads(stored))
+        peer = self._peers.get(name)
+        if peer is None and (stored := self._rows.get(f"peer/{name}")) is not None:
+            peer = self._peers[name] = Peer(**json.loads(stored))
+        return peer
 
     def _put_peer(self, name: str, peer: Peer) -> None:
+        self._peers[name] = peer
         self._put(f"peer/{name}", {field: getattr(peer, field) for field in Peer.__slots__})
 
     def learn(self, keys: pb.DeviceKeys) -> bool:
@@ -219,14 +223,16 @@ class Crypt:
             return False
         fields = (keys.identity, keys.signing, keys.prekey, keys.signature)
         given = [_base64(field) for field in fields]
+        name = _name(keys.uid, keys.device)
+        peer = self._peer(name)
+        if peer is not None and [peer.identity, peer.signing, peer.prekey, peer.signature] == given:
+            return True  # nearly always
         try:
             signing = self._lib.Ed25519PublicKey.from_base64(given[1])
             signature = self._lib.Ed25519Signature.from_base64(given[3])
             signing.verify_signature(signed_bytes(keys), signature)
         except ValueError:
             return False
-        name = _name(keys.uid, keys.device)
-        peer = self._peer(name)
         seen = fingerprint(keys.uid, keys.device, given[0], given[1])
         if peer is None:
             self._put_peer(name, Peer(given[0], given[1], given[2], given[3], []))

@@ -224,7 +224,7 @@ class View:
         if not edit.encrypted:
             return edit.content, ""
         known = self._edits.get(shown.key)
-        if known is None or known[0] != edit or known[1].why:
+        if known is None or known[0] != edit:
             held = pb.Edit()
             held.CopyFrom(edit)
             known = self._edits[shown.key] = (
@@ -250,6 +250,8 @@ class View:
             shown = self.classes[key]
             was = self._edits.get(key)
             before = (shown.why, was[1].why if was is not None else "")
+            if was is not None and was[1].why:
+                del self._edits[key]
             if shown.why:
                 self._read_class(shown)
             changed = self.changed(key)
