@@ -102,6 +102,7 @@ class Link:
         self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
         self._wake = asyncio.Event()
         self._close_after: set[asyncio.TimerHandle] = set()
+        self.trouble = ""  # why the last attempt failed
         self._raised = 0  # the connection epoch of the last attempt
 
     # ------------------------------------------------------------------------------- run
@@ -147,6 +148,7 @@ class Link:
                 lost = Lost("unauthenticated")  # unless a gateway takes it: clocks can be wrong
                 candidates = self._candidates(self.answer)
             except NoAnswer as error:
+                self.trouble = str(error)
                 lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
                 if self.answer is not None and not error.overloaded:  # better an old list than none
                     candidates = self._candidates(self.answer)
@@ -213,6 +215,7 @@ class Link:
         return [answer.gateways[place] for place in places[:_TRIES]]
 
     def _failed(self, gateway: Gateway, reason: str) -> None:
+        self.trouble = f"{gateway.name} at {gateway.host}:{gateway.port}: {reason}"
         self._avoid[gateway.name] = self._clock.now() + _AVOID_S
         self._ipconf.report(self._lookup, gateway, reason)
 
