@@ -71,6 +71,11 @@ class Endpoints(Model):
         description="HTTPS for probes and Prometheus (docs/metrics.md); default: nothing listens "
         "and nothing is measured",
     )
+    admin: HostPort | None = Field(
+        default=None,
+        description="HTTPS for the operator's own servers (docs/admin-api.md), on a host of the "
+        "other endpoints; default: nothing listens",
+    )
 
 
 class Etcd(Model):
@@ -350,6 +355,9 @@ class Limits(Model):
 
     connects_per_s: int = Field(default=500, gt=0, description="at one gateway")
     lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    service_requests_per_s: int = Field(
+        default=100, gt=0, description="of one of the operator's servers at the admin API of an IDC"
+    )
     user_requests_per_s: int = Field(default=400, gt=0, description="of one user's devices, an IDC")
     conversation_deliveries_per_s: int = Field(
         default=20_000, gt=0, description="messages times members, of one conversation, an IDC"
