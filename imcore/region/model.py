@@ -390,6 +390,27 @@ class Limits(Model):
     )
 
 
+class GatewayOrder(StrEnum):
+    LOAD = "load"
+    HASH = "hash"
+
+
+class Routing(Model):
+    """How what is for a user finds the gateways that he is at (docs/routing.md)."""
+
+    gateways: GatewayOrder = Field(
+        default=GatewayOrder.LOAD,
+        description="of an IDC, to which ipconf sends a client: load, the least loaded; hash, the "
+        "one that its uid names, so that all devices of a user are at one",
+    )
+    broadcast_members: int = Field(
+        default=500,
+        ge=0,
+        description="in a larger conversation all IDCs are told of a message, without looking "
+        "where its members are",
+    )
+
+
 class Devices(Model):
     """How many devices of one user, by kind, may have a session at once (docs/features.md). One
     more ends the session of the one of its kind that connected longest ago."""
@@ -517,6 +538,7 @@ class RegionSpec(Model):
     messages: Messages = Field(default=Messages(), description="promises and limits of messages")
     limits: Limits = Field(default=Limits(), description="what is taken on at most")
     devices: Devices = Field(default=Devices(), description="of one user, at once")
+    routing: Routing = Field(default=Routing(), description="of what is for a user")
     webhooks: list[Webhook] = Field(
         default_factory=list, max_length=8, description="servers that are told what happens"
     )

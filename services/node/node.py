@@ -364,8 +364,17 @@ class Node:
 
     def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
         known = self.im.partition(conversation).conversations.get(conversation)
+        if not uids and known is None:
+            self._spawn("a signal", self._deliver_to_members(conversation, heads))
+            return
         members = known.members() if known is not None else ()
         self.state.signal(uids or members, conversation, heads)
+
+    async def _deliver_to_members(self, conversation: str, heads: Vector) -> None:
+        """Of a conversation that is not in memory."""
+        with contextlib.suppress(ImError):  # nobody is told: it costs time, and no message
+            known = await self.im.partition(conversation).conversations.load(conversation)
+            self.state.signal(known.members(), conversation, heads)
 
     def _typed(self, uids: Sequence[str], typing: pb.Typing) -> None:
         if self.partitions:
@@ -522,14 +531,15 @@ class Node:
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
         if not self.signals:  # no other IDC
             return
-        found = self.routes.idcs_of(uids, self.traffic.usable) if uids else self._everywhere()
+        named = 0 < len(uids) <= self.config.region.spec.routing.broadcast_members
+        found = self.routes.idcs_of(uids, self.traffic.usable) if named else self._everywhere()
         for idc, users in found.items():
             queue = self.signals.get(idc)
             if queue is not None:
                 queue.add(conversation, users, origin, seq)
 
     def _everywhere(self) -> dict[str, list[str]]:
-        """All members of a huge group: each IDC knows who they are."""
+        """All members of a large group: each IDC knows who they are."""
         return {idc: [] for idc in self.signals}
 
     # -------------------------------------------------------------------------------- clients
