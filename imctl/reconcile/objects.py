@@ -47,6 +47,7 @@ class Part(NamedTuple):
     hosts: tuple[str, ...]  # of its endpoints
     memory_mib: int
     metrics: int = 0  # port of HTTPS for probes and Prometheus; 0: none
+    admin: int = 0  # port of the admin API; 0: none
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -68,6 +69,7 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
     return Part(
         idc.name, "idc", "services.node", ("--idc", idc.name), split(ends.peer)[1], clients,
         tuple(hosts), ceil(memory), split(ends.metrics)[1] if ends.metrics else 0,
+        split(ends.admin)[1] if ends.admin else 0,
     )  # fmt: skip
 
 
@@ -165,7 +167,8 @@ class _Maker:
     def _ports(self) -> dict[str, int]:
         """All that listens, by name."""
         ports = {**self._part.clients, "peer": self._part.peer}
-        return ports | ({"metrics": self._part.metrics} if self._part.metrics else {})
+        some = {"metrics": self._part.metrics, "admin": self._part.admin}
+        return ports | {name: port for name, port in some.items() if port}
 
     def _peer_service(self) -> Object:
         """Also before it is ready: others need its registry for their majority."""
@@ -173,7 +176,11 @@ class _Maker:
             "type": self._spec.service,
             "publishNotReadyAddresses": True,
             "selector": self._match,
-            "ports": [self._port("peer", self._part.peer)],
+            "ports": [
+                self._port(name, port)
+                for name, port in (("peer", self._part.peer), ("admin", self._part.admin))
+                if port
+            ],
         }
         return self._object("v1", "Service", f"{self._base}-peer", spec=spec)
 

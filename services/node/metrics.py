@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HOT_SHOWN = 10
 _AWAITED = {
     "gateway": ("request",), "state": ("connect", "send"), "im": ("send",),
-    "route": ("signal",), "ipconf": ("gateways",),
+    "route": ("signal",), "ipconf": ("gateways",), "admin": ("send",),
 }  # fmt: skip
 # What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
