@@ -16,6 +16,12 @@ operator makes of them. Fields are named as in the region file, which is itself 
 `kubectl explain` shows the same texts; `kubectl get im` lists all of them.
 """
 
+_SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
+
 
 def definition(kind: Kind) -> Schema:
     """As it is applied."""
@@ -40,7 +46,7 @@ def definition(kind: Kind) -> Schema:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, **({"scale": _SCALE} if kind.scales else {})},
                     "additionalPrinterColumns": [_column(column) for column in kind.columns],
                     "schema": {"openAPIV3Schema": _whole(kind)},
                 }

@@ -1,0 +1,157 @@
+"""What is to be done about the gateways of an IDC, and what is said of them. Pure: the shell
+applies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
+from imctl.api.model import IdcSpec, Phase
+from imctl.reconcile.decide import judge_region
+from imctl.reconcile.gatewayobjects import Fronts, objects, selector_of
+from imctl.reconcile.observed import Object, Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """``idc``: its object, None: it is not there; ``region``: spec of the Region that it names;
+    ``workload``: the StatefulSet; ``pods``: by name, the region file that each was given;
+    ``trouble``: of one of them, in a sentence."""
+
+    idc: IdcSpec | None = None
+    idc_status: Object = field(default_factory=dict)
+    region: Object | None = None
+    workload: Object = field(default_factory=dict)
+    pods: Mapping[str, str] = field(default_factory=dict)
+    trouble: str = ""
+
+
+class Decision(NamedTuple):
+    apply: list[Object]  # in this order
+    status: Object
+    ready: bool
+    rolled: bool
+    reason: str
+    message: str
+    keep: frozenset[tuple[str, str]]  # kind and name of what stays; what is ours and else can go
+
+
+class _Counts(NamedTuple):
+    replicas: int
+    ready: int
+    updated: int
+    current: bool  # these are of the StatefulSet as it is wanted
+
+
+def decide(
+    owner: Owner, spec: GatewayClusterSpec, seen: Seen, figures: Mapping[str, float]
+) -> Decision:
+    counts = _counted(seen.workload)
+    if owner.deleting:
+        return _said(owner, seen, counts, GatewayPhase.DELETING, "its objects go with it")
+    if spec.paused:
+        message = "the operator leaves it as it is (spec.paused)"
+        return _said(owner, seen, counts, GatewayPhase.PAUSED, message)
+    made = _fronts(owner, spec, seen)
+    blocked = [made] if isinstance(made, str) else list(_lacks(made, seen))
+    if isinstance(made, str) or blocked:
+        return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
+    return _progress(made, seen, counts, objects(made, figures))
+
+
+def _fronts(owner: Owner, spec: GatewayClusterSpec, seen: Seen) -> Fronts | str:
+    """Or what is missing for knowing more."""
+    if seen.idc is None:
+        return f"IDC {spec.idc} is not in this namespace"
+    if seen.region is None:
+        return f"Region {seen.idc.region} is not in this namespace"
+    region, problems = judge_region(seen.idc.region, seen.region)
+    if region is None:
+        return f"Region {seen.idc.region} is not valid: {problems[0]}"
+    if seen.idc.idc not in {each.name for each in region.spec.idcs}:
+        return f"Region {seen.idc.region} has no {seen.idc.idc}"
+    return Fronts(owner, spec, seen.idc, region)
+
+
+def _lacks(of: Fronts, seen: Seen) -> Iterator[str]:
+    name, room = of.spec.idc, of.own.gateways
+    if of.idc.gateways != "apart":
+        yield f"IDC {name} runs its own gateways: say `gateways: apart` there"
+    for why in seen.idc_status.get("blocked_by", ()) if _is_blocked(seen) else ():
+        yield f"IDC {name} is blocked: {why}"
+    bounds = of.spec.autoscaling
+    wanted = bounds.max if bounds is not None else of.spec.replicas
+    if wanted > room:
+        field = "autoscaling.max" if bounds is not None else "replicas"
+        yield (
+            f"{field}: expected at most {room}, the `gateways` of {of.own.name} in Region "
+            f"{of.idc.region}, got {wanted}"
+        )
+
+
+def _is_blocked(seen: Seen) -> bool:
+    return bool(seen.idc_status.get("phase") == str(Phase.BLOCKED))
+
+
+def _counted(workload: Object) -> _Counts:
+    status = workload.get("status", {})
+    current = status.get("observedGeneration") == workload.get("metadata", {}).get("generation")
+    return _Counts(
+        status.get("replicas", 0), status.get("readyReplicas", 0),
+        status.get("updatedReplicas", 0), current,
+    )  # fmt: skip
+
+
+def _progress(of: Fronts, seen: Seen, counts: _Counts, made: list[Object]) -> Decision:
+    wanted = of.replicas
+    rolled = counts.current and counts.updated >= max(0, wanted - of.spec.rollout.keep)
+    before = seen.workload.get("status", {})
+    if counts.ready >= wanted and counts.replicas == wanted and rolled:
+        phase, message = GatewayPhase.SERVING, f"{counts.ready} of {wanted} serve"
+    elif not rolled and before.get("currentRevision") != before.get("updateRevision"):
+        message = f"{counts.updated} of {wanted} have the settings that are wanted"
+        phase = GatewayPhase.ROLLING
+    else:
+        message = f"{counts.ready} of {wanted} serve"
+        has_served = before.get("availableReplicas", 0) > 0
+        phase = GatewayPhase.UNREADY if has_served else GatewayPhase.STARTING
+    if seen.trouble and phase is not GatewayPhase.SERVING:
+        message += f"; {seen.trouble}"
+    files = {f"{of.base}-region-{each}" for each in seen.pods.values() if each}
+    keep = {(each["kind"], each["metadata"]["name"]) for each in made}
+    keep |= {("ConfigMap", name) for name in files}
+    # The Service of one that goes leads to it until it is gone.
+    keep |= {("Service", name) for name in seen.pods}
+    return _said(
+        of.owner, seen, counts, phase, message, [], made, rolled,
+        counts.ready >= wanted, frozenset(keep),
+    )  # fmt: skip
+
+
+def _said(
+    owner: Owner,
+    seen: Seen,
+    counts: _Counts,
+    phase: GatewayPhase,
+    message: str,
+    blocked: list[str] | None = None,
+    apply: list[Object] | None = None,
+    rolled: bool = False,
+    ready: bool = False,
+    keep: frozenset[tuple[str, str]] = frozenset(),
+) -> Decision:
+    process = seen.idc_status.get("process") or {}
+    status: dict[str, Any] = {
+        "phase": str(phase),
+        "replicas": counts.replicas,
+        "ready": counts.ready,
+        "updated": counts.updated,
+        "selector": selector_of(owner),
+        "blocked_by": blocked or [],
+        "observed_generation": owner.generation,
+    }
+    if "sessions" in process:
+        status["connections"] = int(process["sessions"])
+    return Decision(apply or [], status, ready, rolled, str(phase), message, keep)
