@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from imctl.api.kinds import CATEGORY, GROUP, IDC, KINDS, VERSION, WITNESS, Column, Kind
+from imctl.api.kinds import (
+    CATEGORY,
+    GATEWAY_CLUSTER,
+    GROUP,
+    IDC,
+    KINDS,
+    VERSION,
+    WITNESS,
+    Column,
+    Kind,
+)
 from imctl.api.schema import Schema, structural
 
 HEAD = """\
@@ -96,9 +106,17 @@ def values_schema() -> Schema:
             "regionFile": {"type": "string", "description": "A region file, word for word"},
             "kind": {"enum": kinds, "description": "Which of them this is"},
             "spec": spec,
+            "gateways": _gateways(),
             "monitoring": _monitoring(),
         },
     }
+
+
+def _gateways() -> Schema:
+    """Of a GatewayCluster; it is of this IDC."""
+    spec = _closed(structural(GATEWAY_CLUSTER.spec, "spec", {}))
+    del spec["properties"]["idc"], spec["required"]
+    return spec | {"description": "A GatewayCluster with these fields; empty: none"}
 
 
 def _monitoring() -> Schema:

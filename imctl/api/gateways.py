@@ -17,7 +17,7 @@ class Autoscaling(Model):
     min: int = Field(ge=1, le=64, description="gateways at least")
     max: int = Field(ge=1, le=64, description="gateways at most")
     connections: int = Field(
-        gt=0, description="client connections that a gateway is to have, on average"
+        ge=1, description="client connections that a gateway is to have, on average"
     )
 
 

@@ -109,6 +109,11 @@ class FrontNode:
         """Become a successor (``services.node.succession``), once all is ready for it."""
         self._restart.set()
 
+    @property
+    def port(self) -> int:
+        """Where clients find it, wherever it listens."""
+        return split_address(self.config.idc.endpoints.gateway)[1] + self.config.instance - 1
+
     def stop(self) -> None:
         self._stopping.set()
 
@@ -154,8 +159,7 @@ class FrontNode:
             gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
             if self._handover is not None:
                 gateway = self._handover.gateway
-            port = split_address(idc.endpoints.gateway)[1] + config.instance - 1
-            link.hello = front.Hello(gateway=gateway, port=port, restarts=self._restarts)
+            link.hello = front.Hello(gateway=gateway, port=self.port, restarts=self._restarts)
             registry = RemoteRegistry(channel, name)
             works: list[Callable[[], Coroutine[Any, Any, None]]] = [
                 link.run, FollowedKeys(config.pki, config.keys).run,
@@ -305,7 +309,7 @@ class FrontNode:
         gateway = self.gateway
         if gateway is None or self._leaving:
             return {}
-        return {gateway.name: describe(self.config.idc, gateway.name, gateway.port, len(gateway))}
+        return {gateway.name: describe(self.config.idc, gateway.name, self.port, len(gateway))}
 
     def _kept(self, names: Collection[str]) -> None:
         self._found = frozenset(names)

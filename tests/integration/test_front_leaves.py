@@ -21,7 +21,7 @@ from imctl.target.local import pki_names
 from imctl.target.places import free_ports
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
-from services.node.config import load
+from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
 from services.node.node import Node
 from services.node.roles import Roles
@@ -105,6 +105,30 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path
         await each
     core.stop()
     await core_task
+
+
+async def test_it_is_found_at_its_own_port_wherever_it_listens(tmp_path: Path) -> None:
+    file = lab_region(tmp_path, two_gateways)
+    region = load_region(file)
+    idc, folder = region.spec.idcs[0], tmp_path / "pki"
+    pki.init(folder, pki_names(region), datetime.now(UTC))
+    inside = free_ports(1)[0]
+
+    def config(roles: Roles, **more: Any) -> NodeConfig:
+        data = tmp_path / roles.name
+        return load(file, idc.name, data, folder, None, False, roles=roles, **more)
+
+    core = Node(config(Roles.CORE))
+    front = FrontNode(config(Roles.FRONT, instance=2, gateway_port=inside))
+    tasks = [asyncio.create_task(each.run()) for each in (core, front)]
+    await until(lambda: bool(core.serving and core.traffic.directory.live_in(idc.name)), 20)
+    (found,) = core.traffic.directory.live_in(idc.name)
+    assert found.port == int(idc.endpoints.gateway.rpartition(":")[2]) + 1
+    _, writer = await asyncio.open_connection("127.0.0.1", inside)
+    writer.close()
+    front.stop()
+    core.stop()
+    await asyncio.gather(*tasks)
 
 
 def test_what_only_a_front_has_is_refused_of_others(tmp_path: Path, pki_dir: Path) -> None:

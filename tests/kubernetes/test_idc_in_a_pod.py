@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from imctl.errors import Failed
 from imctl.testing.cast import Cast
 from imctl.testing.cluster import lab as pods_lab
 from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.cluster.lab import Pods
+from services.sdk.puller import Puller
+from services.sdk.session import Session
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +31,7 @@ VICTIM, OTHER = "fra", "dub"
 
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
-    with pods_lab.running(cluster, tmp_path_factory.mktemp("pods"), often_moved) as found:
+    with pods_lab.running(cluster, tmp_path_factory.mktemp("pods"), often_moved, [OTHER]) as found:
         yield found
 
 
@@ -96,6 +99,79 @@ def a_loss_in_short() -> str:
         if step["provider"]["func"] == "hold":
             step["provider"]["arguments"]["seconds"] = 1
     return yaml.safe_dump(document)
+
+
+def connections(cast: Cast) -> list[list[Any]]:
+    """Every connection that a client has made or lost so far."""
+    cast.recorder.flush()
+    rows = [json.loads(line) for line in cast.path.read_text().splitlines()]
+    return [row for row in rows if row[0] == "connection"]
+
+
+def gateways_of(pods: Pods) -> dict[str, str]:
+    """uid by name."""
+    shown = pods.kubectl(
+        OTHER, "get", "pods", "-l", "app.kubernetes.io/component=gateway", "-o", "json"
+    )
+    return {
+        each["metadata"]["name"]: each["metadata"]["uid"] for each in json.loads(shown)["items"]
+    }
+
+
+async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
+    pods: Pods, tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[str] = []  # syncs from the beginning, by the IDC's incarnation
+    sync = Puller.sync
+
+    async def watched(puller: Puller, session: Session) -> None:
+        if str(session.origin) not in puller._tokens:
+            whole.append(str(session.origin))
+        await sync(puller, session)
+
+    monkeypatch.setattr(Puller, "sync", watched)
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=301) as cast:
+        couples = await cast.couples(8, VICTIM, OTHER)
+        before = gateways_of(pods)
+        assert sorted(before) == [f"{OTHER}-gateway-1", f"{OTHER}-gateway-2"]
+        async with cast.talking(couples):
+            await asyncio.sleep(1)
+            stood, synced = len(connections(cast)), len(whole)
+            began = time.monotonic()
+            pods.apply_gateways(OTHER, resources={"cpu": "50m", "memory": "255Mi"})
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            figures("a rolling upgrade of two gateways, s", round(time.monotonic() - began, 1))
+            await asyncio.sleep(1)
+        after = gateways_of(pods)
+        assert not set(before.values()) & set(after.values()) and sorted(after) == sorted(before)
+        moved = connections(cast)[stood:]
+        assert moved and {couple.there.idc for couple in couples} == {OTHER}
+        assert whole[synced:] == [], "a client began with a full sync"
+        assert [row for row in moved if not row[-1]] == [], "a connection was lost"
+        assert cast.refusals == []
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+
+
+async def test_gateways_are_scaled_and_evicted_within_their_budget(
+    pods: Pods, tmp_path: Path
+) -> None:
+    scale = ("scale", f"gatewaycluster/{OTHER}")
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=401) as cast:
+        couples = await cast.couples(4, VICTIM, OTHER)
+        async with cast.talking(couples):
+            await asyncio.to_thread(pods.kubectl, OTHER, *scale, "--replicas=1")
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            assert list(gateways_of(pods)) == [f"{OTHER}-gateway-1"]
+            assert f"{OTHER}-gateway-2" not in pods.kubectl(OTHER, "get", "service", "-o", "name")
+            await asyncio.to_thread(pods.kubectl, OTHER, *scale, "--replicas=2")
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            pods.evict(OTHER, f"{OTHER}-gateway-2")
+            with pytest.raises(Failed, match="disruption budget"):
+                pods.evict(OTHER, f"{OTHER}-gateway-1")
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
 
 
 def drill_run(pods: Pods, name: str) -> dict[str, Any]:
