@@ -23,7 +23,7 @@ class Autoscaling(Model):
 
 class Rollout(Model):
     """How new settings come to the pods: one after the other, the last one first, each after its
-    clients are at other gateways."""
+    clients are at other gateways, and the next one when they are back."""
 
     keep: int = Field(
         default=0,
@@ -35,7 +35,14 @@ class Rollout(Model):
         default=5,
         ge=0,
         le=3600,
-        description="a new one has to be ready for so long before the next one is replaced",
+        description="all have to be ready for so long before the next one is replaced",
+    )
+    reconnected: int = Field(
+        default=90,
+        ge=0,
+        le=100,
+        description="percent of the clients that the IDC had before a pod was replaced that must "
+        "be there before the next one is; asked of an IDC with `role_certificate`",
     )
     max_unavailable: int = Field(
         default=1,
@@ -93,6 +100,9 @@ class GatewayClusterStatus(Model):
     selector: str = Field(default="", description="of its pods, for who scales them")
     connections: int | None = Field(
         default=None, description="clients of the IDC, as its object says; with `role_certificate`"
+    )
+    step_clients: int | None = Field(
+        default=None, description="of them when the pod that is replaced now was told to end"
     )
     blocked_by: list[str] = Field(
         default_factory=list, description="what it waits for, or what stands against it"

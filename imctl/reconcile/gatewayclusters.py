@@ -22,6 +22,8 @@ T = TypeVar("T", bound=BaseModel)
 PRUNED = (
     ("v1", "ConfigMap"), ("v1", "Service"), ("autoscaling/v2", "HorizontalPodAutoscaler"),
 )  # fmt: skip
+_OPTIONAL = ("connections", "step_clients")
+_SERVED = (GatewayPhase.SERVING, GatewayPhase.UNREADY)
 _WARNINGS = (GatewayPhase.BLOCKED, GatewayPhase.UNREADY)
 _SETTLED = (GatewayPhase.SERVING, GatewayPhase.PAUSED, GatewayPhase.DELETING)
 
@@ -46,7 +48,7 @@ class GatewayClusters:
         later."""
         before = document.get("status", {})
         spec = _read(GatewayClusterSpec, document["spec"])
-        found = await self._see(owner, spec)
+        found = await self._see(owner, spec, before)
         decision = decide(owner, spec, found, self._figures)
         for wanted in decision.apply:
             try:
@@ -59,7 +61,8 @@ class GatewayClusters:
         await self._say(owner, decision, before)
         return decision.reason not in _SETTLED
 
-    async def _see(self, owner: Owner, spec: GatewayClusterSpec) -> Seen:
+    async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
+        """``before``: the status as it was."""
         namespace = owner.namespace
         document = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
         idc, region = None, None
@@ -78,9 +81,12 @@ class GatewayClusters:
             for each in pods
             if (why := seen.trouble_of(each.get("status", {})))
         ]
+        unchanged = before.get("observed_generation") == owner.generation
+        served = unchanged and before.get("phase") in _SERVED
         return Seen(
             idc, (document or {}).get("status", {}), region["spec"] if region else None,
-            workload or {}, files, troubles[0] if troubles else "",
+            workload or {}, files, troubles[0] if troubles else "", served,
+            before.get("step_clients"),
         )  # fmt: skip
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:
@@ -100,9 +106,8 @@ class GatewayClusters:
             for kind, holds in (("Ready", decision.ready), ("Rolled", decision.rolled))
         ]
         status = {**decision.status, "conditions": conditions}
-        if seen.differs(status, before) or (
-            "connections" in before and "connections" not in status
-        ):
+        gone = {name for name in _OPTIONAL if name in before and name not in status}
+        if gone or seen.differs(status, before):
             await self._cluster.apply(seen.status_object(owner, status), status=True)
         if any(before.get(name) != status[name] for name in ("phase", "blocked_by")):
             warning = decision.reason in (*_WARNINGS, "Rejected")

@@ -24,6 +24,7 @@ from imctl.reconcile.objects import (
     POD_SECURITY,
     REGION_FILE,
     REGION_LABEL,
+    TEMPLATE,
     VAR,
     hash_of,
     owned,
@@ -94,9 +95,10 @@ def grace_s(idc: Idc, connects_per_s: int) -> int:
     return OTHERS_S + ceil(full / (connects_per_s / 2)) + EACH_S + END_S
 
 
-def objects(of: Fronts, figures: Mapping[str, float]) -> list[Object]:
-    """In the order of applying them; the StatefulSet is the last."""
-    return _Maker(of, figures).all()
+def objects(of: Fronts, figures: Mapping[str, float], partition: int = 0) -> list[Object]:
+    """In the order of applying them; the StatefulSet is the last. Its pods from ``partition`` on,
+    counted from 0, get what is wanted; the others keep what they have."""
+    return _Maker(of, figures).all(partition)
 
 
 class _Maker:
@@ -106,7 +108,7 @@ class _Maker:
         self._hash = hash_of(self._text)
         self._labels = {**of.match, REGION_LABEL: of.region.metadata.name}
 
-    def all(self) -> list[Object]:
+    def all(self, partition: int) -> list[Object]:
         made = [
             self._object(
                 "v1", "ServiceAccount", self._of.base, automountServiceAccountToken=False
@@ -122,7 +124,7 @@ class _Maker:
         ]  # fmt: skip
         if self._of.spec.autoscaling is not None:
             made.append(self._autoscaler())
-        return [*made, self._stateful_set()]
+        return [*made, self._stateful_set(partition)]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._of.owner, self._labels, api, kind, name, body)
@@ -194,21 +196,22 @@ class _Maker:
         }  # fmt: skip
         return self._object("autoscaling/v2", "HorizontalPodAutoscaler", self._of.base, spec=spec)
 
-    def _stateful_set(self) -> Object:
-        rollout = self._of.spec.rollout
-        metadata = {"labels": self._labels, "annotations": {REGION_FILE: self._hash}}
+    def _stateful_set(self, partition: int) -> Object:
+        pod = self._pod()
+        marks = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
+        metadata = {"labels": self._labels, "annotations": marks}
         spec = {
             "serviceName": self._of.base,
             "replicas": self._of.replicas,
             "ordinals": {"start": 1},  # as the region file counts them
             "podManagementPolicy": "Parallel",  # none waits for another one to start
-            "minReadySeconds": rollout.min_ready_s,
+            "minReadySeconds": self._of.spec.rollout.min_ready_s,
             "selector": {"matchLabels": self._of.match},
             "updateStrategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": {"partition": rollout.keep},
+                "rollingUpdate": {"partition": partition},
             },
-            "template": {"metadata": metadata, "spec": self._pod()},
+            "template": {"metadata": metadata, "spec": pod},
         }
         return self._object("apps/v1", "StatefulSet", self._of.base, spec=spec)
 

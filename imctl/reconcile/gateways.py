@@ -12,6 +12,7 @@ from imctl.api.model import IdcSpec, Phase
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.gatewayobjects import Fronts, objects, selector_of
 from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.steps import Step, step_of, template_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Seen:
     workload: Object = field(default_factory=dict)
     pods: Mapping[str, str] = field(default_factory=dict)
     trouble: str = ""
+    served: bool = False  # all that are wanted since the spec has last changed
+    step_clients: int | None = None  # as the status of the GatewayCluster has it
 
 
 class Decision(NamedTuple):
@@ -58,7 +61,12 @@ def decide(
     blocked = [made] if isinstance(made, str) else list(_lacks(made, seen))
     if isinstance(made, str) or blocked:
         return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
-    return _progress(made, seen, counts, objects(made, figures))
+    workload = objects(made, figures)[-1]
+    step = step_of(
+        spec.rollout, made.replicas, template_of(workload), seen.workload, _clients(seen),
+        seen.step_clients,
+    )  # fmt: skip
+    return _progress(made, seen, counts, step, objects(made, figures, step.partition))
 
 
 def _fronts(owner: Owner, spec: GatewayClusterSpec, seen: Seen) -> Fronts | str:
@@ -104,19 +112,21 @@ def _counted(workload: Object) -> _Counts:
     )  # fmt: skip
 
 
-def _progress(of: Fronts, seen: Seen, counts: _Counts, made: list[Object]) -> Decision:
-    wanted = of.replicas
-    rolled = counts.current and counts.updated >= max(0, wanted - of.spec.rollout.keep)
+def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Object]) -> Decision:
+    wanted, kept = of.replicas, min(of.spec.rollout.keep, of.replicas)
+    same = template_of(seen.workload) == template_of(made[-1])
+    rolled = counts.current and same and step.partition <= kept and counts.updated >= wanted - kept
     before = seen.workload.get("status", {})
+    revised = before.get("currentRevision") != before.get("updateRevision")
     if counts.ready >= wanted and counts.replicas == wanted and rolled:
         phase, message = GatewayPhase.SERVING, f"{counts.ready} of {wanted} serve"
-    elif not rolled and before.get("currentRevision") != before.get("updateRevision"):
-        message = f"{counts.updated} of {wanted} have the settings that are wanted"
+    elif seen.workload and not rolled and (not same or revised or step.partition > kept):
+        message = f"gateway {step.partition + 1} of {wanted} gets the settings that are wanted"
+        message += f": {step.waits}" if step.waits else ""
         phase = GatewayPhase.ROLLING
     else:
         message = f"{counts.ready} of {wanted} serve"
-        has_served = before.get("availableReplicas", 0) > 0
-        phase = GatewayPhase.UNREADY if has_served else GatewayPhase.STARTING
+        phase = GatewayPhase.UNREADY if seen.served else GatewayPhase.STARTING
     if seen.trouble and phase is not GatewayPhase.SERVING:
         message += f"; {seen.trouble}"
     files = {f"{of.base}-region-{each}" for each in seen.pods.values() if each}
@@ -124,10 +134,19 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, made: list[Object]) -> De
     keep |= {("ConfigMap", name) for name in files}
     # The Service of one that goes leads to it until it is gone.
     keep |= {("Service", name) for name in seen.pods}
-    return _said(
+    decision = _said(
         of.owner, seen, counts, phase, message, [], made, rolled,
         counts.ready >= wanted, frozenset(keep),
     )  # fmt: skip
+    if step.clients is not None:
+        decision.status["step_clients"] = step.clients
+    return decision
+
+
+def _clients(seen: Seen) -> int | None:
+    """Of the IDC, as its process last said; None: it is not asked."""
+    sessions = (seen.idc_status.get("process") or {}).get("sessions")
+    return None if sessions is None else int(sessions)
 
 
 def _said(
@@ -142,7 +161,7 @@ def _said(
     ready: bool = False,
     keep: frozenset[tuple[str, str]] = frozenset(),
 ) -> Decision:
-    process = seen.idc_status.get("process") or {}
+    clients = _clients(seen)
     status: dict[str, Any] = {
         "phase": str(phase),
         "replicas": counts.replicas,
@@ -152,6 +171,6 @@ def _said(
         "blocked_by": blocked or [],
         "observed_generation": owner.generation,
     }
-    if "sessions" in process:
-        status["connections"] = int(process["sessions"])
+    if clients is not None:
+        status["connections"] = clients
     return Decision(apply or [], status, ready, rolled, str(phase), message, keep)

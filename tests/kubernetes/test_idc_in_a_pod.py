@@ -19,6 +19,7 @@ from imctl.testing.cast import Cast
 from imctl.testing.cluster import lab as pods_lab
 from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.cluster.lab import Pods
+from imctl.testing.lab import until as lab_until
 from services.sdk.puller import Puller
 from services.sdk.session import Session
 
@@ -104,7 +105,7 @@ def a_loss_in_short() -> str:
 def connections(cast: Cast) -> list[list[Any]]:
     """Every connection that a client has made or lost so far."""
     cast.recorder.flush()
-    rows = [json.loads(line) for line in cast.path.read_text().splitlines()]
+    _, *rows = (json.loads(line) for line in cast.path.read_text().splitlines())
     return [row for row in rows if row[0] == "connection"]
 
 
@@ -116,6 +117,13 @@ def gateways_of(pods: Pods) -> dict[str, str]:
     return {
         each["metadata"]["name"]: each["metadata"]["uid"] for each in json.loads(shown)["items"]
     }
+
+
+async def holds(what: Callable[[], bool]) -> None:
+    async def asked() -> bool:
+        return await asyncio.to_thread(what)
+
+    await lab_until(asked, 40, "it does not come to be so")
 
 
 async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
@@ -136,6 +144,7 @@ async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
         assert sorted(before) == [f"{OTHER}-gateway-1", f"{OTHER}-gateway-2"]
         async with cast.talking(couples):
             await asyncio.sleep(1)
+            await holds(lambda: pods.gateways(OTHER).get("connections", 0) == len(couples))
             stood, synced = len(connections(cast)), len(whole)
             began = time.monotonic()
             pods.apply_gateways(OTHER, resources={"cpu": "50m", "memory": "255Mi"})
@@ -149,6 +158,7 @@ async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
         assert whole[synced:] == [], "a client began with a full sync"
         assert [row for row in moved if not row[-1]] == [], "a connection was lost"
         assert cast.refusals == []
+        assert pods.gateways(OTHER)["updated"] == 2
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
 
@@ -169,21 +179,17 @@ async def test_gateways_are_scaled_and_evicted_within_their_budget(
             pods.evict(OTHER, f"{OTHER}-gateway-2")
             with pytest.raises(Failed, match="disruption budget"):
                 pods.evict(OTHER, f"{OTHER}-gateway-1")
-            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            evicted = gateways_of(pods).get(f"{OTHER}-gateway-2")
+            await holds(lambda: evicted not in gateways_of(pods).values())
+            await holds(lambda: pods.gateways(OTHER)["ready"] == 2)
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
 
 
 def drill_run(pods: Pods, name: str) -> dict[str, Any]:
     """All pods of an IDC are killed and kept down, and come back; in the IDC's own namespace."""
-    pki, here = pods.data / "pki", ("create", "secret", "generic", "imctl-admin")
-    pods.kubectl(
-        VICTIM, "delete", "secret", "imctl-admin", "--ignore-not-found",
-    )  # fmt: skip
-    pods.kubectl(
-        VICTIM, *here, f"--from-file=ca.crt={pki / 'ca.pem'}",
-        f"--from-file=tls.crt={pki / 'admin.pem'}", f"--from-file=tls.key={pki / 'admin.key'}",
-    )  # fmt: skip
+    pods.kubectl(VICTIM, "delete", "secret", "imctl-admin", "--ignore-not-found")
+    pods.role_secret(VICTIM, "imctl-admin")
     return {
         "apiVersion": "imctl.dev/v1alpha1",
         "kind": "DrillRun",

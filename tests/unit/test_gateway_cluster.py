@@ -14,9 +14,11 @@ from imctl.api.kinds import GATEWAY_CLUSTER
 from imctl.api.model import IdcSpec, Resources
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
 from imctl.reconcile.gateways import Decision, Seen, decide
+from imctl.reconcile.objects import TEMPLATE
 from imctl.reconcile.objects import objects as idc_objects
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
+from imctl.reconcile.steps import Step, step_of
 from imctl.testing import golden
 from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region
 from tests.unit.test_operator_reconciler import Memory, Nobody
@@ -96,8 +98,11 @@ def test_it_is_given_time_for_all_its_clients_to_go() -> None:
 # ----------------------------------------------------------------------------- what is decided
 
 
-def workload(**status: Any) -> Object:
-    return {"metadata": {"generation": 2}, "status": {"observedGeneration": 2, **status}}
+def workload(spec: GatewayClusterSpec = SPEC, **status: Any) -> Object:
+    """The StatefulSet as it is wanted, or of other settings."""
+    wanted = made(spec)[-1] | {"status": {"observedGeneration": 2, **status}}
+    wanted["metadata"]["generation"] = 2
+    return wanted
 
 
 def decided(spec: GatewayClusterSpec = SPEC, gateways: int = 4, **seen: Any) -> Decision:
@@ -141,17 +146,12 @@ def test_the_autoscaler_is_held_to_its_bounds() -> None:
 @pytest.mark.parametrize(
     ("phase", "ready", "rolled", "status"),
     [
-        ("Starting", False, False, {}),
         ("Starting", False, True, {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}),
         ("Serving", True, True, {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 2}),
         (
             "Rolling", True, False,
             {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2,
              "currentRevision": "a", "updateRevision": "b"},
-        ),
-        (
-            "Unready", False, True,
-            {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1, "availableReplicas": 1},
         ),
     ],
 )  # fmt: skip
@@ -164,10 +164,26 @@ def test_its_phase(phase: str, ready: bool, rolled: bool, status: dict[str, Any]
     )
 
 
+def test_one_that_served_all_and_does_not_any_more_is_unready() -> None:
+    status: dict[str, Any] = {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}
+    assert decided(workload=workload(**status), served=True).reason == "Unready"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_it_does_not_serve_before_a_change_is_seen(replicas: int) -> None:
+    before = SPEC.model_copy(update={"replicas": replicas})
+    changed = before.model_copy(update={"image": "imctl:2"})
+    status: dict[str, Any] = dict.fromkeys(
+        ("replicas", "updatedReplicas", "readyReplicas"), replicas
+    )
+    decision = decided(changed, workload=workload(before, **status))
+    assert (decision.reason, decision.rolled) == ("Rolling", False)
+
+
 def test_those_that_keep_their_settings_are_not_waited_for() -> None:
     spec = SPEC.model_copy(update={"rollout": Rollout(keep=1)})
     status = {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2}
-    assert decided(spec, workload=workload(**status)).reason == "Serving"
+    assert decided(spec, workload=workload(spec, **status)).reason == "Serving"
 
 
 def test_what_a_pod_still_needs_is_kept() -> None:
@@ -210,3 +226,65 @@ async def test_it_is_made_scaled_down_and_says_how_it_is(memory: Memory) -> None
     assert memory.status("GatewayCluster")["phase"] == "Serving"
     (condition, _) = memory.status("GatewayCluster")["conditions"]
     assert (condition["type"], condition["status"]) == ("Ready", "True")
+
+
+# --------------------------------------------------------------------------- its steps
+
+
+def stands(template: str, partition: int, updated: int, available: int = 3) -> Object:
+    """A StatefulSet of three pods."""
+    return {
+        "metadata": {"generation": 2},
+        "spec": {
+            "updateStrategy": {"rollingUpdate": {"partition": partition}},
+            "template": {"metadata": {"annotations": {TEMPLATE: template}}},
+        },
+        "status": {
+            "observedGeneration": 2, "replicas": 3, "readyReplicas": available,
+            "updatedReplicas": updated, "availableReplicas": available,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("workload", "clients", "before", "step"),
+    [
+        ({}, 50, None, Step(0)),
+        (stands("old", 0, 3), 50, None, Step(2, 50)),
+        (stands("new", 2, 0), 50, 50, Step(2, 50, "a pod is replaced")),
+        (stands("new", 2, 1, 2), 50, 50, Step(2, 50, "not all gateways are ready")),
+        (
+            stands("new", 2, 1), 44, 50,
+            Step(2, 50, "44 of 50 clients are there, 90 % are wanted"),
+        ),
+        (stands("new", 2, 1), 45, 50, Step(1, 45)),
+        (stands("new", 2, 1), None, None, Step(1)),
+        (stands("new", 1, 2), 45, 45, Step(0, 45)),
+        (stands("new", 0, 2), 45, 45, Step(0)),
+    ],
+)  # fmt: skip
+def test_the_next_pod_is_replaced_once_the_clients_of_the_last_are_back(
+    workload: Object, clients: int | None, before: int | None, step: Step
+) -> None:
+    assert step_of(Rollout(), 3, "new", workload, clients, before) == step
+
+
+def test_those_that_are_kept_are_reached_when_they_are_not_kept_any_more() -> None:
+    kept = Rollout(keep=2)
+    assert step_of(kept, 3, "new", stands("old", 2, 3), 9, None).partition == 2
+    assert step_of(kept, 3, "new", stands("new", 2, 1), 9, 9).partition == 2
+    assert step_of(Rollout(), 3, "new", stands("new", 2, 1), 9, 9).partition == 1
+
+
+def test_what_it_waits_for_is_said() -> None:
+    template = made(SPEC.model_copy(update={"replicas": 3}))[-1]
+    mark = template["spec"]["template"]["metadata"]["annotations"][TEMPLATE]
+    decision = decided(
+        SPEC.model_copy(update={"replicas": 3}), workload=stands(mark, 2, 1), step_clients=50,
+        idc_status={"process": {"sessions": 20}},
+    )  # fmt: skip
+    assert (decision.reason, decision.rolled) == ("Rolling", False)
+    said = "gateway 3 of 3 gets the settings that are wanted: 20 of 50 clients are there, 90 % "
+    assert decision.message == said + "are wanted"
+    assert (decision.status["connections"], decision.status["step_clients"]) == (20, 50)
+    assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}

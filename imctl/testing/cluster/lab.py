@@ -40,6 +40,7 @@ APART, GATEWAYS = 5, 2  # the first port of gateways in pods of their own, and h
 # All of a region on one small machine; the capacity model reckons for one that carries thousands.
 RESOURCES = {"cpu": "50m", "memory": "512Mi"}
 READY_S = 120
+VIEWER = "imctl-viewer"
 LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
 
@@ -98,7 +99,9 @@ class Pods:
         for idc in self.idcs:
             sites[idc]["spec"] = {"drills_from": [self.namespaces[self.idcs[0]]]}
             if idc in self.apart:
-                sites[idc]["spec"]["gateways"] = "apart"
+                sites[idc]["spec"] |= {
+                    "gateways": "apart", "role_certificate": VIEWER, "deletion": "at_once",
+                }  # fmt: skip
         path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
         return path
 
@@ -144,6 +147,21 @@ class Pods:
                     self.kubectl(part, "wait", *wanted, f"--timeout={seconds}s")
             except Failed as error:
                 raise Failed(f"{error}\n{self.said(part)}") from error
+
+    def role_secret(self, part: str, name: str) -> None:
+        """Of the certificate of a role, ``imctl-ROLE``."""
+        pki, role = self.data / "pki", name.removeprefix("imctl-")
+        self.kubectl(
+            part, "create", "secret", "generic", name, f"--from-file=ca.crt={pki / 'ca.pem'}",
+            f"--from-file=tls.crt={pki / f'{role}.pem'}",
+            f"--from-file=tls.key={pki / f'{role}.key'}",
+        )  # fmt: skip
+
+    def gateways(self, part: str) -> dict[str, Any]:
+        """What their GatewayCluster says of them."""
+        shown = self.kubectl(part, "get", "gatewaycluster", part, "-o", "jsonpath={.status}")
+        status: dict[str, Any] = json.loads(shown)
+        return status
 
     def apply_gateways(self, part: str, **changes: Any) -> None:
         """Those of an IDC whose gateways are apart, with these fields of their spec."""
@@ -303,6 +321,7 @@ def running(
             until_known(cluster, kind.plural)
         pods.imctl("deploy", str(source), "--sites", str(pods.sites_file()))
         for part in apart:
+            pods.role_secret(part, VIEWER)
             pods.apply_gateways(part)
         pods.wait_ready(*pods.namespaces)
         for part in apart:
