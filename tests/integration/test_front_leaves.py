@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client import generate_latest
 
 from imcore import pki
 from imcore.errors import BadInput
@@ -23,6 +24,7 @@ from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
 from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
+from services.node.metrics import registry_of_front
 from services.node.node import Node
 from services.node.roles import Roles
 from services.sdk import Client, ConnectionChanged, IpconfClient, Message
@@ -87,6 +89,8 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path
         named = next(each.gateway for each in to_ann if isinstance(each, ConnectionChanged))
         going, task = next(pair for pair in fronts if pair[0].gateway.name == named)
         (staying,) = [front for front, _ in fronts if front is not going]
+        shown = generate_latest(registry_of_front(going)).decode()
+        assert f'im_gateway_connections{{gateway="{named}"}}' in shown and "im_ready 1.0" in shown
         number = fronts.index((going, task))
         going.leave()
         await until(lambda: bool(going.not_ready()), 5)

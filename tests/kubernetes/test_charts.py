@@ -55,7 +55,7 @@ CHARTS = {
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
          "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer,"
-         "monitoring.podMonitor.labels.release=prometheus"],
+         "monitoring.podMonitor.labels.release=prometheus,gateways.replicas=1"],
     ),
     "witness": (
         "im-idc",
