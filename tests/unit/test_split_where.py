@@ -42,7 +42,7 @@ def _change(uid: str, device: str, epoch: int, over: bool = False) -> front.Up:
 def test_a_core_finds_users_wherever_their_sessions_are() -> None:
     fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None)
     fronts.origin = ("fra", 1)  # type: ignore[assignment]
-    fronts._tell = lambda: front.Down()  # type: ignore[method-assign]
+    fronts._tell = lambda link: front.Down()  # type: ignore[method-assign]
     one, two = (fronts._add(front.Hello(gateway=name)) for name in ("one", "two"))
 
     def found(*uids: str) -> dict[str, list[str]]:
