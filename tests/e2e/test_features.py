@@ -16,9 +16,12 @@ from services.sdk import Client, NotConnected, Options
 pytestmark = pytest.mark.e2e
 
 VICTIM, SURVIVOR = "fra", "iad"
+SECRET = b"canary-51e0"
 
 
-def client(lab: Lab, cast: Cast, uid: str, device: str, idc: str) -> Client:
+def client(
+    lab: Lab, cast: Cast, uid: str, device: str, idc: str, encryption_key: bytes | None = None
+) -> Client:
     """Of a user who lives near this IDC."""
     target = lab.target
     return Client(
@@ -27,6 +30,7 @@ def client(lab: Lab, cast: Cast, uid: str, device: str, idc: str) -> Client:
         target.pki / "ca.pem",
         options=Options(client="lab/1", start_timeout_ms=60_000),
         forwarded_for=cast.addresses[idc],
+        encryption_key=encryption_key,
     )
 
 
@@ -38,7 +42,8 @@ async def shows(who: Client, chat: str, count: int) -> None:
 
 
 async def test_changes_outlive_the_idc_that_took_them(stage, figures) -> None:
-    """Edit, recall and reactions before the loss, during the failover and after it."""
+    """Edit, recall and reactions before the loss, during the failover and after it; and an
+    encrypted group, of which no server's disk or log has a word."""
     answered: list[bytes] = []
 
     async def edit_on(ann: Client, chat: str, key: str) -> None:
@@ -51,8 +56,8 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures) -> None:
 
     async with (
         stage() as (lab, cast),
-        client(lab, cast, "ann", "phone", VICTIM) as ann,
-        client(lab, cast, "bob", "phone", SURVIVOR) as bob,
+        client(lab, cast, "ann", "phone", VICTIM, b"a" * 32) as ann,
+        client(lab, cast, "bob", "phone", SURVIVOR, b"b" * 32) as bob,
     ):
 
         async def at_home() -> bool:
@@ -61,6 +66,11 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures) -> None:
         # An IDC that has just begun to serve is in ipconf's answers a moment later.
         await until(at_home, 20, "the clients are not sent home")
         chat = ann.direct("bob")
+        team = await ann.create_group(["bob"], encrypted=True)
+        secrets = [SECRET + b" %d" % number for number in range(4)]
+        await ann.send(team, secrets[0])
+        await shows(bob, team, 1)
+        await bob.send(team, secrets[1])
         keys = [(await ann.send(chat, b"%d" % number)).key for number in range(4)]
         await shows(bob, chat, 4)
         await ann.edit(chat, keys[0], b"edited")
@@ -84,11 +94,19 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures) -> None:
         await asyncio.gather(editing, return_exceptions=True)
         await ann.edit(chat, keys[3], b"the last word")
         await ann.edit(chat, keys[0], b"edited again")
+        await ann.send(team, secrets[2])
+        await shows(bob, team, 3)
+        await bob.send(team, secrets[3])
         figures("edits answered before and after the loss", f"{before}, {len(answered) - before}")
 
         await lab.start(VICTIM)
         await lab.converged()
         await lab.all_active()
+        for device in (ann, bob):
+            await shows(device, team, 4)
+            assert [message.content for message in device.view(team)] == secrets
+        for path in lab.target.pki.parent.rglob("*"):
+            assert not path.is_file() or SECRET not in path.read_bytes(), path
         reactions = (("ann", "heart"), ("bob", "wow"))
         for idc in lab.idcs:
             for uid in ("ann", "bob"):
