@@ -14,7 +14,14 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX, GROUP_CHANGES_MAX, MENTIONS_MAX, WATCHED_MAX
+from imcore.limits import (
+    CONTENT_BYTES_MAX,
+    GROUP_CHANGES_MAX,
+    MEDIA_MAX,
+    MENTIONS_MAX,
+    WATCHED_MAX,
+)
+from imcore.media import MediaRef, media_pb
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -55,6 +62,7 @@ from services.sdk.errors import (
 )
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
+from services.sdk.media import BytesSource, FileSource, Progress, Transfers
 from services.sdk.options import Options
 from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
@@ -187,6 +195,12 @@ class Client:
         self._polling = polling
         if dialer is None and polling is None:
             self._polling = PollingDialer(self._ipconf.tls)
+        self._transfers = Transfers(
+            self._ipconf,
+            lambda: self._lookup,
+            lambda: self._link.answer if self._started else None,
+            self._clock,
+        )
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -344,13 +358,15 @@ class Client:
         timeout_ms: int | None = None,
         reply: str = "",
         mentions: Sequence[str] = (),
+        media: Sequence[MediaRef] = (),
     ) -> Sent:
-        """``reply``: the key of the message that it answers; ``mentions``: uids. Returns once the
-        message is stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among
-        them). Without a time-out it waits for as long as the client lives."""
+        """``reply``: the key of the message that it answers; ``mentions``: uids; ``media``: what
+        ``upload`` returned: whoever gets the message may download it. Returns once the message is
+        stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among them). Without a
+        time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
-        refs = _refs(conversation, reply, mentions)
+        refs = _refs(conversation, reply, mentions, media)
         _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         trace = self._traces.begin()
@@ -377,6 +393,38 @@ class Client:
         parent = traceparent(trace.context) if trace is not None else ""
         key = key_text(key_of(placed.key))
         return Sent(key, place, ack.degraded, self._sender, entry, parent)
+
+    async def upload(
+        self,
+        source: str | Path | bytes,
+        type_: str = "application/octet-stream",
+        label: str = "",
+        progress: Progress = lambda done, size: None,
+    ) -> MediaRef:
+        """For ``send``. Of a path, a file that does not change meanwhile. Goes on after cuts where
+        it was, in another IDC anew unless that has a part of it; what this user has uploaded before
+        is not sent again. Raises RequestRefused, NotConnected, AuthError, OSError."""
+        timeout_ms = self.options.transfer_timeout_ms
+        if isinstance(source, bytes):
+            data = BytesSource(source)
+            return await self._transfers.upload(data, type_, label, progress, timeout_ms)
+        with await asyncio.to_thread(open, source, "rb") as file:
+            found = FileSource(file)
+            return await self._transfers.upload(found, type_, label, progress, timeout_ms)
+
+    async def download(
+        self,
+        ref: MediaRef,
+        path: str | Path,
+        resume: bool = True,
+        progress: Progress = lambda done, size: None,
+    ) -> None:
+        """To this path, once all of it is there and has the hash that the message names; until
+        then beside it, in a file that ends in .part, where a later call goes on. Not ``resume``:
+        from the beginning. Raises RequestRefused, NotConnected (the IDC that has it may be lost
+        for now), AuthError, OSError."""
+        timeout_ms = self.options.transfer_timeout_ms
+        await self._transfers.download(ref, Path(path), resume, progress, timeout_ms)
 
     def view(self, conversation: str) -> tuple[Message, ...]:
         """What is shown of a conversation, in order."""
@@ -1049,12 +1097,19 @@ def _presences(rows: Iterable[pb.Presence]) -> tuple[Presence, ...]:
     return tuple(Presence(r.uid, tuple(r.online), r.last_seen_ms, r.unwatched) for r in rows)
 
 
-def _refs(conversation: str, reply: str, mentions: Sequence[str]) -> bytes:
+def _refs(
+    conversation: str, reply: str, mentions: Sequence[str], media: Sequence[MediaRef]
+) -> bytes:
     """An encoded Refs, or nothing. Raises SendFailed."""
     if len(mentions) > MENTIONS_MAX or not all(map(valid_id, mentions)):
         message = f"a message mentions at most {MENTIONS_MAX} users, by uid"
         raise SendFailed(Code.BAD_REQUEST, message)
-    refs = pb.Refs(mentions=mentions)
+    if len(media) > MEDIA_MAX:
+        raise SendFailed(Code.BAD_REQUEST, f"a message has at most {MEDIA_MAX} files")
+    try:
+        refs = pb.Refs(mentions=mentions, media=map(media_pb, media))
+    except ValueError as error:
+        raise SendFailed(Code.BAD_REQUEST, str(error)) from error
     if reply:
         try:
             refs.reply.CopyFrom(key_pb(parse_key(reply)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from imcore.media import MediaRef
+
 
 class Message(NamedTuple):
     """A message is shown for the first (and only) time: inserted at ``index`` of the view.
@@ -11,7 +13,8 @@ class Message(NamedTuple):
     ``key`` names it for ever, the same on every device. ``late``: it lies below the stable
     watermark, so it may stand above messages that were read long ago. ``composed_ms`` is the
     sender's clock, for people. ``reply``: the key of the message that it answers, which may not be
-    shown (yet), or empty. ``mentions``: uids."""
+    shown (yet), or empty. ``mentions``: uids. ``media``: files, for
+    ``Client.download``."""
 
     conversation: str
     key: str
@@ -23,6 +26,7 @@ class Message(NamedTuple):
     composed_ms: int
     reply: str = ""
     mentions: tuple[str, ...] = ()
+    media: tuple[MediaRef, ...] = ()
 
 
 class Moved(NamedTuple):

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from imcore import changes
 from imcore.convert import key_of, origin_of, place_of
 from imcore.limits import CLAIMS_MAX
+from imcore.media import MediaRef, media_of
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
 from services.sdk.core import group
@@ -31,12 +33,22 @@ def parse_key(text: str) -> ClientKey:
     return ClientKey(uid, device, outbox, conversation, int(cid))
 
 
-_NO_REFS: tuple[str, tuple[str, ...]] = ("", ())
+class _Refs(NamedTuple):
+    reply: str
+    mentions: tuple[str, ...]
+    media: tuple[MediaRef, ...]
 
 
-def _refs(encoded: bytes) -> tuple[str, tuple[str, ...]]:
+_NO_REFS = _Refs("", (), ())
+
+
+def _refs(encoded: bytes) -> _Refs:
     refs = pb.Refs.FromString(encoded)  # the IDC that took it has looked at it
-    return key_text(key_of(refs.reply)) if refs.HasField("reply") else "", tuple(refs.mentions)
+    return _Refs(
+        key_text(key_of(refs.reply)) if refs.HasField("reply") else "",
+        tuple(refs.mentions),
+        tuple(map(media_of, refs.media)),
+    )
 
 
 class Class:
@@ -50,7 +62,7 @@ class Class:
         self.place = place
         self.attested = attested  # vouches for ``place`` or for a larger one
         self.content = b""
-        self.refs: tuple[str, tuple[str, ...]] = _NO_REFS
+        self.refs = _NO_REFS
         self.composed_ms = 0
         self.late = False
         self.known_at = 0
@@ -191,7 +203,7 @@ class View:
     def _shown(self, made: Class, index: int) -> Message:
         key, folded = made.key, self._changes.get(made.key)
         recalled = folded is not None and folded.recalled
-        reply, mentions = _NO_REFS if recalled else made.refs
+        refs = _NO_REFS if recalled else made.refs
         return Message(
             self.conversation,
             key_text(key),
@@ -201,8 +213,7 @@ class View:
             index,
             made.late,
             made.composed_ms,
-            reply,
-            mentions,
+            *refs,
         )
 
     def _insert(self, place: Place, key: ClientKey) -> int:
