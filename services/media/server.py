@@ -28,6 +28,11 @@ BURST_S = 10.0
 CHUNK_S = 30.0  # whoever takes longer for a chunk, either way, is cut off
 STEP_BYTES = 256 * 1024
 SLOT_AGAIN_MS = 500
+SIMILAR_BITS = 10  # unless another number is asked for
+SIMILAR_PER_S, SIMILAR_BURST = 1, 5  # of one user: each looks at all pictures of the IDC
+# The name is of these bytes for ever; only who has the key may keep them.
+CACHE = "private, max-age=31536000, immutable"
+_DISTANCES = frozenset(map(str, range(33)))
 
 _FILE = "/v1/media/{idc}/{sha256}/{key}"
 _UPLOAD = "/v1/uploads/{upload}"
@@ -45,6 +50,7 @@ class MediaApi:
         self._idcs = idcs
         per_s = store.settings.user_bytes_per_s
         self._rates = Buckets(per_s, BURST_S * per_s)
+        self._looks = Buckets(SIMILAR_PER_S, SIMILAR_BURST)
         self._busy: Counter[str] = Counter()  # requests under way, by user
 
     def routes(self) -> list[web.RouteDef]:
@@ -55,6 +61,8 @@ class MediaApi:
             web.post(_UPLOAD, self._complete),
             web.get(_FILE, self._download, name="media_file"),
             web.delete(_FILE, self._delete),
+            web.get(f"{_FILE}/thumbnail", self._thumbnail, name="media_thumbnail"),
+            web.get(f"{_FILE}/similar", self._similar, name="media_similar"),
         ]
 
     def _claims(self, request: web.Request) -> Claims:
@@ -142,8 +150,7 @@ class MediaApi:
             headers = {
                 "ETag": etag,
                 "Accept-Ranges": "bytes",
-                # The name is of these bytes for ever; only who has the key may keep them.
-                "Cache-Control": "private, max-age=31536000, immutable",
+                "Cache-Control": CACHE,
                 # The type is the uploader's word: no browser shows it as a page of this address.
                 "Content-Type": record.type,
                 "Content-Disposition": "attachment",
@@ -202,6 +209,28 @@ class MediaApi:
                 await asyncio.sleep(wait_s)
                 wait_s = self._rates.take(uid, self._clock.now(), len(data))
             yield data
+
+    async def _thumbnail(self, request: web.Request) -> web.StreamResponse:
+        claims, name = self._claims(request), self._name(request)
+        with self._slot(claims.uid):
+            data = await self._store.thumbnail(name)
+            self._store.counters.bytes_out += len(data)
+        headers = {"Cache-Control": CACHE, "X-Content-Type-Options": "nosniff"}
+        return web.Response(body=data, content_type="image/jpeg", headers=headers)
+
+    async def _similar(self, request: web.Request) -> web.StreamResponse:
+        claims, name = self._claims(request), self._name(request)
+        most = request.query.get("distance", str(SIMILAR_BITS))
+        if most not in _DISTANCES:
+            raise Refused(Code.BAD_REQUEST, "distance: expected 0 to 32, of 64 bits")
+        if wait_s := self._looks.take(claims.uid, self._clock.now()):
+            raise Overloaded("too many such questions", max(1, round(wait_s * 1000)))
+        with self._slot(claims.uid):
+            rows = await self._store.similar(claims.uid, claims.admin, name, int(most))
+        found = [
+            {"distance": differs, "uid": uid, "ref": ref_json(ref)} for differs, uid, ref in rows
+        ]
+        return web.json_response({"similar": found})
 
     async def _delete(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -21,13 +21,16 @@ from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
 from imcore.media import Declared, MediaName, MediaRef
 from imcore.region.model import Media, Messages, WhenUnreplicated
 from imcore.runtime import Clock
-from services.media.words import Record, Upload
+from services.media.words import NO_PICTURE, Looked, Picture, Record, Upload, distance
 from services.ports import Blobs
 
 log = logging.getLogger("im.media")
 
 PURPOSE = b"media"
 KEY = "key."  # notes that are records
+PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
+PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
+SIMILAR_MAX = 100
 SWEEP_S = 600.0
 FULL_RETRY_MS = 60_000
 LATER_MS = 2_000
@@ -48,6 +51,9 @@ class Peer(Protocol):
     async def keep(self, name: MediaName, timeout_s: float) -> None:
         """It holds a copy when this returns."""
         ...
+
+
+Look = Callable[[bytes], Awaitable[Looked | None]]
 
 
 class WrongOffset(Refused):
@@ -108,7 +114,7 @@ class Locks:
 
 class MediaStore:
     """Until it has looked at what is there (``run``), everything is Unavailable.
-    ``peers``: the other IDCs, by name."""
+    ``peers``: the other IDCs, by name. ``look``: at a picture; None: nobody does."""
 
     def __init__(
         self,
@@ -119,7 +125,10 @@ class MediaStore:
         keys: RegionKeys,
         clock: Clock,
         peers: Mapping[str, Peer],
+        look: Look | None = None,
     ) -> None:
+        self._look = look
+        self._pictures: dict[str, Picture] = {}  # by hash
         self.idc = idc
         self.settings = settings
         self.counters = MediaCounters()
@@ -161,6 +170,10 @@ class MediaStore:
                 self._uploads[name] = Upload.from_json(found.note)
             except ValueError:
                 await self._blobs.abandon(name)
+        for sha256 in self._sizes:
+            note = await self._blobs.note(sha256, PICTURE)
+            if note is not None:
+                self._pictures[sha256] = Picture.from_json(note)
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
 
@@ -272,6 +285,7 @@ class MediaStore:
                     Code.BAD_REQUEST, "the bytes have another hash than announced: begin again"
                 )
             self.counters.completed += 1
+            await self._look_at(named.sha256, record)
             return await self._answer(named, record)
 
     async def _become_file(
@@ -300,7 +314,9 @@ class MediaStore:
             if not copies and messages.when_unreplicated is WhenUnreplicated.REFUSE:
                 raise Unavailable("no other IDC could take a copy in time", LATER_MS)
             degraded = not copies
-        return Kept(MediaRef(name, record.size, record.type), degraded)
+        picture = self._pictures.get(name.sha256, NO_PICTURE)
+        width, height = picture.width, picture.height
+        return Kept(MediaRef(name, record.size, record.type, "", width, height), degraded)
 
     async def _copy(self, name: MediaName, wanted: int) -> bool:
         """To any so many of the others."""
@@ -398,6 +414,7 @@ class MediaStore:
             raise Silent("it broke off")
         if not await self._become_file(copy, self._uploads[copy], name, record):
             raise Silent("what came from there has another hash")
+        await self._look_at(name.sha256, record)
 
     async def read(self, name: MediaName, start: int, end: int, step: int) -> AsyncIterator[bytes]:
         """Of what is here. Raises Unavailable when it was deleted meanwhile."""
@@ -428,3 +445,60 @@ class MediaStore:
             if not any(note.startswith(KEY) for note in notes):
                 await self._blobs.delete(name.sha256)
                 self._stored -= self._sizes.pop(name.sha256)
+                self._pictures.pop(name.sha256, None)
+
+    # --------------------------------------------------------------------------- pictures
+
+    async def _look_at(self, sha256: str, record: Record) -> None:
+        """Once, whatever comes of it. A file that cannot be shown is a file all the same."""
+        wanted = record.type.startswith("image/") and record.size <= PICTURE_BYTES_MAX
+        if self._look is None or not wanted or sha256 in self._pictures:
+            return
+        looked = await self._look(await self._blobs.read(sha256, 0, record.size))
+        picture = looked.picture if looked is not None else NO_PICTURE
+        async with self._locks(sha256):
+            if sha256 not in self._sizes:
+                return  # deleted meanwhile
+            if looked is not None:
+                await self._blobs.write_note(sha256, THUMBNAIL, looked.thumbnail)
+            await self._blobs.write_note(sha256, PICTURE, picture.to_json())
+            self._pictures[sha256] = picture
+
+    async def thumbnail(self, name: MediaName) -> bytes:
+        """A JPEG. Raises Refused(NOT_FOUND), Unavailable."""
+        await self.find(name)
+        found = await self._blobs.note(name.sha256, THUMBNAIL)
+        if found is None:
+            raise Refused(Code.NOT_FOUND, "there is no thumbnail of this file")
+        return found
+
+    async def similar(
+        self, uid: str, admin: bool, name: MediaName, most: int
+    ) -> list[tuple[int, str, MediaRef]]:
+        """Pictures in this IDC whose dhash differs in at most so many bits, with that number and
+        who uploaded them, the nearest first: this user's uploads, or all for an admin."""
+        await self.find(name)
+        picture = self._pictures.get(name.sha256, NO_PICTURE)
+        if not picture.width:
+            raise Refused(Code.NOT_FOUND, "this file is no picture that can be compared")
+        near = sorted(
+            (differs, sha256)
+            for sha256, other in self._pictures.items()
+            if other.width and (differs := distance(picture.dhash, other.dhash)) <= most
+        )
+        found: list[tuple[int, str, MediaRef]] = []
+        for differs, sha256 in near:
+            for note in await self._blobs.notes(sha256):
+                if not note.startswith(KEY):
+                    continue
+                data = await self._blobs.note(sha256, note)
+                record = Record.from_json(data) if data is not None else None
+                if record is None or not (admin or record.uid == uid):
+                    continue
+                shown = self._pictures.get(sha256, NO_PICTURE)
+                named = MediaName(self.idc, sha256, note.removeprefix(KEY))
+                ref = MediaRef(named, record.size, record.type, "", shown.width, shown.height)
+                found.append((differs, record.uid, ref))
+                if len(found) >= SIMILAR_MAX:
+                    return found
+        return found

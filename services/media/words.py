@@ -50,6 +50,37 @@ _RECORD = TypeAdapter(Record)
 _UPLOAD = TypeAdapter(Upload)
 
 
+class Picture(NamedTuple):
+    """Pixels as it is shown, and its dhash (``services.media.picture``); all 0: none that can be
+    shown."""
+
+    width: int
+    height: int
+    dhash: int
+
+    def to_json(self) -> bytes:
+        return json.dumps(self._asdict()).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Raises ValueError."""
+        return cls(*_PICTURE.validate_json(data, strict=True))
+
+
+_PICTURE = TypeAdapter(Picture)
+NO_PICTURE = Picture(0, 0, 0)
+
+
+class Looked(NamedTuple):
+    picture: Picture
+    thumbnail: bytes  # a JPEG
+
+
+def distance(one: int, other: int) -> int:
+    """In how many of 64 bits two dhashes differ."""
+    return (one ^ other).bit_count()
+
+
 class Span(NamedTuple):
     """Bytes from ``start`` to before ``end``. ``partial``: a range was asked for."""
 

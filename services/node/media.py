@@ -4,6 +4,7 @@ what other IDCs ask here, over gRPC with mutual TLS."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,12 +17,15 @@ from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import caller_name
 from services.engines.blob_files import FileBlobs
+from services.media.pictures import Pictures, available
 from services.media.server import MediaApi
 from services.media.store import MediaStore, Silent
 from services.media.words import Record
 
 if TYPE_CHECKING:
     from services.node.node import Node
+
+log = logging.getLogger("im.media")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -148,8 +152,12 @@ def open_media(node: Node, stack: AsyncExitStack) -> tuple[MediaStore, MediaApi]
     stack.callback(executor.shutdown, wait=False)
     blobs = FileBlobs(str(node.config.data / "media"), node.disk, executor)
     peers = {idc: PeerMedia(idc, node.channels[idc]) for idc in node.config.peer_idcs()}
+    look = Pictures().look if available() else None
+    if look is None:
+        log.warning("pictures are kept without thumbnails: the extra `media` is not installed")
     store = MediaStore(
-        node.idc, blobs, spec.media, spec.messages, node.config.keys, node.median_clock, peers
-    )
+        node.idc, blobs, spec.media, spec.messages, node.config.keys, node.median_clock, peers,
+        look,
+    )  # fmt: skip
     idcs = frozenset(idc.name for idc in spec.idcs)
     return store, MediaApi(store, node.config.keys, node.median_clock, idcs)

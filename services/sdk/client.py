@@ -426,6 +426,11 @@ class Client:
         timeout_ms = self.options.transfer_timeout_ms
         await self._transfers.download(ref, Path(path), resume, progress, timeout_ms)
 
+    async def thumbnail(self, ref: MediaRef) -> bytes:
+        """A small JPEG of a picture, as the service made it: no hash stands for it. Raises
+        RequestRefused (``not_found`` where there is none), NotConnected, AuthError."""
+        return await self._transfers.thumbnail(ref, self.options.transfer_timeout_ms)
+
     def view(self, conversation: str) -> tuple[Message, ...]:
         """What is shown of a conversation, in order."""
         view = self._views.get(conversation)

@@ -227,6 +227,18 @@ class Transfers:
             os.fsync(file.fileno())
         part.replace(path)
 
+    async def thumbnail(self, ref: MediaRef, timeout_ms: int) -> bytes:
+        named = ref.named
+
+        async def at(url: str) -> bytes:
+            where = f"{url}/v1/media/{named.idc}/{named.sha256}/{named.key}/thumbnail"
+            async with self._asked("GET", where, {}) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await _document(response))
+                return await response.read()
+
+        return await self._anywhere(at, timeout_ms)
+
     async def _download_at(
         self, url: str, ref: MediaRef, file: BinaryIO, progress: Progress
     ) -> None:

@@ -23,11 +23,17 @@ from services.engines.disk import RealDisk
 from services.media.server import MediaApi
 from services.media.store import Begun, Kept, MediaStore
 from services.media.testing import Near
+from services.media.words import Looked, Picture
 from services.node.testing_ipconf import IDCS, IpconfSite
 
 DATA = bytes(range(256)) * 100
 SHA = hashlib.sha256(DATA).hexdigest()
 PNG = Declared(SHA, len(DATA), "image/png")
+
+
+async def look(data: bytes) -> Looked | None:
+    """All pictures look alike."""
+    return Looked(Picture(4, 3, 5), b"small") if data.startswith(DATA[:10]) else None
 
 
 class MovedClock(SystemClock):
@@ -51,7 +57,9 @@ class Site(IpconfSite):
 
     async def start(self) -> None:
         blobs = FileBlobs(str(self.folder / "media"), self.disk, self.threads)
-        self.store = MediaStore("fra", blobs, self.settings, Messages(), self.keys, self.wall, {})
+        self.store = MediaStore(
+            "fra", blobs, self.settings, Messages(), self.keys, self.wall, {}, look
+        )
         await self.store.load()
         self.routes = MediaApi(self.store, self.keys, self.wall, frozenset(IDCS)).routes()
         await super().start()
@@ -253,6 +261,30 @@ async def test_only_its_uploader_or_an_admin_deletes_and_others_keep_theirs(site
     assert (await site.ask("DELETE", others, token=site.token("root", admin=True)))[0] == 204
     assert (site.store.files, site.store.stored) == (0, 0)
     assert (await site.begin())[0] == 202
+
+
+async def test_pictures_are_asked_for_thumbnails_and_near_duplicates(site: Site) -> None:
+    path, other = await site.uploaded(), await site.uploaded(DATA[:100])
+    bobs, none = await site.uploaded(DATA[:99], "bob"), await site.uploaded(b"nothing to see")
+    status, headers, body = await site.ask("GET", f"{path}/thumbnail", "bob")
+    assert (status, headers["Content-Type"], body) == (200, "image/jpeg", b"small")
+    assert (await site.ask("GET", f"{none}/thumbnail"))[0] == 404
+    assert (await site.ask("GET", f"{none}/similar"))[0] == 404
+
+    async def similar(query: str = "", **who: Any) -> tuple[int, set[str]]:
+        status, _, body = await site.ask("GET", f"{path}/similar{query}", **who)
+        return status, {path_of(row["ref"]) for row in json.loads(body).get("similar", ())}
+
+    assert await similar() == (200, {path, other})
+    assert await similar("?distance=0", token=site.token("root", admin=True)) == (
+        200, {path, other, bobs},
+    )  # fmt: skip
+    assert await similar(uid="carol") == (200, set())
+    assert (await similar("?distance=33"))[0] == 400
+    assert 429 in [(await similar())[0] for _ in range(6)]
+    await site.restart()
+    assert await similar() == (200, {path, other})
+    assert (await site.begin())[1]["ref"]["width"] == 4
 
 
 @pytest.mark.parametrize(

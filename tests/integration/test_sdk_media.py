@@ -20,6 +20,7 @@ from services.engines.disk import RealDisk
 from services.media.server import MediaApi
 from services.media.store import MediaStore
 from services.media.testing import Near
+from services.media.words import Looked, Picture
 from services.node.testing_ipconf import IDCS, IpconfSite
 from services.sdk import IpconfClient, NotConnected, RequestRefused
 from services.sdk.core.parameters import Parameters
@@ -27,6 +28,10 @@ from services.sdk.ipconf import Answer, Lookup
 from services.sdk.media import CHUNK_BYTES, BytesSource, FileSource, Transfers
 
 DATA = random.Random(7).randbytes(5 * CHUNK_BYTES + 12_345)
+
+
+async def look(data: bytes) -> Looked | None:
+    return Looked(Picture(4, 3, 5), b"small")
 
 
 class Idc(IpconfSite):
@@ -41,7 +46,9 @@ class Idc(IpconfSite):
     async def start(self) -> None:
         blobs = FileBlobs(str(self.folder / "media"), RealDisk(), self.threads)
         clock = SystemClock()
-        self.store = MediaStore(self.name, blobs, Media(), Messages(), self.keys, clock, self.peers)
+        self.store = MediaStore(
+            self.name, blobs, Media(), Messages(), self.keys, clock, self.peers, look
+        )
         await self.store.load()
         self.routes: list[web.RouteDef] = MediaApi(
             self.store, self.keys, clock, frozenset(IDCS)
@@ -252,4 +259,15 @@ async def test_a_file_on_disk_is_read_as_it_goes(region: Region, tmp_path: Path)
     with pytest.raises(RequestRefused) as refused:
         named = ref.named._replace(key="0" * 32)
         await region.download(ref._replace(named=named), tmp_path / "copy")
+    assert refused.value.code == "not_found"
+
+
+async def test_a_picture_has_a_thumbnail_and_another_file_none(region: Region) -> None:
+    quiet = BytesSource(b"a picture")
+    ann = region.transfers("ann")
+    ref = await ann.upload(quiet, "image/png", "", lambda done, size: None, 20_000)
+    assert (ref.width, ref.height) == (4, 3)
+    assert await region.transfers("bob").thumbnail(ref, 20_000) == b"small"
+    with pytest.raises(RequestRefused) as refused:
+        await ann.thumbnail(await region.upload(b"other"), 20_000)
     assert refused.value.code == "not_found"
