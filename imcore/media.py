@@ -13,6 +13,7 @@ CHUNK_BYTES_MAX = 1 << 20  # of one request of an upload
 NAME_CHARS_MAX = 200
 KEY_BYTES = 16
 TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+-]{1,60}")
+_STICKER = re.compile(r"[a-z0-9_.-]{1,64}")
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -43,6 +44,10 @@ def is_sha256(text: str) -> bool:
 
 def is_key(text: str) -> bool:
     return len(text) == 2 * KEY_BYTES and _HEX.fullmatch(text) is not None
+
+
+def is_sticker(code: str) -> bool:
+    return _STICKER.fullmatch(code) is not None
 
 
 def media_pb(ref: MediaRef) -> pb.MediaRef:

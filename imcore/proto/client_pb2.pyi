@@ -1978,6 +1978,9 @@ class Refs(_message.Message):
     REPLY_FIELD_NUMBER: _builtins.int
     MENTIONS_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
+    STICKER_FIELD_NUMBER: _builtins.int
+    sticker: _builtins.str
+    """its code; what that shows is in the region's catalogue"""
     @_builtins.property
     def reply(self) -> Global___ClientKey: ...
     @_builtins.property
@@ -1992,10 +1995,11 @@ class Refs(_message.Message):
         reply: Global___ClientKey | None = ...,
         mentions: _abc.Iterable[_builtins.str] | None = ...,
         media: _abc.Iterable[Global___MediaRef] | None = ...,
+        sticker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "mentions", b"mentions", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "mentions", b"mentions", "reply", b"reply", "sticker", b"sticker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from imcore.errors import Code, ImError, Overloaded, Refused
 from imcore.media import CHUNK_BYTES_MAX, MediaName, declared_of, is_key, is_sha256, ref_json
 from imcore.runtime import Clock
 from imcore.tokens import Claims
+from services.media.stickers import DOCUMENT_BYTES_MAX, Stickers, catalogue_of
 from services.media.store import Begun, Kept, MediaStore, WrongOffset
 from services.media.words import span_of
 
@@ -42,8 +43,14 @@ class MediaApi:
     """``idcs``: names of the region."""
 
     def __init__(
-        self, store: MediaStore, keys: RegionKeys, clock: Clock, idcs: frozenset[str]
+        self,
+        store: MediaStore,
+        stickers: Stickers,
+        keys: RegionKeys,
+        clock: Clock,
+        idcs: frozenset[str],
     ) -> None:
+        self.stickers = stickers
         self._store = store
         self._keys = keys
         self._clock = clock
@@ -61,6 +68,8 @@ class MediaApi:
             web.post(_UPLOAD, self._complete),
             web.get(_FILE, self._download, name="media_file"),
             web.delete(_FILE, self._delete),
+            web.get("/v1/stickers", self._catalogue, name="media_stickers"),
+            web.put("/v1/stickers", self._replace),
             web.get(f"{_FILE}/thumbnail", self._thumbnail, name="media_thumbnail"),
             web.get(f"{_FILE}/similar", self._similar, name="media_similar"),
         ]
@@ -115,11 +124,7 @@ class MediaApi:
         with self._slot(claims.uid):
             if wait_s := self._rates.take(claims.uid, self._clock.now(), size):
                 raise Overloaded("too many bytes in a short time", max(1, round(wait_s * 1000)))
-            try:
-                async with asyncio.timeout(CHUNK_S):
-                    data = await request.content.readexactly(size)
-            except (TimeoutError, asyncio.IncompleteReadError) as error:
-                raise Refused(Code.BAD_REQUEST, "the chunk is not whole") from error
+            data = await self._body(request, size)
             try:
                 at = await self._store.put(claims.uid, upload, int(offset), data)
             except WrongOffset as error:
@@ -209,6 +214,34 @@ class MediaApi:
                 await asyncio.sleep(wait_s)
                 wait_s = self._rates.take(uid, self._clock.now(), len(data))
             yield data
+
+    async def _catalogue(self, request: web.Request) -> web.StreamResponse:
+        self._claims(request)
+        catalogue = await self.stickers.catalogue()
+        return web.json_response({code: ref_json(ref) for code, ref in catalogue.items()})
+
+    async def _replace(self, request: web.Request) -> web.StreamResponse:
+        """By an admin's token: all of it."""
+        claims = self._claims(request)
+        if not claims.admin:
+            raise Refused(Code.FORBIDDEN, "the catalogue is changed with an admin's token")
+        size = request.content_length
+        if size is None or size > DOCUMENT_BYTES_MAX:
+            raise Refused(Code.TOO_LARGE, f"expected at most {DOCUMENT_BYTES_MAX} bytes")
+        try:
+            document = json.loads(await self._body(request, size))
+        except (ValueError, RecursionError) as error:
+            raise Refused(Code.BAD_REQUEST, "expected a JSON document") from error
+        with self._slot(claims.uid):
+            await self.stickers.replace(catalogue_of(document))
+        return web.Response(status=HTTPStatus.NO_CONTENT)
+
+    async def _body(self, request: web.Request, size: int) -> bytes:
+        try:
+            async with asyncio.timeout(CHUNK_S):
+                return await request.content.readexactly(size)
+        except (TimeoutError, asyncio.IncompleteReadError) as error:
+            raise Refused(Code.BAD_REQUEST, "the request is not whole") from error
 
     async def _thumbnail(self, request: web.Request) -> web.StreamResponse:
         claims, name = self._claims(request), self._name(request)

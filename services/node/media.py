@@ -19,6 +19,7 @@ from imcore.tls import caller_name
 from services.engines.blob_files import FileBlobs
 from services.media.pictures import Pictures, available
 from services.media.server import MediaApi
+from services.media.stickers import Stickers
 from services.media.store import MediaStore, Silent
 from services.media.words import Record
 
@@ -33,6 +34,7 @@ CHUNK_BYTES = 256 * 1024
 FIND_S = 2.0
 CHUNK_S = 10.0  # for the next chunk of another IDC
 THREADS = 2
+STICKERS = "stickers"  # the register
 
 
 def _pb(name: MediaName) -> peer.MediaName:
@@ -160,4 +162,12 @@ def open_media(node: Node, stack: AsyncExitStack) -> tuple[MediaStore, MediaApi]
         look,
     )  # fmt: skip
     idcs = frozenset(idc.name for idc in spec.idcs)
-    return store, MediaApi(store, node.config.keys, node.median_clock, idcs)
+
+    async def read() -> bytes | None:
+        return (await node.proposer.read(STICKERS))[0]
+
+    async def replace(document: bytes) -> None:
+        await node.proposer.change(STICKERS, lambda _: document)
+
+    stickers = Stickers(read, replace, store.find, node.clock)
+    return store, MediaApi(store, stickers, node.config.keys, node.median_clock, idcs)

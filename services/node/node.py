@@ -563,6 +563,7 @@ class Node:
         if self.media is not None:
             self.media_service.store = self.media[0]
             self._spawn("media", self.media[0].run())
+            self._spawn("stickers", self.media[1].stickers.run())
         await self.traffic.start(stack)
         if self.fronts is not None:
             self.fronts.open = True

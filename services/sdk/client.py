@@ -21,7 +21,7 @@ from imcore.limits import (
     MENTIONS_MAX,
     WATCHED_MAX,
 )
-from imcore.media import MediaRef, media_pb
+from imcore.media import MediaRef, is_sticker, media_pb
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -359,14 +359,16 @@ class Client:
         reply: str = "",
         mentions: Sequence[str] = (),
         media: Sequence[MediaRef] = (),
+        sticker: str = "",
     ) -> Sent:
         """``reply``: the key of the message that it answers; ``mentions``: uids; ``media``: what
-        ``upload`` returned: whoever gets the message may download it. Returns once the message is
+        ``upload`` returned: whoever gets the message may download it; ``sticker``: a
+        code of ``stickers``. Returns once the message is
         stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among them). Without a
         time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
-        refs = _refs(conversation, reply, mentions, media)
+        refs = _refs(conversation, reply, mentions, media, sticker)
         _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         trace = self._traces.begin()
@@ -425,6 +427,10 @@ class Client:
         for now), AuthError, OSError."""
         timeout_ms = self.options.transfer_timeout_ms
         await self._transfers.download(ref, Path(path), resume, progress, timeout_ms)
+
+    async def stickers(self) -> dict[str, MediaRef]:
+        """The region's, by code, for ``send``. Raises RequestRefused, NotConnected, AuthError."""
+        return await self._transfers.stickers(self.options.request_timeout_ms)
 
     async def thumbnail(self, ref: MediaRef) -> bytes:
         """A small JPEG of a picture, as the service made it: no hash stands for it. Raises
@@ -1103,16 +1109,22 @@ def _presences(rows: Iterable[pb.Presence]) -> tuple[Presence, ...]:
 
 
 def _refs(
-    conversation: str, reply: str, mentions: Sequence[str], media: Sequence[MediaRef]
+    conversation: str,
+    reply: str,
+    mentions: Sequence[str],
+    media: Sequence[MediaRef],
+    sticker: str,
 ) -> bytes:
     """An encoded Refs, or nothing. Raises SendFailed."""
     if len(mentions) > MENTIONS_MAX or not all(map(valid_id, mentions)):
         message = f"a message mentions at most {MENTIONS_MAX} users, by uid"
         raise SendFailed(Code.BAD_REQUEST, message)
+    if sticker and not is_sticker(sticker):
+        raise SendFailed(Code.BAD_REQUEST, f"not the code of a sticker: {sticker!r}")
     if len(media) > MEDIA_MAX:
         raise SendFailed(Code.BAD_REQUEST, f"a message has at most {MEDIA_MAX} files")
     try:
-        refs = pb.Refs(mentions=mentions, media=map(media_pb, media))
+        refs = pb.Refs(mentions=mentions, media=map(media_pb, media), sticker=sticker)
     except ValueError as error:
         raise SendFailed(Code.BAD_REQUEST, str(error)) from error
     if reply:

@@ -227,6 +227,16 @@ class Transfers:
             os.fsync(file.fileno())
         part.replace(path)
 
+    async def stickers(self, timeout_ms: int) -> dict[str, MediaRef]:
+        async def at(url: str) -> dict[str, MediaRef]:
+            reply = await self._ask("GET", f"{url}/v1/stickers", frozenset({200}))
+            try:
+                return {code: ref_of(row) for code, row in reply.document.items()}
+            except (AttributeError, ValueError, KeyError, TypeError) as error:
+                raise _Elsewhere("the answer is not that of a media service") from error
+
+        return await self._anywhere(at, timeout_ms)
+
     async def thumbnail(self, ref: MediaRef, timeout_ms: int) -> bytes:
         named = ref.named
 

@@ -21,6 +21,7 @@ from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.server import MediaApi
+from services.media.stickers import FRESH_S, STICKERS_MAX, Stickers
 from services.media.store import Begun, Kept, MediaStore
 from services.media.testing import Near
 from services.media.words import Looked, Picture
@@ -61,9 +62,20 @@ class Site(IpconfSite):
             "fra", blobs, self.settings, Messages(), self.keys, self.wall, {}, look
         )
         await self.store.load()
-        self.routes = MediaApi(self.store, self.keys, self.wall, frozenset(IDCS)).routes()
+        self.register: bytes | None = None
+        self.stickers = Stickers(self.read, self.replace, self.store.find, self.wall)
+        api = MediaApi(self.store, self.stickers, self.keys, self.wall, frozenset(IDCS))
+        self.routes = api.routes()
         await super().start()
         self.http = self.client()
+
+    async def read(self) -> bytes | None:
+        if self.register == b"lost":
+            raise Unavailable("no majority")
+        return self.register
+
+    async def replace(self, document: bytes) -> None:
+        self.register = document
 
     async def stop(self) -> None:
         await self.http.close()
@@ -287,6 +299,27 @@ async def test_pictures_are_asked_for_thumbnails_and_near_duplicates(site: Site)
     assert (await site.begin())[1]["ref"]["width"] == 4
 
 
+async def test_an_admin_sets_the_catalogue_of_stickers_and_all_read_it(site: Site) -> None:
+    root = site.token("root", admin=True)
+    await site.uploaded()
+    ref = (await site.begin())[1]["ref"]
+    assert (await site.ask("GET", "/v1/stickers"))[2] == b"{}"
+    assert (await site.ask("PUT", "/v1/stickers", json={"smile": ref}))[0] == 403
+    assert (await site.ask("GET", "/v1/stickers", token="x.y"))[0] == 401
+    wrongs: list[Any] = [[], {"Smile!": ref}, {"smile": {}}, {"smile": ref | {"key": "x"}}]
+    for wrong in (*wrongs, {f"s{n}": ref for n in range(STICKERS_MAX + 1)}):
+        assert (await site.ask("PUT", "/v1/stickers", token=root, json=wrong))[0] in (400, 413)
+    nothing = ref | {"key": "0" * 32}
+    assert (await site.ask("PUT", "/v1/stickers", token=root, json={"a": nothing}))[0] == 404
+    assert site.register is None
+    assert (await site.ask("PUT", "/v1/stickers", token=root, json={"smile": ref}))[0] == 204
+    assert json.loads((await site.ask("GET", "/v1/stickers"))[2]) == {"smile": ref}
+    # The last one known is told while no majority answers.
+    site.register = b"lost"
+    site.stickers._known_at -= 2 * FRESH_S
+    assert json.loads((await site.ask("GET", "/v1/stickers"))[2]) == {"smile": ref}
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -407,6 +440,28 @@ async def test_another_idc_fetches_once_and_keeps_it(idcs: dict[str, Idc]) -> No
     assert await iad.content(name) == DATA
     assert await idcs["sin"].content(name) == DATA  # from the copy
     assert iad.near.reads == [0]
+
+
+async def test_every_idc_fetches_the_stickers_ahead(idcs: dict[str, Idc]) -> None:
+    ref = (await idcs["fra"].upload()).ref
+    register: list[bytes] = []
+
+    async def read() -> bytes | None:
+        return register[-1] if register else None
+
+    async def replace(document: bytes) -> None:
+        register.append(document)
+
+    await Stickers(read, replace, idcs["fra"].store.find, SystemClock()).replace({"smile": ref})
+    iad = Stickers(read, replace, idcs["iad"].store.find, SystemClock())
+    running = asyncio.ensure_future(iad.run())
+    async with asyncio.timeout(5):
+        while not iad._here:  # noqa: ASYNC110 - a set of another object
+            await asyncio.sleep(0.01)
+    running.cancel()
+    idcs["fra"].near.up = False
+    named = (await iad.catalogue())["smile"].named
+    assert await idcs["iad"].content(named) == DATA
 
 
 async def test_a_fetch_that_is_cut_goes_on_where_it_was(idcs: dict[str, Idc]) -> None:

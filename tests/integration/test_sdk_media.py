@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from imcore.media import MediaRef
 from imcore.region.model import Media, Messages
@@ -18,6 +17,7 @@ from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.server import MediaApi
+from services.media.stickers import Stickers
 from services.media.store import MediaStore
 from services.media.testing import Near
 from services.media.words import Looked, Picture
@@ -50,9 +50,17 @@ class Idc(IpconfSite):
             self.name, blobs, Media(), Messages(), self.keys, clock, self.peers, look
         )
         await self.store.load()
-        self.routes: list[web.RouteDef] = MediaApi(
-            self.store, self.keys, clock, frozenset(IDCS)
-        ).routes()
+        self.catalogue: bytes | None = None
+
+        async def read() -> bytes | None:
+            return self.catalogue
+
+        async def replace(document: bytes) -> None:
+            self.catalogue = document
+
+        self.stickers = Stickers(read, replace, self.store.find, clock)
+        api = MediaApi(self.store, self.stickers, self.keys, clock, frozenset(IDCS))
+        self.routes = api.routes()
         await super().start()
         await self.link.start(int(self.url.rpartition(":")[2]))
 
@@ -271,3 +279,13 @@ async def test_a_picture_has_a_thumbnail_and_another_file_none(region: Region) -
     with pytest.raises(RequestRefused) as refused:
         await ann.thumbnail(await region.upload(b"other"), 20_000)
     assert refused.value.code == "not_found"
+
+
+async def test_stickers_are_named_by_code(region: Region, tmp_path: Path) -> None:
+    ref = await region.upload(b"a smile")
+    assert await region.transfers("bob").stickers(20_000) == {}
+    await region.idcs["fra"].stickers.replace({"smile": ref})
+    known = await region.transfers("bob").stickers(20_000)
+    assert known["smile"].named == ref.named
+    await region.download(known["smile"], tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"a smile"

@@ -14,7 +14,7 @@ class Message(NamedTuple):
     watermark, so it may stand above messages that were read long ago. ``composed_ms`` is the
     sender's clock, for people. ``reply``: the key of the message that it answers, which may not be
     shown (yet), or empty. ``mentions``: uids. ``media``: files, for
-    ``Client.download``."""
+    ``Client.download``. ``sticker``: its code, of ``Client.stickers``, or empty."""
 
     conversation: str
     key: str
@@ -27,6 +27,7 @@ class Message(NamedTuple):
     reply: str = ""
     mentions: tuple[str, ...] = ()
     media: tuple[MediaRef, ...] = ()
+    sticker: str = ""
 
 
 class Moved(NamedTuple):

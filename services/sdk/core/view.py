@@ -37,9 +37,10 @@ class _Refs(NamedTuple):
     reply: str
     mentions: tuple[str, ...]
     media: tuple[MediaRef, ...]
+    sticker: str
 
 
-_NO_REFS = _Refs("", (), ())
+_NO_REFS = _Refs("", (), (), "")
 
 
 def _refs(encoded: bytes) -> _Refs:
@@ -48,6 +49,7 @@ def _refs(encoded: bytes) -> _Refs:
         key_text(key_of(refs.reply)) if refs.HasField("reply") else "",
         tuple(refs.mentions),
         tuple(map(media_of, refs.media)),
+        refs.sticker,
     )
 
 
