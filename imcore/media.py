@@ -14,6 +14,7 @@ NAME_CHARS_MAX = 200
 KEY_BYTES = 16
 TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+-]{1,60}")
 _STICKER = re.compile(r"[a-z0-9_.-]{1,64}")
+_IDC = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -75,7 +76,8 @@ def media_of(message: pb.MediaRef) -> MediaRef:
 def media_problem(message: pb.MediaRef) -> str:
     """Why this is no reference to a file, in one sentence; empty: it is. Whether there is such a
     file is not asked."""
-    if len(message.sha256) != 32 or len(message.key) != KEY_BYTES or not message.idc:
+    named = _IDC.fullmatch(message.idc) and len(message.sha256) == 32
+    if not named or len(message.key) != KEY_BYTES:
         return "a file is named by its IDC, its SHA-256 and its key"
     if TYPE.fullmatch(message.type) is None or len(message.name) > NAME_CHARS_MAX:
         return f"a file has a type and a name of at most {NAME_CHARS_MAX} characters"

@@ -427,7 +427,7 @@ class Risk(Protocol):
         ...
 
     def send(self, uid: str, device: str, conversation: str, content: bytes) -> ImError | None:
-        """By a member, before anything is written."""
+        """By a member, before anything is written. ``content`` is empty of what is encrypted."""
         ...
 
 

@@ -28,6 +28,7 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
+from imcore.levels import ENCRYPTION, LEVEL
 from imcore.limits import CID_MAX, CLAIMS_MAX, MEDIA_MAX, MENTIONS_MAX
 from imcore.media import is_sticker, media_problem
 from imcore.proto import client_pb2 as pb
@@ -39,6 +40,7 @@ from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, 
 from services.im import (
     acks,
     changes,
+    device_keys,
     devices,
     entries,
     friends,
@@ -71,7 +73,17 @@ log = logging.getLogger("im.im")
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
 _READS = frozenset(
-    ("pull", "sync", "history", "group_info", "conversations", "friends", "readers", "search")
+    (
+        "pull",
+        "sync",
+        "history",
+        "group_info",
+        "conversations",
+        "friends",
+        "readers",
+        "search",
+        "device_keys",
+    )
 )
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
@@ -135,6 +147,7 @@ class ImServer:
     hot: Hot | None = None
     live: Live = field(default_factory=NoLive)
     kicked: Callable[[oplog.Op], None] = lambda op: None
+    level_written: Callable[[], int] = lambda: LEVEL  # what every IDC folds
     pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
@@ -163,6 +176,11 @@ class ImServer:
         """Below this HLC nothing new can come: the least closed HLC of the origins that serve."""
         closed = partition.applier.closed
         return min((closed.get(origin, 0) for origin in self.voters()), default=0)
+
+    def need_level(self, level: int) -> None:
+        """Raises Unavailable: an IDC still runs a program that does not fold such an op."""
+        if self.level_written() < level:
+            raise Unavailable("not every IDC has the program for this yet; ask again", 1_000)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -266,6 +284,8 @@ class ImServer:
         if kind == "change":
             return await changes.change(self, session, request.change)
         if kind == "set_conversation":
+            if request.set_conversation.HasField("encrypted"):
+                return await device_keys.switch_on(self, session, request.set_conversation)
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
@@ -289,6 +309,10 @@ class ImServer:
             return presence.watch(self, session, request.watch)
         if kind == "devices":
             return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
+        if kind == "publish_keys":
+            return await device_keys.publish(self, session, request.publish_keys)
+        if kind == "device_keys":
+            return await device_keys.page(self, session, request.device_keys)
         if kind == "kick":
             return await devices.kick(self, session, request.kick)
         raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
@@ -299,7 +323,7 @@ class ImServer:
         send = request.send
         try:
             submission = self._submission(session, send)
-        except Refused as error:
+        except ImError as error:
             reply(self.error(error))
             return
         partition = self.partition(send.conversation)
@@ -339,8 +363,10 @@ class ImServer:
         refusal = self._refusal(partition, conversation, session.uid)
         if refusal is None and submission.placed is None:  # else an IDC has taken it before
             refusal = friends.refusal(conversation, session.uid)
+            refusal = refusal or device_keys.refusal(conversation, submission.encrypted)
         if refusal is None:
-            refusal = self.risk.send(session.uid, session.device, name, submission.content)
+            content = b"" if submission.encrypted else submission.content
+            refusal = self.risk.send(session.uid, session.device, name, content)
         if refusal is not None:
             done(refusal)
             return True
@@ -370,6 +396,8 @@ class ImServer:
             raise Refused(Code.TOO_LARGE, f"a message holds at most {limit} bytes")
         if send.refs:
             _check_refs(send)
+        if send.encrypted:
+            self.need_level(ENCRYPTION)
         key = ClientKey(session.uid, session.device, send.outbox, send.conversation, send.cid)
         digest = content_hash(send.content, send.refs)
         placed = self._verified_place(send, key, digest)
@@ -385,6 +413,7 @@ class ImServer:
             send.composed_ms,
             seen,
             send.refs,
+            encrypted=send.encrypted,
         )
 
     def _verified_place(self, send: pb.Send, key: ClientKey, digest: bytes) -> Attested | None:

@@ -9,6 +9,7 @@ from services.sdk.core.events import (
     Event,
     FriendChanged,
     GroupChanged,
+    IdentitySeen,
     Message,
     Moved,
     Presence,
@@ -16,6 +17,7 @@ from services.sdk.core.events import (
 )
 from services.sdk.core.friends import Friends
 from services.sdk.core.group import Announcement, Group
+from services.sdk.core.sealed import KnownDevice
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
@@ -44,8 +46,10 @@ __all__ = [
     "Friends",
     "Group",
     "GroupChanged",
+    "IdentitySeen",
     "IpconfClient",
     "Kicked",
+    "KnownDevice",
     "Last",
     "MediaName",
     "MediaRef",

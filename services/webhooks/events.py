@@ -50,7 +50,9 @@ def message(op: oplog.Op, content: bool) -> list[Event]:
         "composed_ms": op.message.composed_ms,
         "bytes": len(op.message.content),
     }
-    if content:
+    if op.message.encrypted:
+        event["encrypted"] = True
+    elif content:
         event["content_base64"] = base64.b64encode(op.message.content).decode()
     return [event]
 
@@ -119,6 +121,11 @@ def offline_push(op: oplog.Op, members: Sequence[str], routes: Routes, late: boo
         }
         for start in range(0, len(uids), PUSH_UIDS_MAX)
     ]
+
+
+def mentioned(op: oplog.Op) -> list[str]:
+    """Each once and sorted: an event that is told again is the same event."""
+    return sorted(set(pb.Refs.FromString(op.message.refs).mentions))
 
 
 def _is_away(routes: Routes, uid: str, at_ms: int, late: bool) -> bool:

@@ -93,6 +93,11 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures, tmp_path) 
         await shows(bob, chat, 5)
         assert bob.view(chat)[4].media == (copied,)
         assert await fetched(bob, copied) == files[0]
+
+        async def edited() -> bool:
+            return len(answered) >= 3
+
+        await until(edited, 20, "edits are not answered")
         uploading = asyncio.create_task(ann.upload(files[2], progress=sent))
         await halfway.wait()
         before = len(answered)
