@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,9 +30,10 @@ class Pictures:
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(AT_ONCE)
 
-    async def look(self, data: bytes) -> Looked | None:
-        """None: no picture that can be shown."""
+    async def look(self, read: Callable[[], Awaitable[bytes]]) -> Looked | None:
+        """None: no picture that can be shown. Passes on what ``read`` raises."""
         async with self._room:
+            data = await read()
             # -I: it finds nothing but what is installed. Its only words are those of its answer.
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", str(PROGRAM),

@@ -29,6 +29,7 @@ BURST_S = 10.0
 CHUNK_S = 30.0  # whoever takes longer for a chunk, either way, is cut off
 STEP_BYTES = 256 * 1024
 SLOT_AGAIN_MS = 500
+REQUESTS_PER_S, REQUESTS_BURST = 100, 400  # of one user
 SIMILAR_BITS = 10  # unless another number is asked for
 SIMILAR_PER_S, SIMILAR_BURST = 1, 5  # of one user: each looks at all pictures of the IDC
 # The name is of these bytes for ever; only who has the key may keep them.
@@ -57,6 +58,7 @@ class MediaApi:
         self._idcs = idcs
         per_s = store.settings.user_bytes_per_s
         self._rates = Buckets(per_s, BURST_S * per_s)
+        self._asked = Buckets(REQUESTS_PER_S, REQUESTS_BURST)
         self._looks = Buckets(SIMILAR_PER_S, SIMILAR_BURST)
         self._busy: Counter[str] = Counter()  # requests under way, by user
 
@@ -80,8 +82,11 @@ class MediaApi:
 
     @contextlib.contextmanager
     def _slot(self, uid: str) -> Iterator[None]:
-        """A request costs memory for as long as it lasts. Raises Overloaded."""
+        """A request costs memory for as long as it lasts, and one for what is not here asks every
+        other IDC. Raises Overloaded."""
         settings = self._store.settings
+        if wait_s := self._asked.take(uid, self._clock.now()):
+            raise Overloaded("too many requests of this user", max(1, round(wait_s * 1000)))
         if self._busy.total() >= settings.transfers or self._busy[uid] >= settings.user_uploads:
             raise Overloaded("too many transfers are under way", SLOT_AGAIN_MS)
         self._busy[uid] += 1
@@ -108,7 +113,8 @@ class MediaApi:
 
     async def _offset(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
-        at = await self._store.offset(claims.uid, _upload(request))
+        with self._slot(claims.uid):
+            at = await self._store.offset(claims.uid, _upload(request))
         return web.Response(headers={"Upload-Offset": str(at)})
 
     async def _put(self, request: web.Request) -> web.StreamResponse:
@@ -120,8 +126,8 @@ class MediaApi:
             raise Refused(Code.BAD_REQUEST, "expected ?offset=BYTES and a Content-Length")
         if size > CHUNK_BYTES_MAX:
             raise Refused(Code.TOO_LARGE, f"a chunk has at most {CHUNK_BYTES_MAX} bytes")
-        await self._store.offset(claims.uid, upload)  # nothing is read for what is not there
         with self._slot(claims.uid):
+            await self._store.offset(claims.uid, upload)  # nothing is read for what is not there
             if wait_s := self._rates.take(claims.uid, self._clock.now(), size):
                 raise Overloaded("too many bytes in a short time", max(1, round(wait_s * 1000)))
             data = await self._body(request, size)
@@ -267,7 +273,8 @@ class MediaApi:
 
     async def _delete(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
-        await self._store.delete(claims.uid, claims.admin, self._name(request))
+        with self._slot(claims.uid):
+            await self._store.delete(claims.uid, claims.admin, self._name(request))
         return web.Response(status=HTTPStatus.NO_CONTENT)
 
 

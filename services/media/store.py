@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from imcore.attest import RegionKeys
@@ -53,7 +54,8 @@ class Peer(Protocol):
         ...
 
 
-Look = Callable[[bytes], Awaitable[Looked | None]]
+# Takes what reads the picture: it is not in memory while it waits for its turn.
+Look = Callable[[Callable[[], Awaitable[bytes]]], Awaitable[Looked | None]]
 
 
 class WrongOffset(Refused):
@@ -358,7 +360,7 @@ class MediaStore:
         task = self._fetches.get(name)
         if task is None:
             task = self._fetches[name] = asyncio.ensure_future(self._fetch(name))
-            task.add_done_callback(lambda _: self._fetches.pop(name, None))
+            task.add_done_callback(partial(self._fetch_ended, name))
         done, _ = await asyncio.wait([task], timeout=FETCH_WAIT_S)
         if not done:
             raise Unavailable("it is being fetched from another IDC", retry_after_ms=500)
@@ -366,6 +368,11 @@ class MediaStore:
 
     def fetches(self, name: MediaName) -> bool:
         return name in self._fetches
+
+    def _fetch_ended(self, name: MediaName, task: asyncio.Task[Record]) -> None:
+        del self._fetches[name]
+        if not task.cancelled():
+            task.exception()  # those who asked may be gone
 
     async def _fetch(self, name: MediaName) -> Record:
         async with self._locks("copy-" + name.sha256):
@@ -454,7 +461,7 @@ class MediaStore:
         wanted = record.type.startswith("image/") and record.size <= PICTURE_BYTES_MAX
         if self._look is None or not wanted or sha256 in self._pictures:
             return
-        looked = await self._look(await self._blobs.read(sha256, 0, record.size))
+        looked = await self._look(partial(self._blobs.read, sha256, 0, record.size))
         picture = looked.picture if looked is not None else NO_PICTURE
         async with self._locks(sha256):
             if sha256 not in self._sizes:

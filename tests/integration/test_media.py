@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from imcore.region.model import Media, Messages, WhenUnreplicated
 from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
-from services.media.server import MediaApi
+from services.media.server import REQUESTS_BURST, REQUESTS_PER_S, MediaApi
 from services.media.stickers import FRESH_S, STICKERS_MAX, Stickers
 from services.media.store import Begun, Kept, MediaStore
 from services.media.testing import Near
@@ -32,9 +32,9 @@ SHA = hashlib.sha256(DATA).hexdigest()
 PNG = Declared(SHA, len(DATA), "image/png")
 
 
-async def look(data: bytes) -> Looked | None:
+async def look(read: Callable[[], Awaitable[bytes]]) -> Looked | None:
     """All pictures look alike."""
-    return Looked(Picture(4, 3, 5), b"small") if data.startswith(DATA[:10]) else None
+    return Looked(Picture(4, 3, 5), b"small") if (await read()).startswith(DATA[:10]) else None
 
 
 class MovedClock(SystemClock):
@@ -64,8 +64,8 @@ class Site(IpconfSite):
         await self.store.load()
         self.register: bytes | None = None
         self.stickers = Stickers(self.read, self.replace, self.store.find, self.wall)
-        api = MediaApi(self.store, self.stickers, self.keys, self.wall, frozenset(IDCS))
-        self.routes = api.routes()
+        self.api = MediaApi(self.store, self.stickers, self.keys, self.wall, frozenset(IDCS))
+        self.routes = self.api.routes()
         await super().start()
         self.http = self.client()
 
@@ -361,6 +361,16 @@ async def test_one_user_sends_so_many_bytes_a_second(site: Site) -> None:
     assert json.loads(body)["error"]["retry_after_ms"] > 4_000
     other = (await site.begin(uid="bob"))[1]["upload"]
     assert (await site.put(other, 0, DATA[:100], "bob"))[0] == 204
+
+
+async def test_one_user_asks_so_often_a_second_and_others_are_served(site: Site) -> None:
+    unknown = f"/v1/media/iad/{SHA}/{'0' * 32}"
+    assert (await site.ask("GET", unknown))[0] == 404
+    site.api._asked.take("alice", site.wall.now(), REQUESTS_BURST + 60 * REQUESTS_PER_S)
+    status, _, body = await site.ask("GET", unknown)
+    assert status == 429
+    assert json.loads(body)["error"]["retry_after_ms"] > 30_000
+    assert (await site.ask("GET", unknown, "bob"))[0] == 404
 
 
 async def test_uploads_that_take_too_long_are_swept_and_nothing_else(site: Site) -> None:

@@ -136,7 +136,10 @@ async def test_near_duplicates_of_ones_own_are_found_also_in_a_later_life(
 
 
 async def test_the_program_says_nothing_but_its_answer() -> None:
-    looked = await Pictures().look(encoded(drawn(3), "PNG"))
+    async def read() -> bytes:
+        return encoded(drawn(3), "PNG")
+
+    looked = await Pictures().look(read)
     assert looked is not None
     document = json.loads(looked.picture.to_json())
     assert (document["width"], document["height"]) == (400, 300)

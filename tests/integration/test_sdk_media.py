@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from services.sdk.media import CHUNK_BYTES, BytesSource, FileSource, Transfers
 DATA = random.Random(7).randbytes(5 * CHUNK_BYTES + 12_345)
 
 
-async def look(data: bytes) -> Looked | None:
+async def look(read: Callable[[], Awaitable[bytes]]) -> Looked | None:
     return Looked(Picture(4, 3, 5), b"small")
 
 
