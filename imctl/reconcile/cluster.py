@@ -29,6 +29,8 @@ _PLURALS = {
     "StatefulSet": "statefulsets",
     "NetworkPolicy": "networkpolicies",
     "Certificate": "certificates",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
     "Lease": "leases",
     **{kind.name: kind.plural for kind in KINDS},
 }

@@ -27,7 +27,7 @@ from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.driller import Driller
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
 from imctl.reconcile.peers import Peers
-from imctl.reconcile.reconciler import SPECS, Key, Reconciler
+from imctl.reconcile.reconciler import OWNERS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
 LEASE = "coordination.k8s.io/v1"
@@ -229,7 +229,7 @@ def _owned(reconciler: Reconciler) -> Callable[..., Any]:
     async def handler(body: Mapping[str, Any], **_: Any) -> None:
         metadata = body["metadata"]
         for owner in metadata.get("ownerReferences", ()):
-            if owner["kind"] in SPECS:
+            if owner["kind"] in OWNERS:
                 reconciler.look(Key(owner["kind"], metadata["namespace"], owner["name"]))
 
     return handler

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME_CHARS_MAX = 128
 ANNOUNCEMENT_BYTES_MAX = 4_096
+_ABOVE = pb.GROUP_ROLE_OWNER + 1  # what a service may, which removes an owner too
 _NOT_DURABLE = (1 << 63) - 1  # a lsn that nobody holds
 
 
@@ -142,7 +143,7 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
         raise Refused(Code.NOT_FOUND, f"there is no group {request.conversation} here (yet)")
     joining, leaving = set(request.join), set(request.leave)
     roles = {word.uid: word for word in request.roles}
-    _judge(conversation, session.uid, joining, leaving, roles, request)
+    _judge(conversation, session, joining, leaving, roles, request)
     new = sorted(uid for uid in joining if not conversation.is_member(uid))
     gone = sorted(uid for uid in leaving if conversation.is_member(uid))
     named = {*joining, *leaving, *roles}
@@ -173,7 +174,7 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
 
 def _judge(
     conversation: Conversation,
-    uid: str,
+    session: Session,
     joining: set[str],
     leaving: set[str],
     roles: Mapping[str, pb.RoleChange],
@@ -181,10 +182,12 @@ def _judge(
 ) -> None:
     """Who may: a member adds others; an admin removes members, names the group and announces; the
     owner removes anybody else and gives roles. Everybody leaves, and an admin resigns, for
-    themselves. Raises Refused."""
-    name, announces = request.name, request.HasField("announcement")
-    own = pb.GROUP_ROLE_NONE
-    if conversation.is_member(uid):
+    themselves. A service may all of it. Raises Refused."""
+    uid, name, announces = session.uid, request.name, request.HasField("announcement")
+    own: int = pb.GROUP_ROLE_NONE
+    if session.service:
+        own = _ABOVE
+    elif conversation.is_member(uid):
         # Of a large group that nobody has named an owner or admin of, it is looked for long.
         own = conversation.role(uid) if name or announces or roles or leaving - {uid} else MEMBER
     if joining - {uid} and not own:

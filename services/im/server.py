@@ -36,7 +36,15 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
-from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
+from imcore.words import (
+    Attested,
+    ClientKey,
+    Lane,
+    Origin,
+    is_group,
+    valid_conversation,
+    valid_id,
+)
 from services.im import (
     acks,
     changes,
@@ -360,7 +368,7 @@ class ImServer:
         if not partition.is_prepared(lane, submission.floor):
             return False
         name = conversation.id
-        refusal = self._refusal(partition, conversation, session.uid)
+        refusal = self._refusal(partition, conversation, session)
         if refusal is None and submission.placed is None:  # else an IDC has taken it before
             refusal = friends.refusal(conversation, session.uid)
             refusal = refusal or device_keys.refusal(conversation, submission.encrypted)
@@ -434,10 +442,13 @@ class ImServer:
         return claims
 
     def _refusal(
-        self, partition: Partition, conversation: Conversation, uid: str
+        self, partition: Partition, conversation: Conversation, session: Session
     ) -> ImError | None:
         """Why this user may not send there now. A member whose membership no other IDC holds must
         wait: were this IDC lost, the others would refuse the message as a stranger's."""
+        uid = session.uid
+        if session.service and is_group(conversation.id):
+            return None if conversation.exists else _no_group(conversation.id)
         if not conversation.is_member(uid):
             return _not_a_member(conversation.id)
         lsn = self.granted.get((conversation.id, uid)) if self.granted else None
@@ -509,10 +520,29 @@ class ImServer:
             self.counters.accepted += 1
         if not (outcome.known and ack.replicated):
             self.pushes.accepted(session, self.origin, partition.number, outcome.lsn)
-        if replicated:
+        if session.service:
+            self.spawn(self._settle(session, partition, outcome, response, reply))
+        elif replicated:
             acks.when_replicated(self, partition, submission.key, outcome, response, reply)
         else:
             reply(response)
+
+    async def _settle(
+        self,
+        session: Session,
+        partition: Partition,
+        outcome: Accepted,
+        response: pb.Response,
+        reply: Reply,
+    ) -> None:
+        """A service has no outbox either that would bring its message back: it is answered like a
+        change of a group."""
+        lsn = outcome.lsn or partition.applier.applied().get(self.origin, 0)
+        try:
+            await groups.settled(self, session, partition, lsn)
+        except Unavailable as error:
+            response = self.error(error)
+        reply(response)
 
     def _fill_ack(
         self, ack: pb.SendAck, partition: Partition, submission: Submission, outcome: Accepted
@@ -529,11 +559,14 @@ class ImServer:
     # -------------------------------------------------------------------------------- reads
 
     async def readable(self, session: Session, name: str) -> tuple[Partition, Conversation]:
-        """The conversation, if this user is in it. Raises Refused."""
+        """The conversation, if this user is in it or a service asks. Raises Refused."""
         check_conversation(name)
         partition = self.partition(name)
         conversation = await partition.conversations.load(name)
-        if not conversation.is_member(session.uid):
+        if session.service:
+            if not conversation.exists:
+                raise _no_group(name)
+        elif not conversation.is_member(session.uid):
             raise _not_a_member(name)
         return partition, conversation
 
@@ -777,6 +810,10 @@ def check_conversation(name: str) -> None:
     """Raises Refused. Before an id becomes part of a key, and before anything of it is logged."""
     if not valid_conversation(name):
         raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
+
+
+def _no_group(name: str) -> Refused:
+    return Refused(Code.NOT_FOUND, f"there is no conversation {name} here (yet)")
 
 
 def _not_a_member(name: str) -> Refused:

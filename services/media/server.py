@@ -292,4 +292,4 @@ def _kept(kept: Kept) -> web.Response:
 def _wrong(error: WrongOffset) -> web.Response:
     body = {"error": {"code": error.code, "message": str(error), "retry_after_ms": 0}}
     headers = {"Upload-Offset": str(error.at)}
-    return web.json_response(body, status=HTTPStatus.CONFLICT, headers=headers)
+    return web.json_response(body, status=HTTPStatus.PRECONDITION_FAILED, headers=headers)

@@ -202,7 +202,7 @@ class Transfers:
             else:
                 request = ("POST", upload, {})
             method, url, body = request
-            reply = await self._ask(method, url, frozenset({200, 204, 409}), **body)
+            reply = await self._ask(method, url, frozenset({200, 204, 412}), **body)
             if reply.status == 200:
                 return ref_of(reply.document["ref"], label)
             offset = int(reply.headers["Upload-Offset"])  # another device may send it too

@@ -258,6 +258,8 @@ class World:
             for number in range(idc.gateways):
                 self._sites[f"{host}:{int(port) + number}"] = idc.name
             self._sites[idc.endpoints.ipconf] = self._sites[idc.endpoints.peer] = idc.name
+            if idc.endpoints.admin is not None:
+                self._sites[idc.endpoints.admin] = idc.name
         self.witness: WitnessMachine | None = None
         if (witness := self.region.spec.witness) is not None:
             self._sites[witness.peer] = witness.name

@@ -173,10 +173,10 @@ async def test_an_upload_that_is_cut_anywhere_goes_on_where_it_was(site: Site) -
 
 async def test_another_offset_or_hash_or_size_is_not_taken(site: Site) -> None:
     upload = (await site.begin())[1]["upload"]
-    assert await site.put(upload, 5, b"x") == (409, "0")
+    assert await site.put(upload, 5, b"x") == (412, "0")
     assert await site.put(upload, 0, DATA[:10]) == (204, "10")
-    assert await site.put(upload, 0, DATA[:10]) == (409, "10")
-    assert (await site.complete(upload))[0] == 409
+    assert await site.put(upload, 0, DATA[:10]) == (412, "10")
+    assert (await site.complete(upload))[0] == 412
     assert (await site.put(upload, 10, DATA))[0] == 400  # more than announced
     assert await site.put(upload, 10, b"x" * (len(DATA) - 10)) == (204, str(len(DATA)))
     status, body = await site.complete(upload)
@@ -190,7 +190,7 @@ async def test_two_devices_that_send_the_same_go_on_with_one_upload(site: Site) 
     assert first == second
     upload = first[1]["upload"]
     answers = await asyncio.gather(*(site.put(upload, 0, DATA[:1000]) for _ in range(4)))
-    assert sorted(answers) == [(204, "1000"), *[(409, "1000")] * 3]
+    assert sorted(answers) == [(204, "1000"), *[(412, "1000")] * 3]
     assert await site.put(upload, 1000, DATA[1000:]) == (204, str(len(DATA)))
     answers_ = await asyncio.gather(site.complete(upload), site.complete(upload))
     assert sorted(status for status, _ in answers_) == [200, 404]

@@ -149,6 +149,16 @@ def test_whoever_is_gone_has_no_key_of_what_comes_and_a_newcomer_none_of_what_wa
     assert [each.reads(third) for each in (bob, eve)] == [core.NO_KEY, b"3"]
 
 
+def test_whoever_may_have_got_a_key_counts_as_having_it() -> None:
+    """The message that brought it is not known to be stored, and may have been."""
+    ann, bob, eve = Device("ann"), Device("bob"), Device("eve")
+    brought = ann.says(b"1", bob, eve, where=GROUP)
+    after = ann.again().says(b"2", bob, where=GROUP)  # eve has left meanwhile
+    assert eve.reads(brought) == b"1"
+    assert eve.reads(after) == core.NO_KEY
+    assert bob.reads(after) == b"2"
+
+
 def test_other_keys_of_a_device_are_told_and_not_used_before_they_are_trusted() -> None:
     ann, bob = Device("ann"), Device("bob")
     first = ann.says(b"1", bob)

@@ -89,6 +89,7 @@ class Outbound:
     made_ms: int
     count: int = 0
     shared: dict[str, str] | None = None  # identities of the devices that have its key, by name
+    offered: dict[str, str] | None = None  # of those that a message was to bring it, stored or not
 
 
 def vodozemac() -> ModuleType:
@@ -356,6 +357,8 @@ class Crypt:
             sealed.sender.CopyFrom(self._signed())
         sealed.body = session.encrypt(said.SerializeToString()).to_bytes()
         out.pickle, out.count, out.shared = session.pickle(self._key), out.count + 1, have
+        brought = [_name(share.uid, share.device) for share in sealed.shares]
+        out.offered = (out.offered or {}) | {name: identities[name] for name in brought}
         self._put_outbound(conversation, out)
         return sealed.SerializeToString()
 
@@ -370,8 +373,9 @@ class Crypt:
         limit = DIRECT_MESSAGES if direct_members(conversation) else GROUP_MESSAGES
         if out.count >= limit or not 0 <= now_ms - out.made_ms < SESSION_MS:
             return False
-        shared = out.shared or {}
-        return all(identities.get(name) == identity for name, identity in shared.items())
+        # Whoever may have the key, since a message whose outcome is not known may have brought it.
+        reached = (out.offered or {}) | (out.shared or {})
+        return all(identities.get(name) == identity for name, identity in reached.items())
 
     def _shared_key(self, conversation: str, key: bytes, to: pb.DeviceKeys) -> pb.SharedKey:
         return pb.SharedKey(
