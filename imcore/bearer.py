@@ -7,9 +7,14 @@ from imcore.errors import Code, Refused
 from imcore.tokens import Claims, verify
 
 
-def claims_of(header: str, keys: RegionKeys, now_ms: int) -> Claims:
-    """Raises Refused(UNAUTHENTICATED). ``now_ms``: as for ``imcore.tokens.verify``."""
+def token_of(header: str) -> str:
+    """Raises Refused(UNAUTHENTICATED)."""
     scheme, _, token = header.partition(" ")
     if scheme.lower() != "bearer":
         raise Refused(Code.UNAUTHENTICATED, "expected the header Authorization: Bearer TOKEN")
-    return verify(keys, token.strip(), now_ms)
+    return token.strip()
+
+
+def claims_of(header: str, keys: RegionKeys, now_ms: int) -> Claims:
+    """Raises Refused(UNAUTHENTICATED). ``now_ms``: as for ``imcore.tokens.verify``."""
+    return verify(keys, token_of(header), now_ms)
