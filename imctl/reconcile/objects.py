@@ -256,7 +256,7 @@ class _Maker:
             "containers": [self._container()],
             "volumes": self._volumes(),
         }
-        if isinstance(self._spec, IdcSpec) and self._spec.drills_from:
+        if self._takes_drills():
             # Then its process is not the first of its namespace, which no signal from inside ends.
             pod["shareProcessNamespace"] = True
         if self._spec.node_selector:
@@ -264,6 +264,9 @@ class _Maker:
         if self._spec.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": self._spec.image_pull_secret}]
         return pod
+
+    def _takes_drills(self) -> bool:
+        return isinstance(self._spec, IdcSpec) and bool(self._spec.drills_from)
 
     def _apart(self) -> Object:
         """From the other parts of the region, where several share a cluster."""
@@ -282,13 +285,15 @@ class _Maker:
         cpu = resources.cpu or ("1" if part.clients else "100m")
         files = ["--region", f"{_ETC}/region/region.yaml", "--pki", f"{_ETC}/pki"]
         data = ["--data", f"{_VAR}/data", "--audit", f"{_VAR}/audit.jsonl"]
+        # Cuts of its links, and else what the Admin service knows; for an admin's certificate only.
+        faults = ["--faults"] if self._takes_drills() else []
         # Readiness: what listens last and first closes, so it is found and serves.
         serves = part.clients.get("ipconf", part.peer)
         return {
             "name": part.component,
             "image": self._spec.image,
             "command": ["python3", "-m", part.module],
-            "args": [*files, *data, *part.arguments, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
+            "args": [*files, *data, *part.arguments, *faults, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
             "ports": [
                 {"name": name, "containerPort": port} for name, port in self._ports().items()
             ],
