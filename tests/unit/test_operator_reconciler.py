@@ -76,6 +76,11 @@ class Memory(Cluster):
         held = self.held[document["kind"], metadata["namespace"], metadata["name"]]
         held["metadata"] = held["metadata"] | {"finalizers": list(names)}
 
+    async def annotate(self, document: Object, annotations: dict[str, str]) -> None:
+        metadata = document["metadata"]
+        held = self.held[document["kind"], metadata["namespace"], metadata["name"]]
+        held["metadata"] = held["metadata"] | {"annotations": annotations}
+
     async def event(self, body: Object) -> None:
         self.events.append(body)
 
