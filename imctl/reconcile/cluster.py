@@ -28,6 +28,7 @@ _PLURALS = {
     "Event": "events",
     "StatefulSet": "statefulsets",
     "NetworkPolicy": "networkpolicies",
+    "PodDisruptionBudget": "poddisruptionbudgets",
     "Certificate": "certificates",
     "Lease": "leases",
     **{kind.name: kind.plural for kind in KINDS},

@@ -77,10 +77,11 @@ def objects(
     region: Region,
     figures: Mapping[str, float],
     down: bool = False,
+    carries: bool = False,
 ) -> list[Object]:
     """In the order of applying them: what a pod needs stands before the StatefulSet. ``down``: no
-    pod is wanted now. Raises KeyError as ``part_of``."""
-    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down)
+    pod is wanted now. ``carries``: it is known to have clients. Raises KeyError as ``part_of``."""
+    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down, carries)
     return maker.all()
 
 
@@ -97,9 +98,16 @@ def hash_of(value: Any) -> str:
 
 class _Maker:
     def __init__(
-        self, owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, part: Part, down: bool
+        self,
+        owner: Owner,
+        spec: IdcSpec | WitnessSpec,
+        region: Region,
+        part: Part,
+        down: bool,
+        carries: bool,
     ) -> None:
         self._owner, self._spec, self._part, self._down = owner, spec, part, down
+        self._carries = carries
         self._text = region_text(region)
         self._hash = hash_of(self._text)
         self._base = f"{owner.name}-{part.component}"
@@ -118,7 +126,7 @@ class _Maker:
             self._peer_service(),
         ]
         if self._part.clients:
-            made.append(self._client_service())
+            made += [self._client_service(), self._budget()]
         if self._spec.certificates.issuer:
             made.append(self._certificate())
         return [*made, self._stateful_set()]
@@ -187,6 +195,16 @@ class _Maker:
             # ipconf places clients by their address, which a second hop would hide.
             spec["externalTrafficPolicy"] = "Local"
         return self._object("v1", "Service", f"{self._base}-clients", spec=spec)
+
+    def _budget(self) -> Object:
+        """A node is not emptied of an IDC that has clients; after its drain it is. A pod that does
+        not serve anyway is never kept."""
+        spec = {
+            "selector": {"matchLabels": self._match},
+            "maxUnavailable": 0 if self._carries else 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        }
+        return self._object("policy/v1", "PodDisruptionBudget", self._base, spec=spec)
 
     def _port(self, name: str, number: int) -> Object:
         port: Object = {"name": name, "protocol": "TCP", "port": number, "targetPort": number}

@@ -27,7 +27,7 @@ from imctl.api.kinds import (
     WITNESS,
 )
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
-from imctl.reconcile import seen
+from imctl.reconcile import process, seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.driller import Drilling
@@ -249,6 +249,7 @@ class Reconciler:
             secrets,
             bool(certificates.issuer) and await self._cluster.serves(CERT_MANAGER),
             seen.pod_of(pod, document.get("status", {})),
+            process.state_of(document.get("status", {})),
             seen.down_until(document, self._wall()),
         )
 

@@ -62,6 +62,35 @@ async def test_a_pod_is_deleted_while_everybody_talks_across_the_idcs(
         assert [restarts(pods, part) for part in pods.namespaces] == [0, 0, 0]
 
 
+async def test_a_node_is_drained_once_its_idc_is_while_everybody_talks(
+    pods: Pods, tmp_path: Path, figures: Figures
+) -> None:
+    """What the operator knows of an IDC that has clients forbids its eviction until then."""
+    told_of = secret_of(pods, "viewer")
+    pods.patch(VICTIM, {"spec": {"role_certificate": told_of, "deletion": "at_once"}})
+    budget = ("wait", f"pdb/{pods.workload(VICTIM)}", "--timeout=30s")
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=301) as cast:
+        couples = await cast.couples(6, VICTIM, OTHER)
+        pods.kubectl(VICTIM, *budget, "--for=jsonpath={.spec.maxUnavailable}=0")
+        before = pods.pod(VICTIM)["metadata"]["uid"]
+        async with cast.talking(couples):
+            began = time.monotonic()
+            draining = asyncio.create_task(asyncio.to_thread(pods.drain_node, VICTIM, 60))
+            await asyncio.sleep(2)
+            assert pods.pod(VICTIM)["metadata"]["uid"] == before and not draining.done()
+            code, said = await lab.imctl("drain", VICTIM, "--yes")
+            assert code == 0, said
+            assert "evicted" in await draining
+            await asyncio.to_thread(pods.wait_ready, VICTIM)
+            code, said = await lab.imctl("failback", VICTIM, "--yes")
+            assert code == 0, said
+            figures("a node drained with its IDC, s", round(time.monotonic() - began, 1))
+        assert pods.pod(VICTIM)["metadata"]["uid"] != before
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+    pods.patch(VICTIM, {"spec": {"role_certificate": None, "deletion": None}})
+
+
 async def test_an_idc_whose_pods_are_killed_is_taken_over_and_given_back(
     pods: Pods, tmp_path: Path, figures: Figures
 ) -> None:
@@ -104,16 +133,19 @@ def in_short(name: str, after: str = "") -> str:
     return yaml.safe_dump(document)
 
 
+def secret_of(pods: Pods, role: str) -> str:
+    """Its name, in the victim's namespace."""
+    pki, name = pods.data / "pki", f"imctl-{role}"
+    pods.kubectl(VICTIM, "delete", "secret", name, "--ignore-not-found")
+    pods.kubectl(
+        VICTIM, "create", "secret", "generic", name, f"--from-file=ca.crt={pki / 'ca.pem'}",
+        f"--from-file=tls.crt={pki / role}.pem", f"--from-file=tls.key={pki / role}.key",
+    )  # fmt: skip
+    return name
+
+
 def drill_run(pods: Pods, name: str, experiment: str) -> dict[str, Any]:
     """In the victim's own namespace."""
-    pki, here = pods.data / "pki", ("create", "secret", "generic", "imctl-admin")
-    pods.kubectl(
-        VICTIM, "delete", "secret", "imctl-admin", "--ignore-not-found",
-    )  # fmt: skip
-    pods.kubectl(
-        VICTIM, *here, f"--from-file=ca.crt={pki / 'ca.pem'}",
-        f"--from-file=tls.crt={pki / 'admin.pem'}", f"--from-file=tls.key={pki / 'admin.key'}",
-    )  # fmt: skip
     return {
         "apiVersion": "imctl.dev/v1alpha1",
         "kind": "DrillRun",
@@ -122,7 +154,7 @@ def drill_run(pods: Pods, name: str, experiment: str) -> dict[str, Any]:
             "region": pods.region.metadata.name,
             "experiment": experiment,
             "var": {"victim": VICTIM},
-            "certificate": "imctl-admin",
+            "certificate": secret_of(pods, "admin"),
             "region_keys": "region-keys",
             "namespaces": {part: at for part, at in pods.namespaces.items() if part != VICTIM},
         },

@@ -186,8 +186,24 @@ class Pods:
         self._pause(part, False)
 
     def _pause(self, part: str, paused: bool) -> None:
-        patch = json.dumps({"spec": {"paused": paused}})
-        self.kubectl(part, "patch", self.kind(part).lower(), part, "--type=merge", "-p", patch)
+        self.patch(part, {"spec": {"paused": paused}})
+
+    def patch(self, part: str, change: dict[str, Any]) -> None:
+        """Of its IDC or Witness object; null: what stood there goes."""
+        given = json.dumps(change)
+        self.kubectl(part, "patch", self.kind(part).lower(), part, "--type=merge", "-p", given)
+
+    def drain_node(self, part: str, seconds: int) -> str:
+        """As whoever mends the node does, of this part's pod; returns what kubectl said once it is
+        gone from there. Raises Failed when it is not evicted in time."""
+        pods = f"app.kubernetes.io/instance={part}"
+        try:
+            return self._cluster.kubectl(
+                "drain", settings.NODE, f"--pod-selector={pods}", "--delete-emptydir-data",
+                f"--timeout={seconds}s",
+            )  # fmt: skip
+        finally:
+            self._cluster.kubectl("uncordon", settings.NODE)
 
     @contextlib.asynccontextmanager
     async def lab(self) -> AsyncIterator[PodsLab]:
