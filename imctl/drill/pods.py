@@ -34,6 +34,7 @@ class PodMeans:
         self._clock = clock
         self._lasts_s = lasts_s
         self._cutting: dict[frozenset[str], list[asyncio.Task[None]]] = {}  # by a link's ends
+        self._telling = asyncio.Lock()  # no word of a cut is on its way when its end is told
 
     async def kill(self, unit: str) -> None:
         now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
@@ -73,8 +74,9 @@ class PodMeans:
         ends = frozenset((fault.from_idc, fault.to_idc))
         told = [idc.name for idc in self._target.region.spec.idcs if idc.name in ends]
         if fault.mode == "pass":
-            for task in self._cutting.pop(ends, ()):
-                task.cancel()
+            async with self._telling:
+                for task in self._cutting.pop(ends, ()):
+                    task.cancel()
             told = [idc for idc in told if self.state(idc) != "gone"]
         request = pb.FaultRequest(link=fault)
         for idc in told:
@@ -88,9 +90,12 @@ class PodMeans:
         last = self._clock.now() + self._lasts_s
         while self._clock.now() < last:
             await asyncio.sleep(AGAIN_S)
-            for idc in told:
-                with contextlib.suppress(ImError):
-                    await admin.repeated(self._target, idc, request)
+            async with self._telling:
+                await asyncio.gather(*(self._once_more(idc, request) for idc in told))
+
+    async def _once_more(self, idc: str, request: pb.FaultRequest) -> None:
+        with contextlib.suppress(ImError):
+            await admin.repeated(self._target, idc, request)
 
     async def clock(self, idc: str, offset_ms: int) -> None:
         raise self._never("Shifting a clock")
