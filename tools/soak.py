@@ -3,8 +3,8 @@
 Memory is what a process has written itself (``RssAnon``): pages of the KV's file, which the system
 takes back when it wants them, are not counted. A process is flat when the median of its last
 quarter is no higher than that of its second one, give or take what caches and the allocator do; the
-first quarter fills them. The plot and the figures are in build/soak. Exit status 1: one grew, or a
-promise was broken.
+first quarter fills them. The plot and the figures are in build/soak, with what `imctl load` said.
+Exit status 1: one grew, or the load found a broken promise or was broken off.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ async def soak(minutes: float, rate: float, out: Path) -> tuple[list[Growth], in
     found = [growth(process, points) for process, points in samples.items()]
     grew = [each.process for each in found if not each.is_flat]
     what = f"{', '.join(grew)} grew" if grew else "every process stayed flat"
-    held = "every promise held" if status == 0 else "a promise was broken (load.txt)"
+    last = ["", *(out / "load.txt").read_text().splitlines()][-1]
+    held = "every promise held" if status == 0 else last
     verdict = f"{minutes:g} minutes at {rate:g} messages/s: {what}; {held}"
     (out / "soak.html").write_text(page(samples, found, verdict))
     (out / "soak.json").write_text(json.dumps({"verdict": verdict, "mib": samples}))

@@ -442,10 +442,13 @@ class Tell(_message.Message):
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     policy_epoch: _builtins.int
     clock_offset_ms: _builtins.int
     since: _builtins.bytes
     """token of im's sync: all that it covers has been pushed before this item"""
+    gone: _builtins.int
+    """sessions that this link has said are over, and that the core has taken"""
     @_builtins.property
     def origin(self) -> _client_pb2.Origin: ...
     def __init__(
@@ -455,10 +458,11 @@ class Tell(_message.Message):
         policy_epoch: _builtins.int = ...,
         clock_offset_ms: _builtins.int = ...,
         since: _builtins.bytes = ...,
+        gone: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_offset_ms", b"clock_offset_ms", "origin", b"origin", "policy_epoch", b"policy_epoch", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_offset_ms", b"clock_offset_ms", "gone", b"gone", "origin", b"origin", "policy_epoch", b"policy_epoch", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,7 @@ class Op(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     WALL_MS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
@@ -46,6 +47,8 @@ class Op(_message.Message):
     seq: _builtins.int
     """of this origin in the conversation, for what a conversation's entries are; else 0"""
     wall_ms: _builtins.int
+    level: _builtins.int
+    """of programs that fold it (imcore.levels); absent: 1"""
     @_builtins.property
     def trace(self) -> _client_pb2.TraceContext: ...
     @_builtins.property
@@ -78,6 +81,7 @@ class Op(_message.Message):
         seq: _builtins.int = ...,
         wall_ms: _builtins.int = ...,
         trace: _client_pb2.TraceContext | None = ...,
+        level: _builtins.int = ...,
         message: Global___MessageOp | None = ...,
         place: Global___PlaceOp | None = ...,
         membership: Global___MembershipOp | None = ...,
@@ -92,7 +96,7 @@ class Op(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "friend", b"friend", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "setting", b"setting", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "friend", b"friend", "hlc", b"hlc", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "friend", b"friend", "hlc", b"hlc", "kick", b"kick", "level", b"level", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "setting", "kick", "friend"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015

@@ -88,7 +88,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         rules.hold_time,
         rules.automatic_failover,
     ),
-    Kind.FAILBACK: (rules.one_move_at_a_time, rules.freeze_window),
+    Kind.FAILBACK: (rules.one_move_at_a_time, rules.freeze_window, rules.not_accused),
     Kind.RAMP: (rules.caught_up, rules.replication_lag),
     Kind.RETIRE: (rules.one_move_at_a_time,),
 }

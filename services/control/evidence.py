@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+from imcore.levels import FIRST
+
 Ends = tuple[int, ...]
 
 
@@ -31,6 +33,7 @@ class IdcFacts:
     lag_ms: Mapping[str, int] = field(default_factory=dict)  # of each origin, here
     seals: Mapping[str, Ends] = field(default_factory=dict)  # committed, by origin
     published_again: Mapping[str, int] = field(default_factory=dict)  # ops, by sealed origin
+    level: int = FIRST  # of ops that its program folds
 
     def by_shard(self, default: str) -> dict[str, int]:
         """Its sessions; those whose shard it did not tell count for the default one."""
@@ -114,6 +117,7 @@ def facts_from_status(status: Mapping[str, Any], at_ms: int) -> IdcFacts:
             published_again={
                 origin: int(count) for origin, count in status.get("published_again", {}).items()
             },
+            level=int(status.get("level", FIRST)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the status lacks {error}") from error

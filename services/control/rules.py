@@ -13,6 +13,7 @@ from typing import NamedTuple
 from imcore.region.model import Idc, Region, Safety
 from services.control.divergence import above_seals, committed_seals
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
+from services.control.failover import accused_by_majority
 from services.policy.document import IdcPolicy, IdcState, Policy
 from services.policy.spread import Load, spread, with_row
 
@@ -354,6 +355,23 @@ def hold_time(case: Case) -> Blocker | None:
         f"{least} ms",
         f"{limit} ms",
         f"the evidence against {case.change.idc} has held for {least} ms, {limit} are needed",
+    )
+
+
+def not_accused(case: Case) -> Blocker | None:
+    """For a return: it would be failed over again at once, and its clients with it."""
+    limit_ms = case.safety.evidence_age_ms_max
+    votes = [vote for vote in votes_of(case) if is_fresh(case.now_ms - vote.at_ms, limit_ms)]
+    voters, hold_ms = case.evidence.voters, case.safety.hold_ms
+    if case.change.idc not in accused_by_majority(votes, voters, hold_ms):
+        return None
+    said = "; ".join(f"{vote.voter}: {vote.sentence or 'accuses it'}" for vote in votes)
+    return Blocker(
+        "not-accused",
+        f"{len(votes)} of {len(voters)}",
+        "no majority",
+        f"{len(votes)} of {len(voters)} voters accuse {case.change.idc}, so it would be failed "
+        f"over again ({said})",
     )
 
 

@@ -22,6 +22,7 @@ from typing import Protocol
 from imcore.convert import origin_of, origin_pb
 from imcore.errors import Damaged, ImError, StaleWriter
 from imcore.hlc import Hlc
+from imcore.levels import LEVEL, level_of
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import ClientKey, Origin, Vector
 from services.im.cache import ConversationCache
@@ -107,6 +108,7 @@ class Applier:
         self.closed: dict[Origin, int] = {}
         self.newest: dict[Origin, int] = {}  # HLC of the last op folded
         self._skipped: dict[Origin, set[int]] = {}  # lsns of ops that cannot be stored
+        self._above: dict[Origin, tuple[int, int]] = {}  # lsn and level of an op that waits
         self._problem: str | None = None
         self.tracing: Tracing | None = None
         self.base: Base | None = None
@@ -186,12 +188,17 @@ class Applier:
             self._wake.set()
 
     def _behind(self) -> list[tuple[Origin, Log]]:
-        """The logs with durable records that are not folded."""
+        """The logs with durable records that are not folded, and can be."""
         return [
             (origin, source)
             for origin, source in self._logs.held().items()
-            if source.end(self.partition).lsn > self.lsn(origin)
+            if source.end(self.partition).lsn > self.lsn(origin) and not self._waits(origin)
         ]
+
+    def _waits(self, origin: Origin) -> bool:
+        """For a newer program: the next record of this log is above this one's level."""
+        lsn, _ = self._above.get(origin, (0, 0))
+        return lsn == self.lsn(origin) + 1 and lsn <= self._seals.get(origin, lsn)
 
     async def run(self) -> None:
         """Until cancelled, or fenced off by a newer applier (StaleWriter)."""
@@ -216,7 +223,19 @@ class Applier:
 
     @property
     def alarm(self) -> str | None:
-        return self._problem or self._left_out()
+        return self._problem or self.above_level or self._left_out()
+
+    @property
+    def above_level(self) -> str | None:
+        """What waits for a newer program, if anything does."""
+        for origin, (lsn, level) in self._above.items():
+            if self._waits(origin):
+                return (
+                    f"partition {self.partition} waits in front of lsn {lsn} of {origin}: "
+                    f"a program of level {level} wrote it, and this one folds {LEVEL}; "
+                    "start the newer one here"
+                )
+        return None
 
     def _left_out(self) -> str | None:
         count = sum(map(len, self._skipped.values()))
@@ -322,8 +341,12 @@ class Applier:
                     f"{origin} lsn {position.lsn + 1} is missing, {record.lsn} is next"
                 )
             if verdict is Verdict.TAKE:
+                op = oplog.Op.FromString(record.payload)
+                if (level := level_of(op)) > LEVEL:
+                    self._wait(origin, record.lsn, level)
+                    break
                 position.take(record)
-                taken.append(Taken(record, oplog.Op.FromString(record.payload)))
+                taken.append(Taken(record, op))
         if not taken:
             return False
         flying, rows = await self._folded(origin, position, taken, again)
@@ -347,6 +370,11 @@ class Applier:
             self._follow(self.tracing, origin, taken, began_ns)
         self._landed(flying)
         return True
+
+    def _wait(self, origin: Origin, lsn: int, level: int) -> None:
+        if self._above.get(origin) != (lsn, level):
+            self._above[origin] = lsn, level
+            log.error(self.above_level)
 
     def _follow(self, tracing: Tracing, origin: Origin, taken: list[Taken], began_ns: int) -> None:
         for item in taken:

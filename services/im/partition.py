@@ -128,7 +128,8 @@ class Partition:
         even come in now, but not behind the marker. So the marker must be the next record."""
         end, folded = self._log.end(self.number), self.applier.lsn(self.origin)
         if folded < end.lsn:
-            raise Unavailable(f"the log ends at {end.lsn}, and is folded up to {folded}")
+            why = self.applier.above_level
+            raise Unavailable(why or f"the log ends at {end.lsn}, and is folded up to {folded}")
         self._epoch = end.epoch + 1
         op = self.sequencer.plain("", self._clock.wall_ms(), 0)
         op.marker.sequencer = self._sequencer_id

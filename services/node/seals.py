@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 
 from imcore.errors import Damaged, ImError, Unavailable
+from imcore.levels import LEVEL, level_of
 from imcore.proto import oplog_pb2 as oplog
 from imcore.sometimes import PUBLISHED_AGAIN, sometimes
 from imcore.words import Origin
@@ -124,6 +125,10 @@ class Seals:
             if not records:
                 raise Unavailable(f"the log of {origin} was cut while it was read")
             ops = [oplog.Op.FromString(record.payload) for record in records]
+            if any(level_of(op) > LEVEL for op in ops):
+                raise Unavailable(
+                    f"a newer program has to publish what {origin} has above its seal"
+                )
             wanted = [op for op in ops if op.WhichOneof("body") in _PUBLISHED and fits(op)]
             await partition.republish(origin, wanted)
             published += len(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from imcore.certificates import days_left, expiry_alarms
+from imcore.levels import LEVEL
 from imcore.pki import utc_now
 from services.node.mirror_alarms import silent
 from services.node.rates import Rate
@@ -56,6 +57,7 @@ class Status:
             "peers_applied": peers_applied,
             "seals": {str(o): list(ends) for o, ends in node.seals.known().items()},
             "published_again": {str(o): count for o, count in node.seals.published.items()},
+            "level": LEVEL,
             "lag": node.replication.lag(node.clock.wall_ms(), node.clock.now()) if started else {},
         }
 
@@ -69,6 +71,7 @@ class Status:
             "uptime_s": round(node.clock.now() - self._started, 1),
             "serving": facts.pop("serving"),
             "policy": node.traffic.policy_status(),
+            "level_written": node.traffic.levels.committed,
             "gateways": [
                 {
                     "gateway": g.name,
@@ -139,6 +142,7 @@ class Status:
                 node.seals.problem,
                 node.kv_engines.alarm,
                 node.anchoring.alarm,
+                node.traffic.levels.alarm,
                 node.followed_keys.alarm,
                 node.risk.alarm,
             )

@@ -17,6 +17,7 @@ from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.control.controller import Controller
+from services.control.levels import Levels, agreed
 from services.control.mover import Mover
 from services.ipconf import ticket
 from services.ipconf.directory import Directory
@@ -63,12 +64,14 @@ class Traffic:
             reports=lambda: self.reports.counts(node.clock.now()),
             on_clock_offset=self._clock_offset,
         )
+        self.levels = Levels(node.proposer, self._level_agreed)
 
     async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
         self.directory.start()
         stack.push_async_callback(self.directory.stop)
         self.controller.start()
         stack.push_async_callback(self.controller.stop)
+        self._node.spawn("level of ops", self.levels.run())
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         node, config = self._node, self._node.config
@@ -134,6 +137,15 @@ class Traffic:
     def _described(self) -> dict[str, dict[str, Any]]:
         idc = self._node.config.idc
         return {g.name: describe(idc, g.name, g.port, len(g)) for g in self._node.gateways}
+
+    def _level_agreed(self) -> int:
+        retired = self.retired()
+        return agreed(
+            [idc for idc in self._idcs if idc not in retired],
+            self.controller.evidence().idcs,
+            self._node.clock.wall_ms(),
+            self._node.config.region.spec.safety.evidence_age_ms_max,
+        )
 
     # -------------------------------------------------------------------------- the policy
 

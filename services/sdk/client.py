@@ -269,7 +269,8 @@ class Client:
                 await self._ready.wait()
         except TimeoutError as error:
             await self.close()
-            raise NotConnected("no IDC took this client in time") from error
+            why = f": {trouble}" if (trouble := self._link.trouble) else ""
+            raise NotConnected(f"no IDC took this client in time{why}") from error
         except BaseException:
             await self.close()
             raise

@@ -12,7 +12,7 @@ from typing import Protocol
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.sdk.core.degrade import Degrade
-from services.sdk.core.race import head_start_s
+from services.sdk.core.race import head_start_s, order
 from services.sdk.core.reconnect import (
     FOR_GOOD,
     RETRY_AFTER_MAX_MS,
@@ -32,7 +32,7 @@ log = logging.getLogger("im.sdk")
 
 _AVOID_S = 3.0  # a gateway that failed is the last to be tried for as long
 LEAVE = {"moved", "drained"}  # a gateway's last word to a client that is to be elsewhere
-_TRIES = 3  # gateways of one ipconf answer, before backing off
+_TRIES = 4  # gateways of one ipconf answer, before backing off
 _ANSWER_AGE_S = 30.0
 
 
@@ -102,6 +102,7 @@ class Link:
         self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
         self._wake = asyncio.Event()
         self._close_after: set[asyncio.TimerHandle] = set()
+        self.trouble = ""  # why the last attempt failed
         self._raised = 0  # the connection epoch of the last attempt
 
     # ------------------------------------------------------------------------------- run
@@ -147,6 +148,7 @@ class Link:
                 lost = Lost("unauthenticated")  # unless a gateway takes it: clocks can be wrong
                 candidates = self._candidates(self.answer)
             except NoAnswer as error:
+                self.trouble = str(error)
                 lost = Lost("no_answer", retry_after_ms=error.retry_after_ms)
                 if self.answer is not None and not error.overloaded:  # better an old list than none
                     candidates = self._candidates(self.answer)
@@ -207,17 +209,13 @@ class Link:
         return answer
 
     def _candidates(self, answer: Answer) -> list[Gateway]:
-        """The best one, then others, other IDCs before other gateways of the same one; those
-        that just failed last."""
         now = self._clock.now()
-        seen: dict[str, int] = {}
-        ranked: list[tuple[bool, int, int, Gateway]] = []
-        for position, gateway in enumerate(answer.gateways):
-            nth = seen[gateway.idc] = seen.get(gateway.idc, 0) + 1
-            ranked.append((self._avoid.get(gateway.name, 0.0) > now, nth, position, gateway))
-        return [gateway for *_, gateway in sorted(ranked)][:_TRIES]
+        avoided = [self._avoid.get(gateway.name, 0.0) > now for gateway in answer.gateways]
+        places = order([gateway.idc for gateway in answer.gateways], avoided)
+        return [answer.gateways[place] for place in places[:_TRIES]]
 
     def _failed(self, gateway: Gateway, reason: str) -> None:
+        self.trouble = f"{gateway.name} at {gateway.host}:{gateway.port}: {reason}"
         self._avoid[gateway.name] = self._clock.now() + _AVOID_S
         self._ipconf.report(self._lookup, gateway, reason)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
@@ -80,7 +81,10 @@ class CoreLink:
         self._numbers: dict[str, int] = {}
         self._joins: dict[int, asyncio.Future[front.JoinAnswer]] = {}
         self._last_call = 0
-        self._over: list[Session] = []  # ended while there was no link
+        # Ended, and the core has not said that it has taken that: told again by the next link, or
+        # the routes would stand until the users come again.
+        self._over: deque[Session] = deque()
+        self._taken = 0  # as many of them the core has taken of this link
         self._since = b""
         self._behind = False  # something since then may not have been told here
         self._catching: asyncio.Task[None] | None = None
@@ -125,9 +129,9 @@ class CoreLink:
         pipe.put(front.Up(hello=self.hello))
         for session, shard, connected in self.state.standing():
             self._put_change(session, shard, connected, False)
-        over, self._over = self._over, []
-        for session in over:
-            self.disconnected(session)
+        self._taken = 0
+        for session in self._over:
+            pipe.put(front.Up(gone=_caller(session)))
         call = self._stub.Link(_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
         try:
@@ -239,6 +243,9 @@ class CoreLink:
             state.connected_elsewhere(there.uid, there.device, there.connection_epoch)
 
     def _tell(self, tell: front.Tell) -> None:
+        for _ in range(tell.gone - self._taken):
+            self._over.popleft()
+        self._taken = max(tell.gone, self._taken)
         self.policy_epoch = tell.policy_epoch
         self.origin = origin_of(tell.origin)
         first = not self.linked.is_set()
@@ -294,10 +301,8 @@ class CoreLink:
         return list(answer.known)
 
     def disconnected(self, session: Session) -> None:
-        if self._pipe.closed:
-            self._over.append(session)  # its route goes when there is a link again
-        else:
-            self._pipe.put(front.Up(gone=_caller(session)))
+        self._over.append(session)
+        self._pipe.put(front.Up(gone=_caller(session)))
 
     def _unavailable(self) -> pb.Response:
         response = pb.Response(stamp=self._stamp)

@@ -69,6 +69,7 @@ class FrontLink:
         self.restarts = hello.restarts
         self.pipe: Pipe[front.Down] = Pipe()
         self.load = front.Load()  # as it last said
+        self.gone = 0  # sessions that it has said are over
         self.by_device: dict[tuple[str, str], Here] = {}
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
@@ -170,7 +171,7 @@ class Fronts(rpc.FrontServicer):
             self._remove(former)
         link = FrontLink(hello)
         self.gateways.append(link)
-        link.pipe.put(self._tell())
+        link.pipe.put(self._tell(link))
         for partition, (origin, lsn) in self._levels.items():
             link.pipe.put(_replicated(origin, partition, lsn))
         log.info("the front %s is linked", link.name)
@@ -206,6 +207,7 @@ class Fronts(rpc.FrontServicer):
         elif kind == "joined":
             self._spawn(self._join(link, item.joined))
         elif kind == "gone":
+            link.gone += 1
             self.im.disconnected(_session(link, item.gone))
         elif kind == "load":
             self._loaded(link, item.load)
@@ -272,17 +274,16 @@ class Fronts(rpc.FrontServicer):
         """Tells the fronts what they must know, until cancelled."""
         while True:
             await asyncio.sleep(TELL_S)
-            if self.gateways:
-                tell = self._tell()
-                for link in self.gateways:
-                    link.pipe.put(tell)
+            for link in self.gateways:
+                link.pipe.put(self._tell(link))
 
-    def _tell(self) -> front.Down:
+    def _tell(self, link: FrontLink) -> front.Down:
         tell = front.Tell(
             origin=origin_pb(self.origin),
             policy_epoch=self._policy_epoch(),
             clock_offset_ms=self._clock_offset_ms(),
             since=self._since() or b"",
+            gone=link.gone,
         )
         return front.Down(tell=tell)
 

@@ -121,6 +121,11 @@ def offline_push(op: oplog.Op, members: Sequence[str], routes: Routes, late: boo
     ]
 
 
+def mentioned(op: oplog.Op) -> list[str]:
+    """Each once and sorted: an event that is told again is the same event."""
+    return sorted(set(pb.Refs.FromString(op.message.refs).mentions))
+
+
 def _is_away(routes: Routes, uid: str, at_ms: int, late: bool) -> bool:
     ended_later = False
     for route in routes.routes(uid).values():

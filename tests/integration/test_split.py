@@ -33,8 +33,8 @@ from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 from services.ports import Audience
 from services.sdk import Client, ConnectionChanged, IpconfClient, Message
-from services.split.core import CoreLink
-from services.split.fronts import Fronts
+from services.split.core import AGAIN_S, CoreLink
+from services.split.fronts import TELL_S, Fronts
 from services.split.pipe import Pipe
 from services.state.testing import Front, MemoryIm
 
@@ -84,8 +84,10 @@ class Core:
         credentials = grpc_server_credentials(self._folder, "fra")
         self.port = self.server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self.server.start()
+        self.telling = asyncio.create_task(self.fronts.run())
 
     async def stop(self) -> None:
+        self.telling.cancel()
         await self.server.stop(None)
 
 
@@ -222,8 +224,16 @@ async def test_a_session_that_ended_while_the_core_was_away_is_over_there_too(co
     await until(lambda: core.fronts.gateways == [])
     ann.send(pb.Request(bye=pb.Bye()))
     await ann.gone()
+    await asyncio.sleep(3 * AGAIN_S)  # it tries to link, in vain
     await core.start()
     await until(lambda: [session.uid for session in core.im.over] == ["ann"])
+    await asyncio.sleep(2 * TELL_S)  # and is not told of it again once the core has taken it
+    await core.stop()
+    await until(lambda: core.fronts.gateways == [])
+    await core.start()
+    await until(lambda: core.fronts.gateways)
+    await asyncio.sleep(0.1)
+    assert core.im.over == []
 
 
 async def test_the_real_core_begins_again_behind_clients_that_stay_connected(tmp_path):

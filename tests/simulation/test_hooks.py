@@ -68,3 +68,31 @@ def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path)
         assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"], ["bob"]]
 
     play(tmp_path / "sim", script, hooked)
+
+
+def test_of_a_huge_group_only_who_is_mentioned_is_pushed_to_when_offline(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s")
+
+    def hooked(region: Region) -> Region:
+        hook = Webhook(
+            name="all",
+            url="http://hook",
+            secret_file=str(secret),
+            events=[HookEvent.OFFLINE_PUSH],
+        )
+        messages = region.spec.messages.model_copy(update={"push_group_members_max": 3})
+        spec = region.spec.model_copy(update={"webhooks": [hook], "messages": messages})
+        return region.model_copy(update={"spec": spec})
+
+    async def script(stage: Stage) -> None:
+        ann = await stage.device("ann", "p", "fra")
+        members = ["bob", "cid", "dan", "eve"]
+        group = await ann.do(lambda client: client.create_group(members))
+        await ann.do(lambda client: client.send(group, b"to nobody by name"))
+        await ann.do(lambda client: client.send(group, b"eve!", mentions=["eve", "ann", "zoe"]))
+        await stage.until(lambda: bool(told(stage, "offline_push")), 10)
+        await asyncio.sleep(5)
+        assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"]]
+
+    play(tmp_path / "sim", script, hooked)

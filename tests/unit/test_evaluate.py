@@ -78,7 +78,10 @@ def decide(
     within: Region = REGION,
     now_ms: int = NOW,
 ) -> Decision:
-    return evaluate(of or policy(), what, on or evidence(), within, now_ms)
+    on = on or evidence()
+    if what.kind == Kind.FAILBACK and what.idc == "fra":
+        on = replace(on, votes=())  # it is back: nobody accuses it any more
+    return evaluate(of or policy(), what, on, within, now_ms)
 
 
 def blocked_by(decision: Decision) -> set[str]:
@@ -452,3 +455,16 @@ def test_a_return_and_a_failover_are_never_held_up_by_a_move_before() -> None:
     failed = policy(fra=IdcPolicy(IdcState.DRAINED, moved_ms=NOW))
     committed(decide(change(Kind.FAILBACK), failed))
     committed(decide(change(Kind.FAILOVER), policy(fra=IdcPolicy(moved_ms=NOW))))
+
+
+def test_an_idc_that_a_majority_still_accuses_does_not_return_to_be_failed_over_again() -> None:
+    failed, back = policy(fra=IdcState.FAILED), change(Kind.FAILBACK)
+    refused = evaluate(failed, back, evidence(), REGION, NOW)
+    assert [blocker.rule for blocker in refused.blockers] == ["not-accused"]
+    assert "2 of 3 voters accuse fra" in refused.sentence
+    one = replace(evidence(), votes=[Vote("iad", "fra", 3_100, NOW - 200)])
+    assert evaluate(failed, back, one, REGION, NOW).policy is not None
+    old = replace(evidence(), votes=[Vote(v, "fra", 3_100, NOW - 9_000) for v in ("iad", "sin")])
+    assert evaluate(failed, back, old, REGION, NOW).policy is not None
+    anyway = replace(back, overrides=("not-accused",))
+    assert evaluate(failed, anyway, evidence(), REGION, NOW).policy is not None

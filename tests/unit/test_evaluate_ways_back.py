@@ -37,8 +37,9 @@ KINDS = (
 )
 
 
-def evidence() -> Evidence:
-    """Everybody empty, caught up, and accused by both others: what is left are the transitions."""
+def evidence(kind: str = "") -> Evidence:
+    """Everybody empty and caught up, and accused by both others when one is to fail over: what is
+    left are the transitions."""
     facts = {
         idc: IdcFacts(
             at_ms=NOW,
@@ -51,7 +52,8 @@ def evidence() -> Evidence:
         )
         for idc in IDCS
     }
-    votes = [Vote(a, b, 60_000, NOW) for a in IDCS for b in IDCS if a != b]
+    fails = kind == Kind.FAILOVER
+    votes = [Vote(a, b, 60_000, NOW) for a in IDCS for b in IDCS if a != b and fails]
     return Evidence(facts, votes, IDCS, {idc: Mark(NOW, f"{idc}.1", ENDS, 0) for idc in IDCS})
 
 
@@ -80,7 +82,7 @@ def plain(policy: Policy) -> Policy:
 
 def successors(policy: Policy, overrides: tuple[str, ...] = ()) -> Iterator[Policy]:
     for change in changes(policy, overrides):
-        decision = evaluate(policy, change, evidence(), REGION, NOW)
+        decision = evaluate(policy, change, evidence(change.kind), REGION, NOW)
         if decision.policy is not None:
             yield plain(decision.policy)
 
@@ -90,7 +92,7 @@ def returns(policy: Policy) -> Iterator[Policy]:
     an abort, so that whoever is paused can go on too."""
     takes = {Kind.CORDON, Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.RETIRE, Kind.ABORT}
     for change in changes(policy):
-        decision = evaluate(policy, change, evidence(), REGION, NOW)
+        decision = evaluate(policy, change, evidence(change.kind), REGION, NOW)
         if decision.policy is not None and change.kind not in takes:
             yield plain(decision.policy)
 
@@ -131,7 +133,7 @@ def test_from_every_reachable_state_a_legal_path_leads_back_to_all_clients(
 def after(policy: Policy, kind: str, idc: str = "fra", ramp: int = 100) -> Policy:
     request_id = f"{kind}-{idc}-{ramp}-{policy.epoch}"
     change = Change(kind, idc, request_id, "operator", ramp=ramp)
-    decision = evaluate(policy, change, evidence(), REGION, NOW)
+    decision = evaluate(policy, change, evidence(change.kind), REGION, NOW)
     assert decision.policy is not None, decision.sentence
     return decision.policy
 
@@ -153,7 +155,7 @@ def test_a_return_that_a_failover_interrupted_goes_on_from_where_it_was(ramp: in
 
 def test_a_whole_idc_has_nothing_to_return() -> None:
     change = Change(Kind.FAILBACK, "fra", "r", "operator")
-    decision = evaluate(initial(REGION, NOW), change, evidence(), REGION, NOW)
+    decision = evaluate(initial(REGION, NOW), change, evidence(change.kind), REGION, NOW)
     assert [blocker.rule for blocker in decision.blockers] == ["transition"]
     assert "100 %" in decision.sentence
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.sdk.core.race import DELAY_MAX_S, DELAY_S, ELSEWHERE_S, Race, head_start_s
+from services.sdk.core.race import DELAY_MAX_S, DELAY_S, ELSEWHERE_S, Race, head_start_s, order
 
 
 def starts(race: Race, until: float, fails: dict[float, int] | None = None) -> dict[int, float]:
@@ -47,3 +47,10 @@ def test_a_gateway_that_is_far_away_is_given_its_time():
 def test_another_idc_is_dialled_later_than_another_gateway_at_home():
     assert head_start_s(None, True) == head_start_s(0.3, True) == ELSEWHERE_S > DELAY_S
     assert head_start_s(0.8, True) > 0.8
+
+
+def test_a_gateway_beside_the_best_comes_before_other_idcs_and_those_that_failed_last():
+    idcs = ["fra", "fra", "fra", "iad", "iad", "sin"]
+    assert order(idcs, [False] * 6) == [0, 1, 3, 5, 2, 4]
+    assert order(idcs, [True, False, False, False, False, False]) == [1, 3, 5, 2, 4, 0]
+    assert order([], []) == []

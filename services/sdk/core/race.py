@@ -24,6 +24,18 @@ def head_start_s(handshake_s: float | None, elsewhere: bool) -> float:
     return min(max(least_s, FAR * (handshake_s or 0.0)), DELAY_MAX_S)
 
 
+def order(idcs: Sequence[str], avoided: Sequence[bool]) -> list[int]:
+    """In which order ipconf's gateways are tried, as places in its answer. ``idcs``: of each. The
+    best one and one beside it, since one machine is lost more often than an IDC; then each other
+    IDC's best; those that have just failed last."""
+    seen: dict[str, int] = {}
+    ranks = []
+    for place, idc in enumerate(idcs):
+        nth = seen[idc] = seen.get(idc, 0) + 1
+        ranks.append((avoided[place], nth - (idc == idcs[0]), place))
+    return [place for *_, place in sorted(ranks)]
+
+
 class Race:
     """``head_starts``: of each, in the order in which they are dialled."""
 
