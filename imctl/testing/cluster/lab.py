@@ -31,7 +31,7 @@ from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.lab import Edit, Lab
 
 ROOT = Path(__file__).parents[3]
-TWO_IDCS = ROOT / "regions" / "two-idc.yaml"
+TWO_IDCS, THREE_IDCS = (ROOT / "regions" / f"{name}-idc.yaml" for name in ("two", "three"))
 OPERATOR = ROOT / "charts" / "im-operator"
 # Of nodes, and as well the ports of the listeners: others dial the endpoints' own.
 FIRST_PORT = 30_100
@@ -42,14 +42,17 @@ READY_S = 120
 LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
 
-def region_file(folder: Path, node: str, clients: str, edit: Edit | None = None) -> Path:
-    """A copy of `regions/two-idc.yaml` with the node's ports; ``clients``: from where they come."""
-    document = yaml.safe_load(TWO_IDCS.read_text())
+def region_file(
+    folder: Path, node: str, clients: str, edit: Edit | None = None, source: Path = TWO_IDCS
+) -> Path:
+    """A copy of ``source`` with the node's ports; ``clients``: from where they come."""
+    document = yaml.safe_load(source.read_text())
     spec = document["spec"]
     for number, idc in enumerate(spec["idcs"]):
         first = FIRST_PORT + 10 * number
         idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ENDS.items()}
-    spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
+    if "witness" in spec:
+        spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
     # The load of a drill comes from the operator's pod, and says as well where its clients are.
     spec["geo"]["trusted_proxies"] = [f"{clients}/32", f"{node}/32", settings.PODS]
     if edit is not None:
@@ -245,11 +248,13 @@ class PodsLab(Lab):
 
 
 @contextlib.contextmanager
-def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterator[Pods]:
+def running(
+    cluster: Cluster, folder: Path, edit: Edit | None = None, source: Path = TWO_IDCS
+) -> Iterator[Pods]:
     """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
     Raises Failed."""
     layout = cluster.layout
-    source = region_file(folder, layout.node_address, layout.machine_address, edit)
+    own = region_file(folder, layout.node_address, layout.machine_address, edit, source)
     pods = Pods(cluster, folder, uuid4().hex[:6])
     try:
         for namespace in pods.namespaces.values():
@@ -268,7 +273,7 @@ def running(cluster: Cluster, folder: Path, edit: Edit | None = None) -> Iterato
         )  # fmt: skip
         for kind in KINDS:
             until_known(cluster, kind.plural)
-        pods.imctl("deploy", str(source), "--sites", str(pods.sites_file()))
+        pods.imctl("deploy", str(own), "--sites", str(pods.sites_file()))
         pods.wait_ready(*pods.namespaces)
         yield pods
     finally:
