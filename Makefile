@@ -60,6 +60,7 @@ lint: setup-test
 	@$(BIN)/python -m tools.genmetrics --check
 	@$(BIN)/python -m tools.gendashboard --check
 	@$(BIN)/python -m tools.gencrds --check
+	@$(BIN)/python -m tools.genadminapi --check
 
 bench: setup-test
 	@$(BIN)/python -m benchmarks
@@ -99,6 +100,7 @@ docs: setup-test
 	@$(BIN)/python -m tools.genmetrics
 	@$(BIN)/python -m tools.gendashboard
 	@$(BIN)/python -m tools.gencrds
+	@$(BIN)/python -m tools.genadminapi
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

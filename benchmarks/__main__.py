@@ -14,7 +14,18 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import cost, engines, help_time, lag, metrics, overload, pulls, real, throughput
+from benchmarks import (
+    cost,
+    engines,
+    help_time,
+    lag,
+    metrics,
+    overload,
+    pulls,
+    real,
+    routing,
+    throughput,
+)
 from benchmarks.deployment import Failed, one_idc
 from imcore.errors import ImError
 
@@ -65,6 +76,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "help": help_time.run,
     "metrics": metrics.run,
     "pulls": pulls.run,
+    "routing": routing.run,
     "real": real.run,
 }
 

@@ -1,4 +1,4 @@
-"""What edits, recalls and reactions make of a message, and words on a setting of that setting: the
+"""What edits, recalls and reactions make of a message, and words on a setting or a key of that: the
 same fold in every IDC and device. Pure.
 
 The last edit counts and the last word of each user on each reaction; a recall is for good, whatever
@@ -33,10 +33,12 @@ def merge(changes: pb.Changes, change: pb.ChangeEntry) -> bool:
     if what == "edit":
         if changes.recalled:
             return False
-        rank, edit = _rank(change.order, change.edit), changes.edit
-        if changes.HasField("edit") and _rank(edit.order, edit.content) >= rank:
+        edit = changes.edit
+        rank = _rank(change.order, change.edit + bytes([change.encrypted]))
+        held = _rank(edit.order, edit.content + bytes([edit.encrypted]))
+        if changes.HasField("edit") and held >= rank:
             return False
-        edit.content = change.edit
+        edit.content, edit.encrypted = change.edit, change.encrypted
         edit.order.CopyFrom(change.order)
         return True
     return what == "react" and _react(changes, change)
@@ -55,6 +57,17 @@ def _react(changes: pb.Changes, change: pb.ChangeEntry) -> bool:
         return False
     row.on = on
     row.order.CopyFrom(change.order)
+    return True
+
+
+def keys_last(row: oplog.DeviceKeysOp, word: oplog.DeviceKeysOp) -> bool:
+    """The later word on a device's keys counts; whether this one changed anything."""
+    ranks = [
+        _rank(each.order, each.keys.SerializeToString(deterministic=True)) for each in (row, word)
+    ]
+    if row.HasField("order") and ranks[0] >= ranks[1]:
+        return False
+    row.CopyFrom(word)
     return True
 
 

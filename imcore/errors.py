@@ -12,6 +12,7 @@ class Code(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     BLOCKED = "blocked"
+    ENCRYPTED_ONLY = "encrypted_only"
     NOT_FOUND = "not_found"
     TOO_LARGE = "too_large"
     CID_CONFLICT = "cid_conflict"

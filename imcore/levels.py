@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from imcore.proto import oplog_pb2 as oplog
 
-LEVEL = 1  # of this program
+LEVEL = 2  # of this program
 FIRST = 1  # of ops and programs that do not say
+ENCRYPTION = 2  # keys of devices, the switch of a conversation, encrypted content
 
 
 def level_of(op: oplog.Op) -> int:

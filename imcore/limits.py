@@ -18,4 +18,8 @@ GROUP_CHANGES_MAX = 500  # members whom one request names: it is one entry, whic
 GROUP_ADMINS_MAX = 100  # of a group, as one IDC knows it: all of them are in one answer
 GROUP_PAGE = 1_000  # members in one answer
 
+KEY_DEVICES_MAX = 10  # devices of a user with keys for end-to-end encryption
+ENCRYPTED_MEMBERS_MAX = 50  # of an encrypted group
+SHARES_MAX = 128  # devices that one message may bring a key: what of it is no content is small
+
 CID_MAX = (1 << 63) - 1  # the next one must still be a number on the wire (SendAck.want)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -32,25 +32,38 @@ class Claims(NamedTuple):
 _CLAIMS = TypeAdapter(Claims)
 
 
+_T = TypeVar("_T")
+
+
 def mint(keys: RegionKeys, claims: Claims) -> str:
-    body = json.dumps(claims._asdict(), separators=(",", ":")).encode()
-    signature = keys.sign(body, PURPOSE)
-    return f"{_b64(body)}.{_b64(signature)}"
+    return signed(keys, claims._asdict(), PURPOSE)
+
+
+def signed(keys: RegionKeys, claims: dict[str, Any], purpose: bytes) -> str:
+    """A token of any kind; ``purpose`` tells one kind from another."""
+    body = json.dumps(claims, separators=(",", ":")).encode()
+    return f"{_b64(body)}.{_b64(keys.sign(body, purpose))}"
+
+
+def opened(keys: RegionKeys, token: str, purpose: bytes, form: TypeAdapter[_T]) -> _T:
+    """What a token says, if this region has signed it for that purpose; whether it has expired is
+    not judged. Raises as ``verify``."""
+    try:
+        body_text, signature_text = token.split(".")
+        body, signature = _unb64(body_text), _unb64(signature_text)
+        if not keys.check(body, signature, purpose):
+            raise Refused(Code.UNAUTHENTICATED, "the token's signature does not verify")
+        return form.validate_json(body, strict=True)
+    except ValueError as error:
+        raise Refused(
+            Code.UNAUTHENTICATED, "the token is not of the form CLAIMS.SIGNATURE"
+        ) from error
 
 
 def verify(keys: RegionKeys, token: str, now_ms: int) -> Claims:
     """Raises Refused(UNAUTHENTICATED); the message never repeats the token. ``now_ms``: on a clock
     that is held to the other IDCs' (``services.node.clock``)."""
-    try:
-        body_text, signature_text = token.split(".")
-        body, signature = _unb64(body_text), _unb64(signature_text)
-        if not keys.check(body, signature, PURPOSE):
-            raise Refused(Code.UNAUTHENTICATED, "the token's signature does not verify")
-        claims = _CLAIMS.validate_json(body, strict=True)
-    except ValueError as error:
-        raise Refused(
-            Code.UNAUTHENTICATED, "the token is not of the form CLAIMS.SIGNATURE"
-        ) from error
+    claims = opened(keys, token, PURPOSE, _CLAIMS)
     if claims.expires_ms + LEEWAY_MS <= now_ms:
         raise Refused(Code.UNAUTHENTICATED, "the token has expired")
     if not (valid_id(claims.uid) and valid_id(claims.device)):

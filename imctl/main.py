@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of an IDC, or of all."),
     "ipconf": ("imctl.commands.ipconf", "ipconf", "Ask where a client would be sent."),
     "token": ("imctl.commands.chat", "token", "Mint a client token."),
+    "service-token": ("imctl.commands.service", "service_token", "Mint a server's token."),
     "send": ("imctl.commands.chat", "send", "Send a message as a user."),
     "tail": ("imctl.commands.chat", "tail", "Follow what a user's device is shown."),
     "conversations": ("imctl.commands.inbox", "conversations", "List a user's conversations."),

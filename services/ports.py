@@ -343,6 +343,9 @@ class Session:
     seen_hlc: int = 0  # highest valid stamp this session has presented
     kind: str = ""  # of device, as its token says
     away_ms: int = 0  # once it is over: so long it had had no connection
+    # Of one of the operator's own servers, which speaks in every group and stands above its roles.
+    # No connection is behind it, and nothing but what was answered outlives it.
+    service: bool = False
 
 
 Reply = Callable[[pb.Response], None]
@@ -359,7 +362,7 @@ class Risk(Protocol):
         ...
 
     def send(self, uid: str, device: str, conversation: str, content: bytes) -> ImError | None:
-        """By a member, before anything is written."""
+        """By a member, before anything is written. ``content`` is empty of what is encrypted."""
         ...
 
 

@@ -324,6 +324,8 @@ class Request(_message.Message):
     FRIENDS_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
+    PUBLISH_KEYS_FIELD_NUMBER: _builtins.int
+    DEVICE_KEYS_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """how long the sender will wait; 0: the server's default"""
     @_builtins.property
@@ -378,6 +380,10 @@ class Request(_message.Message):
     def readers(self) -> Global___Readers: ...
     @_builtins.property
     def search(self) -> Global___Search: ...
+    @_builtins.property
+    def publish_keys(self) -> Global___PublishKeys: ...
+    @_builtins.property
+    def device_keys(self) -> Global___DeviceKeysOf: ...
     def __init__(
         self,
         *,
@@ -407,12 +413,14 @@ class Request(_message.Message):
         friends: Global___Friends | None = ...,
         readers: Global___Readers | None = ...,
         search: Global___Search | None = ...,
+        publish_keys: Global___PublishKeys | None = ...,
+        device_keys: Global___DeviceKeysOf | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "device_keys", b"device_keys", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "publish_keys", b"publish_keys", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "device_keys", b"device_keys", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "publish_keys", b"publish_keys", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "set_friend", "friends", "readers", "search"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "set_friend", "friends", "readers", "search", "publish_keys", "device_keys"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -437,6 +445,7 @@ class Response(_message.Message):
     FRIENDS_OK_FIELD_NUMBER: _builtins.int
     READERS_OK_FIELD_NUMBER: _builtins.int
     SEARCH_OK_FIELD_NUMBER: _builtins.int
+    DEVICE_KEYS_OK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -469,6 +478,8 @@ class Response(_message.Message):
     def readers_ok(self) -> Global___ReadersOk: ...
     @_builtins.property
     def search_ok(self) -> Global___SearchOk: ...
+    @_builtins.property
+    def device_keys_ok(self) -> Global___DeviceKeysOk: ...
     def __init__(
         self,
         *,
@@ -487,12 +498,13 @@ class Response(_message.Message):
         friends_ok: Global___FriendsOk | None = ...,
         readers_ok: Global___ReadersOk | None = ...,
         search_ok: Global___SearchOk | None = ...,
+        device_keys_ok: Global___DeviceKeysOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "device_keys_ok", b"device_keys_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "device_keys_ok", b"device_keys_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "friends_ok", "readers_ok", "search_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "friends_ok", "readers_ok", "search_ok", "device_keys_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -885,6 +897,7 @@ class Send(_message.Message):
     DURABILITY_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
     REFS_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     outbox: _builtins.str
     cid: _builtins.int
@@ -896,6 +909,8 @@ class Send(_message.Message):
     """the sender's wall clock, shown to people"""
     refs: _builtins.bytes
     """a Refs, as the sender encoded it; empty: none"""
+    encrypted: _builtins.bool
+    """content is a Sealed"""
     @_builtins.property
     def placed(self) -> Global___Attested:
         """of an earlier acceptance of this very message, if known"""
@@ -917,10 +932,11 @@ class Send(_message.Message):
         durability: Global___Durability.ValueType = ...,
         composed_ms: _builtins.int = ...,
         refs: _builtins.bytes = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cid", b"cid", "claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "conversation", b"conversation", "durability", b"durability", "floor", b"floor", "outbox", b"outbox", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cid", b"cid", "claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "conversation", b"conversation", "durability", b"durability", "encrypted", b"encrypted", "floor", b"floor", "outbox", b"outbox", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1384,8 +1400,11 @@ class GroupCreate(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
+    encrypted: _builtins.bool
+    """for good"""
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1394,10 +1413,11 @@ class GroupCreate(_message.Message):
         conversation: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
         name: _builtins.str = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "members", b"members", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "encrypted", b"encrypted", "members", b"members", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1483,6 +1503,7 @@ class GroupInfoOk(_message.Message):
     ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     ANNOUNCED_BY_FIELD_NUMBER: _builtins.int
     ANNOUNCED_MS_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
     more: _builtins.bool
@@ -1493,6 +1514,7 @@ class GroupInfoOk(_message.Message):
     announced_by: _builtins.str
     announced_ms: _builtins.int
     """wall clock of the IDC that took it"""
+    encrypted: _builtins.bool
     @_builtins.property
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """a page of them, sorted"""
@@ -1516,10 +1538,11 @@ class GroupInfoOk(_message.Message):
         announcement: Global___Announcement | None = ...,
         announced_by: _builtins.str = ...,
         announced_ms: _builtins.int = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admins", b"admins", "announced_by", b"announced_by", "announced_ms", b"announced_ms", "announcement", b"announcement", "conversation", b"conversation", "count", b"count", "members", b"members", "more", b"more", "name", b"name", "owner", b"owner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admins", b"admins", "announced_by", b"announced_by", "announced_ms", b"announced_ms", "announcement", b"announcement", "conversation", b"conversation", "count", b"count", "encrypted", b"encrypted", "members", b"members", "more", b"more", "name", b"name", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1581,10 +1604,13 @@ class Change(_message.Message):
     REACT_FIELD_NUMBER: _builtins.int
     COMPOSED_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     edit: _builtins.bytes
     """its content from now on; only its sender may"""
     number: _builtins.int
     """of its device: of two with one stamp the higher counts"""
+    encrypted: _builtins.bool
+    """edit is a Sealed"""
     @_builtins.property
     def message(self) -> Global___Attested:
         """its MAC vouches for a message that this IDC does not have yet"""
@@ -1610,10 +1636,11 @@ class Change(_message.Message):
         react: Global___Reaction | None = ...,
         composed: Global___Stamp | None = ...,
         number: _builtins.int = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "message", b"message", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "message", b"message", "number", b"number", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "edit", b"edit", "encrypted", b"encrypted", "message", b"message", "number", b"number", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["edit", "recall", "react"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
@@ -1674,11 +1701,14 @@ class SetConversation(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     MUTED_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     COMPOSED_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     pinned: _builtins.bool
     muted: _builtins.bool
+    encrypted: _builtins.bool
+    """a direct conversation, for both and for good; only true"""
     number: _builtins.int
     @_builtins.property
     def composed(self) -> Global___Stamp: ...
@@ -1688,14 +1718,15 @@ class SetConversation(_message.Message):
         conversation: _builtins.str = ...,
         pinned: _builtins.bool = ...,
         muted: _builtins.bool = ...,
+        encrypted: _builtins.bool = ...,
         composed: Global___Stamp | None = ...,
         number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "muted", b"muted", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "encrypted", b"encrypted", "muted", b"muted", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "conversation", b"conversation", "muted", b"muted", "number", b"number", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "conversation", b"conversation", "encrypted", b"encrypted", "muted", b"muted", "number", b"number", "pinned", b"pinned", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["pinned", "muted"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["pinned", "muted", "encrypted"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -1760,6 +1791,7 @@ class ConversationSummary(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     MUTED_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     name: _builtins.str
     """of a group"""
@@ -1769,6 +1801,7 @@ class ConversationSummary(_message.Message):
     """there may be more: so many of the newest messages only were looked at"""
     pinned: _builtins.bool
     muted: _builtins.bool
+    encrypted: _builtins.bool
     @_builtins.property
     def last(self) -> Global___LastMessage:
         """absent: there is none"""
@@ -1783,10 +1816,11 @@ class ConversationSummary(_message.Message):
         last: Global___LastMessage | None = ...,
         pinned: _builtins.bool = ...,
         muted: _builtins.bool = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "last", b"last", "more_unread", b"more_unread", "muted", b"muted", "name", b"name", "pinned", b"pinned", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "encrypted", b"encrypted", "last", b"last", "more_unread", b"more_unread", "muted", b"muted", "name", b"name", "pinned", b"pinned", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1801,10 +1835,13 @@ class LastMessage(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
     RECALLED_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     """as it says now; empty once it is recalled"""
     composed_ms: _builtins.int
     recalled: _builtins.bool
+    encrypted: _builtins.bool
+    """content is a Sealed"""
     @_builtins.property
     def key(self) -> Global___ClientKey: ...
     @_builtins.property
@@ -1817,10 +1854,11 @@ class LastMessage(_message.Message):
         content: _builtins.bytes = ...,
         composed_ms: _builtins.int = ...,
         recalled: _builtins.bool = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed_ms", b"composed_ms", "content", b"content", "key", b"key", "place", b"place", "recalled", b"recalled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed_ms", b"composed_ms", "content", b"content", "encrypted", b"encrypted", "key", b"key", "place", b"place", "recalled", b"recalled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2004,6 +2042,7 @@ class MessageEntry(_message.Message):
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     REFS_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     """empty once it is recalled"""
     composed_ms: _builtins.int
@@ -2011,6 +2050,8 @@ class MessageEntry(_message.Message):
     """another copy of this client key wins"""
     refs: _builtins.bytes
     """empty once it is recalled"""
+    encrypted: _builtins.bool
+    """content is a Sealed"""
     @_builtins.property
     def placed(self) -> Global___Attested:
         """key, hash, this entry's identity, the class's place as the answering IDC knows it"""
@@ -2023,10 +2064,11 @@ class MessageEntry(_message.Message):
         composed_ms: _builtins.int = ...,
         alias: _builtins.bool = ...,
         refs: _builtins.bytes = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "composed_ms", b"composed_ms", "content", b"content", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "composed_ms", b"composed_ms", "content", b"content", "encrypted", b"encrypted", "placed", b"placed", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2066,9 +2108,12 @@ class ChangeEntry(_message.Message):
     EDIT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     REACT_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     actor: _builtins.str
     edit: _builtins.bytes
     """empty once the message is recalled"""
+    encrypted: _builtins.bool
+    """edit is a Sealed"""
     @_builtins.property
     def key(self) -> Global___ClientKey: ...
     @_builtins.property
@@ -2086,10 +2131,11 @@ class ChangeEntry(_message.Message):
         edit: _builtins.bytes = ...,
         recall: Global___Recall | None = ...,
         react: Global___Reaction | None = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edit", b"edit", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "edit", b"edit", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "edit", b"edit", "encrypted", b"encrypted", "key", b"key", "order", b"order", "react", b"react", "recall", b"recall", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["edit", "recall", "react"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
@@ -2136,7 +2182,9 @@ class Edit(_message.Message):
 
     CONTENT_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
+    encrypted: _builtins.bool
     @_builtins.property
     def order(self) -> Global___Order: ...
     def __init__(
@@ -2144,10 +2192,11 @@ class Edit(_message.Message):
         *,
         content: _builtins.bytes = ...,
         order: Global___Order | None = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "encrypted", b"encrypted", "order", b"order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2192,9 +2241,11 @@ class MembershipEntry(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
+    encrypted: _builtins.bool
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipChange]: ...
     @_builtins.property
@@ -2210,10 +2261,11 @@ class MembershipEntry(_message.Message):
         actor: _builtins.str = ...,
         roles: _abc.Iterable[Global___RoleChange] | None = ...,
         announcement: Global___Announcement | None = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "name", b"name", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "encrypted", b"encrypted", "name", b"name", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2815,3 +2867,277 @@ class CursorMoved(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CursorMoved: _TypeAlias = CursorMoved  # noqa: Y015
+
+@_typing.final
+class DeviceKeys(_message.Message):
+    """---- end-to-end encryption (docs/encryption.md) ----
+    Public keys of a device, as raw bytes. The signature, by the signing key, is over
+    "im device keys 1", uid and device, each with a NUL behind it, and the three keys.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    SIGNING_FIELD_NUMBER: _builtins.int
+    PREKEY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    device: _builtins.str
+    identity: _builtins.bytes
+    """Curve25519"""
+    signing: _builtins.bytes
+    """Ed25519"""
+    prekey: _builtins.bytes
+    """Curve25519, made anew now and then"""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        device: _builtins.str = ...,
+        identity: _builtins.bytes = ...,
+        signing: _builtins.bytes = ...,
+        prekey: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "identity", b"identity", "prekey", b"prekey", "signature", b"signature", "signing", b"signing", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceKeys: _TypeAlias = DeviceKeys  # noqa: Y015
+
+@_typing.final
+class PublishKeys(_message.Message):
+    """Of the device that asks. Without keys: another device of the same user is gone, and nothing is
+    encrypted for it any more. Answered like a SetConversation; composed and number likewise.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def keys(self) -> Global___DeviceKeys: ...
+    @_builtins.property
+    def composed(self) -> Global___Stamp: ...
+    def __init__(
+        self,
+        *,
+        keys: Global___DeviceKeys | None = ...,
+        composed: Global___Stamp | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "keys", b"keys"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed", "keys", b"keys", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishKeys: _TypeAlias = PublishKeys  # noqa: Y015
+
+@_typing.final
+class DeviceKeysOf(_message.Message):
+    """Whether a conversation is encrypted, and if so the devices of its members, page by page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    conversation: _builtins.str
+    after: _builtins.str
+    """members behind this one"""
+    wanted: _builtins.bool
+    """the devices in any case: who asks knows that it is encrypted"""
+    def __init__(
+        self,
+        *,
+        conversation: _builtins.str = ...,
+        after: _builtins.str = ...,
+        wanted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "conversation", b"conversation", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceKeysOf: _TypeAlias = DeviceKeysOf  # noqa: Y015
+
+@_typing.final
+class DeviceKeysOk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    encrypted: _builtins.bool
+    next: _builtins.str
+    """empty: that was all"""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceKeys]: ...
+    def __init__(
+        self,
+        *,
+        encrypted: _builtins.bool = ...,
+        devices: _abc.Iterable[Global___DeviceKeys] | None = ...,
+        next: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "encrypted", b"encrypted", "next", b"next"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceKeysOk: _TypeAlias = DeviceKeysOk  # noqa: Y015
+
+@_typing.final
+class Sealed(_message.Message):
+    """What an encrypted message, or edit, has as its content. No server looks into it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """of Megolm: the sender's device has one for a conversation at a time"""
+    body: _builtins.bytes
+    """a Said, by Megolm"""
+    @_builtins.property
+    def sender(self) -> Global___DeviceKeys:
+        """where there are shares"""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
+        """its key, for devices that are not known to have it"""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        sender: Global___DeviceKeys | None = ...,
+        shares: _abc.Iterable[Global___Share] | None = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "sender", b"sender", "session", b"session", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sealed: _TypeAlias = Sealed  # noqa: Y015
+
+@_typing.final
+class Share(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    CIPHERTEXT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    device: _builtins.str
+    type: _builtins.int
+    ciphertext: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        device: _builtins.str = ...,
+        type: _builtins.int = ...,
+        ciphertext: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext", b"ciphertext", "device", b"device", "type", b"type", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Share: _TypeAlias = Share  # noqa: Y015
+
+@_typing.final
+class SharedKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    SESSION_KEY_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    SIGNING_FIELD_NUMBER: _builtins.int
+    TO_UID_FIELD_NUMBER: _builtins.int
+    TO_DEVICE_FIELD_NUMBER: _builtins.int
+    TO_SIGNING_FIELD_NUMBER: _builtins.int
+    conversation: _builtins.str
+    session_key: _builtins.bytes
+    uid: _builtins.str
+    """whose session it is"""
+    device: _builtins.str
+    signing: _builtins.bytes
+    to_uid: _builtins.str
+    to_device: _builtins.str
+    to_signing: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        conversation: _builtins.str = ...,
+        session_key: _builtins.bytes = ...,
+        uid: _builtins.str = ...,
+        device: _builtins.str = ...,
+        signing: _builtins.bytes = ...,
+        to_uid: _builtins.str = ...,
+        to_device: _builtins.str = ...,
+        to_signing: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "device", b"device", "session_key", b"session_key", "signing", b"signing", "to_device", b"to_device", "to_signing", b"to_signing", "to_uid", b"to_uid", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedKey: _TypeAlias = SharedKey  # noqa: Y015
+
+@_typing.final
+class Said(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
+    EDITS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    conversation: _builtins.str
+    content: _builtins.bytes
+    refs: _builtins.bytes
+    """a Refs; empty: none"""
+    @_builtins.property
+    def edits(self) -> Global___ClientKey:
+        """absent: it is a message"""
+
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """of the edit"""
+
+    def __init__(
+        self,
+        *,
+        conversation: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+        refs: _builtins.bytes = ...,
+        edits: Global___ClientKey | None = ...,
+        order: Global___Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edits", b"edits", "order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "conversation", b"conversation", "edits", b"edits", "order", b"order", "refs", b"refs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Said: _TypeAlias = Said  # noqa: Y015

@@ -42,6 +42,7 @@ class Op(_message.Message):
     SETTING_FIELD_NUMBER: _builtins.int
     KICK_FIELD_NUMBER: _builtins.int
     FRIEND_FIELD_NUMBER: _builtins.int
+    DEVICE_KEYS_FIELD_NUMBER: _builtins.int
     hlc: _builtins.int
     conversation: _builtins.str
     seq: _builtins.int
@@ -73,6 +74,8 @@ class Op(_message.Message):
     def kick(self) -> Global___KickOp: ...
     @_builtins.property
     def friend(self) -> Global___FriendOp: ...
+    @_builtins.property
+    def device_keys(self) -> Global___DeviceKeysOp: ...
     def __init__(
         self,
         *,
@@ -93,12 +96,13 @@ class Op(_message.Message):
         setting: Global___SettingOp | None = ...,
         kick: Global___KickOp | None = ...,
         friend: Global___FriendOp | None = ...,
+        device_keys: Global___DeviceKeysOp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "friend", b"friend", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "setting", b"setting", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "cursor", b"cursor", "device_keys", b"device_keys", "friend", b"friend", "kick", b"kick", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "setting", b"setting", "tick", b"tick", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "friend", b"friend", "hlc", b"hlc", "kick", b"kick", "level", b"level", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "conversation", b"conversation", "cursor", b"cursor", "device_keys", b"device_keys", "friend", b"friend", "hlc", b"hlc", "kick", b"kick", "level", b"level", "marker", b"marker", "membership", b"membership", "message", b"message", "place", b"place", "route", b"route", "seq", b"seq", "setting", b"setting", "tick", b"tick", "trace", b"trace", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "setting", "kick", "friend"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["message", "place", "membership", "cursor", "route", "tick", "marker", "change", "setting", "kick", "friend", "device_keys"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -115,11 +119,14 @@ class MessageOp(_message.Message):
     CLAIMS_FIELD_NUMBER: _builtins.int
     COMPOSED_MS_FIELD_NUMBER: _builtins.int
     REFS_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     content_hash: _builtins.bytes
     composed_ms: _builtins.int
     refs: _builtins.bytes
     """a Refs, as the sender encoded it"""
+    encrypted: _builtins.bool
+    """content is a Sealed"""
     @_builtins.property
     def key(self) -> _client_pb2.ClientKey: ...
     @_builtins.property
@@ -138,10 +145,11 @@ class MessageOp(_message.Message):
         claims: _abc.Iterable[_client_pb2.Attested] | None = ...,
         composed_ms: _builtins.int = ...,
         refs: _builtins.bytes = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "key", b"key", "place", b"place", "refs", b"refs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "composed_ms", b"composed_ms", "content", b"content", "content_hash", b"content_hash", "encrypted", b"encrypted", "key", b"key", "place", b"place", "refs", b"refs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,9 +197,12 @@ class MembershipOp(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     create: _builtins.bool
     actor: _builtins.str
+    encrypted: _builtins.bool
+    """for good"""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_client_pb2.MembershipChange]: ...
     @_builtins.property
@@ -212,10 +223,11 @@ class MembershipOp(_message.Message):
         place: _client_pb2.Place | None = ...,
         roles: _abc.Iterable[_client_pb2.RoleChange] | None = ...,
         announcement: _client_pb2.Announcement | None = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "name", b"name", "place", b"place", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "announcement", b"announcement", "changes", b"changes", "create", b"create", "encrypted", b"encrypted", "name", b"name", "place", b"place", "roles", b"roles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,10 +299,13 @@ class FriendOp(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     WANTS_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     actor: _builtins.str
     wants: _builtins.bool
     """to be a friend; false ends it, a request of either too"""
     blocks: _builtins.bool
+    encrypted: _builtins.bool
+    """what they say to each other, from now on and for good; only true"""
     @_builtins.property
     def order(self) -> _client_pb2.Order: ...
     def __init__(
@@ -300,16 +315,43 @@ class FriendOp(_message.Message):
         order: _client_pb2.Order | None = ...,
         wants: _builtins.bool = ...,
         blocks: _builtins.bool = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "order", b"order", "wants", b"wants", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "encrypted", b"encrypted", "order", b"order", "wants", b"wants", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blocks", b"blocks", "order", b"order", "wants", b"wants", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blocks", b"blocks", "encrypted", b"encrypted", "order", b"order", "wants", b"wants", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["wants", "blocks"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["wants", "blocks", "encrypted"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___FriendOp: _TypeAlias = FriendOp  # noqa: Y015
+
+@_typing.final
+class DeviceKeysOp(_message.Message):
+    """Of two of one device the later by its order counts. Without keys: it is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _client_pb2.DeviceKeys: ...
+    @_builtins.property
+    def order(self) -> _client_pb2.Order: ...
+    def __init__(
+        self,
+        *,
+        keys: _client_pb2.DeviceKeys | None = ...,
+        order: _client_pb2.Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceKeysOp: _TypeAlias = DeviceKeysOp  # noqa: Y015
 
 @_typing.final
 class RouteOp(_message.Message):
@@ -445,7 +487,9 @@ class GroupRow(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     NAME_AT_FIELD_NUMBER: _builtins.int
     ANNOUNCED_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    encrypted: _builtins.bool
     @_builtins.property
     def name_at(self) -> _client_pb2.Place:
         """of the op that gave the name: the last by place wins"""
@@ -458,10 +502,11 @@ class GroupRow(_message.Message):
         name: _builtins.str = ...,
         name_at: _client_pb2.Place | None = ...,
         announced: Global___Announced | None = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "name_at", b"name_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "name", b"name", "name_at", b"name_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "encrypted", b"encrypted", "name", b"name", "name_at", b"name_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -680,6 +725,8 @@ class FriendRow(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     BLOCKED_LOW_FIELD_NUMBER: _builtins.int
     BLOCKED_HIGH_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
+    encrypted: _builtins.bool
     @_builtins.property
     def wanted_low(self) -> _client_pb2.Order:
         """the last time that each wanted to be a friend"""
@@ -704,10 +751,11 @@ class FriendRow(_message.Message):
         ended: _client_pb2.Order | None = ...,
         blocked_low: Global___Setting | None = ...,
         blocked_high: Global___Setting | None = ...,
+        encrypted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_high", b"blocked_high", "blocked_low", b"blocked_low", "ended", b"ended", "wanted_high", b"wanted_high", "wanted_low", b"wanted_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_high", b"blocked_high", "blocked_low", b"blocked_low", "ended", b"ended", "wanted_high", b"wanted_high", "wanted_low", b"wanted_low"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_high", b"blocked_high", "blocked_low", b"blocked_low", "encrypted", b"encrypted", "ended", b"ended", "wanted_high", b"wanted_high", "wanted_low", b"wanted_low"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,6 +71,11 @@ class Endpoints(Model):
         description="HTTPS for probes and Prometheus (docs/metrics.md); default: nothing listens "
         "and nothing is measured",
     )
+    admin: HostPort | None = Field(
+        default=None,
+        description="HTTPS for the operator's own servers (docs/admin-api.md), on a host of the "
+        "other endpoints; default: nothing listens",
+    )
 
 
 class Etcd(Model):
@@ -350,6 +355,9 @@ class Limits(Model):
 
     connects_per_s: int = Field(default=500, gt=0, description="at one gateway")
     lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    service_requests_per_s: int = Field(
+        default=100, gt=0, description="of one of the operator's servers at the admin API of an IDC"
+    )
     user_requests_per_s: int = Field(default=400, gt=0, description="of one user's devices, an IDC")
     conversation_deliveries_per_s: int = Field(
         default=20_000, gt=0, description="messages times members, of one conversation, an IDC"
@@ -379,6 +387,27 @@ class Limits(Model):
     )
     risk_rules: Importable | None = Field(
         default=None, description="MODULE:NAME, called for every sign-in and send"
+    )
+
+
+class GatewayOrder(StrEnum):
+    LOAD = "load"
+    HASH = "hash"
+
+
+class Routing(Model):
+    """How what is for a user finds the gateways that he is at (docs/routing.md)."""
+
+    gateways: GatewayOrder = Field(
+        default=GatewayOrder.LOAD,
+        description="of an IDC, to which ipconf sends a client: load, the least loaded; hash, the "
+        "one that its uid names, so that all devices of a user are at one",
+    )
+    broadcast_members: int = Field(
+        default=500,
+        ge=0,
+        description="in a larger conversation all IDCs are told of a message, without looking "
+        "where its members are",
     )
 
 
@@ -509,6 +538,7 @@ class RegionSpec(Model):
     messages: Messages = Field(default=Messages(), description="promises and limits of messages")
     limits: Limits = Field(default=Limits(), description="what is taken on at most")
     devices: Devices = Field(default=Devices(), description="of one user, at once")
+    routing: Routing = Field(default=Routing(), description="of what is for a user")
     webhooks: list[Webhook] = Field(
         default_factory=list, max_length=8, description="servers that are told what happens"
     )

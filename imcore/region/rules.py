@@ -56,6 +56,8 @@ def listeners(region: Region) -> Iterator[tuple[Loc, str, int]]:
         yield (*base, "peer"), *split(idc.endpoints.peer)
         if idc.endpoints.metrics is not None:
             yield (*base, "metrics"), *split(idc.endpoints.metrics)
+        if idc.endpoints.admin is not None:
+            yield (*base, "admin"), *split(idc.endpoints.admin)
     if region.spec.witness:
         yield ("spec", "witness", "peer"), *split(region.spec.witness.peer)
         if region.spec.witness.metrics is not None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from imctl.api.kinds import CATEGORY, GROUP, IDC, KINDS, VERSION, WITNESS, Column, Kind
+from imctl.api.kinds import (
+    CATEGORY,
+    GATEWAY_CLUSTER,
+    GROUP,
+    IDC,
+    KINDS,
+    VERSION,
+    WITNESS,
+    Column,
+    Kind,
+)
 from imctl.api.schema import Schema, structural
 
 HEAD = """\
@@ -15,6 +25,12 @@ Generated from the typed models by `make docs`; not edited. [operator.md](operat
 operator makes of them. Fields are named as in the region file, which is itself a `Region`.
 `kubectl explain` shows the same texts; `kubectl get im` lists all of them.
 """
+
+_SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
 
 
 def definition(kind: Kind) -> Schema:
@@ -40,7 +56,7 @@ def definition(kind: Kind) -> Schema:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, **({"scale": _SCALE} if kind.scales else {})},
                     "additionalPrinterColumns": [_column(column) for column in kind.columns],
                     "schema": {"openAPIV3Schema": _whole(kind)},
                 }
@@ -90,9 +106,17 @@ def values_schema() -> Schema:
             "regionFile": {"type": "string", "description": "A region file, word for word"},
             "kind": {"enum": kinds, "description": "Which of them this is"},
             "spec": spec,
+            "gateways": _gateways(),
             "monitoring": _monitoring(),
         },
     }
+
+
+def _gateways() -> Schema:
+    """Of a GatewayCluster; it is of this IDC."""
+    spec = _closed(structural(GATEWAY_CLUSTER.spec, "spec", {}))
+    del spec["properties"]["idc"], spec["required"]
+    return spec | {"description": "A GatewayCluster with these fields; empty: none"}
 
 
 def _monitoring() -> Schema:

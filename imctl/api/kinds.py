@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from imcore.region.model import RegionSpec
 from imctl.api import rules
 from imctl.api.drills import DrillRunSpec, DrillRunStatus, DrillSpec, DrillStatus
+from imctl.api.gateways import GatewayClusterSpec, GatewayClusterStatus
 from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
 from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
 from imctl.api.views import (
@@ -40,6 +41,7 @@ class Kind(NamedTuple):
     status: type[BaseModel]
     rules: rules.Rules
     columns: tuple[Column, ...]
+    scales: bool = False  # by `spec.replicas`, with `replicas` and `selector` in its status
 
     @property
     def crd(self) -> str:
@@ -70,7 +72,8 @@ REGION = Kind(
 )  # fmt: skip
 IDC = Kind(
     "IDC", "idcs", "idc",
-    "One IDC of a Region, run in this namespace: a StatefulSet with one pod, which has all roles.",
+    "One IDC of a Region, run in this namespace: a StatefulSet with one pod, which has all roles, "
+    "or all but the gateways (GatewayCluster).",
     IdcSpec, IdcStatus, rules.IDC,
     (
         Column("IDC", ".spec.idc"),
@@ -162,6 +165,22 @@ GEO_POLICY = Kind(
         _AGE,
     ),
 )  # fmt: skip
+GATEWAY_CLUSTER = Kind(
+    "GatewayCluster", "gatewayclusters", "imgw",
+    "The gateways of an IDC in pods of their own, beside the pod with its other roles.",
+    GatewayClusterSpec, GatewayClusterStatus, rules.GATEWAY_CLUSTER,
+    (
+        Column("Phase", ".status.phase"),
+        Column("Wanted", ".spec.replicas", "integer"),
+        Column("Ready", ".status.ready", "integer"),
+        Column("Updated", ".status.updated", "integer"),
+        Column("Connections", ".status.connections", "integer"),
+        Column("Image", ".spec.image", wide=True),
+        _AGE,
+    ),
+    scales=True,
+)  # fmt: skip
 KINDS = (
-    REGION, IDC, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN, REPLICATION, GEO_POLICY,
+    REGION, IDC, GATEWAY_CLUSTER, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN, REPLICATION,
+    GEO_POLICY,
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """Specs and statuses of the kinds that only Kubernetes has; a Region's spec is the region file's.
 
-Fields are named as in the region file. What stands here works: a process of an IDC has all roles,
-so there is nothing yet to scale by itself.
+Fields are named as in the region file.
 """
 
 from __future__ import annotations
@@ -102,6 +101,11 @@ class IdcSpec(Workload):
     """One IDC of a region, run in this namespace."""
 
     idc: Name = Field(description="which one, by its name in the Region")
+    gateways: Literal["inside", "apart"] = Field(
+        default="inside",
+        description="inside: its pod has all roles; apart: its gateways are the pods of the "
+        "GatewayCluster of its name, and its own has the other roles",
+    )
     role_certificate: ObjectName | None = Field(
         default=None,
         description="a Secret with `ca.crt`, `tls.crt`, `tls.key`: the region's CA and the "

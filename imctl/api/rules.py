@@ -203,3 +203,13 @@ DRILL: Rules = {
 }
 
 VIEW: Rules = {"": TRAFFIC_OPERATION[""], "spec": _fixed("region")}
+
+GATEWAY_CLUSTER: Rules = {
+    "": [
+        Rule(
+            "self.metadata.name == self.spec.idc",
+            "metadata.name: expected that of its IDC (`spec.idc`), which has one GatewayCluster",
+        ),
+    ],
+    "spec.autoscaling": [Rule("self.min <= self.max", "max: expected at least `min`")],
+}

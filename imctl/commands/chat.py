@@ -24,6 +24,7 @@ from services.sdk import (
     Event,
     FriendChanged,
     GroupChanged,
+    IdentitySeen,
     Message,
     Moved,
     NotConnected,
@@ -218,6 +219,9 @@ def _as_line(event: Event) -> str:
         return f"changed in {event.conversation}: {_of_group(event)} (by {event.actor})"
     if isinstance(event, FriendChanged):
         return f"{event.uid} is now {event.state or 'nothing'} to you"
+    if isinstance(event, IdentitySeen):
+        now = "has other keys now" if event.changed else "has the keys"
+        return f"{event.uid} on {event.device} {now}: {event.fingerprint}"
     return f"{event.uid} has read {event.conversation}"
 
 

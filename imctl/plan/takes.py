@@ -74,6 +74,7 @@ RULES: tuple[Rule, ...] = (
     _restart(Scope.OWN, "spec.idcs.*.endpoints.gateway", "gateways listen from the start"),
     _restart(Scope.OWN, "spec.idcs.*.endpoints.ipconf", "ipconf listens from the start"),
     _restart(Scope.OWN, "spec.idcs.*.endpoints.metrics", "it listens from the start"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.admin", "it listens from the start"),
     _fixed("spec.idcs.*.endpoints.peer", "the others dial it, and would have to change at once"),
     _restart(Scope.OWN, "spec.idcs.*.gateways", "gateways listen from the start"),
     _restart(Scope.VOTERS, "spec.idcs.*.capacity.*", "every controller judges headroom by it"),
@@ -107,6 +108,7 @@ RULES: tuple[Rule, ...] = (
     _restart(Scope.IDCS, "spec.tracing.*", "read at the start"),
     _restart(Scope.IDCS, "spec.client.*", "gateways and ipconf read it at the start"),
     _restart(Scope.IDCS, "spec.devices.*", "read at the start"),
+    _restart(Scope.IDCS, "spec.routing.*", "read at the start"),
     _restart(Scope.IDCS, "spec.webhooks*", "read at the start"),
 )
 
@@ -138,7 +140,7 @@ def _judged(difference: Difference, region: Region, engines_here: bool) -> Chang
         return Change(difference, Takes.FIXED, (), "nobody has said what it takes")
     if engines_here and path[:2] == ("spec", "idcs") and "engines" in path[3:4]:
         return Change(difference, Takes.FIXED, (), "the engine runs beside the IDC, as it was told")
-    dialled = path[3:4] == ("endpoints",) and path[4:] != ("metrics",)
+    dialled = path[3:4] == ("endpoints",) and path[4:] not in (("metrics",), ("admin",))
     if dialled and _host(difference.before) != _host(difference.after):
         return Change(difference, Takes.FIXED, (), "the IDC's certificate names the host")
     units = units_of(rule.scope, difference, region) if rule.scope else ()

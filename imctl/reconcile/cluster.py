@@ -28,8 +28,9 @@ _PLURALS = {
     "Event": "events",
     "StatefulSet": "statefulsets",
     "NetworkPolicy": "networkpolicies",
-    "PodDisruptionBudget": "poddisruptionbudgets",
     "Certificate": "certificates",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
     "Lease": "leases",
     **{kind.name: kind.plural for kind in KINDS},
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from ipaddress import ip_address
 from math import ceil
@@ -21,8 +22,9 @@ from imcore.pki import REGION_KEYS, dns_name
 from imcore.region.model import Region
 from imcore.region.rules import gateway_ports, split
 from imctl.api.kinds import API_VERSION, GROUP
-from imctl.api.model import IdcSpec, WitnessSpec
+from imctl.api.model import Certificates, IdcSpec, WitnessSpec
 from imctl.reconcile.observed import Object, Owner
+from services.node.roles import Roles
 
 MANAGER = "imctl-operator"
 TEMPLATE = f"{GROUP}/template"
@@ -31,9 +33,22 @@ REGION_LABEL = f"{GROUP}/region"
 DOWN_UNTIL = f"{GROUP}/down-until"  # of an IDC object: a drill keeps it down, until then at most
 USER = 65532  # of the image
 CERT_MANAGER = "cert-manager.io/v1"
-_ETC, _VAR = "/etc/imctl", "/var/lib/imctl"
+ETC, VAR = "/etc/imctl", "/var/lib/imctl"
 CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
 GRACE_S = 30  # a node writes its checkpoint and says farewell; it takes a second
+POD_SECURITY: Object = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Object = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 class Part(NamedTuple):
@@ -48,6 +63,7 @@ class Part(NamedTuple):
     hosts: tuple[str, ...]  # of its endpoints
     memory_mib: int
     metrics: int = 0  # port of HTTPS for probes and Prometheus; 0: none
+    admin: int = 0  # port of the admin API; 0: none
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -60,15 +76,22 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
         name = region.spec.witness.name
         return Part(name, "witness", "services.witness", (), port, {}, (host,), 2 * base)
     idc = region.idc(spec.idc)
-    ports = [port for _, port in gateway_ports(idc)]
-    clients = {f"gateway-{number}": port for number, port in enumerate(ports, 1)}
+    clients: dict[str, int] = {}
+    arguments = ["--idc", idc.name]
+    if spec.gateways == "apart":
+        arguments += ["--roles", ",".join(Roles.CORE.value)]
+    else:
+        ports = [port for _, port in gateway_ports(idc)]
+        clients = {f"gateway-{number}": port for number, port in enumerate(ports, 1)}
     ends = idc.endpoints
     clients["ipconf"] = split(ends.ipconf)[1]
     hosts = dict.fromkeys(split(end)[0] for end in (ends.gateway, ends.ipconf, ends.peer))
+    # Where gateways are apart, the other roles keep a row of each session too.
     memory = base + figures["im_mib"] + idc.capacity.sessions * figures["connection_kib"] / 1024
     return Part(
-        idc.name, "idc", "services.node", ("--idc", idc.name), split(ends.peer)[1], clients,
+        idc.name, "idc", "services.node", tuple(arguments), split(ends.peer)[1], clients,
         tuple(hosts), ceil(memory), split(ends.metrics)[1] if ends.metrics else 0,
+        split(ends.admin)[1] if ends.admin else 0,
     )  # fmt: skip
 
 
@@ -138,26 +161,7 @@ class _Maker:
         return [*made, self._stateful_set()]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
-        owner = {
-            "apiVersion": API_VERSION,
-            "kind": self._owner.kind,
-            "name": self._owner.name,
-            "uid": self._owner.uid,
-            "controller": True,
-            "blockOwnerDeletion": True,
-        }
-        labels = {**self._match, **self._region_label, "app.kubernetes.io/managed-by": MANAGER}
-        return {
-            "apiVersion": api,
-            "kind": kind,
-            "metadata": {
-                "name": name,
-                "namespace": self._owner.namespace,
-                "labels": labels,
-                "ownerReferences": [owner],
-            },
-            **body,
-        }
+        return owned(self._owner, {**self._match, **self._region_label}, api, kind, name, body)
 
     def _config_map(self) -> Object:
         """One for each region file: what a pod was given does not change under it."""
@@ -179,7 +183,8 @@ class _Maker:
     def _ports(self) -> dict[str, int]:
         """All that listens, by name."""
         ports = {**self._part.clients, "peer": self._part.peer}
-        return ports | ({"metrics": self._part.metrics} if self._part.metrics else {})
+        some = {"metrics": self._part.metrics, "admin": self._part.admin}
+        return ports | {name: port for name, port in some.items() if port}
 
     def _peer_service(self) -> Object:
         """Also before it is ready: others need its registry for their majority."""
@@ -187,7 +192,11 @@ class _Maker:
             "type": self._spec.service,
             "publishNotReadyAddresses": True,
             "selector": self._match,
-            "ports": [self._port("peer", self._part.peer)],
+            "ports": [
+                self._port(name, port)
+                for name, port in (("peer", self._part.peer), ("admin", self._part.admin))
+                if port
+            ],
         }
         return self._object("v1", "Service", f"{self._base}-peer", spec=spec)
 
@@ -235,7 +244,7 @@ class _Maker:
         return self._object(CERT_MANAGER, "Certificate", self._base, spec=spec)
 
     def _secret(self) -> str:
-        return self._spec.certificates.secret or f"{self._base}-certificate"
+        return secret_of(self._spec.certificates, self._base)
 
     def _stateful_set(self) -> Object:
         pod = self._pod()
@@ -268,14 +277,7 @@ class _Maker:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_S,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": deepcopy(POD_SECURITY),
             "affinity": self._apart(),
             "containers": [self._container()],
             "volumes": self._volumes(),
@@ -307,8 +309,8 @@ class _Maker:
         memory = resources.memory or f"{part.memory_mib}Mi"
         # An event loop has one core at most; a witness nearly none.
         cpu = resources.cpu or ("1" if part.clients else "100m")
-        files = ["--region", f"{_ETC}/region/region.yaml", "--pki", f"{_ETC}/pki"]
-        data = ["--data", f"{_VAR}/data", "--audit", f"{_VAR}/audit.jsonl"]
+        files = ["--region", f"{ETC}/region/region.yaml", "--pki", f"{ETC}/pki"]
+        data = ["--data", f"{VAR}/data", "--audit", f"{VAR}/audit.jsonl"]
         # Cuts of its links, and else what the Admin service knows; for an admin's certificate only.
         faults = ["--faults"] if self._takes_drills() else []
         # Readiness: what listens last and first closes, so it is found and serves.
@@ -322,22 +324,18 @@ class _Maker:
                 {"name": name, "containerPort": port} for name, port in self._ports().items()
             ],
             "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}},
-            "securityContext": {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            },
+            "securityContext": deepcopy(CONTAINER_SECURITY),
             # What it missed while it was away it may fetch from others first.
             "startupProbe": _probe(part.peer, 2, 150),
             "livenessProbe": _live(part, 10, 6),
             "readinessProbe": _probe(serves, 2, 2),
             "volumeMounts": [
-                {"name": "data", "mountPath": _VAR},
+                {"name": "data", "mountPath": VAR},
                 {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - its own
-                {"name": "region", "mountPath": f"{_ETC}/region", "readOnly": True},
-                {"name": "pki", "mountPath": f"{_ETC}/pki", "readOnly": True},
+                {"name": "region", "mountPath": f"{ETC}/region", "readOnly": True},
+                {"name": "pki", "mountPath": f"{ETC}/pki", "readOnly": True},
                 *(
-                    {"name": f"secret-{number}", "mountPath": f"{_ETC}/secrets/{name}",
+                    {"name": f"secret-{number}", "mountPath": f"{ETC}/secrets/{name}",
                      "readOnly": True}
                     for number, name in enumerate(self._spec.secrets)
                 ),
@@ -345,21 +343,10 @@ class _Maker:
         }  # fmt: skip
 
     def _volumes(self) -> list[Object]:
-        name, certificates = self._part.name, self._spec.certificates
-        pair = [(CA, "ca.pem"), (CERTIFICATE, f"{name}.pem"), (KEY, f"{name}.key")]
-        files = [
-            {"secret": {"name": self._secret(), "items": _items(pair)}},
-            {
-                "secret": {
-                    "name": certificates.region_keys,
-                    "items": _items([(REGION_KEYS, REGION_KEYS)]),
-                }
-            },
-        ]
         return [
             {"name": "tmp", "emptyDir": {}},
             {"name": "region", "configMap": {"name": f"{self._base}-region-{self._hash}"}},
-            {"name": "pki", "projected": {"defaultMode": 0o440, "sources": files}},
+            pki_volume(self._part.name, self._spec.certificates, self._base),
             *(
                 {"name": f"secret-{number}", "secret": {"secretName": each, "defaultMode": 0o440}}
                 for number, each in enumerate(self._spec.secrets)
@@ -367,19 +354,60 @@ class _Maker:
         ]
 
 
+def owned(
+    owner: Owner, labels: Mapping[str, str], api: str, kind: str, name: str, body: Object
+) -> Object:
+    """An object that goes with its owner."""
+    reference = {
+        "apiVersion": API_VERSION,
+        "kind": owner.kind,
+        "name": owner.name,
+        "uid": owner.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "apiVersion": api,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": {**labels, "app.kubernetes.io/managed-by": MANAGER},
+            "ownerReferences": [reference],
+        },
+        **body,
+    }
+
+
+def secret_of(certificates: Certificates, base: str) -> str:
+    """The name of the Secret with the process's certificate."""
+    return certificates.secret or f"{base}-certificate"
+
+
+def pki_volume(name: str, certificates: Certificates, base: str) -> Object:
+    """The process's pki folder. ``name``: of the process in its certificate."""
+    pair = [(CA, "ca.pem"), (CERTIFICATE, f"{name}.pem"), (KEY, f"{name}.key")]
+    keys = [(REGION_KEYS, REGION_KEYS)]
+    files = [
+        {"secret": {"name": secret_of(certificates, base), "items": _items(pair)}},
+        {"secret": {"name": certificates.region_keys, "items": _items(keys)}},
+    ]
+    return {"name": "pki", "projected": {"defaultMode": 0o440, "sources": files}}
+
+
 def _live(part: Part, period_s: int, failures: int) -> Object:
     """An answer of the process's loop, where it gives one: a connection is taken by the kernel."""
     if not part.metrics:
         return _probe(part.peer, period_s, failures)
     asked = {"httpGet": {"scheme": "HTTPS", "path": "/livez", "port": part.metrics}}
-    return asked | _pace(period_s, failures)
+    return asked | pace(period_s, failures)
 
 
 def _probe(port: int, period_s: int, failures: int) -> Object:
-    return {"tcpSocket": {"port": port}, **_pace(period_s, failures)}
+    return {"tcpSocket": {"port": port}, **pace(period_s, failures)}
 
 
-def _pace(period_s: int, failures: int) -> Object:
+def pace(period_s: int, failures: int) -> Object:
     return {
         "periodSeconds": period_s,
         "timeoutSeconds": 2,

@@ -22,6 +22,7 @@ from imctl.api.kinds import (
     API_VERSION,
     DRILL,
     DRILL_RUN,
+    GATEWAY_CLUSTER,
     GEO_POLICY,
     IDC,
     REGION,
@@ -36,6 +37,7 @@ from imctl.reconcile.cluster import Cluster, Conflict, Rejected
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
+from imctl.reconcile.gatewayclusters import GatewayClusters
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
 from imctl.reconcile.objects import CERT_MANAGER, MANAGER
@@ -51,6 +53,7 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     IDC.name: IdcSpec,
     WITNESS.name: WitnessSpec,
 }
+OWNERS = (*SPECS, GATEWAY_CLUSTER.name)  # of StatefulSets
 RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours are made
 VIEWS = (REPLICATION.name, GEO_POLICY.name)
 WORKERS = 4
@@ -95,6 +98,7 @@ class Reconciler:
         self._drills = DrillRuns(cluster, drilling, runner, namespaces, wall, self._tell)
         self._views = Views(cluster, peers, wall, self._tell)
         self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
+        self._gateways = GatewayClusters(cluster, figures, wall, self._tell)
         self._looks = Looks(cluster, peers, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -129,6 +133,9 @@ class Reconciler:
             self.look(key, version)
         if kind == REGION.name:
             self.look_at_all_of(key.namespace)
+        its = key._replace(kind=GATEWAY_CLUSTER.name)
+        if kind == IDC.name and its in self._known:
+            self.look(its)
         asking = key._replace(asks=True)
         # IDCs are asked now and then. That an answer has changed the status is no reason.
         asked = asking in self._timers or asking in self._running
@@ -152,7 +159,7 @@ class Reconciler:
     def look_at_all_of(self, namespace: str) -> None:
         """When a Region has changed there."""
         for key in list(self._known):
-            if key.namespace == namespace and key.kind in SPECS and not key.asks:
+            if key.namespace == namespace and key.kind in OWNERS and not key.asks:
                 self.look(key)
 
     async def run(self) -> None:
@@ -250,6 +257,8 @@ class Reconciler:
             return await self._runs.reconcile(owner, document)
         if key.kind == DRILL_RUN.name:
             return await self._drills.reconcile(owner, document)
+        if key.kind == GATEWAY_CLUSTER.name:
+            return SOON_S if await self._gateways.reconcile(owner, document) else None
         if key.kind in VIEWS:
             return await self._views.look(owner, document)
         if key.asks:

@@ -28,7 +28,7 @@ from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.driller import Driller
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
 from imctl.reconcile.peers import Peers
-from imctl.reconcile.reconciler import SPECS, Key, Reconciler
+from imctl.reconcile.reconciler import OWNERS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
 LEASE = "coordination.k8s.io/v1"
@@ -231,7 +231,7 @@ def _owned(reconciler: Reconciler) -> Callable[..., Any]:
         name = Name(body["kind"], metadata["namespace"], metadata["name"])
         version = "" if type == "DELETED" else metadata["resourceVersion"]
         for owner in metadata.get("ownerReferences", ()):
-            if owner["kind"] in SPECS:
+            if owner["kind"] in OWNERS:
                 key = Key(owner["kind"], metadata["namespace"], owner["name"])
                 reconciler.owned(key, name, version)
 

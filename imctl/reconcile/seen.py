@@ -35,7 +35,7 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
     notes = document["metadata"].get("annotations", {})
     return Pod(
         document["metadata"]["name"], ready, before.get("phase") in _SERVED,
-        notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), _trouble(status),
+        notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), trouble_of(status),
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def down_until(document: Object, now: str) -> str:
         return ""
 
 
-def _trouble(status: Object) -> str:
+def trouble_of(status: Object) -> str:
     """Why it does not run: of its place, or of its container."""
     for each in status.get("conditions", ()):
         if each["type"] == "PodScheduled" and each["status"] == "False":

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from imcore import changes
 from imcore.convert import attested_of, key_of, stamp_of
 from imcore.errors import Code, Refused
+from imcore.levels import ENCRYPTION
 from imcore.limits import CID_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import valid_id
-from services.im import friends, groups, keys
+from services.im import device_keys, friends, groups, keys
 from services.ports import Session
 
 if TYPE_CHECKING:
@@ -27,13 +28,19 @@ async def change(server: ImServer, session: Session, request: pb.Change) -> pb.R
     partition, conversation = await server.readable(session, key.conversation)
     if what != "recall" and (blocked := friends.refusal(conversation, session.uid)) is not None:
         raise blocked
+    if request.encrypted:
+        server.need_level(ENCRYPTION)
+    refused = device_keys.refusal(conversation, request.encrypted)
+    if what == "edit" and refused is not None:
+        raise refused
     names = (key.uid, key.device, key.outbox)
     if not all(map(valid_id, names)) or not 1 <= key.cid <= CID_MAX or what is None:
         raise Refused(Code.BAD_REQUEST, "a change names a message, and what is to change")
     composed = server.keys.seen(stamp_of(request.composed))
     if not composed:  # the time it comes at is no way out: asked for again, it would be another
         raise Refused(Code.BAD_REQUEST, "a change names a stamp that its device had seen")
-    if what != "react" and key.uid != session.uid:
+    moderates = session.service and what == "recall"
+    if what != "react" and key.uid != session.uid and not moderates:
         raise Refused(Code.FORBIDDEN, "only its sender may edit or recall a message")
     if len(request.edit) > server.policy.content_bytes_max:
         limit = server.policy.content_bytes_max
@@ -49,7 +56,7 @@ async def change(server: ImServer, session: Session, request: pb.Change) -> pb.R
     entry.order.hlc, entry.order.device = composed, session.device
     entry.order.number = request.number
     if what == "edit":
-        entry.edit = request.edit
+        entry.edit, entry.encrypted = request.edit, request.encrypted
     elif what == "recall":
         entry.recall.SetInParent()
     else:

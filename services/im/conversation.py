@@ -23,8 +23,8 @@ class Conversation:
     that replicas agree whatever order the events came in."""
 
     __slots__ = (
-        "_current", "_roles", "_shared", "announced", "events", "friends", "heads", "id", "name",
-        "name_at", "role_words",
+        "_current", "_encrypted", "_roles", "_shared", "announced", "events", "friends", "heads",
+        "id", "name", "name_at", "role_words",
     )  # fmt: skip
 
     def __init__(self, id_: str) -> None:
@@ -39,6 +39,7 @@ class Conversation:
         self.friends = _NOTHING
         self._current: tuple[str, ...] | None = direct_members(id_)
         self._roles: Roles | None = None
+        self._encrypted = False  # of a group
         self._shared = False  # ``events`` and ``role_words`` are also those of a copy
 
     def copy(self) -> Conversation:
@@ -49,6 +50,7 @@ class Conversation:
         made.events, made._current = self.events, self._current
         made.role_words, made._roles = self.role_words, self._roles
         made.friends, made.announced = self.friends, self.announced
+        made._encrypted = self._encrypted
         made._shared = self._shared = True
         return made
 
@@ -71,7 +73,7 @@ class Conversation:
             conversation.name = row.name
             if row.HasField("name_at"):
                 conversation.name_at = place_of(row.name_at)
-            conversation.announced = row.announced
+            conversation.announced, conversation._encrypted = row.announced, row.encrypted
         origins: dict[Origin, Origin] = {}  # one object each, however many members there are
         for uid, value in members:
             member = oplog.MemberRow.FromString(value)
@@ -100,6 +102,7 @@ class Conversation:
 
     def group_row(self) -> bytes:
         row = oplog.GroupRow(name=self.name, name_at=place_pb(self.name_at))
+        row.encrypted = self._encrypted
         if self.announced.HasField("at"):
             row.announced.CopyFrom(self.announced)
         return row.SerializeToString(deterministic=True)
@@ -155,6 +158,18 @@ class Conversation:
         if self.announced.HasField("at") and at <= place_of(self.announced.at):
             return False
         self.announced = oplog.Announced(text=text, actor=actor, at=place_pb(at))
+        return True
+
+    @property
+    def encrypted(self) -> bool:
+        """For good: only encrypted content may come in."""
+        return self._encrypted or self.friends.encrypted
+
+    def encrypt(self) -> bool:
+        """A group. False: it is already."""
+        if self._encrypted:
+            return False
+        self._encrypted = True
         return True
 
     def removed(self, uid: str) -> bool:

@@ -38,7 +38,7 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         attest(out.placed, key, digest, entry.origin, op.seq, entry.place, region_keys)
         if not entry.recalled:
             out.content, out.refs = message.content, message.refs
-        out.composed_ms = message.composed_ms
+        out.composed_ms, out.encrypted = message.composed_ms, message.encrypted
         out.alias = entry.alias
         built.claims.extend(message.claims)
     elif kind == "place":
@@ -54,6 +54,7 @@ def build(entry: Entry, region_keys: RegionKeys) -> pb.Entry:
         built.membership.name = op.membership.name
         built.membership.create = op.membership.create
         built.membership.actor = op.membership.actor
+        built.membership.encrypted = op.membership.encrypted
         built.membership.roles.extend(op.membership.roles)
         if op.membership.HasField("announcement"):
             built.membership.announcement.CopyFrom(op.membership.announcement)

@@ -147,6 +147,8 @@ def fits(op: oplog.Op) -> bool:
         return keys.user_key_fits(op.cursor.uid, name)
     if kind == "setting":
         return keys.user_key_fits(op.setting.uid, name)
+    if kind == "device_keys":
+        return keys.user_key_fits(op.device_keys.keys.uid, op.device_keys.keys.device)
     if kind == "friend":
         both = pair.pair_of(name)
         return both is not None and op.friend.actor in both and keys.user_key_fits(*both)
@@ -199,6 +201,10 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
             continue
         elif kind == "route":
             needed.add(keys.route(partition, op.route.uid, op.route.device))
+            continue
+        elif kind == "device_keys":
+            named = op.device_keys.keys
+            needed.add(keys.device_keys(partition, named.uid, named.device))
             continue
         else:
             continue
@@ -260,6 +266,8 @@ class Fold:
             self._friend(op, conversations[op.conversation], rows, effects)
         elif kind == "route":
             self._route(op, origin, rows, effects)
+        elif kind == "device_keys":
+            self._device_keys(op, rows)
         elif kind == "kick":
             effects.kicks.append(op)
         elif op.seq:
@@ -392,7 +400,8 @@ class Fold:
         announced = given.HasField("announcement") and conversation.announce(
             given.announcement.text, given.actor, at
         )
-        if named or announced:
+        encrypts = given.encrypted and conversation.encrypt()
+        if named or announced or encrypts:
             rows.put(keys.group(self._partition, name), conversation.group_row())
         changes = ((change.uid, change.member) for change in given.changes)
         changed = conversation.set_members(at, changes, given.actor)
@@ -420,6 +429,13 @@ class Fold:
         key = keys.settings(self._partition, op.setting.uid, op.conversation)
         row = oplog.SettingsRow.FromString(rows.get(key) or b"")
         if changes.set_last(row, op.setting):
+            rows.put(key, row.SerializeToString(deterministic=True))
+
+    def _device_keys(self, op: oplog.Op, rows: Rows) -> None:
+        named = op.device_keys.keys
+        key = keys.device_keys(self._partition, named.uid, named.device)
+        row = oplog.DeviceKeysOp.FromString(rows.get(key) or b"")
+        if changes.keys_last(row, op.device_keys):
             rows.put(key, row.SerializeToString(deterministic=True))
 
     def _friend(

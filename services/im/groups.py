@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from imcore.convert import place_of
 from imcore.errors import Code, Refused, Unavailable
-from imcore.limits import GROUP_ADMINS_MAX, GROUP_CHANGES_MAX, GROUP_PAGE
+from imcore.levels import ENCRYPTION
+from imcore.limits import (
+    ENCRYPTED_MEMBERS_MAX,
+    GROUP_ADMINS_MAX,
+    GROUP_CHANGES_MAX,
+    GROUP_PAGE,
+)
 from imcore.proto import client_pb2 as pb
 from imcore.words import Place, is_group, valid_id
 from services.im.conversation import Conversation
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME_CHARS_MAX = 128
 ANNOUNCEMENT_BYTES_MAX = 4_096
+_ABOVE = pb.GROUP_ROLE_OWNER + 1  # what a service may, which removes an owner too
 _NOT_DURABLE = (1 << 63) - 1  # a lsn that nobody holds
 
 
@@ -47,6 +54,7 @@ async def _change(
     name: str = "",
     roles: Sequence[pb.RoleChange] = (),
     announcement: pb.Announcement | None = None,
+    encrypted: bool = False,
 ) -> pb.Response:
     """Answered once it is durable, folded here, so that the caller may send at once, and held by
     another IDC: a membership has no outbox that would bring it back, and with it the loss of this
@@ -63,6 +71,7 @@ async def _change(
         name=name,
         roles=roles,
         announcement=announcement,
+        encrypted=encrypted,
     )
     joined = [(conversation.id, uid) for uid, member in changes if member]
     server.granted.update(dict.fromkeys(joined, _NOT_DURABLE))  # before the fold makes it count
@@ -115,14 +124,17 @@ async def create(server: ImServer, session: Session, request: pb.GroupCreate) ->
             uids = (session.uid, *request.members)
             return await _as_before(server, session, partition, conversation, uids)
         raise Refused(Code.FORBIDDEN, f"the group {request.conversation} exists already")
+    if request.encrypted:
+        server.need_level(ENCRYPTION)
     members = {session.uid, *request.members}
-    _check_members(server, members, len(members))
+    _check_members(server, members, len(members), request.encrypted)
     _check_name(request.name)
     changes = [(uid, True) for uid in sorted(members)]
     owner = pb.RoleChange(uid=session.uid, role=pb.GROUP_ROLE_OWNER)
     return await _change(
-        server, session, partition, conversation, changes, True, request.name, [owner]
-    )
+        server, session, partition, conversation, changes, True, request.name, [owner],
+        encrypted=request.encrypted,
+    )  # fmt: skip
 
 
 async def change(server: ImServer, session: Session, request: pb.GroupChange) -> pb.Response:
@@ -131,11 +143,12 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
         raise Refused(Code.NOT_FOUND, f"there is no group {request.conversation} here (yet)")
     joining, leaving = set(request.join), set(request.leave)
     roles = {word.uid: word for word in request.roles}
-    _judge(conversation, session.uid, joining, leaving, roles, request)
+    _judge(conversation, session, joining, leaving, roles, request)
     new = sorted(uid for uid in joining if not conversation.is_member(uid))
     gone = sorted(uid for uid in leaving if conversation.is_member(uid))
     named = {*joining, *leaving, *roles}
-    _check_members(server, named, len(conversation.members()) + len(new) - len(gone))
+    count = len(conversation.members()) + len(new) - len(gone)
+    _check_members(server, named, count, conversation.encrypted and bool(new))
     _check_name(request.name)
     if len(request.announcement.text.encode()) > ANNOUNCEMENT_BYTES_MAX:
         limit = ANNOUNCEMENT_BYTES_MAX
@@ -161,7 +174,7 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
 
 def _judge(
     conversation: Conversation,
-    uid: str,
+    session: Session,
     joining: set[str],
     leaving: set[str],
     roles: Mapping[str, pb.RoleChange],
@@ -169,10 +182,12 @@ def _judge(
 ) -> None:
     """Who may: a member adds others; an admin removes members, names the group and announces; the
     owner removes anybody else and gives roles. Everybody leaves, and an admin resigns, for
-    themselves. Raises Refused."""
-    name, announces = request.name, request.HasField("announcement")
-    own = pb.GROUP_ROLE_NONE
-    if conversation.is_member(uid):
+    themselves. A service may all of it. Raises Refused."""
+    uid, name, announces = session.uid, request.name, request.HasField("announcement")
+    own: int = pb.GROUP_ROLE_NONE
+    if session.service:
+        own = _ABOVE
+    elif conversation.is_member(uid):
         # Of a large group that nobody has named an owner or admin of, it is looked for long.
         own = conversation.role(uid) if name or announces or roles or leaving - {uid} else MEMBER
     if joining - {uid} and not own:
@@ -216,6 +231,7 @@ async def info(server: ImServer, session: Session, request: pb.GroupInfo) -> pb.
         told = conversation.announced
         answer.announcement.text, answer.announced_by = told.text, told.actor
         answer.announced_ms = told.at.hlc >> 16
+    answer.encrypted = conversation.encrypted
     answer.owner, admins = conversation.roles()
     answer.admins.extend(sorted(admins))
     return pb.Response(group_info_ok=answer)
@@ -227,7 +243,7 @@ def _check_name(name: str) -> None:
         raise Refused(Code.BAD_REQUEST, f"a group's name has at most {limit} characters")
 
 
-def _check_members(server: ImServer, named: set[str], count: int) -> None:
+def _check_members(server: ImServer, named: set[str], count: int, encrypted: bool) -> None:
     """``named``: those of one request, which becomes one entry that every member reads. Raises
     Refused."""
     if len(named) > GROUP_CHANGES_MAX:
@@ -235,6 +251,9 @@ def _check_members(server: ImServer, named: set[str], count: int) -> None:
         raise Refused(Code.BAD_REQUEST, message)
     if bad := [uid for uid in named if not valid_id(uid)]:
         raise Refused(Code.BAD_REQUEST, f"not a valid uid: {bad[0]!r}")
-    if count > server.policy.group_members_max:
-        limit = server.policy.group_members_max
-        raise Refused(Code.BAD_REQUEST, f"a group has at most {limit} members")
+    limit = server.policy.group_members_max
+    if encrypted:
+        limit = min(limit, ENCRYPTED_MEMBERS_MAX)
+    if count > limit:
+        such = "an encrypted" if encrypted else "a"
+        raise Refused(Code.BAD_REQUEST, f"{such} group has at most {limit} members")

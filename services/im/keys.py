@@ -15,6 +15,7 @@ overlap. Integers are big-endian: byte order is number order.
     s      uid, conversation                        SettingsRow
     f      uid, other uid                           FriendRow, the same for both
     w      uid, device                              RouteRow
+    d      uid, device                              DeviceKeysOp: the last word on its keys
     u      uid, conversation                        local timeline number (not replicated state)
     v                                               CheckpointRow (not replicated state)
 """
@@ -37,7 +38,7 @@ _ORDER_BYTES_MAX = 2 + 1 + 1 + 8 + _ORIGIN_BYTES_MAX + 8 + 1 + 8  # but for the 
 _SHORT = KEY_BYTES_MAX // 2 - 8  # a user's key names the conversation and a user who is named in it
 _ENTRY_BYTES_MAX = 2 + 1 + 1 + _ORIGIN_BYTES_MAX + 8  # but for the conversation
 
-REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"f", b"w")
+REPLICATED_TABLES = (b"h", b"e", b"k", b"o", b"g", b"m", b"r", b"s", b"f", b"w", b"d")
 SCANNED_DOWN = (b"o",)  # of these, the newest come first
 
 
@@ -205,6 +206,11 @@ def friends_prefix(partition: int, uid: str) -> bytes:
 
 def route(partition: int, uid: str, device: str) -> bytes:
     return _U16.pack(partition) + b"w" + uid.encode() + b"\0" + device.encode()
+
+
+def device_keys(partition: int, uid: str, device: str) -> bytes:
+    """Of no device: the start of those of all."""
+    return _U16.pack(partition) + b"d" + uid.encode() + b"\0" + device.encode()
 
 
 def timeline_prefix(partition: int, uid: str) -> bytes:

@@ -104,8 +104,9 @@ async def _read(
     )
     row = oplog.SettingsRow.FromString(settings or b"")
     summary = pb.ConversationSummary(
-        conversation=name, name=conversation.name, pinned=row.pinned.on, muted=row.muted.on
-    )
+        conversation=name, name=conversation.name, pinned=row.pinned.on, muted=row.muted.on,
+        encrypted=conversation.encrypted,
+    )  # fmt: skip
     prefix = keys.order_prefix(partition, name)
     end = keys.prefix_end(prefix)
     last = await kv.scan(prefix, end, 1, reverse=True)
@@ -131,7 +132,8 @@ async def _read(
     told.place.CopyFrom(classes[0].place)
     told.composed_ms, told.recalled = op.message.composed_ms, said.recalled
     if not said.recalled:
-        told.content = said.edit.content if said.HasField("edit") else op.message.content
+        latest = said.edit if said.HasField("edit") else op.message
+        told.content, told.encrypted = latest.content, latest.encrypted
     return summary
 
 

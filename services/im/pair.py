@@ -33,6 +33,11 @@ def merge(row: oplog.FriendRow, pair: tuple[str, str], op: oplog.FriendOp) -> bo
         if not op.wants:
             return _raise(row.ended, op.order)
         return _raise(row.wanted_low if low else row.wanted_high, op.order)
+    if op.HasField("encrypted"):
+        if row.encrypted or not op.encrypted:
+            return False
+        row.encrypted = True
+        return True
     if not op.HasField("blocks"):
         return False
     # Also when an unblock that came first is the later word.

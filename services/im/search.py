@@ -222,12 +222,13 @@ async def _contents(kv: Kv, rows: Sequence[_Row]) -> list[tuple[bytes, int]]:
     found = []
     for named, entry in zip(stored[: len(rows)], stored[len(rows) :], strict=True):
         message = oplog.Op.FromString(entry or b"").message
-        row, content = oplog.ClassRow.FromString(named or b""), message.content
+        row = oplog.ClassRow.FromString(named or b"")
+        content = b"" if message.encrypted else message.content
         if row.HasField("changes"):
             said = row.changes
             if said.recalled:
                 content = b""
             elif said.HasField("edit"):
-                content = said.edit.content
+                content = b"" if said.edit.encrypted else said.edit.content
         found.append((content, message.composed_ms))
     return found

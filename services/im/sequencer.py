@@ -24,6 +24,7 @@ from imcore.convert import (
 )
 from imcore.errors import Unavailable
 from imcore.hlc import Hlc
+from imcore.levels import ENCRYPTION
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Attested, ClientKey, Lane, Origin, Place
@@ -122,6 +123,7 @@ class Submission(NamedTuple):
     seen_hlc: int
     refs: bytes = b""
     trace: pb.TraceContext | None = None  # under which it is logged, when it is followed
+    encrypted: bool = False
 
 
 @dataclass(slots=True)
@@ -272,6 +274,8 @@ class Sequencer:
         message.refs = submission.refs
         message.content_hash = submission.content_hash
         message.composed_ms = submission.composed_ms
+        if submission.encrypted:
+            message.encrypted, op.level = True, ENCRYPTION
         if submission.trace is not None:
             op.trace.CopyFrom(submission.trace)
         if place != own:
@@ -311,6 +315,7 @@ class Sequencer:
         name: str = "",
         roles: Sequence[pb.RoleChange] = (),
         announcement: pb.Announcement | None = None,
+        encrypted: bool = False,
     ) -> oplog.Op:
         op = self._op(conversation, head, wall_ms, seen_hlc)
         for uid, member in changes:
@@ -318,6 +323,9 @@ class Sequencer:
         op.membership.create = create
         op.membership.name = name
         op.membership.actor = actor
+        op.membership.encrypted = encrypted
+        if encrypted:
+            op.level = ENCRYPTION
         op.membership.roles.extend(roles)
         if announcement is not None:
             op.membership.announcement.CopyFrom(announcement)
@@ -326,6 +334,8 @@ class Sequencer:
     def change(self, change: pb.ChangeEntry, head: int, wall_ms: int, seen_hlc: int) -> oplog.Op:
         op = self._op(change.key.conversation, head, wall_ms, seen_hlc)
         op.change.CopyFrom(change)
+        if change.encrypted:
+            op.level = ENCRYPTION
         return op
 
     def republish(self, original: oplog.Op, origin: Origin, head: int, wall_ms: int) -> oplog.Op:

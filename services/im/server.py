@@ -28,16 +28,26 @@ from imcore.convert import (
 )
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
+from imcore.levels import ENCRYPTION, LEVEL
 from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Limits, Messages
 from imcore.runtime import Clock
 from imcore.sometimes import KNOWN, MOVED_AHEAD, WANTED, sometimes
-from imcore.words import Attested, ClientKey, Lane, Origin, valid_conversation, valid_id
+from imcore.words import (
+    Attested,
+    ClientKey,
+    Lane,
+    Origin,
+    is_group,
+    valid_conversation,
+    valid_id,
+)
 from services.im import (
     acks,
     changes,
+    device_keys,
     devices,
     entries,
     friends,
@@ -70,7 +80,17 @@ log = logging.getLogger("im.im")
 MOVED_WAIT_S = 0.5
 _LANES_KEPT = 50_000
 _READS = frozenset(
-    ("pull", "sync", "history", "group_info", "conversations", "friends", "readers", "search")
+    (
+        "pull",
+        "sync",
+        "history",
+        "group_info",
+        "conversations",
+        "friends",
+        "readers",
+        "search",
+        "device_keys",
+    )
 )
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
@@ -134,6 +154,7 @@ class ImServer:
     hot: Hot | None = None
     live: Live = field(default_factory=NoLive)
     kicked: Callable[[oplog.Op], None] = lambda op: None
+    level_written: Callable[[], int] = lambda: LEVEL  # what every IDC folds
     pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
@@ -162,6 +183,11 @@ class ImServer:
         """Below this HLC nothing new can come: the least closed HLC of the origins that serve."""
         closed = partition.applier.closed
         return min((closed.get(origin, 0) for origin in self.voters()), default=0)
+
+    def need_level(self, level: int) -> None:
+        """Raises Unavailable: an IDC still runs a program that does not fold such an op."""
+        if self.level_written() < level:
+            raise Unavailable("not every IDC has the program for this yet; ask again", 1_000)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -265,6 +291,8 @@ class ImServer:
         if kind == "change":
             return await changes.change(self, session, request.change)
         if kind == "set_conversation":
+            if request.set_conversation.HasField("encrypted"):
+                return await device_keys.switch_on(self, session, request.set_conversation)
             return await listing.set_one(self, session, request.set_conversation)
         if kind == "conversations":
             return await listing.page(self, session.uid, request.conversations)
@@ -288,6 +316,10 @@ class ImServer:
             return presence.watch(self, session, request.watch)
         if kind == "devices":
             return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
+        if kind == "publish_keys":
+            return await device_keys.publish(self, session, request.publish_keys)
+        if kind == "device_keys":
+            return await device_keys.page(self, session, request.device_keys)
         if kind == "kick":
             return await devices.kick(self, session, request.kick)
         raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
@@ -298,7 +330,7 @@ class ImServer:
         send = request.send
         try:
             submission = self._submission(session, send)
-        except Refused as error:
+        except ImError as error:
             reply(self.error(error))
             return
         partition = self.partition(send.conversation)
@@ -335,11 +367,13 @@ class ImServer:
         if not partition.is_prepared(lane, submission.floor):
             return False
         name = conversation.id
-        refusal = self._refusal(partition, conversation, session.uid)
+        refusal = self._refusal(partition, conversation, session)
         if refusal is None and submission.placed is None:  # else an IDC has taken it before
             refusal = friends.refusal(conversation, session.uid)
+            refusal = refusal or device_keys.refusal(conversation, submission.encrypted)
         if refusal is None:
-            refusal = self.risk.send(session.uid, session.device, name, submission.content)
+            content = b"" if submission.encrypted else submission.content
+            refusal = self.risk.send(session.uid, session.device, name, content)
         if refusal is not None:
             done(refusal)
             return True
@@ -369,6 +403,8 @@ class ImServer:
             raise Refused(Code.TOO_LARGE, f"a message holds at most {limit} bytes")
         if send.refs:
             _check_refs(send)
+        if send.encrypted:
+            self.need_level(ENCRYPTION)
         key = ClientKey(session.uid, session.device, send.outbox, send.conversation, send.cid)
         digest = content_hash(send.content, send.refs)
         placed = self._verified_place(send, key, digest)
@@ -384,6 +420,7 @@ class ImServer:
             send.composed_ms,
             seen,
             send.refs,
+            encrypted=send.encrypted,
         )
 
     def _verified_place(self, send: pb.Send, key: ClientKey, digest: bytes) -> Attested | None:
@@ -404,10 +441,13 @@ class ImServer:
         return claims
 
     def _refusal(
-        self, partition: Partition, conversation: Conversation, uid: str
+        self, partition: Partition, conversation: Conversation, session: Session
     ) -> ImError | None:
         """Why this user may not send there now. A member whose membership no other IDC holds must
         wait: were this IDC lost, the others would refuse the message as a stranger's."""
+        uid = session.uid
+        if session.service and is_group(conversation.id):
+            return None if conversation.exists else _no_group(conversation.id)
         if not conversation.is_member(uid):
             return _not_a_member(conversation.id)
         lsn = self.granted.get((conversation.id, uid)) if self.granted else None
@@ -479,10 +519,29 @@ class ImServer:
             self.counters.accepted += 1
         if not (outcome.known and ack.replicated):
             self.pushes.accepted(session, self.origin, partition.number, outcome.lsn)
-        if replicated:
+        if session.service:
+            self.spawn(self._settle(session, partition, outcome, response, reply))
+        elif replicated:
             acks.when_replicated(self, partition, submission.key, outcome, response, reply)
         else:
             reply(response)
+
+    async def _settle(
+        self,
+        session: Session,
+        partition: Partition,
+        outcome: Accepted,
+        response: pb.Response,
+        reply: Reply,
+    ) -> None:
+        """A service has no outbox either that would bring its message back: it is answered like a
+        change of a group."""
+        lsn = outcome.lsn or partition.applier.applied().get(self.origin, 0)
+        try:
+            await groups.settled(self, session, partition, lsn)
+        except Unavailable as error:
+            response = self.error(error)
+        reply(response)
 
     def _fill_ack(
         self, ack: pb.SendAck, partition: Partition, submission: Submission, outcome: Accepted
@@ -499,11 +558,14 @@ class ImServer:
     # -------------------------------------------------------------------------------- reads
 
     async def readable(self, session: Session, name: str) -> tuple[Partition, Conversation]:
-        """The conversation, if this user is in it. Raises Refused."""
+        """The conversation, if this user is in it or a service asks. Raises Refused."""
         check_conversation(name)
         partition = self.partition(name)
         conversation = await partition.conversations.load(name)
-        if not conversation.is_member(session.uid):
+        if session.service:
+            if not conversation.exists:
+                raise _no_group(name)
+        elif not conversation.is_member(session.uid):
             raise _not_a_member(name)
         return partition, conversation
 
@@ -742,6 +804,10 @@ def check_conversation(name: str) -> None:
     """Raises Refused. Before an id becomes part of a key, and before anything of it is logged."""
     if not valid_conversation(name):
         raise Refused(Code.BAD_REQUEST, "the conversation id is of no known form")
+
+
+def _no_group(name: str) -> Refused:
+    return Refused(Code.NOT_FOUND, f"there is no conversation {name} here (yet)")
 
 
 def _not_a_member(name: str) -> Refused:

@@ -7,10 +7,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from imcore.region.model import Region
+from imcore.region.model import GatewayOrder, Region
 from services.ipconf.directory import Gateway
 from services.policy.document import IdcState, Policy
 from services.policy.placement import preference, share, takes
+
+_BOUND = 1.25  # times the mean of the IDC's gateways
+_BOUND_LEAST = 20  # connections above the mean: few of them are never spread evenly
 
 
 class Scored(NamedTuple):
@@ -36,10 +39,11 @@ def rank(
     fit += [idc for idc in order if idc not in fit and policy.state(idc) is IdcState.ACTIVE]
     fit = [idc for idc in fit if idc not in minority] + [idc for idc in fit if idc in minority]
     alive = [idc for idc in fit if live.get(idc)] or [idc for idc in order if live.get(idc)]
+    ordered = by_hash if region.spec.routing.gateways is GatewayOrder.HASH else by_load
     return [
         Scored(gateway, _score(position, len(alive), gateway))
         for position, idc in enumerate(alive)
-        for gateway in by_load(uid, live[idc])
+        for gateway in ordered(uid, live[idc])
     ]
 
 
@@ -48,6 +52,22 @@ def by_load(uid: str, gateways: Sequence[Gateway]) -> list[Gateway]:
     order, so that not all of them run to the same one."""
     return sorted(
         gateways, key=lambda each: (int(each.load * 10), share(uid, each.name, b"gateway"))
+    )
+
+
+def by_hash(uid: str, gateways: Sequence[Gateway]) -> list[Gateway]:
+    """In an order of the client's own (rendezvous hashing), the same for all devices of a user: a
+    gateway that comes takes its share of each other one's users, one that goes leaves its own to
+    all. Those that have too many connections come last (bounded loads)."""
+    mean = sum(each.connections for each in gateways) / max(1, len(gateways))
+    bound = max(_BOUND * mean, mean + _BOUND_LEAST)
+    return sorted(
+        gateways,
+        key=lambda each: (
+            each.connections > bound or each.load >= 1,
+            # Not by its name, which is new in each life of its process.
+            share(uid, f"{each.host}:{each.port}", b"gateway"),
+        ),
     )
 
 

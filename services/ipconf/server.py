@@ -7,9 +7,8 @@ no majority of the registries can be reached.
 from __future__ import annotations
 
 import json
-import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -17,11 +16,12 @@ from aiohttp import web
 
 from imcore.attest import RegionKeys
 from imcore.doors import Doors
-from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
-from imcore.listener import Listen, Listener, Listening
+from imcore.errors import Code, Overloaded, Refused, Unavailable
+from imcore.listener import Listen, Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims, verify
+from services.https import CODES, Handler, Https, errors
 from services.ipconf.directory import Directory
 from services.ipconf.geo import Address, Shards, inside
 from services.ipconf.locate import Locator
@@ -31,30 +31,13 @@ from services.ipconf.ticket import Ticket, mint
 from services.metrics.verbs import Verbs
 from services.policy.holder import PolicyHolder
 
-log = logging.getLogger("im.ipconf")
-
 TTL_MS = 30_000
 REPORTS_AGAIN_MS = 1_000
-HANDSHAKE_S = 5.0
-SHUTDOWN_S = 1.0
 BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
 TRANSPORTS = ["tcp", "websocket", "polling"]
 
-_STATUS = {
-    Code.BAD_REQUEST: 400,
-    Code.UNAUTHENTICATED: 401,
-    Code.FORBIDDEN: 403,
-    Code.NOT_FOUND: 404,
-    Code.TOO_LARGE: 413,
-    Code.OVERLOADED: 429,
-}
-
-_CODES = {status: str(code) for code, status in _STATUS.items()}
-_CODES |= {500: Code.INTERNAL, 503: Code.UNAVAILABLE}
 _VERBS = {"/v1/gateways": "gateways", "/v1/reports": "reports"}
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class IpconfServer:
@@ -91,26 +74,19 @@ class IpconfServer:
         self._parameters = _parameters(region)
         lookups_per_s = region.spec.limits.lookups_per_s
         self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
-        self._runner: web.AppRunner | None = None
-        self._listener: Listening | None = None
+        self._https: Https | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""
-        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._measure, _errors])
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._measure, errors])
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None  # of a runner that is set up
-        self._listener = self._listen(server, tls, HANDSHAKE_S, SHUTDOWN_S)
-        return await self._listener.start(host, port)
+        self._https = Https(app, self._listen)
+        return await self._https.start(host, port, tls)
 
     async def stop(self) -> None:
-        if self._listener is not None:
-            await self._listener.stop()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._https is not None:
+            await self._https.stop()
 
     @web.middleware
     async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -118,7 +94,7 @@ class IpconfServer:
         response = await handler(request)
         verb = _VERBS.get(request.path)
         if self._verbs is not None and verb is not None:
-            self._verbs.done(verb, self._clock.now() - began, _CODES.get(response.status, ""))
+            self._verbs.done(verb, self._clock.now() - began, CODES.get(response.status, ""))
         return response
 
     # ------------------------------------------------------------------------------ routes
@@ -230,33 +206,3 @@ def _row(each: Scored) -> dict[str, Any]:
         "port": gateway.port,
         "score": each.score,
     }
-
-
-@web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refused as error:
-        return _error(_STATUS.get(error.code, 400), error.code, str(error))
-    except Overloaded as error:
-        return _error(429, Code.OVERLOADED, str(error), error.retry_after_ms)
-    except Unavailable as error:
-        return _error(503, Code.UNAVAILABLE, str(error), error.retry_after_ms)
-    except ImError as error:
-        return _error(503, Code.UNAVAILABLE, str(error), 500)
-    except web.HTTPRequestEntityTooLarge:
-        return _error(413, Code.TOO_LARGE, f"at most {BODY_BYTES_MAX} bytes")
-    except web.HTTPException as error:
-        code = Code.NOT_FOUND if error.status == 404 else Code.BAD_REQUEST
-        return _error(error.status, code, error.reason)
-    except (ConnectionError, web.RequestPayloadError):
-        # It broke off in its body: nobody to answer, and nothing that one client may log at will.
-        return _error(400, Code.BAD_REQUEST, "the request is not whole")
-    except Exception:
-        log.exception("a request to %s failed", request.path)
-        return _error(500, Code.INTERNAL, "internal error", 500)
-
-
-def _error(status: int, code: Code, message: str, retry_after_ms: int = 0) -> web.Response:
-    body = {"error": {"code": code, "message": message, "retry_after_ms": retry_after_ms}}
-    return web.json_response(body, status=status)

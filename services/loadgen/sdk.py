@@ -38,7 +38,7 @@ class SdkSession:
         elif isinstance(event, Moved):
             listener.moved(*event)
         elif isinstance(event, Changed):
-            listener.changed(*event)
+            listener.changed(*event[:5])
         elif isinstance(event, ConnectionChanged):
             listener.connection(event.idc, event.gateway)
         elif isinstance(event, CursorMoved) and event.key is not None:
@@ -80,7 +80,7 @@ class SdkSession:
         await self._client.settled()
         client = self._client
         shown = [message.key for message in client.view(conversation)]
-        return [Stood(*client.changes(conversation, key)[1:]) for key in shown]
+        return [Stood(*client.changes(conversation, key)[1:5]) for key in shown]
 
 
 class SdkClients:

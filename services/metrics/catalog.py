@@ -48,8 +48,8 @@ METRICS = (
     Metric(
         "im_request_seconds", Kind.HISTOGRAM, ("role", "verb"),
         "from a request to its answer, failed ones too: gateway (`request`: it sees frames, not "
-        "verbs), state (requests of sessions, behind it), im, ipconf; route: how long a signal "
-        "waits for its batch",
+        "verbs), state (requests of sessions, behind it), im, ipconf, admin (the admin API); "
+        "route: how long a signal waits for its batch",
     ),
     _counter(
         "im_request_failures_total",

@@ -51,6 +51,19 @@ def _arguments() -> argparse.Namespace:
         help="with --roles gateway,state: which gateway of the IDC, from 1 [default: 1]",
     )  # fmt: skip
     parser.add_argument(
+        "--gateway-port", type=int, default=0, metavar="PORT",
+        help="with --roles gateway,state: where it listens for what others find at its gateway's "
+        "port [default: there]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--monitor-port", type=int, default=0, metavar="PORT",
+        help="with --roles gateway,state: probes and metrics over HTTPS [default: none]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--leave", action="store_true",
+        help="with --roles gateway,state: told to end, first send clients to other gateways",
+    )  # fmt: skip
+    parser.add_argument(
         "--listen", default="", metavar="HOST",
         help="where to listen [default: the host of each endpoint]; others dial the endpoints",
     )  # fmt: skip
@@ -79,7 +92,10 @@ async def _serve(config: NodeConfig, handover: Handover | None) -> None:
 
         def stop(running: FrontNode | Node = node) -> None:
             told.set()
-            running.stop()
+            if isinstance(running, FrontNode) and config.leaves:
+                running.leave()
+            else:
+                running.stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
@@ -99,7 +115,8 @@ def main() -> int:
         config = load(
             options.region, options.idc, options.data, options.pki, options.links,
             options.faults, options.plain_clients, options.audit, options.listen,
-            parse_roles(options.roles), options.instance,
+            parse_roles(options.roles), options.instance, options.gateway_port,
+            options.monitor_port, options.leave,
         )  # fmt: skip
         if options.check:
             return 0

@@ -31,6 +31,9 @@ class NodeConfig:
     listen: str = ""  # the host to listen at; "": that of each endpoint
     roles: Roles = Roles.ALL
     instance: int = 1  # of a front: which gateway of the IDC it runs, from 1
+    gateway_port: int = 0  # of a front: where it listens for what others find; 0: at that port
+    monitor_port: int = 0  # of a front: its probes and metrics; 0: none
+    leaves: bool = False  # a front that is told to end sends its clients to others first
 
     def listener(self, address: str) -> tuple[str, int]:
         """Where to listen for what others find at this endpoint, HOST:PORT."""
@@ -66,6 +69,9 @@ def load(
     listen: str = "",
     roles: Roles = Roles.ALL,
     instance: int = 1,
+    gateway_port: int = 0,
+    monitor_port: int = 0,
+    leaves: bool = False,
 ) -> NodeConfig:
     """Raises BadInput."""
     region = load_region(region_file)
@@ -79,6 +85,11 @@ def load(
         raise BadInput(
             f"--instance {instance}: expected 1 to {own.gateways} (the gateways of {idc}) with "
             f"--roles {front}, else none"
+        )
+    if roles is not Roles.FRONT and (gateway_port or monitor_port or leaves):
+        front = ",".join(Roles.FRONT.value)
+        raise BadInput(
+            f"--gateway-port, --monitor-port, --leave: expected only with --roles {front}"
         )
     gateway = listen or split_address(own.endpoints.gateway)[0]
     if plain_clients and not _is_loopback(gateway):
@@ -96,7 +107,7 @@ def load(
             ) from None
     return NodeConfig(
         region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit,
-        listen, roles, instance,
+        listen, roles, instance, gateway_port, monitor_port, leaves,
     )  # fmt: skip
 
 

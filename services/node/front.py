@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from imcore.errors import ImError
@@ -33,10 +33,19 @@ from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
 from services.node.leases import describe, keep_leases
 from services.node.metrics import Measured
+from services.node.monitor import of_front
 from services.node.outside import Machine, Outside
 from services.node.region_keys import FollowedKeys
 from services.node.risk import rules_of
-from services.node.succession import become, go_on, hand_over, leave, others, startable
+from services.node.succession import (
+    become,
+    go_on,
+    hand_over,
+    leave,
+    others,
+    startable,
+    within,
+)
 from services.node.tracing import provider_of, tracing_of
 from services.ports import Registry
 from services.split.core import CoreLink
@@ -45,6 +54,7 @@ from services.state.server import StateServer
 log = logging.getLogger("im.front")
 
 LOOK_S = 0.2
+OUT_S = 2.0  # for a registry that answers to take a gateway out of discovery
 
 
 async def open_gateway(
@@ -72,7 +82,7 @@ async def open_gateway(
     if measured is not None:
         gateway.verbs = measured.verbs["gateway"]
     state.gateways[name] = gateway
-    await gateway.start(host, port + number - 1, context)
+    await gateway.start(host, config.gateway_port or port + number - 1, context)
     return gateway
 
 
@@ -91,14 +101,35 @@ class FrontNode:
         self._stopping = asyncio.Event()
         self._restart = asyncio.Event()
         self._leaving = False
+        self._goes = asyncio.Event()
+        self._found: Collection[str] = ()  # gateways of this process that clients are sent to
         self._listener: Listener
 
     def restart(self) -> None:
         """Become a successor (``services.node.succession``), once all is ready for it."""
         self._restart.set()
 
+    @property
+    def port(self) -> int:
+        """Where clients find it, wherever it listens."""
+        return split_address(self.config.idc.endpoints.gateway)[1] + self.config.instance - 1
+
     def stop(self) -> None:
         self._stopping.set()
+
+    def leave(self) -> None:
+        """Stop, once its clients are at other gateways of the IDC, if there are some."""
+        self._goes.set()
+
+    def not_ready(self) -> list[str]:
+        """Why no client should be sent here."""
+        if self.gateway is None:
+            return ["it has no link to its core yet"]
+        if self._leaving:
+            return ["its clients are sent to other gateways: it stops"]
+        if self.gateway.name not in self._found:
+            return ["it is not in discovery: the registry of its core has no lease of it"]
+        return []
 
     async def run(self) -> None:
         """Until ``stop``, or until a role fails for good; then raises what failed."""
@@ -106,6 +137,9 @@ class FrontNode:
         name, idc, spec = config.idc.name, config.idc, config.region.spec
         config.data.mkdir(parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
+            if config.monitor_port:
+                host, _ = config.listener(idc.endpoints.gateway)
+                await of_front(self).start(host, config.monitor_port, stack)
             channel = self.outside.channel(name, config.address(name))
             stack.push_async_callback(channel.close, 0.5)
             stub: rpc.FrontAsyncStub = rpc.FrontStub(channel)
@@ -125,14 +159,14 @@ class FrontNode:
             gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
             if self._handover is not None:
                 gateway = self._handover.gateway
-            port = split_address(idc.endpoints.gateway)[1] + config.instance - 1
-            link.hello = front.Hello(gateway=gateway, port=port, restarts=self._restarts)
+            link.hello = front.Hello(gateway=gateway, port=self.port, restarts=self._restarts)
             registry = RemoteRegistry(channel, name)
             works: list[Callable[[], Coroutine[Any, Any, None]]] = [
                 link.run, FollowedKeys(config.pki, config.keys).run,
                 lambda: self._serve(stack, link, gateway),
-                lambda: keep_leases(registry, self._described),
+                lambda: keep_leases(registry, self._described, self._kept),
                 lambda: self._restart_when_told(link, registry, gateway),
+                lambda: self._leave_when_told(link, registry, gateway),
             ]  # fmt: skip
             await self._until_stopped(works)
             log.info("%s stops", gateway)
@@ -195,15 +229,28 @@ class FrontNode:
             if why:
                 log.error("no restart, it goes on as it is: %s", why)
                 continue
-            if not self.config.plain_clients and (count := await others(registry, name)):
-                self._leaving = True
-                rate = self.config.region.spec.limits.connects_per_s * count / 2
-                await leave(self.state, rate, link.policy_epoch)
+            if not self.config.plain_clients:
+                await self._leave(link, registry, name)
             handover = await hand_over(
                 self.gateway, self._listener, self.state, link, self._restarts + 1
             )
             log.info("restarts with %d connections", len(handover.standing))
             become(handover)
+
+    async def _leave(self, link: CoreLink, registry: Registry, name: str) -> None:
+        if count := await others(registry, name):
+            self._leaving = True
+            rate = self.config.region.spec.limits.connects_per_s * count / 2
+            await leave(self.state, rate, link.policy_epoch)
+
+    async def _leave_when_told(self, link: CoreLink, registry: Registry, name: str) -> None:
+        await self._goes.wait()
+        if self.gateway is not None:
+            # Out of discovery first: nobody else should come.
+            self._leaving = True
+            await within(OUT_S, lambda: name not in self._found)
+            await self._leave(link, registry, name)
+        self.stop()
 
     async def _look_at_core(self, link: CoreLink) -> None:
         """Clients must not be held by an IDC that can do nothing for them."""
@@ -262,7 +309,10 @@ class FrontNode:
         gateway = self.gateway
         if gateway is None or self._leaving:
             return {}
-        return {gateway.name: describe(self.config.idc, gateway.name, gateway.port, len(gateway))}
+        return {gateway.name: describe(self.config.idc, gateway.name, self.port, len(gateway))}
+
+    def _kept(self, names: Collection[str]) -> None:
+        self._found = frozenset(names)
 
     def _shard_of(self, text: bytes, uid: str) -> str:
         return ticket.shard_of(self.config.keys, text, uid, self.config.region)

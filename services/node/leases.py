@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from imcore.errors import ImError
@@ -21,10 +21,13 @@ REFRESH_S = 0.5
 
 
 async def keep_leases(
-    registry: Registry, gateways: Callable[[], Mapping[str, Mapping[str, Any]]]
+    registry: Registry,
+    gateways: Callable[[], Mapping[str, Mapping[str, Any]]],
+    kept: Callable[[Collection[str]], None] = lambda names: None,
 ) -> None:
-    """``gateways``: by name, what is said of each. Until cancelled; a registry that is away is
-    asked again, and what it has lost is written again; who is not named any more is taken out."""
+    """``gateways``: by name, what is said of each. ``kept``: is told which of them are there now.
+    Until cancelled; a registry that is away is asked again, and what it has lost is written again;
+    who is not named any more is taken out."""
     lease = 0
     known: set[str] = set()
     while True:
@@ -38,8 +41,10 @@ async def keep_leases(
             for name, described in now.items():
                 known.add(name)
                 await registry.put(_key(name), json.dumps(described).encode(), lease)
+            kept(known)
         except ImError as error:
             lease = 0
+            kept(())
             log.warning("gateway leases: %s", error)
         await asyncio.sleep(REFRESH_S)
 

@@ -24,12 +24,13 @@ from services.node.families import Row, family
 from services.split.fronts import FrontLink
 
 if TYPE_CHECKING:
+    from services.node.front import FrontNode
     from services.node.node import Node
 
 HOT_SHOWN = 10
 _AWAITED = {
     "gateway": ("request",), "state": ("connect", "send"), "im": ("send",),
-    "route": ("signal",), "ipconf": ("gateways",),
+    "route": ("signal",), "ipconf": ("gateways",), "admin": ("send",),
 }  # fmt: skip
 # What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
@@ -52,6 +53,29 @@ def registry_of(node: Node) -> CollectorRegistry:
     ProcessCollector(registry=registry)
     registry.register(NodeCollector(node))
     return registry
+
+
+def registry_of_front(front: FrontNode) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(FrontCollector(front))
+    return registry
+
+
+class FrontCollector(Collector):
+    """What only its own process knows, and what it is scaled by; the rest its core tells."""
+
+    def __init__(self, front: FrontNode) -> None:
+        self._front = front
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        gateway = self._front.gateway
+        yield family("im_ready", [((), not self._front.not_ready())])
+        if gateway is not None:
+            yield family("im_gateway_connections", [((gateway.name,), len(gateway))])
 
 
 class NodeCollector(Collector):

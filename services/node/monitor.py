@@ -18,9 +18,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from imcore import roles
 from imcore.tls import monitor_ssl_context, peer_name
 from services.metrics.hot import KINDS, Hot
-from services.node.metrics import HOT_SHOWN, registry_of
+from services.node.metrics import HOT_SHOWN, registry_of, registry_of_front
 
 if TYPE_CHECKING:
+    from services.node.front import FrontNode
     from services.node.node import Node
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -102,6 +103,11 @@ def of_node(node: Node) -> Monitor:
         return node.measured.hot if node.measured is not None else None
 
     return Monitor(node.idc, node.config.pki, registry_of(node), not_ready, hot)
+
+
+def of_front(front: FrontNode) -> Monitor:
+    config = front.config
+    return Monitor(config.idc.name, config.pki, registry_of_front(front), front.not_ready)
 
 
 def _text(key: str | bytes) -> str:

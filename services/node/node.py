@@ -25,7 +25,9 @@ from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2_grpc as front_rpc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.tls import gateway_ssl_context
 from imcore.words import Origin, Vector
+from services.adminapi.server import AdminApi
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
@@ -114,8 +116,11 @@ class Node:
         per_s = config.region.spec.tracing.per_s
         self.spans = provider_of(self.idc, exporters) if per_s else None
         self.tracing = tracing_of(self.spans, per_s, self.clock) if self.spans else None
+        admin = config.idc.endpoints.admin
         self.measured = (
-            Measured(self.rng, config.roles.value) if config.idc.endpoints.metrics else None
+            Measured(self.rng, (*config.roles.value, *(["admin"] if admin else [])))
+            if config.idc.endpoints.metrics
+            else None
         )
         self.monitor = of_node(self)
         self.serving = False
@@ -366,8 +371,17 @@ class Node:
 
     def _deliver(self, uids: list[str], conversation: str, heads: Vector) -> None:
         known = self.im.partition(conversation).conversations.get(conversation)
+        if not uids and known is None:
+            self._spawn("a signal", self._deliver_to_members(conversation, heads))
+            return
         members = known.members() if known is not None else ()
         self.state.signal(uids or members, conversation, heads)
+
+    async def _deliver_to_members(self, conversation: str, heads: Vector) -> None:
+        """Of a conversation that is not in memory."""
+        with contextlib.suppress(ImError):  # nobody is told: it costs time, and no message
+            known = await self.im.partition(conversation).conversations.load(conversation)
+            self.state.signal(known.members(), conversation, heads)
 
     def _typed(self, uids: Sequence[str], typing: pb.Typing) -> None:
         if self.partitions:
@@ -445,6 +459,7 @@ class Node:
             self.signals, self.clock, spec.devices,
         )  # fmt: skip
         self.im.kicked = self.live.kick_folded
+        self.im.level_written = lambda: self.traffic.levels.committed
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
             for queue in self.signals.values():
@@ -524,14 +539,15 @@ class Node:
     def _signal(self, conversation: str, uids: tuple[str, ...], origin: Origin, seq: int) -> None:
         if not self.signals:  # no other IDC
             return
-        found = self.routes.idcs_of(uids, self.traffic.usable) if uids else self._everywhere()
+        named = 0 < len(uids) <= self.config.region.spec.routing.broadcast_members
+        found = self.routes.idcs_of(uids, self.traffic.usable) if named else self._everywhere()
         for idc, users in found.items():
             queue = self.signals.get(idc)
             if queue is not None:
                 queue.add(conversation, users, origin, seq)
 
     def _everywhere(self) -> dict[str, list[str]]:
-        """All members of a huge group: each IDC knows who they are."""
+        """All members of a large group: each IDC knows who they are."""
         return {idc: [] for idc in self.signals}
 
     # -------------------------------------------------------------------------------- clients
@@ -561,8 +577,27 @@ class Node:
         for feed in self.webhooks.feeds:
             self._spawn(f"webhook {feed.name}", feed.run())
         await self.traffic.start(stack)
+        await self._start_admin_api(stack)
         if self.fronts is not None:
             self.fronts.open = True
+
+    async def _start_admin_api(self, stack: contextlib.AsyncExitStack) -> None:
+        endpoint = self.config.idc.endpoints.admin
+        if endpoint is None:
+            return
+        api = AdminApi(
+            self.im,
+            self.im.kick,
+            self.stamp,
+            self.config.keys,
+            self.median_clock,
+            self.config.region.spec.limits.service_requests_per_s,
+            self.measured.verbs["admin"] if self.measured else None,
+            self.outside.listen,
+        )
+        host, port = self.config.listener(endpoint)
+        await api.start(host, port, gateway_ssl_context(self.config.pki, self.idc))
+        stack.push_async_callback(api.stop)
 
     def turned_away(self) -> int:
         """Connections that gateways did not take, for there were too many at once."""

@@ -21,7 +21,9 @@ from services.ports import Log, LogStore
 log = logging.getLogger("im.seals")
 
 _READ_BYTES = 256 * 1024
-_PUBLISHED = ("message", "place", "membership", "cursor", "change", "setting", "friend")
+_PUBLISHED = (
+    "message", "place", "membership", "cursor", "change", "setting", "friend", "device_keys",
+)  # fmt: skip
 
 
 class Seals:

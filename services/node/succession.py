@@ -80,7 +80,7 @@ async def leave(state: StateServer, admitted_per_s: float, policy_epoch: int) ->
     for session in sessions:
         state.move(session, round(within_s * 1000), policy_epoch)
     log.info("%d clients are told to move within %.1f s", len(sessions), within_s)
-    await _within(within_s + LEAVE_S, lambda: not state.connected_count())
+    await within(within_s + LEAVE_S, lambda: not state.connected_count())
 
 
 async def hand_over(
@@ -91,8 +91,8 @@ async def hand_over(
     listening = await listener.release()
     gateway.freeze()
     since = link.since
-    await _within(ANSWER_S, lambda: not state.queued()["requests"])
-    await _within(WRITE_S, gateway.settled)
+    await within(ANSWER_S, lambda: not state.queued()["requests"])
+    await within(WRITE_S, gateway.settled)
 
     def session_of(number: int) -> str | None:
         return state.settled_session(gateway.name, number)
@@ -105,7 +105,8 @@ async def hand_over(
     return Handover(gateway.name, str(link.origin), since, restarts, listeners, standing)
 
 
-async def _within(seconds: float, done: Callable[[], bool]) -> None:
+async def within(seconds: float, done: Callable[[], bool]) -> None:
+    """Ends when it is done, or after that time."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while not done() and loop.time() < deadline:  # noqa: ASYNC110 - nothing to wait on

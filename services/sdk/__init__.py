@@ -8,6 +8,7 @@ from services.sdk.core.events import (
     Event,
     FriendChanged,
     GroupChanged,
+    IdentitySeen,
     Message,
     Moved,
     Presence,
@@ -15,6 +16,7 @@ from services.sdk.core.events import (
 )
 from services.sdk.core.friends import Friends
 from services.sdk.core.group import Announcement, Group
+from services.sdk.core.sealed import KnownDevice
 from services.sdk.core.summary import Last, Summary
 from services.sdk.errors import (
     AuthError,
@@ -43,8 +45,10 @@ __all__ = [
     "Friends",
     "Group",
     "GroupChanged",
+    "IdentitySeen",
     "IpconfClient",
     "Kicked",
+    "KnownDevice",
     "Last",
     "Message",
     "Moved",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import random
@@ -18,6 +19,7 @@ from imcore.limits import CONTENT_BYTES_MAX, GROUP_CHANGES_MAX, MENTIONS_MAX, WA
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
+    ClientKey,
     Origin,
     Place,
     direct_conversation,
@@ -30,6 +32,8 @@ from services.sdk.core.events import (
     ConnectionChanged,
     CursorMoved,
     Event,
+    GroupChanged,
+    IdentitySeen,
     Message,
     Presence,
     Typing,
@@ -40,6 +44,7 @@ from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.longest import Longest, Networks
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
+from services.sdk.core.sealed import Crypt, KnownDevice, Opened
 from services.sdk.core.seen import Seen
 from services.sdk.core.summary import Summary, ordered
 from services.sdk.core.typed import TypingSeen, TypingTold
@@ -58,11 +63,12 @@ from services.sdk.link import Link
 from services.sdk.options import Options
 from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
+from services.sdk.sealing import Sealing
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
 from services.sdk.side import SideLinks
 from services.sdk.store import MemoryStore, SqliteStore, Store
-from services.sdk.traces import Traces
+from services.sdk.traces import Trace, Traces
 from services.sdk.transport import Dialer, TlsDialer
 from services.tracing.context import traceparent
 
@@ -70,6 +76,8 @@ log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
 NETWORKS = ("wifi", "cellular", "wired", "unknown")  # kinds that an ipconf knows
+_PUBLISH_S = 2.0  # so long a start waits for the keys of the device to be published
+_PUBLISH_AGAIN_S = 30.0
 _WATCH_AGAIN_S = 300.0  # half of what a service keeps a watch for
 _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATED}
 
@@ -159,6 +167,8 @@ class Client:
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
     ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
+    ``encryption_key``: 32 bytes, with which the device's keys are encrypted in the outbox; without
+    it encrypted messages cannot be read or sent (docs/encryption.md).
     """
 
     def __init__(
@@ -173,6 +183,7 @@ class Client:
         forwarded_for: str | None = None,
         dialer: Dialer | None = None,
         polling: Dialer | None = None,
+        encryption_key: bytes | None = None,
     ) -> None:
         self.options = options or Options()
         self.uid, self.device = _who(token)
@@ -216,6 +227,8 @@ class Client:
         self._watched: tuple[str, ...] = ()
         self._watched_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._encryption_key = encryption_key
+        self._sealing: Sealing | None = None
 
     # ---------------------------------------------------------------------- start and end
 
@@ -223,12 +236,19 @@ class Client:
         """Raises AuthError, NotConnected, OutboxLocked, SdkError."""
         options = self.options
         stored = self._store.open(self._new_id)
+        if self._encryption_key is not None:
+            try:
+                self._sealing = self._new_sealing(self._encryption_key, stored.rows)
+            except BaseException:
+                await self._store.close()
+                raise
         outbox = Outbox(
             stored.outbox,
             self._new_id,
             options.outbox_entries_max,
             options.outbox_bytes_max,
             options.window,
+            self._row,
         )
         outbox.load(stored.lanes, stored.entries)
         self._sender = Sender(
@@ -278,6 +298,10 @@ class Client:
             error_ = self._stopped
             await self.close()
             raise error_
+        if self._sealing is not None:  # that others can write to it; it is useful without that too
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PUBLISH_S):
+                    await self._sealing.publish()
         return self
 
     async def __aexit__(
@@ -312,6 +336,43 @@ class Client:
         finally:
             if not self._shared_ipconf:
                 await self._ipconf.close()
+
+    def _new_sealing(self, key: bytes, rows: dict[str, bytes]) -> Sealing:
+        """Raises SdkError."""
+
+        def met(uid: str, device: str, fingerprint: str, changed: bool) -> None:
+            self._emit(IdentitySeen(uid, device, fingerprint, changed))
+            sealing.forget()
+
+        def put_row(name: str) -> None:
+            self._sender.put_row(name)
+
+        crypt = Crypt(self.uid, self.device, key, rows, put_row, met, self._key_came)
+        sealing = Sealing(
+            crypt,
+            self._clock,
+            self._request,
+            lambda: self._sender.written(),
+            lambda: self._link.session is not None,
+            lambda: self._stopped,
+            self._ordered_once,
+        )
+        return sealing
+
+    def _row(self, name: str) -> bytes:
+        assert self._sealing is not None
+        return self._sealing.crypt.row(name)
+
+    def _key_came(self, conversation: str) -> None:
+        views = [self._view(conversation)] if conversation else list(self._views.values())
+        for view in views:
+            asyncio.get_running_loop().call_soon(view.read_again)
+
+    def _open(self, key: ClientKey, content: bytes, order: pb.Order | None) -> Opened:
+        assert self._sealing is not None
+        opened = self._sealing.crypt.open(key, content, order)
+        self._sealing.came_encrypted(key.conversation, readable=not opened.why)
+        return opened
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -355,29 +416,44 @@ class Client:
         _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         trace = self._traces.begin()
+        entry: Entry | None = None
         try:
-            entry, future = self._sender.send(
-                conversation, content, self._clock.wall_ms(), durability, trace, refs
-            )
+            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
+                entry, future = await self._compose(conversation, content, durability, trace, refs)
+                ack = await future
+        except TimeoutError as error:
+            if entry is None:
+                raise SendFailed(Code.DEADLINE, "whom to encrypt it for is not known") from error
+            raise SendFailed(
+                Code.DEADLINE, "not acked in time; it stays in the outbox", pending=True
+            ) from error
         except SendFailed as error:
-            if trace is not None:
+            if trace is not None and entry is None:
                 trace.end(str(error))
+            if self._sealing is not None and error.code == Code.ENCRYPTED_ONLY:
+                self._sealing.switched_on(conversation)
             raise
-        if timeout_ms is None:
-            ack = await future
-        else:
-            try:
-                async with asyncio.timeout(timeout_ms / 1000):
-                    ack = await future
-            except TimeoutError as error:
-                raise SendFailed(
-                    Code.DEADLINE, "not acked in time; it stays in the outbox", pending=True
-                ) from error
         placed = entry.placed if entry.placed is not None else ack.placed
         place = place_of(placed.place)
         parent = traceparent(trace.context) if trace is not None else ""
         key = key_text(key_of(placed.key))
         return Sent(key, place, ack.degraded, self._sender, entry, parent)
+
+    async def _compose(
+        self, conversation: str, content: bytes, durability: int, trace: Trace | None, refs: bytes
+    ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
+        """Raises SendFailed. Without encryption there is nothing to wait for."""
+        composed_ms = self._clock.wall_ms()
+        if self._sealing is None:
+            return self._sender.send(conversation, content, composed_ms, durability, trace, refs)
+        async with self._sealing.turn(conversation) as recipients:
+            encrypted = recipients is not None
+            if recipients is not None:
+                content, refs = self._sealing.seal(conversation, content, refs, recipients), b""
+            # In the turn in which it was encrypted: what that has changed is written with it.
+            return self._sender.send(
+                conversation, content, composed_ms, durability, trace, refs, encrypted
+            )
 
     def view(self, conversation: str) -> tuple[Message, ...]:
         """What is shown of a conversation, in order."""
@@ -408,15 +484,23 @@ class Client:
         """Until everything that is known to be missing has been fetched."""
         await self._puller.settled()
 
-    async def create_group(self, members: Sequence[str], name: str = "") -> str:
+    async def create_group(
+        self, members: Sequence[str], name: str = "", encrypted: bool = False
+    ) -> str:
         """Of these and this client's own user; returns its conversation id. Of more than
         GROUP_CHANGES_MAX the first ones make it and the others are invited, in so many requests.
+        ``encrypted``: what is said in it, end to end and for good, for at most fifty members.
         Raises RequestRefused, NotConnected, as do all requests below."""
         conversation = f"g:{self._rng.getrandbits(128):032x}"
         others = sorted({*members} - {self.uid})
         first, later = others[: GROUP_CHANGES_MAX - 1], others[GROUP_CHANGES_MAX - 1 :]
         create = pb.GroupCreate(conversation=conversation, members=[self.uid, *first], name=name)
+        create.encrypted = encrypted
+        if encrypted:
+            self._encryption()
         await self._request(pb.Request(group_create=create))
+        if encrypted:
+            self._encryption().switched_on(conversation)
         if later:
             await self.join(conversation, later)
         return conversation
@@ -546,6 +630,40 @@ class Client:
         IDC. It revokes no token: whoever has one may connect anew."""
         await self._request(pb.Request(kick=pb.Kick(device=device)))
 
+    async def encrypt(self, conversation: str) -> None:
+        """What is said in this direct conversation is encrypted end to end from now on, for both
+        and for good. What was said before stays as it is."""
+        sealing = self._encryption()
+        setting = pb.SetConversation(conversation=conversation, encrypted=True)
+        await self._set(setting)
+        sealing.switched_on(conversation)
+
+    def fingerprint(self) -> str:
+        """Of this device's keys, for the others to compare. Raises RequestRefused: it runs without
+        encryption."""
+        return self._encryption().crypt.own_fingerprint()
+
+    def known_devices(self, uid: str) -> tuple[KnownDevice, ...]:
+        """The devices of a user of which keys were seen. Raises RequestRefused."""
+        return self._encryption().crypt.known(uid)
+
+    def trust(self, uid: str, device: str, fingerprint: str) -> None:
+        """Its user has read this fingerprint out. Keys that have changed are believed from then
+        on. Raises RequestRefused; KeyError: these are not the device's."""
+        sealing = self._encryption()
+        sealing.crypt.trust(uid, device, fingerprint)
+        sealing.forget()
+
+    async def forget_device(self, device: str) -> None:
+        """Another device of this user is gone: nothing is encrypted for it any more."""
+        await self._encryption().withdraw(self.uid, device)
+
+    def _encryption(self) -> Sealing:
+        if self._sealing is None:
+            message = "this client was started without an encryption key"
+            raise RequestRefused(Code.BAD_REQUEST, message)
+        return self._sealing
+
     def typing(self, conversation: str) -> None:
         """This user types there now: call it at every key. Tells the others at most every three
         seconds, and nobody while there is no connection; what is lost is lost."""
@@ -609,8 +727,13 @@ class Client:
             page = response.conversations_ok
             found.update((summary.conversation, summary) for summary in page.conversations)
             if not page.next_page:
-                return ordered(found.values())
+                return ordered(found.values(), self._says)
             asked.page = page.next_page
+
+    def _says(self, key: ClientKey) -> bytes:
+        view = self._views.get(key.conversation)
+        known = view is not None and key in view.classes
+        return view.changed(key).content if view is not None and known else b""
 
     async def pin(self, conversation: str, on: bool = True) -> None:
         """For all devices of this user; returns once another IDC holds it, as does mute."""
@@ -625,7 +748,8 @@ class Client:
         await self._request(pb.Request(set_conversation=setting))
 
     async def edit(self, conversation: str, key: str, content: bytes) -> None:
-        """Of an own shown message. Raises KeyError too, as do the next two."""
+        """Of an own shown message. Raises KeyError too, as do the next two, and where the
+        conversation is encrypted SendFailed as a send does."""
         _check(conversation, content)
         await self._change(conversation, key, pb.Change(edit=content))
 
@@ -642,7 +766,11 @@ class Client:
         if shown.attested is not None:
             change.message.CopyFrom(shown.attested)
         self._ordered_once(change)
+        if self._sealing is not None and change.HasField("edit"):
+            await self._sealing.seal_edit(shown.key, change, self.device)
         await self._request(pb.Request(change=change))
+        if self._sealing is not None and change.encrypted:
+            self._sealing.crypt.confirm(conversation, change.edit)
 
     async def friends(self) -> Friends:
         """As the IDC that serves has it. Asks for page after page."""
@@ -680,7 +808,9 @@ class Client:
         self._ordered_once(request)
         await self._request(pb.Request(set_friend=request))
 
-    def _ordered_once(self, change: pb.Change | pb.SetConversation | pb.SetFriend) -> None:
+    def _ordered_once(
+        self, change: pb.Change | pb.SetConversation | pb.SetFriend | pb.PublishKeys
+    ) -> None:
         """Asked for again, it must not count as later than what others have said meanwhile."""
         change.composed.CopyFrom(self._seen.stamp)
         self._change_number = max(self._change_number + 1, self._clock.wall_ms())
@@ -745,6 +875,8 @@ class Client:
             view = View(conversation, (self.uid, self.device), self._emit)
             if self._traces.follows:
                 view.traced = self._received
+            if self._sealing is not None:
+                view.opener = self._open
             self._views[conversation] = view
         return view
 
@@ -754,6 +886,8 @@ class Client:
     def _emit(self, event: Event) -> None:
         if isinstance(event, Message) and self._typing_seen.wrote(event.conversation, event.uid):
             self._emit(Typing(event.conversation, event.uid, False))
+        if isinstance(event, GroupChanged) and self._sealing is not None:
+            self._sealing.forget(event.conversation)
         for callback in self._callbacks:
             try:
                 callback(event)
@@ -763,7 +897,9 @@ class Client:
     def _on_stored(self, entry: Entry) -> None:
         if entry.placed is not None:
             view = self._view(entry.lane.conversation)
-            view.own(entry.placed, entry.content, entry.composed_ms, entry.refs)
+            view.own(entry.placed, entry.content, entry.composed_ms, entry.refs, entry.encrypted)
+            if self._sealing is not None and entry.encrypted:
+                self._sealing.crypt.confirm(entry.lane.conversation, entry.content)
 
     def _on_news(self, conversation: str) -> None:
         """Positions were reached: the session is told with the next heartbeat."""
@@ -830,7 +966,16 @@ class Client:
         self._connection.set()
         if self._watched:
             self._spawn(self._watch_again())
+        if self._sealing is not None:
+            self._sealing.forget()
+            self._spawn(self._publish(self._sealing, session))
         self._emit(ConnectionChanged(session.origin.idc, session.gateway.name, "connected"))
+
+    async def _publish(self, sealing: Sealing, session: Session) -> None:
+        while not await sealing.publish():
+            await asyncio.wait([session.ended], timeout=_PUBLISH_AGAIN_S)
+            if session is not self._link.session:
+                return  # the next connection tries it
 
     async def _catch_up(self, session: Session, elsewhere: bool) -> None:
         """On another IDC its heads come first, so that sends claim only what it lacks."""

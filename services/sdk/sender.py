@@ -59,6 +59,7 @@ class Sender:
         self._paused = False
         self._write_due = False
         self._closed = False
+        self._until_written: list[asyncio.Future[None]] = []
         self._traces: dict[Entry, Trace] = {}  # of messages that are followed and not acked
         self._waiting: dict[Entry, asyncio.Future[pb.SendAck]] = {}
         self._until_safe: dict[Entry, asyncio.Future[None]] = {}
@@ -78,10 +79,11 @@ class Sender:
         durability: int,
         trace: Trace | None = None,
         refs: bytes = b"",
+        encrypted: bool = False,
     ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
         """The future is done when the message is stored, or fails with SendFailed. Raises
         OutboxFull."""
-        entry = self.outbox.compose(conversation, content, composed_ms, durability, refs)
+        entry = self.outbox.compose(conversation, content, composed_ms, durability, refs, encrypted)
         future: asyncio.Future[pb.SendAck] = asyncio.get_running_loop().create_future()
         self._waiting[entry] = future
         if trace is not None:
@@ -101,6 +103,17 @@ class Sender:
                 self._report(entry, self._unsafe[entry])
         return future
 
+    def put_row(self, name: str) -> None:
+        self.outbox.put_row(name)
+        self._write()
+
+    async def written(self) -> None:
+        """Until all that has changed by now is stored. Raises SdkError: it cannot be now."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._until_written.append(future)
+        self._write()
+        await future
+
     def _write(self) -> None:
         if not self._write_due and not self._closed:
             self._write_due = True
@@ -109,12 +122,23 @@ class Sender:
     def _write_now(self) -> None:
         self._write_due = False
         changes, entries = self.outbox.take_batch()
-        if changes:
-            self._store.write(changes, partial(self._written, changes, entries))
+        waiting, self._until_written = self._until_written, []
+        if changes or waiting:  # what they wait for may be on its way: batches come in order
+            self._store.write(changes, partial(self._written, changes, entries, waiting))
 
     def _written(
-        self, changes: list[Change], entries: list[Entry], error: Exception | None
+        self,
+        changes: list[Change],
+        entries: list[Entry],
+        waiting: list[asyncio.Future[None]],
+        error: Exception | None,
     ) -> None:
+        for future in waiting:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
         if error is None:
             self.outbox.written(entries)
         else:
@@ -203,6 +227,7 @@ class Sender:
             send.floor = lane.floor()
             send.content = entry.content
             send.refs = entry.refs
+            send.encrypted = entry.encrypted
             send.durability = entry.durability  # type: ignore[assignment]
             send.composed_ms = entry.composed_ms
             if entry.placed is not None:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-from services.sdk.core.outbox import Change, Delete, Put, PutLane
+from services.sdk.core.outbox import Change, Delete, Put, PutLane, PutRow
 from services.sdk.errors import OutboxLocked, SdkError, StoreFailed
 
 log = logging.getLogger("im.sdk")
@@ -30,6 +30,7 @@ class Stored(NamedTuple):
     epoch: int  # the last connection epoch; 0: none
     lanes: list[PutLane]
     entries: list[Put]
+    rows: dict[str, bytes]  # of what is encrypted with, by name
 
 
 class Store(Protocol):
@@ -56,7 +57,7 @@ class MemoryStore:
         self._epoch = 0
 
     def open(self, new_id: Callable[[], str]) -> Stored:
-        return Stored(new_id(), 0, [], [])
+        return Stored(new_id(), 0, [], [], {})
 
     def write(self, changes: Sequence[Change], done: Callable[[Exception | None], None]) -> None:
         done(None)
@@ -77,8 +78,9 @@ CREATE TABLE IF NOT EXISTS lane (
 CREATE TABLE IF NOT EXISTS entry (
   conversation TEXT, outbox TEXT, cid INTEGER, content BLOB NOT NULL, composed_ms INTEGER NOT NULL,
   durability INTEGER NOT NULL, placed BLOB NOT NULL, replicated INTEGER NOT NULL,
-  refs BLOB NOT NULL DEFAULT x'',
+  refs BLOB NOT NULL DEFAULT x'', encrypted INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (conversation, outbox, cid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS crypt (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -103,9 +105,11 @@ class SqliteStore:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.executescript(_SCHEMA)
-            if "refs" not in [row[1] for row in db.execute("PRAGMA table_info(entry)")]:
-                # A file of before messages could refer to others.
+            columns = [row[1] for row in db.execute("PRAGMA table_info(entry)")]
+            if "refs" not in columns:  # a file of before messages could refer to others
                 db.execute("ALTER TABLE entry ADD COLUMN refs BLOB NOT NULL DEFAULT x''")
+            if "encrypted" not in columns:
+                db.execute("ALTER TABLE entry ADD COLUMN encrypted INTEGER NOT NULL DEFAULT 0")
             db.execute("INSERT OR IGNORE INTO meta VALUES ('outbox', ?)", (new_id(),))
             db.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', '0')")
             meta = dict(db.execute("SELECT name, value FROM meta"))
@@ -119,15 +123,16 @@ class SqliteStore:
                 Put(*row)
                 for row in db.execute(
                     "SELECT conversation, outbox, cid, content, composed_ms, durability, placed, "
-                    "replicated, refs FROM entry"
+                    "replicated, refs, encrypted FROM entry"
                 )
             ]
+            rows = dict(db.execute("SELECT name, value FROM crypt"))
         except sqlite3.Error as error:
             self.let_go()
             raise SdkError(f"the outbox {self._path} cannot be opened: {error}") from error
         self._thread = ThreadPoolExecutor(1, "outbox")
         self._epoch = int(meta["epoch"])
-        return Stored(meta["outbox"], self._epoch, lanes, entries)
+        return Stored(meta["outbox"], self._epoch, lanes, entries, rows)
 
     def _take_lock(self) -> None:
         path = self._path.with_name(self._path.name + ".lock")
@@ -178,11 +183,13 @@ class SqliteStore:
         try:
             for change in changes:
                 if isinstance(change, Put):
-                    db.execute("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?)", change)
+                    db.execute("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?)", change)
                 elif isinstance(change, Delete):
                     db.execute(
                         "DELETE FROM entry WHERE conversation=? AND outbox=? AND cid=?", change
                     )
+                elif isinstance(change, PutRow):
+                    db.execute("INSERT OR REPLACE INTO crypt VALUES (?,?)", change)
                 else:
                     db.execute("INSERT OR REPLACE INTO lane VALUES (?,?,?,?,?)", change)
             db.execute("COMMIT")

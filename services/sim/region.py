@@ -70,6 +70,7 @@ def region(layout: Layout, gateways: int = 2) -> Region:
             "gateway": f"127.0.0.1:{port + 10}",
             "ipconf": f"127.0.0.1:{port + 1}",
             "peer": f"127.0.0.1:{port + 2}",
+            "admin": f"127.0.0.1:{port + 3}",
         }
 
     idcs = [

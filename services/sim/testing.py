@@ -55,6 +55,11 @@ class Device:
         self._world.loop.crash(self._session.owner)
         self._world.net.crash(self._session.owner, silently=True)
 
+    def crash(self) -> None:
+        """As by kill -9; another device of its name goes on with its outbox file."""
+        self._over = True
+        self._session.crash()
+
     async def close(self) -> None:
         if not self._over:
             self._over = True
@@ -66,11 +71,15 @@ class Stage:
         self.world = world
         self._devices: list[Device] = []
 
-    async def device(self, uid: str, name: str, idc: str, kind: str = "") -> Device:
-        """A device that is at home in that IDC, connected."""
+    async def device(
+        self, uid: str, name: str, idc: str, kind: str = "", encryption_key: bytes | None = None
+    ) -> Device:
+        """A device that is at home in that IDC, connected. With a key it has an outbox file."""
         idcs = self.world.layout.idcs
         address = f"{idcs.index(idc) + len(idcs)}.0.0.{len(self._devices) + 1}"
-        session = self.world.connect(uid, name, address, Deaf(), False, kind)
+        session = self.world.connect(
+            uid, name, address, Deaf(), encryption_key is not None, kind, encryption_key
+        )
         device = Device(self.world, session)
         self._devices.append(device)
         await session.open()

@@ -258,6 +258,8 @@ class World:
             for number in range(idc.gateways):
                 self._sites[f"{host}:{int(port) + number}"] = idc.name
             self._sites[idc.endpoints.ipconf] = self._sites[idc.endpoints.peer] = idc.name
+            if idc.endpoints.admin is not None:
+                self._sites[idc.endpoints.admin] = idc.name
         self.witness: WitnessMachine | None = None
         if (witness := self.region.spec.witness) is not None:
             self._sites[witness.peer] = witness.name
@@ -338,8 +340,10 @@ class World:
         listener: Listener,
         remember: bool,
         kind: str = "",
+        encryption_key: bytes | None = None,
     ) -> SimSession:
-        """``Connect`` of services.loadgen.ports. ``kind``: of the device."""
+        """``Connect`` of services.loadgen.ports. ``kind``: of the device. With an
+        encryption key what is to be remembered always is."""
         self._starts[uid, device] += 1
         start = self._starts[uid, device]
         owner = Owner(f"{uid}.{device}" if start == 1 else f"{uid}.{device}.{start}")
@@ -347,7 +351,8 @@ class World:
         self.net.addresses[owner] = address
         rng = random.Random(f"{self.seed} {owner.name}")
         store = None
-        if remember and random.Random(f"{self.seed} {uid} {device}").random() < DURABLE:
+        durable = random.Random(f"{self.seed} {uid} {device}").random() < DURABLE
+        if remember and (durable or encryption_key is not None):
             store = SqliteStore(self.scratch / "outboxes" / f"{uid}.{device}.db")
         token = self.token(uid, device, kind)
         urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
@@ -356,7 +361,7 @@ class World:
             ipconf = IpconfClient(urls, self.pki / "ca.pem", rng, Connector)
             client = Client(
                 token, ipconf, outbox=store, options=Options(client="sim/1"), clock=self.clock,
-                rng=rng, dialer=PlaintextDialer(),
+                rng=rng, dialer=PlaintextDialer(), encryption_key=encryption_key,
             )  # fmt: skip
             client.on(self._note)
             return client, SimSession.session_of(client, ipconf, listener)

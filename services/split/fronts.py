@@ -24,6 +24,7 @@ from imcore.tls import caller_name
 from imcore.words import Origin, Vector
 from services.ports import Audience, Im, Session
 from services.split.pipe import Pipe
+from services.split.where import Where
 from services.state.latency import Acks, acks_of
 
 log = logging.getLogger("im.split")
@@ -139,6 +140,7 @@ class Fronts(rpc.FrontServicer):
         self.counters = Counters()
         self.limited = Limited()
         self.gateways: list[FrontLink] = []
+        self._where: Where[FrontLink] = Where()
         self._levels: dict[int, tuple[Origin, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -181,6 +183,7 @@ class Fronts(rpc.FrontServicer):
         link.pipe.close()
         if link in self.gateways:
             self.gateways.remove(link)
+            self._where.gone(link, link.devices)
             why = ": it did not read" if link.pipe.overflowed else ""
             log.warning("the link of the front %s ended%s", link.name, why)
 
@@ -256,6 +259,8 @@ class Fronts(rpc.FrontServicer):
             caller.connection_epoch,
         )  # fmt: skip
         link.change(row, change.over)
+        if link in self.gateways:  # else its link has ended, and a last batch is being read
+            self._where.note(row.uid, link, row.uid in link.devices)
         if change.over:
             return
         # Rule 16, between the fronts: a device has one session, of its newest connection.
@@ -379,12 +384,7 @@ class Fronts(rpc.FrontServicer):
 
     def _of(self, uids: Iterable[str]) -> list[tuple[FrontLink, list[str]]]:
         """Each front that has sessions of some of these users, and of which ones."""
-        found = []
-        for link in self.gateways:
-            devices = link.devices
-            if here := [uid for uid in uids if uid in devices]:
-                found.append((link, here))
-        return found
+        return list(self._where.of(uids).items())
 
     # ------------------------------------------------------------- the mover, and other IDCs
 

@@ -30,6 +30,7 @@ _PULL_ONLY = frozenset(("pull", "sync", "history", "group_info"))
 _READS = _PULL_ONLY | {
     "read_cursor",
     "conversations",
+    "device_keys",
     "friends",
     "readers",
     "search",

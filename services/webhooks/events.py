@@ -50,7 +50,9 @@ def message(op: oplog.Op, content: bool) -> list[Event]:
         "composed_ms": op.message.composed_ms,
         "bytes": len(op.message.content),
     }
-    if content:
+    if op.message.encrypted:
+        event["encrypted"] = True
+    elif content:
         event["content_base64"] = base64.b64encode(op.message.content).decode()
     return [event]
 

@@ -115,6 +115,7 @@ async def test_what_messages_refer_to_is_in_the_file_also_in_one_of_before(
     await first.close()
     db = sqlite3.connect(box)
     db.execute("ALTER TABLE entry DROP COLUMN refs")
+    db.execute("ALTER TABLE entry DROP COLUMN encrypted")
     db.execute("INSERT INTO lane VALUES (?, 'box1', 1, 2, 0)", (CHAT,))
     db.execute("INSERT INTO entry VALUES (?, 'box1', 1, x'31', 0, 0, x'', 0)", (CHAT,))
     db.commit()

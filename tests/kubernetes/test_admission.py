@@ -83,6 +83,12 @@ REPLICATION: dict[str, Any] = {
     "metadata": {"name": "flows"},
     "spec": {"region": "two-idc", "certificate": "imctl-viewer"},
 }
+GATEWAYS: dict[str, Any] = {
+    "apiVersion": "imctl.dev/v1alpha1",
+    "kind": "GatewayCluster",
+    "metadata": {"name": "fra"},
+    "spec": {"idc": "fra", "replicas": 2},
+}
 GEO_POLICY = REPLICATION | {"kind": "GeoPolicy", "metadata": {"name": "policy"}}
 
 
@@ -230,6 +236,23 @@ BAD_VIEWS: dict[str, tuple[Any, Edit, str]] = {
     ),
 }  # fmt: skip
 
+BAD_GATEWAYS: dict[str, tuple[Edit, str]] = {
+    "another name": (
+        put("metadata.name", "edge"), "metadata.name: expected that of its IDC (`spec.idc`)",
+    ),
+    "bounds the wrong way round": (
+        put("spec.autoscaling", {"min": 3, "max": 2, "connections": 1}),
+        "max: expected at least `min`",
+    ),
+    "nothing to be scaled by": (
+        put("spec.autoscaling", {"min": 1, "max": 2}), "connections: Required value",
+    ),
+    "too many": (put("spec.replicas", 65), "less than or equal to 64"),
+    "certificates, which are the IDC's": (
+        put("spec.certificates", {"secret": "x"}), 'unknown field "spec.certificates"',
+    ),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -297,6 +320,20 @@ def test_a_bad_drill_run_is_refused_and_told_why(api_server: ApiServer, case: st
 def test_a_bad_view_is_refused_and_told_why(api_server: ApiServer, case: str) -> None:
     document, edit, why = BAD_VIEWS[case]
     assert why in refused(api_server, copy.deepcopy(document), edit)
+
+
+@pytest.mark.parametrize("case", BAD_GATEWAYS)
+def test_bad_gateways_are_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_GATEWAYS[case]
+    assert why in refused(api_server, copy.deepcopy(GATEWAYS), edit)
+
+
+def test_gateways_are_scaled_by_kubectl(api_server: ApiServer, namespace: str) -> None:
+    apply(api_server, namespace, GATEWAYS)
+    api_server.kubectl("scale", "gatewaycluster", "fra", "--replicas=3", "--namespace", namespace)
+    path = ("-o", "jsonpath={.spec.replicas}")
+    wanted = api_server.kubectl("get", "imgw", "fra", "--namespace", namespace, *path)
+    assert wanted == "3"
 
 
 @pytest.mark.parametrize("case", BAD_DRILLS)
@@ -378,6 +415,7 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("idc.status.outdated", "it gets them when it is deleted"),
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
+        ("gatewaycluster.spec.rollout.keep", "keep their former settings"),
         ("geopolicy", "weights, fallbacks and safety rules stand in the Region"),
         ("drill.spec.blackouts", "when no run begins"),
         ("drillrun.spec.experiment", "the text of a drill file"),

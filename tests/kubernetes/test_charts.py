@@ -44,12 +44,18 @@ CHARTS = {
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate"],
     ),
+    "idc-with-gateways": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
+         "gateways.replicas=1"],
+    ),
     "idc-with-a-monitor": (
         "im-idc",
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
          "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer,"
-         "monitoring.podMonitor.labels.release=prometheus"],
+         "monitoring.podMonitor.labels.release=prometheus,gateways.replicas=1"],
     ),
     "witness": (
         "im-idc",
@@ -112,6 +118,8 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("idc", ["kind=Gateway"], "kind"),
         ("idc", ["monitoring.podMonitor.enabled=true"], "a viewer's certificate"),
         ("witness", ["monitoring.podMonitor.enabled=true"], "a witness has no metrics"),
+        ("witness", ["gateways.replicas=2"], "a witness has none"),
+        ("idc", ["gateways.replica=2"], "replica"),
         ("operator", ["webhook.enabled=true"], "give either `issuer.name`"),
         ("operator", ["webhook.enabled=true,webhook.secret=x"], "the CA of the secret"),
         ("operator", ["monitoring.rules.labels.a=1"], "labels"),

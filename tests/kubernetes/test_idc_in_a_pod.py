@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from imctl.errors import Failed
 from imctl.testing.cast import Cast
 from imctl.testing.cluster import lab as pods_lab
 from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.cluster.lab import Pods
+from imctl.testing.lab import until as lab_until
+from services.sdk.puller import Puller
+from services.sdk.session import Session
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +32,7 @@ VICTIM, OTHER = "fra", "dub"
 
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
-    with pods_lab.running(cluster, tmp_path_factory.mktemp("pods"), often_moved) as found:
+    with pods_lab.running(cluster, tmp_path_factory.mktemp("pods"), often_moved, [OTHER]) as found:
         yield found
 
 
@@ -69,7 +73,7 @@ async def test_a_node_is_drained_once_its_idc_is_while_everybody_talks(
     told_of = secret_of(pods, "viewer")
     pods.patch(VICTIM, {"spec": {"role_certificate": told_of, "deletion": "at_once"}})
     budget = ("wait", f"pdb/{pods.workload(VICTIM)}", "--timeout=30s")
-    async with pods.lab() as lab, Cast(lab, tmp_path, first=301) as cast:
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=501) as cast:
         couples = await cast.couples(6, VICTIM, OTHER)
         pods.kubectl(VICTIM, *budget, "--for=jsonpath={.spec.maxUnavailable}=0")
         before = pods.pod(VICTIM)["metadata"]["uid"]
@@ -133,14 +137,95 @@ def in_short(name: str, after: str = "") -> str:
     return yaml.safe_dump(document)
 
 
+def connections(cast: Cast) -> list[list[Any]]:
+    """Every connection that a client has made or lost so far."""
+    cast.recorder.flush()
+    _, *rows = (json.loads(line) for line in cast.path.read_text().splitlines())
+    return [row for row in rows if row[0] == "connection"]
+
+
+def gateways_of(pods: Pods) -> dict[str, str]:
+    """uid by name."""
+    shown = pods.kubectl(
+        OTHER, "get", "pods", "-l", "app.kubernetes.io/component=gateway", "-o", "json"
+    )
+    return {
+        each["metadata"]["name"]: each["metadata"]["uid"] for each in json.loads(shown)["items"]
+    }
+
+
+async def holds(what: Callable[[], bool]) -> None:
+    async def asked() -> bool:
+        return await asyncio.to_thread(what)
+
+    await lab_until(asked, 40, "it does not come to be so")
+
+
+async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
+    pods: Pods, tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[str] = []  # syncs from the beginning, by the IDC's incarnation
+    sync = Puller.sync
+
+    async def watched(puller: Puller, session: Session) -> None:
+        if str(session.origin) not in puller._tokens:
+            whole.append(str(session.origin))
+        await sync(puller, session)
+
+    monkeypatch.setattr(Puller, "sync", watched)
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=301) as cast:
+        couples = await cast.couples(8, VICTIM, OTHER)
+        before = gateways_of(pods)
+        assert sorted(before) == [f"{OTHER}-gateway-1", f"{OTHER}-gateway-2"]
+        async with cast.talking(couples):
+            await asyncio.sleep(1)
+            await holds(lambda: pods.gateways(OTHER).get("connections", 0) == len(couples))
+            stood, synced = len(connections(cast)), len(whole)
+            began = time.monotonic()
+            pods.apply_gateways(OTHER, resources={"cpu": "50m", "memory": "255Mi"})
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            figures("a rolling upgrade of two gateways, s", round(time.monotonic() - began, 1))
+            await asyncio.sleep(1)
+        after = gateways_of(pods)
+        assert not set(before.values()) & set(after.values()) and sorted(after) == sorted(before)
+        moved = connections(cast)[stood:]
+        assert moved and {couple.there.idc for couple in couples} == {OTHER}
+        assert whole[synced:] == [], "a client began with a full sync"
+        assert [row for row in moved if not row[-1]] == [], "a connection was lost"
+        assert cast.refusals == []
+        assert pods.gateways(OTHER)["updated"] == 2
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+
+
+async def test_gateways_are_scaled_and_evicted_within_their_budget(
+    pods: Pods, tmp_path: Path
+) -> None:
+    scale = ("scale", f"gatewaycluster/{OTHER}")
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=401) as cast:
+        couples = await cast.couples(4, VICTIM, OTHER)
+        async with cast.talking(couples):
+            await asyncio.to_thread(pods.kubectl, OTHER, *scale, "--replicas=1")
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            assert list(gateways_of(pods)) == [f"{OTHER}-gateway-1"]
+            assert f"{OTHER}-gateway-2" not in pods.kubectl(OTHER, "get", "service", "-o", "name")
+            await asyncio.to_thread(pods.kubectl, OTHER, *scale, "--replicas=2")
+            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            pods.evict(OTHER, f"{OTHER}-gateway-2")
+            with pytest.raises(Failed, match="disruption budget"):
+                pods.evict(OTHER, f"{OTHER}-gateway-1")
+            evicted = gateways_of(pods).get(f"{OTHER}-gateway-2")
+            await holds(lambda: evicted not in gateways_of(pods).values())
+            await holds(lambda: pods.gateways(OTHER)["ready"] == 2)
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+
+
 def secret_of(pods: Pods, role: str) -> str:
     """Its name, in the victim's namespace."""
-    pki, name = pods.data / "pki", f"imctl-{role}"
+    name = f"imctl-{role}"
     pods.kubectl(VICTIM, "delete", "secret", name, "--ignore-not-found")
-    pods.kubectl(
-        VICTIM, "create", "secret", "generic", name, f"--from-file=ca.crt={pki / 'ca.pem'}",
-        f"--from-file=tls.crt={pki / role}.pem", f"--from-file=tls.key={pki / role}.key",
-    )  # fmt: skip
+    pods.role_secret(VICTIM, name)
     return name
 
 

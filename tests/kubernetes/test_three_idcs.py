@@ -26,7 +26,7 @@ async def test_three_idcs_talk_and_one_is_lost(
     cluster: Cluster, tmp_path: Path, figures: Callable[[str, object], None]
 ) -> None:
     began = time.monotonic()
-    with pods_lab.running(cluster, tmp_path, soon_back, pods_lab.THREE_IDCS) as pods:
+    with pods_lab.running(cluster, tmp_path, soon_back, source=pods_lab.THREE_IDCS) as pods:
         figures("imctl deploy of three IDCs until all serve, s", round(time.monotonic() - began, 1))
         first, *others = pods.idcs
         async with pods.lab() as lab, Cast(lab, tmp_path) as cast:

@@ -146,7 +146,9 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
         elif kind < 0.37:
             op.ClearField("message")
             op.friend.actor = uid
-            if rng.random() < 0.6:
+            if rng.random() < 0.1:
+                op.friend.encrypted = True
+            elif rng.random() < 0.6:
                 op.friend.wants = rng.random() < 0.7
             else:
                 op.friend.blocks = rng.random() < 0.5
@@ -164,6 +166,7 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
                 op.membership.announcement.text = rng.choice(["", "a", "b"])
             if rng.random() < 0.4:  # two create one group, in different IDCs
                 op.membership.create, op.membership.name = True, rng.choice(["", "x", "y", "z"])
+                op.membership.encrypted = rng.random() < 0.3
             if rng.random() < 0.3:  # published again
                 op.membership.place.CopyFrom(place_pb(place))
             op.conversation = "g:team"
@@ -177,7 +180,8 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             if what < 0.2:
                 op.change.recall.SetInParent()
             elif what < 0.6:
-                op.change.edit = f"edit {hlc}".encode()
+                op.change.edit = f"edit {hlc // 4}".encode()
+                op.change.encrypted = rng.random() < 0.5
             else:
                 op.change.react.code, op.change.react.on = rng.choice("xy"), rng.random() < 0.6
             # Few orders: some changes come twice, and some devices give one order to two.
@@ -187,6 +191,12 @@ def _random_history(rng: random.Random) -> dict[Origin, list[oplog.Op]]:
             op = oplog.Op(hlc=hlc)
             op.route.uid, op.route.device = uid, "phone"
             op.route.connection_epoch = rng.randint(1, 3)
+            seq[origin] -= 1
+        elif kind < 0.79:
+            op = oplog.Op(hlc=hlc)
+            named = op.device_keys.keys
+            named.uid, named.device, named.identity = uid, "phone", rng.choice([b"", b"1", b"2"])
+            op.device_keys.order.hlc, op.device_keys.order.number = rng.randint(50, 52), 1
             seq[origin] -= 1
         history[origin].append(op)
     return history

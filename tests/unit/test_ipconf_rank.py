@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imcore.region.load import load_region
+from imcore.region.model import GatewayOrder
 from services.ipconf.directory import Gateway
-from services.ipconf.rank import by_load, rank
+from services.ipconf.rank import by_hash, by_load, rank
 from services.policy.document import IdcPolicy, IdcState, Policy, initial
 from services.policy.placement import home_idc, preference, rendezvous
 
@@ -142,3 +143,72 @@ def test_less_loaded_gateways_come_first_and_equal_ones_are_spread() -> None:
         ("fra-gw-2", "fra-gw-3", "fra-gw-1"),
         ("fra-gw-3", "fra-gw-2", "fra-gw-1"),
     }
+
+
+# ------------------------------------------------------------------------------- by hash
+
+
+def _gateways(numbers: set[int], connections: int = 0) -> list[Gateway]:
+    """Each in its first life, or (odd connections) a later one: under another name."""
+    return [
+        Gateway("fra", f"fra-gw{n}.{connections}", "10.0.0.1", 7000 + n, connections, 1_000_000)
+        for n in sorted(numbers)
+    ]
+
+
+def _first(gateways: list[Gateway]) -> dict[str, int]:
+    return {uid: by_hash(uid, gateways)[0].port - 7000 for uid in UIDS[:80]}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.integers(1, 12), min_size=1), st.integers(1, 12))
+def test_a_gateway_that_comes_or_goes_moves_only_its_own_users(
+    numbers: set[int], changed: int
+) -> None:
+    with_it, without = _gateways(numbers | {changed}), _gateways(numbers - {changed})
+    after = _first(with_it)
+    assert changed in after.values() or len(numbers) > 6
+    if without:
+        before = _first(without)
+        for uid, gateway_number in after.items():
+            assert gateway_number in (before[uid], changed)
+
+
+def test_the_next_life_of_a_gateway_has_the_same_users() -> None:
+    assert _first(_gateways({1, 2, 3}, 0)) == _first(_gateways({1, 2, 3}, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 2_000), min_size=1, max_size=10))
+def test_nobody_is_sent_first_to_a_gateway_that_has_far_more_than_the_others(
+    connections: list[int],
+) -> None:
+    gateways = [
+        Gateway("fra", f"gw{n}", "10.0.0.1", 7000 + n, count, 1_500)
+        for n, count in enumerate(connections)
+    ]
+    bound = max(
+        1.25 * sum(connections) / len(connections), sum(connections) / len(connections) + 20
+    )
+    fit = [each for each in gateways if each.connections <= bound and each.load < 1]
+    for uid in UIDS[:20]:
+        order = by_hash(uid, gateways)
+        assert set(order) == set(gateways)
+        assert not fit or order[0] in fit
+
+
+def test_users_are_spread_over_the_gateways() -> None:
+    counts = Counter(by_hash(uid, _gateways({1, 2, 3, 4}))[0].port for uid in UIDS)
+    assert len(counts) == 4
+    assert max(counts.values()) < 1.4 * len(UIDS) / 4
+
+
+def test_the_region_file_says_how_gateways_are_ordered() -> None:
+    loaded = [gateway("fra", n, connections) for n, connections in ((1, 15), (2, 0), (3, 5))]
+    for order, ordered in ((GatewayOrder.LOAD, by_load), (GatewayOrder.HASH, by_hash)):
+        routing = REGION.spec.routing.model_copy(update={"gateways": order})
+        spec = REGION.spec.model_copy(update={"routing": routing})
+        region = REGION.model_copy(update={"spec": spec})
+        for uid in UIDS[:20]:
+            ranked = rank(policy(), region, "europe", uid, {"fra": loaded})
+            assert [each.gateway for each in ranked] == ordered(uid, loaded)

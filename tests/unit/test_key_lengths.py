@@ -46,6 +46,7 @@ LONGEST = {
     b"s": keys.settings(PARTITION, ID, DIRECT),
     b"f": keys.friend(PARTITION, ID, ID),
     b"w": keys.route(PARTITION, ID, ID),
+    b"d": keys.device_keys(PARTITION, ID, ID),
     b"u": keys.timeline(PARTITION, ID, DIRECT),
 }
 

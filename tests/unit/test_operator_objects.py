@@ -135,6 +135,25 @@ def test_a_process_that_hangs_is_told_by_its_own_answer_where_it_gives_one() -> 
     assert "metrics" not in {each["name"] for each in container["ports"]}
 
 
+def test_the_admin_api_is_reached_where_there_is_one() -> None:
+    spec = region().spec
+    ends = spec.idcs[0].endpoints.model_copy(update={"admin": "10.0.0.1:7104"})
+    idcs = [spec.idcs[0].model_copy(update={"endpoints": ends}), *spec.idcs[1:]]
+    found = made(
+        "idc", region().model_copy(update={"spec": spec.model_copy(update={"idcs": idcs})})
+    )
+    (policy,) = [each for each in found if each["kind"] == "NetworkPolicy"]
+    assert 7104 in {port["port"] for port in policy["spec"]["ingress"][0]["ports"]}
+    (service,) = [
+        each
+        for each in found
+        if each["kind"] == "Service" and each["metadata"]["name"].endswith("-peer")
+    ]
+    assert [each["name"] for each in service["spec"]["ports"]] == ["peer", "admin"]
+    (container,) = found[-1]["spec"]["template"]["spec"]["containers"]
+    assert "admin" in {each["name"] for each in container["ports"]}
+
+
 @EVERY
 def test_every_mount_has_its_volume(case: str) -> None:
     kind = made(case)[-1]["spec"]

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from imcore.convert import attested_pb, place_of
 from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place
-from services.sdk.core.outbox import Change, Delete, Entry, Flight, Outbox, Put, PutLane, Step
+from services.sdk.core.outbox import (
+    Change,
+    Delete,
+    Entry,
+    Flight,
+    Outbox,
+    Put,
+    PutLane,
+    PutRow,
+    Step,
+)
 from services.sdk.errors import OutboxFull
 
 FRA, IAD = Origin("fra", 1), Origin("iad", 1)
@@ -651,3 +661,22 @@ def test_what_a_message_refers_to_counts_is_stored_and_goes_along_under_another_
     (entry,) = again.offers()
     again.answered(entry, ack(entry, replicated=True), FRA)
     assert again.bytes == 0
+
+
+def test_a_row_is_written_with_its_message_and_after_a_failure_as_it_is_by_then() -> None:
+    rows = {"out": b"1"}
+    box = outbox(row=rows.__getitem__)
+    box.put_row("out")
+    box.compose(CHAT, b"sealed", 0, encrypted=True)
+    changes, entries = box.take_batch()
+    assert PutRow("out", b"1") in changes
+    [put] = [change for change in changes if isinstance(change, Put)]
+    assert put.encrypted
+    rows["out"] = b"2"
+    box.put_row("out")
+    later, more = box.take_batch()
+    assert later == [PutRow("out", b"2")] and not more
+    rows["out"] = b"3"
+    box.unwritable(entries)  # the disk was full for the first of them
+    box.unwritten(changes)
+    assert PutRow("out", b"3") in box.take_batch()[0]

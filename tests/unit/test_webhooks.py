@@ -107,6 +107,13 @@ def test_events_say_what_happened_and_no_more_than_asked_for() -> None:
     assert (event["online"], event["user_online"]) == (False, True)
 
 
+def test_no_hook_is_told_encrypted_content() -> None:
+    op = sent()
+    op.message.encrypted = True
+    [event] = events.message(op, content=True)
+    assert event["encrypted"] and "content_base64" not in event
+
+
 def test_a_signature_is_of_one_body_one_time_and_one_secret() -> None:
     shown = signature(SECRET, 1_000, b"body")
     assert verifies(SECRET, 1_000, b"body", shown, 1_000)

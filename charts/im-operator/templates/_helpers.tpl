@@ -17,12 +17,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
+  resources: [regions, idcs, gatewayclusters, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
   resources:
     - regions/status
     - idcs/status
+    - gatewayclusters/status
     - witnesses/status
     - trafficoperations/status
     - drills/status
@@ -34,14 +35,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [idcs, drillruns]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
-  resources: [idcs/finalizers, witnesses/finalizers]
+  resources: [idcs/finalizers, gatewayclusters/finalizers, witnesses/finalizers]
   verbs: [update]
 - apiGroups: [""]
-  resources: [services]
-  verbs: [list, watch, create, patch]
+  resources: [services]  # that of a gateway goes with it
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [apps]
   resources: [statefulsets]
-  verbs: [list, watch, create, patch]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [list, create, patch, delete]
@@ -54,11 +55,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [list, create, patch]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list, create, patch, delete]
 - apiGroups: [cert-manager.io]
   resources: [certificates]
   verbs: [list, create, patch]
 - apiGroups: [""]
-  resources: [pods, secrets]
+  resources: [pods]
+  verbs: [get, list]
+- apiGroups: [""]
+  resources: [secrets]
   verbs: [get]
 {{- if .Values.drills.enabled }}
 - apiGroups: [imctl.dev]  # of a Drill, at its times
@@ -70,9 +77,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [delete]
-- apiGroups: [apps]
-  resources: [statefulsets]
-  verbs: [get]
 {{- end }}
 - apiGroups: [""]
   resources: [events]

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,7 +23,7 @@ from uuid import uuid4
 import yaml
 
 from imcore.region.load import load_region
-from imctl.api.kinds import IDC, KINDS, WITNESS
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, KINDS, WITNESS
 from imctl.errors import Failed
 from imctl.target.local import Local
 from imctl.testing.cluster import image, settings
@@ -36,21 +36,31 @@ OPERATOR = ROOT / "charts" / "im-operator"
 # Of nodes, and as well the ports of the listeners: others dial the endpoints' own.
 FIRST_PORT = 30_100
 ENDS = {"gateway": 0, "ipconf": 1, "peer": 2}
+APART, GATEWAYS = 5, 2  # the first port of gateways in pods of their own, and how many
 # All of a region on one small machine; the capacity model reckons for one that carries thousands.
 RESOURCES = {"cpu": "50m", "memory": "512Mi"}
 READY_S = 120
+VIEWER = "imctl-viewer"
 LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
 
 def region_file(
-    folder: Path, node: str, clients: str, edit: Edit | None = None, source: Path = TWO_IDCS
+    folder: Path,
+    node: str,
+    clients: str,
+    edit: Edit | None = None,
+    apart: Sequence[str] = (),
+    source: Path = TWO_IDCS,
 ) -> Path:
-    """A copy of ``source`` with the node's ports; ``clients``: from where they come."""
+    """A copy of ``source`` with the node's ports; ``clients``: from where they come; ``apart``:
+    IDCs with several gateways."""
     document = yaml.safe_load(source.read_text())
     spec = document["spec"]
     for number, idc in enumerate(spec["idcs"]):
         first = FIRST_PORT + 10 * number
-        idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ENDS.items()}
+        ends = ENDS | ({"gateway": APART} if idc["name"] in apart else {})
+        idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ends.items()}
+        idc["gateways"] = GATEWAYS if idc["name"] in apart else 1
     if "witness" in spec:
         spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
     # The load of a drill comes from the operator's pod, and says as well where its clients are.
@@ -65,8 +75,12 @@ def region_file(
 class Pods:
     """What the operator made of a region; ``namespaces``: part -> its namespace."""
 
-    def __init__(self, cluster: Cluster, folder: Path, suffix: str) -> None:
-        """``folder``: with its region file."""
+    def __init__(
+        self, cluster: Cluster, folder: Path, suffix: str, apart: Sequence[str] = ()
+    ) -> None:
+        """``folder``: with its region file. ``apart``: IDCs whose gateways have pods of their
+        own."""
+        self.apart = apart
         self._cluster = cluster
         self._folder = folder
         self.data = folder / "deployment"
@@ -90,6 +104,10 @@ class Pods:
         }
         for idc in self.idcs:
             sites[idc]["spec"] = {"drills_from": [self.namespaces[self.idcs[0]]]}
+            if idc in self.apart:
+                sites[idc]["spec"] |= {
+                    "gateways": "apart", "role_certificate": VIEWER, "deletion": "at_once",
+                }  # fmt: skip
         path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
         return path
 
@@ -136,13 +154,55 @@ class Pods:
             except Failed as error:
                 raise Failed(f"{error}\n{self.said(part)}") from error
 
+    def role_secret(self, part: str, name: str) -> None:
+        """Of the certificate of a role, ``imctl-ROLE``."""
+        pki, role = self.data / "pki", name.removeprefix("imctl-")
+        self.kubectl(
+            part, "create", "secret", "generic", name, f"--from-file=ca.crt={pki / 'ca.pem'}",
+            f"--from-file=tls.crt={pki / f'{role}.pem'}",
+            f"--from-file=tls.key={pki / f'{role}.key'}",
+        )  # fmt: skip
+
+    def gateways(self, part: str) -> dict[str, Any]:
+        """What their GatewayCluster says of them."""
+        shown = self.kubectl(part, "get", "gatewaycluster", part, "-o", "jsonpath={.status}")
+        status: dict[str, Any] = json.loads(shown)
+        return status
+
+    def apply_gateways(self, part: str, **changes: Any) -> None:
+        """Those of an IDC whose gateways are apart, with these fields of their spec."""
+        spec = {
+            "idc": part,
+            "replicas": GATEWAYS,
+            "resources": {"cpu": "50m", "memory": "256Mi"},
+            "rollout": {"min_ready_s": 1},
+            **changes,
+        }
+        kind = {"apiVersion": API_VERSION, "kind": GATEWAY_CLUSTER.name}
+        self.apply(part, kind | {"metadata": {"name": part}, "spec": spec})
+
+    def wait_gateways(self, part: str, seconds: int = READY_S) -> None:
+        """Until all are as they are wanted. Raises Failed with what the pods say."""
+        cluster = f"gatewaycluster/{part}"
+        generation = self.kubectl(part, "get", cluster, "-o", "jsonpath={.metadata.generation}")
+        try:
+            for path in (
+                f"{{.status.observed_generation}}={generation}",
+                "{.status.phase}=Serving",
+            ):
+                waits = ("wait", cluster, f"--for=jsonpath={path}", f"--timeout={seconds}s")
+                self.kubectl(part, *waits)
+        except Failed as error:
+            raise Failed(f"{error}\n{self.said(part)}") from error
+
     def said(self, part: str) -> str:
         """By its objects and its log, for whoever looks into a failure."""
         shown = []
         for asked in (
-            ("get", "idc,witness,pods,services", "-o", "wide"),
+            ("get", "idc,gatewaycluster,witness,pods,services", "-o", "wide"),
             ("get", "events", "--sort-by=.lastTimestamp"),
             ("logs", f"{self.workload(part)}-0", "--tail=25"),
+            ("logs", "--selector=app.kubernetes.io/component=gateway", "--tail=25", "--prefix"),
         ):
             try:
                 shown.append(self.kubectl(part, *asked))
@@ -154,6 +214,14 @@ class Pods:
         name = f"{self.workload(part)}-0"
         found: dict[str, Any] = json.loads(self.kubectl(part, "get", "pod", name, "-o", "json"))
         return found
+
+    def evict(self, part: str, pod: str) -> None:
+        """As who drains a node asks for it. Raises Failed when the budget has no room."""
+        namespace = self.namespaces[part]
+        about = {"name": pod, "namespace": namespace}
+        wish = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": about}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+        self._cluster.kubectl("create", "--raw", path, "-f", "-", given=json.dumps(wish))
 
     def delete_pod(self, part: str) -> None:
         """As an operator of the cluster would: it is told to end, and another is made. Returns
@@ -249,13 +317,17 @@ class PodsLab(Lab):
 
 @contextlib.contextmanager
 def running(
-    cluster: Cluster, folder: Path, edit: Edit | None = None, source: Path = TWO_IDCS
+    cluster: Cluster,
+    folder: Path,
+    edit: Edit | None = None,
+    apart: Sequence[str] = (),
+    source: Path = TWO_IDCS,
 ) -> Iterator[Pods]:
     """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
     Raises Failed."""
     layout = cluster.layout
-    own = region_file(folder, layout.node_address, layout.machine_address, edit, source)
-    pods = Pods(cluster, folder, uuid4().hex[:6])
+    own = region_file(folder, layout.node_address, layout.machine_address, edit, apart, source)
+    pods = Pods(cluster, folder, uuid4().hex[:6], apart)
     try:
         for namespace in pods.namespaces.values():
             cluster.kubectl("create", "namespace", namespace)
@@ -274,7 +346,12 @@ def running(
         for kind in KINDS:
             until_known(cluster, kind.plural)
         pods.imctl("deploy", str(own), "--sites", str(pods.sites_file()))
+        for part in apart:
+            pods.role_secret(part, VIEWER)
+            pods.apply_gateways(part)
         pods.wait_ready(*pods.namespaces)
+        for part in apart:
+            pods.wait_gateways(part)
         yield pods
     finally:
         with contextlib.suppress(Failed):

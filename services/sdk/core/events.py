@@ -11,7 +11,9 @@ class Message(NamedTuple):
     ``key`` names it for ever, the same on every device. ``late``: it lies below the stable
     watermark, so it may stand above messages that were read long ago. ``composed_ms`` is the
     sender's clock, for people. ``reply``: the key of the message that it answers, which may not be
-    shown (yet), or empty. ``mentions``: uids."""
+    shown (yet), or empty. ``mentions``: uids. ``encrypted``: end to end. ``undecryptable``: why
+    this device cannot read it (docs/encryption.md), and ``content`` is empty then; a ``Changed``
+    tells when it can."""
 
     conversation: str
     key: str
@@ -23,6 +25,8 @@ class Message(NamedTuple):
     composed_ms: int
     reply: str = ""
     mentions: tuple[str, ...] = ()
+    encrypted: bool = False
+    undecryptable: str = ""
 
 
 class Moved(NamedTuple):
@@ -37,13 +41,15 @@ class Moved(NamedTuple):
 
 class Changed(NamedTuple):
     """A message was edited, recalled or reacted to. ``content`` is what it says now, empty once it
-    is ``recalled``; ``reactions`` are all that stand, as (uid, code), sorted."""
+    is ``recalled``; ``reactions`` are all that stand, as (uid, code), sorted. ``undecryptable``:
+    as of a Message."""
 
     conversation: str
     key: str
     content: bytes
     recalled: bool
     reactions: tuple[tuple[str, str], ...]
+    undecryptable: str = ""
 
 
 class CursorMoved(NamedTuple):
@@ -106,6 +112,17 @@ class FriendChanged(NamedTuple):
     state: str
 
 
+class IdentitySeen(NamedTuple):
+    """The keys of a device were seen for the first time and are trusted from now on, or
+    (``changed``) it has others than before: nothing is encrypted for it, and nothing of it read,
+    until ``Client.trust``."""
+
+    uid: str
+    device: str
+    fingerprint: str
+    changed: bool
+
+
 Event = (
     Message
     | Moved
@@ -116,4 +133,5 @@ Event = (
     | Presence
     | GroupChanged
     | FriendChanged
+    | IdentitySeen
 )

@@ -33,6 +33,7 @@ class Group(NamedTuple):
     owner: str
     admins: tuple[str, ...]
     announcement: Announcement | None = None
+    encrypted: bool = False
 
 
 def group_of(told: pb.GroupInfoOk, members: Iterable[str]) -> Group:
@@ -41,7 +42,9 @@ def group_of(told: pb.GroupInfoOk, members: Iterable[str]) -> Group:
     if told.HasField("announcement"):
         said = Announcement(told.announcement.text, told.announced_by, told.announced_ms)
     admins = tuple(told.admins)
-    return Group(told.conversation, told.name, tuple(members), told.owner, admins, said)
+    return Group(
+        told.conversation, told.name, tuple(members), told.owner, admins, said, told.encrypted
+    )
 
 
 def changed(conversation: str, entry: pb.MembershipEntry) -> GroupChanged:

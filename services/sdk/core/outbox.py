@@ -21,7 +21,7 @@ those before it where they are (they wait for the floor to pass what was refused
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from heapq import nsmallest
@@ -70,6 +70,7 @@ class Entry:
     replicated: bool = False
     tried: bool = False  # offered on an earlier connection, outcome unknown
     writes: int = 0  # batches for the store that hold it and are not durable yet
+    encrypted: bool = False  # content is a Sealed, once and for all
     conflicted: bool = False  # its key was used for other content: it gets another one
 
     @property
@@ -126,6 +127,7 @@ class Put(NamedTuple):
     placed: bytes
     replicated: bool
     refs: bytes = b""
+    encrypted: bool = False
 
 
 class Delete(NamedTuple):
@@ -142,10 +144,17 @@ class PutLane(NamedTuple):
     abandoned: bool
 
 
-Change = Put | Delete | PutLane
+class PutRow(NamedTuple):
+    """Of what is encrypted with (core.sealed)."""
+
+    name: str
+    value: bytes
 
 
-def _cid(change: Change) -> int:
+Change = Put | Delete | PutLane | PutRow
+
+
+def _cid(change: Put | Delete | PutLane) -> int:
     return 0 if isinstance(change, PutLane) else change.cid  # cids count from 1
 
 
@@ -172,6 +181,7 @@ class Outbox:
         entries_max: int = 10_000,
         bytes_max: int = 64 << 20,
         window: int = 32,
+        row: Callable[[str], bytes] = lambda name: b"",
     ) -> None:
         self.id = outbox_id
         self._new_id = new_id
@@ -182,6 +192,8 @@ class Outbox:
         self._ready: dict[Lane, None] = {}
         self._changes: list[Change] = []
         self._unwritten: list[Entry] = []
+        self._row = row  # the value of one as it is now
+        self._rows: dict[str, None] = {}  # those to write
         self.size = 0
         self.bytes = 0
         self.in_flight = 0
@@ -198,6 +210,7 @@ class Outbox:
         composed_ms: int,
         durability: int = 0,
         refs: bytes = b"",
+        encrypted: bool = False,
     ) -> Entry:
         """A new entry; durable once the shell says ``written``. Raises OutboxFull."""
         if (
@@ -209,7 +222,9 @@ class Outbox:
                 "replicated yet; it takes no more until some are"
             )
         lane = self._current_lane(conversation)
-        entry = Entry(lane, lane.next_cid, content, composed_ms, durability, refs)
+        entry = Entry(
+            lane, lane.next_cid, content, composed_ms, durability, refs, encrypted=encrypted
+        )
         lane.next_cid += 1
         self._insert(lane, entry)
         self._put_lane(lane)
@@ -236,10 +251,12 @@ class Outbox:
             else:
                 self._close(lane, entry.cid)
 
-    def unwritten(self, changes: Iterable[Change]) -> None:
+    def unwritten(self, changes: Sequence[Change]) -> None:
         """The store could not take these: they are written again, as things are by now. What was
         changed since is in a later batch, and an old state must never come after it."""
-        rows = dict.fromkeys((c.conversation, c.outbox, _cid(c)) for c in changes)
+        kept = [change for change in changes if not isinstance(change, PutRow)]
+        self._rows.update((c.name, None) for c in changes if isinstance(c, PutRow))
+        rows = dict.fromkeys((c.conversation, c.outbox, _cid(c)) for c in kept)
         for conversation, outbox, cid in rows:
             lane = next((x for x in self._lanes[conversation] if x.outbox == outbox), None)
             if lane is None:
@@ -263,7 +280,7 @@ class Outbox:
             placed = pb.Attested.FromString(stored.placed) if stored.placed else None
             entry = Entry(
                 lane, stored.cid, stored.content, stored.composed_ms, stored.durability,
-                stored.refs, placed,
+                stored.refs, placed, encrypted=bool(stored.encrypted),
             )  # fmt: skip
             entry.replicated = stored.replicated
             entry.tried = True  # it may have been offered before the process ended
@@ -618,6 +635,7 @@ class Outbox:
                 placed,
                 entry.replicated,
                 entry.refs,
+                entry.encrypted,
             )
         )
 
@@ -626,8 +644,14 @@ class Outbox:
             PutLane(lane.conversation, lane.outbox, lane.number, lane.next_cid, lane.abandoned)
         )
 
+    def put_row(self, name: str) -> None:
+        """It is written with the next batch, as it is by then."""
+        self._rows[name] = None
+
     def take_batch(self) -> tuple[list[Change], list[Entry]]:
         """What is to be written, and the entries that may be offered once it is."""
-        batch = (self._changes, self._unwritten)
+        rows = [PutRow(name, self._row(name)) for name in self._rows]
+        batch = (rows + self._changes, self._unwritten)
         self._changes, self._unwritten = [], []
+        self._rows = {}
         return batch

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from imcore.convert import key_of, place_of
 from imcore.proto import client_pb2 as pb
+from imcore.words import ClientKey
 from services.sdk.core.view import key_text
 
 
 class Last(NamedTuple):
     """The last message of a conversation. ``content`` is what it says now, empty once it is
-    ``recalled``; ``composed_ms`` is the sender's clock, for people."""
+    ``recalled``; ``composed_ms`` is the sender's clock, for people. Of one that is ``encrypted``
+    the content is that of the view, and empty when it is not shown there."""
 
     key: str
     uid: str
     content: bytes
     composed_ms: int
     recalled: bool
+    encrypted: bool = False
 
 
 class Summary(NamedTuple):
@@ -32,25 +35,32 @@ class Summary(NamedTuple):
     last: Last | None
     pinned: bool
     muted: bool
+    encrypted: bool = False
 
 
-def ordered(found: Iterable[pb.ConversationSummary]) -> tuple[Summary, ...]:
-    """What is pinned first, then by the last message, the newest first."""
+def ordered(
+    found: Iterable[pb.ConversationSummary], shown: Callable[[ClientKey], bytes]
+) -> tuple[Summary, ...]:
+    """What is pinned first, then by the last message, the newest first. ``shown``: what an
+    encrypted message says now in its view."""
     rows = sorted(
         found,
         key=lambda row: (row.pinned, place_of(row.last.place), row.conversation),
         reverse=True,
     )
-    return tuple(_summary(row) for row in rows)
+    return tuple(_summary(row, shown) for row in rows)
 
 
-def _summary(row: pb.ConversationSummary) -> Summary:
+def _summary(row: pb.ConversationSummary, shown: Callable[[ClientKey], bytes]) -> Summary:
     last = None
     if row.HasField("last"):
         told = row.last
+        key = key_of(told.key)
+        content = shown(key) if told.encrypted else told.content
         last = Last(
-            key_text(key_of(told.key)), told.key.uid, told.content, told.composed_ms, told.recalled
+            key_text(key), key.uid, content, told.composed_ms, told.recalled, told.encrypted
         )
     return Summary(
-        row.conversation, row.name, row.unread, row.more_unread, last, row.pinned, row.muted
-    )
+        row.conversation, row.name, row.unread, row.more_unread, last, row.pinned, row.muted,
+        row.encrypted,
+    )  # fmt: skip

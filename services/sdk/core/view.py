@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 
+from google.protobuf.message import DecodeError
+
 from imcore import changes
 from imcore.convert import key_of, origin_of, place_of
 from imcore.limits import CLAIMS_MAX
@@ -17,6 +19,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
 from services.sdk.core import group
 from services.sdk.core.events import Changed, Event, Message, Moved
+from services.sdk.core.sealed import NO_ENCRYPTION, Opened
 from services.sdk.core.vector import Received
 
 
@@ -34,8 +37,15 @@ def parse_key(text: str) -> ClientKey:
 _NO_REFS: tuple[str, tuple[str, ...]] = ("", ())
 
 
+def _closed(key: ClientKey, content: bytes, order: pb.Order | None) -> Opened:
+    return Opened(b"", b"", NO_ENCRYPTION)
+
+
 def _refs(encoded: bytes) -> tuple[str, tuple[str, ...]]:
-    refs = pb.Refs.FromString(encoded)  # the IDC that took it has looked at it
+    try:
+        refs = pb.Refs.FromString(encoded)
+    except DecodeError:  # no IDC has looked at what was encrypted
+        return _NO_REFS
     return key_text(key_of(refs.reply)) if refs.HasField("reply") else "", tuple(refs.mentions)
 
 
@@ -43,13 +53,18 @@ class Class:
     """A message and where it stands. ``known_at`` is the view's ``era`` in which the present IDC
     was found to know this place."""
 
-    __slots__ = ("attested", "composed_ms", "content", "key", "known_at", "late", "place", "refs")
+    __slots__ = (
+        "attested", "composed_ms", "content", "encrypted", "key", "known_at", "late", "place",
+        "refs", "why",
+    )  # fmt: skip
 
     def __init__(self, key: ClientKey, place: Place, attested: pb.Attested | None) -> None:
         self.key = key
         self.place = place
         self.attested = attested  # vouches for ``place`` or for a larger one
-        self.content = b""
+        self.content = b""  # as it was sent, for as long as it cannot be read
+        self.encrypted = False
+        self.why = ""  # it cannot be read
         self.refs: tuple[str, tuple[str, ...]] = _NO_REFS
         self.composed_ms = 0
         self.late = False
@@ -69,6 +84,10 @@ class View:
         self.classes: dict[ClientKey, Class] = {}
         self.stable = 0
         self._emit = emit
+        # What an encrypted message, or an edit, says; and what the edits of now were found to say.
+        self.opener: Callable[[ClientKey, bytes, pb.Order | None], Opened] = _closed
+        self._edits: dict[ClientKey, tuple[pb.Edit, Opened]] = {}
+        self._unread: set[ClientKey] = set()
         # Told of each new entry whose message is followed.
         self.traced: Callable[[pb.Entry], None] | None = None
         # Places of messages that are still to come, and in which era the IDC knew them.
@@ -113,6 +132,7 @@ class View:
                     message.refs,
                     from_idc,
                     track,
+                    message.encrypted,
                 )
             elif kind == "place_op":
                 op = entry.place_op
@@ -128,9 +148,16 @@ class View:
             self._raise_stable()
         return new
 
-    def own(self, placed: pb.Attested, content: bytes, composed_ms: int, refs: bytes = b"") -> None:
+    def own(
+        self,
+        placed: pb.Attested,
+        content: bytes,
+        composed_ms: int,
+        refs: bytes = b"",
+        encrypted: bool = False,
+    ) -> None:
         """An own message was acked by the serving IDC. Its position comes by push or pull."""
-        self._message(placed, content, composed_ms, refs, True, True)
+        self._message(placed, content, composed_ms, refs, True, True, encrypted)
 
     def _message(
         self,
@@ -140,6 +167,7 @@ class View:
         refs: bytes,
         from_idc: bool,
         live: bool,
+        encrypted: bool,
     ) -> None:
         wire = placed.key
         key = ClientKey(wire.uid, wire.device, wire.outbox, wire.conversation, wire.cid)
@@ -156,7 +184,11 @@ class View:
             attested = waiting[1] or placed
         made = self.classes[key] = Class(key, place, attested)
         made.content, made.composed_ms = content, composed_ms
-        made.refs = _refs(refs) if refs else _NO_REFS
+        made.refs = _refs(refs) if refs and not encrypted else _NO_REFS
+        # One that was recalled has no content any more, and its reason would say nothing.
+        made.encrypted = encrypted
+        if encrypted and content:
+            self._read_class(made)
         made.known_at = self._era if known else 0
         if not known:
             self._suspects[key] = made
@@ -176,33 +208,75 @@ class View:
 
     def changed(self, key: ClientKey) -> Changed:
         """What changes have made of a shown message by now. Raises KeyError."""
-        content, folded = self._content(self.classes[key]), self._changes.get(key, pb.Changes())
+        content, why = self._content(self.classes[key])
+        folded = self._changes.get(key, pb.Changes())
         reactions = tuple((row.uid, row.code) for row in folded.reactions if row.on)
-        return Changed(self.conversation, key_text(key), content, folded.recalled, reactions)
+        return Changed(self.conversation, key_text(key), content, folded.recalled, reactions, why)
 
-    def _content(self, shown: Class) -> bytes:
+    def _content(self, shown: Class) -> tuple[bytes, str]:
+        """What it says now, and why that cannot be read."""
         folded = self._changes.get(shown.key)
-        if folded is None:
-            return shown.content
+        if folded is None or not (folded.recalled or folded.HasField("edit")):
+            return (b"" if shown.why else shown.content), shown.why
         if folded.recalled:
-            return b""
-        return folded.edit.content if folded.HasField("edit") else shown.content
+            return b"", ""
+        edit = folded.edit
+        if not edit.encrypted:
+            return edit.content, ""
+        known = self._edits.get(shown.key)
+        if known is None or known[0] != edit:
+            held = pb.Edit()
+            held.CopyFrom(edit)
+            known = self._edits[shown.key] = (
+                held, self.opener(shown.key, held.content, held.order),
+            )  # fmt: skip
+            if known[1].why:
+                self._unread.add(shown.key)
+        return known[1].content, known[1].why
+
+    def _read_class(self, made: Class) -> None:
+        opened = self.opener(made.key, made.content, None)
+        made.why = opened.why
+        if opened.why:
+            self._unread.add(made.key)
+            return
+        made.content = opened.content
+        made.refs = _refs(opened.refs) if opened.refs else _NO_REFS
+
+    def read_again(self) -> None:
+        """A key has come: what could not be read may be readable now."""
+        unread, self._unread = self._unread, set()
+        for key in unread:
+            shown = self.classes[key]
+            was = self._edits.get(key)
+            before = (shown.why, was[1].why if was is not None else "")
+            if was is not None and was[1].why:
+                del self._edits[key]
+            if shown.why:
+                self._read_class(shown)
+            changed = self.changed(key)
+            now = self._edits.get(key)
+            if (shown.why, now[1].why if now is not None else "") != before:
+                self._emit(changed)
 
     def _shown(self, made: Class, index: int) -> Message:
         key, folded = made.key, self._changes.get(made.key)
         recalled = folded is not None and folded.recalled
         reply, mentions = _NO_REFS if recalled else made.refs
+        content, why = self._content(made)
         return Message(
             self.conversation,
             key_text(key),
             key.uid,
             key.device,
-            self._content(made),
+            content,
             index,
             made.late,
             made.composed_ms,
             reply,
             mentions,
+            made.encrypted,
+            why,
         )
 
     def _insert(self, place: Place, key: ClientKey) -> int:

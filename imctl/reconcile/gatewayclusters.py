@@ -1,0 +1,127 @@
+"""Brings the gateways of an IDC to what their GatewayCluster says: look, decide (``gateways``),
+apply, let go of what is not wanted any more, say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
+from imctl.api.kinds import API_VERSION, IDC
+from imctl.api.model import IdcSpec
+from imctl.reconcile import seen
+from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
+from imctl.reconcile.gateways import Decision, Seen, decide
+from imctl.reconcile.objects import REGION_FILE
+from imctl.reconcile.observed import Object, Owner, Tell
+
+T = TypeVar("T", bound=BaseModel)
+PRUNED = (
+    ("v1", "ConfigMap"), ("v1", "Service"), ("autoscaling/v2", "HorizontalPodAutoscaler"),
+)  # fmt: skip
+_OPTIONAL = ("connections", "step_clients")
+_SERVED = (GatewayPhase.SERVING, GatewayPhase.UNREADY)
+_WARNINGS = (GatewayPhase.BLOCKED, GatewayPhase.UNREADY)
+_SETTLED = (GatewayPhase.SERVING, GatewayPhase.PAUSED, GatewayPhase.DELETING)
+
+
+class GatewayClusters:
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        figures: Mapping[str, float],
+        wall: Callable[[], str],
+        tell: Tell,
+    ) -> None:
+        self._cluster = cluster
+        self._figures = figures
+        self._wall = wall
+        self._tell = tell
+
+    async def reconcile(self, owner: Owner, document: Object) -> bool:
+        """Once; whether it is on its way to something. Raises ImError for what may do better
+        later."""
+        before = document.get("status", {})
+        spec = _read(GatewayClusterSpec, document["spec"])
+        found = await self._see(owner, spec, before)
+        decision = decide(owner, spec, found, self._figures)
+        for wanted in decision.apply:
+            try:
+                await self._cluster.apply(wanted)
+            except Rejected as error:
+                await self._say(owner, _rejected(decision, str(error)), before)
+                raise
+        if decision.apply:
+            await self._prune(owner, decision)
+        await self._say(owner, decision, before)
+        return decision.reason not in _SETTLED
+
+    async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
+        """``before``: the status as it was."""
+        namespace = owner.namespace
+        document = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
+        idc, region = None, None
+        if document is not None:
+            idc = _read(IdcSpec, document["spec"])
+            region = await self._cluster.get(API_VERSION, "Region", namespace, idc.region)
+        name = f"{owner.name}-{COMPONENT}"
+        workload = await self._cluster.get("apps/v1", "StatefulSet", namespace, name)
+        pods = await self._cluster.list("v1", "Pod", namespace, selector_of(owner))
+        files = {
+            each["metadata"]["name"]: each["metadata"].get("annotations", {}).get(REGION_FILE, "")
+            for each in pods
+        }
+        troubles = [
+            f"{each['metadata']['name']}: {why}"
+            for each in pods
+            if (why := seen.trouble_of(each.get("status", {})))
+        ]
+        unchanged = before.get("observed_generation") == owner.generation
+        served = unchanged and before.get("phase") in _SERVED
+        return Seen(
+            idc, (document or {}).get("status", {}), region["spec"] if region else None,
+            workload or {}, files, troubles[0] if troubles else "", served,
+            before.get("step_clients"),
+        )  # fmt: skip
+
+    async def _prune(self, owner: Owner, decision: Decision) -> None:
+        """Region files of no pod, Services of gateways that are gone, an autoscaler that is not
+        wanted any more."""
+        for api, kind in PRUNED:
+            for each in await self._cluster.list(api, kind, owner.namespace, selector_of(owner)):
+                metadata = each["metadata"]
+                mine = any(one["uid"] == owner.uid for one in metadata.get("ownerReferences", ()))
+                if mine and (kind, metadata["name"]) not in decision.keep:
+                    await self._cluster.delete(api, kind, owner.namespace, metadata["name"])
+
+    async def _say(self, owner: Owner, decision: Decision, before: Object) -> None:
+        now, of = self._wall(), owner.generation
+        conditions = [
+            seen.condition(kind, holds, decision.reason, decision.message, before, of, now)
+            for kind, holds in (("Ready", decision.ready), ("Rolled", decision.rolled))
+        ]
+        status = {**decision.status, "conditions": conditions}
+        gone = {name for name in _OPTIONAL if name in before and name not in status}
+        if gone or seen.differs(status, before):
+            await self._cluster.apply(seen.status_object(owner, status), status=True)
+        if any(before.get(name) != status[name] for name in ("phase", "blocked_by")):
+            warning = decision.reason in (*_WARNINGS, "Rejected")
+            await self._tell(seen.event(owner, decision.reason, decision.message, now, warning))
+
+
+def _read(model: type[T], spec: Object) -> T:
+    try:
+        return model.model_validate(spec)
+    except ValidationError as error:
+        # The schema of the CRD is made of the same model: they are of different versions.
+        raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+
+
+def _rejected(decision: Decision, why: str) -> Decision:
+    status = {**decision.status, "phase": str(GatewayPhase.BLOCKED), "blocked_by": [why]}
+    return decision._replace(status=status, ready=False, reason="Rejected", message=why)

@@ -1,0 +1,308 @@
+"""The Kubernetes objects of the gateways of an IDC, as a function of their spec, that of the IDC
+object, and the region. Pure.
+
+Gateway n of the region file is the pod `NAME-gateway-n`, with a Service of its own at the port of
+that gateway: where clients find one gateway they find no other. Inside its pod each listens at the
+same port, so that one template makes all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from math import ceil
+from typing import Any, NamedTuple
+
+from imcore.region.model import Idc, Region
+from imcore.region.rules import gateway_ports
+from imctl.api.gateways import GatewayClusterSpec
+from imctl.api.kinds import API_VERSION
+from imctl.api.model import IdcSpec
+from imctl.reconcile.objects import (
+    CONTAINER_SECURITY,
+    ETC,
+    POD_SECURITY,
+    REGION_FILE,
+    REGION_LABEL,
+    TEMPLATE,
+    VAR,
+    hash_of,
+    owned,
+    pace,
+    pki_volume,
+    region_text,
+)
+from imctl.reconcile.observed import Object, Owner
+from services.node.roles import Roles
+
+COMPONENT = "gateway"
+POD_NAME = "statefulset.kubernetes.io/pod-name"
+POD_INDEX = "apps.kubernetes.io/pod-index"
+CLIENTS, MONITOR = 7443, 7444  # inside its pod
+OTHERS_S, EACH_S, END_S = 5, 10, 15  # finding others, a client's own time, the last farewell
+SETTLED_S = 300  # what follows the load goes down no sooner after it has
+
+
+class Fronts(NamedTuple):
+    """What is wanted of whom. ``region`` has the IDC that ``idc``, its object, names."""
+
+    owner: Owner
+    spec: GatewayClusterSpec
+    idc: IdcSpec
+    region: Region
+
+    @property
+    def base(self) -> str:
+        return f"{self.owner.name}-{COMPONENT}"
+
+    @property
+    def own(self) -> Idc:
+        return self.region.idc(self.idc.idc)
+
+    @property
+    def replicas(self) -> int:
+        """Between the bounds, when it follows the load."""
+        bounds = self.spec.autoscaling
+        if bounds is None:
+            return self.spec.replicas
+        return min(max(self.spec.replicas, bounds.min), bounds.max)
+
+    @property
+    def match(self) -> dict[str, str]:
+        return match_of(self.owner)
+
+    def service(self, number: int) -> str:
+        return f"{self.base}-{number}"
+
+
+def match_of(owner: Owner) -> dict[str, str]:
+    """Labels of its pods."""
+    return {
+        "app.kubernetes.io/name": "imctl",
+        "app.kubernetes.io/component": COMPONENT,
+        "app.kubernetes.io/instance": owner.name,
+    }
+
+
+def selector_of(owner: Owner) -> str:
+    return ",".join(f"{name}={value}" for name, value in match_of(owner).items())
+
+
+def grace_s(idc: Idc, connects_per_s: int) -> int:
+    """For all clients of a full gateway to go to another one, which takes so many a second while
+    it is busy otherwise."""
+    full = idc.capacity.sessions / idc.gateways
+    return OTHERS_S + ceil(full / (connects_per_s / 2)) + EACH_S + END_S
+
+
+def objects(of: Fronts, figures: Mapping[str, float], partition: int = 0) -> list[Object]:
+    """In the order of applying them; the StatefulSet is the last. Its pods from ``partition`` on,
+    counted from 0, get what is wanted; the others keep what they have."""
+    return _Maker(of, figures).all(partition)
+
+
+class _Maker:
+    def __init__(self, of: Fronts, figures: Mapping[str, float]) -> None:
+        self._of, self._figures, self._own = of, figures, of.own
+        self._text = region_text(of.region)
+        self._hash = hash_of(self._text)
+        self._labels = {**of.match, REGION_LABEL: of.region.metadata.name}
+
+    def all(self, partition: int) -> list[Object]:
+        made = [
+            self._object(
+                "v1", "ServiceAccount", self._of.base, automountServiceAccountToken=False
+            ),
+            self._object(
+                "v1", "ConfigMap", self._config_map(),
+                immutable=True, data={"region.yaml": self._text},
+            ),
+            self._network_policy(),
+            self._budget(),
+            self._names(),
+            *(self._service(number) for number in range(1, self._of.replicas + 1)),
+        ]  # fmt: skip
+        if self._of.spec.autoscaling is not None:
+            made.append(self._autoscaler())
+        return [*made, self._stateful_set(partition)]
+
+    def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
+        return owned(self._of.owner, self._labels, api, kind, name, body)
+
+    def _config_map(self) -> str:
+        return f"{self._of.base}-region-{self._hash}"
+
+    def _network_policy(self) -> Object:
+        ports = [{"protocol": "TCP", "port": port} for port in (CLIENTS, MONITOR)]
+        spec = {
+            "podSelector": {"matchLabels": self._of.match},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": ports}],
+        }
+        return self._object("networking.k8s.io/v1", "NetworkPolicy", self._of.base, spec=spec)
+
+    def _budget(self) -> Object:
+        spec = {
+            "maxUnavailable": self._of.spec.rollout.max_unavailable,
+            "selector": {"matchLabels": self._of.match},
+            # One that serves nobody is in nobody's way.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        }
+        return self._object("policy/v1", "PodDisruptionBudget", self._of.base, spec=spec)
+
+    def _names(self) -> Object:
+        """Of the pods, for each other and for whoever reads their metrics."""
+        spec = {
+            "clusterIP": "None",
+            "selector": self._of.match,
+            "ports": [_port("monitor", MONITOR, MONITOR)],
+        }
+        return self._object("v1", "Service", self._of.base, spec=spec)
+
+    def _service(self, number: int) -> Object:
+        """Of one gateway."""
+        found = gateway_ports(self._own)[number - 1][1]
+        port = _port("gateway", found, CLIENTS)
+        if self._of.idc.service == "NodePort":
+            port["nodePort"] = found
+        spec: Object = {
+            "type": self._of.idc.service,
+            "selector": {**self._of.match, POD_NAME: self._of.service(number)},
+            "ports": [port],
+        }
+        if self._of.idc.service != "ClusterIP":
+            spec["externalTrafficPolicy"] = "Local"  # clients are known by their addresses
+        return self._object("v1", "Service", self._of.service(number), spec=spec)
+
+    def _autoscaler(self) -> Object:
+        bounds = self._of.spec.autoscaling
+        assert bounds is not None
+        target = {"type": "AverageValue", "averageValue": str(bounds.connections)}
+        metric = {"metric": {"name": "im_gateway_connections"}, "target": target}
+        slowly = {
+            "stabilizationWindowSeconds": SETTLED_S,
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
+        }
+        owner = self._of.owner
+        spec = {
+            "scaleTargetRef": {
+                "apiVersion": API_VERSION, "kind": owner.kind, "name": owner.name,
+            },
+            "minReplicas": bounds.min,
+            "maxReplicas": bounds.max,
+            "metrics": [{"type": "Pods", "pods": metric}],
+            # Each one that goes sends its clients to the others.
+            "behavior": {"scaleDown": slowly},
+        }  # fmt: skip
+        return self._object("autoscaling/v2", "HorizontalPodAutoscaler", self._of.base, spec=spec)
+
+    def _stateful_set(self, partition: int) -> Object:
+        pod = self._pod()
+        marks = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
+        metadata = {"labels": self._labels, "annotations": marks}
+        spec = {
+            "serviceName": self._of.base,
+            "replicas": self._of.replicas,
+            "ordinals": {"start": 1},  # as the region file counts them
+            "podManagementPolicy": "Parallel",  # none waits for another one to start
+            "minReadySeconds": self._of.spec.rollout.min_ready_s,
+            "selector": {"matchLabels": self._of.match},
+            "updateStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"partition": partition},
+            },
+            "template": {"metadata": metadata, "spec": pod},
+        }
+        return self._object("apps/v1", "StatefulSet", self._of.base, spec=spec)
+
+    def _pod(self) -> Object:
+        idc = self._of.idc
+        limit = self._of.region.spec.limits.connects_per_s
+        pod: Object = {
+            "serviceAccountName": self._of.base,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": grace_s(self._own, limit),
+            "securityContext": deepcopy(POD_SECURITY),
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": key,
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": self._of.match},
+                }
+                for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+            ],
+            "containers": [self._container()],
+            "volumes": [
+                # Sessions that a process left for its next one: of this pod, and no other.
+                {"name": "data", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "region", "configMap": {"name": self._config_map()}},
+                pki_volume(self._own.name, idc.certificates, f"{self._of.spec.idc}-idc"),
+            ],
+        }
+        if self._of.spec.node_selector:
+            pod["nodeSelector"] = dict(self._of.spec.node_selector)
+        if idc.image_pull_secret:
+            pod["imagePullSecrets"] = [{"name": idc.image_pull_secret}]
+        return pod
+
+    def _container(self) -> Object:
+        resources = self._of.spec.resources
+        memory = resources.memory or f"{self._memory_mib()}Mi"
+        return {
+            "name": COMPONENT,
+            "image": self._of.spec.image or self._of.idc.image,
+            "command": ["python3", "-m", "services.node"],
+            "args": [
+                "--region", f"{ETC}/region/region.yaml", "--pki", f"{ETC}/pki",
+                "--data", f"{VAR}/data", "--audit", f"{VAR}/audit.jsonl",
+                "--idc", self._own.name, "--roles", ",".join(Roles.FRONT.value),
+                "--instance", "$(NUMBER)", "--listen", "0.0.0.0",  # noqa: S104 - in a pod
+                "--gateway-port", str(CLIENTS), "--monitor-port", str(MONITOR), "--leave",
+            ],
+            "env": [
+                {
+                    "name": "NUMBER",
+                    "valueFrom": {
+                        "fieldRef": {
+                            "apiVersion": "v1", "fieldPath": f"metadata.labels['{POD_INDEX}']",
+                        }
+                    },
+                }
+            ],
+            "ports": [
+                {"name": "gateway", "containerPort": CLIENTS},
+                {"name": "monitor", "containerPort": MONITOR},
+            ],
+            "resources": {
+                "requests": {"cpu": resources.cpu or "1", "memory": memory},
+                "limits": {"memory": memory},
+            },
+            "securityContext": deepcopy(CONTAINER_SECURITY),
+            "livenessProbe": _asked("/livez", 10, 6),
+            "readinessProbe": _asked("/readyz", 2, 2),
+            "volumeMounts": [
+                {"name": "data", "mountPath": VAR},
+                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - its own
+                {"name": "region", "mountPath": f"{ETC}/region", "readOnly": True},
+                {"name": "pki", "mountPath": f"{ETC}/pki", "readOnly": True},
+            ],
+        }  # fmt: skip
+
+    def _memory_mib(self) -> int:
+        sessions = self._own.capacity.sessions / self._own.gateways
+        figures = self._figures
+        return ceil(figures["process_mib"] + sessions * figures["connection_kib"] / 1024)
+
+
+def _asked(path: str, period_s: int, failures: int) -> Object:
+    return {
+        "httpGet": {"scheme": "HTTPS", "path": path, "port": MONITOR},
+        **pace(period_s, failures),
+    }
+
+
+def _port(name: str, found: int, inside: int) -> Object:
+    return {"name": name, "protocol": "TCP", "port": found, "targetPort": inside}

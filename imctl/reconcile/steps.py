@@ -1,0 +1,76 @@
+"""How new settings come to gateways one by one, each after the clients of the one before are back.
+Pure.
+
+A StatefulSet gives its pods from number ``partition`` on (from 0) the settings that are wanted. The
+operator lowers it by one for each step; it stands in the StatefulSet, so whoever takes over goes on
+from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from imctl.api.gateways import Rollout
+from imctl.reconcile.objects import TEMPLATE
+
+
+class Step(NamedTuple):
+    """``clients``: of the IDC when it began; None: nobody said. ``waits``: for what, if it does."""
+
+    partition: int
+    clients: int | None = None
+    waits: str = ""
+
+
+def template_of(workload: Mapping[str, Any]) -> str:
+    """The mark of the settings of its pods; empty: there is none."""
+    metadata = workload.get("spec", {}).get("template", {}).get("metadata", {})
+    return str(metadata.get("annotations", {}).get(TEMPLATE, ""))
+
+
+def step_of(
+    rollout: Rollout,
+    replicas: int,
+    template: str,
+    workload: Mapping[str, Any],
+    clients: int | None,
+    before: int | None,
+) -> Step:
+    """``template``: the hash of the settings that are wanted; ``workload``: the StatefulSet, empty:
+    there is none. ``clients``: of the IDC now, ``before``: when the step began that is under way;
+    None: not known."""
+    spec = workload.get("spec", {})
+    keep, last = min(rollout.keep, replicas), max(replicas - 1, 0)
+    if not spec:
+        return Step(keep)
+    if template_of(workload) != template:
+        return Step(max(keep, last), clients)  # with the last one it begins
+    partition = min(spec["updateStrategy"]["rollingUpdate"].get("partition", 0), last)
+    if partition <= keep:
+        return Step(keep)
+    if waits := _waits(rollout, replicas, partition, workload, clients, before):
+        return Step(partition, before, waits)
+    return Step(partition - 1, clients)
+
+
+def _waits(
+    rollout: Rollout,
+    replicas: int,
+    partition: int,
+    workload: Mapping[str, Any],
+    clients: int | None,
+    before: int | None,
+) -> str:
+    status = workload.get("status", {})
+    if status.get("observedGeneration") != workload["metadata"].get("generation"):
+        return "the cluster has not seen it yet"
+    if status.get("updatedReplicas", 0) < replicas - partition:
+        return "a pod is replaced"
+    if status.get("availableReplicas", 0) < replicas:
+        return "not all gateways are ready"
+    if before is not None and clients is not None:
+        wanted = before * rollout.reconnected / 100
+        if clients < wanted:
+            return f"{clients} of {before} clients are there, {rollout.reconnected} % are wanted"
+    return ""

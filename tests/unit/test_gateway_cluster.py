@@ -1,0 +1,290 @@
+"""The gateways of an IDC on Kubernetes: their objects as golden files, what is decided about them,
+and the loop around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from imcore.region.model import Region
+from imctl.api.gateways import Autoscaling, GatewayClusterSpec, Rollout
+from imctl.api.kinds import GATEWAY_CLUSTER
+from imctl.api.model import IdcSpec, Resources
+from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
+from imctl.reconcile.gateways import Decision, Seen, decide
+from imctl.reconcile.objects import TEMPLATE
+from imctl.reconcile.objects import objects as idc_objects
+from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
+from imctl.reconcile.steps import Step, step_of
+from imctl.testing import golden
+from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region
+from tests.unit.test_operator_reconciler import Memory, Nobody
+
+OWNER = Owner("GatewayCluster", "im-fra", "fra", "0a1b", 3)
+SPEC = GatewayClusterSpec(idc="fra")
+APART = IDC.model_copy(update={"gateways": "apart"})
+RICH = GatewayClusterSpec(
+    idc="fra",
+    autoscaling=Autoscaling(min=3, max=4, connections=8000),
+    image="imctl:2",
+    resources=Resources(cpu="2", memory="3Gi"),
+    rollout=Rollout(keep=1, min_ready_s=30, max_unavailable=2),
+    node_selector={"edge": "yes"},
+)
+OUTSIDE = APART.model_copy(
+    update={"service": "NodePort", "certificates": BY_ISSUER, "image_pull_secret": "registry"}
+)
+CASES: dict[str, tuple[GatewayClusterSpec, IdcSpec]] = {
+    "gateways": (SPEC, APART),
+    "gateways-with-all": (RICH, OUTSIDE),
+}
+
+
+def roomy(gateways: int = 4) -> Region:
+    """With so many gateways in fra."""
+    found = region()
+    idcs = [
+        each.model_copy(update={"gateways": gateways}) if each.name == "fra" else each
+        for each in found.spec.idcs
+    ]
+    return found.model_copy(update={"spec": found.spec.model_copy(update={"idcs": idcs})})
+
+
+def made(spec: GatewayClusterSpec = SPEC, idc: IdcSpec = APART) -> list[Object]:
+    return objects(Fronts(OWNER, spec, idc, roomy()), FIGURES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str) -> None:
+    text = yaml.safe_dump_all(made(*CASES[case]), sort_keys=False, width=100)
+    golden.check(text, GOLDEN / f"{case}.yaml")
+
+
+def test_an_idc_with_its_gateways_apart_has_none_of_its_own() -> None:
+    owner = Owner("IDC", "im-fra", "fra", "0a1b", 3)
+    whole = idc_objects(owner, APART, roomy(), FIGURES)
+    (container,) = whole[-1]["spec"]["template"]["spec"]["containers"]
+    args = " ".join(container["args"])
+    assert "--roles im,route,ipconf,control" in args
+    assert [port["name"] for port in container["ports"]] == ["ipconf", "peer", "metrics"]
+    (clients,) = [each for each in whole if each["metadata"]["name"] == "fra-idc-clients"]
+    assert [port["name"] for port in clients["spec"]["ports"]] == ["ipconf"]
+
+
+def test_each_gateway_has_a_service_at_the_port_that_ipconf_tells() -> None:
+    first = int(roomy().idc("fra").endpoints.gateway.rpartition(":")[2])
+    ports = {
+        each["spec"]["selector"]["statefulset.kubernetes.io/pod-name"]: each["spec"]["ports"]
+        for each in made()
+        if each["kind"] == "Service" and "clusterIP" not in each["spec"]
+    }
+    assert {name: port["port"] for name, (port,) in ports.items()} == {
+        "fra-gateway-1": first,
+        "fra-gateway-2": first + 1,
+    }
+
+
+def test_it_is_given_time_for_all_its_clients_to_go() -> None:
+    idc = roomy(2).idc("fra")
+    full = idc.capacity.sessions / 2
+    assert grace_s(idc, 500) >= full / 250 + 25
+    (pod,) = [each["spec"]["template"]["spec"] for each in made() if each["kind"] == "StatefulSet"]
+    assert pod["terminationGracePeriodSeconds"] == grace_s(roomy().idc("fra"), 500)
+
+
+# ----------------------------------------------------------------------------- what is decided
+
+
+def workload(spec: GatewayClusterSpec = SPEC, **status: Any) -> Object:
+    """The StatefulSet as it is wanted, or of other settings."""
+    wanted = made(spec)[-1] | {"status": {"observedGeneration": 2, **status}}
+    wanted["metadata"]["generation"] = 2
+    return wanted
+
+
+def decided(spec: GatewayClusterSpec = SPEC, gateways: int = 4, **seen: Any) -> Decision:
+    found = {
+        "idc": APART,
+        "region": roomy(gateways).model_dump(mode="json", exclude_defaults=True)["spec"],
+        **seen,
+    }
+    return decide(OWNER, spec, Seen(**found), FIGURES)
+
+
+def test_what_is_missing_blocks_it_and_nothing_is_touched() -> None:
+    missing: dict[str, dict[str, Any]] = {
+        "IDC fra is not in this namespace": {"idc": None},
+        "Region two-idc is not in this namespace": {"region": None},
+        "IDC fra runs its own gateways: say `gateways: apart` there": {"idc": IDC},
+        "IDC fra is blocked: Secret x is not there": {
+            "idc_status": {"phase": "Blocked", "blocked_by": ["Secret x is not there"]},
+        },
+    }
+    for why, seen in missing.items():
+        decision = decided(**seen)
+        assert decision.status["blocked_by"] == [why]
+        assert (decision.apply, decision.reason) == ([], "Blocked")
+
+
+def test_there_are_no_more_of_them_than_the_region_has_ports_for() -> None:
+    said = "expected at most 1, the `gateways` of fra in Region two-idc, got"
+    assert decided(gateways=1).status["blocked_by"] == [f"replicas: {said} 2"]
+    assert decided(RICH, gateways=1).status["blocked_by"] == [f"autoscaling.max: {said} 4"]
+
+
+def test_the_autoscaler_is_held_to_its_bounds() -> None:
+    def replicas(wanted: int) -> int:
+        spec = RICH.model_copy(update={"replicas": wanted})
+        return int(made(spec)[-1]["spec"]["replicas"])
+
+    assert [replicas(each) for each in (0, 3, 9)] == [3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("phase", "ready", "rolled", "status"),
+    [
+        ("Starting", False, True, {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}),
+        ("Serving", True, True, {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 2}),
+        (
+            "Rolling", True, False,
+            {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2,
+             "currentRevision": "a", "updateRevision": "b"},
+        ),
+    ],
+)  # fmt: skip
+def test_its_phase(phase: str, ready: bool, rolled: bool, status: dict[str, Any]) -> None:
+    decision = decided(workload=workload(**status))
+    assert (decision.reason, decision.ready, decision.rolled) == (phase, ready, rolled)
+    assert decision.status["selector"] == (
+        "app.kubernetes.io/name=imctl,app.kubernetes.io/component=gateway,"
+        "app.kubernetes.io/instance=fra"
+    )
+
+
+def test_one_that_served_all_and_does_not_any_more_is_unready() -> None:
+    status: dict[str, Any] = {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}
+    assert decided(workload=workload(**status), served=True).reason == "Unready"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_it_does_not_serve_before_a_change_is_seen(replicas: int) -> None:
+    before = SPEC.model_copy(update={"replicas": replicas})
+    changed = before.model_copy(update={"image": "imctl:2"})
+    status: dict[str, Any] = dict.fromkeys(
+        ("replicas", "updatedReplicas", "readyReplicas"), replicas
+    )
+    decision = decided(changed, workload=workload(before, **status))
+    assert (decision.reason, decision.rolled) == ("Rolling", False)
+
+
+def test_those_that_keep_their_settings_are_not_waited_for() -> None:
+    spec = SPEC.model_copy(update={"rollout": Rollout(keep=1)})
+    status = {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2}
+    assert decided(spec, workload=workload(spec, **status)).reason == "Serving"
+
+
+def test_what_a_pod_still_needs_is_kept() -> None:
+    keep = decided(pods={"fra-gateway-3": "0123456789"}).keep
+    assert ("Service", "fra-gateway-3") in keep
+    assert ("ConfigMap", "fra-gateway-region-0123456789") in keep
+    assert ("Service", "fra-gateway-4") not in keep
+
+
+# ------------------------------------------------------------------------------- the loop
+
+
+@pytest.fixture
+def memory() -> Memory:
+    found = Memory()
+    found.put("IDC", "fra", spec=APART.model_dump(mode="json", exclude_none=True))
+    found.put(
+        "Region", "two-idc", spec=roomy().model_dump(mode="json", exclude_defaults=True)["spec"]
+    )
+    found.put("GatewayCluster", "fra", spec=SPEC.model_dump(mode="json"))
+    return found
+
+
+async def test_it_is_made_scaled_down_and_says_how_it_is(memory: Memory) -> None:
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    assert await reconciler.reconcile(key) == SOON_S
+    assert memory.status("GatewayCluster")["phase"] == "Starting"
+    assert ("Service", "im-fra", "fra-gateway-2") in memory.held
+    assert [each["reason"] for each in memory.events] == ["Starting"]
+
+    spec = SPEC.model_copy(update={"replicas": 1}).model_dump(mode="json")
+    memory.held["GatewayCluster", "im-fra", "fra"]["spec"] = spec
+    held = memory.held["StatefulSet", "im-fra", "fra-gateway"]
+    held["metadata"]["generation"] = 1
+    status = {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}
+    held["status"] = status
+    assert await reconciler.reconcile(key) is None
+    assert ("Service", "im-fra", "fra-gateway-2") not in memory.held
+    assert memory.status("GatewayCluster")["phase"] == "Serving"
+    (condition, _) = memory.status("GatewayCluster")["conditions"]
+    assert (condition["type"], condition["status"]) == ("Ready", "True")
+
+
+# --------------------------------------------------------------------------- its steps
+
+
+def stands(template: str, partition: int, updated: int, available: int = 3) -> Object:
+    """A StatefulSet of three pods."""
+    return {
+        "metadata": {"generation": 2},
+        "spec": {
+            "updateStrategy": {"rollingUpdate": {"partition": partition}},
+            "template": {"metadata": {"annotations": {TEMPLATE: template}}},
+        },
+        "status": {
+            "observedGeneration": 2, "replicas": 3, "readyReplicas": available,
+            "updatedReplicas": updated, "availableReplicas": available,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("workload", "clients", "before", "step"),
+    [
+        ({}, 50, None, Step(0)),
+        (stands("old", 0, 3), 50, None, Step(2, 50)),
+        (stands("new", 2, 0), 50, 50, Step(2, 50, "a pod is replaced")),
+        (stands("new", 2, 1, 2), 50, 50, Step(2, 50, "not all gateways are ready")),
+        (
+            stands("new", 2, 1), 44, 50,
+            Step(2, 50, "44 of 50 clients are there, 90 % are wanted"),
+        ),
+        (stands("new", 2, 1), 45, 50, Step(1, 45)),
+        (stands("new", 2, 1), None, None, Step(1)),
+        (stands("new", 1, 2), 45, 45, Step(0, 45)),
+        (stands("new", 0, 2), 45, 45, Step(0)),
+    ],
+)  # fmt: skip
+def test_the_next_pod_is_replaced_once_the_clients_of_the_last_are_back(
+    workload: Object, clients: int | None, before: int | None, step: Step
+) -> None:
+    assert step_of(Rollout(), 3, "new", workload, clients, before) == step
+
+
+def test_those_that_are_kept_are_reached_when_they_are_not_kept_any_more() -> None:
+    kept = Rollout(keep=2)
+    assert step_of(kept, 3, "new", stands("old", 2, 3), 9, None).partition == 2
+    assert step_of(kept, 3, "new", stands("new", 2, 1), 9, 9).partition == 2
+    assert step_of(Rollout(), 3, "new", stands("new", 2, 1), 9, 9).partition == 1
+
+
+def test_what_it_waits_for_is_said() -> None:
+    template = made(SPEC.model_copy(update={"replicas": 3}))[-1]
+    mark = template["spec"]["template"]["metadata"]["annotations"][TEMPLATE]
+    decision = decided(
+        SPEC.model_copy(update={"replicas": 3}), workload=stands(mark, 2, 1), step_clients=50,
+        idc_status={"process": {"sessions": 20}},
+    )  # fmt: skip
+    assert (decision.reason, decision.rolled) == ("Rolling", False)
+    said = "gateway 3 of 3 gets the settings that are wanted: 20 of 50 clients are there, 90 % "
+    assert decision.message == said + "are wanted"
+    assert (decision.status["connections"], decision.status["step_clients"]) == (20, 50)
+    assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
