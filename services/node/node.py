@@ -37,6 +37,8 @@ from services.im import keys
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.im.sync import token_of
+from services.media.server import MediaApi
+from services.media.store import MediaStore
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
 from services.node.admin import AdminService
@@ -57,6 +59,7 @@ from services.node.engines import (
 from services.node.front import open_gateway
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
+from services.node.media import MediaService, open_media
 from services.node.metrics import Measured
 from services.node.monitor import of_node
 from services.node.outside import Machine, Outside
@@ -125,6 +128,7 @@ class Node:
         self.monitor = of_node(self)
         self.serving = False
         self.webhooks: Webhooks | None = None  # once it serves
+        self.media: tuple[MediaStore, MediaApi] | None = None  # likewise, if the region has files
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
         self._stopping = asyncio.Event()
@@ -352,6 +356,8 @@ class Node:
         rpc.add_AdminServicer_to_server(self.admin, server)
         if self.fronts is not None:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
+        self.media_service = MediaService()
+        rpc.add_MediaServicer_to_server(self.media_service, server)
         self.users = UsersService()
         rpc.add_UsersServicer_to_server(self.users, server)
         self.archives = ArchivesService(
@@ -576,6 +582,11 @@ class Node:
         self.webhooks = Webhooks(self, stack)
         for feed in self.webhooks.feeds:
             self._spawn(f"webhook {feed.name}", feed.run())
+        self.media = open_media(self, stack)
+        if self.media is not None:
+            self.media_service.store = self.media[0]
+            self._spawn("media", self.media[0].run())
+            self._spawn("stickers", self.media[1].stickers.run())
         await self.traffic.start(stack)
         await self._start_admin_api(stack)
         if self.fronts is not None:
