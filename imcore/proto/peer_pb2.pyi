@@ -945,7 +945,7 @@ class FaultRequest(_message.Message):
     def disk(self) -> Global___DiskFault: ...
     @_builtins.property
     def link(self) -> Global___LinkFault:
-        """link proxies only"""
+        """of an IDC: cuts of its own links"""
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig
+from services.node.cuts import CutChannel, Cuts, HeldCalls
 from services.node.engines import (
     mirror_lag,
     open_kv,
@@ -105,6 +106,9 @@ class Node:
         self.disk = self.outside.disk
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.median_clock = MedianClock(self.clock, self.hlc)
+        # Where a link proxy stands between the IDCs, it is the one to cut them.
+        cuts = config.faults and not config.links
+        self.cuts = Cuts(self.idc, config.peers(), self.clock) if cuts else None
         self.routes = RouteTable()
         self.seals = Seals()
         self.gateways: list[Gateway] | list[FrontLink] = []
@@ -215,6 +219,8 @@ class Node:
         self.registries: dict[str, Registry] = {self.idc: registry}
         for name in self.config.peers():
             channel = self.outside.channel(name, self.config.address(name))
+            if self.cuts is not None:
+                channel = CutChannel(channel, name, self.cuts)
             stack.push_async_callback(channel.close, 0.5)
             self.channels[name] = channel
             self.registries[name] = RemoteRegistry(channel, name)
@@ -325,7 +331,8 @@ class Node:
         swaps = SwapLimit(self.own_registry)
         authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
         host, port = self.config.listener(self.config.idc.endpoints.peer)
-        server = self.outside.server([authorizer], f"{host}:{port}")
+        held = [HeldCalls(self.cuts)] if self.cuts is not None else []
+        server = self.outside.server([authorizer, *held], f"{host}:{port}")
         self.logs_service = LogsService(
             self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock
         )
@@ -341,7 +348,7 @@ class Node:
         )
         self.admin = AdminService(
             self.status.as_dict, self.stop, partitions, self.clock, self.disk.faults,
-            self.config.faults,
+            self.config.faults, self.cuts,
         )  # fmt: skip
         rpc.add_RegistryServicer_to_server(RegistryServicer(self.own_registry), server)
         rpc.add_LogsServicer_to_server(self.logs_service, server)
