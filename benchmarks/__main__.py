@@ -23,6 +23,7 @@ from benchmarks import (
     overload,
     pulls,
     real,
+    reconcile,
     routing,
     throughput,
 )
@@ -78,6 +79,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "pulls": pulls.run,
     "routing": routing.run,
     "real": real.run,
+    "operator": reconcile.run,
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 CONTENT_BYTES_MAX = 96 * 1024  # of any region; leaves room for CLAIMS_MAX in the same message
 MENTIONS_MAX = 100  # of one message
+MEDIA_MAX = 20  # files and pictures of one message
 CLAIMS_MAX = 256  # of one send or claim
 OUTBOX_HEADS_MAX = 1_000  # of one Connect
 CONVERSATION_CHARS_MAX = 131  # of a direct one: d:<uid>:<uid>, 64 each

@@ -42,6 +42,7 @@ _PEERS = Access(None, peers=True)
 TABLE: Mapping[str, Mapping[str, Access]] = {
     "Logs": {"Tail": _PEERS, "Ends": _PEERS, "Snapshot": _PEERS},
     "Peer": {"Probe": _PEERS, "Facts": _PEERS, "Signals": _PEERS},
+    "Media": {"Find": _PEERS, "Read": _PEERS, "Keep": _PEERS},
     "Registry": {
         "Info": Access(Role.VIEWER, peers=True),
         "Get": Access(Role.VIEWER, peers=True),

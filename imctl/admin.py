@@ -92,6 +92,15 @@ async def fault(target: Reach, name: str, request: pb.FaultRequest) -> str:
         return str(reply.sentence)
 
 
+async def repeated(target: Reach, name: str, request: pb.FaultRequest) -> None:
+    """A fault that was asked for before, so it stands in the audit. Raises ImError."""
+    async with _channel(target, name) as channel:
+        try:
+            await rpc.AdminStub(channel).Fault(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, name, safe=True) from error
+
+
 async def kick(target: Reach, name: str, uid: str, device: str) -> None:
     """Asks that IDC; it takes effect in all. Raises BadInput, Refused, Unavailable,
     OutcomeUnknown."""

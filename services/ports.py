@@ -100,6 +100,74 @@ class Kv(Protocol):
     async def close(self) -> None: ...
 
 
+# ---------------------------------------------------------------------------------- Blobs
+
+
+class UploadFound(NamedTuple):
+    """One that is under way: what was noted when it began, and how much of it is durable."""
+
+    note: bytes
+    size: int
+
+
+class Blobs(Protocol):
+    """Files by the SHA-256 of their bytes, in hex, each stored once; and uploads, which become
+    files. A file has notes, small, each under a name of letters, digits, "-" and ".".
+
+    All of it is durable when a call returns. Calls for one upload or one file do not overlap: the
+    caller sees to that. Raises DiskFull when there is no room, and then nothing has changed, and
+    OutcomeUnknown."""
+
+    async def uploads(self) -> dict[str, UploadFound]:
+        """By name, of this and earlier lives."""
+        ...
+
+    async def begin(self, upload: str, note: bytes) -> None: ...
+
+    async def put(self, upload: str, offset: int, data: bytes) -> None:
+        """Raises ValueError unless ``offset`` is where it ends."""
+        ...
+
+    async def uploaded(self, upload: str) -> int:
+        """Bytes of it that are durable."""
+        ...
+
+    async def complete(self, upload: str, sha256: str) -> bool:
+        """At once, or not at all: False when its bytes have another hash. The upload is gone then,
+        either way."""
+        ...
+
+    async def abandon(self, upload: str) -> None: ...
+
+    async def files(self) -> dict[str, int]:
+        """Sizes by SHA-256, of all."""
+        ...
+
+    async def size(self, sha256: str) -> int | None:
+        """None: it is not here."""
+        ...
+
+    async def read(self, sha256: str, offset: int, size: int) -> bytes:
+        """Less at its end, nothing beyond. Raises FileNotFoundError."""
+        ...
+
+    async def delete(self, sha256: str) -> None:
+        """With its notes; also one that is not there."""
+        ...
+
+    async def write_note(self, sha256: str, name: str, data: bytes) -> None:
+        """The file need not be there yet."""
+        ...
+
+    async def note(self, sha256: str, name: str) -> bytes | None: ...
+
+    async def notes(self, sha256: str) -> list[str]:
+        """Names, sorted."""
+        ...
+
+    async def remove_note(self, sha256: str, name: str) -> None: ...
+
+
 # ------------------------------------------------------------------------------------ Log
 
 

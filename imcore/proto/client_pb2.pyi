@@ -2015,23 +2015,82 @@ class Refs(_message.Message):
 
     REPLY_FIELD_NUMBER: _builtins.int
     MENTIONS_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
+    STICKER_FIELD_NUMBER: _builtins.int
+    sticker: _builtins.str
+    """its code; what that shows is in the region's catalogue"""
     @_builtins.property
     def reply(self) -> Global___ClientKey: ...
     @_builtins.property
     def mentions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___MediaRef]:
+        """files and pictures that belong to it"""
+
     def __init__(
         self,
         *,
         reply: Global___ClientKey | None = ...,
         mentions: _abc.Iterable[_builtins.str] | None = ...,
+        media: _abc.Iterable[Global___MediaRef] | None = ...,
+        sticker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mentions", b"mentions", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "mentions", b"mentions", "reply", b"reply", "sticker", b"sticker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Refs: _TypeAlias = Refs  # noqa: Y015
+
+@_typing.final
+class MediaRef(_message.Message):
+    """A file that was uploaded (docs/media.md). Whoever has these words may fetch it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDC_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    idc: _builtins.str
+    """where it was uploaded; the others fetch it from there"""
+    sha256: _builtins.bytes
+    """of its bytes"""
+    key: _builtins.bytes
+    """that nobody can guess"""
+    size: _builtins.int
+    """bytes"""
+    type: _builtins.str
+    """as the uploader says it, such as image/png"""
+    name: _builtins.str
+    """for people"""
+    width: _builtins.int
+    """of a picture, pixels; 0: not known"""
+    height: _builtins.int
+    def __init__(
+        self,
+        *,
+        idc: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        type: _builtins.str = ...,
+        name: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "idc", b"idc", "key", b"key", "name", b"name", "sha256", b"sha256", "size", b"size", "type", b"type", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaRef: _TypeAlias = MediaRef  # noqa: Y015
 
 @_typing.final
 class MessageEntry(_message.Message):

@@ -741,6 +741,96 @@ class SignalsDone(_message.Message):
 Global___SignalsDone: _TypeAlias = SignalsDone  # noqa: Y015
 
 @_typing.final
+class MediaName(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDC_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    idc: _builtins.str
+    sha256: _builtins.bytes
+    key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        idc: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idc", b"idc", "key", b"key", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaName: _TypeAlias = MediaName  # noqa: Y015
+
+@_typing.final
+class MediaFound(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    record: _builtins.bytes
+    """JSON (services.media.words.Record)"""
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        record: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exists", b"exists", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaFound: _TypeAlias = MediaFound  # noqa: Y015
+
+@_typing.final
+class MediaRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    @_builtins.property
+    def name(self) -> Global___MediaName: ...
+    def __init__(
+        self,
+        *,
+        name: Global___MediaName | None = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaRange: _TypeAlias = MediaRange  # noqa: Y015
+
+@_typing.final
+class MediaChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaChunk: _TypeAlias = MediaChunk  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -855,7 +945,7 @@ class FaultRequest(_message.Message):
     def disk(self) -> Global___DiskFault: ...
     @_builtins.property
     def link(self) -> Global___LinkFault:
-        """link proxies only"""
+        """of an IDC: cuts of its own links"""
 
     def __init__(
         self,

@@ -728,6 +728,169 @@ class Peer:
             _registered_method=True)
 
 
+class MediaStub:
+    """Files that clients uploaded (docs/media.md), between IDCs.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Find = channel.unary_unary(
+                '/im.v1.Media/Find',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.MediaName.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.MediaFound.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_stream(
+                '/im.v1.Media/Read',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.MediaRange.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.MediaChunk.FromString,
+                _registered_method=True)
+        self.Keep = channel.unary_unary(
+                '/im.v1.Media/Keep',
+                request_serializer=imcore_dot_proto_dot_peer__pb2.MediaName.SerializeToString,
+                response_deserializer=imcore_dot_proto_dot_peer__pb2.MediaFound.FromString,
+                _registered_method=True)
+
+
+class MediaServicer:
+    """Files that clients uploaded (docs/media.md), between IDCs.
+    """
+
+    def Find(self, request, context):
+        """Whether this IDC holds it, and what it knows of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Keep(self, request, context):
+        """Fetch it from the caller now, and answer once it is durable here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MediaServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.MediaName.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.MediaFound.SerializeToString,
+            ),
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.MediaRange.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.MediaChunk.SerializeToString,
+            ),
+            'Keep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keep,
+                    request_deserializer=imcore_dot_proto_dot_peer__pb2.MediaName.FromString,
+                    response_serializer=imcore_dot_proto_dot_peer__pb2.MediaFound.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'im.v1.Media', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('im.v1.Media', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Media:
+    """Files that clients uploaded (docs/media.md), between IDCs.
+    """
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/im.v1.Media/Find',
+            imcore_dot_proto_dot_peer__pb2.MediaName.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.MediaFound.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/im.v1.Media/Read',
+            imcore_dot_proto_dot_peer__pb2.MediaRange.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.MediaChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/im.v1.Media/Keep',
+            imcore_dot_proto_dot_peer__pb2.MediaName.SerializeToString,
+            imcore_dot_proto_dot_peer__pb2.MediaFound.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class AdminStub:
     """---------------------------------------------------------------- operators
     """

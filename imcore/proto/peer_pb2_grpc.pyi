@@ -224,6 +224,58 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class MediaStub:
+    """Files that clients uploaded (docs/media.md), between IDCs."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> MediaAsyncStub: ...
+    Find: _grpc.UnaryUnaryMultiCallable[_peer_pb2.MediaName, _peer_pb2.MediaFound]
+    """Whether this IDC holds it, and what it knows of it."""
+    Read: _grpc.UnaryStreamMultiCallable[_peer_pb2.MediaRange, _peer_pb2.MediaChunk]
+    Keep: _grpc.UnaryUnaryMultiCallable[_peer_pb2.MediaName, _peer_pb2.MediaFound]
+    """Fetch it from the caller now, and answer once it is durable here."""
+
+@_typing.type_check_only
+class MediaAsyncStub(MediaStub):
+    """Files that clients uploaded (docs/media.md), between IDCs."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Find: _aio.UnaryUnaryMultiCallable[_peer_pb2.MediaName, _peer_pb2.MediaFound]  # type: ignore[assignment]
+    """Whether this IDC holds it, and what it knows of it."""
+    Read: _aio.UnaryStreamMultiCallable[_peer_pb2.MediaRange, _peer_pb2.MediaChunk]  # type: ignore[assignment]
+    Keep: _aio.UnaryUnaryMultiCallable[_peer_pb2.MediaName, _peer_pb2.MediaFound]  # type: ignore[assignment]
+    """Fetch it from the caller now, and answer once it is durable here."""
+
+class MediaServicer(metaclass=_abc_1.ABCMeta):
+    """Files that clients uploaded (docs/media.md), between IDCs."""
+
+    @_abc_1.abstractmethod
+    def Find(
+        self,
+        request: _peer_pb2.MediaName,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.MediaFound, _abc.Awaitable[_peer_pb2.MediaFound]]:
+        """Whether this IDC holds it, and what it knows of it."""
+
+    @_abc_1.abstractmethod
+    def Read(
+        self,
+        request: _peer_pb2.MediaRange,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.MediaChunk], _abc.AsyncIterator[_peer_pb2.MediaChunk]]: ...
+
+    @_abc_1.abstractmethod
+    def Keep(
+        self,
+        request: _peer_pb2.MediaName,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.MediaFound, _abc.Awaitable[_peer_pb2.MediaFound]]:
+        """Fetch it from the caller now, and answer once it is durable here."""
+
+def add_MediaServicer_to_server(servicer: MediaServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class AdminStub:
     """---------------------------------------------------------------- operators"""
 

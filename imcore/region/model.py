@@ -390,6 +390,30 @@ class Limits(Model):
     )
 
 
+class Media(Model):
+    """Files and pictures that clients upload and download (docs/media.md)."""
+
+    bytes_max: int = Field(default=100 << 20, gt=0, le=1 << 40, description="of one file")
+    store_bytes_max: int = Field(
+        default=20 << 30,
+        gt=0,
+        description="of all files of an IDC, uploads under way too; beyond it none is taken",
+    )
+    user_uploads: int = Field(default=8, gt=0, description="of one user, under way in an IDC")
+    user_bytes_per_s: int = Field(
+        default=8 << 20, gt=0, description="of one user, up and down, an IDC; 10 s of it at once"
+    )
+    transfers: int = Field(default=64, gt=0, description="requests that an IDC works on at once")
+    upload_keep_s: int = Field(
+        default=86_400, gt=0, description="an upload that is not complete by then is thrown away"
+    )
+    replicated_timeout_ms: int = Field(
+        default=10_000,
+        gt=0,
+        description="for the copies in other IDCs, where `messages.ack` asks for them",
+    )
+
+
 class GatewayOrder(StrEnum):
     LOAD = "load"
     HASH = "hash"
@@ -541,6 +565,9 @@ class RegionSpec(Model):
     routing: Routing = Field(default=Routing(), description="of what is for a user")
     webhooks: list[Webhook] = Field(
         default_factory=list, max_length=8, description="servers that are told what happens"
+    )
+    media: Media | None = Field(
+        default=None, description="files and pictures; default: none are taken"
     )
     retention: Retention = Field(default=Retention(), description="when logs are cut")
     client: ClientParameters = Field(

@@ -110,7 +110,8 @@ class IdcSpec(Workload):
         default=None,
         description="a Secret with `ca.crt`, `tls.crt`, `tls.key`: the region's CA and the "
         "certificate of a role; with a viewer's the status shows what the process says of itself, "
-        "with an operator's the IDC is also drained before it goes",
+        "and its node is not drained while it has clients; with an operator's the IDC is also "
+        "drained before it goes",
     )
     deletion: Literal["drain", "at_once"] = Field(
         default="drain",
@@ -121,7 +122,8 @@ class IdcSpec(Workload):
         default_factory=list,
         max_length=16,
         description="drills may break it: those of DrillRuns in these namespaces (its own only "
-        "when it is named), and those of whoever may change this object and exec into its pod",
+        "when it is named), and those of whoever may change this object and exec into its pod; "
+        "its process takes faults from an admin's certificate then",
     )
 
 

@@ -47,7 +47,10 @@ def token(
     uid: Uid,
     device: Annotated[str, typer.Argument(metavar="DEVICE")],
     ttl: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = DAY_S,
-    admin: Annotated[bool, typer.Option("--admin", help="May ask ipconf for any address.")] = False,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", help="May name any address to ipconf, delete files, set stickers."),
+    ] = False,
     kind: Annotated[
         str, typer.Option(help="Of device: phone, desktop, web or tablet; empty: not said.")
     ] = "",

@@ -20,8 +20,11 @@ from imctl.drill.model import (
 )
 from imctl.drill.simulable import ACTIVITY, FIELDS
 
-# A pod is killed and kept down. Its links, its clock and its disk belong to its node.
-POSSIBLE = WITHOUT_FAULTS | {"kill_idc", "start_idc", "crash"}
+# A pod is killed and kept down, and an IDC's process cuts its own links. How fast they are, the
+# clock and the disk belong to the node.
+POSSIBLE = WITHOUT_FAULTS | {
+    "kill_idc", "start_idc", "crash", "partition", "isolate", "split", "heal",
+}  # fmt: skip
 LOOKS = frozenset({*FIGURES, "idcs_active", "alarms"})
 
 
@@ -33,6 +36,11 @@ def impossible(drill: Drill) -> Iterator[str]:
             yield (
                 f"{place}.provider.func: {provider.get('func')}: expected one of "
                 f"{', '.join(sorted(POSSIBLE))}, which is what can be done to pods"
+            )
+        elif (provider.get("arguments") or {}).get("mode", "drop") != "drop":
+            yield (
+                f"{place}.provider.arguments.mode: expected drop: a link of pods is cut in "
+                "silence, which is what can be done to pods"
             )
 
 

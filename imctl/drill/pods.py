@@ -3,28 +3,38 @@
 
 A pod is killed as by a power cut (SIGKILL to all that runs in it), and its IDC object marked: the
 operator there wants no pod until the mark is gone, or its time is over. So an IDC comes back in the
-end whoever of all that had a part in it is gone."""
+end whoever of all that had a part in it is gone.
+
+A link is cut by the processes of the IDCs at its ends (services.node.cuts), told at their peer
+endpoints. They hold it cut for some seconds only: it has to be said again for as long as it is to
+last, and heals with whoever says so."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from imcore.errors import ImError
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
-from imctl import audit, startup
+from imctl import admin, audit, startup
 from imctl.errors import Guarded
 from imctl.target.kubernetes import Kubernetes
 
+AGAIN_S = 3.0  # below what a cut lasts, so that one word may be lost
+
 
 class PodMeans:
-    """``lasts_s``: for so long a killed IDC stays down at most."""
+    """``lasts_s``: for so long a killed IDC stays down, and a link cut, at most."""
 
     def __init__(self, target: Kubernetes, clock: Clock, lasts_s: float) -> None:
         self._target = target
         self._clock = clock
         self._lasts_s = lasts_s
+        self._cutting: dict[frozenset[str], list[asyncio.Task[None]]] = {}  # by a link's ends
+        self._telling = asyncio.Lock()  # no word of a cut is on its way when its end is told
 
     async def kill(self, unit: str) -> None:
         now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
@@ -60,7 +70,32 @@ class PodMeans:
         raise self._never("Deleting data")
 
     async def link(self, fault: pb.LinkFault) -> None:
-        raise self._never("Breaking a link")
+        """Each end that is an IDC is told; one that is gone has nothing to heal."""
+        ends = frozenset((fault.from_idc, fault.to_idc))
+        told = [idc.name for idc in self._target.region.spec.idcs if idc.name in ends]
+        if fault.mode == "pass":
+            async with self._telling:
+                for task in self._cutting.pop(ends, ()):
+                    task.cancel()
+            told = [idc for idc in told if self.state(idc) != "gone"]
+        request = pb.FaultRequest(link=fault)
+        for idc in told:
+            await admin.fault(self._target, idc, request)
+        if fault.mode != "pass":
+            task = asyncio.create_task(self._again(told, request))
+            self._cutting.setdefault(ends, []).append(task)
+
+    async def _again(self, told: Sequence[str], request: pb.FaultRequest) -> None:
+        """Also to an IDC that was started again meanwhile."""
+        last = self._clock.now() + self._lasts_s
+        while self._clock.now() < last:
+            await asyncio.sleep(AGAIN_S)
+            async with self._telling:
+                await asyncio.gather(*(self._once_more(idc, request) for idc in told))
+
+    async def _once_more(self, idc: str, request: pb.FaultRequest) -> None:
+        with contextlib.suppress(ImError):
+            await admin.repeated(self._target, idc, request)
 
     async def clock(self, idc: str, offset_ms: int) -> None:
         raise self._never("Shifting a clock")

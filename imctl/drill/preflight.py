@@ -103,6 +103,8 @@ def _of_idc(name: str, document: Mapping[str, Any]) -> Iterator[Blocker]:
         yield Blocker("serving", f"{name} does not serve yet")
     for alarm in document.get("alarms") or []:
         yield Blocker("no-alarms", f"{name}: {alarm}")
+    for link in document.get("links_cut") or []:
+        yield Blocker("links-whole", f"{name} holds the link {link} cut")
     for origin, lag in (document.get("lag") or {}).items():
         if float(lag.get("ms") or 0) > LAG_MS_MAX:
             yield Blocker(

@@ -48,7 +48,7 @@ class Entry(Model):
 
 
 class Blackout(Model):
-    """No drill begins in it."""
+    """No drill begins in it; those of the operator that run when it begins end."""
 
     start: AwareDatetime
     end: AwareDatetime

@@ -110,6 +110,7 @@ RULES: tuple[Rule, ...] = (
     _restart(Scope.IDCS, "spec.devices.*", "read at the start"),
     _restart(Scope.IDCS, "spec.routing.*", "read at the start"),
     _restart(Scope.IDCS, "spec.webhooks*", "read at the start"),
+    _restart(Scope.IDCS, "spec.media*", "read at the start"),
 )
 
 

@@ -108,6 +108,13 @@ class Cluster:
             {**head, "metadata": {**metadata, "finalizers": list(names)}}, manager=LOOKER
         )
 
+    async def annotate(self, document: Object, annotations: dict[str, str]) -> None:
+        """Our annotations of this object are these, and no others. Raises Conflict when it is gone,
+        or another has its name."""
+        metadata = {name: document["metadata"][name] for name in ("name", "namespace", "uid")}
+        head = {name: document[name] for name in ("apiVersion", "kind")}
+        await self.apply({**head, "metadata": {**metadata, "annotations": annotations}})
+
     async def create(self, body: Object) -> None:
         """Raises Conflict when there is one of this name."""
         await self.write(body, self._may_write_s())

@@ -24,6 +24,7 @@ from imctl.reconcile.objects import (
     part_of,
 )
 from imctl.reconcile.observed import Object, Observed, Owner
+from imctl.reconcile.process import GOES
 
 
 class Decision(NamedTuple):
@@ -80,7 +81,8 @@ def decide(
         blocked += _lacks(owner, spec, region, observed, figures)
     if blocked or region is None:
         return _said(owner, observed, Phase.BLOCKED, blocked, "Blocked", "; ".join(blocked))
-    made = objects(owner, spec, region, figures, bool(observed.down_until))
+    carries = bool(observed.state) and observed.state not in GOES
+    made = objects(owner, spec, region, figures, bool(observed.down_until), carries)
     return _progress(owner, observed, made)
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -94,13 +95,17 @@ class Driller:
         self._spawn(uid, ["run", str(drill), "--yes", "--out", str(folder / "out"), *given])
 
     def undo(self, uid: str, job: Job) -> None:
-        """As of a drill that has killed every IDC: what is whole is not touched."""
+        """As of a drill that has killed every IDC and cut every link: what is whole is not
+        touched."""
         folder = self._prepare(uid, job)
         idcs = [idc.name for idc in job.region.spec.idcs]
         book, now_ms = FaultBook(folder), int(time.time() * 1000)
         book.begin(job.name, uid, idcs)
         for idc in idcs:
             book.add(Fault(idc, Kind.KILL, idc, "", f"{idc} may be down", now_ms, now_ms))
+        for a, b in combinations(parts(job.region), 2):
+            said = f"the link {a} <-> {b} may be cut"
+            book.add(Fault(f"{a}-{b}", Kind.LINK, a, b, said, now_ms, now_ms))
         self._spawn(uid, ["abort"])
 
     def _prepare(self, uid: str, job: Job) -> Path:

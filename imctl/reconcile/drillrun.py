@@ -10,7 +10,7 @@ from typing import Any
 from imcore.errors import BadInput
 from imcore.region.model import Region
 from imctl.api.drills import DRILL_FINAL, DrillPhase, DrillRunSpec, DrillRunStatus
-from imctl.api.kinds import API_VERSION
+from imctl.api.kinds import API_VERSION, GROUP
 from imctl.drill import model, onpods
 from imctl.errors import GUARDED
 from imctl.reconcile.driller import Done
@@ -18,6 +18,7 @@ from imctl.reconcile.observed import Object, Owner
 from imctl.target.sites import parts
 
 FINALIZER = "imctl.dev/undo"
+STOP = f"{GROUP}/stop"  # of a DrillRun: it is to end, or not to begin, and why
 UNDER_WAY = frozenset({DrillPhase.RUNNING, DrillPhase.UNDOING})
 OBJECT_BYTES = 900_000  # a ConfigMap may have a MiB, with all that is around it
 
@@ -41,6 +42,11 @@ def text_of(spec: DrillRunSpec, own: str) -> tuple[str, list[str]]:
     except ValueError as error:
         return "", [f"spec.var: {error}"]
     return text, problems
+
+
+def stop_of(document: Object) -> str:
+    """Why it is to end; empty: it is not."""
+    return str(document["metadata"].get("annotations", {}).get(STOP, ""))
 
 
 def is_late(spec: DrillRunSpec, made: str, now: str) -> bool:
@@ -120,9 +126,11 @@ def undoing(before: Status, runner: str, verdict: str, reason: str) -> Status:
     return before.model_copy(update=update | known)
 
 
-def ended(before: Status, done: Done, report_name: str, generation: int, now: str) -> Status:
-    """Of a run that has ended by itself. With faults left, or without a report, what it did is to
-    be undone first."""
+def ended(
+    before: Status, done: Done, report_name: str, generation: int, now: str, stop: str = ""
+) -> Status:
+    """Of a run that has ended by itself, or because it was to ``stop``. With faults left, or
+    without a report, what it did is to be undone first."""
     report = done.report
     if report is None:
         lines = done.said.splitlines() or [f"it ended with {done.status}"]
@@ -130,6 +138,8 @@ def ended(before: Status, done: Done, report_name: str, generation: int, now: st
             return refused(before, generation, _listed(lines), now)
         return undoing(before, before.runner, "inconclusive", lines[-1])
     said = before.model_copy(update=_shown(report) | {"report": report_name})
+    if stop and said.verdict == "aborted":
+        said = said.model_copy(update={"reason": stop})
     if said.left:
         return undoing(said, before.runner, "", "")
     return said.model_copy(update={"phase": DrillPhase.ENDED, "ended": now})

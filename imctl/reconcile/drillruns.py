@@ -74,7 +74,7 @@ class DrillRuns:
         if not under_way:
             return await self._begin(owner, spec, before, document, self._drilling)
         if before.phase is DrillPhase.RUNNING and self._drilling.runs(owner.uid):
-            return await self._follow(owner, before, self._drilling)
+            return await self._follow(owner, before, self._drilling, drillrun.stop_of(document))
         return await self._undo(owner, spec, before, self._drilling)
 
     # ------------------------------------------------------------------------------ one run
@@ -82,6 +82,9 @@ class DrillRuns:
     async def _begin(
         self, owner: Owner, spec: DrillRunSpec, before: Status, document: Object, drilling: Drilling
     ) -> float | None:
+        if stop := drillrun.stop_of(document):
+            await self._refuse(owner, before, [stop])
+            return None
         text, problems = await asyncio.to_thread(
             drillrun.text_of, spec, owner.name
         )  # it loads the toolkit
@@ -107,9 +110,9 @@ class DrillRuns:
             drilling.begin(owner.uid, job)
         return FOLLOW_S
 
-    async def _follow(self, owner: Owner, before: Status, drilling: Drilling) -> float:
+    async def _follow(self, owner: Owner, before: Status, drilling: Drilling, stop: str) -> float:
         if (done := drilling.done(owner.uid)) is None:
-            if owner.deleting:
+            if owner.deleting or stop:
                 drilling.stop(owner.uid)
             return FOLLOW_S
         name = ""
@@ -117,7 +120,7 @@ class DrillRuns:
             report = drillrun.report_object(owner, done.files)
             await self._cluster.apply(report)
             name = drillrun.report_name(owner)
-        after = drillrun.ended(before, done, name, owner.generation, self._wall())
+        after = drillrun.ended(before, done, name, owner.generation, self._wall(), stop)
         await self._say(owner, before, after)  # first: what is forgotten would count as lost
         drilling.forget(owner.uid)
         return 0.0

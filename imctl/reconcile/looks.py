@@ -26,6 +26,15 @@ class Looks:
         self._wall = wall
         self._tell = tell
 
+    @staticmethod
+    def is_of_use(document: Object) -> bool:
+        """Whether there is something to ask, or left of asking."""
+        return bool(
+            document.get("spec", {}).get("role_certificate")
+            or "process" in document.get("status", {})
+            or process.FINALIZER in document["metadata"].get("finalizers", ())
+        )
+
     async def look(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: when it has changed. Raises NotLeading,
         and ImError for what the cluster does not do."""

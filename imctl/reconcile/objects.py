@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import lru_cache
 from ipaddress import ip_address
 from math import ceil
 from typing import Any, NamedTuple
@@ -100,17 +101,23 @@ def objects(
     region: Region,
     figures: Mapping[str, float],
     down: bool = False,
+    carries: bool = False,
 ) -> list[Object]:
     """In the order of applying them: what a pod needs stands before the StatefulSet. ``down``: no
-    pod is wanted now. Raises KeyError as ``part_of``."""
-    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down)
+    pod is wanted now. ``carries``: it is known to have clients. Raises KeyError as ``part_of``."""
+    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down, carries)
     return maker.all()
 
 
 def region_text(region: Region) -> str:
     """The region file; the same bytes for the same region."""
-    document = region.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(document, sort_keys=False)
+    return _yaml(region.model_dump_json(exclude_defaults=True))
+
+
+@lru_cache(64)
+def _yaml(text: str) -> str:
+    """Of JSON. To write it takes 15 ms, and each object of a region asks for it at each look."""
+    return yaml.safe_dump(json.loads(text), sort_keys=False)
 
 
 def hash_of(value: Any) -> str:
@@ -120,9 +127,16 @@ def hash_of(value: Any) -> str:
 
 class _Maker:
     def __init__(
-        self, owner: Owner, spec: IdcSpec | WitnessSpec, region: Region, part: Part, down: bool
+        self,
+        owner: Owner,
+        spec: IdcSpec | WitnessSpec,
+        region: Region,
+        part: Part,
+        down: bool,
+        carries: bool,
     ) -> None:
         self._owner, self._spec, self._part, self._down = owner, spec, part, down
+        self._carries = carries
         self._text = region_text(region)
         self._hash = hash_of(self._text)
         self._base = f"{owner.name}-{part.component}"
@@ -141,7 +155,7 @@ class _Maker:
             self._peer_service(),
         ]
         if self._part.clients:
-            made.append(self._client_service())
+            made += [self._client_service(), self._budget()]
         if self._spec.certificates.issuer:
             made.append(self._certificate())
         return [*made, self._stateful_set()]
@@ -196,6 +210,16 @@ class _Maker:
             # ipconf places clients by their address, which a second hop would hide.
             spec["externalTrafficPolicy"] = "Local"
         return self._object("v1", "Service", f"{self._base}-clients", spec=spec)
+
+    def _budget(self) -> Object:
+        """A node is not emptied of an IDC that has clients; after its drain it is. A pod that does
+        not serve anyway is never kept."""
+        spec = {
+            "selector": {"matchLabels": self._match},
+            "maxUnavailable": 0 if self._carries else 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        }
+        return self._object("policy/v1", "PodDisruptionBudget", self._base, spec=spec)
 
     def _port(self, name: str, number: int) -> Object:
         port: Object = {"name": name, "protocol": "TCP", "port": number, "targetPort": number}
@@ -258,7 +282,7 @@ class _Maker:
             "containers": [self._container()],
             "volumes": self._volumes(),
         }
-        if isinstance(self._spec, IdcSpec) and self._spec.drills_from:
+        if self._takes_drills():
             # Then its process is not the first of its namespace, which no signal from inside ends.
             pod["shareProcessNamespace"] = True
         if self._spec.node_selector:
@@ -266,6 +290,9 @@ class _Maker:
         if self._spec.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": self._spec.image_pull_secret}]
         return pod
+
+    def _takes_drills(self) -> bool:
+        return isinstance(self._spec, IdcSpec) and bool(self._spec.drills_from)
 
     def _apart(self) -> Object:
         """From the other parts of the region, where several share a cluster."""
@@ -284,13 +311,15 @@ class _Maker:
         cpu = resources.cpu or ("1" if part.clients else "100m")
         files = ["--region", f"{ETC}/region/region.yaml", "--pki", f"{ETC}/pki"]
         data = ["--data", f"{VAR}/data", "--audit", f"{VAR}/audit.jsonl"]
+        # Cuts of its links, and else what the Admin service knows; for an admin's certificate only.
+        faults = ["--faults"] if self._takes_drills() else []
         # Readiness: what listens last and first closes, so it is found and serves.
         serves = part.clients.get("ipconf", part.peer)
         return {
             "name": part.component,
             "image": self._spec.image,
             "command": ["python3", "-m", part.module],
-            "args": [*files, *data, *part.arguments, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
+            "args": [*files, *data, *part.arguments, *faults, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
             "ports": [
                 {"name": name, "containerPort": port} for name, port in self._ports().items()
             ],

@@ -37,4 +37,5 @@ class Observed:
     secrets: dict[str, frozenset[str]] = field(default_factory=dict)  # keys, by Secret that exists
     cert_manager: bool = False  # its Certificate kind is there
     pod: Pod | None = None
+    state: str = ""  # of the IDC by the policy, as its process said last; empty: not known
     down_until: str = ""  # RFC 3339; until then at most a drill keeps it down; empty: none does

@@ -12,6 +12,7 @@ from services.policy.document import IdcState, Policy
 
 FINALIZER = "imctl.dev/drain"
 GOES = frozenset({IdcState.DRAINED, IdcState.FAILED, IdcState.RETIRED})
+UNKNOWN = "unknown"  # the state of one that is in no policy
 _LET_GO = "`spec.deletion: at_once` lets it go as it is"
 
 
@@ -29,13 +30,19 @@ def process_of(document: Mapping[str, Any], idc: str) -> ProcessStatus:
             records=known.records + int(lag.get("records") or 0),
         )
     return ProcessStatus(
-        state=str(policy.get("idcs", {}).get(idc, {}).get("state", "unknown")),
+        state=str(policy.get("idcs", {}).get(idc, {}).get("state", UNKNOWN)),
         epoch=int(policy.get("epoch") or 0),
         serving=bool(document.get("serving")),
         sessions=int(document.get("sessions") or 0),
         lag=list(lags.values()),
         alarms=[str(each) for each in document.get("alarms", ())],
     )
+
+
+def state_of(status: Mapping[str, Any]) -> str:
+    """Of an IDC object's status; empty: not known."""
+    state = str(status.get("process", {}).get("state", ""))
+    return "" if state == UNKNOWN else state
 
 
 # ---------------------------------------------------------------------------- its deletion

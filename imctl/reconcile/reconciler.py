@@ -1,8 +1,11 @@
 """Brings one object at a time to what it says: look, decide (``decide``), apply, say.
 
 Level-triggered: an event only says that something may differ, and what is done is a function of
-what is there now. So an event that comes twice, late or never (all is looked at each minute) does
+what is there now. So an event that comes twice, late or never (all is looked at now and then) does
 no harm, and an operator that dies in the middle is continued by the next.
+
+What this process has applied is not sent again until it is another: an event says so, or a look at
+the lists of what there is, each minute.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from imctl.api.kinds import (
     WITNESS,
 )
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
-from imctl.reconcile import seen
+from imctl.reconcile import process, seen
+from imctl.reconcile.applied import Applied, Name, Place
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.driller import Drilling
@@ -36,7 +40,7 @@ from imctl.reconcile.drillruns import DrillRuns
 from imctl.reconcile.gatewayclusters import GatewayClusters
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
-from imctl.reconcile.objects import CERT_MANAGER
+from imctl.reconcile.objects import CERT_MANAGER, MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.runs import Runs
@@ -54,8 +58,10 @@ RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours a
 VIEWS = (REPLICATION.name, GEO_POLICY.name)
 WORKERS = 4
 PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
-RESYNC_S = 60.0
-SOON_S = 3.0  # again, for what is on its way: pods and Secrets are not watched
+RESYNC_S = 300.0  # until each object is looked at again without a reason
+SWEEP_S = 60.0  # until what was made is seen again
+# Again, for what is on its way (pods and Secrets are not watched); later while nothing changes.
+SOON_S, SOON_MAX_S = 3.0, 30.0
 RETRY_S, RETRY_MAX_S = 0.5, 30.0
 
 
@@ -98,35 +104,57 @@ class Reconciler:
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in a queue
         self._running: set[Key] = set()
-        self._again: set[Key] = set()  # asked for while it ran
+        self._again: dict[Key, str] = {}  # asked for while it ran: as in ``look``
         self._known: set[Key] = set()
+        self._soon: dict[Key, float] = {}
+        self._applied: dict[Key, Applied] = {}  # by the owner
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
 
-    def look(self, key: Key) -> None:
-        """Soon; once, however often it is asked for until then."""
+    def look(self, key: Key, version: str = "") -> None:
+        """Soon; once, however often it is asked for until then. ``version``: of the object, when
+        that it has this one is all there is to look for."""
         self._known.add(key)
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._running:
-            self._again.add(key)
+            again = self._again.get(key, version)
+            self._again[key] = version if again == version else ""
         elif key not in self._waiting:
             self._waiting.add(key)
             (self._peer_queue if key.asks else self._queue).put_nowait(key)
 
-    def changed(self, kind: str, namespace: str, name: str) -> None:
+    def changed(self, document: Object) -> None:
         """An object is there, has changed, or is gone."""
-        if kind not in RUNS and kind not in VIEWS:
-            self.look(Key(kind, namespace, name))
+        kind, metadata = document["kind"], document["metadata"]
+        key = Key(kind, metadata["namespace"], metadata["name"])
+        version = str(metadata.get("resourceVersion", ""))
+        if kind not in RUNS and kind not in VIEWS and not self._has_said(key, version):
+            self.look(key, version)
         if kind == REGION.name:
-            self.look_at_all_of(namespace)
-        if kind == IDC.name and (its := Key(GATEWAY_CLUSTER.name, namespace, name)) in self._known:
+            self.look_at_all_of(key.namespace)
+        its = key._replace(kind=GATEWAY_CLUSTER.name)
+        if kind == IDC.name and its in self._known:
             self.look(its)
-        asking = Key(kind, namespace, name, asks=True)
+        asking = key._replace(asks=True)
         # IDCs are asked now and then. That an answer has changed the status is no reason.
         asked = asking in self._timers or asking in self._running
-        if kind in RUNS or (kind in (IDC.name, *VIEWS) and not asked):
+        if kind in RUNS or (
+            (kind in VIEWS or (kind == IDC.name and Looks.is_of_use(document))) and not asked
+        ):
             self.look(asking)
+
+    def _has_said(self, key: Key, version: str) -> bool:
+        """Whether the object has this version by the status that was written here."""
+        applied = self._applied.get(key)
+        return applied is not None and bool(version) and applied.said == version
+
+    def owned(self, owner: Key, name: Name, version: str) -> None:
+        """An object of an owner's is there, or has changed (``version``: its resourceVersion), or
+        is gone (empty)."""
+        applied = self._applied.get(owner)
+        if applied is None or applied.changed(name, version):
+            self.look(owner)
 
     def look_at_all_of(self, namespace: str) -> None:
         """When a Region has changed there."""
@@ -142,11 +170,40 @@ class Reconciler:
             for _ in range(PEER_WORKERS):
                 group.create_task(self._work(self._peer_queue))
             group.create_task(self._resync())
+            group.create_task(self._sweep())
 
     async def _resync(self) -> None:
+        """One after the other, so that what happens meanwhile does not wait for all of them."""
         while True:
-            await asyncio.sleep(RESYNC_S)
-            for key in list(self._known):
+            keys = list(self._known)
+            for key in keys:
+                self.look(key)
+                await asyncio.sleep(RESYNC_S / len(keys))
+            if not keys:
+                await asyncio.sleep(SOON_S)
+
+    async def _sweep(self) -> None:
+        """Whatever somebody has edited or deleted: not all of it is watched."""
+        while True:
+            places = sorted({each for one in self._applied.values() for each in one.places()})
+            for place in places:
+                try:
+                    await self._see(place)
+                except ImError as error:
+                    log.warning("%s of %s: %s", place.kind, place.namespace, error)
+                await asyncio.sleep(SWEEP_S / len(places))
+            if not places:
+                await asyncio.sleep(SOON_S)
+
+    async def _see(self, place: Place) -> None:
+        labels = f"app.kubernetes.io/managed-by={MANAGER}"
+        found = await self._cluster.list(place.api, place.kind, place.namespace, labels)
+        versions = {
+            each["metadata"]["name"]: str(each["metadata"].get("resourceVersion", ""))
+            for each in found
+        }
+        for key, applied in list(self._applied.items()):
+            if applied.listed(place, versions):
                 self.look(key)
 
     async def _work(self, queue: asyncio.Queue[Key]) -> None:
@@ -158,8 +215,8 @@ class Reconciler:
                 wait_s = await self._one(key)
             finally:
                 self._running.discard(key)
-            if key in self._again:
-                self._again.discard(key)
+            version = self._again.pop(key, None)
+            if version is not None and not self._has_said(key, version):
                 self.look(key)
             elif wait_s is not None:
                 self._later(key, wait_s)
@@ -187,6 +244,8 @@ class Reconciler:
         document = await self._cluster.get(API_VERSION, key.kind, key.namespace, key.name)
         if document is None:
             self._known.discard(key)
+            self._soon.pop(key, None)
+            self._applied.pop(key, None)
             return None
         owner = seen.owner_of(document)
         if key.kind == REGION.name:
@@ -204,7 +263,7 @@ class Reconciler:
             return await self._views.look(owner, document)
         if key.asks:
             return await self._looks.look(owner, document)
-        return await self._workload(owner, document)
+        return await self._workload(key, owner, document)
 
     async def _region(self, owner: Owner, document: Object) -> None:
         _, problems = judge_region(owner.name, document["spec"])
@@ -217,7 +276,7 @@ class Reconciler:
             event = seen.event(owner, status["phase"], message, self._wall(), bool(problems))
             await self._tell(event)
 
-    async def _workload(self, owner: Owner, document: Object) -> float | None:
+    async def _workload(self, key: Key, owner: Owner, document: Object) -> float | None:
         before = document.get("status", {})
         try:
             spec = SPECS[owner.kind].model_validate(document["spec"])
@@ -226,17 +285,31 @@ class Reconciler:
             raise Rejected(f"the operator and the CRD differ in version: {error}") from error
         observed = await self._observe(owner, spec, document)
         decision = decide(owner, spec, observed, self._figures)
+        applied = self._applied.setdefault(key, Applied())
         for wanted in decision.apply:
+            if applied.stands(wanted):
+                continue
+            applied.forget(wanted)
             try:
-                await self._cluster.apply(wanted)
+                made = await self._cluster.apply(wanted)
             except Rejected as error:
                 await self._say(owner, _rejected(decision, str(error)), before)
                 raise
-        if decision.apply:
+            applied.took(wanted, made)
+        if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
-        await self._say(owner, decision, before)
-        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
-        return None if settled else SOON_S
+            applied.kept = decision.keep
+        said = await self._say(owner, decision, before)
+        if said is not None:
+            applied.said = str(said["metadata"].get("resourceVersion", ""))
+        if decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING):
+            self._soon.pop(key, None)
+            return None
+        # A drill's time is over by itself.
+        changing = said is not None or decision.status["phase"] == Phase.DOWN
+        last = 0.0 if changing else self._soon.get(key, 0.0)
+        self._soon[key] = min(SOON_MAX_S, 1.5 * last) if last else SOON_S
+        return self._soon[key]
 
     async def _observe(
         self, owner: Owner, spec: IdcSpec | WitnessSpec, document: Object
@@ -257,6 +330,7 @@ class Reconciler:
             secrets,
             bool(certificates.issuer) and await self._cluster.serves(CERT_MANAGER),
             seen.pod_of(pod, document.get("status", {})),
+            process.state_of(document.get("status", {})),
             seen.down_until(document, self._wall()),
         )
 
@@ -271,13 +345,15 @@ class Reconciler:
                 name = metadata["name"]
                 await self._cluster.delete("v1", "ConfigMap", owner.namespace, name)
 
-    async def _say(self, owner: Owner, decision: Decision, before: Object) -> None:
-        status = seen.status_of(decision, before, self._wall())
+    async def _say(self, owner: Owner, decision: Decision, before: Object) -> Object | None:
+        """The object, if its status was another before."""
+        status, made = seen.status_of(decision, before, self._wall()), None
         if seen.differs(status, before):
-            await self._cluster.apply(seen.status_object(owner, status), status=True)
+            made = await self._cluster.apply(seen.status_object(owner, status), status=True)
         event = seen.event_of(owner, decision, before, self._wall())
         if event is not None:
             await self._tell(event)
+        return made
 
     async def _tell(self, event: Object) -> None:
         """Nothing depends on an Event."""

@@ -23,6 +23,7 @@ from imcore.errors import ImError
 from imcore.runtime import Clock
 from imctl.api.kinds import GROUP, KINDS, VERSION
 from imctl.reconcile.admission import serving
+from imctl.reconcile.applied import Name
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.driller import Driller
 from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
@@ -219,17 +220,19 @@ def _registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
 
 def _changed(reconciler: Reconciler) -> Callable[..., Any]:
     async def handler(body: Mapping[str, Any], **_: Any) -> None:
-        metadata = body["metadata"]
-        reconciler.changed(body["kind"], metadata["namespace"], metadata["name"])
+        reconciler.changed(dict(body))
 
     return handler
 
 
 def _owned(reconciler: Reconciler) -> Callable[..., Any]:
-    async def handler(body: Mapping[str, Any], **_: Any) -> None:
+    async def handler(type: str | None, body: Mapping[str, Any], **_: Any) -> None:
         metadata = body["metadata"]
+        name = Name(body["kind"], metadata["namespace"], metadata["name"])
+        version = "" if type == "DELETED" else metadata["resourceVersion"]
         for owner in metadata.get("ownerReferences", ()):
             if owner["kind"] in OWNERS:
-                reconciler.look(Key(owner["kind"], metadata["namespace"], owner["name"]))
+                key = Key(owner["kind"], metadata["namespace"], owner["name"])
+                reconciler.owned(key, name, version)
 
     return handler

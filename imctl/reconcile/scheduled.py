@@ -17,7 +17,7 @@ from imctl.api.drills import (
 from imctl.api.kinds import API_VERSION, DRILL_RUN, GROUP
 from imctl.drill.keeper import LATE_S
 from imctl.drill.schedule import Due, Schedule, dues
-from imctl.reconcile.drillrun import text_of
+from imctl.reconcile.drillrun import stop_of, text_of
 from imctl.reconcile.observed import Object, Owner
 
 LABEL = f"{GROUP}/drill"  # of its runs
@@ -82,6 +82,28 @@ def run_of(owner: Owner, spec: DrillSpec, at: datetime) -> Object:
         },
         "spec": {"begin_within_s": int(LATE_S), **run},
     }
+
+
+def blackout_at(schedule: Schedule, now: datetime) -> str:
+    """Why nothing may run now; empty: it may."""
+    for each in schedule.blackouts:
+        if each.start <= now < each.end:
+            return f"a blackout: {each.reason}, until {rfc3339(each.end)}"
+    return ""
+
+
+def next_blackout(schedule: Schedule, now: datetime) -> datetime | None:
+    """When the next one begins."""
+    return min((each.start for each in schedule.blackouts if each.start > now), default=None)
+
+
+def to_stop(runs: Iterable[Object]) -> list[Object]:
+    """Those that are not over, and were not told yet."""
+    return [
+        each
+        for each in runs
+        if each.get("status", {}).get("phase") not in DRILL_FINAL and not stop_of(each)
+    ]
 
 
 def over(runs: Iterable[Object]) -> list[Object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 
@@ -12,6 +13,7 @@ from imctl.api.drills import DrillSpec, DrillStatus, SchedulePhase
 from imctl.api.kinds import API_VERSION, DRILL_RUN
 from imctl.reconcile import scheduled, seen
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected
+from imctl.reconcile.drillrun import STOP
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.scheduled import Turn
 
@@ -42,20 +44,25 @@ class Schedules:
         if not self._runs_drills:
             problems = ["this operator runs no drills (`drills.enabled` of its chart)", *problems]
         found, now = Turn(None, None), datetime.fromisoformat(self._wall())
-        if not problems and not spec.paused:
-            since = before.last_due or document["metadata"].get("creationTimestamp", self._wall())
+        blackout, next_blackout = "", None
+        if not problems:
             schedule = scheduled.schedule_of(spec, owner.name)
-            found = scheduled.turn(schedule, datetime.fromisoformat(since), now)
+            blackout = scheduled.blackout_at(schedule, now)
+            next_blackout = scheduled.next_blackout(schedule, now)
+            if not spec.paused:
+                made = document["metadata"].get("creationTimestamp", self._wall())
+                since = datetime.fromisoformat(before.last_due or made)
+                found = scheduled.turn(schedule, since, now)
         if found.due is not None and found.due.blackout is None:
             await self._make(scheduled.run_of(owner, spec, found.due.at))
-        runs = await self._tidy(owner, spec)
+        runs = await self._tidy(owner, spec, blackout)
         after = scheduled.said(before, owner.generation, spec, problems, found, runs)
         await self._say(owner, before, after)
         if after.phase is SchedulePhase.INVALID:
             return None
-        if found.following is None:
-            return LOOK_S
-        return min(LOOK_S, max(0.5, (found.following.at - now).total_seconds()))
+        awaited = [next_blackout, found.following.at if found.following else None]
+        waits = [(each - now).total_seconds() for each in awaited if each is not None]
+        return min(LOOK_S, *(max(0.5, each) for each in waits)) if waits else LOOK_S
 
     async def _make(self, run: Object) -> None:
         try:
@@ -63,10 +70,13 @@ class Schedules:
         except Conflict:
             return  # by an operator that did not live to say so
 
-    async def _tidy(self, owner: Owner, spec: DrillSpec) -> list[Object]:
-        """Its runs that are over, newest first; old ones go."""
+    async def _tidy(self, owner: Owner, spec: DrillSpec, blackout: str) -> list[Object]:
+        """Its runs that are over, newest first; old ones go, and none goes on in a blackout."""
         labels = f"{scheduled.LABEL}={owner.name}"
         found = await self._cluster.list(API_VERSION, DRILL_RUN.name, owner.namespace, labels)
+        for each in scheduled.to_stop(found) if blackout else ():
+            with contextlib.suppress(Conflict):  # it has just been deleted
+                await self._cluster.annotate(each, {STOP: blackout})
         runs = scheduled.over(found)
         for each in runs[spec.keep :]:
             name = each["metadata"]["name"]

@@ -17,6 +17,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from imcore.attest import RegionKeys
+from imcore.bearer import token_of
 from imcore.bucket import Buckets
 from imcore.errors import Code, ImError, OutcomeUnknown, Overloaded, Refused, code_of
 from imcore.listener import Listen, Listener
@@ -121,10 +122,8 @@ class AdminApi:
         return handle
 
     def _service(self, request: web.Request) -> Service:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Refused(Code.UNAUTHENTICATED, "expected the header Authorization: Bearer TOKEN")
-        return verify(self._keys, token.strip(), self._clock.wall_ms())
+        token = token_of(request.headers.get("Authorization", ""))
+        return verify(self._keys, token, self._clock.wall_ms())
 
     def _audit(
         self, route: Route, request: web.Request, service: Service, decision: str, sentence: str

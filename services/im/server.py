@@ -29,7 +29,8 @@ from imcore.convert import (
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
 from imcore.hlc import Hlc
 from imcore.levels import ENCRYPTION, LEVEL
-from imcore.limits import CID_MAX, CLAIMS_MAX, MENTIONS_MAX
+from imcore.limits import CID_MAX, CLAIMS_MAX, MEDIA_MAX, MENTIONS_MAX
+from imcore.media import is_sticker, media_problem
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import Limits, Messages
@@ -796,6 +797,11 @@ def _check_refs(send: pb.Send) -> None:
         and 1 <= key.cid <= CID_MAX
     ):
         raise Refused(Code.BAD_REQUEST, "a message replies to one of the same conversation")
+    problem = next(filter(None, map(media_problem, refs.media)), "")
+    if len(refs.media) > MEDIA_MAX or problem:
+        raise Refused(Code.BAD_REQUEST, problem or f"a message has at most {MEDIA_MAX} files")
+    if refs.sticker and not is_sticker(refs.sticker):
+        raise Refused(Code.BAD_REQUEST, "this is no code of a sticker")
     if len(refs.mentions) > MENTIONS_MAX or not all(map(valid_id, refs.mentions)):
         raise Refused(Code.BAD_REQUEST, f"a message mentions at most {MENTIONS_MAX} users, by uid")
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from aiohttp import web
 
 from imcore.attest import RegionKeys
+from imcore.bearer import claims_of
 from imcore.doors import Doors
 from imcore.errors import Code, Overloaded, Refused, Unavailable
 from imcore.listener import Listen, Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
-from imcore.tokens import Claims, verify
+from imcore.tokens import Claims
 from services.https import CODES, Handler, Https, errors
 from services.ipconf.directory import Directory
 from services.ipconf.geo import Address, Shards, inside
@@ -42,7 +43,9 @@ _VERBS = {"/v1/gateways": "gateways", "/v1/reports": "reports"}
 
 class IpconfServer:
     """``in_minority``: whether this IDC has had no majority for the hold time; then it ranks itself
-    last. ``reports`` is shared with the controller. ``verbs``: where answers are counted."""
+    last. ``reports`` is shared with the controller. ``verbs``: where answers are counted.
+    ``routes``: what else is served here, under names that are its verbs; errors are answered and
+    counted as those of ipconf itself."""
 
     def __init__(
         self,
@@ -57,8 +60,10 @@ class IpconfServer:
         in_minority: Callable[[], bool] = lambda: False,
         verbs: Verbs | None = None,
         listen: Listen = Listener,
+        routes: Sequence[web.RouteDef] = (),
     ) -> None:
         self._verbs = verbs
+        self._routes = routes
         self._listen = listen
         self._own = own
         self._region = region
@@ -72,6 +77,12 @@ class IpconfServer:
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
         self._parameters = _parameters(region)
+        # Files are served where this API is (docs/media.md).
+        self._media = (
+            {idc.name: f"https://{idc.endpoints.ipconf}" for idc in region.spec.idcs}
+            if region.spec.media is not None
+            else {}
+        )
         lookups_per_s = region.spec.limits.lookups_per_s
         self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
         self._https: Https | None = None
@@ -81,6 +92,7 @@ class IpconfServer:
         app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._measure, errors])
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
+        app.add_routes(self._routes)
         self._https = Https(app, self._listen)
         return await self._https.start(host, port, tls)
 
@@ -92,7 +104,8 @@ class IpconfServer:
     async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         began = self._clock.now()
         response = await handler(request)
-        verb = _VERBS.get(request.path)
+        resource = request.match_info.route.resource
+        verb = _VERBS.get(request.path) or (resource.name if resource is not None else None)
         if self._verbs is not None and verb is not None:
             self._verbs.done(verb, self._clock.now() - began, CODES.get(response.status, ""))
         return response
@@ -129,10 +142,16 @@ class IpconfServer:
                 "placement": placement,
                 "idcs": list(dict.fromkeys(each.gateway.idc for each in ranked)),
                 "gateways": [_row(each) for each in ranked],
+                "media": self._media_of(ranked),
                 "parameters": self._parameters[network],
                 "ttl_ms": TTL_MS,
             }
         )
+
+    def _media_of(self, ranked: Sequence[Scored]) -> list[dict[str, str]]:
+        """Where files are, in the order of the IDCs, best first."""
+        idcs = dict.fromkeys(each.gateway.idc for each in ranked)
+        return [{"idc": idc, "url": self._media[idc]} for idc in idcs if idc in self._media]
 
     async def _report(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
@@ -149,10 +168,8 @@ class IpconfServer:
     # ------------------------------------------------------------------------------ callers
 
     def _claims(self, request: web.Request) -> Claims:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Refused(Code.UNAUTHENTICATED, "expected the header Authorization: Bearer TOKEN")
-        return verify(self._keys, token.strip(), self._clock.wall_ms())
+        header = request.headers.get("Authorization", "")
+        return claims_of(header, self._keys, self._clock.wall_ms())
 
     def _address(self, request: web.Request, claims: Claims) -> Address:
         """The socket's; a header's from listed proxies only; any for an admin who says so."""

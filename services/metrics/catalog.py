@@ -89,6 +89,21 @@ METRICS = (
         "their lane to be read), acks (waiting for another IDC), signals (by the IDC they go to)",
         "queue", "peer",
     ),
+    # ------------------------------------------------------------------------------- media
+    _counter(
+        "im_media_events_total",
+        "uploads: begun, completed, known (the same user had uploaded the same bytes), "
+        "refused_hash, swept; downloads and other IDCs' requests: served (it was here), fetched "
+        "(from another IDC), unavailable (who may have it does not answer)",
+        "event",
+    ),
+    _counter(
+        "im_media_transferred_bytes_total",
+        "of files: in and out (clients), fetched (from other IDCs)", "way",
+    ),
+    _gauge("im_media_stored_bytes", "files here, and uploads under way as announced"),
+    _gauge("im_media_files", "files here, each once"),
+    _gauge("im_media_uploads", "under way"),
     # -------------------------------------------------------------------------- replication
     _gauge(
         "im_replication_lag_records",

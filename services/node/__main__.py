@@ -31,7 +31,7 @@ def _arguments() -> argparse.Namespace:
         "--links", type=Path, metavar="FILE", help="JSON: at which address to dial each peer"
     )
     parser.add_argument(
-        "--faults", action="store_true", help="take clock and disk faults from the admin"
+        "--faults", action="store_true", help="take faults from the admin: of clock, disk, links"
     )
     parser.add_argument(
         "--plain-clients",

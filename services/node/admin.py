@@ -13,6 +13,7 @@ from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.runtime import SystemClock
 from services.node.convergence import partition_hash
+from services.node.cuts import Cuts
 from services.ports import Kv
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -33,13 +34,16 @@ class AdminService(rpc.AdminServicer):
         clock: SystemClock,
         disk: DiskFaults,
         faults: bool,
+        cuts: Cuts | None,
     ) -> None:
+        """``cuts``: None: its links are not for this process to cut."""
         self._status = status
         self._stop = stop
         self._partitions = partitions
         self._clock = clock
         self._disk = disk
         self._faults = faults
+        self._cuts = cuts
         self.kv: Kv | None = None  # once it is open
 
     async def Status(self, request: peer.StatusRequest, context: Context) -> peer.StatusReply:
@@ -71,10 +75,13 @@ class AdminService(rpc.AdminServicer):
             full = "full" if request.disk.full else "not full"
             sentence = f"the disk is {full}, each fsync takes {request.disk.fsync_delay_ms} ms more"
         else:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "an IDC takes clock and disk faults"
-            )
-            raise AssertionError("abort raises")
+            try:
+                if kind != "link" or self._cuts is None:
+                    raise ValueError("an IDC takes clock and disk faults; links have a proxy here")
+                sentence = self._cuts.apply(request.link)
+            except ValueError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                raise AssertionError("abort raises") from error
         log.warning("fault: %s", sentence)
         return peer.FaultReply(sentence=sentence)
 

@@ -35,6 +35,9 @@ _AWAITED = {
 # What fails by the service's fault, and not by what was asked: of every verb, from 0 on.
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
 FAULTS = (Code.UNAVAILABLE, Code.DEADLINE, Code.NOT_REPLICATED, Code.INTERNAL)
+_MEDIA_EVENTS = (
+    "begun", "completed", "known", "refused_hash", "swept", "served", "fetched", "unavailable"
+)  # fmt: skip
 _LIMITS = ("shed", "overloaded", "turned_away", "conversations_limited")
 
 
@@ -98,6 +101,7 @@ class NodeCollector(Collector):
         if node.partitions:
             yield from self._replication(status)
             yield from self._partitions()
+        yield from self._media()
         measured = node.measured
         if measured is not None:
             yield from _requests(measured.verbs)
@@ -160,6 +164,22 @@ class NodeCollector(Collector):
             queues.append((("acks", ""), sum(len(p.replication) for p in node.partitions)))
             queues += [(("signals", idc), len(queue)) for idc, queue in node.signals.items()]
         yield family("im_queue_depth", queues)
+
+    def _media(self) -> Iterator[Metric]:
+        if self._node.media is None:
+            return
+        store, _ = self._node.media
+        counted = asdict(store.counters)
+        yield family(
+            "im_media_events_total", [((event,), counted[event]) for event in _MEDIA_EVENTS]
+        )
+        yield family(
+            "im_media_transferred_bytes_total",
+            [((way,), counted[f"bytes_{way}"]) for way in ("in", "out", "fetched")],
+        )
+        yield family("im_media_stored_bytes", [((), store.stored)])
+        yield family("im_media_files", [((), store.files)])
+        yield family("im_media_uploads", [((), store.uploads)])
 
     def _replication(self, status: dict[str, Any]) -> Iterator[Metric]:
         node = self._node

@@ -37,6 +37,8 @@ from services.im import keys
 from services.im.partition import Partition
 from services.im.server import ImServer
 from services.im.sync import token_of
+from services.media.server import MediaApi
+from services.media.store import MediaStore
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
 from services.node.admin import AdminService
@@ -45,6 +47,7 @@ from services.node.authorize import Authorizer
 from services.node.bootstrap import Bootstrap, ranges_here
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig
+from services.node.cuts import CutChannel, Cuts, HeldCalls
 from services.node.engines import (
     mirror_lag,
     open_kv,
@@ -56,6 +59,7 @@ from services.node.engines import (
 from services.node.front import open_gateway
 from services.node.identity import settle
 from services.node.kv_moves import EnginesService
+from services.node.media import MediaService, open_media
 from services.node.metrics import Measured
 from services.node.monitor import of_node
 from services.node.outside import Machine, Outside
@@ -102,6 +106,9 @@ class Node:
         self.disk = self.outside.disk
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.median_clock = MedianClock(self.clock, self.hlc)
+        # Where a link proxy stands between the IDCs, it is the one to cut them.
+        cuts = config.faults and not config.links
+        self.cuts = Cuts(self.idc, config.peers(), self.clock) if cuts else None
         self.routes = RouteTable()
         self.seals = Seals()
         self.gateways: list[Gateway] | list[FrontLink] = []
@@ -121,6 +128,7 @@ class Node:
         self.monitor = of_node(self)
         self.serving = False
         self.webhooks: Webhooks | None = None  # once it serves
+        self.media: tuple[MediaStore, MediaApi] | None = None  # likewise, if the region has files
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
         self._stopping = asyncio.Event()
@@ -211,6 +219,8 @@ class Node:
         self.registries: dict[str, Registry] = {self.idc: registry}
         for name in self.config.peers():
             channel = self.outside.channel(name, self.config.address(name))
+            if self.cuts is not None:
+                channel = CutChannel(channel, name, self.cuts)
             stack.push_async_callback(channel.close, 0.5)
             self.channels[name] = channel
             self.registries[name] = RemoteRegistry(channel, name)
@@ -321,7 +331,8 @@ class Node:
         swaps = SwapLimit(self.own_registry)
         authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
         host, port = self.config.listener(self.config.idc.endpoints.peer)
-        server = self.outside.server([authorizer], f"{host}:{port}")
+        held = [HeldCalls(self.cuts)] if self.cuts is not None else []
+        server = self.outside.server([authorizer, *held], f"{host}:{port}")
         self.logs_service = LogsService(
             self.idc, self.store, partitions, self.progress, self.replication.applied, self.clock
         )
@@ -337,7 +348,7 @@ class Node:
         )
         self.admin = AdminService(
             self.status.as_dict, self.stop, partitions, self.clock, self.disk.faults,
-            self.config.faults,
+            self.config.faults, self.cuts,
         )  # fmt: skip
         rpc.add_RegistryServicer_to_server(RegistryServicer(self.own_registry), server)
         rpc.add_LogsServicer_to_server(self.logs_service, server)
@@ -345,6 +356,8 @@ class Node:
         rpc.add_AdminServicer_to_server(self.admin, server)
         if self.fronts is not None:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
+        self.media_service = MediaService()
+        rpc.add_MediaServicer_to_server(self.media_service, server)
         self.users = UsersService()
         rpc.add_UsersServicer_to_server(self.users, server)
         self.archives = ArchivesService(
@@ -569,6 +582,11 @@ class Node:
         self.webhooks = Webhooks(self, stack)
         for feed in self.webhooks.feeds:
             self._spawn(f"webhook {feed.name}", feed.run())
+        self.media = open_media(self, stack)
+        if self.media is not None:
+            self.media_service.store = self.media[0]
+            self._spawn("media", self.media[0].run())
+            self._spawn("stickers", self.media[1].stickers.run())
         await self.traffic.start(stack)
         await self._start_admin_api(stack)
         if self.fronts is not None:

@@ -100,6 +100,7 @@ class Status:
                 "offset_ms": -node.hlc.median_offset_ms,
                 "skewed": node.hlc.skewed(),
             },
+            "links_cut": node.cuts.now() if node.cuts is not None else [],
             "certificates": self._certificates(),
             "region_keys": self._node.followed_keys.status(),
             "alarms": self._alarms(),

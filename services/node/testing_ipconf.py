@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
+from aiohttp import web
 
 from imcore.attest import RegionKeys
 from imcore.pki import load_region_keys
@@ -46,6 +48,7 @@ class IpconfSite:
         self.reports = Reports(IDCS)
         self.minority = False
         self.stores: dict[str, RegistryStore] = {}
+        self.routes: Sequence[web.RouteDef] = ()  # what else is served there
 
     async def start(self) -> None:
         for idc in IDCS:
@@ -69,6 +72,7 @@ class IpconfSite:
             self.reports,
             self.clock,
             lambda: self.minority,
+            routes=self.routes,
         )
         tls = gateway_ssl_context(self.pki_dir, "fra")
         port = await self.server.start("127.0.0.1", 0, tls)

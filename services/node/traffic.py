@@ -90,6 +90,7 @@ class Traffic:
             self.controller.in_minority,
             node.measured.verbs["ipconf"] if node.measured else None,
             node.outside.listen,
+            node.media[1].routes() if node.media is not None else (),
         )
         host, port = config.listener(config.idc.endpoints.ipconf)
         await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))

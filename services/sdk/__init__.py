@@ -1,5 +1,6 @@
 """The client SDK (docs/sdk.md): ``async with Client(...) as client: await client.send(...)``."""
 
+from imcore.media import MediaName, MediaRef
 from services.sdk.client import Client, Found, OwnDevice, ReadCounts, Readers, Sent, State
 from services.sdk.core.events import (
     Changed,
@@ -50,6 +51,8 @@ __all__ = [
     "Kicked",
     "KnownDevice",
     "Last",
+    "MediaName",
+    "MediaRef",
     "Message",
     "Moved",
     "NotConnected",

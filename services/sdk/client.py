@@ -15,7 +15,14 @@ from typing import NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
-from imcore.limits import CONTENT_BYTES_MAX, GROUP_CHANGES_MAX, MENTIONS_MAX, WATCHED_MAX
+from imcore.limits import (
+    CONTENT_BYTES_MAX,
+    GROUP_CHANGES_MAX,
+    MEDIA_MAX,
+    MENTIONS_MAX,
+    WATCHED_MAX,
+)
+from imcore.media import MediaRef, is_sticker, media_pb
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock, SystemClock
 from imcore.words import (
@@ -60,6 +67,7 @@ from services.sdk.errors import (
 )
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
+from services.sdk.media import BytesSource, FileSource, Progress, Transfers
 from services.sdk.options import Options
 from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
@@ -198,6 +206,12 @@ class Client:
         self._polling = polling
         if dialer is None and polling is None:
             self._polling = PollingDialer(self._ipconf.tls)
+        self._transfers = Transfers(
+            self._ipconf,
+            lambda: self._lookup,
+            lambda: self._link.answer if self._started else None,
+            self._clock,
+        )
         self._store = _store(outbox)
         self._traces = Traces(self.options.tracer, self.options.trace_one_in, random.Random())
         self._lookup = Lookup(token, self.options.network, "", forwarded_for or "")
@@ -406,13 +420,17 @@ class Client:
         timeout_ms: int | None = None,
         reply: str = "",
         mentions: Sequence[str] = (),
+        media: Sequence[MediaRef] = (),
+        sticker: str = "",
     ) -> Sent:
-        """``reply``: the key of the message that it answers; ``mentions``: uids. Returns once the
-        message is stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among
-        them). Without a time-out it waits for as long as the client lives."""
+        """``reply``: the key of the message that it answers; ``mentions``: uids; ``media``: what
+        ``upload`` returned: whoever gets the message may download it; ``sticker``: a
+        code of ``stickers``. Returns once the message is
+        stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among them). Without a
+        time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
-        refs = _refs(conversation, reply, mentions)
+        refs = _refs(conversation, reply, mentions, media, sticker)
         _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
         trace = self._traces.begin()
@@ -438,6 +456,47 @@ class Client:
         parent = traceparent(trace.context) if trace is not None else ""
         key = key_text(key_of(placed.key))
         return Sent(key, place, ack.degraded, self._sender, entry, parent)
+
+    async def upload(
+        self,
+        source: str | Path | bytes,
+        type_: str = "application/octet-stream",
+        label: str = "",
+        progress: Progress = lambda done, size: None,
+    ) -> MediaRef:
+        """For ``send``. Of a path, a file that does not change meanwhile. Goes on after cuts where
+        it was, in another IDC anew unless that has a part of it; what this user has uploaded before
+        is not sent again. Raises RequestRefused, NotConnected, AuthError, OSError."""
+        timeout_ms = self.options.transfer_timeout_ms
+        if isinstance(source, bytes):
+            data = BytesSource(source)
+            return await self._transfers.upload(data, type_, label, progress, timeout_ms)
+        with await asyncio.to_thread(open, source, "rb") as file:
+            found = FileSource(file)
+            return await self._transfers.upload(found, type_, label, progress, timeout_ms)
+
+    async def download(
+        self,
+        ref: MediaRef,
+        path: str | Path,
+        resume: bool = True,
+        progress: Progress = lambda done, size: None,
+    ) -> None:
+        """To this path, once all of it is there and has the hash that the message names; until
+        then beside it, in a file that ends in .part, where a later call goes on. Not ``resume``:
+        from the beginning. Raises RequestRefused, NotConnected (the IDC that has it may be lost
+        for now), AuthError, OSError."""
+        timeout_ms = self.options.transfer_timeout_ms
+        await self._transfers.download(ref, Path(path), resume, progress, timeout_ms)
+
+    async def stickers(self) -> dict[str, MediaRef]:
+        """The region's, by code, for ``send``. Raises RequestRefused, NotConnected, AuthError."""
+        return await self._transfers.stickers(self.options.request_timeout_ms)
+
+    async def thumbnail(self, ref: MediaRef) -> bytes:
+        """A small JPEG of a picture, as the service made it: no hash stands for it. Raises
+        RequestRefused (``not_found`` where there is none), NotConnected, AuthError."""
+        return await self._transfers.thumbnail(ref, self.options.transfer_timeout_ms)
 
     async def _compose(
         self, conversation: str, content: bytes, durability: int, trace: Trace | None, refs: bytes
@@ -1195,12 +1254,25 @@ def _presences(rows: Iterable[pb.Presence]) -> tuple[Presence, ...]:
     return tuple(Presence(r.uid, tuple(r.online), r.last_seen_ms, r.unwatched) for r in rows)
 
 
-def _refs(conversation: str, reply: str, mentions: Sequence[str]) -> bytes:
+def _refs(
+    conversation: str,
+    reply: str,
+    mentions: Sequence[str],
+    media: Sequence[MediaRef],
+    sticker: str,
+) -> bytes:
     """An encoded Refs, or nothing. Raises SendFailed."""
     if len(mentions) > MENTIONS_MAX or not all(map(valid_id, mentions)):
         message = f"a message mentions at most {MENTIONS_MAX} users, by uid"
         raise SendFailed(Code.BAD_REQUEST, message)
-    refs = pb.Refs(mentions=mentions)
+    if sticker and not is_sticker(sticker):
+        raise SendFailed(Code.BAD_REQUEST, f"not the code of a sticker: {sticker!r}")
+    if len(media) > MEDIA_MAX:
+        raise SendFailed(Code.BAD_REQUEST, f"a message has at most {MEDIA_MAX} files")
+    try:
+        refs = pb.Refs(mentions=mentions, media=map(media_pb, media), sticker=sticker)
+    except ValueError as error:
+        raise SendFailed(Code.BAD_REQUEST, str(error)) from error
     if reply:
         try:
             refs.reply.CopyFrom(key_pb(parse_key(reply)))

@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -38,6 +39,7 @@ class Answer:
     placement: bytes
     gateways: tuple[Gateway, ...]  # best first
     parameters: Parameters
+    media: tuple[str, ...] = ()  # URLs for files, best first
 
 
 class NoAnswer(Exception):
@@ -171,8 +173,14 @@ class IpconfClient:
                 raise NoAnswer(message, wait_ms, overloaded=response.status == 429)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NoAnswer(f"{url}: {error or type(error).__name__}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, BadInput) as error:
             raise NoAnswer(f"{url}: the answer is not an ipconf's") from error
+
+    def request(
+        self, method: str, url: str, **more: Any
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Of what else is served over HTTPS where ipconf says."""
+        return self._session().request(method, url, **more)
 
     def report(self, lookup: Lookup, gateway: Gateway, failure: str) -> None:
         """Tell an ipconf that a gateway cannot be used: evidence for the failover. Best effort."""
@@ -220,4 +228,5 @@ def _answer(document: Mapping[str, Any]) -> Answer:
             for g in document["gateways"]
         ),
         Parameters.of(document.get("parameters", {})),
+        tuple(_checked(str(row["url"])) for row in document.get("media", ())),
     )

@@ -19,6 +19,7 @@ class Options:
     in_flight_max: int = 256  # sends in flight in all
     start_timeout_ms: int = 30_000  # `async with` raises NotConnected after it
     request_timeout_ms: int = 10_000  # of requests other than sends; one retry round each second
+    transfer_timeout_ms: int = 600_000  # of a whole upload or download; what came is not lost
     pull_limit: int = 200  # entries of one page
     pulls_max: int = 4  # conversations pulled at the same time
     signal_wait_ms: int = 300  # before a named origin is asked in parallel

@@ -216,6 +216,8 @@ async def test_what_a_message_refers_to_is_part_of_it(open_idc: OpenIdc) -> None
     [
         b"\xff",
         pb.Refs(mentions=["x"] * 101).SerializeToString(),
+        pb.Refs(sticker="No code!").SerializeToString(),
+        pb.Refs(media=[pb.MediaRef(idc="fra", type="a/b")]).SerializeToString(),
         pb.Refs(mentions=["not a uid"]).SerializeToString(),
         pb.Refs(reply=pb.ClientKey(conversation=DIRECT)).SerializeToString(),
         pb.Refs(

@@ -64,11 +64,12 @@ async def _talk(node: Node) -> None:
         # Of eight messages one is counted for the hottest at least.
         await asyncio.gather(*(me.send(me.direct("bob"), b"again") for _ in range(8)))
         group = await me.create_group(["bob"])
-        await me.send(group, b"all")
+        await me.send(group, b"all", media=[await me.upload(b"a file")], sticker="smile")
+        assert await me.stickers() == {}
 
 
 async def test_a_node_shows_what_the_page_lists_and_nothing_else(tmp_path):
-    async with running(tmp_path, False) as node:
+    async with running(tmp_path, False, edit=lambda spec: spec.update(media={})) as node:
         assert await _get(node, "/livez") == (200, "ok\n")
         await _ready(node)
         await _talk(node)

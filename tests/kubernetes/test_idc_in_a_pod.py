@@ -66,6 +66,35 @@ async def test_a_pod_is_deleted_while_everybody_talks_across_the_idcs(
         assert [restarts(pods, part) for part in pods.namespaces] == [0, 0, 0]
 
 
+async def test_a_node_is_drained_once_its_idc_is_while_everybody_talks(
+    pods: Pods, tmp_path: Path, figures: Figures
+) -> None:
+    """What the operator knows of an IDC that has clients forbids its eviction until then."""
+    told_of = secret_of(pods, "viewer")
+    pods.patch(VICTIM, {"spec": {"role_certificate": told_of, "deletion": "at_once"}})
+    budget = ("wait", f"pdb/{pods.workload(VICTIM)}", "--timeout=30s")
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=501) as cast:
+        couples = await cast.couples(6, VICTIM, OTHER)
+        pods.kubectl(VICTIM, *budget, "--for=jsonpath={.spec.maxUnavailable}=0")
+        before = pods.pod(VICTIM)["metadata"]["uid"]
+        async with cast.talking(couples):
+            began = time.monotonic()
+            draining = asyncio.create_task(asyncio.to_thread(pods.drain_node, VICTIM, 60))
+            await asyncio.sleep(2)
+            assert pods.pod(VICTIM)["metadata"]["uid"] == before and not draining.done()
+            code, said = await lab.imctl("drain", VICTIM, "--yes")
+            assert code == 0, said
+            assert "evicted" in await draining
+            await asyncio.to_thread(pods.wait_ready, VICTIM)
+            code, said = await lab.imctl("failback", VICTIM, "--yes")
+            assert code == 0, said
+            figures("a node drained with its IDC, s", round(time.monotonic() - began, 1))
+        assert pods.pod(VICTIM)["metadata"]["uid"] != before
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+    pods.patch(VICTIM, {"spec": {"role_certificate": None, "deletion": None}})
+
+
 async def test_an_idc_whose_pods_are_killed_is_taken_over_and_given_back(
     pods: Pods, tmp_path: Path, figures: Figures
 ) -> None:
@@ -89,9 +118,15 @@ async def test_an_idc_whose_pods_are_killed_is_taken_over_and_given_back(
         assert report.clean, (report.sentence(), report.examples)
 
 
-def a_loss_in_short() -> str:
-    """The drill `idc-loss`, with less of everything: CI has to run it."""
-    document = yaml.safe_load((ROOT / "regions" / "drills" / "idc-loss.yaml").read_text())
+def in_short(name: str, after: str = "") -> str:
+    """A ready-made drill with less of everything, since CI has to run it; ``after``: another one,
+    whose method comes first."""
+    document, first = (
+        yaml.safe_load((ROOT / "regions" / "drills" / f"{each}.yaml").read_text())
+        for each in (name, after or name)
+    )
+    if after:
+        document["method"] = first["method"] + document["method"]
     (ours,) = document["extensions"]
     ours["load"] = {"users": 8, "rate": 8, "group_rate": 1, "canary_every_s": 0.5}
     ours["enough"] = {"acked": 100, "canaries": 8}
@@ -186,19 +221,25 @@ async def test_gateways_are_scaled_and_evicted_within_their_budget(
         assert report.clean, (report.sentence(), report.examples)
 
 
-def drill_run(pods: Pods, name: str) -> dict[str, Any]:
-    """All pods of an IDC are killed and kept down, and come back; in the IDC's own namespace."""
-    pods.kubectl(VICTIM, "delete", "secret", "imctl-admin", "--ignore-not-found")
-    pods.role_secret(VICTIM, "imctl-admin")
+def secret_of(pods: Pods, role: str) -> str:
+    """Its name, in the victim's namespace."""
+    name = f"imctl-{role}"
+    pods.kubectl(VICTIM, "delete", "secret", name, "--ignore-not-found")
+    pods.role_secret(VICTIM, name)
+    return name
+
+
+def drill_run(pods: Pods, name: str, experiment: str) -> dict[str, Any]:
+    """In the victim's own namespace."""
     return {
         "apiVersion": "imctl.dev/v1alpha1",
         "kind": "DrillRun",
         "metadata": {"name": name},
         "spec": {
             "region": pods.region.metadata.name,
-            "experiment": a_loss_in_short(),
+            "experiment": experiment,
             "var": {"victim": VICTIM},
-            "certificate": "imctl-admin",
+            "certificate": secret_of(pods, "admin"),
             "region_keys": "region-keys",
             "namespaces": {part: at for part, at in pods.namespaces.items() if part != VICTIM},
         },
@@ -219,19 +260,28 @@ def until(pods: Pods, name: str, phases: tuple[str, ...], limit_s: float) -> dic
     return status
 
 
-async def test_the_loss_of_an_idc_as_a_drill_run(pods: Pods, figures: Figures) -> None:
+async def test_the_loss_of_an_idc_and_its_network_cut_as_a_drill_run(
+    pods: Pods, figures: Figures
+) -> None:
+    """All that runs in its pod is killed and kept down, and comes back; then it is cut from all
+    others, and they heal. Twice its clients are taken over, and given back."""
     async with pods.lab() as lab:
         await lab.all_active()
         began = time.monotonic()
-        pods.apply(VICTIM, drill_run(pods, "loss"))
+        pods.apply(VICTIM, drill_run(pods, "loss", in_short("registry-minority", after="idc-loss")))
         status = await asyncio.to_thread(until, pods, "loss", ("Ended", "Refused"), 150)
-        figures("a DrillRun of an IDC's loss, s", round(time.monotonic() - began, 1))
-        figures("RTO of a DrillRun of an IDC's loss, s", status.get("rto_s"))
+        figures(
+            "a DrillRun of an IDC's loss and of its network's, s",
+            round(time.monotonic() - began, 1),
+        )
+        figures("RTO of that DrillRun, the longer one, s", status.get("rto_s"))
         report = json.loads(pods.kubectl(VICTIM, "get", "cm", status["report"], "-o", "json"))
         text = report["data"]["report.md"]
         assert (status["verdict"], status["lost"]) == ("pass", 0), (status, text)
         assert {"report.md", "report.json", "report.html"} == set(report["data"])
-        assert f"{VICTIM} is failed" in text and f"{VICTIM} is active with its clients" in text
+        for said in (f"{VICTIM} is failed", f"{VICTIM} is active with its clients again"):
+            assert text.count(said) == 2, text
+        assert f"{VICTIM} is cut from all others" in text and "links are healed" in text
         await lab.all_active()
         pods.wait_ready(VICTIM)
         pods.kubectl(VICTIM, "delete", "drillrun", "loss", "--timeout=20s")
@@ -292,16 +342,22 @@ def test_the_verbs_that_a_cluster_has(pods: Pods, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-async def test_a_drill_run_that_is_cut_short_leaves_nothing(pods: Pods, figures: Figures) -> None:
-    """Deleted, or its operator killed, while an IDC is down."""
+@pytest.mark.parametrize("drill", ["idc-loss", "registry-minority"])
+async def test_a_drill_run_that_is_cut_short_leaves_nothing(
+    pods: Pods, figures: Figures, drill: str
+) -> None:
+    """Deleted, or its operator killed, while an IDC is down, or cut from all others."""
     async with pods.lab() as lab:
-        for name in ("deleted", "orphaned"):
+        for name in (f"deleted-{drill}", f"orphaned-{drill}"):
             await lab.all_active()
-            pods.apply(VICTIM, drill_run(pods, name))
-            down = ("wait", f"idc/{VICTIM}", "--for=jsonpath={.status.phase}=Down")
-            await asyncio.to_thread(pods.kubectl, VICTIM, *down, "--timeout=90s")
+            pods.apply(VICTIM, drill_run(pods, name, in_short(drill)))
+            if drill == "idc-loss":
+                down = ("wait", f"idc/{VICTIM}", "--for=jsonpath={.status.phase}=Down")
+                await asyncio.to_thread(pods.kubectl, VICTIM, *down, "--timeout=90s")
+            else:
+                await asyncio.to_thread(until_cut, pods, VICTIM, 90)
             began = time.monotonic()
-            if name == "deleted":
+            if name.startswith("deleted"):
                 gone = ("delete", "drillrun", name, "--timeout=150s")
                 await asyncio.to_thread(pods.kubectl, VICTIM, *gone)
             else:
@@ -309,7 +365,24 @@ async def test_a_drill_run_that_is_cut_short_leaves_nothing(pods: Pods, figures:
                 status = await asyncio.to_thread(until, pods, name, ("Ended",), 150)
                 assert status["verdict"] == "aborted", status
                 assert "ended while it ran" in status["reason"]
-            figures(f"a DrillRun {name} with an IDC down, s", round(time.monotonic() - began, 1))
+            figures(f"a DrillRun {name}, s", round(time.monotonic() - began, 1))
             await asyncio.to_thread(pods.wait_ready, VICTIM)
             assert "down-until" not in pods.kubectl(VICTIM, "get", "idc", VICTIM, "-o", "json")
+            for idc in pods.idcs:
+                assert cut_links(pods, idc) == []
         await lab.all_active()
+
+
+def until_cut(pods: Pods, idc: str, limit_s: float) -> None:
+    """From all others."""
+    deadline = time.monotonic() + limit_s
+    while len(found := cut_links(pods, idc)) < 2 * (len(pods.namespaces) - 1):  # both ways
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+
+
+def cut_links(pods: Pods, idc: str) -> list[str]:
+    """As the IDC says itself."""
+    document = json.loads(pods.imctl("status", "-o", "json"))["idcs"][idc]
+    found: list[str] = document.get("links_cut", [])
+    return found

@@ -14,6 +14,7 @@ from imctl.drill import model, onpods
 FOLDER = Path(__file__).parents[2] / "regions" / "drills"
 ON_PODS = {
     "idc-loss", "planned-switchover", "gateway-crash", "reconnect-storm", "rolling-evacuation",
+    "wan-partition", "asymmetric-partition", "registry-minority",
 }  # fmt: skip
 Edit = Callable[[dict[str, Any]], object]
 
@@ -72,6 +73,17 @@ def test_nothing_but_our_own_code_is_run(edit: Edit, why: str) -> None:
     edit(document)
     _, problems = onpods.judged(yaml.safe_dump(document), "mine")
     assert any(why in each and each.startswith("mine: ") for each in problems), problems
+
+
+def test_a_link_of_pods_is_cut_in_silence_only() -> None:
+    text = (FOLDER / "wan-partition.yaml").read_text()
+    document = yaml.safe_load(text)
+    document["method"][1]["provider"]["arguments"]["mode"] = "reject"
+    _, problems = onpods.judged(yaml.safe_dump(document), "mine")
+    assert problems == [
+        "mine: method[1].provider.arguments.mode: expected drop: a link of pods is cut in silence, "
+        "which is what can be done to pods"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,22 @@ def test_the_phases_of_a_pod(seen: dict[str, Any] | None, phase: Phase, ready: b
     assert not decision.status["outdated"]
 
 
+@pytest.mark.parametrize(
+    ("state", "evicted"),
+    [
+        ("active", 0), ("cordoned", 0), ("draining", 0), ("recovering", 0),
+        ("drained", 1), ("failed", 1), ("retired", 1), ("", 1),
+    ],
+)  # fmt: skip
+def test_a_node_is_emptied_of_an_idc_that_is_known_to_have_clients_after_its_drain(
+    state: str, evicted: int
+) -> None:
+    decision = look(replace(SEEN, pod=pod(), state=state))
+    (budget,) = [each for each in decision.apply if each["kind"] == "PodDisruptionBudget"]
+    assert budget["spec"]["maxUnavailable"] == evicted
+    assert decision.apply[-1]["kind"] == "StatefulSet"
+
+
 def test_the_trouble_of_a_pod_is_told() -> None:
     trouble = "idc: ImagePullBackOff"
     decision = look(replace(SEEN, pod=pod(ready=False, served=False, trouble=trouble)))

@@ -12,7 +12,7 @@ import pytest
 from imcore import pki
 from imctl.drill import model
 from imctl.reconcile.driller import Done, Job
-from imctl.reconcile.drillrun import FINALIZER, OBJECT_BYTES, report_object
+from imctl.reconcile.drillrun import FINALIZER, OBJECT_BYTES, STOP, report_object
 from imctl.reconcile.drillruns import AGAIN_S, FOLLOW_S, WAIT_S
 from imctl.reconcile.observed import Owner
 from imctl.reconcile.reconciler import Key, Reconciler
@@ -137,6 +137,28 @@ async def test_it_is_begun_once_and_judged(memory: Memory, beside: Beside) -> No
     assert [each["reason"] for each in memory.events] == ["Begun", "Pass"]
 
 
+async def test_one_that_is_to_stop_is_told_and_keeps_its_report(
+    memory: Memory, beside: Beside
+) -> None:
+    first = operator(memory, beside)
+    await first.reconcile(KEY)
+    memory.held["DrillRun", "im-fra", "loss"]["metadata"]["annotations"] = {STOP: "a fair"}
+    assert await first.reconcile(KEY) == FOLLOW_S
+    assert beside.stopped == ["uid-loss"]
+    beside.end(6, outcome="aborted", reason="ended by hand")
+    await first.reconcile(KEY)
+    found = status(memory)
+    assert (found["phase"], found["verdict"], found["reason"]) == ("Ended", "aborted", "a fair")
+    assert found["report"]
+
+
+async def test_one_that_is_to_stop_does_not_begin(memory: Memory, beside: Beside) -> None:
+    memory.held["DrillRun", "im-fra", "loss"]["metadata"]["annotations"] = {STOP: "a fair"}
+    assert await operator(memory, beside).reconcile(KEY) is None
+    assert (status(memory)["phase"], status(memory)["blockers"]) == ("Refused", ["a fair"])
+    assert not beside.begun
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "why"),
     [
@@ -176,7 +198,7 @@ async def test_only_who_is_allowed_there_breaks_an_idc(
     ("wrong", "why"),
     [
         ({"var": {"foe": "dub"}}, "--var foe: the drill idc-loss has these variables: victim"),
-        ({"drill": "wan-partition", "var": {}}, "which is what can be done to pods"),
+        ({"drill": "slow-wan", "var": {}}, "which is what can be done to pods"),
         ({"drill": "nothing"}, "expected a drill file, or one of"),
         ({"drill": None, "experiment": "- 1"}, "loss: expected an experiment"),
         ({"namespaces": {"sin": "im-sin"}}, "spec.namespaces: expected some of"),

@@ -99,7 +99,7 @@ def test_a_pod_is_restricted_in_every_way(case: str) -> None:
     assert container["resources"]["limits"]["memory"]
 
 
-def test_only_who_takes_drills_can_be_killed_from_inside_its_pod() -> None:
+def test_only_who_takes_drills_can_be_killed_from_inside_its_pod_and_takes_faults() -> None:
     owner, breakable = (
         Owner("IDC", "im-fra", "fra", "0a1b", 3),
         IDC.model_copy(update={"drills_from": ["im-fra"]}),
@@ -109,6 +109,7 @@ def test_only_who_takes_drills_can_be_killed_from_inside_its_pod() -> None:
         for spec in (IDC, breakable)
     ]
     assert ["shareProcessNamespace" in pod for pod in pods] == [False, True]
+    assert ["--faults" in pod["containers"][0]["args"] for pod in pods] == [False, True]
 
 
 @EVERY

@@ -10,17 +10,26 @@ import pytest
 
 from imcore.errors import Unavailable
 from imctl.api.kinds import API_VERSION
+from imctl.reconcile import reconciler as module
+from imctl.reconcile.applied import Name
 from imctl.reconcile.cluster import MANAGER, Cluster, Rejected
 from imctl.reconcile.lease import NotLeading
-from imctl.reconcile.objects import DOWN_UNTIL
+from imctl.reconcile.objects import DOWN_UNTIL, hash_of
 from imctl.reconcile.observed import Object
 from imctl.reconcile.peers import Peers
-from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
+from imctl.reconcile.reconciler import SOON_MAX_S, SOON_S, Key, Reconciler
 from tests.unit.test_operator_objects import FIGURES, IDC, region
 
 NOW = "2026-01-01T00:00:00Z"
 KEY = Key("IDC", "im-fra", "fra")
-NAMES = {"ServiceAccount", "ConfigMap", "NetworkPolicy", "Service", "StatefulSet"}
+NAMES = {
+    "ServiceAccount",
+    "ConfigMap",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "Service",
+    "StatefulSet",
+}
 
 
 class Memory(Cluster):
@@ -59,7 +68,8 @@ class Memory(Cluster):
             self.parts[key, manager] = wanted["status"]
             self.held[key] = {**self.held[key], "status": self._merged(key)}
         else:
-            self.held[key] = wanted
+            version = hash_of(wanted)
+            self.held[key] = {**wanted, "metadata": {**metadata, "resourceVersion": version}}
         return self.held[key]
 
     def _merged(self, key: tuple[str, str, str]) -> Object:
@@ -75,6 +85,11 @@ class Memory(Cluster):
         metadata = document["metadata"]
         held = self.held[document["kind"], metadata["namespace"], metadata["name"]]
         held["metadata"] = held["metadata"] | {"finalizers": list(names)}
+
+    async def annotate(self, document: Object, annotations: dict[str, str]) -> None:
+        metadata = document["metadata"]
+        held = self.held[document["kind"], metadata["namespace"], metadata["name"]]
+        held["metadata"] = held["metadata"] | {"annotations": annotations}
 
     async def event(self, body: Object) -> None:
         self.events.append(body)
@@ -148,8 +163,52 @@ async def test_what_somebody_deleted_or_edited_is_repaired(
     wanted = dict(memory.held)
     del memory.held["Service", "im-fra", "fra-idc-peer"]
     memory.held["StatefulSet", "im-fra", "fra-idc"] = {"spec": {"replicas": 0}}
+    reconciler.owned(KEY, Name("Service", "im-fra", "fra-idc-peer"), "")  # kopf watches these
+    reconciler.owned(KEY, Name("StatefulSet", "im-fra", "fra-idc"), "7")
     await reconciler.reconcile(KEY)
     assert memory.held == wanted
+
+
+async def test_what_is_not_watched_is_repaired_within_a_minute(
+    memory: Memory, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_S", 0.05)
+    await reconciler.reconcile(KEY)
+    wanted = dict(memory.held)
+    del memory.held["NetworkPolicy", "im-fra", "fra-idc"]
+    await reconciler.reconcile(KEY)
+    assert memory.held != wanted
+    running = asyncio.ensure_future(reconciler.run())
+    await asyncio.sleep(0.3)
+    running.cancel()
+    assert memory.held == wanted
+
+
+async def test_what_stands_is_not_sent_again(memory: Memory, reconciler: Reconciler) -> None:
+    await reconciler.reconcile(KEY)
+    memory.written.clear()
+    await reconciler.reconcile(KEY)
+    assert memory.written == []
+    name = Name("StatefulSet", "im-fra", "fra-idc")
+    version = memory.held[name]["metadata"]["resourceVersion"]
+    reconciler.owned(KEY, name, version)  # of what it has just applied itself
+    await reconciler.reconcile(KEY)
+    assert memory.written == []
+    reconciler.owned(KEY, name, "other")
+    memory.held["IDC", "im-fra", "fra"]["spec"]["service"] = "LoadBalancer"
+    await reconciler.reconcile(KEY)
+    assert memory.written == ["Service", "Service", "StatefulSet"]
+
+
+async def test_what_does_not_change_is_looked_at_less_and_less_often(
+    memory: Memory, reconciler: Reconciler
+) -> None:
+    waits = [await reconciler.reconcile(KEY) for _ in range(9)]
+    assert waits[:2] == [SOON_S, SOON_S * 1.5] and waits[-1] == SOON_MAX_S
+    memory.serve()
+    assert await reconciler.reconcile(KEY) is None
+    del memory.held["Pod", "im-fra", "fra-idc-0"]
+    assert await reconciler.reconcile(KEY) == SOON_S
 
 
 async def test_a_mark_of_a_drill_takes_the_pod_away_and_no_longer_brings_it_back(

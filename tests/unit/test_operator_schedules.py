@@ -9,6 +9,7 @@ import pytest
 
 from imctl.reconcile.admission import answer
 from imctl.reconcile.cluster import Conflict
+from imctl.reconcile.drillrun import STOP, stop_of
 from imctl.reconcile.observed import Object
 from imctl.reconcile.reconciler import Key, Reconciler
 from imctl.reconcile.schedules import LOOK_S
@@ -104,6 +105,23 @@ async def test_none_begins_in_a_blackout(memory: Clocked, reconciler: Reconciler
     assert memory.runs() == []
     assert "a fair" in memory.drill["status"]["left_out"]
     assert [each["reason"] for each in memory.events] == ["LeftOut"]
+
+
+async def test_none_goes_on_into_a_blackout(memory: Clocked, reconciler: Reconciler) -> None:
+    window = {"start": "2026-12-01T09:00:05Z", "end": "2026-12-02T00:00:00Z", "reason": "a fair"}
+    memory.drill["spec"]["blackouts"] = [window]
+    memory.time = TUESDAY
+    assert await reconciler.reconcile(KEY) == 5.0
+    (name,) = memory.runs()
+    run = memory.held["DrillRun", "im-fra", name]
+    assert stop_of(run) == ""
+    memory.time = TUESDAY + timedelta(seconds=5)
+    memory.drill["spec"]["paused"] = True  # which stops none by itself
+    await reconciler.reconcile(KEY)
+    assert stop_of(run) == "a blackout: a fair, until 2026-12-02T00:00:00Z"
+    run["metadata"]["annotations"] = {STOP: "told before"}
+    await reconciler.reconcile(KEY)
+    assert stop_of(run) == "told before"
 
 
 async def test_none_begins_while_it_is_paused(memory: Clocked, reconciler: Reconciler) -> None:

@@ -40,6 +40,8 @@ def evidence(**sessions: dict[str, int]) -> Evidence:
 
 def predicted(before: Policy, kind: str, on: Evidence, **fields: Any) -> Forecast:
     change = Change(kind, "fra", "r", "operator", **fields)
+    if kind == Kind.FAILBACK:
+        on = replace(on, votes=())
     decision = evaluate(before, change, on, REGION, NOW)
     assert decision.policy is not None, decision.sentence
     return forecast(before, decision.policy, REGION, on, "fra")

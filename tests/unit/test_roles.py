@@ -43,7 +43,7 @@ def test_an_operator_may_swap_beside_what_a_viewer_may() -> None:
 
 
 def test_an_admin_may_call_all_that_is_not_among_idcs_alone() -> None:
-    kinds = ("Logs", "Peer", "Front")
+    kinds = ("Logs", "Peer", "Media", "Front")
     among_idcs = {name for name in allowed("fra") if name.split("/")[0] in kinds}
     assert allowed("admin") == {name.removeprefix("/im.v1.") for name in METHODS} - among_idcs
     assert not {"Admin/Status", "Admin/Fault", "Engines/MoveKv"} & allowed("fra")

@@ -31,7 +31,7 @@ from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.lab import Edit, Lab
 
 ROOT = Path(__file__).parents[3]
-TWO_IDCS = ROOT / "regions" / "two-idc.yaml"
+TWO_IDCS, THREE_IDCS = (ROOT / "regions" / f"{name}-idc.yaml" for name in ("two", "three"))
 OPERATOR = ROOT / "charts" / "im-operator"
 # Of nodes, and as well the ports of the listeners: others dial the endpoints' own.
 FIRST_PORT = 30_100
@@ -45,18 +45,24 @@ LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
 
 def region_file(
-    folder: Path, node: str, clients: str, edit: Edit | None = None, apart: Sequence[str] = ()
+    folder: Path,
+    node: str,
+    clients: str,
+    edit: Edit | None = None,
+    apart: Sequence[str] = (),
+    source: Path = TWO_IDCS,
 ) -> Path:
-    """A copy of `regions/two-idc.yaml` with the node's ports; ``clients``: from where they come;
-    ``apart``: IDCs with several gateways."""
-    document = yaml.safe_load(TWO_IDCS.read_text())
+    """A copy of ``source`` with the node's ports; ``clients``: from where they come; ``apart``:
+    IDCs with several gateways."""
+    document = yaml.safe_load(source.read_text())
     spec = document["spec"]
     for number, idc in enumerate(spec["idcs"]):
         first = FIRST_PORT + 10 * number
         ends = ENDS | ({"gateway": APART} if idc["name"] in apart else {})
         idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ends.items()}
         idc["gateways"] = GATEWAYS if idc["name"] in apart else 1
-    spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
+    if "witness" in spec:
+        spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
     # The load of a drill comes from the operator's pod, and says as well where its clients are.
     spec["geo"]["trusted_proxies"] = [f"{clients}/32", f"{node}/32", settings.PODS]
     if edit is not None:
@@ -251,8 +257,24 @@ class Pods:
         self._pause(part, False)
 
     def _pause(self, part: str, paused: bool) -> None:
-        patch = json.dumps({"spec": {"paused": paused}})
-        self.kubectl(part, "patch", self.kind(part).lower(), part, "--type=merge", "-p", patch)
+        self.patch(part, {"spec": {"paused": paused}})
+
+    def patch(self, part: str, change: dict[str, Any]) -> None:
+        """Of its IDC or Witness object; null: what stood there goes."""
+        given = json.dumps(change)
+        self.kubectl(part, "patch", self.kind(part).lower(), part, "--type=merge", "-p", given)
+
+    def drain_node(self, part: str, seconds: int) -> str:
+        """As whoever mends the node does, of this part's pod; returns what kubectl said once it is
+        gone from there. Raises Failed when it is not evicted in time."""
+        pods = f"app.kubernetes.io/instance={part}"
+        try:
+            return self._cluster.kubectl(
+                "drain", settings.NODE, f"--pod-selector={pods}", "--delete-emptydir-data",
+                f"--timeout={seconds}s",
+            )  # fmt: skip
+        finally:
+            self._cluster.kubectl("uncordon", settings.NODE)
 
     @contextlib.asynccontextmanager
     async def lab(self) -> AsyncIterator[PodsLab]:
@@ -295,12 +317,16 @@ class PodsLab(Lab):
 
 @contextlib.contextmanager
 def running(
-    cluster: Cluster, folder: Path, edit: Edit | None = None, apart: Sequence[str] = ()
+    cluster: Cluster,
+    folder: Path,
+    edit: Edit | None = None,
+    apart: Sequence[str] = (),
+    source: Path = TWO_IDCS,
 ) -> Iterator[Pods]:
     """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
     Raises Failed."""
     layout = cluster.layout
-    source = region_file(folder, layout.node_address, layout.machine_address, edit, apart)
+    own = region_file(folder, layout.node_address, layout.machine_address, edit, apart, source)
     pods = Pods(cluster, folder, uuid4().hex[:6], apart)
     try:
         for namespace in pods.namespaces.values():
@@ -319,7 +345,7 @@ def running(
         )  # fmt: skip
         for kind in KINDS:
             until_known(cluster, kind.plural)
-        pods.imctl("deploy", str(source), "--sites", str(pods.sites_file()))
+        pods.imctl("deploy", str(own), "--sites", str(pods.sites_file()))
         for part in apart:
             pods.role_secret(part, VIEWER)
             pods.apply_gateways(part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from imcore.media import MediaRef
+
 
 class Message(NamedTuple):
     """A message is shown for the first (and only) time: inserted at ``index`` of the view.
@@ -13,7 +15,8 @@ class Message(NamedTuple):
     sender's clock, for people. ``reply``: the key of the message that it answers, which may not be
     shown (yet), or empty. ``mentions``: uids. ``encrypted``: end to end. ``undecryptable``: why
     this device cannot read it (docs/encryption.md), and ``content`` is empty then; a ``Changed``
-    tells when it can."""
+    tells when it can. ``media``: files, for ``Client.download``. ``sticker``: its code, of
+    ``Client.stickers``, or empty."""
 
     conversation: str
     key: str
@@ -27,6 +30,8 @@ class Message(NamedTuple):
     mentions: tuple[str, ...] = ()
     encrypted: bool = False
     undecryptable: str = ""
+    media: tuple[MediaRef, ...] = ()
+    sticker: str = ""
 
 
 class Moved(NamedTuple):

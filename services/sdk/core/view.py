@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from imcore import changes
 from imcore.convert import key_of, origin_of, place_of
-from imcore.limits import CLAIMS_MAX
+from imcore.limits import CLAIMS_MAX, MEDIA_MAX
+from imcore.media import MediaRef, is_sticker, media_of, media_problem
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey, Origin, Place, Vector
 from services.sdk.core import group
@@ -34,19 +36,32 @@ def parse_key(text: str) -> ClientKey:
     return ClientKey(uid, device, outbox, conversation, int(cid))
 
 
-_NO_REFS: tuple[str, tuple[str, ...]] = ("", ())
+class _Refs(NamedTuple):
+    reply: str
+    mentions: tuple[str, ...]
+    media: tuple[MediaRef, ...]
+    sticker: str
+
+
+_NO_REFS = _Refs("", (), (), "")
 
 
 def _closed(key: ClientKey, content: bytes, order: pb.Order | None) -> Opened:
     return Opened(b"", b"", NO_ENCRYPTION)
 
 
-def _refs(encoded: bytes) -> tuple[str, tuple[str, ...]]:
+def _refs(encoded: bytes) -> _Refs:
+    """No IDC has looked at what was encrypted: what is no reference is left out."""
     try:
         refs = pb.Refs.FromString(encoded)
-    except DecodeError:  # no IDC has looked at what was encrypted
+    except DecodeError:
         return _NO_REFS
-    return key_text(key_of(refs.reply)) if refs.HasField("reply") else "", tuple(refs.mentions)
+    return _Refs(
+        key_text(key_of(refs.reply)) if refs.HasField("reply") else "",
+        tuple(refs.mentions),
+        tuple(media_of(each) for each in refs.media[:MEDIA_MAX] if not media_problem(each)),
+        refs.sticker if is_sticker(refs.sticker) else "",
+    )
 
 
 class Class:
@@ -65,7 +80,7 @@ class Class:
         self.content = b""  # as it was sent, for as long as it cannot be read
         self.encrypted = False
         self.why = ""  # it cannot be read
-        self.refs: tuple[str, tuple[str, ...]] = _NO_REFS
+        self.refs = _NO_REFS
         self.composed_ms = 0
         self.late = False
         self.known_at = 0
@@ -262,7 +277,7 @@ class View:
     def _shown(self, made: Class, index: int) -> Message:
         key, folded = made.key, self._changes.get(made.key)
         recalled = folded is not None and folded.recalled
-        reply, mentions = _NO_REFS if recalled else made.refs
+        refs = _NO_REFS if recalled else made.refs
         content, why = self._content(made)
         return Message(
             self.conversation,
@@ -273,10 +288,12 @@ class View:
             index,
             made.late,
             made.composed_ms,
-            reply,
-            mentions,
+            refs.reply,
+            refs.mentions,
             made.encrypted,
             why,
+            refs.media,
+            refs.sticker,
         )
 
     def _insert(self, place: Place, key: ClientKey) -> int:

@@ -1,0 +1,511 @@
+"""The files of one IDC: who may upload how much, what becomes of it, and what is fetched from
+another IDC when somebody asks for it here.
+
+A file is named by (IDC of its upload, SHA-256, key). The key is a MAC over uploader, hash and size,
+so the same user who uploads the same bytes again gets the same name, and nobody else can tell what
+it is: that somebody else has uploaded these bytes is never told. An upload has the key for its
+name, so two devices of a user that send the same file go on with the same upload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from imcore.attest import RegionKeys
+from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
+from imcore.media import Declared, MediaName, MediaRef
+from imcore.region.model import Media, Messages, WhenUnreplicated
+from imcore.runtime import Clock
+from services.media.words import NO_PICTURE, Looked, Picture, Record, Upload, distance
+from services.ports import Blobs
+
+log = logging.getLogger("im.media")
+
+PURPOSE = b"media"
+KEY = "key."  # notes that are records
+PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
+PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
+SIMILAR_MAX = 100
+SWEEP_S = 600.0
+FULL_RETRY_MS = 60_000
+LATER_MS = 2_000
+FETCH_WAIT_S = 10.0  # the fetch goes on after it, and who asks again joins it
+
+
+class Silent(Unavailable):
+    """Another IDC does not answer, or not with what it should."""
+
+
+class Peer(Protocol):
+    """The files of another IDC. Everything raises Silent."""
+
+    async def find(self, name: MediaName) -> Record | None: ...
+
+    def read(self, name: MediaName, offset: int) -> AsyncIterator[bytes]: ...
+
+    async def keep(self, name: MediaName, timeout_s: float) -> None:
+        """It holds a copy when this returns."""
+        ...
+
+
+# Takes what reads the picture: it is not in memory while it waits for its turn.
+Look = Callable[[Callable[[], Awaitable[bytes]]], Awaitable[Looked | None]]
+
+
+class WrongOffset(Refused):
+    """``at``: where the upload goes on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(Code.BAD_REQUEST, f"the upload goes on at {at}")
+        self.at = at
+
+
+class Begun(NamedTuple):
+    upload: str
+    offset: int
+
+
+class Kept(NamedTuple):
+    """``degraded``: other IDCs were to have it before this answer, and do not."""
+
+    ref: MediaRef
+    degraded: bool
+
+
+@dataclass(slots=True)
+class MediaCounters:
+    begun: int = 0
+    completed: int = 0
+    known: int = 0  # uploads answered at once, since the same user has uploaded the same bytes
+    refused_hash: int = 0
+    swept: int = 0
+    served: int = 0  # of what is here
+    fetched: int = 0  # from another IDC
+    unavailable: int = 0  # nobody who has it answers
+    bytes_in: int = 0
+    bytes_out: int = 0
+    bytes_fetched: int = 0
+
+
+class Locks:
+    """One lock a name, for as long as somebody wants it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, name: str) -> AsyncIterator[None]:
+        lock, wanted = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, wanted + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, wanted = self._locks[name]
+            if wanted == 1:
+                del self._locks[name]
+            else:
+                self._locks[name] = (lock, wanted - 1)
+
+
+class MediaStore:
+    """Until it has looked at what is there (``run``), everything is Unavailable.
+    ``peers``: the other IDCs, by name. ``look``: at a picture; None: nobody does."""
+
+    def __init__(
+        self,
+        idc: str,
+        blobs: Blobs,
+        settings: Media,
+        messages: Messages,
+        keys: RegionKeys,
+        clock: Clock,
+        peers: Mapping[str, Peer],
+        look: Look | None = None,
+    ) -> None:
+        self._look = look
+        self._pictures: dict[str, Picture] = {}  # by hash
+        self.idc = idc
+        self.settings = settings
+        self.counters = MediaCounters()
+        self._blobs = blobs
+        self._messages = messages
+        self._keys = keys
+        self._clock = clock
+        self._peers = peers
+        self._uploads: dict[str, Upload] = {}
+        self._sizes: dict[str, int] = {}  # of all files, by hash
+        self._stored = 0  # bytes, those of uploads under way as declared
+        self._ready = False
+        self._locks = Locks()
+        self._fetches: dict[MediaName, asyncio.Task[Record]] = {}
+
+    # ------------------------------------------------------------------------- life cycle
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                try:
+                    if not self._ready:
+                        await self.load()
+                    await self.sweep()
+                except ImError as error:
+                    log.warning("files cannot be looked at now: %s", error)
+                await asyncio.sleep(SWEEP_S if self._ready else 1.0)
+        finally:
+            for task in self._fetches.values():
+                task.cancel()
+            await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+
+    async def load(self) -> None:
+        """What is there from earlier lives."""
+        self._sizes = await self._blobs.files()
+        for name, found in (await self._blobs.uploads()).items():
+            try:
+                self._uploads[name] = Upload.from_json(found.note)
+            except ValueError:
+                await self._blobs.abandon(name)
+        for sha256 in self._sizes:
+            note = await self._blobs.note(sha256, PICTURE)
+            if note is not None:
+                self._pictures[sha256] = Picture.from_json(note)
+        self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
+        self._ready = True
+
+    async def sweep(self) -> None:
+        """Throw away the uploads that took too long."""
+        oldest = self._clock.wall_ms() - self.settings.upload_keep_s * 1000
+        for name in [n for n, upload in self._uploads.items() if upload.began_ms < oldest]:
+            async with self._locks(name):
+                if name in self._uploads:
+                    await self._blobs.abandon(name)
+                    self._ended(name)
+                    self.counters.swept += 1
+
+    @property
+    def stored(self) -> int:
+        return self._stored
+
+    @property
+    def files(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def uploads(self) -> int:
+        return len(self._uploads)
+
+    def _check_ready(self) -> None:
+        if not self._ready:
+            raise Unavailable("the files of this IDC are being looked at", retry_after_ms=500)
+
+    # ---------------------------------------------------------------------------- uploads
+
+    async def begin(self, uid: str, declared: Declared) -> Begun | Kept:
+        """Kept when this user has uploaded it before. Raises Refused, Unavailable, DiskFull."""
+        self._check_ready()
+        if declared.size > self.settings.bytes_max:
+            raise Refused(Code.TOO_LARGE, f"a file has at most {self.settings.bytes_max} bytes")
+        text = f"{uid} {declared.sha256} {declared.size} {declared.type}"
+        key = self._keys.sign(text.encode(), PURPOSE)[4:].hex()
+        async with self._locks(key):
+            name = MediaName(self.idc, declared.sha256, key)
+            record = await self._held(name)
+            if record is not None:
+                self.counters.known += 1
+                return await self._answer(name, record)
+            if key in self._uploads:
+                return Begun(key, await self._blobs.uploaded(key))
+            mine = sum(upload.uid == uid for upload in self._uploads.values())
+            if mine >= self.settings.user_uploads:
+                raise Overloaded("too many uploads of this user are under way", LATER_MS)
+            upload = Upload(
+                uid, declared.sha256, declared.size, declared.type, self._clock.wall_ms()
+            )
+            await self._begin(key, upload)
+            self.counters.begun += 1
+            return Begun(key, 0)
+
+    async def _begin(self, name: str, upload: Upload) -> None:
+        if self._stored + upload.size > self.settings.store_bytes_max:
+            raise Unavailable("this IDC has no room for more files", FULL_RETRY_MS)
+        self._uploads[name] = upload
+        self._stored += upload.size
+        try:
+            await self._blobs.begin(name, upload.to_json())
+        except BaseException:
+            self._ended(name)
+            raise
+
+    def _ended(self, name: str) -> None:
+        self._stored -= self._uploads.pop(name).size
+
+    def _own(self, uid: str, name: str) -> Upload:
+        self._check_ready()
+        upload = self._uploads.get(name)
+        if upload is None or upload.uid != uid:
+            raise Refused(Code.NOT_FOUND, "no such upload is under way: begin it (again)")
+        return upload
+
+    async def offset(self, uid: str, name: str) -> int:
+        """Where the upload goes on. Raises Refused."""
+        async with self._locks(name):
+            self._own(uid, name)
+            return await self._blobs.uploaded(name)
+
+    async def put(self, uid: str, name: str, offset: int, data: bytes) -> int:
+        """The new end, once it is durable. Raises Refused (WrongOffset among it), DiskFull."""
+        async with self._locks(name):
+            upload = self._own(uid, name)
+            at = await self._blobs.uploaded(name)
+            if offset != at:
+                raise WrongOffset(at)
+            if at + len(data) > upload.size:
+                raise Refused(Code.BAD_REQUEST, "these are more bytes than were announced")
+            await self._blobs.put(name, offset, data)
+            self.counters.bytes_in += len(data)
+            return at + len(data)
+
+    async def complete(self, uid: str, name: str) -> Kept:
+        """Raises Refused (WrongOffset among it; another hash), Unavailable, DiskFull."""
+        async with self._locks(name):
+            upload = self._own(uid, name)
+            at = await self._blobs.uploaded(name)
+            if at != upload.size:
+                raise WrongOffset(at)
+            record = Record(uid, upload.size, upload.type)
+            named = MediaName(self.idc, upload.sha256, name)
+            if not await self._become_file(name, upload, named, record):
+                self.counters.refused_hash += 1
+                raise Refused(
+                    Code.BAD_REQUEST, "the bytes have another hash than announced: begin again"
+                )
+            self.counters.completed += 1
+            await self._look_at(named.sha256, record)
+            return await self._answer(named, record)
+
+    async def _become_file(
+        self, name: str, upload: Upload, named: MediaName, record: Record
+    ) -> bool:
+        """The record comes first: a file without one would be found by nobody."""
+        note = KEY + named.key
+        async with self._locks(upload.sha256):
+            await self._blobs.write_note(upload.sha256, note, record.to_json())
+            if not await self._blobs.complete(name, upload.sha256):
+                await self._blobs.remove_note(upload.sha256, note)
+                self._ended(name)
+                return False
+            self._ended(name)
+            if upload.sha256 not in self._sizes:
+                self._sizes[upload.sha256] = upload.size
+                self._stored += upload.size
+            return True
+
+    async def _answer(self, name: MediaName, record: Record) -> Kept:
+        """Once so many other IDCs hold it, if they are to. Raises Unavailable."""
+        messages = self._messages
+        degraded = False
+        if messages.ack == "replicated" and self._peers:
+            copies = await self._copy(name, min(messages.replicas, len(self._peers)))
+            if not copies and messages.when_unreplicated is WhenUnreplicated.REFUSE:
+                raise Unavailable("no other IDC could take a copy in time", LATER_MS)
+            degraded = not copies
+        picture = self._pictures.get(name.sha256, NO_PICTURE)
+        width, height = picture.width, picture.height
+        return Kept(MediaRef(name, record.size, record.type, "", width, height), degraded)
+
+    async def _copy(self, name: MediaName, wanted: int) -> bool:
+        """To any so many of the others."""
+        timeout_s = self.settings.replicated_timeout_ms / 1000
+        tasks = [asyncio.ensure_future(p.keep(name, timeout_s)) for p in self._peers.values()]
+        done = 0
+        try:
+            for finished in asyncio.as_completed(tasks):
+                with contextlib.suppress(Silent):
+                    await finished
+                    done += 1
+                if done >= wanted:
+                    return True
+            return False
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -------------------------------------------------------------------------- downloads
+
+    async def _held(self, name: MediaName) -> Record | None:
+        if name.sha256 not in self._sizes:
+            return None
+        note = await self._blobs.note(name.sha256, KEY + name.key)
+        return Record.from_json(note) if note is not None else None
+
+    async def held(self, name: MediaName) -> Record | None:
+        """What is here already; None: it is not, or not under this key. Raises Unavailable."""
+        self._check_ready()
+        return await self._held(name)
+
+    async def find(self, name: MediaName) -> Record:
+        """It is here when this returns. Raises Refused(NOT_FOUND), Unavailable."""
+        record = await self.held(name)
+        if record is not None:
+            self.counters.served += 1
+            return record
+        task = self._fetches.get(name)
+        if task is None:
+            task = self._fetches[name] = asyncio.ensure_future(self._fetch(name))
+            task.add_done_callback(partial(self._fetch_ended, name))
+        done, _ = await asyncio.wait([task], timeout=FETCH_WAIT_S)
+        if not done:
+            raise Unavailable("it is being fetched from another IDC", retry_after_ms=500)
+        return task.result()
+
+    def fetches(self, name: MediaName) -> bool:
+        return name in self._fetches
+
+    def _fetch_ended(self, name: MediaName, task: asyncio.Task[Record]) -> None:
+        del self._fetches[name]
+        if not task.cancelled():
+            task.exception()  # those who asked may be gone
+
+    async def _fetch(self, name: MediaName) -> Record:
+        async with self._locks("copy-" + name.sha256):
+            if (record := await self._held(name)) is not None:
+                return record
+            silent: list[str] = []
+            order = sorted(self._peers, key=lambda idc: (idc != name.idc, idc))
+            for idc in order:
+                try:
+                    record = await self._peers[idc].find(name)
+                    if record is None:
+                        continue
+                    if name.sha256 not in self._sizes:
+                        await self._fetch_from(self._peers[idc], name, record)
+                    else:
+                        note = KEY + name.key
+                        await self._blobs.write_note(name.sha256, note, record.to_json())
+                except Silent as error:
+                    log.info("a file cannot be fetched from %s: %s", idc, error)
+                    silent.append(idc)
+                    continue
+                self.counters.fetched += 1
+                return record
+        if silent:
+            self.counters.unavailable += 1
+            raise Unavailable(f"{', '.join(silent)} may have it, try later", LATER_MS)
+        raise Refused(Code.NOT_FOUND, "there is no such file, or not under this key")
+
+    async def _fetch_from(self, peer: Peer, name: MediaName, record: Record) -> None:
+        """Goes on where an earlier fetch broke off."""
+        copy = "copy-" + name.sha256
+        if copy in self._uploads and self._uploads[copy].size != record.size:
+            await self._blobs.abandon(copy)
+            self._ended(copy)
+        if copy not in self._uploads:
+            now = self._clock.wall_ms()
+            await self._begin(copy, Upload("", name.sha256, record.size, record.type, now))
+        at = await self._blobs.uploaded(copy)
+        async for data in peer.read(name, at):
+            if at + len(data) > record.size:
+                raise Silent("it is longer there than that IDC says")
+            await self._blobs.put(copy, at, data)
+            at += len(data)
+            self.counters.bytes_fetched += len(data)
+        if at != record.size:
+            raise Silent("it broke off")
+        if not await self._become_file(copy, self._uploads[copy], name, record):
+            raise Silent("what came from there has another hash")
+        await self._look_at(name.sha256, record)
+
+    async def read(self, name: MediaName, start: int, end: int, step: int) -> AsyncIterator[bytes]:
+        """Of what is here. Raises Unavailable when it was deleted meanwhile."""
+        while start < end:
+            try:
+                data = await self._blobs.read(name.sha256, start, min(step, end - start))
+            except FileNotFoundError:
+                data = b""
+            if not data:
+                raise Unavailable("the file is gone")
+            start += len(data)
+            yield data
+
+    # --------------------------------------------------------------------------- deletion
+
+    async def delete(self, uid: str, admin: bool, name: MediaName) -> None:
+        """From this IDC; the bytes too when no other key leads to them. By who uploaded it, or an
+        admin. Raises Refused."""
+        self._check_ready()
+        async with self._locks(name.sha256):
+            record = await self._held(name)
+            if record is None:
+                raise Refused(Code.NOT_FOUND, "there is no such file here")
+            if not admin and record.uid != uid:
+                raise Refused(Code.FORBIDDEN, "only who uploaded it deletes it")
+            await self._blobs.remove_note(name.sha256, KEY + name.key)
+            notes = await self._blobs.notes(name.sha256)
+            if not any(note.startswith(KEY) for note in notes):
+                await self._blobs.delete(name.sha256)
+                self._stored -= self._sizes.pop(name.sha256)
+                self._pictures.pop(name.sha256, None)
+
+    # --------------------------------------------------------------------------- pictures
+
+    async def _look_at(self, sha256: str, record: Record) -> None:
+        """Once, whatever comes of it. A file that cannot be shown is a file all the same."""
+        wanted = record.type.startswith("image/") and record.size <= PICTURE_BYTES_MAX
+        if self._look is None or not wanted or sha256 in self._pictures:
+            return
+        looked = await self._look(partial(self._blobs.read, sha256, 0, record.size))
+        picture = looked.picture if looked is not None else NO_PICTURE
+        async with self._locks(sha256):
+            if sha256 not in self._sizes:
+                return  # deleted meanwhile
+            if looked is not None:
+                await self._blobs.write_note(sha256, THUMBNAIL, looked.thumbnail)
+            await self._blobs.write_note(sha256, PICTURE, picture.to_json())
+            self._pictures[sha256] = picture
+
+    async def thumbnail(self, name: MediaName) -> bytes:
+        """A JPEG. Raises Refused(NOT_FOUND), Unavailable."""
+        await self.find(name)
+        found = await self._blobs.note(name.sha256, THUMBNAIL)
+        if found is None:
+            raise Refused(Code.NOT_FOUND, "there is no thumbnail of this file")
+        return found
+
+    async def similar(
+        self, uid: str, admin: bool, name: MediaName, most: int
+    ) -> list[tuple[int, str, MediaRef]]:
+        """Pictures in this IDC whose dhash differs in at most so many bits, with that number and
+        who uploaded them, the nearest first: this user's uploads, or all for an admin."""
+        await self.find(name)
+        picture = self._pictures.get(name.sha256, NO_PICTURE)
+        if not picture.width:
+            raise Refused(Code.NOT_FOUND, "this file is no picture that can be compared")
+        near = sorted(
+            (differs, sha256)
+            for sha256, other in self._pictures.items()
+            if other.width and (differs := distance(picture.dhash, other.dhash)) <= most
+        )
+        found: list[tuple[int, str, MediaRef]] = []
+        for differs, sha256 in near:
+            for note in await self._blobs.notes(sha256):
+                if not note.startswith(KEY):
+                    continue
+                data = await self._blobs.note(sha256, note)
+                record = Record.from_json(data) if data is not None else None
+                if record is None or not (admin or record.uid == uid):
+                    continue
+                shown = self._pictures.get(sha256, NO_PICTURE)
+                named = MediaName(self.idc, sha256, note.removeprefix(KEY))
+                ref = MediaRef(named, record.size, record.type, "", shown.width, shown.height)
+                found.append((differs, record.uid, ref))
+                if len(found) >= SIMILAR_MAX:
+                    return found
+        return found

@@ -1,0 +1,295 @@
+"""Uploads and downloads of files over HTTPS, which go on after cuts, in whatever IDC answers
+(docs/media.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+
+import aiohttp
+
+from imcore.errors import Code
+from imcore.media import Declared, MediaRef, ref_of
+from imcore.runtime import Clock
+from services.sdk.errors import AuthError, NotConnected, RequestRefused
+from services.sdk.ipconf import Answer, IpconfClient, Lookup, NoAnswer
+
+CHUNK_BYTES = 256 * 1024  # what a cut costs at most
+REQUEST_S = 30.0  # for one chunk, or for the next bytes of a download
+CONNECT_S = 3.0
+BUSY_TRIES = 20  # of a request that is answered with "overloaded", each when it says
+TRIES = 2  # at one IDC, after each of which something came or went; then the next IDC
+AGAIN_S = 0.5  # when no IDC could do it
+PART = ".part"
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]  # bytes that are there, of how many
+
+
+class Source(Protocol):
+    """Bytes that can be read from any place."""
+
+    size: int
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+
+class BytesSource:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+
+class FileSource:
+    """An open file, which its owner closes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, offset)
+
+
+class _Elsewhere(Exception):
+    """This IDC cannot do it now."""
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    document: Any
+
+
+class Transfers:
+    """``lookup``: with the present token; ``answer``: of ipconf, None: none is known."""
+
+    def __init__(
+        self,
+        ipconf: IpconfClient,
+        lookup: Callable[[], Lookup],
+        answer: Callable[[], Answer | None],
+        clock: Clock,
+    ) -> None:
+        self._ipconf = ipconf
+        self._lookup = lookup
+        self._answer = answer
+        self._clock = clock
+
+    # ------------------------------------------------------------------------------ where
+
+    async def _anywhere(self, work: Callable[[str], Awaitable[T]], timeout_ms: int) -> T:
+        """``work`` with the URL of one IDC after the other, best first, until one has done it.
+        Raises NotConnected when none has in time, RequestRefused, AuthError."""
+        until = self._clock.now() + timeout_ms / 1000
+        problem, known = "no IDC is known", self._answer()
+        while True:
+            wait_s = AGAIN_S
+            for url in await self._urls(known):
+                try:
+                    return await work(url)
+                except _Elsewhere as error:
+                    problem = f"{url}: {error}"
+                    wait_s = max(wait_s, error.retry_after_ms / 1000)
+            if self._clock.now() + wait_s >= until:
+                raise NotConnected(f"not done in time; the last problem was: {problem}")
+            await asyncio.sleep(wait_s)
+            known = None  # who is best may have changed
+
+    async def _urls(self, known: Answer | None) -> tuple[str, ...]:
+        if known is None:
+            try:
+                known = await self._ipconf.lookup(self._lookup())
+            except NoAnswer:
+                known = self._answer()
+        if known is None:
+            return ()
+        if not known.media:
+            raise RequestRefused(Code.NOT_FOUND, "this service takes no files")
+        return known.media
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._lookup().token}"}
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, method: str, url: str, headers: Mapping[str, str], **body: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=REQUEST_S)
+        try:
+            async with self._ipconf.request(
+                method, url, headers=self._headers() | dict(headers), timeout=timeout, **body
+            ) as response:
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _Elsewhere(str(error) or type(error).__name__) from error
+
+    async def _ask(self, method: str, url: str, good: frozenset[int], **body: Any) -> _Reply:
+        """Whoever is overloaded is waited for. Raises _Elsewhere, RequestRefused, AuthError."""
+        for left in reversed(range(BUSY_TRIES)):
+            async with self._asked(method, url, {}, **body) as response:
+                document = await _document(response)
+                if response.status in good:
+                    return _Reply(response.status, response.headers, document)
+                problem = _refusal(response.status, document)
+            if response.status != 429 or not left or not isinstance(problem, _Elsewhere):
+                raise problem
+            await asyncio.sleep(max(0.05, problem.retry_after_ms / 1000))
+        raise AssertionError("the last try returns or raises")
+
+    # ---------------------------------------------------------------------------- uploads
+
+    async def upload(
+        self, source: Source, type_: str, label: str, progress: Progress, timeout_ms: int
+    ) -> MediaRef:
+        declared = Declared(await asyncio.to_thread(_sha256, source), source.size, type_)
+
+        async def at(url: str) -> MediaRef:
+            return await self._upload_at(url, source, declared, label, progress)
+
+        return await self._anywhere(at, timeout_ms)
+
+    async def _upload_at(
+        self, url: str, source: Source, declared: Declared, label: str, progress: Progress
+    ) -> MediaRef:
+        tries, reached, reached_before = TRIES, -1, -1
+
+        def noted(done: int, size: int) -> None:
+            nonlocal reached
+            reached = done
+            progress(done, size)
+
+        while True:
+            try:
+                reply = await self._ask(
+                    "POST", f"{url}/v1/media", frozenset({200, 202}), json=declared._asdict()
+                )
+                if reply.status == 200:
+                    noted(declared.size, declared.size)
+                    return ref_of(reply.document["ref"], label)
+                upload = f"{url}/v1/uploads/{reply.document['upload']}"
+                return await self._send(upload, source, int(reply.document["offset"]), label, noted)
+            except _Elsewhere as error:
+                # What came through is not given up lightly: another IDC begins anew.
+                tries = TRIES if reached > reached_before else tries - 1
+                reached_before = reached
+                if tries <= 0:
+                    raise
+                await asyncio.sleep(max(AGAIN_S, error.retry_after_ms / 1000))
+            except (ValueError, KeyError, TypeError) as error:
+                raise _Elsewhere("the answer is not that of a media service") from error
+
+    async def _send(
+        self, upload: str, source: Source, offset: int, label: str, progress: Progress
+    ) -> MediaRef:
+        while True:
+            progress(offset, source.size)
+            if offset < source.size:
+                data = await asyncio.to_thread(source.read, offset, CHUNK_BYTES)
+                request = ("PUT", f"{upload}?offset={offset}", {"data": data})
+            else:
+                request = ("POST", upload, {})
+            method, url, body = request
+            reply = await self._ask(method, url, frozenset({200, 204, 412}), **body)
+            if reply.status == 200:
+                return ref_of(reply.document["ref"], label)
+            offset = int(reply.headers["Upload-Offset"])  # another device may send it too
+
+    # -------------------------------------------------------------------------- downloads
+
+    async def download(
+        self, ref: MediaRef, path: Path, resume: bool, progress: Progress, timeout_ms: int
+    ) -> None:
+        part = path.with_name(f"{path.name}.{ref.named.sha256[:16]}{PART}")
+        if not resume:
+            part.unlink(missing_ok=True)
+        with part.open("a+b") as file:
+
+            async def at(url: str) -> None:
+                await self._download_at(url, ref, file, progress)
+
+            await self._anywhere(at, timeout_ms)
+            if await asyncio.to_thread(_sha256, FileSource(file)) != ref.named.sha256:
+                part.unlink()
+                raise RequestRefused(Code.INTERNAL, "the file has another hash than the message")
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    async def stickers(self, timeout_ms: int) -> dict[str, MediaRef]:
+        async def at(url: str) -> dict[str, MediaRef]:
+            reply = await self._ask("GET", f"{url}/v1/stickers", frozenset({200}))
+            try:
+                return {code: ref_of(row) for code, row in reply.document.items()}
+            except (AttributeError, ValueError, KeyError, TypeError) as error:
+                raise _Elsewhere("the answer is not that of a media service") from error
+
+        return await self._anywhere(at, timeout_ms)
+
+    async def thumbnail(self, ref: MediaRef, timeout_ms: int) -> bytes:
+        named = ref.named
+
+        async def at(url: str) -> bytes:
+            where = f"{url}/v1/media/{named.idc}/{named.sha256}/{named.key}/thumbnail"
+            async with self._asked("GET", where, {}) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await _document(response))
+                return await response.read()
+
+        return await self._anywhere(at, timeout_ms)
+
+    async def _download_at(
+        self, url: str, ref: MediaRef, file: BinaryIO, progress: Progress
+    ) -> None:
+        named, tries = ref.named, TRIES
+        where = f"{url}/v1/media/{named.idc}/{named.sha256}/{named.key}"
+        while (at := file.tell()) < ref.size:
+            try:
+                async with self._asked("GET", where, {"Range": f"bytes={at}-"}) as response:
+                    if response.status != 206:
+                        raise _refusal(response.status, await _document(response))
+                    async for data in response.content.iter_chunked(CHUNK_BYTES):
+                        # More than the message says is not written: the hash would not be its.
+                        file.write(data[: ref.size - file.tell()])
+                        progress(file.tell(), ref.size)
+                file.flush()
+            except _Elsewhere:
+                file.flush()
+                tries = TRIES if file.tell() > at else tries - 1
+                if tries <= 0:
+                    raise
+                await asyncio.sleep(AGAIN_S)
+
+
+def _sha256(source: Source) -> str:
+    digest, at = hashlib.sha256(), 0
+    while data := source.read(at, CHUNK_BYTES):
+        digest.update(data)
+        at += len(data)
+    return digest.hexdigest()
+
+
+async def _document(response: aiohttp.ClientResponse) -> Any:
+    """None for an answer without a document."""
+    return await response.json() if response.content_type == "application/json" else None
+
+
+def _refusal(status: int, document: Any) -> Exception:
+    error = document.get("error", {}) if isinstance(document, dict) else {}
+    message = str(error.get("message", f"status {status}"))
+    if status == 401:
+        return AuthError(message)
+    if status in (400, 403, 404, 413) and error:
+        return RequestRefused(str(error.get("code", "")), message)
+    return _Elsewhere(message, int(error.get("retry_after_ms") or 0))

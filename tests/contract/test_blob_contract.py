@@ -1,0 +1,148 @@
+"""What every Blobs adapter must do. A further adapter adds its factory to ADAPTERS."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from imcore.errors import DiskFull
+from services.engines.blob_files import FileBlobs
+from services.engines.disk import Disk, RealDisk
+from services.ports import Blobs
+from services.sim.disk import SimDisk
+
+DATA = bytes(range(256)) * 17
+SHA = hashlib.sha256(DATA).hexdigest()
+Open = Callable[[], Blobs]  # again on the same: a later life
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.fixture(params=["files", "simulated-disk"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
+    return RealDisk() if request.param == "files" else SimDisk(tmp_path, "contract")
+
+
+@pytest.fixture
+def opened(disk: Disk, tmp_path: Path, threads: ThreadPoolExecutor) -> Open:
+    return lambda: FileBlobs(str(tmp_path / "media"), disk, threads)
+
+
+async def stored(blobs: Blobs, data: bytes = DATA) -> str:
+    sha256 = hashlib.sha256(data).hexdigest()
+    await blobs.begin("u", b"note")
+    await blobs.put("u", 0, data)
+    assert await blobs.complete("u", sha256)
+    return sha256
+
+
+async def test_an_upload_goes_on_in_a_later_life_where_it_ended(opened: Open) -> None:
+    blobs = opened()
+    assert await blobs.uploads() == {}
+    await blobs.begin("u-1", b"who and what")
+    await blobs.put("u-1", 0, DATA[:1000])
+    again = opened()
+    assert await again.uploads() == {"u-1": (b"who and what", 1000)}
+    assert await again.uploaded("u-1") == 1000
+    assert await again.size(SHA) is None
+    await again.put("u-1", 1000, DATA[1000:])
+    assert await again.complete("u-1", SHA)
+    assert await again.uploads() == {}
+    later = opened()
+    assert await later.files() == {SHA: len(DATA)}
+    assert await later.size(SHA) == len(DATA)
+    assert await later.read(SHA, 0, len(DATA) + 1) == DATA
+
+
+@pytest.mark.parametrize("offset", [0, 999, 1001])
+async def test_a_chunk_at_another_offset_is_not_taken(opened: Open, offset: int) -> None:
+    blobs = opened()
+    await blobs.begin("u", b"")
+    await blobs.put("u", 0, DATA[:1000])
+    with pytest.raises(ValueError, match="1000"):
+        await blobs.put("u", offset, b"x")
+    assert await blobs.uploaded("u") == 1000
+
+
+async def test_other_bytes_than_were_named_are_no_file(opened: Open) -> None:
+    blobs = opened()
+    await blobs.begin("u", b"")
+    await blobs.put("u", 0, DATA + b"x")
+    assert not await blobs.complete("u", SHA)
+    assert (await blobs.uploads(), await blobs.files()) == ({}, {})
+
+
+async def test_ranges_end_with_the_file(opened: Open) -> None:
+    blobs = opened()
+    await stored(blobs)
+    assert await blobs.read(SHA, 10, 5) == DATA[10:15]
+    assert await blobs.read(SHA, len(DATA) - 1, 100) == DATA[-1:]
+    assert await blobs.read(SHA, len(DATA), 1) == b""
+    with pytest.raises(FileNotFoundError):
+        await blobs.read("0" * 64, 0, 1)
+
+
+async def test_the_same_bytes_are_stored_once(opened: Open) -> None:
+    blobs = opened()
+    await stored(blobs)
+    await blobs.write_note(SHA, "a", b"kept")
+    await stored(blobs)
+    assert await blobs.files() == {SHA: len(DATA)}
+    assert await blobs.note(SHA, "a") == b"kept"
+    assert await stored(blobs, b"") == hashlib.sha256(b"").hexdigest()
+    assert await blobs.read(hashlib.sha256(b"").hexdigest(), 0, 1) == b""
+
+
+async def test_notes_may_come_first_and_are_replaced_and_removed(opened: Open) -> None:
+    blobs = opened()
+    assert (await blobs.note(SHA, "a"), await blobs.notes(SHA)) == (None, [])
+    await blobs.write_note(SHA, "b.1", b"1")
+    await blobs.write_note(SHA, "a", b"1")
+    await blobs.write_note(SHA, "a", b"2")
+    assert (await blobs.size(SHA), await blobs.files()) == (None, {})
+    await stored(blobs)
+    assert await opened().notes(SHA) == ["a", "b.1"]
+    assert await opened().note(SHA, "a") == b"2"
+    await blobs.remove_note(SHA, "a")
+    await blobs.remove_note(SHA, "a")
+    assert await blobs.notes(SHA) == ["b.1"]
+
+
+async def test_what_is_deleted_or_abandoned_is_gone(opened: Open) -> None:
+    blobs = opened()
+    await blobs.delete(SHA)
+    await stored(blobs)
+    await blobs.write_note(SHA, "a", b"1")
+    await blobs.delete(SHA)
+    assert (await blobs.files(), await blobs.notes(SHA)) == ({}, [])
+    await blobs.begin("u", b"")
+    await blobs.put("u", 0, b"x")
+    await blobs.abandon("u")
+    await blobs.abandon("u")
+    assert await blobs.uploads() == {}
+
+
+async def test_a_full_disk_refuses_and_changes_nothing(opened: Open, disk: Disk) -> None:
+    blobs = opened()
+    await blobs.begin("u", b"")
+    await blobs.put("u", 0, DATA[:1000])
+    disk.faults.full = True
+    with pytest.raises(DiskFull):
+        await blobs.put("u", 1000, DATA[1000:])
+    with pytest.raises(DiskFull):
+        await blobs.begin("v", b"")
+    with pytest.raises(DiskFull):
+        await blobs.write_note(SHA, "a", b"1")
+    assert await blobs.uploaded("u") == 1000
+    assert (list(await blobs.uploads()), await blobs.notes(SHA)) == (["u"], [])
+    disk.faults.full = False
+    await blobs.put("u", 1000, DATA[1000:])
+    assert await blobs.complete("u", SHA)

@@ -1,0 +1,229 @@
+"""A cut link at the edge of an IDC's process, over real gRPC and mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from imcore import pki
+from imcore.proto import peer_pb2 as pb
+from imcore.proto import peer_pb2_grpc as rpc
+from imcore.runtime import SystemClock
+from imcore.tls import grpc_channel, grpc_server_credentials
+from services.node import cuts as under_test
+from services.node.cuts import CutChannel, Cuts, HeldCalls
+
+Calling = Callable[[grpc.aio.Channel], Awaitable[Any]]
+
+
+class Peer(rpc.PeerServicer, rpc.LogsServicer):
+    """Answers one call of each kind, and counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeReply:
+        self.asked += 1
+        return pb.ProbeReply(idc="fra")
+
+    async def Facts(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
+        raise NotImplementedError
+
+    async def Ends(self, request: pb.EndsRequest, context: Any) -> pb.EndsReply:
+        raise NotImplementedError
+
+    async def Signals(self, requests: AsyncIterator[pb.SignalBatch], context: Any) -> Any:
+        got = 0
+        async for _ in requests:
+            got += 1
+            self.asked += 1
+        return pb.SignalsDone(signals=got)
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> Any:
+        self.asked += 1
+        for offset in range(100):
+            yield pb.SnapshotChunk(offset=offset)
+            await asyncio.sleep(0.005)
+
+    async def Tail(self, requests: AsyncIterator[pb.TailRequest], context: Any) -> Any:
+        async for _ in requests:
+            self.asked += 1
+            yield pb.TailBatch()
+
+
+class Two:
+    """fra serves and takes faults; ``iad`` and ``admin`` are channels to it, ``out`` is fra's own
+    to iad, which is the same server under another name."""
+
+    def __init__(self, cuts: Cuts, peer: Peer, channels: dict[str, grpc.aio.Channel]) -> None:
+        self.cuts, self.peer, self.channels = cuts, peer, channels
+
+    def cut(self, mode: str = "drop", a: str = "fra", b: str = "iad", both: bool = True) -> str:
+        return self.cuts.apply(pb.LinkFault(from_idc=a, to_idc=b, mode=mode, both_ways=both))
+
+
+@asynccontextmanager
+async def two(folder: Path) -> AsyncIterator[Two]:
+    names = {"fra": pki.LOCAL_HOSTS, "iad": pki.LOCAL_HOSTS, "admin": ()}
+    pki.init(folder, names, datetime.now(UTC))
+    cuts, peer = Cuts("fra", ["iad"], SystemClock()), Peer()
+    held = grpc.aio.server(interceptors=[HeldCalls(cuts)])
+    plain = grpc.aio.server()
+    ports = {}
+    for name, server in (("fra", held), ("iad", plain)):
+        rpc.add_PeerServicer_to_server(peer, server)
+        rpc.add_LogsServicer_to_server(peer, server)
+        ports[name] = server.add_secure_port("127.0.0.1:0", grpc_server_credentials(folder, name))
+        await server.start()
+    channels: dict[str, grpc.aio.Channel] = {
+        caller: grpc_channel(folder, caller, "fra", f"127.0.0.1:{ports['fra']}")
+        for caller in ("iad", "admin")
+    }
+    own = grpc_channel(folder, "fra", "iad", f"127.0.0.1:{ports['iad']}")
+    channels["out"] = CutChannel(own, "iad", cuts)
+    try:
+        yield Two(cuts, peer, channels)
+    finally:
+        for channel in channels.values():
+            await channel.close(None)
+        for server in (held, plain):
+            await server.stop(0)
+
+
+async def probe(channel: grpc.aio.Channel) -> None:
+    await rpc.PeerStub(channel).Probe(pb.ProbeRequest(), timeout=0.2)
+
+
+async def signals(channel: grpc.aio.Channel) -> None:
+    async def batches() -> AsyncIterator[pb.SignalBatch]:
+        yield pb.SignalBatch()
+
+    async with asyncio.timeout(0.2):
+        assert (await rpc.PeerStub(channel).Signals(batches())).signals == 1
+
+
+async def snapshot(channel: grpc.aio.Channel) -> None:
+    call = rpc.LogsStub(channel).Snapshot(pb.SnapshotRequest())
+    try:
+        async with asyncio.timeout(0.2):
+            assert isinstance(await call.read(), pb.SnapshotChunk)
+    finally:
+        call.cancel()
+
+
+async def tail(channel: grpc.aio.Channel) -> None:
+    async def requests() -> AsyncIterator[pb.TailRequest]:
+        yield pb.TailRequest()
+
+    call = rpc.LogsStub(channel).Tail(requests())
+    try:
+        async with asyncio.timeout(0.2):
+            assert isinstance(await call.read(), pb.TailBatch)
+    finally:
+        call.cancel()
+
+
+CALLS = pytest.mark.parametrize("call", [probe, signals, snapshot, tail])
+
+
+@CALLS
+@pytest.mark.parametrize("channel", ["iad", "out"], ids=["it is called", "it calls"])
+async def test_nothing_gets_through_a_cut_link_and_all_does_again(
+    tmp_path: Path, call: Calling, channel: str
+) -> None:
+    async with two(tmp_path) as site:
+        await call(site.channels[channel])
+        before = site.peer.asked
+        assert site.cut() == "the link fra <-> iad is cut for 10 s"
+        assert site.cuts.now() == ["fra -> iad", "iad -> fra"]
+        with pytest.raises((grpc.aio.AioRpcError, TimeoutError)):
+            await call(site.channels[channel])
+        await asyncio.sleep(0.02)
+        assert site.peer.asked == before
+        await probe(site.channels["admin"])  # an operator is no peer
+        assert site.cut("pass") == "the link fra <-> iad passes"
+        assert site.cuts.now() == []
+        await call(site.channels[channel])
+
+
+async def test_a_stream_under_way_stands_still_and_goes_on(tmp_path: Path) -> None:
+    async with two(tmp_path) as site:
+        for channel in ("iad", "out"):
+            stream = rpc.LogsStub(site.channels[channel]).Snapshot(pb.SnapshotRequest())
+            first = await stream.read()
+            assert isinstance(first, pb.SnapshotChunk) and first.offset == 0
+            site.cut()
+            read = asyncio.ensure_future(read_on(stream))
+            await asyncio.sleep(0.7)  # longer than all of it takes
+            assert not read.done()
+            site.cut("pass")
+            assert await read == 99
+
+
+async def read_on(stream: Any) -> int:
+    last = 0
+    while isinstance(chunk := await stream.read(), pb.SnapshotChunk):
+        assert chunk.offset == last + 1
+        last = chunk.offset
+    return last
+
+
+async def test_one_way_what_is_asked_is_done_and_its_answer_does_not_come(tmp_path: Path) -> None:
+    async with two(tmp_path) as site:
+        site.cut(both=False)  # what fra sends
+        with pytest.raises(grpc.aio.AioRpcError):
+            await probe(site.channels["out"])
+        assert site.peer.asked == 0
+        with pytest.raises(grpc.aio.AioRpcError):
+            await probe(site.channels["iad"])
+        assert site.peer.asked == 1
+        site.cut("pass")
+        site.cut(a="iad", b="fra", both=False)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await probe(site.channels["out"])
+        assert site.peer.asked == 2
+        with pytest.raises(grpc.aio.AioRpcError):
+            await probe(site.channels["iad"])
+        assert site.peer.asked == 2
+
+
+async def test_a_cut_ends_by_itself_and_a_call_before_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_test, "LASTS_S", 0.5)
+    monkeypatch.setattr(under_test, "PATIENCE_S", 0.1)
+    async with two(tmp_path) as site:
+        site.cut()
+        for channel in ("iad", "out"):
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                await rpc.PeerStub(site.channels[channel]).Probe(pb.ProbeRequest())
+            assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "cut (a fault)" in (cut.value.details() or "")
+        await asyncio.sleep(0.5)
+        assert site.cuts.now() == []
+        for channel in ("iad", "out"):
+            await probe(site.channels[channel])
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (pb.LinkFault(from_idc="fra", to_idc="fra", mode="drop"), "a link between fra and one of"),
+        (pb.LinkFault(from_idc="iad", to_idc="sin", mode="drop"), "a link between fra and one of"),
+        (pb.LinkFault(from_idc="fra", to_idc="iad", mode="reject"), "expected the mode pass or"),
+        (pb.LinkFault(from_idc="fra", to_idc="iad", mode="pass", delay_ms=5), "slows none"),
+    ],
+)
+def test_what_cannot_be_done(fault: pb.LinkFault, why: str) -> None:
+    cuts = Cuts("fra", ["iad", "lon"], SystemClock())
+    with pytest.raises(ValueError, match=why):
+        cuts.apply(fault)
+    assert cuts.now() == []

@@ -1,0 +1,291 @@
+"""The SDK's uploads and downloads over HTTPS that is cut, in IDCs that are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from imcore.media import MediaRef
+from imcore.region.model import Media, Messages
+from imcore.runtime import SystemClock
+from services.engines.blob_files import FileBlobs
+from services.engines.disk import RealDisk
+from services.media.server import MediaApi
+from services.media.stickers import Stickers
+from services.media.store import MediaStore
+from services.media.testing import Near
+from services.media.words import Looked, Picture
+from services.node.testing_ipconf import IDCS, IpconfSite
+from services.sdk import IpconfClient, NotConnected, RequestRefused
+from services.sdk.core.parameters import Parameters
+from services.sdk.ipconf import Answer, Lookup
+from services.sdk.media import CHUNK_BYTES, BytesSource, FileSource, Transfers
+
+DATA = random.Random(7).randbytes(5 * CHUNK_BYTES + 12_345)
+
+
+async def look(read: Callable[[], Awaitable[bytes]]) -> Looked | None:
+    return Looked(Picture(4, 3, 5), b"small")
+
+
+class Idc(IpconfSite):
+    def __init__(self, folder: Path, pki_dir: Path, name: str, peers: dict[str, Near]) -> None:
+        super().__init__(folder / name, pki_dir)
+        self.folder.mkdir()
+        self.name, self.peers = name, peers
+        self.threads = ThreadPoolExecutor(2)
+        self.near = Near(lambda: self.store)
+        self.link = Link()
+
+    async def start(self) -> None:
+        blobs = FileBlobs(str(self.folder / "media"), RealDisk(), self.threads)
+        clock = SystemClock()
+        self.store = MediaStore(
+            self.name, blobs, Media(), Messages(), self.keys, clock, self.peers, look
+        )
+        await self.store.load()
+        self.catalogue: bytes | None = None
+
+        async def read() -> bytes | None:
+            return self.catalogue
+
+        async def replace(document: bytes) -> None:
+            self.catalogue = document
+
+        self.stickers = Stickers(read, replace, self.store.find, clock)
+        api = MediaApi(self.store, self.stickers, self.keys, clock, frozenset(IDCS))
+        self.routes = api.routes()
+        await super().start()
+        await self.link.start(int(self.url.rpartition(":")[2]))
+
+
+@dataclass
+class Link:
+    """A way to an IDC's HTTPS port. ``cuts``: each connection in turn breaks after so many bytes,
+    both ways together; when none is left they stand."""
+
+    cuts: list[int] = field(default_factory=list)
+    down: bool = False
+
+    async def start(self, port: int) -> None:
+        self._port = port
+        self._open: set[asyncio.StreamWriter] = set()
+        self._server = await asyncio.start_server(self._taken, "127.0.0.1", 0)
+        self.url = f"https://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self._server.close()
+        self.cut()
+        await asyncio.sleep(0)
+
+    def cut(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _taken(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            writer.transport.abort()
+            return
+        there, to = await asyncio.open_connection("127.0.0.1", self._port)
+        left = [self.cuts.pop(0) if self.cuts else 1 << 40]
+        mine = {writer, to}
+        self._open |= mine
+
+        async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            try:
+                while data := await source.read(16_384):
+                    left[0] -= len(data)
+                    if left[0] < 0:
+                        return
+                    sink.write(data)
+                    await sink.drain()
+            except OSError:
+                return
+            finally:
+                for each in mine:
+                    each.transport.abort()
+
+        await asyncio.gather(carry(reader, to), carry(there, writer))
+        self._open -= mine
+
+
+class Region:
+    def __init__(self, folder: Path, pki_dir: Path) -> None:
+        self.peers: dict[str, dict[str, Near]] = {"fra": {}, "iad": {}}
+        self.idcs = {n: Idc(folder, pki_dir, n, self.peers[n]) for n in self.peers}
+        self.peers["fra"]["iad"] = self.idcs["iad"].near
+        self.peers["iad"]["fra"] = self.idcs["fra"].near
+        self.ipconf = IpconfClient(["https://x.invalid"], pki_dir / "ca.pem", random.Random(1))
+        self.seen: list[int] = []
+        self.on_progress: Callable[[int], None] = lambda done: None
+
+    def transfers(self, uid: str) -> Transfers:
+        lookup = Lookup(self.idcs["fra"].token(uid))
+        media = tuple(idc.link.url for idc in self.idcs.values())
+        answer = Answer(1, False, b"", (), Parameters.of({}), media)
+        return Transfers(self.ipconf, lambda: lookup, lambda: answer, SystemClock())
+
+    async def upload(self, data: bytes = DATA, timeout_ms: int = 20_000) -> MediaRef:
+        def progress(done: int, size: int) -> None:
+            assert size == len(data)
+            self.seen.append(done)
+            self.on_progress(done)
+
+        source = BytesSource(data)
+        return await self.transfers("ann").upload(source, "a/b", "x", progress, timeout_ms)
+
+    async def download(
+        self, ref: MediaRef, path: Path, timeout_ms: int = 20_000, resume: bool = True
+    ) -> None:
+        def progress(done: int, size: int) -> None:
+            self.seen.append(done)
+
+        await self.transfers("bob").download(ref, path, resume, progress, timeout_ms)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+@pytest.fixture
+async def region(tmp_path: Path, pki_dir: Path) -> AsyncIterator[Region]:
+    found = Region(tmp_path, pki_dir)
+    for idc in found.idcs.values():
+        await idc.start()
+    yield found
+    await found.ipconf.close()
+    for idc in found.idcs.values():
+        await idc.link.stop()
+        await idc.stop()
+        idc.threads.shutdown()
+
+
+async def test_a_file_that_is_cut_again_and_again_is_sent_and_fetched(
+    region: Region, tmp_path: Path
+) -> None:
+    fra = region.idcs["fra"]
+    fra.link.cuts = [CHUNK_BYTES * 2, CHUNK_BYTES, CHUNK_BYTES * 2]
+    ref = await region.upload()
+    assert (ref.named.idc, ref.size, ref.type, ref.label) == ("fra", len(DATA), "a/b", "x")
+    assert not fra.link.cuts
+    # What came through was not sent again: less than a chunk for each cut.
+    assert fra.store.counters.bytes_in == len(DATA)
+    assert region.seen[-1] == len(DATA)
+    await region.ipconf.close()  # its connections: the next ones are cut
+    fra.link.cuts = [CHUNK_BYTES * 2, CHUNK_BYTES, CHUNK_BYTES * 2]
+    region.seen = []
+    await region.download(ref, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert region.seen == sorted(region.seen)
+    assert names(tmp_path) == ["copy", "fra", "iad"]
+
+
+async def test_an_upload_whose_idc_is_lost_is_done_in_another(region: Region) -> None:
+    def lose(done: int) -> None:
+        if done == 2 * CHUNK_BYTES:
+            region.idcs["fra"].link.down = True
+            region.idcs["fra"].link.cut()
+
+    region.on_progress = lose
+    ref = await region.upload()
+    assert ref.named.idc == "iad"
+    assert region.idcs["fra"].store.uploads == 1
+    # It is back: what it has of the upload counts.
+    region.idcs["fra"].link.down, region.seen, region.on_progress = False, [], lambda done: None
+    assert (await region.upload()).named.idc == "fra"
+    assert region.seen[0] >= 2 * CHUNK_BYTES
+
+
+async def test_what_was_uploaded_before_is_not_sent_again(region: Region) -> None:
+    ref = await region.upload()
+    region.seen = []
+    assert await region.upload() == ref
+    assert region.seen == [len(DATA)]
+    assert region.idcs["fra"].store.counters.bytes_in == len(DATA)
+
+
+async def test_a_download_goes_on_where_an_earlier_one_ended(
+    region: Region, tmp_path: Path
+) -> None:
+    ref, fra = await region.upload(), region.idcs["fra"]
+    await region.ipconf.close()
+    fra.link.cuts = [CHUNK_BYTES * 2, 0, 0, 0, 0, 0, 0, 0]
+    region.idcs["iad"].link.down = True
+    with pytest.raises(NotConnected):
+        await region.download(ref, tmp_path / "copy", timeout_ms=1_000)
+    assert not (tmp_path / "copy").exists()
+    fra.link.cuts, region.seen = [], []
+    await region.download(ref, tmp_path / "copy")
+    assert region.seen[0] > CHUNK_BYTES // 2
+    assert (tmp_path / "copy").read_bytes() == DATA
+    await region.download(ref, tmp_path / "copy", resume=False)
+
+
+async def test_one_idc_has_what_was_uploaded_in_another(region: Region, tmp_path: Path) -> None:
+    ref, fra, iad = await region.upload(), region.idcs["fra"], region.idcs["iad"]
+    fra.link.down = True
+    fra.link.cut()
+    fra.near.up = False
+    with pytest.raises(NotConnected, match="fra may have it, try later"):
+        await region.download(ref, tmp_path / "copy", timeout_ms=1_000)
+    fra.near.up = True
+    await region.download(ref, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert iad.store.counters.fetched == 1
+
+
+async def test_what_has_another_hash_is_not_taken(region: Region, tmp_path: Path) -> None:
+    ref = await region.upload()
+    folder = region.idcs["fra"].folder / "media" / "files"
+    stored = next(folder.glob(f"*/{ref.named.sha256}/data.*"))
+    stored.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    with pytest.raises(RequestRefused, match="another hash"):
+        await region.download(ref, tmp_path / "copy")
+    assert names(tmp_path) == ["fra", "iad"]
+
+
+async def test_files_of_no_and_of_one_byte(region: Region, tmp_path: Path) -> None:
+    for data in (b"", b"1"):
+        ref = await region.upload(data)
+        await region.download(ref, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+
+
+async def test_a_file_on_disk_is_read_as_it_goes(region: Region, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    with (tmp_path / "file").open("rb") as file:
+        ref = await region.transfers("ann").upload(
+            FileSource(file), "a/b", "", lambda done, size: None, 20_000
+        )
+    assert ref.size == len(DATA)
+    with pytest.raises(RequestRefused) as refused:
+        named = ref.named._replace(key="0" * 32)
+        await region.download(ref._replace(named=named), tmp_path / "copy")
+    assert refused.value.code == "not_found"
+
+
+async def test_a_picture_has_a_thumbnail_and_another_file_none(region: Region) -> None:
+    quiet = BytesSource(b"a picture")
+    ann = region.transfers("ann")
+    ref = await ann.upload(quiet, "image/png", "", lambda done, size: None, 20_000)
+    assert (ref.width, ref.height) == (4, 3)
+    assert await region.transfers("bob").thumbnail(ref, 20_000) == b"small"
+    with pytest.raises(RequestRefused) as refused:
+        await ann.thumbnail(await region.upload(b"other"), 20_000)
+    assert refused.value.code == "not_found"
+
+
+async def test_stickers_are_named_by_code(region: Region, tmp_path: Path) -> None:
+    ref = await region.upload(b"a smile")
+    assert await region.transfers("bob").stickers(20_000) == {}
+    await region.idcs["fra"].stickers.replace({"smile": ref})
+    known = await region.transfers("bob").stickers(20_000)
+    assert known["smile"].named == ref.named
+    await region.download(known["smile"], tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"a smile"

@@ -1,0 +1,93 @@
+"""Cut links of pods: who is told, that it is said again, and that it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from imcore.errors import Unavailable
+from imcore.proto import peer_pb2 as pb
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
+from imctl import admin
+from imctl.drill import pods as under_test
+from imctl.drill.pods import PodMeans
+from imctl.target.kubernetes import Kubernetes
+
+ROOT = Path(__file__).parents[2]
+
+
+class Told:
+    """What the processes of IDCs are told; those in ``silent`` do not answer."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+        self.gone: set[str] = set()
+        self.silent: set[str] = set()
+
+    async def fault(self, target: object, name: str, request: pb.FaultRequest) -> str:
+        if name in self.silent:
+            raise Unavailable(name)
+        link = request.link
+        self.said.append((name, f"{link.mode} {link.from_idc}-{link.to_idc}"))
+        return "done"
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    found = Told()
+    monkeypatch.setattr(admin, "fault", found.fault)
+    monkeypatch.setattr(admin, "repeated", found.fault)
+    monkeypatch.setattr(under_test, "AGAIN_S", 0.01)
+    return found
+
+
+def means(told: Told, lasts_s: float = 60.0) -> PodMeans:
+    region = load_region(ROOT / "regions" / "two-idc.yaml")
+    target = SimpleNamespace(
+        region=region,
+        is_kept_down=lambda name: name in told.gone,
+        units=lambda: [SimpleNamespace(name=idc.name, state="running") for idc in region.spec.idcs],
+    )
+    return PodMeans(cast(Kubernetes, cast(Any, target)), SystemClock(), lasts_s)
+
+
+def cut(a: str, b: str, mode: str = "drop") -> pb.LinkFault:
+    return pb.LinkFault(from_idc=a, to_idc=b, mode=mode, both_ways=True)
+
+
+async def test_both_ends_are_told_again_and_again_until_it_heals(told: Told) -> None:
+    pods = means(told)
+    await pods.link(cut("fra", "dub"))
+    assert told.said == [("fra", "drop fra-dub"), ("dub", "drop fra-dub")]
+    told.silent.add("fra")  # one that does not hear it does not keep the other from it
+    await asyncio.sleep(0.1)
+    assert told.said.count(("dub", "drop fra-dub")) > 2
+    told.silent.clear()
+    await pods.link(cut("dub", "fra", "pass"))
+    assert told.said[-2:] == [("fra", "pass dub-fra"), ("dub", "pass dub-fra")]
+    count = len(told.said)
+    await asyncio.sleep(0.05)
+    assert len(told.said) == count
+
+
+async def test_a_witness_is_not_told_and_who_is_gone_has_nothing_to_heal(told: Told) -> None:
+    pods = means(told)
+    await pods.link(cut("fra", "witness"))
+    await pods.link(cut("fra", "witness", "pass"))
+    assert told.said == [("fra", "drop fra-witness"), ("fra", "pass fra-witness")]
+    told.gone.add("fra")
+    await pods.link(cut("fra", "dub", "pass"))
+    assert told.said[2:] == [("dub", "pass fra-dub")]
+
+
+async def test_it_is_not_said_for_longer_than_a_fault_may_last(told: Told) -> None:
+    await means(told, lasts_s=0.05).link(cut("fra", "dub"))
+    await asyncio.sleep(0.15)
+    count = len(told.said)
+    await asyncio.sleep(0.05)
+    assert len(told.said) == count
