@@ -702,6 +702,11 @@ class Client:
         encryption."""
         return self._encryption().crypt.own_fingerprint()
 
+    @property
+    def keys_published(self) -> bool:
+        """Whether others can encrypt for this device: an IDC, and another one, hold its keys."""
+        return self._sealing is not None and self._sealing.published
+
     def known_devices(self, uid: str) -> tuple[KnownDevice, ...]:
         """The devices of a user of which keys were seen. Raises RequestRefused."""
         return self._encryption().crypt.known(uid)

@@ -59,6 +59,10 @@ class Sealing:
 
     # ----------------------------------------------------------------------------- own keys
 
+    @property
+    def published(self) -> bool:
+        return self._published is not None
+
     async def publish(self) -> bool:
         """The keys of this device, as they are now. False: they are not published yet."""
         async with self._publishing:

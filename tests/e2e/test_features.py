@@ -84,6 +84,12 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures, tmp_path) 
 
         # An IDC that has just begun to serve is in ipconf's answers a moment later.
         await until(at_home, 20, "the clients are not sent home")
+
+        async def published() -> bool:
+            return ann.keys_published and bob.keys_published
+
+        await until(published, 20, "the devices' keys are not published")
+        await lab.converged()  # in every IDC, or ann's would not know of bob's device
         chat = ann.direct("bob")
         team = await ann.create_group(["bob"], encrypted=True)
         secrets = [SECRET + b" %d" % number for number in range(4)]
