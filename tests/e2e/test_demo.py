@@ -61,7 +61,9 @@ def test_a_small_demo_keeps_every_message(region: Path, tmp_path: Path, figures)
     assert bool(list(out.glob("data-*"))) == bool(missed)  # a good run leaves its report only
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+)
 def test_an_interrupt_leaves_nothing_running(
     region: Path, tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -133,6 +133,7 @@ async def test_a_store_that_is_wiped_is_filled_again_from_the_logs(
         await lab.converged(60)
 
 
+@pytest.mark.nightly  # 65 s; in CI the store is wiped, and moves are those of the integration tests
 async def test_a_kv_moves_to_tikv_and_back_while_everybody_talks(
     every_engine: None, tmp_path: Path
 ) -> None:

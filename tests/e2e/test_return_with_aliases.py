@@ -15,6 +15,7 @@ ALIASES_MIN = 100
 VICTIM, SURVIVORS = "fra", ["iad", "sin"]
 
 
+@pytest.mark.nightly  # in CI each seed of the simulation makes dozens of aliases
 async def test_messages_sent_again_elsewhere_are_shown_once_when_the_first_copies_return(
     stage, figures
 ) -> None:

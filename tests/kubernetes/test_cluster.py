@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from imctl.testing.cluster import image
 from imctl.testing.cluster.cluster import CGROUPS, Cluster, Traces, remove_leftovers, running
 from imctl.testing.cluster.programs import Programs
@@ -83,6 +85,7 @@ def test_a_service_leads_from_outside_and_from_a_pod_to_a_deployments_pods(
     until(lambda: greeted(cluster.layout.node_address, spec["ports"][0]["nodePort"]), 20)
 
 
+@pytest.mark.nightly
 def test_a_second_cluster_runs_beside_it_and_nothing_of_it_stays(
     cluster: Cluster, cluster_programs: Programs, tmp_path: Path
 ) -> None:
@@ -106,6 +109,7 @@ with running(programs.find(), Path(sys.argv[1])) as cluster:
 """
 
 
+@pytest.mark.nightly
 def test_a_cluster_ends_with_whoever_started_it_and_was_killed(
     cluster_programs: Programs, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ async def test_a_node_is_drained_once_its_idc_is_while_everybody_talks(
     pods.patch(VICTIM, {"spec": {"role_certificate": None, "deletion": None}})
 
 
+@pytest.mark.nightly  # in CI a DrillRun does it
 async def test_an_idc_whose_pods_are_killed_is_taken_over_and_given_back(
     pods: Pods, tmp_path: Path, figures: Figures
 ) -> None:
