@@ -21,6 +21,7 @@ _STATUS = {
     Code.UNAUTHENTICATED: 401,
     Code.FORBIDDEN: 403,
     Code.BLOCKED: 403,
+    Code.ENCRYPTED_ONLY: 403,
     Code.NOT_FOUND: 404,
     Code.CID_CONFLICT: 409,
     Code.TOO_LARGE: 413,

@@ -13,6 +13,7 @@ import pytest
 
 from imcore import tokens
 from imcore.errors import Code
+from imcore.proto import client_pb2 as pb
 from imcore.servicetokens import Scope
 from imcore.tls import client_ssl_context
 from imctl.commands.service import service_token
@@ -64,6 +65,15 @@ async def caller(tmp_path: Path, pki_dir: Path) -> AsyncIterator[Caller]:
 async def create(caller: Caller, *members: str) -> None:
     body = {"owner": "ann", "members": list(members), "name": "team"}
     assert await caller.ask("PUT", f"/v1/groups/{GROUP}", body) == (200, {})
+
+
+async def test_plain_text_is_refused_where_it_is_to_be_encrypted(caller: Caller) -> None:
+    idc = caller.site.idc
+    made = pb.GroupCreate(conversation=GROUP, members=["bob"], encrypted=True)
+    response = await idc.ask(idc.session("ann"), pb.Request(group_create=made))
+    assert not response.HasField("error")
+    status, answer = await caller.send(GROUP, "all may read it", "k1")
+    assert (status, answer["error"]["code"]) == (403, Code.ENCRYPTED_ONLY)
 
 
 async def test_a_message_with_one_key_is_sent_once(caller: Caller) -> None:
