@@ -3,7 +3,7 @@ I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 from imctl.reconcile.objects import hash_of
@@ -33,11 +33,11 @@ class _Known(NamedTuple):
 
 
 class Applied:
-    """``kept``: of its region files, those that were left when others went; None: not looked at.
+    """``kept``: what was left when the rest of its own went; None: not looked at.
     ``said``: the resourceVersion of the object with the status that was written last."""
 
     def __init__(self) -> None:
-        self.kept: frozenset[str] | None = None
+        self.kept: frozenset[Hashable] | None = None
         self.said = ""
         self._known: dict[Name, _Known] = {}
 
@@ -54,6 +54,11 @@ class Applied:
     def forget(self, wanted: Object) -> None:
         """It is to be sent again."""
         self._known.pop(_name(wanted), None)
+
+    def note(self, said: Object | None) -> None:
+        """The object with a status that was written; None: there was nothing to write."""
+        if said is not None:
+            self.said = str(said["metadata"].get("resourceVersion", ""))
 
     def changed(self, name: Name, version: str) -> bool:
         """It has this resourceVersion now; empty: it is gone. Returns whether that is news."""

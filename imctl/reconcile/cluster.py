@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, ApiException
 from kubernetes_asyncio.stream import WsApiClient
+from pydantic import BaseModel, ValidationError
 
 from imcore.errors import ImError, Unavailable
 from imctl.api.kinds import KINDS
 
+if TYPE_CHECKING:
+    from imctl.reconcile.applied import Applied
+
+T = TypeVar("T", bound=BaseModel)
 Object = dict[str, Any]
 CALL_S = 5.0
 MANAGER = "imctl-operator"
@@ -44,6 +49,15 @@ class Rejected(ImError):
     """The API server does not take it: what is asked for is wrong, or forbidden."""
 
 
+def read(model: type[T], part: Object) -> T:
+    """``part``: of an object, such as its spec. Raises Rejected."""
+    try:
+        return model.model_validate(part)
+    except ValidationError as error:
+        # The schema of the CRD is made of the same model: they are of different versions.
+        raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+
+
 class Cluster:
     """``may_write_s``: how long a write may take now; raises NotLeading when none may be sent."""
 
@@ -70,6 +84,13 @@ class Cluster:
     async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
         return await self._apply(wanted, "/status" if status else "", manager, [])
+
+    async def apply_all(self, wanted: Iterable[Object], applied: Applied) -> None:
+        """In this order; what stands as it was applied is not sent again."""
+        for each in wanted:
+            if not applied.stands(each):
+                applied.forget(each)
+                applied.took(each, await self.apply(each))
 
     async def rehearse(self, wanted: Object, manager: str = MANAGER) -> None:
         """Raises what ``apply`` would; nothing is written."""
@@ -102,18 +123,17 @@ class Cluster:
 
     async def finalizers(self, document: Object, names: Sequence[str]) -> None:
         """Ours of this object are these, and no others."""
-        metadata = {name: document["metadata"][name] for name in ("name", "namespace", "uid")}
-        head = {name: document[name] for name in ("apiVersion", "kind")}
-        await self.apply(
-            {**head, "metadata": {**metadata, "finalizers": list(names)}}, manager=LOOKER
-        )
+        await self._mark(document, LOOKER, finalizers=list(names))
 
     async def annotate(self, document: Object, annotations: dict[str, str]) -> None:
         """Our annotations of this object are these, and no others. Raises Conflict when it is gone,
         or another has its name."""
+        await self._mark(document, MANAGER, annotations=annotations)
+
+    async def _mark(self, document: Object, manager: str, **marks: Any) -> None:
         metadata = {name: document["metadata"][name] for name in ("name", "namespace", "uid")}
         head = {name: document[name] for name in ("apiVersion", "kind")}
-        await self.apply({**head, "metadata": {**metadata, "annotations": annotations}})
+        await self.apply({**head, "metadata": {**metadata, **marks}}, manager=manager)
 
     async def create(self, body: Object) -> None:
         """Raises Conflict when there is one of this name."""

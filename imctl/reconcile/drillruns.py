@@ -10,14 +10,12 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 
-from pydantic import ValidationError
-
 from imcore.errors import BadInput
 from imcore.pki import REGION_KEYS
 from imctl.api.drills import DRILL_FINAL, DrillPhase, DrillRunSpec, DrillRunStatus
 from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC
 from imctl.reconcile import drillrun, needs, seen
-from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.cluster import Cluster, read
 from imctl.reconcile.driller import Drilling, Job
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import pki_of
@@ -53,11 +51,8 @@ class DrillRuns:
     async def reconcile(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: never. Raises NotLeading, and ImError
         for what the cluster does not do."""
-        try:
-            spec = DrillRunSpec.model_validate(document["spec"])
-            before = Status.model_validate(document.get("status", {}))
-        except ValidationError as error:
-            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        spec = read(DrillRunSpec, document["spec"])
+        before = read(Status, document.get("status", {}))
         if before.phase in DRILL_FINAL:
             if self._drilling is not None:
                 self._drilling.forget(owner.uid)

@@ -4,21 +4,18 @@ apply, let go of what is not wanted any more, say."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
 from imctl.api.kinds import API_VERSION, IDC
 from imctl.api.model import IdcSpec
 from imctl.reconcile import seen
-from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.applied import Applied
+from imctl.reconcile.cluster import Cluster, Rejected, read
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.gateways import Decision, Seen, decide
 from imctl.reconcile.objects import REGION_FILE
 from imctl.reconcile.observed import Object, Owner, Tell
 
-T = TypeVar("T", bound=BaseModel)
 PRUNED = (
     ("v1", "ConfigMap"), ("v1", "Service"), ("autoscaling/v2", "HorizontalPodAutoscaler"),
 )  # fmt: skip
@@ -43,22 +40,22 @@ class GatewayClusters:
         self._wall = wall
         self._tell = tell
 
-    async def reconcile(self, owner: Owner, document: Object) -> bool:
+    async def reconcile(self, owner: Owner, document: Object, applied: Applied) -> bool:
         """Once; whether it is on its way to something. Raises ImError for what may do better
         later."""
         before = document.get("status", {})
-        spec = _read(GatewayClusterSpec, document["spec"])
+        spec = read(GatewayClusterSpec, document["spec"])
         found = await self._see(owner, spec, before)
         decision = decide(owner, spec, found, self._figures)
-        for wanted in decision.apply:
-            try:
-                await self._cluster.apply(wanted)
-            except Rejected as error:
-                await self._say(owner, _rejected(decision, str(error)), before)
-                raise
-        if decision.apply:
+        try:
+            await self._cluster.apply_all(decision.apply, applied)
+        except Rejected as error:
+            await self._say(owner, _rejected(decision, str(error)), before)
+            raise
+        if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
-        await self._say(owner, decision, before)
+            applied.kept = decision.keep
+        applied.note(await self._say(owner, decision, before))
         return decision.reason not in _SETTLED
 
     async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
@@ -67,7 +64,7 @@ class GatewayClusters:
         document = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
         idc, region = None, None
         if document is not None:
-            idc = _read(IdcSpec, document["spec"])
+            idc = read(IdcSpec, document["spec"])
             region = await self._cluster.get(API_VERSION, "Region", namespace, idc.region)
         name = f"{owner.name}-{COMPONENT}"
         workload = await self._cluster.get("apps/v1", "StatefulSet", namespace, name)
@@ -99,7 +96,9 @@ class GatewayClusters:
                 if mine and (kind, metadata["name"]) not in decision.keep:
                     await self._cluster.delete(api, kind, owner.namespace, metadata["name"])
 
-    async def _say(self, owner: Owner, decision: Decision, before: Object) -> None:
+    async def _say(self, owner: Owner, decision: Decision, before: Object) -> Object | None:
+        """The object, if its status was another before."""
+        made = None
         now, of = self._wall(), owner.generation
         conditions = [
             seen.condition(kind, holds, decision.reason, decision.message, before, of, now)
@@ -108,18 +107,11 @@ class GatewayClusters:
         status = {**decision.status, "conditions": conditions}
         gone = {name for name in _OPTIONAL if name in before and name not in status}
         if gone or seen.differs(status, before):
-            await self._cluster.apply(seen.status_object(owner, status), status=True)
+            made = await self._cluster.apply(seen.status_object(owner, status), status=True)
         if any(before.get(name) != status[name] for name in ("phase", "blocked_by")):
             warning = decision.reason in (*_WARNINGS, "Rejected")
             await self._tell(seen.event(owner, decision.reason, decision.message, now, warning))
-
-
-def _read(model: type[T], spec: Object) -> T:
-    try:
-        return model.model_validate(spec)
-    except ValidationError as error:
-        # The schema of the CRD is made of the same model: they are of different versions.
-        raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        return made
 
 
 def _rejected(decision: Decision, why: str) -> Decision:

@@ -95,10 +95,16 @@ def grace_s(idc: Idc, connects_per_s: int) -> int:
     return OTHERS_S + ceil(full / (connects_per_s / 2)) + EACH_S + END_S
 
 
-def objects(of: Fronts, figures: Mapping[str, float], partition: int = 0) -> list[Object]:
-    """In the order of applying them; the StatefulSet is the last. Its pods from ``partition`` on,
-    counted from 0, get what is wanted; the others keep what they have."""
-    return _Maker(of, figures).all(partition)
+def objects(of: Fronts, figures: Mapping[str, float]) -> list[Object]:
+    """In the order of applying them; the StatefulSet is the last, and gives all of its pods what is
+    wanted (``from_pod``)."""
+    return _Maker(of, figures).all()
+
+
+def from_pod(workload: Object, partition: int) -> Object:
+    """The StatefulSet whose pods from this one on, counted from 0, get what is wanted, while the
+    others keep what they have."""
+    return {**workload, "spec": {**workload["spec"], "updateStrategy": _rolling(partition)}}
 
 
 class _Maker:
@@ -108,7 +114,7 @@ class _Maker:
         self._hash = hash_of(self._text)
         self._labels = {**of.match, REGION_LABEL: of.region.metadata.name}
 
-    def all(self, partition: int) -> list[Object]:
+    def all(self) -> list[Object]:
         made = [
             self._object(
                 "v1", "ServiceAccount", self._of.base, automountServiceAccountToken=False
@@ -124,7 +130,7 @@ class _Maker:
         ]  # fmt: skip
         if self._of.spec.autoscaling is not None:
             made.append(self._autoscaler())
-        return [*made, self._stateful_set(partition)]
+        return [*made, self._stateful_set()]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._of.owner, self._labels, api, kind, name, body)
@@ -196,7 +202,7 @@ class _Maker:
         }  # fmt: skip
         return self._object("autoscaling/v2", "HorizontalPodAutoscaler", self._of.base, spec=spec)
 
-    def _stateful_set(self, partition: int) -> Object:
+    def _stateful_set(self) -> Object:
         pod = self._pod()
         marks = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
         metadata = {"labels": self._labels, "annotations": marks}
@@ -207,10 +213,7 @@ class _Maker:
             "podManagementPolicy": "Parallel",  # none waits for another one to start
             "minReadySeconds": self._of.spec.rollout.min_ready_s,
             "selector": {"matchLabels": self._of.match},
-            "updateStrategy": {
-                "type": "RollingUpdate",
-                "rollingUpdate": {"partition": partition},
-            },
+            "updateStrategy": _rolling(0),
             "template": {"metadata": metadata, "spec": pod},
         }
         return self._object("apps/v1", "StatefulSet", self._of.base, spec=spec)
@@ -295,6 +298,10 @@ class _Maker:
         sessions = self._own.capacity.sessions / self._own.gateways
         figures = self._figures
         return ceil(figures["process_mib"] + sessions * figures["connection_kib"] / 1024)
+
+
+def _rolling(partition: int) -> Object:
+    return {"type": "RollingUpdate", "rollingUpdate": {"partition": partition}}
 
 
 def _asked(path: str, period_s: int, failures: int) -> Object:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
 from imctl.api.model import IdcSpec, Phase
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.gatewayobjects import Fronts, objects, selector_of
+from imctl.reconcile.gatewayobjects import Fronts, from_pod, objects, selector_of
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.steps import Step, step_of, template_of
 
@@ -61,12 +61,13 @@ def decide(
     blocked = [made] if isinstance(made, str) else list(_lacks(made, seen))
     if isinstance(made, str) or blocked:
         return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
-    workload = objects(made, figures)[-1]
+    *others, workload = objects(made, figures)
     step = step_of(
         spec.rollout, made.replicas, template_of(workload), seen.workload, _clients(seen),
         seen.step_clients,
     )  # fmt: skip
-    return _progress(made, seen, counts, step, objects(made, figures, step.partition))
+    wanted = [*others, from_pod(workload, step.partition)]
+    return _progress(made, seen, counts, step, wanted)
 
 
 def _fronts(owner: Owner, spec: GatewayClusterSpec, seen: Seen) -> Fronts | str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic import ValidationError
-
 from imcore.errors import BadInput
 from imcore.region.model import Region
 from imctl.api.model import IdcSpec
 from imctl.reconcile import needs, process, seen
-from imctl.reconcile.cluster import LOOKER, Cluster, Rejected
+from imctl.reconcile.cluster import LOOKER, Cluster, read
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Peers
 
@@ -38,10 +36,7 @@ class Looks:
     async def look(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: when it has changed. Raises NotLeading,
         and ImError for what the cluster does not do."""
-        try:
-            spec = IdcSpec.model_validate(document["spec"])
-        except ValidationError as error:
-            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        spec = read(IdcSpec, document["spec"])
         if spec.paused and not owner.deleting:
             return LOOK_S if spec.role_certificate else None
         held = process.FINALIZER in document["metadata"].get("finalizers", ())

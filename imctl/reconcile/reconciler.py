@@ -15,8 +15,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from imcore.errors import ImError
 from imctl.api.kinds import (
     API_VERSION,
@@ -33,7 +31,7 @@ from imctl.api.kinds import (
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied, Name, Place
-from imctl.reconcile.cluster import Cluster, Conflict, Rejected
+from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
@@ -258,7 +256,8 @@ class Reconciler:
         if key.kind == DRILL_RUN.name:
             return await self._drills.reconcile(owner, document)
         if key.kind == GATEWAY_CLUSTER.name:
-            return SOON_S if await self._gateways.reconcile(owner, document) else None
+            applied = self._applied.setdefault(key, Applied())
+            return SOON_S if await self._gateways.reconcile(owner, document, applied) else None
         if key.kind in VIEWS:
             return await self._views.look(owner, document)
         if key.asks:
@@ -278,30 +277,20 @@ class Reconciler:
 
     async def _workload(self, key: Key, owner: Owner, document: Object) -> float | None:
         before = document.get("status", {})
-        try:
-            spec = SPECS[owner.kind].model_validate(document["spec"])
-        except ValidationError as error:
-            # The schema of the CRD is made of the same model: they are of different versions.
-            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        spec = read(SPECS[owner.kind], document["spec"])
         observed = await self._observe(owner, spec, document)
         decision = decide(owner, spec, observed, self._figures)
         applied = self._applied.setdefault(key, Applied())
-        for wanted in decision.apply:
-            if applied.stands(wanted):
-                continue
-            applied.forget(wanted)
-            try:
-                made = await self._cluster.apply(wanted)
-            except Rejected as error:
-                await self._say(owner, _rejected(decision, str(error)), before)
-                raise
-            applied.took(wanted, made)
+        try:
+            await self._cluster.apply_all(decision.apply, applied)
+        except Rejected as error:
+            await self._say(owner, _rejected(decision, str(error)), before)
+            raise
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
-        if said is not None:
-            applied.said = str(said["metadata"].get("resourceVersion", ""))
+        applied.note(said)
         if decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING):
             self._soon.pop(key, None)
             return None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from pydantic import ValidationError
-
 from imcore.region.model import Region
 from imctl.api.operation import FINAL, RunPhase, TrafficOperationSpec, TrafficOperationStatus
 from imctl.opwatch import UNKNOWN_S
 from imctl.reconcile import needs, seen, traffic
-from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.cluster import Cluster, read
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Mover, Peers
 from services.policy.document import OperationState
@@ -35,11 +33,8 @@ class Runs:
     async def reconcile(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: never. Raises NotLeading, and ImError
         for what the cluster does not do."""
-        try:
-            spec = TrafficOperationSpec.model_validate(document["spec"])
-            before = Status.model_validate(document.get("status", {}))
-        except ValidationError as error:
-            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        spec = read(TrafficOperationSpec, document["spec"])
+        before = read(Status, document.get("status", {}))
         if before.phase in FINAL or owner.deleting:
             return None
         run = _Run(self._cluster, owner, spec, before, self._say)

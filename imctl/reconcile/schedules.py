@@ -7,12 +7,10 @@ import contextlib
 from collections.abc import Callable
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from imctl.api.drills import DrillSpec, DrillStatus, SchedulePhase
 from imctl.api.kinds import API_VERSION, DRILL_RUN
 from imctl.reconcile import scheduled, seen
-from imctl.reconcile.cluster import Cluster, Conflict, Rejected
+from imctl.reconcile.cluster import Cluster, Conflict, read
 from imctl.reconcile.drillrun import STOP
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.scheduled import Turn
@@ -33,11 +31,8 @@ class Schedules:
 
     async def reconcile(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: when it changes. Raises ImError."""
-        try:
-            spec = DrillSpec.model_validate(document["spec"])
-            before = DrillStatus.model_validate(document.get("status", {}))
-        except ValidationError as error:
-            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        spec = read(DrillSpec, document["spec"])
+        before = read(DrillStatus, document.get("status", {}))
         if owner.deleting:
             return None
         problems = await asyncio.to_thread(scheduled.problems_of, spec, owner.name)

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from imcore.errors import BadInput
 from imcore.region.model import Region
 from imctl.api.kinds import REPLICATION
@@ -20,7 +18,7 @@ from imctl.api.views import (
     ReplicationStatus,
 )
 from imctl.reconcile import needs, seen
-from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.cluster import Cluster, read
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Peers
 from imctl.reconcile.process import process_of
@@ -47,12 +45,9 @@ class Views:
         if owner.deleting:
             return None
         is_replication = owner.kind == REPLICATION.name
-        spec: ReplicationSpec | GeoPolicySpec
-        try:
-            kind = ReplicationSpec if is_replication else GeoPolicySpec
-            spec = kind.model_validate(document["spec"])
-        except ValidationError as error:
-            raise Rejected(f"the operator and the CRD differ in version: {error}") from error
+        kind: type[ReplicationSpec] | type[GeoPolicySpec]
+        kind = ReplicationSpec if is_replication else GeoPolicySpec
+        spec: ReplicationSpec | GeoPolicySpec = read(kind, document["spec"])
         before = document.get("status", {})
         try:
             region, answers = await self._ask(owner, spec)

@@ -3,6 +3,7 @@ and the loop around it."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from imcore.region.model import Region
 from imctl.api.gateways import Autoscaling, GatewayClusterSpec, Rollout
 from imctl.api.kinds import GATEWAY_CLUSTER
 from imctl.api.model import IdcSpec, Resources
+from imctl.reconcile import reconciler as reconciling
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
 from imctl.reconcile.gateways import Decision, Seen, decide
 from imctl.reconcile.objects import TEMPLATE
@@ -226,6 +228,24 @@ async def test_it_is_made_scaled_down_and_says_how_it_is(memory: Memory) -> None
     assert memory.status("GatewayCluster")["phase"] == "Serving"
     (condition, _) = memory.status("GatewayCluster")["conditions"]
     assert (condition["type"], condition["status"]) == ("Ready", "True")
+
+
+async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "SWEEP_S", 0.05)
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    await reconciler.reconcile(key)
+    memory.written.clear()
+    await reconciler.reconcile(key)
+    assert memory.written == []
+    policy = "NetworkPolicy", "im-fra", "fra-gateway"
+    wanted = memory.held.pop(policy)
+    running = asyncio.ensure_future(reconciler.run())
+    await asyncio.sleep(0.3)
+    running.cancel()
+    assert memory.held[policy] == wanted
 
 
 # --------------------------------------------------------------------------- its steps
