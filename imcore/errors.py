@@ -53,6 +53,11 @@ class NotTrusted(Unavailable):
     not pass by itself: a certificate, a user, a password or a right is wrong."""
 
 
+def retry_after_ms(wait_s: float) -> int:
+    """A wait as an answer tells it, where 0 would say that waiting is of no use."""
+    return max(1, round(wait_s * 1000))
+
+
 def code_of(error: ImError) -> Code:
     """How a client is told of it."""
     if isinstance(error, Refused):

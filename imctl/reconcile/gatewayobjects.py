@@ -19,18 +19,19 @@ from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec
 from imctl.reconcile.objects import (
+    ARGUMENTS,
     CONTAINER_SECURITY,
-    ETC,
+    MOUNTS,
     POD_SECURITY,
     REGION_FILE,
     REGION_LABEL,
     TEMPLATE,
-    VAR,
     hash_of,
     owned,
     pace,
     pki_volume,
     region_text,
+    room,
 )
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
@@ -252,15 +253,12 @@ class _Maker:
         return pod
 
     def _container(self) -> Object:
-        resources = self._of.spec.resources
-        memory = resources.memory or f"{self._memory_mib()}Mi"
         return {
             "name": COMPONENT,
             "image": self._of.spec.image or self._of.idc.image,
             "command": ["python3", "-m", "services.node"],
             "args": [
-                "--region", f"{ETC}/region/region.yaml", "--pki", f"{ETC}/pki",
-                "--data", f"{VAR}/data", "--audit", f"{VAR}/audit.jsonl",
+                *ARGUMENTS,
                 "--idc", self._own.name, "--roles", ",".join(Roles.FRONT.value),
                 "--instance", "$(NUMBER)", "--listen", "0.0.0.0",  # noqa: S104 - in a pod
                 "--gateway-port", str(CLIENTS), "--monitor-port", str(MONITOR), "--leave",
@@ -279,19 +277,11 @@ class _Maker:
                 {"name": "gateway", "containerPort": CLIENTS},
                 {"name": "monitor", "containerPort": MONITOR},
             ],
-            "resources": {
-                "requests": {"cpu": resources.cpu or "1", "memory": memory},
-                "limits": {"memory": memory},
-            },
+            "resources": room(self._of.spec.resources, "1", self._memory_mib()),
             "securityContext": deepcopy(CONTAINER_SECURITY),
             "livenessProbe": _asked("/livez", 10, 6),
             "readinessProbe": _asked("/readyz", 2, 2),
-            "volumeMounts": [
-                {"name": "data", "mountPath": VAR},
-                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - its own
-                {"name": "region", "mountPath": f"{ETC}/region", "readOnly": True},
-                {"name": "pki", "mountPath": f"{ETC}/pki", "readOnly": True},
-            ],
+            "volumeMounts": deepcopy(MOUNTS),
         }  # fmt: skip
 
     def _memory_mib(self) -> int:

@@ -22,7 +22,7 @@ from imcore.pki import REGION_KEYS, dns_name
 from imcore.region.model import Region
 from imcore.region.rules import gateway_ports, split
 from imctl.api.kinds import API_VERSION, GROUP
-from imctl.api.model import Certificates, IdcSpec, WitnessSpec
+from imctl.api.model import Certificates, IdcSpec, Resources, WitnessSpec
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
 
@@ -44,6 +44,16 @@ POD_SECURITY: Object = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+ARGUMENTS = (
+    "--region", f"{ETC}/region/region.yaml", "--pki", f"{ETC}/pki",
+    "--data", f"{VAR}/data", "--audit", f"{VAR}/audit.jsonl",
+)  # fmt: skip
+MOUNTS: list[Object] = [
+    {"name": "data", "mountPath": VAR},
+    {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - its own
+    {"name": "region", "mountPath": f"{ETC}/region", "readOnly": True},
+    {"name": "pki", "mountPath": f"{ETC}/pki", "readOnly": True},
+]
 CONTAINER_SECURITY: Object = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -305,12 +315,9 @@ class _Maker:
         return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": wanted}}
 
     def _container(self) -> Object:
-        part, resources = self._part, self._spec.resources
-        memory = resources.memory or f"{part.memory_mib}Mi"
+        part = self._part
         # An event loop has one core at most; a witness nearly none.
-        cpu = resources.cpu or ("1" if part.clients else "100m")
-        files = ["--region", f"{ETC}/region/region.yaml", "--pki", f"{ETC}/pki"]
-        data = ["--data", f"{VAR}/data", "--audit", f"{VAR}/audit.jsonl"]
+        cpu = "1" if part.clients else "100m"
         # Cuts of its links, and else what the Admin service knows; for an admin's certificate only.
         faults = ["--faults"] if self._takes_drills() else []
         # Readiness: what listens last and first closes, so it is found and serves.
@@ -319,21 +326,18 @@ class _Maker:
             "name": part.component,
             "image": self._spec.image,
             "command": ["python3", "-m", part.module],
-            "args": [*files, *data, *part.arguments, *faults, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
+            "args": [*ARGUMENTS, *part.arguments, *faults, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
             "ports": [
                 {"name": name, "containerPort": port} for name, port in self._ports().items()
             ],
-            "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}},
+            "resources": room(self._spec.resources, cpu, part.memory_mib),
             "securityContext": deepcopy(CONTAINER_SECURITY),
             # What it missed while it was away it may fetch from others first.
             "startupProbe": _probe(part.peer, 2, 150),
             "livenessProbe": _live(part, 10, 6),
             "readinessProbe": _probe(serves, 2, 2),
             "volumeMounts": [
-                {"name": "data", "mountPath": VAR},
-                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - its own
-                {"name": "region", "mountPath": f"{ETC}/region", "readOnly": True},
-                {"name": "pki", "mountPath": f"{ETC}/pki", "readOnly": True},
+                *deepcopy(MOUNTS),
                 *(
                     {"name": f"secret-{number}", "mountPath": f"{ETC}/secrets/{name}",
                      "readOnly": True}
@@ -377,6 +381,12 @@ def owned(
         },
         **body,
     }
+
+
+def room(asked: Resources, cpu: str, memory_mib: int) -> Object:
+    """What a container gets: what was asked for, else this. Memory is the limit too."""
+    memory = asked.memory or f"{memory_mib}Mi"
+    return {"requests": {"cpu": asked.cpu or cpu, "memory": memory}, "limits": {"memory": memory}}
 
 
 def secret_of(certificates: Certificates, base: str) -> str:

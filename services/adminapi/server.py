@@ -19,7 +19,15 @@ from pydantic import TypeAdapter, ValidationError
 from imcore.attest import RegionKeys
 from imcore.bearer import token_of
 from imcore.bucket import Buckets
-from imcore.errors import Code, ImError, OutcomeUnknown, Overloaded, Refused, code_of
+from imcore.errors import (
+    Code,
+    ImError,
+    OutcomeUnknown,
+    Overloaded,
+    Refused,
+    code_of,
+    retry_after_ms,
+)
 from imcore.listener import Listen, Listener
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
@@ -103,7 +111,7 @@ class AdminApi:
             try:
                 service.demand(route.scope)
                 if wait_s := self._rates.take(service.name, self._clock.now()):
-                    wait_ms = max(1, round(wait_s * 1000))
+                    wait_ms = retry_after_ms(wait_s)
                     raise Overloaded("this service asks too often", wait_ms)
                 answer = await act(request, service)
             except ImError as error:

@@ -78,12 +78,10 @@ class Levels:
             self.alarm = f"the level of ops in the registries is unreadable: {error}"
             return False
         self.committed = level
-        self.alarm = (
-            None
-            if level <= LEVEL
-            else (
+        self.alarm = None
+        if level > LEVEL:
+            self.alarm = (
                 f"the region writes ops of level {level} and this program folds {LEVEL}: "
                 "start the newer one here"
             )
-        )
         return True

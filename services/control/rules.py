@@ -13,7 +13,6 @@ from typing import NamedTuple
 from imcore.region.model import Idc, Region, Safety
 from services.control.divergence import above_seals, committed_seals
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
-from services.control.failover import accused_by_majority
 from services.policy.document import IdcPolicy, IdcState, Policy
 from services.policy.spread import Load, spread, with_row
 
@@ -322,13 +321,14 @@ def votes_of(case: Case) -> list[Vote]:
     return list(newest.values())
 
 
+def _fresh_votes(case: Case) -> list[Vote]:
+    limit_ms = case.safety.evidence_age_ms_max
+    return [vote for vote in votes_of(case) if is_fresh(case.now_ms - vote.at_ms, limit_ms)]
+
+
 def votes_majority(case: Case) -> Blocker | None:
     voters = len(case.evidence.voters)
-    fresh = [
-        vote
-        for vote in votes_of(case)
-        if is_fresh(case.now_ms - vote.at_ms, case.safety.evidence_age_ms_max)
-    ]
+    fresh = _fresh_votes(case)
     needed = voters // 2 + 1
     if len(fresh) >= needed:
         return None
@@ -359,19 +359,17 @@ def hold_time(case: Case) -> Blocker | None:
 
 
 def not_accused(case: Case) -> Blocker | None:
-    """For a return: it would be failed over again at once, and its clients with it."""
-    limit_ms = case.safety.evidence_age_ms_max
-    votes = [vote for vote in votes_of(case) if is_fresh(case.now_ms - vote.at_ms, limit_ms)]
-    voters, hold_ms = case.evidence.voters, case.safety.hold_ms
-    if case.change.idc not in accused_by_majority(votes, voters, hold_ms):
+    """For a return: by the votes it would be failed over again at once, and its clients with it."""
+    if votes_majority(case) or hold_time(case):
         return None
+    votes = _fresh_votes(case)
+    count = f"{len(votes)} of {len(case.evidence.voters)}"
     said = "; ".join(f"{vote.voter}: {vote.sentence or 'accuses it'}" for vote in votes)
     return Blocker(
         "not-accused",
-        f"{len(votes)} of {len(voters)}",
+        count,
         "no majority",
-        f"{len(votes)} of {len(voters)} voters accuse {case.change.idc}, so it would be failed "
-        f"over again ({said})",
+        f"{count} voters accuse {case.change.idc}, so it would be failed over again ({said})",
     )
 
 

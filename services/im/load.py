@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from imcore.bucket import Buckets
+from imcore.errors import retry_after_ms
 from imcore.region.model import Limits
 
 _FULL_RETRY_MS = 100
@@ -41,7 +42,7 @@ class ConversationLoad:
         wait_s = self._deliveries.take(conversation, now, cost)
         if wait_s:
             self.limited += 1
-            return max(1, round(wait_s * 1000))
+            return retry_after_ms(wait_s)
         self._in_flight[conversation] += 1
         return 0
 

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from imcore.bucket import Buckets
-from imcore.errors import Overloaded
+from imcore.errors import Overloaded, retry_after_ms
 from imcore.runtime import Clock
 
 ROWS_PER_S = 5_000.0  # of one user
@@ -34,7 +34,7 @@ class Looking:
             raise Overloaded("too many look for something at once", _FULL_RETRY_MS)
         if wait_s := self._of_user.take(uid, self._clock.now(), rows):
             message = "this user looks for too much at once"
-            raise Overloaded(message, max(1, round(wait_s * 1000)))
+            raise Overloaded(message, retry_after_ms(wait_s))
         self._under_way += 1
         try:
             yield

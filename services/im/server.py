@@ -26,7 +26,7 @@ from imcore.convert import (
     stamp_pb,
     vector_of,
 )
-from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of
+from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of, retry_after_ms
 from imcore.hlc import Hlc
 from imcore.levels import ENCRYPTION, LEVEL
 from imcore.limits import CID_MAX, CLAIMS_MAX, MEDIA_MAX, MENTIONS_MAX
@@ -267,7 +267,7 @@ class ImServer:
         """What needs the KV alone. While that lets everybody wait and then fails, nobody waits."""
         begun = self.clock.now()
         if wait_s := self.kv_breaker.wait_s(begun):
-            raise Unavailable("the KV does not answer now", max(1, round(wait_s * 1000)))
+            raise Unavailable("the KV does not answer now", retry_after_ms(wait_s))
         try:
             response = await self._dispatch(session, request)
         except Unavailable:

@@ -15,10 +15,11 @@ from aiohttp import web
 from imcore.attest import RegionKeys
 from imcore.bearer import claims_of
 from imcore.bucket import Buckets
-from imcore.errors import Code, ImError, Overloaded, Refused
+from imcore.errors import Code, ImError, Overloaded, Refused, retry_after_ms
 from imcore.media import CHUNK_BYTES_MAX, MediaName, declared_of, is_key, is_sha256, ref_json
 from imcore.runtime import Clock
 from imcore.tokens import Claims
+from services.https import answer_error
 from services.media.stickers import DOCUMENT_BYTES_MAX, Stickers, catalogue_of
 from services.media.store import Begun, Kept, MediaStore, WrongOffset
 from services.media.words import span_of
@@ -86,7 +87,7 @@ class MediaApi:
         other IDC. Raises Overloaded."""
         settings = self._store.settings
         if wait_s := self._asked.take(uid, self._clock.now()):
-            raise Overloaded("too many requests of this user", max(1, round(wait_s * 1000)))
+            raise Overloaded("too many requests of this user", retry_after_ms(wait_s))
         if self._busy.total() >= settings.transfers or self._busy[uid] >= settings.user_uploads:
             raise Overloaded("too many transfers are under way", SLOT_AGAIN_MS)
         self._busy[uid] += 1
@@ -129,7 +130,7 @@ class MediaApi:
         with self._slot(claims.uid):
             await self._store.offset(claims.uid, upload)  # nothing is read for what is not there
             if wait_s := self._rates.take(claims.uid, self._clock.now(), size):
-                raise Overloaded("too many bytes in a short time", max(1, round(wait_s * 1000)))
+                raise Overloaded("too many bytes in a short time", retry_after_ms(wait_s))
             data = await self._body(request, size)
             try:
                 at = await self._store.put(claims.uid, upload, int(offset), data)
@@ -263,7 +264,7 @@ class MediaApi:
         if most not in _DISTANCES:
             raise Refused(Code.BAD_REQUEST, "distance: expected 0 to 32, of 64 bits")
         if wait_s := self._looks.take(claims.uid, self._clock.now()):
-            raise Overloaded("too many such questions", max(1, round(wait_s * 1000)))
+            raise Overloaded("too many such questions", retry_after_ms(wait_s))
         with self._slot(claims.uid):
             rows = await self._store.similar(claims.uid, claims.admin, name, int(most))
         found = [
@@ -290,6 +291,6 @@ def _kept(kept: Kept) -> web.Response:
 
 
 def _wrong(error: WrongOffset) -> web.Response:
-    body = {"error": {"code": error.code, "message": str(error), "retry_after_ms": 0}}
-    headers = {"Upload-Offset": str(error.at)}
-    return web.json_response(body, status=HTTPStatus.PRECONDITION_FAILED, headers=headers)
+    answer = answer_error(error.code, str(error), status=HTTPStatus.PRECONDITION_FAILED)
+    answer.headers["Upload-Offset"] = str(error.at)
+    return answer

@@ -10,8 +10,8 @@ A cut ends by itself after ``LASTS_S`` unless it is said again: whoever cuts may
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -19,12 +19,11 @@ import grpc.aio
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imcore.tls import caller_name
+from services.node.around import Around, Handler
 
 LASTS_S = 10.0
 PATIENCE_S = 4.0  # twice that of a ping, as imcore.tls sets it
 _SAID = "the link is cut (a fault)"
-
-Handler: TypeAlias = Callable[..., Any]
 
 
 class CutOff(Exception):
@@ -219,42 +218,17 @@ def _fail(late: bool) -> NoReturn:
     raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), _SAID, None)
 
 
-class HeldCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
+class HeldCalls(Around):
     """Of calls that peers make here. Behind whatever judges who calls."""
 
     def __init__(self, cuts: Cuts) -> None:
+        super().__init__()
         self._cuts = cuts
-        self._held: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # by method
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
-        ],
-        details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        method = str(details.method)
-        if (known := self._held.get(method)) is not None:
-            return known
-        handler = await continuation(details)
-        if handler is None:
-            return handler
-        self._held[method] = self._holding(handler)
-        return self._held[method]
-
-    def _holding(self, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
-        inner: Any = next(
-            each
-            for each in (
-                handler.unary_unary, handler.unary_stream, handler.stream_unary,
-                handler.stream_stream,
-            )
-            if each is not None
-        )  # fmt: skip
-
-        async def taken(request: Any, context: Any, name: str) -> Any:
+    def around(self, method: str, inner: Handler, asks: bool, answers: bool) -> Handler:
+        async def taken(request: Any, name: str) -> Any:
             """The request, or its parts, as they get here."""
-            if not handler.request_streaming:
+            if not asks:
                 await self._cuts.by(name)
                 return request
             return self._arriving(request, name)
@@ -263,7 +237,7 @@ class HeldCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not ge
             if not self._cuts.is_peer(name := caller_name(context)):
                 return await inner(request, context)
             try:
-                reply = await inner(await taken(request, context, name), context)
+                reply = await inner(await taken(request, name), context)
                 await self._cuts.to(name)
             except CutOff:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, _SAID)
@@ -272,7 +246,7 @@ class HeldCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not ge
         async def streaming(request: Any, context: Any) -> Any:
             peer = self._cuts.is_peer(name := caller_name(context))
             try:
-                given = await taken(request, context, name) if peer else request
+                given = await taken(request, name) if peer else request
                 async for reply in inner(given, context):
                     if peer:
                         await self._cuts.to(name)
@@ -280,17 +254,7 @@ class HeldCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not ge
             except CutOff:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, _SAID)
 
-        make: Any = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return make(
-            streaming if handler.response_streaming else unary,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return streaming if answers else unary
 
     async def _arriving(self, requests: AsyncIterator[Any], name: str) -> AsyncIterator[Any]:
         async for request in requests:

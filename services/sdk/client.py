@@ -796,8 +796,9 @@ class Client:
 
     def _says(self, key: ClientKey) -> bytes:
         view = self._views.get(key.conversation)
-        known = view is not None and key in view.classes
-        return view.changed(key).content if view is not None and known else b""
+        if view is None or key not in view.classes:
+            return b""
+        return view.changed(key).content
 
     async def pin(self, conversation: str, on: bool = True) -> None:
         """For all devices of this user; returns once another IDC holds it, as does mute."""

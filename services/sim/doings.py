@@ -263,9 +263,10 @@ class Doings:
 
     def _alike(self, conversation: str, key: str) -> bool:
         group = next((g for g in self._groups if g.conversation == conversation), None)
+        judged = {*group.members} - group.busy if group is not None else None
         first = None
         for member in self._load.devices:
-            if group is not None and member.client.uid not in {*group.members} - group.busy:
+            if judged is not None and member.client.uid not in judged:
                 continue
             made = self._session(member).changes(conversation, key)
             first = first or made

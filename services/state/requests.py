@@ -11,7 +11,7 @@ from imcore import frame
 from imcore.breaker import Breaker
 from imcore.bucket import Buckets
 from imcore.convert import origin_of, vector_of
-from imcore.errors import Code
+from imcore.errors import Code, retry_after_ms
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits
 from imcore.runtime import Clock
@@ -172,7 +172,7 @@ class Requests:
             return self._overloaded("the IDC does not keep up", retry_ms)
         if wait_s := self.breaker.wait_s(now):
             message = "the IDC answers no requests now"
-            return self._make_error(Code.UNAVAILABLE, message, max(1, round(wait_s * 1000)))
+            return self._make_error(Code.UNAVAILABLE, message, retry_after_ms(wait_s))
         return None
 
     def _overloaded(self, message: str, retry_ms: int) -> pb.Response:

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from imcore.attest import RegionKeys
 from imcore.convert import origin_pb, positions_pb, vector_of
-from imcore.errors import Code, ImError, Refused, Unavailable, code_of
+from imcore.errors import Code, ImError, Refused, Unavailable, code_of, retry_after_ms
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
@@ -276,7 +276,7 @@ class StateServer(Outgoing):
         if refusal is not None:
             raise refusal
         if wait_s := self._requests.breaker.wait_s(self._clock.now()):
-            raise Unavailable("the IDC answers no requests now", max(1, round(wait_s * 1000)))
+            raise Unavailable("the IDC answers no requests now", retry_after_ms(wait_s))
         if record.pull_only:
             return record, False
         former = self._table.of_device(record.uid, record.device)

@@ -16,6 +16,7 @@ from services.node.convergence import partition_hash
 from services.ports import Session
 from services.sdk.core.events import Event
 from services.sdk.core.view import View
+from tests.integration.idcs import pair
 
 DIRECT, GROUP = "d:ann:bob", "g:team"
 
@@ -51,11 +52,6 @@ async def recall(idc: Idc, session: Session, placed: pb.Attested) -> None:
     change = pb.Change(message=placed, recall=pb.Recall())
     change.composed.CopyFrom(stamp_pb(KEYS.stamp(idc.im.hlc.last)))
     assert not (await idc.ask(session, pb.Request(change=change))).error.code
-
-
-async def pair(open_idc: OpenIdc) -> tuple[Idc, Idc]:
-    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
-    return fra, await open_idc("iad.1", others=("fra",), followers=("fra",))
 
 
 async def test_others_messages_above_the_cursor_are_unread(open_idc: OpenIdc) -> None:

@@ -12,7 +12,7 @@ from imcore.limits import ENCRYPTED_MEMBERS_MAX, KEY_DEVICES_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from services.im.testing import KEYS, Idc, OpenIdc
-from services.node.convergence import partition_hash
+from tests.integration.idcs import meet, pair
 
 DIRECT = "d:ann:bob"
 GROUP = "g:1"
@@ -54,17 +54,6 @@ async def asked(
         if not page.next:
             return page.encrypted, found
         request.after = page.next
-
-
-async def pair(open_idc: OpenIdc) -> tuple[Idc, Idc]:
-    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
-    return fra, await open_idc("iad.1", others=("fra",), followers=("fra",))
-
-
-async def meet(fra: Idc, iad: Idc) -> None:
-    await fra.mirror_to(iad)
-    await iad.mirror_to(fra)
-    assert await partition_hash(fra.kv, 0) == await partition_hash(iad.kv, 0)
 
 
 async def test_keys_are_published_replaced_and_taken_away(open_idc: OpenIdc) -> None:

@@ -12,6 +12,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
 from services.im.testing import KEYS, Idc, OpenIdc
 from services.node.convergence import partition_hash
+from tests.integration.idcs import meet, pair
 
 DIRECT = "d:ann:bob"
 Word = pb.SetFriend
@@ -51,17 +52,6 @@ def told(idc: Idc) -> list[tuple[str, str, str]]:
         found.append((uid, event.friend.uid, "blocked" if event.friend.blocked else state))
     idc.pushes.told.clear()
     return found
-
-
-async def pair(open_idc: OpenIdc) -> tuple[Idc, Idc]:
-    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
-    return fra, await open_idc("iad.1", others=("fra",), followers=("fra",))
-
-
-async def meet(fra: Idc, iad: Idc) -> None:
-    await fra.mirror_to(iad)
-    await iad.mirror_to(fra)
-    assert await partition_hash(fra.kv, 0) == await partition_hash(iad.kv, 0)
 
 
 async def test_request_accept_decline_and_remove(open_idc: OpenIdc) -> None:
