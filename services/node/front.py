@@ -239,18 +239,22 @@ class FrontNode:
 
     async def _leave(self, link: CoreLink, registry: Registry, name: str) -> None:
         if count := await others(registry, name):
-            self._leaving = True
+            await self._out_of_discovery(name)
             rate = self.config.region.spec.limits.connects_per_s * count / 2
             await leave(self.state, rate, link.policy_epoch)
 
     async def _leave_when_told(self, link: CoreLink, registry: Registry, name: str) -> None:
         await self._goes.wait()
         if self.gateway is not None:
-            # Out of discovery first: nobody else should come.
-            self._leaving = True
-            await within(OUT_S, lambda: name not in self._found)
+            await self._out_of_discovery(name)
             await self._leave(link, registry, name)
         self.stop()
+
+    async def _out_of_discovery(self, name: str) -> None:
+        """Before clients are sent away: who comes after that would have to go at once, and a
+        neighbour that restarts next would send its clients to a gateway that is only starting."""
+        self._leaving = True
+        await within(OUT_S, lambda: name not in self._found)
 
     async def _look_at_core(self, link: CoreLink) -> None:
         """Clients must not be held by an IDC that can do nothing for them."""

@@ -36,6 +36,7 @@ WRITE_S = 1.0  # and for answers to be taken
 LEAVE_S = 10.0  # for a client that was told to move, beyond its time
 OTHERS_S = 5.0  # for another gateway to be there
 LOOK_S = 0.02
+AGAIN_S = 0.5  # between looks for clients that came while others went
 
 
 async def startable() -> str:
@@ -75,12 +76,18 @@ async def others(registry: Registry, own: str) -> int:
 async def leave(state: StateServer, admitted_per_s: float, policy_epoch: int) -> None:
     """Every client is sent to another gateway, so many a second; ends when they are gone, or have
     had their time."""
-    sessions = [one.session for one in state.sessions() if one.connected]
-    within_s = len(sessions) / admitted_per_s
-    for session in sessions:
-        state.move(session, round(within_s * 1000), policy_epoch)
-    log.info("%d clients are told to move within %.1f s", len(sessions), within_s)
-    await within(within_s + LEAVE_S, lambda: not state.connected_count())
+    within_s = state.connected_count() / admitted_per_s
+    log.info("%d clients are told to move within %.1f s", state.connected_count(), within_s)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s + LEAVE_S
+    told: set[str] = set()
+    while state.connected_count() and (left_s := deadline - loop.time()) > 0:
+        here = {one.session for one in state.sessions() if one.connected}
+        spread_ms = round(max(0.0, left_s - LEAVE_S) * 1000)
+        for session in here - told:  # some were on their way here
+            state.move(session, spread_ms, policy_epoch)
+        told |= here
+        await within(AGAIN_S, lambda: not state.connected_count())
 
 
 async def hand_over(

@@ -22,6 +22,8 @@ from imctl.target.local import pki_names
 from imctl.target.places import free_ports
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
+from services.ipconf.directory import PREFIX
+from services.node import front
 from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
 from services.node.metrics import registry_of_front
@@ -68,7 +70,7 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path
         process(FrontNode, Roles.FRONT, number, monitor_port=monitors[number - 1], leaves=True)
         for number in (1, 2)
     ]
-    await until(lambda: core.serving and not any(front.not_ready() for front, _ in fronts), 20)
+    await until(lambda: core.serving and not any(each.not_ready() for each, _ in fronts), 20)
     assert await asked(monitors[0], "/readyz", folder / "ca.pem") == (200, "ok\n")
     await until(lambda: len(core.traffic.directory.live_in(idc.name)) == 2, 5)
     keys = pki.load_region_keys(folder)
@@ -88,7 +90,7 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path
         await ann.send(CONVERSATION, b"one")
         named = next(each.gateway for each in to_ann if isinstance(each, ConnectionChanged))
         going, task = next(pair for pair in fronts if pair[0].gateway.name == named)
-        (staying,) = [front for front, _ in fronts if front is not going]
+        (staying,) = [each for each, _ in fronts if each is not going]
         shown = generate_latest(registry_of_front(going)).decode()
         assert f'im_gateway_connections{{gateway="{named}"}}' in shown and "im_ready 1.0" in shown
         number = fronts.index((going, task))
@@ -104,9 +106,51 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path
             places = [each.gateway for each in told if isinstance(each, ConnectionChanged)]
             assert "" not in places and places[-1] == staying.gateway.name
     await ipconf.close()
-    for front, each in fronts:
-        front.stop()
-        await each
+    for each, ended in fronts:
+        each.stop()
+        await ended
+    core.stop()
+    await core_task
+
+
+@pytest.mark.parametrize("how", ["leave", "restart"])
+async def test_it_is_out_of_discovery_before_its_clients_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    file = lab_region(tmp_path, two_gateways)
+    region = load_region(file)
+    idc, folder = region.spec.idcs[0], tmp_path / "pki"
+    pki.init(folder, pki_names(region), datetime.now(UTC))
+
+    def config(roles: Roles, number: int = 1) -> NodeConfig:
+        data = tmp_path / f"{roles.name}-{number}"
+        return load(file, idc.name, data, folder, None, False, roles=roles, instance=number)
+
+    core = Node(config(Roles.CORE))
+    going, staying = (FrontNode(config(Roles.FRONT, number)) for number in (1, 2))
+    there: list[bytes] = []
+
+    async def startable() -> str:
+        return ""
+
+    async def told(*_: object) -> None:
+        rows = await core.own_registry.range(PREFIX)
+        there.extend(row.key.removeprefix(PREFIX) for row in rows)
+        going.stop()
+        await asyncio.sleep(60)  # which ends with the process
+
+    monkeypatch.setattr(front, "startable", startable)
+    monkeypatch.setattr(front, "leave", told)
+    core_task = asyncio.create_task(core.run())
+    going_task, staying_task = (asyncio.create_task(each.run()) for each in (going, staying))
+    await until(lambda: core.serving and not going.not_ready() and not staying.not_ready(), 20)
+    getattr(going, how)()
+    async with asyncio.timeout(20):
+        await going_task
+    assert staying.gateway is not None
+    assert there == [staying.gateway.name.encode()]
+    staying.stop()
+    await staying_task
     core.stop()
     await core_task
 
