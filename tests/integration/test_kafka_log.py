@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
 from imcore import pki
@@ -27,7 +27,7 @@ from imctl.testing.kafka import KafkaProcess, running
 from services.engines.kafka import admin
 from services.engines.kafka import cluster as kafka_cluster
 from services.engines.kafka.acls import allow, of_mirrors
-from services.engines.kafka.cluster import At, Cluster, NoTopic
+from services.engines.kafka.cluster import At, Cluster, NoTopic, dial
 from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.kafka.settings import (
     KafkaSettings,
@@ -657,12 +657,12 @@ async def test_no_connection_is_left_behind_however_they_were_made(
     slow.set()
 
     async def connect(*args: Any, **options: Any) -> AIOKafkaConnection:
-        connection = await create_conn(*args, **options)
+        connection = await dial(*args, **options)
         made.append(connection)
         await slow.wait()
         return connection
 
-    monkeypatch.setattr(kafka_cluster, "create_conn", connect)
+    monkeypatch.setattr(kafka_cluster, "dial", connect)
     cluster = Cluster(settings, "fra")
     (node,) = await cluster.places()
     cluster._drop(node, kafka_cluster.ADMIN)
@@ -690,11 +690,11 @@ async def test_a_broker_that_says_no_goodbye_does_not_hold_the_end_up(
     sockets: list[Any] = []
 
     async def connect(*args: Any, **options: Any) -> AIOKafkaConnection:
-        connection = await create_conn(*args, **options)
+        connection = await dial(*args, **options)
         sockets.append(connection._writer.get_extra_info("socket"))
         return connection
 
-    monkeypatch.setattr(kafka_cluster, "create_conn", connect)
+    monkeypatch.setattr(kafka_cluster, "dial", connect)
     cluster = Cluster(settings, "fra")
     (node,) = await cluster.places()
     await cluster.call(node, MetadataRequest([], False), "a lane")
@@ -707,6 +707,34 @@ async def test_a_broker_that_says_no_goodbye_does_not_hold_the_end_up(
             await given_up
         await cluster.close()
         assert [socket.fileno() for socket in sockets] == [-1, -1]
+    finally:
+        kafka.resume()
+
+
+async def test_a_connection_that_is_given_up_while_it_is_made_is_gone(
+    kafka: KafkaProcess, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was left to a goodbye for which nobody waited: the end of the loop found it open."""
+    sockets: list[Any] = []
+
+    async def greet(self: AIOKafkaConnection) -> None:
+        sockets.append(self._writer.get_extra_info("socket"))
+        kafka.pause()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(AIOKafkaConnection, "_do_version_lookup", greet)
+    cluster = Cluster(settings, "fra")
+    looking = asyncio.ensure_future(cluster.places())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not sockets:  # noqa: ASYNC110 - nothing to wait on
+                await asyncio.sleep(0.01)
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking
+        await cluster.close()
+        await asyncio.sleep(0)
+        assert sockets[0].fileno() == -1
     finally:
         kafka.resume()
 

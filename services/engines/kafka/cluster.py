@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.errors import (
     BrokerResponseError,
@@ -78,6 +78,20 @@ class Gone(LookupError):
 class At(NamedTuple):
     topic: str
     partition: int
+
+
+async def dial(host: str, port: int, **options: Any) -> AIOKafkaConnection:
+    """As aiokafka makes one. But who gives up while it is made leaves nothing behind: aiokafka only
+    begins to say TLS's goodbye then, and nobody waits until the broker has said its own."""
+    connection = AIOKafkaConnection(host, port, **options)
+    try:
+        await connection.connect()
+    except BaseException:
+        protocol = connection._protocol
+        if protocol is not None and protocol._transport is not None:
+            protocol._transport.abort()
+        raise
+    return connection
 
 
 class Cluster:
@@ -196,7 +210,7 @@ class Cluster:
         settings = self.settings
         secure = "SSL" if self.ssl is not None else "PLAINTEXT"
         try:
-            return await create_conn(
+            return await dial(
                 host,
                 port,
                 client_id="imctl",
@@ -234,7 +248,7 @@ class Cluster:
                 try:
                     await reader.read(1)
                 finally:
-                    writer.close()
+                    writer.transport.abort()
         except (ssl.SSLError, ssl.CertificateError) as error:
             return error
         except (OSError, TimeoutError):
