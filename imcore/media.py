@@ -12,6 +12,7 @@ from imcore.proto import client_pb2 as pb
 CHUNK_BYTES_MAX = 1 << 20  # of one request of an upload
 NAME_CHARS_MAX = 200
 KEY_BYTES = 16
+SECRET_BYTES = 32
 TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+-]{1,60}")
 _STICKER = re.compile(r"[a-z0-9_.-]{1,64}")
 _IDC = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -29,7 +30,9 @@ class MediaName(NamedTuple):
 
 class MediaRef(NamedTuple):
     """What a message says of a file. ``type`` is the uploader's word, such as image/png; ``label``
-    a name for people; ``width`` and ``height`` of a picture in pixels, 0: not known."""
+    a name for people; ``width`` and ``height`` of a picture in pixels, 0: not known. ``secret``:
+    the key of a file that is encrypted; ``sha256`` is of its ciphertext then, ``size`` and ``type``
+    of what is in it."""
 
     named: MediaName
     size: int
@@ -37,6 +40,7 @@ class MediaRef(NamedTuple):
     label: str = ""
     width: int = 0
     height: int = 0
+    secret: bytes = b""
 
 
 def is_sha256(text: str) -> bool:
@@ -62,6 +66,7 @@ def media_pb(ref: MediaRef) -> pb.MediaRef:
         name=ref.label,
         width=ref.width,
         height=ref.height,
+        secret=ref.secret,
     )
     if problem := media_problem(message):
         raise ValueError(problem)
@@ -70,7 +75,10 @@ def media_pb(ref: MediaRef) -> pb.MediaRef:
 
 def media_of(message: pb.MediaRef) -> MediaRef:
     named = MediaName(message.idc, message.sha256.hex(), message.key.hex())
-    return MediaRef(named, message.size, message.type, message.name, message.width, message.height)
+    return MediaRef(
+        named, message.size, message.type, message.name, message.width, message.height,
+        message.secret,
+    )  # fmt: skip
 
 
 def media_problem(message: pb.MediaRef) -> str:
@@ -81,11 +89,13 @@ def media_problem(message: pb.MediaRef) -> str:
         return "a file is named by its IDC, its SHA-256 and its key"
     if TYPE.fullmatch(message.type) is None or len(message.name) > NAME_CHARS_MAX:
         return f"a file has a type and a name of at most {NAME_CHARS_MAX} characters"
+    if len(message.secret) not in (0, SECRET_BYTES):
+        return f"an encrypted file has a key of {SECRET_BYTES} bytes"
     return ""
 
 
 def ref_json(ref: MediaRef) -> dict[str, Any]:
-    """As the HTTP API tells it; without a label, which only the message has."""
+    """As the HTTP API tells it; without label and secret, which only the message has."""
     return {
         **ref.named._asdict(),
         "size": ref.size,

@@ -2057,6 +2057,7 @@ class MediaRef(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     idc: _builtins.str
     """where it was uploaded; the others fetch it from there"""
     sha256: _builtins.bytes
@@ -2072,6 +2073,10 @@ class MediaRef(_message.Message):
     width: _builtins.int
     """of a picture, pixels; 0: not known"""
     height: _builtins.int
+    secret: _builtins.bytes
+    """AES-256 key of a file that is encrypted, then sha256 is of its ciphertext and size of what is in
+    it; empty: it is not. Only within a Sealed.
+    """
     def __init__(
         self,
         *,
@@ -2083,10 +2088,11 @@ class MediaRef(_message.Message):
         name: _builtins.str = ...,
         width: _builtins.int = ...,
         height: _builtins.int = ...,
+        secret: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "idc", b"idc", "key", b"key", "name", b"name", "sha256", b"sha256", "size", b"size", "type", b"type", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "idc", b"idc", "key", b"key", "name", b"name", "secret", b"secret", "sha256", b"sha256", "size", b"size", "type", b"type", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

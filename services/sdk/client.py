@@ -52,6 +52,7 @@ from services.sdk.core.longest import Longest, Networks
 from services.sdk.core.outbox import Entry, Outbox
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.sealed import Crypt, KnownDevice, Opened
+from services.sdk.core.sealed_file import new_secret
 from services.sdk.core.seen import Seen
 from services.sdk.core.summary import Summary, ordered
 from services.sdk.core.typed import TypingSeen, TypingTold
@@ -67,11 +68,11 @@ from services.sdk.errors import (
 )
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup
 from services.sdk.link import Link
-from services.sdk.media import BytesSource, FileSource, Progress, Transfers
+from services.sdk.media import BytesSource, FileSource, Progress, Source, Transfers
 from services.sdk.options import Options
 from services.sdk.polling import PollingDialer
 from services.sdk.puller import Puller
-from services.sdk.sealing import Sealing
+from services.sdk.sealing import Sealing, check_files
 from services.sdk.sender import MAY_LAG, Sender
 from services.sdk.session import Session, SessionLost
 from services.sdk.side import SideLinks
@@ -424,10 +425,10 @@ class Client:
         sticker: str = "",
     ) -> Sent:
         """``reply``: the key of the message that it answers; ``mentions``: uids; ``media``: what
-        ``upload`` returned: whoever gets the message may download it; ``sticker``: a
-        code of ``stickers``. Returns once the message is
-        stored (or, if asked for, replicated). Raises SendFailed (OutboxFull among them). Without a
-        time-out it waits for as long as the client lives."""
+        ``upload`` returned for this conversation, or for another one that is encrypted if this one
+        is: whoever gets the message may download it; ``sticker``: a code of ``stickers``. Returns
+        once the message is stored (or, if asked for, replicated). Raises SendFailed (OutboxFull
+        among them). Without a time-out it waits for as long as the client lives."""
         if self._stopped is not None:
             raise SendFailed(Code.UNAVAILABLE, str(self._stopped))
         refs = _refs(conversation, reply, mentions, media, sticker)
@@ -437,7 +438,9 @@ class Client:
         entry: Entry | None = None
         try:
             async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
-                entry, future = await self._compose(conversation, content, durability, trace, refs)
+                entry, future = await self._compose(
+                    conversation, content, durability, trace, refs, media
+                )
                 ack = await future
         except TimeoutError as error:
             if entry is None:
@@ -463,17 +466,25 @@ class Client:
         type_: str = "application/octet-stream",
         label: str = "",
         progress: Progress = lambda done, size: None,
+        conversation: str = "",
     ) -> MediaRef:
-        """For ``send``. Of a path, a file that does not change meanwhile. Goes on after cuts where
+        """For ``send``, to this ``conversation``: for one that is encrypted the file is too, with a
+        key of its own. Of a path, a file that does not change meanwhile. Goes on after cuts where
         it was, in another IDC anew unless that has a part of it; what this user has uploaded before
-        is not sent again. Raises RequestRefused, NotConnected, AuthError, OSError."""
+        is not sent again, but for what is encrypted. Raises RequestRefused, NotConnected,
+        AuthError, OSError, and SdkError for an encrypted file that changes."""
         timeout_ms = self.options.transfer_timeout_ms
-        if isinstance(source, bytes):
-            data = BytesSource(source)
-            return await self._transfers.upload(data, type_, label, progress, timeout_ms)
-        with await asyncio.to_thread(open, source, "rb") as file:
-            found = FileSource(file)
-            return await self._transfers.upload(found, type_, label, progress, timeout_ms)
+        secret = b""
+        if conversation and self._sealing is not None:
+            secret = new_secret() if await self._sealing.encrypts(conversation) else b""
+        with contextlib.ExitStack() as stack:
+            found: Source
+            if isinstance(source, bytes):
+                found = BytesSource(source)
+            else:
+                file = stack.enter_context(await asyncio.to_thread(open, source, "rb"))
+                found = FileSource(file)
+            return await self._transfers.upload(found, type_, label, progress, timeout_ms, secret)
 
     async def download(
         self,
@@ -482,8 +493,10 @@ class Client:
         resume: bool = True,
         progress: Progress = lambda done, size: None,
     ) -> None:
-        """To this path, once all of it is there and has the hash that the message names; until
-        then beside it, in a file that ends in .part, where a later call goes on. Not ``resume``:
+        """To this path, once all of it is there and has the hash that the message names, and is
+        decrypted where it was encrypted; until then beside it, in a file that ends in .part, where
+        a later call goes on. ``progress`` tells bytes that are sent, of an encrypted file a few
+        more than its ``size``. Not ``resume``:
         from the beginning. Raises RequestRefused, NotConnected (the IDC that has it may be lost
         for now), AuthError, OSError."""
         timeout_ms = self.options.transfer_timeout_ms
@@ -499,14 +512,23 @@ class Client:
         return await self._transfers.thumbnail(ref, self.options.transfer_timeout_ms)
 
     async def _compose(
-        self, conversation: str, content: bytes, durability: int, trace: Trace | None, refs: bytes
+        self,
+        conversation: str,
+        content: bytes,
+        durability: int,
+        trace: Trace | None,
+        refs: bytes,
+        media: Sequence[MediaRef],
     ) -> tuple[Entry, asyncio.Future[pb.SendAck]]:
-        """Raises SendFailed. Without encryption there is nothing to wait for."""
+        """``media``: what is in ``refs``. Raises SendFailed. Without encryption there is nothing to
+        wait for."""
         composed_ms = self._clock.wall_ms()
         if self._sealing is None:
+            check_files(media, False)
             return self._sender.send(conversation, content, composed_ms, durability, trace, refs)
         async with self._sealing.turn(conversation) as recipients:
             encrypted = recipients is not None
+            check_files(media, encrypted)
             if recipients is not None:
                 content, refs = self._sealing.seal(conversation, content, refs, recipients), b""
             # In the turn in which it was encrypted: what that has changed is written with it.

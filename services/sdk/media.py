@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 import aiohttp
 
 from imcore.errors import Code
-from imcore.media import Declared, MediaRef, ref_of
+from imcore.media import TYPE, Declared, MediaName, MediaRef, ref_of
 from imcore.runtime import Clock
+from services.sdk.core import sealed_file
+from services.sdk.core.sealed_file import BadChunk, FileSeal
 from services.sdk.errors import AuthError, NotConnected, RequestRefused
 from services.sdk.ipconf import Answer, IpconfClient, Lookup, NoAnswer
 
@@ -26,6 +28,7 @@ BUSY_TRIES = 20  # of a request that is answered with "overloaded", each when it
 TRIES = 2  # at one IDC, after each of which something came or went; then the next IDC
 AGAIN_S = 0.5  # when no IDC could do it
 PART = ".part"
+SEALED_TYPE = "application/octet-stream"  # all that a service learns of an encrypted file
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # bytes that are there, of how many
@@ -57,6 +60,25 @@ class FileSource:
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self._file.fileno(), size, offset)
+
+
+class SealedSource:
+    """The ciphertext of another one."""
+
+    def __init__(self, source: Source, secret: bytes) -> None:
+        self._source = source
+        self._seal = FileSeal(secret, source.size)
+        self.size = sealed_file.sealed_size(source.size)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Raises SdkError: it has changed since it was read before."""
+        chunk, plain = sealed_file.CHUNK_BYTES, sealed_file.PLAIN_BYTES
+        end, first = min(offset + size, self.size), offset // chunk
+        found = b"".join(
+            self._seal.seal(number, self._source.read(number * plain, plain))
+            for number in range(first, -(-end // chunk))
+        )
+        return found[offset - first * chunk : end - first * chunk]
 
 
 class _Elsewhere(Exception):
@@ -152,8 +174,21 @@ class Transfers:
     # ---------------------------------------------------------------------------- uploads
 
     async def upload(
-        self, source: Source, type_: str, label: str, progress: Progress, timeout_ms: int
+        self,
+        source: Source,
+        type_: str,
+        label: str,
+        progress: Progress,
+        timeout_ms: int,
+        secret: bytes = b"",
     ) -> MediaRef:
+        """``secret``: a new one, to encrypt it with."""
+        if secret:
+            if TYPE.fullmatch(type_) is None:
+                raise RequestRefused(Code.BAD_REQUEST, f"not the type of a file: {type_!r}")
+            sealed = SealedSource(source, secret)
+            ref = await self.upload(sealed, SEALED_TYPE, label, progress, timeout_ms)
+            return ref._replace(size=source.size, type=type_, secret=secret)
         declared = Declared(await asyncio.to_thread(_sha256, source), source.size, type_)
 
         async def at(url: str) -> MediaRef:
@@ -213,17 +248,21 @@ class Transfers:
         self, ref: MediaRef, path: Path, resume: bool, progress: Progress, timeout_ms: int
     ) -> None:
         part = path.with_name(f"{path.name}.{ref.named.sha256[:16]}{PART}")
+        size = sealed_file.sealed_size(ref.size) if ref.secret else ref.size
         if not resume:
             part.unlink(missing_ok=True)
         with part.open("a+b") as file:
 
             async def at(url: str) -> None:
-                await self._download_at(url, ref, file, progress)
+                await self._download_at(url, ref.named, size, file, progress)
 
             await self._anywhere(at, timeout_ms)
             if await asyncio.to_thread(_sha256, FileSource(file)) != ref.named.sha256:
                 part.unlink()
                 raise RequestRefused(Code.INTERNAL, "the file has another hash than the message")
+            if ref.secret:
+                await asyncio.to_thread(_unseal, file, ref, part, path)
+                return
             os.fsync(file.fileno())
         part.replace(path)
 
@@ -239,6 +278,8 @@ class Transfers:
 
     async def thumbnail(self, ref: MediaRef, timeout_ms: int) -> bytes:
         named = ref.named
+        if ref.secret:
+            raise RequestRefused(Code.NOT_FOUND, "the service cannot look at an encrypted picture")
 
         async def at(url: str) -> bytes:
             where = f"{url}/v1/media/{named.idc}/{named.sha256}/{named.key}/thumbnail"
@@ -250,19 +291,19 @@ class Transfers:
         return await self._anywhere(at, timeout_ms)
 
     async def _download_at(
-        self, url: str, ref: MediaRef, file: BinaryIO, progress: Progress
+        self, url: str, named: MediaName, size: int, file: BinaryIO, progress: Progress
     ) -> None:
-        named, tries = ref.named, TRIES
+        tries = TRIES
         where = f"{url}/v1/media/{named.idc}/{named.sha256}/{named.key}"
-        while (at := file.tell()) < ref.size:
+        while (at := file.tell()) < size:
             try:
                 async with self._asked("GET", where, {"Range": f"bytes={at}-"}) as response:
                     if response.status != 206:
                         raise _refusal(response.status, await _document(response))
                     async for data in response.content.iter_chunked(CHUNK_BYTES):
                         # More than the message says is not written: the hash would not be its.
-                        file.write(data[: ref.size - file.tell()])
-                        progress(file.tell(), ref.size)
+                        file.write(data[: size - file.tell()])
+                        progress(file.tell(), size)
                 file.flush()
             except _Elsewhere:
                 file.flush()
@@ -278,6 +319,24 @@ def _sha256(source: Source) -> str:
         digest.update(data)
         at += len(data)
     return digest.hexdigest()
+
+
+def _unseal(file: BinaryIO, ref: MediaRef, part: Path, path: Path) -> None:
+    """What the ciphertext holds, at its place, and the ciphertext away. Raises RequestRefused."""
+    seal, source = FileSeal(ref.secret, ref.size), FileSource(file)
+    chunk, opened = sealed_file.CHUNK_BYTES, part.with_suffix(f".plain{PART}")
+    try:
+        with opened.open("wb") as plain:
+            for number in range(seal.chunks):
+                plain.write(seal.open(number, source.read(number * chunk, chunk)))
+            plain.flush()
+            os.fsync(plain.fileno())
+    except BadChunk as error:  # its sender's doing: the hash in the message is this one
+        opened.unlink()
+        part.unlink()
+        raise RequestRefused(Code.INTERNAL, f"the file cannot be decrypted: {error}") from error
+    opened.replace(path)
+    part.unlink()
 
 
 async def _document(response: aiohttp.ClientResponse) -> Any:

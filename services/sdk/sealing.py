@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from imcore.errors import Code
+from imcore.media import MediaRef
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from imcore.words import ClientKey, direct_members
@@ -20,6 +21,8 @@ log = logging.getLogger("im.sdk")
 
 FRESH_S = 60.0  # so long the devices of a conversation are believed to be those that were named
 NO_KEYS = "no_keys"  # of a direct conversation: nobody could read the message
+PLAIN_FILE = "plain_file"  # in an encrypted conversation
+SEALED_FILE = "sealed_file"  # in one that is not
 
 
 class _Known(NamedTuple):
@@ -102,6 +105,12 @@ class Sealing:
             self.switched_on(conversation)
         else:
             self.forget(conversation)
+
+    async def encrypts(self, conversation: str) -> bool:
+        """Asks the service where nothing is known. Raises RequestRefused, NotConnected."""
+        if not self.crypt.encrypts(conversation) and conversation not in self._known:
+            self._known[conversation] = await self._asked(conversation, False)
+        return self.crypt.encrypts(conversation)
 
     def forget(self, conversation: str = "") -> None:
         """What the service said of it (none: of all of them) may not be so any more."""
@@ -191,3 +200,13 @@ class Sealing:
                 break
             request.after = answer.next
         return _Known(begun, found if encrypts or answer.encrypted else None)
+
+
+def check_files(media: Sequence[MediaRef], encrypted: bool) -> None:
+    """Raises SendFailed: what an encrypted message names is encrypted, and nothing else is, since
+    the servers would be told its key."""
+    if encrypted and not all(ref.secret for ref in media):
+        message = "a file is not encrypted: upload it for this conversation"
+        raise SendFailed(PLAIN_FILE, message)
+    if not encrypted and any(ref.secret for ref in media):
+        raise SendFailed(SEALED_FILE, "a server would be told the key of an encrypted file")

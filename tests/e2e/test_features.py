@@ -51,7 +51,8 @@ def with_files(spec: dict[str, Any]) -> None:
 async def test_changes_outlive_the_idc_that_took_them(stage, figures, tmp_path) -> None:
     """Edit, recall and reactions before the loss, during the failover and after it. An upload that
     the loss cuts is done in another IDC; files of the lost one are had where there is a copy, and
-    else once it is back. And an encrypted group, of which no server's file has a word."""
+    else once it is back. And an encrypted group, of which no server's file has a word, nor a byte
+    of what was uploaded for it."""
     answered: list[bytes] = []
     files = [bytes([number]) * size for number, size in enumerate((300_000, 300_000, 5_000_000))]
     halfway = asyncio.Event()
@@ -108,6 +109,11 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures, tmp_path) 
         await shows(bob, chat, 5)
         assert bob.view(chat)[4].media == (copied,)
         assert await fetched(bob, copied) == files[0]
+        hidden = await ann.upload(SECRET * 30_000, "a/b", "x", conversation=team)
+        await ann.send(team, secrets[1], media=[hidden])
+        await shows(bob, team, 3)
+        assert bob.view(team)[2].media == (hidden,)
+        assert await fetched(bob, hidden) == SECRET * 30_000  # bob's IDC has a copy now
 
         async def edited() -> bool:
             return len(answered) >= 3
@@ -131,8 +137,9 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures, tmp_path) 
         await ann.edit(chat, keys[3], b"the last word")
         await ann.edit(chat, keys[0], b"edited again")
         await ann.send(team, secrets[2])
-        await shows(bob, team, 3)
+        await shows(bob, team, 4)
         await bob.send(team, secrets[3])
+        assert await fetched(bob, hidden) == SECRET * 30_000
         assert await fetched(bob, copied) == files[0]
         elsewhere = await uploading
         assert elsewhere.named.idc != VICTIM
@@ -146,8 +153,11 @@ async def test_changes_outlive_the_idc_that_took_them(stage, figures, tmp_path) 
         await lab.converged()
         await lab.all_active()
         for device in (ann, bob):
-            await shows(device, team, 4)
-            assert [message.content for message in device.view(team)] == secrets
+            await shows(device, team, 5)
+            contents = [message.content for message in device.view(team)]
+            assert contents == [*secrets[:2], *secrets[1:]]
+        held = [path.parent.name for path in lab.target.pki.parent.rglob("data.*")]
+        assert held.count(hidden.named.sha256) >= 2
         for path in lab.target.pki.parent.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # it is replaced just now
                 assert not path.is_file() or SECRET not in path.read_bytes(), path

@@ -22,8 +22,9 @@ from services.media.store import MediaStore
 from services.media.testing import Near
 from services.media.words import Looked, Picture
 from services.node.testing_ipconf import IDCS, IpconfSite
-from services.sdk import IpconfClient, NotConnected, RequestRefused
+from services.sdk import IpconfClient, NotConnected, RequestRefused, SdkError
 from services.sdk.core.parameters import Parameters
+from services.sdk.core.sealed_file import new_secret, sealed_size
 from services.sdk.ipconf import Answer, Lookup
 from services.sdk.media import CHUNK_BYTES, BytesSource, FileSource, Transfers
 
@@ -289,3 +290,81 @@ async def test_stickers_are_named_by_code(region: Region, tmp_path: Path) -> Non
     assert known["smile"].named == ref.named
     await region.download(known["smile"], tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"a smile"
+
+
+async def test_of_an_encrypted_file_no_idc_holds_a_plain_byte(
+    region: Region, tmp_path: Path
+) -> None:
+    """Its upload is cut, and another IDC fetches it: both hold it, and neither can read it."""
+    plain, secret = b"canary-90ab".join([b""] * 70_000), new_secret()
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    fra.link.cuts = [CHUNK_BYTES * 2, CHUNK_BYTES]
+    seen: list[tuple[int, int]] = []
+    ref = await region.transfers("ann").upload(
+        BytesSource(plain), "image/png", "x", lambda *at: seen.append(at), 20_000, secret
+    )
+    assert (ref.size, ref.type, ref.label, ref.secret) == (len(plain), "image/png", "x", secret)
+    size = sealed_size(len(plain))
+    assert seen[-1] == (size, size) and fra.store.counters.bytes_in == size
+    await region.ipconf.close()
+    fra.link.down, iad.link.cuts = True, [CHUNK_BYTES * 2, CHUNK_BYTES]
+    await region.download(ref, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == plain
+    assert names(tmp_path) == ["copy", "fra", "iad"]
+    for idc in (fra, iad):
+        files = [each for each in idc.folder.rglob("*") if each.is_file()]
+        assert [each for each in files if each.stat().st_size == size]
+        for each in files:
+            found = each.read_bytes()
+            assert b"canary" not in found and b"image/png" not in found, each
+    with pytest.raises(RequestRefused) as refused:
+        await region.transfers("bob").thumbnail(ref, 20_000)
+    assert refused.value.code == "not_found"
+
+
+async def test_an_encrypted_file_that_is_not_what_its_message_says_is_not_taken(
+    region: Region, tmp_path: Path
+) -> None:
+    """The IDC's doing, or its sender's."""
+    ref = await region.transfers("ann").upload(
+        BytesSource(DATA), "a/b", "x", lambda done, size: None, 20_000, new_secret()
+    )
+    for other, problem in (
+        (ref._replace(secret=new_secret()), "cannot be decrypted: chunk 0"),
+        (ref._replace(size=ref.size - 1), "another hash"),
+    ):
+        with pytest.raises(RequestRefused, match=problem):
+            await region.download(other, tmp_path / "copy")
+    folder = region.idcs["fra"].folder / "media" / "files"
+    stored = next(folder.glob(f"*/{ref.named.sha256}/data.*"))
+    whole = stored.read_bytes()
+    first, second = whole[: 64 * 1024], whole[64 * 1024 : 128 * 1024]
+    stored.write_bytes(second + first + whole[128 * 1024 :])
+    with pytest.raises(RequestRefused, match="another hash"):
+        await region.download(ref, tmp_path / "copy")
+    assert names(tmp_path) == ["fra", "iad"]
+    stored.write_bytes(whole)
+    await region.download(ref, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
+    with pytest.raises(RequestRefused, match="not the type"):
+        await region.transfers("ann").upload(
+            BytesSource(DATA), "A", "x", lambda done, size: None, 20_000, new_secret()
+        )
+
+
+async def test_a_file_that_changes_is_given_up_before_it_is_encrypted_anew(
+    region: Region, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    fra = region.idcs["fra"]
+
+    def changed(done: int, size: int) -> None:
+        if done == CHUNK_BYTES:
+            path.write_bytes(DATA[:-1] + b"?")
+
+    with path.open("rb") as file, pytest.raises(SdkError, match="was changed"):
+        await region.transfers("ann").upload(
+            FileSource(file), "a/b", "", changed, 20_000, new_secret()
+        )
+    assert fra.store.uploads == 1

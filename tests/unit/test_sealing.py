@@ -7,11 +7,19 @@ import asyncio
 import pytest
 
 from imcore.errors import Code
+from imcore.media import MediaName, MediaRef
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import SystemClock
 from services.sdk.core.sealed import Crypt
 from services.sdk.errors import NotConnected, RequestRefused, SdkError, SendFailed
-from services.sdk.sealing import FRESH_S, NO_KEYS, Sealing
+from services.sdk.sealing import (
+    FRESH_S,
+    NO_KEYS,
+    PLAIN_FILE,
+    SEALED_FILE,
+    Sealing,
+    check_files,
+)
 
 DIRECT = "d:ann:bob"
 KEY = b"k" * 32
@@ -152,3 +160,36 @@ async def test_nothing_is_encrypted_for_nobody() -> None:
     with pytest.raises(SendFailed) as refused:
         await bench.whom()
     assert refused.value.code == Code.FORBIDDEN
+
+
+async def test_a_file_is_encrypted_where_messages_are() -> None:
+    bench = Bench()
+    assert await bench.sealing.encrypts(DIRECT)
+    assert await bench.sealing.encrypts(DIRECT) and len(bench.asked) == 1
+    plain = Bench()
+    plain.encrypted = False
+    assert not await plain.sealing.encrypts(DIRECT)
+    assert not await plain.sealing.encrypts(DIRECT) and len(plain.asked) == 1
+    plain.sealing.came_encrypted(DIRECT, readable=True)  # the other one has switched it on
+    assert await plain.sealing.encrypts(DIRECT)
+    again = Bench(bench.rows)
+    again.connected = False
+    assert await again.sealing.encrypts(DIRECT)
+    nowhere = Bench()
+    nowhere.connected = False
+    with pytest.raises(NotConnected):
+        await nowhere.sealing.encrypts(DIRECT)
+
+
+async def test_what_an_encrypted_message_names_is_encrypted_and_nothing_else_is() -> None:
+    plain = MediaRef(MediaName("fra", "0" * 64, "0" * 32), 1, "a/b")
+    sealed = plain._replace(secret=KEY)
+    check_files([sealed, sealed], True)
+    check_files([plain, plain], False)
+    for files, encrypted, code in (
+        ([sealed, plain], True, PLAIN_FILE),
+        ([plain, sealed], False, SEALED_FILE),
+    ):
+        with pytest.raises(SendFailed) as refused:
+            check_files(files, encrypted)
+        assert refused.value.code == code
