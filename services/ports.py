@@ -143,10 +143,6 @@ class Blobs(Protocol):
         """Sizes by SHA-256, of all."""
         ...
 
-    async def size(self, sha256: str) -> int | None:
-        """None: it is not here."""
-        ...
-
     async def read(self, sha256: str, offset: int, size: int) -> bytes:
         """Less at its end, nothing beyond. Raises FileNotFoundError."""
         ...

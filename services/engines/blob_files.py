@@ -138,9 +138,6 @@ class FileBlobs:
 
         return await self._run(work)
 
-    async def size(self, sha256: str) -> int | None:
-        return await self._run(lambda: self._stored(sha256))
-
     async def read(self, sha256: str, offset: int, size: int) -> bytes:
         def work() -> bytes:
             stored = self._stored(sha256)

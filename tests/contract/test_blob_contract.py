@@ -52,13 +52,12 @@ async def test_an_upload_goes_on_in_a_later_life_where_it_ended(opened: Open) ->
     again = opened()
     assert await again.uploads() == {"u-1": (b"who and what", 1000)}
     assert await again.uploaded("u-1") == 1000
-    assert await again.size(SHA) is None
+    assert await again.files() == {}
     await again.put("u-1", 1000, DATA[1000:])
     assert await again.complete("u-1", SHA)
     assert await again.uploads() == {}
     later = opened()
     assert await later.files() == {SHA: len(DATA)}
-    assert await later.size(SHA) == len(DATA)
     assert await later.read(SHA, 0, len(DATA) + 1) == DATA
 
 
@@ -107,7 +106,7 @@ async def test_notes_may_come_first_and_are_replaced_and_removed(opened: Open) -
     await blobs.write_note(SHA, "b.1", b"1")
     await blobs.write_note(SHA, "a", b"1")
     await blobs.write_note(SHA, "a", b"2")
-    assert (await blobs.size(SHA), await blobs.files()) == (None, {})
+    assert await blobs.files() == {}
     await stored(blobs)
     assert await opened().notes(SHA) == ["a", "b.1"]
     assert await opened().note(SHA, "a") == b"2"
