@@ -771,18 +771,22 @@ class MediaFound(_message.Message):
 
     EXISTS_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     exists: _builtins.bool
     record: _builtins.bytes
     """JSON (services.media.words.Record)"""
+    kept: _builtins.bool
+    """and not as a copy that makes room for others"""
     def __init__(
         self,
         *,
         exists: _builtins.bool = ...,
         record: _builtins.bytes = ...,
+        kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exists", b"exists", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exists", b"exists", "kept", b"kept", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -773,7 +773,7 @@ class MediaServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Keep(self, request, context):
-        """Fetch it from the caller now, and answer once it is durable here.
+        """Fetch it from the caller now, and answer once it is durable here; it stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

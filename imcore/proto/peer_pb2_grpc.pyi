@@ -235,7 +235,7 @@ class MediaStub:
     """Whether this IDC holds it, and what it knows of it."""
     Read: _grpc.UnaryStreamMultiCallable[_peer_pb2.MediaRange, _peer_pb2.MediaChunk]
     Keep: _grpc.UnaryUnaryMultiCallable[_peer_pb2.MediaName, _peer_pb2.MediaFound]
-    """Fetch it from the caller now, and answer once it is durable here."""
+    """Fetch it from the caller now, and answer once it is durable here; it stays."""
 
 @_typing.type_check_only
 class MediaAsyncStub(MediaStub):
@@ -246,7 +246,7 @@ class MediaAsyncStub(MediaStub):
     """Whether this IDC holds it, and what it knows of it."""
     Read: _aio.UnaryStreamMultiCallable[_peer_pb2.MediaRange, _peer_pb2.MediaChunk]  # type: ignore[assignment]
     Keep: _aio.UnaryUnaryMultiCallable[_peer_pb2.MediaName, _peer_pb2.MediaFound]  # type: ignore[assignment]
-    """Fetch it from the caller now, and answer once it is durable here."""
+    """Fetch it from the caller now, and answer once it is durable here; it stays."""
 
 class MediaServicer(metaclass=_abc_1.ABCMeta):
     """Files that clients uploaded (docs/media.md), between IDCs."""
@@ -272,7 +272,7 @@ class MediaServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.MediaName,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.MediaFound, _abc.Awaitable[_peer_pb2.MediaFound]]:
-        """Fetch it from the caller now, and answer once it is durable here."""
+        """Fetch it from the caller now, and answer once it is durable here; it stays."""
 
 def add_MediaServicer_to_server(servicer: MediaServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -399,6 +399,12 @@ class Media(Model):
         gt=0,
         description="of all files of an IDC, uploads under way too; beyond it none is taken",
     )
+    copies_bytes_max: int = Field(
+        default=10 << 30,
+        ge=0,
+        description="of those files that an IDC fetched from others because somebody asked; beyond "
+        "it the one goes that was not asked for longest",
+    )
     user_uploads: int = Field(default=8, gt=0, description="of one user, under way in an IDC")
     user_bytes_per_s: int = Field(
         default=8 << 20, gt=0, description="of one user, up and down, an IDC; 10 s of it at once"

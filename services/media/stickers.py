@@ -40,8 +40,8 @@ def catalogue_of(document: Any) -> Catalogue:
 
 
 class Stickers:
-    """``read`` and ``replace``: the register. ``fetch``: makes sure that a file is here; raises
-    Refused, Unavailable."""
+    """``read`` and ``replace``: the register. ``fetch``: makes sure that a file is here and
+    stays; raises Refused, Unavailable."""
 
     def __init__(
         self,

@@ -29,10 +29,13 @@ log = logging.getLogger("im.media")
 
 PURPOSE = b"media"
 KEY = "key."  # notes that are records
+COPY = "copy"  # a note: it may go, since the IDC of its upload has it
 PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
 SIMILAR_MAX = 100
-SWEEP_S = 600.0
+SWEEP_S = 30.0
+IN_USE_S = 60.0  # so long after it was read last a copy does not go
+EVICTIONS = 200  # looked at in one sweep, each of which asks other IDCs
 FULL_RETRY_MS = 60_000
 LATER_MS = 2_000
 FETCH_WAIT_S = 10.0  # the fetch goes on after it, and who asks again joins it
@@ -47,10 +50,14 @@ class Peer(Protocol):
 
     async def find(self, name: MediaName) -> Record | None: ...
 
+    async def keeps(self, name: MediaName) -> bool:
+        """Whether it has the file, and not as a copy that may go."""
+        ...
+
     def read(self, name: MediaName, offset: int) -> AsyncIterator[bytes]: ...
 
     async def keep(self, name: MediaName, timeout_s: float) -> None:
-        """It holds a copy when this returns."""
+        """It holds a copy, which stays, when this returns."""
         ...
 
 
@@ -88,6 +95,7 @@ class MediaCounters:
     served: int = 0  # of what is here
     fetched: int = 0  # from another IDC
     unavailable: int = 0  # nobody who has it answers
+    evicted: int = 0  # copies that made room for others
     bytes_in: int = 0
     bytes_out: int = 0
     bytes_fetched: int = 0
@@ -141,6 +149,7 @@ class MediaStore:
         self._peers = peers
         self._uploads: dict[str, Upload] = {}
         self._sizes: dict[str, int] = {}  # of all files, by hash
+        self._copies: dict[str, float] = {}  # when each was used last, by hash
         self._stored = 0  # bytes, those of uploads under way as declared
         self._ready = False
         self._locks = Locks()
@@ -156,6 +165,7 @@ class MediaStore:
                     if not self._ready:
                         await self.load()
                     await self.sweep()
+                    await self.evict()
                 except ImError as error:
                     log.warning("files cannot be looked at now: %s", error)
                 await asyncio.sleep(SWEEP_S if self._ready else 1.0)
@@ -176,6 +186,8 @@ class MediaStore:
             note = await self._blobs.note(sha256, PICTURE)
             if note is not None:
                 self._pictures[sha256] = Picture.from_json(note)
+            if await self._blobs.note(sha256, COPY) is not None:
+                self._copies[sha256] = self._clock.now()
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
 
@@ -188,6 +200,46 @@ class MediaStore:
                     await self._blobs.abandon(name)
                     self._ended(name)
                     self.counters.swept += 1
+
+    async def evict(self) -> None:
+        """Copies beyond the limit, the one first that was not used for longest. What no other IDC
+        keeps stays, and what was read a moment ago."""
+        over, silent = self.copied - self.settings.copies_bytes_max, set[str]()
+        for sha256 in sorted(self._copies, key=self._copies.__getitem__)[:EVICTIONS]:
+            if over <= 0 or len(silent) == len(self._peers):
+                return
+            async with self._locks("copy-" + sha256), self._locks(sha256):
+                used, now = self._copies.get(sha256), self._clock.now()
+                if used is None or now - used < IN_USE_S:
+                    continue
+                if await self._kept_elsewhere(sha256, silent):
+                    over -= self._sizes[sha256]
+                    await self._drop(sha256)
+                    self.counters.evicted += 1
+                else:
+                    self._copies[sha256] = now  # others have their turn first
+
+    async def _kept_elsewhere(self, sha256: str, silent: set[str]) -> bool:
+        """Under every key that leads to it here. ``silent``: who has not answered; it is added to,
+        and they are not asked again."""
+        for note in await self._blobs.notes(sha256):
+            if not note.startswith(KEY):
+                continue
+            name = MediaName(self.idc, sha256, note.removeprefix(KEY))
+            for idc in self._peers.keys() - silent:
+                try:
+                    if await self._peers[idc].keeps(name):
+                        break
+                except Silent:
+                    silent.add(idc)
+            else:
+                return False
+        return True
+
+    @property
+    def copied(self) -> int:
+        """Bytes of copies that may go."""
+        return sum(self._sizes[sha256] for sha256 in self._copies)
 
     @property
     def stored(self) -> int:
@@ -218,6 +270,10 @@ class MediaStore:
             name = MediaName(self.idc, declared.sha256, key)
             record = await self._held(name)
             if record is not None:
+                async with self._locks(name.sha256):
+                    if await self._held(name) is None:
+                        raise Unavailable("the file is gone: begin it again", LATER_MS)
+                    await self._stays(name.sha256)
                 self.counters.known += 1
                 return await self._answer(name, record)
             if key in self._uploads:
@@ -293,19 +349,32 @@ class MediaStore:
     async def _become_file(
         self, name: str, upload: Upload, named: MediaName, record: Record
     ) -> bool:
-        """The record comes first: a file without one would be found by nobody."""
-        note = KEY + named.key
-        async with self._locks(upload.sha256):
-            await self._blobs.write_note(upload.sha256, note, record.to_json())
-            if not await self._blobs.complete(name, upload.sha256):
-                await self._blobs.remove_note(upload.sha256, note)
+        """Its notes come first: a file without a record would be found by nobody."""
+        note, sha256 = KEY + named.key, upload.sha256
+        async with self._locks(sha256):
+            copy = not upload.uid and sha256 not in self._sizes
+            await self._blobs.write_note(sha256, note, record.to_json())
+            if copy:
+                await self._blobs.write_note(sha256, COPY, b"")
+            if not await self._blobs.complete(name, sha256):
+                await self._blobs.remove_note(sha256, note)
                 self._ended(name)
                 return False
             self._ended(name)
-            if upload.sha256 not in self._sizes:
-                self._sizes[upload.sha256] = upload.size
+            if sha256 not in self._sizes:
+                self._sizes[sha256] = upload.size
                 self._stored += upload.size
+            if copy:
+                self._copies[sha256] = self._clock.now()
+            elif upload.uid:
+                await self._stays(sha256)
             return True
+
+    async def _stays(self, sha256: str) -> None:
+        """It is no copy that may go (any more). The note may also be one of a fetch that never came
+        to its end."""
+        await self._blobs.remove_note(sha256, COPY)
+        self._copies.pop(sha256, None)
 
     async def _answer(self, name: MediaName, record: Record) -> Kept:
         """Once so many other IDCs hold it, if they are to. Raises Unavailable."""
@@ -355,6 +424,7 @@ class MediaStore:
         """It is here when this returns. Raises Refused(NOT_FOUND), Unavailable."""
         record = await self.held(name)
         if record is not None:
+            self._used(name.sha256)
             self.counters.served += 1
             return record
         task = self._fetches.get(name)
@@ -365,6 +435,24 @@ class MediaStore:
         if not done:
             raise Unavailable("it is being fetched from another IDC", retry_after_ms=500)
         return task.result()
+
+    def _used(self, sha256: str) -> None:
+        if sha256 in self._copies:
+            self._copies[sha256] = self._clock.now()
+
+    async def keep(self, name: MediaName) -> Record:
+        """As ``find``, and it stays here."""
+        record = await self.find(name)
+        async with self._locks(name.sha256):
+            if await self._held(name) is None:
+                raise Unavailable("the file is gone", LATER_MS)
+            if name.sha256 in self._copies:
+                await self._stays(name.sha256)
+        return record
+
+    async def keeps(self, name: MediaName) -> bool:
+        """Raises Unavailable."""
+        return await self.held(name) is not None and name.sha256 not in self._copies
 
     def fetches(self, name: MediaName) -> bool:
         return name in self._fetches
@@ -426,6 +514,7 @@ class MediaStore:
     async def read(self, name: MediaName, start: int, end: int, step: int) -> AsyncIterator[bytes]:
         """Of what is here. Raises Unavailable when it was deleted meanwhile."""
         while start < end:
+            self._used(name.sha256)
             try:
                 data = await self._blobs.read(name.sha256, start, min(step, end - start))
             except FileNotFoundError:
@@ -450,9 +539,13 @@ class MediaStore:
             await self._blobs.remove_note(name.sha256, KEY + name.key)
             notes = await self._blobs.notes(name.sha256)
             if not any(note.startswith(KEY) for note in notes):
-                await self._blobs.delete(name.sha256)
-                self._stored -= self._sizes.pop(name.sha256)
-                self._pictures.pop(name.sha256, None)
+                await self._drop(name.sha256)
+
+    async def _drop(self, sha256: str) -> None:
+        await self._blobs.delete(sha256)
+        self._stored -= self._sizes.pop(sha256)
+        self._copies.pop(sha256, None)
+        self._pictures.pop(sha256, None)
 
     # --------------------------------------------------------------------------- pictures
 

@@ -27,6 +27,10 @@ class Near:
         self._check()
         return await self._store().held(name)
 
+    async def keeps(self, name: MediaName) -> bool:
+        self._check()
+        return await self._store().keeps(name)
+
     async def read(self, name: MediaName, offset: int) -> AsyncIterator[bytes]:
         self._check()
         self.reads.append(offset)
@@ -42,4 +46,4 @@ class Near:
 
     async def keep(self, name: MediaName, timeout_s: float) -> None:
         self._check()
-        await self._store().find(name)
+        await self._store().keep(name)

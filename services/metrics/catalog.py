@@ -94,7 +94,8 @@ METRICS = (
         "im_media_events_total",
         "uploads: begun, completed, known (the same user had uploaded the same bytes), "
         "refused_hash, swept; downloads and other IDCs' requests: served (it was here), fetched "
-        "(from another IDC), unavailable (who may have it does not answer)",
+        "(from another IDC), unavailable (who may have it does not answer), evicted (a "
+        "copy that made room for others)",
         "event",
     ),
     _counter(
@@ -102,6 +103,7 @@ METRICS = (
         "of files: in and out (clients), fetched (from other IDCs)", "way",
     ),
     _gauge("im_media_stored_bytes", "files here, and uploads under way as announced"),
+    _gauge("im_media_copies_bytes", "copies from other IDCs, which make room beyond their limit"),
     _gauge("im_media_files", "files here, each once"),
     _gauge("im_media_uploads", "under way"),
     # -------------------------------------------------------------------------- replication

@@ -58,10 +58,19 @@ class PeerMedia:
         return Silent(f"{self._idc} does not answer: {why or type(error).__name__}")
 
     async def find(self, name: MediaName) -> Record | None:
+        found = await self._found(name)
         try:
-            found = await self._stub.Find(_pb(name), timeout=FIND_S)
             return Record.from_json(found.record) if found.exists else None
-        except (grpc.RpcError, ValueError) as error:
+        except ValueError as error:
+            raise self._silent(error) from error
+
+    async def keeps(self, name: MediaName) -> bool:
+        return (await self._found(name)).kept
+
+    async def _found(self, name: MediaName) -> peer.MediaFound:
+        try:
+            return await self._stub.Find(_pb(name), timeout=FIND_S)
+        except grpc.RpcError as error:
             raise self._silent(error) from error
 
     async def read(self, name: MediaName, offset: int) -> AsyncIterator[bytes]:
@@ -99,7 +108,9 @@ class MediaService(rpc.MediaServicer):
         return self.store
 
     async def Find(self, request: peer.MediaName, context: Context) -> peer.MediaFound:
-        return _found(await self._held(request, context))
+        found = _found(await self._held(request, context))
+        found.kept = self.store is not None and await self.store.keeps(_name(request))
+        return found
 
     async def _held(self, request: peer.MediaName, context: Context) -> Record | None:
         store = await self._open(context)
@@ -131,7 +142,7 @@ class MediaService(rpc.MediaServicer):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "an IDC names its own files")
         while True:
             try:
-                return _found(await store.find(name))
+                return _found(await store.keep(name))
             except Refused as error:
                 await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
             except Unavailable as error:
@@ -169,5 +180,5 @@ def open_media(node: Node, stack: AsyncExitStack) -> tuple[MediaStore, MediaApi]
     async def replace(document: bytes) -> None:
         await node.proposer.change(STICKERS, lambda _: document)
 
-    stickers = Stickers(read, replace, store.find, node.clock)
+    stickers = Stickers(read, replace, store.keep, node.clock)
     return store, MediaApi(store, stickers, node.config.keys, node.median_clock, idcs)

@@ -36,7 +36,8 @@ _AWAITED = {
 # Limits of a user or a conversation answer `overloaded` too: what the IDC sheds is in im_limited.
 FAULTS = (Code.UNAVAILABLE, Code.DEADLINE, Code.NOT_REPLICATED, Code.INTERNAL)
 _MEDIA_EVENTS = (
-    "begun", "completed", "known", "refused_hash", "swept", "served", "fetched", "unavailable"
+    "begun", "completed", "known", "refused_hash", "swept", "served", "fetched", "unavailable",
+    "evicted",
 )  # fmt: skip
 _LIMITS = ("shed", "overloaded", "turned_away", "conversations_limited")
 
@@ -178,6 +179,7 @@ class NodeCollector(Collector):
             [((way,), counted[f"bytes_{way}"]) for way in ("in", "out", "fetched")],
         )
         yield family("im_media_stored_bytes", [((), store.stored)])
+        yield family("im_media_copies_bytes", [((), store.copied)])
         yield family("im_media_files", [((), store.files)])
         yield family("im_media_uploads", [((), store.uploads)])
 

@@ -63,7 +63,7 @@ class Site(IpconfSite):
         )
         await self.store.load()
         self.register: bytes | None = None
-        self.stickers = Stickers(self.read, self.replace, self.store.find, self.wall)
+        self.stickers = Stickers(self.read, self.replace, self.store.keep, self.wall)
         self.api = MediaApi(self.store, self.stickers, self.keys, self.wall, frozenset(IDCS))
         self.routes = self.api.routes()
         await super().start()
@@ -462,8 +462,8 @@ async def test_every_idc_fetches_the_stickers_ahead(idcs: dict[str, Idc]) -> Non
     async def replace(document: bytes) -> None:
         register.append(document)
 
-    await Stickers(read, replace, idcs["fra"].store.find, SystemClock()).replace({"smile": ref})
-    iad = Stickers(read, replace, idcs["iad"].store.find, SystemClock())
+    await Stickers(read, replace, idcs["fra"].store.keep, SystemClock()).replace({"smile": ref})
+    iad = Stickers(read, replace, idcs["iad"].store.keep, SystemClock())
     running = asyncio.ensure_future(iad.run())
     async with asyncio.timeout(5):
         while not iad._here:  # noqa: ASYNC110 - a set of another object

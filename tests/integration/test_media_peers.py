@@ -81,10 +81,14 @@ async def test_a_copy_is_in_another_idc_before_the_answer(idcs: tuple[Idc, Idc])
     kept = await fra.upload()
     assert not kept.degraded
     name = kept.ref.named
-    assert await iad.store.held(name) is not None
+    assert await fra.peers["iad"].keeps(name) and await iad.peers["fra"].keeps(name)
     chunks = [each async for each in fra.peers["iad"].read(name, 100)]
     assert b"".join(chunks) == DATA[100:]
     assert len(chunks) == 3
+    await iad.store.delete("ann", False, name)
+    assert not await fra.peers["iad"].keeps(name)
+    await iad.store.find(name)  # for somebody who asks: it may go again
+    assert await fra.peers["iad"].find(name) and not await fra.peers["iad"].keeps(name)
     nothing = name._replace(key="0" * 32)
     with pytest.raises(Refused) as refused:
         await iad.store.find(nothing)

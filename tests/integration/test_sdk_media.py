@@ -59,7 +59,7 @@ class Idc(IpconfSite):
         async def replace(document: bytes) -> None:
             self.catalogue = document
 
-        self.stickers = Stickers(read, replace, self.store.find, clock)
+        self.stickers = Stickers(read, replace, self.store.keep, clock)
         api = MediaApi(self.store, self.stickers, self.keys, clock, frozenset(IDCS))
         self.routes = api.routes()
         await super().start()
