@@ -50,6 +50,7 @@ from services.loadgen.schedule import Rates
 
 REGION = Path("regions/three-idc.yaml")
 CLOSE_S = 10.0  # hundreds of clients on a machine that is too busy
+JUDGING_S = 10.0  # of the whole run's time, what starting and judging take
 RATE_MARGIN = 1.05  # arrivals are random: so much is offered that the promised rate is reached
 RATE_GROUPS = 20.0
 GROUP_MARGIN = 1.25
@@ -61,7 +62,9 @@ def demo(
     ] = "random",
     clients: Annotated[int, typer.Option(help="Users; a third of them have two devices.")] = 300,
     rate: Annotated[float, typer.Option(help="Messages per second to sustain.")] = 300.0,
-    seconds: Annotated[float, typer.Option(help="Steady load before the fault, and after.")] = 15.0,
+    seconds: Annotated[
+        float, typer.Option(help="Steady load before the fault, and after.")
+    ] = promises.STEADY_S,
     switchover: Annotated[
         bool, typer.Option("--switchover/--no-switchover", help="A planned move at the end.")
     ] = True,
@@ -133,6 +136,9 @@ class _Settings:
     @property
     def history(self) -> Path:
         return self.out / "history.jsonl"
+
+    def limits(self) -> promises.Limits:
+        return promises.limits_of(self.region, self.seconds)
 
     def rates(self) -> Rates:
         groups = min(self.rate, RATE_GROUPS) * GROUP_MARGIN
@@ -221,6 +227,7 @@ async def _run(target: Local, settings: _Settings, view: View, clock: SystemCloc
     plan = Plan(
         before_s=settings.seconds,
         after_s=settings.seconds,
+        total_max_s=settings.limits().total_s - JUDGING_S,
         rates=settings.rates(),
         switchover=settings.switchover,
     )
@@ -290,7 +297,7 @@ def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: 
 def _promises(
     settings: _Settings, scenario: Scenario, verdict: Verdict, report: RunReport
 ) -> list[Promise]:
-    limits = promises.limits_of(settings.region)
+    limits = settings.limits()
     steady = [span for span in report.spans if span.name in ("before", "after")]
     moves = [move for move in report.availability.moves if move.what == "switchover"]
     found = [

@@ -37,6 +37,7 @@ class _Group:
     members: list[str]
     sent: int = 0
     busy: set[str] = field(default_factory=set)  # users who are about to join or to leave
+    left: set[str] = field(default_factory=set)
 
 
 class Doings:
@@ -166,8 +167,12 @@ class Doings:
             return
         uid = self._rng.choice(others)
         group.busy.add(uid)
+        session = self._session(member)
         with contextlib.suppress(ImError):
-            await self._session(member).join(group.conversation, uid)
+            if uid in group.left and uid in await session.members(group.conversation):
+                group.busy.discard(uid)
+                return  # that IDC has not heard that he left: he would stay out of it
+            await session.join(group.conversation, uid)
             self._recorder.members(group.conversation, [uid])
             group.members.append(uid)
             group.busy.discard(uid)  # else nobody knows whether it is in it: it is left alone
@@ -186,6 +191,7 @@ class Doings:
             if not session.running or session.outbox or shown < group.sent:
                 return
         group.members.remove(uid)
+        group.left.add(uid)
         group.busy.add(uid)
         self._recorder.members(group.conversation, [uid], joined=False)
         with contextlib.suppress(ImError):

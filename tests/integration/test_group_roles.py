@@ -98,6 +98,21 @@ async def test_who_was_removed_comes_in_by_a_member_only(open_idc: OpenIdc) -> N
     assert not await ask(fra, "ann", leave=["bob"])
 
 
+async def test_whoever_is_added_where_his_leaving_is_not_known_yet_has_left(
+    open_idc: OpenIdc,
+) -> None:
+    """He is a member there, so nothing is done. The simulation took it for an invitation."""
+    fra, iad = await pair(open_idc)
+    assert not await ask(fra, "dora", leave=["dora"])
+    assert not await ask(iad, "ann", join=["dora"])
+    await fra.mirror_to(iad)
+    await iad.mirror_to(fra)
+    for idc in (fra, iad):
+        assert (await told(idc))[2] == ["ann", "bob", "carl"]
+    assert not await ask(iad, "ann", join=["dora"])
+    assert (await told(iad))[2] == ["ann", "bob", "carl", "dora"]
+
+
 async def test_a_group_always_has_one_owner(open_idc: OpenIdc) -> None:
     fra, _ = await pair(open_idc)
     assert not await ask(fra, "ann", leave=["ann"])

@@ -18,6 +18,7 @@ from imcore.checker import Report as Verdict
 from imcore.checker.availability import Availability
 from imcore.checker.latency import Latencies
 from imcore.errors import BadInput
+from imcore.region.load import load_region
 from imctl.report import promises
 from imctl.report.charts import Axis, Line, chart
 from imctl.report.model import Mark, Promise, RunReport, Span, Subject, write_json
@@ -164,6 +165,13 @@ def test_failover_promises() -> None:
     lost = promises.of_failover(availability(lost=True))
     assert broken(lost) == ["RPO lost"]
     assert promises.of_failover(availability())[1].measured == "0 (1 delayed, of 1 looked at)"
+
+
+def test_a_run_with_longer_load_has_its_time() -> None:
+    region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
+    usual, longer = promises.limits_of(region), promises.limits_of(region, 75.0)
+    assert usual == promises.limits_of(region, 3.0) == promises.EMBEDDED
+    assert longer.total_s == usual.total_s + 120 and longer.gap_s == usual.gap_s
     assert broken(promises.of_failover(Availability())) == ["Failover"]
 
 
