@@ -331,11 +331,12 @@ def _unseal(file: BinaryIO, ref: MediaRef, part: Path, path: Path) -> None:
                 plain.write(seal.open(number, source.read(number * chunk, chunk)))
             plain.flush()
             os.fsync(plain.fileno())
+        opened.replace(path)
     except BadChunk as error:  # its sender's doing: the hash in the message is this one
-        opened.unlink()
         part.unlink()
         raise RequestRefused(Code.INTERNAL, f"the file cannot be decrypted: {error}") from error
-    opened.replace(path)
+    finally:
+        opened.unlink(missing_ok=True)  # whatever went wrong: no plain part lies about
     part.unlink()
 
 

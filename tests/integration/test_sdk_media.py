@@ -346,6 +346,11 @@ async def test_an_encrypted_file_that_is_not_what_its_message_says_is_not_taken(
     stored.write_bytes(whole)
     await region.download(ref, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == DATA
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        await region.download(ref, tmp_path / "taken")
+    part = f"taken.{ref.named.sha256[:16]}.part"  # of ciphertext, for the next try
+    assert names(tmp_path) == ["copy", "fra", "iad", "taken", part]
     with pytest.raises(RequestRefused, match="not the type"):
         await region.transfers("ann").upload(
             BytesSource(DATA), "A", "x", lambda done, size: None, 20_000, new_secret()
