@@ -40,9 +40,11 @@ class GatewayClusters:
         self._wall = wall
         self._tell = tell
 
-    async def reconcile(self, owner: Owner, document: Object, applied: Applied) -> bool:
-        """Once; whether it is on its way to something. Raises ImError for what may do better
-        later."""
+    async def reconcile(
+        self, owner: Owner, document: Object, applied: Applied
+    ) -> tuple[bool, bool]:
+        """Once; whether it waits for nothing more, and whether its status has changed. Raises
+        ImError for what may do better later."""
         before = document.get("status", {})
         spec = read(GatewayClusterSpec, document["spec"])
         found = await self._see(owner, spec, before)
@@ -55,8 +57,9 @@ class GatewayClusters:
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
-        applied.note(await self._say(owner, decision, before))
-        return decision.reason not in _SETTLED
+        said = await self._say(owner, decision, before)
+        applied.note(said)
+        return decision.reason in _SETTLED, said is not None
 
     async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
         """``before``: the status as it was."""

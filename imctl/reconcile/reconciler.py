@@ -257,7 +257,7 @@ class Reconciler:
             return await self._drills.reconcile(owner, document)
         if key.kind == GATEWAY_CLUSTER.name:
             applied = self._applied.setdefault(key, Applied())
-            return SOON_S if await self._gateways.reconcile(owner, document, applied) else None
+            return self._soon_of(key, *await self._gateways.reconcile(owner, document, applied))
         if key.kind in VIEWS:
             return await self._views.look(owner, document)
         if key.asks:
@@ -291,11 +291,17 @@ class Reconciler:
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
         applied.note(said)
-        if decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING):
-            self._soon.pop(key, None)
-            return None
+        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
         # A drill's time is over by itself.
         changing = said is not None or decision.status["phase"] == Phase.DOWN
+        return self._soon_of(key, settled, changing)
+
+    def _soon_of(self, key: Key, settled: bool, changing: bool) -> float | None:
+        """Seconds until what waits for something is looked at again; later while nothing of it
+        changes. None: it is as it is wanted."""
+        if settled:
+            self._soon.pop(key, None)
+            return None
         last = 0.0 if changing else self._soon.get(key, 0.0)
         self._soon[key] = min(SOON_MAX_S, 1.5 * last) if last else SOON_S
         return self._soon[key]

@@ -19,7 +19,7 @@ from imctl.reconcile.gateways import Decision, Seen, decide
 from imctl.reconcile.objects import TEMPLATE
 from imctl.reconcile.objects import objects as idc_objects
 from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
+from imctl.reconcile.reconciler import SOON_MAX_S, SOON_S, Key, Reconciler
 from imctl.reconcile.steps import Step, step_of
 from imctl.testing import golden
 from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region
@@ -246,6 +246,22 @@ async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired
     await asyncio.sleep(0.3)
     running.cancel()
     assert memory.held[policy] == wanted
+
+
+@pytest.mark.parametrize("lacks", ["IDC", "nothing"])
+async def test_one_that_stays_as_it_is_is_looked_at_less_and_less_often(
+    memory: Memory, lacks: str
+) -> None:
+    idc = memory.held["IDC", "im-fra", "fra"]
+    memory.held.pop((lacks, "im-fra", "fra"), None)
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    waits = [await reconciler.reconcile(key) for _ in range(9)]
+    assert waits[:2] == [SOON_S, SOON_S * 1.5] and waits[-1] == SOON_MAX_S
+    memory.held["IDC", "im-fra", "fra"] = idc
+    held = memory.held["GatewayCluster", "im-fra", "fra"]
+    held["metadata"]["generation"] += 1  # somebody has edited it
+    assert await reconciler.reconcile(key) == SOON_S
 
 
 # --------------------------------------------------------------------------- its steps
