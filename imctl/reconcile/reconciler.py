@@ -104,6 +104,7 @@ class Reconciler:
         self._running: set[Key] = set()
         self._again: dict[Key, str] = {}  # asked for while it ran: as in ``look``
         self._known: set[Key] = set()
+        self._idc_of: dict[Key, Key] = {}  # by the GatewayCluster
         self._soon: dict[Key, float] = {}
         self._applied: dict[Key, Applied] = {}  # by the owner
         self._failures: dict[Key, int] = {}
@@ -131,9 +132,11 @@ class Reconciler:
             self.look(key, version)
         if kind == REGION.name:
             self.look_at_all_of(key.namespace)
-        its = key._replace(kind=GATEWAY_CLUSTER.name)
-        if kind == IDC.name and its in self._known:
-            self.look(its)
+        if kind == GATEWAY_CLUSTER.name:
+            self._idc_of[key] = key._replace(kind=IDC.name, name=document["spec"]["idc"])
+        if kind == IDC.name:
+            for gateways in [its for its, idc in self._idc_of.items() if idc == key]:
+                self.look(gateways)
         asking = key._replace(asks=True)
         # IDCs are asked now and then. That an answer has changed the status is no reason.
         asked = asking in self._timers or asking in self._running
@@ -242,6 +245,7 @@ class Reconciler:
         document = await self._cluster.get(API_VERSION, key.kind, key.namespace, key.name)
         if document is None:
             self._known.discard(key)
+            self._idc_of.pop(key, None)
             self._soon.pop(key, None)
             self._applied.pop(key, None)
             return None

@@ -29,7 +29,7 @@ log = logging.getLogger("im.media")
 
 PURPOSE = b"media"
 KEY = "key."  # notes that are records
-COPY = "copy"  # a note: it may go, since the IDC of its upload has it
+COPY = "copy"  # a note: it was fetched because somebody asked, and may go
 PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
 SIMILAR_MAX = 100

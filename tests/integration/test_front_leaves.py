@@ -16,6 +16,7 @@ from prometheus_client import generate_latest
 from imcore import pki
 from imcore.errors import BadInput
 from imcore.region.load import load_region
+from imcore.region.model import Idc
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from imctl.target.local import pki_names
@@ -40,6 +41,15 @@ def two_gateways(spec: dict[str, Any]) -> None:
     only["endpoints"]["gateway"] = f"127.0.0.1:{free_ports(1)[0]}"
 
 
+def prepared(tmp_path: Path) -> tuple[Path, Idc, Path]:
+    """A region file of one IDC with two gateways, that IDC, and its certificates."""
+    file = lab_region(tmp_path, two_gateways)
+    region = load_region(file)
+    folder = tmp_path / "pki"
+    pki.init(folder, pki_names(region), datetime.now(UTC))
+    return file, region.spec.idcs[0], folder
+
+
 async def asked(port: int, path: str, ca: Path) -> tuple[int, str]:
     context = ssl.create_default_context(cafile=ca)
     context.check_hostname = False
@@ -51,10 +61,7 @@ async def asked(port: int, path: str, ca: Path) -> tuple[int, str]:
 
 
 async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path) -> None:
-    file = lab_region(tmp_path, two_gateways)
-    region = load_region(file)
-    idc, folder = region.spec.idcs[0], tmp_path / "pki"
-    pki.init(folder, pki_names(region), datetime.now(UTC))
+    file, idc, folder = prepared(tmp_path)
     monitors = free_ports(2)
 
     def process(kind: Any, roles: Roles, number: int = 1, **more: Any) -> tuple[Any, Any]:
@@ -117,10 +124,7 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(tmp_path: Path
 async def test_it_is_out_of_discovery_before_its_clients_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    file = lab_region(tmp_path, two_gateways)
-    region = load_region(file)
-    idc, folder = region.spec.idcs[0], tmp_path / "pki"
-    pki.init(folder, pki_names(region), datetime.now(UTC))
+    file, idc, folder = prepared(tmp_path)
 
     def config(roles: Roles, number: int = 1) -> NodeConfig:
         data = tmp_path / f"{roles.name}-{number}"
@@ -156,10 +160,7 @@ async def test_it_is_out_of_discovery_before_its_clients_are_told(
 
 
 async def test_it_is_found_at_its_own_port_wherever_it_listens(tmp_path: Path) -> None:
-    file = lab_region(tmp_path, two_gateways)
-    region = load_region(file)
-    idc, folder = region.spec.idcs[0], tmp_path / "pki"
-    pki.init(folder, pki_names(region), datetime.now(UTC))
+    file, idc, folder = prepared(tmp_path)
     inside = free_ports(1)[0]
 
     def config(roles: Roles, **more: Any) -> NodeConfig:

@@ -105,8 +105,7 @@ async def test_whoever_is_added_where_his_leaving_is_not_known_yet_has_left(
     fra, iad = await pair(open_idc)
     assert not await ask(fra, "dora", leave=["dora"])
     assert not await ask(iad, "ann", join=["dora"])
-    await fra.mirror_to(iad)
-    await iad.mirror_to(fra)
+    await meet(fra, iad)
     for idc in (fra, iad):
         assert (await told(idc))[2] == ["ann", "bob", "carl"]
     assert not await ask(iad, "ann", join=["dora"])

@@ -12,6 +12,7 @@ import yaml
 from imcore.region.model import Region
 from imctl.api.gateways import Autoscaling, GatewayClusterSpec, Rollout
 from imctl.api.kinds import GATEWAY_CLUSTER
+from imctl.api.kinds import IDC as IDC_KIND
 from imctl.api.model import IdcSpec, Resources
 from imctl.reconcile import reconciler as reconciling
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
@@ -262,6 +263,34 @@ async def test_one_that_stays_as_it_is_is_looked_at_less_and_less_often(
     held = memory.held["GatewayCluster", "im-fra", "fra"]
     held["metadata"]["generation"] += 1  # somebody has edited it
     assert await reconciler.reconcile(key) == SOON_S
+
+
+@pytest.mark.parametrize("name", ["fra", "edge"])
+async def test_a_change_of_its_idc_is_looked_at_at_once_whatever_its_name(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+    looked: list[Key] = []
+
+    async def look(key: Key) -> None:
+        looked.append(key)
+
+    monkeypatch.setattr(reconciler, "reconcile", look)
+    running = asyncio.ensure_future(reconciler.run())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", name)
+    metadata = {"name": name, "namespace": "im-fra"}
+    reconciler.changed({"kind": key.kind, "metadata": metadata, "spec": {"idc": "fra"}})
+    await asyncio.sleep(0.01)
+    looked.clear()
+    for namespace, other in (("im-fra", "iad"), ("im-iad", "fra")):
+        place = {"name": other, "namespace": namespace}
+        reconciler.changed({"kind": IDC_KIND.name, "metadata": place, "spec": {}})
+    await asyncio.sleep(0.01)
+    assert key not in looked
+    reconciler.changed({**memory.held["IDC", "im-fra", "fra"], "kind": IDC_KIND.name})
+    await asyncio.sleep(0.01)
+    running.cancel()
+    assert key in looked
 
 
 # --------------------------------------------------------------------------- its steps
