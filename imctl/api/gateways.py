@@ -87,6 +87,7 @@ class GatewayPhase(StrEnum):
     SERVING = "Serving"  # as many as are wanted, with the settings that are wanted
     ROLLING = "Rolling"  # new settings are on their way to the pods
     UNREADY = "Unready"  # some that were ready are not now
+    DOWN = "Down"  # a drill has killed their IDC and keeps it down
     DELETING = "Deleting"
 
 

@@ -1,9 +1,10 @@
 """What breaks and mends the IDCs of a deployment on Kubernetes: the IDC objects and their pods.
 ``Means`` of imctl.drill.means.
 
-A pod is killed as by a power cut (SIGKILL to all that runs in it), and its IDC object marked: the
-operator there wants no pod until the mark is gone, or its time is over. So an IDC comes back in the
-end whoever of all that had a part in it is gone.
+A pod is killed as by a power cut (SIGKILL to all that runs in it), with an IDC's those of its
+gateways, and the IDC object is marked: the operator there wants no pod of them until the mark is
+gone, or its time is over. So an IDC comes back in the end whoever of all that had a part in it is
+gone.
 
 A link is cut by the processes of the IDCs at its ends (services.node.cuts), told at their peer
 endpoints. They hold it cut for some seconds only: it has to be said again for as long as it is to
@@ -20,9 +21,10 @@ from imcore.errors import ImError
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imctl import admin, audit, startup
-from imctl.errors import Guarded
+from imctl.errors import Failed, Guarded
 from imctl.target.kubernetes import Kubernetes
 
+GATEWAYS_S = 0.5  # between looks at them
 AGAIN_S = 3.0  # below what a cut lasts, so that one word may be lost
 
 
@@ -40,7 +42,7 @@ class PodMeans:
         now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
         until = (now + timedelta(seconds=self._lasts_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
         await asyncio.to_thread(self._target.take_down, unit, until)
-        said = f"its pod is killed (SIGKILL) and kept down, until {until} at most"
+        said = f"its pods are killed (SIGKILL) and kept down, until {until} at most"
         audit.fault(self._target, self._clock.wall_ms(), unit, "done", said)
 
     async def start(self, unit: str) -> None:
@@ -48,6 +50,12 @@ class PodMeans:
 
     async def serving(self, units: Sequence[str]) -> None:
         await startup.wait_serving(self._target, units, lambda name, serving: None)
+        deadline = self._clock.now() + self._target.starts_s
+        for unit in units:  # by its gateways, where they have pods of their own
+            while not await asyncio.to_thread(self._target.gateways_serve, unit):
+                if self._clock.now() > deadline:
+                    raise Failed(f"the gateways of {unit} are not all ready")
+                await asyncio.sleep(GATEWAYS_S)
 
     def state(self, unit: str) -> str:
         if self._target.is_kept_down(unit):

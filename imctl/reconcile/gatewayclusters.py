@@ -21,7 +21,7 @@ PRUNED = (
 )  # fmt: skip
 _OPTIONAL = ("connections", "step_clients")
 _SERVED = (GatewayPhase.SERVING, GatewayPhase.UNREADY)
-_WARNINGS = (GatewayPhase.BLOCKED, GatewayPhase.UNREADY)
+_WARNINGS = (GatewayPhase.BLOCKED, GatewayPhase.UNREADY, GatewayPhase.DOWN)
 _SETTLED = (GatewayPhase.SERVING, GatewayPhase.PAUSED, GatewayPhase.DELETING)
 
 
@@ -43,7 +43,7 @@ class GatewayClusters:
     async def reconcile(
         self, owner: Owner, document: Object, applied: Applied
     ) -> tuple[bool, bool]:
-        """Once; whether it waits for nothing more, and whether its status has changed. Raises
+        """Once; whether it waits for nothing more, and whether something of it changes. Raises
         ImError for what may do better later."""
         before = document.get("status", {})
         spec = read(GatewayClusterSpec, document["spec"])
@@ -59,14 +59,17 @@ class GatewayClusters:
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
         applied.note(said)
-        return decision.reason in _SETTLED, said is not None
+        # A drill's time is over by itself.
+        changing = said is not None or decision.reason == GatewayPhase.DOWN
+        return decision.reason in _SETTLED, changing
 
     async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
         """``before``: the status as it was."""
         namespace = owner.namespace
         document = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
-        idc, region = None, None
+        idc, region, down_until = None, None, ""
         if document is not None:
+            down_until = seen.down_until(document, self._wall())
             idc = read(IdcSpec, document["spec"])
             region = await self._cluster.get(API_VERSION, "Region", namespace, idc.region)
         name = f"{owner.name}-{COMPONENT}"
@@ -86,7 +89,7 @@ class GatewayClusters:
         return Seen(
             idc, (document or {}).get("status", {}), region["spec"] if region else None,
             workload or {}, files, troubles[0] if troubles else "", served,
-            before.get("step_clients"),
+            before.get("step_clients"), down_until,
         )  # fmt: skip
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:

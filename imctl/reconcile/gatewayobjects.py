@@ -96,10 +96,10 @@ def grace_s(idc: Idc, connects_per_s: int) -> int:
     return OTHERS_S + ceil(full / (connects_per_s / 2)) + EACH_S + END_S
 
 
-def objects(of: Fronts, figures: Mapping[str, float]) -> list[Object]:
+def objects(of: Fronts, figures: Mapping[str, float], down: bool = False) -> list[Object]:
     """In the order of applying them; the StatefulSet is the last, and gives all of its pods what is
-    wanted (``from_pod``)."""
-    return _Maker(of, figures).all()
+    wanted (``from_pod``). ``down``: no pod is wanted now."""
+    return _Maker(of, figures, down).all()
 
 
 def from_pod(workload: Object, partition: int) -> Object:
@@ -109,8 +109,8 @@ def from_pod(workload: Object, partition: int) -> Object:
 
 
 class _Maker:
-    def __init__(self, of: Fronts, figures: Mapping[str, float]) -> None:
-        self._of, self._figures, self._own = of, figures, of.own
+    def __init__(self, of: Fronts, figures: Mapping[str, float], down: bool) -> None:
+        self._of, self._figures, self._own, self._down = of, figures, of.own, down
         self._text = region_text(of.region)
         self._hash = hash_of(self._text)
         self._labels = {**of.match, REGION_LABEL: of.region.metadata.name}
@@ -209,7 +209,7 @@ class _Maker:
         metadata = {"labels": self._labels, "annotations": marks}
         spec = {
             "serviceName": self._of.base,
-            "replicas": self._of.replicas,
+            "replicas": 0 if self._down else self._of.replicas,
             "ordinals": {"start": 1},  # as the region file counts them
             "podManagementPolicy": "Parallel",  # none waits for another one to start
             "minReadySeconds": self._of.spec.rollout.min_ready_s,
@@ -246,6 +246,9 @@ class _Maker:
                 pki_volume(self._own.name, idc.certificates, f"{self._of.spec.idc}-idc"),
             ],
         }
+        if idc.drills_from:
+            # As of its IDC: a drill that kills the one kills the others.
+            pod["shareProcessNamespace"] = True
         if self._of.spec.node_selector:
             pod["nodeSelector"] = dict(self._of.spec.node_selector)
         if idc.image_pull_secret:

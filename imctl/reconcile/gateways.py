@@ -29,6 +29,7 @@ class Seen:
     trouble: str = ""
     served: bool = False  # all that are wanted since the spec has last changed
     step_clients: int | None = None  # as the status of the GatewayCluster has it
+    down_until: str = ""  # RFC 3339; until then at most a drill keeps their IDC down; empty: none
 
 
 class Decision(NamedTuple):
@@ -61,7 +62,7 @@ def decide(
     blocked = [made] if isinstance(made, str) else list(_lacks(made, seen))
     if isinstance(made, str) or blocked:
         return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
-    *others, workload = objects(made, figures)
+    *others, workload = objects(made, figures, bool(seen.down_until))
     step = step_of(
         spec.rollout, made.replicas, template_of(workload), seen.workload, _clients(seen),
         seen.step_clients,
@@ -119,7 +120,10 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     rolled = counts.current and same and step.partition <= kept and counts.updated >= wanted - kept
     before = seen.workload.get("status", {})
     revised = before.get("currentRevision") != before.get("updateRevision")
-    if counts.ready >= wanted and counts.replicas == wanted and rolled:
+    if seen.down_until:
+        phase = GatewayPhase.DOWN
+        message = f"a drill keeps its IDC down, until {seen.down_until} at most"
+    elif counts.ready >= wanted and counts.replicas == wanted and rolled:
         phase, message = GatewayPhase.SERVING, f"{counts.ready} of {wanted} serve"
     elif seen.workload and not rolled and (not same or revised or step.partition > kept):
         message = f"gateway {step.partition + 1} of {wanted} gets the settings that are wanted"
@@ -128,7 +132,7 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     else:
         message = f"{counts.ready} of {wanted} serve"
         phase = GatewayPhase.UNREADY if seen.served else GatewayPhase.STARTING
-    if seen.trouble and phase is not GatewayPhase.SERVING:
+    if seen.trouble and phase not in (GatewayPhase.SERVING, GatewayPhase.DOWN):
         message += f"; {seen.trouble}"
     files = {f"{of.base}-region-{each}" for each in seen.pods.values() if each}
     keep = {(each["kind"], each["metadata"]["name"]) for each in made}
@@ -137,7 +141,7 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     keep |= {("Service", name) for name in seen.pods}
     decision = _said(
         of.owner, seen, counts, phase, message, [], made, rolled,
-        counts.ready >= wanted, frozenset(keep),
+        counts.ready >= wanted and phase is not GatewayPhase.DOWN, frozenset(keep),
     )  # fmt: skip
     if step.clients is not None:
         decision.status["step_clients"] = step.clients

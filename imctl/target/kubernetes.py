@@ -30,11 +30,13 @@ from imcore.region.model import Region
 from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
-from imctl.api.kinds import API_VERSION, IDC
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
 from imctl.errors import Failed, Guarded
 from imctl.reconcile.cluster import Cluster, Conflict
+from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.objects import DOWN_UNTIL
-from imctl.reconcile.observed import Object
+from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.seen import owner_of
 from imctl.target import regions, runfile, sites
 from imctl.target.base import Unit
 from imctl.target.found import Found, found_of
@@ -233,24 +235,47 @@ class Kubernetes(Local):
         return self._at(name, look)
 
     def take_down(self, name: str, until: str) -> None:
-        """Kill all that runs in the IDC's pod, and keep it down until ``let_up``, and until then
-        (RFC 3339) at most. Raises Failed."""
+        """Kill all that runs in the IDC's pod and in those of its gateways, and keep them down
+        until ``let_up``, and until then (RFC 3339) at most. Raises Failed."""
         self._demand_breakable(name)
-        namespace, workload = self._sites.sites[name].namespace, sites.workload(name, self.region)
+        namespace, own = self._sites.sites[name].namespace, sites.workload(name, self.region)
 
         async def work(cluster: Cluster) -> None:
-            if said := await cluster.execute(namespace, f"{workload}-0", KILL):
-                raise Failed(f"the pod of {name} was not killed: {said.strip()}")
+            fronts = [owner_of(each) for each in await _gateways(cluster, namespace, name)]
+            # Killed before anything is marked: who is told to end says farewell.
+            for pod, why in (await _kill(cluster, namespace, f"{own}-0", fronts)).items():
+                if why:
+                    raise Failed(f"the pod {pod} of {name} was not killed: {why}")
             await cluster.apply(self._marked(name, {DOWN_UNTIL: until}), manager=DRILL)
-            # The kubelet starts the container again at once: that one ends before it serves.
             deadline = time.monotonic() + DOWN_S
-            while (await _replicas(cluster, namespace, workload)) > 0:
-                if time.monotonic() > deadline:
-                    raise Failed(f"no operator takes {name} down; it is marked until {until}")
-                await asyncio.sleep(POLL_S / 5)
-            await cluster.delete("v1", "Pod", namespace, f"{workload}-0", at_once=True)
+            for workload in (own, *(_workload(each) for each in fronts)):
+                while (await _replicas(cluster, namespace, workload)) > 0:
+                    if time.monotonic() > deadline:
+                        raise Failed(
+                            f"no operator takes {workload} of {name} down; it is marked until "
+                            f"{until}"
+                        )
+                    await asyncio.sleep(POLL_S / 5)
+            # The kubelet has started them again at once; after this time it waits for 10 s.
+            await _kill(cluster, namespace, f"{own}-0", fronts)
+            for each in (f"{own}-0", *await _pods(cluster, namespace, fronts)):
+                await cluster.delete("v1", "Pod", namespace, each, at_once=True)
 
         self._at(name, work)
+
+    def gateways_serve(self, name: str) -> bool:
+        """Whether all that an IDC has in pods of their own are there. Raises Failed."""
+        namespace = self._sites.sites[name].namespace
+
+        async def look(cluster: Cluster) -> bool:
+            for each in await _gateways(cluster, namespace, name):
+                workload = _workload(owner_of(each))
+                found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+                if each["spec"].get("replicas") != 0 and not _all_ready(found):
+                    return False
+            return True
+
+        return self._at(name, look)
 
     def let_up(self, name: str) -> None:
         """Returns once there is a pod. Raises Failed."""
@@ -379,6 +404,56 @@ def _apply(
             await cluster.apply(each, manager=manager)
 
     return work
+
+
+async def _gateways(cluster: Cluster, namespace: str, idc: str) -> list[Object]:
+    """The GatewayClusters of an IDC."""
+    found = await cluster.list(API_VERSION, GATEWAY_CLUSTER.name, namespace)
+    return [each for each in found if each["spec"]["idc"] == idc]
+
+
+def _workload(owner: Owner) -> str:
+    """The StatefulSet of a GatewayCluster."""
+    return f"{owner.name}-{COMPONENT}"
+
+
+async def _pods(cluster: Cluster, namespace: str, fronts: Sequence[Owner]) -> dict[str, bool]:
+    """Those of GatewayClusters, and whether something runs in each."""
+    found: list[Object] = []
+    for owner in fronts:
+        found += await cluster.list("v1", "Pod", namespace, selector_of(owner))
+    return {each["metadata"]["name"]: _runs(each) for each in found}
+
+
+def _runs(pod: Object) -> bool:
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    return any("running" in each.get("state", {}) for each in containers)
+
+
+async def _kill(
+    cluster: Cluster, namespace: str, own: str, fronts: Sequence[Owner]
+) -> dict[str, str]:
+    """All that runs in the pod of an IDC, and in those of its gateways, as one; what is in the way
+    of it, by the pod."""
+
+    async def kill(pod: str) -> str:
+        try:
+            return (await cluster.execute(namespace, pod, KILL)).strip()
+        except ImError as error:
+            return str(error)
+
+    gateways = [pod for pod, runs in (await _pods(cluster, namespace, fronts)).items() if runs]
+    said = await asyncio.gather(*(kill(pod) for pod in (own, *gateways)))
+    return dict(zip((own, *gateways), said, strict=True))
+
+
+def _all_ready(workload: Object | None) -> bool:
+    """Of a StatefulSet: as many as are wanted, and some are."""
+    if workload is None:
+        return False
+    status, wanted = workload.get("status", {}), workload["spec"]["replicas"]
+    seen = status.get("observedGeneration") == workload["metadata"].get("generation")
+    return bool(seen and 0 < wanted <= status.get("readyReplicas", 0))
 
 
 async def _replicas(cluster: Cluster, namespace: str, workload: str) -> int:

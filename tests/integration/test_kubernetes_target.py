@@ -17,12 +17,16 @@ from imcore.runtime import SystemClock
 from imctl.errors import Failed, Guarded
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE
+from imctl.target import kubernetes as under_test
 from imctl.target import sites
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.opening import opened
 
 REGION = Path(__file__).parents[2] / "regions" / "two-idc.yaml"
 PARTS = {"witness": "im-lon", "fra": "im-fra", "dub": "im-dub"}
+GATEWAYS = 2
+RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
+LISTED = ("gatewayclusters", "pods")
 Object = dict[str, Any]
 
 
@@ -35,6 +39,7 @@ class Server:
         self.namespaces = set(PARTS.values())
         self.url = ""
         self.executed: list[tuple[str, list[str]]] = []
+        self.gateways_ready = GATEWAYS
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -81,12 +86,24 @@ class Server:
         if path.endswith("/log"):
             return web.Response(text="2026 fra serves as fra.1\n")
         found = self.objects.get(path)
+        if found is None and request.method == "GET" and path.split("/")[-1] in LISTED:
+            items = [each for at, each in self.objects.items() if at.startswith(f"{path}/")]
+            return web.json_response({"items": self._selected(items, request)})
         if found is None:
             return web.json_response({"message": "not found"}, status=404)
         if request.method == "DELETE":
             del self.objects[path]
             self._operate(namespace)
         return web.json_response(found)
+
+    @staticmethod
+    def _selected(items: list[Object], request: web.Request) -> list[Object]:
+        asked = request.query.get("labelSelector", "")
+        wanted = dict(each.split("=") for each in asked.split(",") if each)
+        return [
+            each for each in items
+            if wanted.items() <= each["metadata"].get("labels", {}).items()
+        ]  # fmt: skip
 
     def _operate(self, namespace: str) -> None:
         regions = f"/apis/imctl.dev/v1alpha1/namespaces/{namespace}/regions/two-idc"
@@ -108,6 +125,27 @@ class Server:
                 self.objects[workload] = {"spec": {"template": template, "replicas": replicas}}
                 if replicas:
                     self.objects.setdefault(pod, template)
+                self._gateways(namespace, part, GATEWAYS if replicas else 0)
+
+    def _gateways(self, namespace: str, part: str, replicas: int) -> None:
+        """Of a GatewayCluster, if the IDC has one."""
+        own = f"/apis/imctl.dev/v1alpha1/namespaces/{namespace}/gatewayclusters/edge"
+        if self.objects.get(own, {}).get("spec", {}).get("idc") != part:
+            return
+        at = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/edge-gateway"
+        metadata = {"generation": 1}
+        status = {"observedGeneration": 1, "readyReplicas": min(replicas, self.gateways_ready)}
+        spec = {"replicas": replicas}
+        self.objects[at] = {"metadata": metadata, "spec": spec, "status": status}
+        for number in range(1, replicas + 1):
+            name = f"edge-gateway-{number}"
+            labels = {
+                "app.kubernetes.io/name": "imctl",
+                "app.kubernetes.io/component": "gateway",
+                "app.kubernetes.io/instance": "edge",
+            }
+            pod = {"metadata": {"name": name, "labels": labels}, "status": RUNS}
+            self.objects.setdefault(f"/api/v1/namespaces/{namespace}/pods/{name}", pod)
 
     def paths(self) -> set[str]:
         return {path.rpartition("/namespaces/")[2] for path in self.objects}
@@ -190,10 +228,60 @@ def test_a_drill_takes_an_idc_down_that_allows_it_and_lets_it_up(
         with pytest.raises(Guarded, match=why):
             target.take_down(part, "2026-12-01T00:00:00Z")
     target.take_down("fra", "2026-12-01T00:00:00Z")
-    assert server.executed == [("fra-idc-0", ["sh", "-c", "kill -9 -1"])]
+    # Once more when no pod is wanted: a kubelet starts what was killed again meanwhile.
+    assert server.executed == [("fra-idc-0", ["sh", "-c", "kill -9 -1"])] * 2
     assert target.is_kept_down("fra") and states(target)["fra"] == "gone"
     target.let_up("fra")
     assert not target.is_kept_down("fra") and states(target)["fra"] == "running"
+
+
+def gateway_cluster(server: Server, namespace: str, idc: str) -> None:
+    """A GatewayCluster `edge` of this IDC, which the operator sees with the next change."""
+    path = f"/apis/imctl.dev/v1alpha1/namespaces/{namespace}/gatewayclusters/edge"
+    kind = {"apiVersion": "imctl.dev/v1alpha1", "kind": "GatewayCluster"}
+    metadata = {"name": "edge", "namespace": namespace, "uid": "u"}
+    server.objects[path] = kind | {"metadata": metadata, "spec": {"idc": idc, "replicas": 2}}
+
+
+def gateway_pods(server: Server) -> list[str]:
+    return sorted(
+        path.rpartition("/")[2] for path in server.objects if "/pods/edge-gateway" in path
+    )
+
+
+def test_gateways_in_pods_of_their_own_go_down_with_their_idc_and_come_back(
+    server: Server, tmp_path: Path
+) -> None:
+    gateway_cluster(server, "im-fra", "fra")
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"], "gateways": "apart"}})
+    target.start(["fra", "dub", "witness"])
+    both = ["edge-gateway-1", "edge-gateway-2"]
+    assert gateway_pods(server) == both
+    target.take_down("fra", "2026-12-01T00:00:00Z")
+    killed = {pod for pod, command in server.executed if command == ["sh", "-c", "kill -9 -1"]}
+    assert killed == {"fra-idc-0", *both}
+    assert gateway_pods(server) == []
+    server.gateways_ready = 1
+    target.let_up("fra")
+    assert gateway_pods(server) == both
+    assert not target.gateways_serve("fra") and target.gateways_serve("dub")
+    (workload,) = (at for at in server.objects if at.endswith("statefulsets/edge-gateway"))
+    server.objects[workload]["status"]["readyReplicas"] = 2
+    assert target.gateways_serve("fra")
+
+
+def test_gateways_that_the_operator_leaves_up_are_told_of(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those whose GatewayCluster is paused: an IDC that goes on serving is not lost."""
+    monkeypatch.setattr(under_test, "DOWN_S", 0.3)
+    gateway_cluster(server, "im-fra", "fra")
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"], "gateways": "apart"}})
+    target.start(["fra", "dub", "witness"])
+    gateways = server._gateways
+    monkeypatch.setattr(server, "_gateways", lambda at, part, replicas: gateways(at, part, 2))
+    with pytest.raises(Failed, match="no operator takes edge-gateway of fra down"):
+        target.take_down("fra", "2026-12-01T00:00:00Z")
 
 
 def test_a_namespace_that_is_not_there_refuses_all_of_it(server: Server, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from imctl.api.model import IdcSpec, Resources
 from imctl.reconcile import reconciler as reconciling
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
 from imctl.reconcile.gateways import Decision, Seen, decide
-from imctl.reconcile.objects import TEMPLATE
+from imctl.reconcile.objects import DOWN_UNTIL, TEMPLATE
 from imctl.reconcile.objects import objects as idc_objects
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.reconciler import SOON_MAX_S, SOON_S, Key, Reconciler
@@ -29,6 +29,7 @@ from tests.unit.test_operator_reconciler import Memory, Nobody
 OWNER = Owner("GatewayCluster", "im-fra", "fra", "0a1b", 3)
 SPEC = GatewayClusterSpec(idc="fra")
 APART = IDC.model_copy(update={"gateways": "apart"})
+DRILLED = APART.model_copy(update={"drills_from": ["im-fra"]})
 RICH = GatewayClusterSpec(
     idc="fra",
     autoscaling=Autoscaling(min=3, max=4, connections=8000),
@@ -96,6 +97,14 @@ def test_it_is_given_time_for_all_its_clients_to_go() -> None:
     assert grace_s(idc, 500) >= full / 250 + 25
     (pod,) = [each["spec"]["template"]["spec"] for each in made() if each["kind"] == "StatefulSet"]
     assert pod["terminationGracePeriodSeconds"] == grace_s(roomy().idc("fra"), 500)
+
+
+@pytest.mark.parametrize(("idc", "shared"), [(APART, None), (DRILLED, True)])
+def test_those_of_an_idc_that_takes_drills_can_be_killed_from_inside(
+    idc: IdcSpec, shared: bool | None
+) -> None:
+    pod = made(idc=idc)[-1]["spec"]["template"]["spec"]
+    assert pod.get("shareProcessNamespace") is shared
 
 
 # ----------------------------------------------------------------------------- what is decided
@@ -196,6 +205,29 @@ def test_what_a_pod_still_needs_is_kept() -> None:
     assert ("Service", "fra-gateway-4") not in keep
 
 
+UNTIL = "2026-01-01T00:05:00Z"
+
+
+def test_those_of_an_idc_that_a_drill_keeps_down_are_away_with_it() -> None:
+    served: dict[str, Any] = {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 2}
+    decision = decided(idc=DRILLED, workload=workload(**served), down_until=UNTIL)
+    assert decision.apply[-1]["spec"]["replicas"] == 0
+    assert (decision.reason, decision.ready) == ("Down", False)
+    assert UNTIL in decision.message
+    # What leads to them stays, for when they come back.
+    assert ("Service", "fra-gateway-2") in decision.keep
+
+
+def test_a_rollout_goes_on_from_where_it_was_when_they_come_back() -> None:
+    spec = SPEC.model_copy(update={"replicas": 3})
+    template = objects(Fronts(OWNER, spec, DRILLED, roomy()), FIGURES)[-1]
+    mark = template["spec"]["template"]["metadata"]["annotations"][TEMPLATE]
+    stood = stands(mark, 2, 0, 0)
+    decision = decided(spec, idc=DRILLED, workload=stood, down_until=UNTIL, step_clients=50)
+    assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
+    assert decision.status["step_clients"] == 50
+
+
 # ------------------------------------------------------------------------------- the loop
 
 
@@ -229,6 +261,31 @@ async def test_it_is_made_scaled_down_and_says_how_it_is(memory: Memory) -> None
     assert memory.status("GatewayCluster")["phase"] == "Serving"
     (condition, _) = memory.status("GatewayCluster")["conditions"]
     assert (condition["type"], condition["status"]) == ("Ready", "True")
+
+
+async def test_a_mark_of_a_drill_at_its_idc_takes_them_away_until_its_time_is_over(
+    memory: Memory,
+) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+
+    def wanted() -> tuple[int, str]:
+        workload = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]
+        return workload["replicas"], memory.status("GatewayCluster")["phase"]
+
+    await reconciler.reconcile(key)
+    assert wanted() == (2, "Starting")
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: UNTIL}
+    # Again and again: nothing else tells that the time is over.
+    assert [await reconciler.reconcile(key) for _ in range(3)] == [SOON_S] * 3
+    assert wanted() == (0, "Down")
+    assert [each["type"] for each in memory.events] == ["Normal", "Warning"]
+    now[0] = UNTIL
+    await reconciler.reconcile(key)
+    assert wanted() == (2, "Starting")
 
 
 async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired(
