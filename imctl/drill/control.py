@@ -13,7 +13,6 @@ from chaoslib.hypothesis import run_steady_state_hypothesis
 from pydantic import ValidationError
 
 from imcore.errors import ImError
-from imctl import startup
 from imctl.drill import running
 from imctl.drill.bridge import Interrupted
 from imctl.drill.model import EXTENSION, Settings
@@ -37,6 +36,7 @@ def before_experiment_control(
             settings = Settings.model_validate({k: v for k, v in ours.items() if k != "name"})
             title, values = str(context.get("title", "")), dict(configuration or {})
             running.begin(running.plain_run(title, settings, values))
+        stage.listen()
         stage.call(stage.need().open())
         running.note_begin()
     except (ImError, Interrupted, ValidationError) as error:
@@ -91,23 +91,22 @@ def after_experiment_control(
     secrets: Any = None,
     **kwargs: Any,
 ) -> None:
-    """Whatever happened before: nothing of it is left, and the run is judged as far as it came."""
+    """Whatever happened before: nothing of it is left, and the run is judged as far as it came, or
+    as somebody waits for it."""
     session, journal = stage.need(), state if isinstance(state, dict) else {}
     stage.undoing = True
     try:
-        with startup.deaf():
-            running.undo()
+        running.undo()
         if session.opened:
             _restored(context, journal, configuration, secrets)
-            stage.undisturbed(session.finish())
+            stage.unhurried(session.finish())
     except (ImError, Interrupted) as error:
-        session.end_early(Why.BROKEN, str(error))
+        session.end_early(Why.OPERATOR if stage.hurried else Why.BROKEN, str(error))
     except Exception as error:  # the toolkit would swallow it
         log.exception("The drill's end failed.")
         session.end_early(Why.BROKEN, f"{type(error).__name__}: {error}")
     finally:
-        with startup.deaf():
-            stage.undisturbed(session.close())
+        stage.undisturbed(session.close())
         running.end(journal)
 
 
@@ -119,7 +118,7 @@ def _restored(
     if session.steady_at is None or session.unsteady():
         session.phase("settle", "waiting until it is steady again")
         try:
-            stage.undisturbed(session.steady(STEADY_S))
+            stage.unhurried(session.steady(STEADY_S))
             session.steady_at = session.t()
         except ImError as error:
             session.failed = session.failed or (session.t(), str(error))

@@ -3,7 +3,7 @@ operator that has started it may write.
 
 The operator says on standard input, a line each time, for how many seconds it may still write. When
 that time is over, or the pipe is closed, this process is told to end as by SIGTERM: a drill ends
-then, and undoes what it did."""
+then, and undoes what it did. It is told twice, since nobody is there who would take its report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 FIRST_S = 10.0  # until the first line
+AGAIN_S = 1.0
 
 
 def watch(pipe: int, end: Callable[[], None], first_s: float = FIRST_S) -> None:
@@ -34,6 +35,8 @@ def watch(pipe: int, end: Callable[[], None], first_s: float = FIRST_S) -> None:
 
 def main() -> None:
     def end() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(AGAIN_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, args=(sys.stdin.fileno(), end), daemon=True).start()

@@ -6,9 +6,11 @@ a deployment is found as every command finds it, and there is no load."""
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from chaoslib.exceptions import InterruptExecution
@@ -24,6 +26,7 @@ from imctl.traffic import Control
 
 T = TypeVar("T")
 LASTS_S = 300.0
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class NoSession(ImError):
@@ -54,6 +57,27 @@ class Stage:
         self._bridge: Bridge | None = None
         self.session: Session | None = None
         self.undoing = False  # rollbacks are not interrupted by what made them necessary
+        self._asked = 0  # how often somebody has asked it to end
+
+    def listen(self) -> None:
+        """Who asks it to end (Ctrl-C, SIGTERM, SIGHUP) ends its method, once; who asks again does
+        not wait for its judgement. Nothing interrupts the undoing, as the toolkit's own handler
+        would each time. To be called inside the toolkit's run, which puts handlers back."""
+        self._asked = 0
+        for number in ENDS:
+            signal.signal(number, self._heard)
+
+    def _heard(self, signum: int, frame: FrameType | None) -> None:
+        self._asked += 1
+        if self._asked == 1 and self.session is not None and not self.undoing:
+            raise (
+                KeyboardInterrupt if signum == signal.SIGINT else InterruptExecution("told to end")
+            )
+
+    @property
+    def hurried(self) -> bool:
+        """Asked to end a second time."""
+        return self._asked > 1
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """In the drill's loop; raises Interrupted when the drill is to end meanwhile."""
@@ -68,6 +92,10 @@ class Stage:
     def undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
         """Clean-up, also of a drill that is to end."""
         return self.bridge.call(work)
+
+    def unhurried(self, work: Coroutine[Any, Any, T]) -> T:
+        """What only its judgement needs. Raises Interrupted when nobody waits for that."""
+        return self.bridge.call(work, lambda: "ended by hand" if self.hurried else "")
 
     def _why(self) -> str:
         return self.session.stop_reason() if self.session and not self.undoing else ""

@@ -70,8 +70,9 @@ class Drilling(Protocol):
         """None while it goes on."""
         ...
 
-    def stop(self, uid: str) -> None:
-        """It ends its drill and undoes everything."""
+    def stop(self, uid: str, hurry: bool = False) -> None:
+        """It ends its drill and undoes everything; may be called again and again. ``hurry``: nobody
+        waits for its judgement."""
         ...
 
     def forget(self, uid: str) -> None: ...
@@ -86,6 +87,7 @@ class Driller:
         self._may_write_s = may_write_s
         self._context = context
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._told: dict[str, int] = {}  # how often to end
 
     def begin(self, uid: str, job: Job) -> None:
         folder = self._prepare(uid, job)
@@ -167,11 +169,16 @@ class Driller:
                 files[name] = (folder / "out" / name).read_text()
         return Done(status, "\n".join(said[-SAID_LINES:]), files)
 
-    def stop(self, uid: str) -> None:
-        if (child := self._children.get(uid)) is not None and child.poll() is None:
+    def stop(self, uid: str, hurry: bool = False) -> None:
+        """One step a call: signals that come at once are one."""
+        told = self._told.get(uid, 0)
+        child = self._children.get(uid)
+        if child is not None and child.poll() is None and told < (2 if hurry else 1):
+            self._told[uid] = told + 1
             child.terminate()
 
     def forget(self, uid: str) -> None:
+        self._told.pop(uid, None)
         child = self._children.pop(uid, None)
         if child is not None and child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):

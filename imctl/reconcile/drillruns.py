@@ -108,7 +108,7 @@ class DrillRuns:
     async def _follow(self, owner: Owner, before: Status, drilling: Drilling, stop: str) -> float:
         if (done := drilling.done(owner.uid)) is None:
             if owner.deleting or stop:
-                drilling.stop(owner.uid)
+                drilling.stop(owner.uid, hurry=owner.deleting)
             return FOLLOW_S
         name = ""
         if done.report is not None and not owner.deleting:

@@ -211,6 +211,20 @@ def test_a_drill_is_aborted_by_another_imctl(deployment: Path, tmp_path: Path) -
     assert (tmp_path / "report.html").exists()
 
 
+def test_who_asks_again_and_again_does_not_wait_and_all_is_undone(
+    deployment: Path, tmp_path: Path
+) -> None:
+    """As an operator does whose DrillRun is deleted."""
+    child = begun(deployment, tmp_path, "idc-loss", "sin is killed")
+    while child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    status, said = said_by(child)
+    assert status == 6 and "aborted: ended by hand" in said and "Traceback" not in said
+    assert "fresh logins" not in said, "nobody waits for what it shows"
+    assert_nothing_left(deployment)
+
+
 @pytest.mark.nightly
 def test_ctrl_c_ends_a_drill_and_undoes_it(deployment: Path, tmp_path: Path) -> None:
     child = imctl("drill", "run", "wan-partition", "--data", deployment, "-o", tmp_path, "--yes")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from itertools import combinations
 from pathlib import Path
 
@@ -27,3 +29,48 @@ def test_every_link_is_healed_and_every_idc_let_up(
     assert links == set(combinations(names, 2)) and len(links) == 3  # with the witness
     assert {each.unit for each in book.faults if each.kind is Kind.KILL} == {"fra", "dub"}
     assert (book.active, spawned) == (["fra", "dub"], [["abort"]])
+
+
+COUNTS = """#!/bin/sh
+exec %s -c '
+import signal, sys, time
+def heard(*_):
+    with open("heard", "a") as file:
+        file.write("x")
+signal.signal(signal.SIGTERM, heard)
+open("ready", "w").close()
+time.sleep(60)
+'
+"""
+
+
+def test_it_is_told_to_end_once_and_a_second_time_when_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told each second, a drill would be interrupted in its undoing."""
+    program = tmp_path / "program"
+    program.write_text(COUNTS % sys.executable)
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    names = parts(region())
+    job = Job("loss", "", {}, region(), dict.fromkeys(names, "im"), {REGION_KEYS: b"{}"})
+    driller, folder = Driller(tmp_path, lambda: 5.0, ""), tmp_path / "u1"
+    driller.begin("u1", job)
+    child = driller._children["u1"]
+
+    def heard(hurry: bool, times: int = 3) -> int:
+        for _ in range(times):
+            driller.stop("u1", hurry)
+            time.sleep(0.2)
+        return len((folder / "heard").read_text())
+
+    try:
+        deadline = time.monotonic() + 10
+        while not (folder / "ready").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (heard(False), heard(True), heard(False)) == (1, 2, 2)
+    finally:
+        child.kill()
+        child.wait(10)
+    driller.forget("u1")

@@ -39,6 +39,7 @@ class Beside:
         self.begun: list[Job] = []
         self.undone: list[Job] = []
         self.stopped: list[str] = []
+        self.hurried = False
         self.known: dict[str, Done | None] = {}
 
     def begin(self, uid: str, job: Job) -> None:
@@ -55,8 +56,9 @@ class Beside:
     def done(self, uid: str) -> Done | None:
         return self.known.get(uid)
 
-    def stop(self, uid: str) -> None:
+    def stop(self, uid: str, hurry: bool = False) -> None:
         self.stopped.append(uid)
+        self.hurried = hurry
 
     def forget(self, uid: str) -> None:
         self.known.pop(uid, None)
@@ -144,7 +146,7 @@ async def test_one_that_is_to_stop_is_told_and_keeps_its_report(
     await first.reconcile(KEY)
     memory.held["DrillRun", "im-fra", "loss"]["metadata"]["annotations"] = {STOP: "a fair"}
     assert await first.reconcile(KEY) == FOLLOW_S
-    assert beside.stopped == ["uid-loss"]
+    assert beside.stopped == ["uid-loss"] and not beside.hurried
     beside.end(6, outcome="aborted", reason="ended by hand")
     await first.reconcile(KEY)
     found = status(memory)
@@ -244,6 +246,7 @@ async def test_deleted_it_ends_and_undoes_before_it_goes(memory: Memory, beside:
     delete(memory)
     assert await only.reconcile(KEY) == FOLLOW_S
     assert beside.stopped == ["uid-loss"] and finalizers(memory) == [FINALIZER]
+    assert beside.hurried, "nobody waits for its judgement"
     beside.end(6, outcome="aborted", reason="ended by hand")
     await only.reconcile(KEY)
     await only.reconcile(KEY)
