@@ -973,15 +973,18 @@ class ClockFault(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OFFSET_MS_FIELD_NUMBER: _builtins.int
+    LASTS_MS_FIELD_NUMBER: _builtins.int
     offset_ms: _builtins.int
+    lasts_ms: _builtins.int
     def __init__(
         self,
         *,
         offset_ms: _builtins.int = ...,
+        lasts_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_ms", b"offset_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lasts_ms", b"lasts_ms", "offset_ms", b"offset_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -993,17 +996,20 @@ class DiskFault(_message.Message):
 
     FULL_FIELD_NUMBER: _builtins.int
     FSYNC_DELAY_MS_FIELD_NUMBER: _builtins.int
+    LASTS_MS_FIELD_NUMBER: _builtins.int
     full: _builtins.bool
     fsync_delay_ms: _builtins.int
+    lasts_ms: _builtins.int
     def __init__(
         self,
         *,
         full: _builtins.bool = ...,
         fsync_delay_ms: _builtins.int = ...,
+        lasts_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fsync_delay_ms", b"fsync_delay_ms", "full", b"full"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fsync_delay_ms", b"fsync_delay_ms", "full", b"full", "lasts_ms", b"lasts_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

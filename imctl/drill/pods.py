@@ -8,7 +8,10 @@ gone.
 
 A link is cut by the processes of the IDCs at its ends (services.node.cuts), told at their peer
 endpoints. They hold it cut for some seconds only: it has to be said again for as long as it is to
-last, and heals with whoever says so."""
+last, and heals with whoever says so.
+
+A clock is shifted and a disk broken in the IDC's process too, as on any other target; it undoes
+that by itself when the time is over, and forgets it when it ends."""
 
 from __future__ import annotations
 
@@ -106,7 +109,13 @@ class PodMeans:
             await admin.repeated(self._target, idc, request)
 
     async def clock(self, idc: str, offset_ms: int) -> None:
-        raise self._never("Shifting a clock")
+        fault = pb.ClockFault(offset_ms=offset_ms, lasts_ms=self._lasts_ms())
+        await admin.fault(self._target, idc, pb.FaultRequest(clock=fault))
 
     async def disk(self, idc: str, full: bool, fsync_delay_ms: int) -> None:
-        raise self._never("Breaking a disk")
+        lasts_ms = self._lasts_ms()
+        fault = pb.DiskFault(full=full, fsync_delay_ms=fsync_delay_ms, lasts_ms=lasts_ms)
+        await admin.fault(self._target, idc, pb.FaultRequest(disk=fault))
+
+    def _lasts_ms(self) -> int:
+        return int(self._lasts_s * 1000)

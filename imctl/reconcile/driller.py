@@ -22,6 +22,10 @@ from imctl.target.local import COPY
 from imctl.target.runfile import RunFile
 from imctl.target.sites import Site, Sites, parts
 
+# What an IDC may have of a drill that nobody knows any more.
+OF_AN_IDC = {
+    Kind.KILL: "be down", Kind.CLOCK: "have a wrong clock", Kind.DISK: "have a broken disk",
+}  # fmt: skip
 FILES = ("report.md", "report.json", "report.html")
 SAID = "said.log"
 SAID_LINES = 20
@@ -97,14 +101,16 @@ class Driller:
         self._spawn(uid, ["run", str(drill), "--yes", "--out", str(folder / "out"), *given])
 
     def undo(self, uid: str, job: Job) -> None:
-        """As of a drill that has killed every IDC and cut every link: what is whole is not
+        """As of a drill that has broken every IDC and cut every link: what is whole is not
         touched."""
         folder = self._prepare(uid, job)
         idcs = [idc.name for idc in job.region.spec.idcs]
         book, now_ms = FaultBook(folder), int(time.time() * 1000)
         book.begin(job.name, uid, idcs)
         for idc in idcs:
-            book.add(Fault(idc, Kind.KILL, idc, "", f"{idc} may be down", now_ms, now_ms))
+            for kind, what in OF_AN_IDC.items():
+                said = f"{idc} may {what}"
+                book.add(Fault(f"{idc}-{kind}", kind, idc, "", said, now_ms, now_ms))
         for a, b in combinations(parts(job.region), 2):
             said = f"the link {a} <-> {b} may be cut"
             book.add(Fault(f"{a}-{b}", Kind.LINK, a, b, said, now_ms, now_ms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class AdminService(rpc.AdminServicer):
         self._disk = disk
         self._faults = faults
         self._cuts = cuts
+        self._ends: dict[str, asyncio.TimerHandle] = {}  # of faults, by their kind
         self.kv: Kv | None = None  # once it is open
 
     async def Status(self, request: peer.StatusRequest, context: Context) -> peer.StatusReply:
@@ -67,13 +69,14 @@ class AdminService(rpc.AdminServicer):
             )
         kind = request.WhichOneof("fault")
         if kind == "clock":
-            self._clock.offset_ms = request.clock.offset_ms
+            self._shift(request.clock.offset_ms)
             sentence = f"the clock is shifted by {request.clock.offset_ms} ms"
+            sentence += self._until(kind, request.clock.lasts_ms, lambda: self._shift(0))
         elif kind == "disk":
-            self._disk.full = request.disk.full
-            self._disk.fsync_delay_ms = request.disk.fsync_delay_ms
+            self._break(request.disk.full, request.disk.fsync_delay_ms)
             full = "full" if request.disk.full else "not full"
             sentence = f"the disk is {full}, each fsync takes {request.disk.fsync_delay_ms} ms more"
+            sentence += self._until(kind, request.disk.lasts_ms, lambda: self._break(False, 0))
         else:
             try:
                 if kind != "link" or self._cuts is None:
@@ -84,6 +87,26 @@ class AdminService(rpc.AdminServicer):
                 raise AssertionError("abort raises") from error
         log.warning("fault: %s", sentence)
         return peer.FaultReply(sentence=sentence)
+
+    def _shift(self, offset_ms: int) -> None:
+        self._clock.offset_ms = offset_ms
+
+    def _break(self, full: bool, fsync_delay_ms: int) -> None:
+        self._disk.full, self._disk.fsync_delay_ms = full, fsync_delay_ms
+
+    def _until(self, kind: str, lasts_ms: int, heal: Callable[[], None]) -> str:
+        """The end of the fault that stands, if it has one: who made it may be gone by then."""
+        if before := self._ends.pop(kind, None):
+            before.cancel()
+        if not lasts_ms:
+            return ""
+
+        def end() -> None:
+            log.warning("the fault of the %s ends: its time is over", kind)
+            heal()
+
+        self._ends[kind] = asyncio.get_running_loop().call_later(lasts_ms / 1000, end)
+        return f", for {lasts_ms / 1000:g} s at most"
 
     async def Shutdown(self, request: peer.ShutdownRequest, context: Context) -> peer.ShutdownReply:
         self._stop()

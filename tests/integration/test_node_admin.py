@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -87,3 +88,27 @@ async def test_only_the_admin_may_break_a_node_that_takes_faults(tmp_path: Path)
         assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "shifted" in await fault(node, "admin", CLOCK)
         assert node.clock.offset_ms == 600_000
+
+
+async def test_a_fault_with_an_end_heals_by_itself_and_a_new_one_has_its_own_end(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, faults=True) as node:
+
+        async def made(offset_ms: int, lasts_ms: int) -> str:
+            disk = peer.DiskFault(full=True, fsync_delay_ms=5, lasts_ms=lasts_ms)
+            await fault(node, "admin", peer.FaultRequest(disk=disk))
+            clock = peer.ClockFault(offset_ms=offset_ms, lasts_ms=lasts_ms)
+            return await fault(node, "admin", peer.FaultRequest(clock=clock))
+
+        def broken() -> tuple[int, bool, int]:
+            disk = node.disk.faults
+            return node.clock.offset_ms, disk.full, disk.fsync_delay_ms
+
+        assert await made(500, 300) == "the clock is shifted by 500 ms, for 0.3 s at most"
+        assert await made(700, 0) == "the clock is shifted by 700 ms"
+        await asyncio.sleep(0.5)
+        assert broken() == (700, True, 5), "the first one's end is not the second one's"
+        await made(900, 200)
+        await asyncio.sleep(0.4)
+        assert broken() == (0, False, 0)

@@ -265,8 +265,8 @@ def until(pods: Pods, name: str, phases: tuple[str, ...], limit_s: float) -> dic
 async def test_the_loss_of_an_idc_and_its_network_cut_as_a_drill_run(
     pods: Pods, figures: Figures
 ) -> None:
-    """All that runs in its pod and in those of its gateways is killed and kept down, and comes back;
-    then it is cut from all others, and they heal. Twice its clients are taken over, and given
+    """All that runs in its pod and in those of its gateways is killed and kept down, and comes
+    back; then it is cut from all others, and they heal. Twice its clients are taken over, and given
     back."""
     async with pods.lab() as lab:
         await lab.all_active()

@@ -26,12 +26,14 @@ class Told:
 
     def __init__(self) -> None:
         self.said: list[tuple[str, str]] = []
+        self.asked: list[pb.FaultRequest] = []
         self.gone: set[str] = set()
         self.silent: set[str] = set()
 
     async def fault(self, target: object, name: str, request: pb.FaultRequest) -> str:
         if name in self.silent:
             raise Unavailable(name)
+        self.asked.append(request)
         link = request.link
         self.said.append((name, f"{link.mode} {link.from_idc}-{link.to_idc}"))
         return "done"
@@ -91,3 +93,14 @@ async def test_it_is_not_said_for_longer_than_a_fault_may_last(told: Told) -> No
     count = len(told.said)
     await asyncio.sleep(0.05)
     assert len(told.said) == count
+
+
+async def test_a_clock_and_a_disk_are_broken_for_as_long_as_a_fault_may_last(told: Told) -> None:
+    """By the IDC's process, which ends it by itself: who has asked may be gone."""
+    pods = means(told, lasts_s=60.0)
+    await pods.clock("fra", 20_000)
+    await pods.disk("dub", True, 40)
+    clock, disk = (each.clock if each.HasField("clock") else each.disk for each in told.asked)
+    assert clock == pb.ClockFault(offset_ms=20_000, lasts_ms=60_000)
+    assert disk == pb.DiskFault(full=True, fsync_delay_ms=40, lasts_ms=60_000)
+    assert [name for name, _ in told.said] == ["fra", "dub"]

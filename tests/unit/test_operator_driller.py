@@ -27,7 +27,9 @@ def test_every_link_is_healed_and_every_idc_let_up(
     book = FaultBook(tmp_path / "u1").read()
     links = {(each.unit, each.other) for each in book.faults if each.kind is Kind.LINK}
     assert links == set(combinations(names, 2)) and len(links) == 3  # with the witness
-    assert {each.unit for each in book.faults if each.kind is Kind.KILL} == {"fra", "dub"}
+    for kind in (Kind.KILL, Kind.CLOCK, Kind.DISK):
+        assert {each.unit for each in book.faults if each.kind is kind} == {"fra", "dub"}
+    assert len({each.id for each in book.faults}) == len(book.faults) == 9
     assert (book.active, spawned) == (["fra", "dub"], [["abort"]])
 
 
