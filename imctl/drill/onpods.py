@@ -20,10 +20,10 @@ from imctl.drill.model import (
 )
 from imctl.drill.simulable import ACTIVITY, FIELDS
 
-# A pod is killed and kept down; an IDC's process cuts its own links, and breaks the clock and the
-# disk that it sees.
+# A pod is killed and kept down; an IDC's process cuts its own links and makes them slow, and breaks
+# the clock and the disk that it sees.
 POSSIBLE = WITHOUT_FAULTS | {
-    "kill_idc", "start_idc", "crash", "partition", "isolate", "split", "heal", "skew_clock",
+    "kill_idc", "start_idc", "crash", "partition", "isolate", "split", "slow", "heal", "skew_clock",
     "fill_disk",
 }  # fmt: skip
 LOOKS = frozenset({*FIGURES, "idcs_active", "alarms"})

@@ -6,9 +6,9 @@ gateways, and the IDC object is marked: the operator there wants no pod of them 
 gone, or its time is over. So an IDC comes back in the end whoever of all that had a part in it is
 gone.
 
-A link is cut by the processes of the IDCs at its ends (services.node.cuts), told at their peer
-endpoints. They hold it cut for some seconds only: it has to be said again for as long as it is to
-last, and heals with whoever says so.
+A link is cut or made slow by the processes of the IDCs at its ends (services.node.cuts), told at
+their peer endpoints. They do so for some seconds only: it has to be said again for as long as it is
+to last, and heals with whoever says so.
 
 A clock is shifted and a disk broken in the IDC's process too, as on any other target; it undoes
 that by itself when the time is over, and forgets it when it ends."""
@@ -32,14 +32,14 @@ AGAIN_S = 3.0  # below what a cut lasts, so that one word may be lost
 
 
 class PodMeans:
-    """``lasts_s``: for so long a killed IDC stays down, and a link cut, at most."""
+    """``lasts_s``: for so long a killed IDC stays down, and a link broken, at most."""
 
     def __init__(self, target: Kubernetes, clock: Clock, lasts_s: float) -> None:
         self._target = target
         self._clock = clock
         self._lasts_s = lasts_s
-        self._cutting: dict[frozenset[str], list[asyncio.Task[None]]] = {}  # by a link's ends
-        self._telling = asyncio.Lock()  # no word of a cut is on its way when its end is told
+        self._saying: dict[frozenset[str], list[asyncio.Task[None]]] = {}  # by a link's ends
+        self._telling = asyncio.Lock()  # no word of a fault is on its way when its end is told
 
     async def kill(self, unit: str) -> None:
         now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
@@ -84,17 +84,18 @@ class PodMeans:
         """Each end that is an IDC is told; one that is gone has nothing to heal."""
         ends = frozenset((fault.from_idc, fault.to_idc))
         told = [idc.name for idc in self._target.region.spec.idcs if idc.name in ends]
-        if fault.mode == "pass":
+        heals = fault.mode == "pass" and not _slows(fault)
+        if heals:
             async with self._telling:
-                for task in self._cutting.pop(ends, ()):
+                for task in self._saying.pop(ends, ()):
                     task.cancel()
             told = [idc for idc in told if self.state(idc) != "gone"]
         request = pb.FaultRequest(link=fault)
         for idc in told:
             await admin.fault(self._target, idc, request)
-        if fault.mode != "pass":
+        if not heals:
             task = asyncio.create_task(self._again(told, request))
-            self._cutting.setdefault(ends, []).append(task)
+            self._saying.setdefault(ends, []).append(task)
 
     async def _again(self, told: Sequence[str], request: pb.FaultRequest) -> None:
         """Also to an IDC that was started again meanwhile."""
@@ -119,3 +120,7 @@ class PodMeans:
 
     def _lasts_ms(self) -> int:
         return int(self._lasts_s * 1000)
+
+
+def _slows(fault: pb.LinkFault) -> bool:
+    return bool(fault.delay_ms or fault.jitter_ms or fault.loss or fault.rate_kbit)

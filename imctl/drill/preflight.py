@@ -105,6 +105,8 @@ def _of_idc(name: str, document: Mapping[str, Any]) -> Iterator[Blocker]:
         yield Blocker("no-alarms", f"{name}: {alarm}")
     for link in document.get("links_cut") or []:
         yield Blocker("links-whole", f"{name} holds the link {link} cut")
+    for link in document.get("links_slow") or []:
+        yield Blocker("links-whole", f"{name} makes the link {link} slow")
     for origin, lag in (document.get("lag") or {}).items():
         if float(lag.get("ms") or 0) > LAG_MS_MAX:
             yield Blocker(

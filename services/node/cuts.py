@@ -1,16 +1,23 @@
-"""Links of an IDC that are cut on purpose, at the edge of its own process: for tests and drills
-where no link proxy stands between IDCs, such as pods of a cluster.
+"""Links of an IDC that are cut or slow on purpose, at the edge of its own process: for tests and
+drills where no link proxy stands between IDCs, such as pods of a cluster.
 
 What goes over a cut link is held, in calls that this IDC makes and in calls that it is given,
 message by message. It goes on when the link heals; after ``PATIENCE_S`` the call ends, as a
 connection does whose pings nobody answers. TCP itself is not touched: the kernels go on talking.
 
-A cut ends by itself after ``LASTS_S`` unless it is said again: whoever cuts may be gone by then."""
+A slow link holds each message for as long as the link proxy would hold its bytes (Direction of
+services.linkproxy.model). What an IDC sends it holds itself; a witness is not told, so the IDC
+holds what comes from there as well.
+
+A fault ends by itself after ``LASTS_S`` unless it is said again: whoever made it may be gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -19,6 +26,7 @@ import grpc.aio
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imcore.tls import caller_name
+from services.linkproxy.model import PENDING_BYTES_MAX, Direction, LinkSpec
 from services.node.around import Around, Handler
 
 LASTS_S = 10.0
@@ -31,13 +39,19 @@ class CutOff(Exception):
 
 
 class Cuts:
-    """The links of ``own`` to ``peers``, each way."""
+    """The links of ``own`` to ``peers``, each way. ``witness``: the peer that knows of no faults;
+    empty: there is none."""
 
-    def __init__(self, own: str, peers: list[str], clock: Clock) -> None:
+    def __init__(
+        self, own: str, peers: list[str], clock: Clock, rng: random.Random, witness: str = ""
+    ) -> None:
         self._own = own
         self._peers = frozenset(peers)
         self._clock = clock
+        self._rng = rng
+        self._witness = witness
         self._until: dict[tuple[str, str], float] = {}  # by who sends and who receives
+        self._slow: dict[tuple[str, str], tuple[Direction, float]] = {}  # and until when
         self._changed = asyncio.Event()
 
     def apply(self, fault: pb.LinkFault) -> str:
@@ -48,21 +62,41 @@ class Cuts:
             raise ValueError(f"expected a link between {self._own} and one of {names}")
         if fault.mode not in ("drop", "pass"):
             raise ValueError(f"expected the mode pass or drop, got {fault.mode!r}")
-        if fault.delay_ms or fault.jitter_ms or fault.loss or fault.rate_kbit:
-            raise ValueError("an IDC cuts its links, and slows none down")
-        until = self._clock.now() + LASTS_S if fault.mode == "drop" else 0.0
-        for way in (ends, ends[::-1]) if fault.both_ways else (ends,):
-            self._until[way] = until
+        if not 0 <= fault.loss < 0.5:
+            raise ValueError(f"expected a loss of at least 0 and below 0.5, got {fault.loss:g}")
+        ways = (ends, ends[::-1]) if fault.both_ways else (ends,)
+        last = self._clock.now() + LASTS_S
+        if fault.mode == "drop":
+            said = f"is cut for {LASTS_S:g} s"
+            self._until |= dict.fromkeys(ways, last)
+        elif spec := _spec(fault):
+            said = f"is slow for {LASTS_S:g} s"
+            for way in ways:
+                self._slow_down(way, spec, last)
+        else:
+            said = "passes"
+            for way in ways:
+                self._until.pop(way, None)
+                self._slow.pop(way, None)
         self._changed.set()
         self._changed = asyncio.Event()
         arrow = "<->" if fault.both_ways else "->"
-        said = f"is cut for {LASTS_S:g} s" if until else "passes"
         return f"the link {ends[0]} {arrow} {ends[1]} {said}"
+
+    def _slow_down(self, way: tuple[str, str], spec: LinkSpec, last: float) -> None:
+        direction = found[0] if (found := self._slow.get(way)) else Direction(*way, spec)
+        direction.set_spec(spec, self._clock.now())  # said again, what waits goes on waiting
+        self._slow[way] = direction, last
 
     def now(self) -> list[str]:
         """Those that are cut, as "fra -> dub"."""
         now = self._clock.now()
         return [f"{a} -> {b}" for (a, b), until in sorted(self._until.items()) if until > now]
+
+    def slow(self) -> list[str]:
+        """Those that are slow, as "fra -> dub"."""
+        now = self._clock.now()
+        return [f"{a} -> {b}" for (a, b), (_, last) in sorted(self._slow.items()) if last > now]
 
     def is_peer(self, name: str) -> bool:
         return name in self._peers
@@ -74,6 +108,91 @@ class Cuts:
     async def by(self, peer: str, limit_s: float | None = None) -> None:
         """Until what a peer has sent gets here. Raises CutOff."""
         await self._passes((peer, self._own), limit_s)
+
+    async def travel(self, peer: str, message: Any, limit_s: float | None = None) -> None:
+        """As long as the message takes from here to there. Raises CutOff when that is too long."""
+        await self._travels((self._own, peer), message.ByteSize(), limit_s)
+
+    async def comes(self, peer: str, message: Any, limit_s: float | None = None) -> None:
+        """As long as it took from there, where the sender does not hold it itself."""
+        if peer == self._witness:
+            await self._travels((peer, self._own), message.ByteSize(), limit_s)
+
+    async def _travels(self, way: tuple[str, str], size: int, limit_s: float | None) -> None:
+        if (due := self._due(way, size)) is None:
+            return
+        last = None if limit_s is None else self._clock.now() + limit_s
+        await self._arrives(way, due if last is None else min(due, last))
+        if last is not None and due > last and self._slow_until(way) > self._clock.now():
+            raise CutOff
+
+    def _due(self, way: tuple[str, str], size: int) -> float | None:
+        """When it arrives; None: at once."""
+        if self._slow_until(way) <= (now := self._clock.now()):
+            self._slow.pop(way, None)
+            return None
+        direction, _ = self._slow[way]
+        return direction.arrival(now, size, self._rng)
+
+    def _slow_until(self, way: tuple[str, str]) -> float:
+        return self._slow[way][1] if way in self._slow else 0.0
+
+    async def _arrives(self, way: tuple[str, str], due: float) -> None:
+        """Then, or when the link is not slow any more."""
+        while (now := self._clock.now()) < (until := min(due, self._slow_until(way))):
+            changed = self._changed
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until - now):
+                    await changed.wait()
+
+    async def sent(self, peer: str, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """A stream's, in order, each when it has got there; several are on their way at once, as
+        many as a connection would take. Ends with CutOff as ``to`` does."""
+        way = (self._own, peer)
+        line: deque[tuple[float | None, int, Any]] = deque()
+        news, room = asyncio.Event(), asyncio.Event()
+        pending, done = 0, False
+
+        async def read() -> None:
+            nonlocal pending, done
+            try:
+                async for message in messages:
+                    size = message.ByteSize()
+                    due = self._due(way, size)
+                    line.append((due, size, message))
+                    pending += size
+                    news.set()
+                    # Of a link that is not slow none is read before the one before is taken.
+                    while line and (due is None or pending > PENDING_BYTES_MAX):
+                        room.clear()
+                        await room.wait()
+            finally:
+                done = True
+                news.set()
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                while not line and not done:
+                    news.clear()
+                    await news.wait()
+                if not line:
+                    break
+                due, size, message = line[0]
+                if due is not None:
+                    await self._arrives(way, due)
+                await self.to(peer)
+                yield message
+                line.popleft()
+                pending -= size
+                room.set()
+            await reading
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await reading
+            if isinstance(messages, AsyncGenerator):
+                await messages.aclose()
 
     async def _passes(self, way: tuple[str, str], limit_s: float | None) -> None:
         wait_s = PATIENCE_S if limit_s is None else min(PATIENCE_S, limit_s)
@@ -114,7 +233,9 @@ class CutChannel(grpc.aio.Channel):
 
             try:
                 await self._cuts.to(self._peer, timeout)
+                await self._cuts.travel(self._peer, request, left())
                 reply = await inner(request, timeout=left(), **named)
+                await self._cuts.comes(self._peer, reply, left())
                 await self._cuts.by(self._peer, left())
             except CutOff:
                 _fail(left() == 0.0)
@@ -153,12 +274,11 @@ class CutChannel(grpc.aio.Channel):
         return call
 
     async def _held(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
-            try:
-                await self._cuts.to(self._peer)
-            except CutOff:
-                return  # the answer to this end is held as well
-            yield request
+        try:
+            async for request in self._cuts.sent(self._peer, requests):
+                yield request
+        except CutOff:
+            return  # the answer to this end is held as well
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self._channel.get_state(try_to_connect)
@@ -213,6 +333,14 @@ class _Answers:
         return bool(self._call is not None and self._call.cancel())
 
 
+def _spec(fault: pb.LinkFault) -> LinkSpec | None:
+    """None: it is not slow."""
+    if not (fault.delay_ms or fault.jitter_ms or fault.loss or fault.rate_kbit):
+        return None
+    rate_kbit = fault.rate_kbit or LinkSpec().rate_kbit
+    return LinkSpec(fault.delay_ms, fault.jitter_ms, fault.loss, rate_kbit)
+
+
 def _fail(late: bool) -> NoReturn:
     code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.UNAVAILABLE
     raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), _SAID, None)
@@ -238,6 +366,7 @@ class HeldCalls(Around):
                 return await inner(request, context)
             try:
                 reply = await inner(await taken(request, name), context)
+                await self._cuts.travel(name, reply)
                 await self._cuts.to(name)
             except CutOff:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, _SAID)
@@ -247,9 +376,8 @@ class HeldCalls(Around):
             peer = self._cuts.is_peer(name := caller_name(context))
             try:
                 given = await taken(request, name) if peer else request
-                async for reply in inner(given, context):
-                    if peer:
-                        await self._cuts.to(name)
+                replies = inner(given, context)
+                async for reply in self._cuts.sent(name, replies) if peer else replies:
                     yield reply
             except CutOff:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, _SAID)

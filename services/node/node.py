@@ -108,7 +108,7 @@ class Node:
         self.median_clock = MedianClock(self.clock, self.hlc)
         # Where a link proxy stands between the IDCs, it is the one to cut them.
         cuts = config.faults and not config.links
-        self.cuts = Cuts(self.idc, config.peers(), self.clock) if cuts else None
+        self.cuts = self._cuts() if cuts else None
         self.routes = RouteTable()
         self.seals = Seals()
         self.gateways: list[Gateway] | list[FrontLink] = []
@@ -204,6 +204,11 @@ class Node:
         await self._start_clients(stack)
         self.serving = True
         log.info("%s serves as %s (pid %d)", self.idc, self.origin, self.outside.pid)
+
+    def _cuts(self) -> Cuts:
+        witness = self.config.region.spec.witness
+        name = witness.name if witness is not None else ""
+        return Cuts(self.idc, self.config.peers(), self.clock, self.rng, name)
 
     # --------------------------------------------------------------------------------- stores
 

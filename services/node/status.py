@@ -101,6 +101,7 @@ class Status:
                 "skewed": node.hlc.skewed(),
             },
             "links_cut": node.cuts.now() if node.cuts is not None else [],
+            "links_slow": node.cuts.slow() if node.cuts is not None else [],
             "certificates": self._certificates(),
             "region_keys": self._node.followed_keys.status(),
             "alarms": self._alarms(),

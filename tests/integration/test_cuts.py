@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -66,6 +68,10 @@ class Two:
     def __init__(self, cuts: Cuts, peer: Peer, channels: dict[str, grpc.aio.Channel]) -> None:
         self.cuts, self.peer, self.channels = cuts, peer, channels
 
+    def slow(self, **figures: Any) -> str:
+        fault = pb.LinkFault(from_idc="fra", to_idc="iad", mode="pass", both_ways=True, **figures)
+        return self.cuts.apply(fault)
+
     def cut(self, mode: str = "drop", a: str = "fra", b: str = "iad", both: bool = True) -> str:
         return self.cuts.apply(pb.LinkFault(from_idc=a, to_idc=b, mode=mode, both_ways=both))
 
@@ -74,7 +80,7 @@ class Two:
 async def two(folder: Path) -> AsyncIterator[Two]:
     names = {"fra": pki.LOCAL_HOSTS, "iad": pki.LOCAL_HOSTS, "admin": ()}
     pki.init(folder, names, datetime.now(UTC))
-    cuts, peer = Cuts("fra", ["iad"], SystemClock()), Peer()
+    cuts, peer = Cuts("fra", ["iad"], SystemClock(), random.Random(1)), Peer()
     held = grpc.aio.server(interceptors=[HeldCalls(cuts)])
     plain = grpc.aio.server()
     ports = {}
@@ -213,17 +219,89 @@ async def test_a_cut_ends_by_itself_and_a_call_before_that(
             await probe(site.channels[channel])
 
 
+async def took(work: Awaitable[Any]) -> float:
+    began = time.monotonic()
+    await work
+    return time.monotonic() - began
+
+
+async def answered(channel: grpc.aio.Channel) -> None:
+    await rpc.PeerStub(channel).Probe(pb.ProbeRequest())
+
+
+@pytest.mark.parametrize("channel", ["iad", "out"], ids=["it is called", "it calls"])
+async def test_a_slow_link_delays_what_goes_out_and_heals(tmp_path: Path, channel: str) -> None:
+    """What comes in, the other IDC delays itself."""
+    async with two(tmp_path) as site:
+        await answered(site.channels[channel])
+        assert site.slow(delay_ms=300) == "the link fra <-> iad is slow for 10 s"
+        assert site.cuts.slow() == ["fra -> iad", "iad -> fra"] and site.cuts.now() == []
+        assert 0.3 <= await took(answered(site.channels[channel])) < 0.6
+        with pytest.raises(grpc.aio.AioRpcError) as late:  # an answer later than that is none
+            await probe(site.channels[channel])
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await took(answered(site.channels["admin"])) < 0.3
+        waiting = asyncio.ensure_future(took(answered(site.channels[channel])))
+        await asyncio.sleep(0.05)
+        site.cut("pass")
+        assert await waiting < 0.25 and site.cuts.slow() == []
+
+
+async def test_many_messages_of_a_stream_are_on_a_slow_link_at_once(tmp_path: Path) -> None:
+    """A hundred that are sent in half a second take that and the delay, and come in order."""
+    async with two(tmp_path) as site:
+        site.slow(delay_ms=300, jitter_ms=100)
+        stream = rpc.LogsStub(site.channels["iad"]).Snapshot(pb.SnapshotRequest())
+        first = await stream.read()
+        assert isinstance(first, pb.SnapshotChunk) and first.offset == 0
+        assert await took(read_on(stream)) < 2.0
+        await stream.read()
+
+        async def batches() -> AsyncIterator[pb.SignalBatch]:
+            for _ in range(20):
+                yield pb.SignalBatch()
+
+        assert 0.2 <= await took(rpc.PeerStub(site.channels["out"]).Signals(batches())) < 1.5
+
+
+async def test_a_stream_under_way_becomes_slow_and_its_end_is_told(tmp_path: Path) -> None:
+    async with two(tmp_path) as site:
+        stream = rpc.LogsStub(site.channels["iad"]).Snapshot(pb.SnapshotRequest())
+        await stream.read()
+        site.slow(rate_kbit=1)  # 16 bytes a chunk: some eight a second
+        reading = asyncio.ensure_future(read_on(stream))
+        await asyncio.sleep(1.0)
+        assert not reading.done()
+        site.cut("pass")
+        assert await reading == 99
+
+
+async def test_a_witness_is_not_told_so_both_ways_are_held_here(tmp_path: Path) -> None:
+    async with two(tmp_path) as site:
+        site.cuts._witness = "iad"
+        site.slow(delay_ms=200)
+        assert 0.4 <= await took(answered(site.channels["out"])) < 0.8
+
+
+async def test_a_slow_link_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_test, "LASTS_S", 0.3)
+    async with two(tmp_path) as site:
+        site.slow(delay_ms=5_000)
+        assert await took(answered(site.channels["out"])) < 1.0
+        assert site.cuts.slow() == []
+
+
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
         (pb.LinkFault(from_idc="fra", to_idc="fra", mode="drop"), "a link between fra and one of"),
         (pb.LinkFault(from_idc="iad", to_idc="sin", mode="drop"), "a link between fra and one of"),
         (pb.LinkFault(from_idc="fra", to_idc="iad", mode="reject"), "expected the mode pass or"),
-        (pb.LinkFault(from_idc="fra", to_idc="iad", mode="pass", delay_ms=5), "slows none"),
+        (pb.LinkFault(from_idc="fra", to_idc="iad", mode="pass", loss=0.5), "a loss of at least"),
     ],
 )
 def test_what_cannot_be_done(fault: pb.LinkFault, why: str) -> None:
-    cuts = Cuts("fra", ["iad", "lon"], SystemClock())
+    cuts = Cuts("fra", ["iad", "lon"], SystemClock(), random.Random(1))
     with pytest.raises(ValueError, match=why):
         cuts.apply(fault)
     assert cuts.now() == []

@@ -14,7 +14,8 @@ from imctl.drill import model, onpods
 FOLDER = Path(__file__).parents[2] / "regions" / "drills"
 ON_PODS = {
     "idc-loss", "planned-switchover", "gateway-crash", "reconnect-storm", "rolling-evacuation",
-    "wan-partition", "asymmetric-partition", "registry-minority",
+    "wan-partition", "asymmetric-partition", "registry-minority", "slow-wan", "mirror-stall",
+    "full-region-gameday",
 }  # fmt: skip
 Edit = Callable[[dict[str, Any]], object]
 

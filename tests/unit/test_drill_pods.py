@@ -95,6 +95,18 @@ async def test_it_is_not_said_for_longer_than_a_fault_may_last(told: Told) -> No
     assert len(told.said) == count
 
 
+async def test_a_slow_link_is_said_again_too_and_heals(told: Told) -> None:
+    pods = means(told)
+    slow = pb.LinkFault(from_idc="fra", to_idc="dub", mode="pass", both_ways=True, delay_ms=400)
+    await pods.link(slow)
+    await asyncio.sleep(0.1)
+    assert told.asked.count(pb.FaultRequest(link=slow)) > 4
+    await pods.link(cut("fra", "dub", "pass"))
+    count = len(told.asked)
+    await asyncio.sleep(0.05)
+    assert len(told.asked) == count
+
+
 async def test_a_clock_and_a_disk_are_broken_for_as_long_as_a_fault_may_last(told: Told) -> None:
     """By the IDC's process, which ends it by itself: who has asked may be gone."""
     pods = means(told, lasts_s=60.0)

@@ -200,7 +200,7 @@ async def test_only_who_is_allowed_there_breaks_an_idc(
     ("wrong", "why"),
     [
         ({"var": {"foe": "dub"}}, "--var foe: the drill idc-loss has these variables: victim"),
-        ({"drill": "slow-wan", "var": {}}, "which is what can be done to pods"),
+        ({"drill": "idc-loss-for-good"}, "which is what can be done to pods"),
         ({"drill": "nothing"}, "expected a drill file, or one of"),
         ({"drill": None, "experiment": "- 1"}, "loss: expected an experiment"),
         ({"namespaces": {"sin": "im-sin"}}, "spec.namespaces: expected some of"),
