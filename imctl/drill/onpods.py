@@ -20,11 +20,11 @@ from imctl.drill.model import (
 )
 from imctl.drill.simulable import ACTIVITY, FIELDS
 
-# A pod is killed and kept down; an IDC's process cuts its own links and makes them slow, and breaks
-# the clock and the disk that it sees.
+# A pod is killed and kept down, and its volume emptied; an IDC's process cuts its own links and
+# makes them slow, and breaks the clock and the disk that it sees.
 POSSIBLE = WITHOUT_FAULTS | {
-    "kill_idc", "start_idc", "crash", "partition", "isolate", "split", "slow", "heal", "skew_clock",
-    "fill_disk",
+    "kill_idc", "wipe_idc", "start_idc", "crash", "partition", "isolate", "split", "slow", "heal",
+    "skew_clock", "fill_disk",
 }  # fmt: skip
 LOOKS = frozenset({*FIGURES, "idcs_active", "alarms"})
 

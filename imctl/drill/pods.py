@@ -78,7 +78,8 @@ class PodMeans:
         raise self._never("Freezing a process")
 
     async def wipe(self, unit: str) -> None:
-        raise self._never("Deleting data")
+        await asyncio.to_thread(self._target.delete_data, unit)
+        audit.fault(self._target, self._clock.wall_ms(), unit, "done", "its data are deleted")
 
     async def link(self, fault: pb.LinkFault) -> None:
         """Each end that is an IDC is told; one that is gone has nothing to heal."""

@@ -31,13 +31,14 @@ from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
 from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
+from imctl.api.model import IdcSpec
 from imctl.errors import Failed, Guarded
-from imctl.reconcile.cluster import Cluster, Conflict
+from imctl.reconcile.cluster import Cluster, Conflict, read
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.seen import owner_of
-from imctl.target import regions, runfile, sites
+from imctl.target import blank, regions, runfile, sites
 from imctl.target.base import Unit
 from imctl.target.found import Found, found_of
 from imctl.target.local import COPY, Local, last_line, pki_names
@@ -51,6 +52,7 @@ KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
 CALL_S = 5.0
 TAKES_UP_S = 60.0  # the operator, a new region file
 POD_S = 90.0  # a new pod, after the old one has had its time to end
+KILLED_S = 5.0  # a kubelet, what has ended
 DOWN_S = 20.0  # the operator, a pod that is not wanted for now
 POLL_S = 0.5
 ENDS_MAX = 2  # an IDC that waits for others' registries may end once
@@ -277,9 +279,37 @@ class Kubernetes(Local):
 
         return self._at(name, look)
 
+    def delete_data(self, name: str) -> None:
+        """Of an IDC that is kept down. Raises Failed."""
+        self._demand_breakable(name)
+        if not self.is_kept_down(name):
+            raise Failed(f"{name} is not kept down: its data are in use")
+        namespace, workload = self._sites.sites[name].namespace, sites.workload(name, self.region)
+        spec = read(IdcSpec, self._idc_object(name)["spec"])
+        wanted = blank.pod(name, namespace, workload, spec)
+        own = wanted["metadata"]["name"]
+
+        async def work(cluster: Cluster) -> None:
+            await cluster.delete("v1", "Pod", namespace, own, at_once=True)  # of an earlier try
+            await cluster.apply(wanted, manager=DRILL)
+            deadline = time.monotonic() + POD_S
+            try:
+                while (phase := await _phase(cluster, namespace, own)) != "Succeeded":
+                    if phase == "Failed" or time.monotonic() > deadline:
+                        said = (await cluster.log(namespace, own)).splitlines() or [phase]
+                        raise Failed(f"the data of {name} were not deleted: {said[-1]}")
+                    await asyncio.sleep(POLL_S)
+            finally:
+                await cluster.delete("v1", "Pod", namespace, own, at_once=True)
+
+        self._at(name, work)
+
     def let_up(self, name: str) -> None:
         """Returns once there is a pod. Raises Failed."""
         roles.demand(self.pki, Role.ADMIN, "Starting processes")
+        # One that a drill has left would hold the volume.
+        left = blank.name_of(sites.workload(name, self.region))
+        self._at(name, _delete("v1", "Pod", self._sites.sites[name].namespace, left))
         self._at(name, _apply([self._marked(name, {})], DRILL))
         self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 
@@ -422,12 +452,17 @@ async def _pods(cluster: Cluster, namespace: str, fronts: Sequence[Owner]) -> di
     found: list[Object] = []
     for owner in fronts:
         found += await cluster.list("v1", "Pod", namespace, selector_of(owner))
-    return {each["metadata"]["name"]: _runs(each) for each in found}
+    return {each["metadata"]["name"]: bool(_life(each)) for each in found}
 
 
-def _runs(pod: Object) -> bool:
-    containers = pod.get("status", {}).get("containerStatuses", ())
-    return any("running" in each.get("state", {}) for each in containers)
+def _life(pod: Object | None) -> list[str]:
+    """Another once what ran has ended, or its pod is gone."""
+    containers = (pod or {}).get("status", {}).get("containerStatuses", ())
+    return [
+        f"{each.get('containerID')} {each.get('restartCount')}"
+        for each in containers
+        if "running" in each.get("state", {})
+    ]
 
 
 async def _kill(
@@ -437,10 +472,18 @@ async def _kill(
     of it, by the pod."""
 
     async def kill(pod: str) -> str:
+        before = _life(await cluster.get("v1", "Pod", namespace, pod))
         try:
-            return (await cluster.execute(namespace, pod, KILL)).strip()
+            why = (await cluster.execute(namespace, pod, KILL)).strip()
         except ImError as error:
-            return str(error)
+            why = str(error)
+        # The answer may not come where the kill has, on a node that is busy with it.
+        deadline = time.monotonic() + KILLED_S
+        while why and time.monotonic() < deadline:
+            if before != _life(await cluster.get("v1", "Pod", namespace, pod)):
+                return ""
+            await asyncio.sleep(POLL_S)
+        return why
 
     gateways = [pod for pod, runs in (await _pods(cluster, namespace, fronts)).items() if runs]
     said = await asyncio.gather(*(kill(pod) for pod in (own, *gateways)))
@@ -454,6 +497,12 @@ def _all_ready(workload: Object | None) -> bool:
     status, wanted = workload.get("status", {}), workload["spec"]["replicas"]
     seen = status.get("observedGeneration") == workload["metadata"].get("generation")
     return bool(seen and 0 < wanted <= status.get("readyReplicas", 0))
+
+
+async def _phase(cluster: Cluster, namespace: str, pod: str) -> str:
+    """Empty when nobody has seen it yet; Failed when it is gone."""
+    found = await cluster.get("v1", "Pod", namespace, pod)
+    return str(found.get("status", {}).get("phase", "")) if found else "Failed"
 
 
 async def _replicas(cluster: Cluster, namespace: str, workload: str) -> int:

@@ -40,6 +40,8 @@ class Server:
         self.url = ""
         self.executed: list[tuple[str, list[str]]] = []
         self.gateways_ready = GATEWAYS
+        self.pods_end = "Succeeded"  # those that somebody makes
+        self.ran: list[Object] = []
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -73,6 +75,9 @@ class Server:
             body = yaml.safe_load(await request.text())
             if "spec" not in body and path in self.objects:  # by somebody with other fields
                 body = self.objects[path] | {"metadata": body["metadata"]}
+            if body["kind"] == "Pod":
+                body["status"] = {"phase": self.pods_end}
+                self.ran.append(body)
             if "dryRun" not in request.query:
                 self.objects[path] = body
                 self._operate(namespace)
@@ -233,6 +238,28 @@ def test_a_drill_takes_an_idc_down_that_allows_it_and_lets_it_up(
     assert target.is_kept_down("fra") and states(target)["fra"] == "gone"
     target.let_up("fra")
     assert not target.is_kept_down("fra") and states(target)["fra"] == "running"
+
+
+def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
+    target.start(["fra", "dub", "witness"])
+    with pytest.raises(Failed, match="fra is not kept down: its data are in use"):
+        target.delete_data("fra")
+    target.take_down("fra", "2026-12-01T00:00:00Z")
+    target.delete_data("fra")
+    (made,) = server.ran
+    assert made["metadata"]["name"] == "fra-idc-blank"
+    (volume,) = made["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == "data-fra-idc-0"
+    (container,) = made["spec"]["containers"]
+    assert container["image"] == "imctl:1" and "/var/lib/imctl/data" in container["command"][-1]
+    assert not any("blank" in path for path in server.objects)
+    server.pods_end = "Failed"
+    with pytest.raises(Failed, match="the data of fra were not deleted"):
+        target.delete_data("fra")
+    assert not any("blank" in path for path in server.objects)
 
 
 def gateway_cluster(server: Server, namespace: str, idc: str) -> None:

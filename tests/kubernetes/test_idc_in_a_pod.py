@@ -273,7 +273,7 @@ async def test_the_loss_of_an_idc_and_its_network_cut_as_a_drill_run(
         began = time.monotonic()
         experiment = in_short("registry-minority", after="idc-loss")
         pods.apply(VICTIM, drill_run(pods, "loss", experiment, OTHER))
-        await asyncio.to_thread(until_away, pods)
+        await asyncio.to_thread(until_away, pods, "loss")
         status = await asyncio.to_thread(until, pods, "loss", ("Ended", "Refused"), 150)
         figures(
             "a DrillRun of an IDC's loss and of its network's, s",
@@ -387,16 +387,20 @@ async def in_mid_drill(pods: Pods, lab: PodsLab, name: str, drill: str) -> None:
     await lab.all_active()
     pods.apply(VICTIM, drill_run(pods, name, in_short(drill), OTHER))
     if drill == "idc-loss":
-        await asyncio.to_thread(until_away, pods)
+        await asyncio.to_thread(until_away, pods, name)
     else:
         await asyncio.to_thread(until_cut, pods, OTHER, 90)
 
 
-def until_away(pods: Pods) -> None:
+def until_away(pods: Pods, drill: str) -> None:
     """Until no pod of the IDC whose gateways are apart is there, and none is wanted."""
-    for kind in ("idc", "gatewaycluster"):
-        down = ("wait", f"{kind}/{OTHER}", "--for=jsonpath={.status.phase}=Down", "--timeout=90s")
-        pods.kubectl(OTHER, *down)
+    asked = ("get", "idc,gatewaycluster", "-o", "jsonpath={.items[*].status.phase}")
+    deadline = time.monotonic() + 90
+    while pods.kubectl(OTHER, *asked) != "Down Down":
+        status = drill_status(pods, drill)
+        ended = status.get("phase") not in (None, "Waiting", "Running")
+        assert not ended and time.monotonic() < deadline, (status, pods.said(OTHER))
+        time.sleep(0.3)
     deadline = time.monotonic() + 10
     while pods.kubectl(OTHER, "get", "pods", "-o", "name"):
         assert time.monotonic() < deadline, pods.said(OTHER)

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "regions" / "drills"
 ON_PODS = {
     "idc-loss", "planned-switchover", "gateway-crash", "reconnect-storm", "rolling-evacuation",
     "wan-partition", "asymmetric-partition", "registry-minority", "slow-wan", "mirror-stall",
-    "full-region-gameday",
+    "full-region-gameday", "idc-loss-for-good",
 }  # fmt: skip
 Edit = Callable[[dict[str, Any]], object]
 

@@ -71,12 +71,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [imctl.dev]  # of a Drill, at its times
   resources: [drillruns]
   verbs: [create, delete]
-- apiGroups: [""]  # to kill what runs in a pod, and to take the pod away
+- apiGroups: [""]  # to kill what runs in a pod, to take the pod away, and to delete an IDC's data
   resources: [pods/exec]
   verbs: [get, create]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [delete]
+  verbs: [create, patch, delete]
 {{- end }}
 - apiGroups: [""]
   resources: [events]
