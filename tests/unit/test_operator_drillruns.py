@@ -19,7 +19,7 @@ from imctl.reconcile.reconciler import Key, Reconciler
 from tests.unit.test_operator_objects import FIGURES, region
 from tests.unit.test_operator_reconciler import NOW, Memory, Nobody
 
-PAUSES = model.find("planned-switchover").read_text().replace("func: switchover", "func: pause_idc")
+PAUSES = model.find("idc-loss").read_text().replace("func: kill_idc", "func: pause_idc")
 KEY = Key("DrillRun", "im-fra", "loss", asks=True)
 SPEC: dict[str, Any] = {
     "region": "two-idc", "drill": "idc-loss", "certificate": "imctl-admin",
@@ -201,7 +201,7 @@ async def test_only_who_is_allowed_there_breaks_an_idc(
     ("wrong", "why"),
     [
         ({"var": {"foe": "dub"}}, "--var foe: the drill idc-loss has these variables: victim"),
-        ({"drill": None, "experiment": PAUSES, "var": {}}, "which is what can be done to pods"),
+        ({"drill": None, "experiment": PAUSES}, "which is what can be done to pods"),
         ({"drill": "nothing"}, "expected a drill file, or one of"),
         ({"drill": None, "experiment": "- 1"}, "loss: expected an experiment"),
         ({"namespaces": {"sin": "im-sin"}}, "spec.namespaces: expected some of"),
