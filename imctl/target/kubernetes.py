@@ -30,15 +30,13 @@ from imcore.region.model import Region
 from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
+from imctl.api.kinds import API_VERSION, IDC
 from imctl.api.model import IdcSpec
 from imctl.errors import Failed, Guarded
 from imctl.reconcile.cluster import Cluster, Conflict, read
-from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.objects import DOWN_UNTIL
-from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.seen import owner_of
-from imctl.target import blank, regions, runfile, sites
+from imctl.reconcile.observed import Object
+from imctl.target import blank, breaking, regions, runfile, sites
 from imctl.target.base import Unit
 from imctl.target.found import Found, found_of
 from imctl.target.local import COPY, Local, last_line, pki_names
@@ -47,13 +45,9 @@ from imctl.target.runfile import RunFile
 from imctl.target.sites import Sites
 
 MANAGER = "imctl"
-DRILL = "imctl-drill"  # of the marks that keep IDCs down
-KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
 CALL_S = 5.0
 TAKES_UP_S = 60.0  # the operator, a new region file
 POD_S = 90.0  # a new pod, after the old one has had its time to end
-KILLED_S = 5.0  # a kubelet, what has ended
-DOWN_S = 20.0  # the operator, a pod that is not wanted for now
 POLL_S = 0.5
 ENDS_MAX = 2  # an IDC that waits for others' registries may end once
 
@@ -241,43 +235,13 @@ class Kubernetes(Local):
         until ``let_up``, and until then (RFC 3339) at most. Raises Failed."""
         self._demand_breakable(name)
         namespace, own = self._sites.sites[name].namespace, sites.workload(name, self.region)
-
-        async def work(cluster: Cluster) -> None:
-            fronts = [owner_of(each) for each in await _gateways(cluster, namespace, name)]
-            # Killed before anything is marked: who is told to end says farewell.
-            for pod, why in (await _kill(cluster, namespace, f"{own}-0", fronts)).items():
-                if why:
-                    raise Failed(f"the pod {pod} of {name} was not killed: {why}")
-            await cluster.apply(self._marked(name, {DOWN_UNTIL: until}), manager=DRILL)
-            deadline = time.monotonic() + DOWN_S
-            for workload in (own, *(_workload(each) for each in fronts)):
-                while (await _replicas(cluster, namespace, workload)) > 0:
-                    if time.monotonic() > deadline:
-                        raise Failed(
-                            f"no operator takes {workload} of {name} down; it is marked until "
-                            f"{until}"
-                        )
-                    await asyncio.sleep(POLL_S / 5)
-            # The kubelet has started them again at once; after this time it waits for 10 s.
-            await _kill(cluster, namespace, f"{own}-0", fronts)
-            for each in (f"{own}-0", *await _pods(cluster, namespace, fronts)):
-                await cluster.delete("v1", "Pod", namespace, each, at_once=True)
-
-        self._at(name, work)
+        marked = self._marked(name, {DOWN_UNTIL: until})
+        self._at(name, lambda cluster: breaking.take_down(cluster, namespace, own, marked))
 
     def gateways_serve(self, name: str) -> bool:
         """Whether all that an IDC has in pods of their own are there. Raises Failed."""
         namespace = self._sites.sites[name].namespace
-
-        async def look(cluster: Cluster) -> bool:
-            for each in await _gateways(cluster, namespace, name):
-                workload = _workload(owner_of(each))
-                found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
-                if each["spec"].get("replicas") != 0 and not _all_ready(found):
-                    return False
-            return True
-
-        return self._at(name, look)
+        return self._at(name, lambda cluster: breaking.gateways_serve(cluster, namespace, name))
 
     def delete_data(self, name: str) -> None:
         """Of an IDC that is kept down. Raises Failed."""
@@ -287,22 +251,7 @@ class Kubernetes(Local):
         namespace, workload = self._sites.sites[name].namespace, sites.workload(name, self.region)
         spec = read(IdcSpec, self._idc_object(name)["spec"])
         wanted = blank.pod(name, namespace, workload, spec)
-        own = wanted["metadata"]["name"]
-
-        async def work(cluster: Cluster) -> None:
-            await cluster.delete("v1", "Pod", namespace, own, at_once=True)  # of an earlier try
-            await cluster.apply(wanted, manager=DRILL)
-            deadline = time.monotonic() + POD_S
-            try:
-                while (phase := await _phase(cluster, namespace, own)) != "Succeeded":
-                    if phase == "Failed" or time.monotonic() > deadline:
-                        said = (await cluster.log(namespace, own)).splitlines() or [phase]
-                        raise Failed(f"the data of {name} were not deleted: {said[-1]}")
-                    await asyncio.sleep(POLL_S)
-            finally:
-                await cluster.delete("v1", "Pod", namespace, own, at_once=True)
-
-        self._at(name, work)
+        self._at(name, lambda cluster: breaking.run_once(cluster, wanted))
 
     def let_up(self, name: str) -> None:
         """Returns once there is a pod. Raises Failed."""
@@ -310,7 +259,7 @@ class Kubernetes(Local):
         # One that a drill has left would hold the volume.
         left = blank.name_of(sites.workload(name, self.region))
         self._at(name, _delete("v1", "Pod", self._sites.sites[name].namespace, left))
-        self._at(name, _apply([self._marked(name, {})], DRILL))
+        self._at(name, _apply([self._marked(name, {})], breaking.MANAGER))
         self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 
     def _demand_breakable(self, name: str) -> None:
@@ -434,81 +383,6 @@ def _apply(
             await cluster.apply(each, manager=manager)
 
     return work
-
-
-async def _gateways(cluster: Cluster, namespace: str, idc: str) -> list[Object]:
-    """The GatewayClusters of an IDC."""
-    found = await cluster.list(API_VERSION, GATEWAY_CLUSTER.name, namespace)
-    return [each for each in found if each["spec"]["idc"] == idc]
-
-
-def _workload(owner: Owner) -> str:
-    """The StatefulSet of a GatewayCluster."""
-    return f"{owner.name}-{COMPONENT}"
-
-
-async def _pods(cluster: Cluster, namespace: str, fronts: Sequence[Owner]) -> dict[str, bool]:
-    """Those of GatewayClusters, and whether something runs in each."""
-    found: list[Object] = []
-    for owner in fronts:
-        found += await cluster.list("v1", "Pod", namespace, selector_of(owner))
-    return {each["metadata"]["name"]: bool(_life(each)) for each in found}
-
-
-def _life(pod: Object | None) -> list[str]:
-    """Another once what ran has ended, or its pod is gone."""
-    containers = (pod or {}).get("status", {}).get("containerStatuses", ())
-    return [
-        f"{each.get('containerID')} {each.get('restartCount')}"
-        for each in containers
-        if "running" in each.get("state", {})
-    ]
-
-
-async def _kill(
-    cluster: Cluster, namespace: str, own: str, fronts: Sequence[Owner]
-) -> dict[str, str]:
-    """All that runs in the pod of an IDC, and in those of its gateways, as one; what is in the way
-    of it, by the pod."""
-
-    async def kill(pod: str) -> str:
-        before = _life(await cluster.get("v1", "Pod", namespace, pod))
-        try:
-            why = (await cluster.execute(namespace, pod, KILL)).strip()
-        except ImError as error:
-            why = str(error)
-        # The answer may not come where the kill has, on a node that is busy with it.
-        deadline = time.monotonic() + KILLED_S
-        while why and time.monotonic() < deadline:
-            if before != _life(await cluster.get("v1", "Pod", namespace, pod)):
-                return ""
-            await asyncio.sleep(POLL_S)
-        return why
-
-    gateways = [pod for pod, runs in (await _pods(cluster, namespace, fronts)).items() if runs]
-    said = await asyncio.gather(*(kill(pod) for pod in (own, *gateways)))
-    return dict(zip((own, *gateways), said, strict=True))
-
-
-def _all_ready(workload: Object | None) -> bool:
-    """Of a StatefulSet: as many as are wanted, and some are."""
-    if workload is None:
-        return False
-    status, wanted = workload.get("status", {}), workload["spec"]["replicas"]
-    seen = status.get("observedGeneration") == workload["metadata"].get("generation")
-    return bool(seen and 0 < wanted <= status.get("readyReplicas", 0))
-
-
-async def _phase(cluster: Cluster, namespace: str, pod: str) -> str:
-    """Empty when nobody has seen it yet; Failed when it is gone."""
-    found = await cluster.get("v1", "Pod", namespace, pod)
-    return str(found.get("status", {}).get("phase", "")) if found else "Failed"
-
-
-async def _replicas(cluster: Cluster, namespace: str, workload: str) -> int:
-    """That are wanted."""
-    found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
-    return int(found["spec"]["replicas"]) if found else 0
 
 
 def _delete(api: str, kind: str, namespace: str, name: str) -> Callable[[Cluster], Awaitable[None]]:

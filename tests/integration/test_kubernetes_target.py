@@ -17,8 +17,7 @@ from imcore.runtime import SystemClock
 from imctl.errors import Failed, Guarded
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE
-from imctl.target import kubernetes as under_test
-from imctl.target import sites
+from imctl.target import breaking, sites
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.opening import opened
 
@@ -257,7 +256,7 @@ def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
     assert container["image"] == "imctl:1" and "/var/lib/imctl/data" in container["command"][-1]
     assert not any("blank" in path for path in server.objects)
     server.pods_end = "Failed"
-    with pytest.raises(Failed, match="the data of fra were not deleted"):
+    with pytest.raises(Failed, match="fra-idc-blank has not done its work"):
         target.delete_data("fra")
     assert not any("blank" in path for path in server.objects)
 
@@ -301,7 +300,7 @@ def test_gateways_that_the_operator_leaves_up_are_told_of(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as those whose GatewayCluster is paused: an IDC that goes on serving is not lost."""
-    monkeypatch.setattr(under_test, "DOWN_S", 0.3)
+    monkeypatch.setattr(breaking, "DOWN_S", 0.3)
     gateway_cluster(server, "im-fra", "fra")
     target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"], "gateways": "apart"}})
     target.start(["fra", "dub", "witness"])

@@ -1,0 +1,148 @@
+"""What drills do to the pods of an IDC: kill them and keep them away, empty its volume."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from imcore.errors import ImError
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER
+from imctl.errors import Failed
+from imctl.reconcile.cluster import Cluster
+from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
+from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.seen import owner_of
+
+MANAGER = "imctl-drill"  # of the marks that keep IDCs down
+KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
+KILLED_S = 5.0  # a kubelet, what has ended
+DOWN_S = 20.0  # the operator, a pod that is not wanted for now
+RUN_S = 90.0
+POLL_S = 0.5
+
+
+async def take_down(cluster: Cluster, namespace: str, own: str, marked: Object) -> None:
+    """``own``: the IDC's StatefulSet; ``marked``: its object, with the mark that keeps it down.
+    Raises Failed."""
+    idc = marked["metadata"]["name"]
+    fronts = [owner_of(each) for each in await _gateways(cluster, namespace, idc)]
+    # Killed before anything is marked: who is told to end says farewell.
+    for pod, why in (await _kill(cluster, namespace, f"{own}-0", fronts)).items():
+        if why:
+            raise Failed(f"the pod {pod} of {idc} was not killed: {why}")
+    await cluster.apply(marked, manager=MANAGER)
+    deadline = time.monotonic() + DOWN_S
+    for workload in (own, *(_workload(each) for each in fronts)):
+        while (await _replicas(cluster, namespace, workload)) > 0:
+            if time.monotonic() > deadline:
+                raise Failed(f"no operator takes {workload} of {idc} down; it is marked")
+            await asyncio.sleep(POLL_S / 5)
+    # The kubelet has started them again at once; after this time it waits for 10 s.
+    await _kill(cluster, namespace, f"{own}-0", fronts, KILLED_S / 5)
+    for each in (f"{own}-0", *await _pods(cluster, namespace, fronts)):
+        await cluster.delete("v1", "Pod", namespace, each, at_once=True)
+
+
+async def gateways_serve(cluster: Cluster, namespace: str, idc: str) -> bool:
+    """Whether all that it has in pods of their own are there."""
+    for each in await _gateways(cluster, namespace, idc):
+        found = await cluster.get("apps/v1", "StatefulSet", namespace, _workload(owner_of(each)))
+        if each["spec"].get("replicas") != 0 and not _all_ready(found):
+            return False
+    return True
+
+
+async def run_once(cluster: Cluster, pod: Object) -> None:
+    """Until it has done its work; then it is gone. Raises Failed."""
+    namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+    await cluster.delete("v1", "Pod", namespace, name, at_once=True)  # of an earlier try
+    await cluster.apply(pod, manager=MANAGER)
+    deadline = time.monotonic() + RUN_S
+    try:
+        while (phase := await _phase(cluster, namespace, name)) != "Succeeded":
+            if phase == "Failed" or time.monotonic() > deadline:
+                said = (await cluster.log(namespace, name)).splitlines() or [phase]
+                raise Failed(f"the pod {name} has not done its work: {said[-1]}")
+            await asyncio.sleep(POLL_S)
+    finally:
+        await cluster.delete("v1", "Pod", namespace, name, at_once=True)
+
+
+async def _gateways(cluster: Cluster, namespace: str, idc: str) -> list[Object]:
+    """The GatewayClusters of an IDC."""
+    found = await cluster.list(API_VERSION, GATEWAY_CLUSTER.name, namespace)
+    return [each for each in found if each["spec"]["idc"] == idc]
+
+
+def _workload(owner: Owner) -> str:
+    """The StatefulSet of a GatewayCluster."""
+    return f"{owner.name}-{COMPONENT}"
+
+
+async def _pods(cluster: Cluster, namespace: str, fronts: Sequence[Owner]) -> dict[str, bool]:
+    """Those of GatewayClusters, and whether something runs in each."""
+    found: list[Object] = []
+    for owner in fronts:
+        found += await cluster.list("v1", "Pod", namespace, selector_of(owner))
+    return {each["metadata"]["name"]: bool(_life(each)) for each in found}
+
+
+def _life(pod: Object | None) -> list[str]:
+    """Another once what ran has ended, or its pod is gone."""
+    containers = (pod or {}).get("status", {}).get("containerStatuses", ())
+    return [
+        f"{each.get('containerID')} {each.get('restartCount')}"
+        for each in containers
+        if "running" in each.get("state", {})
+    ]
+
+
+async def _kill(
+    cluster: Cluster,
+    namespace: str,
+    own: str,
+    fronts: Sequence[Owner],
+    within_s: float = KILLED_S,
+) -> dict[str, str]:
+    """All that runs in the pod of an IDC, and in those of its gateways, as one; what is in the way
+    of it, by the pod."""
+
+    async def kill(pod: str) -> str:
+        before = _life(await cluster.get("v1", "Pod", namespace, pod))
+        try:
+            why = (await cluster.execute(namespace, pod, KILL)).strip()
+        except ImError as error:
+            why = str(error)
+        # The answer may not come where the kill has, on a node that is busy with it.
+        deadline = time.monotonic() + within_s
+        while why and time.monotonic() < deadline:
+            if before != _life(await cluster.get("v1", "Pod", namespace, pod)):
+                return ""
+            await asyncio.sleep(POLL_S)
+        return why
+
+    gateways = [pod for pod, runs in (await _pods(cluster, namespace, fronts)).items() if runs]
+    said = await asyncio.gather(*(kill(pod) for pod in (own, *gateways)))
+    return dict(zip((own, *gateways), said, strict=True))
+
+
+def _all_ready(workload: Object | None) -> bool:
+    """Of a StatefulSet: as many as are wanted, and some are."""
+    if workload is None:
+        return False
+    status, wanted = workload.get("status", {}), workload["spec"]["replicas"]
+    seen = status.get("observedGeneration") == workload["metadata"].get("generation")
+    return bool(seen and 0 < wanted <= status.get("readyReplicas", 0))
+
+
+async def _phase(cluster: Cluster, namespace: str, pod: str) -> str:
+    """Empty when nobody has seen it yet; Failed when it is gone."""
+    found = await cluster.get("v1", "Pod", namespace, pod)
+    return str(found.get("status", {}).get("phase", "")) if found else "Failed"
+
+
+async def _replicas(cluster: Cluster, namespace: str, workload: str) -> int:
+    """That are wanted."""
+    found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+    return int(found["spec"]["replicas"]) if found else 0
