@@ -294,41 +294,6 @@ async def test_the_loss_of_an_idc_and_its_network_cut_as_a_drill_run(
         assert status["report"] not in pods.kubectl(VICTIM, "get", "cm", "-o", "name")
 
 
-def action(func: str, **arguments: Any) -> dict[str, Any]:
-    provider = {"type": "python", "module": "imctl.drill.actions", "func": func}
-    return {"name": func, "type": "action", "provider": provider | {"arguments": arguments}}
-
-
-@pytest.mark.nightly
-async def test_lost_data_a_slow_link_a_slow_disk_and_a_wrong_clock_as_a_drill_run(
-    pods: Pods, figures: Figures
-) -> None:
-    document = yaml.safe_load(in_short("idc-loss-for-good"))
-    document["method"] += [
-        action("slow", a=VICTIM, b=OTHER, delay_ms=300, jitter_ms=50, loss=0.02),
-        action("hold", seconds=4),
-        action("heal"),
-        action("fill_disk", idc=VICTIM, full=False, fsync_delay_ms=40),
-        action("hold", seconds=3),
-        action("skew_clock", idc=OTHER, offset_ms=20_000),
-        action("hold", seconds=3),
-        action("undo_faults"),
-        action("wait_steady", within_s=60),
-    ]
-    async with pods.lab() as lab:
-        await lab.all_active()
-        began = time.monotonic()
-        pods.apply(VICTIM, drill_run(pods, "others", yaml.safe_dump(document), OTHER))
-        status = await asyncio.to_thread(until, pods, "others", ("Ended", "Refused"), 240)
-        figures("a DrillRun of all other faults, s", round(time.monotonic() - began, 1))
-        report = json.loads(pods.kubectl(VICTIM, "get", "cm", status["report"], "-o", "json"))
-        text = report["data"]["report.md"]
-        assert (status["verdict"], status["lost"]) == ("pass", 0), (status, text)
-        for said in ("all data of dub are deleted", "is slow: 300", "the clock of dub is +20000"):
-            assert said in text, text
-        await nothing_left(pods, lab)
-
-
 def with_another_gateway(pods: Pods, folder: Path) -> Path:
     """The deployment's region file with another gateway port of one IDC, so of its Service too."""
     document = yaml.safe_load((pods.data / "region.yaml").read_text())
@@ -464,3 +429,38 @@ def cut_links(pods: Pods, idc: str) -> list[str]:
     document = json.loads(pods.imctl("status", "-o", "json"))["idcs"][idc]
     found: list[str] = document.get("links_cut", [])
     return found
+
+
+def action(func: str, **arguments: Any) -> dict[str, Any]:
+    provider = {"type": "python", "module": "imctl.drill.actions", "func": func}
+    return {"name": func, "type": "action", "provider": provider | {"arguments": arguments}}
+
+
+@pytest.mark.nightly
+async def test_lost_data_a_slow_link_a_slow_disk_and_a_wrong_clock_as_a_drill_run(
+    pods: Pods, figures: Figures
+) -> None:
+    document = yaml.safe_load(in_short("idc-loss-for-good"))
+    document["method"] += [
+        action("slow", a=VICTIM, b=OTHER, delay_ms=300, jitter_ms=50, loss=0.02),
+        action("hold", seconds=4),
+        action("heal"),
+        action("fill_disk", idc=VICTIM, full=False, fsync_delay_ms=40),
+        action("hold", seconds=3),
+        action("skew_clock", idc=OTHER, offset_ms=20_000),
+        action("hold", seconds=3),
+        action("undo_faults"),
+        action("wait_steady", within_s=60),
+    ]
+    async with pods.lab() as lab:
+        await lab.all_active()
+        began = time.monotonic()
+        pods.apply(VICTIM, drill_run(pods, "others", yaml.safe_dump(document), OTHER))
+        status = await asyncio.to_thread(until, pods, "others", ("Ended", "Refused"), 240)
+        figures("a DrillRun of all other faults, s", round(time.monotonic() - began, 1))
+        report = json.loads(pods.kubectl(VICTIM, "get", "cm", status["report"], "-o", "json"))
+        text = report["data"]["report.md"]
+        assert (status["verdict"], status["lost"]) == ("pass", 0), (status, text)
+        for said in ("all data of dub are deleted", "is slow: 300", "the clock of dub is +20000"):
+            assert said in text, text
+        await nothing_left(pods, lab)
