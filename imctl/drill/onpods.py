@@ -26,6 +26,12 @@ POSSIBLE = WITHOUT_FAULTS | {
     "kill_idc", "wipe_idc", "start_idc", "crash", "partition", "isolate", "split", "slow", "heal",
     "skew_clock", "fill_disk",
 }  # fmt: skip
+_BESIDE = "drills break the pods of IDCs only"
+_STILL = "its liveness probe would have a pod that stands still started again"
+WHY_NOT = {
+    "pause_idc": _STILL, "resume_idc": _STILL, "kill_unit": _BESIDE, "start_unit": _BESIDE,
+    "pause_unit": _BESIDE, "resume_unit": _BESIDE,
+}  # fmt: skip
 LOOKS = frozenset({*FIGURES, "idcs_active", "alarms"})
 
 
@@ -34,8 +40,10 @@ def impossible(drill: Drill) -> Iterator[str]:
     for place, row in drill.activities():
         provider = row.get("provider") or {}
         if provider.get("module") == ACTIONS and provider.get("func") not in POSSIBLE:
+            func = str(provider.get("func"))
+            why = f"{WHY_NOT[func]}; " if func in WHY_NOT else ""
             yield (
-                f"{place}.provider.func: {provider.get('func')}: expected one of "
+                f"{place}.provider.func: {func}: {why}expected one of "
                 f"{', '.join(sorted(POSSIBLE))}, which is what can be done to pods"
             )
         elif (provider.get("arguments") or {}).get("mode", "drop") != "drop":

@@ -76,6 +76,22 @@ def test_nothing_but_our_own_code_is_run(edit: Edit, why: str) -> None:
     assert any(why in each and each.startswith("mine: ") for each in problems), problems
 
 
+@pytest.mark.parametrize(
+    ("func", "why"),
+    [
+        ("pause_idc", "its liveness probe would have a pod that stands still started again"),
+        ("kill_unit", "drills break the pods of IDCs only"),
+    ],
+)
+def test_what_pods_do_not_take_is_refused_with_its_reason(func: str, why: str) -> None:
+    document = yaml.safe_load((FOLDER / "idc-loss.yaml").read_text())
+    arguments = {"unit": "witness"} if func == "kill_unit" else {"idc": "fra"}
+    provider = {"type": "python", "module": model.ACTIONS, "func": func, "arguments": arguments}
+    document["method"].append({"name": "x", "type": "action", "provider": provider})
+    _, problems = onpods.judged(yaml.safe_dump(document), "mine")
+    assert [f"provider.func: {func}: {why}; expected one of" in each for each in problems] == [True]
+
+
 def test_a_link_of_pods_is_cut_in_silence_only() -> None:
     text = (FOLDER / "wan-partition.yaml").read_text()
     document = yaml.safe_load(text)
