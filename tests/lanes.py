@@ -20,7 +20,7 @@ from xdist.workermanage import NodeManager, WorkerController
 
 WAITING = "waiting"
 FIRST = "gw0"  # the worker that takes these
-NICE = 10
+NICE = 5  # not more: commands that tests of the others call have half a minute
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
 FOLDERS = ("tests/contract/", "tests/e2e/", "tests/integration/", "tests/kubernetes/")
 # Files of these that wait for nothing: they compute, or call commands that end at once.
