@@ -20,15 +20,14 @@ from xdist.workermanage import NodeManager, WorkerController
 
 WAITING = "waiting"
 FIRST = "gw0"  # the worker that takes these
-NICE = 5  # not more: commands that tests of the others call have half a minute
+NICE = 5
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
 FOLDERS = ("tests/contract/", "tests/e2e/", "tests/integration/", "tests/kubernetes/")
-# Files of these that wait for nothing: they compute, or call commands that end at once.
+# Files of these that only compute. None that calls commands: these have limits of time.
 BESIDE = tuple(
     f"tests/integration/test_{name}.py"
     for name in (
-        "admin_api_conforms", "archive_files", "cli_output", "huge_groups", "imctl_cli",
-        "ipconf_conforms", "kubernetes_target", "mm2_render", "size_command",
+        "admin_api_conforms", "archive_files", "huge_groups", "ipconf_conforms",
     )
 )  # fmt: skip
 # Who asks for one of these fixtures has to be there.
