@@ -458,6 +458,7 @@ async def test_lost_data_a_slow_link_a_slow_disk_and_a_wrong_clock_as_a_drill_ru
         pods.apply(VICTIM, drill_run(pods, "others", yaml.safe_dump(document), OTHER))
         status = await asyncio.to_thread(until, pods, "others", ("Ended", "Refused"), 240)
         figures("a DrillRun of all other faults, s", round(time.monotonic() - began, 1))
+        assert status.get("report"), status
         report = json.loads(pods.kubectl(VICTIM, "get", "cm", status["report"], "-o", "json"))
         text = report["data"]["report.md"]
         assert (status["verdict"], status["lost"]) == ("pass", 0), (status, text)
