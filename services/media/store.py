@@ -152,6 +152,7 @@ class MediaStore:
         self._copies: dict[str, float] = {}  # when each was used last, by hash
         self._stored = 0  # bytes, those of uploads under way as declared
         self._ready = False
+        self.alarm = ""  # why files cannot be had, as far as it was looked
         self._locks = Locks()
         self._fetches: dict[MediaName, asyncio.Task[Record]] = {}
 
@@ -162,13 +163,17 @@ class MediaStore:
         try:
             while True:
                 try:
+                    await self._blobs.look()
                     if not self._ready:
                         await self.load()
                     await self.sweep()
                     await self.evict()
+                    self.alarm = ""
                 except ImError as error:
-                    log.warning("files cannot be looked at now: %s", error)
-                await asyncio.sleep(SWEEP_S if self._ready else 1.0)
+                    if self.alarm != (alarm := f"files cannot be looked at now: {error}"):
+                        log.warning("%s", alarm)
+                    self.alarm = alarm
+                await asyncio.sleep(1.0 if self.alarm else SWEEP_S)
         finally:
             for task in self._fetches.values():
                 task.cancel()
@@ -182,11 +187,12 @@ class MediaStore:
                 self._uploads[name] = Upload.from_json(found.note)
             except ValueError:
                 await self._blobs.abandon(name)
-        for sha256 in self._sizes:
-            note = await self._blobs.note(sha256, PICTURE)
-            if note is not None:
-                self._pictures[sha256] = Picture.from_json(note)
-            if await self._blobs.note(sha256, COPY) is not None:
+        for sha256, notes in (await self._blobs.noted({PICTURE, COPY})).items():
+            if sha256 not in self._sizes:
+                continue  # of an upload that never came to its end
+            if PICTURE in notes:
+                self._pictures[sha256] = Picture.from_json(notes[PICTURE])
+            if COPY in notes:
                 self._copies[sha256] = self._clock.now()
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
