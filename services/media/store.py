@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ COPY = "copy"  # a note: it was fetched because somebody asked, and may go
 PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
 SIMILAR_MAX = 100
+COMPARED_AT_ONCE = 4_000  # pictures: half a millisecond
+NEAREST_MAX = 500  # of all users': so many notes are read to find whose they are
 SWEEP_S = 30.0
 IN_USE_S = 60.0  # so long after it was read last a copy does not go
 EVICTIONS = 200  # looked at in one sweep, each of which asks other IDCs
@@ -587,11 +590,15 @@ class MediaStore:
         picture = self._pictures.get(name.sha256, NO_PICTURE)
         if not picture.width:
             raise Refused(Code.NOT_FOUND, "this file is no picture that can be compared")
-        near = sorted(
-            (differs, sha256)
-            for sha256, other in self._pictures.items()
-            if other.width and (differs := distance(picture.dhash, other.dhash)) <= most
-        )
+        near: list[tuple[int, str]] = []
+        names = list(self._pictures)
+        for start in range(0, len(names), COMPARED_AT_ONCE):
+            for sha256 in names[start : start + COMPARED_AT_ONCE]:
+                other = self._pictures.get(sha256, NO_PICTURE)  # it may be gone meanwhile
+                if other.width and (differs := distance(picture.dhash, other.dhash)) <= most:
+                    near.append((differs, sha256))
+            await asyncio.sleep(0)  # whatever else waits has its turn
+        near = heapq.nsmallest(NEAREST_MAX, near)
         found: list[tuple[int, str, MediaRef]] = []
         for differs, sha256 in near:
             for note in await self._blobs.notes(sha256):
