@@ -115,8 +115,9 @@ class Blobs(Protocol):
     files. A file has notes, small, each under a name of letters, digits, "-" and ".".
 
     All of it is durable when a call returns. Calls for one upload or one file do not overlap: the
-    caller sees to that. Raises DiskFull when there is no room, and then nothing has changed, and
-    Unavailable for what does not answer: it may have been done, and may be asked for again."""
+    caller sees to that. Raises DiskFull when there is no room, and then nothing has changed. Raises
+    Unavailable or OutcomeUnknown for what does not answer: it may have been done, and may be asked
+    for again."""
 
     async def look(self) -> None:
         """Whether it can be used now. Raises Unavailable (NotTrusted among it), and BadInput for

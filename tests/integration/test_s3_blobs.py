@@ -25,7 +25,9 @@ from imcore.errors import BadInput, DiskFull, ImError, NotTrusted, Refused, Unav
 from imcore.media import CHUNK_BYTES_MAX
 from imcore.region.model import Media, Messages
 from imcore.runtime import SystemClock
+from imctl import startup
 from imctl.engines.binaries import Program
+from imctl.target.local import COPY, LINKPROXY, Local
 from imctl.target.places import free_port
 from imctl.testing.lab import lab_region
 from imctl.testing.s3 import BUCKET, CREDENTIALS, REGION, S3Process, running
@@ -435,6 +437,40 @@ async def test_a_server_that_is_away_keeps_no_node_from_starting(
         await open_blobs(away, RealDisk(), SystemClock(), ThreadPoolExecutor, stack)
         assert time.monotonic() - started < 3 + SLACK_S
     assert "fra starts without its files: " in caplog.text
+
+
+async def test_one_beside_each_idc_is_opened_by_what_the_copy_of_the_region_file_says(
+    tmp_path: Path, s3_program: Program
+) -> None:
+    def with_files(spec: dict[str, Any]) -> None:
+        spec["media"] = {}
+
+    region = lab_region(tmp_path, with_files)
+    target = Local.prepare(region, tmp_path / "data", True, SystemClock(), ("s3",))
+    try:
+        target.start([LINKPROXY])
+        await startup.start_engines(target, lambda name, serving: None)
+        for life in (1, 2):
+            config = load(target.data / COPY, "fra", target.data, target.pki, None, False)
+            async with AsyncExitStack() as stack:
+                blobs = await open_blobs(
+                    config, RealDisk(), SystemClock(), ThreadPoolExecutor, stack
+                )
+                if life == 1:
+                    await blobs.begin("u", b"")
+                    await blobs.put("u", 0, DATA)
+                    assert await blobs.complete("u", SHA)
+                assert await blobs.files() == {SHA: len(DATA)}
+            target.kill("fra-s3")
+            target.start(["fra-s3"])
+            await startup.wait_serving(target, ["fra-s3"], lambda name, serving: None)
+        target.kill("fra-s3")
+        target.wipe("fra-s3")
+        target.start(["fra-s3"])
+        await startup.wait_serving(target, ["fra-s3"], lambda name, serving: None)
+        assert (await opening(config))[1] == []  # there is a bucket again, and nothing in it
+    finally:
+        await asyncio.to_thread(target.stop)
 
 
 # ---------------------------------------------------------------------------- what clients see
