@@ -6,6 +6,8 @@ MINUTES ?= 10
 TARGET ?=
 SEEDS ?= 8
 FROM ?= 1
+# Of the tests (tests/lanes.py): two where there are two cores, else (0) all in one process.
+WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,2)
 
 .PHONY: help demo test lint bench nightly mutations planted drills fuzz sim soak audit proto docs clean setup-demo \
 	setup-test engines cluster
@@ -39,7 +41,7 @@ demo: setup-demo
 	@$(BIN)/imctl demo
 
 test: setup-test lint
-	@$(BIN)/pytest -m "not nightly"
+	@$(BIN)/pytest -m "not nightly" -n $(WORKERS)
 
 engines: setup-test
 	@$(BIN)/imctl engines install all

@@ -16,9 +16,10 @@ from imcore import pki
 from imctl.engines.binaries import ENGINES, Program, find, missing
 from imctl.testing import etcd, kafka, s3, tikv
 from imctl.testing.cluster import programs
+from tests import lanes
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin", "operator", "viewer")
-FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
+FIGURE = "figure"
 
 
 @pytest.fixture(scope="session")
@@ -36,16 +37,24 @@ def pki_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def figures(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
     """``figures("writes at fra", 1100)``: a measured value that the end of the run shows, whether
     or not the test passed. Printing is not enough: what a good test printed is thrown away."""
-    noted = request.config.stash.setdefault(FIGURES, [])
 
     def note(what: str, value: object) -> None:
-        noted.append((request.node.name, what, str(value)))
+        # Travels with the test's report, also from a worker.
+        request.node.user_properties.append((FIGURE, (request.node.name, what, str(value))))
 
     return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if noted := terminalreporter.config.stash.get(FIGURES, []):
+    noted = [
+        figure
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, figure in report.user_properties
+        if name == FIGURE
+    ]
+    if noted:
         terminalreporter.section("figures")
         for test, what, value in noted:
             terminalreporter.write_line(f"{what}: {value}  ({test})")
@@ -187,6 +196,8 @@ def cluster_programs() -> programs.Programs:
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster needs may be built while the other tests run: so it comes last."""
-    items.sort(key=lambda item: "kubernetes" in item.path.parts)
+# ---------------------------------------------------------------------------------- in which order
+
+pytest_collection_modifyitems = lanes.pytest_collection_modifyitems
+pytest_configure = lanes.pytest_configure
+pytest_xdist_make_scheduler = lanes.pytest_xdist_make_scheduler

@@ -55,6 +55,23 @@ def test_all_flows_lead_into_the_target_and_nowhere_else() -> None:
     assert found["sin.bootstrap.servers"] == "k2:9092"
 
 
+def test_records_are_fetched_at_once_and_the_workers_own_topics_twice_a_second() -> None:
+    found = settings(region())
+    assert {k: v for k, v in found.items() if k.endswith("fetch.min.bytes")} == {
+        "fra.consumer.fetch.min.bytes": "1",
+        "sin.consumer.fetch.min.bytes": "1",
+        "iad.fetch.min.bytes": "1048576",
+        "iad.consumer.fetch.min.bytes": "1048576",
+    }
+    assert found["iad.consumer.fetch.max.wait.ms"] == "500"
+
+
+def test_it_scans_no_archives_for_plugins() -> None:
+    """MirrorMaker itself reads the name as it stands, its workers behind their cluster's prefix."""
+    found = settings(region())
+    assert found["plugin.discovery"] == found["iad.plugin.discovery"] == "service_load"
+
+
 def test_it_shows_the_targets_certificate_to_all_and_writes_no_secret_down() -> None:
     found = settings(region(**TLS, **USER))
     for idc in ("fra", "iad", "sin"):

@@ -8,24 +8,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
 
-def run(folder: Path, test: str, **environment: str) -> tuple[int, str]:
+def run(folder: Path, test: str, *options: str, **environment: str) -> tuple[int, str]:
     shutil.copy(CONFTEST, folder / "conftest.py")
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_it.py").write_text(test)
-    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider"]
+    command += ["-p", "no:schemathesis", *options, str(folder)]  # as pyproject.toml has it
     variables = {name: value for name, value in os.environ.items() if name != "CI"} | environment
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
 
-def test_figures_are_shown_of_good_and_of_failed_tests(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_figures_are_shown_of_good_and_of_failed_tests(tmp_path: Path, workers: str) -> None:
     status, said = run(
         tmp_path,
         "def test_good(figures):\n    figures('aliases', 120)\n"
         "def test_bad(figures):\n    figures('writes at fra', 7)\n    assert False\n",
+        "-n",
+        workers,
     )
     assert status == 1
     _, _, end = said.partition("figures ==")

@@ -1,0 +1,132 @@
+"""How several workers share the tests: ``pytest -n 2`` (pytest-xdist), as `make test` calls it.
+
+Most tests that take long wait: for processes to start, for a failover, for an engine. They stay one
+after the other, in their order, on one worker: two deployments at once would keep each other from
+their time limits, and an engine that a session shares would be started twice. Meanwhile the other
+workers take what only computes, file by file, and give way to the first (``NICE``): a deployment
+has the machine nearly for itself, as it had before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Generator
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import NodeManager, WorkerController
+
+WAITING = "waiting"
+FIRST = "gw0"  # the worker that takes these
+NICE = 5
+STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
+FOLDERS = ("tests/contract/", "tests/e2e/", "tests/integration/", "tests/kubernetes/")
+# Files of these that only compute. None that calls commands: these have limits of time.
+BESIDE = tuple(
+    f"tests/integration/test_{name}.py"
+    for name in (
+        "admin_api_conforms", "archive_files", "huge_groups", "ipconf_conforms",
+    )
+)  # fmt: skip
+# Who asks for one of these fixtures has to be there.
+ENGINES = frozenset(
+    {"cluster_programs", "etcd_program", "every_engine", "kafka_program", "tikv_programs"}
+)
+
+
+def unit_of(nodeid: str) -> str:
+    """What one worker runs as a whole: all that waits, or the file of this test."""
+    file = nodeid.partition("::")[0]
+    return WAITING if file.startswith(FOLDERS) and file not in BESIDE else file
+
+
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
+    """The first worker begins with all that waits. Whoever is done takes the next file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
+
+    def schedule(self) -> None:
+        self.config.option.loadscopereorder = False  # not the files with most tests first
+        super().schedule()
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if WAITING in self.workqueue:
+            self.workqueue.move_to_end(WAITING, last=node.gateway.id != FIRST)
+        super()._assign_work_unit(node)
+
+
+class FileLines:
+    """What a run of several workers shows: a line for each file that is done, and for each test
+    that fails. The dots of two files at once would say nothing."""
+
+    def __init__(self, reporter: pytest.TerminalReporter, lanes: Lanes) -> None:
+        self._reporter, self._lanes = reporter, lanes
+        self._left: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_teststatus(self) -> Generator[None, tuple[str, str, str], object]:
+        category, _, word = yield
+        return category, "", word
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        file = report.nodeid.partition("::")[0]
+        self._seconds[file] += report.duration
+        if report.failed:
+            self._reporter.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
+        if report.when != "teardown":
+            return
+        if not self._left:
+            self._left.update(nodeid.partition("::")[0] for nodeid in self._lanes.collection or ())
+        self._left[file] -= 1
+        if not self._left[file]:
+            self._reporter.write_line(f"[{self._percent():3d}%] {file} {self._seconds[file]:.1f} s")
+
+    def _percent(self) -> int:
+        every = len(self._lanes.collection or ())
+        return 100 * (every - self._left.total()) // max(every, 1)
+
+
+# ------------------------------------------------------------------------- hooks of conftest.py
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes | None:
+    """None: the user has asked for another one (``--dist``)."""
+    if config.getvalue("dist") != "load":  # what -n alone means
+        return None
+    NodeManager.EXIT_TIMEOUT = STOP_S
+    lanes = Lanes(config, log)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and config.get_verbosity(pytest.Config.VERBOSITY_TEST_CASES) == 0:
+        config.pluginmanager.register(FileLines(reporter, lanes))
+    return lanes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every worker but the first gives way; then the clock says nothing of how slow a test is."""
+    if getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST:
+        return
+    os.nice(NICE)
+    import hypothesis  # which takes a while, and only a worker needs it for this
+
+    patient = hypothesis.settings(
+        deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.register_profile("patient", patient)
+    hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a cluster needs may be built while the other tests run: so it comes last."""
+    items.sort(key=lambda item: "kubernetes" in item.path.parts)
+    for item in items:
+        engines = ENGINES & set(getattr(item, "fixturenames", ()))
+        if engines and unit_of(item.nodeid) != WAITING:
+            raise pytest.UsageError(
+                f"{item.nodeid} waits for {min(engines)}: its place is in {FOLDERS}"
+            )

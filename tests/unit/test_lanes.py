@@ -1,0 +1,175 @@
+"""How two workers share the tests (tests/lanes.py), on small test files of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lanes import BESIDE, FOLDERS, NICE, WAITING, unit_of
+
+TESTS = Path(__file__).parents[1]
+# The whole conftest.py takes each process seconds to import; the lanes are all that is tried here.
+CONFTEST = """
+from tests import lanes
+
+pytest_collection_modifyitems = lanes.pytest_collection_modifyitems
+pytest_configure = lanes.pytest_configure
+pytest_xdist_make_scheduler = lanes.pytest_xdist_make_scheduler
+"""
+NOTING = """
+import os
+import pytest
+
+@pytest.mark.parametrize("which", range(5))
+def test_it(which, request):
+    with open("ran", "a") as file:
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "-")
+        print(request.node.nodeid, worker, os.nice(0), file=file)
+"""
+BAD = """
+def test_bad():
+    print("said before")
+    assert 1 == 2
+"""
+ENGINE = """
+import pytest
+
+@pytest.fixture
+def etcd_program():
+    return "etcd"
+
+@pytest.fixture
+def etcd_process(etcd_program):
+    return etcd_program
+
+def test_it(etcd_process):
+    pass
+"""
+HELD = """
+import time
+import pytest
+
+@pytest.fixture(scope="session")
+def engine():
+    open("started", "w").close()
+    yield
+    open("stopped", "w").close()
+
+def test_it(engine):
+    time.sleep(60)
+"""
+
+
+def write(root: Path, **tests: str) -> None:
+    (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+    for name, text in tests.items():
+        folder = root / "tests" / name
+        folder.mkdir(parents=True)
+        (folder / f"test_{name}.py").write_text(text)
+    shutil.copy(TESTS / "lanes.py", root / "tests")
+    (root / "tests" / "conftest.py").write_text(CONFTEST)
+
+
+def start(root: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", *options, "tests"]
+    variables = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    variables["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # most of a start is their import
+    return subprocess.Popen(
+        command, cwd=root, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(root: Path, *options: str) -> tuple[int, str]:
+    process = start(root, *options)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def ran(root: Path) -> list[tuple[str, str, int]]:
+    lines = map(str.split, (root / "ran").read_text().splitlines())
+    return [(nodeid, worker, int(nice)) for nodeid, worker, nice in lines]
+
+
+def test_what_is_named_is_there() -> None:
+    assert all((TESTS.parent / folder).is_dir() for folder in FOLDERS)
+    assert all((TESTS.parent / file).is_file() for file in BESIDE)
+    assert unit_of(f"{BESIDE[0]}::test_it") == BESIDE[0]
+    assert unit_of("tests/e2e/test_moves.py::test_it[tests/unit]") == WAITING
+    assert unit_of("tests/unit/test_fold.py::test_it[a::b]") == "tests/unit/test_fold.py"
+
+
+def test_what_waits_stays_on_one_worker_in_order_and_the_other_gives_way(tmp_path: Path) -> None:
+    write(tmp_path, kubernetes=NOTING, e2e=NOTING, unit=NOTING, simulation=NOTING)
+    status, said = run(tmp_path, "-n", "2")
+    assert status == 0, said
+    every = ran(tmp_path)
+    first = [nodeid for nodeid, worker, _ in every if worker == "gw0"]
+    waiting = [
+        f"tests/{folder}/test_{folder}.py::test_it[{n}]"
+        for folder in ("e2e", "kubernetes")
+        for n in range(5)
+    ]
+    assert first[:10] == waiting
+    usual = os.nice(0)
+    for nodeid, worker, nice in every:
+        assert worker == "gw0" or nodeid.startswith(("tests/unit", "tests/simulation"))
+        assert nice == min(usual + (NICE if worker == "gw1" else 0), 19)
+    assert "20 passed" in said.splitlines()[-1]
+    for folder in ("kubernetes", "e2e", "unit", "simulation"):
+        assert f"%] tests/{folder}/test_{folder}.py " in said
+    assert "[100%]" in said
+
+
+def test_a_failure_is_shown_at_once_and_whole(tmp_path: Path) -> None:
+    write(tmp_path, unit=NOTING, e2e=BAD)
+    status, said = run(tmp_path, "-n", "2")
+    assert status == 1
+    live, _, end = said.partition("FAILURES")
+    assert "FAILED tests/e2e/test_e2e.py::test_bad (call)" in live
+    assert "assert 1 == 2" in end and "said before" in end
+    assert "1 failed, 5 passed" in said.splitlines()[-1]
+
+
+def test_verbose_shows_which_test_runs(tmp_path: Path) -> None:
+    write(tmp_path, unit=NOTING, e2e=NOTING)
+    _, said = run(tmp_path, "-n", "2", "-v")
+    assert "tests/e2e/test_e2e.py::test_it[0] \n" in said
+    assert "PASSED tests/e2e/test_e2e.py::test_it[0]" in said
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "0")])
+def test_one_process_runs_all_as_ever(tmp_path: Path, options: tuple[str, ...]) -> None:
+    write(tmp_path, unit=NOTING, kubernetes=NOTING, contract=NOTING)
+    status, said = run(tmp_path, *options)
+    assert status == 0 and "15 passed" in said.splitlines()[-1]
+    folders = [nodeid.split("/")[1] for nodeid, _, _ in ran(tmp_path)]
+    assert folders == ["contract"] * 5 + ["unit"] * 5 + ["kubernetes"] * 5
+    assert {worker for _, worker, _ in ran(tmp_path)} == {"-"}
+
+
+def test_an_engine_is_refused_where_others_run_beside(tmp_path: Path) -> None:
+    write(tmp_path, unit=ENGINE)
+    status, said = run(tmp_path)
+    assert status == 4
+    assert "tests/unit/test_unit.py::test_it waits for etcd_program: its place is in" in said
+
+
+def test_ctrl_c_ends_it_and_engines_are_stopped(tmp_path: Path) -> None:
+    write(tmp_path, unit=NOTING, e2e=HELD)
+    process = start(tmp_path, "-n", "2")
+    until = time.monotonic() + 120
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert (tmp_path / "stopped").exists()
