@@ -29,8 +29,8 @@ Engines = Annotated[
     typer.Option(
         metavar="NAMES",
         help="Run these beside each IDC: etcd (registry), kafka (log, and MirrorMaker 2 as the "
-        "mirror unless the file says `mirror: embedded`), tikv (KV: PD and the TiKV-protocol mock) "
-        "[default: as the file says].",
+        "mirror unless the file says `mirror: embedded`), tikv (KV: PD and the TiKV-protocol "
+        "mock), s3 (files, where the file has `media`) [default: as the file says].",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ region file. Nothing outside an adapter knows the engine's name. One contract su
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -115,8 +115,16 @@ class Blobs(Protocol):
     files. A file has notes, small, each under a name of letters, digits, "-" and ".".
 
     All of it is durable when a call returns. Calls for one upload or one file do not overlap: the
-    caller sees to that. Raises DiskFull when there is no room, and then nothing has changed, and
-    OutcomeUnknown."""
+    caller sees to that. Raises DiskFull when there is no room, and then nothing has changed. Raises
+    Unavailable or OutcomeUnknown for what does not answer: it may have been done, and may be asked
+    for again."""
+
+    async def look(self) -> None:
+        """Whether it can be used now. Raises Unavailable (NotTrusted among it), and BadInput for
+        what the region file names and is not there."""
+        ...
+
+    async def close(self) -> None: ...
 
     async def uploads(self) -> dict[str, UploadFound]:
         """By name, of this and earlier lives."""
@@ -125,7 +133,8 @@ class Blobs(Protocol):
     async def begin(self, upload: str, note: bytes) -> None: ...
 
     async def put(self, upload: str, offset: int, data: bytes) -> None:
-        """Raises ValueError unless ``offset`` is where it ends."""
+        """Raises ValueError unless ``offset`` is where it ends, Refused for chunks that are too
+        small."""
         ...
 
     async def uploaded(self, upload: str) -> int:
@@ -159,6 +168,10 @@ class Blobs(Protocol):
 
     async def notes(self, sha256: str) -> list[str]:
         """Names, sorted."""
+        ...
+
+    async def noted(self, names: Collection[str]) -> dict[str, dict[str, bytes]]:
+        """The notes of these names, of all files: by SHA-256 and name."""
         ...
 
     async def remove_note(self, sha256: str, name: str) -> None: ...

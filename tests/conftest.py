@@ -14,7 +14,7 @@ import pytest
 
 from imcore import pki
 from imctl.engines.binaries import ENGINES, Program, find, missing
-from imctl.testing import etcd, kafka, tikv
+from imctl.testing import etcd, kafka, s3, tikv
 from imctl.testing.cluster import programs
 from tests import lanes
 
@@ -167,6 +167,23 @@ def tikv_processes(
     """One pair for tests that leave it as it is and take a key prefix of their own."""
     with tikv.running(*tikv_programs, tmp_path_factory.mktemp("tikv")) as processes:
         yield processes
+
+
+@pytest.fixture(scope="session")
+def s3_program() -> Program:
+    found = find("versitygw")
+    if found is None:
+        impossible_here("no S3 server here", "`imctl engines install versitygw` builds it")
+    return found
+
+
+@pytest.fixture(scope="module")
+def s3_process(
+    s3_program: Program, pki_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[s3.S3Process]:
+    """One for the tests of a module, which each take a key prefix of their own."""
+    with s3.running(s3_program, tmp_path_factory.mktemp("s3"), pki_dir) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,11 @@ BESIDE = tuple(
 )  # fmt: skip
 # Who asks for one of these fixtures has to be there.
 ENGINES = frozenset(
-    {"cluster_programs", "etcd_program", "every_engine", "kafka_program", "tikv_programs"}
-)
+    {
+        "cluster_programs", "etcd_program", "every_engine", "kafka_program", "s3_program",
+        "tikv_programs",
+    }
+)  # fmt: skip
 
 
 def unit_of(nodeid: str) -> str:

@@ -12,11 +12,13 @@ from pydantic_core import ErrorDetails
 
 from imcore.region.model import (
     AbsolutePath,
+    Bucket,
     Country,
     HostPort,
     KeyPrefix,
     Name,
     Region,
+    S3Endpoint,
     TopicPrefix,
 )
 from imcore.region.problem import Loc, Problem
@@ -33,6 +35,8 @@ _PATTERNS = {
     _pattern(HostPort): "HOST:PORT",
     _pattern(Country): "a country's two letters, such as DE",
     _pattern(AbsolutePath): "a file's path from / on",
+    _pattern(S3Endpoint): "https://HOST:PORT and nothing behind it",
+    _pattern(Bucket): 'a bucket (3 to 63 lowercase letters, digits, "-" and ".")',
     _pattern(KeyPrefix): 'a key prefix (letters, digits, ".", "_", "-" and "/")',
     _pattern(TopicPrefix): 'a topic prefix (letters, digits, "." and "-", at most 100 characters)',
 }

@@ -225,7 +225,7 @@ def _line(root: yaml.Node, problem: Problem) -> int:
 def _sentence(problem: Problem) -> str:
     field = dotted(problem.loc) or "the file"
     # Who mistakes the field for the password itself is not to find it in a log.
-    secret = bool(problem.loc) and problem.loc[-1] == "password_file"
+    secret = bool(problem.loc) and problem.loc[-1] in ("password_file", "credentials_file")
     got = "something else, not shown here" if secret else problem.got
     text = f"{field}: expected {problem.expected}, got {got}"
     return f"{text}; {problem.do}" if problem.do else text

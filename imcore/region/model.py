@@ -36,6 +36,11 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/.+$")]
 KeyPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")]
 # Kafka allows 249 characters for a whole topic, and no "_" beside "." without collisions.
 TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$")]
+S3Endpoint = Annotated[
+    str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.-]{1,253}(:\d{1,5})?$")
+]
+Bucket = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+S3Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 
 Importable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z0-9_]+$")]
 
@@ -120,6 +125,26 @@ class Kafka(Model):
     )
 
 
+class S3(Model):
+    """A bucket of a store that speaks S3; secrets stand in a file, never here."""
+
+    endpoint: S3Endpoint = Field(
+        description="https://HOST:PORT; http: the files are readable there"
+    )
+    bucket: Bucket = Field(description="it is there already; named in the path of each request")
+    region: S3Region = Field(default="us-east-1", description="that requests are signed for")
+    credentials_file: AbsolutePath = Field(
+        description="as AWS's tools have it: `aws_access_key_id` and `aws_secret_access_key` below "
+        "`[default]`",
+    )
+    ca_file: AbsolutePath | None = Field(
+        default=None, description="PEM; default: the CAs that the machine trusts"
+    )
+    prefix: KeyPrefix | None = Field(
+        default=None, description="of all keys; default imctl/REGION/IDC, so that one can be shared"
+    )
+
+
 class MirrorMaker2(Model):
     """MirrorMaker 2 brings the other IDCs' logs into this IDC's Kafka."""
 
@@ -177,6 +202,13 @@ class RegistryEngine(Choice):
     etcd: Etcd | None = Field(default=None, description="registry on etcd; unset: embedded")
 
 
+class BlobEngine(Choice):
+    """`embedded`, or `{s3: {...}}`."""
+
+    needs = "`endpoint:`, `bucket:` and `credentials_file:`"
+    s3: S3 | None = Field(default=None, description="files in a bucket; unset: embedded")
+
+
 class Engines(Model):
     """What stands behind each port of an IDC."""
 
@@ -193,6 +225,10 @@ class Engines(Model):
     registry: RegistryEngine = Field(
         default=RegistryEngine.model_construct(),
         description="leases, votes, the policy; default: embedded",
+    )
+    blobs: BlobEngine = Field(
+        default=BlobEngine.model_construct(),
+        description="the files of clients, where the region has `media`; default: embedded",
     )
 
 

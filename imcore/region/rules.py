@@ -9,11 +9,12 @@ from itertools import combinations
 from typing import NamedTuple
 
 from imcore import roles
-from imcore.region.model import Etcd, Idc, Kafka, MirrorMaker2, Region, Shard
+from imcore.region.model import S3, Etcd, Idc, Kafka, MirrorMaker2, Region, Shard
 from imcore.region.problem import Loc, Problem, dotted
 
 # Names of certificates that are not IDCs.
 RESERVED = (*roles.NAMES, "linkproxy")
+S3_BYTES_MAX = 5 << 30  # of what is sent as one object
 
 
 def check(region: Region) -> list[Problem]:
@@ -218,6 +219,12 @@ def kv_prefix(region: Region, idc: Idc) -> str:
     return _prefix(tikv.prefix if tikv else None, region, idc)
 
 
+def blobs_prefix(region: Region, idc: Idc) -> str:
+    """Below which keys this IDC's files lie in its bucket."""
+    s3 = idc.engines.blobs.s3
+    return _prefix(s3.prefix if s3 else None, region, idc)
+
+
 def _prefix(wanted: str | None, region: Region, idc: Idc) -> str:
     return (wanted or f"imctl/{region.metadata.name}/{idc.name}").rstrip("/") + "/"
 
@@ -238,6 +245,8 @@ def _engines(region: Region) -> Iterator[Problem]:
                 got = "`replicated` with `min_insync_replicas: 1`, in one broker's memory"
                 expected = "acked records that survive a crash of one machine"
                 yield Problem(at, expected, got, "say `durability: flush`")
+        if idc.engines.blobs.s3:
+            yield from _bucket(region, idc.engines.blobs.s3, (*loc, "blobs", "s3"))
         if idc.engines.mirror.mirrormaker2:
             yield from _mirrormaker(region, idc, (*loc, "mirror", "mirrormaker2"))
     yield from _shared(region)
@@ -254,6 +263,16 @@ def _credentials(engine: Etcd | Kafka, loc: Loc) -> Iterator[Problem]:
     ):
         if getattr(engine, one) is not None and getattr(engine, other) is None:
             yield Problem((*loc, one), f"`{other}` beside `{one}`", "none", f"add `{other}:`")
+
+
+def _bucket(region: Region, s3: S3, loc: Loc) -> Iterator[Problem]:
+    if s3.ca_file is not None and not s3.endpoint.startswith("https://"):
+        yield Problem((*loc, "ca_file"), "an `endpoint: https://...` beside it", s3.endpoint)
+    media = region.spec.media
+    if media is not None and media.bytes_max > S3_BYTES_MAX:
+        at: Loc = ("spec", "media", "bytes_max")
+        expected = f"at most {S3_BYTES_MAX}, which S3 takes at once, since an IDC has files there"
+        yield Problem(at, expected, str(media.bytes_max))
 
 
 def _mirrormaker(region: Region, idc: Idc, loc: Loc) -> Iterator[Problem]:
@@ -320,6 +339,9 @@ def _places(region: Region, idc: Idc) -> Iterator[_Place]:
         prefix = kv_prefix(region, idc)
         for position, address in enumerate(tikv.pd):
             yield _Place(("kv", "tikv", "pd", position), "KV", address, prefix)
+    if s3 := engines.blobs.s3:
+        prefix, at = blobs_prefix(region, idc), f"{s3.endpoint}/{s3.bucket}"
+        yield _Place(("blobs", "s3", "bucket"), "place for files", at, prefix)
     if kafka := engines.log.kafka:
         do = "give each IDC a Kafka cluster"
         for position, address in enumerate(kafka.brokers):

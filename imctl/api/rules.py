@@ -103,6 +103,12 @@ REGION: Rules = {
         ),
     ],
     f"{_IDCS}.engines.registry.etcd": _credentials(),
+    f"{_IDCS}.engines.blobs.s3": [
+        Rule(
+            "!has(self.ca_file) || self.endpoint.startsWith('https://')",
+            "ca_file: expected an `endpoint: https://...` beside it",
+        ),
+    ],
     "spec.geo": [
         Rule(
             "self.shards.exists(s, s.name == self.default)",

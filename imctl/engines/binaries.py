@@ -57,6 +57,7 @@ class Engine:
     pin: str
     takes: str  # how long a build takes
     builds_with: str = "go"
+    builds_from: tuple[int, ...] = ()  # a newer one of that than the others need
     runs_with: str = ""
     tags: str = ""  # of the Go build
     ldflags: str = ""  # of the Go build; may name {version}, {major} and {minor}
@@ -115,6 +116,14 @@ ENGINES = {
             "KV, on a test machine",
             "github.com/tikv/client-go/v2 v",
             "about two minutes",
+        ),
+        Engine(
+            "versitygw",
+            "an S3 server",
+            "files, on a test machine",
+            "github.com/versity/versitygw v",
+            "about two minutes",
+            builds_from=(1, 25),
         ),
     )
 }
@@ -208,16 +217,17 @@ def any_tool(name: str) -> Program | None:
 def need_tool(name: str, engine: Engine) -> Program:
     """Raises Failed. ``engine``: what it is needed for."""
     tool, found = TOOLS[name], any_tool(name)
+    least = max(tool.least, engine.builds_from)
     other = f", or a {engine.name} in PATH" if engine.system else ""
     if found is None:
         raise Failed(
-            f"no {tool.words} was found, which gets {engine.name}: install {tool.needs} "
-            f"(`{tool.remedy}`, where it is new enough){other}"
+            f"no {tool.words} was found, which gets {engine.name}: install {tool.words} "
+            f"{dotted(least)} or newer (`{tool.remedy}`, where it is new enough){other}"
         )
-    if numbers(found.version) < tool.least:
+    if numbers(found.version) < least:
         raise Failed(
             f"{tool.words} {found.version} at {found.path} is too old for {engine.name}: "
-            f"{dotted(tool.least)} or newer"
+            f"{dotted(least)} or newer"
         )
     return found
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imcore.region.model import Idc, Kafka, Region
-from imctl.engines import binaries, etcd, kafka, mm2, mm2_config, tikv
+from imctl.engines import binaries, etcd, kafka, mm2, mm2_config, s3, tikv
 from imctl.target import engines as named
-from imctl.target.engines import ETCD, KAFKA, TIKV, unit
+from imctl.target.engines import ETCD, KAFKA, S3, TIKV, unit
 from imctl.target.places import Places
 
 PD, MM2 = "pd", "mm2"
@@ -81,6 +81,8 @@ class Beside:
         if TIKV in engines and idc.engines.kv.tikv:  # KVs are moved one IDC after the other
             yield self._pd(idc)
             yield self._tikv(idc)
+        if S3 in engines:
+            yield self._s3(idc)
 
     def _data(self, idc: Idc, kind: str) -> Path:
         return self._folder / idc.name / kind
@@ -165,6 +167,25 @@ class Beside:
             command=lambda: store.command(binaries.need("tikv-mock").path),
             healthy=lambda: pd.has_store(),
             kin=(PD,),
+        )  # fmt: skip
+
+    def _s3(self, idc: Idc) -> EngineUnit:
+        name, data, where = unit(idc.name, S3), self._data(idc, S3), idc.engines.blobs.s3
+        assert where is not None
+        server = s3.Server(
+            data,
+            where.endpoint.removeprefix("https://"),
+            self._pki,
+            name,
+            Path(where.credentials_file),
+            where.bucket,
+            where.region,
+        )
+        return EngineUnit(
+            name, idc.name, S3, 0, data,
+            prepare=server.prepare,
+            command=lambda: server.command(binaries.need("versitygw").path),
+            healthy=server.healthy,
         )  # fmt: skip
 
 

@@ -11,12 +11,15 @@ import yaml
 from imcore.errors import BadInput
 from imcore.region.load import load_region
 from imcore.region.model import Engines, Idc, Region
+from imctl.engines.s3 import REGION
 from imctl.errors import Failed
 from imctl.target.places import Places
 
-ETCD, KAFKA, TIKV = KNOWN = ("etcd", "kafka", "tikv")
+ETCD, KAFKA, TIKV, S3 = KNOWN = ("etcd", "kafka", "tikv", "s3")
 # What must be installed for each.
-PROGRAMS = {ETCD: ["etcd"], KAFKA: ["kafka"], TIKV: ["pd", "tikv-mock"]}
+PROGRAMS = {ETCD: ["etcd"], KAFKA: ["kafka"], TIKV: ["pd", "tikv-mock"], S3: ["versitygw"]}
+FILES = "file store"
+BUCKET = "im-files"
 _HEAD = "# The region file of `imctl up`, with the engines that run beside the IDCs.\n"
 
 
@@ -85,7 +88,7 @@ def with_engines(
     """The region file's text, with engines of its own for each IDC: where the file says (the first
     address), else at a free port."""
     document: dict[str, Any] = yaml.safe_load(text)
-    write = {ETCD: _etcd, KAFKA: _kafka, TIKV: _tikv}
+    write = {ETCD: _etcd, KAFKA: _kafka, TIKV: _tikv, S3: _s3}
     for row, idc in zip(document["spec"]["idcs"], region.spec.idcs, strict=True):
         found = dict(row.get("engines") or {})
         for engine in engines:
@@ -140,6 +143,25 @@ def _tikv(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Pl
     found["kv"] = {"tikv": {**tikv, "pd": tikv["pd"][:1]}}
 
 
+def _s3(found: dict[str, Any], region: Region, idc: Idc, pki: Path, places: Places) -> None:
+    """With a user of its own, on TLS, whatever the file says of one that runs already."""
+    s3 = idc.engines.blobs.s3
+    address = s3.endpoint.partition("://")[2] if s3 else ""
+    if ":" not in address:
+        address = places.at(unit(idc.name, S3))
+    prefix = {"prefix": s3.prefix} if s3 and s3.prefix else {}
+    found["blobs"] = {
+        "s3": {
+            "endpoint": f"https://{address}",
+            "bucket": s3.bucket if s3 else BUCKET,
+            "region": s3.region if s3 else REGION,
+            "credentials_file": str(pki / f"{unit(idc.name, S3)}.credentials"),
+            "ca_file": str(pki / "ca.pem"),
+            **prefix,
+        }
+    }
+
+
 def _credentials(pki: Path, idc: Idc) -> dict[str, str]:
     return {
         "ca_file": str(pki / "ca.pem"),
@@ -153,10 +175,13 @@ def certificates(region: Region, engines: Sequence[str]) -> dict[str, list[str]]
     found = {}
     for idc in region.spec.idcs:
         etcd, kafka = idc.engines.registry.etcd, idc.engines.log.kafka
+        s3 = idc.engines.blobs.s3
         if ETCD in engines and etcd:
             found[unit(idc.name, ETCD)] = [_host(etcd.endpoints[0])]
         if KAFKA in engines and kafka:
             found[unit(idc.name, KAFKA)] = sorted({_host(kafka.brokers[0]), "127.0.0.1"})
+        if S3 in engines and s3:
+            found[unit(idc.name, S3)] = [_host(s3.endpoint.removeprefix("https://"))]
     return found
 
 
@@ -173,11 +198,14 @@ def check_same(folder: Path, region: Region) -> None:
     except BadInput:
         return
     before = {idc.name: _behind(idc.engines) for idc in earlier.spec.idcs}
+    if earlier.spec.media is None:  # no files are there that could be lost
+        for behind in before.values():
+            del behind[FILES]
     for idc in region.spec.idcs:
         if not (folder / idc.name / "data").exists() or idc.name not in before:
             continue
         for port, engine in _behind(idc.engines).items():
-            if before[idc.name][port] != engine:
+            if before[idc.name].get(port, engine) != engine:
                 raise Failed(
                     f"the {port} of {idc.name} in {folder} is on {before[idc.name][port]}; start "
                     "it so again, choose another folder with --data, or remove this one"
@@ -191,4 +219,5 @@ def _behind(engines: Engines) -> dict[str, str]:
         "registry": "etcd" if engines.registry.etcd else embedded,
         "log": "Kafka" if engines.log.kafka else embedded,
         "KV": "TiKV" if engines.kv.tikv else embedded,
+        FILES: "S3" if engines.blobs.s3 else embedded,
     }

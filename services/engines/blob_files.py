@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -35,6 +35,12 @@ class FileBlobs:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def look(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
     # ---------------------------------------------------------------------------- uploads
 
@@ -186,6 +192,19 @@ class FileBlobs:
 
     async def notes(self, sha256: str) -> list[str]:
         return await self._run(lambda: self._notes(sha256))
+
+    async def noted(self, names: Collection[str]) -> dict[str, dict[str, bytes]]:
+        def work() -> dict[str, dict[str, bytes]]:
+            found: dict[str, dict[str, bytes]] = {}
+            for shelf in self._disk.list(self._files):
+                for sha256 in self._disk.list(f"{self._files}/{shelf}"):
+                    for name in self._notes(sha256):
+                        if name in names:
+                            data = self._disk.read(self._note(sha256, name))
+                            found.setdefault(sha256, {})[name] = data
+            return found
+
+        return await self._run(work)
 
     async def remove_note(self, sha256: str, name: str) -> None:
         def work() -> None:

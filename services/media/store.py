@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ COPY = "copy"  # a note: it was fetched because somebody asked, and may go
 PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
 SIMILAR_MAX = 100
+COMPARED_AT_ONCE = 4_000  # pictures: half a millisecond
+NEAREST_MAX = 500  # of all users': so many notes are read to find whose they are
 SWEEP_S = 30.0
 IN_USE_S = 60.0  # so long after it was read last a copy does not go
 EVICTIONS = 200  # looked at in one sweep, each of which asks other IDCs
@@ -152,6 +155,7 @@ class MediaStore:
         self._copies: dict[str, float] = {}  # when each was used last, by hash
         self._stored = 0  # bytes, those of uploads under way as declared
         self._ready = False
+        self.alarm = ""  # why files cannot be had, as far as it was looked
         self._locks = Locks()
         self._fetches: dict[MediaName, asyncio.Task[Record]] = {}
 
@@ -162,13 +166,17 @@ class MediaStore:
         try:
             while True:
                 try:
+                    await self._blobs.look()
                     if not self._ready:
                         await self.load()
                     await self.sweep()
                     await self.evict()
+                    self.alarm = ""
                 except ImError as error:
-                    log.warning("files cannot be looked at now: %s", error)
-                await asyncio.sleep(SWEEP_S if self._ready else 1.0)
+                    if self.alarm != (alarm := f"files cannot be looked at now: {error}"):
+                        log.warning("%s", alarm)
+                    self.alarm = alarm
+                await asyncio.sleep(1.0 if self.alarm else SWEEP_S)
         finally:
             for task in self._fetches.values():
                 task.cancel()
@@ -182,11 +190,12 @@ class MediaStore:
                 self._uploads[name] = Upload.from_json(found.note)
             except ValueError:
                 await self._blobs.abandon(name)
-        for sha256 in self._sizes:
-            note = await self._blobs.note(sha256, PICTURE)
-            if note is not None:
-                self._pictures[sha256] = Picture.from_json(note)
-            if await self._blobs.note(sha256, COPY) is not None:
+        for sha256, notes in (await self._blobs.noted({PICTURE, COPY})).items():
+            if sha256 not in self._sizes:
+                continue  # of an upload that never came to its end
+            if PICTURE in notes:
+                self._pictures[sha256] = Picture.from_json(notes[PICTURE])
+            if COPY in notes:
                 self._copies[sha256] = self._clock.now()
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
@@ -581,11 +590,15 @@ class MediaStore:
         picture = self._pictures.get(name.sha256, NO_PICTURE)
         if not picture.width:
             raise Refused(Code.NOT_FOUND, "this file is no picture that can be compared")
-        near = sorted(
-            (differs, sha256)
-            for sha256, other in self._pictures.items()
-            if other.width and (differs := distance(picture.dhash, other.dhash)) <= most
-        )
+        near: list[tuple[int, str]] = []
+        names = list(self._pictures)
+        for start in range(0, len(names), COMPARED_AT_ONCE):
+            for sha256 in names[start : start + COMPARED_AT_ONCE]:
+                other = self._pictures.get(sha256, NO_PICTURE)  # it may be gone meanwhile
+                if other.width and (differs := distance(picture.dhash, other.dhash)) <= most:
+                    near.append((differs, sha256))
+            await asyncio.sleep(0)  # whatever else waits has its turn
+        near = heapq.nsmallest(NEAREST_MAX, near)
         found: list[tuple[int, str, MediaRef]] = []
         for differs, sha256 in near:
             for note in await self._blobs.notes(sha256):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from imcore.errors import BadInput, ImError, NotTrusted, OutcomeUnknown, Unavailable
-from imcore.region.model import Etcd, Kafka, KvEngine
-from imcore.region.rules import kv_prefix, registry_prefix
+from imcore.region.model import S3, Etcd, Kafka, KvEngine
+from imcore.region.rules import blobs_prefix, kv_prefix, registry_prefix
 from imcore.runtime import Clock, Random
 from services.control.caspaxos import Proposer
+from services.engines.blob_files import FileBlobs
 from services.engines.disk import Disk
 from services.engines.etcd.client import EtcdSettings
 from services.engines.etcd.registry import EtcdRegistry
@@ -27,18 +29,23 @@ from services.engines.kafka.settings import KafkaSettings
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
 from services.engines.registry_store import RegistryStore
+from services.engines.s3.blobs import S3Blobs
+from services.engines.s3.client import S3Client, S3Settings
+from services.engines.s3.signing import Credentials
 from services.engines.tikv.client import TikvSettings
 from services.engines.tikv.kv import TikvKv
 from services.im.keys import SCANNED_DOWN
 from services.node.config import NodeConfig
 from services.node.kv_moves import KvEngines
-from services.ports import Kv, LogStore, Registry
+from services.ports import Blobs, Kv, LogStore, Registry
 
 log = logging.getLogger("im.engines")
 T = TypeVar("T")
 
 ETCD_START_S = 10.0
 STORE_START_S = 60.0
+S3_START_S = 3.0
+BLOB_THREADS = 2  # of files on the own disk
 RETRY_S = 0.5
 LOOK_S = 1.0
 
@@ -119,6 +126,67 @@ def kafka_settings(kafka: Kafka) -> KafkaSettings:
         min_insync_replicas=kafka.min_insync_replicas,
         durability=kafka.durability,
     )
+
+
+async def open_blobs(
+    config: NodeConfig,
+    disk: Disk,
+    clock: Clock,
+    executor: Callable[[int, str], Executor],
+    stack: contextlib.AsyncExitStack,
+) -> Blobs:
+    """Closed by ``stack``. A bucket that does not answer keeps nobody from starting: messages need
+    no files. Raises BadInput, NotTrusted."""
+    s3 = config.idc.engines.blobs.s3
+    if s3 is None:
+        threads = executor(BLOB_THREADS, "media")
+        stack.callback(threads.shutdown, wait=False)
+        return FileBlobs(str(config.data / "media"), disk, threads)
+    prefix = blobs_prefix(config.region, config.idc)
+    settings = await asyncio.to_thread(s3_settings, s3, config.idc.name, prefix)
+    blobs = S3Blobs(await asyncio.to_thread(S3Client, settings, clock))
+    stack.push_async_callback(blobs.close)
+    try:
+        async with asyncio.timeout(S3_START_S):
+            await blobs.look()
+        log.info("the files of %s are in %s/%s", settings.idc, settings.endpoint, settings.bucket)
+    except NotTrusted:
+        raise
+    except (TimeoutError, Unavailable) as error:
+        said = str(error) or f"the S3 at {settings.endpoint} does not answer"
+        log.error("%s starts without its files: %s", settings.idc, said)
+    return blobs
+
+
+def s3_settings(s3: S3, idc: str, prefix: str) -> S3Settings:
+    """Reads the credentials file. Raises BadInput."""
+    return S3Settings(
+        idc=idc,
+        endpoint=s3.endpoint,
+        bucket=s3.bucket,
+        region=s3.region,
+        prefix=prefix,
+        credentials=_credentials(s3.credentials_file),
+        ca_file=s3.ca_file,
+    )
+
+
+def _credentials(path: str) -> Credentials:
+    """As AWS's tools write them. What the file has is in no message."""
+    text = (_read(path, "blobs.s3") or b"").decode(errors="replace")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text)
+        section = parser["default"]
+        found = Credentials(section["aws_access_key_id"], section["aws_secret_access_key"])
+    except (configparser.Error, KeyError):
+        found = Credentials("", "")
+    if not found.access_key or not found.secret_key:
+        raise BadInput(
+            f"{path}: expected `[default]` with `aws_access_key_id = ...` and "
+            "`aws_secret_access_key = ...`, got something else, not shown here (engines.blobs.s3)"
+        )
+    return found
 
 
 async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitStack) -> KvEngines:

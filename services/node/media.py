@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -16,7 +15,6 @@ from imcore.media import MediaName
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import caller_name
-from services.engines.blob_files import FileBlobs
 from services.media.pictures import Pictures, available
 from services.media.server import MediaApi
 from services.media.stickers import Stickers
@@ -33,7 +31,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 CHUNK_BYTES = 256 * 1024
 FIND_S = 2.0
 CHUNK_S = 10.0  # for the next chunk of another IDC
-THREADS = 2
 STICKERS = "stickers"  # the register
 
 
@@ -156,14 +153,11 @@ def _found(record: Record | None) -> peer.MediaFound:
     return peer.MediaFound(exists=True, record=record.to_json())
 
 
-def open_media(node: Node, stack: AsyncExitStack) -> tuple[MediaStore, MediaApi] | None:
+def open_media(node: Node) -> tuple[MediaStore, MediaApi] | None:
     """None: the region file has no files."""
-    spec = node.config.region.spec
-    if spec.media is None:
+    spec, blobs = node.config.region.spec, node.blobs
+    if spec.media is None or blobs is None:
         return None
-    executor = node.outside.executor(THREADS, "media")
-    stack.callback(executor.shutdown, wait=False)
-    blobs = FileBlobs(str(node.config.data / "media"), node.disk, executor)
     peers = {idc: PeerMedia(idc, node.channels[idc]) for idc in node.config.peer_idcs()}
     look = Pictures().look if available() else None
     if look is None:

@@ -50,6 +50,7 @@ from services.node.config import NodeConfig
 from services.node.cuts import CutChannel, Cuts, HeldCalls
 from services.node.engines import (
     mirror_lag,
+    open_blobs,
     open_kv,
     open_log_store,
     open_registry,
@@ -77,7 +78,7 @@ from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.node.users import UsersService
 from services.node.webhooks import Webhooks
-from services.ports import Registry
+from services.ports import Blobs, Registry
 from services.route.live import TURN_S, LiveRoutes
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
@@ -128,6 +129,7 @@ class Node:
         self.monitor = of_node(self)
         self.serving = False
         self.webhooks: Webhooks | None = None  # once it serves
+        self.blobs: Blobs | None = None  # if the region has files
         self.media: tuple[MediaStore, MediaApi] | None = None  # likewise, if the region has files
         self.again = False  # the process is to start its roles again
         self._awaited: dict[tuple[Origin, int], int] = {}
@@ -215,6 +217,10 @@ class Node:
     async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
         data, spec = self.config.data, self.config.region.spec
         registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
+        if spec.media is not None:
+            self.blobs = await open_blobs(
+                self.config, self.disk, self.clock, self.outside.executor, stack
+            )
         self.store = await open_log_store(
             self.config, self.disk, self.rng, self.outside.executor, stack
         )
@@ -587,7 +593,7 @@ class Node:
         self.webhooks = Webhooks(self, stack)
         for feed in self.webhooks.feeds:
             self._spawn(f"webhook {feed.name}", feed.run())
-        self.media = open_media(self, stack)
+        self.media = open_media(self)
         if self.media is not None:
             self.media_service.store = self.media[0]
             self._spawn("media", self.media[0].run())

@@ -130,6 +130,8 @@ class Status:
         if node.mirror_lag is not None:
             alarms += silent(node.idc, node.mirror_lag.figures())
         alarms += node.logs_service.alarms()
+        if node.media is not None and node.media[0].alarm:
+            alarms.append(node.media[0].alarm)
         if node.webhooks is not None:
             alarms += node.webhooks.alarms()
         now = utc_now(node.clock.wall_ms())

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from imcore.errors import DiskFull
+from imcore.runtime import SystemClock
+from imctl.testing.s3 import S3Process
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import Disk, RealDisk
+from services.engines.s3.blobs import S3Blobs
+from services.engines.s3.client import S3Client
 from services.ports import Blobs
 from services.sim.disk import SimDisk
 
@@ -26,14 +31,34 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-@pytest.fixture(params=["files", "simulated-disk"])
+DISKS = ["files", "simulated-disk"]
+ADAPTERS = [*DISKS, "s3"]
+
+
+@pytest.fixture
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
     return RealDisk() if request.param == "files" else SimDisk(tmp_path, "contract")
 
 
-@pytest.fixture
-def opened(disk: Disk, tmp_path: Path, threads: ThreadPoolExecutor) -> Open:
-    return lambda: FileBlobs(str(tmp_path / "media"), disk, threads)
+@pytest.fixture(params=ADAPTERS)
+async def opened(
+    request: pytest.FixtureRequest, tmp_path: Path, threads: ThreadPoolExecutor
+) -> AsyncIterator[Open]:
+    if request.param != "s3":
+        disk = RealDisk() if request.param == "files" else SimDisk(tmp_path, "contract")
+        yield lambda: FileBlobs(str(tmp_path / "media"), disk, threads)
+        return
+    process: S3Process = request.getfixturevalue("s3_process")
+    settings = process.settings(f"contract/{secrets.token_hex(4)}/")
+    lives: list[S3Blobs] = []
+
+    def again() -> Blobs:
+        lives.append(S3Blobs(S3Client(settings, SystemClock())))
+        return lives[-1]
+
+    yield again
+    for life in lives:
+        await life.close()
 
 
 async def stored(blobs: Blobs, data: bytes = DATA) -> str:
@@ -77,6 +102,17 @@ async def test_other_bytes_than_were_named_are_no_file(opened: Open) -> None:
     await blobs.put("u", 0, DATA + b"x")
     assert not await blobs.complete("u", SHA)
     assert (await blobs.uploads(), await blobs.files()) == ({}, {})
+
+
+async def test_other_bytes_than_a_stored_file_has_are_not_taken_for_it(opened: Open) -> None:
+    blobs = opened()
+    await stored(blobs)
+    for other in (DATA[:-1] + b"x", b""):
+        await blobs.begin("u", b"")
+        await blobs.put("u", 0, other)
+        assert not await blobs.complete("u", SHA)
+    assert (await blobs.uploads(), await blobs.files()) == ({}, {SHA: len(DATA)})
+    assert await blobs.read(SHA, 0, len(DATA)) == DATA
 
 
 async def test_ranges_end_with_the_file(opened: Open) -> None:
@@ -129,8 +165,48 @@ async def test_what_is_deleted_or_abandoned_is_gone(opened: Open) -> None:
     assert await blobs.uploads() == {}
 
 
-async def test_a_full_disk_refuses_and_changes_nothing(opened: Open, disk: Disk) -> None:
+async def test_all_notes_of_a_name_are_found_at_once(opened: Open) -> None:
     blobs = opened()
+    assert await blobs.noted({"a", "b"}) == {}
+    other = await stored(blobs, b"other")
+    await stored(blobs)
+    await blobs.write_note(SHA, "a", b"1")
+    await blobs.write_note(SHA, "b", b"")
+    await blobs.write_note(SHA, "key.c", b"3")
+    await blobs.write_note(other, "b", b"4")
+    assert await opened().noted({"a", "b"}) == {SHA: {"a": b"1", "b": b""}, other: {"b": b"4"}}
+
+
+async def test_what_is_begun_again_has_nothing_of_what_was_abandoned(opened: Open) -> None:
+    blobs = opened()
+    await blobs.begin("u", b"first")
+    await blobs.put("u", 0, b"other bytes")
+    await blobs.abandon("u")
+    await blobs.begin("u", b"second")
+    assert await blobs.uploaded("u") == 0
+    assert await opened().uploads() == {"u": (b"second", 0)}
+    await blobs.put("u", 0, DATA)
+    assert await blobs.complete("u", SHA)
+
+
+async def test_an_upload_of_many_chunks_is_one_file(opened: Open) -> None:
+    blobs = opened()
+    data = DATA * 100
+    sha256 = hashlib.sha256(data).hexdigest()
+    await blobs.begin("u", b"")
+    for at in range(0, len(data), 30_000):
+        await blobs.put("u", at, data[at : at + 30_000])
+    assert await opened().uploaded("u") == len(data)
+    assert await blobs.complete("u", sha256)
+    assert await opened().files() == {sha256: len(data)}
+    assert await opened().read(sha256, 29_990, 50_000) == data[29_990:79_990]
+
+
+@pytest.mark.parametrize("disk", DISKS, indirect=True)
+async def test_a_full_disk_refuses_and_changes_nothing(
+    disk: Disk, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    blobs = FileBlobs(str(tmp_path / "media"), disk, threads)
     await blobs.begin("u", b"")
     await blobs.put("u", 0, DATA[:1000])
     disk.faults.full = True

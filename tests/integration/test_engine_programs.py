@@ -200,4 +200,6 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     assert "got 'redis'" in told.stderr
     told = imctl("engines", "install", "redis", path=tmp_path, cache=tmp_path)
     assert told.returncode == 2
-    assert told.stderr == "error: expected one of etcd, kafka, pd, tikv-mock, got 'redis'\n"
+    assert (
+        told.stderr == "error: expected one of etcd, kafka, pd, tikv-mock, versitygw, got 'redis'\n"
+    )

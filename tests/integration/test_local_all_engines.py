@@ -21,7 +21,7 @@ from imctl.target.places import Places
 from imctl.testing.lab import lab_region
 
 UNITS = {f"{idc}-{kind}" for idc in ("fra", "iad", "sin") for kind in
-         ("etcd", "kafka", "mm2", "pd", "tikv")}  # fmt: skip
+         ("etcd", "kafka", "mm2", "pd", "s3", "tikv")}  # fmt: skip
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ async def test_all_start_share_the_faults_of_their_idc_and_end(
         found.wipe("fra-pd")
     found.kill("fra")
     assert {name for name, state in states(found).items() if state == "gone"} == of("fra")
-    for kind in ("etcd", "kafka", "pd", "tikv"):
+    for kind in ("etcd", "kafka", "pd", "s3", "tikv"):
         assert any((target.data / "fra" / kind).iterdir())
     found.wipe("fra-tikv")
     assert not (target.data / "fra" / "pd").exists() and (target.data / "fra" / "kafka").exists()
@@ -77,7 +77,8 @@ async def test_all_start_share_the_faults_of_their_idc_and_end(
         await startup.wait_serving(found, [name], lambda name, serving: None)
     found.kill("fra")
     found.wipe("fra")
-    assert not any((target.data / "fra" / kind).exists() for kind in ("etcd", "kafka", "pd", "mm2"))
+    kinds = ("etcd", "kafka", "pd", "mm2", "s3")
+    assert not any((target.data / "fra" / kind).exists() for kind in kinds)
 
     left = dict(found._run.processes)
     began = time.monotonic()

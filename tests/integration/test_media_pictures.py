@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -17,13 +18,14 @@ from PIL import Image, ImageDraw
 
 from imcore.attest import RegionKeys
 from imcore.errors import Code, Refused
-from imcore.media import Declared, MediaRef
+from imcore.media import Declared, MediaName, MediaRef
 from imcore.region.model import Media, Messages
 from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.pictures import Pictures
-from services.media.store import Begun, MediaStore
+from services.media.store import COMPARED_AT_ONCE, NEAREST_MAX, Begun, MediaStore
+from services.media.words import Picture, Record
 
 
 def drawn(seed: int, size: tuple[int, int] = (400, 300)) -> Image.Image:
@@ -144,3 +146,48 @@ async def test_the_program_says_nothing_but_its_answer() -> None:
     document = json.loads(looked.picture.to_json())
     assert (document["width"], document["height"]) == (400, 300)
     assert 0 < document["dhash"] < 1 << 64
+
+
+async def test_many_pictures_are_compared_as_one_by_one_and_others_have_their_turn(
+    store: Store,
+) -> None:
+    rng = random.Random(3)
+    count = 5 * COMPARED_AT_ONCE + 17
+    pictures = {}
+    for _ in range(count):
+        near = sum(1 << rng.randrange(64) for _ in range(rng.randrange(16)))
+        dhash = near % (1 << 64) if rng.random() < 0.02 else rng.getrandbits(64)
+        pictures[rng.randbytes(32).hex()] = Picture(4, 3, dhash)
+    ref = await store.upload(encoded(drawn(1)))
+    store._pictures.update(pictures)
+    store._pictures[ref.named.sha256] = Picture(4, 3, 0)
+    looked: list[str] = []
+
+    async def notes(sha256: str) -> list[str]:
+        looked.append(sha256)
+        return []
+
+    async def find(name: MediaName) -> Record:  # without a wait, in which others had their turn
+        return Record("ann", 1, "image/png")
+
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    store._blobs.notes = notes  # type: ignore[method-assign]
+    store.find = find  # type: ignore[method-assign]
+    others = asyncio.create_task(turn())
+    assert await store.similar("ann", False, ref.named, 14) == []
+    others.cancel()
+    assert turns >= 5
+    rows = sorted((one.dhash.bit_count(), sha256) for sha256, one in store._pictures.items())
+    wanted = [sha256 for differs, sha256 in rows if differs <= 14]
+    assert 100 < len(wanted) <= NEAREST_MAX
+    assert looked == wanted
+    looked.clear()
+    await store.similar("ann", False, ref.named, 32)
+    assert looked == [sha256 for _, sha256 in rows[:NEAREST_MAX]]

@@ -82,6 +82,32 @@ def test_only_what_is_asked_for_is_run(tmp_path: Path) -> None:
     assert sorted(beside.names[3:]) == ["fra-tikv", "iad-tikv", "sin-tikv"]
 
 
+def test_every_idc_gets_a_bucket_of_its_own(tmp_path: Path) -> None:
+    given = {"endpoint": "https://127.0.0.1:19000", "bucket": "ours", "credentials_file": "/c"}
+    text = with_fra(blobs={"s3": given | {"prefix": "mine"}})
+    copy, region, places = written(tmp_path, text, ("s3",))
+    found = [idc.engines.blobs.s3 for idc in region.spec.idcs]
+    fra, iad, _ = found
+    assert fra and (fra.endpoint, fra.bucket, fra.prefix) == (given["endpoint"], "ours", "mine")
+    assert iad and (iad.bucket, iad.prefix) == ("im-files", None)
+    assert len({one.endpoint for one in found if one}) == 3
+    assert iad.credentials_file == str(tmp_path / "pki" / "iad-s3.credentials")
+    assert engines.certificates(region, ("s3",)) == {
+        f"{name}-s3": ["127.0.0.1"] for name in hosts_of(region)
+    }
+    assert written(tmp_path, copy, ("s3",))[0] == copy  # the copy may be started too
+    assert Beside(region, tmp_path, tmp_path / "pki", ("s3",), places).names == [
+        "fra-s3", "iad-s3", "sin-s3"
+    ]  # fmt: skip
+
+
+def test_a_bucket_that_is_elsewhere_gives_way_to_one_here(tmp_path: Path) -> None:
+    given = {"endpoint": "https://s3.example", "bucket": "ours", "credentials_file": "/c"}
+    _, region, places = written(tmp_path, with_fra(blobs={"s3": given}), ("s3",))
+    fra = region.spec.idcs[0].engines.blobs.s3
+    assert fra and fra.endpoint == f"https://{places.at('fra-s3')}"
+
+
 def test_mirrormakers_start_after_every_broker_and_end_before(tmp_path: Path) -> None:
     _, region, places = written(tmp_path)
     beside = Beside(region, tmp_path, tmp_path / "pki", ALL, places)
@@ -160,8 +186,21 @@ def test_data_are_never_started_on_another_engine(tmp_path: Path) -> None:
         engines.check_same(tmp_path, kafka_only)
 
 
+def test_files_stay_where_they_are_once_there_are_any(tmp_path: Path) -> None:
+    s3 = {"endpoint": "https://s3", "bucket": "im-1", "credentials_file": "/c"}
+    inside, outside = THREE, with_fra(blobs={"s3": s3})
+    (tmp_path / "fra" / "data").mkdir(parents=True)
+    (tmp_path / "region.yaml").write_text(inside)
+    engines.check_same(tmp_path, parsed(outside + "  media: {}\n"))
+    (tmp_path / "region.yaml").write_text(inside + "  media: {}\n")
+    with pytest.raises(Failed, match=r"the file store of fra in .* is on the embedded engine"):
+        engines.check_same(tmp_path, parsed(outside + "  media: {}\n"))
+
+
 def test_an_engine_that_there_is_not_is_refused() -> None:
     assert engines.chosen("etcd, kafka,etcd") == ("etcd", "kafka")
     assert engines.chosen("") == ()
-    with pytest.raises(BadInput, match="--engines: expected some of etcd, kafka, tikv, got 'mm2'"):
+    with pytest.raises(
+        BadInput, match="--engines: expected some of etcd, kafka, tikv, s3, got 'mm2'"
+    ):
         engines.chosen("kafka,mm2")

@@ -8,9 +8,10 @@ import pytest
 
 from imcore.errors import BadInput
 from imcore.region.load import check_text
-from imcore.region.model import Etcd, Region
-from imcore.region.rules import kv_prefix, registry_prefix
-from services.node.engines import etcd_settings
+from imcore.region.model import S3, Etcd, Region
+from imcore.region.rules import blobs_prefix, kv_prefix, registry_prefix
+from services.engines.s3.signing import Credentials
+from services.node.engines import etcd_settings, s3_settings
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 ENDPOINTS = {"fra": 'metrics: "127.0.0.1:17103"}\n', "iad": 'metrics: "127.0.0.1:17203"}\n'}
@@ -236,6 +237,95 @@ def test_no_two_idcs_share_topics_or_keys() -> None:
     assert any(
         "a log of its own, got e:1 with the prefix im., which fra has" in one for one in found
     )
+
+
+BUCKET = "endpoint: 'https://s3:9000', bucket: im-1, credentials_file: /etc/s3"
+
+
+def with_buckets(fra: str, iad: str = BUCKET, media: str = "") -> str:
+    found = with_engines(fra=f"{{blobs: {{s3: {{{fra}}}}}}}", iad=f"{{blobs: {{s3: {{{iad}}}}}}}")
+    return found + (f"  media: {{{media}}}\n" if media else "")
+
+
+def test_buckets_are_read_with_all_that_they_need() -> None:
+    loaded = check_text(with_buckets(BUCKET), "r.yaml")
+    assert loaded.region is not None, loaded.problems
+    fra, iad, sin = loaded.region.spec.idcs
+    s3 = fra.engines.blobs.s3
+    assert s3 is not None and (s3.endpoint, s3.region) == ("https://s3:9000", "us-east-1")
+    assert sin.engines.blobs.s3 is None
+    assert blobs_prefix(loaded.region, iad) == "imctl/three-idc/iad/"
+
+
+@pytest.mark.parametrize(
+    ("fra", "says"),
+    [
+        ("bucket: im-1, credentials_file: /s", "add `endpoint:`"),
+        (
+            BUCKET.replace("https://s3:9000", "s3:9000"),
+            "blobs.s3.endpoint: expected https://HOST:PORT",
+        ),
+        (
+            BUCKET.replace("https://s3:9000", "https://a:b@s3:9000"),
+            "blobs.s3.endpoint: expected https://HOST:PORT",
+        ),
+        (
+            BUCKET.replace("https://s3:9000", "https://s3/im"),
+            "blobs.s3.endpoint: expected https://HOST:PORT",
+        ),
+        (BUCKET.replace("bucket: im-1", "bucket: I"), "blobs.s3.bucket: expected a bucket"),
+        (BUCKET.replace("/etc/s3", "SECRET"), "got something else, not shown here"),
+        (BUCKET + ", secret_key: x", "the unknown field"),
+        (
+            BUCKET.replace("https", "http") + ", ca_file: /ca",
+            "blobs.s3.ca_file: expected an `endpoint: https://...` beside it, got http://s3:9000",
+        ),
+    ],
+)
+def test_a_mistake_about_a_bucket_is_named(fra: str, says: str) -> None:
+    found = check_text(with_buckets(fra), "r.yaml").problems
+    assert len(found) == 1 and says in found[0] and "SECRET" not in found[0], found
+
+
+def test_no_two_idcs_share_keys_of_a_bucket() -> None:
+    shared = f"{BUCKET}, prefix: im"
+    (found,) = check_text(with_buckets(shared, shared), "r.yaml").problems
+    assert "a place for files of its own, got https://s3:9000/im-1 with the prefix im/" in found
+
+
+def test_a_file_in_a_bucket_is_no_larger_than_one_object_may_be() -> None:
+    most = 5 << 30
+    assert check_text(with_buckets(BUCKET, media=f"bytes_max: {most}"), "r.yaml").region
+    (found,) = check_text(with_buckets(BUCKET, media=f"bytes_max: {most + 1}"), "r.yaml").problems
+    assert "spec.media.bytes_max: expected at most 5368709120" in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "SECRET", "[other]\na = SECRET\n", "[default]\naws_access_key_id = a\n",
+     "[default]\naws_access_key_id =\naws_secret_access_key = SECRET\n", "[default\nSECRET\n"],
+)  # fmt: skip
+def test_a_credentials_file_that_is_none_is_said_without_what_it_has(
+    tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(text)
+    s3 = S3(endpoint="https://s3", bucket="im-1", credentials_file=str(file))
+    with pytest.raises(BadInput, match=r"credentials: expected `\[default\]` with") as raised:
+        s3_settings(s3, "fra", "p/")
+    assert "SECRET" not in str(raised.value) and raised.value.__cause__ is None
+
+
+def test_a_credentials_file_is_as_aws_tools_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(
+        "# of the bucket\n[other]\nregion = x\n[default]\naws_access_key_id = AKIA1\n"
+        "aws_secret_access_key = a%b/c+d==\n"
+    )
+    s3 = S3(endpoint="https://s3", bucket="im-1", credentials_file=str(file))
+    settings = s3_settings(s3, "fra", "p/")
+    assert settings.credentials == Credentials("AKIA1", "a%b/c+d==")
+    assert "a%b" not in repr(settings)
 
 
 def test_secrets_are_read_from_files_and_never_shown(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Blobs on a store that speaks S3."""
