@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from imcore.errors import ImError
 from imcore.runtime import Clock
 from imctl import admin
+from imctl.errors import Failed
 from imctl.statusview import document_of
 from imctl.target.local import LINKPROXY, Local
 
@@ -33,10 +35,23 @@ class Looker:
         ages = {name: now - at for name, (at, _) in self._last.items() if name in found}
         units = self._target.units()
         document = document_of(self._target.region, units, found, links, ages)
+        document["rolling"] = await asyncio.to_thread(self._rolling)
         for name, idc in document["idcs"].items():
             if "error" in idc and name in self._last:
                 idc["last"] = self._last[name][1]
         return document
+
+    def _rolling(self) -> dict[str, str]:
+        """Gateways in pods of their own that are on their way, by their IDC. An API server that
+        does not answer says nothing of them."""
+        found = {}
+        for idc in self._target.region.spec.idcs:
+            if not self._target.on_pods or not self._target.fronts_of(idc.name):
+                continue
+            with contextlib.suppress(Failed):
+                if rolling := self._target.rolling(idc.name):
+                    found[idc.name] = rolling.why
+        return found
 
     async def _ask(self, name: str) -> dict[str, Any] | ImError:
         try:

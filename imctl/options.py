@@ -35,4 +35,13 @@ Engines = Annotated[
     ),
 ]
 RegionFile = Annotated[Path, typer.Argument(metavar="FILE", help="The region file.")]
+SitesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--sites",
+        metavar="SITES",
+        help="On Kubernetes: where each part runs, and with what [default: as it runs].",
+        show_default=False,
+    ),
+]
 IdcName = Annotated[str, typer.Argument(metavar="IDC", help="The name of an IDC.")]

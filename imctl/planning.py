@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from imcore.errors import BadInput
@@ -37,8 +38,10 @@ def running(folder: Path) -> Local | None:
 
 def fields_of(target: Local, wanted: str) -> Plan:
     """The differences alone: no IDC is asked."""
-    has = {name: target.region_named(target.region_of(name)) for name in _units(target)}
+    units = _units(target)
+    has = {name: target.region_named(target.region_of(name)) for name in units}
     found = changes_of(target.region_named(wanted), has, target.region, target.engines_here)
+    found += target.site_changes(wanted, units)
     return Plan(target.region.metadata.name, True, tuple(found))
 
 
@@ -52,13 +55,14 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
         names = ", ".join(order) or "none, for nothing is restarted"
         raise BadInput(f"--canary: expected one that is restarted ({names}), got {canary!r}")
     has, new, now_ms = target.region, target.region_named(wanted), clock.wall_ms()
-    heard = [idc for idc in order if idc in evidence.idcs]
+    restarted = replace(plan, order=order).restarted
+    heard = [idc for idc in restarted if idc in evidence.idcs]
     loads = [away_by(idc, policy, has, new, evidence, now_ms) for idc in heard]
     silent = [idc for idc in order if idc in control.idcs and idc not in evidence.idcs]
     voters, answering = len(control.voters), len(control.voters) - len(control.idcs)
     answering += len(evidence.idcs)
     warnings = await asyncio.to_thread(target.objections, wanted, order)
-    if order and answering - 1 <= voters // 2:
+    if restarted and answering - 1 <= voters // 2:
         warnings.append(
             f"while one restarts, {answering - 1} of {voters} registries answer: no policy can "
             "change, and no failover happens, in that time"

@@ -18,7 +18,9 @@ from imctl.rollout.record import Rollout
 
 ROWS = 15
 VALUE_WIDTH, VALUE_MAX = 18, 80
-_COLOURS = {Takes.NOTHING: "green", Takes.RESTART: "yellow", Takes.FIXED: "red"}
+_COLOURS = {
+    Takes.NOTHING: "green", Takes.IN_PLACE: "green", Takes.RESTART: "yellow", Takes.FIXED: "red",
+}  # fmt: skip
 
 
 def changes_view(plan: Plan) -> RenderableType:
@@ -45,7 +47,7 @@ def plan_view(plan: Plan) -> RenderableType:
     elif plan.order:
         first, *others = plan.order
         order = ", ".join([f"{first} (canary)" if others else first, *others])
-        parts.append(f"\norder: {order}; each is emptied, restarted, given back, watched")
+        parts.append(f"\norder: {order}; {_turns(plan)}")
     if plan.away:
         parts += ["\nwhile it is away (sessions, messages/s; of what headroom allows)"]
         parts += [_load(plan.away)]
@@ -56,6 +58,17 @@ def plan_view(plan: Plan) -> RenderableType:
     ]
     parts += [Text(f"! {said}", style="red") for said in plan.warnings]
     return Group(*parts)
+
+
+def _turns(plan: Plan) -> str:
+    """What happens to a unit in its turn."""
+    stays = [unit for unit in plan.order if unit not in plan.restarted]
+    restart = "each is emptied, restarted, given back, watched"
+    if not stays:
+        return restart
+    if not plan.restarted:
+        return "each goes on with its clients, and is watched"
+    return f"{', '.join(stays)} with its clients; of the others {restart}"
 
 
 def _values(before: Any, after: Any) -> tuple[str, str]:
@@ -80,6 +93,8 @@ def _takes(change: Change) -> Text:
     words = str(change.takes)
     if change.takes is Takes.RESTART:
         words = f"restart of {', '.join(change.units)}"
+    elif change.takes is Takes.IN_PLACE:
+        words = f"in place at {', '.join(change.units)}"
     elif change.takes is Takes.FIXED:
         words = f"not changeable: {change.reason}"
     return Text(words, style=_COLOURS[change.takes])

@@ -12,8 +12,9 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
+from imctl.target.base import FRONT
 from imctl.target.beside import MM2
-from imctl.target.local import FRONT, LINKPROXY, Local
+from imctl.target.local import LINKPROXY, Local
 
 MIRRORS_S = 120.0  # theirs take a core for some seconds to start
 POLL_S = 0.1
@@ -26,25 +27,31 @@ async def wait_serving(target: Local, names: Sequence[str], progress: Progress) 
     await _wait_for_engines(target, [name for name in names if name in target.engine_names()])
     ours = {name.partition(FRONT)[0] for name in names}  # a front serves by its IDC
     waiting = [name for name in target.names() if name in ours and name != LINKPROXY]
+    late: dict[str, str] = {}
     try:
         async with asyncio.timeout(target.starts_s):
             while waiting:
                 target.check_alive([*waiting, *_fronts(target, waiting)])
                 found = await admin.statuses(target, waiting, timeout_s=1.0)
                 for name, document in found.items():
-                    if serving(document) and linked(target, name, document):
+                    if not (serving(document) and linked(target, name, document)):
+                        continue
+                    slow = await asyncio.to_thread(target.rolling, name)
+                    late[name] = f"; its gateways: {slow.why}" if slow else ""
+                    if slow is None:
                         waiting.remove(name)
                         for one in (name, *target.fronts_of(name)):
                             progress(one, True)
                 if waiting:
                     await asyncio.sleep(POLL_S)
     except TimeoutError:
-        raise _late(target, waiting, target.starts_s) from None
+        why = "".join(late.get(name, "") for name in waiting)
+        raise _late(target, waiting, target.starts_s, why) from None
 
 
-def _late(target: Local, names: Sequence[str], timeout_s: float) -> Failed:
+def _late(target: Local, names: Sequence[str], timeout_s: float, why: str = "") -> Failed:
     logs = ", ".join(str(target.log_file(name)) for name in names)
-    return Failed(f"{', '.join(names)} did not serve within {timeout_s:g} s; see {logs}")
+    return Failed(f"{', '.join(names)} did not serve within {timeout_s:g} s{why}; see {logs}")
 
 
 def serving(document: dict[str, Any] | ImError) -> bool:
@@ -122,7 +129,7 @@ def _flows(document: dict[str, Any]) -> bool:
 
 async def _start(target: Local, name: str, progress: Progress) -> None:
     progress(name, False)
-    if name not in _running(target):
+    if not {name, *target.fronts_of(name)} <= _running(target):
         target.start([name])
     await asyncio.sleep(0)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from imcore.errors import ImError
 from imcore.region.model import Region
-from imctl.target.base import Unit
+from imctl.target.base import FRONT, Unit
 
 COLOURS = {
     "active": "green",
@@ -201,13 +201,19 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
         clock = idc.get("clock", {})
         if clock.get("skewed"):
             said.append(f"its clock is {clock.get('offset_ms', 0):+.0f} ms off")
+        if rolling := document.get("rolling", {}).get(name):
+            said.append(f"its gateways are on their way: {rolling}")
         if said:
             found.append(f"{name}: {', '.join(said)}")
     others = [name for name in document["processes"] if name not in document["idcs"]]
     states = {name: process_of(document, name) for name in others}  # link proxy, witness, engines
     found += [f"{name}: {state}" for name, state in states.items() if state != "running"]
     known = {"linkproxy", document["witness_name"]}
-    engines = [name for name in others if name not in known and states[name] == "running"]
+    engines = [
+        name
+        for name in others
+        if name not in known and FRONT not in name and states[name] == "running"
+    ]
     return [*found, f"engines: {', '.join(engines)}"] if engines else found
 
 

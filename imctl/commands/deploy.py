@@ -19,9 +19,9 @@ from imctl import deployment, roles, startup
 from imctl.commands.lifecycle import progress
 from imctl.commands.plan import Canary, look
 from imctl.errors import Aborted, Failed, Guarded
-from imctl.options import Data, Engines, Format, Output, RegionFile
+from imctl.options import Data, Engines, Format, Output, RegionFile, SitesFile
 from imctl.output import emit, notes
-from imctl.plan.document import Plan, lacks
+from imctl.plan.document import Plan
 from imctl.plan.takes import Change
 from imctl.planning import check_data_fit, fields_of, folder_of, running
 from imctl.planview import plan_view, rollout_view
@@ -30,8 +30,9 @@ from imctl.rollout.driver import Driver
 from imctl.rollout.ground import LocalGround
 from imctl.rollout.record import ACK_MS_MAX, Kind, Rollout, State
 from imctl.rollout.succession import following, next_id, stuck_unit
+from imctl.target import runfile
 from imctl.target.engines import chosen
-from imctl.target.local import LINKPROXY, Local
+from imctl.target.local import Local
 from imctl.traffic import Control
 
 Soak = Annotated[
@@ -71,14 +72,7 @@ def deploy(
         bool, typer.Option("--faults", help="Where nothing runs yet: as of `imctl up`.")
     ] = False,
     engines: Engines = "",
-    sites: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SITES",
-            help="Where nothing runs yet: on Kubernetes, each part where this file says.",
-            show_default=False,
-        ),
-    ] = None,
+    sites: SitesFile = None,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
@@ -87,6 +81,8 @@ def deploy(
 
     Each IDC is drained, restarted, given its clients back and watched before the next one; a gate
     that fails pauses the rollout. Killed anywhere and run again, it goes on.
+
+    --sites: on Kubernetes, what differs in images, gateways and the rest of that file, too.
 
     Exit status: 0 done, 1 an error or an IDC left out, 3 refused or paused by a gate, 6 undone.
 
@@ -103,12 +99,10 @@ def deploy(
             check_data_fit(folder, region)
         _bring_up(file, folder, target, last, Start(faults, engines, sites), output)
         return
-    if sites is not None:
-        raise Guarded("--sites is for a start: it runs already, where it was told then")
     roles.demand(target.pki, Role.ADMIN, "Deploying a region file")
     how = How(canary, soak, max_lag, max_ack, override or "", yes, undo_on_failure)
     with store.driving(target.data):
-        roll_out(target, target.keep_wanted(file), how, output)
+        roll_out(target, target.keep_wanted(file, sites), how, output)
 
 
 class Start(NamedTuple):
@@ -119,14 +113,17 @@ class Start(NamedTuple):
     sites: Path | None
 
     def prepare(self, file: Path, folder: Path) -> Local:
-        if self.sites is None:
+        # One that was taken down on Kubernetes starts there again.
+        kept = folder / runfile.SITES
+        sites = self.sites or (kept if kept.exists() else None)
+        if sites is None:
             return Local.prepare(file, folder, self.faults, SystemClock(), chosen(self.engines))
         if self.faults or self.engines:
             raise BadInput("--sites: expected neither --faults nor --engines beside it")
         # A client of Kubernetes takes its time to load: only for those who have one.
         from imctl.target.kubernetes import Kubernetes
 
-        return Kubernetes.prepare_on(file, folder, self.sites, SystemClock())
+        return Kubernetes.prepare_on(file, folder, sites, SystemClock())
 
 
 class How(NamedTuple):
@@ -187,7 +184,7 @@ def _bring_up(
         else:
             assert last is not None
             rollout = last
-            if target.keep_wanted(file) != rollout.wanted:
+            if target.keep_wanted(file, start.sites) != rollout.wanted:
                 raise Guarded(
                     f"{rollout.id}, the start with another file, was interrupted; deploy that one "
                     "to the end, or `imctl down` first"
@@ -251,9 +248,10 @@ def check_allowed(target: Local, plan: Plan, wanted: str, override: str) -> None
     """Raises Guarded with all that stands against it; Failed when it cannot run there."""
     if plan.fixed:
         raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
-    if plan.order and len(target.region.spec.idcs) == 1:
+    if plan.restarted and len(target.region.spec.idcs) == 1:
         raise Guarded(
-            f"{plan.order[0]} is alone: nobody could take its clients; `imctl down`, then deploy"
+            f"{plan.restarted[0]} is alone: nobody could take its clients; `imctl down`, then "
+            "deploy"
         )
     if refusals := plan.refusals(override):
         raise Guarded("nothing was done: " + "; ".join(refusals))
@@ -270,8 +268,10 @@ def _confirm(plan: Plan, yes: bool) -> None:
         return
     notes().print(plan_view(plan))
     moves = sum(each.sessions for each in plan.away)
-    restarts = f"restart {', '.join(plan.order)}" if plan.order else "restart nothing"
-    typer.confirm(f"This will {restarts} and move {moves} sessions. Go?", abort=True, err=True)
+    stays = [unit for unit in plan.order if unit not in plan.restarted]
+    does = f"restart {', '.join(plan.restarted) or 'nothing'}"
+    does += f", change {', '.join(stays)} in place" if stays else ""
+    typer.confirm(f"This will {does} and move {moves} sessions. Go?", abort=True, err=True)
 
 
 def _check_fits(target: Local, rollout: Rollout) -> None:
@@ -305,12 +305,8 @@ def _tell(unit: str, sentence: str) -> None:
 
 def _undo_of(target: Local, last: Rollout) -> Rollout:
     """Back to the file before ``last``, finished or not."""
-    region = target.region_named(last.before)
-    order = [
-        unit
-        for unit in target.names()
-        if unit != LINKPROXY and lacks(unit, target.region_named(target.region_of(unit)), region)
-    ]
+    lack = {unit for change in fields_of(target, last.before).changes for unit in change.units}
+    order = [unit for unit in target.names() if unit in lack]
     return following(
         Kind.UNDO, last.before, last.wanted, order, last,
         last.soak_s, last.lag_ms_max, last.ack_ms_max, _now_ms(),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from imcore.region.load import load_region
+from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imctl.errors import OK, USAGE
-from imctl.options import Data, Format, Output, RegionFile
+from imctl.errors import OK, USAGE, Failed
+from imctl.options import Data, Format, Output, RegionFile, SitesFile
 from imctl.output import emit
 from imctl.plan.document import Plan, as_json, changes_as_json
 from imctl.planning import fields_of, folder_of, new_plan, plan_of, running
@@ -30,9 +32,15 @@ Canary = Annotated[
 
 
 def plan(
-    file: RegionFile, canary: Canary = "", output: Output = Format.TABLE, data: Data = None
+    file: RegionFile,
+    canary: Canary = "",
+    sites: SitesFile = None,
+    output: Output = Format.TABLE,
+    data: Data = None,
 ) -> None:
     """Show what a region file would change: by field what it takes, who moves, who carries it.
+
+    On Kubernetes also what differs from the sites file, by a dry run of the API servers.
 
     Nothing is changed. Exit status: 0 no difference, 2 a difference (or a wrong file).
 
@@ -40,14 +48,17 @@ def plan(
     """
     region = load_region(file)
     target = running(folder_of(region, data))
-    found = new_plan(region)
-    if target is not None:
-        found = asyncio.run(look(target, target.keep_wanted(file), canary))
+    if target is None:
+        found = _new(region, sites)
+    else:
+        found = asyncio.run(look(target, target.keep_wanted(file, sites), canary))
     emit(as_json(found), output, lambda: plan_view(found))
     raise typer.Exit(USAGE if found.differs else OK)
 
 
-def diff(file: RegionFile, output: Output = Format.TABLE, data: Data = None) -> None:
+def diff(
+    file: RegionFile, sites: SitesFile = None, output: Output = Format.TABLE, data: Data = None
+) -> None:
     """Show only the fields in which a region file differs from what runs.
 
     Exit status: 0 no difference, 2 a difference (or a wrong file).
@@ -56,9 +67,25 @@ def diff(file: RegionFile, output: Output = Format.TABLE, data: Data = None) -> 
     """
     region = load_region(file)
     target = running(folder_of(region, data))
-    found = new_plan(region) if target is None else fields_of(target, target.keep_wanted(file))
+    if target is None:
+        found = _new(region, sites)
+    else:
+        found = fields_of(target, target.keep_wanted(file, sites))
     emit(changes_as_json(found.changes), output, lambda: changes_view(found))
     raise typer.Exit(USAGE if found.differs else OK)
+
+
+def _new(region: Region, sites: Path | None) -> Plan:
+    """Raises BadInput, Failed for a sites file with which it would not start."""
+    if sites is not None:
+        # Of the operator's modules, too: only for those who have one.
+        from imctl.target import sites as sitefile
+
+        try:
+            sitefile.read(sites.read_text(), region, str(sites))
+        except OSError as error:
+            raise Failed(f"{error.filename}: {error.strerror}") from error
+    return new_plan(region)
 
 
 async def look(target: Local, wanted: str, canary: str = "") -> Plan:

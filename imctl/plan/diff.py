@@ -40,7 +40,7 @@ class Difference(NamedTuple):
 
 
 def differences(before: Region, after: Region) -> list[Difference]:
-    return list(_walk((), before.model_dump(mode="json"), after.model_dump(mode="json")))
+    return list(walk((), before.model_dump(mode="json"), after.model_dump(mode="json")))
 
 
 def shown(value: Any) -> str:
@@ -55,12 +55,13 @@ def plain(value: Any) -> Any:
     return None if value is ABSENT else value
 
 
-def _walk(path: Path, before: Any, after: Any) -> Iterator[Difference]:
+def walk(path: Path, before: Any, after: Any) -> Iterator[Difference]:
+    """Of two values at this path."""
     if path in _NAMED:
         yield from _objects(path, _by_name(before), _by_name(after))
     elif isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in dict.fromkeys([*before, *after]):
-            yield from _walk((*path, key), before.get(key, ABSENT), after.get(key, ABSENT))
+            yield from walk((*path, key), before.get(key, ABSENT), after.get(key, ABSENT))
     elif before is not after and before != after:
         yield Difference(path, before, after)
 
@@ -70,7 +71,7 @@ def _objects(
 ) -> Iterator[Difference]:
     for name in dict.fromkeys([*before, *after]):
         if name in before and name in after:
-            yield from _walk((*path, name), before[name], after[name])
+            yield from walk((*path, name), before[name], after[name])
         else:
             old = "there" if name in before else ABSENT
             yield Difference((*path, name), old, "there" if name in after else ABSENT)

@@ -15,8 +15,9 @@ from imctl.plan.takes import Change, Takes, changes
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``order``: units to restart, the canary first, the witness last. ``running`` false: nothing
-    runs, and all of it would be started. ``away``: for each IDC in ``order`` that answers."""
+    """``order``: units whose turn comes, the canary first, the witness last. ``running`` false:
+    nothing runs, and all of it would be started. ``away``: for each IDC of ``order`` that is
+    restarted and answers."""
 
     region: str
     running: bool
@@ -29,6 +30,14 @@ class Plan:
     @property
     def fixed(self) -> list[Change]:
         return [change for change in self.changes if change.takes is Takes.FIXED]
+
+    @property
+    def restarted(self) -> list[str]:
+        """Of ``order``; the others go on, and keep their clients."""
+        found = {
+            unit for each in self.changes if each.takes is Takes.RESTART for unit in each.units
+        }
+        return [unit for unit in self.order if unit in found]
 
     def refusals(self, override: str = "") -> list[str]:
         """Why some IDC's drain is going to be refused, for good as far as can be seen."""
@@ -81,7 +90,7 @@ def order_of(
 ) -> tuple[str, ...]:
     """The canary, else the one with the fewest sessions of those that answer (``sessions``), goes
     first; the others as in the file; what is no IDC (the witness) last."""
-    units = {unit for change in found if change.takes is Takes.RESTART for unit in change.units}
+    units = {unit for change in found for unit in change.units}
     restart = [idc for idc in idcs if idc in units]
     if restart:
         least = min(restart, key=lambda idc: sessions.get(idc, inf))
@@ -97,6 +106,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "differs": plan.differs,
         "changes": changes_as_json(plan.changes),
         "order": list(plan.order),
+        "in_place": [unit for unit in plan.order if unit not in plan.restarted],
         "restarts": [_away(each) for each in plan.away],
         "silent": list(plan.silent),
         "warnings": list(plan.warnings),

@@ -18,6 +18,7 @@ from imctl.plan.diff import ABSENT, Difference
 class Takes(StrEnum):
     NOTHING = "nothing"
     RESTART = "restart"
+    IN_PLACE = "in place"  # the unit goes on and keeps its clients
     FIXED = "not changeable"
 
 
@@ -39,7 +40,7 @@ class Rule(NamedTuple):
 class Change(NamedTuple):
     difference: Difference
     takes: Takes
-    units: tuple[str, ...]  # to be restarted
+    units: tuple[str, ...]  # to be restarted, or changed in place
     reason: str
 
 

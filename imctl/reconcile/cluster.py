@@ -92,9 +92,9 @@ class Cluster:
                 applied.forget(each)
                 applied.took(each, await self.apply(each))
 
-    async def rehearse(self, wanted: Object, manager: str = MANAGER) -> None:
-        """Raises what ``apply`` would; nothing is written."""
-        await self._apply(wanted, "", manager, [("dryRun", "All")])
+    async def rehearse(self, wanted: Object, manager: str = MANAGER) -> Object:
+        """What ``apply`` would return, or raise; nothing is written."""
+        return await self._apply(wanted, "", manager, [("dryRun", "All")])
 
     async def _apply(
         self, wanted: Object, below: str, manager: str, more: Sequence[tuple[str, str]]

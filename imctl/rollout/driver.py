@@ -42,6 +42,10 @@ class Ground(Protocol):
         """Stop it if it runs, and start it with this file; done again it is the same."""
         ...
 
+    async def apply(self, unit: str, wanted: str) -> None:
+        """What changes under it while it runs; done again it is the same."""
+        ...
+
     async def adopt(self, wanted: str) -> None: ...
 
     def write(self, rollout: Rollout) -> None:
@@ -71,10 +75,11 @@ class Driver:
         self.rollout = rollout
         self._ground = ground
         self._tell = tell
-        self._step: tuple[Do, str] = (Do.WAIT, "")
+        self._step: tuple[Do, str, str] = (Do.WAIT, "", "")
         self._since = 0.0  # when this kind of step began for this unit
         self._clean_since: float | None = None
         self._restarts: dict[str, int] = {}
+        self._applies: dict[str, int] = {}
         self._asks: dict[tuple[Do, str], int] = {}
 
     async def run(self) -> Rollout:
@@ -100,8 +105,8 @@ class Driver:
             step = await self._look_and_judge()
         except ImError as error:
             step = Step(Do.WAIT, self.rollout.current, f"there is an answer ({error})")
-        if (step.do, step.unit) != self._step:
-            self._step, self._since = (step.do, step.unit), self._ground.now()
+        if (step.do, step.unit, step.mark) != self._step:
+            self._step, self._since = (step.do, step.unit, step.mark), self._ground.now()
             if step.do in (Do.WAIT, Do.SOAK):
                 words = "waits until" if step.do is Do.WAIT else f"soaks {self.rollout.soak_s:g} s:"
                 self._tell(step.unit, f"{words} {step.sentence}")
@@ -129,7 +134,7 @@ class Driver:
         match step.do:
             case Do.WAIT:
                 moves_s = 2 * self.rollout.sessions.get(unit, 0) / MOVES_PER_S
-                await self._wait(step, spent_s, WAIT_S + moves_s, gate=False)
+                await self._wait(step, spent_s, WAIT_S + moves_s + step.more_s, gate=False)
             case Do.SOAK:
                 await self._wait(step, spent_s, self.rollout.soak_s + SOAK_MORE_S, gate=True)
             case Do.BEGIN:
@@ -150,6 +155,8 @@ class Driver:
                 await self._ask(step, self._ground.cordon, spent_s)
             case Do.RESTART:
                 await self._restart(step)
+            case Do.APPLY:
+                await self._apply(step)
             case Do.FINISH:
                 done = (*self.rollout.done, unit)
                 self._note(unit, step.sentence, done=done, restarting="")
@@ -192,6 +199,14 @@ class Driver:
             self._ground.write(self.rollout)
         await self._ground.restart(unit, self.rollout.wanted)
         self._note(unit, step.sentence)
+
+    async def _apply(self, step: Step) -> None:
+        count = self._applies[step.unit] = self._applies.get(step.unit, 0) + 1
+        if count > ASKS_MAX:
+            self._pause(step.unit, "what is applied does not last; who takes it back?", True)
+            return
+        await self._ground.apply(step.unit, self.rollout.wanted)
+        self._note(step.unit, step.sentence)
 
     # ----------------------------------------------------------------------------- record
 

@@ -12,9 +12,11 @@ from imcore.region.model import Region
 from imcore.runtime import Clock
 from imctl import admin
 from imctl.plan.document import lacks
+from imctl.plan.takes import Takes
 from imctl.rollout import store
 from imctl.rollout.next import Seen
 from imctl.rollout.record import Rollout
+from imctl.target.base import Rolling
 from imctl.target.local import LINKPROXY, Local
 from imctl.traffic import Control
 from services.control.evaluate import Decision, evaluate
@@ -22,6 +24,18 @@ from services.control.rules import Change, Kind
 from services.policy.document import IdcState, Policy
 
 STATUS_S = 2.0
+
+
+class _Sited(NamedTuple):
+    """What a sites file means for one unit, and what its API server says of it."""
+
+    restarts: bool
+    lacks: bool
+    rolling: Rolling | None
+    trouble: str = ""
+
+
+_AS_WANTED = _Sited(False, False, None)
 
 
 class LocalGround:
@@ -49,11 +63,29 @@ class LocalGround:
         }
         policy = told(committed, heard)
         wanted = self._region(rollout.wanted)
+        sited = self._sited(rollout, heard)
         idcs = {idc.name for idc in target.region.spec.idcs}
         return {
-            name: self._seen(name, policy, heard, states.get(name, "gone"), wanted, name in idcs)
+            name: self._seen(
+                name, policy, heard, states.get(name, "gone"), wanted, name in idcs,
+                sited if name == rollout.current else _AS_WANTED,
+            )
             for name in names
-        }
+        }  # fmt: skip
+
+    def _sited(self, rollout: Rollout, heard: Mapping[str, dict[str, Any]]) -> _Sited:
+        """Of the unit whose turn it is: nothing is done about another one."""
+        target, unit = self._target, rollout.current
+        if not unit:
+            return _AS_WANTED
+        takes = {each.takes for each in target.site_changes(rollout.wanted, [unit])}
+        serves = heard.get(unit, {}).get("serving")
+        return _Sited(
+            Takes.RESTART in takes,
+            Takes.IN_PLACE in takes,
+            target.rolling(unit),
+            "" if serves else target.trouble(unit),
+        )
 
     def _seen(
         self,
@@ -63,6 +95,7 @@ class LocalGround:
         process: str,
         wanted: Region,
         is_idc: bool,
+        sited: _Sited,
     ) -> Seen:
         runs, document = process != "gone", heard.get(name)
         acks = (document or {}).get("acks") or {}
@@ -70,7 +103,10 @@ class LocalGround:
         state, ramp = policy.idcs.get(name, (IdcState.ACTIVE, 100))
         return Seen(
             runs=runs,
-            current=current,
+            current=current and not sited.restarts,
+            lacks=sited.lacks,
+            rolling=sited.rolling,
+            trouble=sited.trouble,
             answers=runs and document is not None,
             serving=bool(document and document.get("serving")),
             state=state if is_idc else None,
@@ -125,6 +161,9 @@ class LocalGround:
 
     # --------------------------------------------------------------------------- the target
 
+    async def apply(self, unit: str, wanted: str) -> None:
+        await asyncio.to_thread(self._target.apply, unit, wanted)
+
     async def restart(self, unit: str, wanted: str) -> None:
         await asyncio.to_thread(self._target.restart, unit, wanted)
 
@@ -169,10 +208,11 @@ def told(committed: Policy | BaseException, heard: Mapping[str, Mapping[str, Any
         rows = {name: (row.state, row.ramp) for name, row in committed.idcs.items()}
         return Told(rows, committed.operation.idc if committed.operation else "")
     known = [document["policy"] for document in heard.values() if document.get("policy")]
-    newest = max(known, key=lambda policy: int(policy["epoch"]), default=None)
+    # A witness says nothing of operations.
+    newest = max(known, key=lambda said: (int(said["epoch"]), "operation" in said), default=None)
     if not isinstance(committed, ImError) or newest is None or not newest.get("idcs"):
         raise committed
-    operation = str(newest["operation"])  # KIND-IDC-EPOCH
+    operation = str(newest.get("operation", ""))  # KIND-IDC-EPOCH
     return Told(
         {name: (IdcState(row["state"]), int(row["ramp"])) for name, row in newest["idcs"].items()},
         operation.partition("-")[2].rpartition("-")[0],

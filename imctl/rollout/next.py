@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from imctl.rollout.record import Rollout
+from imctl.target.base import Rolling
 from services.policy.document import IdcState
 
 
@@ -22,6 +23,7 @@ class Do(StrEnum):
     WAIT = "wait"
     DRAIN = "drain"
     RESTART = "restart"
+    APPLY = "apply"  # what changes under a unit while it has its clients
     FAILBACK = "failback"
     CORDON = "cordon"
     SOAK = "soak"
@@ -33,6 +35,8 @@ class Step(NamedTuple):
     do: Do
     unit: str
     sentence: str  # for `wait`: what for
+    mark: str = ""  # for `wait`: another one, and it has come further
+    more_s: float = 0.0  # for `wait`: so much longer than others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,11 @@ class Seen:
 
     runs: bool  # its process
     current: bool  # what it was started with is as wanted
+    lacks: bool = False  # something that it can be given while it runs
+    rolling: Rolling | None = None  # its gateways, in pods of their own
     answers: bool = True
     serving: bool = True
+    trouble: str = ""  # why it does not serve, where somebody else knows
     state: IdcState | None = None
     ramp: int = 100
     moving: bool = False  # an operation of its own is under way
@@ -90,7 +97,12 @@ def _before(unit: str, seen: Seen) -> Step:
 
 def _after(rollout: Rollout, world: World, unit: str, seen: Seen) -> Step:
     if not (seen.answers and seen.serving):
-        return Step(Do.WAIT, unit, "it serves")
+        return Step(Do.WAIT, unit, f"it serves: {seen.trouble}" if seen.trouble else "it serves")
+    if seen.lacks:
+        return Step(Do.APPLY, unit, "what it runs on is as wanted, its gateways too")
+    if seen.rolling is not None:
+        why, mark, more_s = seen.rolling
+        return Step(Do.WAIT, unit, f"all its gateways are as wanted: {why}", mark, more_s)
     if seen.state is not None:
         if seen.lag_ms > rollout.lag_ms_max:
             return Step(Do.WAIT, unit, f"it has caught up (lag {seen.lag_ms} ms)")

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from imcore.region.model import Region
+from imctl.plan.takes import Change
+
+FRONT = ".gateway-"  # between an IDC's name and the number of a front
 
 
 class Unit(NamedTuple):
@@ -15,6 +18,15 @@ class Unit(NamedTuple):
     name: str
     state: str  # "running", "paused", "gone"; "elsewhere": nobody here knows
     pid: int
+
+
+class Rolling(NamedTuple):
+    """Gateways of an IDC that are on their way to what is wanted. ``mark``: another one, and they
+    are further; ``more_s``: what each of them takes by its settings."""
+
+    why: str
+    mark: str = ""
+    more_s: float = 0.0
 
 
 class Target(Protocol):
@@ -45,8 +57,9 @@ class Target(Protocol):
         """Delete the data of a unit that is down."""
         ...
 
-    def keep_wanted(self, region_file: Path) -> str:
-        """Keep a changed region file, as this deployment would have it; returns its name."""
+    def keep_wanted(self, region_file: Path, sites_file: Path | None = None) -> str:
+        """Keep a changed region file, as this deployment would have it; returns its name. On
+        Kubernetes with a changed sites file; raises Guarded elsewhere."""
         ...
 
     def region_named(self, name: str) -> Region: ...
@@ -65,6 +78,24 @@ class Target(Protocol):
 
     def adopt(self, region: str) -> None:
         """The region file of this name becomes the deployment's own."""
+        ...
+
+    def site_changes(self, wanted: str, names: Sequence[str]) -> list[Change]:
+        """In what these units differ from the sites file that is wanted; where there is none, in
+        nothing."""
+        ...
+
+    def apply(self, name: str, wanted: str) -> None:
+        """Bring to a unit what its sites file changes while it has its clients; done again, the
+        same. Raises Failed."""
+        ...
+
+    def rolling(self, name: str) -> Rolling | None:
+        """Whether gateways of this unit, in pods of their own, are on their way."""
+        ...
+
+    def trouble(self, name: str) -> str:
+        """Why a unit does not serve, as who runs its process says; empty where nobody does."""
         ...
 
     def objections(self, wanted: str, units: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.seen import owner_of
+from imctl.target import calls
 
 MANAGER = "imctl-drill"  # of the marks that keep IDCs down
 KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
@@ -34,7 +35,7 @@ async def take_down(cluster: Cluster, namespace: str, own: str, marked: Object) 
     await cluster.apply(marked, manager=MANAGER)
     deadline = time.monotonic() + DOWN_S
     for workload in (own, *(_workload(each) for each in fronts)):
-        while (await _replicas(cluster, namespace, workload)) > 0:
+        while (await calls.replicas(cluster, namespace, workload)) > 0:
             if time.monotonic() > deadline:
                 raise Failed(f"no operator takes {workload} of {idc} down; it is marked")
             await asyncio.sleep(POLL_S / 5)
@@ -140,9 +141,3 @@ async def _phase(cluster: Cluster, namespace: str, pod: str) -> str:
     """Empty when nobody has seen it yet; Failed when it is gone."""
     found = await cluster.get("v1", "Pod", namespace, pod)
     return str(found.get("status", {}).get("phase", "")) if found else "Failed"
-
-
-async def _replicas(cluster: Cluster, namespace: str, workload: str) -> int:
-    """That are wanted."""
-    found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
-    return int(found["spec"]["replicas"]) if found else 0

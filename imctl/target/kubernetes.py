@@ -9,45 +9,53 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kubernetes_asyncio.client import ApiClient, ApiException, Configuration
-from kubernetes_asyncio.config import (
-    ConfigException,
-    load_incluster_config,
-    new_client_from_config,
-)
+import yaml
+from kubernetes_asyncio.client import ApiException
+from kubernetes_asyncio.config import ConfigException
 
 from imcore import pki
-from imcore.errors import ImError
+from imcore.errors import BadInput, ImError
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
-from imctl.api.kinds import API_VERSION, IDC
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
 from imctl.api.model import IdcSpec
 from imctl.errors import Failed, Guarded
+from imctl.plan.takes import Change
 from imctl.reconcile.cluster import Cluster, Conflict, read
+from imctl.reconcile.gatewayobjects import COMPONENT
 from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
-from imctl.target import blank, breaking, regions, runfile, sites
-from imctl.target.base import Unit
-from imctl.target.found import Found, found_of
+from imctl.target import (
+    blank,
+    breaking,
+    calls,
+    regions,
+    rehearsal,
+    runfile,
+    sitechanges,
+    sitefiles,
+    sites,
+)
+from imctl.target.base import FRONT, Rolling, Unit
+from imctl.target.found import MANAGER, Found, found_of, ours, rolling_of
 from imctl.target.local import COPY, Local, last_line, pki_names
 from imctl.target.places import Places
 from imctl.target.runfile import RunFile
 from imctl.target.sites import Sites
 
-MANAGER = "imctl"
 CALL_S = 5.0
 TAKES_UP_S = 60.0  # the operator, a new region file
 POD_S = 90.0  # a new pod, after the old one has had its time to end
+GATEWAYS_S = 90.0  # those that are not wanted any more, to be gone
 POLL_S = 0.5
 ENDS_MAX = 2  # an IDC that waits for others' registries may end once
 
@@ -61,7 +69,7 @@ class Kubernetes(Local):
 
     def __init__(self, region: Region, data: Path, run: RunFile, places: Places) -> None:
         super().__init__(region, data, run, places)
-        self._sites = Sites.model_validate(run.sites)
+        self._sites = Sites.model_validate(yaml.safe_load(sitefiles.own_text(data, run)))
 
     @classmethod
     def prepare_on(
@@ -77,9 +85,12 @@ class Kubernetes(Local):
         if run is not None and not run.sites:
             raise Failed(f"{folder} is of another deployment; choose another with --data")
         try:
-            found = sites.read(sites_file.read_text(), region, str(sites_file))
+            text = sites_file.read_bytes()
+            found = sites.read(text.decode(), region, str(sites_file))
             folder.mkdir(parents=True, exist_ok=True)
             (folder / COPY).write_bytes(region_file.read_bytes())
+            earlier = sitefiles.kept(folder)
+            sitefiles.adopt(folder, text)
             pki.init(folder / "pki", pki_names(region), pki.utc_now(clock.wall_ms()))
             run = RunFile(
                 region=str(folder / COPY), faults=False, link_admin="", elsewhere=True,
@@ -87,6 +98,7 @@ class Kubernetes(Local):
             )  # fmt: skip
             target = cls(region, folder, run, Places(folder))
             if refused := target.objections(target.own_region(), target.names()):
+                sitefiles.adopt(folder, earlier)
                 raise Guarded("nothing was done: " + "; ".join(refused))
             run.write(folder)
         except OSError as error:
@@ -128,19 +140,51 @@ class Kubernetes(Local):
     def wipe(self, name: str) -> None:
         raise self._never("Deleting data")
 
+    def restart_front(self, name: str, number: int) -> None:
+        raise self._never("A hot restart")
+
     def begin_kv(self, engine: str, pd: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         raise self._never("Moving its KV")
 
     # ------------------------------------------------------------------------------ looking
 
     def units(self) -> list[Unit]:
-        """A part whose API server does not answer is "elsewhere": it may serve all the same."""
-        states = dict.fromkeys(self.names(), "elsewhere")
+        """Parts, and gateways in pods of their own. A part whose API server does not answer is
+        "elsewhere": it may serve all the same."""
+        states = dict.fromkeys([*self.names(), *self.front_names()], "elsewhere")
         for names in self._by_context(self.names()):
             with contextlib.suppress(Failed):
                 for name, found in self._looks(names).items():
                     states[name] = "running" if found.lives else "gone"
+                    states |= dict.fromkeys(self.fronts_of(name), "gone")
+                    states |= {_front(name, pod): "running" for pod in found.gateways}
         return [Unit(name, state, 0) for name, state in states.items()]
+
+    def trouble(self, name: str) -> str:
+        return self._look(name).trouble
+
+    def fronts_of(self, name: str) -> list[str]:
+        """As many as the sites file says; an autoscaler may have added some."""
+        if name not in self._sites.sites or self._sites.sites[name].gateways is None:
+            return []
+        spec = sites.gateways_of(name, self._sites, self.region)
+        assert spec is not None
+        count = spec.autoscaling.min if spec.autoscaling else spec.replicas
+        return [f"{name}{FRONT}{number}" for number in range(1, count + 1)]
+
+    def rolling(self, name: str) -> Rolling | None:
+        namespace = self._sites.sites[name].namespace
+        workload = sites.workload(name, self.region)
+
+        async def look(cluster: Cluster) -> Rolling | None:
+            own = await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+            if own is None:
+                return None
+            core = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+            front = await cluster.get("apps/v1", "StatefulSet", namespace, f"{name}-{COMPONENT}")
+            return rolling_of(own, front, found_of(name, None, None, core).next_mark)
+
+        return None if sites.is_witness(name, self.region) else self._at(name, look)
 
     def region_of(self, name: str) -> str:
         """Of the pod, by its mark; without a pod, what the next one would have."""
@@ -158,15 +202,18 @@ class Kubernetes(Local):
         )
 
     def check_alive(self, names: Sequence[str]) -> None:
-        for some in self._by_context(names):
+        parts = [name for name in names if name in self._sites.sites]  # a gateway is its operator's
+        for some in self._by_context(parts):
             for name, found in self._looks(some).items():
                 if found.ends > ENDS_MAX:
                     raise Failed(f"{name} ends again and again: {self.last_words(name)}")
 
     def log_file(self, name: str) -> Path:
         """What its pod has said until now. Raises Failed."""
-        pod, site = f"{sites.workload(name, self.region)}-0", self._sites.sites[name]
-        text = self._at(name, lambda cluster: cluster.log(site.namespace, pod))
+        part, _, number = name.partition(FRONT)
+        pod = f"{part}-{COMPONENT}-{number}" if number else f"{sites.workload(part, self.region)}-0"
+        namespace = self._sites.sites[part].namespace
+        text = self._at(part, lambda cluster: cluster.log(namespace, pod))
         path = super().log_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -174,7 +221,8 @@ class Kubernetes(Local):
 
     def last_words(self, name: str) -> str:
         log = self.log_file(name)
-        return f"{last_line(log) or self._look(name).trouble or 'it said nothing'} ({log})"
+        trouble = "" if FRONT in name else self._look(name).trouble
+        return f"{last_line(log) or trouble or 'it said nothing'} ({log})"
 
     def _look(self, name: str) -> Found:
         """Raises Failed when its API server does not answer."""
@@ -194,7 +242,10 @@ class Kubernetes(Local):
         own = await cluster.get(API_VERSION, kind, namespace, name)
         pod = await cluster.get("v1", "Pod", namespace, f"{workload}-0")
         made = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
-        return found_of(name, own, pod, made)
+        fronts: list[Object] = []
+        if self._sites.sites[name].gateways is not None:
+            fronts = await cluster.list("v1", "Pod", namespace, _gateways_of(name))
+        return found_of(name, own, pod, made, fronts)
 
     def _by_context(self, names: Sequence[str]) -> list[list[str]]:
         grouped: dict[str, list[str]] = {}
@@ -258,8 +309,8 @@ class Kubernetes(Local):
         roles.demand(self.pki, Role.ADMIN, "Starting processes")
         # One that a drill has left would hold the volume.
         left = blank.name_of(sites.workload(name, self.region))
-        self._at(name, _delete("v1", "Pod", self._sites.sites[name].namespace, left))
-        self._at(name, _apply([self._marked(name, {})], breaking.MANAGER))
+        self._at(name, calls.delete("v1", "Pod", self._sites.sites[name].namespace, left))
+        self._at(name, calls.apply([self._marked(name, {})], breaking.MANAGER))
         self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 
     def _demand_breakable(self, name: str) -> None:
@@ -280,56 +331,159 @@ class Kubernetes(Local):
     # ------------------------------------------------------------------------- doing things
 
     def start(self, names: Sequence[str]) -> None:
-        """Apply their objects; an operator makes the pods. Raises Failed, with what it waits for,
-        when none comes."""
+        """Apply their objects; operators make the pods. Raises Failed, with what it waits for, when
+        none comes."""
         self._demand_admin("Starting processes")
         for name in names:
-            wanted = self._objects(name, self.region_named(self.region_of(name)))
-            self._at(name, _apply(wanted))
+            region = self.region_named(self.region_of(name))
+            gateways = sites.gateway_objects(name, self._sites, region)
+            wanted = [*self._objects(name, region, self._sites), *gateways]
+            self._at(name, calls.apply(wanted))
         for name in names:
             self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 
     def stop(self) -> list[str]:
-        """The IDC and Witness objects go, and with them what the operator made; volumes stay."""
+        """The IDC and Witness objects go, after their GatewayClusters, and with them what the
+        operator made; volumes stay."""
         self._demand_admin("Stopping the deployment")
         for name in reversed(self.names()):
             namespace, kind = self._sites.sites[name].namespace, sites.kind_of(name, self.region)
-            self._at(name, _delete(API_VERSION, kind, namespace, name))
+            if self._sites.sites[name].gateways is not None:
+                gateways = calls.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+                self._at(name, gateways)
+            self._at(name, calls.delete(API_VERSION, kind, namespace, name))
         for name in self.names():
             self._until(name, "its end", POD_S, lambda found: not found.there)
         (self.data / runfile.NAME).unlink(missing_ok=True)
         return []
 
     def restart(self, name: str, region: str) -> None:
-        """The pod with the region file of this name; done again it does no harm. Raises Failed."""
+        """The pod with what is wanted; done again it does no harm. Its gateways follow (``apply``):
+        those that are not wanted any more are gone before it listens in their place. Raises
+        Failed."""
         self._demand_admin("Restarting processes")
-        wanted = self.region_named(region)
+        wanted, placed = self.region_named(region), self._sites_named(region)
         mark = sites.mark_of(wanted)
-        site = self._sites.sites[name]
-        self._at(name, _apply(self._objects(name, wanted)))
-        self._until(name, "the operator's word", TAKES_UP_S, lambda found: found.next_mark == mark)
-        if self._look(name).mark != mark:
+        namespace = placed.sites[name].namespace
+        if placed.sites[name].gateways is None and not sites.is_witness(name, wanted):
+            self._let_gateways_go(name)
+        self._at(name, calls.apply(self._objects(name, wanted, placed)))
+        self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
+        if not self._look(name).is_new:
             pod = f"{sites.workload(name, self.region)}-0"
-            self._at(name, _delete("v1", "Pod", site.namespace, pod))
-        self._until(
-            name, "its new pod", POD_S, lambda found: found.lives and found.mark == mark
-        )  # fmt: skip
+            self._at(name, calls.delete("v1", "Pod", namespace, pod))
+        self._until(name, "its new pod", POD_S, lambda f: f.lives and f.is_new)
+
+    def apply(self, name: str, wanted: str) -> None:
+        """All but the region file, which has come with its pod."""
+        self._demand_admin("Changing what it runs on")
+        region, placed = self.region_named(self.region_of(name)), self._sites_named(wanted)
+        gateways = sites.gateway_objects(name, placed, region)
+        self._at(name, calls.apply([*self._objects(name, region, placed), *gateways]))
+        if not sites.spec_of(name, placed, region).paused:  # else it says nothing
+            mark = sites.mark_of(region)
+            self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
+
+    def _let_gateways_go(self, name: str) -> None:
+        """Of the GatewayCluster that `imctl` has applied; somebody else's stays."""
+        namespace = self._sites.sites[name].namespace
+
+        async def work(cluster: Cluster) -> None:
+            if not ours(await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)):
+                return
+            await cluster.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+            deadline = time.monotonic() + GATEWAYS_S
+            while await cluster.list("v1", "Pod", namespace, _gateways_of(name)):
+                if time.monotonic() > deadline:
+                    raise Failed(f"the gateways of {name} do not end")
+                await asyncio.sleep(POLL_S)
+
+        self._at(name, work)
+
+    # ----------------------------------------------------------- from one file to another
+
+    def look_again(self) -> None:
+        super().look_again()
+        self._sites = Sites.model_validate(yaml.safe_load(self._own_sites()))
+
+    def _own_sites(self) -> bytes:
+        return sitefiles.own_text(self.data, self._run)
+
+    def _sites_named(self, wanted: str) -> Sites:
+        return sitefiles.load(self.data, wanted, self._run)
+
+    def own_region(self) -> str:
+        return sitefiles.keep(self.data, super().own_region(), self._own_sites())
+
+    def keep_wanted(self, region_file: Path, sites_file: Path | None = None) -> str:
+        region = super().keep_wanted(region_file)
+        try:
+            text = self._own_sites() if sites_file is None else sites_file.read_bytes()
+        except OSError as error:
+            raise BadInput(f"{error.filename}: {error.strerror}") from error
+        return self._kept(region, text, str(sites_file or self.data / runfile.SITES))
+
+    def keep_changed(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+        region, own = super().keep_changed(change), self.data / runfile.SITES
+        return self._kept(region, self._own_sites(), str(own))
+
+    def _kept(self, name: str, text: bytes, shown: str) -> str:
+        """With a sites file, which has to fit the region file. Other parts than are there now are
+        for the plan to refuse. Raises BadInput."""
+        region = self.region_named(name)
+        if text != self._own_sites() or set(sites.parts(region)) == set(self._sites.sites):
+            sites.read(text.decode(), region, shown)
+        return sitefiles.keep(self.data, name, text)
+
+    def adopt(self, region: str) -> None:
+        text = sitefiles.text_of(self.data, region, self._run)
+        super().adopt(region)
+        sitefiles.adopt(self.data, text)
+        self._sites = self._sites_named(region)
+
+    def site_changes(self, wanted: str, names: Sequence[str]) -> list[Change]:
+        """By a dry run of the API servers. Raises Failed."""
+        region, placed = self.region_named(wanted), self._sites_named(wanted)
+        if changes := sitechanges.moved(self._sites, placed):
+            return changes
+        if set(sites.parts(region)) != set(placed.sites):  # which the region's plan says
+            return []
+        found: list[Change] = []
+        for some in self._by_context(names):
+
+            async def look(cluster: Cluster, some: Sequence[str] = some) -> None:
+                for name in some:
+                    outdated = (await self._found(cluster, name)).outdated
+                    found.extend(await rehearsal.changes(cluster, name, placed, region, outdated))
+
+            self._at(some[0], look)
+        return found
 
     def objections(self, wanted: str, units: Sequence[str]) -> list[str]:
         """By a dry run of the API servers."""
-        region, found = self.region_named(wanted), []
-        for name in units:
-            for each in self._objects(name, region):
-                try:
-                    self._at(name, _rehearse(each))
-                except Failed as error:
-                    found.append(f"{name}: {each['kind']} {each['metadata']['name']}: {error}")
-                    break
+        region, placed, found = self.region_named(wanted), self._sites_named(wanted), []
+        for name in units if set(sites.parts(region)) == set(placed.sites) else ():
+            gateways = sites.gateway_objects(name, placed, region)
+            asked = [*self._objects(name, region, placed), *gateways]
+            said = [f"{each['kind']} {each['metadata']['name']}" for each in asked]
+            done: list[str] = []  # the next one is what an error is about
+
+            async def rehearse(
+                cluster: Cluster, asked: list[Object] = asked, done: list[str] = done
+            ) -> None:
+                for each in asked:
+                    await cluster.rehearse(each, MANAGER)
+                    done.append("")
+
+            try:
+                self._at(name, rehearse)
+            except Failed as error:
+                found.append(f"{name}: {said[len(done)]}: {error}")
         return found
 
-    def _objects(self, name: str, region: Region) -> list[Object]:
+    def _objects(self, name: str, region: Region, placed: Sites) -> list[Object]:
         keys = {file: (self.pki / file).read_bytes() for file in sites.files(name)}
-        return sites.objects(name, self._sites, region, keys)
+        return sites.objects(name, placed, region, keys)
 
     def _until(self, name: str, what: str, seconds: float, holds: Callable[[Found], bool]) -> None:
         deadline = time.monotonic() + seconds
@@ -343,7 +497,7 @@ class Kubernetes(Local):
         context = self._sites.sites[name].context
 
         async def run() -> T:
-            async with await _client(context) as api:
+            async with await calls.client(context) as api:
                 return await work(Cluster(api, lambda: CALL_S))
 
         try:
@@ -360,30 +514,10 @@ class Kubernetes(Local):
             raise Failed(str(error)) from error
 
 
-async def _client(context: str) -> ApiClient:
-    """Of a kubeconfig; without one, inside a pod, as the pod's service account."""
-    # $KUBECONFIG as it is now: the library reads it when it is loaded.
-    file = os.environ.get("KUBECONFIG")
-    if not file and not context and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        own = Configuration()
-        load_incluster_config(client_configuration=own)  # type: ignore[no-untyped-call]
-        return ApiClient(own)
-    return await new_client_from_config(file, context or None, False)
+def _gateways_of(part: str) -> str:
+    """Labels of its gateways' pods."""
+    return f"app.kubernetes.io/component={COMPONENT},app.kubernetes.io/instance={part}"
 
 
-def _rehearse(wanted: Object) -> Callable[[Cluster], Awaitable[None]]:
-    return lambda cluster: cluster.rehearse(wanted, MANAGER)
-
-
-def _apply(
-    wanted: Sequence[Object], manager: str = MANAGER
-) -> Callable[[Cluster], Awaitable[None]]:
-    async def work(cluster: Cluster) -> None:
-        for each in wanted:
-            await cluster.apply(each, manager=manager)
-
-    return work
-
-
-def _delete(api: str, kind: str, namespace: str, name: str) -> Callable[[Cluster], Awaitable[None]]:
-    return lambda cluster: cluster.delete(api, kind, namespace, name)
+def _front(part: str, pod: str) -> str:
+    return f"{part}{FRONT}{pod.rpartition('-')[2]}"

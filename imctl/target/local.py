@@ -32,9 +32,10 @@ from imcore.runtime import Clock
 from imctl import audit, roles
 from imctl.engines import binaries
 from imctl.errors import Failed, Guarded
+from imctl.plan.takes import Change
 from imctl.target import beside, process, regions, runfile
 from imctl.target import engines as wanted
-from imctl.target.base import Unit
+from imctl.target.base import FRONT, Rolling, Unit
 from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
@@ -42,7 +43,6 @@ from imctl.target.runfile import RunFile
 
 LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own
-FRONT = ".gateway-"  # between an IDC's name and the number of a front
 FRONT_ROLES = "gateway,state"
 CORE_ROLES = "im,route,ipconf,control"
 LINKPROXY_START_S = 15.0
@@ -403,8 +403,11 @@ class Local:
         """Raises BadInput."""
         return regions.load(self.data, name)
 
-    def keep_wanted(self, region_file: Path) -> str:
-        """Its name, with the engines that run beside the IDCs as they are. Raises BadInput."""
+    def keep_wanted(self, region_file: Path, sites_file: Path | None = None) -> str:
+        """Its name, with the engines that run beside the IDCs as they are. Raises BadInput; Guarded
+        for a sites file, which only deployments on Kubernetes have."""
+        if sites_file is not None:
+            raise Guarded("--sites is for deployments on Kubernetes, and this one is none")
         region = load_region(region_file)
         text = region_file.read_bytes()
         if self._run.engines:
@@ -433,6 +436,18 @@ class Local:
             for idc in region.spec.idcs
             if idc.name in runs and wanted.TIKV in self._run.engines and idc.engines.kv.tikv is None
         }
+
+    def site_changes(self, wanted: str, names: Sequence[str]) -> list[Change]:
+        return []
+
+    def apply(self, name: str, wanted: str) -> None:
+        """Nothing of a unit here changes while it runs."""
+
+    def rolling(self, name: str) -> Rolling | None:
+        return None
+
+    def trouble(self, name: str) -> str:
+        return ""
 
     @property
     def engines_here(self) -> bool:
@@ -748,6 +763,11 @@ def pki_names(region: Region) -> dict[str, list[str]]:
 
 
 def _check_not_running(folder: Path) -> None:
+    if (folder / runfile.SITES).exists():
+        raise Failed(
+            f"{folder} is of a deployment on Kubernetes, which `imctl deploy` starts there; choose "
+            "another with --data"
+        )
     run = runfile.read(folder) if folder.exists() else None
     if run is not None and run.elsewhere:
         raise Failed(

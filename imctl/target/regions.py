@@ -1,5 +1,7 @@
-"""The region files of a local deployment by what stands in them: ``regions/NAME.yaml``. A file of
-that name never changes, so a process may be told it before it reads it."""
+"""The region files of a deployment by what stands in them: ``regions/NAME.yaml``. A file of that
+name never changes, so a process may be told it before it reads it.
+
+Where a sites file belongs to what is wanted (sitefiles.py), a dot and its name follow."""
 
 from __future__ import annotations
 
@@ -19,15 +21,20 @@ def name_of(text: bytes) -> str:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    return folder / FOLDER / f"{name}.yaml"
+    return folder / FOLDER / f"{name.partition('.')[0]}.yaml"
 
 
 def keep(folder: Path, text: bytes) -> str:
     """Returns its name. Raises Failed."""
     name = name_of(text)
-    path = path_of(folder, name)
+    keep_as(path_of(folder, name), text)
+    return name
+
+
+def keep_as(path: Path, text: bytes) -> None:
+    """Raises Failed."""
     if path.exists():
-        return name
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
@@ -38,7 +45,6 @@ def keep(folder: Path, text: bytes) -> str:
         temporary.replace(path)
     except OSError as error:
         raise Failed(f"cannot write below {path.parent}: {error.strerror}") from error
-    return name
 
 
 def load(folder: Path, name: str) -> Region:

@@ -12,6 +12,7 @@ from imctl.errors import Failed
 from imctl.target.process import Identity
 
 NAME = "run.json"
+SITES = "sites.yaml"  # beside region.yaml: of a deployment on Kubernetes, also of one that is down
 
 
 @dataclass(slots=True)
@@ -28,7 +29,8 @@ class RunFile:
     # Somebody else, such as the Kubernetes operator, runs its processes: it is reached by its
     # endpoints alone.
     elsewhere: bool = False
-    # Of the Kubernetes target: the sites file. Empty: of no such one.
+    # Of the Kubernetes target: the sites file of the start (what counts is SITES). Empty: of no
+    # such one.
     sites: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

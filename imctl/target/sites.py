@@ -1,7 +1,7 @@
 """Where each part of a region runs on Kubernetes, and the objects that the operator is given. Pure.
 
 sites:
-  fra: {context: prod-fra, namespace: im}
+  fra: {context: prod-fra, namespace: im, gateways: {replicas: 3}}
   dub: {context: prod-dub, namespace: im, spec: {storage: {size: 100Gi}}}
   witness: {context: prod-lon, namespace: im}
 spec: {image: "registry/imctl:1", service: LoadBalancer}
@@ -10,7 +10,7 @@ spec: {image: "registry/imctl:1", service: LoadBalancer}
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -21,7 +21,8 @@ from imcore.pki import REGION_KEYS
 from imcore.region.explain import explain
 from imcore.region.model import Model, Name, Region
 from imcore.region.problem import dotted
-from imctl.api.kinds import API_VERSION, IDC, REGION, WITNESS
+from imctl.api.gateways import GatewayClusterSpec
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, REGION, WITNESS
 from imctl.api.model import IdcSpec, ObjectName, WitnessSpec
 from imctl.reconcile.objects import CA, CERTIFICATE, KEY, hash_of, region_text
 from imctl.reconcile.observed import Object
@@ -31,11 +32,13 @@ KEYS_SECRET = "region-keys"  # noqa: S105 - its name
 
 class Site(Model):
     """``context``: of the kubeconfig; empty: the current one. ``spec``: fields of this IDC or
-    Witness object, over those of all."""
+    Witness object, over those of all. ``gateways``: fields of its GatewayCluster; None: it has
+    none of this file."""
 
     namespace: ObjectName
     context: str = ""
     spec: dict[str, Any] = Field(default_factory=dict)
+    gateways: dict[str, Any] | None = None
 
 
 class Sites(Model):
@@ -50,28 +53,71 @@ def read(text: str, region: Region, file: str) -> Sites:
     except yaml.YAMLError as error:
         raise BadInput(f"{file}: expected YAML, got {str(error).splitlines()[0]}") from error
     except ValidationError as error:
-        raise _bad(file, (), error) from error
-    wanted, given = set(parts(region)), set(found.sites)
-    if wanted != given:
-        raise BadInput(
-            f"{file}: sites: expected {', '.join(sorted(wanted))}, got {', '.join(sorted(given))}"
+        raise _bad(file, error) from error
+    if problems := list(_problems(found, region)):
+        raise BadInput("\n".join(f"{file}: {problem}" for problem in problems))
+    return found
+
+
+def _problems(found: Sites, region: Region) -> Iterator[str]:
+    """One line each: field, expected, got, what to do."""
+    wanted, given = parts(region), list(found.sites)
+    if set(wanted) != set(given):
+        lacks = [f"add `{part}: {{namespace: ...}}`" for part in wanted if part not in given]
+        more = [f"remove {part}" for part in given if part not in wanted]
+        yield (
+            f"sites: expected {', '.join(sorted(wanted))}, the parts of {region.metadata.name}, "
+            f"got {', '.join(sorted(given))}; {', '.join([*lacks, *more])}"
         )
+        return
     for part in found.sites:
         try:
             spec_of(part, found, region)
         except ValidationError as error:
-            raise _bad(file, ("sites", part, "spec"), error) from error
-    return found
+            yield from _words(("sites", part, "spec"), error)
+        if found.sites[part].gateways is not None:
+            yield from _problems_of_gateways(part, found, region)
 
 
-def _bad(file: str, where: tuple[str, ...], error: ValidationError) -> BadInput:
-    problems = [explain(detail, None) for detail in error.errors()]
-    return BadInput(
-        "\n".join(
-            f"{file}: {dotted((*where, *each.loc))}: expected {each.expected}, got {each.got}"
-            for each in problems
+def _problems_of_gateways(part: str, found: Sites, region: Region) -> Iterator[str]:
+    """That the API server would not see, or only the operator."""
+    where, given = f"sites.{part}.gateways", found.sites[part].gateways or {}
+    if is_witness(part, region):
+        yield f"{where}: expected nothing, {part} is the witness and has no gateways; remove it"
+        return
+    said = {**found.spec, **found.sites[part].spec}.get("gateways", "apart")
+    if said != "apart":
+        yield f"sites.{part}.spec.gateways: expected apart beside `gateways`, got {said}; remove it"
+    if "idc" in given:
+        yield f"{where}.idc: expected nothing, it is {part}; remove it"
+    if given.get("autoscaling") is not None and given.get("replicas") is not None:
+        yield f"{where}.replicas: expected nothing beside `autoscaling`, which sets it; remove it"
+    try:
+        spec = gateways_of(part, found, region)
+    except ValidationError as error:
+        yield from _words(("sites", part, "gateways"), error)
+        return
+    assert spec is not None
+    bounds, room = spec.autoscaling, region.idc(part).gateways
+    if bounds is not None and bounds.min > bounds.max:
+        yield f"{where}.autoscaling.max: expected at least `min` ({bounds.min}), got {bounds.max}"
+    field, count = ("autoscaling.max", bounds.max) if bounds else ("replicas", spec.replicas)
+    if count > room:
+        yield (
+            f"{where}.{field}: expected at most {room}, the `gateways` of {part} in the region "
+            f"file, got {count}; lower it, or raise that"
         )
-    )
+
+
+def _bad(file: str, error: ValidationError) -> BadInput:
+    return BadInput("\n".join(f"{file}: {problem}" for problem in _words((), error)))
+
+
+def _words(where: tuple[str, ...], error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        each = explain(detail, None)
+        text = f"{dotted((*where, *each.loc))}: expected {each.expected}, got {each.got}"
+        yield f"{text}; {each.do}" if each.do else text
 
 
 def parts(region: Region) -> list[str]:
@@ -103,25 +149,56 @@ def spec_of(part: str, sites: Sites, region: Region) -> IdcSpec | WitnessSpec:
     }
     if is_witness(part, region):
         return WitnessSpec.model_validate(own)
-    return IdcSpec.model_validate(own | {"idc": part})
+    apart = {} if sites.sites[part].gateways is None else {"gateways": "apart"}
+    return IdcSpec.model_validate({**own, **apart, "idc": part})
+
+
+def gateways_of(part: str, sites: Sites, region: Region) -> GatewayClusterSpec | None:
+    """As many as the region file says, unless the site says how many. The image is said always:
+    without, a new one of the IDC object would come to the gateways before the IDC's own pod has it.
+    Raises pydantic.ValidationError."""
+    given = sites.sites[part].gateways
+    if given is None:
+        return None
+    own: dict[str, Any] = {"image": spec_of(part, sites, region).image}
+    if given.get("autoscaling") is None:
+        own["replicas"] = region.idc(part).gateways
+    said = {name: value for name, value in given.items() if value is not None}
+    return GatewayClusterSpec.model_validate({**own, **said, "idc": part})
 
 
 def objects(part: str, sites: Sites, region: Region, pki: Mapping[str, bytes]) -> list[Object]:
-    """In the order of applying them. ``pki``: its files by name."""
+    """In the order of applying them, its GatewayCluster not among them. ``pki``: its files by
+    name."""
     namespace = sites.sites[part].namespace
     pair = {CA: "ca.pem", CERTIFICATE: f"{part}.pem", KEY: f"{part}.key"}
-    spec = spec_of(part, sites, region).model_dump(mode="json", exclude_defaults=True)
     return [
         _secret(f"{part}-certificate", namespace, {key: pki[name] for key, name in pair.items()}),
         _secret(KEYS_SECRET, namespace, {REGION_KEYS: pki[REGION_KEYS]}),
         region_object(region, namespace),
-        {
-            "apiVersion": API_VERSION,
-            "kind": kind_of(part, region),
-            "metadata": {"name": part, "namespace": namespace},
-            "spec": spec,
-        },
+        own_object(part, sites, region),
     ]
+
+
+def own_object(part: str, sites: Sites, region: Region) -> Object:
+    """The IDC or Witness."""
+    spec = spec_of(part, sites, region).model_dump(mode="json", exclude_defaults=True)
+    return _object(kind_of(part, region), part, sites, spec)
+
+
+def gateway_objects(part: str, sites: Sites, region: Region) -> list[Object]:
+    """The GatewayCluster, to be applied after the IDC; none where the site says nothing of it. What
+    the site does not say is left to others, such as the autoscaler or `kubectl scale`."""
+    spec = gateways_of(part, sites, region)
+    if spec is None:
+        return []
+    fields = spec.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    return [_object(GATEWAY_CLUSTER.name, part, sites, fields)]
+
+
+def _object(kind: str, part: str, sites: Sites, spec: Object) -> Object:
+    metadata = {"name": part, "namespace": sites.sites[part].namespace}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
 
 
 def files(part: str) -> list[str]:

@@ -4,6 +4,7 @@ real ones: tests/kubernetes/test_idc_in_a_pod.py."""
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +14,30 @@ import pytest
 import yaml
 from aiohttp import web
 
+from imcore import pki
+from imcore.errors import BadInput
+from imcore.region.model import Region
 from imcore.runtime import SystemClock
+from imctl.api.kinds import API_VERSION
+from imctl.api.model import IdcSpec, WitnessSpec
+from imctl.commands.deploy import Start
 from imctl.errors import Failed, Guarded
+from imctl.planning import fields_of
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE
-from imctl.target import breaking, sites
+from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
+from imctl.reconcile.observed import Owner
+from imctl.target import breaking, runfile, sites
 from imctl.target.kubernetes import Kubernetes
+from imctl.target.local import Local
 from imctl.target.opening import opened
 
 REGION = Path(__file__).parents[2] / "regions" / "two-idc.yaml"
 PARTS = {"witness": "im-lon", "fra": "im-fra", "dub": "im-dub"}
+API = f"/apis/{API_VERSION}"
+FIGURES = {"process_mib": 86.0, "im_mib": 1024.0, "connection_kib": 26.5}
 GATEWAYS = 2
 RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
+LABELS = {"app.kubernetes.io/name": "imctl", "app.kubernetes.io/component": "gateway"}
 LISTED = ("gatewayclusters", "pods")
 Object = dict[str, Any]
 
@@ -37,8 +50,11 @@ class Server:
         self.objects: dict[str, Object] = {}
         self.namespaces = set(PARTS.values())
         self.url = ""
+        self.refuses = ""  # objects in which this stands
+        self.says: Object = {}  # of GatewayClusters, in their status
         self.executed: list[tuple[str, list[str]]] = []
         self.gateways_ready = GATEWAYS
+        self.gateways_stay = False  # as of a GatewayCluster that is paused
         self.pods_end = "Succeeded"  # those that somebody makes
         self.ran: list[Object] = []
         self._loop = asyncio.new_event_loop()
@@ -71,16 +87,7 @@ class Server:
         path = request.path
         namespace = path.partition("/namespaces/")[2].partition("/")[0]
         if request.method == "PATCH" and namespace in self.namespaces:
-            body = yaml.safe_load(await request.text())
-            if "spec" not in body and path in self.objects:  # by somebody with other fields
-                body = self.objects[path] | {"metadata": body["metadata"]}
-            if body["kind"] == "Pod":
-                body["status"] = {"phase": self.pods_end}
-                self.ran.append(body)
-            if "dryRun" not in request.query:
-                self.objects[path] = body
-                self._operate(namespace)
-            return web.json_response(body)
+            return self._apply(path, yaml.safe_load(await request.text()), request)
         if path.endswith("/exec"):
             shell = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
             await shell.prepare(request)
@@ -109,47 +116,99 @@ class Server:
             if wanted.items() <= each["metadata"].get("labels", {}).items()
         ]  # fmt: skip
 
+    def _apply(self, path: str, body: Object, request: web.Request) -> web.Response:
+        """By one field manager, whose fields are all that there are."""
+        old = self.objects.get(path, {})
+        if self.refuses and self.refuses in json.dumps(body):
+            return web.json_response({"message": f"{self.refuses} is refused"}, status=422)
+        if "spec" not in body and old:  # by somebody with other fields
+            body = old | {"metadata": old["metadata"] | body["metadata"]}
+        else:
+            grown = old.get("spec") != body.get("spec")
+            who = [{"manager": request.query["fieldManager"]}]
+            generation = old.get("metadata", {}).get("generation", 0) + grown
+            body["metadata"] |= {"generation": generation, "managedFields": who}
+        if body["kind"] == "Pod":
+            body["status"] = {"phase": self.pods_end}
+            self.ran.append(body)
+        if "dryRun" not in request.query:
+            self.objects[path] = body
+            self._operate(path.partition("/namespaces/")[2].partition("/")[0])
+        return web.json_response(body)
+
     def _operate(self, namespace: str) -> None:
-        regions = f"/apis/imctl.dev/v1alpha1/namespaces/{namespace}/regions/two-idc"
-        for kind in ("idcs", "witnesses"):
-            component = {"idcs": "idc", "witnesses": "witness"}[kind]
+        """What an operator and the controllers of a cluster would, at once."""
+        for kind, component in (("idcs", "idc"), ("witnesses", "witness")):
             for part in PARTS:
-                own = f"/apis/imctl.dev/v1alpha1/namespaces/{namespace}/{kind}/{part}"
+                own = self.objects.get(f"{API}/namespaces/{namespace}/{kind}/{part}")
                 workload = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/{part}-{component}"
                 pod = f"/api/v1/namespaces/{namespace}/pods/{part}-{component}-0"
-                if own not in self.objects:
+                if own is None:
                     self.objects.pop(workload, None)
                     self.objects.pop(pod, None)
                     continue
-                region, _ = judge_region("two-idc", self.objects[regions]["spec"])
-                assert region is not None
-                template = {"metadata": {"annotations": {REGION_FILE: sites.mark_of(region)}}}
-                marks = self.objects[own]["metadata"].get("annotations", {})
+                region = self._region(namespace)
+                owner = Owner(own["kind"], namespace, part, "u", 1)
+                model = IdcSpec if kind == "idcs" else WitnessSpec
+                made = objects(owner, model.model_validate(own["spec"]), region, FIGURES)[-1]
+                template = {"metadata": made["spec"]["template"]["metadata"] | {"name": pod[-9:]}}
+                marks = own["metadata"].get("annotations", {})
                 replicas = 0 if DOWN_UNTIL in marks else 1
                 self.objects[workload] = {"spec": {"template": template, "replicas": replicas}}
+                own["status"] = self._status(own)
                 if replicas:
                     self.objects.setdefault(pod, template)
-                self._gateways(namespace, part, GATEWAYS if replicas else 0)
+        self._operate_gateways(namespace)
 
-    def _gateways(self, namespace: str, part: str, replicas: int) -> None:
-        """Of a GatewayCluster, if the IDC has one."""
-        own = f"/apis/imctl.dev/v1alpha1/namespaces/{namespace}/gatewayclusters/edge"
-        if self.objects.get(own, {}).get("spec", {}).get("idc") != part:
-            return
-        at = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/edge-gateway"
-        metadata = {"generation": 1}
-        status = {"observedGeneration": 1, "readyReplicas": min(replicas, self.gateways_ready)}
-        spec = {"replicas": replicas}
-        self.objects[at] = {"metadata": metadata, "spec": spec, "status": status}
-        for number in range(1, replicas + 1):
-            name = f"edge-gateway-{number}"
-            labels = {
-                "app.kubernetes.io/name": "imctl",
-                "app.kubernetes.io/component": "gateway",
-                "app.kubernetes.io/instance": "edge",
-            }
-            pod = {"metadata": {"name": name, "labels": labels}, "status": RUNS}
-            self.objects.setdefault(f"/api/v1/namespaces/{namespace}/pods/{name}", pod)
+    def _operate_gateways(self, namespace: str) -> None:
+        """Of an IDC that is kept down none is wanted; the kubelet has not ended them yet."""
+        at, pods = f"{API}/namespaces/{namespace}", f"/api/v1/namespaces/{namespace}/pods/"
+        every = {path: each for path, each in self.objects.items() if path.startswith(at)}
+        clusters = [each for path, each in every.items() if "/gatewayclusters/" in path]
+        workloads = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/"
+        for path in [path for path in self.objects if path.startswith(workloads)]:
+            if path.endswith("-gateway"):
+                del self.objects[path]
+        wanted: set[str] = set()
+        for own in clusters:
+            metadata, spec = own["metadata"], own["spec"]
+            idc = every.get(f"{at}/idcs/{spec['idc']}")
+            if idc is None:
+                continue
+            marked = DOWN_UNTIL in idc["metadata"].get("annotations", {})
+            down = marked and not self.gateways_stay
+            names = [f"{metadata['name']}-gateway-{1 + each}" for each in range(spec["replicas"])]
+            wanted |= set(names)
+            self._workload(namespace, metadata["name"], 0 if down else len(names))
+            own["status"] = self._status(own) | self.says
+            for name in [] if down else names:
+                labels = LABELS | {"app.kubernetes.io/instance": metadata["name"]}
+                pod = {"metadata": {"name": name, "labels": labels}, "status": RUNS}
+                self.objects.setdefault(f"{pods}{name}", pod)
+        for path in [path for path in self.objects if path.startswith(pods)]:
+            if "-gateway-" in path and path.removeprefix(pods) not in wanted:
+                del self.objects[path]
+
+    def _workload(self, namespace: str, name: str, replicas: int) -> None:
+        """The StatefulSet of a GatewayCluster."""
+        notes = {REGION_FILE: sites.mark_of(self._region(namespace))}
+        self.objects[f"/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}-gateway"] = {
+            "metadata": {"generation": 1},
+            "spec": {"replicas": replicas, "template": {"metadata": {"annotations": notes}}},
+            "status": {
+                "observedGeneration": 1,
+                "readyReplicas": min(replicas, self.gateways_ready),
+            },
+        }
+
+    def _region(self, namespace: str) -> Region:
+        path = f"{API}/namespaces/{namespace}/regions/two-idc"
+        region, _ = judge_region("two-idc", self.objects[path]["spec"])
+        assert region is not None
+        return region
+
+    def _status(self, own: Object) -> Object:
+        return {"observed_generation": own["metadata"].get("generation", 1), "phase": "Serving"}
 
     def paths(self) -> set[str]:
         return {path.rpartition("/namespaces/")[2] for path in self.objects}
@@ -157,6 +216,9 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    # One of its own: to load all of the machine's for each call would take most of a test's time.
+    pki.init(tmp_path / "server-pki", {}, pki.utc_now(SystemClock().wall_ms()))
+    ca = {"certificate-authority": str(tmp_path / "server-pki" / "ca.pem")}
     with Server() as found:
         config = {
             "apiVersion": "v1",
@@ -167,8 +229,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 for name in ("here", "gone")
             ],
             "clusters": [
-                {"name": "here", "cluster": {"server": found.url}},
-                {"name": "gone", "cluster": {"server": "http://127.0.0.1:1"}},
+                {"name": "here", "cluster": {"server": found.url, **ca}},
+                {"name": "gone", "cluster": {"server": "http://127.0.0.1:1", **ca}},
             ],
             "users": [{"name": "me", "user": {}}],
         }
@@ -177,17 +239,24 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield found
 
 
-def prepared(folder: Path, **more: Object) -> Kubernetes:
-    """``more``: of a part's site."""
-    placed = {part: {"namespace": name} | more.get(part, {}) for part, name in PARTS.items()}
+def placed(folder: Path, image: str = "imctl:1", **more: Object) -> Path:
+    """A sites file. ``more``: of a part's site."""
+    places = {part: {"namespace": name} | more.get(part, {}) for part, name in PARTS.items()}
     path = folder / "sites.yaml"
-    path.write_text(yaml.safe_dump({"sites": placed, "spec": {"image": "imctl:1"}}))
-    return Kubernetes.prepare_on(REGION, folder / "deployment", path, SystemClock())
+    path.write_text(yaml.safe_dump({"sites": places, "spec": {"image": image}}))
+    return path
 
 
-def changed(folder: Path) -> Path:
+def prepared(folder: Path, region: Path = REGION, **more: Any) -> Kubernetes:
+    path = placed(folder, **more)
+    return Kubernetes.prepare_on(region, folder / "deployment", path, SystemClock())
+
+
+def changed(folder: Path, gateways: int = 1) -> Path:
+    """``gateways``: of fra."""
     document = yaml.safe_load(REGION.read_text())
     document["spec"]["client"] = {"grace_ms": 9_000}
+    document["spec"]["idcs"][0]["gateways"] = gateways
     path = folder / "changed.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -213,7 +282,8 @@ def test_it_starts_restarts_one_with_another_file_and_ends(server: Server, tmp_p
     assert target.objections(wanted, ["fra"]) == []
     target.restart("fra", wanted)
     target.restart("fra", wanted)
-    assert [target.region_of(part) for part in ("fra", "dub")] == [wanted, before]
+    given = [target.region_of(part) for part in ("fra", "dub")]
+    assert given == [name.partition(".")[0] for name in (wanted, before)]
     target.adopt(wanted)
     assert target.own_region() == wanted
 
@@ -224,8 +294,7 @@ def test_it_starts_restarts_one_with_another_file_and_ends(server: Server, tmp_p
 def test_a_drill_takes_an_idc_down_that_allows_it_and_lets_it_up(
     server: Server, tmp_path: Path
 ) -> None:
-    allows = {"spec": {"drills_from": ["im-fra"]}}
-    target = prepared(tmp_path, fra=allows)
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
     target.start(["fra", "dub", "witness"])
     assert not target.faults  # dub takes none
     for part, why in (("dub", "the IDC dub takes no drills"), ("witness", "drills break IDCs")):
@@ -304,8 +373,7 @@ def test_gateways_that_the_operator_leaves_up_are_told_of(
     gateway_cluster(server, "im-fra", "fra")
     target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"], "gateways": "apart"}})
     target.start(["fra", "dub", "witness"])
-    gateways = server._gateways
-    monkeypatch.setattr(server, "_gateways", lambda at, part, replicas: gateways(at, part, 2))
+    server.gateways_stay = True
     with pytest.raises(Failed, match="no operator takes edge-gateway of fra down"):
         target.take_down("fra", "2026-12-01T00:00:00Z")
 
@@ -315,6 +383,7 @@ def test_a_namespace_that_is_not_there_refuses_all_of_it(server: Server, tmp_pat
     with pytest.raises(Guarded, match="dub: Secret dub-certificate: there is no namespace im-dub"):
         prepared(tmp_path)
     assert server.paths() == set()
+    assert not (tmp_path / "deployment" / runfile.SITES).exists()
 
 
 def test_a_file_that_somebody_else_applied_is_not_taken_for_ours(
@@ -346,3 +415,160 @@ def test_what_is_done_to_processes_is_refused(server: Server, tmp_path: Path) ->
             refused("fra")
     with pytest.raises(Guarded, match=r"delete the namespaces \(im-dub, im-fra, im-lon\)"):
         target.demand_destroyable()
+
+
+# ------------------------------------------------------------------- gateways, another sites file
+
+
+def gateways_of(server: Server) -> Object:
+    found: Object = server.objects[f"{API}/namespaces/im-fra/gatewayclusters/fra"]
+    return found
+
+
+def test_gateways_of_their_own_start_are_seen_waited_for_and_end(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path, changed(tmp_path, 4), fra={"gateways": {"replicas": 2}})
+    server.says = {"phase": "Starting", "conditions": [{"message": "0 of 2 serve", "status": "F"}]}
+    target.start(["fra", "dub", "witness"])
+    fronts = ["fra.gateway-1", "fra.gateway-2"]
+    assert target.front_names() == fronts == target.fronts_of("fra")
+    assert states(target) == dict.fromkeys([*PARTS, *fronts], "running")
+    rolling = target.rolling("fra")
+    assert rolling is not None and rolling.why == "0 of 2 serve"
+    assert target.rolling("dub") is None and target.rolling("witness") is None
+    server.says = {}
+    server._operate("im-fra")
+    assert target.rolling("fra") is None
+    assert gateways_of(server)["spec"] == {"idc": "fra", "replicas": 2, "image": "imctl:1"}
+    assert "serves as fra.1" in target.log_file("fra.gateway-2").read_text()
+    with pytest.raises(Guarded, match="A hot restart is for deployments on this machine"):
+        target.restart_front("fra", 1)
+    target.stop()
+    assert {path.split("/")[1] for path in server.paths()} == {"secrets", "regions"}
+
+
+def kept(target: Kubernetes, folder: Path, region: Path = REGION, **sites: Any) -> str:
+    """The name of what is wanted."""
+    return target.keep_wanted(region, placed(folder, **sites))
+
+
+def takes(target: Kubernetes, wanted: str) -> dict[str, str]:
+    return {each.difference.field: str(each.takes) for each in fields_of(target, wanted).changes}
+
+
+def test_another_image_comes_by_a_restart_and_gateways_after_it(
+    server: Server, tmp_path: Path
+) -> None:
+    region = changed(tmp_path, 4)
+    fra = {"gateways": {"replicas": 2}}
+    target = prepared(tmp_path, region, fra=fra)
+    target.start(["witness", "fra", "dub"])
+    before = target.own_region()
+    assert takes(target, kept(target, tmp_path, region, fra=fra)) == {}
+    wanted = kept(target, tmp_path, region, image="imctl:2", fra=fra)
+    assert takes(target, wanted) == {
+        **{f"sites.{part}.spec.image": "restart" for part in PARTS},
+        "sites.fra.gateways.image": "in place",
+    }
+    assert target.objections(wanted, target.names()) == []
+
+    pod = server.objects["/api/v1/namespaces/im-fra/pods/fra-idc-0"]
+    target.restart("fra", wanted)
+    assert server.objects["/api/v1/namespaces/im-fra/pods/fra-idc-0"] is not pod
+    assert gateways_of(server)["spec"]["image"] == "imctl:1", "they follow their IDC"
+    left = {f"sites.{part}.spec.image" for part in ("dub", "witness")}
+    assert takes(target, wanted).keys() == left | {"sites.fra.gateways.image"}
+    target.apply("fra", wanted)
+    assert gateways_of(server)["spec"]["image"] == "imctl:2"
+    assert takes(target, wanted).keys() == left
+    # Known by what runs, not by what was noted: so it is for whoever opens it after a kill.
+    assert takes(opened_again(tmp_path), wanted).keys() == left
+    assert takes(target, before).keys() == {
+        "sites.fra.spec.image", "sites.fra.gateways.image",
+    }  # fmt: skip
+
+    target.adopt(wanted)
+    assert opened_again(tmp_path).own_region() == wanted
+    assert "imctl:2" in (tmp_path / "deployment" / runfile.SITES).read_text()
+
+
+def opened_again(folder: Path) -> Kubernetes:
+    found = opened(folder / "deployment")
+    assert isinstance(found, Kubernetes)
+    return found
+
+
+def test_gateways_that_are_not_wanted_any_more_are_gone_before_their_idc_has_its_own(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path, fra={"gateways": {}})
+    target.start(["witness", "fra", "dub"])
+    wanted = kept(target, tmp_path)
+    found = takes(target, wanted)
+    assert found == dict.fromkeys(("sites.fra.spec.gateways", "sites.fra.gateways"), "restart")
+    target.restart("fra", wanted)
+    assert "im-fra/gatewayclusters/fra" not in server.paths()
+    assert takes(target, wanted) == {}
+    target.adopt(wanted)
+    assert target.front_names() == []
+
+
+def test_a_pod_that_waits_to_be_replaced_is_replaced_by_a_deploy(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    notes = server.objects["/api/v1/namespaces/im-dub/pods/dub-idc-0"]["metadata"]["annotations"]
+    server.objects["/api/v1/namespaces/im-dub/pods/dub-idc-0"] = {
+        "metadata": {"name": "dub-idc-0", "annotations": notes | {"imctl.dev/template": "older"}}
+    }
+    own = target.own_region()
+    assert takes(target, own) == {"sites.dub.pod": "restart"}
+    target.restart("dub", own)
+    assert takes(target, own) == {}
+
+
+def test_what_no_deploy_can_do_is_said(server: Server, tmp_path: Path) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    moved = kept(target, tmp_path, fra={"namespace": "im-elsewhere"})
+    assert takes(target, moved) == {"sites.fra.namespace": "not changeable"}
+    server.refuses = "100Gi"
+    stored = kept(target, tmp_path, fra={"spec": {"storage": {"size": "100Gi"}}})
+    (change,) = fields_of(target, stored).fixed
+    assert change.difference.field == "sites.fra.spec" and "100Gi is refused" in change.reason
+    wrong = placed(tmp_path, fra={"gateways": {"replicas": 2}})
+    with pytest.raises(BadInput, match="replicas: expected at most 1, the `gateways` of fra"):
+        target.keep_wanted(REGION, wrong)
+    text = REGION.read_text().replace("witness]", "judge]")
+    document = yaml.safe_load(text)
+    document["spec"]["witness"]["name"] = "judge"
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(document))
+    other = target.keep_wanted(tmp_path / "other.yaml")
+    assert takes(target, other)["spec.witness.name"] == "not changeable"
+    assert target.objections(other, ["fra"]) == []
+    with pytest.raises(BadInput, match="No such file"):
+        target.keep_wanted(REGION, tmp_path / "nowhere.yaml")
+
+
+def test_it_starts_there_again_after_it_was_taken_down(server: Server, tmp_path: Path) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    target.stop()
+    folder = tmp_path / "deployment"
+    with pytest.raises(Failed, match="is of a deployment on Kubernetes"):
+        Local.prepare(REGION, folder, False, SystemClock())
+    again = Start(False, "", None).prepare(REGION, folder)
+    assert isinstance(again, Kubernetes)
+
+
+def test_a_deployment_of_an_earlier_imctl_has_its_sites_in_its_run_file(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    (tmp_path / "deployment" / runfile.SITES).unlink()
+    again = opened_again(tmp_path)
+    assert takes(again, again.own_region()) == {}
+    assert takes(again, again.own_region().partition(".")[0]) == {}

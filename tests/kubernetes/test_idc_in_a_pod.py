@@ -1,6 +1,6 @@
 """Two IDCs and a witness in pods that the operator made: clients from outside chat through their
-Services, a pod is deleted under load, an IDC is lost and comes back, a changed region file is
-deployed. Nobody loses a message."""
+Services, a pod is deleted under load, an IDC is lost and comes back, a changed region file and
+another image are deployed. Nobody loses a message."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ Figures = Callable[[str, object], None]
 ROOT = Path(__file__).parents[2]
 VICTIM, OTHER = "fra", "dub"
 GOES_S = 40  # of a DrillRun that is deleted, on a busy machine; some 15 s of it are for a new pod
+NEXT = "localhost/imctl:next"
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +185,16 @@ async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
             await holds(lambda: pods.gateways(OTHER).get("connections", 0) == len(couples))
             stood, synced = len(connections(cast)), len(whole)
             began = time.monotonic()
-            pods.apply_gateways(OTHER, resources={"cpu": "50m", "memory": "255Mi"})
-            await asyncio.to_thread(pods.wait_gateways, OTHER)
+            sites = pods.sites_file({"cpu": "50m", "memory": "255Mi"})
+            wanted = (str(pods.data / "region.yaml"), "--sites", str(sites))
+            shown = await asyncio.to_thread(pods.imctl, "plan", *wanted, "-o", "json", status=2)
+            plan = json.loads(shown)
+            assert [each["field"] for each in plan["changes"]] == [
+                f"sites.{OTHER}.gateways.resources.memory"
+            ]
+            assert (plan["order"], plan["in_place"], plan["restarts"]) == ([OTHER], [OTHER], [])
+            code, said = await lab.imctl("deploy", *wanted, "--yes", "--soak", "1")
+            assert code == 0 and "is done" in said, said
             figures("a rolling upgrade of two gateways, s", round(time.monotonic() - began, 1))
             await asyncio.sleep(1)
         after = gateways_of(pods)
@@ -305,36 +314,54 @@ def with_another_gateway(pods: Pods, folder: Path) -> Path:
     return wanted
 
 
-async def test_a_changed_region_file_is_deployed_while_everybody_talks(
+async def test_a_changed_region_and_another_image_are_deployed_while_everybody_talks(
     pods: Pods, tmp_path: Path, figures: Figures
 ) -> None:
-    wanted = str(with_another_gateway(pods, tmp_path))
-    assert f"restart of {VICTIM}" in pods.imctl("plan", wanted, status=2)
+    """The image is of the IDC whose gateways are apart."""
+    sites = pods.sites_file({"cpu": "50m", "memory": "255Mi"}, **{OTHER: pods.tag(NEXT)})
+    wanted = (str(with_another_gateway(pods, tmp_path)), "--sites", str(sites))
+    plan = json.loads(pods.imctl("plan", *wanted, "-o", "json", status=2))
+    takes = {each["field"]: (each["takes"], each["units"]) for each in plan["changes"]}
+    assert takes == {
+        f"spec.idcs[{VICTIM}].endpoints.gateway": ("restart", [VICTIM]),
+        f"sites.{OTHER}.spec.image": ("restart", [OTHER]),
+        f"sites.{OTHER}.gateways.image": ("in place", [OTHER]),
+    }
     async with pods.lab() as lab, Cast(lab, tmp_path, first=201) as cast:
         couples = await cast.couples(6, VICTIM, OTHER)
         before = {part: pods.pod(part)["metadata"]["uid"] for part in pods.namespaces}
+        fronts = gateways_of(pods)
         async with cast.talking(couples):
             began = time.monotonic()
-            deploy = asyncio.create_task(lab.imctl("deploy", wanted, "--yes", "--soak", "1"))
+            deploy = asyncio.create_task(lab.imctl("deploy", *wanted, "--yes", "--soak", "1"))
             await asyncio.sleep(2)
             await asyncio.to_thread(pods.kill_operator)  # the next one has to take it up
             code, said = await deploy
             assert code == 0 and "is done" in said, said
             figures(
-                "a deploy that restarts one IDC, the operator killed, s",
+                "a deploy that restarts two IDCs, the operator killed, s",
                 round(time.monotonic() - began, 1),
             )
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
         after = {part: pods.pod(part)["metadata"]["uid"] for part in pods.namespaces}
-        assert [part for part in before if before[part] != after[part]] == [VICTIM]
+        assert {part for part in before if before[part] != after[part]} == {VICTIM, OTHER}
+        assert not set(fronts.values()) & set(gateways_of(pods).values())
+        shown = pods.kubectl(OTHER, "get", "pods", "-o", "jsonpath={..spec.containers[*].image}")
+        assert set(shown.split()) == {NEXT}
         assert pods.operator()["status"]["containerStatuses"][0]["restartCount"] == 1
-    pods.imctl("plan", wanted)  # no difference any more
+    for asked in (wanted, wanted[:1]):  # the sites are known from then on
+        assert "no difference" in pods.imctl("plan", *asked)
 
 
 def test_the_verbs_that_a_cluster_has(pods: Pods, tmp_path: Path) -> None:
     assert "serves as" in pods.imctl("logs", VICTIM, "-n", "1000")
-    assert '"serving": true' in pods.imctl("status", "-o", "json")
+    status = json.loads(pods.imctl("status", "-o", "json"))
+    assert all(idc["serving"] for idc in status["idcs"].values())
+    fronts = [f"{OTHER}.gateway-{number}" for number in (1, 2)]
+    assert [status["processes"][front]["state"] for front in fronts] == ["running"] * 2
+    assert status["rolling"] == {}
+    assert "gateway" in pods.imctl("logs", fronts[1], "-n", "1000")
     assert "its pods are a cluster's" in pods.imctl("kill", VICTIM, status=3)
     assert "delete the namespaces" in pods.imctl("destroy", status=3)
 

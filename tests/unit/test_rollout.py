@@ -16,6 +16,7 @@ from imctl.rollout.gates import failing, kind_of
 from imctl.rollout.ground import told
 from imctl.rollout.next import Do, Seen, World, next_step
 from imctl.rollout.record import Kind, Rollout, State, from_json
+from imctl.target.base import Rolling
 from services.policy.document import IdcPolicy, IdcState, Policy
 
 S = IdcState
@@ -40,6 +41,9 @@ class Unit:
     down_at: float | None = None
     alarms: tuple[str, ...] = ()
     lag_ms: int = 20
+    gateways: str = ""  # in pods of their own, with that file; empty: it has none
+    rolled: int = 99  # of them, since the last change
+    rolls_at: float = 0.0  # the next one
 
 
 @dataclass
@@ -58,6 +62,10 @@ class Model:
     clock: float = 0.0
     refusing: Callable[[str, str], str] = lambda kind, idc: ""
     bad: set[str] = field(default_factory=set)  # do not serve with the new file
+    gateways: int = 3  # of an IDC
+    gateway_s: float = 2.0
+    stuck_at: int = 99  # so many gateways are replaced, and no more
+    taken_back: bool = False  # somebody else takes back what is applied
     pausing: bool = False
     kill_at: int = -1
     points: int = 0
@@ -79,6 +87,8 @@ class Model:
                 unit.ramp = 50 if unit.ramp == 10 else 100
                 unit.sessions = 40 * unit.ramp // 100
                 self.operation = None if unit.ramp == 100 else self.operation
+            if unit.rolled < min(self.gateways, self.stuck_at) and self.clock >= unit.rolls_at:
+                unit.rolled, unit.rolls_at = unit.rolled + 1, self.clock + self.gateway_s
             if unit.state is None:
                 continue
             away = not unit.runs and unit.down_at is not None and self.clock - unit.down_at > 3
@@ -116,6 +126,8 @@ class Model:
         return Seen(
             runs=unit.runs,
             current=unit.region == wanted,
+            lacks=unit.gateways not in ("", wanted),
+            rolling=self._rolling(unit),
             answers=unit.runs and unit.answers,
             serving=self.serving(name),
             state=unit.state,
@@ -125,6 +137,19 @@ class Model:
             lag_ms=unit.lag_ms,
             alarms=unit.alarms,
         )
+
+    def _rolling(self, unit: Unit) -> Rolling | None:
+        left = self.gateways - unit.rolled
+        return Rolling(f"{left} are left", str(left)) if left > 0 else None
+
+    async def apply(self, name: str, wanted: str) -> None:
+        unit = self.units[name]
+        self._point(f"before the apply at {name}")
+        assert self.serving(name) and unit.region == wanted, "gateways come after their IDC"
+        self.log.append(f"apply {name}")
+        if not self.taken_back and unit.gateways != wanted:
+            unit.gateways, unit.rolled, unit.rolls_at = wanted, 0, self.clock + self.gateway_s
+        self._point(f"after the apply at {name}")
 
     async def _ask(self, kind: str, idc: str, act: Callable[[Unit], None]) -> str:
         self._point(f"before {kind} {idc}")
@@ -424,6 +449,13 @@ def test_without_a_majority_the_newest_policy_that_an_idc_tells_counts() -> None
     found = told(Unavailable("no majority"), {"x": older, "y": STATUS})
     assert found.idcs == {"a-b": (S.RECOVERING, 100)}
     assert found.moving == "a-b"
+    rows = {"a-b": {"state": "drained", "ramp": 100}}
+    witness = {"policy": {"epoch": 7, "idcs": rows}}  # it says nothing of operations
+    both = told(Unavailable("no majority"), {"w": witness, "y": STATUS})
+    assert both.moving == "a-b", "of one epoch, who says more"
+    newer = {"policy": {"epoch": 8, "idcs": rows}}
+    alone = told(Unavailable("no majority"), {"w": newer, "y": STATUS})
+    assert (alone.idcs, alone.moving) == ({"a-b": (S.DRAINED, 100)}, "")
     with pytest.raises(Unavailable):
         told(Unavailable("no majority"), {})
     committed = Policy(9, {"x": IdcPolicy(S.DRAINED)})
@@ -452,6 +484,63 @@ async def test_no_majority_for_a_while_is_waited_for() -> None:
     assert (await drive(Deaf())).state is State.DONE
 
 
+def apart(wanted_already: bool = True) -> Model:
+    """With gateways of their own in fra and iad."""
+    model = Model()
+    for name in ("fra", "iad"):
+        model.units[name].gateways = OLD
+    for unit in model.units.values():
+        unit.region = NEW if wanted_already else OLD
+    return model
+
+
+async def test_gateways_get_what_is_wanted_while_their_idc_keeps_its_clients() -> None:
+    model = apart()
+    done = await drive(model, rollout(order=("fra", "iad")))
+    assert (done.state, model.log) == (State.DONE, ["apply fra", "apply iad"])
+    assert {unit.sessions for unit in model.units.values() if unit.state} == {40}
+
+
+async def test_gateways_follow_the_pod_of_their_idc_before_it_has_its_clients_back() -> None:
+    model = apart(wanted_already=False)
+    await drive(model, rollout(order=("fra", "sin")))
+    turn = [line for line in model.log if line.endswith("fra")]
+    assert turn == ["drain fra", "restart fra", "apply fra", "failback fra"]
+
+
+async def test_killed_anywhere_gateways_end_the_same() -> None:
+    clean = apart(wanted_already=False)
+    await drive(clean)
+    for kill_at in range(1, clean.points + 1):
+        model = apart(wanted_already=False)
+        model.kill_at = kill_at
+        with pytest.raises(Killed):
+            await drive(model)
+        done = await drive(model)
+        assert (done.state, settled(model)) == (State.DONE, settled(clean)), kill_at
+        assert {unit.gateways for unit in model.units.values()} == {"", NEW}
+        assert all(unit.rolled >= model.gateways for unit in model.units.values())
+
+
+async def test_gateways_that_come_no_further_pause_the_rollout_and_slow_ones_do_not() -> None:
+    slow = apart()
+    slow.gateway_s = 100.0
+    assert (await drive(slow, rollout(order=("fra",)))).state is State.DONE
+    stuck = apart()
+    stuck.stuck_at = 1
+    paused = await drive(stuck, rollout(order=("fra", "iad")))
+    assert (paused.state, paused.gate) == (State.PAUSED, False)
+    assert paused.why.endswith("all its gateways are as wanted: 2 are left")
+    assert stuck.units["iad"].gateways == OLD
+
+
+async def test_what_is_applied_and_taken_back_again_and_again_pauses_the_rollout() -> None:
+    model = apart()
+    model.taken_back = True
+    paused = await drive(model, rollout(order=("fra",)))
+    assert paused.state is State.PAUSED and "who takes it back?" in paused.why
+
+
 def seen(**changed: Any) -> Seen:
     return replace(Seen(runs=True, current=False, state=S.ACTIVE), **changed)
 
@@ -474,12 +563,22 @@ def seen(**changed: Any) -> Seen:
         (seen(current=True), "active", Do.SOAK),
         (seen(current=True), "cordoned", Do.CORDON),
         (seen(current=True, state=S.DRAINED), "drained", Do.SOAK),
+        (seen(current=True, lacks=True), "active", Do.APPLY),
+        (seen(current=True, lacks=True, serving=False), "active", Do.WAIT),
+        (seen(lacks=True), "active", Do.DRAIN),
+        (seen(current=True, rolling=Rolling("one is left")), "active", Do.WAIT),
         (seen(answers=False), "active", Do.SKIP),
     ],
 )
 def test_the_next_step(unit: Seen, found: str, do: Do) -> None:
     begun = rollout(order=("fra",), found={"fra": found} if found else {})
     assert next_step(begun, World({"fra": unit})).do is do
+
+
+def test_what_somebody_else_knows_of_one_that_does_not_serve_is_said() -> None:
+    begun = rollout(order=("fra",), found={"fra": "active"}, restarting="fra")
+    unit = seen(current=True, serving=False, state=S.DRAINED, trouble="idc: ImagePullBackOff")
+    assert next_step(begun, World({"fra": unit})).sentence == "it serves: idc: ImagePullBackOff"
 
 
 def test_who_was_taken_down_by_the_rollout_is_not_left_out() -> None:

@@ -10,11 +10,15 @@ import yaml
 
 from imcore.errors import BadInput
 from imcore.region.load import load_region
+from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.reconcile.decide import decide, judge_region
 from imctl.reconcile.objects import REGION_FILE
 from imctl.reconcile.observed import Observed, Owner
 from imctl.target import sites
+from imctl.testing import golden
+from tests.unit.test_gateway_cluster import roomy
+from tests.unit.test_operator_objects import GOLDEN
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "two-idc.yaml")
 FIGURES = {"process_mib": 86.0, "im_mib": 1024.0, "connection_kib": 26.5}
@@ -43,7 +47,11 @@ def test_what_is_said_of_one_stands_over_what_is_said_of_all() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"sites": {"fra": {"namespace": "im"}}}, "sites: expected dub, fra, witness, got fra"),
+        (
+            {"sites": {"fra": {"namespace": "im"}, "mars": {"namespace": "im"}}},
+            "sites: expected dub, fra, witness, the parts of two-idc, got fra, mars; "
+            "add `witness: {namespace: ...}`, add `dub: {namespace: ...}`, remove mars",
+        ),
         ({"spec": {}}, "sites.yaml: sites.dub.spec.image: expected"),
         ({"spec": {"image": "i", "servic": "x"}}, "sites.yaml: sites.dub.spec.servic: expected"),
         ({"sites": {"fra": {"namespace": "Im"}}}, "sites.yaml: sites.fra.namespace: expected"),
@@ -54,6 +62,83 @@ def test_a_wrong_one_is_refused(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput) as refused:
         read(GOOD | changes)
     assert why in str(refused.value)
+
+
+def with_gateways(gateways: Any, part: str = "fra", **more: Any) -> dict[str, Any]:
+    placed = GOOD["sites"][part] | {"gateways": gateways} | more
+    return GOOD | {"sites": GOOD["sites"] | {part: placed}}
+
+
+@pytest.mark.parametrize(
+    ("gateways", "part", "more", "why"),
+    [
+        ({"replica": 2}, "fra", {}, "sites.fra.gateways.replica: expected"),
+        ({"replicas": "x"}, "fra", {}, "sites.fra.gateways.replicas: expected"),
+        (
+            {"replicas": 5}, "fra", {},
+            "sites.fra.gateways.replicas: expected at most 4, the `gateways` of fra in the region "
+            "file, got 5; lower it, or raise that",
+        ),
+        (
+            {"autoscaling": {"min": 1, "max": 9, "connections": 8000}}, "fra", {},
+            "sites.fra.gateways.autoscaling.max: expected at most 4, the `gateways` of fra",
+        ),
+        (
+            {"autoscaling": {"min": 3, "max": 2, "connections": 8000}}, "fra", {},
+            "sites.fra.gateways.autoscaling.max: expected at least `min` (3), got 2",
+        ),
+        (
+            {"autoscaling": {"min": 1, "max": 2, "connections": 8000}, "replicas": 2}, "fra", {},
+            "sites.fra.gateways.replicas: expected nothing beside `autoscaling`, which sets it; "
+            "remove it",
+        ),
+        ({"idc": "dub"}, "fra", {}, "sites.fra.gateways.idc: expected nothing, it is fra"),
+        (
+            {}, "fra", {"spec": {"gateways": "inside"}},
+            "sites.fra.spec.gateways: expected apart beside `gateways`, got inside; remove it",
+        ),
+        ({}, "witness", {}, "sites.witness.gateways: expected nothing, witness is the witness"),
+        ([], "fra", {}, "sites.fra.gateways: expected"),
+    ],
+)  # fmt: skip
+def test_wrong_gateways_are_refused(
+    gateways: Any, part: str, more: dict[str, Any], why: str
+) -> None:
+    text = yaml.safe_dump(with_gateways(gateways, part, **more))
+    with pytest.raises(BadInput) as refused:
+        sites.read(text, roomy(), "sites.yaml")
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"sites.yaml: {why}")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    document = with_gateways({"replicas": 5, "idc": "dub"}) | {"spec": {"image": "i", "x": 1}}
+    with pytest.raises(BadInput) as refused:
+        sites.read(yaml.safe_dump(document), roomy(), "sites.yaml")
+    assert len(str(refused.value).splitlines()) == 5
+
+
+RICH = {
+    "autoscaling": {"min": 1, "max": 3, "connections": 8000},
+    "image": "imctl:2",
+    "resources": {"cpu": "2"},
+    "rollout": {"min_ready_s": 30, "reconnected": 80},
+}
+
+
+@pytest.mark.parametrize(("name", "gateways"), [("site", {}), ("site-with-all", RICH)])
+def test_golden(name: str, gateways: dict[str, Any]) -> None:
+    text = yaml.safe_dump(with_gateways(gateways))
+    found, pki = sites.read(text, roomy(), "sites.yaml"), PKI
+    made = sites.objects("fra", found, roomy(), pki)
+    made = [each for each in made if each["kind"] not in ("Region", "Secret")]
+    made += sites.gateway_objects("fra", found, roomy())
+    golden.check(yaml.safe_dump_all(made, sort_keys=False, width=100), GOLDEN / f"{name}.yaml")
+    GatewayClusterSpec.model_validate(made[-1]["spec"])
+
+
+def test_a_site_without_gateways_makes_none() -> None:
+    assert sites.gateway_objects("fra", read(GOOD), REGION) == []
 
 
 def test_no_yaml_is_refused() -> None:

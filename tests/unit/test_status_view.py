@@ -124,6 +124,17 @@ def test_what_a_silent_idc_said_last_stays_with_its_age_and_its_weight_is_the_po
     assert rows["sin"][-1] == "-"  # how old it is nobody said
 
 
+def test_gateways_in_processes_of_their_own_are_no_engines_and_say_what_they_wait_for() -> None:
+    units = [Unit(name, "running", 1) for name in (*ACTIVE, "fra.gateway-1")]
+    units += [Unit("fra.gateway-2", "gone", 0)]
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    document = document_of(REGION, units, found, None)
+    document["rolling"] = {"fra": "gateway 2 of 2 gets the settings that are wanted"}
+    said = " ".join(shown(document).split())
+    assert "fra: its gateways are on their way: gateway 2 of 2 gets the settings" in said
+    assert "fra.gateway-2: gone" in said and "engines" not in said
+
+
 def test_sessions_that_hang_in_a_move_are_counted_by_gateway() -> None:
     found = {name: answer(name, 5, ACTIVE) for name in ACTIVE}
     found["fra"]["moves"] = {"usual_ms": 3_400, "stuck": {"fra-gw1.1": 2}}

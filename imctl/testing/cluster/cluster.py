@@ -296,6 +296,13 @@ class Cluster:
             "images", "import", archive,
         )  # fmt: skip
 
+    def tag(self, image: str, name: str) -> None:
+        """The same image under another name, too. Raises Failed."""
+        self._run(
+            "ctr", "--address", self.layout.socket, "--namespace", "k8s.io",
+            "images", "tag", "--force", image, name,
+        )  # fmt: skip
+
     def kill(self, container: str) -> None:
         """By SIGKILL, as a power cut would. ``container``: its `containerID`. Raises Failed."""
         self._run(

@@ -23,7 +23,7 @@ from uuid import uuid4
 import yaml
 
 from imcore.region.load import load_region
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, KINDS, WITNESS
+from imctl.api.kinds import IDC, KINDS, WITNESS
 from imctl.errors import Failed
 from imctl.target.local import Local
 from imctl.testing.cluster import image, settings
@@ -39,6 +39,7 @@ ENDS = {"gateway": 0, "ipconf": 1, "peer": 2}
 APART, GATEWAYS = 5, 2  # the first port of gateways in pods of their own, and how many
 # All of a region on one small machine; the capacity model reckons for one that carries thousands.
 RESOURCES = {"cpu": "50m", "memory": "512Mi"}
+FRONT_RESOURCES = {"cpu": "50m", "memory": "256Mi"}
 READY_S = 120
 VIEWER = "imctl-viewer"
 LABEL = "pod-security.kubernetes.io/enforce=restricted"
@@ -91,7 +92,9 @@ class Pods:
         self.namespaces = {part: f"im-{part}-{suffix}" for part in parts}
         self.system = f"im-system-{suffix}"  # the operator's
 
-    def sites_file(self) -> Path:
+    def sites_file(self, resources: dict[str, str] = FRONT_RESOURCES, **images: str) -> Path:
+        """``resources``: of each gateway in a pod of its own. ``images``: of parts that have
+        another one."""
         path = self._folder / "sites.yaml"
         spec = {
             "image": image.NAME,
@@ -105,9 +108,11 @@ class Pods:
         for idc in self.idcs:
             sites[idc]["spec"] = {"drills_from": [self.namespaces[self.idcs[0]]]}
             if idc in self.apart:
-                sites[idc]["spec"] |= {
-                    "gateways": "apart", "role_certificate": VIEWER, "deletion": "at_once",
-                }  # fmt: skip
+                sites[idc]["spec"] |= {"role_certificate": VIEWER, "deletion": "at_once"}
+                rollout = {"min_ready_s": 1}
+                sites[idc]["gateways"] = {"resources": resources, "rollout": rollout}
+        for part, name in images.items():
+            sites[part].setdefault("spec", {})["image"] = name
         path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
         return path
 
@@ -121,6 +126,11 @@ class Pods:
         if done.returncode != status:
             raise Failed(f"imctl {arguments[0]}: {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
+
+    def tag(self, name: str) -> str:
+        """Our image under another name."""
+        self._cluster.tag(image.NAME, name)
+        return name
 
     def kind(self, part: str) -> str:
         return WITNESS.name if part == self.witness else IDC.name
@@ -168,18 +178,6 @@ class Pods:
         shown = self.kubectl(part, "get", "gatewaycluster", part, "-o", "jsonpath={.status}")
         status: dict[str, Any] = json.loads(shown)
         return status
-
-    def apply_gateways(self, part: str, **changes: Any) -> None:
-        """Those of an IDC whose gateways are apart, with these fields of their spec."""
-        spec = {
-            "idc": part,
-            "replicas": GATEWAYS,
-            "resources": {"cpu": "50m", "memory": "256Mi"},
-            "rollout": {"min_ready_s": 1},
-            **changes,
-        }
-        kind = {"apiVersion": API_VERSION, "kind": GATEWAY_CLUSTER.name}
-        self.apply(part, kind | {"metadata": {"name": part}, "spec": spec})
 
     def wait_gateways(self, part: str, seconds: int = READY_S) -> None:
         """Until all are as they are wanted. Raises Failed with what the pods say."""
@@ -348,7 +346,6 @@ def running(
         pods.imctl("deploy", str(own), "--sites", str(pods.sites_file()))
         for part in apart:
             pods.role_secret(part, VIEWER)
-            pods.apply_gateways(part)
         pods.wait_ready(*pods.namespaces)
         for part in apart:
             pods.wait_gateways(part)

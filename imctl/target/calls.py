@@ -1,0 +1,42 @@
+"""What the `kubernetes` target asks of API servers, beside what the operator asks, too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+from kubernetes_asyncio.client import ApiClient, Configuration
+from kubernetes_asyncio.config import load_incluster_config, new_client_from_config
+
+from imctl.reconcile.cluster import Cluster
+from imctl.reconcile.observed import Object
+from imctl.target.found import MANAGER
+
+
+async def client(context: str) -> ApiClient:
+    """Of a kubeconfig; without one, inside a pod, as the pod's service account."""
+    # $KUBECONFIG as it is now: the library reads it when it is loaded.
+    file = os.environ.get("KUBECONFIG")
+    if not file and not context and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        own = Configuration()
+        load_incluster_config(client_configuration=own)  # type: ignore[no-untyped-call]
+        return ApiClient(own)
+    return await new_client_from_config(file, context or None, False)
+
+
+def apply(wanted: Sequence[Object], manager: str = MANAGER) -> Callable[[Cluster], Awaitable[None]]:
+    async def work(cluster: Cluster) -> None:
+        for each in wanted:
+            await cluster.apply(each, manager=manager)
+
+    return work
+
+
+async def replicas(cluster: Cluster, namespace: str, workload: str) -> int:
+    """That are wanted."""
+    found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+    return int(found["spec"]["replicas"]) if found else 0
+
+
+def delete(api: str, kind: str, namespace: str, name: str) -> Callable[[Cluster], Awaitable[None]]:
+    return lambda cluster: cluster.delete(api, kind, namespace, name)

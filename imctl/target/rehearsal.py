@@ -1,0 +1,49 @@
+"""What a sites file would change, asked of an API server by a dry run; nothing is written."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from imcore.region.model import Region
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER
+from imctl.capacity.figures import Figures
+from imctl.plan.takes import Change
+from imctl.reconcile.cluster import Cluster, Rejected
+from imctl.reconcile.observed import Object
+from imctl.target import sites
+from imctl.target.found import MANAGER
+from imctl.target.sitechanges import Part, changes_of, refused
+from imctl.target.sites import Sites
+
+
+async def changes(
+    cluster: Cluster, name: str, placed: Sites, region: Region, outdated: bool
+) -> list[Change]:
+    """Of one part, at its place. ``outdated``: its pod waits to be replaced. Raises Unavailable,
+    Conflict."""
+    namespace = placed.sites[name].namespace
+    own = await cluster.get(API_VERSION, sites.kind_of(name, region), namespace, name)
+    if own is None:
+        return []
+    gateways = None
+    if not sites.is_witness(name, region):
+        gateways = await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+    made: list[Object] = []
+    wanted = [sites.own_object(name, placed, region), *sites.gateway_objects(name, placed, region)]
+    for each in wanted:
+        try:
+            made.append(await cluster.rehearse(each, MANAGER))
+        except Rejected as error:
+            return [refused(name, each["kind"], str(error))]
+    part = Part(name, own, made[0], gateways, made[1] if made[1:] else None, outdated)
+    return changes_of(part, region, _figures())
+
+
+@cache
+def _figures() -> Figures:
+    """By which the operator reckons, too."""
+    text = (files("imctl.capacity") / "figures.yaml").read_text(encoding="utf-8")
+    return Figures.of(yaml.safe_load(text))

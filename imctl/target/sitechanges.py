@@ -1,0 +1,127 @@
+"""What a sites file changes in a deployment that runs. Pure: objects as the API servers have them
+are compared with what an apply would make of them, as its dry run says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from imcore.region.model import Region
+from imctl.api.kinds import GATEWAY_CLUSTER, IDC
+from imctl.api.model import IdcSpec, WitnessSpec
+from imctl.plan.diff import ABSENT, Difference, walk
+from imctl.plan.takes import Change, Takes
+from imctl.reconcile.objects import objects
+from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.steps import template_of
+from imctl.target.found import ours
+from imctl.target.sites import Sites
+
+_POD = "its pod is made with it"
+_OUTDATED = "its pod gets the settings of its object when it is replaced"
+_OPERATOR = "its operator takes it up; no pod is replaced"
+_ONE_BY_ONE = "gateway after gateway, each after the clients of the one before are back"
+_WHERE = (
+    "its volume and its registry are there, and a part is never at two places: `kubectl config "
+    "rename-context` gives a context its name back"
+)
+_PARTS = (
+    "no deploy adds or removes a part of a live region. One goes out of service by `imctl drain` "
+    "and `imctl retire`, and its objects stay; for one more, start the new files as another "
+    "deployment (--data)"
+)
+
+
+class Part(NamedTuple):
+    """``own``, ``gateways``: the IDC or Witness, and the GatewayCluster, as they are; None: not
+    there. ``new``, ``new_gateways``: as they would be; None: none of this file is wanted.
+    ``outdated``: its pod waits to be replaced."""
+
+    name: str
+    own: Object | None
+    new: Object
+    gateways: Object | None
+    new_gateways: Object | None
+    outdated: bool
+
+
+def moved(has: Sites, wanted: Sites) -> list[Change]:
+    """What no deploy does: parts that come, go, or are elsewhere."""
+    found = []
+    for part in dict.fromkeys([*has.sites, *wanted.sites]):
+        old, new = has.sites.get(part), wanted.sites.get(part)
+        if old is None or new is None:
+            there = [ABSENT if site is None else "there" for site in (old, new)]
+            found.append(_fixed(Difference(("sites", part), *there), _PARTS))
+            continue
+        for field in ("namespace", "context"):
+            before, after = getattr(old, field), getattr(new, field)
+            if before != after:
+                found.append(_fixed(Difference(("sites", part, field), before, after), _WHERE))
+    return found
+
+
+def refused(part: str, kind: str, why: str) -> Change:
+    """By the API server, for good."""
+    what = "gateways" if kind == GATEWAY_CLUSTER.name else "spec"
+    return _fixed(Difference(("sites", part, what), "as it is", "refused"), why)
+
+
+def changes_of(part: Part, region: Region, figures: Mapping[str, float]) -> list[Change]:
+    """``region``: that is wanted. A part that is not there differs in nothing: it is started."""
+    if part.own is None:
+        return []
+    found = list(_own(part, part.own, region, figures))
+    if part.outdated and not any(change.takes is Takes.RESTART for change in found):
+        difference = Difference(("sites", part.name, "pod"), "older settings", "its object's")
+        found.append(Change(difference, Takes.RESTART, (part.name,), _OUTDATED))
+    return [*found, *_gateways(part)]
+
+
+def _own(part: Part, own: Object, region: Region, figures: Mapping[str, float]) -> Iterator[Change]:
+    has, new = own["spec"], part.new["spec"]
+    restarts: dict[str, bool] = {}
+    for difference in walk(("sites", part.name, "spec"), has, new):
+        field = difference.path[3]
+        if field not in restarts:
+            with_it = {name: value for name, value in has.items() if name != field}
+            with_it |= {field: new[field]} if field in new else {}
+            restarts[field] = _template(own, with_it, region, figures) != _template(
+                own, has, region, figures
+            )
+        if restarts[field]:
+            yield Change(difference, Takes.RESTART, (part.name,), _POD)
+        else:
+            yield Change(difference, Takes.IN_PLACE, (part.name,), _OPERATOR)
+
+
+def _template(own: Object, spec: Object, region: Region, figures: Mapping[str, float]) -> str:
+    """The mark of the settings that its pod would have, as the operator makes it of this spec."""
+    metadata = own["metadata"]
+    owner = Owner(own["kind"], metadata["namespace"], metadata["name"], "", 0)
+    model = IdcSpec if own["kind"] == IDC.name else WitnessSpec
+    try:
+        made = objects(owner, model.model_validate(spec), region, figures)
+    except (ValidationError, KeyError):  # of a newer CRD: what it does nobody here knows
+        return repr(spec)
+    return template_of(made[-1])
+
+
+def _gateways(part: Part) -> Iterator[Change]:
+    where = ("sites", part.name, "gateways")
+    if part.new_gateways is None:
+        # One that somebody else has applied is not this file's.
+        if part.gateways is not None and ours(part.gateways):
+            yield Change(Difference(where, "there", ABSENT), Takes.RESTART, (part.name,), _POD)
+    elif part.gateways is None or not ours(part.gateways):
+        before = ABSENT if part.gateways is None else "somebody else's"
+        yield Change(Difference(where, before, "there"), Takes.IN_PLACE, (part.name,), _OPERATOR)
+    else:
+        for difference in walk(where, part.gateways["spec"], part.new_gateways["spec"]):
+            yield Change(difference, Takes.IN_PLACE, (part.name,), _ONE_BY_ONE)
+
+
+def _fixed(difference: Difference, why: str) -> Change:
+    return Change(difference, Takes.FIXED, (), why)

@@ -1,0 +1,152 @@
+"""What a sites file changes where it runs: by object and field, with what it takes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from imctl.plan.document import Plan, as_json, order_of
+from imctl.plan.takes import Change
+from imctl.planview import plan_view
+from imctl.target import sitechanges, sites
+from imctl.target.found import MANAGER
+from imctl.target.sitechanges import Part, changes_of, moved
+from imctl.target.sites import Sites
+from tests.unit.test_gateway_cluster import roomy
+from tests.unit.test_operator_objects import FIGURES
+from tests.unit.test_plan import on_80_columns
+
+Object = dict[str, Any]
+OURS = [{"manager": MANAGER, "operation": "Apply"}]
+
+
+def placed(gateways: Object | None = None, **spec: Any) -> Sites:
+    there = {"namespace": "im", "spec": spec}
+    document = {"fra": there | ({} if gateways is None else {"gateways": gateways})}
+    document |= {"dub": {"namespace": "im"}, "witness": {"namespace": "im"}}
+    return Sites.model_validate({"sites": document, "spec": {"image": "imctl:1"}})
+
+
+def had(document: Object, who: list[Object] = OURS) -> Object:
+    """As an API server has it."""
+    found = copy.deepcopy(document)
+    found["metadata"] |= {"managedFields": who}
+    return found
+
+
+def changes(before: Sites, after: Sites, part: str = "fra", **more: Any) -> list[Change]:
+    old = sites.gateway_objects(part, before, roomy())
+    new = sites.gateway_objects(part, after, roomy())
+    asked = Part(
+        part,
+        had(sites.own_object(part, before, roomy())),
+        had(sites.own_object(part, after, roomy())),
+        had(old[0]) if old else None,
+        had(new[0]) if new else None,
+        False,
+    )
+    return changes_of(asked._replace(**more), roomy(), FIGURES)
+
+
+def said(found: list[Change]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {each.difference.field: (str(each.takes), each.units) for each in found}
+
+
+def test_the_same_file_changes_nothing() -> None:
+    assert changes(placed({"replicas": 2}), placed({"replicas": 2})) == []
+    assert changes(placed(), placed()) == []
+    assert changes(placed(), placed(), "witness") == []
+
+
+def test_what_the_pod_is_made_with_takes_a_restart_and_all_else_none() -> None:
+    before, after = placed({}), placed({}, image="imctl:2", service="NodePort", deletion="at_once")
+    assert said(changes(before, after)) == {
+        "sites.fra.spec.image": ("restart", ("fra",)),
+        "sites.fra.spec.service": ("in place", ("fra",)),
+        "sites.fra.spec.deletion": ("in place", ("fra",)),
+        "sites.fra.gateways.image": ("in place", ("fra",)),
+    }
+
+
+def test_gateways_change_while_their_idc_goes_on() -> None:
+    after = placed({"replicas": 3, "rollout": {"min_ready_s": 30}})
+    assert said(changes(placed({"replicas": 2}), after)) == {
+        "sites.fra.gateways.replicas": ("in place", ("fra",)),
+        "sites.fra.gateways.rollout": ("in place", ("fra",)),
+    }
+
+
+def test_gateways_that_come_or_go_take_a_restart_of_their_idc() -> None:
+    assert said(changes(placed(), placed({}))) == {
+        "sites.fra.spec.gateways": ("restart", ("fra",)),
+        "sites.fra.gateways": ("in place", ("fra",)),
+    }
+    assert said(changes(placed({}), placed())) == {
+        "sites.fra.spec.gateways": ("restart", ("fra",)),
+        "sites.fra.gateways": ("restart", ("fra",)),
+    }
+
+
+def test_gateways_that_somebody_else_applied_are_left_to_him() -> None:
+    (theirs,) = sites.gateway_objects("fra", placed({}), roomy())
+    found = had(theirs, [{"manager": "kubectl-client-side-apply"}])
+    assert changes(placed(), placed(), gateways=found) == []
+    (taken,) = changes(placed({}), placed({}), gateways=found)
+    assert (taken.difference.before, str(taken.takes)) == ("somebody else's", "in place")
+
+
+def test_a_pod_that_waits_to_be_replaced_is_a_difference_of_its_own() -> None:
+    assert said(changes(placed(), placed(), outdated=True)) == {
+        "sites.fra.pod": ("restart", ("fra",))
+    }
+    both = changes(placed(), placed(image="imctl:2"), outdated=True)
+    assert list(said(both)) == ["sites.fra.spec.image"]
+
+
+def test_what_is_not_there_is_started_not_changed() -> None:
+    assert changes(placed(), placed(image="imctl:2"), own=None) == []
+
+
+def test_a_field_that_this_imctl_does_not_know_takes_a_restart() -> None:
+    newer = had(sites.own_object("fra", placed(), roomy()))
+    newer["spec"]["flavour"] = "x"
+    assert said(changes(placed(), placed(), new=newer)) == {
+        "sites.fra.spec.flavour": ("restart", ("fra",))
+    }
+
+
+def test_no_deploy_moves_adds_or_removes_a_part() -> None:
+    before, after = placed(), placed()
+    after.sites["fra"] = after.sites["fra"].model_copy(update={"namespace": "other"})
+    after.sites["dub"] = after.sites["dub"].model_copy(update={"context": "prod"})
+    after.sites["sin"] = after.sites.pop("witness")
+    found = moved(before, after)
+    assert said(found) == dict.fromkeys(
+        ("sites.fra.namespace", "sites.dub.context", "sites.witness", "sites.sin"),
+        ("not changeable", ()),
+    )
+    assert "kubectl config rename-context" in found[0].reason
+    assert "`imctl drain` and `imctl retire`" in found[-1].reason
+
+
+def test_what_an_api_server_refuses_says_why() -> None:
+    found = sitechanges.refused("fra", "GatewayCluster", "max: expected at least `min`")
+    assert (found.difference.field, str(found.takes)) == ("sites.fra.gateways", "not changeable")
+    assert found.reason == "max: expected at least `min`"
+
+
+def test_a_plan_with_a_sites_file_reads_well() -> None:
+    found = changes(placed({"replicas": 2}), placed({"replicas": 3}, image="imctl:2"))
+    found += [each._replace(units=("dub",)) for each in found if "replicas" in each.difference.path]
+    order = order_of(found, {"fra": 9, "dub": 4}, ["fra", "dub"])
+    plan = Plan("two-idc", True, tuple(found), order)
+    assert (plan.order, plan.restarted) == (("dub", "fra"), ["fra"])
+    assert as_json(plan)["in_place"] == ["dub"]
+    text = "\n".join(on_80_columns(plan_view(plan)))
+    assert "restart of fra" in text and "in place at dub" in text
+    assert "dub with its clients; of the others each is emptied, restarted" in " ".join(
+        text.split()
+    )
+    stays = Plan("two-idc", True, tuple(found[-1:]), ("dub",))
+    shown = " ".join("\n".join(on_80_columns(plan_view(stays))).split())
+    assert "order: dub; each goes on with its clients, and is watched" in shown
