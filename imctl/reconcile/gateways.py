@@ -12,7 +12,9 @@ from imctl.api.model import IdcSpec, Phase
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.gatewayobjects import Fronts, from_pod, objects, selector_of
 from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.process import state_of
 from imctl.reconcile.steps import Step, step_of, template_of
+from services.policy.document import IdcState
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ def decide(
         return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
     *others, workload = objects(made, figures, bool(seen.down_until))
     step = step_of(
-        spec.rollout, made.replicas, template_of(workload), seen.workload, _clients(seen),
-        seen.step_clients,
+        spec.rollout, made.replicas, template_of(workload), seen.workload,
+        _returning(seen), seen.step_clients,
     )  # fmt: skip
     wanted = [*others, from_pod(workload, step.partition)]
     return _progress(made, seen, counts, step, wanted)
@@ -152,6 +154,13 @@ def _clients(seen: Seen) -> int | None:
     """Of the IDC, as its process last said; None: it is not asked."""
     sessions = (seen.idc_status.get("process") or {}).get("sessions")
     return None if sessions is None else int(sessions)
+
+
+def _returning(seen: Seen) -> int | None:
+    """Of those that a step waits for; None: of nobody. Only to an active IDC do they come back, and
+    a drained one may be given them after its gateways alone, as by `imctl deploy`: a count that a
+    look took before the drain would be waited for without end."""
+    return _clients(seen) if state_of(seen.idc_status) == IdcState.ACTIVE else None
 
 
 def _said(

@@ -21,7 +21,7 @@ from imctl.reconcile.objects import DOWN_UNTIL, TEMPLATE
 from imctl.reconcile.objects import objects as idc_objects
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.reconciler import SOON_MAX_S, SOON_S, Key, Reconciler
-from imctl.reconcile.steps import Step, step_of
+from imctl.reconcile.steps import Step, step_of, template_of
 from imctl.testing import golden
 from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region
 from tests.unit.test_operator_reconciler import Memory, Nobody
@@ -403,10 +403,26 @@ def test_what_it_waits_for_is_said() -> None:
     mark = template["spec"]["template"]["metadata"]["annotations"][TEMPLATE]
     decision = decided(
         SPEC.model_copy(update={"replicas": 3}), workload=stands(mark, 2, 1), step_clients=50,
-        idc_status={"process": {"sessions": 20}},
+        idc_status={"process": {"state": "active", "sessions": 20}},
     )  # fmt: skip
     assert (decision.reason, decision.rolled) == ("Rolling", False)
     said = "gateway 3 of 3 gets the settings that are wanted: 20 of 50 clients are there, 90 % "
     assert decision.message == said + "are wanted"
     assert (decision.status["connections"], decision.status["step_clients"]) == (20, 50)
     assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
+
+
+@pytest.mark.parametrize("state", ["drained", "draining", "recovering", "failed", "unknown"])
+def test_clients_that_are_led_elsewhere_are_not_waited_for(state: str) -> None:
+    """A deploy restarts the IDC while it is drained, and lets no client back before its gateways
+    are as wanted: a count of before its drain was never reached again."""
+    spec = SPEC.model_copy(update={"replicas": 3})
+    mark = template_of(made(spec)[-1])
+    process = {"state": state, "sessions": 0}
+    decision = decided(
+        spec, workload=stands(mark, 2, 1), step_clients=50, idc_status={"process": process}
+    )
+    assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 1}
+    assert (decision.status["connections"], "step_clients" in decision.status) == (0, False)
+    begun = decided(spec, workload=stands("old", 0, 3), idc_status={"process": process})
+    assert "step_clients" not in begun.status
