@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -16,6 +16,7 @@ from aiohttp import web
 
 from imcore import pki
 from imcore.errors import BadInput
+from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl.api.kinds import API_VERSION
@@ -26,10 +27,14 @@ from imctl.planning import fields_of
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
 from imctl.reconcile.observed import Owner
+from imctl.rollout.ground import LocalGround
+from imctl.rollout.record import Kind, Rollout
 from imctl.target import breaking, runfile, sites
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.local import Local
 from imctl.target.opening import opened
+from imctl.traffic import Control
+from services.policy.document import Policy, initial
 
 REGION = Path(__file__).parents[2] / "regions" / "two-idc.yaml"
 PARTS = {"witness": "im-lon", "fra": "im-fra", "dub": "im-dub"}
@@ -550,6 +555,27 @@ def test_what_no_deploy_can_do_is_said(server: Server, tmp_path: Path) -> None:
     assert target.objections(other, ["fra"]) == []
     with pytest.raises(BadInput, match="No such file"):
         target.keep_wanted(REGION, tmp_path / "nowhere.yaml")
+
+
+class Agreed:
+    """Whom a look asks for the policy."""
+
+    async def policy(self) -> Policy:
+        return initial(load_region(REGION), 0)
+
+
+def test_what_an_api_server_refuses_at_a_units_turn_is_not_taken_for_done(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    wanted = kept(target, tmp_path, fra={"spec": {"storage": {"size": "100Gi"}}})
+    ground = LocalGround(target, cast(Control, Agreed()), SystemClock())
+    begun = Rollout("d1", Kind.DEPLOY, wanted, target.own_region(), ("fra",), started_ms=0)
+    assert asyncio.run(ground.look(begun))["fra"].lacks
+    server.refuses = "100Gi"  # since the plan was made
+    with pytest.raises(Failed, match=r"sites\.fra\.spec: .*100Gi is refused"):
+        asyncio.run(ground.look(begun))
 
 
 def test_it_starts_there_again_after_it_was_taken_down(server: Server, tmp_path: Path) -> None:
