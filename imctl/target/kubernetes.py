@@ -87,6 +87,7 @@ class Kubernetes(Local):
         try:
             text = sites_file.read_bytes()
             found = sites.read(text.decode(), region, str(sites_file))
+            _check_stays(folder, run, found)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / COPY).write_bytes(region_file.read_bytes())
             earlier = sitefiles.kept(folder)
@@ -512,6 +513,20 @@ class Kubernetes(Local):
             ) from error
         except ImError as error:
             raise Failed(str(error)) from error
+
+
+def _check_stays(folder: Path, run: RunFile | None, found: Sites) -> None:
+    """Raises Guarded for one that was started at other places before: it may be down, and its
+    volumes are there."""
+    earlier = sitefiles.own_text(folder, run) if run else sitefiles.kept(folder)
+    if earlier is None:
+        return
+    if changes := sitechanges.moved(Sites.model_validate(yaml.safe_load(earlier)), found):
+        said = "; ".join(f"{each.difference.field}: {each.reason}" for each in changes)
+        raise Guarded(
+            f"nothing was done: {said}; one that begins there with nothing is another deployment: "
+            "choose another --data"
+        )
 
 
 def _gateways_of(part: str) -> str:

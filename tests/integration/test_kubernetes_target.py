@@ -589,6 +589,22 @@ def test_it_starts_there_again_after_it_was_taken_down(server: Server, tmp_path:
     assert isinstance(again, Kubernetes)
 
 
+@pytest.mark.parametrize("site", [{"namespace": "im-dub"}, {"context": "here"}])
+def test_it_starts_nowhere_else_after_it_was_taken_down(
+    server: Server, tmp_path: Path, site: Object
+) -> None:
+    """Its volumes and registries are where it was: elsewhere they would be blank."""
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    target.stop()
+    own = tmp_path / "deployment" / runfile.SITES
+    before = own.read_bytes()
+    field = next(iter(site))
+    with pytest.raises(Guarded, match=rf"sites\.fra\.{field}: its volume .* another --data"):
+        prepared(tmp_path, fra=site)
+    assert own.read_bytes() == before and runfile.read(own.parent) is None
+
+
 def test_a_deployment_of_an_earlier_imctl_has_its_sites_in_its_run_file(
     server: Server, tmp_path: Path
 ) -> None:
