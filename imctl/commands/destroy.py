@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -56,6 +56,8 @@ def destroy(
         target.find_lost()
         if not with_clients:
             _guard_clients(target)
+    elif (folder / runfile.SITES).exists():
+        _refuse_clusters(folder)
     typed = yes_name or typer.prompt(
         f"This deletes {folder} for good. Type the deployment's name", err=True
     )
@@ -82,6 +84,15 @@ def _find(data: Path | None) -> Path:
     if not (chosen / COPY).is_file():
         raise Failed(f"{chosen} is no deployment's folder: it has no {COPY}")
     return chosen.absolute()
+
+
+def _refuse_clusters(folder: Path) -> NoReturn:
+    """A deployment on Kubernetes that is down has its volumes, and needs its keys. Raises
+    Guarded."""
+    # What it is made of takes its time to load: only for those who have one.
+    from imctl.target import sitefiles
+
+    raise Guarded(sitefiles.stays(sitefiles.own(folder)))
 
 
 def _guard_clients(target: Local) -> None:
@@ -113,9 +124,9 @@ def _delete(folder: Path, region: Region) -> list[str]:
     witness = [region.spec.witness.name] if region.spec.witness else []
     audits = [path.name for path in auditfile.files(folder / auditfile.FILE)]
     ours = [
-        *idcs, *witness, *audits, "pki", "clients", "histories", regions.FOLDER, "links.json",
-        "routes.json", f"{LINKPROXY}.log", places.NAME, runfile.NAME, store.NAME,
-        store.PAUSE, store.LOCK, f"{COPY}.new", COPY,
+        *idcs, *witness, *audits, "pki", "clients", "histories", regions.FOLDER,
+        runfile.SITES_FOLDER, "links.json", "routes.json", f"{LINKPROXY}.log", places.NAME,
+        runfile.NAME, store.NAME, store.PAUSE, store.LOCK, f"{COPY}.new", COPY,
     ]  # fmt: skip
     half_written = [f".{name}.new" for name in (places.NAME, runfile.NAME, store.NAME)]
     for name in (*half_written, *ours):

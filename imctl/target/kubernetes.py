@@ -89,22 +89,26 @@ class Kubernetes(Local):
             found = sites.read(text.decode(), region, str(sites_file))
             _check_stays(folder, run, found)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / COPY).write_bytes(region_file.read_bytes())
-            earlier = sitefiles.kept(folder)
-            sitefiles.adopt(folder, text)
             pki.init(folder / "pki", pki_names(region), pki.utc_now(clock.wall_ms()))
+            region_text = region_file.read_bytes()
+            wanted = sitefiles.keep(folder, regions.keep(folder, region_text), text)
             run = RunFile(
                 region=str(folder / COPY), faults=False, link_admin="", elsewhere=True,
                 sites=found.model_dump(mode="json", exclude_defaults=True),
             )  # fmt: skip
-            target = cls(region, folder, run, Places(folder))
-            if refused := target.objections(target.own_region(), target.names()):
-                sitefiles.adopt(folder, earlier)
+            asked = cls(region, folder, run, Places(folder))
+            if refused := asked.objections(wanted, asked.names()):
                 raise Guarded("nothing was done: " + "; ".join(refused))
+            # In this order: the sites file beside no run.json says that this is a deployment on
+            # Kubernetes which is down.
+            new = folder / f"{COPY}.new"
+            new.write_bytes(region_text)
+            new.replace(folder / COPY)
             run.write(folder)
+            sitefiles.adopt(folder, text)
         except OSError as error:
             raise Failed(f"{error.filename}: {error.strerror}") from error
-        return target
+        return cls(region, folder, run, Places(folder))
 
     # ------------------------------------------------------------------------------ guards
 
@@ -115,10 +119,7 @@ class Kubernetes(Local):
         raise Guarded(f"{what} is for deployments on this machine; `kubectl logs -f` follows a pod")
 
     def demand_destroyable(self) -> None:
-        raise Guarded(
-            "the volumes of its pods are the clusters': `imctl down`, then delete the namespaces "
-            f"({', '.join(sorted({site.namespace for site in self._sites.sites.values()}))})"
-        )
+        raise Guarded(f"{sitefiles.stays(self._sites)}: `imctl down` first")
 
     def _never(self, what: str) -> Guarded:
         return Guarded(f"{what} is for deployments on this machine: its pods are a cluster's")
@@ -347,14 +348,19 @@ class Kubernetes(Local):
         """The IDC and Witness objects go, after their GatewayClusters, and with them what the
         operator made; volumes stay."""
         self._demand_admin("Stopping the deployment")
+        ending = []
         for name in reversed(self.names()):
             namespace, kind = self._sites.sites[name].namespace, sites.kind_of(name, self.region)
-            if self._sites.sites[name].gateways is not None:
-                gateways = calls.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
-                self._at(name, gateways)
+            # Whatever the sites file says: an unfinished deploy may have added some.
+            if not sites.is_witness(name, self.region) and self._end_gateways(name):
+                ending.append(name)
             self._at(name, calls.delete(API_VERSION, kind, namespace, name))
+        for name in ending:
+            self._wait_for_end_of_gateways(name)
         for name in self.names():
             self._until(name, "its end", POD_S, lambda found: not found.there)
+        if sitefiles.kept(self.data) is None:  # of an earlier `imctl`: run.json alone has it
+            sitefiles.adopt(self.data, self._own_sites())
         (self.data / runfile.NAME).unlink(missing_ok=True)
         return []
 
@@ -366,8 +372,9 @@ class Kubernetes(Local):
         wanted, placed = self.region_named(region), self._sites_named(region)
         mark = sites.mark_of(wanted)
         namespace = placed.sites[name].namespace
-        if placed.sites[name].gateways is None and not sites.is_witness(name, wanted):
-            self._let_gateways_go(name)
+        none = placed.sites[name].gateways is None and not sites.is_witness(name, wanted)
+        if none and self._end_gateways(name):
+            self._wait_for_end_of_gateways(name)
         self._at(name, calls.apply(self._objects(name, wanted, placed)))
         self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
         if not self._look(name).is_new:
@@ -385,14 +392,23 @@ class Kubernetes(Local):
             mark = sites.mark_of(region)
             self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
 
-    def _let_gateways_go(self, name: str) -> None:
-        """Of the GatewayCluster that `imctl` has applied; somebody else's stays."""
+    def _end_gateways(self, name: str) -> bool:
+        """Delete the GatewayCluster that `imctl` has applied; somebody else's stays. Returns
+        whether its pods have to go."""
+        namespace = self._sites.sites[name].namespace
+
+        async def work(cluster: Cluster) -> bool:
+            if not ours(await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)):
+                return False
+            await cluster.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+            return True
+
+        return self._at(name, work)
+
+    def _wait_for_end_of_gateways(self, name: str) -> None:
         namespace = self._sites.sites[name].namespace
 
         async def work(cluster: Cluster) -> None:
-            if not ours(await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)):
-                return
-            await cluster.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
             deadline = time.monotonic() + GATEWAYS_S
             while await cluster.list("v1", "Pod", namespace, _gateways_of(name)):
                 if time.monotonic() > deadline:

@@ -13,6 +13,7 @@ from imctl.target.process import Identity
 
 NAME = "run.json"
 SITES = "sites.yaml"  # beside region.yaml: of a deployment on Kubernetes, also of one that is down
+SITES_FOLDER = "sites"  # beside it: all that were ever wanted
 
 
 @dataclass(slots=True)

@@ -12,10 +12,8 @@ import yaml
 
 from imcore.errors import BadInput
 from imctl.target import regions
-from imctl.target.runfile import SITES, RunFile
+from imctl.target.runfile import SITES, SITES_FOLDER, RunFile
 from imctl.target.sites import Sites
-
-FOLDER = "sites"
 
 
 def own_text(folder: Path, run: RunFile) -> bytes:
@@ -64,5 +62,19 @@ def adopt(folder: Path, text: bytes | None) -> None:
     new.replace(folder / SITES)
 
 
+def own(folder: Path) -> Sites:
+    """Of one that was taken down. Raises OSError."""
+    return Sites.model_validate(yaml.safe_load((folder / SITES).read_bytes()))
+
+
+def stays(placed: Sites) -> str:
+    """Why the keys of a deployment in its folder stay, too."""
+    namespaces = ", ".join(sorted({site.namespace for site in placed.sites.values()}))
+    return (
+        f"its volumes and Secrets are the clusters': delete the namespaces ({namespaces}), then "
+        "its folder"
+    )
+
+
 def _path(folder: Path, name: str) -> Path:
-    return folder / FOLDER / f"{name}.yaml"
+    return folder / SITES_FOLDER / f"{name}.yaml"

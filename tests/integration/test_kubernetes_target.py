@@ -22,6 +22,7 @@ from imcore.runtime import SystemClock
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.commands.deploy import Start
+from imctl.commands.destroy import destroy
 from imctl.errors import Failed, Guarded
 from imctl.planning import fields_of
 from imctl.reconcile.decide import judge_region
@@ -29,10 +30,11 @@ from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
 from imctl.reconcile.observed import Owner
 from imctl.rollout.ground import LocalGround
 from imctl.rollout.record import Kind, Rollout
-from imctl.target import breaking, runfile, sites
+from imctl.target import breaking, runfile, sitefiles, sites
 from imctl.target.kubernetes import Kubernetes
-from imctl.target.local import Local
+from imctl.target.local import COPY, Local
 from imctl.target.opening import opened
+from imctl.target.runfile import RunFile
 from imctl.traffic import Control
 from services.policy.document import Policy, initial
 
@@ -389,6 +391,50 @@ def test_a_namespace_that_is_not_there_refuses_all_of_it(server: Server, tmp_pat
         prepared(tmp_path)
     assert server.paths() == set()
     assert not (tmp_path / "deployment" / runfile.SITES).exists()
+    assert not (tmp_path / "deployment" / COPY).exists()
+
+
+class Killed(BaseException):
+    """`kill -9` of imctl."""
+
+
+def test_a_first_start_that_is_killed_before_it_makes_anything_leaves_no_deployment(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(RunFile, "write", killed)
+        prepared(tmp_path)
+    folder = tmp_path / "deployment"
+    assert not (folder / runfile.SITES).exists() and runfile.read(folder) is None
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(sitefiles, "adopt", killed)
+        prepared(tmp_path)
+    # It was about to be made: by its own file it can be started and taken down.
+    assert states(opened_again(tmp_path)) == dict.fromkeys(PARTS, "gone")
+    prepared(tmp_path).start(["fra"])
+
+
+def test_a_start_that_is_refused_leaves_the_files_of_the_deployment_as_they_were(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    target.stop()
+    files = [target.data / name for name in (COPY, runfile.SITES)]
+    before = [path.read_bytes() for path in files]
+    server.refuses = "imctl:2"
+    with pytest.raises(Guarded, match="imctl:2 is refused"):
+        prepared(tmp_path, changed(tmp_path), image="imctl:2")
+    assert [path.read_bytes() for path in files] == before
+    server.refuses = ""
+    again = prepared(tmp_path, changed(tmp_path), image="imctl:2")
+    assert [path.read_bytes() for path in files] != before
+    again.start(["fra"])
+    (idc,) = (each for path, each in server.objects.items() if path.endswith("/idcs/fra"))
+    assert idc["spec"]["image"] == "imctl:2"
 
 
 def test_a_file_that_somebody_else_applied_is_not_taken_for_ours(
@@ -519,6 +565,24 @@ def test_gateways_that_are_not_wanted_any_more_are_gone_before_their_idc_has_its
     assert target.front_names() == []
 
 
+def test_gateways_of_a_deploy_that_is_not_finished_go_with_the_deployment(
+    server: Server, tmp_path: Path
+) -> None:
+    region = changed(tmp_path, 4)
+    target = prepared(tmp_path, region)
+    target.start(["witness", "fra", "dub"])
+    wanted = kept(target, tmp_path, region, fra={"gateways": {"replicas": 2}})
+    target.restart("fra", wanted)
+    target.apply("fra", wanted)
+    assert "im-fra/gatewayclusters/fra" in server.paths()
+    theirs = f"{API}/namespaces/im-dub/gatewayclusters/dub"
+    metadata = {"name": "dub", "namespace": "im-dub"}
+    server.objects[theirs] = {"metadata": metadata, "spec": {"idc": "dub", "replicas": 1}}
+    opened_again(tmp_path).stop()
+    left = {path for path in server.paths() if path.split("/")[1] not in ("secrets", "regions")}
+    assert left == {"im-dub/gatewayclusters/dub"}, "somebody else's"
+
+
 def test_a_pod_that_waits_to_be_replaced_is_replaced_by_a_deploy(
     server: Server, tmp_path: Path
 ) -> None:
@@ -614,3 +678,18 @@ def test_a_deployment_of_an_earlier_imctl_has_its_sites_in_its_run_file(
     again = opened_again(tmp_path)
     assert takes(again, again.own_region()) == {}
     assert takes(again, again.own_region().partition(".")[0]) == {}
+    again.stop()
+    assert (tmp_path / "deployment" / runfile.SITES).exists()
+
+
+def test_its_keys_are_not_deleted_while_clusters_have_its_volumes(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path)
+    target.start(["witness", "fra", "dub"])
+    for _ in range(2):
+        with pytest.raises(Guarded, match=r"delete the namespaces \(im-dub, im-fra, im-lon\)"):
+            destroy(yes_name="two-idc", with_clients=True, data=target.data)
+        if runfile.read(target.data) is not None:
+            target.stop()
+    assert (target.pki / "ca.pem").exists()
