@@ -394,13 +394,15 @@ class Kubernetes(Local):
 
     def _end_gateways(self, name: str) -> bool:
         """Delete the GatewayCluster that `imctl` has applied; somebody else's stays. Returns
-        whether its pods have to go."""
+        whether its pods have to go: also those of one that an earlier try has deleted."""
         namespace = self._sites.sites[name].namespace
 
         async def work(cluster: Cluster) -> bool:
-            if not ours(await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)):
+            own = await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+            if own is not None and not ours(own):
                 return False
-            await cluster.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+            if own is not None:
+                await cluster.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
             return True
 
         return self._at(name, work)

@@ -30,7 +30,7 @@ from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
 from imctl.reconcile.observed import Owner
 from imctl.rollout.ground import LocalGround
 from imctl.rollout.record import Kind, Rollout
-from imctl.target import breaking, runfile, sitefiles, sites
+from imctl.target import breaking, kubernetes, runfile, sitefiles, sites
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.local import COPY, Local
 from imctl.target.opening import opened
@@ -62,6 +62,7 @@ class Server:
         self.executed: list[tuple[str, list[str]]] = []
         self.gateways_ready = GATEWAYS
         self.gateways_stay = False  # as of a GatewayCluster that is paused
+        self.gateways_end = True  # at once; else they still have clients
         self.pods_end = "Succeeded"  # those that somebody makes
         self.ran: list[Object] = []
         self._loop = asyncio.new_event_loop()
@@ -193,7 +194,8 @@ class Server:
                 pod = {"metadata": {"name": name, "labels": labels}, "status": RUNS}
                 self.objects.setdefault(f"{pods}{name}", pod)
         for path in [path for path in self.objects if path.startswith(pods)]:
-            if "-gateway-" in path and path.removeprefix(pods) not in wanted:
+            unwanted = "-gateway-" in path and path.removeprefix(pods) not in wanted
+            if unwanted and self.gateways_end:
                 del self.objects[path]
 
     def _workload(self, namespace: str, name: str, replicas: int) -> None:
@@ -563,6 +565,34 @@ def test_gateways_that_are_not_wanted_any_more_are_gone_before_their_idc_has_its
     assert takes(target, wanted) == {}
     target.adopt(wanted)
     assert target.front_names() == []
+
+
+def test_gateways_that_have_to_go_are_waited_for_by_whoever_tries_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "GATEWAYS_S", 0.2)
+    target = prepared(tmp_path, fra={"gateways": {}})
+    target.start(["witness", "fra", "dub"])
+    wanted = kept(target, tmp_path)
+    server.gateways_end = False
+    for _ in range(2):  # at the second time their GatewayCluster is gone already
+        with pytest.raises(Failed, match="the gateways of fra do not end"):
+            target.restart("fra", wanted)
+        assert target._idc_object("fra")["spec"]["gateways"] == "apart", "it does not listen yet"
+    server.gateways_end = True
+    server._operate("im-fra")
+    target.restart("fra", wanted)
+    assert "gateways" not in target._idc_object("fra")["spec"]
+
+
+def test_somebody_elses_gateways_are_not_waited_for(server: Server, tmp_path: Path) -> None:
+    target = prepared(tmp_path)
+    theirs = f"{API}/namespaces/im-fra/gatewayclusters/fra"
+    metadata = {"name": "fra", "namespace": "im-fra"}
+    server.objects[theirs] = {"metadata": metadata, "spec": {"idc": "fra", "replicas": 1}}
+    target.start(["witness", "fra", "dub"])
+    target.restart("fra", target.own_region())
+    assert states(target)["fra"] == "running"
 
 
 def test_gateways_of_a_deploy_that_is_not_finished_go_with_the_deployment(
