@@ -13,7 +13,7 @@ from imcore.region.model import Region
 from imcore.runtime import Clock
 from imctl import deployment
 from imctl.errors import Failed
-from imctl.plan.document import Plan, changes_of, order_of
+from imctl.plan.document import Plan, alone, changes_of, order_of
 from imctl.plan.load import away_by
 from imctl.target import runfile
 from imctl.target.local import COPY, LINKPROXY, Local, default_data
@@ -67,6 +67,7 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
             f"while one restarts, {answering - 1} of {voters} registries answer: no policy can "
             "change, and no failover happens, in that time"
         )
+    warnings += alone(plan.changes, restarted)
     return Plan(
         plan.region, True, plan.changes, order, tuple(loads), tuple(silent), tuple(warnings)
     )

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from imctl.output import time_of_day
 from imctl.plan.diff import shown
-from imctl.plan.document import Plan
+from imctl.plan.document import Plan, alone
 from imctl.plan.load import Away, Survivor
 from imctl.plan.takes import Change, Takes
 from imctl.rollout.record import Rollout
@@ -66,9 +66,10 @@ def _turns(plan: Plan) -> str:
     restart = "each is emptied, restarted, given back, watched"
     if not stays:
         return restart
+    clients = "" if alone(plan.changes, plan.restarted) else " with its clients"
     if not plan.restarted:
-        return "each goes on with its clients, and is watched"
-    return f"{', '.join(stays)} with its clients; of the others {restart}"
+        return f"each goes on{clients}, and is watched"
+    return f"{', '.join(stays)}{clients or ' without a restart'}; of the others {restart}"
 
 
 def _values(before: Any, after: Any) -> tuple[str, str]:

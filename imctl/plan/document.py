@@ -85,6 +85,12 @@ def lacks(unit: str, has: Region, wanted: Region) -> bool:
     )
 
 
+def alone(found: Sequence[Change], restarted: Sequence[str]) -> list[str]:
+    """Warnings of changes in place, of units that are not emptied for a restart anyway."""
+    said = [each.warning for each in found if not set(each.units) <= set(restarted)]
+    return list(dict.fromkeys(filter(None, said)))
+
+
 def order_of(
     found: Sequence[Change], sessions: Mapping[str, int], idcs: Sequence[str], canary: str = ""
 ) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from imctl.plan.diff import ABSENT, Difference
 class Takes(StrEnum):
     NOTHING = "nothing"
     RESTART = "restart"
-    IN_PLACE = "in place"  # the unit goes on and keeps its clients
+    IN_PLACE = "in place"  # the unit goes on, and keeps its clients but for what is warned of
     FIXED = "not changeable"
 
 
@@ -42,6 +42,7 @@ class Change(NamedTuple):
     takes: Takes
     units: tuple[str, ...]  # to be restarted, or changed in place
     reason: str
+    warning: str = ""  # of one in place
 
 
 def _nothing(pattern: str, reason: str) -> Rule:

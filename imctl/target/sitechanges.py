@@ -9,10 +9,13 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from imcore.region.model import Region
+from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.kinds import GATEWAY_CLUSTER, IDC
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.plan.diff import ABSENT, Difference, walk
 from imctl.plan.takes import Change, Takes
+from imctl.reconcile.gatewayobjects import Fronts
+from imctl.reconcile.gatewayobjects import objects as gateway_objects
 from imctl.reconcile.objects import objects
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.steps import template_of
@@ -23,6 +26,11 @@ _POD = "its pod is made with it"
 _OUTDATED = "its pod gets the settings of its object when it is replaced"
 _OPERATOR = "its operator takes it up; no pod is replaced"
 _ONE_BY_ONE = "gateway after gateway, each after the clients of the one before are back"
+_ALONE = (
+    "{0} has no other gateway that takes the clients of the one that goes: they go to another IDC, "
+    "without a drain, and no guard asks whether there is room for them; `imctl drain {0}` first, "
+    "or give it two gateways"
+)
 _WHERE = (
     "its volume and its registry are there, and a part is never at two places: `kubectl config "
     "rename-context` gives a context its name back"
@@ -77,7 +85,7 @@ def changes_of(part: Part, region: Region, figures: Mapping[str, float]) -> list
     if part.outdated and not any(change.takes is Takes.RESTART for change in found):
         difference = Difference(("sites", part.name, "pod"), "older settings", "its object's")
         found.append(Change(difference, Takes.RESTART, (part.name,), _OUTDATED))
-    return [*found, *_gateways(part)]
+    return [*found, *_gateways(part, region, figures)]
 
 
 def _own(part: Part, own: Object, region: Region, figures: Mapping[str, float]) -> Iterator[Change]:
@@ -109,18 +117,47 @@ def _template(own: Object, spec: Object, region: Region, figures: Mapping[str, f
     return template_of(made[-1])
 
 
-def _gateways(part: Part) -> Iterator[Change]:
-    where = ("sites", part.name, "gateways")
+def _gateways(part: Part, region: Region, figures: Mapping[str, float]) -> Iterator[Change]:
+    where, units = ("sites", part.name, "gateways"), (part.name,)
     if part.new_gateways is None:
         # One that somebody else has applied is not this file's.
         if part.gateways is not None and ours(part.gateways):
-            yield Change(Difference(where, "there", ABSENT), Takes.RESTART, (part.name,), _POD)
-    elif part.gateways is None or not ours(part.gateways):
-        before = ABSENT if part.gateways is None else "somebody else's"
-        yield Change(Difference(where, before, "there"), Takes.IN_PLACE, (part.name,), _OPERATOR)
-    else:
-        for difference in walk(where, part.gateways["spec"], part.new_gateways["spec"]):
-            yield Change(difference, Takes.IN_PLACE, (part.name,), _ONE_BY_ONE)
+            yield Change(Difference(where, "there", ABSENT), Takes.RESTART, units, _POD)
+        return
+    if part.gateways is None:
+        yield Change(Difference(where, ABSENT, "there"), Takes.IN_PLACE, units, _OPERATOR)
+        return
+    warning = ""
+    if _leaves_none(part, part.gateways["spec"], part.new_gateways["spec"], region, figures):
+        warning = _ALONE.format(part.name)
+    if not ours(part.gateways):
+        found = Difference(where, "somebody else's", "there")
+        yield Change(found, Takes.IN_PLACE, units, _OPERATOR, warning)
+        return
+    for difference in walk(where, part.gateways["spec"], part.new_gateways["spec"]):
+        yield Change(difference, Takes.IN_PLACE, units, _ONE_BY_ONE, warning)
+
+
+def _leaves_none(
+    part: Part, has: Object, wanted: Object, region: Region, figures: Mapping[str, float]
+) -> bool:
+    """Whether there is a time in which no gateway serves, by what the operator would make."""
+    if has == wanted:
+        return False
+    metadata = part.new["metadata"]
+    owner = Owner(GATEWAY_CLUSTER.name, metadata["namespace"], metadata["name"], "", 0)
+    try:
+        idc = IdcSpec.model_validate(part.new["spec"])
+        before, after = (
+            Fronts(owner, GatewayClusterSpec.model_validate(spec), idc, region)
+            for spec in (has, wanted)
+        )
+    except ValidationError:  # of a newer CRD: what it does nobody here knows
+        return bool(wanted.get("replicas", 0) < 2)
+    if after.replicas == 0:
+        return before.replicas > 0
+    marks = {template_of(gateway_objects(each, figures)[-1]) for each in (before, after)}
+    return len(marks) > 1 and after.replicas == 1 and after.spec.rollout.keep == 0
 
 
 def _fixed(difference: Difference, why: str) -> Change:

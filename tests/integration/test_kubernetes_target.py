@@ -24,7 +24,7 @@ from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.commands.deploy import Start
 from imctl.commands.destroy import destroy
 from imctl.errors import Failed, Guarded
-from imctl.planning import fields_of
+from imctl.planning import fields_of, plan_of
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
 from imctl.reconcile.observed import Owner
@@ -36,6 +36,7 @@ from imctl.target.local import COPY, Local
 from imctl.target.opening import opened
 from imctl.target.runfile import RunFile
 from imctl.traffic import Control
+from services.control.evidence import Evidence
 from services.policy.document import Policy, initial
 
 REGION = Path(__file__).parents[2] / "regions" / "two-idc.yaml"
@@ -652,10 +653,26 @@ def test_what_no_deploy_can_do_is_said(server: Server, tmp_path: Path) -> None:
 
 
 class Agreed:
-    """Whom a look asks for the policy."""
+    """Whom a look and a plan ask for the policy and the evidence."""
+
+    idcs = ("fra", "dub")
+    voters = ("fra", "dub", "witness")
 
     async def policy(self) -> Policy:
         return initial(load_region(REGION), 0)
+
+    async def evidence(self) -> Evidence:
+        return Evidence()
+
+
+def test_the_plan_warns_of_a_lone_gateway_that_is_replaced(server: Server, tmp_path: Path) -> None:
+    target = prepared(tmp_path, fra={"gateways": {}})
+    target.start(["witness", "fra", "dub"])
+    wanted = kept(target, tmp_path, fra={"gateways": {"node_selector": {"edge": "yes"}}})
+    plan = asyncio.run(plan_of(target, cast(Control, Agreed()), wanted, "", SystemClock()))
+    assert (plan.order, plan.restarted) == (("fra",), [])
+    (warning,) = plan.warnings
+    assert warning.startswith("fra has no other gateway")
 
 
 def test_what_an_api_server_refuses_at_a_units_turn_is_not_taken_for_done(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from imctl.plan.document import Plan, as_json, order_of
+from imctl.plan.document import Plan, alone, as_json, order_of
 from imctl.plan.takes import Change
 from imctl.planview import plan_view
 from imctl.target import sitechanges, sites
@@ -133,6 +133,50 @@ def test_what_an_api_server_refuses_says_why() -> None:
     found = sitechanges.refused("fra", "GatewayCluster", "max: expected at least `min`")
     assert (found.difference.field, str(found.takes)) == ("sites.fra.gateways", "not changeable")
     assert found.reason == "max: expected at least `min`"
+
+
+def cluster(fields: Object) -> Object:
+    (made,) = sites.gateway_objects("fra", placed({}), roomy())
+    made["spec"] |= fields
+    return had(made)
+
+
+def warned(before: Object, after: Object) -> bool:
+    found = changes(placed({}), placed({}), gateways=cluster(before), new_gateways=cluster(after))
+    assert {str(each.takes) for each in found} == {"in place"}
+    return bool(alone(found, ()))
+
+
+def test_a_lone_gateway_that_is_replaced_is_warned_of() -> None:
+    """Nobody in its IDC can take its clients meanwhile."""
+    other = {"node_selector": {"edge": "yes"}}
+    assert warned({"replicas": 1}, {"replicas": 1, **other})
+    assert warned({"replicas": 2}, {"replicas": 1, **other})
+    assert warned({"replicas": 1}, {"replicas": 0}), "its clients go, too"
+    lone = {"autoscaling": {"min": 1, "max": 3, "connections": 50}, "replicas": 1}
+    assert warned(lone, lone | other), "as the autoscaler has it"
+    assert warned({"replicas": 1, "flavour": "x"}, {"replicas": 1}), "of a newer CRD: who knows"
+    for kept in (
+        warned({"replicas": 1}, {"replicas": 2, **other}),
+        warned({"replicas": 2}, {"replicas": 2, **other}),
+        warned({"replicas": 2}, {"replicas": 1}),
+        warned({"replicas": 1}, {"replicas": 1, "rollout": {"min_ready_s": 30}}),
+        warned({"replicas": 1}, {"replicas": 1, "rollout": {"keep": 1}, **other}),
+    ):
+        assert not kept
+    both = changes(placed({"replicas": 1}), placed({"replicas": 1}, image="imctl:2"))
+    assert alone(both, ("fra",)) == [], "emptied before, since it is restarted"
+    (said,) = alone(changes(placed({"replicas": 1}), placed({"replicas": 1, **other})), ("dub",))
+    assert said.startswith("fra has no other gateway") and "`imctl drain fra` first" in said
+
+
+def test_a_plan_does_not_say_that_clients_stay_who_do_not() -> None:
+    after = placed({"replicas": 1, "node_selector": {"edge": "yes"}})
+    found = changes(placed({"replicas": 1}), after)
+    plan = Plan("two-idc", True, tuple(found), ("fra",), warnings=tuple(alone(found, ())))
+    shown = " ".join("\n".join(on_80_columns(plan_view(plan))).split())
+    assert "order: fra; each goes on, and is watched" in shown
+    assert "! fra has no other gateway" in shown and "with its clients, and" not in shown
 
 
 def test_a_plan_with_a_sites_file_reads_well() -> None:
