@@ -42,8 +42,7 @@ class PodMeans:
         self._telling = asyncio.Lock()  # no word of a fault is on its way when its end is told
 
     async def kill(self, unit: str) -> None:
-        now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
-        until = (now + timedelta(seconds=self._lasts_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        until = self._wall(self._lasts_s)
         await asyncio.to_thread(self._target.take_down, unit, until)
         said = f"its pods are killed (SIGKILL) and kept down, until {until} at most"
         audit.fault(self._target, self._clock.wall_ms(), unit, "done", said)
@@ -61,7 +60,7 @@ class PodMeans:
                 await asyncio.sleep(GATEWAYS_S)
 
     def state(self, unit: str) -> str:
-        if self._target.is_kept_down(unit):
+        if self._target.is_kept_down(unit, self._wall()):
             return "gone"
         return next((one.state for one in self._target.units() if one.name == unit), "gone")
 
@@ -78,7 +77,7 @@ class PodMeans:
         raise self._never("Freezing a process")
 
     async def wipe(self, unit: str) -> None:
-        await asyncio.to_thread(self._target.delete_data, unit)
+        await asyncio.to_thread(self._target.delete_data, unit, self._wall())
         audit.fault(self._target, self._clock.wall_ms(), unit, "done", "its data are deleted")
 
     async def link(self, fault: pb.LinkFault) -> None:
@@ -118,6 +117,11 @@ class PodMeans:
         lasts_ms = self._lasts_ms()
         fault = pb.DiskFault(full=full, fsync_delay_ms=fsync_delay_ms, lasts_ms=lasts_ms)
         await admin.fault(self._target, idc, pb.FaultRequest(disk=fault))
+
+    def _wall(self, in_s: float = 0.0) -> str:
+        """RFC 3339. ``in_s``: so many seconds from now."""
+        now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)
+        return (now + timedelta(seconds=in_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _lasts_ms(self) -> int:
         return int(self._lasts_s * 1000)

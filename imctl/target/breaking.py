@@ -20,6 +20,7 @@ KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
 KILLED_S = 5.0  # a kubelet, what has ended
 DOWN_S = 20.0  # the operator, a pod that is not wanted for now
 RUN_S = 90.0
+GONE_S = 60.0  # a pod that is told to end
 POLL_S = 0.5
 
 
@@ -55,9 +56,9 @@ async def gateways_serve(cluster: Cluster, namespace: str, idc: str) -> bool:
 
 
 async def run_once(cluster: Cluster, pod: Object) -> None:
-    """Until it has done its work; then it is gone. Raises Failed."""
+    """Until it has done its work; then it is told to go. Raises Failed."""
     namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-    await cluster.delete("v1", "Pod", namespace, name, at_once=True)  # of an earlier try
+    await end(cluster, namespace, name)  # of an earlier try
     await cluster.apply(pod, manager=MANAGER)
     deadline = time.monotonic() + RUN_S
     try:
@@ -67,7 +68,17 @@ async def run_once(cluster: Cluster, pod: Object) -> None:
                 raise Failed(f"the pod {name} has not done its work: {said[-1]}")
             await asyncio.sleep(POLL_S)
     finally:
-        await cluster.delete("v1", "Pod", namespace, name, at_once=True)
+        await cluster.delete("v1", "Pod", namespace, name)
+
+
+async def end(cluster: Cluster, namespace: str, pod: str) -> None:
+    """Until nothing of it runs any more: its object goes after that. Raises Failed."""
+    await cluster.delete("v1", "Pod", namespace, pod)
+    deadline = time.monotonic() + GONE_S
+    while await cluster.get("v1", "Pod", namespace, pod) is not None:
+        if time.monotonic() > deadline:
+            raise Failed(f"the pod {pod} does not end")
+        await asyncio.sleep(POLL_S)
 
 
 async def _gateways(cluster: Cluster, namespace: str, idc: str) -> list[Object]:

@@ -39,6 +39,7 @@ GATEWAYS = 2
 RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
 LABELS = {"app.kubernetes.io/name": "imctl", "app.kubernetes.io/component": "gateway"}
 LISTED = ("gatewayclusters", "pods")
+NOW, UNTIL, LATER = "2999-01-01T00:00:00Z", "2999-01-01T00:05:00Z", "2999-01-01T00:06:00Z"
 Object = dict[str, Any]
 
 
@@ -57,6 +58,7 @@ class Server:
         self.gateways_stay = False  # as of a GatewayCluster that is paused
         self.pods_end = "Succeeded"  # those that somebody makes
         self.ran: list[Object] = []
+        self.lingers_s = 0.0  # what is left of a pod that somebody made, once it is deleted
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -102,7 +104,11 @@ class Server:
             return web.json_response({"items": self._selected(items, request)})
         if found is None:
             return web.json_response({"message": "not found"}, status=404)
-        if request.method == "DELETE":
+        if request.method == "DELETE" and self.lingers_s and found in self.ran:
+            if "deletionTimestamp" not in found["metadata"]:
+                found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+                self._loop.call_later(self.lingers_s, self.objects.pop, path)
+        elif request.method == "DELETE":
             del self.objects[path]
             self._operate(namespace)
         return web.json_response(found)
@@ -299,13 +305,14 @@ def test_a_drill_takes_an_idc_down_that_allows_it_and_lets_it_up(
     assert not target.faults  # dub takes none
     for part, why in (("dub", "the IDC dub takes no drills"), ("witness", "drills break IDCs")):
         with pytest.raises(Guarded, match=why):
-            target.take_down(part, "2026-12-01T00:00:00Z")
-    target.take_down("fra", "2026-12-01T00:00:00Z")
+            target.take_down(part, UNTIL)
+    target.take_down("fra", UNTIL)
     # Once more when no pod is wanted: a kubelet starts what was killed again meanwhile.
     assert server.executed == [("fra-idc-0", ["sh", "-c", "kill -9 -1"])] * 2
-    assert target.is_kept_down("fra") and states(target)["fra"] == "gone"
+    assert target.is_kept_down("fra", NOW) and states(target)["fra"] == "gone"
+    assert not target.is_kept_down("fra", LATER)  # nor does the operator keep it down any more
     target.let_up("fra")
-    assert not target.is_kept_down("fra") and states(target)["fra"] == "running"
+    assert not target.is_kept_down("fra", NOW) and states(target)["fra"] == "running"
 
 
 def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
@@ -314,20 +321,41 @@ def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
     target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
     target.start(["fra", "dub", "witness"])
     with pytest.raises(Failed, match="fra is not kept down: its data are in use"):
-        target.delete_data("fra")
-    target.take_down("fra", "2026-12-01T00:00:00Z")
-    target.delete_data("fra")
+        target.delete_data("fra", NOW)
+    target.take_down("fra", UNTIL)
+    with pytest.raises(Failed, match="fra is not kept down: its data are in use"):
+        target.delete_data("fra", LATER)
+    target.delete_data("fra", NOW)
     (made,) = server.ran
     assert made["metadata"]["name"] == "fra-idc-blank"
     (volume,) = made["spec"]["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == "data-fra-idc-0"
     (container,) = made["spec"]["containers"]
-    assert container["image"] == "imctl:1" and "/var/lib/imctl/data" in container["command"][-1]
+    assert container["image"] == "imctl:1" and "/var/lib/imctl" in container["command"][-1]
     assert not any("blank" in path for path in server.objects)
     server.pods_end = "Failed"
     with pytest.raises(Failed, match="fra-idc-blank has not done its work"):
-        target.delete_data("fra")
+        target.delete_data("fra", NOW)
     assert not any("blank" in path for path in server.objects)
+
+
+def test_an_idc_is_let_up_only_once_nothing_deletes_its_data_any_more(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
+    target.start(["fra", "dub", "witness"])
+    target.take_down("fra", UNTIL)
+    server.lingers_s = 60.0
+    target.delete_data("fra", NOW)
+    monkeypatch.setattr(breaking, "GONE_S", 0.3)
+    for work in (lambda: target.let_up("fra"), lambda: target.delete_data("fra", NOW)):
+        with pytest.raises(Failed, match="the pod fra-idc-blank does not end"):
+            work()
+    assert target.is_kept_down("fra", NOW)
+    (left,) = (path for path in server.objects if "blank" in path)
+    del server.objects[left]
+    target.let_up("fra")
+    assert not target.is_kept_down("fra", NOW)
 
 
 def gateway_cluster(server: Server, namespace: str, idc: str) -> None:
@@ -352,7 +380,7 @@ def test_gateways_in_pods_of_their_own_go_down_with_their_idc_and_come_back(
     target.start(["fra", "dub", "witness"])
     both = ["edge-gateway-1", "edge-gateway-2"]
     assert gateway_pods(server) == both
-    target.take_down("fra", "2026-12-01T00:00:00Z")
+    target.take_down("fra", UNTIL)
     killed = {pod for pod, command in server.executed if command == ["sh", "-c", "kill -9 -1"]}
     assert killed == {"fra-idc-0", *both}
     assert gateway_pods(server) == []
@@ -375,7 +403,7 @@ def test_gateways_that_the_operator_leaves_up_are_told_of(
     target.start(["fra", "dub", "witness"])
     server.gateways_stay = True
     with pytest.raises(Failed, match="no operator takes edge-gateway of fra down"):
-        target.take_down("fra", "2026-12-01T00:00:00Z")
+        target.take_down("fra", UNTIL)
 
 
 def test_a_namespace_that_is_not_there_refuses_all_of_it(server: Server, tmp_path: Path) -> None:

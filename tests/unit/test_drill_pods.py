@@ -52,7 +52,7 @@ def means(told: Told, lasts_s: float = 60.0) -> PodMeans:
     region = load_region(ROOT / "regions" / "two-idc.yaml")
     target = SimpleNamespace(
         region=region,
-        is_kept_down=lambda name: name in told.gone,
+        is_kept_down=lambda name, now: name in told.gone,
         units=lambda: [SimpleNamespace(name=idc.name, state="running") for idc in region.spec.idcs],
     )
     return PodMeans(cast(Kubernetes, cast(Any, target)), SystemClock(), lasts_s)
