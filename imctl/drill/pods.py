@@ -24,10 +24,12 @@ from imcore.errors import ImError
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imctl import admin, audit, startup
-from imctl.errors import Failed, Guarded
+from imctl.drill.means import GatewaysLate
+from imctl.errors import Guarded
 from imctl.target.kubernetes import Kubernetes
 
 GATEWAYS_S = 0.5  # between looks at them
+UNTOUCHED_S = 15.0  # for them, when nobody knows whether they were killed at all
 AGAIN_S = 3.0  # below what a cut lasts, so that one word may be lost
 
 
@@ -50,14 +52,23 @@ class PodMeans:
     async def start(self, unit: str) -> None:
         await asyncio.to_thread(self._target.let_up, unit)
 
-    async def serving(self, units: Sequence[str]) -> None:
-        await startup.wait_serving(self._target, units, lambda name, serving: None)
-        deadline = self._clock.now() + self._target.starts_s
-        for unit in units:  # by its gateways, where they have pods of their own
-            while not await asyncio.to_thread(self._target.gateways_serve, unit):
-                if self._clock.now() > deadline:
-                    raise Failed(f"the gateways of {unit} are not all ready")
-                await asyncio.sleep(GATEWAYS_S)
+    async def serving(self, units: Sequence[str], touched: bool = True) -> None:
+        await startup.wait_serving(self._target, units, lambda name, serving: None, fronts=False)
+        deadline = self._clock.now() + (self._target.starts_s if touched else UNTOUCHED_S)
+        late = list(units)
+        while late := [unit for unit in late if not await self._gateways(unit)]:
+            if self._clock.now() > deadline:
+                raise GatewaysLate(f"not all gateways of {', '.join(late)} are ready")
+            await asyncio.sleep(GATEWAYS_S)
+
+    async def _gateways(self, unit: str) -> bool:
+        """Whether all that have pods of their own are there."""
+        if not await asyncio.to_thread(self._target.gateways_serve, unit):
+            return False
+        if await asyncio.to_thread(self._target.rolling, unit) is not None:
+            return False
+        document = (await admin.statuses(self._target, [unit]))[unit]
+        return startup.linked(self._target, unit, document)
 
     def state(self, unit: str) -> str:
         if self._target.is_kept_down(unit, self._wall()):

@@ -21,6 +21,7 @@ from imcore.runtime import SystemClock
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.commands.deploy import Start
+from imctl.drill import preflight
 from imctl.errors import Failed, Guarded
 from imctl.planning import fields_of
 from imctl.reconcile.decide import judge_region
@@ -348,9 +349,10 @@ def test_an_idc_is_let_up_only_once_nothing_deletes_its_data_any_more(
     server.lingers_s = 60.0
     target.delete_data("fra", NOW)
     monkeypatch.setattr(breaking, "GONE_S", 0.3)
-    for work in (lambda: target.let_up("fra"), lambda: target.delete_data("fra", NOW)):
-        with pytest.raises(Failed, match="the pod fra-idc-blank does not end"):
-            work()
+    with pytest.raises(Failed, match="the pod fra-idc-blank does not end"):
+        target.let_up("fra")
+    with pytest.raises(Failed, match="the pod fra-idc-blank does not end"):
+        target.delete_data("fra", NOW)
     assert target.is_kept_down("fra", NOW)
     (left,) = (path for path in server.objects if "blank" in path)
     del server.objects[left]
@@ -388,6 +390,7 @@ def test_gateways_in_pods_of_their_own_go_down_with_their_idc_and_come_back(
     target.let_up("fra")
     assert gateway_pods(server) == both
     assert not target.gateways_serve("fra") and target.gateways_serve("dub")
+    assert asyncio.run(preflight.look(target, [])).late == ["fra"]
     (workload,) = (at for at in server.objects if at.endswith("statefulsets/edge-gateway"))
     server.objects[workload]["status"]["readyReplicas"] = 2
     assert target.gateways_serve("fra")

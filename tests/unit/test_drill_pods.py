@@ -15,6 +15,7 @@ from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl import admin
 from imctl.drill import pods as under_test
+from imctl.drill.means import GatewaysLate
 from imctl.drill.pods import PodMeans
 from imctl.target.kubernetes import Kubernetes
 
@@ -116,3 +117,31 @@ async def test_a_clock_and_a_disk_are_broken_for_as_long_as_a_fault_may_last(tol
     assert clock == pb.ClockFault(offset_ms=20_000, lasts_ms=60_000)
     assert disk == pb.DiskFault(full=True, fsync_delay_ms=40, lasts_ms=60_000)
     assert [name for name, _ in told.said] == ["fra", "dub"]
+
+
+@pytest.mark.parametrize("touched", [True, False])
+async def test_gateways_are_waited_for_apart_and_for_some_time_only(
+    told: Told, monkeypatch: pytest.MonkeyPatch, touched: bool
+) -> None:
+    ready = {"dub"}
+    pods = means(told)
+
+    async def statuses(target: object, names: list[str], timeout_s: float = 3.0) -> dict[str, Any]:
+        return {name: {"serving": True, "gateways": []} for name in names}
+
+    monkeypatch.setattr(admin, "statuses", statuses)
+    monkeypatch.setattr(under_test, "UNTOUCHED_S", 0.05)
+    monkeypatch.setattr(under_test, "GATEWAYS_S", 0.01)
+    target = cast(Any, pods)._target
+    target.starts_s = 0.3 if touched else 60.0
+    target.gateways_serve = ready.__contains__
+    target.rolling = lambda name: None
+    target.names = lambda: ["fra", "dub", "witness"]
+    target.engine_names = list
+    target.fronts_of = lambda name: []
+    target.check_alive = lambda names: None
+    await pods.serving(["dub"], touched)
+    with pytest.raises(GatewaysLate, match=r"^not all gateways of fra are ready$"):
+        await pods.serving(["fra", "dub"], touched)
+    ready.add("fra")
+    await pods.serving(["fra", "dub"], touched)
