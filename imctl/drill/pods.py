@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from imcore.errors import ImError
 from imcore.proto import peer_pb2 as pb
@@ -33,6 +34,14 @@ UNTOUCHED_S = 15.0  # for them, when nobody knows whether they were killed at al
 AGAIN_S = 3.0  # below what a cut lasts, so that one word may be lost
 
 
+class _Saying(NamedTuple):
+    """A fault of a link that is said again and again, until ``last``."""
+
+    fault: pb.LinkFault
+    last: float
+    task: asyncio.Task[None]
+
+
 class PodMeans:
     """``lasts_s``: for so long a killed IDC stays down, and a link broken, at most."""
 
@@ -40,7 +49,7 @@ class PodMeans:
         self._target = target
         self._clock = clock
         self._lasts_s = lasts_s
-        self._saying: dict[frozenset[str], list[asyncio.Task[None]]] = {}  # by a link's ends
+        self._saying: dict[frozenset[str], list[_Saying]] = {}  # by a link's ends
         self._telling = asyncio.Lock()  # no word of a fault is on its way when its end is told
 
     async def kill(self, unit: str) -> None:
@@ -92,25 +101,42 @@ class PodMeans:
         audit.fault(self._target, self._clock.wall_ms(), unit, "done", "its data are deleted")
 
     async def link(self, fault: pb.LinkFault) -> None:
-        """Each end that is an IDC is told; one that is gone has nothing to heal."""
-        ends = frozenset((fault.from_idc, fault.to_idc))
+        """Each end that is an IDC is told; one that is gone has nothing to heal. Of two faults of
+        one way and mode the last one counts."""
+        ends = _ends(fault)
         told = [idc.name for idc in self._target.region.spec.idcs if idc.name in ends]
         heals = fault.mode == "pass" and not _slows(fault)
+        async with self._telling:
+            for each in self._saying.pop(ends, []):
+                self._replace(told, each, fault, heals)
         if heals:
-            async with self._telling:
-                for task in self._saying.pop(ends, ()):
-                    task.cancel()
             told = [idc for idc in told if self.state(idc) != "gone"]
-        request = pb.FaultRequest(link=fault)
         for idc in told:
-            await admin.fault(self._target, idc, request)
+            await admin.fault(self._target, idc, pb.FaultRequest(link=fault))
         if not heals:
-            task = asyncio.create_task(self._again(told, request))
-            self._saying.setdefault(ends, []).append(task)
+            self._say(told, fault, self._clock.now() + self._lasts_s)
 
-    async def _again(self, told: Sequence[str], request: pb.FaultRequest) -> None:
+    def _replace(
+        self, told: Sequence[str], former: _Saying, fault: pb.LinkFault, heals: bool
+    ) -> None:
+        """By the fault that comes after it, as far as that is about the same."""
+        shared = _ways(former.fault) & _ways(fault)
+        if not shared or not (heals or former.fault.mode == fault.mode):
+            self._saying.setdefault(_ends(fault), []).append(former)
+            return
+        former.task.cancel()
+        for sender, receiver in _ways(former.fault) - shared:
+            left = pb.LinkFault()
+            left.CopyFrom(former.fault)
+            left.from_idc, left.to_idc, left.both_ways = sender, receiver, False
+            self._say(told, left, former.last)
+
+    def _say(self, told: Sequence[str], fault: pb.LinkFault, last: float) -> None:
+        task = asyncio.create_task(self._again(told, pb.FaultRequest(link=fault), last))
+        self._saying.setdefault(_ends(fault), []).append(_Saying(fault, last, task))
+
+    async def _again(self, told: Sequence[str], request: pb.FaultRequest, last: float) -> None:
         """Also to an IDC that was started again meanwhile."""
-        last = self._clock.now() + self._lasts_s
         while self._clock.now() < last:
             await asyncio.sleep(AGAIN_S)
             async with self._telling:
@@ -136,6 +162,16 @@ class PodMeans:
 
     def _lasts_ms(self) -> int:
         return int(self._lasts_s * 1000)
+
+
+def _ends(fault: pb.LinkFault) -> frozenset[str]:
+    return frozenset((fault.from_idc, fault.to_idc))
+
+
+def _ways(fault: pb.LinkFault) -> frozenset[tuple[str, str]]:
+    """By who sends and who receives."""
+    way = (fault.from_idc, fault.to_idc)
+    return frozenset((way, way[::-1]) if fault.both_ways else (way,))
 
 
 def _slows(fault: pb.LinkFault) -> bool:

@@ -145,3 +145,53 @@ async def test_gateways_are_waited_for_apart_and_for_some_time_only(
         await pods.serving(["fra", "dub"], touched)
     ready.add("fra")
     await pods.serving(["fra", "dub"], touched)
+
+
+def slowed(a: str, b: str, delay_ms: int, both_ways: bool = True) -> pb.LinkFault:
+    return pb.LinkFault(
+        from_idc=a, to_idc=b, mode="pass", both_ways=both_ways, delay_ms=delay_ms
+    )  # fmt: skip
+
+
+async def said_again(told: Told) -> set[tuple[str, str, str, int]]:
+    """From now on: what, the link's ends, and how slow."""
+    await asyncio.sleep(0.05)
+    told.asked.clear()
+    told.said.clear()
+    await asyncio.sleep(0.05)
+    return {
+        (f.mode, f.from_idc + ("<->" if f.both_ways else "->") + f.to_idc, name, f.delay_ms)
+        for f, (name, _) in zip((each.link for each in told.asked), told.said, strict=True)
+    }
+
+
+async def test_of_two_faults_of_a_link_the_last_one_is_said_again(told: Told) -> None:
+    """Or each would undo the other every few seconds."""
+    pods = means(told)
+    await pods.link(slowed("fra", "dub", 400))
+    await pods.link(slowed("dub", "fra", 50))
+    assert await said_again(told) == {
+        ("pass", "dub<->fra", idc, 50) for idc in ("fra", "dub")
+    }  # fmt: skip
+    await pods.link(cut("fra", "dub"))  # holds what the other would slow down
+    assert {mode for mode, *_ in await said_again(told)} == {"pass", "drop"}
+    await pods.link(cut("fra", "dub", "pass"))
+    assert await said_again(told) == set()
+
+
+async def test_of_two_that_share_one_way_the_former_keeps_the_other_way(told: Told) -> None:
+    pods = means(told, lasts_s=1.0)
+    await pods.link(slowed("fra", "dub", 400))
+    await pods.link(slowed("fra", "dub", 50, both_ways=False))
+    found = await said_again(told)
+    assert found == {
+        (mode, way, idc, delay)
+        for mode, way, delay in (("pass", "dub->fra", 400), ("pass", "fra->dub", 50))
+        for idc in ("fra", "dub")
+    }
+    await pods.link(slowed("dub", "fra", 60, both_ways=False))
+    assert {(way, delay) for _, way, _, delay in await said_again(told)} == {
+        ("fra->dub", 50), ("dub->fra", 60),
+    }  # fmt: skip
+    await asyncio.sleep(1.1)
+    assert await said_again(told) == set()  # no longer than a fault may last
