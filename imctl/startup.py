@@ -52,8 +52,15 @@ async def wait_serving(
 
 
 def _late(target: Local, names: Sequence[str], timeout_s: float, why: str = "") -> Failed:
-    logs = ", ".join(str(target.log_file(name)) for name in names)
-    return Failed(f"{', '.join(names)} did not serve within {timeout_s:g} s{why}; see {logs}")
+    found, missing = [], ""
+    for name in names:
+        try:
+            found.append(str(target.log_file(name)))
+        except ImError as error:  # the cause is not lost with it
+            missing += f"; no log of {name}: {error}"
+    logs = f"; see {', '.join(found)}" if found else ""
+    late = f"{', '.join(names)} did not serve within {timeout_s:g} s"
+    return Failed(f"{late}{why}{logs}{missing}")
 
 
 def serving(document: dict[str, Any] | ImError) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from imctl.errors import Failed
 from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.seen import owner_of
+from imctl.reconcile.seen import owner_of, trouble_of
 from imctl.target import calls
 
 MANAGER = "imctl-drill"  # of the marks that keep IDCs down
@@ -64,8 +65,8 @@ async def run_once(cluster: Cluster, pod: Object) -> None:
     try:
         while (phase := await _phase(cluster, namespace, name)) != "Succeeded":
             if phase == "Failed" or time.monotonic() > deadline:
-                said = (await cluster.log(namespace, name)).splitlines() or [phase]
-                raise Failed(f"the pod {name} has not done its work: {said[-1]}")
+                said = await _last_words(cluster, namespace, name)
+                raise Failed(f"the pod {name} has not done its work: {said}")
             await asyncio.sleep(POLL_S)
     finally:
         await cluster.delete("v1", "Pod", namespace, name)
@@ -146,6 +147,24 @@ def _all_ready(workload: Object | None) -> bool:
     status, wanted = workload.get("status", {}), workload["spec"]["replicas"]
     seen = status.get("observedGeneration") == workload["metadata"].get("generation")
     return bool(seen and 0 < wanted <= status.get("readyReplicas", 0))
+
+
+async def _last_words(cluster: Cluster, namespace: str, pod: str) -> str:
+    """Of its log; where that is empty or not for us, what the cluster says of the pod."""
+    with contextlib.suppress(ImError):
+        if said := (await cluster.log(namespace, pod)).splitlines():
+            return said[-1]
+    found = await cluster.get("v1", "Pod", namespace, pod)
+    if found is None:
+        return "it is gone"
+    status = found.get("status", {})
+    ended = [
+        end.get("reason") or f"it ended with {end.get('exitCode')}"
+        for each in status.get("containerStatuses", ())
+        if (end := each.get("state", {}).get("terminated"))
+    ]
+    why = [status.get("reason"), trouble_of(status), *ended]
+    return ": ".join(filter(None, [str(status.get("phase", "nobody has seen it")), *why]))
 
 
 async def _phase(cluster: Cluster, namespace: str, pod: str) -> str:

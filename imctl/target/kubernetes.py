@@ -221,8 +221,11 @@ class Kubernetes(Local):
         return path
 
     def last_words(self, name: str) -> str:
-        log = self.log_file(name)
         trouble = "" if FRONT in name else self._look(name).trouble
+        try:
+            log = self.log_file(name)
+        except Failed as error:  # what is known of it is worth no less
+            return f"{trouble or 'it said nothing'} (no log of it: {error})"
         return f"{last_line(log) or trouble or 'it said nothing'} ({log})"
 
     def _look(self, name: str) -> Found:

@@ -18,6 +18,7 @@ from imcore import pki
 from imcore.errors import BadInput
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
+from imctl import startup
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.commands.deploy import Start
@@ -58,6 +59,8 @@ class Server:
         self.gateways_ready = GATEWAYS
         self.gateways_stay = False  # as of a GatewayCluster that is paused
         self.pods_end = "Succeeded"  # those that somebody makes
+        self.pods_end_of = ""
+        self.shows_logs = True
         self.ran: list[Object] = []
         self.lingers_s = 0.0  # what is left of a pod that somebody made, once it is deleted
         self._loop = asyncio.new_event_loop()
@@ -97,6 +100,8 @@ class Server:
             self.executed.append((path.split("/")[-2], request.query.getall("command")))
             await shell.close()
             return shell
+        if path.endswith("/log") and not self.shows_logs:
+            return web.json_response({"message": "you may not get pods/log"}, status=403)
         if path.endswith("/log"):
             return web.Response(text="2026 fra serves as fra.1\n")
         found = self.objects.get(path)
@@ -136,7 +141,7 @@ class Server:
             generation = old.get("metadata", {}).get("generation", 0) + grown
             body["metadata"] |= {"generation": generation, "managedFields": who}
         if body["kind"] == "Pod":
-            body["status"] = {"phase": self.pods_end}
+            body["status"] = {"phase": self.pods_end, "reason": self.pods_end_of}
             self.ran.append(body)
         if "dryRun" not in request.query:
             self.objects[path] = body
@@ -338,6 +343,24 @@ def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
     with pytest.raises(Failed, match="fra-idc-blank has not done its work"):
         target.delete_data("fra", NOW)
     assert not any("blank" in path for path in server.objects)
+
+
+def test_who_may_read_no_logs_is_told_the_cause_all_the_same(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
+    target.start(["fra", "dub", "witness"])
+    target.take_down("fra", UNTIL)
+    server.pods_end, server.pods_end_of = "Failed", "DeadlineExceeded"
+    with pytest.raises(Failed, match=r"has not done its work: 2026 fra serves as fra.1$"):
+        target.delete_data("fra", NOW)
+    server.shows_logs = False
+    with pytest.raises(Failed, match=r"has not done its work: Failed: DeadlineExceeded$"):
+        target.delete_data("fra", NOW)
+    assert target.last_words("dub").startswith("it said nothing (no log of it: ")
+    target.starts_s = 0.3
+    with pytest.raises(Failed, match=r"dub did not serve within .*; no log of dub: .*may not get"):
+        asyncio.run(startup.wait_serving(target, ["dub"], lambda name, serving: None))
 
 
 def test_an_idc_is_let_up_only_once_nothing_deletes_its_data_any_more(

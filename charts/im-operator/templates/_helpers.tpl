@@ -74,6 +74,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]  # to kill what runs in a pod, to take the pod away, and to delete an IDC's data
   resources: [pods/exec]
   verbs: [get, create]
+- apiGroups: [""]  # why a pod that deletes them, or an IDC, did not do what it should
+  resources: [pods/log]
+  verbs: [get]
 - apiGroups: [""]
   resources: [pods]
   verbs: [create, patch, delete]
