@@ -95,8 +95,9 @@ class Breakage:
             if fault.kind is kind and {fault.unit, fault.other} - {""} <= set(units):
                 await self.undo(fault)
 
-    async def undo(self, fault: Fault) -> None:
-        """And strike it out. Undoing what is whole already does no harm."""
+    async def undo(self, fault: Fault, made: bool = True) -> None:
+        """And strike it out. Undoing what is whole already does no harm. ``made``: surely, not only
+        noted."""
         means = self._means
         match fault.kind:
             case Kind.PAUSE:
@@ -105,7 +106,7 @@ class Breakage:
             case Kind.KILL:
                 if gone := means.state(fault.unit) == "gone":
                     await means.start(fault.unit)
-                await means.serving([fault.unit], touched=gone)
+                await means.serving([fault.unit], touched=made or gone)
             case Kind.LINK:
                 healed = pb.LinkFault(
                     from_idc=fault.unit, to_idc=fault.other, mode="pass", both_ways=True
@@ -137,7 +138,7 @@ class Breakage:
         problems = []
         for fault in in_order(book.faults if only is None else only):
             try:
-                await self.undo(fault)
+                await self.undo(fault, made=False)
             except GatewaysLate as late:
                 self.notes.append(f"{fault.sentence}; that is undone, but {late}.")
                 self.book.strike(fault.id)

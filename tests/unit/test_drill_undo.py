@@ -98,8 +98,10 @@ async def test_an_idc_that_does_not_serve_stays_in_the_book(region: Region, tmp_
 async def test_an_action_that_starts_an_idc_fails_without_its_gateways(
     region: Region, tmp_path: Path
 ) -> None:
-    region.late = {"fra"}
+    region.late = {"fra", "dub"}
     made = breakage(region, tmp_path)
-    with pytest.raises(GatewaysLate):
-        await made.undo_kind(Kind.KILL, "fra")
+    for idc in ("fra", "dub"):
+        with pytest.raises(GatewaysLate):
+            await made.undo_kind(Kind.KILL, idc)
+    assert region.touched == {"fra": True, "dub": True}
     assert {fault.unit for fault in made.book.read().faults} == {"fra", "dub"}

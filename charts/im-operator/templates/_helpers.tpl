@@ -74,7 +74,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]  # to kill what runs in a pod, to take the pod away, and to delete an IDC's data
   resources: [pods/exec]
   verbs: [get, create]
-- apiGroups: [""]  # why a pod that deletes them, or an IDC, did not do what it should
+- apiGroups: [""]  # why an IDC does not serve, or its data were not deleted
   resources: [pods/log]
   verbs: [get]
 - apiGroups: [""]
