@@ -358,25 +358,27 @@ class MediaStore:
     async def _become_file(
         self, name: str, upload: Upload, named: MediaName, record: Record
     ) -> bool:
-        """Its notes come first: a file without a record would be found by nobody."""
-        note, sha256 = KEY + named.key, upload.sha256
+        """The record comes last, once these bytes are known to be the file's: it is what a key
+        opens the file with, so one that came first would open it, now or when somebody else has
+        uploaded it, to who only named its hash. Whoever dies in between leaves an upload that has
+        to be done again, and of a new file one that no key leads to. COPY comes before the record:
+        a copy without it would never go."""
+        sha256 = upload.sha256
         async with self._locks(sha256):
             copy = not upload.uid and sha256 not in self._sizes
-            await self._blobs.write_note(sha256, note, record.to_json())
-            if copy:
-                await self._blobs.write_note(sha256, COPY, b"")
-            if not await self._blobs.complete(name, sha256):
-                await self._blobs.remove_note(sha256, note)
-                self._ended(name)
-                return False
+            same = await self._blobs.complete(name, sha256)
             self._ended(name)
+            if not same:
+                return False
             if sha256 not in self._sizes:
                 self._sizes[sha256] = upload.size
                 self._stored += upload.size
             if copy:
+                await self._blobs.write_note(sha256, COPY, b"")
                 self._copies[sha256] = self._clock.now()
             elif upload.uid:
                 await self._stays(sha256)
+            await self._blobs.write_note(sha256, KEY + named.key, record.to_json())
             return True
 
     async def _stays(self, sha256: str) -> None:

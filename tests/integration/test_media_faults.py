@@ -1,0 +1,179 @@
+"""Files of an IDC whose store does not answer, before or after it did what it was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from imcore.attest import RegionKeys
+from imcore.errors import Refused, Unavailable
+from imcore.media import Declared, MediaName
+from imcore.region.model import Media, Messages
+from imcore.runtime import SystemClock
+from services.engines.blob_files import FileBlobs
+from services.engines.disk import RealDisk
+from services.media.store import Begun, Kept, Look, MediaStore
+from services.ports import Blobs
+
+DATA = bytes(range(256)) * 100
+SHA = hashlib.sha256(DATA).hexdigest()
+JUNK = b"x" * len(DATA)
+
+
+class MovedClock(SystemClock):
+    moved_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.moved_s
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + int(self.moved_s * 1000)
+
+
+class Faulty:
+    """A folder's blobs. The calls named in ``before`` are not answered and do nothing; those in
+    ``after`` are carried out, and not answered either. ``on``: what else happens before a call."""
+
+    def __init__(self, blobs: FileBlobs) -> None:
+        self._blobs = blobs
+        self.before: set[str] = set()
+        self.after: set[str] = set()
+        self.on: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*given: Any) -> Any:
+            self.calls.append((name, given))
+            if name in self.on:
+                await self.on[name]()
+            if name in self.before:
+                raise Unavailable("not carried out")
+            answer = await getattr(self._blobs, name)(*given)
+            if name in self.after:
+                raise Unavailable("carried out")
+            return answer
+
+        return call
+
+
+class Idc:
+    def __init__(self, folder: Path, threads: ThreadPoolExecutor) -> None:
+        self.folder = folder
+        self.blobs = Faulty(FileBlobs(str(folder), RealDisk(), threads))
+        self.clock = MovedClock()
+        self.looks: Look | None = None
+        self.again()
+
+    def again(self) -> None:
+        """A later life; ``load`` is to follow."""
+        keys = RegionKeys({1: b"k" * 32}, 1)
+        blobs = cast(Blobs, self.blobs)
+        self.store = MediaStore(
+            "fra", blobs, Media(), Messages(), keys, self.clock, {}, self.looks
+        )
+
+    async def begun(self, uid: str = "ann", data: bytes = DATA) -> Begun:
+        declared = Declared(hashlib.sha256(data).hexdigest(), len(data), "image/png")
+        begun = await self.store.begin(uid, declared)
+        assert isinstance(begun, Begun)
+        return begun
+
+    async def sent(self, uid: str = "ann", data: bytes = DATA, sent: bytes | None = None) -> str:
+        """An upload that is to be completed."""
+        begun = await self.begun(uid, data)
+        await self.store.put(uid, begun.upload, begun.offset, data if sent is None else sent)
+        return begun.upload
+
+    async def upload(self, uid: str = "ann", data: bytes = DATA) -> MediaName:
+        kept = await self.store.complete(uid, await self.sent(uid, data))
+        return kept.ref.named
+
+    def there(self) -> list[str]:
+        """Files that are stored, whoever knows of it."""
+        return [path.parent.name for path in self.folder.glob("files/*/*/data.*")]
+
+
+@pytest.fixture
+def idc(tmp_path: Path) -> Iterator[Idc]:
+    with ThreadPoolExecutor(2) as threads:
+        yield Idc(tmp_path, threads)
+
+
+# --------------------------------------------------------- to name a hash is not to have the bytes
+
+
+async def test_a_hash_that_is_stored_leads_to_nothing_while_other_bytes_are_judged(
+    idc: Idc,
+) -> None:
+    await idc.store.load()
+    await idc.upload()
+    upload = await idc.sent("eve", sent=JUNK)
+    name = MediaName("fra", SHA, upload)
+    served: list[object] = []
+
+    async def asked() -> None:
+        served.append(await idc.store.held(name))
+
+    idc.blobs.on["complete"] = asked
+    with pytest.raises(Refused, match="another hash"):
+        await idc.store.complete("eve", upload)
+    assert served == [None]
+    assert await idc.store.held(name) is None
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored before", "stored later"])
+async def test_a_hash_leads_to_nothing_when_nobody_said_what_the_bytes_are(
+    idc: Idc, stored: bool
+) -> None:
+    await idc.store.load()
+    if stored:
+        await idc.upload()
+    upload = await idc.sent("eve", sent=JUNK)
+    name = MediaName("fra", SHA, upload)
+    idc.blobs.before.add("complete")
+    with pytest.raises(Unavailable):
+        await idc.store.complete("eve", upload)
+    idc.blobs.before.clear()
+    if not stored:
+        await idc.upload()
+    assert await idc.store.held(name) is None
+    assert isinstance(await idc.store.begin("eve", Declared(SHA, len(DATA), "image/png")), Begun)
+    idc.clock.moved_s = 90_000
+    await idc.store.sweep()
+    assert await idc.store.held(name) is None
+    idc.again()
+    await idc.store.load()
+    assert await idc.store.held(name) is None
+    assert idc.there() == [SHA]
+
+
+async def test_an_upload_whose_last_answer_never_came_is_completed_by_asking_again(
+    idc: Idc,
+) -> None:
+    await idc.store.load()
+    upload = await idc.sent()
+    idc.blobs.before.add("complete")
+    with pytest.raises(Unavailable):
+        await idc.store.complete("ann", upload)
+    idc.blobs.before.clear()
+    assert isinstance(await idc.store.complete("ann", upload), Kept)
+
+
+async def test_a_file_whose_record_cannot_be_written_is_uploaded_again(idc: Idc) -> None:
+    await idc.store.load()
+    upload = await idc.sent()
+    idc.blobs.before.add("write_note")
+    with pytest.raises(Unavailable):
+        await idc.store.complete("ann", upload)
+    idc.blobs.before.clear()
+    assert await idc.store.held(MediaName("fra", SHA, upload)) is None
+    assert idc.store.uploads == 0
+    name = await idc.upload()
+    await idc.store.sweep()
+    assert await idc.store.held(name) is not None
+    assert (idc.store.files, idc.store.stored, idc.there()) == (1, len(DATA), [SHA])
