@@ -174,6 +174,10 @@ class Blobs(Protocol):
         """The notes of these names, of all files: by SHA-256 and name."""
         ...
 
+    async def with_note(self, start: str) -> set[str]:
+        """The SHA-256 of all that have a note whose name begins so."""
+        ...
+
     async def remove_note(self, sha256: str, name: str) -> None: ...
 
 

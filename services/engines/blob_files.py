@@ -206,6 +206,17 @@ class FileBlobs:
 
         return await self._run(work)
 
+    async def with_note(self, start: str) -> set[str]:
+        def work() -> set[str]:
+            return {
+                sha256
+                for shelf in self._disk.list(self._files)
+                for sha256 in self._disk.list(f"{self._files}/{shelf}")
+                if any(name.startswith(start) for name in self._notes(sha256))
+            }
+
+        return await self._run(work)
+
     async def remove_note(self, sha256: str, name: str) -> None:
         def work() -> None:
             if name in self._notes(sha256):

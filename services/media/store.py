@@ -153,6 +153,8 @@ class MediaStore:
         self._uploads: dict[str, Upload] = {}
         self._sizes: dict[str, int] = {}  # of all files, by hash
         self._copies: dict[str, float] = {}  # when each was used last, by hash
+        # Files that may be half gone, or that no key may lead to; from when on each is looked at.
+        self._untidy: dict[str, float] = {}
         self._stored = 0  # bytes, those of uploads under way as declared
         self._ready = False
         self.alarm = ""  # why files cannot be had, as far as it was looked
@@ -197,11 +199,15 @@ class MediaStore:
                 self._pictures[sha256] = Picture.from_json(notes[PICTURE])
             if COPY in notes:
                 self._copies[sha256] = self._clock.now()
+        # What nobody can find: who made it died before he wrote its record. Not at once: it may be
+        # that he is ending just now, and about to write it.
+        for sha256 in self._sizes.keys() - await self._blobs.with_note(KEY):
+            self._untidy[sha256] = self._clock.now() + SWEEP_S
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
 
     async def sweep(self) -> None:
-        """Throw away the uploads that took too long."""
+        """Throw away the uploads that took too long, and what nobody can find any more."""
         oldest = self._clock.wall_ms() - self.settings.upload_keep_s * 1000
         for name in [n for n, upload in self._uploads.items() if upload.began_ms < oldest]:
             async with self._locks(name):
@@ -209,6 +215,13 @@ class MediaStore:
                     await self._blobs.abandon(name)
                     self._ended(name)
                     self.counters.swept += 1
+        now = self._clock.now()
+        for sha256 in [sha256 for sha256, due in self._untidy.items() if due <= now]:
+            async with self._locks(sha256):
+                if sha256 in self._sizes and await self._keyed(sha256):
+                    self._untidy.pop(sha256, None)
+                elif sha256 in self._untidy:
+                    await self._drop(sha256)
 
     async def evict(self) -> None:
         """Copies beyond the limit, the one first that was not used for longest. What no other IDC
@@ -366,6 +379,7 @@ class MediaStore:
         sha256 = upload.sha256
         async with self._locks(sha256):
             copy = not upload.uid and sha256 not in self._sizes
+            self._untidy[sha256] = self._clock.now()  # it may become a file that nobody hears of
             same = await self._blobs.complete(name, sha256)
             self._ended(name)
             if not same:
@@ -379,6 +393,7 @@ class MediaStore:
             elif upload.uid:
                 await self._stays(sha256)
             await self._blobs.write_note(sha256, KEY + named.key, record.to_json())
+            self._untidy.pop(sha256)
             return True
 
     async def _stays(self, sha256: str) -> None:
@@ -484,11 +499,8 @@ class MediaStore:
                     record = await self._peers[idc].find(name)
                     if record is None:
                         continue
-                    if name.sha256 not in self._sizes:
+                    if not await self._add_key(name, record):
                         await self._fetch_from(self._peers[idc], name, record)
-                    else:
-                        note = KEY + name.key
-                        await self._blobs.write_note(name.sha256, note, record.to_json())
                 except Silent as error:
                     log.info("a file cannot be fetched from %s: %s", idc, error)
                     silent.append(idc)
@@ -499,6 +511,14 @@ class MediaStore:
             self.counters.unavailable += 1
             raise Unavailable(f"{', '.join(silent)} may have it, try later", LATER_MS)
         raise Refused(Code.NOT_FOUND, "there is no such file, or not under this key")
+
+    async def _add_key(self, name: MediaName, record: Record) -> bool:
+        """To a file that is here, by the word of an IDC; False: it is not here."""
+        async with self._locks(name.sha256):
+            if name.sha256 not in self._sizes:
+                return False
+            await self._blobs.write_note(name.sha256, KEY + name.key, record.to_json())
+            return True
 
     async def _fetch_from(self, peer: Peer, name: MediaName, record: Record) -> None:
         """Goes on where an earlier fetch broke off."""
@@ -547,16 +567,26 @@ class MediaStore:
                 raise Refused(Code.NOT_FOUND, "there is no such file here")
             if not admin and record.uid != uid:
                 raise Refused(Code.FORBIDDEN, "only who uploaded it deletes it")
+            self._untidy[name.sha256] = self._clock.now()
             await self._blobs.remove_note(name.sha256, KEY + name.key)
-            notes = await self._blobs.notes(name.sha256)
-            if not any(note.startswith(KEY) for note in notes):
+            if await self._keyed(name.sha256):
+                del self._untidy[name.sha256]
+            else:
                 await self._drop(name.sha256)
 
+    async def _keyed(self, sha256: str) -> bool:
+        """Whether a key leads to it."""
+        return any(note.startswith(KEY) for note in await self._blobs.notes(sha256))
+
     async def _drop(self, sha256: str) -> None:
-        await self._blobs.delete(sha256)
-        self._stored -= self._sizes.pop(sha256)
+        """It is forgotten first: of a deletion that breaks off nobody knows what is left."""
+        if sha256 in self._sizes:
+            self._stored -= self._sizes.pop(sha256)
         self._copies.pop(sha256, None)
         self._pictures.pop(sha256, None)
+        self._untidy[sha256] = self._clock.now()
+        await self._blobs.delete(sha256)
+        del self._untidy[sha256]
 
     # --------------------------------------------------------------------------- pictures
 

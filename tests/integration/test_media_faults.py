@@ -73,9 +73,7 @@ class Idc:
         """A later life; ``load`` is to follow."""
         keys = RegionKeys({1: b"k" * 32}, 1)
         blobs = cast(Blobs, self.blobs)
-        self.store = MediaStore(
-            "fra", blobs, Media(), Messages(), keys, self.clock, {}, self.looks
-        )
+        self.store = MediaStore("fra", blobs, Media(), Messages(), keys, self.clock, {}, self.looks)
 
     async def begun(self, uid: str = "ann", data: bytes = DATA) -> Begun:
         declared = Declared(hashlib.sha256(data).hexdigest(), len(data), "image/png")
@@ -177,3 +175,74 @@ async def test_a_file_whose_record_cannot_be_written_is_uploaded_again(idc: Idc)
     await idc.store.sweep()
     assert await idc.store.held(name) is not None
     assert (idc.store.files, idc.store.stored, idc.there()) == (1, len(DATA), [SHA])
+
+
+# ------------------------------------------------------------------ what is gone, or half gone
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("call", ["delete", "notes"])
+async def test_a_deletion_that_breaks_off_is_over_for_whoever_asks_and_done_later(
+    idc: Idc, fault: str, call: str
+) -> None:
+    await idc.store.load()
+    name = await idc.upload()
+    getattr(idc.blobs, fault).add(call)
+    with pytest.raises(Unavailable):
+        await idc.store.delete("ann", False, name)
+    assert await idc.store.held(name) is None
+    assert not await idc.store.keeps(name)
+    with pytest.raises(Unavailable):
+        await idc.store.sweep()
+    idc.blobs.before.clear()
+    idc.blobs.after.clear()
+    await idc.store.sweep()
+    assert (idc.store.files, idc.store.stored, idc.there()) == (0, 0, [])
+    assert await idc.upload() == name
+
+
+async def test_what_is_uploaded_again_before_its_deletion_is_done_stays(idc: Idc) -> None:
+    await idc.store.load()
+    name = await idc.upload()
+    idc.blobs.before.add("delete")
+    with pytest.raises(Unavailable):
+        await idc.store.delete("ann", False, name)
+    idc.blobs.before.clear()
+    assert await idc.upload() == name
+    await idc.store.sweep()
+    assert await idc.store.held(name) is not None
+    assert (idc.store.files, idc.store.stored, idc.there()) == (1, len(DATA), [SHA])
+
+
+async def test_a_file_that_no_key_leads_to_goes_after_the_next_start(idc: Idc) -> None:
+    """Not at once: a process that is ending may be about to write its record."""
+    await idc.store.load()
+    kept = await idc.upload("ann", b"kept")
+    await idc.upload()
+    saved = await idc.upload("ann", b"saved")
+    for name in (kept, saved):
+        note = (await idc.blobs.notes(name.sha256))[0]
+        data = await idc.blobs.note(name.sha256, note)
+        if name == saved:
+            await idc.blobs.remove_note(name.sha256, note)
+    await idc.blobs.remove_note(SHA, (await idc.blobs.notes(SHA))[0])
+    idc.again()
+    await idc.store.load()
+    await idc.store.sweep()
+    assert idc.store.files == 3
+    await idc.blobs.write_note(saved.sha256, note, data)
+    idc.clock.moved_s = 60
+    await idc.store.sweep()
+    assert sorted(idc.there()) == sorted([kept.sha256, saved.sha256])
+    assert (idc.store.files, idc.store.stored) == (2, len(b"kept") + len(b"saved"))
+
+
+async def test_what_became_a_file_and_nobody_heard_of_it_goes(idc: Idc) -> None:
+    await idc.store.load()
+    upload = await idc.sent()
+    idc.blobs.after.add("complete")
+    with pytest.raises(Unavailable):
+        await idc.store.complete("ann", upload)
+    assert idc.there() == [SHA]
+    await idc.store.sweep()
+    assert (idc.store.files, idc.there()) == (0, [])

@@ -313,6 +313,17 @@ class S3Blobs:
                 answers.setdefault(sha256, {})[name] = data
         return answers
 
+    async def with_note(self, start: str) -> set[str]:
+        async def part(prefix: str) -> set[str]:
+            return {
+                found[0]
+                async for page in self._client.pages(prefix)
+                for each in page.objects
+                if (found := layout.note_of(each.key)) is not None and found[1].startswith(start)
+            }
+
+        return set().union(*await _each(part, [layout.NOTES + digit for digit in HEX]))
+
     async def remove_note(self, sha256: str, name: str) -> None:
         await self._client.delete(self._note(sha256, name))
 
