@@ -35,8 +35,9 @@ from services.engines.disk import RealDisk
 from services.engines.s3 import blobs as engine
 from services.engines.s3.blobs import S3Blobs
 from services.engines.s3.client import DEADLINE_S as CLIENT_DEADLINE_S
-from services.engines.s3.client import S3Client, S3Settings
+from services.engines.s3.client import Answer, S3Client, S3Settings
 from services.engines.s3.layout import Span, chunk_key, note_key
+from services.engines.s3.signing import Query
 from services.media.server import MediaApi
 from services.media.stickers import Stickers
 from services.media.store import MediaStore
@@ -323,6 +324,31 @@ async def test_lists_of_more_than_a_page(opened: Open, client: S3Client) -> None
     names = [f"{number:064x}" for number in range(0, 1 << 252, (1 << 252) // 1100)]
     await engine._each(lambda name: client.put(f"files/{name}", b"1"), names)
     assert await opened().files() == dict.fromkeys(names, 1)
+
+
+async def test_every_list_is_one_below_the_prefix(
+    opened: Open, settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials may be restricted to it. That server has no users to try it with."""
+    asked: list[tuple[str | None, dict[str, str]]] = []
+    ask = S3Client._ask
+
+    async def noting(
+        self: S3Client, method: str, key: str | None, query: Query = (), *more: Any, **named: Any
+    ) -> Answer:
+        asked.append((key, dict(query)))
+        return await ask(self, method, key, query, *more, **named)
+
+    monkeypatch.setattr(S3Client, "_ask", noting)
+    blobs = opened()
+    await blobs.look()
+    await blobs.uploads()
+    await blobs.files()
+    await blobs.noted({"copy"})
+    await blobs.with_note("key.")
+    lists = [query["prefix"] if "prefix" in query else "" for key, query in asked if key is None]
+    assert len(lists) > 5
+    assert all(prefix.startswith(settings.prefix) for prefix in lists), lists
 
 
 # --------------------------------------------------------------------------- refusals, errors

@@ -175,9 +175,10 @@ class S3Client:
 
     async def look(self) -> None:
         """Whether it answers, lets this IDC in and has the bucket. Raises BadInput for one that is
-        not there."""
+        not there. Below the prefix: more than that it need not be allowed to list."""
+        query = [("list-type", "2"), ("max-keys", "1"), ("prefix", self._settings.prefix)]
         try:
-            await self._ask("GET", None, [("list-type", "2"), ("max-keys", "1")])
+            await self._ask("GET", None, query)
         except NoBucket as error:
             raise BadInput(
                 f"{self.who} has no bucket {self._settings.bucket}: make it, or name another one "
