@@ -33,6 +33,7 @@ KEY = "key."  # notes that are records
 COPY = "copy"  # a note: it was fetched because somebody asked, and may go
 PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
+PICTURE_STEP_BYTES = 1 << 20
 SIMILAR_MAX = 100
 COMPARED_AT_ONCE = 4_000  # pictures: half a millisecond
 NEAREST_MAX = 500  # of all users': so many notes are read to find whose they are
@@ -297,6 +298,7 @@ class MediaStore:
                         raise Unavailable("the file is gone: begin it again", LATER_MS)
                     await self._stays(name.sha256)
                 self.counters.known += 1
+                await self._look_at(name.sha256, record)  # unless it has been
                 return await self._answer(name, record)
             if key in self._uploads:
                 return Begun(key, await self._blobs.uploaded(key))
@@ -591,11 +593,26 @@ class MediaStore:
     # --------------------------------------------------------------------------- pictures
 
     async def _look_at(self, sha256: str, record: Record) -> None:
-        """Once, whatever comes of it. A file that cannot be shown is a file all the same."""
+        """Once, whatever comes of it. A file that cannot be shown is a file all the same; so is one
+        that cannot be read now, and it is looked at when it is announced again."""
         wanted = record.type.startswith("image/") and record.size <= PICTURE_BYTES_MAX
         if self._look is None or not wanted or sha256 in self._pictures:
             return
-        looked = await self._look(partial(self._blobs.read, sha256, 0, record.size))
+        try:
+            looked = await self._look(partial(self._whole, sha256, record.size))
+            await self._seen(sha256, looked)
+        except (ImError, FileNotFoundError) as error:
+            log.warning("the picture %s cannot be looked at now: %r", sha256, error)
+
+    async def _whole(self, sha256: str, size: int) -> bytes:
+        """In steps: what is far away has a deadline for each."""
+        parts = [
+            await self._blobs.read(sha256, at, min(PICTURE_STEP_BYTES, size - at))
+            for at in range(0, size, PICTURE_STEP_BYTES)
+        ]
+        return b"".join(parts)
+
+    async def _seen(self, sha256: str, looked: Looked | None) -> None:
         picture = looked.picture if looked is not None else NO_PICTURE
         async with self._locks(sha256):
             if sha256 not in self._sizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.store import Begun, Kept, Look, MediaStore
+from services.media.words import Looked, Picture
 from services.ports import Blobs
 
 DATA = bytes(range(256)) * 100
@@ -246,3 +248,68 @@ async def test_what_became_a_file_and_nobody_heard_of_it_goes(idc: Idc) -> None:
     assert idc.there() == [SHA]
     await idc.store.sweep()
     assert (idc.store.files, idc.there()) == (0, [])
+
+
+# -------------------------------------------------------------------------------- pictures
+
+
+async def look(read: Callable[[], Awaitable[bytes]]) -> Looked | None:
+    return Looked(Picture(4, 3, 5), b"small") if await read() == LARGE else None
+
+
+LARGE = DATA * 90  # more than two steps
+ANNOUNCED = Declared(hashlib.sha256(LARGE).hexdigest(), len(LARGE), "image/png")
+
+
+async def begun_large(idc: Idc) -> str:
+    begun = await idc.begun("ann", LARGE)
+    for at in range(0, len(LARGE), 1 << 20):
+        await idc.store.put("ann", begun.upload, at, LARGE[at : at + (1 << 20)])
+    return begun.upload
+
+
+@pytest.mark.parametrize("call", ["read", "write_note"])
+async def test_a_picture_that_cannot_be_looked_at_is_a_file_and_is_looked_at_later(
+    idc: Idc, call: str
+) -> None:
+    idc.looks = look
+    idc.again()
+    await idc.store.load()
+    upload = await begun_large(idc)
+
+    async def fail() -> None:
+        if call == "read" or any(given[1] == "picture" for _, given in idc.blobs.calls[-1:]):
+            raise Unavailable("not now")
+
+    idc.blobs.on[call] = fail
+    kept = await idc.store.complete("ann", upload)
+    assert (kept.ref.size, kept.ref.width) == (len(LARGE), 0)
+    idc.blobs.on.clear()
+    again = await idc.store.begin("ann", ANNOUNCED)
+    assert isinstance(again, Kept)
+    assert (again.ref.width, await idc.store.thumbnail(again.ref.named)) == (4, b"small")
+    sizes = [given[2] for name, given in idc.blobs.calls if name == "read"]
+    assert max(sizes) <= 1 << 20
+    idc.blobs.calls.clear()
+    assert isinstance(await idc.store.begin("ann", ANNOUNCED), Kept)
+    assert not [name for name, _ in idc.blobs.calls if name == "read"]  # once is enough
+
+
+async def test_a_picture_that_is_deleted_while_it_is_looked_at_is_gone_and_nothing_else(
+    idc: Idc, caplog: pytest.LogCaptureFixture
+) -> None:
+    idc.looks = look
+    idc.again()
+    await idc.store.load()
+    upload = await begun_large(idc)
+    name = MediaName("fra", ANNOUNCED.sha256, upload)
+
+    async def deleted() -> None:
+        idc.blobs.on.clear()
+        await idc.store.delete("ann", False, name)
+
+    idc.blobs.on["read"] = deleted
+    caplog.set_level(logging.INFO)
+    assert (await idc.store.complete("ann", upload)).ref.width == 0
+    assert "cannot be looked at now" in caplog.text
+    assert idc.there() == []
