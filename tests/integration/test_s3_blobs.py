@@ -304,6 +304,24 @@ async def test_a_process_that_died_between_file_and_removal_is_tidied_up(
     assert await keys(client) == [f"files/{SHA}"]
 
 
+async def test_a_list_that_lacks_what_was_answered_throws_nothing_away(
+    opened: Open, client: S3Client
+) -> None:
+    """As one of a store that promises too much. The chunk is hidden by being taken away."""
+    blobs = opened()
+    await blobs.begin("u", b"note")
+    await blobs.put("u", 0, DATA[:1000])
+    await blobs.put("u", 1000, DATA[1000:])
+    (last,) = [key for key in await keys(client, "uploads/u/") if "00003e8-" in key]
+    await client.delete(last)
+    with pytest.raises(Unavailable, match="does not list"):
+        await blobs.complete("u", SHA)
+    assert await blobs.uploaded("u") == 1000  # the list's word from here on
+    assert await opened().uploads() == {"u": (b"note", 1000)}
+    await blobs.put("u", 1000, DATA[1000:])
+    assert await blobs.complete("u", SHA)
+
+
 async def test_many_tiny_chunks_are_refused_at_last(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,10 @@ class S3Blobs:
 
     async def complete(self, upload: str, sha256: str) -> bool:
         lives = await self._spans(upload)
-        life = _chosen(lives)
+        life, known = _chosen(lives), self._lives.pop(upload, None)
+        if known is not None and known.end > life.end:
+            # To judge what is listed would throw away what was answered. From here on it is asked.
+            raise Unavailable("the store does not list all chunks of this upload", 1_000)
         wanted = layout.pieces(lives.get(life.token, []))
         try:
             async with asyncio.timeout(COMPLETING_WAIT_S):
