@@ -132,9 +132,9 @@ class Blobs(Protocol):
 
     async def begin(self, upload: str, note: bytes) -> None: ...
 
-    async def put(self, upload: str, offset: int, data: bytes) -> None:
+    async def put(self, upload: str, offset: int, data: bytes, last: bool = False) -> None:
         """Raises ValueError unless ``offset`` is where it ends, Refused for chunks that are too
-        small."""
+        small, unless it is the last one."""
         ...
 
     async def uploaded(self, upload: str) -> int:

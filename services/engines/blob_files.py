@@ -77,7 +77,7 @@ class FileBlobs:
     async def uploaded(self, upload: str) -> int:
         return await self._run(lambda: self._size(upload))
 
-    async def put(self, upload: str, offset: int, data: bytes) -> None:
+    async def put(self, upload: str, offset: int, data: bytes, last: bool = False) -> None:
         def work() -> None:
             file = self._disk.open(self._part(upload))
             try:

@@ -301,7 +301,7 @@ class MediaStore:
                 await self._look_at(name.sha256, record)  # unless it has been
                 return await self._answer(name, record)
             if key in self._uploads:
-                return Begun(key, await self._blobs.uploaded(key))
+                return Begun(key, await self._goes_on(key))
             mine = sum(upload.uid == uid for upload in self._uploads.values())
             if mine >= self.settings.user_uploads:
                 raise Overloaded("too many uploads of this user are under way", LATER_MS)
@@ -322,6 +322,14 @@ class MediaStore:
         except BaseException:
             self._ended(name)
             raise
+
+    async def _goes_on(self, name: str) -> int:
+        """Where. What has no bytes may also be lost, with its note, without which nothing more is
+        taken: it is begun again as it was."""
+        at = await self._blobs.uploaded(name)
+        if at == 0:
+            await self._blobs.begin(name, self._uploads[name].to_json())
+        return at
 
     def _ended(self, name: str) -> None:
         self._stored -= self._uploads.pop(name).size
@@ -348,7 +356,8 @@ class MediaStore:
                 raise WrongOffset(at)
             if at + len(data) > upload.size:
                 raise Refused(Code.BAD_REQUEST, "these are more bytes than were announced")
-            await self._blobs.put(name, offset, data)
+            last = at + len(data) == upload.size
+            await self._blobs.put(name, offset, data, last=last)
             self.counters.bytes_in += len(data)
             return at + len(data)
 
@@ -531,11 +540,13 @@ class MediaStore:
         if copy not in self._uploads:
             now = self._clock.wall_ms()
             await self._begin(copy, Upload("", name.sha256, record.size, record.type, now))
-        at = await self._blobs.uploaded(copy)
+            at = 0
+        else:
+            at = await self._goes_on(copy)
         async for data in peer.read(name, at):
             if at + len(data) > record.size:
                 raise Silent("it is longer there than that IDC says")
-            await self._blobs.put(copy, at, data)
+            await self._blobs.put(copy, at, data, last=at + len(data) == record.size)
             at += len(data)
             self.counters.bytes_fetched += len(data)
         if at != record.size:

@@ -18,7 +18,8 @@ from imcore.region.model import Media, Messages
 from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
-from services.media.store import Begun, Kept, Look, MediaStore
+from services.media.store import Begun, Kept, Look, MediaStore, Peer
+from services.media.testing import Near
 from services.media.words import Looked, Picture
 from services.ports import Blobs
 
@@ -49,13 +50,13 @@ class Faulty:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        async def call(*given: Any) -> Any:
+        async def call(*given: Any, **named: Any) -> Any:
             self.calls.append((name, given))
             if name in self.on:
                 await self.on[name]()
             if name in self.before:
                 raise Unavailable("not carried out")
-            answer = await getattr(self._blobs, name)(*given)
+            answer = await getattr(self._blobs, name)(*given, **named)
             if name in self.after:
                 raise Unavailable("carried out")
             return answer
@@ -69,13 +70,17 @@ class Idc:
         self.blobs = Faulty(FileBlobs(str(folder), RealDisk(), threads))
         self.clock = MovedClock()
         self.looks: Look | None = None
+        self.name = "fra"
+        self.peers: dict[str, Peer] = {}
         self.again()
 
     def again(self) -> None:
         """A later life; ``load`` is to follow."""
         keys = RegionKeys({1: b"k" * 32}, 1)
         blobs = cast(Blobs, self.blobs)
-        self.store = MediaStore("fra", blobs, Media(), Messages(), keys, self.clock, {}, self.looks)
+        self.store = MediaStore(
+            self.name, blobs, Media(), Messages(), keys, self.clock, self.peers, self.looks
+        )
 
     async def begun(self, uid: str = "ann", data: bytes = DATA) -> Begun:
         declared = Declared(hashlib.sha256(data).hexdigest(), len(data), "image/png")
@@ -248,6 +253,42 @@ async def test_what_became_a_file_and_nobody_heard_of_it_goes(idc: Idc) -> None:
     assert idc.there() == [SHA]
     await idc.store.sweep()
     assert (idc.store.files, idc.there()) == (0, [])
+
+
+async def test_an_upload_that_its_store_has_lost_is_begun_again_as_it_was(idc: Idc) -> None:
+    await idc.store.load()
+    upload = (await idc.begun()).upload
+    await idc.store.put("ann", upload, 0, DATA[:1000])
+    (before,) = (await idc.blobs.uploads()).values()
+    await idc.blobs.abandon(upload)
+    assert await idc.begun() == Begun(upload, 0)
+    (found,) = (await idc.blobs.uploads()).values()
+    assert found == before._replace(size=0)
+    await idc.upload()
+    assert idc.store.uploads == 0
+
+
+async def test_a_fetch_whose_beginning_its_store_has_lost_begins_again(
+    idc: Idc, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        other = Idc(tmp_path / "other", threads)
+        other.name = "iad"
+        other.again()
+        await other.store.load()
+        near = Near(lambda: other.store)
+        idc.peers["iad"] = near
+        await idc.store.load()
+        name = await other.upload()
+        near.cut_after = 3
+        with pytest.raises(Unavailable):
+            await idc.store.find(name)
+        await idc.blobs.abandon("copy-" + SHA)
+        near.cut_after = 0
+        with pytest.raises(Unavailable):
+            await idc.store.find(name)
+        assert list(await idc.blobs.uploads()) == ["copy-" + SHA]
+        assert await idc.store.find(name)
 
 
 # -------------------------------------------------------------------------------- pictures

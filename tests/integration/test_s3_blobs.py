@@ -336,6 +336,12 @@ async def test_many_tiny_chunks_are_refused_at_last(
     assert await opened().uploaded("u") == 4
     with pytest.raises(Refused):
         await opened().put("u", 4, b"x")
+    later = opened()
+    for at in range(4, 4004, 1000):  # who does as he is told goes on
+        await later.put("u", at, DATA[:1000])
+    with pytest.raises(Refused):
+        await later.put("u", 4004, b"x")
+    await later.put("u", 4004, b"x", last=True)  # and comes to an end
 
 
 async def test_lists_of_more_than_a_page(opened: Open, client: S3Client) -> None:

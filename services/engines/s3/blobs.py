@@ -34,8 +34,8 @@ AT_ONCE = 16  # requests of one call
 READ_AT_ONCE = 4
 COMPLETING = 4  # uploads that become files at once: two pieces of each are in memory
 COMPLETING_WAIT_S = 20.0  # for the turn of one more
-# No more chunks an upload than so many, and one for each so many bytes of it: each is an object,
-# and each byte might come alone.
+# No more small chunks an upload than so many, and one for each so many bytes of it: each is an
+# object, and each byte might come alone. Larger ones, and its last, are always taken.
 CHUNKS_FREE, CHUNK_BYTES_MIN = 1_000, 64 << 10
 _INLINE_BYTES = 32 << 10  # hashed at once; more of them in a thread
 
@@ -143,7 +143,7 @@ class S3Blobs:
     async def uploaded(self, upload: str) -> int:
         return (await self._life(upload)).end
 
-    async def put(self, upload: str, offset: int, data: bytes) -> None:
+    async def put(self, upload: str, offset: int, data: bytes, last: bool = False) -> None:
         life = await self._life(upload)
         if offset != life.end:
             raise ValueError(f"the upload has {life.end} bytes, not {offset}")
@@ -151,7 +151,8 @@ class S3Blobs:
             return
         if not life.token:
             raise Unavailable("what was noted of this upload is gone from the bucket")
-        if life.chunks >= CHUNKS_FREE + offset // CHUNK_BYTES_MIN:
+        small = len(data) < CHUNK_BYTES_MIN and not last
+        if small and life.chunks >= CHUNKS_FREE + offset // CHUNK_BYTES_MIN:
             text = f"so many chunks of an upload have at least {CHUNK_BYTES_MIN} bytes each"
             raise Refused(Code.BAD_REQUEST, text)
         span = Span(offset, offset + len(data))
