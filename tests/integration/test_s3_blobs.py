@@ -10,7 +10,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -35,7 +35,7 @@ from services.engines.disk import RealDisk
 from services.engines.s3 import blobs as engine
 from services.engines.s3.blobs import S3Blobs
 from services.engines.s3.client import DEADLINE_S as CLIENT_DEADLINE_S
-from services.engines.s3.client import Answer, S3Client, S3Settings
+from services.engines.s3.client import Answer, Large, S3Client, S3Settings, _watched
 from services.engines.s3.layout import Span, chunk_key, note_key
 from services.engines.s3.signing import Query
 from services.media.server import MediaApi
@@ -196,11 +196,12 @@ async def test_a_server_paused_while_a_file_is_made_of_its_chunks(
     for at in range(0, len(DATA), 1 << 19):
         await blobs.put("u", at, DATA[at : at + (1 << 19)])
     for pause_s in (0.01, 0.03, 0.06):
-        completing = asyncio.create_task(hasty.complete("u", SHA))
-        await asyncio.sleep(pause_s)
         with monkeypatch.context() as patched:
+            # Before it begins: a body reads them whenever a piece is taken.
             patched.setattr("services.engines.s3.client.STALL_S", 1.0)
             patched.setattr("services.engines.s3.client.FINISH_S", 1.0)
+            completing = asyncio.create_task(hasty.complete("u", SHA))
+            await asyncio.sleep(pause_s)
             s3_process.pause()
             try:
                 started = time.monotonic()
@@ -215,6 +216,34 @@ async def test_a_server_paused_while_a_file_is_made_of_its_chunks(
     else:
         assert await blobs.complete("u", SHA)
     assert await opened().read(SHA, 0, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("raises", [Unavailable("gone"), RuntimeError("a bug")], ids=repr)
+async def test_of_what_a_body_raises_errors_of_this_project_come_out_as_they_are(
+    settings: S3Settings, raises: Exception
+) -> None:
+    client = S3Client(replace(settings, deadline_s=0.5), SystemClock())
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+        raise raises
+
+    with pytest.raises(Unavailable) as raised:
+        await client.put_large("large", Large(pieces, 1000, SHA))
+    assert isinstance(raises, Unavailable) == (raised.value is raises)
+    await client.close()
+
+
+async def test_a_limit_that_is_over_is_not_what_the_body_raised() -> None:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+
+    raised: list[BaseException] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01) as limit:
+            await asyncio.sleep(1)
+    assert [piece async for piece in _watched(Large(pieces, 1, SHA), limit, raised)] == [b"x"]
+    assert raised == []
 
 
 async def test_who_asks_and_is_gone_leaves_it_as_it_is(opened: Open) -> None:
@@ -370,7 +399,7 @@ async def test_every_list_is_one_below_the_prefix(
     await blobs.files()
     await blobs.noted({"copy"})
     await blobs.with_note("key.")
-    lists = [query["prefix"] if "prefix" in query else "" for key, query in asked if key is None]
+    lists = [query.get("prefix", "") for key, query in asked if key is None]
     assert len(lists) > 5
     assert all(prefix.startswith(settings.prefix) for prefix in lists), lists
 

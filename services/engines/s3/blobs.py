@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from imcore.errors import Code, ImError, Refused, Unavailable
 from services.engines.s3 import layout
-from services.engines.s3.client import Large, S3Client
+from services.engines.s3.client import EndsBody, Large, S3Client
 from services.engines.s3.layout import HEX, Piece, Span, chunk_key, file_key, note_key, of_upload
 from services.ports import UploadFound
 
@@ -48,7 +48,7 @@ class _Life(NamedTuple):
     end: int
 
 
-class _OtherHash(Exception):
+class _OtherHash(EndsBody):
     """The bytes have another one than was announced."""
 
 

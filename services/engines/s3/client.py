@@ -79,6 +79,10 @@ class Answer(NamedTuple):
     size: int  # the Content-Length that it names
 
 
+class EndsBody(Exception):
+    """What a body raises to be sent no further, beside ImError."""
+
+
 class Large(NamedTuple):
     """A body that is read while it is sent. ``pieces`` is asked again for each attempt."""
 
@@ -149,7 +153,8 @@ class S3Client:
         await self._ask("PUT", key, body=data, sha256=digest.hexdigest())
 
     async def put_large(self, key: str, large: Large) -> None:
-        """Whole or not at all. What ``pieces`` raises ends it, and comes from here."""
+        """Whole or not at all. What ``pieces`` raises ends it; ImError and EndsBody come from
+        here as they are, anything else as Unavailable."""
         await self._ask("PUT", key, body=large, sha256=large.sha256)
 
     async def delete(self, key: str) -> None:
@@ -273,8 +278,8 @@ class S3Client:
 
     @staticmethod
     def _raise(raised: list[BaseException]) -> None:
-        """What the body raised, and the library knows as a broken connection only."""
-        if raised:
+        """What the body raised on purpose, and the library knows as a broken connection only."""
+        if raised and isinstance(raised[0], (ImError, EndsBody)):
             raise raised[0]
 
     async def _answer(self, response: aiohttp.ClientResponse) -> Answer:
@@ -296,15 +301,20 @@ async def _watched(
     large: Large, limit: asyncio.Timeout, raised: list[BaseException]
 ) -> AsyncGenerator[bytes, None]:
     """Its pieces, for each of which the limit begins anew."""
-    loop = asyncio.get_running_loop()
+
+    def again(seconds: float) -> None:
+        # A limit that has passed meanwhile cannot be moved: whoever waits is being told of it.
+        with contextlib.suppress(RuntimeError):
+            limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
     try:
-        limit.reschedule(loop.time() + STALL_S)
+        again(STALL_S)
         async with contextlib.aclosing(large.pieces()) as pieces:
             async for piece in pieces:
-                limit.reschedule(loop.time() + STALL_S)
+                again(STALL_S)
                 yield piece
-                limit.reschedule(loop.time() + STALL_S)
+                again(STALL_S)
     except Exception as error:
         raised.append(error)
         raise
-    limit.reschedule(loop.time() + FINISH_S)
+    again(FINISH_S)
