@@ -602,8 +602,9 @@ async def site(tmp_path: Path, pki_dir: Path, opened: Open) -> AsyncIterator[Sit
 
 
 async def test_clients_are_told_to_come_again_and_lose_nothing(
-    s3_process: S3Process, site: Site
+    s3_process: S3Process, site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     declared = {"sha256": SHA, "size": len(DATA), "type": "video/mp4"}
     status, begun, _ = await site.ask("POST", "/v1/media", json=declared)
     assert status == 202
@@ -619,7 +620,8 @@ async def test_clients_are_told_to_come_again_and_lose_nothing(
             status, told, _ = await call
             assert status == 503 and told["error"]["code"] == "unavailable"
             assert told["error"]["retry_after_ms"] > 0
-            assert "does not answer in time" in told["error"]["message"]
+            assert told["error"]["message"] == "the file store of fra does not answer"
+        assert "fra's S3 at 127.0.0.1" in caplog.text  # and why
     finally:
         s3_process.resume()
     for _ in range(100):
@@ -637,6 +639,35 @@ async def test_clients_are_told_to_come_again_and_lose_nothing(
     ref = kept["ref"]
     got = await site.ask("GET", f"/v1/media/{ref['idc']}/{ref['sha256']}/{ref['key']}")
     assert (got[0], got[2]) == (200, DATA)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            {"credentials": replace(CREDENTIALS, secret_key="wrong")},
+            "of fra refuses",
+        ),
+        ({"bucket": "other-files"}, "of fra cannot do this now"),
+        ({"endpoint": "https://127.0.0.1:1"}, "of fra does not answer"),
+        ({"ca_file": None}, "of fra refuses"),
+    ],
+)
+async def test_what_a_store_says_is_for_the_log_and_not_for_clients(
+    site: Site, settings: S3Settings, caplog: pytest.LogCaptureFixture,
+    other: dict[str, Any], told: str,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    broken = replace(settings, deadline_s=DEADLINE_S, attempt_s=ATTEMPT_S, **other)
+    site.store._blobs = S3Blobs(S3Client(broken, SystemClock()))
+    status, document, _ = await site.ask(
+        "POST", "/v1/media", json={"sha256": SHA, "size": 9, "type": "video/mp4"}
+    )
+    assert (status, document["error"]["message"]) == (503, f"the file store {told}")
+    assert "fra's S3 at 127.0.0.1" in caplog.text
+    with pytest.raises(ImError, match=r"fra's S3 at 127.0.0.1"):
+        await site.store._blobs.look()
+    await site.store._blobs.close()
 
 
 async def test_a_server_that_is_away_is_an_alarm_until_it_is_back(
