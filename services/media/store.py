@@ -36,7 +36,7 @@ PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
 PICTURE_STEP_BYTES = 1 << 20
 SIMILAR_MAX = 100
 COMPARED_AT_ONCE = 4_000  # pictures: half a millisecond
-NEAREST_MAX = 500  # of all users': so many notes are read to find whose they are
+NEAREST_MAX = 500  # of all users': so many notes at most are read to find whose they are
 SWEEP_S = 30.0
 IN_USE_S = 60.0  # so long after it was read last a copy does not go
 EVICTIONS = 200  # looked at in one sweep, each of which asks other IDCs
@@ -658,12 +658,15 @@ class MediaStore:
                 if other.width and (differs := distance(picture.dhash, other.dhash)) <= most:
                     near.append((differs, sha256))
             await asyncio.sleep(0)  # whatever else waits has its turn
-        near = heapq.nsmallest(NEAREST_MAX, near)
+        near, left = heapq.nsmallest(NEAREST_MAX, near), NEAREST_MAX
         found: list[tuple[int, str, MediaRef]] = []
         for differs, sha256 in near:
             for note in await self._blobs.notes(sha256):
                 if not note.startswith(KEY):
                     continue
+                if not left:
+                    return found
+                left -= 1
                 data = await self._blobs.note(sha256, note)
                 record = Record.from_json(data) if data is not None else None
                 if record is None or not (admin or record.uid == uid):
