@@ -20,7 +20,7 @@ from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.store import Begun, Kept, Look, MediaStore, Peer
 from services.media.testing import Near
-from services.media.words import Looked, Picture
+from services.media.words import Looked, Picture, Record
 from services.ports import Blobs
 
 DATA = bytes(range(256)) * 100
@@ -289,6 +289,28 @@ async def test_a_fetch_whose_beginning_its_store_has_lost_begins_again(
             await idc.store.find(name)
         assert list(await idc.blobs.uploads()) == ["copy-" + SHA]
         assert await idc.store.find(name)
+
+
+async def test_a_file_that_goes_while_another_idc_is_asked_for_its_key_is_fetched(
+    idc: Idc, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        other = Idc(tmp_path / "other", threads)
+        other.name = "iad"
+        other.again()
+        await other.store.load()
+        theirs = await other.upload("bob")
+        await idc.store.load()
+        mine = await idc.upload()
+
+        class Slow(Near):
+            async def find(self, name: MediaName) -> Record | None:
+                await idc.store.delete("ann", False, mine)
+                return await super().find(name)
+
+        idc.peers["iad"] = Slow(lambda: other.store)
+        record = await idc.store.find(theirs)
+        assert b"".join([d async for d in idc.store.read(theirs, 0, record.size, 9999)]) == DATA
 
 
 # -------------------------------------------------------------------------------- pictures
