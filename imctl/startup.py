@@ -22,8 +22,10 @@ POLL_S = 0.1
 Progress = Callable[[str, bool], None]  # (unit, is it serving)
 
 
-async def wait_serving(target: Local, names: Sequence[str], progress: Progress) -> None:
-    """Raises Failed when a unit ends, or does not serve in time."""
+async def wait_serving(
+    target: Local, names: Sequence[str], progress: Progress, fronts: bool = True
+) -> None:
+    """``fronts``: those of IDCs too. Raises Failed when a unit ends, or does not serve in time."""
     await _wait_for_engines(target, [name for name in names if name in target.engine_names()])
     ours = {name.partition(FRONT)[0] for name in names}  # a front serves by its IDC
     waiting = [name for name in target.names() if name in ours and name != LINKPROXY]
@@ -31,12 +33,12 @@ async def wait_serving(target: Local, names: Sequence[str], progress: Progress) 
     try:
         async with asyncio.timeout(target.starts_s):
             while waiting:
-                target.check_alive([*waiting, *_fronts(target, waiting)])
+                target.check_alive([*waiting, *(_fronts(target, waiting) if fronts else ())])
                 found = await admin.statuses(target, waiting, timeout_s=1.0)
                 for name, document in found.items():
-                    if not (serving(document) and linked(target, name, document)):
+                    if not serving(document) or (fronts and not linked(target, name, document)):
                         continue
-                    slow = await asyncio.to_thread(target.rolling, name)
+                    slow = await asyncio.to_thread(target.rolling, name) if fronts else None
                     late[name] = f"; its gateways: {slow.why}" if slow else ""
                     if slow is None:
                         waiting.remove(name)
@@ -50,8 +52,15 @@ async def wait_serving(target: Local, names: Sequence[str], progress: Progress) 
 
 
 def _late(target: Local, names: Sequence[str], timeout_s: float, why: str = "") -> Failed:
-    logs = ", ".join(str(target.log_file(name)) for name in names)
-    return Failed(f"{', '.join(names)} did not serve within {timeout_s:g} s{why}; see {logs}")
+    found, missing = [], ""
+    for name in names:
+        try:
+            found.append(str(target.log_file(name)))
+        except ImError as error:  # the cause is not lost with it
+            missing += f"; no log of {name}: {error}"
+    logs = f"; see {', '.join(found)}" if found else ""
+    late = f"{', '.join(names)} did not serve within {timeout_s:g} s"
+    return Failed(f"{late}{why}{logs}{missing}")
 
 
 def serving(document: dict[str, Any] | ImError) -> bool:

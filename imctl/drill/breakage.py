@@ -12,7 +12,7 @@ from imcore.errors import ImError, Unavailable
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imctl.drill.faults import Fault, FaultBook, Kind, in_order
-from imctl.drill.means import Means, means_of
+from imctl.drill.means import GatewaysLate, Means, means_of
 from imctl.errors import Failed
 from imctl.moves import Moves, random_id
 from imctl.target.local import Local
@@ -37,6 +37,7 @@ class Breakage:
     ) -> None:
         self.book = FaultBook(folder)
         self.moves = moves
+        self.notes: list[str] = []  # what is undone, but not as whole as it was
         self._means = means
         self._control = control
         self._clock = clock
@@ -94,17 +95,18 @@ class Breakage:
             if fault.kind is kind and {fault.unit, fault.other} - {""} <= set(units):
                 await self.undo(fault)
 
-    async def undo(self, fault: Fault) -> None:
-        """And strike it out. Undoing what is whole already does no harm."""
+    async def undo(self, fault: Fault, made: bool = True) -> None:
+        """And strike it out. Undoing what is whole already does no harm. ``made``: surely, not only
+        noted."""
         means = self._means
         match fault.kind:
             case Kind.PAUSE:
                 if means.state(fault.unit) == "paused":
                     await means.resume(fault.unit)
             case Kind.KILL:
-                if means.state(fault.unit) == "gone":
+                if gone := means.state(fault.unit) == "gone":
                     await means.start(fault.unit)
-                await means.serving([fault.unit])
+                await means.serving([fault.unit], touched=made or gone)
             case Kind.LINK:
                 healed = pb.LinkFault(
                     from_idc=fault.unit, to_idc=fault.other, mode="pass", both_ways=True
@@ -130,12 +132,16 @@ class Breakage:
 
     async def undo_all(self, only: list[Fault] | None = None) -> list[str]:
         """What is left, in its order, then every IDC gets its clients back. One that cannot be
-        undone does not keep the others; returns what could not be done."""
+        undone does not keep the others; returns what could not be done. Gateways that are not ready
+        in time are no such thing, but noted: some may never have been, and clients have others."""
         book = self.book.read()
         problems = []
         for fault in in_order(book.faults if only is None else only):
             try:
-                await self.undo(fault)
+                await self.undo(fault, made=False)
+            except GatewaysLate as late:
+                self.notes.append(f"{fault.sentence}; that is undone, but {late}.")
+                self.book.strike(fault.id)
             except ImError as error:
                 problems.append(f"{fault.sentence}, and it could not be undone: {error}")
         if only is None and book.active and not problems:

@@ -53,7 +53,11 @@ def _undo(folder: Path, faults: list[Fault] | None) -> list[str]:
     async def work() -> list[str]:
         target = opened(folder)
         async with Control(target, SystemClock(), random.Random()) as control:
-            return await Breakage.of(target, control, SystemClock(), 0).undo_all(faults)
+            breakage = Breakage.of(target, control, SystemClock(), 0)
+            problems = await breakage.undo_all(faults)
+        for note in breakage.notes:
+            log.warning("%s", note)
+        return problems
 
     try:
         problems = asyncio.run(work())

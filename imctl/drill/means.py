@@ -10,7 +10,12 @@ from typing import Protocol
 from imcore.proto import peer_pb2 as pb
 from imcore.runtime import Clock
 from imctl import admin, audit, startup
+from imctl.errors import Failed
 from imctl.target.local import LINKPROXY, Local
+
+
+class GatewaysLate(Failed):
+    """An IDC serves, but not all of its gateways in pods of their own are ready in time."""
 
 
 class Means(Protocol):
@@ -30,8 +35,10 @@ class Means(Protocol):
         """Returns once it runs, perhaps not yet serving."""
         ...
 
-    async def serving(self, units: Sequence[str]) -> None:
-        """Until these serve that ever do: an engine's answer is not waited for."""
+    async def serving(self, units: Sequence[str], touched: bool = True) -> None:
+        """Until these serve that ever do: an engine's answer is not waited for. ``touched``: their
+        gateways are waited for as long as a start takes; else not for long, since nobody has
+        killed them. Raises GatewaysLate once all else serves."""
         ...
 
     def state(self, unit: str) -> str:
@@ -86,7 +93,7 @@ class LocalMeans:
         self._target.look_again()
         await asyncio.to_thread(self._target.start, [unit])
 
-    async def serving(self, units: Sequence[str]) -> None:
+    async def serving(self, units: Sequence[str], touched: bool = True) -> None:
         engines = self._target.engine_names()
         servers = [unit for unit in units if unit not in engines]
         if servers:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -42,14 +43,20 @@ class Seen:
     role: Role = Role.ADMIN  # whose certificate is shown
     on_pods: bool = False
     faults_by: str = ""  # why it takes none
+    late: Sequence[str] = ()  # IDCs not all of whose gateways in pods of their own are ready
 
 
 async def look(target: Local, left: Sequence[str]) -> Seen:
     documents = await admin.statuses(target, target.names(), STATUS_S)
     held, role = RunLock(target.data).held(), roles.shown(target.pki)
+    late = [
+        idc.name
+        for idc in target.region.spec.idcs
+        if not await asyncio.to_thread(target.gateways_serve, idc.name)
+    ]
     return Seen(
         target.faults, target.units(), documents, held, left, role, target.on_pods,
-        target.faults_by,
+        target.faults_by, late,
     )  # fmt: skip
 
 
@@ -86,6 +93,8 @@ def _blockers(
     for unit in seen.units:
         if unit.state != "running":
             yield Blocker("units-run", f"{unit.name} is {unit.state}")
+    for name in seen.late:
+        yield Blocker("gateways-serve", f"not all gateways of {name} are ready")
     for name, document in seen.documents.items():
         if isinstance(document, ImError):
             yield Blocker("units-answer", str(document))

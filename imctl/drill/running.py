@@ -102,7 +102,9 @@ def note_begin() -> None:
 
 def undo() -> None:
     """All that is left in the book; what cannot be undone stays in it."""
-    stage.need().left = stage.undisturbed(stage.need().breakage.undo_all())
+    session = stage.need()
+    session.left = stage.undisturbed(session.breakage.undo_all())
+    session.notes += session.breakage.notes
 
 
 def end(journal: dict[str, Any]) -> None:
@@ -138,4 +140,8 @@ async def leftovers(target: Local) -> list[str]:
     if not FaultBook(target.data).read().faults and not FaultBook(target.data).read().run:
         return []
     async with Control(target, SystemClock(), random.Random()) as control:
-        return await Breakage.of(target, control, SystemClock(), 0).undo_all()
+        breakage = Breakage.of(target, control, SystemClock(), 0)
+        problems = await breakage.undo_all()
+    for note in breakage.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return problems

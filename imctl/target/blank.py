@@ -4,24 +4,41 @@ Pure."""
 from __future__ import annotations
 
 from copy import deepcopy
+from datetime import datetime
 
 from imctl.api.model import IdcSpec
 from imctl.reconcile.objects import CONTAINER_SECURITY, POD_SECURITY, VAR
 from imctl.reconcile.observed import Object
 
 LASTS_S = 60  # then the cluster ends it, whoever waits for it
-DELETE = (
-    f"import pathlib, shutil; data = pathlib.Path('{VAR}/data'); data.exists() and "
-    "shutil.rmtree(data)"
-)
+ENDS_S = 1  # its Python, which is PID 1, does not hear that it is told to end
+
+
+def command(until: str, var: str = VAR) -> str:
+    """In Python. ``until``: when the IDC may run again (RFC 3339). The data are out of the way at
+    once, and then deleted under another name: whoever does so late does no harm to an IDC that runs
+    again."""
+    return f"""
+import os, pathlib, shutil, sys, time
+if time.time() >= {datetime.fromisoformat(until).timestamp()!r}:
+    sys.exit("the IDC may run again, so its data are in use")
+var = pathlib.Path({var!r})
+if (var / "data").exists():
+    (var / "data").rename(var / f"data.gone-{{time.time_ns()}}")
+    folder = os.open(var, os.O_RDONLY)
+    os.fsync(folder)
+for gone in var.glob("data.gone-*"):
+    shutil.rmtree(gone)
+"""
 
 
 def name_of(workload: str) -> str:
     return f"{workload}-blank"
 
 
-def pod(part: str, namespace: str, workload: str, spec: IdcSpec) -> Object:
-    """``workload``: the IDC's StatefulSet. Its labels are none by which the IDC's pod is found."""
+def pod(part: str, namespace: str, workload: str, spec: IdcSpec, until: str) -> Object:
+    """``workload``: the IDC's StatefulSet. ``until``: it is kept down so long. Its labels
+    are none by which the IDC's pod is found."""
     labels = {
         "app.kubernetes.io/name": "imctl",
         "app.kubernetes.io/component": "blank",
@@ -30,7 +47,7 @@ def pod(part: str, namespace: str, workload: str, spec: IdcSpec) -> Object:
     container: Object = {
         "name": "blank",
         "image": spec.image,
-        "command": ["python3", "-c", DELETE],
+        "command": ["python3", "-c", command(until)],
         "resources": {
             "requests": {"cpu": "10m", "memory": "64Mi"},
             "limits": {"memory": "64Mi"},
@@ -41,6 +58,7 @@ def pod(part: str, namespace: str, workload: str, spec: IdcSpec) -> Object:
     wanted: Object = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": LASTS_S,
+        "terminationGracePeriodSeconds": ENDS_S,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": deepcopy(POD_SECURITY),

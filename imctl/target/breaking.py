@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from imctl.errors import Failed
 from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.observed import Object, Owner
-from imctl.reconcile.seen import owner_of
+from imctl.reconcile.seen import owner_of, trouble_of
 from imctl.target import calls
 
 MANAGER = "imctl-drill"  # of the marks that keep IDCs down
@@ -20,6 +21,7 @@ KILL = ("sh", "-c", "kill -9 -1")  # all that runs in the pod, but this shell
 KILLED_S = 5.0  # a kubelet, what has ended
 DOWN_S = 20.0  # the operator, a pod that is not wanted for now
 RUN_S = 90.0
+GONE_S = 60.0  # a pod that is told to end
 POLL_S = 0.5
 
 
@@ -55,19 +57,29 @@ async def gateways_serve(cluster: Cluster, namespace: str, idc: str) -> bool:
 
 
 async def run_once(cluster: Cluster, pod: Object) -> None:
-    """Until it has done its work; then it is gone. Raises Failed."""
+    """Until it has done its work; then it is told to go. Raises Failed."""
     namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-    await cluster.delete("v1", "Pod", namespace, name, at_once=True)  # of an earlier try
+    await end(cluster, namespace, name)  # of an earlier try
     await cluster.apply(pod, manager=MANAGER)
     deadline = time.monotonic() + RUN_S
     try:
         while (phase := await _phase(cluster, namespace, name)) != "Succeeded":
             if phase == "Failed" or time.monotonic() > deadline:
-                said = (await cluster.log(namespace, name)).splitlines() or [phase]
-                raise Failed(f"the pod {name} has not done its work: {said[-1]}")
+                said = await _last_words(cluster, namespace, name)
+                raise Failed(f"the pod {name} has not done its work: {said}")
             await asyncio.sleep(POLL_S)
     finally:
-        await cluster.delete("v1", "Pod", namespace, name, at_once=True)
+        await cluster.delete("v1", "Pod", namespace, name)
+
+
+async def end(cluster: Cluster, namespace: str, pod: str) -> None:
+    """Until nothing of it runs any more: its object goes after that. Raises Failed."""
+    await cluster.delete("v1", "Pod", namespace, pod)
+    deadline = time.monotonic() + GONE_S
+    while await cluster.get("v1", "Pod", namespace, pod) is not None:
+        if time.monotonic() > deadline:
+            raise Failed(f"the pod {pod} does not end")
+        await asyncio.sleep(POLL_S)
 
 
 async def _gateways(cluster: Cluster, namespace: str, idc: str) -> list[Object]:
@@ -135,6 +147,24 @@ def _all_ready(workload: Object | None) -> bool:
     status, wanted = workload.get("status", {}), workload["spec"]["replicas"]
     seen = status.get("observedGeneration") == workload["metadata"].get("generation")
     return bool(seen and 0 < wanted <= status.get("readyReplicas", 0))
+
+
+async def _last_words(cluster: Cluster, namespace: str, pod: str) -> str:
+    """Of its log; where that is empty or not for us, what the cluster says of the pod."""
+    with contextlib.suppress(ImError):
+        if said := (await cluster.log(namespace, pod)).splitlines():
+            return said[-1]
+    found = await cluster.get("v1", "Pod", namespace, pod)
+    if found is None:
+        return "it is gone"
+    status = found.get("status", {})
+    ended = [
+        end.get("reason") or f"it ended with {end.get('exitCode')}"
+        for each in status.get("containerStatuses", ())
+        if (end := each.get("state", {}).get("terminated"))
+    ]
+    why = [status.get("reason"), trouble_of(status), *ended]
+    return ": ".join(filter(None, [str(status.get("phase", "nobody has seen it")), *why]))
 
 
 async def _phase(cluster: Cluster, namespace: str, pod: str) -> str:

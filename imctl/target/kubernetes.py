@@ -34,6 +34,7 @@ from imctl.reconcile.cluster import Cluster, Conflict, read
 from imctl.reconcile.gatewayobjects import COMPONENT
 from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
+from imctl.reconcile.seen import down_until
 from imctl.target import (
     blank,
     breaking,
@@ -220,8 +221,11 @@ class Kubernetes(Local):
         return path
 
     def last_words(self, name: str) -> str:
-        log = self.log_file(name)
         trouble = "" if FRONT in name else self._look(name).trouble
+        try:
+            log = self.log_file(name)
+        except Failed as error:  # what is known of it is worth no less
+            return f"{trouble or 'it said nothing'} (no log of it: {error})"
         return f"{last_line(log) or trouble or 'it said nothing'} ({log})"
 
     def _look(self, name: str) -> Found:
@@ -263,11 +267,11 @@ class Kubernetes(Local):
             for idc in self.region.spec.idcs
         )
 
-    def is_kept_down(self, name: str) -> bool:
-        """Raises Failed."""
+    def is_kept_down(self, name: str, now: str) -> bool:
+        """As the operator sees it. ``now``: RFC 3339. Raises Failed."""
         if sites.is_witness(name, self.region):
             return False
-        return DOWN_UNTIL in self._idc_object(name)["metadata"].get("annotations", {})
+        return bool(down_until(self._idc_object(name), now))
 
     def _idc_object(self, name: str) -> Object:
         """Raises Failed."""
@@ -294,22 +298,23 @@ class Kubernetes(Local):
         namespace = self._sites.sites[name].namespace
         return self._at(name, lambda cluster: breaking.gateways_serve(cluster, namespace, name))
 
-    def delete_data(self, name: str) -> None:
-        """Of an IDC that is kept down. Raises Failed."""
+    def delete_data(self, name: str, now: str) -> None:
+        """Of an IDC that is kept down. ``now``: RFC 3339. Raises Failed."""
         self._demand_breakable(name)
-        if not self.is_kept_down(name):
+        own = self._idc_object(name)
+        if not (until := down_until(own, now)):
             raise Failed(f"{name} is not kept down: its data are in use")
         namespace, workload = self._sites.sites[name].namespace, sites.workload(name, self.region)
-        spec = read(IdcSpec, self._idc_object(name)["spec"])
-        wanted = blank.pod(name, namespace, workload, spec)
+        wanted = blank.pod(name, namespace, workload, read(IdcSpec, own["spec"]), until)
         self._at(name, lambda cluster: breaking.run_once(cluster, wanted))
 
     def let_up(self, name: str) -> None:
         """Returns once there is a pod. Raises Failed."""
         roles.demand(self.pki, Role.ADMIN, "Starting processes")
-        # One that a drill has left would hold the volume.
+        # One that a drill has left would hold the volume, and goes on deleting until it is gone.
         left = blank.name_of(sites.workload(name, self.region))
-        self._at(name, calls.delete("v1", "Pod", self._sites.sites[name].namespace, left))
+        namespace = self._sites.sites[name].namespace
+        self._at(name, lambda cluster: breaking.end(cluster, namespace, left))
         self._at(name, calls.apply([self._marked(name, {})], breaking.MANAGER))
         self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 

@@ -49,7 +49,7 @@ class SimMeans:
         if not self._machine(unit).running:
             self._machine(unit).start()
 
-    async def serving(self, units: Sequence[str]) -> None:
+    async def serving(self, units: Sequence[str], touched: bool = True) -> None:
         deadline = self._world.loop.time() + SERVING_S
         while late := [unit for unit in units if not self._machine(unit).serving]:
             if self._world.loop.time() >= deadline:

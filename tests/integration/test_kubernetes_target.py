@@ -18,9 +18,11 @@ from imcore import pki
 from imcore.errors import BadInput
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
+from imctl import startup
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.commands.deploy import Start
+from imctl.drill import preflight
 from imctl.errors import Failed, Guarded
 from imctl.planning import fields_of
 from imctl.reconcile.decide import judge_region
@@ -39,6 +41,7 @@ GATEWAYS = 2
 RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
 LABELS = {"app.kubernetes.io/name": "imctl", "app.kubernetes.io/component": "gateway"}
 LISTED = ("gatewayclusters", "pods")
+NOW, UNTIL, LATER = "2999-01-01T00:00:00Z", "2999-01-01T00:05:00Z", "2999-01-01T00:06:00Z"
 Object = dict[str, Any]
 
 
@@ -56,7 +59,10 @@ class Server:
         self.gateways_ready = GATEWAYS
         self.gateways_stay = False  # as of a GatewayCluster that is paused
         self.pods_end = "Succeeded"  # those that somebody makes
+        self.pods_end_of = ""
+        self.shows_logs = True
         self.ran: list[Object] = []
+        self.lingers_s = 0.0  # what is left of a pod that somebody made, once it is deleted
         self._loop = asyncio.new_event_loop()
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -94,6 +100,8 @@ class Server:
             self.executed.append((path.split("/")[-2], request.query.getall("command")))
             await shell.close()
             return shell
+        if path.endswith("/log") and not self.shows_logs:
+            return web.json_response({"message": "you may not get pods/log"}, status=403)
         if path.endswith("/log"):
             return web.Response(text="2026 fra serves as fra.1\n")
         found = self.objects.get(path)
@@ -102,7 +110,11 @@ class Server:
             return web.json_response({"items": self._selected(items, request)})
         if found is None:
             return web.json_response({"message": "not found"}, status=404)
-        if request.method == "DELETE":
+        if request.method == "DELETE" and self.lingers_s and found in self.ran:
+            if "deletionTimestamp" not in found["metadata"]:
+                found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+                self._loop.call_later(self.lingers_s, self.objects.pop, path)
+        elif request.method == "DELETE":
             del self.objects[path]
             self._operate(namespace)
         return web.json_response(found)
@@ -129,7 +141,7 @@ class Server:
             generation = old.get("metadata", {}).get("generation", 0) + grown
             body["metadata"] |= {"generation": generation, "managedFields": who}
         if body["kind"] == "Pod":
-            body["status"] = {"phase": self.pods_end}
+            body["status"] = {"phase": self.pods_end, "reason": self.pods_end_of}
             self.ran.append(body)
         if "dryRun" not in request.query:
             self.objects[path] = body
@@ -299,13 +311,14 @@ def test_a_drill_takes_an_idc_down_that_allows_it_and_lets_it_up(
     assert not target.faults  # dub takes none
     for part, why in (("dub", "the IDC dub takes no drills"), ("witness", "drills break IDCs")):
         with pytest.raises(Guarded, match=why):
-            target.take_down(part, "2026-12-01T00:00:00Z")
-    target.take_down("fra", "2026-12-01T00:00:00Z")
+            target.take_down(part, UNTIL)
+    target.take_down("fra", UNTIL)
     # Once more when no pod is wanted: a kubelet starts what was killed again meanwhile.
     assert server.executed == [("fra-idc-0", ["sh", "-c", "kill -9 -1"])] * 2
-    assert target.is_kept_down("fra") and states(target)["fra"] == "gone"
+    assert target.is_kept_down("fra", NOW) and states(target)["fra"] == "gone"
+    assert not target.is_kept_down("fra", LATER)  # nor does the operator keep it down any more
     target.let_up("fra")
-    assert not target.is_kept_down("fra") and states(target)["fra"] == "running"
+    assert not target.is_kept_down("fra", NOW) and states(target)["fra"] == "running"
 
 
 def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
@@ -314,20 +327,60 @@ def test_the_data_of_an_idc_are_deleted_while_it_is_down_and_only_then(
     target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
     target.start(["fra", "dub", "witness"])
     with pytest.raises(Failed, match="fra is not kept down: its data are in use"):
-        target.delete_data("fra")
-    target.take_down("fra", "2026-12-01T00:00:00Z")
-    target.delete_data("fra")
+        target.delete_data("fra", NOW)
+    target.take_down("fra", UNTIL)
+    with pytest.raises(Failed, match="fra is not kept down: its data are in use"):
+        target.delete_data("fra", LATER)
+    target.delete_data("fra", NOW)
     (made,) = server.ran
     assert made["metadata"]["name"] == "fra-idc-blank"
     (volume,) = made["spec"]["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == "data-fra-idc-0"
     (container,) = made["spec"]["containers"]
-    assert container["image"] == "imctl:1" and "/var/lib/imctl/data" in container["command"][-1]
+    assert container["image"] == "imctl:1" and "/var/lib/imctl" in container["command"][-1]
     assert not any("blank" in path for path in server.objects)
     server.pods_end = "Failed"
     with pytest.raises(Failed, match="fra-idc-blank has not done its work"):
-        target.delete_data("fra")
+        target.delete_data("fra", NOW)
     assert not any("blank" in path for path in server.objects)
+
+
+def test_who_may_read_no_logs_is_told_the_cause_all_the_same(
+    server: Server, tmp_path: Path
+) -> None:
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
+    target.start(["fra", "dub", "witness"])
+    target.take_down("fra", UNTIL)
+    server.pods_end, server.pods_end_of = "Failed", "DeadlineExceeded"
+    with pytest.raises(Failed, match=r"has not done its work: 2026 fra serves as fra.1$"):
+        target.delete_data("fra", NOW)
+    server.shows_logs = False
+    with pytest.raises(Failed, match=r"has not done its work: Failed: DeadlineExceeded$"):
+        target.delete_data("fra", NOW)
+    assert target.last_words("dub").startswith("it said nothing (no log of it: ")
+    target.starts_s = 0.3
+    with pytest.raises(Failed, match=r"dub did not serve within .*; no log of dub: .*may not get"):
+        asyncio.run(startup.wait_serving(target, ["dub"], lambda name, serving: None))
+
+
+def test_an_idc_is_let_up_only_once_nothing_deletes_its_data_any_more(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = prepared(tmp_path, fra={"spec": {"drills_from": ["im-fra"]}})
+    target.start(["fra", "dub", "witness"])
+    target.take_down("fra", UNTIL)
+    server.lingers_s = 60.0
+    target.delete_data("fra", NOW)
+    monkeypatch.setattr(breaking, "GONE_S", 0.3)
+    with pytest.raises(Failed, match="the pod fra-idc-blank does not end"):
+        target.let_up("fra")
+    with pytest.raises(Failed, match="the pod fra-idc-blank does not end"):
+        target.delete_data("fra", NOW)
+    assert target.is_kept_down("fra", NOW)
+    (left,) = (path for path in server.objects if "blank" in path)
+    del server.objects[left]
+    target.let_up("fra")
+    assert not target.is_kept_down("fra", NOW)
 
 
 def gateway_cluster(server: Server, namespace: str, idc: str) -> None:
@@ -352,7 +405,7 @@ def test_gateways_in_pods_of_their_own_go_down_with_their_idc_and_come_back(
     target.start(["fra", "dub", "witness"])
     both = ["edge-gateway-1", "edge-gateway-2"]
     assert gateway_pods(server) == both
-    target.take_down("fra", "2026-12-01T00:00:00Z")
+    target.take_down("fra", UNTIL)
     killed = {pod for pod, command in server.executed if command == ["sh", "-c", "kill -9 -1"]}
     assert killed == {"fra-idc-0", *both}
     assert gateway_pods(server) == []
@@ -360,6 +413,7 @@ def test_gateways_in_pods_of_their_own_go_down_with_their_idc_and_come_back(
     target.let_up("fra")
     assert gateway_pods(server) == both
     assert not target.gateways_serve("fra") and target.gateways_serve("dub")
+    assert asyncio.run(preflight.look(target, [])).late == ["fra"]
     (workload,) = (at for at in server.objects if at.endswith("statefulsets/edge-gateway"))
     server.objects[workload]["status"]["readyReplicas"] = 2
     assert target.gateways_serve("fra")
@@ -375,7 +429,7 @@ def test_gateways_that_the_operator_leaves_up_are_told_of(
     target.start(["fra", "dub", "witness"])
     server.gateways_stay = True
     with pytest.raises(Failed, match="no operator takes edge-gateway of fra down"):
-        target.take_down("fra", "2026-12-01T00:00:00Z")
+        target.take_down("fra", UNTIL)
 
 
 def test_a_namespace_that_is_not_there_refuses_all_of_it(server: Server, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl import admin
 from imctl.drill import pods as under_test
+from imctl.drill.means import GatewaysLate
 from imctl.drill.pods import PodMeans
 from imctl.target.kubernetes import Kubernetes
 
@@ -52,7 +53,7 @@ def means(told: Told, lasts_s: float = 60.0) -> PodMeans:
     region = load_region(ROOT / "regions" / "two-idc.yaml")
     target = SimpleNamespace(
         region=region,
-        is_kept_down=lambda name: name in told.gone,
+        is_kept_down=lambda name, now: name in told.gone,
         units=lambda: [SimpleNamespace(name=idc.name, state="running") for idc in region.spec.idcs],
     )
     return PodMeans(cast(Kubernetes, cast(Any, target)), SystemClock(), lasts_s)
@@ -116,3 +117,81 @@ async def test_a_clock_and_a_disk_are_broken_for_as_long_as_a_fault_may_last(tol
     assert clock == pb.ClockFault(offset_ms=20_000, lasts_ms=60_000)
     assert disk == pb.DiskFault(full=True, fsync_delay_ms=40, lasts_ms=60_000)
     assert [name for name, _ in told.said] == ["fra", "dub"]
+
+
+@pytest.mark.parametrize("touched", [True, False])
+async def test_gateways_are_waited_for_apart_and_for_some_time_only(
+    told: Told, monkeypatch: pytest.MonkeyPatch, touched: bool
+) -> None:
+    ready = {"dub"}
+    pods = means(told)
+
+    async def statuses(target: object, names: list[str], timeout_s: float = 3.0) -> dict[str, Any]:
+        return {name: {"serving": True, "gateways": []} for name in names}
+
+    monkeypatch.setattr(admin, "statuses", statuses)
+    monkeypatch.setattr(under_test, "UNTOUCHED_S", 0.05)
+    monkeypatch.setattr(under_test, "GATEWAYS_S", 0.01)
+    target = cast(Any, pods)._target
+    target.starts_s = 0.3 if touched else 60.0
+    target.gateways_serve = ready.__contains__
+    target.rolling = lambda name: None
+    target.names = lambda: ["fra", "dub", "witness"]
+    target.engine_names = list
+    target.fronts_of = lambda name: []
+    target.check_alive = lambda names: None
+    await pods.serving(["dub"], touched)
+    with pytest.raises(GatewaysLate, match=r"^not all gateways of fra are ready$"):
+        await pods.serving(["fra", "dub"], touched)
+    ready.add("fra")
+    await pods.serving(["fra", "dub"], touched)
+
+
+def slowed(a: str, b: str, delay_ms: int, both_ways: bool = True) -> pb.LinkFault:
+    return pb.LinkFault(
+        from_idc=a, to_idc=b, mode="pass", both_ways=both_ways, delay_ms=delay_ms
+    )  # fmt: skip
+
+
+async def said_again(told: Told) -> set[tuple[str, str, str, int]]:
+    """From now on: what, the link's ends, and how slow."""
+    await asyncio.sleep(0.05)
+    told.asked.clear()
+    told.said.clear()
+    await asyncio.sleep(0.05)
+    return {
+        (f.mode, f.from_idc + ("<->" if f.both_ways else "->") + f.to_idc, name, f.delay_ms)
+        for f, (name, _) in zip((each.link for each in told.asked), told.said, strict=True)
+    }
+
+
+async def test_of_two_faults_of_a_link_the_last_one_is_said_again(told: Told) -> None:
+    """Or each would undo the other every few seconds."""
+    pods = means(told)
+    await pods.link(slowed("fra", "dub", 400))
+    await pods.link(slowed("dub", "fra", 50))
+    assert await said_again(told) == {
+        ("pass", "dub<->fra", idc, 50) for idc in ("fra", "dub")
+    }  # fmt: skip
+    await pods.link(cut("fra", "dub"))  # holds what the other would slow down
+    assert {mode for mode, *_ in await said_again(told)} == {"pass", "drop"}
+    await pods.link(cut("fra", "dub", "pass"))
+    assert await said_again(told) == set()
+
+
+async def test_of_two_that_share_one_way_the_former_keeps_the_other_way(told: Told) -> None:
+    pods = means(told, lasts_s=1.0)
+    await pods.link(slowed("fra", "dub", 400))
+    await pods.link(slowed("fra", "dub", 50, both_ways=False))
+    found = await said_again(told)
+    assert found == {
+        (mode, way, idc, delay)
+        for mode, way, delay in (("pass", "dub->fra", 400), ("pass", "fra->dub", 50))
+        for idc in ("fra", "dub")
+    }
+    await pods.link(slowed("dub", "fra", 60, both_ways=False))
+    assert {(way, delay) for _, way, _, delay in await said_again(told)} == {
+        ("fra->dub", 50), ("dub->fra", 60),
+    }  # fmt: skip
+    await asyncio.sleep(1.1)
+    assert await said_again(told) == set()  # no longer than a fault may last

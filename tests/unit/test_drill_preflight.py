@@ -52,6 +52,7 @@ def test_nothing_stands_against_a_whole_deployment() -> None:
         (replace(seen(), drill_runs=True), "one-drill"),
         (replace(seen(), role=Role.OPERATOR), "role"),
         (replace(seen(), left=["fra is killed, and it could not be undone"]), "faults-left"),
+        (replace(seen(), late=["fra"]), "gateways-serve"),
         (replace(seen(), units=[Unit("fra", "paused", 1)]), "units-run"),
         (replace(seen(), documents={"fra": Unavailable("fra does not answer")}), "units-answer"),
         (seen(serving=False), "serving"),

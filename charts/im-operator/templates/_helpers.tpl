@@ -74,6 +74,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]  # to kill what runs in a pod, to take the pod away, and to delete an IDC's data
   resources: [pods/exec]
   verbs: [get, create]
+- apiGroups: [""]  # why an IDC does not serve, or its data were not deleted
+  resources: [pods/log]
+  verbs: [get]
 - apiGroups: [""]
   resources: [pods]
   verbs: [create, patch, delete]
