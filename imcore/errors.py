@@ -36,11 +36,13 @@ class Refused(ImError):
 
 
 class Unavailable(ImError):
-    """It cannot be done now; the same request may succeed after ``retry_after_ms``."""
+    """It cannot be done now; the same request may succeed after ``retry_after_ms``. ``told``: what
+    clients are told in place of the message, which may name hosts, or say what an engine says."""
 
-    def __init__(self, message: str, retry_after_ms: int = 200) -> None:
+    def __init__(self, message: str, retry_after_ms: int = 200, told: str = "") -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+        self.told = told or message
 
 
 class Overloaded(Unavailable):

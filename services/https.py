@@ -69,7 +69,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Refused as error:
         return answer_error(error.code, str(error))
     except Unavailable as error:
-        return answer_error(code_of(error), str(error), error.retry_after_ms)
+        if error.told != str(error):
+            log.info("a request to %s cannot be done now: %s", request.path, error)
+        return answer_error(code_of(error), error.told, error.retry_after_ms)
     except OutcomeUnknown as error:
         return answer_error(Code.DEADLINE, str(error), 500)
     except ImError as error:

@@ -132,9 +132,9 @@ class Blobs(Protocol):
 
     async def begin(self, upload: str, note: bytes) -> None: ...
 
-    async def put(self, upload: str, offset: int, data: bytes) -> None:
+    async def put(self, upload: str, offset: int, data: bytes, last: bool = False) -> None:
         """Raises ValueError unless ``offset`` is where it ends, Refused for chunks that are too
-        small."""
+        small, unless it is the last one."""
         ...
 
     async def uploaded(self, upload: str) -> int:
@@ -172,6 +172,10 @@ class Blobs(Protocol):
 
     async def noted(self, names: Collection[str]) -> dict[str, dict[str, bytes]]:
         """The notes of these names, of all files: by SHA-256 and name."""
+        ...
+
+    async def with_note(self, start: str) -> set[str]:
+        """The SHA-256 of all that have a note whose name begins so."""
         ...
 
     async def remove_note(self, sha256: str, name: str) -> None: ...

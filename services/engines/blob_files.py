@@ -77,7 +77,7 @@ class FileBlobs:
     async def uploaded(self, upload: str) -> int:
         return await self._run(lambda: self._size(upload))
 
-    async def put(self, upload: str, offset: int, data: bytes) -> None:
+    async def put(self, upload: str, offset: int, data: bytes, last: bool = False) -> None:
         def work() -> None:
             file = self._disk.open(self._part(upload))
             try:
@@ -203,6 +203,17 @@ class FileBlobs:
                             data = self._disk.read(self._note(sha256, name))
                             found.setdefault(sha256, {})[name] = data
             return found
+
+        return await self._run(work)
+
+    async def with_note(self, start: str) -> set[str]:
+        def work() -> set[str]:
+            return {
+                sha256
+                for shelf in self._disk.list(self._files)
+                for sha256 in self._disk.list(f"{self._files}/{shelf}")
+                if any(name.startswith(start) for name in self._notes(sha256))
+            }
 
         return await self._run(work)
 

@@ -33,9 +33,10 @@ KEY = "key."  # notes that are records
 COPY = "copy"  # a note: it was fetched because somebody asked, and may go
 PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
+PICTURE_STEP_BYTES = 1 << 20
 SIMILAR_MAX = 100
 COMPARED_AT_ONCE = 4_000  # pictures: half a millisecond
-NEAREST_MAX = 500  # of all users': so many notes are read to find whose they are
+NEAREST_MAX = 500  # of all users': so many notes at most are read to find whose they are
 SWEEP_S = 30.0
 IN_USE_S = 60.0  # so long after it was read last a copy does not go
 EVICTIONS = 200  # looked at in one sweep, each of which asks other IDCs
@@ -153,6 +154,8 @@ class MediaStore:
         self._uploads: dict[str, Upload] = {}
         self._sizes: dict[str, int] = {}  # of all files, by hash
         self._copies: dict[str, float] = {}  # when each was used last, by hash
+        # Files that may be half gone, or that no key may lead to; from when on each is looked at.
+        self._untidy: dict[str, float] = {}
         self._stored = 0  # bytes, those of uploads under way as declared
         self._ready = False
         self.alarm = ""  # why files cannot be had, as far as it was looked
@@ -197,11 +200,15 @@ class MediaStore:
                 self._pictures[sha256] = Picture.from_json(notes[PICTURE])
             if COPY in notes:
                 self._copies[sha256] = self._clock.now()
+        # What nobody can find: who made it died before he wrote its record. Not at once: it may be
+        # that he is ending just now, and about to write it.
+        for sha256 in self._sizes.keys() - await self._blobs.with_note(KEY):
+            self._untidy[sha256] = self._clock.now() + SWEEP_S
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
 
     async def sweep(self) -> None:
-        """Throw away the uploads that took too long."""
+        """Throw away the uploads that took too long, and what nobody can find any more."""
         oldest = self._clock.wall_ms() - self.settings.upload_keep_s * 1000
         for name in [n for n, upload in self._uploads.items() if upload.began_ms < oldest]:
             async with self._locks(name):
@@ -209,6 +216,13 @@ class MediaStore:
                     await self._blobs.abandon(name)
                     self._ended(name)
                     self.counters.swept += 1
+        now = self._clock.now()
+        for sha256 in [sha256 for sha256, due in self._untidy.items() if due <= now]:
+            async with self._locks(sha256):
+                if sha256 in self._sizes and await self._keyed(sha256):
+                    self._untidy.pop(sha256, None)
+                elif sha256 in self._untidy:
+                    await self._drop(sha256)
 
     async def evict(self) -> None:
         """Copies beyond the limit, the one first that was not used for longest. What no other IDC
@@ -284,9 +298,10 @@ class MediaStore:
                         raise Unavailable("the file is gone: begin it again", LATER_MS)
                     await self._stays(name.sha256)
                 self.counters.known += 1
+                await self._look_at(name.sha256, record)  # unless it has been
                 return await self._answer(name, record)
             if key in self._uploads:
-                return Begun(key, await self._blobs.uploaded(key))
+                return Begun(key, await self._goes_on(key))
             mine = sum(upload.uid == uid for upload in self._uploads.values())
             if mine >= self.settings.user_uploads:
                 raise Overloaded("too many uploads of this user are under way", LATER_MS)
@@ -307,6 +322,14 @@ class MediaStore:
         except BaseException:
             self._ended(name)
             raise
+
+    async def _goes_on(self, name: str) -> int:
+        """Where. What has no bytes may also be lost, with its note, without which nothing more is
+        taken: it is begun again as it was."""
+        at = await self._blobs.uploaded(name)
+        if at == 0:
+            await self._blobs.begin(name, self._uploads[name].to_json())
+        return at
 
     def _ended(self, name: str) -> None:
         self._stored -= self._uploads.pop(name).size
@@ -333,7 +356,8 @@ class MediaStore:
                 raise WrongOffset(at)
             if at + len(data) > upload.size:
                 raise Refused(Code.BAD_REQUEST, "these are more bytes than were announced")
-            await self._blobs.put(name, offset, data)
+            last = at + len(data) == upload.size
+            await self._blobs.put(name, offset, data, last=last)
             self.counters.bytes_in += len(data)
             return at + len(data)
 
@@ -358,25 +382,29 @@ class MediaStore:
     async def _become_file(
         self, name: str, upload: Upload, named: MediaName, record: Record
     ) -> bool:
-        """Its notes come first: a file without a record would be found by nobody."""
-        note, sha256 = KEY + named.key, upload.sha256
+        """The record comes last, once these bytes are known to be the file's: it is what a key
+        opens the file with, so one that came first would open it, now or when somebody else has
+        uploaded it, to who only named its hash. Whoever dies in between leaves an upload that has
+        to be done again, and of a new file one that no key leads to. COPY comes before the record:
+        a copy without it would never go."""
+        sha256 = upload.sha256
         async with self._locks(sha256):
             copy = not upload.uid and sha256 not in self._sizes
-            await self._blobs.write_note(sha256, note, record.to_json())
-            if copy:
-                await self._blobs.write_note(sha256, COPY, b"")
-            if not await self._blobs.complete(name, sha256):
-                await self._blobs.remove_note(sha256, note)
-                self._ended(name)
-                return False
+            self._untidy[sha256] = self._clock.now()  # it may become a file that nobody hears of
+            same = await self._blobs.complete(name, sha256)
             self._ended(name)
+            if not same:
+                return False
             if sha256 not in self._sizes:
                 self._sizes[sha256] = upload.size
                 self._stored += upload.size
             if copy:
+                await self._blobs.write_note(sha256, COPY, b"")
                 self._copies[sha256] = self._clock.now()
             elif upload.uid:
                 await self._stays(sha256)
+            await self._blobs.write_note(sha256, KEY + named.key, record.to_json())
+            self._untidy.pop(sha256)
             return True
 
     async def _stays(self, sha256: str) -> None:
@@ -482,11 +510,8 @@ class MediaStore:
                     record = await self._peers[idc].find(name)
                     if record is None:
                         continue
-                    if name.sha256 not in self._sizes:
+                    if not await self._add_key(name, record):
                         await self._fetch_from(self._peers[idc], name, record)
-                    else:
-                        note = KEY + name.key
-                        await self._blobs.write_note(name.sha256, note, record.to_json())
                 except Silent as error:
                     log.info("a file cannot be fetched from %s: %s", idc, error)
                     silent.append(idc)
@@ -498,6 +523,14 @@ class MediaStore:
             raise Unavailable(f"{', '.join(silent)} may have it, try later", LATER_MS)
         raise Refused(Code.NOT_FOUND, "there is no such file, or not under this key")
 
+    async def _add_key(self, name: MediaName, record: Record) -> bool:
+        """To a file that is here, by the word of an IDC; False: it is not here."""
+        async with self._locks(name.sha256):
+            if name.sha256 not in self._sizes:
+                return False
+            await self._blobs.write_note(name.sha256, KEY + name.key, record.to_json())
+            return True
+
     async def _fetch_from(self, peer: Peer, name: MediaName, record: Record) -> None:
         """Goes on where an earlier fetch broke off."""
         copy = "copy-" + name.sha256
@@ -507,11 +540,13 @@ class MediaStore:
         if copy not in self._uploads:
             now = self._clock.wall_ms()
             await self._begin(copy, Upload("", name.sha256, record.size, record.type, now))
-        at = await self._blobs.uploaded(copy)
+            at = 0
+        else:
+            at = await self._goes_on(copy)
         async for data in peer.read(name, at):
             if at + len(data) > record.size:
                 raise Silent("it is longer there than that IDC says")
-            await self._blobs.put(copy, at, data)
+            await self._blobs.put(copy, at, data, last=at + len(data) == record.size)
             at += len(data)
             self.counters.bytes_fetched += len(data)
         if at != record.size:
@@ -545,25 +580,50 @@ class MediaStore:
                 raise Refused(Code.NOT_FOUND, "there is no such file here")
             if not admin and record.uid != uid:
                 raise Refused(Code.FORBIDDEN, "only who uploaded it deletes it")
+            self._untidy[name.sha256] = self._clock.now()
             await self._blobs.remove_note(name.sha256, KEY + name.key)
-            notes = await self._blobs.notes(name.sha256)
-            if not any(note.startswith(KEY) for note in notes):
+            if await self._keyed(name.sha256):
+                del self._untidy[name.sha256]
+            else:
                 await self._drop(name.sha256)
 
+    async def _keyed(self, sha256: str) -> bool:
+        """Whether a key leads to it."""
+        return any(note.startswith(KEY) for note in await self._blobs.notes(sha256))
+
     async def _drop(self, sha256: str) -> None:
-        await self._blobs.delete(sha256)
-        self._stored -= self._sizes.pop(sha256)
+        """It is forgotten first: of a deletion that breaks off nobody knows what is left."""
+        if sha256 in self._sizes:
+            self._stored -= self._sizes.pop(sha256)
         self._copies.pop(sha256, None)
         self._pictures.pop(sha256, None)
+        self._untidy[sha256] = self._clock.now()
+        await self._blobs.delete(sha256)
+        del self._untidy[sha256]
 
     # --------------------------------------------------------------------------- pictures
 
     async def _look_at(self, sha256: str, record: Record) -> None:
-        """Once, whatever comes of it. A file that cannot be shown is a file all the same."""
+        """Once, whatever comes of it. A file that cannot be shown is a file all the same; so is one
+        that cannot be read now, and it is looked at when it is announced again."""
         wanted = record.type.startswith("image/") and record.size <= PICTURE_BYTES_MAX
         if self._look is None or not wanted or sha256 in self._pictures:
             return
-        looked = await self._look(partial(self._blobs.read, sha256, 0, record.size))
+        try:
+            looked = await self._look(partial(self._whole, sha256, record.size))
+            await self._seen(sha256, looked)
+        except (ImError, FileNotFoundError) as error:
+            log.warning("the picture %s cannot be looked at now: %r", sha256, error)
+
+    async def _whole(self, sha256: str, size: int) -> bytes:
+        """In steps: what is far away has a deadline for each."""
+        parts = [
+            await self._blobs.read(sha256, at, min(PICTURE_STEP_BYTES, size - at))
+            for at in range(0, size, PICTURE_STEP_BYTES)
+        ]
+        return b"".join(parts)
+
+    async def _seen(self, sha256: str, looked: Looked | None) -> None:
         picture = looked.picture if looked is not None else NO_PICTURE
         async with self._locks(sha256):
             if sha256 not in self._sizes:
@@ -598,12 +658,15 @@ class MediaStore:
                 if other.width and (differs := distance(picture.dhash, other.dhash)) <= most:
                     near.append((differs, sha256))
             await asyncio.sleep(0)  # whatever else waits has its turn
-        near = heapq.nsmallest(NEAREST_MAX, near)
+        near, left = heapq.nsmallest(NEAREST_MAX, near), NEAREST_MAX
         found: list[tuple[int, str, MediaRef]] = []
         for differs, sha256 in near:
             for note in await self._blobs.notes(sha256):
                 if not note.startswith(KEY):
                     continue
+                if not left:
+                    return found
+                left -= 1
                 data = await self._blobs.note(sha256, note)
                 record = Record.from_json(data) if data is not None else None
                 if record is None or not (admin or record.uid == uid):

@@ -177,6 +177,17 @@ async def test_all_notes_of_a_name_are_found_at_once(opened: Open) -> None:
     assert await opened().noted({"a", "b"}) == {SHA: {"a": b"1", "b": b""}, other: {"b": b"4"}}
 
 
+async def test_who_has_a_note_whose_name_begins_so(opened: Open) -> None:
+    blobs = opened()
+    assert await blobs.with_note("key.") == set()
+    other = await stored(blobs, b"other")
+    await stored(blobs)
+    await blobs.write_note(SHA, "key.a", b"1")
+    await blobs.write_note(SHA, "key.b", b"1")
+    await blobs.write_note(other, "copy", b"")
+    assert await opened().with_note("key.") == {SHA}
+
+
 async def test_what_is_begun_again_has_nothing_of_what_was_abandoned(opened: Open) -> None:
     blobs = opened()
     await blobs.begin("u", b"first")

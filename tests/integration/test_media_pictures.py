@@ -191,3 +191,26 @@ async def test_many_pictures_are_compared_as_one_by_one_and_others_have_their_tu
     looked.clear()
     await store.similar("ann", False, ref.named, 32)
     assert looked == [sha256 for _, sha256 in rows[:NEAREST_MAX]]
+
+
+async def test_whose_pictures_are_near_is_asked_so_often_and_no_more(store: Store) -> None:
+    """Also where one picture has many uploaders: each has a note of his own."""
+    ref = await store.upload(encoded(drawn(1)))
+    for number in range(NEAREST_MAX + 50):
+        record = Record(f"u{number}", ref.size, "image/png")
+        key = f"key.{number:032x}"
+        await store._blobs.write_note(ref.named.sha256, key, record.to_json())
+    read: list[str] = []
+    note = store._blobs.note
+
+    async def counted(sha256: str, name: str) -> bytes | None:
+        read.append(name)
+        return await note(sha256, name)
+
+    async def find(name: MediaName) -> Record:  # without a note of its own
+        return Record("ann", ref.size, "image/png")
+
+    store._blobs.note = counted  # type: ignore[method-assign]
+    store.find = find  # type: ignore[method-assign]
+    assert await store.similar("nobody", False, ref.named, 32) == []
+    assert len(read) == NEAREST_MAX

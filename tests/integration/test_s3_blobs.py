@@ -10,7 +10,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -35,8 +35,9 @@ from services.engines.disk import RealDisk
 from services.engines.s3 import blobs as engine
 from services.engines.s3.blobs import S3Blobs
 from services.engines.s3.client import DEADLINE_S as CLIENT_DEADLINE_S
-from services.engines.s3.client import S3Client, S3Settings
+from services.engines.s3.client import Answer, Large, S3Client, S3Settings, _watched
 from services.engines.s3.layout import Span, chunk_key, note_key
+from services.engines.s3.signing import Query
 from services.media.server import MediaApi
 from services.media.stickers import Stickers
 from services.media.store import MediaStore
@@ -195,11 +196,12 @@ async def test_a_server_paused_while_a_file_is_made_of_its_chunks(
     for at in range(0, len(DATA), 1 << 19):
         await blobs.put("u", at, DATA[at : at + (1 << 19)])
     for pause_s in (0.01, 0.03, 0.06):
-        completing = asyncio.create_task(hasty.complete("u", SHA))
-        await asyncio.sleep(pause_s)
         with monkeypatch.context() as patched:
+            # Before it begins: a body reads them whenever a piece is taken.
             patched.setattr("services.engines.s3.client.STALL_S", 1.0)
             patched.setattr("services.engines.s3.client.FINISH_S", 1.0)
+            completing = asyncio.create_task(hasty.complete("u", SHA))
+            await asyncio.sleep(pause_s)
             s3_process.pause()
             try:
                 started = time.monotonic()
@@ -214,6 +216,34 @@ async def test_a_server_paused_while_a_file_is_made_of_its_chunks(
     else:
         assert await blobs.complete("u", SHA)
     assert await opened().read(SHA, 0, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("raises", [Unavailable("gone"), RuntimeError("a bug")], ids=repr)
+async def test_of_what_a_body_raises_errors_of_this_project_come_out_as_they_are(
+    settings: S3Settings, raises: Exception
+) -> None:
+    client = S3Client(replace(settings, deadline_s=0.5), SystemClock())
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+        raise raises
+
+    with pytest.raises(Unavailable) as raised:
+        await client.put_large("large", Large(pieces, 1000, SHA))
+    assert isinstance(raises, Unavailable) == (raised.value is raises)
+    await client.close()
+
+
+async def test_a_limit_that_is_over_is_not_what_the_body_raised() -> None:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+
+    raised: list[BaseException] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01) as limit:
+            await asyncio.sleep(1)
+    assert [piece async for piece in _watched(Large(pieces, 1, SHA), limit, raised)] == [b"x"]
+    assert raised == []
 
 
 async def test_who_asks_and_is_gone_leaves_it_as_it_is(opened: Open) -> None:
@@ -303,6 +333,24 @@ async def test_a_process_that_died_between_file_and_removal_is_tidied_up(
     assert await keys(client) == [f"files/{SHA}"]
 
 
+async def test_a_list_that_lacks_what_was_answered_throws_nothing_away(
+    opened: Open, client: S3Client
+) -> None:
+    """As one of a store that promises too much. The chunk is hidden by being taken away."""
+    blobs = opened()
+    await blobs.begin("u", b"note")
+    await blobs.put("u", 0, DATA[:1000])
+    await blobs.put("u", 1000, DATA[1000:])
+    (last,) = [key for key in await keys(client, "uploads/u/") if "00003e8-" in key]
+    await client.delete(last)
+    with pytest.raises(Unavailable, match="does not list"):
+        await blobs.complete("u", SHA)
+    assert await blobs.uploaded("u") == 1000  # the list's word from here on
+    assert await opened().uploads() == {"u": (b"note", 1000)}
+    await blobs.put("u", 1000, DATA[1000:])
+    assert await blobs.complete("u", SHA)
+
+
 async def test_many_tiny_chunks_are_refused_at_last(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,12 +365,43 @@ async def test_many_tiny_chunks_are_refused_at_last(
     assert await opened().uploaded("u") == 4
     with pytest.raises(Refused):
         await opened().put("u", 4, b"x")
+    later = opened()
+    for at in range(4, 4004, 1000):  # who does as he is told goes on
+        await later.put("u", at, DATA[:1000])
+    with pytest.raises(Refused):
+        await later.put("u", 4004, b"x")
+    await later.put("u", 4004, b"x", last=True)  # and comes to an end
 
 
 async def test_lists_of_more_than_a_page(opened: Open, client: S3Client) -> None:
     names = [f"{number:064x}" for number in range(0, 1 << 252, (1 << 252) // 1100)]
     await engine._each(lambda name: client.put(f"files/{name}", b"1"), names)
     assert await opened().files() == dict.fromkeys(names, 1)
+
+
+async def test_every_list_is_one_below_the_prefix(
+    opened: Open, settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials may be restricted to it. That server has no users to try it with."""
+    asked: list[tuple[str | None, dict[str, str]]] = []
+    ask = S3Client._ask
+
+    async def noting(
+        self: S3Client, method: str, key: str | None, query: Query = (), *more: Any, **named: Any
+    ) -> Answer:
+        asked.append((key, dict(query)))
+        return await ask(self, method, key, query, *more, **named)
+
+    monkeypatch.setattr(S3Client, "_ask", noting)
+    blobs = opened()
+    await blobs.look()
+    await blobs.uploads()
+    await blobs.files()
+    await blobs.noted({"copy"})
+    await blobs.with_note("key.")
+    lists = [query.get("prefix", "") for key, query in asked if key is None]
+    assert len(lists) > 5
+    assert all(prefix.startswith(settings.prefix) for prefix in lists), lists
 
 
 # --------------------------------------------------------------------------- refusals, errors
@@ -523,8 +602,9 @@ async def site(tmp_path: Path, pki_dir: Path, opened: Open) -> AsyncIterator[Sit
 
 
 async def test_clients_are_told_to_come_again_and_lose_nothing(
-    s3_process: S3Process, site: Site
+    s3_process: S3Process, site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     declared = {"sha256": SHA, "size": len(DATA), "type": "video/mp4"}
     status, begun, _ = await site.ask("POST", "/v1/media", json=declared)
     assert status == 202
@@ -540,7 +620,8 @@ async def test_clients_are_told_to_come_again_and_lose_nothing(
             status, told, _ = await call
             assert status == 503 and told["error"]["code"] == "unavailable"
             assert told["error"]["retry_after_ms"] > 0
-            assert "does not answer in time" in told["error"]["message"]
+            assert told["error"]["message"] == "the file store of fra does not answer"
+        assert "fra's S3 at 127.0.0.1" in caplog.text  # and why
     finally:
         s3_process.resume()
     for _ in range(100):
@@ -558,6 +639,35 @@ async def test_clients_are_told_to_come_again_and_lose_nothing(
     ref = kept["ref"]
     got = await site.ask("GET", f"/v1/media/{ref['idc']}/{ref['sha256']}/{ref['key']}")
     assert (got[0], got[2]) == (200, DATA)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            {"credentials": replace(CREDENTIALS, secret_key="wrong")},
+            "of fra refuses",
+        ),
+        ({"bucket": "other-files"}, "of fra cannot do this now"),
+        ({"endpoint": "https://127.0.0.1:1"}, "of fra does not answer"),
+        ({"ca_file": None}, "of fra refuses"),
+    ],
+)
+async def test_what_a_store_says_is_for_the_log_and_not_for_clients(
+    site: Site, settings: S3Settings, caplog: pytest.LogCaptureFixture,
+    other: dict[str, Any], told: str,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    broken = replace(settings, deadline_s=DEADLINE_S, attempt_s=ATTEMPT_S, **other)
+    site.store._blobs = S3Blobs(S3Client(broken, SystemClock()))
+    status, document, _ = await site.ask(
+        "POST", "/v1/media", json={"sha256": SHA, "size": 9, "type": "video/mp4"}
+    )
+    assert (status, document["error"]["message"]) == (503, f"the file store {told}")
+    assert "fra's S3 at 127.0.0.1" in caplog.text
+    with pytest.raises(ImError, match=r"fra's S3 at 127.0.0.1"):
+        await site.store._blobs.look()
+    await site.store._blobs.close()
 
 
 async def test_a_server_that_is_away_is_an_alarm_until_it_is_back(

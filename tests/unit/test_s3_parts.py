@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imcore.errors import DiskFull, NotTrusted, Overloaded, Unavailable
 from services.engines.s3 import answers, layout
-from services.engines.s3.answers import Fault, Listed, Page
+from services.engines.s3.answers import Fault, Listed, Page, Who
 from services.engines.s3.layout import Of, Span
 from services.engines.s3.signing import EMPTY_SHA256, Credentials, Query, signed
 
@@ -142,8 +142,10 @@ def test_faults_are_what_the_caller_can_do_about_them(
     fault = answers.fault_of(status, body)
     assert fault == Fault(status, code, "m")
     assert answers.passing(fault) is again
-    found = answers.error_of(fault, "fra's S3 at h:1")
+    found = answers.error_of(fault, Who("fra's S3 at h:1", "the file store of fra"))
     assert type(found) is error
+    assert found.told.startswith("the file store of fra ")
+    assert not any(part in found.told for part in ("h:1", "S3", str(status), code or "S3"))
     assert str(found).startswith("fra's S3 at h:1 ") and f"{status}" in str(found)
 
 

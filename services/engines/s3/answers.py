@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from imcore.errors import DiskFull, ImError, NotTrusted, Overloaded, Unavailable
+from imcore.errors import DiskFull, NotTrusted, Overloaded, Unavailable
 
 NO_BUCKET = "NoSuchBucket"
 # As wrong as a password: another region is named than the bucket's.
@@ -74,15 +74,23 @@ def passing(fault: Fault) -> bool:
     return fault.status in (429, 500, 502, 503, 504) and fault.code not in _FULL
 
 
-def error_of(fault: Fault, who: str) -> ImError:
-    """``who``: "fra's S3 at HOST"."""
+class Who(NamedTuple):
+    """``full``: "fra's S3 at HOST". ``told``: "the file store of fra", as clients know it."""
+
+    full: str
+    told: str
+
+
+def error_of(fault: Fault, who: Who) -> Unavailable:
+    full, told = who
     if fault.status == 507 or fault.code in _FULL:
-        return DiskFull(f"{who} has no room: {fault}", FULL_RETRY_MS)
+        return DiskFull(f"{full} has no room: {fault}", FULL_RETRY_MS, f"{told} is full")
     if fault.code in _SLOWER or fault.status == 429:
-        return Overloaded(f"{who} has too much to do: {fault}", RETRY_MS)
+        text = "has too much to do"
+        return Overloaded(f"{full} {text}: {fault}", RETRY_MS, f"{told} {text}")
     if fault.status in (401, 403) or fault.code in _OTHER_REGION:
-        return NotTrusted(f"{who} refuses: {fault}", RETRY_MS)
-    return Unavailable(f"{who} cannot: {fault}", RETRY_MS)
+        return NotTrusted(f"{full} refuses: {fault}", RETRY_MS, f"{told} refuses")
+    return Unavailable(f"{full} cannot: {fault}", RETRY_MS, f"{told} cannot do this now")
 
 
 def page_of(body: bytes) -> Page:

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from imcore.errors import Code, ImError, Refused, Unavailable
 from services.engines.s3 import layout
-from services.engines.s3.client import Large, S3Client
+from services.engines.s3.client import EndsBody, Large, S3Client
 from services.engines.s3.layout import HEX, Piece, Span, chunk_key, file_key, note_key, of_upload
 from services.ports import UploadFound
 
@@ -34,8 +34,8 @@ AT_ONCE = 16  # requests of one call
 READ_AT_ONCE = 4
 COMPLETING = 4  # uploads that become files at once: two pieces of each are in memory
 COMPLETING_WAIT_S = 20.0  # for the turn of one more
-# No more chunks an upload than so many, and one for each so many bytes of it: each is an object,
-# and each byte might come alone.
+# No more small chunks an upload than so many, and one for each so many bytes of it: each is an
+# object, and each byte might come alone. Larger ones, and its last, are always taken.
 CHUNKS_FREE, CHUNK_BYTES_MIN = 1_000, 64 << 10
 _INLINE_BYTES = 32 << 10  # hashed at once; more of them in a thread
 
@@ -48,7 +48,7 @@ class _Life(NamedTuple):
     end: int
 
 
-class _OtherHash(Exception):
+class _OtherHash(EndsBody):
     """The bytes have another one than was announced."""
 
 
@@ -143,7 +143,7 @@ class S3Blobs:
     async def uploaded(self, upload: str) -> int:
         return (await self._life(upload)).end
 
-    async def put(self, upload: str, offset: int, data: bytes) -> None:
+    async def put(self, upload: str, offset: int, data: bytes, last: bool = False) -> None:
         life = await self._life(upload)
         if offset != life.end:
             raise ValueError(f"the upload has {life.end} bytes, not {offset}")
@@ -151,7 +151,8 @@ class S3Blobs:
             return
         if not life.token:
             raise Unavailable("what was noted of this upload is gone from the bucket")
-        if life.chunks >= CHUNKS_FREE + offset // CHUNK_BYTES_MIN:
+        small = len(data) < CHUNK_BYTES_MIN and not last
+        if small and life.chunks >= CHUNKS_FREE + offset // CHUNK_BYTES_MIN:
             text = f"so many chunks of an upload have at least {CHUNK_BYTES_MIN} bytes each"
             raise Refused(Code.BAD_REQUEST, text)
         span = Span(offset, offset + len(data))
@@ -161,7 +162,10 @@ class S3Blobs:
 
     async def complete(self, upload: str, sha256: str) -> bool:
         lives = await self._spans(upload)
-        life = _chosen(lives)
+        life, known = _chosen(lives), self._lives.pop(upload, None)
+        if known is not None and known.end > life.end:
+            # To judge what is listed would throw away what was answered. From here on it is asked.
+            raise Unavailable("the store does not list all chunks of this upload", 1_000)
         wanted = layout.pieces(lives.get(life.token, []))
         try:
             async with asyncio.timeout(COMPLETING_WAIT_S):
@@ -312,6 +316,17 @@ class S3Blobs:
             if data is not None:
                 answers.setdefault(sha256, {})[name] = data
         return answers
+
+    async def with_note(self, start: str) -> set[str]:
+        async def part(prefix: str) -> set[str]:
+            return {
+                found[0]
+                async for page in self._client.pages(prefix)
+                for each in page.objects
+                if (found := layout.note_of(each.key)) is not None and found[1].startswith(start)
+            }
+
+        return set().union(*await _each(part, [layout.NOTES + digit for digit in HEX]))
 
     async def remove_note(self, sha256: str, name: str) -> None:
         await self._client.delete(self._note(sha256, name))

@@ -26,6 +26,7 @@ from services.engines.s3.answers import (
     RETRY_MS,
     Fault,
     Page,
+    Who,
     error_of,
     fault_of,
     page_of,
@@ -79,6 +80,10 @@ class Answer(NamedTuple):
     size: int  # the Content-Length that it names
 
 
+class EndsBody(Exception):
+    """What a body raises to be sent no further, beside ImError."""
+
+
 class Large(NamedTuple):
     """A body that is read while it is sent. ``pieces`` is asked again for each attempt."""
 
@@ -99,6 +104,7 @@ class S3Client:
         host = url.host_subcomponent or ""
         self._host = host if url.is_default_port() else f"{host}:{url.port}"
         self.who = f"{settings.idc}'s S3 at {self._host}"
+        self._told = f"the file store of {settings.idc}"
         try:
             context = ssl.create_default_context(cafile=settings.ca_file)
         except (OSError, ssl.SSLError) as error:
@@ -120,6 +126,10 @@ class S3Client:
             )
         return self._session
 
+    def _silent(self, text: str) -> Unavailable:
+        """It does not answer, or not so that it could be understood."""
+        return Unavailable(f"{self.who} {text}", RETRY_MS, f"{self._told} does not answer")
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
@@ -132,7 +142,7 @@ class S3Client:
         answer = await self._ask("GET", key, headers=wanted, allowed=(404, 416))
         if answer.fault is None:
             if size is not None and len(answer.body) > size:
-                raise Unavailable(f"{self.who} gives more than it was asked for", RETRY_MS)
+                raise self._silent("gives more than it was asked for")
             return answer.body
         return b"" if answer.fault.status == 416 else None
 
@@ -149,7 +159,8 @@ class S3Client:
         await self._ask("PUT", key, body=data, sha256=digest.hexdigest())
 
     async def put_large(self, key: str, large: Large) -> None:
-        """Whole or not at all. What ``pieces`` raises ends it, and comes from here."""
+        """Whole or not at all. What ``pieces`` raises ends it; ImError and EndsBody come from
+        here as they are, anything else as Unavailable."""
         await self._ask("PUT", key, body=large, sha256=large.sha256)
 
     async def delete(self, key: str) -> None:
@@ -166,7 +177,7 @@ class S3Client:
             try:
                 page = page_of(answer.body)
             except ValueError as error:
-                raise Unavailable(f"{self.who} gives {error}", RETRY_MS) from error
+                raise self._silent(f"gives {error}") from error
             cut = len(self._settings.prefix)
             yield Page([each._replace(key=each.key[cut:]) for each in page.objects], page.next)
             if not page.next:
@@ -175,9 +186,10 @@ class S3Client:
 
     async def look(self) -> None:
         """Whether it answers, lets this IDC in and has the bucket. Raises BadInput for one that is
-        not there."""
+        not there. Below the prefix: more than that it need not be allowed to list."""
+        query = [("list-type", "2"), ("max-keys", "1"), ("prefix", self._settings.prefix)]
         try:
-            await self._ask("GET", None, [("list-type", "2"), ("max-keys", "1")])
+            await self._ask("GET", None, query)
         except NoBucket as error:
             raise BadInput(
                 f"{self.who} has no bucket {self._settings.bucket}: make it, or name another one "
@@ -202,16 +214,16 @@ class S3Client:
         ends = self._clock.now() + settings.deadline_s
         pause_s = PAUSE_S
         while True:
-            problem: ImError
+            problem: Unavailable
             try:
                 answer = await self._attempt(method, path, query, headers or {}, body, sha256, ends)
                 if answer.fault is None:
                     return answer
                 if answer.fault.status in allowed and answer.fault.code != NO_BUCKET:
                     return answer
-                problem = error_of(answer.fault, self.who)
+                problem = error_of(answer.fault, Who(self.who, self._told))
                 if answer.fault.code == NO_BUCKET:
-                    problem = NoBucket(str(problem), RETRY_MS)
+                    problem = NoBucket(str(problem), RETRY_MS, problem.told)
                 again = passing(answer.fault)
             except NotTrusted:
                 raise
@@ -255,16 +267,17 @@ class S3Client:
                     return await self._answer(response)
         except TimeoutError:
             self._raise(raised)
-            raise Unavailable(f"{self.who} does not answer in time", RETRY_MS) from None
+            raise self._silent("does not answer in time") from None
         except aiohttp.ClientConnectorCertificateError as error:
             raise NotTrusted(
                 f"{self.who} shows a certificate that is not trusted: {error.certificate_error}",
                 RETRY_MS,
+                f"{self._told} refuses",
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             self._raise(raised)
             text = str(error) or type(error).__name__
-            raise Unavailable(f"{self.who} cannot be reached: {text}", RETRY_MS) from error
+            raise self._silent(f"cannot be reached: {text}") from error
         finally:
             if isinstance(data, AsyncGenerator):
                 with contextlib.suppress(RuntimeError):  # its reader is being cancelled just now
@@ -272,8 +285,8 @@ class S3Client:
 
     @staticmethod
     def _raise(raised: list[BaseException]) -> None:
-        """What the body raised, and the library knows as a broken connection only."""
-        if raised:
+        """What the body raised on purpose, and the library knows as a broken connection only."""
+        if raised and isinstance(raised[0], (ImError, EndsBody)):
             raise raised[0]
 
     async def _answer(self, response: aiohttp.ClientResponse) -> Answer:
@@ -284,7 +297,7 @@ class S3Client:
                 parts.append(data)
                 read += len(data)
                 if read > ANSWER_BYTES_MAX:
-                    raise Unavailable(f"{self.who} says too much", RETRY_MS)
+                    raise self._silent("says too much")
         body = b"".join(parts)
         if response.status < 300:
             return Answer(None, body, int(response.headers.get("Content-Length") or 0))
@@ -295,15 +308,20 @@ async def _watched(
     large: Large, limit: asyncio.Timeout, raised: list[BaseException]
 ) -> AsyncGenerator[bytes, None]:
     """Its pieces, for each of which the limit begins anew."""
-    loop = asyncio.get_running_loop()
+
+    def again(seconds: float) -> None:
+        # A limit that has passed meanwhile cannot be moved: whoever waits is being told of it.
+        with contextlib.suppress(RuntimeError):
+            limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
     try:
-        limit.reschedule(loop.time() + STALL_S)
+        again(STALL_S)
         async with contextlib.aclosing(large.pieces()) as pieces:
             async for piece in pieces:
-                limit.reschedule(loop.time() + STALL_S)
+                again(STALL_S)
                 yield piece
-                limit.reschedule(loop.time() + STALL_S)
+                again(STALL_S)
     except Exception as error:
         raised.append(error)
         raise
-    limit.reschedule(loop.time() + FINISH_S)
+    again(FINISH_S)
