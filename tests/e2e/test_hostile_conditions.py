@@ -79,7 +79,6 @@ async def test_clients_that_send_rubbish(stage) -> None:
     async with stage() as (lab, cast):
         couples = await cast.couples(3, "fra", "iad", "sin")
         connections = cast.recorder.where.copy()
-        (before,) = (await lab.status("fra"))["gateways"]
 
         async def one(rubbish: bytes) -> None:
             """The gateway closes this connection, with nothing but a word of farewell."""
@@ -112,8 +111,10 @@ async def test_clients_that_send_rubbish(stage) -> None:
         assert cast.recorder.where == connections
 
         async def gone() -> bool:
-            (gateway,) = (await lab.status("fra"))["gateways"]
-            return bool(gateway["connections"] == before["connections"])
+            """Each connection that is left has a session, which a bad client never got."""
+            status = await lab.status("fra")
+            (gateway,) = status["gateways"]
+            return bool(gateway["connections"] == status["sessions"])
 
         await until(gone, 10, "the bad clients' connections do not end")
         await judged(lab, cast)
@@ -122,16 +123,12 @@ async def test_clients_that_send_rubbish(stage) -> None:
 async def test_a_client_that_never_reads(stage) -> None:
     async with stage() as (lab, cast):
         couples = await cast.couples(6, "fra", "fra")
-        (before,) = (await lab.status("fra"))["gateways"]
+        before = (await lab.status("fra"))["sessions"]
         reader, writer = await gateway_stream(lab, "fra", receive_bytes=4_096)
         writer.write(connect_frame(token_for(lab.target, "deaf", "phone", SystemClock())))
         await reader.readexactly(frame.SERVER_PREFACE_BYTES + frame.HEADER.size)
 
-        async def connections() -> int:
-            (gateway,) = (await lab.status("fra"))["gateways"]
-            return int(gateway["connections"])
-
-        assert await connections() == before["connections"] + 1
+        assert (await lab.status("fra"))["sessions"] == before + 1
         body = "x" * 12_000  # in all more than the buffers of the kernel and of the gateway hold
         talkers = [actor for c in couples for actor in (c.here, c.there)]
         to_deaf = [(actor, actor.to("deaf")) for actor in talkers]
@@ -143,7 +140,9 @@ async def test_a_client_that_never_reads(stage) -> None:
         assert sum(map(len, await sends)) == 60 * len(talkers)
 
         async def cut() -> bool:
-            return await connections() == int(before["connections"])
+            status = await lab.status("fra")
+            (gateway,) = status["gateways"]
+            return bool(gateway["connections"] == status["sessions"] == before)
 
         await until(cut, 30, "the client that never reads keeps its connection")
         writer.transport.abort()
