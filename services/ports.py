@@ -170,12 +170,9 @@ class Blobs(Protocol):
         """Names, sorted."""
         ...
 
-    async def noted(self, names: Collection[str]) -> dict[str, dict[str, bytes]]:
-        """The notes of these names, of all files: by SHA-256 and name."""
-        ...
-
-    async def with_note(self, start: str) -> set[str]:
-        """The SHA-256 of all that have a note whose name begins so."""
+    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
+        """The notes of all files, by SHA-256 and name: what those in ``read`` say, None for the
+        others."""
         ...
 
     async def remove_note(self, sha256: str, name: str) -> None: ...

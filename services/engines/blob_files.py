@@ -193,27 +193,15 @@ class FileBlobs:
     async def notes(self, sha256: str) -> list[str]:
         return await self._run(lambda: self._notes(sha256))
 
-    async def noted(self, names: Collection[str]) -> dict[str, dict[str, bytes]]:
-        def work() -> dict[str, dict[str, bytes]]:
-            found: dict[str, dict[str, bytes]] = {}
+    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
+        def work() -> dict[str, dict[str, bytes | None]]:
+            found: dict[str, dict[str, bytes | None]] = {}
             for shelf in self._disk.list(self._files):
                 for sha256 in self._disk.list(f"{self._files}/{shelf}"):
                     for name in self._notes(sha256):
-                        if name in names:
-                            data = self._disk.read(self._note(sha256, name))
-                            found.setdefault(sha256, {})[name] = data
+                        data = self._disk.read(self._note(sha256, name)) if name in read else None
+                        found.setdefault(sha256, {})[name] = data
             return found
-
-        return await self._run(work)
-
-    async def with_note(self, start: str) -> set[str]:
-        def work() -> set[str]:
-            return {
-                sha256
-                for shelf in self._disk.list(self._files)
-                for sha256 in self._disk.list(f"{self._files}/{shelf}")
-                if any(name.startswith(start) for name in self._notes(sha256))
-            }
 
         return await self._run(work)
 

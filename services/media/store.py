@@ -193,17 +193,17 @@ class MediaStore:
                 self._uploads[name] = Upload.from_json(found.note)
             except ValueError:
                 await self._blobs.abandon(name)
-        for sha256, notes in (await self._blobs.noted({PICTURE, COPY})).items():
-            if sha256 not in self._sizes:
-                continue  # of an upload that never came to its end
-            if PICTURE in notes:
-                self._pictures[sha256] = Picture.from_json(notes[PICTURE])
+        noted = await self._blobs.noted({PICTURE})
+        for sha256 in self._sizes:
+            notes = noted.get(sha256, {})
+            if (picture := notes.get(PICTURE)) is not None:
+                self._pictures[sha256] = Picture.from_json(picture)
             if COPY in notes:
                 self._copies[sha256] = self._clock.now()
-        # What nobody can find: who made it died before he wrote its record. Not at once: it may be
-        # that he is ending just now, and about to write it.
-        for sha256 in self._sizes.keys() - await self._blobs.with_note(KEY):
-            self._untidy[sha256] = self._clock.now() + SWEEP_S
+            # What nobody can find: who made it died before he wrote its record. Not at once: it
+            # may be that he is ending just now, and about to write it.
+            if not any(name.startswith(KEY) for name in notes):
+                self._untidy[sha256] = self._clock.now() + SWEEP_S
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
 

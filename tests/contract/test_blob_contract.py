@@ -165,7 +165,7 @@ async def test_what_is_deleted_or_abandoned_is_gone(opened: Open) -> None:
     assert await blobs.uploads() == {}
 
 
-async def test_all_notes_of_a_name_are_found_at_once(opened: Open) -> None:
+async def test_all_notes_are_found_at_once(opened: Open) -> None:
     blobs = opened()
     assert await blobs.noted({"a", "b"}) == {}
     other = await stored(blobs, b"other")
@@ -174,18 +174,14 @@ async def test_all_notes_of_a_name_are_found_at_once(opened: Open) -> None:
     await blobs.write_note(SHA, "b", b"")
     await blobs.write_note(SHA, "key.c", b"3")
     await blobs.write_note(other, "b", b"4")
-    assert await opened().noted({"a", "b"}) == {SHA: {"a": b"1", "b": b""}, other: {"b": b"4"}}
-
-
-async def test_who_has_a_note_whose_name_begins_so(opened: Open) -> None:
-    blobs = opened()
-    assert await blobs.with_note("key.") == set()
-    other = await stored(blobs, b"other")
-    await stored(blobs)
-    await blobs.write_note(SHA, "key.a", b"1")
-    await blobs.write_note(SHA, "key.b", b"1")
-    await blobs.write_note(other, "copy", b"")
-    assert await opened().with_note("key.") == {SHA}
+    assert await opened().noted({"a", "b"}) == {
+        SHA: {"a": b"1", "b": b"", "key.c": None},
+        other: {"b": b"4"},
+    }
+    assert await opened().noted(()) == {
+        SHA: {"a": None, "b": None, "key.c": None},
+        other: {"b": None},
+    }
 
 
 async def test_what_is_begun_again_has_nothing_of_what_was_abandoned(opened: Open) -> None:

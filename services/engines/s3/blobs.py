@@ -294,13 +294,13 @@ class S3Blobs:
         ]
         return sorted(names)
 
-    async def noted(self, names: Collection[str]) -> dict[str, dict[str, bytes]]:
+    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
         async def part(prefix: str) -> list[tuple[str, str, int]]:
             return [
                 (*found, each.size)
                 async for page in self._client.pages(prefix)
                 for each in page.objects
-                if (found := layout.note_of(each.key)) is not None and found[1] in names
+                if (found := layout.note_of(each.key)) is not None
             ]
 
         async def content(row: tuple[str, str, int]) -> bytes | None:
@@ -309,24 +309,16 @@ class S3Blobs:
 
         parts = await _each(part, [layout.NOTES + digit for digit in HEX])
         rows = [row for each in parts for row in each]
-        answers: dict[str, dict[str, bytes]] = {}
-        for (sha256, name, _), data in zip(
-            rows, await _each(content, rows, READ_AT_ONCE), strict=True
-        ):
-            if data is not None:
+        answers: dict[str, dict[str, bytes | None]] = {}
+        for sha256, name, _ in rows:
+            if name not in read:
+                answers.setdefault(sha256, {})[name] = None
+        asked = [row for row in rows if row[1] in read]
+        contents = await _each(content, asked, READ_AT_ONCE)
+        for (sha256, name, _), data in zip(asked, contents, strict=True):
+            if data is not None:  # else it was removed just now
                 answers.setdefault(sha256, {})[name] = data
         return answers
-
-    async def with_note(self, start: str) -> set[str]:
-        async def part(prefix: str) -> set[str]:
-            return {
-                found[0]
-                async for page in self._client.pages(prefix)
-                for each in page.objects
-                if (found := layout.note_of(each.key)) is not None and found[1].startswith(start)
-            }
-
-        return set().union(*await _each(part, [layout.NOTES + digit for digit in HEX]))
 
     async def remove_note(self, sha256: str, name: str) -> None:
         await self._client.delete(self._note(sha256, name))
