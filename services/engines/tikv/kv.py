@@ -1,7 +1,8 @@
 """Kv on TiKV, in its transactional mode. How rows lie: layout.py.
 
-Why a paused applier that resumes can overwrite nothing. A batch is one transaction, which reads its
-partition's own row (Meta), compares the epoch, and writes the row together with the batch. Of two
+Why a paused applier that resumes can overwrite nothing. A batch is in one transaction (several
+partitions' may share it: flights.py), which reads its partition's own row (Meta), compares the
+epoch, and writes the row together with the batch. Of two
 transactions that overlap in time, snapshot isolation lets the second one fail, because both write
 that row; of two that do not, the later one reads the epoch that the earlier one wrote. ``commit``
 holds for the whole batch or for nothing of it.
@@ -25,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from services.engines.tikv.client import (
     Transaction,
 )
 from services.engines.tikv.doubts import Doubts
+from services.engines.tikv.flights import Flights
 from services.engines.tikv.garbage import Garbage
 from services.engines.tikv.layout import (
     PARTITION_BYTES,
@@ -60,6 +62,8 @@ log = logging.getLogger("im.kv")
 
 KEY_BYTES_MAX = 511
 _OPEN_S = 6.0  # twice the time for which a lock of a dead transaction keeps others out
+_Written = tuple[Meta, redo.Redo]
+_Landed = tuple[Meta, bool]  # whether some of it had to be written again
 
 
 class TikvKv:
@@ -95,6 +99,7 @@ class TikvKv:
         self._doubts = Doubts()
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by partition
         self._copying = asyncio.Lock()
+        self._flights = Flights(self._fly)
         self.garbage = Garbage(client, layout)
 
     @classmethod
@@ -307,33 +312,80 @@ class TikvKv:
 
     async def commit(self, batch: Batch) -> None:
         _check_keys(batch.partition, [*batch.puts, *batch.deletes])
+        async with self._turn(batch.partition, batch.applier_epoch):
+            meta, changed = await self._flights.join(batch)
+            self._doubts.settle(batch.partition, changed)
+            self._note(batch.partition, meta)
 
-        partition = batch.partition
+    async def _fly(self, batches: Sequence[Batch]) -> dict[int, _Landed | Exception]:
+        """In one transaction. One that may not be written leaves the others alone."""
+        refused: dict[int, Exception] = {}
 
-        async def work(transaction: Transaction) -> tuple[Meta, redo.Redo]:
-            meta = await self._own(transaction, partition, batch.applier_epoch)
-            meta = meta._replace(checkpoint=batch.checkpoint, batch=meta.batch + 1)
-            place = partition, meta.generation
-            mark = self._marked(partition, meta.batch)
-            puts = (*self._stored(*place, batch.puts.items()), mark)
-            deletes = tuple(key for row in batch.deletes for key in self._keys(place, row))
-            last = redo.Redo(meta.batch, meta.generation, puts, deletes)
-            last = last.beside(self._layout.redo(partition), last.packed())
-            self._doubts.begin(partition, meta.batch)
-            # First, so that this key is the primary: whoever meets locks of the batch asks here.
-            await transaction.put([(self._layout.meta(partition), meta.packed())])
-            await transaction.put(last.puts)
-            await transaction.delete(deletes)
-            return meta, last
+        async def work(transaction: Transaction) -> dict[int, _Written]:
+            refused.clear()
+            written: dict[int, _Written] = {}
+            keys = {batch.partition: self._layout.meta(batch.partition) for batch in batches}
+            found = await transaction.get_many(list(keys.values()))
+            for batch in batches:
+                there = parse(found.get(keys[batch.partition]))
+                try:
+                    self._check_epoch(batch.partition, there, batch.applier_epoch)
+                except StaleWriter as error:
+                    refused[batch.partition] = error
+                else:
+                    written[batch.partition] = self._written(batch, there)
+            # First, so that these keys hold the primary: whoever meets locks of the batch asks
+            # there.
+            for partition, (meta, _) in written.items():
+                self._doubts.begin(partition, meta.batch)
+                await transaction.put([(keys[partition], meta.packed())])
+            await transaction.put(pair for _, last in written.values() for pair in last.puts)
+            await transaction.delete(key for _, last in written.values() for key in last.deletes)
+            return written
 
-        async with self._turn(partition, batch.applier_epoch):
-            meta, last = await self._client.write(work)
+        written = await self._client.write(work)
+        try:
+            whole = await self._read_back(written) if written else set()
+        except Unavailable as error:
+            raise OutcomeUnknown(str(error)) from error
+        landed: dict[int, _Landed | Exception] = {**refused}
+        for partition, (meta, last) in written.items():
+            landed[partition] = meta, False
+            if partition in whole:
+                self._whole[partition] = meta.batch
+                continue
             try:
-                changed = await self._made_whole(partition, meta, last)
+                landed[partition] = meta, await self._made_whole(partition, meta, last)
             except Unavailable as error:
-                raise OutcomeUnknown(str(error)) from error
-            self._doubts.settle(partition, changed)
-            self._note(partition, meta)
+                landed[partition] = OutcomeUnknown(str(error))
+            except (OutcomeUnknown, StoreReplaced) as error:
+                landed[partition] = error
+        return landed
+
+    def _written(self, batch: Batch, there: Meta) -> _Written:
+        """The partition's own row and all others, the redo itself among them."""
+        meta = there._replace(checkpoint=batch.checkpoint, batch=there.batch + 1)
+        place = batch.partition, meta.generation
+        mark = self._marked(batch.partition, meta.batch)
+        puts = (*self._stored(*place, batch.puts.items()), mark)
+        deletes = tuple(key for row in batch.deletes for key in self._keys(place, row))
+        last = redo.Redo(meta.batch, meta.generation, puts, deletes)
+        return meta, last.beside(self._layout.redo(batch.partition), last.packed())
+
+    async def _read_back(self, written: Mapping[int, _Written]) -> set[int]:
+        """The partitions whose batches are there, every row of them. Raises Unavailable."""
+        keys = {partition: self._layout.meta(partition) for partition in written}
+        rows = [key for _, last in written.values() for key in last.row_keys()]
+
+        async def look(snapshot: Snapshot) -> dict[bytes, bytes]:
+            return await snapshot.get_many([*keys.values(), *rows])
+
+        found = await self._client.read(look)
+        return {
+            partition
+            for partition, (meta, last) in written.items()
+            if parse(found.get(keys[partition])) == meta and last.left_out(found) == ([], [])
+        }
 
     async def clear_partition(self, partition: int, applier_epoch: int, checkpoint: bytes) -> None:
         """Makes another generation the current one; the rows go later (garbage.py)."""
@@ -388,13 +440,17 @@ class TikvKv:
         """The partition's Meta, when this epoch is the newest."""
         key = self._layout.meta(partition)
         meta = parse((await transaction.get_many([key])).get(key))
+        self._check_epoch(partition, meta, epoch)
+        return meta
+
+    def _check_epoch(self, partition: int, meta: Meta, epoch: int) -> None:
+        """Raises StaleWriter, StoreReplaced."""
         if meta.epoch > epoch:
             raise StaleWriter(
                 f"applier epoch {epoch} of partition {partition}: it is at {meta.epoch}"
             )
         if meta.epoch < epoch:
             raise StoreReplaced(self._other_store(partition))
-        return meta
 
     # --------------------------------------------------------------------- the last batch
 
@@ -422,8 +478,8 @@ class TikvKv:
         key, changed = self._layout.meta(partition), False
 
         async def look(snapshot: Snapshot) -> tuple[Meta, list[Pair], list[bytes]]:
-            row, left_out = await asyncio.gather(snapshot.get_many([key]), last.left_out(snapshot))
-            return parse(row.get(key)), *left_out
+            found = await snapshot.get_many([key, *last.row_keys()])
+            return parse(found.get(key)), *last.left_out(found)
 
         while True:
             there, puts, deletes = await self._client.read(look)
@@ -584,6 +640,7 @@ class TikvKv:
 
     async def close(self) -> None:
         """The loop is left alone for a moment (client.py, 7)."""
+        await self._flights.close()
         await self.garbage.close()
         await self._client.close()
 

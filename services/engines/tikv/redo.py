@@ -14,11 +14,11 @@ and Meta have the number, the rest can be mended. Else it is known that somethin
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from imcore.errors import Damaged
-from services.engines.tikv.client import Pair, Snapshot
+from services.engines.tikv.client import Pair
 
 _HEAD = struct.Struct(">QQI")  # batch, generation, number of puts
 _SIZES = struct.Struct(">HI")  # of a key and its value
@@ -45,13 +45,13 @@ class Redo(NamedTuple):
         """With the row that it is itself among the puts, as it is read back."""
         return self._replace(puts=(*self.puts, (key, packed)))
 
-    def keys(self) -> Iterable[bytes]:
+    def row_keys(self) -> Iterable[bytes]:
         yield from (key for key, _ in self.puts)
         yield from self.deletes
 
-    async def left_out(self, snapshot: Snapshot) -> tuple[list[Pair], list[bytes]]:
-        """Its rows that are not there, and those that are still there."""
-        found = await snapshot.get_many(list(self.keys()))
+    def left_out(self, found: Mapping[bytes, bytes]) -> tuple[list[Pair], list[bytes]]:
+        """Its rows that are not there, and those that are still there. ``found``: what was read
+        under ``row_keys``."""
         puts = [(key, value) for key, value in self.puts if found.get(key) != value]
         return puts, [key for key in self.deletes if key in found]
 
