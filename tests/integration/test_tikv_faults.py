@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from imctl.engines.binaries import Program
 from imctl.testing.tikv import TikvProcesses, running
 from services.engines.disk import RealDisk
 from services.engines.tikv.client import PACKAGE, VERSION, TikvClient, TikvSettings
+from services.engines.tikv.flights import GATHER_S
 from services.engines.tikv.kv import TikvKv
 from services.engines.tikv.layout import Layout, inverted
 from services.node.engines import when_it_answers
@@ -85,12 +87,12 @@ async def settled(kv: TikvKv, rows: int = 3) -> int:
                 await asyncio.sleep(0.1)
 
 
-async def reopened(kv: TikvKv) -> tuple[int, bytes | None]:
+async def reopened(kv: TikvKv, partition: int = P) -> tuple[int, bytes | None]:
     """As an applier does it: again and again, for a bounded time."""
     async with asyncio.timeout(SETTLED_S):
         while True:
             try:
-                return await kv.open_partition(P)
+                return await kv.open_partition(partition)
             except (Unavailable, OutcomeUnknown):
                 await asyncio.sleep(0.1)
 
@@ -163,6 +165,70 @@ async def test_a_batch_is_whole_though_pd_hears_late_of_half_a_region(
     assert (await whole(again, rows=60), again.rolled_back) == (9, False)
 
 
+@pytest.mark.parametrize("where", ["first meta", "meta", "redo", "row", "mark"])
+async def test_batches_that_share_a_transaction_are_whole_each_though_it_is_torn(
+    on_disk: TikvProcesses, opener: Opener, request: pytest.FixtureRequest, where: str
+) -> None:
+    kv = await opener(on_disk)
+    partitions = (P, P + 1, P + 2)
+    epochs = {p: (await kv.open_partition(p))[0] for p in partitions}
+
+    async def put_all(number: int) -> list[BaseException | None]:
+        value = b"%d" % number
+        batches = [
+            Batch(p, epochs[p], value, {key(f"o{n:03}", p): value for n in range(20)})
+            for p in partitions
+        ]
+        return await asyncio.gather(*map(kv.commit, batches), return_exceptions=True)
+
+    async def rows_of(kv: TikvKv, partition: int) -> set[bytes]:
+        async with asyncio.timeout(SETTLED_S):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    found = await kv.scan(key("o", partition), key("p", partition), 1_000)
+                    assert len(found) == 20
+                    return {value for _, value in found}
+                await asyncio.sleep(0.1)
+
+    assert await put_all(0) == [None, None, None]
+    layout = Layout(f"{PREFIX}/{request.node.name}")
+    cut = {
+        "first meta": layout.meta(P),
+        "meta": layout.meta(P + 1),
+        "redo": layout.redo(P + 1),
+        "row": layout.rows(P + 1, 0) + b"o010",
+        "mark": layout.mark(P + 1),
+    }[where]
+    on_disk.split(layout.mark(P + 3))
+    assert await rows_of(kv, P) == {b"0"}  # so PD has heard of it
+    on_disk.split(cut, late_ms=600)
+    outcomes = await put_all(1)
+    for partition, outcome in zip(partitions, outcomes, strict=True):
+        assert outcome is None or isinstance(outcome, OutcomeUnknown)
+        if outcome is not None:
+            epochs[partition], checkpoint = await reopened(kv, partition)
+            assert await rows_of(kv, partition) == {checkpoint}
+        else:
+            assert await rows_of(kv, partition) == {b"1"}
+    assert await put_all(2) == [None, None, None]
+    again = await opener(on_disk)
+    assert not again.rolled_back
+    for partition in partitions:
+        assert await rows_of(again, partition) == {b"2"}
+
+
+async def test_a_stale_applier_does_not_hold_the_other_partitions_of_its_transaction_up(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    kv, other = await opener(on_disk, "one"), await opener(on_disk, "two")
+    epochs = {p: (await kv.open_partition(p))[0] for p in (P, P + 1)}
+    await other.open_partition(P)
+    batches = [Batch(p, epochs[p], b"1", {key("o", p): b"1"}) for p in epochs]
+    stale, fine = await asyncio.gather(*map(kv.commit, batches), return_exceptions=True)
+    assert isinstance(stale, StaleWriter) and fine is None
+    assert await kv.get_many([key("o"), key("o", P + 1)]) == [None, b"1"]
+
+
 @pytest.mark.parametrize("where", ["row", "redo", "mark"])
 async def test_a_batch_that_was_torn_before_a_crash_is_made_whole_or_known(
     on_disk: TikvProcesses,
@@ -184,13 +250,13 @@ async def test_a_batch_that_was_torn_before_a_crash_is_made_whole_or_known(
     await put(kv, epoch, 0, rows=60)  # so PD has heard of it
     crashed = asyncio.Event()
 
-    async def crash(*_: object) -> bool:
+    async def crash(*_: object) -> set[int]:
         crashed.set()
         await asyncio.sleep(60)
-        return False
+        return set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(kv, "_made_whole", crash)
+        patch.setattr(kv, "_read_back", crash)
         on_disk.split(first, late_ms=600)
         writing = asyncio.ensure_future(put(kv, epoch, 1, rows=60))
         await asyncio.wait_for(crashed.wait(), SETTLED_S)
@@ -453,7 +519,7 @@ async def test_cancelled_at_any_moment_a_batch_is_whole_or_absent(
     last, cancelled = 0, 0
     for number in range(1, 21):
         write = asyncio.ensure_future(put(kv, epoch, number, rows=50))
-        await asyncio.sleep(0.001 * number)
+        await asyncio.sleep(GATHER_S + 0.001 * number)
         write.cancel()
         (outcome,) = await asyncio.gather(write, return_exceptions=True)
         if outcome is None:

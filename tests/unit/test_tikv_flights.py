@@ -27,7 +27,9 @@ class Sky:
         await self.over.wait()
         if self.error is not None:
             raise self.error
-        return {b.partition: self.refused.get(b.partition, f"landed {b.partition}") for b in batches}
+        return {
+            b.partition: self.refused.get(b.partition, f"landed {b.partition}") for b in batches
+        }
 
     def join(self, partition: int, rows: int = 1) -> asyncio.Task[str]:
         puts = {partition.to_bytes(2, "big") + n.to_bytes(4, "big"): b"" for n in range(rows)}
