@@ -19,8 +19,8 @@ from services.engines.kafka.cluster import TAIL, At, Cluster, Gone, NoTopic
 
 log = logging.getLogger("im.log")
 
-WAIT_MS = 250
-PACE_S = 0.01  # what comes meanwhile shares the next fetch
+WAIT_MS = 500
+PACE_S = 0.03  # what comes meanwhile shares the next fetch
 RETRY_S = 0.2
 MISSING_S = 1.0  # before a topic that does not exist is looked for again
 PARTITION_BYTES = 256 << 10  # what is parsed in one turn of the loop
@@ -87,7 +87,10 @@ class Tail:
             followed.node = await self._cluster.leader(at)
             self.problem = ""
         except NoTopic:
-            followed.again_at = now + MISSING_S
+            # Once for all its partitions, or a relay that was never needed costs a request each.
+            for other, its in self._followed.items():
+                if other.topic == at.topic and its.node is None:
+                    its.again_at = now + MISSING_S
         except Unavailable as error:
             self._say(str(error))
             followed.again_at = now + RETRY_S
