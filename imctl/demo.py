@@ -9,11 +9,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -40,6 +40,7 @@ from imctl.report.model import Promise, RunReport, Subject, write_json, write_te
 from imctl.report.page import write_page
 from imctl.report.screen import show
 from imctl.scenario import Plan, Scenario
+from imctl.target.engines import TIKV
 from imctl.target.engines import chosen as chosen_engines
 from imctl.target.local import Local
 from imctl.traffic import Control
@@ -52,16 +53,42 @@ REGION = Path("regions/three-idc.yaml")
 CLOSE_S = 10.0  # hundreds of clients on a machine that is too busy
 JUDGING_S = 10.0  # of the whole run's time, what starting and judging take
 RATE_MARGIN = 1.05  # arrivals are random: so much is offered that the promised rate is reached
-RATE_GROUPS = 20.0
+GROUPS_MAX = 20.0  # messages per second
+GROUPS_SHARE = 1 / 3  # of the rate, below that
 GROUP_MARGIN = 1.25
+
+
+class Size(NamedTuple):
+    """Of the load, where the command does not say it."""
+
+    clients: int
+    rate: float
+
+
+USUAL = Size(300, 300.0)
+SMALL = Size(60, 20.0)  # nineteen processes on two cores: what they hold with some room
 
 
 def demo(
     victim: Annotated[
         str, typer.Option(help="The IDC to kill [default: another one each run].", metavar="IDC")
     ] = "random",
-    clients: Annotated[int, typer.Option(help="Users; a third of them have two devices.")] = 300,
-    rate: Annotated[float, typer.Option(help="Messages per second to sustain.")] = 300.0,
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            min=6,
+            help="Users; a third of them have two devices "
+            f"[default: {USUAL.clients}; with --engines that have tikv {SMALL.clients}].",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Messages per second to sustain "
+            f"[default: {USUAL.rate:g}; with --engines that have tikv {SMALL.rate:g}].",
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(help="Steady load before the fault, and after.")
     ] = promises.STEADY_S,
@@ -89,22 +116,27 @@ def demo(
     _writable(out)
     data = out / f"data-{run}"
     chosen = _victim(victim, load_region(file), out, clock.wall_ms())
-    target = Local.prepare(file, data, faults=False, clock=clock, engines=chosen_engines(engines))
+    beside = chosen_engines(engines)
+    size = size_of(beside, clients, rate)
+    target = Local.prepare(file, data, faults=False, clock=clock, engines=beside)
     settings = _Settings(
         region=target.region,
         run=run,
         victim=chosen,
-        clients=clients,
-        rate=rate,
+        clients=size.clients,
+        rate=size.rate,
         seconds=seconds,
         switchover=switchover,
         seed=clock.wall_ms() % 1_000_000 if seed is None else seed,
         out=out,
     )
     report: RunReport | None = None
+    note = small_note(beside, clients, rate)
     try:
         with startup.interruptible(), _stopping(target):
             screen.print(f"starting {', '.join(_idcs(target.region))}", highlight=False)
+            if note:
+                screen.print(note, highlight=False)
             startup.bring_up(target, lambda name, serving: None)
             with (
                 make_view(screen, _idcs(target.region)) as view,
@@ -112,6 +144,8 @@ def demo(
             ):
                 recorded = runner.run(_run(target, settings, view, clock))
         report = _judge(settings, recorded, clock, began)
+        if note:
+            report.notes.append(note)
     finally:
         if not keep and report is not None and report.ok:
             shutil.rmtree(data, ignore_errors=True)
@@ -140,8 +174,12 @@ class _Settings:
     def limits(self) -> promises.Limits:
         return promises.limits_of(self.region, self.seconds)
 
+    @property
+    def group_rate(self) -> float:
+        return min(self.rate * GROUPS_SHARE, GROUPS_MAX)
+
     def rates(self) -> Rates:
-        groups = min(self.rate, RATE_GROUPS) * GROUP_MARGIN
+        groups = self.group_rate * GROUP_MARGIN
         return Rates(max(self.rate * RATE_MARGIN, groups), groups)
 
 
@@ -180,6 +218,24 @@ def _victim(wanted: str, region: Region, out: Path, wall_ms: int) -> str:
     chosen = idcs[position % len(idcs)]
     write_text(memory, chosen + "\n")
     return chosen
+
+
+def size_of(engines: Sequence[str], clients: int | None, rate: float | None) -> Size:
+    """What was asked for, else what such a deployment holds on a machine of two cores."""
+    usual = SMALL if TIKV in engines else USUAL
+    return Size(usual.clients if clients is None else clients, usual.rate if rate is None else rate)
+
+
+def small_note(engines: Sequence[str], clients: int | None, rate: float | None) -> str:
+    """A sentence where the load is smaller than usual without having been asked to be; or none."""
+    if TIKV not in engines or (clients is not None and rate is not None):
+        return ""
+    size = size_of(engines, clients, rate)
+    return (
+        f"{size.clients} clients and {size.rate:g} messages/s ({USUAL.clients} and {USUAL.rate:g} "
+        "on embedded engines): brokers, stores and registries of all IDCs share this one machine; "
+        "--clients and --rate ask for more"
+    )
 
 
 @contextlib.contextmanager
@@ -303,7 +359,7 @@ def _promises(
     found = [
         *promises.of_failover(report.availability, limits),
         *promises.of_verdict(verdict),
-        *promises.of_rate(report.samples, steady, settings.rate, min(settings.rate, RATE_GROUPS)),
+        *promises.of_rate(report.samples, steady, settings.rate, settings.group_rate),
         promises.of_return(settings.victim, scenario.serving_after, scenario.serving_before),
         promises.of_time(report.subject.seconds, limits),
     ]

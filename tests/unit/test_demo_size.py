@@ -1,0 +1,29 @@
+"""How large the demo's load is where nobody says it."""
+
+from __future__ import annotations
+
+import pytest
+
+from imctl.demo import SMALL, USUAL, Size, size_of, small_note
+
+
+@pytest.mark.parametrize("engines", [(), ("kafka",), ("etcd", "s3")])
+def test_it_is_the_usual_one_where_the_kv_is_embedded(engines: tuple[str, ...]) -> None:
+    assert size_of(engines, None, None) == USUAL
+    assert small_note(engines, None, None) == ""
+
+
+def test_it_is_smaller_on_all_real_engines_and_says_so() -> None:
+    engines = ("kafka", "tikv", "etcd")
+    assert size_of(engines, None, None) == SMALL
+    note = small_note(engines, None, None)
+    assert f"{SMALL.clients} clients and {SMALL.rate:g} messages/s" in note and "--rate" in note
+
+
+def test_what_is_asked_for_counts() -> None:
+    engines = ("kafka", "tikv", "etcd")
+    assert size_of(engines, 30, None) == Size(30, SMALL.rate)
+    assert size_of(engines, None, 100.0) == Size(SMALL.clients, 100.0)
+    assert size_of(engines, 300, 300.0) == Size(300, 300.0)
+    assert small_note(engines, 300, 300.0) == ""
+    assert "30 clients" in small_note(engines, 30, None)
