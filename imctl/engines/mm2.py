@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imcore import pki
 from imctl.engines import jvm, mm2_config, properties
-from imctl.engines.mm2_config import Credentials, Flows
+from imctl.engines.mm2_config import USUAL, Credentials, Flows, Pace
 from imctl.errors import Failed
 
 HEAP_MB = 192
@@ -57,6 +57,7 @@ class MirrorMaker:
     flows: Flows
     credentials: Credentials
     password_file: Path | None = None
+    pace: Pace = USUAL
 
     @property
     def settings_file(self) -> Path:
@@ -68,7 +69,7 @@ class MirrorMaker:
 
     def prepare(self) -> None:
         """Writes its files, which only their owner can read. Raises Failed, BadInput."""
-        found = mm2_config.settings(self.flows, self.credentials)
+        found = mm2_config.settings(self.flows, self.credentials, self.pace)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             pki.write_private(self.settings_file, properties.text(found).encode())

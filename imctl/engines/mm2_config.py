@@ -23,11 +23,25 @@ HEARTBEAT_S = 3  # each is a transaction in the target, and one more in every ID
 TRANSACTION_MS = 10_000  # readers of a killed MirrorMaker's open transaction wait this long
 SESSION_MS = 6_000
 FLUSH_MS = 1_000
-BOUNDARY_MS = 50  # between transactions: so much later than it could be a record is copied
 FETCH_BYTES = 4 << 20  # of one partition: a WAN link is filled, and the heap is not
-OWN_FETCH_MS = 500  # between looks at the workers' own topics; a start makes some six in turn
 DISCOVERY = {"plugin.discovery": "service_load"}
 SEGMENT_BYTES = 16 << 20  # of the positions: compacted by whole segments, read whole at a start
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often is done what costs brokers and workers the more the less there is to copy.
+    ``own_fetch_ms``: between looks at the workers' own topics; a start makes some six in turn.
+    ``boundary_ms``: between transactions; so much later than it could be a record is copied."""
+
+    own_fetch_ms: int = 500
+    boundary_ms: int = 50
+
+
+USUAL = Pace()
+# All IDCs on one machine: at rest, looks at workers' own topics are most of what a broker answers,
+# and at 20 messages a second of an IDC each would be a transaction of its own.
+SMALL_MACHINE = Pace(own_fetch_ms=1_500, boundary_ms=200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +179,7 @@ def secrets_text(password_file: Path) -> str:
 # ------------------------------------------------------------------------------- settings
 
 
-def settings(flows: Flows, credentials: Credentials) -> dict[str, str]:
+def settings(flows: Flows, credentials: Credentials, pace: Pace = USUAL) -> dict[str, str]:
     """All of them, for one MirrorMaker process (``--clusters TARGET``)."""
     target = flows.target.idc
     # Discovery of plugins for MirrorMaker's own config providers too, which read the name without a
@@ -175,10 +189,10 @@ def settings(flows: Flows, credentials: Credentials) -> dict[str, str]:
         found |= _client(cluster, credentials)
     for source in flows.sources:
         found[f"{source.idc}->{target}.enabled"] = "true"
-    found |= connector(flows)
+    found |= connector(flows, pace)
     for source in flows.sources:
         found |= _prefixed(source.idc, {f"consumer.{k}": v for k, v in consumer().items()})
-    found |= _prefixed(target, worker())
+    found |= _prefixed(target, worker(pace))
     for topic in ("offset", "status", "config"):
         found[f"{topic}.storage.replication.factor"] = str(flows.replication_factor)
     found |= positions()
@@ -192,7 +206,7 @@ def settings(flows: Flows, credentials: Credentials) -> dict[str, str]:
     return found
 
 
-def connector(flows: Flows) -> dict[str, str]:
+def connector(flows: Flows, pace: Pace = USUAL) -> dict[str, str]:
     """What copies, and how."""
     factor = str(flows.replication_factor)
     return {
@@ -203,7 +217,7 @@ def connector(flows: Flows) -> dict[str, str]:
         # Else each poll, of a record or two, is a transaction of its own: several requests, and a
         # mark in every partition.
         "transaction.boundary": "interval",
-        "transaction.boundary.interval.ms": str(BOUNDARY_MS),
+        "transaction.boundary.interval.ms": str(pace.boundary_ms),
         # A copy is made with the partitions and the settings of the log that it copies, but in
         # as many replicas as the target wants; from then on its settings are the target's own.
         "replication.factor": factor,
@@ -235,7 +249,7 @@ def consumer() -> dict[str, str]:
     }
 
 
-def worker() -> dict[str, str]:
+def worker(pace: Pace = USUAL) -> dict[str, str]:
     """Of the group of workers, which lives in the target."""
     return DISCOVERY | {
         "exactly.once.source.support": "enabled",
@@ -245,7 +259,7 @@ def worker() -> dict[str, str]:
         **{
             f"{reader}fetch.{name}": value
             for reader in ("", "consumer.")  # the worker's; its connectors' and their tasks'
-            for name, value in (("min.bytes", str(1 << 20)), ("max.wait.ms", str(OWN_FETCH_MS)))
+            for name, value in (("min.bytes", str(1 << 20)), ("max.wait.ms", str(pace.own_fetch_ms)))
         },
         "scheduled.rebalance.max.delay.ms": "0",
         "session.timeout.ms": str(SESSION_MS),

@@ -117,7 +117,8 @@ class Beside:
                 if target == idc.name
             },
             partitions=self._region.spec.partitions,
-            flush=where.durability == "flush",
+            # Not all of them: topics of ours say it themselves, and so do copies of them; what the
+            # broker keeps for itself need only outlive a kill.
         )
         mirrors = [source for source, target in named.pairs(self._region) if target == idc.name]
         return EngineUnit(
@@ -134,7 +135,8 @@ class Beside:
         flows = mm2_config.flows_into(self._region, idc.name)
         secrets = mm2.secrets_file(data)
         credentials = mm2_config.credentials_of(self._region, idc.name, secrets)
-        maker = mm2.MirrorMaker(data, flows, credentials)
+        pace = mm2_config.SMALL_MACHINE
+        maker = mm2.MirrorMaker(data, flows, credentials, pace=pace)
         return EngineUnit(
             unit(idc.name, MM2), idc.name, MM2, 2, data,
             prepare=maker.prepare,

@@ -66,6 +66,20 @@ def test_records_are_fetched_at_once_and_the_workers_own_topics_twice_a_second()
     assert found["iad.consumer.fetch.max.wait.ms"] == "500"
 
 
+def test_a_small_machine_copies_in_fewer_transactions_and_nothing_else_differs() -> None:
+    found = region()
+    flows = mm2_config.flows_into(found, "iad")
+    shown = mm2_config.credentials_of(found, "iad", Path("/m/s"))
+    usual = mm2_config.settings(flows, shown)
+    small = mm2_config.settings(flows, shown, mm2_config.SMALL_MACHINE)
+    assert {k: (usual[k], small[k]) for k in usual if usual[k] != small[k]} == {
+        "transaction.boundary.interval.ms": ("50", "200"),
+        "iad.fetch.max.wait.ms": ("500", "1500"),
+        "iad.consumer.fetch.max.wait.ms": ("500", "1500"),
+    }
+    assert usual.keys() == small.keys() and mm2_check.problems(small, flows) == []
+
+
 def test_it_scans_no_archives_for_plugins() -> None:
     """MirrorMaker itself reads the name as it stands, its workers behind their cluster's prefix."""
     found = settings(region())
