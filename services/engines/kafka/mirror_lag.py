@@ -32,6 +32,7 @@ from services.engines.kafka.heartbeats import HEARTBEATS, TAIL_RECORDS, Heartbea
 from services.engines.kafka.topic_tail import TopicTail, read_on
 
 PERIOD_S = 1.0
+TOPICS_S = 8.0  # between looks for topics of a source
 MEASURE_S = 5.0  # of one flow, whatever its calls take
 _LATEST = -1
 
@@ -51,6 +52,8 @@ class _Flow:
     heartbeat_ms: int | None = None  # when the last one that was copied was made
     measured_at: float | None = None  # when all of it was answered
     problem: str = "not measured yet"
+    logs: dict[str, int] = field(default_factory=dict)  # of the source: partitions by topic
+    again_at: float = 0.0  # when they are looked for again
 
 
 class MirrorLag:
@@ -122,14 +125,16 @@ class MirrorLag:
         try:
             async with asyncio.timeout(MEASURE_S):
                 # The end first: what is copied meanwhile must not look like more than there is.
-                ends = await self._ends(self._sources[flow.source])
+                ends = await self._ends(flow)
                 for record in await read_on(self._own, flow.positions):
                     _note_position(flow, record)
                 for record in await read_on(self._own, flow.heartbeats):
                     flow.heartbeat_ms = record.timestamp
         except TimeoutError:
+            flow.again_at = 0.0
             flow.problem = f"the flow from {flow.source} was not measured within {MEASURE_S:g} s"
         except (ImError, LookupError) as error:
+            flow.again_at = 0.0
             flow.problem = str(error)
         else:
             flow.ends, flow.problem, flow.measured_at = ends, "", self._clock.now()
@@ -140,12 +145,22 @@ class MirrorLag:
             async with asyncio.timeout(MEASURE_S):
                 await self._workers.look()
 
-    async def _ends(self, cluster: Cluster) -> dict[tuple[str, int], int]:
+    async def _logs_there(self, flow: _Flow) -> dict[str, int]:
+        """Partitions by topic. A new incarnation is seen a moment later: to name all topics of a
+        cluster is most of what a look costs its broker. Raises Unavailable."""
+        if self._clock.now() >= flow.again_at:
+            cluster = self._sources[flow.source]
+            logs = [topic for topic in await cluster.look(None) if self._log.fullmatch(topic)]
+            found = await cluster.shapes(logs)
+            flow.logs = {topic: partitions for topic, (partitions, _) in found.items()}
+            flow.again_at = self._clock.now() + (TOPICS_S if found else 0.0)
+        return flow.logs
+
+    async def _ends(self, flow: _Flow) -> dict[tuple[str, int], int]:
         """Behind the last committed record of each log there. Raises Unavailable."""
-        logs = [topic for topic in await cluster.look(None) if self._log.fullmatch(topic)]
-        shapes = await cluster.shapes(logs)
+        cluster = self._sources[flow.source]
         asked: dict[int, dict[str, list[tuple[int, int]]]] = {}
-        for topic, (partitions, _) in shapes.items():
+        for topic, partitions in (await self._logs_there(flow)).items():
             for partition in range(partitions):
                 node = await cluster.leader(At(topic, partition))
                 rows = asked.setdefault(node, {}).setdefault(topic, [])
