@@ -66,7 +66,7 @@ class Size(NamedTuple):
 
 
 USUAL = Size(300, 300.0)
-SMALL = Size(60, 20.0)  # nineteen processes on two cores: what they hold with some room
+SMALL = Size(30, 10.0)  # nineteen processes on two cores: what they hold with some room
 
 
 def demo(

@@ -32,16 +32,19 @@ SEGMENT_BYTES = 16 << 20  # of the positions: compacted by whole segments, read 
 class Pace:
     """How often is done what costs brokers and workers the more the less there is to copy.
     ``own_fetch_ms``: between looks at the workers' own topics; a start makes some six in turn.
+    ``fetch_bytes``, ``fetch_ms``: what a fetch from a source waits for, and for how long.
     ``boundary_ms``: between transactions; so much later than it could be a record is copied."""
 
     own_fetch_ms: int = 500
+    fetch_bytes: int = 1
+    fetch_ms: int = 500
     boundary_ms: int = 50
 
 
 USUAL = Pace()
-# All IDCs on one machine: at rest, looks at workers' own topics are most of what a broker answers,
-# and at 20 messages a second of an IDC each would be a transaction of its own.
-SMALL_MACHINE = Pace(own_fetch_ms=1_500, boundary_ms=200)
+# All IDCs on one machine. At rest, looks at workers' own topics are most of what a broker answers;
+# and each of ten messages a second would be fetched, and be a transaction, of its own.
+SMALL_MACHINE = Pace(own_fetch_ms=1_500, fetch_bytes=64 << 10, fetch_ms=250, boundary_ms=250)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,7 @@ def settings(flows: Flows, credentials: Credentials, pace: Pace = USUAL) -> dict
         found[f"{source.idc}->{target}.enabled"] = "true"
     found |= connector(flows, pace)
     for source in flows.sources:
-        found |= _prefixed(source.idc, {f"consumer.{k}": v for k, v in consumer().items()})
+        found |= _prefixed(source.idc, {f"consumer.{k}": v for k, v in consumer(pace).items()})
     found |= _prefixed(target, worker(pace))
     for topic in ("offset", "status", "config"):
         found[f"{topic}.storage.replication.factor"] = str(flows.replication_factor)
@@ -235,13 +238,13 @@ def connector(flows: Flows, pace: Pace = USUAL) -> dict[str, str]:
     }
 
 
-def consumer() -> dict[str, str]:
+def consumer(pace: Pace = USUAL) -> dict[str, str]:
     """Of a source's records."""
     return {
         "isolation.level": "read_committed",
         "auto.offset.reset": "earliest",
-        "fetch.min.bytes": "1",
-        "fetch.max.wait.ms": "500",
+        "fetch.min.bytes": str(pace.fetch_bytes),
+        "fetch.max.wait.ms": str(pace.fetch_ms),
         "max.partition.fetch.bytes": str(FETCH_BYTES),  # a larger record comes alone
         "max.poll.records": "2000",
         "metadata.max.age.ms": "5000",

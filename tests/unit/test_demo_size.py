@@ -22,8 +22,8 @@ def test_it_is_smaller_on_all_real_engines_and_says_so() -> None:
 
 def test_what_is_asked_for_counts() -> None:
     engines = ("kafka", "tikv", "etcd")
-    assert size_of(engines, 30, None) == Size(30, SMALL.rate)
+    assert size_of(engines, 40, None) == Size(40, SMALL.rate)
     assert size_of(engines, None, 100.0) == Size(SMALL.clients, 100.0)
     assert size_of(engines, 300, 300.0) == Size(300, 300.0)
     assert small_note(engines, 300, 300.0) == ""
-    assert "30 clients" in small_note(engines, 30, None)
+    assert "40 clients" in small_note(engines, 40, None)

@@ -73,7 +73,12 @@ def test_a_small_machine_copies_in_fewer_transactions_and_nothing_else_differs()
     usual = mm2_config.settings(flows, shown)
     small = mm2_config.settings(flows, shown, mm2_config.SMALL_MACHINE)
     assert {k: (usual[k], small[k]) for k in usual if usual[k] != small[k]} == {
-        "transaction.boundary.interval.ms": ("50", "200"),
+        "transaction.boundary.interval.ms": ("50", "250"),
+        **{
+            f"{source}.consumer.fetch.{name}": values
+            for source in ("fra", "sin")
+            for name, values in (("min.bytes", ("1", "65536")), ("max.wait.ms", ("500", "250")))
+        },
         "iad.fetch.max.wait.ms": ("500", "1500"),
         "iad.consumer.fetch.max.wait.ms": ("500", "1500"),
     }
