@@ -260,9 +260,9 @@ def worker(pace: Pace = USUAL) -> dict[str, str]:
         # Of the workers' own topics, which some ten readers of each flow follow: else every
         # transaction wakes all of them: most of a broker's fetches at rest.
         **{
-            f"{reader}fetch.{name}": value
+            f"{reader}fetch.{name}": str(value)
             for reader in ("", "consumer.")  # the worker's; its connectors' and their tasks'
-            for name, value in (("min.bytes", str(1 << 20)), ("max.wait.ms", str(pace.own_fetch_ms)))
+            for name, value in (("min.bytes", 1 << 20), ("max.wait.ms", pace.own_fetch_ms))
         },
         "scheduled.rebalance.max.delay.ms": "0",
         "session.timeout.ms": str(SESSION_MS),
