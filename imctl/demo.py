@@ -176,7 +176,7 @@ class _Settings:
 
     @property
     def group_rate(self) -> float:
-        return min(self.rate * GROUPS_SHARE, GROUPS_MAX)
+        return round(min(self.rate * GROUPS_SHARE, GROUPS_MAX), 1)
 
     def rates(self) -> Rates:
         groups = self.group_rate * GROUP_MARGIN
