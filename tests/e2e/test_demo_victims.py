@@ -1,5 +1,6 @@
-"""The demo at full size with every IDC as its victim, on both kinds of engines; and one deployment
-that loses an IDC, gets it back, loses the same one again, and then another."""
+"""The demo at its own size with every IDC as its victim, on both kinds of engines (its load is
+smaller on real ones, which share the machine); and one deployment that loses an IDC, gets it back,
+loses the same one again, and then another."""
 
 from __future__ import annotations
 

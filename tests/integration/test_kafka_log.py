@@ -27,6 +27,7 @@ from imctl.testing.kafka import KafkaProcess, running
 from services.engines.kafka import admin
 from services.engines.kafka import cluster as kafka_cluster
 from services.engines.kafka.acls import allow, of_mirrors
+from services.engines.kafka.batches import Fetched
 from services.engines.kafka.cluster import At, Cluster, NoTopic, dial
 from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.kafka.settings import (
@@ -36,6 +37,7 @@ from services.engines.kafka.settings import (
     own_topic,
     relay_topic,
 )
+from services.engines.kafka.tail import MISSING_S, Tail
 from services.engines.kafka.writer import Writer
 from services.engines.records import EMPTY_END, pack, record_after
 from services.node.engines import when_it_answers
@@ -527,6 +529,39 @@ async def test_a_mirrored_topic_may_appear_later(
     await admin.ensure(raw.cluster, [admin.log_topic(mirrored, PARTITIONS, settings)])
     await raw.write(mirrored, *history(8))
     await until(lambda: copy.end(0).lsn == 8)
+
+
+async def test_a_topic_that_is_missing_is_looked_for_once_for_all_its_partitions(
+    settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As relays are, which most deployments never need."""
+    cluster = Cluster(settings, "fra")
+    tail = Tail(cluster)
+    looks: list[Sequence[str] | None] = []
+    look = cluster.look
+
+    async def counted(topics: Sequence[str] | None) -> set[str]:
+        looks.append(topics)
+        return await look(topics)
+
+    class Nobody:
+        offset = 0
+
+        def took(self, fetched: Fetched) -> None:
+            raise AssertionError(fetched)
+
+        async def out_of_range(self) -> None:
+            raise AssertionError
+
+    monkeypatch.setattr(cluster, "look", counted)
+    try:
+        for number in range(8):
+            tail.follow(At("not-there", number), Nobody())
+        await asyncio.sleep(2.5 * MISSING_S)
+        assert 2 <= looks.count(["not-there"]) <= 4
+    finally:
+        await tail.close()
+        await cluster.close()
 
 
 async def test_nothing_mirrored_above_a_cut_comes_back(
