@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from imcore.errors import OutcomeUnknown, StaleWriter, Unavailable
-from services.engines.tikv.flights import REST_MAX_S, Flights
+from services.engines.tikv.flights import REST_MAX_S, ROWS_MAX, Flights
 from services.ports import Batch
 
 
@@ -17,12 +17,14 @@ class Sky:
 
     def __init__(self) -> None:
         self.flown: list[list[int]] = []
+        self.off = asyncio.Event()
         self.over = asyncio.Event()
         self.error: Exception | None = None
         self.refused: dict[int, Exception] = {}
         self.flights: Flights[str] = Flights(self.fly)
 
     async def fly(self, batches: Sequence[Batch]) -> Mapping[int, str | Exception]:
+        self.off.set()
         self.flown.append([batch.partition for batch in batches])
         await self.over.wait()
         if self.error is not None:
@@ -38,7 +40,8 @@ class Sky:
     async def until(self, flown: int) -> None:
         async with asyncio.timeout(5):
             while len(self.flown) < flown:
-                await asyncio.sleep(0.001)
+                self.off.clear()
+                await self.off.wait()
 
 
 @pytest.fixture
@@ -103,11 +106,24 @@ async def test_who_is_cancelled_before_does_not_fly(sky: Sky) -> None:
     assert sky.flown == [[1]]
 
 
-async def test_a_large_batch_flies_alone(sky: Sky) -> None:
+async def test_a_shared_flight_has_room_for_so_many_rows(sky: Sky) -> None:
     sky.over.set()
-    found = [sky.join(0, 400), sky.join(1, 5_000), sky.join(2), sky.join(3)]
+    found = [sky.join(0, ROWS_MAX - 1), sky.join(1, 2), sky.join(2), sky.join(3)]
     await asyncio.gather(*found)
-    assert sky.flown == [[0], [1], [2, 3]]
+    assert sky.flown == [[0], [1, 2, 3]]
+
+
+async def test_a_large_batch_flies_alone_and_waits_for_nobody(sky: Sky) -> None:
+    first = sky.join(0)
+    await sky.until(1)
+    large = sky.join(1, ROWS_MAX + 1)
+    await sky.until(2)
+    assert sky.flown == [[0], [1]]
+    sky.refused[1] = StaleWriter("another applier")
+    sky.over.set()
+    assert await first == "landed 0"
+    with pytest.raises(StaleWriter):
+        await large
 
 
 async def test_after_a_flight_there_is_a_rest_as_long_as_it_took_and_no_longer_than_a_bound(

@@ -20,17 +20,13 @@ log = logging.getLogger("im.kv")
 
 GATHER_S = 0.004  # the partitions of one log wake up together, and come within this time
 REST_MAX_S = 0.1
-_ROWS_MAX = 1_000  # of one transaction, unless one batch has more
+ROWS_MAX = 1_000  # of one transaction that is shared
 _T = TypeVar("_T")
 
 
 class _Passenger(NamedTuple, Generic[_T]):
     batch: Batch
     landed: asyncio.Future[_T]
-
-    @property
-    def rows(self) -> int:
-        return len(self.batch.puts) + len(self.batch.deletes)
 
 
 class Flights(Generic[_T]):
@@ -49,6 +45,12 @@ class Flights(Generic[_T]):
     async def join(self, batch: Batch) -> _T:
         """One call at a time for a partition. Who is cancelled while it flies ends the flight: the
         others' outcome is unknown then, too."""
+        if _rows(batch) > ROWS_MAX:
+            # What is to catch up with costs by the row: to wait for each other would save nothing.
+            outcome = (await self._fly([batch]))[batch.partition]
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
         passenger: _Passenger[_T] = _Passenger(batch, asyncio.get_running_loop().create_future())
         self._waiting.append(passenger)
         self._run_on()
@@ -101,8 +103,8 @@ class Flights(Generic[_T]):
     def _take(self) -> list[_Passenger[_T]]:
         rows, count = 0, 0
         for passenger in self._waiting:
-            rows += passenger.rows
-            if count and rows > _ROWS_MAX:
+            rows += _rows(passenger.batch)
+            if rows > ROWS_MAX:
                 break
             count += 1
         taken = self._waiting[:count]
@@ -123,3 +125,7 @@ class Flights(Generic[_T]):
     def _fail(self, error: ImError) -> None:
         # A copy each: the traceback of one waiter is not another's.
         self._land({it.batch.partition: type(error)(str(error)) for it in self._aboard})
+
+
+def _rows(batch: Batch) -> int:
+    return len(batch.puts) + len(batch.deletes)
