@@ -3,10 +3,15 @@
 The sign of overload is the time that work waits in the process, not how much of it there is. A
 level falls while the least wait of two windows in a row is above the limit, and rises again while
 it is not: the least, as in CoDel (K. Nichols and V. Jacobson, "Controlling Queue Delay", 2012), so
-that one pause of the machine sheds nobody. As in WeChat's DAGOR (H. Zhou et al., "Overload Control
-for Scaling WeChat Microservices", 2018) the level is one of users, not a chance for each request:
-where every second request of everybody fails, hardly anybody gets anything done. The users take
-turns.
+that a short pause of the machine sheds nobody. As in WeChat's DAGOR (H. Zhou et al., "Overload
+Control for Scaling WeChat Microservices", 2018) the level is one of users, not a chance for each
+request: where every second request of everybody fails, hardly anybody gets anything done. The users
+take turns.
+
+A turn of the event loop takes all that has come during the one before. At twice of what can be done
+each would be twice as long as the last, and who looks at the loop between turns sees too late what
+he has let in: acks took 4 s, and 16 s and ever more at three times. So a turn that has lasted for
+too long is seen by the requests that it takes, and the level falls before its end.
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ from __future__ import annotations
 import zlib
 
 WINDOW_S = 0.25
+SHEDDING_S = 0.1  # a window while the level is below 1
 TURN_S = 5.0  # after this others are shed
 LEVEL_MIN = 0.05
 FALLS_TO = 0.8  # of the level, in a window above the limit
-RISES_BY = 0.1  # in one below it
+RISES_BY = 0.04  # in one below it
 READS = 2.0  # reads are cheaper: shed when the level is half as high
 RETRY_MS = 500  # at level 1; the fewer are served, the later the others come again
 
@@ -30,11 +36,16 @@ class Shedder:
         self._least = float("inf")
         self._late = False  # in the last window
         self._window_ends = 0.0
+        self._turn_began: float | None = None  # when it was first asked since the last look
         self.level = 1.0  # share of the users whose sends are taken
         self.shed = 0
 
     def waited(self, seconds: float, now: float) -> None:
-        """A sample of how long work has to wait now; several a window."""
+        """A look between two turns of the loop, several a window: how late it was."""
+        self._turn_began = None
+        self._sample(seconds, now)
+
+    def _sample(self, seconds: float, now: float) -> None:
         self._least = min(self._least, seconds)
         if now < self._window_ends:
             return
@@ -44,10 +55,14 @@ class Shedder:
         elif not self._late:
             self.level = min(1.0, self.level + RISES_BY)
         self._least = float("inf")
-        self._window_ends = now + WINDOW_S
+        self._window_ends = now + (WINDOW_S if self.level >= 1.0 else SHEDDING_S)
 
     def retry_ms(self, uid: str, reads: bool, now: float) -> int:
         """0: it is served. Else it is not, and may be asked for again after so many ms."""
+        if self._turn_began is None:
+            self._turn_began = now
+        elif now - self._turn_began > self._delay_s:
+            self._sample(now - self._turn_began, now)
         if self.level >= 1.0:
             return 0
         turn = int(now / TURN_S)
