@@ -24,7 +24,14 @@ TURN_S = 5.0  # after this others are shed
 LEVEL_MIN = 0.05
 FALLS_TO = 0.8  # of the level, in a window above the limit
 RISES_BY = 0.04  # in one below it
-READS = 2.0  # reads are cheaper: shed when the level is half as high
+READS_COUNT = 2.0  # they are cheaper: shed when the level is half as high
+READS = frozenset(
+    (
+        "conversations", "device_keys", "friends", "group_info", "history", "pull", "read_cursor",
+        "readers", "search", "sync", "typing", "watch",
+    )
+)  # fmt: skip
+BEHIND = "the IDC does not keep up"  # what whoever is shed is told
 RETRY_MS = 500  # at level 1; the fewer are served, the later the others come again
 
 
@@ -67,7 +74,7 @@ class Shedder:
             return 0
         turn = int(now / TURN_S)
         place = zlib.crc32(f"{turn}/{uid}".encode()) / 2**32
-        if place < self.level * (READS if reads else 1.0):
+        if place < self.level * (READS_COUNT if reads else 1.0):
             return 0
         self.shed += 1
         return round(RETRY_MS / self.level)
