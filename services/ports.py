@@ -508,6 +508,10 @@ class Im(Protocol):
         """The session is over (the grace period too): its route goes."""
         ...
 
+    def behind_s(self) -> float:
+        """Seconds that something acked has waited to be told, because folding does not keep up."""
+        ...
+
 
 class Sessions(Protocol):
     """The state role, as gateways see it. A gateway knows a connection only by its number."""

@@ -142,7 +142,7 @@ class Fronts(rpc.FrontServicer):
         self._since = since
         self._clock = clock
         # A front sees how late itself is, and not how late this process is.
-        self.shedder = Shedder(limits.delay_ms / 1000)
+        self.shedder = Shedder(limits.delay_ms / 1000, limits.fold_delay_ms / 1000)
         self.im: Im
         self.origin: Origin
         self.open = False
@@ -292,7 +292,9 @@ class Fronts(rpc.FrontServicer):
 
     async def run(self) -> None:
         """Tells the fronts what they must know, and looks for overload, until cancelled."""
-        watching = asyncio.ensure_future(watch_delay(self.shedder, self._clock))
+        watching = asyncio.ensure_future(
+            watch_delay(self.shedder, self._clock, lambda: self.im.behind_s())
+        )
         try:
             while True:
                 await asyncio.sleep(TELL_S)

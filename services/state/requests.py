@@ -119,7 +119,7 @@ class Requests:
         self.tracing: Tracing | None = None
         self._in_flight_max = limits.idc_in_flight
         self._users = Buckets(limits.user_requests_per_s, _BURST_S * limits.user_requests_per_s)
-        self.shedder = Shedder(limits.delay_ms / 1000)
+        self.shedder = Shedder(limits.delay_ms / 1000, limits.fold_delay_ms / 1000)
         self.breaker = Breaker(BREAKER_FAILURES, BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S)
         self.overloaded = 0  # answered so, for whatever reason
         self._make_error = make_error

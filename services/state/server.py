@@ -499,7 +499,9 @@ class StateServer(Outgoing):
 
     async def run(self) -> None:
         """Signals, graces, deadlines, checkpoints and the look for overload, until cancelled."""
-        watching = asyncio.ensure_future(watch_delay(self._requests.shedder, self._clock))
+        watching = asyncio.ensure_future(
+            watch_delay(self._requests.shedder, self._clock, lambda: self.im.behind_s())
+        )
         try:
             await self._run_timers()
         finally:

@@ -36,27 +36,30 @@ RETRY_MS = 500  # at level 1; the fewer are served, the later the others come ag
 
 
 class Shedder:
-    """``delay_s``: the least wait of a window, above which the process does not keep up."""
+    """``delay_s``, ``fold_delay_s``: the least wait of a window, for the loop and for the fold,
+    above which the process does not keep up."""
 
-    def __init__(self, delay_s: float) -> None:
+    def __init__(self, delay_s: float, fold_delay_s: float) -> None:
         self._delay_s = delay_s
-        self._least = float("inf")
+        self._fold_delay_s = fold_delay_s
+        self._least = float("inf")  # of what is waited, as a multiple of what may be
         self._late = False  # in the last window
         self._window_ends = 0.0
         self._turn_began: float | None = None  # when it was first asked since the last look
         self.level = 1.0  # share of the users whose sends are taken
         self.shed = 0
 
-    def waited(self, seconds: float, now: float) -> None:
-        """A look between two turns of the loop, several a window: how late it was."""
+    def waited(self, seconds: float, fold_s: float, now: float) -> None:
+        """A look between two turns of the loop, several a window: how late it was, and how long
+        what is acked has waited to be told."""
         self._turn_began = None
-        self._sample(seconds, now)
+        self._sample(max(seconds / self._delay_s, fold_s / self._fold_delay_s), now)
 
-    def _sample(self, seconds: float, now: float) -> None:
-        self._least = min(self._least, seconds)
+    def _sample(self, wait: float, now: float) -> None:
+        self._least = min(self._least, wait)
         if now < self._window_ends:
             return
-        late, self._late = self._late, self._least > self._delay_s
+        late, self._late = self._late, self._least > 1.0
         if self._late and late:
             self.level = max(LEVEL_MIN, self.level * FALLS_TO)
         elif not self._late:
@@ -69,7 +72,7 @@ class Shedder:
         if self._turn_began is None:
             self._turn_began = now
         elif now - self._turn_began > self._delay_s:
-            self._sample(now - self._turn_began, now)
+            self._sample((now - self._turn_began) / self._delay_s, now)
         if self.level >= 1.0:
             return 0
         turn = int(now / TURN_S)
