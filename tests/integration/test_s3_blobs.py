@@ -431,7 +431,7 @@ async def test_every_list_is_one_below_the_prefix(
     await blobs.look()
     await blobs.uploads()
     await blobs.files()
-    await blobs.noted({"copy"})
+    await blobs.noted()
     lists = [query.get("prefix", "") for key, query in asked if key is None]
     assert len(lists) > 5
     assert all(prefix.startswith(settings.prefix) for prefix in lists), lists
