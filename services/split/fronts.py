@@ -239,7 +239,8 @@ class Fronts(rpc.FrontServicer):
             link.pipe.put(front.Down(answer=front.Answer(call=call, response=response)))
 
         reads = ask.request.WhichOneof("body") in READS
-        if retry_ms := self.shedder.retry_ms(ask.caller.uid, reads, self._clock.now()):
+        now = self._clock.now()
+        if not ask.catches_up and (retry_ms := self.shedder.retry_ms(ask.caller.uid, reads, now)):
             self.limited.overloaded += 1
             self.limited.shed += 1
             reply(_overloaded(self._stamp(), retry_ms))
@@ -358,15 +359,16 @@ class Fronts(rpc.FrontServicer):
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         for link in self.gateways:
-            told = front.BehindGroups(within_ms=within_ms)
-            for audience, heads, stable in behind:
-                number, here = link.audience(audience)
-                if here:
-                    group = told.groups.add(audience=number)
-                    group.heads.conversation, group.heads.stable = audience.conversation, stable
-                    group.heads.heads.extend(positions_pb(heads))
-            if told.groups:
-                link.pipe.put(front.Down(behind=told))
+            for at in range(0, len(behind), _AUDIENCES):  # more of them a front does not remember
+                told = front.BehindGroups(within_ms=within_ms)
+                for audience, heads, stable in behind[at : at + _AUDIENCES]:
+                    number, here = link.audience(audience)
+                    if here:
+                        group = told.groups.add(audience=number)
+                        group.heads.conversation, group.heads.stable = audience.conversation, stable
+                        group.heads.heads.extend(positions_pb(heads))
+                if told.groups:
+                    link.pipe.put(front.Down(behind=told))
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         for link, here in self._of(uids):
