@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import random
 import shutil
@@ -179,8 +180,8 @@ class _Settings:
         return round(min(self.rate * GROUPS_SHARE, GROUPS_MAX), 1)
 
     def rates(self) -> Rates:
-        groups = self.group_rate * GROUP_MARGIN
-        return Rates(max(self.rate * RATE_MARGIN, groups), groups)
+        groups = offered(self.group_rate, GROUP_MARGIN, self.seconds)
+        return Rates(max(offered(self.rate, RATE_MARGIN, self.seconds), groups), groups)
 
 
 # -------------------------------------------------------------------------------- before
@@ -218,6 +219,13 @@ def _victim(wanted: str, region: Region, out: Path, wall_ms: int) -> str:
     chosen = idcs[position % len(idcs)]
     write_text(memory, chosen + "\n")
     return chosen
+
+
+def offered(rate: float, margin: float, seconds: float) -> float:
+    """So much that random arrivals reach the rate in the steady phases, before and after: three of
+    their standard deviations more, where that is more than the margin."""
+    judged_s = max(1.0, 2 * (seconds - 1))
+    return max(rate * margin, rate + 3 * math.sqrt(rate / judged_s))
 
 
 def size_of(engines: Sequence[str], clients: int | None, rate: float | None) -> Size:

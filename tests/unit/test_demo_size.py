@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imctl.demo import SMALL, USUAL, Size, size_of, small_note
+from imctl.demo import SMALL, USUAL, Size, offered, size_of, small_note
 
 
 @pytest.mark.parametrize("engines", [(), ("kafka",), ("etcd", "s3")])
@@ -27,3 +27,11 @@ def test_what_is_asked_for_counts() -> None:
     assert size_of(engines, 300, 300.0) == Size(300, 300.0)
     assert small_note(engines, 300, 300.0) == ""
     assert "40 clients" in small_note(engines, 40, None)
+
+
+def test_random_arrivals_reach_a_low_rate_too() -> None:
+    assert offered(300.0, 1.05, 15.0) == pytest.approx(315)
+    assert offered(20.0, 1.25, 15.0) == 25
+    # 28 s of 10 a second are 280 arrivals, give or take 17.
+    assert offered(10.0, 1.05, 15.0) == pytest.approx(10 + 3 * 17 / 28, abs=0.05)
+    assert offered(10.0, 1.05, 0.5) < 20
