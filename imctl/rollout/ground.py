@@ -11,7 +11,7 @@ from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imctl import admin
-from imctl.errors import Failed
+from imctl.errors import Denied
 from imctl.plan.document import lacks
 from imctl.plan.takes import Takes
 from imctl.rollout import store
@@ -75,14 +75,14 @@ class LocalGround:
         }  # fmt: skip
 
     def _sited(self, rollout: Rollout, heard: Mapping[str, dict[str, Any]]) -> _Sited:
-        """Of the unit whose turn it is: nothing is done about another one. Raises Failed for what
+        """Of the unit whose turn it is: nothing is done about another one. Raises Denied for what
         an API server refuses: since the plan, which would not have begun this."""
         target, unit = self._target, rollout.current
         if not unit:
             return _AS_WANTED
         changes = target.site_changes(rollout.wanted, [unit])
         if refused := [each for each in changes if each.takes is Takes.FIXED]:
-            raise Failed("; ".join(f"{each.difference.field}: {each.reason}" for each in refused))
+            raise Denied("; ".join(f"{each.difference.field}: {each.reason}" for each in refused))
         takes = {each.takes for each in changes}
         serves = heard.get(unit, {}).get("serving")
         return _Sited(

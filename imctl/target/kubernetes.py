@@ -28,9 +28,9 @@ from imcore.runtime import Clock
 from imctl import roles
 from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
 from imctl.api.model import IdcSpec
-from imctl.errors import Failed, Guarded
+from imctl.errors import Denied, Failed, Guarded
 from imctl.plan.takes import Change
-from imctl.reconcile.cluster import Cluster, Conflict, read
+from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
 from imctl.reconcile.gatewayobjects import COMPONENT
 from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
@@ -199,7 +199,7 @@ class Kubernetes(Local):
         for path in sorted((self.data / regions.FOLDER).glob("*.yaml")):
             if sites.mark_of(regions.load(self.data, path.stem)) == found.mark:
                 return path.stem
-        raise Failed(
+        raise Denied(
             f"somebody else gave {found.part} a region file that {self.data} does not know; "
             "deploy from the folder that has it"
         )
@@ -517,7 +517,7 @@ class Kubernetes(Local):
             time.sleep(POLL_S)
 
     def _at(self, name: str, work: Callable[[Cluster], Awaitable[T]]) -> T:
-        """With the API server of this part. Raises Failed."""
+        """With the API server of this part. Raises Failed; Denied for its refusal."""
         context = self._sites.sites[name].context
 
         async def run() -> T:
@@ -534,6 +534,8 @@ class Kubernetes(Local):
                 f"there is no namespace {self._sites.sites[name].namespace}, or it has not the "
                 f"kinds of {API_VERSION} (charts/im-operator): {error}"
             ) from error
+        except Rejected as error:
+            raise Denied(str(error)) from error
         except ImError as error:
             raise Failed(str(error)) from error
 
