@@ -19,6 +19,7 @@ from imctl import deployment, roles, startup
 from imctl.commands.lifecycle import progress
 from imctl.commands.plan import Canary, look
 from imctl.errors import Aborted, Failed, Guarded
+from imctl.group import Commands
 from imctl.options import Data, Engines, Format, Output, RegionFile, SitesFile
 from imctl.output import emit, notes
 from imctl.plan.document import Plan
@@ -360,6 +361,7 @@ def _now_ms() -> int:
 
 
 rollout = typer.Typer(
+    cls=Commands,
     help="Look at the rollout of a region file; pause, resume or undo it.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -18,7 +18,7 @@ from imctl import audit, deployment, hotrestart, startup
 from imctl.errors import Failed, Guarded
 from imctl.logview import Shown
 from imctl.options import Data, Engines, Format, IdcName, Output, RegionFile
-from imctl.output import console
+from imctl.output import notes
 from imctl.planning import folder_of
 from imctl.rollout import store
 from imctl.target.engines import chosen
@@ -60,9 +60,13 @@ def up(
 
 @contextmanager
 def progress(target: Local) -> Iterator[startup.Progress]:
-    """A line for each unit, on a terminal; nothing elsewhere."""
+    """A line for each unit, on a terminal; nothing elsewhere. It is no part of the result."""
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bars:
+    screen = notes()
+    with Progress(
+        *columns, TimeElapsedColumn(), console=screen, transient=True,
+        disable=not screen.is_terminal,
+    ) as bars:  # fmt: skip
         tasks = {name: bars.add_task(f"{name} waits", total=1) for name in target.everything()}
 
         def show(name: str, serving: bool) -> None:

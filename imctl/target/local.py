@@ -92,9 +92,10 @@ class Local:
         roles.demand(folder / "pki", Role.ADMIN, "Starting a deployment")
         _check_not_running(folder)
         copy = folder / COPY
+        text = region_file.read_bytes()
+        check_ports(region)  # before anything is written
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = region_file.read_bytes()
             places = Places(folder, (port for _, _, port in listeners(region)))
             if engines:
                 pki_folder = folder / "pki"
@@ -110,7 +111,6 @@ class Local:
             raise Failed(
                 f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
             ) from error
-        check_ports(region)
         names = pki_names(region) | wanted.certificates(region, engines)
         pki.init(folder / "pki", names, pki.utc_now(clock.wall_ms()))
         run = RunFile(
@@ -135,6 +135,11 @@ class Local:
         run = runfile.read(folder)
         if run is not None and not run.elsewhere:
             raise Failed(f"{folder} is of a deployment on this machine; choose another with --data")
+        if run is None and any((folder / idc.name / "data").exists() for idc in region.spec.idcs):
+            raise Failed(
+                f"{folder} has data of a deployment on this machine, which is down; choose another "
+                "with --data"
+            )
         pki.show(folder / "pki")
         copy = folder / COPY
         try:
