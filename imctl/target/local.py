@@ -431,7 +431,7 @@ class Local:
         """The name of the deployment's own file, changed. Raises BadInput when it is none then."""
         own = regions.path_of(self.data, self.own_region())
         text = wanted.as_text(change(yaml.safe_load(own.read_text())))
-        loaded = check_text(text, f"{own.name}, changed")
+        loaded = check_text(text, f"the deployment's {COPY}, so changed")
         if loaded.problems:
             raise BadInput("\n".join(loaded.problems))
         return regions.keep(self.data, text.encode())

@@ -111,7 +111,9 @@ def test_a_switchover_remembers_its_target() -> None:
     moved = committed(decide(change(Kind.SWITCHOVER, target="sin")))
     assert moved.idcs["fra"].target == "sin"
     assert blocked_by(decide(change(Kind.SWITCHOVER))) == {"transition"}
-    assert blocked_by(decide(change(Kind.SWITCHOVER, target="fra"))) == {"transition"}
+    itself = decide(change(Kind.SWITCHOVER, target="fra"))
+    assert blocked_by(itself) == {"transition"}
+    assert "the target is fra itself; expected another IDC, active" in itself.sentence
 
 
 def test_the_same_request_resolves_to_its_first_outcome() -> None:
