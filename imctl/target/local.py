@@ -70,6 +70,7 @@ class Local:
         self._places = places
         self._beside = Beside(region, data, self.pki, run.engines, places)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._regions: dict[str, Region] = {}
 
     # ------------------------------------------------------------------- making and finding
 
@@ -191,9 +192,20 @@ class Local:
 
     def fronts_of(self, name: str) -> list[str]:
         """The fronts of an IDC, which run beside its core; none when all its roles are in one
-        process, or when it is no IDC."""
-        counts = {idc.name: idc.gateways for idc in self.region.spec.idcs if self.split}
-        return [f"{name}{FRONT}{number}" for number in range(1, counts.get(name, 0) + 1)]
+        process, or when it is no IDC. As many as the file says that it was started with: while a
+        rollout is under way that is not always the deployment's own."""
+        if not self.split or name not in {idc.name for idc in self.region.spec.idcs}:
+            return []
+        count = self._started_with(name).idc(name).gateways
+        return [f"{name}{FRONT}{number}" for number in range(1, count + 1)]
+
+    def _started_with(self, name: str) -> Region:
+        known = self._run.regions.get(name)
+        if known is None:
+            return self.region
+        if known not in self._regions:  # a file of that name never changes
+            self._regions[known] = self.region_named(known)
+        return self._regions[known]
 
     def front_names(self) -> list[str]:
         return [front for idc in self.region.spec.idcs for front in self.fronts_of(idc.name)]

@@ -19,6 +19,7 @@ from imcore.errors import BadInput
 from imcore.runtime import SystemClock
 from imctl import startup
 from imctl.errors import Failed
+from imctl.plan.scale import scaled
 from imctl.planning import check_data_fit, fields_of
 from imctl.target import process, runfile
 from imctl.target.local import Local
@@ -83,6 +84,31 @@ def test_a_restart_brings_the_file_and_twice_is_once_more(target: Local, region:
     assert (target.region_of("fra"), target.own_region()) == (wanted, first)
     target.adopt(wanted)
     assert Local.open(target.data).own_region() == wanted
+
+
+def test_a_split_idc_gets_and_loses_gateways_with_its_file(tmp_path: Path, region: Path) -> None:
+    target = Local.prepare(region, tmp_path / "split", False, SystemClock(), split=True)
+
+    def runs() -> list[str]:
+        return sorted(unit.name for unit in target.units() if unit.state == "running")
+
+    def scaled_to(count: int) -> str:
+        return target.keep_changed(
+            lambda document: scaled(document, idc="fra", counts={"gateway": count})
+        )
+
+    try:
+        target.start(["fra"])
+        assert runs() == ["fra", "fra.gateway-1"]
+        for count in (2, 1):
+            target.restart("fra", scaled_to(count))
+            # Also for the next `imctl`, before the file is the deployment's own.
+            for seen in (target, Local.open(target.data)):
+                fronts = [f"fra.gateway-{number}" for number in range(1, count + 1)]
+                assert (seen.fronts_of("fra"), runs()) == (fronts, ["fra", *fronts])
+            target.adopt(target.region_of("fra"))
+    finally:
+        target.stop()
 
 
 def test_a_process_that_was_not_written_down_is_found_again(target: Local, region: Path) -> None:
