@@ -23,10 +23,11 @@ def find(data: Path | None) -> Local:
     found = sorted(path.parent for path in Path("var").glob(f"*/{NAME}"))
     if not found:
         known = [path.parent for path in Path("var").glob(f"*/{COPY}")]
-        raise (
-            _down(known[0])
-            if len(known) == 1
-            else Failed("no deployment was started here; `imctl up FILE` starts one")
+        if len(known) == 1:
+            raise _down(known[0])
+        raise Failed(
+            "no deployment was started here; `imctl up FILE` starts one, --data names one that is "
+            "elsewhere"
         )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
