@@ -356,6 +356,11 @@ def test_what_moves_clients_back_is_judged_like_what_moves_them_away(
     }
     old = evidence(fra=facts("fra", at_ms=NOW - 2_001))
     assert blocked_by(decide(change(kind), there, old)) == {"evidence-age"}
+    dead = replace(evidence(), idcs={k: v for k, v in evidence().idcs.items() if k != "fra"})
+    said = decide(change(kind), there, dead).sentence
+    assert (
+        "evidence-age: nothing is heard of fra; what is known must be 2000 ms old at most" in said
+    )
     own = replace(there, operation=OperationRef("x", Kind.DRAIN, "fra", "", "", "", 0))
     assert committed(decide(change(kind), own)).state("fra") is IdcState.ACTIVE
 
