@@ -51,8 +51,12 @@ def up(
     target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines), split)
     store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
-    with progress(target) as shown:
-        startup.bring_up(target, shown, wait)
+    try:
+        with progress(target) as shown:
+            startup.bring_up(target, shown, wait)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: nothing of it runs", err=True)
+        raise
     names = ", ".join(idc.name for idc in target.region.spec.idcs)
     done = "serve" if wait else "are starting"
     print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")

@@ -443,9 +443,9 @@ class Local:
         """The name of the deployment's own file, changed. Raises BadInput when it is none then."""
         own = regions.path_of(self.data, self.own_region())
         text = wanted.as_text(change(yaml.safe_load(own.read_text())))
-        loaded = check_text(text, f"the deployment's {COPY}, so changed")
-        if loaded.problems:
-            raise BadInput("\n".join(loaded.problems))
+        loaded = check_text(text, COPY)
+        if loaded.problems:  # the file that they are on lines of is nobody's
+            raise BadInput("\n".join(line.partition(": ")[2] for line in loaded.problems))
         return regions.keep(self.data, text.encode())
 
     def _kv_as_it_is(self, region: Region) -> dict[str, Any]:

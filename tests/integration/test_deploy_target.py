@@ -260,7 +260,7 @@ def test_a_scale_is_judged_as_the_deploy_that_it_is(target: Local) -> None:
     for words, why in (
         (("fra", "im=2"), "im cannot be scaled"),
         (("mars", "gateway=2"), "expected one of fra"),
-        (("fra", "gateway=65"), "spec.idcs[0].gateways: expected"),
+        (("fra", "gateway=65"), "error: spec.idcs[0].gateways: expected"),
     ):
         refused = imctl(target.data, "scale", *words, "--yes")
         assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr
