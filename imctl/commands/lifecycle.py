@@ -55,11 +55,15 @@ def up(
         with progress(target) as shown:
             startup.bring_up(target, shown, wait)
     except KeyboardInterrupt:
-        typer.echo("interrupted: nothing of it runs", err=True)
+        tell_interrupted()
         raise
     names = ", ".join(idc.name for idc in target.region.spec.idcs)
     done = "serve" if wait else "are starting"
     print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")
+
+
+def tell_interrupted() -> None:
+    typer.echo("interrupted: nothing of it runs", err=True)
 
 
 @contextmanager
