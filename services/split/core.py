@@ -24,7 +24,7 @@ from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
-from services.ports import Audience, Kicks, Pushes, Reply, Session
+from services.ports import Audience, Backlog, Kicks, Pushes, Reply, Session
 from services.split.pipe import Pipe
 
 log = logging.getLogger("im.split")
@@ -318,8 +318,8 @@ class CoreLink:
             raise Refused(Code(answer.code), answer.message)
         return list(answer.known)
 
-    def behind_s(self) -> float:
-        return 0.0  # the core sheds for itself
+    def backlog(self) -> Backlog:
+        return Backlog(0.0, 0)  # the core sheds for itself
 
     def disconnected(self, session: Session) -> None:
         self._over.append(session)

@@ -293,16 +293,15 @@ class Fronts(rpc.FrontServicer):
 
     async def run(self) -> None:
         """Tells the fronts what they must know, and looks for overload, until cancelled."""
-        watching = asyncio.ensure_future(
-            watch_delay(self.shedder, self._clock, lambda: self.im.behind_s())
-        )
-        try:
-            while True:
-                await asyncio.sleep(TELL_S)
-                for link in self.gateways:
-                    link.pipe.put(self._tell(link))
-        finally:
-            watching.cancel()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch_delay(self.shedder, self._clock, lambda: self.im.backlog()))
+            group.create_task(self._tell_fronts())
+
+    async def _tell_fronts(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            for link in self.gateways:
+                link.pipe.put(self._tell(link))
 
     def _tell(self, link: FrontLink) -> front.Down:
         tell = front.Tell(
@@ -427,7 +426,7 @@ class Fronts(rpc.FrontServicer):
     def load(self) -> dict[str, float | int | bool]:
         """``served_share``: of the process that serves the least; ``breaker_open``: of any."""
         loads = [link.load for link in self.gateways if link.load.ByteSize()]
-        shares = [self.shedder.level, *(load.served_share for load in loads)]
+        shares = [self.shedder.share, *(load.served_share for load in loads)]
         return {
             "served_share": round(min(shares), 3),
             "overloaded": self.limited.overloaded,

@@ -265,7 +265,7 @@ async def test_fronts_catch_up_with_a_core_that_sheds_and_with_one_link(
     await core.stop()
     core.im.store("d:u1:u2", b"meanwhile")
     await core.start()
-    monkeypatch.setattr(core.fronts.shedder, "_sample", lambda wait, now: None)
+    monkeypatch.setattr(core.fronts.shedder, "_sample", lambda seconds, now: None)
     core.fronts.shedder.level = 0.05
     for client in clients:
         assert (await client.event("signal")).signal.conversation == "d:u1:u2"
