@@ -314,7 +314,7 @@ class ImServer:
         if kind == "typing":
             return await presence.typing(self, session, request.typing)
         if kind == "watch":
-            return presence.watch(self, session, request.watch)
+            return await presence.watch(self, session, request.watch)
         if kind == "devices":
             return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
         if kind == "publish_keys":
