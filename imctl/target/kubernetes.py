@@ -85,8 +85,8 @@ class Kubernetes(Local):
         run = runfile.read(folder)
         if run is not None and not run.sites:
             raise Failed(f"{folder} is of another deployment; choose another with --data")
+        text = _read(sites_file)
         try:
-            text = sites_file.read_bytes()
             found = sites.read(text.decode(), region, str(sites_file))
             _check_stays(folder, run, found)
             folder.mkdir(parents=True, exist_ok=True)
@@ -441,10 +441,7 @@ class Kubernetes(Local):
 
     def keep_wanted(self, region_file: Path, sites_file: Path | None = None) -> str:
         region = super().keep_wanted(region_file)
-        try:
-            text = self._own_sites() if sites_file is None else sites_file.read_bytes()
-        except OSError as error:
-            raise BadInput(f"{error.filename}: {error.strerror}") from error
+        text = self._own_sites() if sites_file is None else _read(sites_file)
         return self._kept(region, text, str(sites_file or self.data / runfile.SITES))
 
     def keep_changed(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
@@ -538,6 +535,14 @@ class Kubernetes(Local):
             raise Denied(str(error)) from error
         except ImError as error:
             raise Failed(str(error)) from error
+
+
+def _read(sites_file: Path) -> bytes:
+    """Raises BadInput."""
+    try:
+        return sites_file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{sites_file}: expected a sites file, got {error.strerror}") from error
 
 
 def _check_stays(folder: Path, run: RunFile | None, found: Sites) -> None:

@@ -148,6 +148,17 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path: Path) -> None
     assert result.stderr == "error: /there/run.json: No space left on device\n"
 
 
+def test_a_sites_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    sites = tmp_path / "sites.yaml"
+    two = ROOT / "regions" / "two-idc.yaml"
+    result = imctl("deploy", two, "--sites", sites, "--data", tmp_path / "d")
+    assert result.returncode == 2
+    assert (
+        result.stderr == f"error: {sites}: expected a sites file, got No such file or directory\n"
+    )
+    assert not (tmp_path / "d" / "pki").exists()
+
+
 def test_a_question_that_nobody_answers_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     (folder / "fra" / "data").mkdir(parents=True)
