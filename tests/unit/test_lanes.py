@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import BESIDE, FOLDERS, NICE, WAITING, unit_of
+from tests.lanes import ENGINES, NICE, WAITING, WHOLE, unit_of
 
 TESTS = Path(__file__).parents[1]
 # The whole conftest.py takes each process seconds to import; the lanes are all that is tried here.
@@ -42,14 +42,18 @@ ENGINE = """
 import pytest
 
 @pytest.fixture
-def etcd_program():
-    return "etcd"
+def kafka_program():
+    return "kafka"
 
 @pytest.fixture
-def etcd_process(etcd_program):
-    return etcd_program
+def kafka_process(kafka_program):
+    return kafka_program
 
-def test_it(etcd_process):
+@pytest.fixture
+def kafka_of_its_own(kafka_program):
+    return kafka_program
+
+def test_it({}):
     pass
 """
 HELD = """
@@ -99,31 +103,32 @@ def ran(root: Path) -> list[tuple[str, str, int]]:
 
 
 def test_what_is_named_is_there() -> None:
-    assert all((TESTS.parent / folder).is_dir() for folder in FOLDERS)
-    assert all((TESTS.parent / file).is_file() for file in BESIDE)
-    assert unit_of(f"{BESIDE[0]}::test_it") == BESIDE[0]
+    for place in (place for places in WHOLE.values() for place in places):
+        there = TESTS.parent / place
+        assert there.is_dir() if place.endswith("/") else there.is_file(), place
     assert unit_of("tests/e2e/test_moves.py::test_it[tests/unit]") == WAITING
+    assert unit_of("tests/contract/test_kv_contract.py::test_it") == ENGINES
+    assert unit_of("tests/integration/test_media.py::test_it") == "tests/integration/test_media.py"
     assert unit_of("tests/unit/test_fold.py::test_it[a::b]") == "tests/unit/test_fold.py"
 
 
-def test_what_waits_stays_on_one_worker_in_order_and_the_other_gives_way(tmp_path: Path) -> None:
-    write(tmp_path, kubernetes=NOTING, e2e=NOTING, unit=NOTING, simulation=NOTING)
+def test_what_waits_and_what_has_engines_runs_in_order_and_the_second_worker_gives_way(
+    tmp_path: Path,
+) -> None:
+    folders = ("kubernetes", "e2e", "contract", "integration", "unit", "simulation")
+    write(tmp_path, **dict.fromkeys(folders, NOTING))
     status, said = run(tmp_path, "-n", "2")
     assert status == 0, said
     every = ran(tmp_path)
-    first = [nodeid for nodeid, worker, _ in every if worker == "gw0"]
-    waiting = [
-        f"tests/{folder}/test_{folder}.py::test_it[{n}]"
-        for folder in ("e2e", "kubernetes")
-        for n in range(5)
-    ]
-    assert first[:10] == waiting
+    for worker, first in (("gw0", ("e2e", "kubernetes")), ("gw1", ("contract",))):
+        own = [nodeid for nodeid, by, _ in every if by == worker]
+        wanted = [f"tests/{name}/test_{name}.py::test_it[{n}]" for name in first for n in range(5)]
+        assert own[: len(wanted)] == wanted
     usual = os.nice(0)
-    for nodeid, worker, nice in every:
-        assert worker == "gw0" or nodeid.startswith(("tests/unit", "tests/simulation"))
+    for _, worker, nice in every:
         assert nice == min(usual + (NICE if worker == "gw1" else 0), 19)
-    assert "20 passed" in said.splitlines()[-1]
-    for folder in ("kubernetes", "e2e", "unit", "simulation"):
+    assert "30 passed" in said.splitlines()[-1]
+    for folder in folders:
         assert f"%] tests/{folder}/test_{folder}.py " in said
     assert "[100%]" in said
 
@@ -155,11 +160,23 @@ def test_one_process_runs_all_as_ever(tmp_path: Path, options: tuple[str, ...]) 
     assert {worker for _, worker, _ in ran(tmp_path)} == {"-"}
 
 
-def test_an_engine_is_refused_where_others_run_beside(tmp_path: Path) -> None:
-    write(tmp_path, unit=ENGINE)
+@pytest.mark.parametrize(
+    ("folder", "fixture", "refused"),
+    [
+        ("unit", "kafka_of_its_own", "kafka_program"),
+        ("e2e", "kafka_of_its_own", ""),
+        ("contract", "kafka_process", ""),
+        ("e2e", "kafka_process", "kafka_process"),  # the session would start it twice
+    ],
+)
+def test_an_engine_is_refused_where_another_may_stand_beside(
+    tmp_path: Path, folder: str, fixture: str, refused: str
+) -> None:
+    write(tmp_path, **{folder: ENGINE.format(fixture)})
     status, said = run(tmp_path)
-    assert status == 4
-    assert "tests/unit/test_unit.py::test_it waits for etcd_program: its place is in" in said
+    assert status == (4 if refused else 0), said
+    test = f"tests/{folder}/test_{folder}.py::test_it"
+    assert not refused or f"{test} waits for {refused}: its place is in tests/" in said
 
 
 def test_ctrl_c_ends_it_and_engines_are_stopped(tmp_path: Path) -> None:
