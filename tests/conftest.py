@@ -198,4 +198,5 @@ def cluster_programs() -> programs.Programs:
 
 pytest_collection_modifyitems = lanes.pytest_collection_modifyitems
 pytest_configure = lanes.pytest_configure
+pytest_runtest_setup = lanes.pytest_runtest_setup
 pytest_xdist_make_scheduler = lanes.pytest_xdist_make_scheduler

@@ -4,8 +4,8 @@ Most tests that take long wait: for processes to start, for a failover, for an e
 worker runs whole deployments and the cluster, and what has little time for something, one after the
 other, in their order: two deployments at once would keep each other from their time limits. The
 second one runs all tests of engines, so that an engine that a session shares is started once, and
-then, file by file, everything else; it gives way to the first (``NICE``), so that a deployment has
-the machine nearly for itself.
+then, file by file, everything else. What waits comes first there too, and has as much of the
+machine as a deployment; what only computes has no time limits, and gives way (``NICE``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ NICE = 5
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
 # What one worker runs as a whole, in this order: folders and files.
 WAITING, ENGINES = "waiting", "engines"
+GIVES_WAY = pytest.StashKey[bool]()
 
 
 def _integration(*names: str) -> tuple[str, ...]:
@@ -44,6 +45,7 @@ WHOLE = {
         ),
     ),
 }  # fmt: skip
+COMPUTE = ("tests/simulation/", "tests/unit/")
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
     {
@@ -132,11 +134,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes |
     return lanes
 
 
+def _is_first(config: pytest.Config) -> bool:
+    return getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Every worker but the first gives way; then the clock says nothing of how slow a test is."""
-    if getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST:
+    """On every worker but the first, the clock says nothing of how slow a test is."""
+    if _is_first(config):
         return
-    os.nice(NICE)
     import hypothesis  # which takes a while, and only a worker needs it for this
 
     patient = hypothesis.settings(
@@ -157,3 +162,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(
                     f"{item.nodeid} waits for {min(engines)}: its place is in {', '.join(places)}"
                 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every worker but the first gives way once it has come to what only computes."""
+    stash = item.config.stash
+    if item.nodeid.startswith(COMPUTE) and not _is_first(item.config) and GIVES_WAY not in stash:
+        stash[GIVES_WAY] = True
+        os.nice(NICE)
