@@ -5,7 +5,8 @@ worker runs whole deployments and the cluster, and what has little time for some
 other, in their order: two deployments at once would keep each other from their time limits. The
 second one runs all tests of engines, so that an engine that a session shares is started once, and
 then, file by file, everything else. What waits comes first there too, and has as much of the
-machine as a deployment; what only computes has no time limits, and gives way (``NICE``).
+machine as a deployment; what only computes has no time limits, and gives way (``NICE``). Last come
+some deployments that have time enough, on whichever worker is done first.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ WHOLE = {
         ),
     ),
 }  # fmt: skip
+# Deployments with time enough for everything. They come last, file by file, so that the workers end
+# at about the same time; by then the first one is on the cluster.
+PATIENT = tuple(
+    f"tests/e2e/test_{name}.py"
+    for name in ("demo", "features", "loss_for_good", "secrets", "up_and_down")
+)
 COMPUTE = ("tests/simulation/", "tests/unit/")
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
@@ -60,6 +67,8 @@ SHARED = frozenset({"kafka_process", "tikv_processes"})
 def unit_of(nodeid: str) -> str:
     """What one worker runs as a whole, or the file of this test."""
     file = nodeid.partition("::")[0]
+    if file in PATIENT:
+        return file
     for unit, places in WHOLE.items():
         if file.startswith(places):
             return unit
@@ -135,7 +144,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes |
 
 
 def _is_first(config: pytest.Config) -> bool:
-    return getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST
+    return bool(getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -152,8 +161,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster needs may be built while the other tests run: so it comes last."""
-    items.sort(key=lambda item: "kubernetes" in item.path.parts)
+    """What a cluster needs may be built while most other tests run."""
+    items.sort(key=_late)
     for item in items:
         asked, unit = set(getattr(item, "fixturenames", ())), unit_of(item.nodeid)
         for fixtures, units in ((PROGRAMS, tuple(WHOLE)), (SHARED, (ENGINES,))):
@@ -162,6 +171,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(
                     f"{item.nodeid} waits for {min(engines)}: its place is in {', '.join(places)}"
                 )
+
+
+def _late(item: pytest.Item) -> int:
+    if item.nodeid.startswith(PATIENT):
+        return 2
+    return 1 if item.nodeid.startswith("tests/kubernetes/") else 0
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import ENGINES, NICE, WAITING, WHOLE, unit_of
+from tests.lanes import ENGINES, NICE, PATIENT, WAITING, WHOLE, unit_of
 
 TESTS = Path(__file__).parents[1]
 # The whole conftest.py takes each process seconds to import; the lanes are all that is tried here.
@@ -107,6 +107,8 @@ def test_what_is_named_is_there() -> None:
     for place in (place for places in WHOLE.values() for place in places):
         there = TESTS.parent / place
         assert there.is_dir() if place.endswith("/") else there.is_file(), place
+    for file in PATIENT:
+        assert (TESTS.parent / file).is_file() and unit_of(f"{file}::test_it") == file
     assert unit_of("tests/e2e/test_moves.py::test_it[tests/unit]") == WAITING
     assert unit_of("tests/contract/test_kv_contract.py::test_it") == ENGINES
     assert unit_of("tests/integration/test_media.py::test_it") == "tests/integration/test_media.py"
@@ -154,11 +156,13 @@ def test_verbose_shows_which_test_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-n", "0")])
 def test_one_process_runs_all_as_ever(tmp_path: Path, options: tuple[str, ...]) -> None:
-    write(tmp_path, unit=NOTING, kubernetes=NOTING, contract=NOTING)
+    write(tmp_path, unit=NOTING, kubernetes=NOTING, contract=NOTING, e2e="")
+    name = Path(PATIENT[0]).name
+    (tmp_path / "tests" / "e2e" / name).write_text(NOTING)
     status, said = run(tmp_path, *options)
-    assert status == 0 and "15 passed" in said.splitlines()[-1]
+    assert status == 0 and "20 passed" in said.splitlines()[-1]
     folders = [nodeid.split("/")[1] for nodeid, _, _ in ran(tmp_path)]
-    assert folders == ["contract"] * 5 + ["unit"] * 5 + ["kubernetes"] * 5
+    assert folders == ["contract"] * 5 + ["unit"] * 5 + ["kubernetes"] * 5 + ["e2e"] * 5
     assert {worker for _, worker, _ in ran(tmp_path)} == {"-"}
 
 
