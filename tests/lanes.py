@@ -50,8 +50,10 @@ WHOLE = {
 # at about the same time; by then the first one is on the cluster.
 PATIENT = tuple(
     f"tests/e2e/test_{name}.py"
-    for name in ("demo", "features", "loss_for_good", "secrets", "up_and_down")
-)
+    for name in (
+        "demo", "features", "hostile_disks", "loss_for_good", "retention", "secrets", "up_and_down",
+    )
+)  # fmt: skip
 COMPUTE = ("tests/simulation/", "tests/unit/")
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
