@@ -20,6 +20,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import NodeManager, WorkerController
 
+from imctl.target import places
+
 FIRST = "gw0"  # the worker that takes what waits
 NICE = 5
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
@@ -71,8 +73,8 @@ def unit_of(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
     if file in PATIENT:
         return file
-    for unit, places in WHOLE.items():
-        if file.startswith(places):
+    for unit, where in WHOLE.items():
+        if file.startswith(where):
             return unit
     return file
 
@@ -145,12 +147,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes |
     return lanes
 
 
+def part_of(ports: range, number: int, count: int) -> range:
+    """Ports next to each other. ``number``: from 0 on; a worker in the place of one that has
+    crashed has a higher one."""
+    size = len(ports) // count
+    first = size * (number % count)
+    return ports[first : first + size]
+
+
 def _is_first(config: pytest.Config) -> bool:
     return bool(getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """On every worker but the first, the clock says nothing of how slow a test is."""
+    """Each worker has ports of its own: one that is chosen is not bound at once, and an IDC that is
+    killed has let go of its own. On every worker but the first, the clock says nothing of how slow
+    a test is."""
+    if workerinput := getattr(config, "workerinput", None):
+        number, count = int(workerinput["workerid"][2:]), workerinput["workercount"]
+        places.PORTS = part_of(places.PORTS, number, count)
     if _is_first(config):
         return
     import hypothesis  # which takes a while, and only a worker needs it for this
@@ -169,9 +184,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         asked, unit = set(getattr(item, "fixturenames", ())), unit_of(item.nodeid)
         for fixtures, units in ((PROGRAMS, tuple(WHOLE)), (SHARED, (ENGINES,))):
             if (engines := fixtures & asked) and unit not in units:
-                places = [place for each in units for place in WHOLE[each]]
+                where = ", ".join(place for each in units for place in WHOLE[each])
                 raise pytest.UsageError(
-                    f"{item.nodeid} waits for {min(engines)}: its place is in {', '.join(places)}"
+                    f"{item.nodeid} waits for {min(engines)}: its place is in {where}"
                 )
 
 

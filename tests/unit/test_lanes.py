@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import ENGINES, NICE, PATIENT, WAITING, WHOLE, unit_of
+from tests.lanes import ENGINES, NICE, PATIENT, WAITING, WHOLE, part_of, unit_of
 
 TESTS = Path(__file__).parents[1]
 # The whole conftest.py takes each process seconds to import; the lanes are all that is tried here.
@@ -33,6 +33,15 @@ def test_it(which, request):
     with open("ran", "a") as file:
         worker = os.environ.get("PYTEST_XDIST_WORKER", "-")
         print(request.node.nodeid, worker, os.nice(0), file=file)
+"""
+PORTS = """
+import os
+from pathlib import Path
+from imctl.target.places import free_ports
+
+def test_it():
+    ports = " ".join(map(str, free_ports(50)))
+    Path("ports-" + os.environ["PYTEST_XDIST_WORKER"]).write_text(ports)
 """
 BAD = """
 def test_bad():
@@ -135,6 +144,21 @@ def test_two_workers_run_what_waits_in_order_and_the_second_gives_way_where_it_c
     for folder in folders:
         assert f"%] tests/{folder}/test_{folder}.py " in said
     assert "[100%]" in said
+
+
+def test_workers_have_ports_of_their_own(tmp_path: Path) -> None:
+    ports = range(20_000, 32_000)
+    parts = [part_of(ports, number, 3) for number in range(3)]
+    assert sorted(port for part in parts for port in part) == list(ports)
+    assert part_of(ports, 4, 3) == parts[1]
+    write(tmp_path, unit=PORTS, e2e=PORTS)
+    status, said = run(tmp_path, "-n", "2")
+    assert status == 0, said
+    first, second = (
+        set(map(int, (tmp_path / f"ports-{worker}").read_text().split()))
+        for worker in ("gw0", "gw1")
+    )
+    assert len(first) == len(second) == 50 and max(first) < min(second)
 
 
 def test_a_failure_is_shown_at_once_and_whole(tmp_path: Path) -> None:
