@@ -38,7 +38,10 @@ WHOLE = {
     WAITING: (
         "tests/e2e/", "tests/kubernetes/",
         # Limits of tenths of a second, or a deployment of all engines.
-        *_integration("cuts", "local_all_engines", "sdk_client"),
+        *_integration(
+            "cuts", "linkproxy", "local_all_engines", "overload", "sdk_client", "sdk_limits",
+            "split", "trace",
+        ),
     ),
     ENGINES: (
         "tests/contract/",
