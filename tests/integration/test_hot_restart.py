@@ -23,7 +23,7 @@ from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from imctl.target.local import pki_names
 from imctl.testing.child import Child
-from imctl.testing.lab import lab_region, until
+from imctl.testing.lab import lab_region, row_of_ports, until
 from imctl.testing.onenode import one_idc
 from services.gateway.testing import FrameClient, dial
 from services.sdk import Client, ConnectionChanged, IpconfClient, Message
@@ -41,10 +41,9 @@ class Idc:
     """One IDC: its core, and a process for each gateway."""
 
     def __init__(self, folder: Path, gateways: int, plain: bool, quic: bool) -> None:
-        self.port = 20_000 + 4 * (os.getpid() % 5_000)
-
         def edit(spec: dict[str, Any]) -> None:
             one_idc(spec)
+            self.port = row_of_ports(spec, gateways)
             spec["idcs"][0]["gateways"] = gateways
             spec["idcs"][0]["endpoints"]["gateway"] = f"127.0.0.1:{self.port}"
             spec["client"] = {**spec.get("client", {}), "quic": quic}
@@ -61,6 +60,9 @@ class Idc:
             self._child(f"front-{number}", "gateway,state", number)
             for number in range(1, gateways + 1)
         ]
+
+    def ready(self) -> None:
+        """Waits until all of it serves."""
         for child in (self.core, *self.fronts):
             child.until_ready(partial(_serves, child.log), START_S)
 
@@ -96,6 +98,7 @@ async def idc(tmp_path: Path) -> AsyncIterator[Callable[[int, bool], Idc]]:
         def make(gateways: int, plain: bool, quic: bool = False) -> Idc:
             made = Idc(tmp_path, gateways, plain, quic)
             stack.callback(made.stop)
+            made.ready()
             return made
 
         yield make
