@@ -22,8 +22,8 @@ from services.sdk import (
     OutboxLocked,
     RequestRefused,
     SendFailed,
+    puller,
 )
-from services.sdk import puller
 from services.sdk.ipconf import Lookup, NoAnswer
 from services.sdk.session import OnAnswer, Session
 from services.sdk.testing.app import App, eventually
@@ -386,7 +386,7 @@ async def test_a_read_that_takes_long_ends_no_connection(
 
 
 async def test_idle_pulls_do_not_pile_up_while_reads_fail(region, ca_file):
-    """One sync at a time, and ever more rarely: else each idle pull adds one that goes on asking."""
+    """One sync at a time, and ever more rarely: else each idle pull adds one that asks on."""
     fra = region.idcs["fra"]
     region.parameters.update(idle_pull_ms=50, heartbeat_ms=60_000)
     async with App(region, ca_file):
