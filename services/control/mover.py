@@ -27,7 +27,7 @@ log = logging.getLogger("im.control")
 EVERY_S = 0.2
 WITHIN_MS = 1_000  # how much time a client has to go
 # Hashing thousands of uids at once would hold up the messages of all: so long in a step, and then a
-# pause. 100,000 sessions are judged in some ten seconds of which a sixth is theirs.
+# pause. 100,000 sessions take 10 to 30 s, and a sixth of the loop meanwhile.
 JUDGE_S = 0.005
 JUDGE_EVERY_S = 0.025
 _JUDGED_A_LOOK = 20  # at the clock
