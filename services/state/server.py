@@ -97,7 +97,7 @@ class StateServer(Outgoing):
         """By session: whose connection has come or gone since this was asked last, at first all
         that stand. None: it has none (any more)."""
         since = self._table.since().items()
-        return {session: record and record.info() for session, record in since}
+        return {session: record.info() if record else None for session, record in since}
 
     def watch(self, changed: Callable[[Session, str, bool, bool], None]) -> None:
         """``changed(session, shard, connected, over)`` from now on."""

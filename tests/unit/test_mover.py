@@ -190,7 +190,7 @@ class Untouched(dict[str, Any]):
     def __iter__(self) -> Any:
         raise AssertionError
 
-    items = values = __reversed__ = __iter__  # type: ignore[assignment]
+    items = values = __reversed__ = __iter__
 
 
 def test_a_session_that_comes_back_with_another_home_is_judged_anew(tmp_path: Path) -> None:

@@ -107,8 +107,9 @@ def test_the_table_keeps_one_session_a_device():
 
 def test_what_has_changed_is_told_once_and_adds_up_to_who_is_here():
     """So a mover need not look at all of them."""
-    rng, table, seen = random.Random(1), SessionTable(), {}
-    here = {}
+    rng, table = random.Random(1), SessionTable()
+    seen: dict[str, Record] = {}
+    here: dict[str, Record] = {}
     for step in range(2_000):
         uid, device = rng.choice("abc"), rng.choice(("phone", "desk"))
         held = table.of_device(uid, device)
