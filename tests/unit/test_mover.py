@@ -177,9 +177,7 @@ def test_with_nothing_to_move_a_step_looks_at_nobody(tmp_path: Path) -> None:
     setup.run(1.0)
     setup.mover._here = Untouched(setup.mover._here)
     assert setup.run(1.0) == 0
-    setup.state.all[7] = Session(
-        "new", "u7", shard="asia"
-    )  # in the place of s7
+    setup.state.all[7] = Session("new", "u7", shard="asia")  # in the place of s7
     assert setup.run(1.0) == 1
     assert setup.state.moved[0][0] == "new"
 
