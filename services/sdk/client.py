@@ -928,6 +928,8 @@ class Client:
             return await self._puller.history(session, conversation, limit)
         except SessionLost as error:
             raise NotConnected("the connection was lost") from error
+        except TimeoutError as error:
+            raise NotConnected("no answer in time") from error
 
     async def _request(self, request: pb.Request) -> pb.Response:
         """Again on a new connection when one is lost: all these requests may be repeated."""
@@ -1222,7 +1224,8 @@ class Client:
             liveness.pulled(now)
             if self._sender.outbox.refresh():
                 self._sender.pump()
-            self._spawn(self._idle_pull(session))
+            if not self._puller.syncs(session):
+                self._spawn(self._idle_pull(session))
         self._look_later()
 
     async def _idle_pull(self, session: Session) -> None:
