@@ -16,7 +16,15 @@ import yaml
 from imcore.pki import dns_name
 from imcore.region.load import check_text, load_region
 from imcore.region.model import Region
-from imctl.api.model import Certificates, IdcSpec, Issuer, Resources, Storage, WitnessSpec
+from imctl.api.model import (
+    Certificates,
+    IdcSpec,
+    Issuer,
+    Resources,
+    Storage,
+    Toleration,
+    WitnessSpec,
+)
 from imctl.capacity.figures import Figures
 from imctl.reconcile.objects import REGION_FILE, TEMPLATE, objects, region_text
 from imctl.reconcile.observed import Object, Owner
@@ -34,8 +42,14 @@ RICH = IDC.model_copy(
         "service": "LoadBalancer",
         "secrets": ["kafka"],
         "storage": Storage(size="100Gi", class_name="fast"),
-        "resources": Resources(cpu="500m", memory="2Gi"),
+        "resources": Resources(cpu="500m", cpu_limit="2", memory="2Gi"),
         "node_selector": {"disk": "nvme"},
+        "tolerations": [
+            Toleration(key="disk", value="nvme", effect="NoSchedule"),
+            Toleration(operator="Exists", effect="NoExecute", seconds=300),
+        ],
+        "priority_class": "messages",
+        "termination_grace_s": 90,
         "image_pull_secret": "registry",
     }
 )
