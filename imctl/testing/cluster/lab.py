@@ -245,6 +245,18 @@ class Pods:
         pod: dict[str, Any] = found
         return pod
 
+    def operator_said(self) -> str:
+        """How its container stands, and its log and that of the one before it."""
+        shown = [json.dumps(self.operator()["status"].get("containerStatuses"))]
+        pod = self.operator()["metadata"]["name"]
+        for which in ((), ("--previous",)):
+            asked = ("logs", pod, "--namespace", self.system, "--tail=60", *which)
+            try:
+                shown.append(self._cluster.kubectl(*asked))
+            except Failed as error:  # there was none before it
+                shown.append(str(error))
+        return "\n".join(shown)
+
     def kill_operator(self) -> None:
         """By SIGKILL; the kubelet starts the next one in the same pod."""
         (container,) = self.operator()["status"]["containerStatuses"]
@@ -282,6 +294,7 @@ class Pods:
         except BaseException:
             for part in self.namespaces:
                 print(f"--- {part}\n{self.said(part)}")
+            print(f"--- operator\n{self.operator_said()}")
             raise
         finally:
             await lab.close()
