@@ -87,7 +87,8 @@ async def leads_without_a_break(server: Server, seconds: float) -> float:
     """How long it might still write at the worst moment. Raises NotLeading."""
     election = candidate(server)
     running = asyncio.ensure_future(election.run())
-    await election.leads.wait()
+    async with asyncio.timeout(60):
+        await election.leads.wait()
     least = 99.0
     until = LoopClock().now() + seconds
     while LoopClock().now() < until and not running.done():
