@@ -45,7 +45,9 @@ def test_it_stands_behind_the_operator_where_cores_are_short() -> None:
         "import os; from imctl import main; from imctl.drill import leased;"
         "main.main = lambda: print(os.nice(0)); leased.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], input="", capture_output=True, text=True, check=True
-    )
+    read, write = os.pipe()
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdin=read, stdout=subprocess.PIPE, text=True, check=True)
+    os.close(write)
+    os.close(read)
     assert int(done.stdout) >= min(19, os.nice(0) + 5)
