@@ -7,7 +7,7 @@ region file. Nothing outside an adapter knows the engine's name. One contract su
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -170,9 +170,9 @@ class Blobs(Protocol):
         """Names, sorted."""
         ...
 
-    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
-        """The notes of all files, by SHA-256 and name: what those in ``read`` say, None for the
-        others."""
+    async def noted(self) -> dict[str, set[str]]:
+        """The names of the notes of all files, by SHA-256. None is read: what is to be known of
+        many files at once stands in a name."""
         ...
 
     async def remove_note(self, sha256: str, name: str) -> None: ...
@@ -506,6 +506,10 @@ class Im(Protocol):
 
     def disconnected(self, session: Session) -> None:
         """The session is over (the grace period too): its route goes."""
+        ...
+
+    def behind_s(self) -> float:
+        """Seconds that something acked has waited to be told, because folding does not keep up."""
         ...
 
 

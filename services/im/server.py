@@ -684,6 +684,9 @@ class ImServer:
         """Whether it comes to be ``safe`` in time."""
         return await self.until(lambda: self.safe(partition, lsn), self.held_changed, deadline)
 
+    def behind_s(self) -> float:
+        return max(partition.behind_s() for partition in self.partitions)
+
     def disconnected(self, session: Session) -> None:
         if not session.pull_only:
             self.live.forget(session.uid, session.device)

@@ -300,6 +300,9 @@ class CoreLink:
             raise Refused(Code(answer.code), answer.message)
         return list(answer.known)
 
+    def behind_s(self) -> float:
+        return 0.0  # the core sheds for itself
+
     def disconnected(self, session: Session) -> None:
         self._over.append(session)
         self._pipe.put(front.Up(gone=_caller(session)))

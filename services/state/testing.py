@@ -39,6 +39,7 @@ class MemoryIm:
         self.sessions: list[Session] = []
         self.over: list[Session] = []
         self.moved_from: list[pb.MovedFrom] = []
+        self.behind = 0.0  # seconds
         self.connect_gate = asyncio.Event()
         self.connect_gate.set()
         self.mute = False
@@ -90,6 +91,9 @@ class MemoryIm:
         await self.connect_gate.wait()
         self.sessions.append(session)
         return [pb.KnownCids(conversation=head.conversation) for head in connect.outbox]
+
+    def behind_s(self) -> float:
+        return self.behind
 
     def disconnected(self, session: Session) -> None:
         self.over.append(session)

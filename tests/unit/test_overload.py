@@ -10,6 +10,7 @@ from imcore.breaker import Breaker
 from imcore.bucket import Bucket, Buckets
 from imcore.doors import WAIT_MAX_S, Doors
 from imcore.region.model import Limits
+from services.im.behind import AWAY_S, Behind
 from services.im.load import ConversationLoad
 from services.state.shedding import LEVEL_MIN, TURN_S, WINDOW_S, Shedder
 
@@ -104,23 +105,54 @@ def served(shedder: Shedder, now: float, reads: bool = False) -> set[str]:
     return {uid for uid in uids if not shedder.retry_ms(uid, reads, now)}
 
 
-def run(shedder: Shedder, start: float, seconds: float, wait: float) -> float:
+def run(shedder: Shedder, start: float, seconds: float, wait: float, fold: float = 0.0) -> float:
     for step in range(round(seconds / 0.02)):
-        shedder.waited(wait, start + step * 0.02)
+        shedder.waited(wait, fold, start + step * 0.02)
     return start + seconds
 
 
 def test_work_that_waits_too_long_sheds_sends_before_reads():
-    shedder = Shedder(0.1)
-    now = run(shedder, 0.0, 1.5, 0.3)
+    shedder = Shedder(0.1, 2.0)
+    now = run(shedder, 0.0, 1.0, 0.3)
     share = len(served(shedder, now)) / 2_000
     assert share == pytest.approx(shedder.level, abs=0.05) and 0.1 < share < 0.5
     assert len(served(shedder, now, reads=True)) / 2_000 == pytest.approx(2 * share, abs=0.1)
     assert shedder.retry_ms(next(iter({"u1", "u2", "u3"} - served(shedder, now)), "u1"), False, now)
 
 
+def test_a_fold_that_is_behind_sheds_though_the_loop_is_in_time():
+    shedder = Shedder(0.1, 2.0)
+    now = run(shedder, 0.0, 1.0, 0.001, fold=1.9)
+    assert shedder.level == 1.0
+    now = run(shedder, now, 1.0, 0.001, fold=2.1)
+    assert shedder.level < 0.5
+    run(shedder, now, 3.0, 0.001, fold=1.9)
+    assert shedder.level == 1.0
+
+
+class TestBehind:
+    def test_what_is_folded_as_it_comes_has_not_waited(self):
+        behind = Behind()
+        waits = [behind.look(step * 10, step * 10 - 10, step * 0.02) for step in range(1, 500)]
+        assert max(waits) < 0.05
+
+    def test_a_backlog_is_as_old_as_what_was_the_end_when_it_began(self):
+        behind = Behind()
+        waits = [behind.look(step * 10, step * 5, step * 0.02) for step in range(500)]
+        assert max(waits) > 3.0  # of ten seconds of which half is folded, and 5 s wait
+        assert behind.look(5_000, 5_000, 10.0) == 0.0
+        assert behind.look(5_010, 5_000, 100.0) == 0.0  # after a rest it begins anew
+
+    def test_a_kv_that_is_away_is_no_overload(self):
+        behind = Behind()
+        behind.look(10, 10, 0.0)
+        assert behind.look(20, 10, AWAY_S - 0.1) == pytest.approx(0.0)
+        assert behind.look(20, 10, 2 * AWAY_S - 0.2) == 0.0
+        assert behind.look(30, 10, 60.0) == 0.0
+
+
 def test_it_recovers_within_seconds_and_never_sheds_everybody():
-    shedder = Shedder(0.1)
+    shedder = Shedder(0.1, 2.0)
     now = run(shedder, 0.0, 60.0, 5.0)
     assert shedder.level == LEVEL_MIN and served(shedder, now)
     now = run(shedder, now, 3.0, 0.0)
@@ -128,15 +160,77 @@ def test_it_recovers_within_seconds_and_never_sheds_everybody():
 
 
 def test_one_pause_of_the_machine_sheds_nobody():
-    shedder = Shedder(0.1)
+    shedder = Shedder(0.1, 2.0)
     now = run(shedder, 0.0, 1.0, 0.001)
-    shedder.waited(2.0, now + 2.0)
+    shedder.waited(2.0, 0.0, now + 2.0)
     now = run(shedder, now + 2.0 + WINDOW_S, 1.0, 0.001)
     assert shedder.level == 1.0
 
 
+class Loop:
+    """A process that can carry 4,000 sends a second, and takes in each turn of its loop what has
+    come during the one before."""
+
+    def __init__(self) -> None:
+        self.shedder = Shedder(0.1, 2.0)
+        self.waits: list[tuple[float, float]] = []  # of those that were served: came at, waited
+        self.shed: list[float] = []
+        self._now = self._comes = 0.0
+        self._looks = LOOK_S
+        self._count = 0
+
+    def run(self, per_s: float, until: float) -> None:
+        while self._now < until:
+            began, served = self._now, []
+            while self._comes <= began:
+                self._count += 1
+                if self.shedder.retry_ms(f"u{self._count % USERS}", False, self._now):
+                    self._now += REFUSE_S
+                    self.shed.append(self._comes)
+                else:
+                    self._now += SERVE_S
+                    served.append(self._comes)
+                self._comes += 1 / per_s
+            self._now = max(self._now, began + 0.001)
+            self.waits += [(at, self._now - at) for at in served]
+            if self._now >= self._looks:
+                self.shedder.waited(self._now - self._looks, 0.0, self._now)
+                self._looks = self._now + LOOK_S
+
+    def waited(self, since: float, until: float) -> list[float]:
+        return sorted(wait for at, wait in self.waits if since <= at < until)
+
+
+SERVE_S, REFUSE_S, LOOK_S, USERS = 250e-6, 60e-6, 0.02, 200
+
+
+@pytest.mark.parametrize(("times", "p99_s", "least"), [(1.3, 0.6, 0.7), (2.0, 0.6, 0.5)])
+def test_what_is_served_beyond_the_capacity_is_served_in_time_and_all_is_soon_afterwards(
+    times: float, p99_s: float, least: float
+) -> None:
+    """Before a turn looked at itself: 5.3 s at twice, and half of everybody shed for 4 s more."""
+    loop = Loop()
+    loop.run(4_000 * times, 8.0)
+    waits = loop.waited(2.0, 8.0)
+    assert waits[len(waits) * 99 // 100] < p99_s
+    assert len(waits) / 6 > least * 4_000
+    loop.run(2_000, 16.0)
+    assert max(loop.shed) < 8.0 + 3.0
+    assert loop.waited(11.0, 16.0)[-1] < 0.05
+
+
+def test_three_times_the_capacity_is_no_collapse() -> None:
+    """Refusing alone takes most of the processor then."""
+    loop = Loop()
+    loop.run(12_000, 8.0)
+    waits = loop.waited(2.0, 8.0)
+    assert waits[len(waits) * 99 // 100] < 2.0 and len(waits) / 6 > 500
+    loop.run(2_000, 16.0)
+    assert max(loop.shed) < 8.0 + 4.0
+
+
 def test_a_user_is_served_for_a_while_and_then_it_is_another_s_turn():
-    shedder = Shedder(0.1)
+    shedder = Shedder(0.1, 2.0)
     shedder.level = 0.5
     first = served(shedder, 100 * TURN_S)
     assert served(shedder, 100 * TURN_S + TURN_S * 0.9) == first
