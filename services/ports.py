@@ -491,6 +491,13 @@ class NoLive:
         return []
 
 
+class Backlog(NamedTuple):
+    """What is acked and not told yet: how long the oldest has waited at least, and how many."""
+
+    oldest_s: float
+    records: int
+
+
 class Im(Protocol):
     """The business role, as the state role sees it."""
 
@@ -508,8 +515,8 @@ class Im(Protocol):
         """The session is over (the grace period too): its route goes."""
         ...
 
-    def behind_s(self) -> float:
-        """Seconds that something acked has waited to be told, because folding does not keep up."""
+    def backlog(self) -> Backlog:
+        """Of the partition that is behind for longest, because folding does not keep up."""
         ...
 
 

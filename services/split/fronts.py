@@ -239,7 +239,8 @@ class Fronts(rpc.FrontServicer):
             link.pipe.put(front.Down(answer=front.Answer(call=call, response=response)))
 
         reads = ask.request.WhichOneof("body") in READS
-        if retry_ms := self.shedder.retry_ms(ask.caller.uid, reads, self._clock.now()):
+        now = self._clock.now()
+        if not ask.catches_up and (retry_ms := self.shedder.retry_ms(ask.caller.uid, reads, now)):
             self.limited.overloaded += 1
             self.limited.shed += 1
             reply(_overloaded(self._stamp(), retry_ms))
@@ -292,16 +293,15 @@ class Fronts(rpc.FrontServicer):
 
     async def run(self) -> None:
         """Tells the fronts what they must know, and looks for overload, until cancelled."""
-        watching = asyncio.ensure_future(
-            watch_delay(self.shedder, self._clock, lambda: self.im.behind_s())
-        )
-        try:
-            while True:
-                await asyncio.sleep(TELL_S)
-                for link in self.gateways:
-                    link.pipe.put(self._tell(link))
-        finally:
-            watching.cancel()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch_delay(self.shedder, self._clock, lambda: self.im.backlog()))
+            group.create_task(self._tell_fronts())
+
+    async def _tell_fronts(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            for link in self.gateways:
+                link.pipe.put(self._tell(link))
 
     def _tell(self, link: FrontLink) -> front.Down:
         tell = front.Tell(
@@ -358,15 +358,16 @@ class Fronts(rpc.FrontServicer):
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         for link in self.gateways:
-            told = front.BehindGroups(within_ms=within_ms)
-            for audience, heads, stable in behind:
-                number, here = link.audience(audience)
-                if here:
-                    group = told.groups.add(audience=number)
-                    group.heads.conversation, group.heads.stable = audience.conversation, stable
-                    group.heads.heads.extend(positions_pb(heads))
-            if told.groups:
-                link.pipe.put(front.Down(behind=told))
+            for at in range(0, len(behind), _AUDIENCES):  # more of them a front does not remember
+                told = front.BehindGroups(within_ms=within_ms)
+                for audience, heads, stable in behind[at : at + _AUDIENCES]:
+                    number, here = link.audience(audience)
+                    if here:
+                        group = told.groups.add(audience=number)
+                        group.heads.conversation, group.heads.stable = audience.conversation, stable
+                        group.heads.heads.extend(positions_pb(heads))
+                if told.groups:
+                    link.pipe.put(front.Down(behind=told))
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         for link, here in self._of(uids):
@@ -425,7 +426,7 @@ class Fronts(rpc.FrontServicer):
     def load(self) -> dict[str, float | int | bool]:
         """``served_share``: of the process that serves the least; ``breaker_open``: of any."""
         loads = [link.load for link in self.gateways if link.load.ByteSize()]
-        shares = [self.shedder.level, *(load.served_share for load in loads)]
+        shares = [self.shedder.share, *(load.served_share for load in loads)]
         return {
             "served_share": round(min(shares), 3),
             "overloaded": self.limited.overloaded,

@@ -7,15 +7,16 @@ import asyncio
 from collections.abc import Callable
 
 from imcore.runtime import Clock
+from services.ports import Backlog
 from services.state.shedding import Shedder
 
 SAMPLE_S = 0.02
 
 
-async def watch_delay(shedder: Shedder, clock: Clock, behind_s: Callable[[], float]) -> None:
-    """Until cancelled. ``behind_s``: see ``Im``."""
+async def watch_delay(shedder: Shedder, clock: Clock, backlog: Callable[[], Backlog]) -> None:
+    """Until cancelled. ``backlog``: see ``Im``."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + SAMPLE_S
         await asyncio.sleep(SAMPLE_S)
-        shedder.waited(max(0.0, loop.time() - due), behind_s(), clock.now())
+        shedder.waited(max(0.0, loop.time() - due), backlog(), clock.now())

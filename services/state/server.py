@@ -133,7 +133,7 @@ class StateServer(Outgoing):
         """What is turned away, and why."""
         requests = self._requests
         return {
-            "served_share": round(requests.shedder.level, 3),
+            "served_share": round(requests.shedder.share, 3),
             "overloaded": requests.overloaded,
             "shed": requests.shedder.shed,
             "breaker_open": requests.breaker.is_open,
@@ -499,16 +499,14 @@ class StateServer(Outgoing):
 
     async def run(self) -> None:
         """Signals, graces, deadlines, checkpoints and the look for overload, until cancelled."""
-        watching = asyncio.ensure_future(
-            watch_delay(self._requests.shedder, self._clock, lambda: self.im.behind_s())
-        )
-        try:
-            await self._run_timers()
-        finally:
-            watching.cancel()
+        self._ticked_at = self._clock.now()  # graces begin when clients can come
+        async with asyncio.TaskGroup() as group:
+            shedder, backlog = self._requests.shedder, lambda: self.im.backlog()
+            group.create_task(watch_delay(shedder, self._clock, backlog))
+            group.create_task(self._run_timers())
 
     async def _run_timers(self) -> None:
-        written = self._ticked_at = self._clock.now()  # graces begin when clients can come
+        written = self._clock.now()
         while True:
             await asyncio.sleep(TICK_S)
             self.tick()

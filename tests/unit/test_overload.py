@@ -10,7 +10,7 @@ from imcore.breaker import Breaker
 from imcore.bucket import Bucket, Buckets
 from imcore.doors import WAIT_MAX_S, Doors
 from imcore.region.model import Limits
-from services.im.behind import AWAY_S, Behind
+from services.im.behind import AWAY_S, NONE, Behind
 from services.im.load import ConversationLoad
 from services.state.shedding import LEVEL_MIN, TURN_S, WINDOW_S, Shedder
 
@@ -99,6 +99,8 @@ def test_a_trial_of_which_nothing_is_heard_does_not_keep_it_open():
 
 # --------------------------------------------------------------------------------- shedding
 
+SERVE_S, REFUSE_S, LOOK_S, USERS = 250e-6, 60e-6, 0.02, 200
+
 
 def served(shedder: Shedder, now: float, reads: bool = False) -> set[str]:
     uids = (f"u{number}" for number in range(2_000))
@@ -107,7 +109,7 @@ def served(shedder: Shedder, now: float, reads: bool = False) -> set[str]:
 
 def run(shedder: Shedder, start: float, seconds: float, wait: float, fold: float = 0.0) -> float:
     for step in range(round(seconds / 0.02)):
-        shedder.waited(wait, fold, start + step * 0.02)
+        shedder.waited(wait, NONE, start + step * 0.02)
     return start + seconds
 
 
@@ -120,35 +122,64 @@ def test_work_that_waits_too_long_sheds_sends_before_reads():
     assert shedder.retry_ms(next(iter({"u1", "u2", "u3"} - served(shedder, now)), "u1"), False, now)
 
 
-def test_a_fold_that_is_behind_sheds_though_the_loop_is_in_time():
-    shedder = Shedder(0.1, 2.0)
-    now = run(shedder, 0.0, 1.0, 0.001, fold=1.9)
-    assert shedder.level == 1.0
-    now = run(shedder, now, 1.0, 0.001, fold=2.1)
-    assert shedder.level < 0.5
-    run(shedder, now, 3.0, 0.001, fold=1.9)
-    assert shedder.level == 1.0
+class Folding:
+    """1,000 records a second are offered, and ``kv_per_s`` folded."""
+
+    def __init__(self, kv_per_s: float) -> None:
+        self.shedder, self._behind = Shedder(0.1, 2.0), Behind()
+        self._kv_per_s = kv_per_s
+        self._now = self._end = self._folded = 0.0
+        self.oldest_s: list[float] = []
+        self.least, self.turned_away = 1.0, 0.0
+
+    def run(self, seconds: float, kv_is_there: bool = True) -> None:
+        for _ in range(round(seconds / LOOK_S)):
+            self._now += LOOK_S
+            self._end += 1_000 * LOOK_S * self.shedder.share
+            self.turned_away += 1_000 * LOOK_S * (1 - self.shedder.share)
+            if kv_is_there:
+                self._folded = min(self._end, self._folded + self._kv_per_s * LOOK_S)
+            backlog = self._behind.look(int(self._end), int(self._folded), self._now)
+            self.shedder.waited(0.0, backlog, self._now)
+            self.oldest_s.append(backlog.oldest_s)
+            self.least = min(self.least, self.shedder.share)
 
 
-class TestBehind:
-    def test_what_is_folded_as_it_comes_has_not_waited(self):
-        behind = Behind()
-        waits = [behind.look(step * 10, step * 10 - 10, step * 0.02) for step in range(1, 500)]
-        assert max(waits) < 0.05
+def test_what_is_folded_as_it_comes_has_not_waited() -> None:
+    folding = Folding(2_000)
+    folding.run(30.0)
+    assert max(folding.oldest_s) < 0.2 and folding.least == 1.0
 
-    def test_a_backlog_is_as_old_as_what_was_the_end_when_it_began(self):
-        behind = Behind()
-        waits = [behind.look(step * 10, step * 5, step * 0.02) for step in range(500)]
-        assert max(waits) > 3.0  # of ten seconds of which half is folded, and 5 s wait
-        assert behind.look(5_000, 5_000, 10.0) == 0.0
-        assert behind.look(5_010, 5_000, 100.0) == 0.0  # after a rest it begins anew
 
-    def test_a_kv_that_is_away_is_no_overload(self):
-        behind = Behind()
-        behind.look(10, 10, 0.0)
-        assert behind.look(20, 10, AWAY_S - 0.1) == pytest.approx(0.0)
-        assert behind.look(20, 10, 2 * AWAY_S - 0.2) == 0.0
-        assert behind.look(30, 10, 60.0) == 0.0
+@pytest.mark.parametrize("kv_per_s", [800, 400])
+def test_a_kv_that_is_slower_than_the_log_is_not_left_further_and_further_behind(
+    kv_per_s: float,
+) -> None:
+    """Without this receivers would wait for 24 s, or 72, after two minutes."""
+    folding = Folding(kv_per_s)
+    folding.run(120.0)
+    assert max(folding.oldest_s) < 8.0
+    assert folding.turned_away < 1.2 * 120 * (1_000 - kv_per_s)
+    assert 0.8 < folding.shedder.share / (kv_per_s / 1_000) < 1.2
+
+
+def test_a_kv_that_is_away_is_no_overload() -> None:
+    """For a moment, or long: what is acked meanwhile is told when it is back."""
+    for away_s, turned_away in ((2.0, 0), (4.5, 3_000), (30.0, 5_000)):
+        folding = Folding(4_000)
+        folding.run(10.0)
+        folding.run(away_s, kv_is_there=False)
+        folding.run(20.0)
+        assert folding.turned_away <= turned_away, away_s
+        assert folding.shedder.share == 1.0 and folding.oldest_s[-1] < 0.2
+
+
+def test_a_long_outage_takes_no_memory() -> None:
+    behind = Behind()
+    for step in range(36_000):
+        assert behind.look(10 + step, 10, step / 10).oldest_s <= AWAY_S
+    assert behind.look(40_000, 20, 3_600.0).oldest_s > 3_580
+    assert len(behind._ends) < 1_000
 
 
 def test_it_recovers_within_seconds_and_never_sheds_everybody():
@@ -162,7 +193,7 @@ def test_it_recovers_within_seconds_and_never_sheds_everybody():
 def test_one_pause_of_the_machine_sheds_nobody():
     shedder = Shedder(0.1, 2.0)
     now = run(shedder, 0.0, 1.0, 0.001)
-    shedder.waited(2.0, 0.0, now + 2.0)
+    shedder.waited(2.0, NONE, now + 2.0)
     now = run(shedder, now + 2.0 + WINDOW_S, 1.0, 0.001)
     assert shedder.level == 1.0
 
@@ -194,14 +225,11 @@ class Loop:
             self._now = max(self._now, began + 0.001)
             self.waits += [(at, self._now - at) for at in served]
             if self._now >= self._looks:
-                self.shedder.waited(self._now - self._looks, 0.0, self._now)
+                self.shedder.waited(self._now - self._looks, NONE, self._now)
                 self._looks = self._now + LOOK_S
 
     def waited(self, since: float, until: float) -> list[float]:
         return sorted(wait for at, wait in self.waits if since <= at < until)
-
-
-SERVE_S, REFUSE_S, LOOK_S, USERS = 250e-6, 60e-6, 0.02, 200
 
 
 @pytest.mark.parametrize(("times", "p99_s", "least"), [(1.3, 0.6, 0.7), (2.0, 0.6, 0.5)])
