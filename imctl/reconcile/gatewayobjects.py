@@ -30,6 +30,7 @@ from imctl.reconcile.objects import (
     owned,
     pace,
     pki_volume,
+    placed,
     region_text,
     room,
 )
@@ -254,8 +255,7 @@ class _Maker:
         if idc.drills_from:
             # As of its IDC: a drill that kills the one kills the others.
             pod["shareProcessNamespace"] = True
-        if self._of.spec.node_selector:
-            pod["nodeSelector"] = dict(self._of.spec.node_selector)
+        pod |= placed(self._of.spec)
         if idc.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": idc.image_pull_secret}]
         return pod

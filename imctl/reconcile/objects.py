@@ -21,8 +21,9 @@ import yaml
 from imcore.pki import REGION_KEYS, dns_name
 from imcore.region.model import Region
 from imcore.region.rules import gateway_ports, split
+from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.kinds import API_VERSION, GROUP
-from imctl.api.model import Certificates, IdcSpec, Resources, WitnessSpec
+from imctl.api.model import Certificates, IdcSpec, Resources, Toleration, WitnessSpec
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
 
@@ -299,7 +300,7 @@ class _Maker:
             "serviceAccountName": self._base,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": GRACE_S,
+            "terminationGracePeriodSeconds": self._spec.termination_grace_s or GRACE_S,
             "securityContext": deepcopy(POD_SECURITY),
             "affinity": self._apart(),
             "containers": [self._container()],
@@ -308,8 +309,7 @@ class _Maker:
         if self._takes_drills():
             # Then its process is not the first of its namespace, which no signal from inside ends.
             pod["shareProcessNamespace"] = True
-        if self._spec.node_selector:
-            pod["nodeSelector"] = dict(self._spec.node_selector)
+        pod |= placed(self._spec)
         if self._spec.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": self._spec.image_pull_secret}]
         return pod
@@ -403,7 +403,30 @@ def owned(
 def room(asked: Resources, cpu: str, memory_mib: int) -> Object:
     """What a container gets: what was asked for, else this. Memory is the limit too."""
     memory = asked.memory or f"{memory_mib}Mi"
-    return {"requests": {"cpu": asked.cpu or cpu, "memory": memory}, "limits": {"memory": memory}}
+    limits = {"memory": memory} | ({"cpu": asked.cpu_limit} if asked.cpu_limit else {})
+    # As Kubernetes does: who says only a limit asks for all of it.
+    cpu = asked.cpu or asked.cpu_limit or cpu
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}
+
+
+def placed(spec: IdcSpec | WitnessSpec | GatewayClusterSpec) -> Object:
+    """What of a pod says on which nodes it may run, and before whom."""
+    found: Object = {}
+    if spec.node_selector:
+        found["nodeSelector"] = dict(spec.node_selector)
+    if spec.tolerations:
+        found["tolerations"] = [_toleration(each) for each in spec.tolerations]
+    if spec.priority_class:
+        found["priorityClassName"] = spec.priority_class
+    return found
+
+
+def _toleration(one: Toleration) -> Object:
+    fields = {
+        "key": one.key, "operator": one.operator, "value": one.value or None,
+        "effect": one.effect, "tolerationSeconds": one.seconds,
+    }  # fmt: skip
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def secret_of(certificates: Certificates, base: str) -> str:

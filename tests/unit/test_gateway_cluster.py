@@ -13,7 +13,7 @@ from imcore.region.model import Region
 from imctl.api.gateways import Autoscaling, GatewayClusterSpec, Rollout
 from imctl.api.kinds import GATEWAY_CLUSTER
 from imctl.api.kinds import IDC as IDC_KIND
-from imctl.api.model import IdcSpec, Resources
+from imctl.api.model import IdcSpec, Resources, Toleration
 from imctl.reconcile import reconciler as reconciling
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
 from imctl.reconcile.gateways import Decision, Seen, decide
@@ -37,6 +37,8 @@ RICH = GatewayClusterSpec(
     resources=Resources(cpu="2", memory="3Gi"),
     rollout=Rollout(keep=1, min_ready_s=30, max_unavailable=2),
     node_selector={"edge": "yes"},
+    tolerations=[Toleration(key="edge", operator="Exists")],
+    priority_class="messages",
 )
 OUTSIDE = APART.model_copy(
     update={"service": "NodePort", "certificates": BY_ISSUER, "image_pull_secret": "registry"}
