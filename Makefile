@@ -9,6 +9,10 @@ FROM ?= 1
 # Of the tests (tests/lanes.py): two where there are two cores, else (0) all in one process.
 WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,2)
 
+# Every node and every command is a process of its own, which would compile our code once more:
+# much of its start. Images for Python often set this.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint bench nightly mutations planted drills fuzz sim soak audit proto docs clean setup-demo \
 	setup-test engines cluster
 
@@ -53,7 +57,7 @@ cluster: setup-test
 lint: setup-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy
+	@$(BIN)/mypy -n 2
 	@$(BIN)/python -m tools.audit
 	@$(BIN)/lint-imports --no-cache
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py --check

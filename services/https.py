@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import cast
 
 from aiohttp import web
 
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, Unavailable, code_of
 from imcore.listener import Listen, Listening
+from imcore.places import Places
 
 log = logging.getLogger("im.https")
 
 HANDSHAKE_S = 5.0
 SHUTDOWN_S = 1.0
+# For the whole head of a request, from the handshake or the last answer on: it fits one packet, and
+# whoever has nothing to ask for so long connects anew.
+HEAD_S = 10.0
+BODY_S = 10.0  # for one that is read as a whole: a few kilobytes
+STALLED_S = 30.0  # for an answer that is not read: so long a file's chunk may take too
+# Of an API. Who asks for nothing gives way, so these are those that are answered at the same time
+# and what a crowd leaves open between: 5,000 at 1,000 lookups a second are those of five seconds.
+CONNECTIONS_MAX = 5_000
+# A fifth of them: behind one address may be a company or a network of phones, and still it can
+# not take the places of all others.
+OF_ONE_ADDRESS_MAX = 1_000
 
 _STATUS = {
     Code.BAD_REQUEST: 400,
@@ -41,25 +56,141 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Https:
-    """``app`` where clients reach it, until ``stop``."""
+    """``app`` where clients reach it, until ``stop``. ``shared``: of an address, whether it is one
+    that many come from (a proxy of the operator)."""
 
-    def __init__(self, app: web.Application, listen: Listen) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    def __init__(
+        self, app: web.Application, listen: Listen, shared: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        # aiohttp ends by its keep-alive also who has not asked yet, or not whole.
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=HEAD_S
+        )
+        app.middlewares.insert(0, self._answering)
+        self._places: Places[_Carrier] = Places(CONNECTIONS_MAX, OF_ONE_ADDRESS_MAX)
+        self._carriers: dict[asyncio.BaseProtocol, _Carrier] = {}  # by aiohttp's protocol of each
+        self._shared = shared
         self._listen = listen
         self._listener: Listening | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""
         await self._runner.setup()
-        server = self._runner.server
-        assert server is not None  # of a runner that is set up
-        self._listener = self._listen(server, tls, HANDSHAKE_S, SHUTDOWN_S)
+        self._listener = self._listen(lambda: _Carrier(self), tls, HANDSHAKE_S, SHUTDOWN_S)
         return await self._listener.start(host, port)
 
     async def stop(self) -> None:
         if self._listener is not None:
             await self._listener.stop()
         await self._runner.cleanup()
+
+    # -------------------------------------------------------------------------- connections
+
+    def connections(self) -> int:
+        return len(self._places)
+
+    def came(self, carrier: _Carrier, address: str) -> asyncio.Protocol | None:
+        """aiohttp's protocol for it. None: there is no place."""
+        shared = bool(address) and self._shared(address)
+        entry = self._places.come(carrier, _neighbourhood(address), shared)
+        if entry.given_up is not None:
+            entry.given_up.abort()
+        if not entry.taken:
+            return None
+        server = self._runner.server
+        assert server is not None  # of a runner that is set up
+        below = server()
+        self._carriers[below] = carrier
+        return below
+
+    def went(self, carrier: _Carrier, below: asyncio.Protocol) -> None:
+        self._places.go(carrier)
+        self._carriers.pop(below, None)
+
+    @web.middleware
+    async def _answering(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        carrier = self._carriers.get(request.protocol)
+        if carrier is None:  # it has gone
+            return await handler(request)
+        self._places.asks(carrier)
+        try:
+            return await handler(request)
+        finally:
+            self._places.rests(carrier)
+
+
+class _Carrier(asyncio.Protocol):
+    """A connection, before and around aiohttp's protocol: it needs a place, and must be read."""
+
+    def __init__(self, https: Https) -> None:
+        self._https = https
+        self._below: asyncio.Protocol | None = None
+        self._transport: asyncio.Transport
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of its classes
+        peer = transport.get_extra_info("peername")
+        self._below = self._https.came(self, str(peer[0]) if peer else "")
+        if self._below is None:
+            self._transport.write(_FULL)
+            self._transport.close()
+            return
+        self._below.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        if self._below is not None:
+            self._https.went(self, self._below)
+            self._below.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._below is not None:
+            self._below.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._below.eof_received() if self._below is not None else None
+
+    def pause_writing(self) -> None:
+        self._stalled = asyncio.get_running_loop().call_later(STALLED_S, self.abort)
+        if self._below is not None:
+            self._below.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+            if self._below is not None:
+                self._below.resume_writing()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+
+def _neighbourhood(address: str) -> str:
+    """Of IPv6 the network: whoever has one address there has them all."""
+    if ":" not in address:
+        return address
+    try:
+        return ip_address(address).packed[:8].hex()
+    except ValueError:
+        return address
+
+
+async def whole(request: web.Request) -> bytes:
+    """The body of a request that has no other bound. Raises Refused."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise Refused(Code.BAD_REQUEST, "the request is not whole") from None
 
 
 @web.middleware

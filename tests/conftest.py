@@ -114,12 +114,16 @@ def every_engine() -> None:
         impossible_here("not every engine can run here", lacking)
 
 
+def engine_program(engine: str, why: str) -> Program:
+    found = find(engine)
+    if found is None:
+        impossible_here(why, f"`imctl engines install {engine}` gets it")
+    return found
+
+
 @pytest.fixture(scope="session")
 def etcd_program() -> Program:
-    found = find("etcd")
-    if found is None:
-        impossible_here("no etcd on this machine", "`imctl engines install etcd` builds it")
-    return found
+    return engine_program("etcd", "no etcd on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +137,7 @@ def etcd_process(
 
 @pytest.fixture(scope="session")
 def kafka_program() -> Program:
-    found = find("kafka")
-    if found is None:
-        impossible_here("no Kafka (or no Java) here", "`imctl engines install kafka` fetches it")
-    return found
+    return engine_program("kafka", "no Kafka (or no Java) on this machine")
 
 
 @pytest.fixture(scope="session")
@@ -171,10 +172,7 @@ def tikv_processes(
 
 @pytest.fixture(scope="session")
 def s3_program() -> Program:
-    found = find("versitygw")
-    if found is None:
-        impossible_here("no S3 server here", "`imctl engines install versitygw` builds it")
-    return found
+    return engine_program("versitygw", "no S3 server on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -200,4 +198,5 @@ def cluster_programs() -> programs.Programs:
 
 pytest_collection_modifyitems = lanes.pytest_collection_modifyitems
 pytest_configure = lanes.pytest_configure
+pytest_runtest_setup = lanes.pytest_runtest_setup
 pytest_xdist_make_scheduler = lanes.pytest_xdist_make_scheduler

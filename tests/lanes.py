@@ -1,10 +1,12 @@
 """How several workers share the tests: ``pytest -n 2`` (pytest-xdist), as `make test` calls it.
 
-Most tests that take long wait: for processes to start, for a failover, for an engine. They stay one
-after the other, in their order, on one worker: two deployments at once would keep each other from
-their time limits, and an engine that a session shares would be started twice. Meanwhile the other
-workers take what only computes, file by file, and give way to the first (``NICE``): a deployment
-has the machine nearly for itself, as it had before.
+Most tests that take long wait: for processes to start, for a failover, for an engine. The first
+worker runs whole deployments and the cluster, and what has little time for something, one after the
+other, in their order: two deployments at once would keep each other from their time limits. The
+second one runs all tests of engines, so that an engine that a session shares is started once, and
+then, file by file, everything else. What waits comes first there too, and has as much of the
+machine as a deployment; what only computes has no time limits, and gives way (``NICE``). Last come
+some deployments that have time enough, on whichever worker is done first.
 """
 
 from __future__ import annotations
@@ -18,35 +20,71 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import NodeManager, WorkerController
 
-WAITING = "waiting"
-FIRST = "gw0"  # the worker that takes these
+from imctl.target import places
+
+FIRST = "gw0"  # the worker that takes what waits
 NICE = 5
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
-FOLDERS = ("tests/contract/", "tests/e2e/", "tests/integration/", "tests/kubernetes/")
-# Files of these that only compute. None that calls commands: these have limits of time.
-BESIDE = tuple(
-    f"tests/integration/test_{name}.py"
+# What one worker runs as a whole, in this order: folders and files.
+WAITING, ENGINES = "waiting", "engines"
+GIVES_WAY = pytest.StashKey[bool]()
+
+
+def _integration(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/integration/test_{name}.py" for name in names)
+
+
+WHOLE = {
+    WAITING: (
+        "tests/e2e/", "tests/kubernetes/",
+        # Limits of tenths of a second, or a deployment of all engines.
+        *_integration(
+            "cuts", "linkproxy", "local_all_engines", "overload", "sdk_client", "sdk_limits",
+            "split", "trace",
+        ),
+    ),
+    ENGINES: (
+        "tests/contract/",
+        *_integration(
+            "class_archives", "etcd_members", "etcd_registry", "kafka_log", "local_engines",
+            "mm2_mirror", "s3_blobs", "tikv_faults",
+        ),
+    ),
+}  # fmt: skip
+# Deployments with time enough for everything. They come last, file by file, so that the workers end
+# at about the same time; by then the first one is on the cluster.
+PATIENT = tuple(
+    f"tests/e2e/test_{name}.py"
     for name in (
-        "admin_api_conforms", "archive_files", "huge_groups", "ipconf_conforms",
+        "demo", "features", "hostile_disks", "loss_for_good", "retention", "secrets", "up_and_down",
     )
 )  # fmt: skip
+COMPUTE = ("tests/simulation/", "tests/unit/")
 # Who asks for one of these fixtures has to be there.
-ENGINES = frozenset(
+PROGRAMS = frozenset(
     {
         "cluster_programs", "etcd_program", "every_engine", "kafka_program", "s3_program",
         "tikv_programs",
     }
 )  # fmt: skip
+# And for one of these, which stand until the session ends, in no other place.
+SHARED = frozenset({"kafka_process", "tikv_processes"})
 
 
 def unit_of(nodeid: str) -> str:
-    """What one worker runs as a whole: all that waits, or the file of this test."""
+    """What one worker runs as a whole, or the file of this test."""
     file = nodeid.partition("::")[0]
-    return WAITING if file.startswith(FOLDERS) and file not in BESIDE else file
+    if file in PATIENT:
+        return file
+    for unit, where in WHOLE.items():
+        if file.startswith(where):
+            return unit
+    return file
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
-    """The first worker begins with all that waits. Whoever is done takes the next file."""
+    """The first worker begins with all that waits, the next with the engines. Whoever is done takes
+    the next file."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
@@ -56,6 +94,8 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
         super().schedule()
 
     def _assign_work_unit(self, node: WorkerController) -> None:
+        if ENGINES in self.workqueue:
+            self.workqueue.move_to_end(ENGINES, last=False)
         if WAITING in self.workqueue:
             self.workqueue.move_to_end(WAITING, last=node.gateway.id != FIRST)
         super()._assign_work_unit(node)
@@ -110,11 +150,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes |
     return lanes
 
 
+def part_of(ports: range, number: int, count: int) -> range:
+    """Ports next to each other. ``number``: from 0 on; a worker in the place of one that has
+    crashed has a higher one."""
+    size = len(ports) // count
+    first = size * (number % count)
+    return ports[first : first + size]
+
+
+def _is_first(config: pytest.Config) -> bool:
+    return bool(getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Every worker but the first gives way; then the clock says nothing of how slow a test is."""
-    if getattr(config, "workerinput", {}).get("workerid", FIRST) == FIRST:
+    """Each worker has ports of its own: one that is chosen is not bound at once, and an IDC that is
+    killed has let go of its own. On every worker but the first, the clock says nothing of how slow
+    a test is."""
+    if workerinput := getattr(config, "workerinput", None):
+        number, count = int(workerinput["workerid"][2:]), workerinput["workercount"]
+        places.PORTS = part_of(places.PORTS, number, count)
+    if _is_first(config):
         return
-    os.nice(NICE)
     import hypothesis  # which takes a while, and only a worker needs it for this
 
     patient = hypothesis.settings(
@@ -125,11 +181,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster needs may be built while the other tests run: so it comes last."""
-    items.sort(key=lambda item: "kubernetes" in item.path.parts)
+    """What a cluster needs may be built while most other tests run."""
+    items.sort(key=_late)
     for item in items:
-        engines = ENGINES & set(getattr(item, "fixturenames", ()))
-        if engines and unit_of(item.nodeid) != WAITING:
-            raise pytest.UsageError(
-                f"{item.nodeid} waits for {min(engines)}: its place is in {FOLDERS}"
-            )
+        asked, unit = set(getattr(item, "fixturenames", ())), unit_of(item.nodeid)
+        for fixtures, units in ((PROGRAMS, tuple(WHOLE)), (SHARED, (ENGINES,))):
+            if (engines := fixtures & asked) and unit not in units:
+                where = ", ".join(place for each in units for place in WHOLE[each])
+                raise pytest.UsageError(
+                    f"{item.nodeid} waits for {min(engines)}: its place is in {where}"
+                )
+
+
+def _late(item: pytest.Item) -> int:
+    if item.nodeid.startswith(PATIENT):
+        return 2
+    return 1 if item.nodeid.startswith("tests/kubernetes/") else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every worker but the first gives way once it has come to what only computes."""
+    stash = item.config.stash
+    if item.nodeid.startswith(COMPUTE) and not _is_first(item.config) and GIVES_WAY not in stash:
+        stash[GIVES_WAY] = True
+        os.nice(NICE)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from imcore.region.model import Model
-from imctl.api.model import Condition, ImageName, ObjectName, Resources
+from imctl.api.model import Condition, ImageName, ObjectName, Resources, Toleration
 
 
 class Autoscaling(Model):
@@ -76,6 +76,13 @@ class GatewayClusterSpec(Model):
     rollout: Rollout = Field(default=Rollout(), description="how new settings come to the pods")
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="labels of the nodes that may run them"
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list, max_length=16, description="taints of nodes that may run them"
+    )
+    priority_class: ObjectName | None = Field(
+        default=None,
+        description="the PriorityClass of each pod, who goes first where room is short",
     )
     paused: bool = Field(default=False, description="true: the operator leaves it as it is")
 

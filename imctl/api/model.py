@@ -22,6 +22,13 @@ Quantity = Annotated[
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
     Field(json_schema_extra={"maxLength": 20}),
 ]
+LabelKey = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
+    ),
+    Field(json_schema_extra={"maxLength": 317}),
+]
 ImageName = Annotated[
     str,
     StringConstraints(pattern=r"^[^\s]+$"),
@@ -66,7 +73,28 @@ class Resources(Model):
     """What the pod asks for; default: what the capacity model reckons for the IDC's `capacity`."""
 
     cpu: Quantity | None = Field(default=None, description="cores, as request")
+    cpu_limit: Quantity | None = Field(
+        default=None, description="cores, as limit; default: none, and what the node has left"
+    )
     memory: Quantity | None = Field(default=None, description="as request and as limit")
+
+
+class Toleration(Model):
+    """A taint of nodes on which the pod may run all the same."""
+
+    key: LabelKey | None = Field(default=None, description="of the taint; unset: of every one")
+    operator: Literal["Equal", "Exists"] = Field(
+        default="Equal", description="Equal: its value is this one; Exists: whatever it is"
+    )
+    value: str = Field(default="", max_length=63, description="of the taint")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="of the taint; unset: of every effect"
+    )
+    seconds: int | None = Field(
+        default=None,
+        ge=0,
+        description="of a NoExecute: for so long after it came; unset: for good",
+    )
 
 
 class Workload(Model):
@@ -88,6 +116,18 @@ class Workload(Model):
     )
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="labels of the nodes that may run it"
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list, max_length=16, description="taints of nodes that may run it"
+    )
+    priority_class: ObjectName | None = Field(
+        default=None, description="the PriorityClass of its pod, who goes first where room is short"
+    )
+    termination_grace_s: int | None = Field(
+        default=None,
+        ge=5,
+        le=3600,
+        description="for its pod to end in order before it is killed; default: 30",
     )
     service: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP",

@@ -140,6 +140,21 @@ REGION: Rules = {
     ],
 }
 
+_TOLERATION = [
+    Rule(
+        "has(self.key) || self.operator == 'Exists'",
+        "key: expected one with `operator: Equal`; `operator: Exists` without one tolerates all",
+    ),
+    Rule(
+        "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+        "value: expected none with `operator: Exists`",
+    ),
+    Rule(
+        "!has(self.seconds) || (has(self.effect) && self.effect == 'NoExecute')",
+        "seconds: expected `effect: NoExecute` beside it",
+    ),
+]
+
 _WORKLOAD: Rules = {
     "": [
         Rule(
@@ -155,6 +170,7 @@ _WORKLOAD: Rules = {
             "expected either `secret` or `issuer`, got both or none",
         ),
     ],
+    "spec.tolerations[]": _TOLERATION,
 }
 
 IDC: Rules = {**_WORKLOAD, "spec": [*_WORKLOAD["spec"], *_fixed("idc")]}
@@ -218,4 +234,5 @@ GATEWAY_CLUSTER: Rules = {
         ),
     ],
     "spec.autoscaling": [Rule("self.min <= self.max", "max: expected at least `min`")],
+    "spec.tolerations[]": _TOLERATION,
 }

@@ -10,15 +10,19 @@ that the server was given and the operator no longer waits for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from imcore.errors import ImError
 
 Object = dict[str, Any]
-LEASE_S = 10
-RENEW_WITHIN_S = 7.0
+LEASE_S = 12
+RENEW_WITHIN_S = 9.0
 EVERY_S = 2.0  # between renewals, and between looks at another's
-CALL_S = 2.5  # a call for the lease
+# A call for the lease, and the rest before it is tried again: a renewal may fail, and the next one
+# be slow, before the time is over.
+CALL_S = 3.0
+RETRY_S = 0.5
 
 
 class NotLeading(ImError):
@@ -45,6 +49,10 @@ class Leadership:
     def may_take(self, now: float) -> bool:
         """Its own, nobody's, or of one that has been silent for long enough."""
         return self._holder in ("", self.own) or now - self._seen >= LEASE_S
+
+    def free_in(self, now: float) -> float:
+        """Seconds until another's lease may be taken, if it stays silent."""
+        return inf if self.may_take(now) else LEASE_S - (now - self._seen)
 
     def body(self, lease: Object | None, wall: str) -> Object:
         """To be written; the version of ``lease`` in it refuses it if somebody else was faster.

@@ -26,12 +26,12 @@ from imctl.reconcile.admission import serving
 from imctl.reconcile.applied import Name
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.driller import Driller
-from imctl.reconcile.lease import CALL_S, EVERY_S, Leadership, NotLeading
+from imctl.reconcile.election import Election
+from imctl.reconcile.lease import Leadership, NotLeading
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import OWNERS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
-LEASE = "coordination.k8s.io/v1"
 KEEP_S = 1.0
 OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
 
@@ -77,7 +77,7 @@ async def run(
             await stack.enter_async_context(serving(*webhook))
         api = await stack.enter_async_context(ApiClient())
         cluster = Cluster(api, may_write_s)
-        election = _Election(leadership, cluster, clock)
+        election = Election(leadership, cluster, clock)
         lease = asyncio.ensure_future(election.run())
         stopping = asyncio.ensure_future(stopped.wait())
         peers = Peers(clock, audit)
@@ -100,7 +100,7 @@ async def run(
             if driller is not None:
                 driller.close()
         if leadership.left(clock.now()) > 0:
-            await _give_back(leadership, cluster, clock)
+            await election.give_back()
 
 
 async def _keep(driller: Driller | None) -> None:
@@ -126,51 +126,6 @@ def wall(clock: Clock) -> str:
     """RFC 3339, to the second."""
     time = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC)
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-class _Election:
-    def __init__(self, leadership: Leadership, cluster: Cluster, clock: Clock) -> None:
-        self._leadership, self._cluster, self._clock = leadership, cluster, clock
-        self.leads = asyncio.Event()
-
-    async def run(self) -> None:
-        """Raises NotLeading once it had the lease and has lost it."""
-        while True:
-            try:
-                if await self._once() and not self.leads.is_set():
-                    log.info("%s holds the lease", self._leadership.own)
-                    self.leads.set()
-            except ImError as error:
-                log.warning("the lease: %s", error)
-            if self.leads.is_set() and self._leadership.left(self._clock.now()) <= 0:
-                raise NotLeading(f"the lease is lost to {self._leadership.holder or 'time'}")
-            await asyncio.sleep(EVERY_S)
-
-    async def _once(self) -> bool:
-        one = self._leadership
-        lease = await self._cluster.get(LEASE, "Lease", one.namespace, one.name, CALL_S)
-        now = self._clock.now()
-        one.seen(lease, now)
-        if not one.may_take(now):
-            return False
-        body = one.body(lease, _precise(self._clock))
-        one.written(await self._cluster.write(body, CALL_S), now)
-        return True
-
-
-async def _give_back(leadership: Leadership, cluster: Cluster, clock: Clock) -> None:
-    """So that the next need not wait. Nothing of ours writes any more."""
-    with contextlib.suppress(ImError):
-        lease = await cluster.get(LEASE, "Lease", leadership.namespace, leadership.name)
-        if lease is not None and lease["spec"].get("holderIdentity") == leadership.own:
-            body = leadership.body(lease, _precise(clock))
-            body["spec"]["holderIdentity"] = ""
-            await cluster.write(body, CALL_S)
-
-
-def _precise(clock: Clock) -> str:
-    time = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC)
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 async def _lead(leads: asyncio.Event, reconciler: Reconciler, namespaces: Sequence[str]) -> None:

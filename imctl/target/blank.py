@@ -7,7 +7,7 @@ from copy import deepcopy
 from datetime import datetime
 
 from imctl.api.model import IdcSpec
-from imctl.reconcile.objects import CONTAINER_SECURITY, POD_SECURITY, VAR
+from imctl.reconcile.objects import CONTAINER_SECURITY, POD_SECURITY, VAR, placed
 from imctl.reconcile.observed import Object
 
 LASTS_S = 60  # then the cluster ends it, whoever waits for it
@@ -65,8 +65,7 @@ def pod(part: str, namespace: str, workload: str, spec: IdcSpec, until: str) -> 
         "containers": [container],
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": f"data-{workload}-0"}}],
     }
-    if spec.node_selector:
-        wanted["nodeSelector"] = dict(spec.node_selector)
+    wanted |= placed(spec)  # where the IDC's own pod may be, its volume is
     if spec.image_pull_secret:
         wanted["imagePullSecrets"] = [{"name": spec.image_pull_secret}]
     return {

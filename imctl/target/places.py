@@ -63,9 +63,20 @@ def free_ports(count: int) -> list[int]:
 
 def free_port(taken: Collection[int] = ()) -> int:
     """Free when looked at. Raises Failed."""
-    for port in random.sample(PORTS, len(PORTS)):
-        if port not in taken:
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-    raise Failed(f"there is no free port from {PORTS.start} to {PORTS.stop}")
+    return free_row(1, taken)
+
+
+def free_row(count: int, taken: Collection[int] = ()) -> int:
+    """The first of so many ports next to each other, all free when looked at. Raises Failed."""
+    for first in random.sample(PORTS, len(PORTS)):
+        row = range(first, first + count)
+        if all(port in PORTS and port not in taken and _is_free(port) for port in row):
+            return first
+    raise Failed(f"there is no free port from {PORTS[0]} to {PORTS[-1]}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False

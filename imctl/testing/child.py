@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from imctl.errors import Failed
+
+
+class Startable(Protocol):
+    def start(self) -> None:
+        """Until it serves."""
+
+    def kill(self) -> None: ...
+
+
+S = TypeVar("S", bound=Startable)
 
 
 class Child:
@@ -63,6 +75,16 @@ class Child:
     def resume(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def started(process: S) -> Iterator[S]:
+    """Killed afterwards, also when it never served."""
+    try:
+        process.start()
+        yield process
+    finally:
+        process.kill()
 
 
 def _state(task: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from imctl.engines.binaries import Program
 from imctl.engines.etcd import Server
 from imctl.target.places import free_port, free_ports
-from imctl.testing.child import Child
+from imctl.testing.child import Child, started
 from services.engines.etcd import etcd_pb2 as pb
 from services.engines.etcd.client import EtcdSettings, Stubs
 
@@ -129,12 +129,8 @@ class EtcdProcess(Child):
 @contextlib.contextmanager
 def running(program: Program, folder: Path, pki: Path) -> Iterator[EtcdProcess]:
     folder.mkdir(parents=True, exist_ok=True)
-    etcd = EtcdProcess(program, folder, pki, free_port())
-    try:
-        etcd.start()
+    with started(EtcdProcess(program, folder, pki, free_port())) as etcd:
         yield etcd
-    finally:
-        etcd.kill()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import Listener, Server
 from imctl.target.places import free_ports
-from imctl.testing.child import Child
+from imctl.testing.child import Child, started
 from services.engines.kafka.settings import KafkaSettings
 
 START_S = 60.0
@@ -81,8 +81,5 @@ def running(
     kafka = KafkaProcess(program, folder, pki, flush)
     if data is not None:
         kafka.server = replace(kafka.server, data=data)
-    try:
-        kafka.start()
+    with started(kafka):
         yield kafka
-    finally:
-        kafka.kill()

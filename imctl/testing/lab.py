@@ -27,7 +27,7 @@ from imctl import admin, startup
 from imctl.errors import Failed
 from imctl.moves import LocalDeployment
 from imctl.target.local import LINKPROXY, Local
-from imctl.target.places import free_ports
+from imctl.target.places import free_ports, free_row
 from imctl.traffic import Control
 from services.control.rules import Change
 from services.policy.document import Policy
@@ -46,10 +46,7 @@ def lab_region(folder: Path, edit: Edit | None = None, source: Path = REGION) ->
     """A copy of a region file with ports of its own; ``edit`` changes its ``spec``."""
     document = yaml.safe_load(source.read_text())
     spec = document["spec"]
-    holders = [idc["endpoints"] for idc in spec["idcs"]]
-    holders += [spec["witness"]] if spec.get("witness") else []
-    ends = [(holder, key) for holder in holders for key in ENDS]
-    ends = [(holder, key) for holder, key in ends if key in holder]
+    ends = _ends(spec)
     for (holder, key), port in zip(ends, free_ports(len(ends)), strict=True):
         holder[key] = f"127.0.0.1:{port}"
     if edit is not None:
@@ -57,6 +54,19 @@ def lab_region(folder: Path, edit: Edit | None = None, source: Path = REGION) ->
     path = folder / "region.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
+
+
+def row_of_ports(spec: dict[str, Any], count: int) -> int:
+    """The first of so many free ports next to each other, as an IDC with several gateways wants
+    them; none of them is another end's of this region."""
+    taken = {int(holder[key].rpartition(":")[2]) for holder, key in _ends(spec)}
+    return free_row(count, taken)
+
+
+def _ends(spec: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    holders = [idc["endpoints"] for idc in spec["idcs"]]
+    holders += [spec["witness"]] if spec.get("witness") else []
+    return [(holder, key) for holder in holders for key in ENDS if key in holder]
 
 
 async def until(

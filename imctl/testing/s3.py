@@ -9,7 +9,7 @@ from pathlib import Path
 from imctl.engines.binaries import Program
 from imctl.engines.s3 import Server, credentials_text
 from imctl.target.places import free_port
-from imctl.testing.child import Child
+from imctl.testing.child import Child, started
 from services.engines.s3.client import S3Settings
 from services.engines.s3.signing import Credentials
 
@@ -62,9 +62,5 @@ class S3Process(Child):
 @contextlib.contextmanager
 def running(program: Program, folder: Path, pki: Path) -> Iterator[S3Process]:
     folder.mkdir(parents=True, exist_ok=True)
-    process = S3Process(program, folder, pki, free_port())
-    try:
-        process.start()
+    with started(S3Process(program, folder, pki, free_port())) as process:
         yield process
-    finally:
-        process.kill()

@@ -35,7 +35,7 @@ from imcore.servicetokens import Service, verify
 from services.adminapi import actions
 from services.adminapi import documents as docs
 from services.adminapi.routes import ROUTES, Route
-from services.https import CODES, Handler, Https, errors
+from services.https import CODES, Handler, Https, errors, whole
 from services.metrics.verbs import Verbs
 from services.ports import Im, Session
 
@@ -242,7 +242,7 @@ def _form(form: TypeAdapter[_T], text: str, what: str) -> _T:
 
 async def _body(request: web.Request, form: TypeAdapter[_T]) -> _T:
     try:
-        return form.validate_json(await request.read())
+        return form.validate_json(await whole(request))
     except ValidationError as error:
         raise Refused(Code.BAD_REQUEST, f"the body: {_first(error)}") from None
 

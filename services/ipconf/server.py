@@ -22,7 +22,7 @@ from imcore.listener import Listen, Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims
-from services.https import CODES, Handler, Https, errors
+from services.https import CODES, Handler, Https, errors, whole
 from services.ipconf.directory import Directory
 from services.ipconf.geo import Address, Shards, inside
 from services.ipconf.locate import Locator
@@ -93,12 +93,15 @@ class IpconfServer:
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
         app.add_routes(self._routes)
-        self._https = Https(app, self._listen)
+        self._https = Https(app, self._listen, self._of_proxy)
         return await self._https.start(host, port, tls)
 
     async def stop(self) -> None:
         if self._https is not None:
             await self._https.stop()
+
+    def _of_proxy(self, address: str) -> bool:
+        return bool(self._proxies) and inside(_parsed(address), self._proxies)
 
     @web.middleware
     async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -156,7 +159,7 @@ class IpconfServer:
     async def _report(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
         try:
-            accused = _accused(json.loads(await request.read()))
+            accused = _accused(json.loads(await whole(request)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Refused(
                 Code.BAD_REQUEST, 'expected {"reports": [{"gateway", "idc", "failure"}]}'
@@ -189,7 +192,8 @@ class IpconfServer:
 
 def _parameters(region: Region) -> dict[str, dict[str, Any]]:
     """What clients are told, by the kind of their network."""
-    common = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+    common = region.spec.client.model_dump()
+    common["transports"] = [*(["quic"] if common.pop("quic") else []), *TRANSPORTS]
     kinds = {"cellular": common.pop("cellular")}
     return {network: common | kinds.get(network, {}) for network in NETWORKS}
 

@@ -19,7 +19,7 @@ from imcore.errors import Code, ImError, Overloaded, Refused, retry_after_ms
 from imcore.media import CHUNK_BYTES_MAX, MediaName, declared_of, is_key, is_sha256, ref_json
 from imcore.runtime import Clock
 from imcore.tokens import Claims
-from services.https import answer_error
+from services.https import answer_error, whole
 from services.media.stickers import DOCUMENT_BYTES_MAX, Stickers, catalogue_of
 from services.media.store import Begun, Kept, MediaStore, WrongOffset
 from services.media.words import span_of
@@ -103,7 +103,7 @@ class MediaApi:
     async def _begin(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request)
         try:
-            document = json.loads(await request.read())
+            document = json.loads(await whole(request))
         except (ValueError, RecursionError) as error:
             raise Refused(Code.BAD_REQUEST, "expected a JSON document") from error
         with self._slot(claims.uid):

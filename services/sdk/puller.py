@@ -25,7 +25,9 @@ from services.sdk.side import SideLinks
 
 log = logging.getLogger("im.sdk")
 
-_TIMEOUT_S = 5.0
+ANSWER_S = 5.0
+# The IDC gives a read up first, and says so; a second for the way there and back.
+DEADLINE_MS = 4_000
 _AGAIN = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.INTERNAL}
 _SIDE_ROUNDS = 5  # of asking a named origin; after that the own IDC's idle pull finds it
 
@@ -47,11 +49,13 @@ class Puller:
         self._side = side
         self._on_news = on_news
         self._session: Session | None = None
+        self._syncs: set[Session] = set()  # that go on
         self._tokens: dict[str, bytes] = {}  # of the last sync, by origin
         self._queue: dict[str, None] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._asides: set[asyncio.Task[None]] = set()
         self._retries: dict[str, asyncio.TimerHandle] = {}  # pulls that were put off
+        self._failed: dict[str, int] = {}  # pulls of a conversation, in a row
         self._signals: dict[str, tuple[Vector, int]] = {}  # named heads, rounds so far
         self._signal_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -79,6 +83,7 @@ class Puller:
         for timer in self._retries.values():
             timer.cancel()
         self._retries.clear()
+        self._failed.clear()
         self._look_idle()
 
     # ------------------------------------------------------------------------------ sync
@@ -86,20 +91,35 @@ class Puller:
     async def sync(self, session: Session) -> None:
         """Learn what the IDC has of every conversation that changed since the last sync with it,
         and pull what is missing here. Raises SessionLost."""
+        self._syncs.add(session)
+        try:
+            await self._sync(session)
+        finally:
+            self._syncs.discard(session)
+
+    def syncs(self, session: Session) -> bool:
+        """Whether that goes on: one at a time will do, however long it takes."""
+        return session in self._syncs
+
+    async def _sync(self, session: Session) -> None:
         origin = str(session.origin)
         since = self._tokens.get(origin, b"")
         page = b""
+        failed = 0  # in a row
         while True:
             request = pb.Request(
                 sync=pb.Sync(since=since, limit=self._options.pull_limit, page=page)
             )
-            response = await session.ask(request, _TIMEOUT_S)
+            response = await self._ask(session, request)
             if response.HasField("error"):
-                await asyncio.sleep(again_s(response.error, self._rng))
+                failed += 1
+                wait_s = again_s(response.error, self._rng, failed)
+                await asyncio.wait([session.ended], timeout=wait_s)
                 if response.error.code not in _AGAIN:
                     log.warning("sync was refused: %s", response.error.message)
                     return
                 continue
+            failed = 0
             ok = response.sync_ok
             self.heads(ok.conversations)
             if not ok.next_page or ok.next_page == page:
@@ -109,6 +129,15 @@ class Puller:
         for conversation, view in self._views.items():
             if view.received.behind():
                 self.want(conversation)
+
+    async def _ask(self, session: Session, request: pb.Request) -> pb.Response:
+        """One that is not answered in time is as good as answered so. Raises SessionLost."""
+        request.deadline_ms = DEADLINE_MS
+        try:
+            return await session.ask(request, ANSWER_S)
+        except TimeoutError:
+            error = pb.Error(code=Code.DEADLINE, message="not answered in time")
+            return pb.Response(error=error)
 
     def heads(self, behind: Iterable[pb.ConversationHeads]) -> None:
         """The IDC says what it has (or what this session should have)."""
@@ -132,6 +161,8 @@ class Puller:
         """Something of this conversation is missing."""
         if self._session is None:
             return
+        if conversation in self._failed and conversation in self._retries:
+            return  # it is asked for again in its turn
         self._queue[conversation] = None
         self._start()
 
@@ -185,10 +216,11 @@ class Puller:
         view = self._view(conversation)
         while True:
             before = dict(view.received.prefix)
-            response = await session.ask(self._request(view), _TIMEOUT_S)
+            response = await self._ask(session, self._request(view))
             if response.HasField("error"):
                 self._refused(view, response.error)
                 return
+            self._failed.pop(conversation, None)
             ok = response.pull_ok
             view.ends(ok.suspended)
             view.entries(ok.entries, True)
@@ -208,8 +240,10 @@ class Puller:
 
     def _refused(self, view: View, error: pb.Error) -> None:
         if error.code in _AGAIN:
-            self._put_off(view.conversation, again_s(error, self._rng))
+            failed = self._failed[view.conversation] = self._failed.get(view.conversation, 0) + 1
+            self._put_off(view.conversation, again_s(error, self._rng, failed))
         else:
+            self._failed.pop(view.conversation, None)
             log.info("%s cannot be pulled: %s", view.conversation, error.message)
             view.received.expected.clear()
 
@@ -275,8 +309,11 @@ class Puller:
                 view = self._view(conversation)
                 more = True
                 while more:
-                    response = await session.ask(self._request(view), _TIMEOUT_S)
+                    response = await self._ask(session, self._request(view))
                     if response.HasField("error"):
+                        if response.error.code == Code.DEADLINE:
+                            session.close()  # no heartbeats say whether this one lives
+                            return
                         break
                     ok = response.pull_ok
                     more = bool(view.entries(ok.entries, False)) and ok.more
@@ -314,7 +351,8 @@ class Puller:
     # --------------------------------------------------------------------------- history
 
     async def history(self, session: Session, conversation: str, limit: int) -> int:
-        """Show up to ``limit`` messages before the first one shown. Raises SessionLost."""
+        """Show up to ``limit`` messages before the first one shown. Raises SessionLost, and
+        TimeoutError."""
         view = self._view(conversation)
         request = pb.Request(history=pb.History(conversation=conversation, limit=limit))
         if view.order:
@@ -323,8 +361,10 @@ class Puller:
             request.history.before.origin.idc = place.origin.idc
             request.history.before.origin.incarnation = place.origin.incarnation
             request.history.before.seq = place.seq
-        response = await session.ask(request, _TIMEOUT_S)
+        response = await self._ask(session, request)
         if response.HasField("error"):
+            if response.error.code == Code.DEADLINE:
+                raise TimeoutError
             return 0
         before = len(view.order)
         view.entries(response.pull_ok.entries, True, track=False)

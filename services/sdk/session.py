@@ -47,6 +47,14 @@ class Session:
     def polling(self) -> bool:
         return self._wire is not None and self._wire.polling
 
+    @property
+    def quic(self) -> bool:
+        return self._wire is not None and self._wire.quic
+
+    def changed_network(self) -> None:
+        if self._wire is not None:
+            self._wire.changed_network()
+
     # --------------------------------------------------------------------------- opening
 
     async def dial(self, dialer: Dialer, timeout_s: float) -> None:
@@ -75,35 +83,42 @@ class Session:
 
     # -------------------------------------------------------------------------- requests
 
-    def call(self, request: pb.Request, on_answer: OnAnswer) -> None:
-        """``on_answer`` is called once, from the loop. Raises ValueError when the request is larger
-        than a message of the protocol; nothing was sent then."""
+    def call(self, request: pb.Request, on_answer: OnAnswer) -> int:
+        """``on_answer`` is called once, from the loop. Returns the id of the request, 0: it could
+        not be sent. Raises ValueError when the request is larger than a message of the protocol;
+        nothing was sent then."""
         if self.ended.done() or self._wire is None:
             asyncio.get_running_loop().call_soon(on_answer, None)
-            return
+            return 0
         body = self._seen.mark(request).SerializeToString()
         self.traffic_at = self._clock.now()
         self._next_id = self._next_id % 0xFFFF_FFFE + 1
         self._wire.send(frame.REQUEST, self._next_id, body)
         self._answers[self._next_id] = on_answer  # answers come in a later turn of the loop
+        return self._next_id
 
     async def ask(self, request: pb.Request, timeout_s: float) -> pb.Response:
-        """Raises ValueError as ``call`` does, and SessionLost; after a time-out too, and then the
-        connection is given up: a gateway that leaves a request unanswered is not trusted with
-        the next."""
+        """Raises ValueError as ``call`` does, SessionLost, and TimeoutError: then the connection
+        stays. Whether it lives is for its heartbeats to say; a slow answer says that the IDC is
+        slow, and would bring all its clients back at once. One that is not connected by then is
+        given up, with SessionLost."""
         future: asyncio.Future[pb.Response | None] = asyncio.get_running_loop().create_future()
 
         def answered(response: pb.Response | None) -> None:
             if not future.done():
                 future.set_result(response)
 
-        self.call(request, answered)
+        request_id = self.call(request, answered)
         try:
             async with asyncio.timeout(timeout_s):
                 response = await future
         except TimeoutError as error:
-            self.end(Lost("timeout" if not self._since else "dead", self.lived_ms()))
+            if self._since:
+                raise
+            self.end(Lost("timeout"))
             raise SessionLost(self.ended.result()) from error
+        finally:
+            self._answers.pop(request_id, None)  # a late answer is nobody's
         if response is None:
             raise SessionLost(self.ended.result())
         return response

@@ -78,6 +78,7 @@ class FrontLink:
         self.by_device: dict[tuple[str, str], Here] = {}
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
+        self.shards: Counter[str] = Counter()  # of those that are connected
         self.version = 0  # of ``devices``
         # Of a huge group: who of its members is here, as of that version, and the number under
         # which the front was told of them.
@@ -92,13 +93,21 @@ class FrontLink:
         former = self.by_device.pop(key, None)
         if former is not None:
             self.by_id.pop(former.session, None)
+            self._count(former, -1)
             self.devices[row.uid] -= 1
             if not self.devices[row.uid]:
                 del self.devices[row.uid]
         if not over:
             self.by_device[key] = self.by_id[row.session] = row
             self.devices[row.uid] += 1
+            self._count(row, 1)
         self.version += 1
+
+    def _count(self, row: Here, by: int) -> None:
+        if row.connected:
+            self.shards[row.shard] += by
+            if not self.shards[row.shard]:
+                del self.shards[row.shard]
 
     def audience(self, audience: Audience) -> tuple[int, list[str]]:
         """The number of those of them who are here, of which the front knows then, and who they
@@ -150,6 +159,7 @@ class Fronts(rpc.FrontServicer):
         self.limited = Limited()
         self.gateways: list[FrontLink] = []
         self._where: Where[FrontLink] = Where()
+        self._dirty: set[str] | None = None  # sessions; None: nobody has asked
         self._levels: dict[int, tuple[Origin, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -192,6 +202,7 @@ class Fronts(rpc.FrontServicer):
         link.pipe.close()
         if link in self.gateways:
             self.gateways.remove(link)
+            self._note(*link.by_id.values())
             self._where.gone(link, link.devices)
             why = ": it did not read" if link.pipe.overflowed else ""
             log.warning("the link of the front %s ended%s", link.name, why)
@@ -274,6 +285,7 @@ class Fronts(rpc.FrontServicer):
             caller.id, caller.uid, caller.device, change.shard, link.name, change.connected,
             caller.connection_epoch,
         )  # fmt: skip
+        self._note(link.by_device.get((row.uid, row.device)), row)
         link.change(row, change.over)
         if link in self.gateways:  # else its link has ended, and a last batch is being read
             self._where.note(row.uid, link, row.uid in link.devices)
@@ -414,7 +426,24 @@ class Fronts(rpc.FrontServicer):
         return [row for link in self.gateways for row in link.by_device.values()]
 
     def connected_count(self) -> int:
-        return sum(row.connected for row in self.sessions())
+        return sum(link.shards.total() for link in self.gateways)
+
+    def changed(self) -> dict[str, Here | None]:
+        """By session: whose connection has come or gone since this was asked last, at first all
+        that stand. None: it has none (any more)."""
+        if self._dirty is None:
+            self._dirty = set()
+            return {row.session: row for row in self.sessions() if row.connected}
+        dirty, self._dirty = self._dirty, set()
+        found: dict[str, Here | None] = {}
+        for session in dirty:
+            link = self._with_session(session)
+            found[session] = link.by_id[session] if link is not None else None
+        return found
+
+    def _note(self, *rows: Here | None) -> None:
+        if self._dirty is not None:
+            self._dirty.update(row.session for row in rows if row is not None)
 
     def acks(self) -> Acks:
         """Of all fronts together, as they measured them towards their clients."""
@@ -443,7 +472,10 @@ class Fronts(rpc.FrontServicer):
         }
 
     def shards(self) -> dict[str, int]:
-        return dict(Counter(row.shard for row in self.sessions() if row.connected))
+        shards: Counter[str] = Counter()
+        for link in self.gateways:
+            shards.update(link.shards)
+        return dict(shards)
 
     def move(self, session: str, within_ms: int, policy_epoch: int) -> bool:
         link = self._with_session(session)

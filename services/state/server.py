@@ -93,6 +93,12 @@ class StateServer(Outgoing):
     def sessions(self) -> list[SessionInfo]:
         return [record.info() for record in self._table]
 
+    def changed(self) -> dict[str, SessionInfo | None]:
+        """By session: whose connection has come or gone since this was asked last, at first all
+        that stand. None: it has none (any more)."""
+        since = self._table.since().items()
+        return {session: record.info() if record else None for session, record in since}
+
     def watch(self, changed: Callable[[Session, str, bool, bool], None]) -> None:
         """``changed(session, shard, connected, over)`` from now on."""
 
@@ -109,17 +115,16 @@ class StateServer(Outgoing):
         return self._table.by_id(session_id)
 
     def pull_only_count(self) -> int:
-        return sum(record.pull_only for record in self._table.by_address.values())
+        return self._table.by_address.pull_only
 
     def connected_count(self) -> int:
         """Sessions with a connection. A pull-only connection is none: it is nobody's to move, so
         an IDC that waited for it to go would never be drained."""
-        return sum(not record.pull_only for record in self._table.by_address.values())
+        return len(self._table.by_address) - self._table.by_address.pull_only
 
     def shards(self) -> dict[str, int]:
         """Those sessions by shard."""
-        records = self._table.by_address.values()
-        return dict(Counter(record.shard for record in records if not record.pull_only))
+        return dict(self._table.by_address.shards)
 
     def acks(self) -> Acks:
         """How long acks of sends took here, lately."""

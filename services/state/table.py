@@ -6,11 +6,40 @@ while its connection is away is owed to it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from services.state.session import Record
 
 Address = tuple[str, int]  # gateway, connection
+
+
+class Connections(dict[Address, Record]):
+    """Who is at each address, and how many there are: whoever asks for that walks through none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pull_only = 0
+        self.shards: Counter[str] = Counter()  # of the others
+
+    def __setitem__(self, address: Address, record: Record) -> None:
+        self.pop(address, None)
+        super().__setitem__(address, record)
+        self._count(record, 1)
+
+    def pop(self, address: Address, default: None = None) -> Record | None:  # type: ignore[override]
+        record = super().pop(address, None)
+        if record is not None:
+            self._count(record, -1)
+        return record
+
+    def _count(self, record: Record, by: int) -> None:
+        if record.pull_only:
+            self.pull_only += by
+            return
+        self.shards[record.shard] += by
+        if not self.shards[record.shard]:
+            del self.shards[record.shard]
 
 
 class SessionTable:
@@ -21,7 +50,8 @@ class SessionTable:
     def __init__(self) -> None:
         self.changed: Callable[[Record], None] | None = None
         self.version = 0  # rises with each change of which ``changed`` is told
-        self.by_address: dict[Address, Record] = {}
+        self.by_address = Connections()
+        self._dirty: set[str] | None = None  # sessions; None: nobody asks
         self._by_device: dict[tuple[str, str], Record] = {}
         self._by_user: dict[str, dict[str, Record]] = {}
         self._by_id: dict[str, Record] = {}
@@ -44,6 +74,8 @@ class SessionTable:
         former = self._by_device.get((record.uid, record.device))
         if former is not None:
             self._by_id.pop(former.id, None)
+            if self._dirty is not None:
+                self._dirty.add(former.id)
         self._by_device[record.uid, record.device] = record
         self._by_user.setdefault(record.uid, {})[record.device] = record
         self._by_id[record.id] = record
@@ -64,8 +96,20 @@ class SessionTable:
 
     def tell(self, record: Record) -> None:
         self.version += 1
+        if self._dirty is not None:
+            self._dirty.add(record.id)
         if self.changed is not None:
             self.changed(record)
+
+    def since(self) -> dict[str, Record | None]:
+        """By session: whose connection has come or gone since this was asked last, at first all
+        that stand. None: it has none (any more)."""
+        if self._dirty is None:
+            self._dirty = set()
+            return {record.id: record for record in self if record.connected}
+        dirty, self._dirty = self._dirty, set()
+        found = {session: self._by_id.get(session) for session in dirty}
+        return {s: record if record and record.connected else None for s, record in found.items()}
 
     def of_users(self, uids: Iterable[str]) -> list[Record]:
         by_user = self._by_user

@@ -68,6 +68,7 @@ class Feed:
     delivered: int = 0  # events
     left_out: int = 0  # records
     problem: str = ""
+    _failed: int = 0  # tries in a row, also of different deliveries
     _reached: dict[Key, int] | None = None
     _stored: dict[Key, int] | None = None
     _stored_at: float = 0.0
@@ -130,11 +131,13 @@ class Feed:
     # ------------------------------------------------------------------------------ one turn
 
     async def turn(self) -> bool:
-        """Whether there was something to deliver; it is delivered then."""
+        """Whether there was something to deliver; it is delivered then, or left out."""
         assert self._reached is not None
+        self._leave_out()
         events, reached = await self._collect()
-        if events:
-            await self._deliver(events)
+        if events and not await self._deliver(events):
+            await self._save_now_and_then()
+            return True  # of what is still to be delivered, a delivery is made anew
         self._reached.update(reached)
         await self._save_now_and_then()
         return bool(events)
@@ -150,7 +153,7 @@ class Feed:
                 if len(events) >= EVENTS_MAX:
                     return events, reached
                 last = min(source.end(partition).lsn, applied.get(partition, 0))
-                lsn = self._from(origin, partition, source, last)
+                lsn = self._reached.get((origin, partition), 0) + 1
                 reached[origin, partition] = lsn - 1
                 if lsn > last:
                     continue
@@ -171,31 +174,39 @@ class Feed:
                         break
         return events, reached
 
-    def _from(self, origin: Origin, partition: int, source: Log, last: int) -> int:
+    def _leave_out(self) -> bool:
+        """The oldest, where too much waits. Whether there were any."""
         assert self._reached is not None
-        lsn = self._reached.get((origin, partition), 0) + 1
-        least = max(source.first_lsn(partition), last - self.waiting_max + 1)
-        if lsn < least:
-            self.left_out += least - lsn
-            log.error("the webhook %s leaves out %d records of %s", self.name, least - lsn, origin)
-            return least
-        return lsn
+        before = self.left_out
+        for origin, source in self._own_logs():
+            applied = self.applied(origin)
+            for partition in range(source.partitions):
+                last = min(source.end(partition).lsn, applied.get(partition, 0))
+                lsn = self._reached.get((origin, partition), 0) + 1
+                least = max(source.first_lsn(partition), last - self.waiting_max + 1)
+                if lsn < least:
+                    self._reached[origin, partition] = least - 1
+                    self.left_out += least - lsn
+                    left = f"{least - lsn} records of {origin}"
+                    log.error("the webhook %s leaves out %s", self.name, left)
+        return self.left_out > before
 
     # ------------------------------------------------------------------------------ delivery
 
-    async def _deliver(self, events: list[Event]) -> None:
-        """Until it is taken."""
+    async def _deliver(self, events: list[Event]) -> bool:
+        """Until it is taken. False: too much waits behind it, and the oldest are left out, perhaps
+        some of these."""
         body = json.dumps({"idc": self.idc, "events": events}, separators=(",", ":")).encode()
-        failed = 0
-        while True:
-            why = await self._try(body)
-            if not why:
-                self.delivered += len(events)
-                self._say("")
-                return
-            failed += 1
+        while why := await self._try(body):
+            self._failed += 1
             self._say(f"the webhook {self.name} is not delivered: {why}")
-            await asyncio.sleep(wait_s(failed, self.rng))
+            await asyncio.sleep(wait_s(self._failed, self.rng))
+            if self._leave_out():
+                return False
+        self._failed = 0
+        self.delivered += len(events)
+        self._say("")
+        return True
 
     async def _try(self, body: bytes) -> str:
         """Why it was not taken; empty: it was."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from imcore.runtime import SystemClock
 from imctl import startup
@@ -178,20 +179,27 @@ def test_a_ready_made_drill_passes(
 # --------------------------------------------------------------------------------- early ends
 
 
-def begun(deployment: Path, tmp_path: Path, name: str, words: str) -> subprocess.Popen[str]:
-    """A drill that has just made its fault."""
+def begun(deployment: Path, tmp_path: Path) -> subprocess.Popen[str]:
+    """A drill idc-loss that has just made its fault: sin is killed. Nobody looks at what was
+    before, so it is short."""
+    document = yaml.safe_load((ROOT / "regions" / "drills" / "idc-loss.yaml").read_text())
+    before = document["method"][0]["provider"]
+    assert before["func"] == "hold"
+    before["arguments"]["seconds"] = 0.5
+    file = tmp_path / "idc-loss.yaml"
+    file.write_text(yaml.safe_dump(document))
     child = imctl(
-        "drill", "run", name, "--data", deployment, "-o", tmp_path, "--yes", "--var", "victim=sin"
+        "drill", "run", file, "--data", deployment, "-o", tmp_path, "--yes", "--var", "victim=sin"
     )
     assert child.stdout is not None
     for line in child.stdout:
-        if words in line and " s  " in line:
+        if "sin is killed" in line and " s  " in line:
             return child
-    raise AssertionError(f"{name} ended before its fault")
+    raise AssertionError("it ended before its fault")
 
 
 def test_a_drill_that_is_killed_leaves_no_fault(deployment: Path, tmp_path: Path) -> None:
-    child = begun(deployment, tmp_path, "idc-loss", "sin is killed")
+    child = begun(deployment, tmp_path)
     assert [fault.unit for fault in FaultBook(deployment).read().faults] == ["sin"]
     child.kill()
     said_by(child)
@@ -200,7 +208,7 @@ def test_a_drill_that_is_killed_leaves_no_fault(deployment: Path, tmp_path: Path
 
 
 def test_a_drill_is_aborted_by_another_imctl(deployment: Path, tmp_path: Path) -> None:
-    child = begun(deployment, tmp_path, "idc-loss", "sin is killed")
+    child = begun(deployment, tmp_path)
     refused, said = said_by(imctl("drill", "run", "idc-loss", "--data", deployment, "--yes"), 30)
     assert refused == 3 and "one-drill: another drill runs" in said
     aborting, said = said_by(imctl("drill", "abort", "--data", deployment))
@@ -215,7 +223,7 @@ def test_who_asks_again_and_again_does_not_wait_and_all_is_undone(
     deployment: Path, tmp_path: Path
 ) -> None:
     """As an operator does whose DrillRun is deleted."""
-    child = begun(deployment, tmp_path, "idc-loss", "sin is killed")
+    child = begun(deployment, tmp_path)
     for _ in range(8):
         child.send_signal(signal.SIGTERM)
         time.sleep(0.3)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from typing import Any
 
 import pytest
 
 from imctl import hotrestart
 from imctl.testing.cast import Cast
-from imctl.testing.lab import Lab, until
+from imctl.testing.lab import Lab, row_of_ports, until
 
 pytestmark = pytest.mark.e2e
 
@@ -28,9 +27,8 @@ def patient(spec: dict[str, Any]) -> None:
     host, _, port = spec["idcs"][0]["endpoints"]["gateway"].rpartition(":")
     spec["idcs"][0]["gateways"] = 2
     assert spec["idcs"][0]["name"] == VICTIM
-    # Two neighbouring ports, below those that the system gives out.
-    spec["idcs"][0]["endpoints"]["gateway"] = f"{host}:{20_000 + 2 * (os.getpid() % 5_000)}"
     assert port
+    spec["idcs"][0]["endpoints"]["gateway"] = f"{host}:{row_of_ports(spec, 2)}"
 
 
 def changes(cast: Cast) -> list[str]:

@@ -109,6 +109,16 @@ def idc(tmp_path: Path) -> Iterator[Idc]:
         yield Idc(tmp_path, threads)
 
 
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Idc]:
+    """Another IDC."""
+    with ThreadPoolExecutor(1) as threads:
+        other = Idc(tmp_path / "other", threads)
+        other.name = "iad"
+        other.again()
+        yield other
+
+
 # --------------------------------------------------------- to name a hash is not to have the bytes
 
 
@@ -269,48 +279,40 @@ async def test_an_upload_that_its_store_has_lost_is_begun_again_as_it_was(idc: I
 
 
 async def test_a_fetch_whose_beginning_its_store_has_lost_begins_again(
-    idc: Idc, tmp_path: Path
+    idc: Idc, other: Idc
 ) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        other = Idc(tmp_path / "other", threads)
-        other.name = "iad"
-        other.again()
-        await other.store.load()
-        near = Near(lambda: other.store)
-        idc.peers["iad"] = near
-        await idc.store.load()
-        name = await other.upload()
-        near.cut_after = 3
-        with pytest.raises(Unavailable):
-            await idc.store.find(name)
-        await idc.blobs.abandon("copy-" + SHA)
-        near.cut_after = 0
-        with pytest.raises(Unavailable):
-            await idc.store.find(name)
-        assert list(await idc.blobs.uploads()) == ["copy-" + SHA]
-        assert await idc.store.find(name)
+    await other.store.load()
+    near = Near(lambda: other.store)
+    idc.peers["iad"] = near
+    await idc.store.load()
+    name = await other.upload()
+    near.cut_after = 3
+    with pytest.raises(Unavailable):
+        await idc.store.find(name)
+    await idc.blobs.abandon("copy-" + SHA)
+    near.cut_after = 0
+    with pytest.raises(Unavailable):
+        await idc.store.find(name)
+    assert list(await idc.blobs.uploads()) == ["copy-" + SHA]
+    assert await idc.store.find(name)
 
 
 async def test_a_file_that_goes_while_another_idc_is_asked_for_its_key_is_fetched(
-    idc: Idc, tmp_path: Path
+    idc: Idc, other: Idc
 ) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        other = Idc(tmp_path / "other", threads)
-        other.name = "iad"
-        other.again()
-        await other.store.load()
-        theirs = await other.upload("bob")
-        await idc.store.load()
-        mine = await idc.upload()
+    await other.store.load()
+    theirs = await other.upload("bob")
+    await idc.store.load()
+    mine = await idc.upload()
 
-        class Slow(Near):
-            async def find(self, name: MediaName) -> Record | None:
-                await idc.store.delete("ann", False, mine)
-                return await super().find(name)
+    class Slow(Near):
+        async def find(self, name: MediaName) -> Record | None:
+            await idc.store.delete("ann", False, mine)
+            return await super().find(name)
 
-        idc.peers["iad"] = Slow(lambda: other.store)
-        record = await idc.store.find(theirs)
-        assert b"".join([d async for d in idc.store.read(theirs, 0, record.size, 9999)]) == DATA
+    idc.peers["iad"] = Slow(lambda: other.store)
+    record = await idc.store.find(theirs)
+    assert b"".join([d async for d in idc.store.read(theirs, 0, record.size, 9999)]) == DATA
 
 
 # -------------------------------------------------------------------------------- pictures

@@ -22,6 +22,7 @@ from services.sdk import (
     OutboxLocked,
     RequestRefused,
     SendFailed,
+    puller,
 )
 from services.sdk.ipconf import Lookup, NoAnswer
 from services.sdk.session import OnAnswer, Session
@@ -104,11 +105,11 @@ async def test_a_followed_message_is_offered_again_under_its_trace(region, ca_fi
     offered: list[tuple[bytes, str]] = []
     call = Session.call
 
-    def seen(self: Session, request: pb.Request, on_answer: OnAnswer) -> None:
+    def seen(self: Session, request: pb.Request, on_answer: OnAnswer) -> int:
         if request.HasField("send"):
             trace = traceparent(request.trace) if request.HasField("trace") else ""
             offered.append((request.send.content, trace))
-        call(self, request, on_answer)
+        return call(self, request, on_answer)
 
     monkeypatch.setattr(Session, "call", seen)
     fra = region.idcs["fra"]
@@ -340,6 +341,101 @@ async def test_a_pull_that_is_put_off_is_waited_for(region, ca_file):
     fra.errors["pull"] = [pb.Error(code="overloaded", message="busy", retry_after_ms=100)]
     async with App(region, ca_file) as ann:  # returns with everything that was missed
         assert len(ann.list) == 3
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[pb.Request]:
+    """What clients ask in this test, in order."""
+    requests: list[pb.Request] = []
+    call = Session.call
+
+    def seen(self: Session, request: pb.Request, on_answer: OnAnswer) -> int:
+        requests.append(request)
+        return call(self, request, on_answer)
+
+    monkeypatch.setattr(Session, "call", seen)
+    return requests
+
+
+@pytest.mark.parametrize("kind", ["pull", "sync"])
+async def test_a_read_that_takes_long_ends_no_connection(
+    region, ca_file, asked, monkeypatch, kind: str
+):
+    """Heartbeats are answered, so it lives; every client of a slow IDC would come back at once."""
+    monkeypatch.setattr(puller, "ANSWER_S", 0.2)
+    fra = region.idcs["fra"]
+    region.parameters["idle_pull_ms"] = 200
+    async with App(region, ca_file) as ann:
+        fra.mute.add(kind)
+        before = fra.requests[kind]
+        if kind == "pull":
+            fra.drop_pushes = 1
+            say(fra, 1)
+        await eventually(lambda: fra.requests[kind] >= before + 3)
+        assert len(fra.connects) == 1 and not region.reports
+        fra.mute.clear()
+        await eventually(lambda: ann.client.view(CHAT) != () or kind == "sync")
+        await ann.client.settled()
+        assert ann.connections == ["fra"]
+        [session] = [ann.client._link.session]
+        assert session is not None and len(session._answers) <= 2  # none is kept that is given up
+    reads = [request for request in asked if request.WhichOneof("body") == kind]
+    # The IDC gives up first and says so.
+    assert {request.deadline_ms for request in reads} == {puller.DEADLINE_MS}
+    assert 0 < puller.DEADLINE_MS <= 4_500
+
+
+async def test_idle_pulls_do_not_pile_up_while_reads_fail(region, ca_file):
+    """One sync at a time, and ever more rarely: else each idle pull adds one that asks on."""
+    fra = region.idcs["fra"]
+    region.parameters.update(idle_pull_ms=50, heartbeat_ms=60_000)
+    async with App(region, ca_file):
+        fra.errors["sync"] = [pb.Error(code="unavailable", message="away")] * 1_000
+        before = fra.requests["sync"]
+        await asyncio.sleep(1.5)
+        assert 2 <= fra.requests["sync"] - before <= 4
+        fra.errors.clear()
+        answered = fra.requests["sync"]
+        await eventually(lambda: fra.requests["sync"] >= answered + 3)  # idle pulls go on
+
+
+async def test_a_pull_that_fails_is_not_repeated_by_everything_that_names_it(region, ca_file):
+    """Heartbeats go on naming what is missing."""
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        fra.errors["pull"] = [pb.Error(code="unavailable", message="away")] * 1_000
+        fra.drop_pushes = 1
+        say(fra, 1)
+        await eventually(lambda: fra.requests["pull"] == 1)
+        await asyncio.sleep(1.5)
+        assert 2 <= fra.requests["pull"] <= 4 <= fra.requests["heartbeat"]
+        fra.errors.clear()
+        await eventually(lambda: ann.list == [b"bob 1"])
+
+
+async def test_a_history_that_takes_long_is_no_empty_one(region, ca_file, monkeypatch):
+    monkeypatch.setattr(puller, "ANSWER_S", 0.1)
+    fra = region.idcs["fra"]
+    async with App(region, ca_file) as ann:
+        fra.errors["history"] = [pb.Error(code="deadline", message="too slow")]
+        with pytest.raises(NotConnected):
+            await ann.client.sync_history(CHAT)
+        fra.mute.add("history")
+        with pytest.raises(NotConnected):
+            await ann.client.sync_history(CHAT)
+        assert ann.connections == ["fra"]
+
+
+async def test_a_side_connection_that_is_not_answered_on_is_closed(region, ca_file, monkeypatch):
+    """No heartbeats go over it."""
+    monkeypatch.setattr(puller, "ANSWER_S", 0.1)
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    iad.mute.add("pull")
+    async with App(region, ca_file, options=Options(signal_wait_ms=10)):
+        heads = [pb.Position(origin=origin_pb(iad.origin), seq=1)]
+        fra.everybody(pb.Event(signal=pb.Signal(conversation=CHAT, heads=heads)))
+        await eventually(lambda: iad.requests["pull"] == 1)
+        await eventually(lambda: not iad.connections, 1.0)
 
 
 async def test_an_idc_that_does_not_answer_takes_no_workers_place(region, ca_file):

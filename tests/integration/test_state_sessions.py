@@ -229,6 +229,39 @@ async def test_pull_only_connections_are_closed_apart_from_sessions():
         assert not (await main.ask(heartbeat())).HasField("error")
 
 
+async def test_whoever_asks_what_has_changed_knows_who_is_here():
+    async with Front(KEYS) as front:
+        seen: dict[str, str] = {}
+
+        def look() -> set[str]:
+            for session, row in front.state.changed().items():
+                seen.pop(session, None)
+                if row is not None:
+                    seen[session] = row.uid
+            assert seen.keys() == {s.session for s in front.state.sessions() if s.connected}
+            assert front.state.connected_count() == len(seen)
+            assert sum(front.state.shards().values()) == len(seen)
+            return set(seen.values())
+
+        ann, ok = await front.connect("ann", epoch=1)
+        assert look() == {"ann"}
+        bob, _ = await front.connect("bob", epoch=1)
+        await front.connect("eve", epoch=0, mode=pb.CONNECT_MODE_PULL_ONLY)
+        assert look() == {"ann", "bob"}
+        ann.abort()
+        await until(lambda: front.state.connected_count() == 1)
+        assert look() == {"bob"}
+        _, again = await front.connect("ann", epoch=2, resume_token=ok.resume_token)
+        assert again.resumed and look() == {"ann", "bob"}
+        await front.connect("ann", epoch=3)  # a new session in its place
+        assert look() == {"ann", "bob"} and again.session not in seen
+        bob.send(pb.Request(bye=pb.Bye()))
+        await until(lambda: front.state.connected_count() == 1)
+        assert look() == {"ann"}
+        front.state.kick("ann", "phone", 3)
+        assert look() == set()
+
+
 # ------------------------------------------------------------------------------- resume
 
 

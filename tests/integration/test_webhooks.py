@@ -45,6 +45,7 @@ class Server:
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
+        self.refused = 0  # never takes what this message is in
         self.tried = 0
         self.taken: list[dict[str, Any]] = []
         self.url = ""
@@ -56,6 +57,8 @@ class Server:
         assert verifies(SECRET, timestamp, body, request.headers["X-IM-Signature"], now_ms)
         self.tried += 1
         status = self.statuses.pop(0) if self.statuses else 204
+        if self.refused in [event["key"][4] for event in json.loads(body)["events"]]:
+            status = 400
         if status == 204:
             self.taken += json.loads(body)["events"]
         return web.Response(status=status, headers={"Location": self.url})
@@ -197,6 +200,44 @@ async def test_so_much_waits_and_what_is_left_out_is_counted(stage: Stage):
         await until(lambda: stage.server.contents())
         await until(lambda: stage.server.contents()[-1] == 30)
     assert made.left_out >= 20 and len(stage.server.taken) == 10
+
+
+async def test_a_delivery_that_is_refused_for_good_is_left_out_when_too_much_waits(stage: Stage):
+    """And what came with it, as long as it is among the last, is told all the same."""
+    stage.server.refused = 2
+    async with stage.running(waiting_max=10) as made:
+        await until(lambda: stage.kept.rows)
+        await stage.say(1, 5)
+        await until(lambda: stage.server.tried >= 3)
+        assert stage.server.contents() in ([], [1]) and made.left_out == 0
+        await stage.say(6, 11)  # ten wait, and the refused one with them: 2 to 11
+        await asyncio.sleep(0.1)
+        assert 2 not in stage.server.contents() and "400" in made.problem
+        await stage.say(12, 14)
+        await until(lambda: stage.server.contents()[-1:] == [14])
+        assert not made.problem
+        # Ticks count too, so it may be a few more.
+        first = next(cid for cid in stage.server.contents() if cid > 2)
+        assert 3 <= first <= 6 and made.left_out >= 1
+        assert stage.server.contents()[-9:] == list(range(6, 15))
+        assert len(set(stage.server.contents())) == len(stage.server.contents())
+    stage.server.taken.clear()
+    async with stage.running(waiting_max=10):  # it is passed over for good
+        await stage.say(15, 15)
+        await until(lambda: stage.server.contents()[-1:] == [15])
+
+
+async def test_a_server_that_is_away_is_not_tried_more_often_for_what_is_left_out(
+    stage: Stage, monkeypatch
+):
+    monkeypatch.setattr(feed, "BACKOFF_S", 0.1)
+    stage.server.statuses = [503] * 1_000
+    async with stage.running(waiting_max=2) as made:
+        await until(lambda: stage.kept.rows)
+        for cid in range(1, 31):
+            await stage.say(cid, cid)
+            await asyncio.sleep(0.05)
+        assert made.left_out > 5 and stage.server.tried <= 6
 
 
 async def test_a_secret_that_is_missing_sends_nothing_until_it_is_there(stage: Stage):

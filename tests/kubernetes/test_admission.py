@@ -191,6 +191,19 @@ BAD_IDCS: dict[str, tuple[Edit, str]] = {
     "a service of another type": (put("spec.service", "ExternalName"), "Unsupported value"),
     "a size without sense": (put("spec.storage", {"size": "much"}), "should match"),
     "replicas, of which there is one": (put("spec.replicas", 3), 'unknown field "spec.replicas"'),
+    "a limit without sense": (put("spec.resources", {"cpu_limit": "two"}), "should match"),
+    "a toleration of no key": (
+        put("spec.tolerations", [{"value": "x"}]), "key: expected one with `operator: Equal`",
+    ),
+    "a toleration of a value and of every one": (
+        put("spec.tolerations", [{"key": "k", "operator": "Exists", "value": "x"}]),
+        "value: expected none with `operator: Exists`",
+    ),
+    "a toleration for a time of what evicts nobody": (
+        put("spec.tolerations", [{"key": "k", "effect": "NoSchedule", "seconds": 9}]),
+        "seconds: expected `effect: NoExecute` beside it",
+    ),
+    "no time to end": (put("spec.termination_grace_s", 0), "greater than or equal to 5"),
 }  # fmt: skip
 
 BAD_OPERATIONS: dict[str, tuple[Edit, str]] = {
@@ -248,6 +261,9 @@ BAD_GATEWAYS: dict[str, tuple[Edit, str]] = {
         put("spec.autoscaling", {"min": 1, "max": 2}), "connections: Required value",
     ),
     "too many": (put("spec.replicas", 65), "less than or equal to 64"),
+    "a toleration of another effect": (
+        put("spec.tolerations", [{"key": "k", "effect": "Never"}]), "Unsupported value",
+    ),
     "certificates, which are the IDC's": (
         put("spec.certificates", {"secret": "x"}), 'unknown field "spec.certificates"',
     ),
@@ -413,6 +429,7 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("region.spec.safety.hold_ms", "Evidence must hold this long"),
         ("region.spec.idcs.engines.log.kafka.durability", "in the memory of the in-sync replicas"),
         ("idc.status.outdated", "it gets them when it is deleted"),
+        ("idc.spec.tolerations", "taints of nodes that may run it"),
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
         ("gatewaycluster.spec.rollout.keep", "keep their former settings"),

@@ -37,7 +37,8 @@ CHARTS = {
         "im-operator", ["--set", "image=imctl:1,webhook.enabled=true,webhook.issuer.name=ca"],
     ),
     "operator-with-drills": (
-        "im-operator", ["--set", "image=imctl:1,drills.enabled=true"],
+        "im-operator",
+        ["--set", "image=imctl:1,drills.enabled=true,priorityClassName=messages"],
     ),
     "idc": (
         "im-idc",

@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 VICTIM, OTHER = "fra", "dub"
 GOES_S = 40  # of a DrillRun that is deleted, on a busy machine; some 15 s of it are for a new pod
 NEXT = "localhost/imctl:next"
+LATER = "localhost/imctl:later"
+NOWHERE = "localhost/imctl:nowhere"  # no node has it
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +354,104 @@ async def test_a_changed_region_and_another_image_are_deployed_while_everybody_t
         assert pods.operator()["status"]["containerStatuses"][0]["restartCount"] == 1
     for asked in (wanted, wanted[:1]):  # the sites are known from then on
         assert "no difference" in pods.imctl("plan", *asked)
+
+
+def images_of(pods: Pods, part: str) -> set[str]:
+    """Of all that runs of it."""
+    shown = pods.kubectl(part, "get", "pods", "-o", "jsonpath={..spec.containers[*].image}")
+    return set(shown.split())
+
+
+def files_of(pods: Pods, folder: Path, name: str, **changes: dict[str, Any]) -> tuple[str, ...]:
+    """Arguments of `imctl deploy`: the deployment's own files, changed at ``sites.PART``."""
+    document = yaml.safe_load((pods.data / "sites.yaml").read_text())
+    for part, fields in changes.items():
+        site = document["sites"][part]
+        for field, values in fields.items():
+            site[field] = site.get(field, {}) | values
+    sites, region = folder / f"{name}-sites.yaml", folder / f"{name}.yaml"
+    sites.write_text(yaml.safe_dump(document))
+    region.write_text((pods.data / "region.yaml").read_text())
+    return str(region), "--sites", str(sites)
+
+
+@pytest.mark.nightly
+async def test_an_image_is_taken_back_by_undo_and_by_the_old_file_while_everybody_talks(
+    pods: Pods, tmp_path: Path, figures: Figures
+) -> None:
+    """Of the IDC whose gateways are apart."""
+    old = files_of(pods, tmp_path, "old")
+    new = files_of(pods, tmp_path, "new", **{OTHER: {"spec": {"image": pods.tag(LATER)}}})
+    before = images_of(pods, OTHER)
+    quick = ("--yes", "--soak", "1")
+    ways = [
+        ("deploy", (*new, *quick), {LATER}),
+        ("rollout undo", ("--yes",), before),
+        ("rollout undo", ("--yes",), {LATER}),  # undone again, it is the newer one again
+        ("deploy", (*old, *quick), before),
+    ]
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=601) as cast:
+        couples = await cast.couples(6, VICTIM, OTHER)
+        async with cast.talking(couples):
+            for verb, arguments, images in ways:
+                began = time.monotonic()
+                said = await asyncio.to_thread(pods.imctl, *verb.split(), *arguments)
+                figures(f"an image by `{verb}`, s", round(time.monotonic() - began, 1))
+                assert f"{verb.split()[-1]}-" in said and "is done" in said, said
+                assert await asyncio.to_thread(images_of, pods, OTHER) == images, said
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.all_active()
+    assert "no difference" in pods.imctl("plan", *old)
+    # Behind the first test's restarts nobody ended by itself.
+    assert restarts(pods, OTHER) == 0
+
+
+@pytest.mark.nightly
+async def test_an_image_that_no_node_has_is_taken_back_while_everybody_talks(
+    pods: Pods, tmp_path: Path, figures: Figures
+) -> None:
+    """An IDC with such an image does not come up: it has no clients then."""
+    before = images_of(pods, VICTIM)
+    whole = files_of(pods, tmp_path, "whole", **{VICTIM: {"spec": {"image": NOWHERE}}})
+    quick = ("--yes", "--soak", "1")
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=701) as cast:
+        couples = await cast.couples(6, VICTIM, OTHER)
+        async with cast.talking(couples):
+            began = time.monotonic()
+            command = ("deploy", *whole, *quick, "--undo-on-failure")
+            said = await asyncio.to_thread(pods.imctl, *command, status=6)
+            figures("an IDC's image that no node has, undone, s", round(time.monotonic() - began))
+            assert "ImagePull" in said and "was taken back" in said, said
+            assert await asyncio.to_thread(images_of, pods, VICTIM) == before
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.all_active()
+
+
+@pytest.mark.nightly
+async def test_gateways_image_that_no_node_has_comes_to_one_of_them_and_is_taken_back(
+    pods: Pods, tmp_path: Path, figures: Figures
+) -> None:
+    before = images_of(pods, OTHER)
+    fronts = files_of(pods, tmp_path, "fronts", **{OTHER: {"gateways": {"image": NOWHERE}}})
+    quick = ("--yes", "--soak", "1")
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=801) as cast:
+        couples = await cast.couples(6, VICTIM, OTHER)
+        async with cast.talking(couples):
+            stays = gateways_of(pods)[f"{OTHER}-gateway-1"]
+            said = await asyncio.to_thread(pods.imctl, "deploy", *fronts, *quick, status=1)
+            assert "is paused" in said and "ImagePull" in said, said
+            assert gateways_of(pods)[f"{OTHER}-gateway-1"] == stays
+            began = time.monotonic()
+            said = await asyncio.to_thread(pods.imctl, "rollout", "undo", "--yes")
+            figures("gateways' image that no node has, undone, s", round(time.monotonic() - began))
+            assert "is done" in said, said
+            assert await asyncio.to_thread(images_of, pods, OTHER) == before
+            assert gateways_of(pods)[f"{OTHER}-gateway-1"] == stays
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.all_active()
 
 
 def test_the_verbs_that_a_cluster_has(pods: Pods, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -35,3 +37,17 @@ def test_it_ends_when_nobody_is_there_any_more() -> None:
     watcher.join(5)
     assert ended.is_set()
     os.close(read)
+
+
+def test_it_stands_behind_the_operator_where_cores_are_short() -> None:
+    """It makes a load beside the process whose lease it lives by."""
+    program = (
+        "import os; from imctl import main; from imctl.drill import leased;"
+        "main.main = lambda: print(os.nice(0)); leased.main()"
+    )
+    read, write = os.pipe()
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdin=read, stdout=subprocess.PIPE, text=True, check=True)
+    os.close(write)
+    os.close(read)
+    assert int(done.stdout) >= min(19, os.nice(0) + 5)

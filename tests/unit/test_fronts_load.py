@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.region.model import Limits
 from imcore.runtime import SystemClock
-from services.split.fronts import FrontLink, Fronts
+from services.split.fronts import FrontLink, Fronts, Here
 from services.state.latency import AckLatency
 
 
@@ -48,3 +51,39 @@ def test_the_share_is_the_lowest_and_counts_add_up() -> None:
 
 def test_without_a_front_there_are_no_acks() -> None:
     assert _fronts().acks() == (0, None, None)
+
+
+def test_what_has_changed_adds_up_to_who_is_here_whatever_fronts_and_links_do() -> None:
+    """So a mover need not look at all of them, and nobody walks through them to count."""
+    rng, fronts = random.Random(1), _fronts("one", "two", "three")
+    seen: dict[str, Here] = {}
+    most = 0
+    for step in range(3_000):
+        link = rng.choice(fronts.gateways)
+        if rng.random() < 0.01:
+            fronts._remove(link)
+            if rng.random() < 0.5:  # what is still read of it
+                link.change(Here("late", "a", "phone", "asia", link.name, True, step), False)
+            fronts.gateways.append(FrontLink(front.Hello(gateway=link.name)))
+            continue
+        uid, device = rng.choice("abcd"), rng.choice(("phone", "desk"))
+        # A session that goes on elsewhere is there before it is gone here.
+        session = f"{uid}-{device}-{rng.randrange(3)}"
+        change = front.SessionChange(shard=rng.choice(("europe", "asia")))
+        change.connected, change.over = rng.random() < 0.7, rng.random() < 0.3
+        change.caller.id, change.caller.uid, change.caller.device = session, uid, device
+        change.caller.connection_epoch = step
+        fronts._changed(link, change)
+        if rng.random() < 0.3:
+            for key, row in fronts.changed().items():
+                seen.pop(key, None)
+                if row is not None:
+                    seen[key] = row
+            rows = [row for row in fronts.sessions() if row.connected]
+            assert seen.keys() == {row.session for row in rows}
+            assert all(row in rows for row in seen.values())
+            assert fronts.connected_count() == len(rows)
+            assert fronts.shards() == Counter(row.shard for row in rows)
+            assert fronts.changed() == {}
+            most = max(most, len(rows))
+    assert most > 5

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import BESIDE, FOLDERS, NICE, WAITING, unit_of
+from tests.lanes import ENGINES, NICE, PATIENT, WAITING, WHOLE, part_of, unit_of
 
 TESTS = Path(__file__).parents[1]
 # The whole conftest.py takes each process seconds to import; the lanes are all that is tried here.
@@ -21,6 +21,7 @@ from tests import lanes
 
 pytest_collection_modifyitems = lanes.pytest_collection_modifyitems
 pytest_configure = lanes.pytest_configure
+pytest_runtest_setup = lanes.pytest_runtest_setup
 pytest_xdist_make_scheduler = lanes.pytest_xdist_make_scheduler
 """
 NOTING = """
@@ -33,6 +34,15 @@ def test_it(which, request):
         worker = os.environ.get("PYTEST_XDIST_WORKER", "-")
         print(request.node.nodeid, worker, os.nice(0), file=file)
 """
+PORTS = """
+import os
+from pathlib import Path
+from imctl.target.places import free_ports
+
+def test_it():
+    ports = " ".join(map(str, free_ports(50)))
+    Path("ports-" + os.environ["PYTEST_XDIST_WORKER"]).write_text(ports)
+"""
 BAD = """
 def test_bad():
     print("said before")
@@ -42,14 +52,18 @@ ENGINE = """
 import pytest
 
 @pytest.fixture
-def etcd_program():
-    return "etcd"
+def kafka_program():
+    return "kafka"
 
 @pytest.fixture
-def etcd_process(etcd_program):
-    return etcd_program
+def kafka_process(kafka_program):
+    return kafka_program
 
-def test_it(etcd_process):
+@pytest.fixture
+def kafka_of_its_own(kafka_program):
+    return kafka_program
+
+def test_it({}):
     pass
 """
 HELD = """
@@ -99,33 +113,52 @@ def ran(root: Path) -> list[tuple[str, str, int]]:
 
 
 def test_what_is_named_is_there() -> None:
-    assert all((TESTS.parent / folder).is_dir() for folder in FOLDERS)
-    assert all((TESTS.parent / file).is_file() for file in BESIDE)
-    assert unit_of(f"{BESIDE[0]}::test_it") == BESIDE[0]
+    for place in (place for places in WHOLE.values() for place in places):
+        there = TESTS.parent / place
+        assert there.is_dir() if place.endswith("/") else there.is_file(), place
+    for file in PATIENT:
+        assert (TESTS.parent / file).is_file() and unit_of(f"{file}::test_it") == file
     assert unit_of("tests/e2e/test_moves.py::test_it[tests/unit]") == WAITING
+    assert unit_of("tests/contract/test_kv_contract.py::test_it") == ENGINES
+    assert unit_of("tests/integration/test_media.py::test_it") == "tests/integration/test_media.py"
     assert unit_of("tests/unit/test_fold.py::test_it[a::b]") == "tests/unit/test_fold.py"
 
 
-def test_what_waits_stays_on_one_worker_in_order_and_the_other_gives_way(tmp_path: Path) -> None:
-    write(tmp_path, kubernetes=NOTING, e2e=NOTING, unit=NOTING, simulation=NOTING)
+def test_two_workers_run_what_waits_in_order_and_the_second_gives_way_where_it_computes(
+    tmp_path: Path,
+) -> None:
+    folders = ("kubernetes", "e2e", "contract", "integration", "unit", "simulation")
+    write(tmp_path, **dict.fromkeys(folders, NOTING))
     status, said = run(tmp_path, "-n", "2")
     assert status == 0, said
     every = ran(tmp_path)
-    first = [nodeid for nodeid, worker, _ in every if worker == "gw0"]
-    waiting = [
-        f"tests/{folder}/test_{folder}.py::test_it[{n}]"
-        for folder in ("e2e", "kubernetes")
-        for n in range(5)
-    ]
-    assert first[:10] == waiting
+    for worker, first in (("gw0", ("e2e", "kubernetes")), ("gw1", ("contract",))):
+        own = [nodeid for nodeid, by, _ in every if by == worker]
+        wanted = [f"tests/{name}/test_{name}.py::test_it[{n}]" for name in first for n in range(5)]
+        assert own[: len(wanted)] == wanted
     usual = os.nice(0)
     for nodeid, worker, nice in every:
-        assert worker == "gw0" or nodeid.startswith(("tests/unit", "tests/simulation"))
-        assert nice == min(usual + (NICE if worker == "gw1" else 0), 19)
-    assert "20 passed" in said.splitlines()[-1]
-    for folder in ("kubernetes", "e2e", "unit", "simulation"):
+        gives_way = worker == "gw1" and nodeid.startswith(("tests/unit/", "tests/simulation/"))
+        assert nice == min(usual + (NICE if gives_way else 0), 19)
+    assert "30 passed" in said.splitlines()[-1]
+    for folder in folders:
         assert f"%] tests/{folder}/test_{folder}.py " in said
     assert "[100%]" in said
+
+
+def test_workers_have_ports_of_their_own(tmp_path: Path) -> None:
+    ports = range(20_000, 32_000)
+    parts = [part_of(ports, number, 3) for number in range(3)]
+    assert sorted(port for part in parts for port in part) == list(ports)
+    assert part_of(ports, 4, 3) == parts[1]
+    write(tmp_path, unit=PORTS, e2e=PORTS)
+    status, said = run(tmp_path, "-n", "2")
+    assert status == 0, said
+    first, second = (
+        set(map(int, (tmp_path / f"ports-{worker}").read_text().split()))
+        for worker in ("gw0", "gw1")
+    )
+    assert len(first) == len(second) == 50 and max(first) < min(second)
 
 
 def test_a_failure_is_shown_at_once_and_whole(tmp_path: Path) -> None:
@@ -147,19 +180,33 @@ def test_verbose_shows_which_test_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-n", "0")])
 def test_one_process_runs_all_as_ever(tmp_path: Path, options: tuple[str, ...]) -> None:
-    write(tmp_path, unit=NOTING, kubernetes=NOTING, contract=NOTING)
+    write(tmp_path, unit=NOTING, kubernetes=NOTING, contract=NOTING, e2e="")
+    name = Path(PATIENT[0]).name
+    (tmp_path / "tests" / "e2e" / name).write_text(NOTING)
     status, said = run(tmp_path, *options)
-    assert status == 0 and "15 passed" in said.splitlines()[-1]
+    assert status == 0 and "20 passed" in said.splitlines()[-1]
     folders = [nodeid.split("/")[1] for nodeid, _, _ in ran(tmp_path)]
-    assert folders == ["contract"] * 5 + ["unit"] * 5 + ["kubernetes"] * 5
+    assert folders == ["contract"] * 5 + ["unit"] * 5 + ["kubernetes"] * 5 + ["e2e"] * 5
     assert {worker for _, worker, _ in ran(tmp_path)} == {"-"}
 
 
-def test_an_engine_is_refused_where_others_run_beside(tmp_path: Path) -> None:
-    write(tmp_path, unit=ENGINE)
+@pytest.mark.parametrize(
+    ("folder", "fixture", "refused"),
+    [
+        ("unit", "kafka_of_its_own", "kafka_program"),
+        ("e2e", "kafka_of_its_own", ""),
+        ("contract", "kafka_process", ""),
+        ("e2e", "kafka_process", "kafka_process"),  # the session would start it twice
+    ],
+)
+def test_an_engine_is_refused_where_another_may_stand_beside(
+    tmp_path: Path, folder: str, fixture: str, refused: str
+) -> None:
+    write(tmp_path, **{folder: ENGINE.format(fixture)})
     status, said = run(tmp_path)
-    assert status == 4
-    assert "tests/unit/test_unit.py::test_it waits for etcd_program: its place is in" in said
+    assert status == (4 if refused else 0), said
+    test = f"tests/{folder}/test_{folder}.py::test_it"
+    assert not refused or f"{test} waits for {refused}: its place is in tests/" in said
 
 
 def test_ctrl_c_ends_it_and_engines_are_stopped(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from imcore.region.model import Region
 from imctl.errors import Failed
 from imctl.target import engines
 from imctl.target.beside import Beside
-from imctl.target.places import Places, free_ports
+from imctl.target.places import Places, free_ports, free_row
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 ALL = ("kafka", "tikv", "etcd")
@@ -204,3 +205,14 @@ def test_an_engine_that_there_is_not_is_refused() -> None:
         BadInput, match="--engines: expected some of etcd, kafka, tikv, s3, got 'mm2'"
     ):
         engines.chosen("kafka,mm2")
+
+
+def test_ports_in_a_row_are_free_and_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = free_row(6)
+    row = range(first, first + 6)
+    monkeypatch.setattr("imctl.target.places.PORTS", row)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", row[1]))
+        assert free_row(2, {row[3]}) == row[4]
+        with pytest.raises(Failed, match=f"no free port from {row[0]} to {row[-1]}"):
+            free_row(3, {row[3]})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from imcore.region.load import load_region
 from imcore.runtime import ManualClock
-from services.control.mover import AGAIN_S, EVERY_S, GONE_S, JUDGED_PER_STEP, Mover
+from services.control.mover import AGAIN_S, EVERY_S, GONE_S, JUDGE_S, Mover
 from services.engines.disk import RealDisk
 from services.policy.document import (
     IdcPolicy,
@@ -34,16 +34,32 @@ class Session(NamedTuple):
     gateway: str = "fra-1"
 
 
+class BusyClock(ManualClock):
+    """Each look at it takes ``look_s``."""
+
+    look_s = 0.0
+
+    def now(self) -> float:
+        self.advance(self.look_s)
+        return super().now()
+
+
 class State:
+    """``all`` is set at will; what has changed by it is told as the real ones do."""
+
     def __init__(self, count: int) -> None:
+        self.told: dict[str, Session] = {}
         self.all = [Session(f"s{n}", f"u{n}") for n in range(count)]
         self.moved: list[tuple[str, int, int]] = []
         self.closed: list[str] = []
         self.pull_only = 3
         self.closes = True
 
-    def sessions(self) -> list[Session]:
-        return self.all
+    def changed(self) -> dict[str, Session | None]:
+        here = {session.session: session for session in self.all if session.connected}
+        told, self.told = self.told, here
+        found: dict[str, Session | None] = {key: None for key in told if key not in here}
+        return found | {key: row for key, row in here.items() if told.get(key) != row}
 
     def move(self, session: str, within_ms: int, policy_epoch: int) -> bool:
         self.moved.append((session, within_ms, policy_epoch))
@@ -60,7 +76,7 @@ class State:
 
 class Setup:
     def __init__(self, folder: Path, count: int = 300) -> None:
-        self.clock = ManualClock()
+        self.clock = BusyClock()
         self.state = State(count)
         self.holder = PolicyHolder(folder / "policy.json", RealDisk())
         self.minority = False
@@ -109,27 +125,78 @@ def test_draining_moves_all_at_the_set_rate_and_each_once(tmp_path: Path) -> Non
 
 def test_another_policy_does_not_forget_who_was_told(tmp_path: Path) -> None:
     """Also those whom it has not judged anew yet: it judges so many a step."""
-    setup = Setup(tmp_path, 2 * JUDGED_PER_STEP)
+    setup = Setup(tmp_path, 400)
     setup.offer(2, fra=IdcPolicy(IdcState.DRAINING))
     setup.run(AGAIN_S - 1.0)
     told = len(setup.state.moved)
-    assert told > JUDGED_PER_STEP + 50
+    assert told > 250
+    setup.clock.look_s = JUDGE_S  # a few a step
     # The drain goes on; what changes is another IDC.
     setup.offer(3, fra=IdcPolicy(IdcState.DRAINING), sin=IdcPolicy(IdcState.CORDONED))
     setup.run(EVERY_S)
     assert setup.mover.handover().told >= told
+    assert setup.mover.waiting() > 300
+    setup.clock.look_s = 0.0
     setup.run(0.6)
+    assert setup.mover.waiting() == 0
     assert len({row[0] for row in setup.state.moved}) == len(setup.state.moved), "nobody twice"
 
 
 def test_who_may_stay_by_another_policy_is_no_longer_waited_for(tmp_path: Path) -> None:
-    setup = Setup(tmp_path, 2 * JUDGED_PER_STEP)
+    setup = Setup(tmp_path, 400)
     setup.offer(2, fra=IdcPolicy(ramp=10))
     setup.run(3.0)
     assert setup.mover.handover().told > 50
     setup.offer(3)
     setup.run(2 * EVERY_S)
     assert setup.mover.handover().told == 0
+
+
+def test_judging_has_its_time_and_no_more(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 10_000)
+    setup.offer(1)
+    setup.clock.look_s = JUDGE_S / 10
+    setup.mover.step()
+    once = 10_000 - setup.mover.waiting()
+    assert 100 < once < 400
+    setup.mover.step()
+    assert 10_000 - setup.mover.waiting() == 2 * once
+    setup.clock.look_s = 0.0
+    setup.mover.step()
+    assert setup.mover.waiting() == 0
+    setup.offer(2, fra=IdcPolicy(ramp=50))  # anew
+    setup.clock.look_s = JUDGE_S
+    setup.mover.step()
+    assert setup.mover.waiting() > 9_900
+
+
+def test_with_nothing_to_move_a_step_looks_at_nobody(tmp_path: Path) -> None:
+    """It walked through all sessions five times a second: a fifth of the loop for 20,000."""
+    setup = Setup(tmp_path, 1_000)
+    setup.offer(1)
+    setup.run(1.0)
+    setup.mover._here = Untouched(setup.mover._here)
+    assert setup.run(1.0) == 0
+    setup.state.all[7] = Session("new", "u7", shard="asia")  # in the place of s7
+    assert setup.run(1.0) == 1
+    assert setup.state.moved[0][0] == "new"
+
+
+class Untouched(dict[str, Any]):
+    """Not walked through."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError
+
+    items = values = __reversed__ = __iter__
+
+
+def test_a_session_that_comes_back_with_another_home_is_judged_anew(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 3)
+    setup.offer(1)
+    assert setup.run(1.0) == 0
+    setup.state.all[0] = Session("s0", "u0", shard="asia")
+    assert setup.run(1.0) == 1
 
 
 def test_an_idle_hour_saves_up_no_burst(tmp_path: Path) -> None:

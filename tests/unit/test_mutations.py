@@ -25,12 +25,15 @@ def test_each_known_defect_has_a_mutation() -> None:
     assert len(DEFECTS) == 12
 
 
-def tree(folder: Path) -> Path:
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one line of code and one test of it."""
+    # Most of a start is the import of plug-ins, of which these tests need none.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name in COPIED:
-        (folder / name).mkdir() if "." not in name else (folder / name).write_text("")
-    (folder / "imcore" / "sums.py").write_text("def add(a, b):\n    return a + b\n")
-    (folder / "tests" / "test_sums.py").write_text(
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("")
+    (tmp_path / "imcore" / "sums.py").write_text("def add(a, b):\n    return a + b\n")
+    (tmp_path / "tests" / "test_sums.py").write_text(
         "import importlib.util\n"
         "spec = importlib.util.spec_from_file_location('sums', 'imcore/sums.py')\n"
         "sums = importlib.util.module_from_spec(spec)\n"
@@ -38,7 +41,7 @@ def tree(folder: Path) -> Path:
         "def test_add():\n    assert sums.add(2, 3) == 5\n"
         "def test_nothing():\n    assert sums\n"
     )
-    return folder
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -53,16 +56,15 @@ def tree(folder: Path) -> Path:
     ids=["red", "green", "does not apply", "applies twice", "no code"],
 )
 def test_only_a_failed_test_counts(
-    tmp_path: Path, old: str, new: str, test: str, status: int, word: str
+    root: Path, old: str, new: str, test: str, status: int, word: str
 ) -> None:
     mutation = Mutation("d", "w", "imcore/sums.py", old, new, f"tests/test_sums.py::{test}")
     said = io.StringIO()
-    assert check([mutation], tree(tmp_path), Console(file=said, width=300)) == status
+    assert check([mutation], root, Console(file=said, width=300)) == status
     assert word in said.getvalue()
 
 
-def test_a_test_that_fails_anyway_proves_nothing(tmp_path: Path) -> None:
-    root = tree(tmp_path)
+def test_a_test_that_fails_anyway_proves_nothing(root: Path) -> None:
     (root / "tests" / "test_sums.py").write_text("def test_add():\n    assert False\n")
     mutation = Mutation("d", "w", "imcore/sums.py", "+", "-", "tests/test_sums.py::test_add")
     said = io.StringIO()

@@ -16,10 +16,19 @@ import yaml
 from imcore.pki import dns_name
 from imcore.region.load import check_text, load_region
 from imcore.region.model import Region
-from imctl.api.model import Certificates, IdcSpec, Issuer, Resources, Storage, WitnessSpec
+from imctl.api.model import (
+    Certificates,
+    IdcSpec,
+    Issuer,
+    Resources,
+    Storage,
+    Toleration,
+    WitnessSpec,
+)
 from imctl.capacity.figures import Figures
 from imctl.reconcile.objects import REGION_FILE, TEMPLATE, objects, region_text
 from imctl.reconcile.observed import Object, Owner
+from imctl.target import blank
 from imctl.testing import golden
 
 GOLDEN = Path(__file__).parent / "operator_golden"
@@ -34,8 +43,14 @@ RICH = IDC.model_copy(
         "service": "LoadBalancer",
         "secrets": ["kafka"],
         "storage": Storage(size="100Gi", class_name="fast"),
-        "resources": Resources(cpu="500m", memory="2Gi"),
+        "resources": Resources(cpu="500m", cpu_limit="2", memory="2Gi"),
         "node_selector": {"disk": "nvme"},
+        "tolerations": [
+            Toleration(key="disk", value="nvme", effect="NoSchedule"),
+            Toleration(operator="Exists", effect="NoExecute", seconds=300),
+        ],
+        "priority_class": "messages",
+        "termination_grace_s": 90,
         "image_pull_secret": "registry",
     }
 )
@@ -97,6 +112,27 @@ def test_a_pod_is_restricted_in_every_way(case: str) -> None:
     }
     assert pod["automountServiceAccountToken"] is False
     assert container["resources"]["limits"]["memory"]
+
+
+def with_quic(of: Region) -> Region:
+    client = of.spec.client.model_copy(update={"quic": True})
+    return of.model_copy(update={"spec": of.spec.model_copy(update={"client": client})})
+
+
+def test_quic_needs_the_ports_of_gateways_by_udp_too() -> None:
+    whole = made("idc", with_quic(region()))
+    (clients,) = [each for each in whole if each["metadata"]["name"] == "fra-idc-clients"]
+    by_tcp = {p["name"]: p["port"] for p in clients["spec"]["ports"] if p["protocol"] == "TCP"}
+    by_udp = {p["name"]: p["port"] for p in clients["spec"]["ports"] if p["protocol"] == "UDP"}
+    assert by_udp == {"gateway-1-udp": by_tcp["gateway-1"]} and "ipconf" in by_tcp
+    (policy,) = [each for each in whole if each["kind"] == "NetworkPolicy"]
+    ports = policy["spec"]["ingress"][0]["ports"]
+    assert {"protocol": "UDP", "port": by_tcp["gateway-1"]} in ports
+    (container,) = whole[-1]["spec"]["template"]["spec"]["containers"]
+    assert {
+        "name": "gateway-1-udp", "containerPort": by_tcp["gateway-1"], "protocol": "UDP",
+    } in container["ports"]  # fmt: skip
+    assert "UDP" not in str(made("idc")) and "UDP" not in str(made("witness"))
 
 
 def test_only_who_takes_drills_can_be_killed_from_inside_its_pod_and_takes_faults() -> None:
@@ -214,3 +250,20 @@ def test_the_memory_that_it_asks_for_grows_with_its_sessions() -> None:
         for of in (region(), large)
     ]
     assert asked[1] - asked[0] == pytest.approx(90_000 * FIGURES["connection_kib"] / 1024, abs=1)
+
+
+def test_who_says_only_a_limit_of_cores_asks_for_all_of_it() -> None:
+    """More than the limit an API server would refuse."""
+    owner = Owner("IDC", "im-fra", "fra", "0a1b", 3)
+    spec = IDC.model_copy(update={"resources": Resources(cpu_limit="500m")})
+    pod = objects(owner, spec, region(), FIGURES)[-1]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    cores = [container["resources"][what]["cpu"] for what in ("requests", "limits")]
+    assert cores == ["500m", "500m"]
+
+
+def test_the_pod_that_deletes_the_data_may_be_where_the_idc_s_is() -> None:
+    pod = pod_of("idc-with-all")
+    deletes = blank.pod("fra", "im-fra", "fra-idc", RICH, "2026-01-01T00:00:00Z")["spec"]
+    for field in ("nodeSelector", "tolerations", "priorityClassName", "imagePullSecrets"):
+        assert deletes[field] == pod[field]

@@ -149,6 +149,15 @@ def test_what_was_put_off_is_asked_for_no_sooner_than_told_and_not_by_all_at_onc
     assert again_s(pb.Error(retry_after_ms=2**31), rng) <= 1.5 * WAIT_MAX_MS / 1000
 
 
+def test_what_goes_on_failing_is_asked_for_more_and_more_rarely():
+    rng = random.Random(1)
+    waits = [again_s(pb.Error(), rng, failed) for failed in range(1, 100)]
+    for failed, wait in enumerate(waits[:5]):
+        assert 0.2 * 2**failed <= wait <= 0.3 * 2**failed
+    assert all(5.0 <= wait <= 7.5 for wait in waits[5:])
+    assert again_s(pb.Error(retry_after_ms=30_000), rng, 9) >= 30.0  # it said so
+
+
 def test_a_gateway_that_asks_for_years_is_not_heeded_for_so_long():
     plan = reconnect().lost(Lost("overloaded", retry_after_ms=2**31))
     assert plan.where is Where.IPCONF and plan.delay_ms <= 2 * RETRY_AFTER_MAX_MS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given
@@ -11,7 +13,7 @@ from imcore.attest import RegionKeys
 from imcore.words import Origin
 from services.state import checkpoint, resume
 from services.state.session import Record
-from services.state.table import SessionTable
+from services.state.table import Connections, SessionTable
 
 FRA, IAD = Origin("fra", 1), Origin("iad", 1)
 KEYS = RegionKeys({1: b"k" * 32}, 1)
@@ -101,6 +103,52 @@ def test_the_table_keeps_one_session_a_device():
     assert {r.id for r in table.of_users(["ann", "nobody"])} == {"s-ann-desk", "s-new"}
     assert table.remove(new) and table.remove(other)
     assert table.of_users(["ann"]) == [] and list(table) == []
+
+
+def test_what_has_changed_is_told_once_and_adds_up_to_who_is_here():
+    """So a mover need not look at all of them."""
+    rng, table = random.Random(1), SessionTable()
+    seen: dict[str, Record] = {}
+    here: dict[str, Record] = {}
+    for step in range(2_000):
+        uid, device = rng.choice("abc"), rng.choice(("phone", "desk"))
+        held = table.of_device(uid, device)
+        if held is None or rng.random() < 0.2:
+            if held is not None:
+                held.connected = False  # as whoever replaces it does
+            new = record(epoch=step, uid=uid, device=device)
+            new.id = held.id if held is not None and rng.random() < 0.5 else f"s{step}"
+            table.put(new)
+        elif rng.random() < 0.3:
+            held.connected = False
+            table.remove(held)
+        else:
+            held.connected = not held.connected
+            table.tell(held)
+        if rng.random() < 0.3:
+            changed = table.since()
+            for session, row in changed.items():
+                seen.pop(session, None)
+                if row is not None:
+                    seen[session] = row
+            here = {each.id: each for each in table if each.connected}
+            assert seen == here and table.since() == {}
+    assert here  # or it was nobody that was looked at
+
+
+def test_connections_are_counted_as_they_come_and_go():
+    rng, connections = random.Random(1), Connections()
+    for step in range(2_000):
+        address = (rng.choice(("gw1", "gw2")), rng.randrange(8))
+        if rng.random() < 0.5:
+            assert connections.pop(address, None) is None or address not in connections
+        else:
+            new = record(epoch=step)
+            new.shard, new.pull_only = rng.choice(("europe", "asia")), rng.random() < 0.3
+            connections[address] = new
+        rows = list(connections.values())
+        assert connections.pull_only == sum(row.pull_only for row in rows)
+        assert connections.shards == Counter(row.shard for row in rows if not row.pull_only)
 
 
 async def test_a_checkpoint_brings_sessions_back(tmp_path):

@@ -245,6 +245,18 @@ class Pods:
         pod: dict[str, Any] = found
         return pod
 
+    def operator_said(self) -> str:
+        """How its container stands, and its log and that of the one before it."""
+        shown = [json.dumps(self.operator()["status"].get("containerStatuses"))]
+        pod = self.operator()["metadata"]["name"]
+        for which in ((), ("--previous",)):
+            asked = ("logs", pod, "--namespace", self.system, "--tail=60", *which)
+            try:
+                shown.append(self._cluster.kubectl(*asked))
+            except Failed as error:  # there was none before it
+                shown.append(str(error))
+        return "\n".join(shown)
+
     def kill_operator(self) -> None:
         """By SIGKILL; the kubelet starts the next one in the same pod."""
         (container,) = self.operator()["status"]["containerStatuses"]
@@ -282,6 +294,7 @@ class Pods:
         except BaseException:
             for part in self.namespaces:
                 print(f"--- {part}\n{self.said(part)}")
+            print(f"--- operator\n{self.operator_said()}")
             raise
         finally:
             await lab.close()
@@ -339,7 +352,9 @@ def running(
         cluster.helm(
             "install", "op", str(OPERATOR), "--namespace", pods.system, "--create-namespace",
             "--set", f"image={image.NAME},replicas=1,namespaces={{{only}}}",
-            "--set", "drills.enabled=true,drills.resources.requests=null",
+            # With the chart's own requests: without one it has a hundredth of what the IDCs have
+            # when all are busy, and loses its lease while it makes the load of a drill.
+            "--set", "drills.enabled=true",
         )  # fmt: skip
         for kind in KINDS:
             until_known(cluster, kind.plural)

@@ -1,0 +1,101 @@
+"""Keeps the Lease at the API server, or waits for it: the shell of ``lease``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from imcore.errors import ImError
+from imcore.runtime import Clock
+from imctl.reconcile.cluster import Conflict
+from imctl.reconcile.lease import CALL_S, EVERY_S, RETRY_S, Leadership, NotLeading, Object
+
+log = logging.getLogger("im.operator")
+LEASE = "coordination.k8s.io/v1"
+
+
+class Leases(Protocol):
+    """Of ``Cluster``. Raises ImError."""
+
+    async def get(
+        self, api: str, kind: str, namespace: str, name: str, limit_s: float = ...
+    ) -> Any: ...
+
+    async def write(self, body: Object, limit_s: float) -> Object: ...
+
+
+class Election:
+    def __init__(self, leadership: Leadership, cluster: Leases, clock: Clock) -> None:
+        self.leadership = leadership
+        self.leads = asyncio.Event()
+        self._cluster, self._clock = cluster, clock
+        self._last: Object | None = None  # what was written here last, while it is ours
+
+    async def run(self) -> None:
+        """Raises NotLeading once it had the lease and has lost it."""
+        one = self.leadership
+        while True:
+            next_one = self._clock.now() + EVERY_S  # a slow answer delays no renewal
+            try:
+                if await self._once() and not self.leads.is_set():
+                    log.info("%s holds the lease", one.own)
+                    self.leads.set()
+            except NotLeading:
+                raise
+            except ImError as error:
+                log.warning("the lease: %s", error)
+                if isinstance(error, Conflict):
+                    # Somebody took it, or the answer to what was written last got lost.
+                    self._last = None
+                next_one = self._clock.now() + RETRY_S
+            now = self._clock.now()
+            soon = min(next_one - now, one.free_in(now))
+            if self.leads.is_set():
+                self._demand(now)
+                soon = min(soon, one.left(now))
+            await asyncio.sleep(max(0.0, soon))
+
+    async def _once(self) -> bool:
+        one, lease = self.leadership, self._last
+        if lease is None:
+            path = (LEASE, "Lease", one.namespace, one.name)
+            lease = await self._cluster.get(*path, self._limit_s())
+            one.seen(lease, self._clock.now())
+        now = self._clock.now()
+        if not one.may_take(now):
+            return False
+        body, limit_s = one.body(lease, _precise(self._clock)), self._limit_s()
+        self._last = await self._cluster.write(body, limit_s)
+        one.written(self._last, now)
+        return True
+
+    def _limit_s(self) -> float:
+        """Of a call. Raises NotLeading."""
+        if not self.leads.is_set():
+            return CALL_S
+        now = self._clock.now()
+        self._demand(now)
+        return min(CALL_S, self.leadership.left(now))
+
+    def _demand(self, now: float) -> None:
+        """Raises NotLeading."""
+        if self.leadership.left(now) <= 0:
+            raise NotLeading(f"the lease is lost to {self.leadership.holder or 'time'}")
+
+    async def give_back(self) -> None:
+        """So that the next need not wait. Nothing of ours writes any more."""
+        one = self.leadership
+        with contextlib.suppress(ImError):
+            lease = await self._cluster.get(LEASE, "Lease", one.namespace, one.name, CALL_S)
+            if lease is not None and lease["spec"].get("holderIdentity") == one.own:
+                body = one.body(lease, _precise(self._clock))
+                body["spec"]["holderIdentity"] = ""
+                await self._cluster.write(body, CALL_S)
+
+
+def _precise(clock: Clock) -> str:
+    time = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
