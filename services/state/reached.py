@@ -10,7 +10,7 @@ from services.ports import Audience
 from services.state.session import Record
 from services.state.table import SessionTable
 
-SLICE = 64  # sessions that are told in one turn of the loop: about a millisecond
+SLICE = 16  # sessions; some of these are told in one turn of the loop
 _KEPT = 256  # groups
 
 
