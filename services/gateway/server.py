@@ -70,6 +70,7 @@ class Gateway:
         self._refused: set[Connection] = set()
         self._last_number = 0
         self._to_flush: list[Connection] = []
+        self._framed = (b"", b"")  # what was pushed last: it comes in parts, for many connections
         self._listener: Listening | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
@@ -279,7 +280,9 @@ class Gateway:
     def push(self, connections: Sequence[int], body: bytes) -> None:
         if self._frozen:
             return
-        framed = frame.encode(frame.EVENT, 0, body)
+        if self._framed[0] is not body:
+            self._framed = (body, frame.encode(frame.EVENT, 0, body))
+        framed = self._framed[1]
         for number in connections:
             found = self._connections.get(number)
             if found is not None:

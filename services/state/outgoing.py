@@ -14,6 +14,7 @@ from opentelemetry.trace import Span
 
 from imcore import frame
 from imcore.convert import origin_pb, positions_pb
+from imcore.packing import pack
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
@@ -86,7 +87,7 @@ class Outgoing:
         if connected:
             self.counters.pushed += len(connected)
             spans = self._followed(entries, len(connected)) if self._tracing is not None else ()
-            for body in self._push_events(conversation, entries, stable):
+            for body, _ in self._push_events(conversation, entries, stable):
                 self._emit_body(by_gateway(connected), body)
             for span in spans:
                 end(span)
@@ -105,7 +106,7 @@ class Outgoing:
         reached, conversation = self._reached.of(audience), audience.conversation
         self.counters.pushed += reached.connected
         spans = self._followed(entries, reached.connected) if self._tracing is not None else ()
-        bodies = list(self._push_events(conversation, entries, stable, merged))
+        bodies = list(self._push_events(conversation, entries, stable, merged, reached.unpacking))
         for span in spans:
             end(span)
         since = self._clock.now() + (self.patience_s if merged else 0.0)
@@ -115,11 +116,17 @@ class Outgoing:
         )
 
     def _push_slice(
-        self, part: Slice, conversation: str, heads: Vector, since: float, bodies: Sequence[bytes]
+        self,
+        part: Slice,
+        conversation: str,
+        heads: Vector,
+        since: float,
+        bodies: Sequence[tuple[bytes, bytes]],
     ) -> None:
         self._owe_all(part.records, conversation, heads, since)
-        for body in bodies:
-            self._emit_body(part.connections, body)
+        for body, packed in bodies:
+            self._emit_body(part.plain, body)
+            self._emit_body(part.unpacking, packed)
 
     def _owe_all(
         self, records: Sequence[Record], conversation: str, heads: Vector, since: float
@@ -171,8 +178,10 @@ class Outgoing:
         entries: Sequence[pb.Entry],
         stable: int,
         merged: bool = False,
-    ) -> Iterator[bytes]:
-        """Encoded; more than one when one cannot hold them."""
+        packing: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Encoded; more than one when one cannot hold them. Of each, second, what goes to those who
+        unpack: the same where nobody does, or where packing it does not pay."""
         event = pb.Event()
         event.stamp.CopyFrom(self._stamp())
         event.push.conversation = conversation
@@ -182,10 +191,14 @@ class Outgoing:
         body = event.SerializeToString()
         if len(body) > _PUSH_BYTES_MAX and len(entries) > 1:
             half = len(entries) // 2
-            yield from self._push_events(conversation, entries[:half], stable, merged)
-            yield from self._push_events(conversation, entries[half:], stable, merged)
+            yield from self._push_events(conversation, entries[:half], stable, merged, packing)
+            yield from self._push_events(conversation, entries[half:], stable, merged, packing)
         elif len(body) <= frame.MESSAGE_BYTES_MAX:
-            yield body
+            packed = pack(event.push.SerializeToString()) if packing else None
+            if packed is None:
+                yield body, body
+            else:
+                yield body, pb.Event(stamp=event.stamp, packed=packed).SerializeToString()
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         """Of what another IDC has: it is not owed before it is folded here."""

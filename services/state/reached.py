@@ -16,8 +16,11 @@ _KEPT = 256  # groups
 
 @dataclass(frozen=True, slots=True)
 class Slice:
+    """Its connections, by gateway: of clients that unpack what is packed, and of the others."""
+
     records: Sequence[Record]
-    connections: Mapping[str, Sequence[int]]  # of those that are connected, by gateway
+    unpacking: Mapping[str, Sequence[int]]
+    plain: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Reached:
     slices: Sequence[Slice]
     users: int
     connected: int  # sessions
+    unpacking: bool  # any of them
 
 
 class ReachedGroups:
@@ -61,6 +65,17 @@ def _look(records: Sequence[Record]) -> Reached:
     slices = []
     for begin in range(0, len(records), SLICE):
         part = records[begin : begin + SLICE]
-        slices.append(Slice(part, by_gateway([record for record in part if record.connected])))
-    connected = sum(record.connected for record in records)
-    return Reached(slices, len({record.uid for record in records}), connected)
+        connected = [record for record in part if record.connected]
+        slices.append(
+            Slice(
+                part,
+                by_gateway(record for record in connected if record.unpacks),
+                by_gateway(record for record in connected if not record.unpacks),
+            )
+        )
+    return Reached(
+        slices,
+        len({record.uid for record in records}),
+        sum(record.connected for record in records),
+        any(part.unpacking for part in slices),
+    )

@@ -71,6 +71,7 @@ class Record(Session):
     lsns: dict[int, int] = field(default_factory=dict)  # partition -> last op accepted here
     away_at: float = math.inf  # since when it has had no connection
     moving: bool = False  # it was told to connect elsewhere
+    unpacks: bool = False  # its client knows what to do with a packed push
     in_flight: int = 0  # requests that im has not answered
     signals: int = 0  # sent in a row without everything being acked
 

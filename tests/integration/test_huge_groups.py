@@ -10,6 +10,7 @@ import pytest
 
 from imcore.attest import RegionKeys
 from imcore.convert import key_pb
+from imcore.packing import pack, unpack
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits, Messages
 from imcore.words import ClientKey, Origin
@@ -20,6 +21,7 @@ from services.im.heat import Level
 from services.im.testing import Idc, OpenIdc
 from services.ports import Audience
 from services.sdk.testing.app import eventually
+from services.state import outgoing
 from services.state.testing import Front
 
 FRA = Origin("fra", 1)
@@ -210,6 +212,47 @@ async def test_a_merged_push_is_one_event_and_is_named_again_later_than_others()
         assert [e.seq for e in merged.entries] == list(range(1, 11))
         signals = [(await ann.event("signal")).signal.conversation for _ in range(3)]
         assert signals[0] == "d:a:u0" and HUGE in signals  # 2 s and 3.5 s after them
+
+
+async def test_a_large_push_is_packed_once_and_for_those_who_unpack_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packs: list[int] = []
+
+    def counted(push: bytes) -> pb.Packed | None:
+        packs.append(len(push))
+        return pack(push)
+
+    monkeypatch.setattr(outgoing, "pack", counted)
+    async with Front(KEYS, gateways=2) as front:
+        old = await crowd(front, 30)
+        new = [
+            (await front.connect(f"n{n}", gateway=n % 2, packings=[pb.PACKING_ZLIB]))[0]
+            for n in range(30)
+        ]
+        uids = [f"n{number}" for number in range(30)] + [f"u{number}" for number in range(30)]
+        audience = Audience(HUGE, tuple(sorted(uids)))
+        entries = [entry(front, number) for number in range(1, 101)]
+        front.state.push_group(audience, entries, {FRA: 100}, 7, True)
+        plain = [(await client.event("push")).push for client in old]
+        events = [await client.event("packed") for client in new]
+        assert len(packs) == 1
+        assert len({event.SerializeToString() for event in events}) == 1
+        assert all(event.HasField("stamp") for event in events)
+        packed = events[0].packed
+        assert pb.Push.FromString(unpack(packed)) == plain[0] == plain[-1]
+        assert [e.seq for e in plain[0].entries] == list(range(1, 101)) and plain[0].stable == 7
+        assert packed.ByteSize() < 0.5 * packs[0]
+        front.state.push_group(audience, entries[:2], {FRA: 100}, 7, True)  # of no use there
+        assert len((await new[0].event("push")).push.entries) == 2
+        for client in new:
+            client.abort()
+        await eventually(lambda: front.state.connected_count() == 30)
+        packs.clear()
+        front.state.push_group(audience, entries, {FRA: 100}, 7, True)
+        assert len((await old[0].event("push")).push.entries) == 2
+        assert len((await old[0].event("push")).push.entries) == 100
+        assert not packs
 
 
 async def test_signals_of_several_groups_are_one_event_for_each_user() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +28,7 @@ def cost(pace: Pace, each_s: float, turns: int) -> list[int]:
 def test_a_turn_takes_a_millisecond_or_one_piece(each_s: float, settled: int) -> None:
     pieces = cost(Pace(), each_s, 20)
     assert pieces[0] == 1 and pieces[-1] == pytest.approx(settled, abs=1)
-    assert all(after <= 2 * before for before, after in zip(pieces, pieces[1:], strict=False))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(pieces))
 
 
 def test_what_takes_no_time_is_not_done_all_at_once() -> None:
@@ -96,7 +97,7 @@ def test_what_is_written_after_a_turn_counts_as_its_work(
 
         begun = loop.time()
         spread.add([push] * 40)
-        while len(spread):
+        while len(spread):  # noqa: ASYNC110 - its turns are what is looked at
             await asyncio.sleep(0.001)
         return loop.time() - begun
 

@@ -106,13 +106,15 @@ def test_the_table_keeps_one_session_a_device():
 async def test_a_checkpoint_brings_sessions_back(tmp_path):
     session = record(epoch=7)
     session.shard, session.lsns, session.seen_hlc = "europe", {2: 40}, 99
+    session.unpacks = True
     session.owe("d:ann:bob", {FRA: 3, IAD: 1}, 5.0)
     path = tmp_path / "sessions"
     await checkpoint.save(path, [session, record(uid="bob")])
-    back, _ = checkpoint.load(path, 100.0)
+    back, bob = checkpoint.load(path, 100.0)
     assert (back.id, back.connection_epoch, back.shard) == ("s-ann-phone", 7, "europe")
     assert back.lsns == {2: 40} and back.seen_hlc == 99 and not back.connected
     assert back.owed["d:ann:bob"].heads == {FRA: 3, IAD: 1}
+    assert (back.unpacks, bob.unpacks) == (True, False)
 
 
 @given(data=st.data())
