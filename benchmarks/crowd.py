@@ -25,11 +25,13 @@ from typing import Any, cast
 import uvloop
 import yaml
 
+from benchmarks import text
 from benchmarks.client import Client
 from benchmarks.deployment import Failed, gateways, one_idc, running
 from imcore import frame
 from imcore.checker.latency import summarize
 from imcore.limits import GROUP_CHANGES_MAX
+from imcore.packing import unpack
 from imcore.pki import load_region_keys
 from imcore.proto import client_pb2 as pb
 from imcore.region.load import load_region
@@ -38,7 +40,7 @@ from imcore.words import direct_conversation
 
 GROUP = "g:crowd"
 SAMPLED = 100
-CONTENT = bytes(120)
+CONTENT_BYTES = 120
 HEARTBEAT_S = 20.0
 TOKEN_MS = 3_600_000
 AT_ONCE = 200  # connects of the members' process
@@ -70,6 +72,7 @@ class Member(asyncio.Protocol):
             self._decoder, self.retry_ms = frame.FrameDecoder(), 0
             await loop.create_connection(lambda: self, "127.0.0.1", port)
             connect = pb.Connect(token=token, connection_epoch=self.epoch)
+            connect.packings.append(pb.PACKING_ZLIB)
             assert self.transport is not None
             self.transport.write(frame.client_preface())
             self.say(pb.Request(connect=connect))
@@ -101,6 +104,8 @@ class Member(asyncio.Protocol):
                 self.answered.set_result(pb.Response.FromString(received.body))
             elif received.type == frame.EVENT:
                 event = pb.Event.FromString(received.body)
+                if event.HasField("packed"):
+                    event.push.ParseFromString(unpack(event.packed))
                 if event.HasField("push"):
                     self.seqs.update(e.seq for e in event.push.entries if e.HasField("message"))
                 elif event.HasField("close"):
@@ -232,10 +237,12 @@ def say(client: Client, conversation: str, content: bytes) -> None:
     client.call(pb.Request(send=send), lambda _: None)
 
 
-async def _talk_in_group(clients: list[Client], per_s: float, seconds: float) -> int:
+async def _talk_in_group(
+    clients: list[Client], per_s: float, seconds: float, rng: random.Random
+) -> int:
     begun, said = time.monotonic(), 0
     while time.monotonic() < begun + seconds:
-        say(clients[said % len(clients)], GROUP, CONTENT)
+        say(clients[said % len(clients)], GROUP, text.said(rng, CONTENT_BYTES))
         said += 1
         await asyncio.sleep(max(0.0, begun + said / per_s - time.monotonic()))
     return said
@@ -308,7 +315,7 @@ async def measure(
             await _make_group(talkers[0], uids + [client.uid for client in talkers])
             alone = await ordinary.talk(ordinary_per_s, seconds, rng)
             cpu = processes["fra"].cpu_s()
-            group = asyncio.create_task(_talk_in_group(talkers, group_per_s, seconds))
+            group = asyncio.create_task(_talk_in_group(talkers, group_per_s, seconds, rng))
             beside = await ordinary.talk(ordinary_per_s, seconds, rng)
             cpu = processes["fra"].cpu_s() - cpu
             said = await group
