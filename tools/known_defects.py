@@ -69,7 +69,7 @@ MUTATIONS = (
     ),
     Mutation(
         OVERWRITTEN, "what is owed is replaced", "services/state/session.py",
-        "owed.merge(heads, now)", "self.owed[conversation] = Owed(dict(heads), now)",
+        "owed.merge(heads, now)", "self.owed[conversation] = Owed(heads, now)",
         f"{GATEWAY}::test_a_second_push_overwriting_the_unacked_first_one",
     ),
     Mutation(

@@ -25,6 +25,7 @@ log = logging.getLogger("im.gateway")
 
 _STOP_S = 1.0  # for connections to take their goodbye
 _STALL_TICKS = 5
+_MANY = 8  # receivers of a push; hardly any of them has an answer to go with it in one write
 _REFUSED_MAX = 1_000  # connections that are told to come back later, at a time; others are cut
 
 
@@ -282,11 +283,11 @@ class Gateway:
             return
         if self._framed[0] is not body:
             self._framed = (body, frame.encode(frame.EVENT, 0, body))
-        framed = self._framed[1]
+        framed, many = self._framed[1], len(connections) >= _MANY
         for number in connections:
             found = self._connections.get(number)
             if found is not None:
-                found.push(framed)
+                found.push(framed, many)
 
     def quiet(self, connection: int, ms: int) -> None:
         found = self._connections.get(connection)

@@ -76,7 +76,7 @@ class Outgoing:
         receivers = self._table.of_users(uids)
         if not receivers:
             return
-        now = self._clock.now()
+        now, heads = self._clock.now(), dict(heads)  # the caller's goes on, what is owed does not
         connected = []
         for record in receivers:
             record.owe(conversation, heads, now)
@@ -109,7 +109,7 @@ class Outgoing:
         bodies = list(self._push_events(conversation, entries, stable, merged, reached.unpacking))
         for span in spans:
             end(span)
-        since = self._clock.now() + (self.patience_s if merged else 0.0)
+        since, heads = self._clock.now() + (self.patience_s if merged else 0.0), dict(heads)
         self._spread.add(
             partial(self._push_slice, part, conversation, heads, since, bodies)
             for part in reached.slices
@@ -140,8 +140,9 @@ class Outgoing:
         groups: dict[Record, list[int]] = {}
         since = self._clock.now() + self.patience_s
         for number, (audience, heads, _) in enumerate(behind):
+            owed = dict(heads)
             for part in self._reached.of(audience).slices:
-                self._owe_all(part.records, audience.conversation, heads, since)
+                self._owe_all(part.records, audience.conversation, owed, since)
                 for record in part.records:
                     if record.connected:
                         groups.setdefault(record, []).append(number)
@@ -208,10 +209,10 @@ class Outgoing:
 
     def owe(self, uid: str, conversation: str, heads: Vector) -> None:
         """What this user's sessions should come to have; nobody pushed it to them."""
-        now = self._clock.now()
+        now, owed = self._clock.now(), dict(heads)
         receivers = []
         for record in self._table.of_users([uid]):
-            record.owe(conversation, heads, now)
+            record.owe(conversation, owed, now)
             if record.connected:
                 receivers.append(record)
                 if record not in self._owing:

@@ -32,12 +32,66 @@ def test_owed_is_paid_exactly_when_a_position_covers_every_head_ever_pushed(push
     assert ("d:a:b" not in session.owed) == covered
 
 
-def test_a_vector_that_is_owed_is_not_the_callers():
-    heads = {FRA: 1}
-    session = record()
-    session.owe("d:a:b", heads, 0.0)
-    heads[FRA] = 7
-    assert session.owed["d:a:b"].heads == {FRA: 1}
+def test_a_vector_that_many_are_owed_is_changed_for_none_of_them():
+    said, more = {FRA: 3}, {FRA: 9, IAD: 2}
+    first, second = record(), record("bob")
+    for session in (first, second):
+        session.owe("d:a:b", said, 0.0)
+    first.owe("d:a:b", {IAD: 1}, 1.0)
+    first.ack("d:a:b", {FRA: 1}, 2.0)
+    first.owe("d:a:b", more, 3.0)
+    first.excuse("d:a:b", FRA, 5)
+    assert first.owed["d:a:b"].heads == {FRA: 5, IAD: 2}
+    assert second.owed["d:a:b"].heads is said
+    assert (said, more) == ({FRA: 3}, {FRA: 9, IAD: 2})
+
+
+class Plainly:
+    """What ``Owed`` says, without sharing anything."""
+
+    def __init__(self) -> None:
+        self.heads: dict[Origin, int] = {}
+        self.waiting: dict[Origin, float] = {}
+        self.acked: dict[Origin, int] = {}
+
+    def owe(self, heads, now):
+        for origin, seq in heads.items():
+            if seq > self.heads.get(origin, 0):
+                self.heads[origin] = seq
+                self.waiting.setdefault(origin, now)
+
+    def ack(self, position, now):
+        for origin in list(self.waiting):
+            reached = position.get(origin, 0)
+            if reached >= self.heads[origin]:
+                del self.waiting[origin]
+            elif origin in self.acked and reached > self.acked[origin]:
+                self.waiting[origin] = now
+            self.acked[origin] = max(reached, self.acked.get(origin, 0))
+
+
+@given(st.lists(st.tuples(st.sampled_from(("owe", "ack", "excuse")), vectors), max_size=12))
+def test_what_is_shared_makes_no_difference(steps):
+    session, plainly = record(), Plainly()
+    for now, (what, vector) in enumerate(steps, 1):
+        if what == "owe" and vector:
+            session.owe("d:a:b", dict(vector), now)
+            plainly.owe(vector, now)
+        elif what == "ack":
+            session.ack("d:a:b", vector, now)
+            plainly.ack(vector, now)
+        else:
+            for origin, end in vector.items():
+                session.excuse("d:a:b", origin, end)
+                if plainly.heads.get(origin, 0) > end:
+                    plainly.heads[origin] = end
+        owed = session.owed.get("d:a:b")
+        if not plainly.waiting:
+            assert owed is None
+            plainly = Plainly()
+        else:
+            assert owed.heads == plainly.heads
+            assert owed.waits_since() == min(plainly.waiting.values())
 
 
 def test_progress_starts_the_waiting_time_anew_and_standing_still_does_not():
