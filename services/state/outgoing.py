@@ -82,7 +82,7 @@ class Outgoing:
             record.owe(conversation, heads, now)
             if record.connected:
                 connected.append(record)
-                if record not in self._owing:
+                if record.patient or record not in self._owing:
                     self._signal_later(record)
         if connected:
             self.counters.pushed += len(connected)
@@ -131,10 +131,12 @@ class Outgoing:
     def _owe_all(
         self, records: Sequence[Record], conversation: str, heads: Vector, since: float
     ) -> None:
+        patience_s, owing = since - self._clock.now(), self._owing
         for record in records:
             record.owe(conversation, heads, since)
-            if record.connected and record not in self._owing:
-                self._signal_later(record)
+            sooner = record.patient and patience_s <= 0
+            if record.connected and (sooner or record not in owing):
+                self._signal_later(record, patience_s)
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         groups: dict[Record, list[int]] = {}
@@ -215,7 +217,7 @@ class Outgoing:
             record.owe(conversation, owed, now)
             if record.connected:
                 receivers.append(record)
-                if record not in self._owing:
+                if record.patient or record not in self._owing:
                     self._signal_later(record)
         if receivers:
             self._emit(receivers, self._signal_event(conversation, heads))
@@ -284,8 +286,11 @@ class Outgoing:
 
     # ---------------------------------------------------------------------------- what is owed
 
-    def _signal_later(self, record: Record) -> None:
-        after_s = SIGNAL_S * (1 << min(record.signals, _SIGNAL_DOUBLINGS))
+    def _signal_later(self, record: Record, patience_s: float = 0.0) -> None:
+        """Nothing that it is owed is late before ``patience_s``: a look before that would be one at
+        each of thousands of sessions, for nothing."""
+        record.patient = patience_s > 0
+        after_s = max(0.0, patience_s) + SIGNAL_S * (1 << min(record.signals, _SIGNAL_DOUBLINGS))
         self._owing.schedule(record, round(after_s / TICK_S))
 
     def _signal_owed(self, record: Record) -> None:
@@ -293,11 +298,12 @@ class Outgoing:
         if not record.owed:
             record.signals = 0
         elif record.connected:
-            late = record.behind(self._clock.now(), SIGNAL_S)
+            now = self._clock.now()
+            late = record.behind(now, SIGNAL_S)
             for name, owed in late[:_SIGNALS_AT_ONCE]:
                 self._emit([record], self._signal_event(name, owed.heads))
             record.signals = record.signals + 1 if late else 0
-            self._signal_later(record)
+            self._signal_later(record, min(self.patience_s, record.waits_since() - now))
 
     def _signal_event(self, conversation: str, heads: Vector) -> pb.Event:
         self.counters.signalled += 1

@@ -43,8 +43,9 @@ class Owed:
             known = own.get(origin, 0)
             if seq > known:
                 raised = True
-                if self._waiting is not None or origin not in own:
-                    self._each().setdefault(origin, now)
+                if self._waiting is not None or origin not in own or now < self._since:
+                    waiting = self._each()  # what was merged waits since a time yet to come
+                    waiting[origin] = min(now, waiting.get(origin, now))
             elif seq < known:
                 covers = False
         if not raised:
@@ -100,6 +101,7 @@ class Record(Session):
     moving: bool = False  # it was told to connect elsewhere
     unpacks: bool = False  # its client knows what to do with a packed push
     in_flight: int = 0  # requests that im has not answered
+    patient: bool = False  # the next look at what it owes waits for a heartbeat's ack
     signals: int = 0  # sent in a row without everything being acked
 
     def owe(self, conversation: str, heads: Vector, now: float) -> None:
@@ -128,11 +130,14 @@ class Record(Session):
             if now - owed.waits_since() >= older_than_s
         ]
 
+    def waits_since(self) -> float:
+        """Of all that it is owed; it may be a time that is yet to come."""
+        return min((owed.waits_since() for owed in self.owed.values()), default=math.inf)
+
     def unheard_s(self, now: float) -> float:
         """How long nothing shows that the device was there: for so long it had no connection, or
         left what it was sent un-acked (the connection was dead, and nobody knew)."""
-        waiting = min((owed.waits_since() for owed in self.owed.values()), default=math.inf)
-        return max(0.0, now - min(self.away_at, waiting - _SENT_BEFORE_S))
+        return max(0.0, now - min(self.away_at, self.waits_since() - _SENT_BEFORE_S))
 
     def info(self) -> SessionInfo:
         return SessionInfo(self.id, self.uid, self.device, self.shard, self.gateway, self.connected)
