@@ -27,6 +27,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey
 from services.node.__main__ import COLLECT
 from services.ports import Audience
+from services.state.reached import ReachedGroups
 from services.state.testing import Front
 
 GROUP = "g:huge"
@@ -62,7 +63,7 @@ async def _deliver(
     [gateway] = front.gateways
     for record in front.state._table:
         record.unpacks = packed  # as if all had said so, or nobody
-    front.state._table.version += 1
+    front.state._reached = ReachedGroups(front.state._table)
     number, cpu, size = first, 0.0, 0
     front.state.reached(audience)
     for _ in range(pushes):
@@ -95,7 +96,7 @@ async def measure(members: int, pushes: int) -> None:
         assert child.stdin is not None and child.stdout is not None
         if await child.stdout.readline() != b"ready\n":
             raise SystemExit("the members could not connect")
-        audience = Audience(GROUP, tuple(f"r{number}" for number in range(members)))
+        audience = Audience(GROUP, tuple(sorted(f"r{number}" for number in range(members))))
         assert front.state.reached(audience) == members
         number = 1
         found: list[list[Cost]] = [[], [], []]

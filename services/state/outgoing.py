@@ -106,7 +106,9 @@ class Outgoing:
         reached, conversation = self._reached.of(audience), audience.conversation
         self.counters.pushed += reached.connected
         spans = self._followed(entries, reached.connected) if self._tracing is not None else ()
-        bodies = list(self._push_events(conversation, entries, stable, merged, reached.unpacking))
+        bodies = list(
+            self._push_events(conversation, entries, stable, merged, reached.unpacking > 0)
+        )
         for span in spans:
             end(span)
         since, heads = self._clock.now() + (self.patience_s if merged else 0.0), dict(heads)
@@ -292,6 +294,18 @@ class Outgoing:
         record.patient = patience_s > 0
         after_s = max(0.0, patience_s) + SIGNAL_S * (1 << min(record.signals, _SIGNAL_DOUBLINGS))
         self._owing.schedule(record, round(after_s / TICK_S))
+
+    def _look(self, due: Sequence[Record]) -> None:
+        """Members of a huge group who have not acked a push are due together."""
+        if len(due) <= SLICE:
+            self._signal_owed_to(due)
+        else:
+            parts = (due[begin : begin + SLICE] for begin in range(0, len(due), SLICE))
+            self._spread.add(partial(self._signal_owed_to, part) for part in parts)
+
+    def _signal_owed_to(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._signal_owed(record)
 
     def _signal_owed(self, record: Record) -> None:
         """Pushes get lost between here and the client; what stays un-acked is named again."""

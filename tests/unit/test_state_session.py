@@ -91,6 +91,7 @@ def test_what_is_shared_makes_no_difference(steps):
             assert owed is None
             plainly = Plainly()
         else:
+            assert owed is not None
             assert owed.heads == plainly.heads
             assert owed.waits_since() == min(plainly.waiting.values())
 
