@@ -54,13 +54,13 @@ class Plainly:
         self.waiting: dict[Origin, float] = {}
         self.acked: dict[Origin, int] = {}
 
-    def owe(self, heads, now):
+    def owe(self, heads: dict[Origin, int], now: float) -> None:
         for origin, seq in heads.items():
             if seq > self.heads.get(origin, 0):
                 self.heads[origin] = seq
                 self.waiting[origin] = min(now, self.waiting.get(origin, now))
 
-    def ack(self, position, now):
+    def ack(self, position: dict[Origin, int], now: float) -> None:
         for origin in list(self.waiting):
             reached = position.get(origin, 0)
             if reached >= self.heads[origin]:
