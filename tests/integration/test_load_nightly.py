@@ -29,7 +29,7 @@ async def test_at_twice_the_sustained_rate_an_idc_sheds_answers_in_time_and_reco
 
 
 @pytest.mark.nightly
-async def test_ordinary_conversations_beside_a_group_of_ten_thousand_stay_within_twice_their_latency(
+async def test_ordinary_conversations_beside_a_group_of_ten_thousand_are_not_twice_as_late(
     figures,
 ):
     enough_files(CLIENTS + 2_000)
