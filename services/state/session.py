@@ -38,7 +38,14 @@ class Owed:
         return self._waiting
 
     def merge(self, heads: Vector, now: float) -> None:
-        own, raised, covers = self.heads, False, True
+        own = self.heads
+        if len(heads) == len(own) == 1 and self._waiting is None and now >= self._since:
+            for origin, seq in heads.items():  # nearly always: nobody else, and no ack in between
+                if origin in own:
+                    if seq > own[origin]:
+                        self.heads = heads
+                    return
+        raised, covers = False, True
         for origin, seq in heads.items():
             known = own.get(origin, 0)
             if seq > known:
