@@ -48,7 +48,7 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         LOST_PUSH, "no signal names what is not acked", "services/state/outgoing.py",
-        "connected.append(record)\n                if record not in self._owing:",
+        "connected.append(record)\n                if record.patient or record not in self._owing:",
         "connected.append(record)\n                if False:",
         f"{GATEWAY}::test_a_push_lost_between_business_and_gateway",
     ),
@@ -69,7 +69,7 @@ MUTATIONS = (
     ),
     Mutation(
         OVERWRITTEN, "what is owed is replaced", "services/state/session.py",
-        "owed.merge(heads, now)", "self.owed[conversation] = Owed(dict(heads), now)",
+        "owed.merge(heads, now)", "self.owed[conversation] = Owed(heads, now)",
         f"{GATEWAY}::test_a_second_push_overwriting_the_unacked_first_one",
     ),
     Mutation(

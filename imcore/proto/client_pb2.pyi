@@ -75,6 +75,21 @@ GROUP_ROLE_ADMIN: GroupRole.ValueType  # 2
 GROUP_ROLE_OWNER: GroupRole.ValueType  # 3
 Global___GroupRole: _TypeAlias = GroupRole  # noqa: Y015
 
+class _Packing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PackingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Packing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PACKING_NONE: _Packing.ValueType  # 0
+    PACKING_ZLIB: _Packing.ValueType  # 1
+
+class Packing(_Packing, metaclass=_PackingEnumTypeWrapper): ...
+
+PACKING_NONE: Packing.ValueType  # 0
+PACKING_ZLIB: Packing.ValueType  # 1
+Global___Packing: _TypeAlias = Packing  # noqa: Y015
+
 @_typing.final
 class Origin(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -525,6 +540,7 @@ class Event(_message.Message):
     PRESENCE_FIELD_NUMBER: _builtins.int
     FRIEND_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -549,6 +565,10 @@ class Event(_message.Message):
 
     @_builtins.property
     def behind(self) -> Global___Behind: ...
+    @_builtins.property
+    def packed(self) -> Global___Packed:
+        """a Push"""
+
     def __init__(
         self,
         *,
@@ -563,12 +583,13 @@ class Event(_message.Message):
         presence: Global___PresenceChanged | None = ...,
         friend: Global___Friend | None = ...,
         behind: Global___Behind | None = ...,
+        packed: Global___Packed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind", "packed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -666,6 +687,7 @@ class Connect(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     MOVED_FROM_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    PACKINGS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """imcore.tokens: uid, device, expiry, signature"""
     connection_epoch: _builtins.int
@@ -684,6 +706,10 @@ class Connect(_message.Message):
     def moved_from(self) -> _containers.RepeatedCompositeFieldContainer[Global___MovedFrom]:
         """what a move brought: the target waits (at most 500 ms) to apply it"""
 
+    @_builtins.property
+    def packings(self) -> _containers.RepeatedScalarFieldContainer[Global___Packing.ValueType]:
+        """that it can unpack; others it does not get"""
+
     def __init__(
         self,
         *,
@@ -696,10 +722,11 @@ class Connect(_message.Message):
         client: _builtins.str = ...,
         moved_from: _abc.Iterable[Global___MovedFrom] | None = ...,
         placement: _builtins.bytes = ...,
+        packings: _abc.Iterable[Global___Packing.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "connection_epoch", b"connection_epoch", "mode", b"mode", "moved_from", b"moved_from", "network", b"network", "outbox", b"outbox", "placement", b"placement", "resume_token", b"resume_token", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "connection_epoch", b"connection_epoch", "mode", b"mode", "moved_from", b"moved_from", "network", b"network", "outbox", b"outbox", "packings", b"packings", "placement", b"placement", "resume_token", b"resume_token", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2365,6 +2392,32 @@ class Push(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class Packed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACKING_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    packing: Global___Packing.ValueType
+    size: _builtins.int
+    """of the Push, as encoded"""
+    body: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        packing: Global___Packing.ValueType = ...,
+        size: _builtins.int = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "packing", b"packing", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Packed: _TypeAlias = Packed  # noqa: Y015
 
 @_typing.final
 class Behind(_message.Message):

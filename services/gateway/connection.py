@@ -231,15 +231,21 @@ class Connection(asyncio.Protocol):
         if not self._ended:
             self._queue(frame.encode(frame.RESPONSE, request_id, body))
 
-    def push(self, framed: bytes) -> None:
+    def push(self, framed: bytes, at_once: bool = False) -> None:
+        """``at_once``: it need not wait for what else this turn of the loop has for it."""
         if self._ended:
             return
-        if not self.paused:
-            self._gateway.counters.pushed += 1
-            self._queue(framed)
+        if self.paused:
+            self._gateway.counters.dropped += 1
+            self._overflowed = True
             return
-        self._gateway.counters.dropped += 1
-        self._overflowed = True
+        counters = self._gateway.counters
+        counters.pushed += 1
+        if at_once and not self._out and self._transport is not None:
+            counters.writes += 1
+            self._transport.write(framed)
+        else:
+            self._queue(framed)
 
     def _queue(self, data: bytes) -> None:
         if not self._out:

@@ -33,6 +33,7 @@ TRANSPORTS = ("tcp", "websocket", "polling", "quic")
 
 _STOP_S = 1.0  # for connections to take their goodbye
 _STALL_TICKS = 5
+_MANY = 8  # receivers of a push; hardly any of them has an answer to go with it in one write
 _REFUSED_MAX = 1_000  # connections that are told to come back later, at a time; others are cut
 
 
@@ -88,6 +89,7 @@ class Gateway:
         self._refused: set[Connection] = set()
         self._last_number = 0
         self._to_flush: list[Connection] = []
+        self._framed = (b"", b"")  # what was pushed last: it comes in parts, for many connections
         self._listener: Listening | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
@@ -335,11 +337,13 @@ class Gateway:
     def push(self, connections: Sequence[int], body: bytes) -> None:
         if self._frozen:
             return
-        framed = frame.encode(frame.EVENT, 0, body)
+        if self._framed[0] is not body:
+            self._framed = (body, frame.encode(frame.EVENT, 0, body))
+        framed, many = self._framed[1], len(connections) >= _MANY
         for number in connections:
             found = self._connections.get(number)
             if found is not None:
-                found.push(framed)
+                found.push(framed, many)
 
     def quiet(self, connection: int, ms: int) -> None:
         found = self._connections.get(connection)

@@ -20,6 +20,10 @@ from services.node.front import FrontNode
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 
+# The default counts as garbage what is only in flight (700 objects: a few messages): it then
+# walks everything young all the time, 4 % of the process, and old objects in the middle of it.
+COLLECT = (20_000, 20, 50)
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.node", description=__doc__)
@@ -74,11 +78,9 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _serve(config: NodeConfig, handover: Handover | None) -> None:
-    # The default counts as garbage what is only in flight (700 objects: a few messages): it then
-    # walks everything young all the time, 4 % of the process, and old objects in the middle of it.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(*COLLECT)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     while not told.is_set():

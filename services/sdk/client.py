@@ -1039,6 +1039,7 @@ class Client:
             client=self.options.client,
             moved_from=self._sender.moved_from(),
             placement=answer.placement if answer is not None else b"",
+            packings=[pb.PACKING_ZLIB],
         )
 
     async def before_move(self) -> None:

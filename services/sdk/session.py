@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from google.protobuf.message import DecodeError
+
 from imcore import frame
 from imcore.convert import origin_of
+from imcore.packing import unpack
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.sdk.core.reconnect import Lost
@@ -126,7 +129,14 @@ class Session:
     # ------------------------------------------------------------------------- receiving
 
     def _frame(self, received: frame.Frame) -> None:
+        """Raises FrameError for what no gateway says: the wire ends, and with it the connection."""
         self.traffic_at = self._clock.now()
+        try:
+            self._take(received)
+        except DecodeError as error:
+            raise frame.FrameError(f"a body does not parse: {error}") from None
+
+    def _take(self, received: frame.Frame) -> None:
         if received.type == frame.RESPONSE:
             response = pb.Response.FromString(received.body)
             self._seen.observe(response)
@@ -135,6 +145,8 @@ class Session:
                 on_answer(response)
         elif received.type == frame.EVENT:
             event = pb.Event.FromString(received.body)
+            if event.HasField("packed"):
+                event.push.ParseFromString(unpack(event.packed))  # in the place of it
             self._seen.observe(event)
             if event.HasField("close"):
                 close = event.close

@@ -82,7 +82,7 @@ class StreamWire(asyncio.Protocol):
                 if self._ended:
                     return
                 self._on_frame(received)
-        except (frame.FrameError, ValueError) as error:  # ValueError: a body that does not parse
+        except (frame.FrameError, ValueError) as error:
             self._end("protocol", str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -49,6 +49,7 @@ class Admission:
         )  # fmt: skip
         record.shard = self._shard_of(connect.placement, claims.uid)
         record.seen_hlc = self.seen(request)
+        record.unpacks = pb.PACKING_ZLIB in connect.packings
         record.pull_only = connect.mode == pb.CONNECT_MODE_PULL_ONLY
         token = resume.open_token(self._keys, connect.resume_token, now_ms)
         if token is None or (token.uid, token.device) != (record.uid, record.device):

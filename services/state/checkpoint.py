@@ -50,6 +50,7 @@ def line(record: Record) -> bytes:
         "kind": record.kind,
         "shard": record.shard,
         "seen": record.seen_hlc,
+        "unpacks": record.unpacks,
         "lsns": record.lsns,
         "unreplicated": record.unreplicated,
         "owed": {
@@ -82,8 +83,9 @@ def _record(row: dict[str, Any], now: float) -> Record:
     )  # fmt: skip
     record.shard, record.seen_hlc = str(row["shard"]), int(row["seen"])
     record.kind = str(row.get("kind", ""))  # older files have none
+    record.unpacks = row.get("unpacks") is True  # nor that
     record.lsns = _by_partition(row["lsns"])
-    record.unreplicated = _by_partition(row.get("unreplicated", {}))  # nor that
+    record.unreplicated = _by_partition(row.get("unreplicated", {}))  # nor these
     for name, heads in row["owed"].items():
         vector = {parse_origin(origin): int(seq) for origin, seq in heads.items()}
         record.owed[str(name)] = Owed(vector, now)

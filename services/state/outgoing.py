@@ -14,6 +14,7 @@ from opentelemetry.trace import Span
 
 from imcore import frame
 from imcore.convert import origin_pb, positions_pb
+from imcore.packing import pack
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
@@ -75,18 +76,18 @@ class Outgoing:
         receivers = self._table.of_users(uids)
         if not receivers:
             return
-        now = self._clock.now()
+        now, heads = self._clock.now(), dict(heads)  # the caller's goes on, what is owed does not
         connected = []
         for record in receivers:
             record.owe(conversation, heads, now)
             if record.connected:
                 connected.append(record)
-                if record not in self._owing:
+                if record.patient or record not in self._owing:
                     self._signal_later(record)
         if connected:
             self.counters.pushed += len(connected)
             spans = self._followed(entries, len(connected)) if self._tracing is not None else ()
-            for body in self._push_events(conversation, entries, stable):
+            for body, _ in self._push_events(conversation, entries, stable):
                 self._emit_body(by_gateway(connected), body)
             for span in spans:
                 end(span)
@@ -105,36 +106,47 @@ class Outgoing:
         reached, conversation = self._reached.of(audience), audience.conversation
         self.counters.pushed += reached.connected
         spans = self._followed(entries, reached.connected) if self._tracing is not None else ()
-        bodies = list(self._push_events(conversation, entries, stable, merged))
+        bodies = list(
+            self._push_events(conversation, entries, stable, merged, reached.unpacking > 0)
+        )
         for span in spans:
             end(span)
-        since = self._clock.now() + (self.patience_s if merged else 0.0)
+        since, heads = self._clock.now() + (self.patience_s if merged else 0.0), dict(heads)
         self._spread.add(
             partial(self._push_slice, part, conversation, heads, since, bodies)
             for part in reached.slices
         )
 
     def _push_slice(
-        self, part: Slice, conversation: str, heads: Vector, since: float, bodies: Sequence[bytes]
+        self,
+        part: Slice,
+        conversation: str,
+        heads: Vector,
+        since: float,
+        bodies: Sequence[tuple[bytes, bytes]],
     ) -> None:
         self._owe_all(part.records, conversation, heads, since)
-        for body in bodies:
-            self._emit_body(part.connections, body)
+        for body, packed in bodies:
+            self._emit_body(part.plain, body)
+            self._emit_body(part.unpacking, packed)
 
     def _owe_all(
         self, records: Sequence[Record], conversation: str, heads: Vector, since: float
     ) -> None:
+        patience_s, owing = since - self._clock.now(), self._owing
         for record in records:
             record.owe(conversation, heads, since)
-            if record.connected and record not in self._owing:
-                self._signal_later(record)
+            sooner = record.patient and patience_s <= 0
+            if record.connected and (sooner or record not in owing):
+                self._signal_later(record, patience_s)
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         groups: dict[Record, list[int]] = {}
         since = self._clock.now() + self.patience_s
         for number, (audience, heads, _) in enumerate(behind):
+            owed = dict(heads)
             for part in self._reached.of(audience).slices:
-                self._owe_all(part.records, audience.conversation, heads, since)
+                self._owe_all(part.records, audience.conversation, owed, since)
                 for record in part.records:
                     if record.connected:
                         groups.setdefault(record, []).append(number)
@@ -171,8 +183,10 @@ class Outgoing:
         entries: Sequence[pb.Entry],
         stable: int,
         merged: bool = False,
-    ) -> Iterator[bytes]:
-        """Encoded; more than one when one cannot hold them."""
+        packing: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Encoded; more than one when one cannot hold them. Of each, second, what goes to those who
+        unpack: the same where nobody does, or where packing it does not pay."""
         event = pb.Event()
         event.stamp.CopyFrom(self._stamp())
         event.push.conversation = conversation
@@ -182,10 +196,14 @@ class Outgoing:
         body = event.SerializeToString()
         if len(body) > _PUSH_BYTES_MAX and len(entries) > 1:
             half = len(entries) // 2
-            yield from self._push_events(conversation, entries[:half], stable, merged)
-            yield from self._push_events(conversation, entries[half:], stable, merged)
+            yield from self._push_events(conversation, entries[:half], stable, merged, packing)
+            yield from self._push_events(conversation, entries[half:], stable, merged, packing)
         elif len(body) <= frame.MESSAGE_BYTES_MAX:
-            yield body
+            packed = pack(event.push.SerializeToString()) if packing else None
+            if packed is None:
+                yield body, body
+            else:
+                yield body, pb.Event(stamp=event.stamp, packed=packed).SerializeToString()
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         """Of what another IDC has: it is not owed before it is folded here."""
@@ -195,13 +213,13 @@ class Outgoing:
 
     def owe(self, uid: str, conversation: str, heads: Vector) -> None:
         """What this user's sessions should come to have; nobody pushed it to them."""
-        now = self._clock.now()
+        now, owed = self._clock.now(), dict(heads)
         receivers = []
         for record in self._table.of_users([uid]):
-            record.owe(conversation, heads, now)
+            record.owe(conversation, owed, now)
             if record.connected:
                 receivers.append(record)
-                if record not in self._owing:
+                if record.patient or record not in self._owing:
                     self._signal_later(record)
         if receivers:
             self._emit(receivers, self._signal_event(conversation, heads))
@@ -270,20 +288,36 @@ class Outgoing:
 
     # ---------------------------------------------------------------------------- what is owed
 
-    def _signal_later(self, record: Record) -> None:
-        after_s = SIGNAL_S * (1 << min(record.signals, _SIGNAL_DOUBLINGS))
+    def _signal_later(self, record: Record, patience_s: float = 0.0) -> None:
+        """Nothing that it is owed is late before ``patience_s``: a look before that would be one at
+        each of thousands of sessions, for nothing."""
+        record.patient = patience_s > 0
+        after_s = max(0.0, patience_s) + SIGNAL_S * (1 << min(record.signals, _SIGNAL_DOUBLINGS))
         self._owing.schedule(record, round(after_s / TICK_S))
+
+    def _look(self, due: Sequence[Record]) -> None:
+        """Members of a huge group who have not acked a push are due together."""
+        if len(due) <= SLICE:
+            self._signal_owed_to(due)
+        else:
+            parts = (due[begin : begin + SLICE] for begin in range(0, len(due), SLICE))
+            self._spread.add(partial(self._signal_owed_to, part) for part in parts)
+
+    def _signal_owed_to(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._signal_owed(record)
 
     def _signal_owed(self, record: Record) -> None:
         """Pushes get lost between here and the client; what stays un-acked is named again."""
         if not record.owed:
             record.signals = 0
         elif record.connected:
-            late = record.behind(self._clock.now(), SIGNAL_S)
+            now = self._clock.now()
+            late = record.behind(now, SIGNAL_S)
             for name, owed in late[:_SIGNALS_AT_ONCE]:
                 self._emit([record], self._signal_event(name, owed.heads))
             record.signals = record.signals + 1 if late else 0
-            self._signal_later(record)
+            self._signal_later(record, min(self.patience_s, record.waits_since() - now))
 
     def _signal_event(self, conversation: str, heads: Vector) -> pb.Event:
         self.counters.signalled += 1

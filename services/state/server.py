@@ -523,8 +523,7 @@ class StateServer(Outgoing):
         ticks = int((self._clock.now() - self._ticked_at) / TICK_S)
         self._ticked_at += ticks * TICK_S
         self.counters.deadlines += self._requests.advance(ticks)
-        for record in self._owing.advance(ticks):
-            self._signal_owed(record)
+        self._look(self._owing.advance(ticks))
         for record in self._graces.advance(ticks):
             self._over(record)
 

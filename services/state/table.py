@@ -6,12 +6,14 @@ while its connection is away is owed to it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from services.state.session import Record
 
 Address = tuple[str, int]  # gateway, connection
+_CHANGES = 200  # more of them at a time than are found one by one in less time than all anew
 
 
 class Connections(dict[Address, Record]):
@@ -50,6 +52,7 @@ class SessionTable:
     def __init__(self) -> None:
         self.changed: Callable[[Record], None] | None = None
         self.version = 0  # rises with each change of which ``changed`` is told
+        self._changed: deque[str] = deque(maxlen=_CHANGES)  # users, of the last versions
         self.by_address = Connections()
         self._dirty: set[str] | None = None  # sessions; None: nobody asks
         self._by_device: dict[tuple[str, str], Record] = {}
@@ -94,8 +97,16 @@ class SessionTable:
         self.tell(record)
         return True
 
+    def changed_since(self, version: int) -> set[str] | None:
+        """Whose sessions have come or gone, or their connections. None: too many to be known."""
+        count = self.version - version
+        if count > len(self._changed):
+            return None
+        return set(islice(reversed(self._changed), count)) if count else set()
+
     def tell(self, record: Record) -> None:
         self.version += 1
+        self._changed.append(record.uid)
         if self._dirty is not None:
             self._dirty.add(record.id)
         if self.changed is not None:

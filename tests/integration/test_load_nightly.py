@@ -29,7 +29,7 @@ async def test_at_twice_the_sustained_rate_an_idc_sheds_answers_in_time_and_reco
 
 
 @pytest.mark.nightly
-async def test_ordinary_conversations_beside_a_group_of_ten_thousand_stay_within_twice_their_p99(
+async def test_ordinary_conversations_beside_a_group_of_ten_thousand_are_not_twice_as_late(
     figures,
 ):
     enough_files(CLIENTS + 2_000)
@@ -38,6 +38,6 @@ async def test_ordinary_conversations_beside_a_group_of_ten_thousand_stay_within
     alone, beside = found["alone"], found["beside"]
     assert alone["missing"] == beside["missing"] == 0
     assert found["seen_least"] == found["seen_most"] == found["group_said"]
-    # The p50 is among the figures: it is not within twice yet (docs/benchmarks.md).
+    assert beside["p50_ms"] < 2 * alone["p50_ms"]
     assert beside["p99_ms"] < 2 * alone["p99_ms"]
     assert found["reconnected_s"] < 2 * CLIENTS / 500  # as a gateway lets them in

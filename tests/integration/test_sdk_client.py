@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from imcore import frame
 from imcore.convert import origin_pb
 from imcore.proto import client_pb2 as pb
 from imcore.tls import gateway_ssl_context
@@ -232,6 +234,44 @@ async def test_a_gateway_that_sends_rubbish_costs_one_connection(region, ca_file
         fra.connections[0].raw(b"\xff" * 64)
         await eventually(lambda: len(ann.connections) >= 3)
         await ann.client.send(CHAT, b"x")
+
+
+NO_PUSH = zlib.compress(b"\x12\x09")
+BOMB = zlib.compress(bytes(50 * 1024 * 1024), 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff" * 64,
+        pb.Event(packed=pb.Packed(packing=pb.PACKING_ZLIB, size=9, body=b"no zlib")),
+        pb.Event(packed=pb.Packed(packing=pb.PACKING_ZLIB, size=256 * 1024, body=BOMB)),
+        pb.Event(packed=pb.Packed(packing=pb.PACKING_ZLIB, size=2, body=NO_PUSH)),
+        pb.Event(packed=pb.Packed(packing=pb.PACKING_NONE, size=2, body=b"\x0a\x00")),
+    ],
+    ids=["no event", "not packed", "a bomb", "no push in it", "packed otherwise"],
+)
+async def test_an_event_that_is_none_costs_one_connection(region, ca_file, body, caplog):
+    fra = region.idcs["fra"]
+    encoded = body if isinstance(body, bytes) else body.SerializeToString()
+    caplog.set_level("INFO", "im.sdk")
+    async with App(region, ca_file) as ann:
+        fra.connections[0].raw(frame.encode(frame.EVENT, 0, encoded))
+        await eventually(lambda: len(ann.connections) >= 3)
+        assert "not connected (protocol)" in caplog.text
+        await ann.client.send(CHAT, b"x")
+        assert ann.list == [b"x"]
+
+
+async def test_packed_pushes_are_asked_for_and_shown_as_others(region, ca_file):
+    fra = region.idcs["fra"]
+    fra.packs = True
+    async with App(region, ca_file) as ann:
+        assert fra.connects[0].packings == [pb.PACKING_ZLIB]
+        for cid in range(1, 6):
+            say(fra, cid)
+        await eventually(lambda: ann.list == [b"bob %d" % cid for cid in range(1, 6)])
+        assert not fra.requests["pull"]
 
 
 async def test_a_refused_token_ends_the_client(region, ca_file):

@@ -34,12 +34,68 @@ def test_owed_is_paid_exactly_when_a_position_covers_every_head_ever_pushed(push
     assert ("d:a:b" not in session.owed) == covered
 
 
-def test_a_vector_that_is_owed_is_not_the_callers():
-    heads = {FRA: 1}
-    session = record()
-    session.owe("d:a:b", heads, 0.0)
-    heads[FRA] = 7
-    assert session.owed["d:a:b"].heads == {FRA: 1}
+def test_a_vector_that_many_are_owed_is_changed_for_none_of_them():
+    said, more = {FRA: 3}, {FRA: 9, IAD: 2}
+    first, second = record(), record("bob")
+    for session in (first, second):
+        session.owe("d:a:b", said, 0.0)
+    first.owe("d:a:b", {IAD: 1}, 1.0)
+    first.ack("d:a:b", {FRA: 1}, 2.0)
+    first.owe("d:a:b", more, 3.0)
+    first.excuse("d:a:b", FRA, 5)
+    assert first.owed["d:a:b"].heads == {FRA: 5, IAD: 2}
+    assert second.owed["d:a:b"].heads is said
+    assert (said, more) == ({FRA: 3}, {FRA: 9, IAD: 2})
+
+
+class Plainly:
+    """What ``Owed`` says, without sharing anything."""
+
+    def __init__(self) -> None:
+        self.heads: dict[Origin, int] = {}
+        self.waiting: dict[Origin, float] = {}
+        self.acked: dict[Origin, int] = {}
+
+    def owe(self, heads: dict[Origin, int], now: float) -> None:
+        for origin, seq in heads.items():
+            if seq > self.heads.get(origin, 0):
+                self.heads[origin] = seq
+                self.waiting[origin] = min(now, self.waiting.get(origin, now))
+
+    def ack(self, position: dict[Origin, int], now: float) -> None:
+        for origin in list(self.waiting):
+            reached = position.get(origin, 0)
+            if reached >= self.heads[origin]:
+                del self.waiting[origin]
+            elif origin in self.acked and reached > self.acked[origin]:
+                self.waiting[origin] = now
+            self.acked[origin] = max(reached, self.acked.get(origin, 0))
+
+
+@given(st.lists(st.tuples(st.sampled_from(("owe", "ack", "excuse")), vectors), max_size=12))
+def test_what_is_shared_makes_no_difference(steps):
+    session, plainly = record(), Plainly()
+    for now, (what, vector) in enumerate(steps, 1):
+        if what == "owe" and vector:
+            since = now + 3 * (now % 2)  # of what is merged
+            session.owe("d:a:b", dict(vector), since)
+            plainly.owe(vector, since)
+        elif what == "ack":
+            session.ack("d:a:b", vector, now)
+            plainly.ack(vector, now)
+        else:
+            for origin, end in vector.items():
+                session.excuse("d:a:b", origin, end)
+                if plainly.heads.get(origin, 0) > end:
+                    plainly.heads[origin] = end
+        owed = session.owed.get("d:a:b")
+        if not plainly.waiting:
+            assert owed is None
+            plainly = Plainly()
+        else:
+            assert owed is not None
+            assert owed.heads == plainly.heads
+            assert owed.waits_since() == min(plainly.waiting.values())
 
 
 def test_progress_starts_the_waiting_time_anew_and_standing_still_does_not():
@@ -154,13 +210,15 @@ def test_connections_are_counted_as_they_come_and_go():
 async def test_a_checkpoint_brings_sessions_back(tmp_path):
     session = record(epoch=7)
     session.shard, session.lsns, session.seen_hlc = "europe", {2: 40}, 99
+    session.unpacks = True
     session.owe("d:ann:bob", {FRA: 3, IAD: 1}, 5.0)
     path = tmp_path / "sessions"
     await checkpoint.save(path, [session, record(uid="bob")])
-    back, _ = checkpoint.load(path, 100.0)
+    back, bob = checkpoint.load(path, 100.0)
     assert (back.id, back.connection_epoch, back.shard) == ("s-ann-phone", 7, "europe")
     assert back.lsns == {2: 40} and back.seen_hlc == 99 and not back.connected
     assert back.owed["d:ann:bob"].heads == {FRA: 3, IAD: 1}
+    assert (back.unpacks, bob.unpacks) == (True, False)
 
 
 @given(data=st.data())

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import ssl
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -128,7 +129,8 @@ class Idc:
     and then the connection is dropped without an ack; ``drop_pushes``: so many pushes are lost;
     ``lose_heartbeats``: so many break their connection unread;
     ``drop_connects``: connections are closed right after ConnectOk; ``errors``: the next answers
-    to this kind of request; ``page``: entries of a page; ``quiet_max_ms``: between two heartbeats.
+    to this kind of request; ``page``: entries of a page; ``quiet_max_ms``: between two heartbeats;
+    ``packs``: pushes are packed, however small.
     """
 
     def __init__(self, region: Region, origin: Origin) -> None:
@@ -156,6 +158,7 @@ class Idc:
         self.drop_sends = 0
         self.drop_pushes = 0
         self.drop_connects = False
+        self.packs = False
         self.lose_heartbeats = 0
         self.errors: dict[str, list[pb.Error]] = {}
         self.page = 200
@@ -282,7 +285,13 @@ class Connection(asyncio.Protocol):
             return
         push = pb.Push(conversation=copies[0].key.conversation)
         push.entries.extend(self.idc.entry(copy) for copy in copies)
-        self.event(pb.Event(push=push))
+        if self.idc.packs:
+            whole = push.SerializeToString()
+            packed = pb.Packed(size=len(whole), body=zlib.compress(whole))
+            packed.packing = pb.PACKING_ZLIB
+            self.event(pb.Event(packed=packed))
+        else:
+            self.event(pb.Event(push=push))
 
     # --------------------------------------------------------------------------- requests
 
