@@ -280,7 +280,7 @@ async def test_a_sync_that_fails_for_long_costs_no_link_and_leaves_nothing_behin
     core.im.store("d:u1:u2", b"meanwhile")
     await core.start()
     core.im.failing = True
-    await until(lambda: link.linked.is_set())
+    await until(lambda: core.fronts.gateways)
     (before,) = core.fronts.gateways
     await asyncio.sleep(2.5)
     assert core.fronts.gateways == [before] and core.im.failed < 100
