@@ -53,7 +53,7 @@ class Replication:
         }  # fmt: skip
 
     def applied(self, origin: Origin) -> dict[int, int]:
-        return {a.partition: a.applied().get(origin, 0) for a in self.appliers}
+        return {a.partition: a.lsn(origin) for a in self.appliers}
 
     def wake_appliers(self, origin: Origin, log: Log) -> None:
         """That log has grown, or may have."""
