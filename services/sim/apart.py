@@ -37,7 +37,7 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
     context = get_context("forkserver")
     context.set_forkserver_preload([_module(run)])
     with (
-        _large_pages(),
+        large_pages(),
         ProcessPoolExecutor(
             jobs, mp_context=context, initializer=_obey_interrupts, max_tasks_per_child=1
         ) as pool,
@@ -53,7 +53,7 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
 
 
 @contextlib.contextmanager
-def _large_pages() -> Generator[None, None, None]:
+def large_pages() -> Generator[None, None, None]:
     """For processes that are started meanwhile. A seed walks through some 400 MB of small objects:
     in pages of 4 KB a quarter of its time goes into finding them, the more so in a virtual machine.
     Python's own allocator has no large pages, the C library's has. What the user has set stays;

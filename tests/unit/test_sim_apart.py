@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from itertools import count
+from pathlib import Path
 
-from services.sim.apart import outcomes
+import pytest
+
+from services.sim.apart import large_pages, outcomes
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HEAP = """
+held = [bytearray(64) for _ in range(100_000)]
+areas = open("/proc/self/smaps").read().split("[heap]")[1:]
+print(any("hg" in area.split("VmFlags:")[1].split("\\n")[0].split() for area in areas))
+"""
 
 
 def test_every_seed_is_run_once() -> None:
@@ -18,3 +31,32 @@ def test_a_seed_is_taken_only_when_a_core_is_free_for_it() -> None:
     assert next(found) in (1, 2)
     found.close()
     assert next(taken) <= 3
+
+
+def test_seeds_are_given_large_pages_and_what_the_user_has_set_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONMALLOC", raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    assert list(outcomes(partial(os.getenv, "PYTHONMALLOC"), [1], 1)) == ["malloc"]
+    with large_pages():
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
+    assert "PYTHONMALLOC" not in os.environ
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
+
+
+@pytest.mark.skipif(
+    not THP.exists() or "[never]" in THP.read_text() or os.confstr("CS_GNU_LIBC_VERSION") is None,
+    reason="large pages are for a kernel that has them, and the GNU C library",
+)
+def test_the_kernel_is_asked_for_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONMALLOC", raising=False)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+
+    def asked() -> str:
+        done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
+    assert asked() == "False"
+    with large_pages():
+        assert asked() == "True"
