@@ -35,7 +35,7 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
     # A fresh process a seed: what one has left behind cannot reach the next. They are forked from
     # one that has imported everything and done nothing, since to import it takes seconds.
     context = get_context("forkserver")
-    context.set_forkserver_preload([_module(run)])
+    context.set_forkserver_preload([_module(run), "services.sim.warm"])
     with (
         large_pages(),
         ProcessPoolExecutor(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imcore import countries
 from services.sim.apart import large_pages, outcomes
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -19,6 +20,10 @@ held = [bytearray(64) for _ in range(100_000)]
 areas = open("/proc/self/smaps").read().split("[heap]")[1:]
 print(any("hg" in area.split("VmFlags:")[1].split("\\n")[0].split() for area in areas))
 """
+
+
+def _tables(seed: int) -> int:
+    return countries._table.cache_info().currsize
 
 
 def test_every_seed_is_run_once() -> None:
@@ -43,6 +48,10 @@ def test_seeds_are_given_large_pages_and_what_the_user_has_set_stays(
         assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
     assert "PYTHONMALLOC" not in os.environ
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
+
+
+def test_what_every_seed_would_load_is_there_when_it_begins() -> None:
+    assert list(outcomes(_tables, [1], 1)) == [1]
 
 
 @pytest.mark.skipif(
