@@ -93,17 +93,21 @@ def torn(raw: bytes) -> dict[str, Any]:
 class Verdict(NamedTuple):
     """What a chain is found to be. ``problem``: the first break in one sentence, or empty."""
 
-    rows: list[dict[str, Any]]  # up to the first break
+    rows: list[dict[str, Any]]  # behind ``behind``, up to the first break
     head: Anchor
     problem: str = ""
     tail: bytes = b""  # a last line without its end: a writer at work, a crash, or a cut
     torn: int = 0  # torn lines that are noted as such
+    behind: Anchor = EMPTY  # where what was judged begins
 
 
-def verify(data: bytes, writer: str, anchor: Anchor | None = None) -> Verdict:
-    """Judge a whole file. ``anchor``: a line that this chain is known to have had."""
+def verify(
+    data: bytes, writer: str, anchor: Anchor | None = None, behind: Anchor = EMPTY
+) -> Verdict:
+    """Judge a whole file. ``anchor``: a line that this chain is known to have had. ``behind``: the
+    line in front of ``data``, where that is the end of a chain and the rest was judged before."""
     *lines, tail = data.split(b"\n")
-    found = _walk(lines, writer)
+    found = _walk(lines, writer, behind)
     if not found.problem and tail:
         last = parse(tail)  # only its newline is missing
         if last is not None and last.follows(found.head) and last.row["writer"] == writer:
@@ -115,25 +119,26 @@ def verify(data: bytes, writer: str, anchor: Anchor | None = None) -> Verdict:
     return found._replace(problem=against(found, anchor))
 
 
-def _walk(lines: list[bytes], writer: str) -> Verdict:
+def _walk(lines: list[bytes], writer: str, behind: Anchor) -> Verdict:
     rows: list[dict[str, Any]] = []
-    head, noted, at = EMPTY, 0, 0
+    head, noted, at = behind, 0, 0
     while at < len(lines):
         line = parse(lines[at])
         if line is None or not line.follows(head):
             note = _noted(lines, at, head)
             if note is None:
-                return Verdict(rows, head, _break(at + 1, line, head, lines), torn=noted)
+                problem = _break(at + 1, line, head, lines)
+                return Verdict(rows, head, problem, torn=noted, behind=behind)
             noted, at = noted + 1, note
             line = parse(lines[at])
         assert line is not None
         if line.row["writer"] != writer:
             told = f"line {at + 1} is by {line.row['writer']}, in the file of {writer}"
-            return Verdict(rows, head, f"another's file: {told}", torn=noted)
+            return Verdict(rows, head, f"another's file: {told}", torn=noted, behind=behind)
         rows.append(line.row)
         head = line.anchor
         at += 1
-    return Verdict(rows, head, torn=noted)
+    return Verdict(rows, head, torn=noted, behind=behind)
 
 
 def _noted(lines: list[bytes], at: int, head: Anchor) -> int | None:
@@ -170,8 +175,11 @@ def against(found: Verdict, anchor: Anchor) -> str:
             f"truncated: it ends at event {found.head.seq}, "
             f"and the registers know of event {anchor.seq}"
         )
+    if anchor.seq < found.behind.seq:
+        return f"not judged: event {anchor.seq} stands before what was looked at"
     # A walk without a break has each event at its place.
-    kept = found.rows[anchor.seq - 1]["hash"] if anchor.seq else NOTHING
+    at = anchor.seq - found.behind.seq
+    kept = found.rows[at - 1]["hash"] if at else found.behind.hash
     if kept != anchor.hash:
         return f"rewritten: event {anchor.seq} is not the one that the registers know"
     return ""

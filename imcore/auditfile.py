@@ -11,7 +11,6 @@ line that it tore.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -123,13 +122,21 @@ def files(path: Path) -> list[Path]:
     return [*_aside(path), *([path] if path.exists() else [])]
 
 
-def read(path: Path) -> bytes:
-    """The whole chain; empty: there is none. Raises OSError."""
+def read(path: Path, start: int = 0) -> bytes:
+    """The chain from this byte on; empty: there is none. Raises OSError."""
     while True:
         aside = _aside(path)
-        data = [file.read_bytes() for file in aside]
-        with contextlib.suppress(FileNotFoundError):
-            data.append(path.read_bytes())
+        data, skip = [], start
+        for file in [*aside, path]:
+            try:
+                with file.open("rb") as opened:
+                    size = os.fstat(opened.fileno()).st_size
+                    opened.seek(min(skip, size))
+                    skip -= min(skip, size)
+                    data.append(opened.read())
+            except FileNotFoundError:
+                if file != path:
+                    raise
         if _aside(path) == aside:  # else the file was put aside meanwhile
             return b"".join(data)
 

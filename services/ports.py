@@ -7,7 +7,7 @@ region file. Nothing outside an adapter knows the engine's name. One contract su
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -170,9 +170,9 @@ class Blobs(Protocol):
         """Names, sorted."""
         ...
 
-    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
-        """The notes of all files, by SHA-256 and name: what those in ``read`` say, None for the
-        others."""
+    async def noted(self) -> dict[str, set[str]]:
+        """The names of the notes of all files, by SHA-256. None is read: what is to be known of
+        many files at once stands in a name."""
         ...
 
     async def remove_note(self, sha256: str, name: str) -> None: ...
@@ -491,6 +491,13 @@ class NoLive:
         return []
 
 
+class Backlog(NamedTuple):
+    """What is acked and not told yet: how long the oldest has waited at least, and how many."""
+
+    oldest_s: float
+    records: int
+
+
 class Im(Protocol):
     """The business role, as the state role sees it."""
 
@@ -506,6 +513,10 @@ class Im(Protocol):
 
     def disconnected(self, session: Session) -> None:
         """The session is over (the grace period too): its route goes."""
+        ...
+
+    def backlog(self) -> Backlog:
+        """Of the partition that is behind for longest, because folding does not keep up."""
         ...
 
 

@@ -193,7 +193,10 @@ class Ask(_message.Message):
     CALL_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    CATCHES_UP_FIELD_NUMBER: _builtins.int
     call: _builtins.int
+    catches_up: _builtins.bool
+    """the front asks, for all of the caller's devices; few at a time"""
     @_builtins.property
     def caller(self) -> Global___Caller: ...
     @_builtins.property
@@ -204,10 +207,11 @@ class Ask(_message.Message):
         call: _builtins.int = ...,
         caller: Global___Caller | None = ...,
         request: _client_pb2.Request | None = ...,
+        catches_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "caller", b"caller", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "caller", b"caller", "catches_up", b"catches_up", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

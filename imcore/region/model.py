@@ -421,6 +421,9 @@ class Limits(Model):
     delay_ms: int = Field(
         default=100, gt=0, description="work that waits for longer, and not for a moment: overload"
     )
+    fold_delay_ms: int = Field(
+        default=2_000, gt=0, description="what is acked waits for longer to be told: overload too"
+    )
     risk_rules: Importable | None = Field(
         default=None, description="MODULE:NAME, called for every sign-in and send"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from imcore.proto import peer_pb2 as peer
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from services.control.caspaxos import Proposer
-from services.control.evaluate import evaluate
+from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, facts_from_status
 from services.control.failover import Detector, accused_by_majority
 from services.control.follow import (
@@ -53,6 +54,7 @@ VOTE_S = 0.25
 FACTS_S = 0.5
 FOLLOW_S = 0.3
 STALE_S = 2.0
+REFUSED_S = 2.0
 RANK_S = 1.0  # a commit over the longest link takes 0.8 s at most, uncontended
 JUMP_MS = 500
 
@@ -115,6 +117,7 @@ class Controller:
         self._progress = Progress()
         self._committed_at = clock.now()
         self._read_now = asyncio.Event()
+        self._refused: dict[tuple[str, ...], float] = {}  # failovers, by request and rules: when
         self._since: dict[str, float] = {}  # when the own turn's wait for a change began
         self._boot = f"{rng.getrandbits(32):08x}"
         self._tasks: list[asyncio.Task[None]] = []
@@ -290,10 +293,24 @@ class Controller:
                 continue
             accusers = sorted(vote.voter for vote in votes if vote.accused == accused)
             request_id = f"failover-{accused}-{policy.epoch}"
+            change = Change(Kind.FAILOVER, accused, request_id, f"controller {self.own}")
+            now_ms = self._clock.wall_ms()
+            decision = evaluate(policy, change, self.evidence(), self._region, now_ms)
+            if decision.policy is None and not self._is_to_be_told(request_id, decision):
+                continue  # perhaps the next one can be helped
             if self.own in accusers and self._my_turn(request_id, accusers.index(self.own)):
-                by = f"controller {self.own}"
-                log.warning("%s", await self.commit(Change(Kind.FAILOVER, accused, request_id, by)))
+                log.warning("%s", await self.commit(change))
             return  # one IDC at a time
+
+    def _is_to_be_told(self, request_id: str, refused: Decision) -> bool:
+        """Once for each set of rules, when it has stood for a while: what it waits for may come in
+        a moment, and may not come for a whole night."""
+        refusal = request_id, *sorted({blocker.rule for blocker in refused.blockers})
+        now = self._clock.now()
+        if now - self._refused.setdefault(refusal, now) < REFUSED_S:
+            return False
+        self._refused[refusal] = math.inf
+        return True
 
     def _my_turn(self, request_id: str, rank: int) -> bool:
         """The first in rank acts at once, each next one after RANK_S more, and nobody tries the

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from imcore.region.model import Idc, Region, Safety
 from services.control.divergence import above_seals, committed_seals
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
+from services.control.failover import accused_by_majority
 from services.policy.document import IdcPolicy, IdcState, Policy
 from services.policy.spread import Load, spread, with_row
 
@@ -319,6 +320,13 @@ def votes_of(case: Case) -> list[Vote]:
         if vote.accused == case.change.idc != vote.voter and vote.voter in case.evidence.voters:
             newest[vote.voter] = vote
     return list(newest.values())
+
+
+def lost(case: Case) -> list[str]:
+    """IDCs that a majority of all voters has accused for the hold time."""
+    limit_ms = case.safety.evidence_age_ms_max
+    fresh = [vote for vote in case.evidence.votes if is_fresh(case.now_ms - vote.at_ms, limit_ms)]
+    return accused_by_majority(fresh, case.evidence.voters, case.safety.hold_ms)
 
 
 def _fresh_votes(case: Case) -> list[Vote]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -193,15 +193,14 @@ class FileBlobs:
     async def notes(self, sha256: str) -> list[str]:
         return await self._run(lambda: self._notes(sha256))
 
-    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
-        def work() -> dict[str, dict[str, bytes | None]]:
-            found: dict[str, dict[str, bytes | None]] = {}
-            for shelf in self._disk.list(self._files):
-                for sha256 in self._disk.list(f"{self._files}/{shelf}"):
-                    for name in self._notes(sha256):
-                        data = self._disk.read(self._note(sha256, name)) if name in read else None
-                        found.setdefault(sha256, {})[name] = data
-            return found
+    async def noted(self) -> dict[str, set[str]]:
+        def work() -> dict[str, set[str]]:
+            return {
+                sha256: names
+                for shelf in self._disk.list(self._files)
+                for sha256 in self._disk.list(f"{self._files}/{shelf}")
+                if (names := set(self._notes(sha256)))
+            }
 
         return await self._run(work)
 

@@ -21,12 +21,16 @@ _SCANNED = 1_000  # members of a group, in one read
 
 
 class ConversationCache:
-    """Of one partition. Only the applier publishes, trims and clears."""
+    """Of one partition. Only the applier publishes, trims and clears. At most ``keep`` are kept,
+    and ``members`` of all their groups: one takes 250 bytes, so a group of 10,000 as much as
+    thousands of direct conversations."""
 
-    def __init__(self, kv: Kv, partition: int, keep: int = 20_000) -> None:
+    def __init__(self, kv: Kv, partition: int, keep: int = 20_000, members: int = 500_000) -> None:
         self._kv = kv
         self._partition = partition
         self._keep = keep
+        self._members_kept = members
+        self._members_here = 0
         self._loaded: OrderedDict[str, Conversation] = OrderedDict()
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._cleared = 0
@@ -58,8 +62,13 @@ class ConversationCache:
         """These are committed. The applier had loaded each of them, so no read of an earlier state
         can be under way."""
         for name, conversation in changed.items():
-            self._loaded[name] = conversation
+            self._put(name, conversation)
             self._loaded.move_to_end(name)
+
+    def _put(self, name: str, conversation: Conversation) -> None:
+        former = self._loaded.get(name)
+        self._members_here += len(conversation.events) - (len(former.events) if former else 0)
+        self._loaded[name] = conversation
 
     @property
     def withheld(self) -> bool:
@@ -95,18 +104,19 @@ class ConversationCache:
             while True:
                 cleared = self._cleared
                 rows = await self._kv.get_many(wanted)
-                members = await self._members(name) if group else []
+                members = await self._member_rows(name) if group else []
                 if cleared == self._cleared:  # else these are rows of before a rebuild
                     break
             last = rows[-1] if len(rows) > 1 else None
             named, friends = (last, None) if group else (None, last)
             read = Conversation.from_rows(name, rows[0], named, members, friends)
-            self._loaded.setdefault(name, read)
+            if name not in self._loaded:
+                self._put(name, read)
         finally:
             # In the same turn: who asks after a trim or a clear must not be given this read.
             del self._reading[name]
 
-    async def _members(self, name: str) -> list[tuple[str, bytes]]:
+    async def _member_rows(self, name: str) -> list[tuple[str, bytes]]:
         """Uid and row of each. The applier changes none of them meanwhile: it would have to wait
         for this very read."""
         prefix = keys.group_members_prefix(self._partition, name)
@@ -123,11 +133,15 @@ class ConversationCache:
     def trim(self) -> None:
         """Forget those that were read or written to longest ago; called by the applier between
         batches."""
-        while len(self._loaded) > self._keep:
-            self._loaded.popitem(last=False)
+        while len(self._loaded) > self._keep or (
+            self._members_here > self._members_kept and len(self._loaded) > 1
+        ):
+            _, idle = self._loaded.popitem(last=False)
+            self._members_here -= len(idle.events)
 
     def clear(self) -> None:
         self._loaded.clear()
+        self._members_here = 0
         self._cleared += 1
 
 

@@ -16,6 +16,7 @@ from imcore.sometimes import FENCED, TAKEN_OVER, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
+from services.im.behind import NONE, Behind
 from services.im.cache import ConversationCache
 from services.im.fold import Effects
 from services.im.replication import ReplicationTracker
@@ -34,7 +35,7 @@ from services.im.sequencer import (
     judge_known,
     unknown_places,
 )
-from services.ports import Kv, Log, LogStore, Record
+from services.ports import Backlog, Kv, Log, LogStore, Record
 
 log = logging.getLogger("im.sequencer")
 
@@ -80,6 +81,7 @@ class Partition:
         )
         self.applier.begins_again = self.sequencer.forget_known
         self.seal_of: Callable[[Origin, int], int | None] = lambda origin, partition: None
+        self._behind = Behind()
         self._epoch = 0
         self._sequencer_id = b""
         self._failed: Exception | None = Unavailable("it is not open yet")
@@ -207,6 +209,13 @@ class Partition:
     @property
     def open_for_writes(self) -> bool:
         return self._failed is None
+
+    def backlog(self) -> Backlog:
+        """Of the own log. What is folded again, below a seal, waits for something else."""
+        if self._failed is not None or self.conversations.withheld:
+            return NONE
+        end, folded = self._log.end(self.number).lsn, self.applier.lsn(self.origin)
+        return self._behind.look(end, folded, self._clock.now())
 
     @property
     def alarm(self) -> str | None:

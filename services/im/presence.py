@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from imcore.errors import Code, Refused
 from imcore.limits import TYPING_MEMBERS_MAX, WATCHED_MAX
 from imcore.proto import client_pb2 as pb
-from imcore.words import valid_id
-from services.im import friends
+from imcore.proto import oplog_pb2 as oplog
+from imcore.words import direct_conversation, valid_id
+from services.im import friends, keys, pair
 from services.ports import Session
 
 if TYPE_CHECKING:
@@ -36,10 +38,28 @@ async def typing(server: ImServer, session: Session, request: pb.Typing) -> pb.R
     return pb.Response(ok=pb.Ok())
 
 
-def watch(server: ImServer, session: Session, request: pb.Watch) -> pb.Response:
-    """Raises Refused, Overloaded."""
+async def watch(server: ImServer, session: Session, request: pb.Watch) -> pb.Response:
+    """Who has blocked the asker is shown as one who was never here. Raises Refused, Overloaded."""
     uids = list(dict.fromkeys(request.uids))
     if len(uids) > WATCHED_MAX or not all(map(valid_id, uids)):
         message = f"a device watches at most {WATCHED_MAX} users, by uid"
         raise Refused(Code.BAD_REQUEST, message)
-    return pb.Response(watch_ok=pb.WatchOk(users=server.live.watch(session, uids)))
+    blocking = await _blocking(server, session.uid, uids)
+    shown = server.live.watch(session, [uid for uid in uids if uid not in blocking])
+    hidden = [pb.Presence(uid=uid) for uid in uids if uid in blocking]
+    return pb.Response(watch_ok=pb.WatchOk(users=[*shown, *hidden]))
+
+
+async def _blocking(server: ImServer, uid: str, others: Iterable[str]) -> set[str]:
+    """Those of them who block this user."""
+    asked = []
+    for other in others:
+        name = direct_conversation(uid, other)
+        if (both := pair.pair_of(name)) is not None:
+            asked.append((other, both, keys.friend(server.partition(name).number, *both)))
+    rows = await server.kv.get_many([key for _, _, key in asked])
+    return {
+        other
+        for (other, both, _), row in zip(asked, rows, strict=True)
+        if row is not None and pair.blocks(oplog.FriendRow.FromString(row), both, other)
+    }

@@ -9,8 +9,10 @@ resend becomes a second message in one IDC, whatever connection it comes by.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from imcore.convert import (
@@ -188,24 +190,29 @@ class Sequencer:
         self.origin = origin
         self._hlc = hlc
         self._seq: dict[str, int] = {}
-        self._lanes: dict[Names, LaneState] = {}
+        self._lanes: OrderedDict[Names, LaneState] = OrderedDict()  # the last used one last
         self._closed: str | None = None
 
     # ------------------------------------------------------------------------------ lanes
 
     def lane(self, lane: Names) -> LaneState | None:
-        return self._lanes.get(lane)
+        state = self._lanes.get(lane)
+        if state is not None:
+            self._lanes.move_to_end(lane)
+        return state
 
     def open_lane(self, lane: Lane, floor: int) -> LaneState:
         """Before the KV is read, so that nothing folded meanwhile is missed."""
         return self._lanes.setdefault(lane, LaneState(floor=max(1, floor)))
 
     def forget_idle_lanes(self, keep: int) -> None:
-        """Bound the memory: lanes with nothing pending can be loaded again."""
-        if len(self._lanes) > keep:
-            idle = [lane for lane, state in self._lanes.items() if not state.pending]
-            for lane in idle[: len(self._lanes) - keep]:
-                del self._lanes[lane]
+        """Bound the memory: lanes with nothing pending can be loaded again. Those not used for
+        longest go, a tenth of all at once: to look for one costs as much as to look at all."""
+        if len(self._lanes) <= keep:
+            return
+        idle = (lane for lane, state in self._lanes.items() if not state.pending)
+        for lane in list(islice(idle, len(self._lanes) - keep * 9 // 10)):
+            del self._lanes[lane]
 
     def folded(self, key: ClientKey) -> None:
         """An op of this client key is folded, wherever it was accepted."""
@@ -218,7 +225,9 @@ class Sequencer:
     def forget_known(self) -> None:
         """The partition is folded again, perhaps without some of it: lanes are read again. What is
         pending is in the own log, which stays, and so do the seqs that were given out for it."""
-        self._lanes = {lane: state for lane, state in self._lanes.items() if state.pending}
+        self._lanes = OrderedDict(
+            (lane, state) for lane, state in self._lanes.items() if state.pending
+        )
         for state in self._lanes.values():
             state.forget_known()
 

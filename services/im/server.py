@@ -73,7 +73,7 @@ from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
 from services.metrics.hot import Hot
 from services.metrics.verbs import Verbs
-from services.ports import Kv, Live, NoLive, NoRisk, Pushes, Reply, Risk, Session
+from services.ports import Backlog, Kv, Live, NoLive, NoRisk, Pushes, Reply, Risk, Session
 from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
@@ -314,7 +314,7 @@ class ImServer:
         if kind == "typing":
             return await presence.typing(self, session, request.typing)
         if kind == "watch":
-            return presence.watch(self, session, request.watch)
+            return await presence.watch(self, session, request.watch)
         if kind == "devices":
             return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
         if kind == "publish_keys":
@@ -681,6 +681,9 @@ class ImServer:
     async def held_elsewhere(self, partition: Partition, lsn: int, deadline: float) -> bool:
         """Whether it comes to be ``safe`` in time."""
         return await self.until(lambda: self.safe(partition, lsn), self.held_changed, deadline)
+
+    def backlog(self) -> Backlog:
+        return max(partition.backlog() for partition in self.partitions)
 
     def disconnected(self, session: Session) -> None:
         if not session.pull_only:

@@ -31,7 +31,9 @@ log = logging.getLogger("im.media")
 PURPOSE = b"media"
 KEY = "key."  # notes that are records
 COPY = "copy"  # a note: it was fetched because somebody asked, and may go
-PICTURE, THUMBNAIL = "picture", "thumbnail"  # notes, of what the uploader calls an image
+# Notes, of what the uploader calls an image. What it looks like stands in the first one's name: a
+# start finds that of all pictures in the list of notes, where to read each would take minutes.
+PICTURE, THUMBNAIL = "picture.", "thumbnail"
 PICTURE_BYTES_MAX = 20 << 20  # a larger file is not looked at
 PICTURE_STEP_BYTES = 1 << 20
 SIMILAR_MAX = 100
@@ -193,16 +195,18 @@ class MediaStore:
                 self._uploads[name] = Upload.from_json(found.note)
             except ValueError:
                 await self._blobs.abandon(name)
-        noted = await self._blobs.noted({PICTURE})
+        noted = await self._blobs.noted()
         for sha256 in self._sizes:
-            notes = noted.get(sha256, {})
-            if (picture := notes.get(PICTURE)) is not None:
-                self._pictures[sha256] = Picture.from_json(picture)
-            if COPY in notes:
+            names = noted.get(sha256, set())
+            for name in names:
+                if name.startswith(PICTURE):
+                    with contextlib.suppress(ValueError):  # who else may write into a bucket?
+                        self._pictures[sha256] = Picture.from_name(name.removeprefix(PICTURE))
+            if COPY in names:
                 self._copies[sha256] = self._clock.now()
             # What nobody can find: who made it died before he wrote its record. Not at once: it
             # may be that he is ending just now, and about to write it.
-            if not any(name.startswith(KEY) for name in notes):
+            if not any(name.startswith(KEY) for name in names):
                 self._untidy[sha256] = self._clock.now() + SWEEP_S
         self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
         self._ready = True
@@ -630,7 +634,7 @@ class MediaStore:
                 return  # deleted meanwhile
             if looked is not None:
                 await self._blobs.write_note(sha256, THUMBNAIL, looked.thumbnail)
-            await self._blobs.write_note(sha256, PICTURE, picture.to_json())
+            await self._blobs.write_note(sha256, PICTURE + picture.to_name(), b"")
             self._pictures[sha256] = picture
 
     async def thumbnail(self, name: MediaName) -> bytes:

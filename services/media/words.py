@@ -58,13 +58,19 @@ class Picture(NamedTuple):
     height: int
     dhash: int
 
-    def to_json(self) -> bytes:
-        return json.dumps(self._asdict()).encode()
-
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Raises ValueError."""
         return cls(*_PICTURE.validate_json(data, strict=True))
+
+    def to_name(self) -> str:
+        return f"{self.width}.{self.height}.{self.dhash:016x}"
+
+    @classmethod
+    def from_name(cls, name: str) -> Self:
+        """Raises ValueError."""
+        width, height, dhash = name.split(".")
+        return cls(int(width), int(height), int(dhash, 16))
 
 
 _PICTURE = TypeAdapter(Picture)

@@ -306,6 +306,8 @@ class Node:
             lambda: self.traffic.epoch(),
             lambda: self.hlc.median_offset_ms,
             self._since,
+            self.clock,
+            spec.limits,
         )
         self.gateways = self.fronts.gateways
         return self.fronts

@@ -27,9 +27,17 @@ class Route(NamedTuple):
     away_ms: int = 0  # of one that is gone: so long it had had no connection
 
 
+DEVICES_KEPT = 20  # of a user; more of them, and the oldest that are long gone are forgotten
+GONE_MS = 3_600_000  # for so long: no older word of such a device is still to come
+
+
 class RouteTable:
+    """In memory, of all users. A product may name a new device with each login: those are in the
+    KV, and not all of them here."""
+
     def __init__(self) -> None:
         self._routes: dict[str, dict[str, Route]] = {}  # user -> device -> route
+        self._newest = 0  # hlc
 
     def apply(self, origin: Origin, hlc: int, op: oplog.RouteOp) -> bool:
         """Merge a folded route; False when a newer one is known."""
@@ -43,11 +51,14 @@ class RouteTable:
             op.kind,
             op.away_ms,
         )
+        self._newest = max(hlc, self._newest)
         devices = self._routes.setdefault(op.uid, {})
         known = devices.get(op.device)
         if known is not None and known[:3] > route[:3]:
             return False
         devices[op.device] = route
+        if len(devices) > DEVICES_KEPT:
+            _forget_gone(devices, self._newest)
         return True
 
     def routes(self, uid: str) -> dict[str, Route]:
@@ -68,3 +79,14 @@ class RouteTable:
             for idc in idcs:
                 found.setdefault(idc, []).append(uid)
         return found
+
+
+def _forget_gone(devices: dict[str, Route], now: int) -> None:
+    long_ago = now - (GONE_MS << 16)
+    gone = [
+        (route.hlc, device)
+        for device, route in devices.items()
+        if route.gone and route.hlc < long_ago
+    ]
+    for _, device in sorted(gone)[: len(devices) - DEVICES_KEPT]:
+        del devices[device]

@@ -18,13 +18,13 @@ import grpc
 
 from imcore.attest import RegionKeys
 from imcore.convert import origin_of, stamp_of, vector_of
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.errors import Code, Refused, Unavailable
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
-from services.ports import Audience, Kicks, Pushes, Reply, Session
+from services.ports import Audience, Backlog, Kicks, Pushes, Reply, Session
 from services.split.pipe import Pipe
 
 log = logging.getLogger("im.split")
@@ -34,7 +34,7 @@ LOAD_S = 0.5
 RETRY_MS = 100
 _CATCHING_UP = 16  # users at a time
 _CATCH_UP_AGAIN_S = 0.3
-_CATCH_UP_TRIES = 20
+_CATCH_UP_AGAIN_MAX_S = 3.0
 
 
 class State(Pushes, Kicks, Protocol):
@@ -114,6 +114,8 @@ class CoreLink:
                 why = "the core closed it"
             except grpc.aio.AioRpcError as error:
                 why = str(error.details())
+            except Unavailable as error:
+                why = str(error)
             finally:
                 was = self.linked.is_set()
                 self._lost()
@@ -179,7 +181,7 @@ class CoreLink:
             push = item.push
             heads = vector_of(push.heads)
             if push.audience:
-                audience = self._audiences[push.audience]
+                audience = self._audience_of(push.audience)
                 state.push_group(audience, push.entries, heads, push.stable, push.merged)
             else:
                 state.push_entries(push.conversation, push.uids, push.entries, heads, push.stable)
@@ -188,7 +190,11 @@ class CoreLink:
         elif kind == "behind":
             named = item.behind
             behind = [
-                (self._audiences[group.audience], vector_of(group.heads.heads), group.heads.stable)
+                (
+                    self._audience_of(group.audience),
+                    vector_of(group.heads.heads),
+                    group.heads.stable,
+                )
                 for group in named.groups
             ]
             state.tell_behind(behind, named.within_ms)
@@ -242,6 +248,13 @@ class CoreLink:
             there = item.elsewhere
             state.connected_elsewhere(there.uid, there.device, there.connection_epoch)
 
+    def _audience_of(self, number: int) -> Audience:
+        """Raises Unavailable, which ends the link: the next one names everybody anew."""
+        audience = self._audiences.get(number)
+        if audience is None:
+            raise Unavailable(f"the core names audience {number}, and has not said who that is")
+        return audience
+
     def _tell(self, tell: front.Tell) -> None:
         for _ in range(tell.gone - self._taken):
             self._over.popleft()
@@ -251,6 +264,8 @@ class CoreLink:
         first = not self.linked.is_set()
         self.linked.set()
         if first and self._behind:
+            if self._catching is not None:
+                self._catching.cancel()
             self._catching = asyncio.ensure_future(self._catch_up())
         elif tell.since and not self._behind:
             self._since = tell.since
@@ -274,12 +289,15 @@ class CoreLink:
     def submit(self, session: Session, request: pb.Request, reply: Reply) -> None:
         if request.HasField("seen"):
             session.seen_hlc = max(session.seen_hlc, self._keys.seen(stamp_of(request.seen)))
+        self._put_ask(front.Ask(caller=_caller(session), request=request), reply)
+
+    def _put_ask(self, ask: front.Ask, reply: Reply) -> None:
         if not self.linked.is_set():
             reply(self._unavailable())
             return
         self._last_call += 1
         self._calls[self._last_call] = reply
-        ask = front.Ask(call=self._last_call, caller=_caller(session), request=request)
+        ask.call = self._last_call
         self._pipe.put(front.Up(ask=ask))
 
     async def connected(self, session: Session, connect: pb.Connect) -> list[pb.KnownCids]:
@@ -300,6 +318,9 @@ class CoreLink:
             raise Refused(Code(answer.code), answer.message)
         return list(answer.known)
 
+    def backlog(self) -> Backlog:
+        return Backlog(0.0, 0)  # the core sheds for itself
+
     def disconnected(self, session: Session) -> None:
         self._over.append(session)
         self._pipe.put(front.Up(gone=_caller(session)))
@@ -319,32 +340,28 @@ class CoreLink:
         users: dict[str, Session] = {}
         for session, _, _ in self.state.standing():
             users.setdefault(session.uid, session)
-        room = asyncio.Semaphore(_CATCHING_UP)
+        left = iter(users.values())
 
-        async def one(session: Session) -> None:
-            async with room:
+        async def some() -> None:
+            for session in left:
                 await self._catch_up_user(session)
 
-        try:
-            await asyncio.gather(*(one(session) for session in users.values()))
-        except ImError as error:
-            log.error("cannot catch up, and begin again with a new link: %s", error)
-            self._pipe.close()
-            return
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_CATCHING_UP):
+                group.create_task(some())
         self._behind = False
         log.info("caught up for %d users", len(users))
 
     async def _catch_up_user(self, session: Session) -> None:
-        """Raises Unavailable."""
-        page, tries = b"", 0
+        """For as long as it takes. To begin again with a new link would cost all that is under way
+        an answer, and the core all that it has answered."""
+        page, wait_s = b"", _CATCH_UP_AGAIN_S
         while True:
             request = pb.Request(sync=pb.Sync(since=self._since, page=page))
             response = await self._ask(session, request)
             if response.HasField("error"):
-                tries += 1
-                if tries >= _CATCH_UP_TRIES:
-                    raise Unavailable(response.error.message)
-                await asyncio.sleep(_CATCH_UP_AGAIN_S)
+                await asyncio.sleep(max(wait_s, response.error.retry_after_ms / 1000))
+                wait_s = min(2 * wait_s, _CATCH_UP_AGAIN_MAX_S)
                 continue
             for row in response.sync_ok.conversations:
                 self.state.owe(session.uid, row.conversation, vector_of(row.heads))
@@ -359,7 +376,8 @@ class CoreLink:
             if not answer.done():
                 answer.set_result(response)
 
-        self.submit(session, request, reply)
+        asked = front.Ask(caller=_caller(session), request=request, catches_up=True)
+        self._put_ask(asked, reply)
         return await answer
 
 

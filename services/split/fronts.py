@@ -20,12 +20,16 @@ from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
+from imcore.region.model import Limits
+from imcore.runtime import Clock
 from imcore.tls import caller_name
 from imcore.words import Origin, Vector
 from services.ports import Audience, Im, Session
 from services.split.pipe import Pipe
 from services.split.where import Where
+from services.state.delay import watch_delay
 from services.state.latency import Acks, acks_of
+from services.state.shedding import BEHIND, READS, Shedder
 
 log = logging.getLogger("im.split")
 
@@ -53,7 +57,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Limited:
-    """What all fronts have turned away since the core started."""
+    """What all fronts, and the core, have turned away since the core started."""
 
     overloaded: int = 0
     shed: int = 0
@@ -128,12 +132,17 @@ class Fronts(rpc.FrontServicer):
         policy_epoch: Callable[[], int],
         clock_offset_ms: Callable[[], int],
         since: Callable[[], bytes | None],
+        clock: Clock,
+        limits: Limits,
     ) -> None:
         self._idc = idc
         self._stamp = stamp
         self._policy_epoch = policy_epoch
         self._clock_offset_ms = clock_offset_ms
         self._since = since
+        self._clock = clock
+        # A front sees how late itself is, and not how late this process is.
+        self.shedder = Shedder(limits.delay_ms / 1000, limits.fold_delay_ms / 1000)
         self.im: Im
         self.origin: Origin
         self.open = False
@@ -229,6 +238,13 @@ class Fronts(rpc.FrontServicer):
         def reply(response: pb.Response) -> None:
             link.pipe.put(front.Down(answer=front.Answer(call=call, response=response)))
 
+        reads = ask.request.WhichOneof("body") in READS
+        now = self._clock.now()
+        if not ask.catches_up and (retry_ms := self.shedder.retry_ms(ask.caller.uid, reads, now)):
+            self.limited.overloaded += 1
+            self.limited.shed += 1
+            reply(_overloaded(self._stamp(), retry_ms))
+            return
         self.im.submit(_session(link, ask.caller), ask.request, reply)
 
     async def _join(self, link: FrontLink, joined: front.Joined) -> None:
@@ -276,7 +292,12 @@ class Fronts(rpc.FrontServicer):
     # -------------------------------------------------------------------------------- ticks
 
     async def run(self) -> None:
-        """Tells the fronts what they must know, until cancelled."""
+        """Tells the fronts what they must know, and looks for overload, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch_delay(self.shedder, self._clock, lambda: self.im.backlog()))
+            group.create_task(self._tell_fronts())
+
+    async def _tell_fronts(self) -> None:
         while True:
             await asyncio.sleep(TELL_S)
             for link in self.gateways:
@@ -337,15 +358,16 @@ class Fronts(rpc.FrontServicer):
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         for link in self.gateways:
-            told = front.BehindGroups(within_ms=within_ms)
-            for audience, heads, stable in behind:
-                number, here = link.audience(audience)
-                if here:
-                    group = told.groups.add(audience=number)
-                    group.heads.conversation, group.heads.stable = audience.conversation, stable
-                    group.heads.heads.extend(positions_pb(heads))
-            if told.groups:
-                link.pipe.put(front.Down(behind=told))
+            for at in range(0, len(behind), _AUDIENCES):  # more of them a front does not remember
+                told = front.BehindGroups(within_ms=within_ms)
+                for audience, heads, stable in behind[at : at + _AUDIENCES]:
+                    number, here = link.audience(audience)
+                    if here:
+                        group = told.groups.add(audience=number)
+                        group.heads.conversation, group.heads.stable = audience.conversation, stable
+                        group.heads.heads.extend(positions_pb(heads))
+                if told.groups:
+                    link.pipe.put(front.Down(behind=told))
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
         for link, here in self._of(uids):
@@ -402,10 +424,11 @@ class Fronts(rpc.FrontServicer):
         return acks_of(buckets)
 
     def load(self) -> dict[str, float | int | bool]:
-        """``served_share``: of the front that serves the least; ``breaker_open``: of any."""
+        """``served_share``: of the process that serves the least; ``breaker_open``: of any."""
         loads = [link.load for link in self.gateways if link.load.ByteSize()]
+        shares = [self.shedder.share, *(load.served_share for load in loads)]
         return {
-            "served_share": min((load.served_share for load in loads), default=1.0),
+            "served_share": round(min(shares), 3),
             "overloaded": self.limited.overloaded,
             "shed": self.limited.shed,
             "breaker_open": any(load.breaker_open for load in loads),
@@ -470,6 +493,11 @@ def _session(link: FrontLink, caller: front.Caller) -> Session:
         caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
         caller.away_ms,
     )  # fmt: skip
+
+
+def _overloaded(stamp: pb.Stamp, retry_ms: int) -> pb.Response:
+    error = pb.Error(code=Code.OVERLOADED, message=BEHIND, retry_after_ms=retry_ms)
+    return pb.Response(stamp=stamp, error=error)
 
 
 def _replicated(origin: Origin, partition: int, lsn: int) -> front.Down:

@@ -21,22 +21,12 @@ from services.ports import GatewayQueue, Im
 from services.state.latency import AckLatency, Acks
 from services.state.outgoing import TICK_S
 from services.state.session import Record
-from services.state.shedding import Shedder
+from services.state.shedding import BEHIND, READS, Shedder
 from services.tracing.spans import Tracing, context_of, end
 
 DEADLINE_S = 10.0
 IN_FLIGHT_MAX = 1_000  # requests of one session that im has not answered
-_PULL_ONLY = frozenset(("pull", "sync", "history", "group_info"))
-_READS = _PULL_ONLY | {
-    "read_cursor",
-    "conversations",
-    "device_keys",
-    "friends",
-    "readers",
-    "search",
-    "typing",
-    "watch",
-}  # what is shed first
+_PULL_ONLY = frozenset(("pull", "sync", "history", "group_info"))  # reads
 _BURST_S = 2.0  # a user's requests of so many seconds may come at once
 _FULL_RETRY_MS = 500
 # An im that answers nothing at all for as many requests is not asked for a while.
@@ -129,7 +119,7 @@ class Requests:
         self.tracing: Tracing | None = None
         self._in_flight_max = limits.idc_in_flight
         self._users = Buckets(limits.user_requests_per_s, _BURST_S * limits.user_requests_per_s)
-        self.shedder = Shedder(limits.delay_ms / 1000)
+        self.shedder = Shedder(limits.delay_ms / 1000, limits.fold_delay_ms / 1000)
         self.breaker = Breaker(BREAKER_FAILURES, BREAKER_PAUSE_S, BREAKER_PAUSE_MAX_S)
         self.overloaded = 0  # answered so, for whatever reason
         self._make_error = make_error
@@ -168,8 +158,8 @@ class Requests:
             return self._overloaded("too many requests of this user", round(wait_s * 1000))
         if len(self._deadlines) >= self._in_flight_max:
             return self._overloaded("the IDC works on too many requests", _FULL_RETRY_MS)
-        if retry_ms := self.shedder.retry_ms(record.uid, kind in _READS, now):
-            return self._overloaded("the IDC does not keep up", retry_ms)
+        if retry_ms := self.shedder.retry_ms(record.uid, kind in READS, now):
+            return self._overloaded(BEHIND, retry_ms)
         if wait_s := self.breaker.wait_s(now):
             message = "the IDC answers no requests now"
             return self._make_error(Code.UNAVAILABLE, message, retry_after_ms(wait_s))

@@ -28,6 +28,7 @@ from services.metrics.verbs import Verbs
 from services.ports import Im, NoRisk, Risk, Session
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
+from services.state.delay import watch_delay
 from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
@@ -40,7 +41,6 @@ log = logging.getLogger("im.state")
 BEHIND_S = 1.0  # owed for longer: a heartbeat's answer names it
 _BEHIND_MAX = 500  # conversations in one answer; the next names the others
 CONNECT_S = 5.0
-DELAY_SAMPLE_S = 0.02
 _PATIENCE = 1.5  # heartbeats, before what was merged and is not acked is named again
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
@@ -133,7 +133,7 @@ class StateServer(Outgoing):
         """What is turned away, and why."""
         requests = self._requests
         return {
-            "served_share": round(requests.shedder.level, 3),
+            "served_share": round(requests.shedder.share, 3),
             "overloaded": requests.overloaded,
             "shed": requests.shedder.shed,
             "breaker_open": requests.breaker.is_open,
@@ -499,22 +499,14 @@ class StateServer(Outgoing):
 
     async def run(self) -> None:
         """Signals, graces, deadlines, checkpoints and the look for overload, until cancelled."""
-        watching = asyncio.ensure_future(self._watch_delay())
-        try:
-            await self._run_timers()
-        finally:
-            watching.cancel()
-
-    async def _watch_delay(self) -> None:
-        """How late the loop comes to what is due is how long everything else waits too."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + DELAY_SAMPLE_S
-            await asyncio.sleep(DELAY_SAMPLE_S)
-            self._requests.shedder.waited(max(0.0, loop.time() - due), self._clock.now())
+        self._ticked_at = self._clock.now()  # graces begin when clients can come
+        async with asyncio.TaskGroup() as group:
+            shedder, backlog = self._requests.shedder, lambda: self.im.backlog()
+            group.create_task(watch_delay(shedder, self._clock, backlog))
+            group.create_task(self._run_timers())
 
     async def _run_timers(self) -> None:
-        written = self._ticked_at = self._clock.now()  # graces begin when clients can come
+        written = self._clock.now()
         while True:
             await asyncio.sleep(TICK_S)
             self.tick()

@@ -19,7 +19,7 @@ from imcore.words import Origin, Vector, direct_members
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.gateway.testing import FrameClient, dial
-from services.ports import Pushes, Reply, Risk, Session
+from services.ports import Backlog, Pushes, Reply, Risk, Session
 from services.state.server import StateServer
 
 # Tests share their machine with others: that a loop is late is then no overload of its own.
@@ -39,6 +39,7 @@ class MemoryIm:
         self.sessions: list[Session] = []
         self.over: list[Session] = []
         self.moved_from: list[pb.MovedFrom] = []
+        self.waiting = Backlog(0.0, 0)
         self.connect_gate = asyncio.Event()
         self.connect_gate.set()
         self.mute = False
@@ -90,6 +91,9 @@ class MemoryIm:
         await self.connect_gate.wait()
         self.sessions.append(session)
         return [pb.KnownCids(conversation=head.conversation) for head in connect.outbox]
+
+    def backlog(self) -> Backlog:
+        return self.waiting
 
     def disconnected(self, session: Session) -> None:
         self.over.append(session)

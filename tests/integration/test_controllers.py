@@ -4,6 +4,7 @@ again; a drain ends when its log is applied elsewhere."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from imcore.auditfile import LOGGER
 from imcore.errors import Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.region.load import load_region
@@ -230,6 +232,22 @@ async def test_an_idc_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.Mo
             "ramp of fra to 50 %",
             "ramp of fra to 100 %",
         ]
+
+
+async def test_a_failover_that_is_not_allowed_is_audited_once_and_not_each_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=LOGGER)
+    async with running(tmp_path, automatic_failover=False) as idcs:
+        idcs["sin"].down = True
+        await until(lambda: refusals(caplog))
+        await asyncio.sleep(4.0)
+        assert len(refusals(caplog)) <= 2  # of each accuser
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    return [each for each in found if "automatic-failover" in each]
 
 
 async def test_a_drain_ends_when_its_log_is_applied_elsewhere(tmp_path: Path) -> None:

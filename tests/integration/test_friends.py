@@ -198,6 +198,12 @@ async def test_whom_a_user_blocks_does_not_write_to_him(open_idc: OpenIdc) -> No
     assert await change(fra, "ann", placed, react=react) == Code.BLOCKED
     typing = pb.Request(typing=pb.Typing(conversation=DIRECT))
     assert not (await fra.ask(ann, typing)).error.code  # and nobody is told
+    for session, other, unwatched in ((ann, "bob", False), (bob, "ann", True)):
+        watch = pb.Request(watch=pb.Watch(uids=["eve", other]))
+        users = (await fra.ask(session, watch)).watch_ok.users
+        assert [row.uid for row in users] == ["eve", other]
+        # Who blocks is shown as never seen; ``unwatched`` is what this rig's routes say of others.
+        assert (users[0].unwatched, users[1].unwatched) == (True, unwatched)
     assert await say(fra, "ann", Word.REQUEST, "bob") == Code.BLOCKED
     assert await say(fra, "bob", Word.REQUEST, "ann") == Code.FORBIDDEN
     # What is his own, and others': his recall, groups, pulls; and bob may still write.

@@ -20,6 +20,7 @@ from services.im.server import KV_FAILURES
 from services.im.testing import OpenIdc
 from services.node.risk import Guarded, rules_of
 from services.node.testing_ipconf import IpconfSite
+from services.ports import Backlog, Batch
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
 from services.state.requests import BREAKER_FAILURES
@@ -132,6 +133,51 @@ async def test_a_loop_that_does_not_keep_up_sheds_sends_and_keeps_sessions_alive
             assert (await client.ask(heartbeat())).HasField("heartbeat_ok")
         await eventually(lambda: front.state.load()["served_share"] == 1.0)
         assert not any([(await client.ask(send())).HasField("error") for client in clients])
+
+
+async def test_sends_are_shed_while_folding_is_behind_though_acks_are_fast() -> None:
+    async with Front(KEYS, idc_limits=Limits(fold_delay_ms=500)) as front:
+        clients = [(await front.connect(f"u{number}"))[0] for number in range(100)]
+
+        def grows_and_is_refused() -> bool:
+            front.im.waiting = Backlog(0.6, front.im.waiting.records + 1)
+            return front.state.load()["served_share"] < 0.7
+
+        await eventually(grows_and_is_refused)
+        answers = [await client.ask(send()) for client in clients]
+        errors = [answer.error for answer in answers if answer.HasField("error")]
+        assert {error.code for error in errors} == {"overloaded"} and len(errors) < 100
+        front.im.waiting = Backlog(0.4, 10)
+        await eventually(lambda: front.state.load()["served_share"] == 1.0)
+
+
+async def test_a_kv_that_is_slower_than_the_log_shows_how_far_it_is_behind(
+    open_idc: OpenIdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fra = await open_idc(others=())
+    ann, commit = fra.session("ann"), fra.kv.commit
+    assert not (await fra.send(ann, "d:ann:bob", 1)).HasField("error")
+    await fra.folded()
+    assert fra.im.backlog() == (0.0, 0)
+
+    async def slow(batch: Batch) -> None:
+        await asyncio.sleep(0.05)
+        await commit(batch)
+
+    monkeypatch.setattr(fra.kv, "commit", slow)
+    monkeypatch.setattr("services.im.applier._READ_BYTES", 1000)  # a few messages a batch
+    waits, until = [], time.monotonic() + 2.0
+    cid = 1
+    while time.monotonic() < until:
+        for _ in range(20):
+            cid += 1
+            assert not (await fra.send(ann, "d:ann:bob", cid)).HasField("error")
+        waits.append(fra.im.backlog().oldest_s)
+        await asyncio.sleep(0.02)
+    assert max(waits) > 0.5
+    monkeypatch.undo()
+    await fra.folded()
+    assert fra.im.backlog() == (0.0, 0)
 
 
 async def test_a_huge_group_waits_while_others_are_served(open_idc: OpenIdc) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import logging
 import random
 import re
 import secrets
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -186,6 +189,37 @@ async def test_a_paused_server_costs_a_deadline_and_nothing_else(
     if at == 1000:
         await later.put("u", at, DATA[at:])
     assert await later.complete("u", SHA)
+
+
+async def test_a_client_that_is_closed_leaves_no_connection_to_a_paused_server(
+    s3_process: S3Process, settings: S3Settings
+) -> None:
+    """Not those of requests that were given up either, for whose end TLS waits 30 s."""
+
+    server = urlsplit(settings.endpoint)
+
+    def to_it(each: object) -> bool:
+        try:
+            return isinstance(each, socket.socket) and each.getpeername() == (
+                server.hostname,
+                server.port,
+            )
+        except OSError:  # closed, or a listener
+            return False
+
+    client = S3Client(settings, SystemClock())
+    await client.put("a", b"1")
+    s3_process.pause()
+    try:
+        given_up = [asyncio.create_task(client.get("a")) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        for task in given_up:
+            task.cancel()
+        await asyncio.wait(given_up)
+        await client.close()
+        assert [each for each in gc.get_objects() if to_it(each)] == []
+    finally:
+        s3_process.resume()
 
 
 async def test_a_server_paused_while_a_file_is_made_of_its_chunks(
@@ -397,7 +431,7 @@ async def test_every_list_is_one_below_the_prefix(
     await blobs.look()
     await blobs.uploads()
     await blobs.files()
-    await blobs.noted({"copy"})
+    await blobs.noted()
     lists = [query.get("prefix", "") for key, query in asked if key is None]
     assert len(lists) > 5
     assert all(prefix.startswith(settings.prefix) for prefix in lists), lists

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.region.load import load_region
+from imcore.region.model import Limits
 from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from imcore.tokens import Claims, mint
@@ -50,11 +52,18 @@ def sent(cid: int) -> pb.Request:
 class SyncingIm(MemoryIm):
     """Tells a sync of every conversation that it has."""
 
+    failing, failed = False, 0
+
     def submit(self, session, request, reply) -> None:
         if not request.HasField("sync"):
             super().submit(session, request, reply)
             return
         response = pb.Response()
+        if self.failing:
+            self.failed += 1
+            response.error.code = "unavailable"
+            reply(response)
+            return
         for name in self.entries:
             heads = [pb.Position(origin=pb.Origin(idc="fra", incarnation=1), seq=self.seq(name))]
             response.sync_ok.conversations.add(conversation=name, heads=heads)
@@ -67,6 +76,8 @@ class SyncingIm(MemoryIm):
 class Core:
     """The core's end. ``stop`` and ``start``: as if its process had been killed and begun again."""
 
+    limits = Limits()
+
     def __init__(self, folder: Path, port: int = 0) -> None:
         self._folder = folder
         self.port = port
@@ -74,7 +85,15 @@ class Core:
 
     async def start(self) -> None:
         stamp = pb.Stamp(hlc=7)
-        self.fronts = Fronts("fra", lambda: stamp, lambda: 12, lambda: 0, lambda: b"token")
+        self.fronts = Fronts(
+            "fra",
+            lambda: stamp,
+            lambda: 12,
+            lambda: 0,
+            lambda: b"token",
+            SystemClock(),
+            self.limits,
+        )
         self.im = SyncingIm(self.fronts, lambda: stamp, FRA)
         self.im.entries = self.entries
         self.fronts.im, self.fronts.origin, self.fronts.open = self.im, FRA, True
@@ -215,6 +234,83 @@ async def test_connections_stand_while_the_core_is_away_and_learn_what_they_miss
     assert link.linked.is_set()
     assert core.fronts.connected_count() == 1
     assert (await ann.ask(sent(2))).send_ack.placed.seq == 2
+
+
+async def test_a_core_that_does_not_keep_up_sheds_what_its_fronts_have_taken(core, front_of):
+    await core.stop()
+    core.limits = Limits(delay_ms=20)
+    await core.start()
+    here, _ = await front_of("one")
+    # So many that there are some of either kind, whichever users' turn it is.
+    clients = [(await here.connect(f"u{number}"))[0] for number in range(100)]
+    until_s = time.monotonic() + 1.5
+    while time.monotonic() < until_s:
+        time.sleep(0.05)  # noqa: ASYNC251 - too long for the core, and not for the front
+        await asyncio.sleep(0)
+    assert here.state.load()["served_share"] == 1.0 > 0.5 > core.fronts.load()["served_share"]
+    answers = [await client.ask(sent(1)) for client in clients]
+    errors = [answer.error for answer in answers if answer.HasField("error")]
+    assert {error.code for error in errors} == {"overloaded"} and len(errors) < 100
+    assert all(error.retry_after_ms >= 500 for error in errors)
+    assert core.fronts.load()["shed"] == core.fronts.load()["overloaded"] == len(errors)
+    await until(lambda: core.fronts.load()["served_share"] == 1.0)
+    assert not any([(await client.ask(sent(2))).HasField("error") for client in clients])
+
+
+async def test_fronts_catch_up_with_a_core_that_sheds_and_with_one_link(
+    core, front_of, monkeypatch
+):
+    here, link = await front_of("one")
+    clients = [(await here.connect(f"u{number}"))[0] for number in range(60)]
+    await core.stop()
+    core.im.store("d:u1:u2", b"meanwhile")
+    await core.start()
+    monkeypatch.setattr(core.fronts.shedder, "_sample", lambda seconds, now: None)
+    core.fronts.shedder.level = 0.05
+    for client in clients:
+        assert (await client.event("signal")).signal.conversation == "d:u1:u2"
+    await until(lambda: not link._behind)
+    assert (await clients[0].ask(pb.Request(heartbeat=pb.Heartbeat()))).HasField("heartbeat_ok")
+
+
+async def test_a_sync_that_fails_for_long_costs_no_link_and_leaves_nothing_behind(core, front_of):
+    here, link = await front_of("one")
+    clients = [(await here.connect(f"u{number}"))[0] for number in range(40)]
+    await core.stop()
+    core.im.store("d:u1:u2", b"meanwhile")
+    await core.start()
+    core.im.failing = True
+    await until(lambda: link.linked.is_set())
+    (before,) = core.fronts.gateways
+    await asyncio.sleep(2.5)
+    assert core.fronts.gateways == [before] and core.im.failed < 100
+    core.im.failing = False
+    for client in clients:
+        assert (await client.event("signal")).signal.conversation == "d:u1:u2"
+    await until(lambda: not link._behind)
+
+
+async def test_more_huge_groups_at_once_than_a_front_remembers(core, front_of):
+    here, _ = await front_of("one")
+    ann, _ = await here.connect("ann")
+    await until(lambda: core.fronts.connected_count() == 1)
+    groups = [Audience(f"g:{number}", ("ann",)) for number in range(600)]
+    core.fronts.tell_behind([(group, {FRA: 1}, 0) for group in groups], 500)
+    told: set[str] = set()
+    while len(told) < 600:
+        behind = (await ann.event("behind")).behind
+        told |= {row.conversation for row in behind.conversations}
+
+
+async def test_a_group_that_was_never_named_costs_a_link_and_no_process(core, front_of):
+    here, link = await front_of("one")
+    ann, _ = await here.connect("ann")
+    (before,) = core.fronts.gateways
+    push = front.PushEntries(conversation="g:huge", audience=99)
+    before.pipe.put(front.Down(push=push))
+    await until(lambda: core.fronts.gateways and core.fronts.gateways != [before])
+    await until(lambda: link.linked.is_set())
+    assert (await ann.ask(sent(1))).send_ack.lsn == 1
 
 
 async def test_a_session_that_ended_while_the_core_was_away_is_over_there_too(core, front_of):

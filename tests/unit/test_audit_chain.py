@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from imcore import auditfile
 from imcore.audit import EMPTY, Anchor, against, anchor_from_json, parse, seal, torn, verify
 from imcore.auditfile import append, kept
-from services.control.anchoring import Broken, raised
+from services.control.anchoring import NOTHING_JUDGED, Broken, Judged, anchored, raised
 
 EVENTS = [{"at_ms": 1_000 + n, "sentence": f"drain of fra, {n}"} for n in range(6)]
 
@@ -358,3 +359,65 @@ def test_strange_anchors_are_value_errors() -> None:
         with pytest.raises(ValueError):
             anchor_from_json(data)
     assert against(verify(b"", "fra"), EMPTY) == ""
+
+
+def test_the_end_of_a_chain_is_judged_alone(chain: Path) -> None:
+    first = len(b"".join(lines(chain)[:4]))
+    fourth = Anchor(4, json.loads(lines(chain)[3])["hash"])
+    found = verify(auditfile.read(chain, first), "fra", head(chain), behind=fourth)
+    assert (found.problem, found.head, len(found.rows)) == ("", head(chain), 2)
+    assert against(found, fourth) == ""
+    third = Anchor(3, json.loads(lines(chain)[2])["hash"])
+    assert against(found, third).startswith("not judged: event 3")
+    assert against(found, Anchor(7, "0" * 64)).startswith("truncated")
+
+
+def test_a_chain_over_several_files_is_read_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditfile, "FULL_BYTES", 200)
+    path = tmp_path / "audit.jsonl"
+    for event in EVENTS:
+        append(path, "fra", event)
+    whole = auditfile.read(path)
+    assert len(auditfile.files(path)) > 2
+    for start in range(0, len(whole) + 50, 7):
+        assert auditfile.read(path, start) == whole[start:]
+
+
+class Register:
+    """The one key of a proposer that an anchor needs."""
+
+    value: bytes | None = None
+
+    async def change(self, key: str, change: Callable[[bytes | None], bytes]) -> bytes:
+        self.value = change(self.value)
+        return self.value
+
+
+async def test_a_look_reads_what_is_new_and_all_of_it_where_that_does_not_fit(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, read = Register(), []
+
+    def noted(path: Path, start: int = 0) -> bytes:
+        read.append(start)
+        return original(path, start)
+
+    original = auditfile.read
+    monkeypatch.setattr(auditfile, "read", noted)
+
+    async def look(before: Judged) -> Judged:
+        return await anchored(register, chain, "fra", before)  # type: ignore[arg-type]
+
+    judged = await look(NOTHING_JUDGED)
+    assert judged.at == len(b"".join(lines(chain)[:-1]))
+    append(chain, "fra", EVENTS[0])
+    later = await look(judged)
+    assert read == [0, judged.at] and later.at > judged.at
+    assert anchor_from_json(register.value or b"") == head(chain)
+    await asyncio.to_thread(os.truncate, chain, later.at)
+    read.clear()
+    with pytest.raises(Broken, match="truncated"):
+        await look(later)
+    assert read == [later.at, 0, 0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from imcore.words import Origin, Place
 from services.im.cache import ConversationCache
+from services.im.conversation import Conversation
 from services.ports import Kv
 
 
@@ -29,3 +31,25 @@ async def test_what_is_written_to_stays_and_what_nobody_used_goes() -> None:
     cache.trim()
     assert cache.get(busy) is first
     assert cache.get(idle) is None
+
+
+async def test_groups_weigh_as_much_as_they_have_members() -> None:
+    cache = ConversationCache(cast(Kv, Empty()), 0, members=250)
+    for number in range(5):
+        group = Conversation(f"g:{number}")
+        members = [(f"u{each}", True) for each in range(100)]
+        group.set_members(Place(1, Origin("fra", 1), 1), members)
+        cache.publish({group.id: group})
+    await cache.load("d:ann:bob")
+    cache.trim()
+    assert [cache.get(f"g:{number}") is not None for number in range(5)] == [False] * 3 + [True] * 2
+    assert cache.get("d:ann:bob") is not None
+    cache.publish({"g:4": Conversation("g:4")})  # members are counted anew
+    for number in (5, 6):
+        other = Conversation(f"g:{number}")
+        other.set_members(Place(1, Origin("fra", 1), 1), [(f"u{each}", True) for each in range(75)])
+        cache.publish({other.id: other})
+    cache.trim()
+    assert cache.get("g:3") is not None
+    cache.clear()
+    assert cache._members_here == 0

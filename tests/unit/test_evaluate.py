@@ -107,6 +107,30 @@ def test_a_drain_opens_an_operation_and_its_end_closes_it() -> None:
     assert done.history == ("drain-fra-8",)
 
 
+def test_of_two_that_are_lost_together_each_can_be_failed_over() -> None:
+    """Each was waited for to speak for the failover of the other."""
+    like = {idc.name: idc for idc in REGION.spec.idcs}
+    more = [like["fra"].model_copy(update={"name": name}) for name in ("ams", "nrt")]
+    five = region(headroom=1.0, active_idcs_min=1)
+    idcs = [*five.spec.idcs, *more]
+    five = five.model_copy(update={"spec": five.spec.model_copy(update={"idcs": idcs})})
+    names = [idc.name for idc in idcs]
+    survivors, dead = names[:3], names[3:]
+    seen = {name: facts(name) for name in survivors}
+    seen |= {name: facts(name, origin=f"{name}.1", at_ms=NOW - 60_000) for name in dead}
+    votes = [Vote(voter, idc, 60_000, NOW - 100) for voter in survivors for idc in dead]
+    on = Evidence(seen, votes, names)
+    of = replace(policy(), idcs={name: IdcPolicy() for name in names})
+    for idc in dead:
+        assert committed(decide(change(Kind.FAILOVER, idc), of, on, five)).state(idc) is (
+            IdcState.FAILED
+        )
+    unheard = replace(on, idcs=seen | {"sin": facts("sin", at_ms=NOW - 60_000)})
+    refused = decide(change(Kind.FAILOVER, "ams"), of, unheard, five)
+    assert blocked_by(refused) == {"evidence-age"} and "sin: 60000 ms" in refused.sentence
+    assert "nrt" not in refused.sentence
+
+
 def test_a_switchover_remembers_its_target() -> None:
     moved = committed(decide(change(Kind.SWITCHOVER, target="sin")))
     assert moved.idcs["fra"].target == "sin"

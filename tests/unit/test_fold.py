@@ -544,3 +544,19 @@ def test_an_op_stands_above_everything_that_its_session_has_seen() -> None:
     verdict = sequencer.message(submission(1)._replace(seen_hlc=seen), 0, 1)
     assert isinstance(verdict, Accept)
     assert verdict.op.hlc == seen + 1
+
+
+def test_of_many_lanes_those_used_lately_stay_and_none_costs_a_look_at_all() -> None:
+    sequencer = Sequencer(Origin("fra", 1), Hlc())
+    for number in range(1_000):
+        sequencer.open_lane(Lane(f"u{number}", "phone", "o", "d:a:b"), 1)
+    names = list(sequencer._lanes)
+    assert sequencer.lane(names[0]) is not None  # used again
+    busy = sequencer.lane(names[1])
+    assert busy is not None
+    busy.pending[1] = object()  # type: ignore[assignment]
+    sequencer.open_lane(Lane("new", "phone", "o", "d:a:b"), 1)
+    sequencer.forget_idle_lanes(1_000)
+    assert len(sequencer._lanes) == 900  # room for a hundred more
+    kept = set(sequencer._lanes)
+    assert {names[0], names[1], names[-1]} <= kept and names[2] not in kept

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
+from imcore.region.model import Limits
+from imcore.runtime import SystemClock
 from services.split.fronts import FrontLink, Fronts
 from services.state.latency import AckLatency
 
 
 def _fronts(*names: str) -> Fronts:
-    fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None)
+    fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None, SystemClock(), Limits())
     fronts.gateways += [
         FrontLink(front.Hello(gateway=name, port=7000 + n)) for n, name in enumerate(names)
     ]

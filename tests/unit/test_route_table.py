@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin
-from services.route.table import RouteTable
+from services.route.table import DEVICES_KEPT, GONE_MS, RouteTable
 
 FRA, IAD = Origin("fra", 1), Origin("iad", 2)
 
@@ -78,3 +78,17 @@ def test_every_order_of_folding_gives_the_same_table(orders):
             table.apply(origin, hlc, op(epoch, gone=gone))
         tables.append(table.routes("ann"))
     assert tables[0] == tables[1]
+
+
+def test_of_a_user_with_a_new_device_for_each_login_the_last_ones_are_kept():
+    table, hour = RouteTable(), GONE_MS << 16
+    assert table.apply(FRA, 1, op(1, device="first"))  # and it stays
+    for number in range(1_000):
+        hlc = hour + number * (hour // 100)
+        device = f"web{number:04}"
+        assert table.apply(FRA, hlc, op(1, device=device))
+        assert table.apply(FRA, hlc + 1, op(1, device=device, gone=True))
+    kept = table.routes("ann")
+    assert len(kept) < DEVICES_KEPT + 105  # those of the last hour too
+    assert {"first", "web0999", "web0900"} <= kept.keys() and "web0800" not in kept
+    assert table.idcs_of(["ann"], everywhere) == {"fra": ["ann"]}

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
+from imcore.region.model import Limits
+from imcore.runtime import SystemClock
 from imcore.words import Origin
 from services.split.fronts import Fronts
 from services.split.where import Where
@@ -41,7 +43,7 @@ def _change(uid: str, device: str, epoch: int, over: bool = False) -> front.Up:
 
 
 def test_a_core_finds_users_wherever_their_sessions_are() -> None:
-    fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None)
+    fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None, SystemClock(), Limits())
     fronts.origin = Origin("fra", 1)
     one, two = (fronts._add(front.Hello(gateway=name)) for name in ("one", "two"))
 

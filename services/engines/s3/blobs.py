@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 AT_ONCE = 16  # requests of one call
 # Of the notes that a start reads: half a millisecond of the loop each, beside all else it does.
-READ_AT_ONCE = 4
 COMPLETING = 4  # uploads that become files at once: two pieces of each are in memory
 COMPLETING_WAIT_S = 20.0  # for the turn of one more
 # No more small chunks an upload than so many, and one for each so many bytes of it: each is an
@@ -294,30 +293,19 @@ class S3Blobs:
         ]
         return sorted(names)
 
-    async def noted(self, read: Collection[str]) -> dict[str, dict[str, bytes | None]]:
-        async def part(prefix: str) -> list[tuple[str, str, int]]:
+    async def noted(self) -> dict[str, set[str]]:
+        async def part(prefix: str) -> list[tuple[str, str]]:
             return [
-                (*found, each.size)
+                found
                 async for page in self._client.pages(prefix)
                 for each in page.objects
                 if (found := layout.note_of(each.key)) is not None
             ]
 
-        async def content(row: tuple[str, str, int]) -> bytes | None:
-            sha256, name, size = row
-            return await self.note(sha256, name) if size else b""  # the list says it all
-
-        parts = await _each(part, [layout.NOTES + digit for digit in HEX])
-        rows = [row for each in parts for row in each]
-        answers: dict[str, dict[str, bytes | None]] = {}
-        for sha256, name, _ in rows:
-            if name not in read:
-                answers.setdefault(sha256, {})[name] = None
-        asked = [row for row in rows if row[1] in read]
-        contents = await _each(content, asked, READ_AT_ONCE)
-        for (sha256, name, _), data in zip(asked, contents, strict=True):
-            if data is not None:  # else it was removed just now
-                answers.setdefault(sha256, {})[name] = data
+        answers: dict[str, set[str]] = {}
+        for rows in await _each(part, [layout.NOTES + digit for digit in HEX]):
+            for sha256, name in rows:
+                answers.setdefault(sha256, set()).add(name)
         return answers
 
     async def remove_note(self, sha256: str, name: str) -> None:
@@ -334,9 +322,7 @@ def _chosen(lives: dict[str, list[Span]]) -> _Life:
 K = TypeVar("K")
 
 
-async def _each(
-    work: Callable[[K], Awaitable[T]], of: Iterable[K], at_once: int = AT_ONCE
-) -> list[T]:
+async def _each(work: Callable[[K], Awaitable[T]], of: Iterable[K]) -> list[T]:
     """A few at once. Raises what the first one raises, when no other is under way any more."""
     rows = list(enumerate(of))
     answers: dict[int, T] = {}
@@ -346,7 +332,7 @@ async def _each(
         for number, each in pending:
             answers[number] = await work(each)
 
-    tasks = [asyncio.create_task(worker()) for _ in range(min(at_once, len(rows)))]
+    tasks = [asyncio.create_task(worker()) for _ in range(min(AT_ONCE, len(rows)))]
     try:
         await asyncio.gather(*tasks)
     finally:
