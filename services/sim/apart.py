@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from services.sim.loop import SimLoop, refuse_threads
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 INTERRUPTED = 130
 
+_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MEMORY = {
     "PYTHONMALLOC": "malloc",
     # Large pages where the kernel gives them to who asks; taken from it 256 MB at a time, since
@@ -52,13 +54,22 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
                 yield future.result()
 
 
+def pages_offered(path: Path) -> bool:
+    """What Linux says of it: the word in brackets holds."""
+    try:
+        return "[never]" not in path.read_text()
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def large_pages() -> Generator[None, None, None]:
     """For processes that are started meanwhile. A seed walks through some 400 MB of small objects:
-    in pages of 4 KB a quarter of its time goes into finding them, the more so in a virtual machine.
-    Python's own allocator has no large pages, the C library's has. What the user has set stays;
-    where there are no large pages, or another library, nothing changes."""
-    mine = {name: value for name, value in _MEMORY.items() if name not in os.environ}
+    to find them in pages of 4 KB takes time, the more so in a virtual machine.
+    Python's own allocator has no large pages, the C library's has, and is slower without them:
+    it is taken where the kernel gives them to who asks. What the user has set stays."""
+    offered = pages_offered(_PAGES)
+    mine = {name: value for name, value in _MEMORY.items() if offered and name not in os.environ}
     os.environ.update(mine)
     try:
         yield

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from imcore import countries
-from services.sim.apart import large_pages, outcomes
+from services.sim import apart
+from services.sim.apart import _PAGES, large_pages, outcomes, pages_offered
 
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HEAP = """
 held = [bytearray(64) for _ in range(100_000)]
 areas = open("/proc/self/smaps").read().split("[heap]")[1:]
@@ -43,6 +43,7 @@ def test_seeds_are_given_large_pages_and_what_the_user_has_set_stays(
 ) -> None:
     monkeypatch.delenv("PYTHONMALLOC", raising=False)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    monkeypatch.setattr(apart, "pages_offered", lambda path: True)
     assert list(outcomes(partial(os.getenv, "PYTHONMALLOC"), [1], 1)) == ["malloc"]
     with large_pages():
         assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
@@ -54,8 +55,22 @@ def test_what_every_seed_would_load_is_there_when_it_begins() -> None:
     assert list(outcomes(_tables, [1], 1)) == [1]
 
 
+def test_without_large_pages_the_allocator_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "enabled"
+    assert not pages_offered(said)
+    said.write_text("always [madvise] never\n")
+    assert pages_offered(said)
+    said.write_text("always madvise [never]\n")
+    monkeypatch.setattr(apart, "_PAGES", said)
+    monkeypatch.delenv("PYTHONMALLOC", raising=False)
+    with large_pages():
+        assert "PYTHONMALLOC" not in os.environ
+
+
 @pytest.mark.skipif(
-    not THP.exists() or "[never]" in THP.read_text() or os.confstr("CS_GNU_LIBC_VERSION") is None,
+    not pages_offered(_PAGES) or os.confstr("CS_GNU_LIBC_VERSION") is None,
     reason="large pages are for a kernel that has them, and the GNU C library",
 )
 def test_the_kernel_is_asked_for_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
