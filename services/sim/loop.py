@@ -230,7 +230,7 @@ class SimLoop(asyncio.BaseEventLoop):
             self._turns()
             return
         # asyncio's own asks the kernel for the process's number each time, in case it has forked
-        # (until Python 3.12): 3,000 times a simulated second, 4 % of a seed.
+        # (until Python 3.12): 3,000 times a simulated second, 4 % of the samples of a profile.
         own = [(place, name, getattr(place, name)) for place, name in _RUNNING]
         for place, name in _RUNNING:
             setattr(place, name, lambda: self)
