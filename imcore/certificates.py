@@ -101,10 +101,11 @@ def read(paths: tuple[Path, Path, Path]) -> tuple[bytes, bytes, bytes]:
 
 
 def unreadable(path: Path, error: OSError) -> BadInput:
-    return BadInput(
-        f"{path}: expected a readable file, got {error.strerror}; "
-        "`imctl pki init FILE` makes what is missing"
-    )
+    if isinstance(error, PermissionError):
+        do = "keys are for their owner alone: run this as him"
+    else:
+        do = "`imctl pki init FILE` makes what is missing"
+    return BadInput(f"{path}: expected a readable file, got {error.strerror}; {do}")
 
 
 def days_left(expires: datetime, now: datetime) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from imctl import roles
 from imctl.errors import Failed
-from imctl.target.local import Local
+from imctl.target.local import COPY, Local
 from imctl.target.opening import opened
-from imctl.target.runfile import NAME
+from imctl.target.runfile import NAME, SITES
 
 VARIABLE = "IMCTL_DATA"
 
@@ -22,7 +22,13 @@ def find(data: Path | None) -> Local:
         return _found(chosen)
     found = sorted(path.parent for path in Path("var").glob(f"*/{NAME}"))
     if not found:
-        raise Failed("no deployment was started here; `imctl up FILE` starts one")
+        known = [path.parent for path in Path("var").glob(f"*/{COPY}")]
+        if len(known) == 1:
+            raise _down(known[0])
+        raise Failed(
+            "no deployment was started here; `imctl up FILE` starts one, --data names one that is "
+            "elsewhere"
+        )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
         raise Failed(f"there are several deployments ({names}); choose one with --data")
@@ -41,6 +47,13 @@ def folder(data: Path | None) -> Path:
 
 
 def _found(folder: Path) -> Local:
+    if (folder / COPY).exists() and not (folder / NAME).exists():
+        raise _down(folder)
     target = opened(folder)
     roles.check(target.pki)
     return target
+
+
+def _down(folder: Path) -> Failed:
+    starts = "deploy" if (folder / SITES).exists() else "up"
+    return Failed(f"the deployment in {folder} is down; `imctl {starts} FILE` starts it again")

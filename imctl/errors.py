@@ -22,6 +22,10 @@ class Failed(ImError):
     """Something on this machine prevents it; the message says what, and what to do."""
 
 
+class Denied(Failed):
+    """Who was asked has said no: no use in asking again before something is changed."""
+
+
 class Guarded(ImError):
     """A guard refused; nothing was changed. The message names the rule."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from imcore.errors import ImError
 from imcore.roles import Role
 from imctl import errors, roles
+from imctl.group import Commands
 
 # name -> (module, attribute, what it does). An attribute that is a Typer is a group of commands.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -20,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "down": ("imctl.commands.lifecycle", "down", "Stop the deployment; its data stay."),
     "attach": ("imctl.commands.lifecycle", "attach", "Take up a deployment that runs elsewhere."),
     "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
-    "demo": ("imctl.demo", "demo", "Lose a data centre under load and prove that nothing is lost."),
+    "demo": ("imctl.demo", "demo", "Lose an IDC under load and prove that nothing is lost."),
     "validate": ("imctl.commands.files", "validate", "Check a region file."),
     "plan": ("imctl.commands.plan", "plan", "Show what a region file would change, and take."),
     "diff": ("imctl.commands.plan", "diff", "Show in which fields a region file differs."),
@@ -76,16 +79,34 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class LazyGroup(TyperGroup):
+class _PipeClosed(Exception):
+    """Whoever reads has enough."""
+
+
+class LazyGroup(Commands):
     """Knows every command's name and summary; loads a command when it is resolved."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (_, _, summary) in COMMANDS.items():
+            self.add_command(TyperCommand(name=name, help=summary, rich_markup_mode=None))
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        return TyperCommand(name=cmd_name, help=COMMANDS[cmd_name][2], rich_markup_mode=None)
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)  # in this order
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # Typer would make it an exit status of 1
+            raise _PipeClosed from None
+        except typer.Abort:
+            if sys.stdin.isatty():
+                raise
+            print(file=sys.stderr)  # behind the question
+            raise errors.Failed(
+                "nobody said yes, so nothing was done; a script has to say it by an option (see "
+                "--help)"
+            ) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -151,9 +172,16 @@ def root(
         os.environ[roles.VARIABLE] = role
 
 
+# What a disk says, whoever writes to it; those who write name the file where they can.
+_OF_DISKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        _run()
     except ImError as error:
         raise SystemExit(errors.report(error)) from None
     except ExceptionGroup as group:
@@ -161,10 +189,25 @@ def main() -> None:
         if expected is None or others is not None:
             raise
         raise SystemExit(errors.report(errors.first(expected))) from None
-    except BrokenPipeError:
+    except (_PipeClosed, BrokenPipeError):
         # `imctl ... | head`: not an error; no second complaint when stdout is flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(errors.OK) from None
+    except OSError as error:
+        if error.filename is None and error.errno not in _OF_DISKS:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        failed = errors.Failed(f"{where}{error.strerror}").with_traceback(error.__traceback__)
+        raise SystemExit(errors.report(failed)) from None
+
+
+def _run() -> None:
+    """What is printed is out when this ends."""
+    try:
+        app()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
 
 
 if __name__ == "__main__":

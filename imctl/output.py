@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -12,10 +13,16 @@ from rich.console import Console, RenderableType
 from imctl.options import Format
 
 
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """For `imctl.main`, as of any other output; rich itself would end the program."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal. Ids
     such as d:a:b are no emoji."""
-    return Console(highlight=False, soft_wrap=False, emoji=False)
+    return _Screen(highlight=False, soft_wrap=False, emoji=False)
 
 
 def notes() -> Console:
@@ -31,11 +38,12 @@ def time_of_day(at_ms: int) -> str:
 def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> None:
     """``document``: what JSON and YAML show, plain values only."""
     if how is Format.JSON:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(json.dumps(document, indent=2, ensure_ascii=_few_letters()))
     elif how is Format.YAML:
         import yaml
 
-        print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=not _few_letters())
+        print(text, end="")
     else:
         console().print(table())
 
@@ -46,4 +54,9 @@ def stream(document: Any, how: Format) -> None:
         print("---")
         emit(document, how, str)
     else:
-        print(json.dumps(document, ensure_ascii=False), flush=True)
+        print(json.dumps(document, ensure_ascii=_few_letters()), flush=True)
+
+
+def _few_letters() -> bool:
+    """Whether standard output cannot take all letters; JSON and YAML can do with ASCII."""
+    return not (sys.stdout.encoding or "").lower().startswith("utf")

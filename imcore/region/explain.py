@@ -66,15 +66,17 @@ _PLAIN = {
 }
 
 
-def explain(detail: ErrorDetails, node: yaml.Node | None) -> Problem:
-    """``node``: what the file has at the error's place."""
+def explain(
+    detail: ErrorDetails, node: yaml.Node | None, model: type[BaseModel] = Region
+) -> Problem:
+    """``node``: what the file has at the error's place; ``model``: what refused it."""
     loc, kind = tuple(detail["loc"]), detail["type"]
     if loc and loc[-1] == "[key]":
         return Problem(loc[:-1], _NAME, f'the key "{loc[-2]}"')
     if kind == "missing":
         return Problem(loc, "a value", "none", f"add `{loc[-1]}:`")
     if kind == "extra_forbidden":
-        return _unknown_field(loc)
+        return _unknown_field(loc, model)
     if kind == "string_type" and (trap := _unquoted(loc, node)):
         return trap
     return Problem(loc, _expected(detail), _got(detail["input"]))
@@ -128,16 +130,16 @@ def _unquoted(loc: Loc, node: yaml.Node | None) -> Problem | None:
     )
 
 
-def _unknown_field(loc: Loc) -> Problem:
-    names = sorted(_fields(loc[:-1]))
+def _unknown_field(loc: Loc, model: type[BaseModel]) -> Problem:
+    names = sorted(_fields(loc[:-1], model))
     close = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.6)
     do = f"did you mean `{close[0]}`?" if close else "remove it"
     return Problem(loc, f"one of {', '.join(names)}", f"the unknown field `{loc[-1]}`", do)
 
 
-def _fields(loc: Loc) -> list[str]:
+def _fields(loc: Loc, model: type[BaseModel]) -> list[str]:
     """The names of the fields of the model at loc."""
-    kind: Any = Region
+    kind: Any = model
     for step in loc:
         kind = _member(kind, step)
     return list(kind.model_fields) if _is_model(kind) else []

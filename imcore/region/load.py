@@ -234,6 +234,8 @@ def _sentence(problem: Problem) -> str:
 def _syntax(file: str, error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
+    if error.problem is not None and "'\\t'" in error.problem:
+        return f"{file}:{line}: expected YAML, got a tab; put spaces in its place"
     return f"{file}:{line}: expected YAML, got an error: {error.problem or _first_line(error)}"
 
 

@@ -586,6 +586,10 @@ class ClientParameters(Model):
         description="between two heartbeats of an application in the background, at most; it "
         "counts as online for as long after it is lost",
     )
+    quic: bool = Field(
+        default=False,
+        description="gateways take QUIC too, by UDP at the same port, and clients try it first",
+    )
     cellular: CellularParameters = Field(
         default=CellularParameters(), description="in place of those above on cellular networks"
     )

@@ -16,6 +16,7 @@ from imcore.runtime import SystemClock
 from imctl import auditview, deployment
 from imctl.audit import own_writer
 from imctl.errors import ERROR
+from imctl.group import Commands
 from imctl.options import Data, Format, Output
 from imctl.output import emit
 from imctl.target import runfile
@@ -23,6 +24,7 @@ from imctl.target.local import Local
 from imctl.traffic import Control
 
 audit = typer.Typer(
+    cls=Commands,
     invoke_without_command=True,
     rich_markup_mode=None,
     add_completion=False,

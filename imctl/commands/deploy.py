@@ -16,9 +16,10 @@ from imcore.region.load import load_region
 from imcore.roles import Role
 from imcore.runtime import SystemClock
 from imctl import deployment, roles, startup
-from imctl.commands.lifecycle import progress
+from imctl.commands.lifecycle import progress, tell_interrupted
 from imctl.commands.plan import Canary, look
 from imctl.errors import Aborted, Failed, Guarded
+from imctl.group import Commands
 from imctl.options import Data, Engines, Format, Output, RegionFile, SitesFile
 from imctl.output import emit, notes
 from imctl.plan.document import Plan
@@ -192,8 +193,10 @@ def _bring_up(
         try:
             with progress(target) as shown:
                 startup.bring_up(target, shown)
-        except BaseException:
+        except BaseException as error:
             store.forget(folder)  # nothing runs any more
+            if isinstance(error, KeyboardInterrupt):
+                tell_interrupted()
             raise
         rollout = rollout.said(
             _now_ms(), "", "all of it serves", state=State.DONE, ended_ms=_now_ms()
@@ -360,6 +363,7 @@ def _now_ms() -> int:
 
 
 rollout = typer.Typer(
+    cls=Commands,
     help="Look at the rollout of a region file; pause, resume or undo it.",
     no_args_is_help=True,
     rich_markup_mode=None,

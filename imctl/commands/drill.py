@@ -30,6 +30,7 @@ from imctl.drill import model, preflight, records, simulable, spread
 from imctl.drill.faults import FaultBook, RunLock
 from imctl.drill.model import Drill
 from imctl.errors import Failed, Guarded
+from imctl.group import Commands
 from imctl.options import Data, Format, Output
 from imctl.output import console, emit, notes
 from imctl.report import drill as rows
@@ -42,6 +43,7 @@ FILES = ("report.html", "report.json", "report.md", "journal.json", "history.jso
 ABORT_S = 240.0
 
 drill = typer.Typer(
+    cls=Commands,
     help="Break things on purpose under load, and be judged: pass, deviated or inconclusive.",
     no_args_is_help=True,
     rich_markup_mode=None,

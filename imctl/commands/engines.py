@@ -16,12 +16,14 @@ from rich.table import Table
 from imctl.engines import binaries, building, recording
 from imctl.engines.binaries import ENGINES, TOOLS, Engine, Tool
 from imctl.errors import Failed
+from imctl.group import Commands
 from imctl.options import Format, Output
 from imctl.output import console, emit
 
 ALL = "all"
 
 engines = typer.Typer(
+    cls=Commands,
     help="Look for the engines' programs, and build them.",
     no_args_is_help=True,
     rich_markup_mode=None,

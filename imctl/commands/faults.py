@@ -13,6 +13,7 @@ from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as pb
 from imctl import admin, deployment
 from imctl.errors import Failed
+from imctl.group import Commands
 from imctl.options import Data, IdcName
 from imctl.target.local import LINKPROXY, Local
 
@@ -105,6 +106,7 @@ def _apply(target: Local, links: list[pb.LinkFault]) -> None:
 
 
 fault = typer.Typer(
+    cls=Commands,
     help="Shift an IDC's clock, fill its disk.",
     no_args_is_help=True,
     rich_markup_mode=None,

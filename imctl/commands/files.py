@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from imctl.errors import USAGE
+from imctl.group import Commands
 from imctl.options import Format, Output, RegionFile
 from imctl.output import emit
 
@@ -65,6 +66,7 @@ def _verdict(report: Any) -> Table:
 
 
 pki = typer.Typer(
+    cls=Commands,
     help="Make and show the region's certificates.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -174,6 +176,7 @@ def pki_rotate(
 
 
 keys = typer.Typer(
+    cls=Commands,
     help="Rotate the region keys, which sign tokens, places and clocks.",
     no_args_is_help=True,
     rich_markup_mode=None,

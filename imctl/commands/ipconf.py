@@ -15,12 +15,14 @@ from imcore.errors import BadInput, Code, Refused, Unavailable
 from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context
 from imctl import deployment
+from imctl.group import Commands
 from imctl.identity import token_for
 from imctl.options import Data, Format, Output
 from imctl.output import emit
 from imctl.target.local import Local
 
 ipconf = typer.Typer(
+    cls=Commands,
     help="Ask where a client would be sent.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -18,7 +18,7 @@ from imctl import audit, deployment, hotrestart, startup
 from imctl.errors import Failed, Guarded
 from imctl.logview import Shown
 from imctl.options import Data, Engines, Format, IdcName, Output, RegionFile
-from imctl.output import console
+from imctl.output import notes
 from imctl.planning import folder_of
 from imctl.rollout import store
 from imctl.target.engines import chosen
@@ -51,18 +51,30 @@ def up(
     target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines), split)
     store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
-    with progress(target) as shown:
-        startup.bring_up(target, shown, wait)
+    try:
+        with progress(target) as shown:
+            startup.bring_up(target, shown, wait)
+    except KeyboardInterrupt:
+        tell_interrupted()
+        raise
     names = ", ".join(idc.name for idc in target.region.spec.idcs)
     done = "serve" if wait else "are starting"
     print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")
 
 
+def tell_interrupted() -> None:
+    typer.echo("interrupted: nothing of it runs", err=True)
+
+
 @contextmanager
 def progress(target: Local) -> Iterator[startup.Progress]:
-    """A line for each unit, on a terminal; nothing elsewhere."""
+    """A line for each unit, on a terminal; nothing elsewhere. It is no part of the result."""
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bars:
+    screen = notes()
+    with Progress(
+        *columns, TimeElapsedColumn(), console=screen, transient=True,
+        disable=not screen.is_terminal,
+    ) as bars:  # fmt: skip
         tasks = {name: bars.add_task(f"{name} waits", total=1) for name in target.everything()}
 
         def show(name: str, serving: bool) -> None:

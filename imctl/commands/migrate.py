@@ -18,11 +18,13 @@ from imcore.proto import peer_pb2 as pb
 from imcore.roles import Role
 from imctl import admin, deployment, roles
 from imctl.errors import Failed
+from imctl.group import Commands
 from imctl.options import Data, Format, Output
 from imctl.output import console, emit
 from imctl.target.local import Local
 
 migrate = typer.Typer(
+    cls=Commands,
     help="Move from one engine to another while the deployment serves.",
     no_args_is_help=True,
     rich_markup_mode=None,

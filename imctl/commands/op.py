@@ -14,6 +14,7 @@ from rich.table import Table
 from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change, with_control
 from imctl.divergenceview import lines as divergence_lines
 from imctl.errors import Failed
+from imctl.group import Commands
 from imctl.options import Data, Format, Output
 from imctl.opwatch import conclude, stuck_words, until_ended
 from imctl.output import emit, time_of_day
@@ -32,6 +33,7 @@ UnderWay = Annotated[
 ]  # fmt: skip
 
 op = typer.Typer(
+    cls=Commands,
     help="Look at operations, pause, resume and abort them, whoever began them.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -19,8 +19,10 @@ from imcore.runtime import SystemClock
 from imctl.api.crd import definition
 from imctl.api.kinds import KINDS
 from imctl.capacity.figures import Figures
+from imctl.group import Commands
 
 operator = typer.Typer(
+    cls=Commands,
     help="Run the Kubernetes operator; print the kinds that it knows.",
     no_args_is_help=True,
     rich_markup_mode=None,

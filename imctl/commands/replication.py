@@ -11,10 +11,12 @@ import typer
 
 from imcore.errors import BadInput
 from imctl.errors import USAGE
+from imctl.group import Commands
 from imctl.options import Format, IdcName, Output, RegionFile
 from imctl.output import emit
 
 replication = typer.Typer(
+    cls=Commands,
     help="Make and check MirrorMaker 2's settings.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -53,7 +53,8 @@ def scale(
     given back and watched. That one field of the deployment's region file changes.
 
     Other roles have one instance in the one process of their IDC here, and gateways share it: more
-    of them are more ports, not more cores. Your own region file stays as it is.
+    of them are more ports, not more cores (but of `up --split`, where each is a process). Your own
+    region file stays as it is.
 
     Exit status: 0 done or no difference, 1 an error, 2 wrong usage (--dry-run: a difference),
     3 refused or paused by a gate, 6 undone.

@@ -140,4 +140,6 @@ def _of_policy(seen: Seen, idcs: Sequence[str]) -> Iterator[Blocker]:
     for name, row in (policy.get("idcs") or {}).items():
         if row["state"] != "active" or row["ramp"] < 100:
             share = f" with {row['ramp']} % of its clients" if row["state"] == "active" else ""
-            yield Blocker("all-active", f"{name} is {row['state']}{share}")
+            way = "uncordon" if row["state"] == "cordoned" else "failback"
+            back = f"`imctl {way} {name}` gives it its clients"
+            yield Blocker("all-active", f"{name} is {row['state']}{share}; {back}")

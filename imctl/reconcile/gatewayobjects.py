@@ -113,6 +113,7 @@ class _Maker:
         self._of, self._figures, self._own, self._down = of, figures, of.own, down
         self._text = region_text(of.region)
         self._hash = hash_of(self._text)
+        self._quic = of.region.spec.client.quic
         self._labels = {**of.match, REGION_LABEL: of.region.metadata.name}
 
     def all(self) -> list[Object]:
@@ -141,6 +142,8 @@ class _Maker:
 
     def _network_policy(self) -> Object:
         ports = [{"protocol": "TCP", "port": port} for port in (CLIENTS, MONITOR)]
+        if self._quic:
+            ports.append({"protocol": "UDP", "port": CLIENTS})
         spec = {
             "podSelector": {"matchLabels": self._of.match},
             "policyTypes": ["Ingress"],
@@ -169,13 +172,15 @@ class _Maker:
     def _service(self, number: int) -> Object:
         """Of one gateway."""
         found = gateway_ports(self._own)[number - 1][1]
-        port = _port("gateway", found, CLIENTS)
+        ports = [_port("gateway", found, CLIENTS)]
+        if self._quic:
+            ports.append(_port("gateway-udp", found, CLIENTS, "UDP"))
         if self._of.idc.service == "NodePort":
-            port["nodePort"] = found
+            ports = [{**port, "nodePort": found} for port in ports]
         spec: Object = {
             "type": self._of.idc.service,
             "selector": {**self._of.match, POD_NAME: self._of.service(number)},
-            "ports": [port],
+            "ports": ports,
         }
         if self._of.idc.service != "ClusterIP":
             spec["externalTrafficPolicy"] = "Local"  # clients are known by their addresses
@@ -279,6 +284,11 @@ class _Maker:
             "ports": [
                 {"name": "gateway", "containerPort": CLIENTS},
                 {"name": "monitor", "containerPort": MONITOR},
+                *(
+                    [{"name": "gateway-udp", "containerPort": CLIENTS, "protocol": "UDP"}]
+                    if self._quic
+                    else []
+                ),
             ],
             "resources": room(self._of.spec.resources, "1", self._memory_mib()),
             "securityContext": deepcopy(CONTAINER_SECURITY),
@@ -304,5 +314,5 @@ def _asked(path: str, period_s: int, failures: int) -> Object:
     }
 
 
-def _port(name: str, found: int, inside: int) -> Object:
-    return {"name": name, "protocol": "TCP", "port": found, "targetPort": inside}
+def _port(name: str, found: int, inside: int, protocol: str = "TCP") -> Object:
+    return {"name": name, "protocol": protocol, "port": found, "targetPort": inside}

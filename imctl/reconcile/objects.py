@@ -74,6 +74,7 @@ class Part(NamedTuple):
     memory_mib: int
     metrics: int = 0  # port of HTTPS for probes and Prometheus; 0: none
     admin: int = 0  # port of the admin API; 0: none
+    quic: bool = False  # its gateways listen by UDP too
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -102,6 +103,7 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
         idc.name, "idc", "services.node", tuple(arguments), split(ends.peer)[1], clients,
         tuple(hosts), ceil(memory), split(ends.metrics)[1] if ends.metrics else 0,
         split(ends.admin)[1] if ends.admin else 0,
+        region.spec.client.quic and spec.gateways != "apart",
     )  # fmt: skip
 
 
@@ -182,11 +184,12 @@ class _Maker:
     def _network_policy(self) -> Object:
         """Only the listeners can be reached. Who may call a peer is judged by certificates: other
         IDCs come from addresses that nobody here knows."""
-        ports = list(self._ports().values())
+        ports = [{"protocol": "TCP", "port": port} for port in self._ports().values()]
+        ports += [{"protocol": "UDP", "port": port} for port in self._udp_ports().values()]
         spec = {
             "podSelector": {"matchLabels": self._match},
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [{"protocol": "TCP", "port": port} for port in ports]}],
+            "ingress": [{"ports": ports}],
         }
         return self._object("networking.k8s.io/v1", "NetworkPolicy", self._base, spec=spec)
 
@@ -195,6 +198,13 @@ class _Maker:
         ports = {**self._part.clients, "peer": self._part.peer}
         some = {"metrics": self._part.metrics, "admin": self._part.admin}
         return ports | {name: port for name, port in some.items() if port}
+
+    def _udp_ports(self) -> dict[str, int]:
+        """Of gateways, for QUIC: the numbers that they have by TCP."""
+        gateways = {
+            name: port for name, port in self._part.clients.items() if name.startswith("gateway-")
+        }
+        return {f"{name}-udp": port for name, port in gateways.items() if self._part.quic}
 
     def _peer_service(self) -> Object:
         """Also before it is ready: others need its registry for their majority."""
@@ -214,7 +224,10 @@ class _Maker:
         spec: Object = {
             "type": self._spec.service,
             "selector": self._match,
-            "ports": [self._port(name, number) for name, number in self._part.clients.items()],
+            "ports": [
+                *(self._port(name, number) for name, number in self._part.clients.items()),
+                *(self._port(name, port, "UDP") for name, port in self._udp_ports().items()),
+            ],
         }
         if self._spec.service != "ClusterIP":
             # ipconf places clients by their address, which a second hop would hide.
@@ -231,8 +244,8 @@ class _Maker:
         }
         return self._object("policy/v1", "PodDisruptionBudget", self._base, spec=spec)
 
-    def _port(self, name: str, number: int) -> Object:
-        port: Object = {"name": name, "protocol": "TCP", "port": number, "targetPort": number}
+    def _port(self, name: str, number: int, protocol: str = "TCP") -> Object:
+        port: Object = {"name": name, "protocol": protocol, "port": number, "targetPort": number}
         if self._spec.service == "NodePort":
             port["nodePort"] = number  # others dial the endpoint's own port, whoever listens there
         return port
@@ -328,7 +341,11 @@ class _Maker:
             "command": ["python3", "-m", part.module],
             "args": [*ARGUMENTS, *part.arguments, *faults, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
             "ports": [
-                {"name": name, "containerPort": port} for name, port in self._ports().items()
+                *({"name": name, "containerPort": port} for name, port in self._ports().items()),
+                *(
+                    {"name": name, "containerPort": port, "protocol": "UDP"}
+                    for name, port in self._udp_ports().items()
+                ),
             ],
             "resources": room(self._spec.resources, cpu, part.memory_mib),
             "securityContext": deepcopy(CONTAINER_SECURITY),

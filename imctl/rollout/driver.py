@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imctl.errors import Denied
 from imctl.rollout.gates import failing, kind_of
 from imctl.rollout.next import Do, Seen, Step, World, next_step
 from imctl.rollout.record import Rollout, State
@@ -103,6 +104,9 @@ class Driver:
     async def _once(self) -> None:
         try:
             step = await self._look_and_judge()
+        except Denied as error:
+            self._pause(self.rollout.current, str(error), gate=False)
+            return
         except ImError as error:
             step = Step(Do.WAIT, self.rollout.current, f"there is an answer ({error})")
         if (step.do, step.unit, step.mark) != self._step:

@@ -11,7 +11,7 @@ from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imctl import admin
-from imctl.errors import Failed
+from imctl.errors import Denied
 from imctl.plan.document import lacks
 from imctl.plan.takes import Takes
 from imctl.rollout import store
@@ -54,6 +54,9 @@ class LocalGround:
         target.look_again()  # another imctl may have started or killed something
         names = [name for name in target.names() if name != LINKPROXY]
         states = {unit.name: unit.state for unit in target.units()}
+        if not target.on_pods and (unit := rollout.restarting):  # whole, or it is done again
+            fronts = [states.get(front, "gone") for front in target.fronts_of(unit)]
+            states |= {unit: "gone"} if "gone" in fronts else {}
         committed, found = await asyncio.gather(
             self._control.policy(), admin.statuses(target, names, STATUS_S), return_exceptions=True
         )
@@ -75,14 +78,14 @@ class LocalGround:
         }  # fmt: skip
 
     def _sited(self, rollout: Rollout, heard: Mapping[str, dict[str, Any]]) -> _Sited:
-        """Of the unit whose turn it is: nothing is done about another one. Raises Failed for what
+        """Of the unit whose turn it is: nothing is done about another one. Raises Denied for what
         an API server refuses: since the plan, which would not have begun this."""
         target, unit = self._target, rollout.current
         if not unit:
             return _AS_WANTED
         changes = target.site_changes(rollout.wanted, [unit])
         if refused := [each for each in changes if each.takes is Takes.FIXED]:
-            raise Failed("; ".join(f"{each.difference.field}: {each.reason}" for each in refused))
+            raise Denied("; ".join(f"{each.difference.field}: {each.reason}" for each in refused))
         takes = {each.takes for each in changes}
         serves = heard.get(unit, {}).get("serving")
         return _Sited(

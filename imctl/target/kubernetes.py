@@ -28,9 +28,9 @@ from imcore.runtime import Clock
 from imctl import roles
 from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
 from imctl.api.model import IdcSpec
-from imctl.errors import Failed, Guarded
+from imctl.errors import Denied, Failed, Guarded
 from imctl.plan.takes import Change
-from imctl.reconcile.cluster import Cluster, Conflict, read
+from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
 from imctl.reconcile.gatewayobjects import COMPONENT
 from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
@@ -85,8 +85,8 @@ class Kubernetes(Local):
         run = runfile.read(folder)
         if run is not None and not run.sites:
             raise Failed(f"{folder} is of another deployment; choose another with --data")
+        text = _read(sites_file)
         try:
-            text = sites_file.read_bytes()
             found = sites.read(text.decode(), region, str(sites_file))
             _check_stays(folder, run, found)
             folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ class Kubernetes(Local):
         for path in sorted((self.data / regions.FOLDER).glob("*.yaml")):
             if sites.mark_of(regions.load(self.data, path.stem)) == found.mark:
                 return path.stem
-        raise Failed(
+        raise Denied(
             f"somebody else gave {found.part} a region file that {self.data} does not know; "
             "deploy from the folder that has it"
         )
@@ -441,10 +441,7 @@ class Kubernetes(Local):
 
     def keep_wanted(self, region_file: Path, sites_file: Path | None = None) -> str:
         region = super().keep_wanted(region_file)
-        try:
-            text = self._own_sites() if sites_file is None else sites_file.read_bytes()
-        except OSError as error:
-            raise BadInput(f"{error.filename}: {error.strerror}") from error
+        text = self._own_sites() if sites_file is None else _read(sites_file)
         return self._kept(region, text, str(sites_file or self.data / runfile.SITES))
 
     def keep_changed(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
@@ -517,7 +514,7 @@ class Kubernetes(Local):
             time.sleep(POLL_S)
 
     def _at(self, name: str, work: Callable[[Cluster], Awaitable[T]]) -> T:
-        """With the API server of this part. Raises Failed."""
+        """With the API server of this part. Raises Failed; Denied for its refusal."""
         context = self._sites.sites[name].context
 
         async def run() -> T:
@@ -534,8 +531,18 @@ class Kubernetes(Local):
                 f"there is no namespace {self._sites.sites[name].namespace}, or it has not the "
                 f"kinds of {API_VERSION} (charts/im-operator): {error}"
             ) from error
+        except Rejected as error:
+            raise Denied(str(error)) from error
         except ImError as error:
             raise Failed(str(error)) from error
+
+
+def _read(sites_file: Path) -> bytes:
+    """Raises BadInput."""
+    try:
+        return sites_file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{sites_file}: expected a sites file, got {error.strerror}") from error
 
 
 def _check_stays(folder: Path, run: RunFile | None, found: Sites) -> None:

@@ -70,6 +70,7 @@ class Local:
         self._places = places
         self._beside = Beside(region, data, self.pki, run.engines, places)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._regions: dict[str, Region] = {}
 
     # ------------------------------------------------------------------- making and finding
 
@@ -92,9 +93,10 @@ class Local:
         roles.demand(folder / "pki", Role.ADMIN, "Starting a deployment")
         _check_not_running(folder)
         copy = folder / COPY
+        text = region_file.read_bytes()
+        check_ports(region)  # before anything is written
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = region_file.read_bytes()
             places = Places(folder, (port for _, _, port in listeners(region)))
             if engines:
                 pki_folder = folder / "pki"
@@ -110,7 +112,6 @@ class Local:
             raise Failed(
                 f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
             ) from error
-        check_ports(region)
         names = pki_names(region) | wanted.certificates(region, engines)
         pki.init(folder / "pki", names, pki.utc_now(clock.wall_ms()))
         run = RunFile(
@@ -135,6 +136,11 @@ class Local:
         run = runfile.read(folder)
         if run is not None and not run.elsewhere:
             raise Failed(f"{folder} is of a deployment on this machine; choose another with --data")
+        if run is None and any((folder / idc.name / "data").exists() for idc in region.spec.idcs):
+            raise Failed(
+                f"{folder} has data of a deployment on this machine, which is down; choose another "
+                "with --data"
+            )
         pki.show(folder / "pki")
         copy = folder / COPY
         try:
@@ -186,9 +192,20 @@ class Local:
 
     def fronts_of(self, name: str) -> list[str]:
         """The fronts of an IDC, which run beside its core; none when all its roles are in one
-        process, or when it is no IDC."""
-        counts = {idc.name: idc.gateways for idc in self.region.spec.idcs if self.split}
-        return [f"{name}{FRONT}{number}" for number in range(1, counts.get(name, 0) + 1)]
+        process, or when it is no IDC. As many as the file says that it was started with: while a
+        rollout is under way that is not always the deployment's own."""
+        if not self.split or name not in {idc.name for idc in self.region.spec.idcs}:
+            return []
+        count = self._started_with(name).idc(name).gateways
+        return [f"{name}{FRONT}{number}" for number in range(1, count + 1)]
+
+    def _started_with(self, name: str) -> Region:
+        known = self._run.regions.get(name)
+        if known is None:
+            return self.region
+        if known not in self._regions:  # a file of that name never changes
+            self._regions[known] = self.region_named(known)
+        return self._regions[known]
 
     def front_names(self) -> list[str]:
         return [front for idc in self.region.spec.idcs for front in self.fronts_of(idc.name)]
@@ -426,9 +443,9 @@ class Local:
         """The name of the deployment's own file, changed. Raises BadInput when it is none then."""
         own = regions.path_of(self.data, self.own_region())
         text = wanted.as_text(change(yaml.safe_load(own.read_text())))
-        loaded = check_text(text, f"{own.name}, changed")
-        if loaded.problems:
-            raise BadInput("\n".join(loaded.problems))
+        loaded = check_text(text, COPY)
+        if loaded.problems:  # the file that they are on lines of is nobody's
+            raise BadInput("\n".join(line.partition(": ")[2] for line in loaded.problems))
         return regions.keep(self.data, text.encode())
 
     def _kv_as_it_is(self, region: Region) -> dict[str, Any]:

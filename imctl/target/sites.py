@@ -74,7 +74,8 @@ def _problems(found: Sites, region: Region) -> Iterator[str]:
         try:
             spec_of(part, found, region)
         except ValidationError as error:
-            yield from _words(("sites", part, "spec"), error)
+            model = WitnessSpec if is_witness(part, region) else IdcSpec
+            yield from _words(("sites", part, "spec"), error, model)
         if found.sites[part].gateways is not None:
             yield from _problems_of_gateways(part, found, region)
 
@@ -95,7 +96,7 @@ def _problems_of_gateways(part: str, found: Sites, region: Region) -> Iterator[s
     try:
         spec = gateways_of(part, found, region)
     except ValidationError as error:
-        yield from _words(("sites", part, "gateways"), error)
+        yield from _words(("sites", part, "gateways"), error, GatewayClusterSpec)
         return
     assert spec is not None
     bounds, room = spec.autoscaling, region.idc(part).gateways
@@ -110,12 +111,12 @@ def _problems_of_gateways(part: str, found: Sites, region: Region) -> Iterator[s
 
 
 def _bad(file: str, error: ValidationError) -> BadInput:
-    return BadInput("\n".join(f"{file}: {problem}" for problem in _words((), error)))
+    return BadInput("\n".join(f"{file}: {problem}" for problem in _words((), error, Sites)))
 
 
-def _words(where: tuple[str, ...], error: ValidationError) -> Iterator[str]:
+def _words(where: tuple[str, ...], error: ValidationError, model: type[Model]) -> Iterator[str]:
     for detail in error.errors():
-        each = explain(detail, None)
+        each = explain(detail, None, model)
         text = f"{dotted((*where, *each.loc))}: expected {each.expected}, got {each.got}"
         yield f"{text}; {each.do}" if each.do else text
 

@@ -176,7 +176,8 @@ def _nonsense(case: Case) -> list[Blocker]:
         return found
     found += _state_nonsense(case, change.kind)
     if change.kind == Kind.SWITCHOVER and change.target not in case.others():
-        found.append(_transition(f"the target is {change.target or 'missing'}", "an active IDC"))
+        itself = f"{change.target} itself" if change.target == change.idc else change.target
+        found.append(_transition(f"the target is {itself or 'missing'}", "another IDC, active"))
     if change.kind == Kind.RAMP:
         found += _ramp_nonsense(case)
     running = policy.operation

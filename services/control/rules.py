@@ -272,11 +272,13 @@ def evidence_age(case: Case, needed: Iterable[str]) -> Blocker | None:
     if not old:
         return None
     measured = ", ".join(
-        f"{name}: {'none' if age is None else f'{age} ms old'}" for name, age in old.items()
+        f"nothing is heard of {name}" if age is None else f"{name}: {age} ms old"
+        for name, age in old.items()
     )
     return Blocker(
-        "evidence-age", measured, f"{limit} ms", f"evidence is missing or too old: {measured}"
-    )
+        "evidence-age", measured, f"{limit} ms",
+        f"{measured}; what is known must be {limit} ms old at most",
+    )  # fmt: skip
 
 
 def survivors_copies_agree(case: Case) -> Blocker | None:

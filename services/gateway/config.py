@@ -21,3 +21,7 @@ class GatewayConfig:
     retry_after_ms: int = 1_000  # told to clients that are turned away or closed as too slow
     polled_max: int = 2_000  # connections that are polled by HTTP: each costs requests all the time
     poll_wait_ms: int = 25_000  # the longest that one request waits; proxies cut at 30 or 60 s
+    # QUIC: one CPU does some hundred handshakes a second, and ten times as many Retries, which
+    # whoever forges his address is answered with too.
+    quic_handshakes_per_s: float = 100.0
+    quic_retries_per_s: float = 1_000.0

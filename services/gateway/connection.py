@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         self._preface += data
         for asks, become in ((websocket.ASKS, self._become_web), (polling.ASKS, self._carry_polls)):
             if asks.startswith(self._preface[:4]):
-                if isinstance(self._transport, (websocket.WebSocket, polling.Polled)):
+                if not self._on_tcp():
                     raise frame.FrameError("an HTTP request came inside of one")
                 if len(self._preface) >= len(asks):
                     become()
@@ -144,6 +144,19 @@ class Connection(asyncio.Protocol):
             self.end("overloaded", self._refused_ms)
             return b""
         return rest
+
+    @property
+    def transport(self) -> str:
+        return getattr(self._transport, "kind", "tcp")
+
+    def _on_tcp(self) -> bool:
+        """Directly, with TLS or without: neither inside HTTP nor by QUIC."""
+        transport = self._transport
+        return (
+            transport is not None
+            and transport.get_extra_info("socket") is not None
+            and not isinstance(transport, websocket.WebSocket)
+        )
 
     def _become_web(self) -> None:
         """What has come so far is an HTTP request, or the beginning of one."""
@@ -293,8 +306,7 @@ class Connection(asyncio.Protocol):
             and self.asked
             and self.settled()
             and transport.get_extra_info("ssl_object") is None
-            # The state of these is in memory too.
-            and not isinstance(transport, (websocket.WebSocket, polling.Polled))
+            and self._on_tcp()  # the state of all others is in memory
         )
 
     def hand_on(self) -> tuple[int, bytes] | None:

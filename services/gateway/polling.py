@@ -44,6 +44,8 @@ class Gone(Exception):
 class Polled(asyncio.Transport):
     """Towards ``connection`` a transport. What was sent is kept until its offset is confirmed."""
 
+    kind = "polling"
+
     def __init__(self, ident: bytes, peer: Any, bucket: Bucket, over: Callable[[Polled], None]):
         super().__init__()
         self.ident = ident

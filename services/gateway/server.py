@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from imcore import frame
 from imcore.doors import Doors
@@ -21,7 +22,14 @@ from services.gateway.wheel import TimingWheel
 from services.metrics.verbs import Verbs
 from services.ports import Sessions
 
+if TYPE_CHECKING:
+    from aioquic.quic.configuration import QuicConfiguration
+
+    from services.gateway.quic import QuicListener
+
 log = logging.getLogger("im.gateway")
+
+TRANSPORTS = ("tcp", "websocket", "polling", "quic")
 
 _STOP_S = 1.0  # for connections to take their goodbye
 _STALL_TICKS = 5
@@ -41,6 +49,14 @@ class Counters:
     writes: int = 0
 
 
+@dataclass(slots=True)
+class QuicCounters:
+    quic: int = 0  # connections that came by it
+    migrated: int = 0  # a client that goes on from another address
+    unproven: int = 0  # told to come again with a token
+    dropped_datagrams: int = 0  # rubbish, beyond a limit, or of no connection
+
+
 class Gateway:
     """Implements ``GatewayQueue``. Numbers are never used twice in the life of a process."""
 
@@ -58,6 +74,7 @@ class Gateway:
         self.clock = clock
         self.config = config or GatewayConfig()
         self.counters = Counters()
+        self.quic_counters = QuicCounters()
         self.verbs: Verbs | None = None  # where requests are counted, once something reads that
         self.port = 0
         self.restarts = 0  # hot ones; only a process of its own can have them
@@ -66,6 +83,7 @@ class Gateway:
         self.stuck: TimingWheel[Connection] = TimingWheel()  # who must have read by when
         self.throttled: list[Connection] = []  # not read from until the next tick
         self.polling: Polling
+        self.quic: QuicListener | None = None
         self._connections: dict[int, Connection] = {}
         self._refused: set[Connection] = set()
         self._last_number = 0
@@ -83,8 +101,15 @@ class Gateway:
 
     # --------------------------------------------------------------------------- life cycle
 
-    async def start(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
-        """No context: plain TCP, for benchmarks. Raises OSError when the address is taken."""
+    async def start(
+        self,
+        host: str,
+        port: int,
+        ssl_context: ssl.SSLContext | None,
+        quic: Callable[[], QuicConfiguration] | None = None,
+    ) -> None:
+        """No context: plain TCP, for benchmarks. ``quic``: with what QUIC is spoken at the same
+        port, which is then that of UDP too. Raises OSError when the address is taken."""
         self.loop = asyncio.get_running_loop()
         listener = self._listen(
             lambda: Connection(self), ssl_context, self.config.first_frame_ms / 1000, _STOP_S
@@ -92,16 +117,36 @@ class Gateway:
         self.polling = Polling(self.config, self.clock, lambda: Connection(self))
         self.port = await listener.start(host, port)
         self._listener = listener
+        if quic is not None:
+            await self._start_quic(host, quic)
         self._ticked_at = self.clock.now()
         self._doors = Doors(self.config.connects_per_s, self.config.connects_per_s, self._ticked_at)
         self._tick_later()
         log.info("gateway %s listens on %s:%d", self.name, host, self.port)
+
+    async def _start_quic(self, host: str, configured: Callable[[], QuicConfiguration]) -> None:
+        # Costs some megabytes, and is seldom wanted.
+        from services.gateway.quic import QuicListener
+
+        config = self.config
+        self.quic = QuicListener(
+            lambda: Connection(self),
+            configured,
+            config.first_frame_ms / 1000,
+            config.user_timeout_ms / 1000,
+            config.quic_retries_per_s,
+            min(config.quic_handshakes_per_s, config.connects_per_s),
+            self.quic_counters,
+        )
+        await self.quic.start(host, self.port)
 
     async def stop(self, reason: str = "shutdown") -> None:
         """Every client is told; returns when all connections are gone, soon in any case."""
         self._accepting = False
         if self._listener is not None:
             await self._listener.stop()
+        if self.quic is not None:
+            self.quic.stop()
         everybody = [*self._connections.values(), *self._refused]
         for connection in everybody:
             connection.end(reason, 100)
@@ -115,6 +160,8 @@ class Gateway:
                 await asyncio.sleep(0)
         if self._listener is not None:
             await self.polling.stop()
+        if self.quic is not None:
+            self.quic.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -125,6 +172,8 @@ class Gateway:
         if self._timer is not None:
             self._timer.cancel()
         self.throttled.clear()
+        if self.quic is not None:
+            self.quic.stop()
         for connection in self._connections.values():
             connection.pause()
 
@@ -137,7 +186,8 @@ class Gateway:
         return list(self._connections)
 
     async def stop_others(self, staying: Collection[int]) -> None:
-        """Every client but these, and everybody who is connected by TLS, is told to come again."""
+        """Every client but these, and everybody who is connected by TLS or QUIC, is told to come
+        again."""
         others = [
             one
             for number, one in self._connections.items()
@@ -184,6 +234,12 @@ class Gateway:
         """One that was adopted is read from now on."""
         self._connections[connection.number] = connection
         self.wheel.schedule(connection, connection.idle_ticks)
+
+    def by_transport(self) -> dict[str, int]:
+        found = dict.fromkeys(TRANSPORTS, 0)
+        for connection in self._connections.values():
+            found[connection.transport] += 1
+        return found
 
     def ticks(self, ms: int) -> int:
         return -(-ms // self.config.tick_ms)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from imcore import frame
 from imcore.proto import client_pb2 as pb
+
+if TYPE_CHECKING:
+    from imcore.quic_client import QuicClient
 
 
 class FrameClient(asyncio.Protocol):
@@ -20,6 +23,7 @@ class FrameClient(asyncio.Protocol):
         self.closed: asyncio.Future[None] = loop.create_future()
         self.spoken: asyncio.Future[int] = loop.create_future()
         self.transport: asyncio.Transport
+        self.quic: QuicClient | None = None
         self._decoder = frame.FrameDecoder()
         self._preface = b""
         self._answers: dict[int, asyncio.Future[pb.Response]] = {}
@@ -82,6 +86,24 @@ async def dial(port: int, context: ssl.SSLContext | None, speak: bool = True) ->
     """Connected to 127.0.0.1; ``speak`` False leaves even the preface to the caller."""
     loop = asyncio.get_running_loop()
     _, client = await loop.create_connection(FrameClient, "127.0.0.1", port, ssl=context)
+    if speak:
+        client.transport.write(frame.client_preface())
+    return client
+
+
+async def dial_quic(port: int, trusted: ssl.SSLContext, speak: bool = True) -> FrameClient:
+    """Connected to 127.0.0.1 by QUIC."""
+    from imcore.quic_client import QuicClient
+
+    client = FrameClient()
+    by = QuicClient(lambda: client, "127.0.0.1", trusted)
+    client.quic = by
+    try:
+        async with asyncio.timeout(5):
+            await by.open(port)
+    except BaseException:
+        by.transport.abort()
+        raise
     if speak:
         client.transport.write(frame.client_preface())
     return client

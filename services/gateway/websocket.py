@@ -29,6 +29,8 @@ _log.setLevel(logging.ERROR)  # it would repeat what strangers send
 class WebSocket(asyncio.Transport, asyncio.Protocol):
     """Towards the socket a protocol, towards ``connection`` a transport."""
 
+    kind = "websocket"
+
     def __init__(self, below: asyncio.Transport, connection: asyncio.Protocol) -> None:
         super().__init__()
         self._below = below

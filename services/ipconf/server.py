@@ -189,7 +189,8 @@ class IpconfServer:
 
 def _parameters(region: Region) -> dict[str, dict[str, Any]]:
     """What clients are told, by the kind of their network."""
-    common = region.spec.client.model_dump() | {"transports": TRANSPORTS}
+    common = region.spec.client.model_dump()
+    common["transports"] = [*(["quic"] if common.pop("quic") else []), *TRANSPORTS]
     kinds = {"cellular": common.pop("cellular")}
     return {network: common | kinds.get(network, {}) for network in NETWORKS}
 

@@ -69,6 +69,18 @@ METRICS = (
     _gauge("im_capacity_messages_per_second", "that the IDC can carry, by the region file"),
     # -------------------------------------------------------------------- gateways, sessions
     _gauge("im_gateway_connections", "client connections, those without a session too", "gateway"),
+    _gauge(
+        "im_gateway_transport_connections",
+        "the same by transport: tcp (TLS as a rule), websocket, polling, quic",
+        "gateway", "transport",
+    ),
+    _counter(
+        "im_gateway_quic_total",
+        "where QUIC is spoken: quic (connections that came by it), migrated (a client went on from "
+        "another address), unproven (told to come again with a token), dropped_datagrams (rubbish, "
+        "beyond a limit, or of no connection)",
+        "gateway", "event",
+    ),
     _counter(
         "im_gateway_events_total",
         "of connections: accepted, refused, rubbish, limited, idle, slow; pushed and dropped "

@@ -94,7 +94,8 @@ class Follower:
                 except Damaged as error:
                     self._alarm(f"the copy of {self.idc}'s log does not continue: {error}")
                 except (ImError, TimeoutError) as error:
-                    self._alarm(f"following {self.idc} via {via} stopped: {error}")
+                    said = str(error) or f"{via} says nothing"
+                    self._alarm(f"following {self.idc} via {via} stopped: {said}")
             await asyncio.sleep(_RETRY_S)
 
     def _alarm(self, sentence: str) -> None:

@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imcore.errors import ImError
 from imcore.hlc import Hlc
@@ -51,6 +51,9 @@ from services.ports import Registry
 from services.split.core import CoreLink
 from services.state.server import StateServer
 
+if TYPE_CHECKING:
+    from aioquic.quic.configuration import QuicConfiguration
+
 log = logging.getLogger("im.front")
 
 LOOK_S = 0.2
@@ -82,8 +85,19 @@ async def open_gateway(
     if measured is not None:
         gateway.verbs = measured.verbs["gateway"]
     state.gateways[name] = gateway
-    await gateway.start(host, config.gateway_port or port + number - 1, context)
+    await gateway.start(
+        host, config.gateway_port or port + number - 1, context, _quic(config) if context else None
+    )
     return gateway
+
+
+def _quic(config: NodeConfig) -> Callable[[], QuicConfiguration] | None:
+    """Raises BadInput."""
+    if not config.region.spec.client.quic:
+        return None
+    from imcore.quic import server_configuration
+
+    return server_configuration(config.pki, config.idc.name)
 
 
 class FrontNode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,7 @@ class FrontCollector(Collector):
         yield family("im_ready", [((), not self._front.not_ready())])
         if gateway is not None:
             yield family("im_gateway_connections", [((gateway.name,), len(gateway))])
+            yield from _transports([(gateway.name, gateway)])
 
 
 class NodeCollector(Collector):
@@ -132,6 +133,7 @@ class NodeCollector(Collector):
             (gateway.port - base, gateway) for gateway in node.gateways
         ]
         yield family("im_gateway_connections", [((n,), len(gateway)) for n, gateway in gateways])
+        yield from _transports([(n, one) for n, one in gateways if isinstance(one, Gateway)])
         yield family(
             "im_gateway_events_total",
             [
@@ -231,6 +233,21 @@ class NodeCollector(Collector):
         yield family("im_sequencer_lanes", [((n,), lanes) for n, (lanes, _, _) in sizes])
         yield family("im_sequencer_known_cids", [((n,), known) for n, (_, known, _) in sizes])
         yield family("im_sequencer_pending", [((n,), pending) for n, (_, _, pending) in sizes])
+
+
+def _transports(gateways: Sequence[tuple[Any, Gateway]]) -> Iterator[Metric]:
+    standing = [
+        ((name, transport), count)
+        for name, gateway in gateways
+        for transport, count in gateway.by_transport().items()
+    ]
+    yield family("im_gateway_transport_connections", standing)
+    events = [
+        ((name, event), count)
+        for name, gateway in gateways
+        for event, count in asdict(gateway.quic_counters).items()
+    ]
+    yield family("im_gateway_quic_total", events)
 
 
 def _requests(by_role: dict[str, Verbs]) -> Iterator[Metric]:

@@ -8,10 +8,11 @@ import contextlib
 import json
 import logging
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
 from imcore.errors import Code
@@ -50,6 +51,7 @@ from services.sdk.core.group import ROLES, Group, group_of
 from services.sdk.core.liveness import Due, Liveness
 from services.sdk.core.longest import Longest, Networks
 from services.sdk.core.outbox import Entry, Outbox
+from services.sdk.core.passage import QUIET_MAX_S
 from services.sdk.core.reconnect import Lost
 from services.sdk.core.sealed import Crypt, KnownDevice, Opened
 from services.sdk.core.sealed_file import new_secret
@@ -81,6 +83,9 @@ from services.sdk.traces import Trace, Traces
 from services.sdk.transport import Dialer, TlsDialer
 from services.tracing.context import traceparent
 
+if TYPE_CHECKING:
+    from services.sdk.quic import QuicDialer
+
 log = logging.getLogger("im.sdk")
 
 HEARTBEAT_ACK_BYTES = 64 * 1024  # a quarter of a message; the rest goes with the next heartbeat
@@ -93,13 +98,14 @@ _RETRIED = {Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.NOT_REPLICATE
 
 class State(NamedTuple):
     """Where the client is; empty names: not connected. ``outbox``: messages not replicated.
-    ``polling``: by HTTP requests, since long connections do not last."""
+    ``polling``: by HTTP requests, since long connections do not last. ``quic``: by QUIC."""
 
     idc: str
     gateway: str
     policy_epoch: int
     outbox: int
     polling: bool
+    quic: bool = False
 
 
 class OwnDevice(NamedTuple):
@@ -175,7 +181,8 @@ class Client:
     ``IpconfClient`` that many clients of a process share. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``outbox``: a file, or None for
     memory (acked messages may then be lost with this process before they are replicated).
-    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing.
+    ``dialer``: other than TLS; with it ``polling`` is what it degrades to, by default nothing, and
+    there is no QUIC.
     ``encryption_key``: 32 bytes, with which the device's keys are encrypted in the outbox; without
     it encrypted messages cannot be read or sent (docs/encryption.md).
     """
@@ -207,6 +214,8 @@ class Client:
         self._polling = polling
         if dialer is None and polling is None:
             self._polling = PollingDialer(self._ipconf.tls)
+        tls = self._ipconf.tls
+        self._quic = None if dialer is not None else lambda: _quic_dialer(tls)
         self._transfers = Transfers(
             self._ipconf,
             lambda: self._lookup,
@@ -296,6 +305,8 @@ class Client:
             self._lookup,
             self._on_event,
             self._polling,
+            self._quic,
+            self._network,
         )
         self._started = True
         self._spawn(self._link.run())
@@ -347,6 +358,7 @@ class Client:
         self._sender.fail_all(SendFailed(Code.UNAVAILABLE, "the client was closed", pending=True))
         self._sender.flush()
         try:
+            await self._link.gone()
             await self._store.close()
         finally:
             if not self._shared_ipconf:
@@ -559,7 +571,9 @@ class Client:
         size = len(self._sender.outbox) if self._started else 0
         if session is None:
             return State("", "", epoch, size, False)
-        return State(session.origin.idc, session.gateway.name, epoch, size, session.polling)
+        return State(
+            session.origin.idc, session.gateway.name, epoch, size, session.polling, session.quic
+        )
 
     async def settled(self) -> None:
         """Until everything that is known to be missing has been fetched."""
@@ -774,7 +788,7 @@ class Client:
         self._silence_s = None
         self._lookup = self._lookup._replace(network=kind)
         if self._started:
-            self._link.network(kind)
+            self._link.network(kind, name)
         self._heartbeat_now()
 
     def _heartbeat_now(self) -> None:
@@ -1224,6 +1238,10 @@ class Client:
         told_ms = session.ok.heartbeat_ms if session is not None else 0
         least_s = parameters.with_heartbeat(told_ms).heartbeat_ms / 1000
         most_s = parameters.background_heartbeat_max_ms / 1000
+        if self._link.by_quic:
+            kind, name = self._network  # what the path does to UDP is another matter
+            most_s = min(most_s, QUIET_MAX_S)
+            return self._networks.of((f"{kind}/quic", name), least_s, most_s)
         return self._networks.of(self._network, least_s, most_s)
 
     def _heartbeat(self, session: Session, liveness: Liveness, now: float) -> None:
@@ -1276,6 +1294,13 @@ class Client:
                 self._puller.claim(session, self._clock.now())
 
         session.call(request, answered)
+
+
+def _quic_dialer(tls: ssl.SSLContext) -> QuicDialer:
+    """What it needs costs some megabytes, and is seldom wanted."""
+    from services.sdk.quic import QuicDialer
+
+    return QuicDialer(tls)
 
 
 def _presences(rows: Iterable[pb.Presence]) -> tuple[Presence, ...]:

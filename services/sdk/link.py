@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
+from services.sdk.core import passage
 from services.sdk.core.degrade import Degrade
 from services.sdk.core.race import head_start_s, order
 from services.sdk.core.reconnect import (
@@ -27,6 +29,9 @@ from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
 from services.sdk.race import Dials
 from services.sdk.session import OnEvent, Session, SessionLost
 from services.sdk.transport import Dialer
+
+if TYPE_CHECKING:
+    from services.sdk.quic import QuicDialer
 
 log = logging.getLogger("im.sdk")
 
@@ -76,14 +81,22 @@ class Link:
         lookup: Lookup,
         on_event: OnEvent,
         polling: Dialer | None,
+        quic: Callable[[], QuicDialer] | None,
+        network: tuple[str, str],
     ) -> None:
-        """``polling``: by which it goes on when long connections do not last; None: it does not."""
+        """``polling``: by which it goes on when long connections do not last; None: it does not.
+        ``quic``: makes what it dials by too where the service offers that."""
         self._owner = owner
         self._ipconf = ipconf
         self._dialer = dialer
         self._polling = polling
         self._degrade = Degrade()
         self._polled = False  # the last connection, or attempt at one
+        self._make_quic = quic
+        self._quic: QuicDialer | None = None
+        self._passages = passage.Passages()
+        self._network = network
+        self.by_quic = False  # the present connection, or the last one
         self._seen = seen
         self._clock = clock
         self._rng = rng
@@ -97,6 +110,7 @@ class Link:
         self._avoid: dict[str, float] = {}
         self._dials = Dials(clock)
         self._took: dict[str, float] = {}  # gateways of the last answer: seconds until connected
+        self._took_quic: dict[str, float] = {}
         self._move: pb.Move | None = None
         self._policy_epoch = 0  # the highest that any IDC has named
         self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
@@ -114,8 +128,12 @@ class Link:
             while plan.where is not Where.NOWHERE:
                 await asyncio.sleep(plan.delay_ms / 1000)
                 self._polled = self.dialer is self._polling
+                self.by_quic = False
                 lost = await self._round(plan.where)
-                self._degrade.ended(self._polled, lost, self._clock.now())
+                if self.by_quic:
+                    self._passages.of(self._network).ended(lost, self._clock.now())
+                else:
+                    self._degrade.ended(self._polled, lost, self._clock.now())
                 plan = self.reconnect.lost(lost)
                 log.info("not connected (%s): %s in %d ms", lost.reason, *_words(plan))
             self._owner.stopped(_stop_of(lost))
@@ -129,11 +147,30 @@ class Link:
             return self._polling
         return self._dialer
 
+    def _ways(self, polling: bool) -> list[Dialer]:
+        """By which a gateway is dialled, the preferred one first."""
+        if polling and self._polling is not None:
+            return [self._polling]
+        order = self.reconnect.parameters.transports
+        passing = self._passages.of(self._network).open(self._clock.now())
+        if self._make_quic is None or "quic" not in order or not passing:
+            return [self._dialer]
+        if self._quic is None:
+            self._quic = self._make_quic()
+        by: dict[str, Dialer] = {"quic": self._quic, "tcp": self._dialer}
+        ways = [by[name] for name in order if name in by]
+        return ways if self._dialer in ways else [*ways, self._dialer]
+
     def close(self) -> None:
         self._dials.close()
         if self.session is not None:
             self.session.call(pb.Request(bye=pb.Bye()), lambda _: None)
             self.session.close()
+
+    async def gone(self) -> None:
+        """After ``close``: until the goodbyes are said."""
+        if self._quic is not None:
+            await self._quic.gone()
 
     async def _round(self, where: Where) -> Lost:
         """Try some gateways; stay with the first that takes us, until that connection ends."""
@@ -153,7 +190,8 @@ class Link:
                 if self.answer is not None and not error.overloaded:  # better an old list than none
                     candidates = self._candidates(self.answer)
         while candidates:
-            session, lost = await self._dial_first(candidates, lost)
+            ways = self._ways(self._degrade.polling)
+            session, lost = await self._dial_first(candidates, lost, ways)
             if session is None:
                 break
             gateway = session.gateway
@@ -177,9 +215,12 @@ class Link:
             return await self._stay()
         return lost
 
-    def network(self, kind: str) -> None:
-        """For what ipconf is asked from now on."""
+    def network(self, kind: str, name: str) -> None:
+        """Where the device is from now on."""
         self._lookup = self._lookup._replace(network=kind)
+        self._network = (kind, name)
+        if self.session is not None:
+            self.session.changed_network()
 
     def knows(self, policy_epoch: int) -> None:
         """Some IDC is at this policy: an ipconf's answer from before it is old."""
@@ -206,6 +247,8 @@ class Link:
         self.reconnect.parameters = answer.parameters
         names = {gateway.name for gateway in answer.gateways}
         self._took = {name: took for name, took in self._took.items() if name in names}
+        quic = self._took_quic.items()
+        self._took_quic = {name: took for name, took in quic if name in names}
         return answer
 
     def _candidates(self, answer: Answer) -> list[Gateway]:
@@ -220,32 +263,62 @@ class Link:
         self._ipconf.report(self._lookup, gateway, reason)
 
     async def _dial_first(
-        self, candidates: list[Gateway], lost: Lost
+        self, candidates: list[Gateway], lost: Lost, ways: list[Dialer], report: bool = True
     ) -> tuple[Session | None, Lost]:
         """The first that answers, if any does, and how the last one failed. Those that failed are
-        no candidates any more."""
-        tried = list(candidates)
+        no candidates any more; what QUIC alone fails at is no gateway's failure."""
+        tried = [(gateway, way) for gateway in candidates for way in ways]
+        network = self._network
+        silent: set[str] = set()  # gateways that did not answer by QUIC
+        session: Session | None = None
 
         def on_loss(index: int, error: SessionLost) -> None:
             nonlocal lost
+            gateway, way = tried[index]
+            if way is self._quic:
+                if error.lost.reason in ("timeout", "protocol"):
+                    silent.add(gateway.name)
+                    judge()
+                return
             lost = error.lost
-            self._failed(tried[index], lost.reason)
-            if tried[index] in candidates:
-                candidates.remove(tried[index])
+            if report:
+                self._failed(gateway, lost.reason)
+            if gateway in candidates:
+                candidates.remove(gateway)
 
-        head_starts = [
-            head_start_s(self._took.get(gateway.name), gateway.idc != after.idc)
-            for gateway, after in zip(tried, [*tried[1:], tried[-1]], strict=True)
-        ]
-        dials = [partial(self._dial, gateway, self.dialer) for gateway in tried]
-        return await self._dials.first(dials, head_starts, on_loss), lost
+        def judge() -> None:
+            """Where TLS goes and QUIC does not, it is the network."""
+            if session is not None and not session.quic and session.gateway.name in silent:
+                log.info("no QUIC in this network for a while: %s", session.gateway.name)
+                self._passages.of(network).blocked(self._clock.now())
+
+        head_starts = []
+        for (gateway, way), (after, _) in zip(tried, [*tried[1:], tried[-1]], strict=True):
+            if way is self._quic and gateway is after:
+                took = self._took_quic.get(gateway.name)
+                head_starts.append(passage.head_start_s(took, gateway is tried[0][0]))
+            else:
+                took = self._took.get(gateway.name)
+                head_starts.append(head_start_s(took, gateway.idc != after.idc))
+        dials = [partial(self._dial, gateway, way) for gateway, way in tried]
+        session = await self._dials.first(dials, head_starts, on_loss)
+        judge()
+        return session, lost
+
+    async def _reach(self, gateway: Gateway, ways: list[Dialer]) -> Session:
+        """Raises SessionLost."""
+        session, lost = await self._dial_first([gateway], Lost("no_answer"), ways, report=False)
+        if session is None:
+            raise SessionLost(lost)
+        return session
 
     async def _dial(self, gateway: Gateway, dialer: Dialer) -> Session:
         """Raises SessionLost."""
         session = Session(gateway, self._seen, self._clock, self._on_event)
         began = self._clock.now()
         await session.dial(dialer, self.reconnect.parameters.connect_timeout_ms / 1000)
-        self._took[gateway.name] = self._clock.now() - began
+        took = self._took_quic if dialer is self._quic else self._took
+        took[gateway.name] = self._clock.now() - began
         return session
 
     async def _sign_in(self, session: Session) -> None:
@@ -266,6 +339,7 @@ class Link:
         self.session = session
         self._last = session.gateway
         self._polled = session.polling
+        self.by_quic = session.quic
         self._move = None  # of an earlier connection: this one may be where it led to
         self._refused_by.clear()
         self.knows(session.ok.policy_epoch)
@@ -320,7 +394,8 @@ class Link:
         try:
             answer = await self._ask()
             gateway = self._target(old.gateway, answer)
-            session = await self._change_to(gateway, self.dialer, move.resume_token)
+            ways = self._ways(self._degrade.polling)
+            session = await self._change_to(gateway, ways, move.resume_token)
         except (NoAnswer, SessionLost, AuthError, StoreFailed) as error:
             # AuthError too: the present IDC took the token, so the other's clock may be wrong.
             log.info("the move away from %s failed: %s", old.gateway.name, error)
@@ -332,9 +407,11 @@ class Link:
         log.info("moved from %s to %s", old.gateway.name, gateway.name)
         self._leave(old, session)
 
-    async def _change_to(self, gateway: Gateway, dialer: Dialer, resume_token: bytes) -> Session:
+    async def _change_to(
+        self, gateway: Gateway, ways: list[Dialer], resume_token: bytes
+    ) -> Session:
         """Raises SessionLost, AuthError, StoreFailed."""
-        session = await self._dial(gateway, dialer)
+        session = await self._reach(gateway, ways)
         try:
             await self._owner.before_move()
             connect = await self._owner.connect_request(gateway)
@@ -355,7 +432,7 @@ class Link:
     async def _go_back(self, polled: Session) -> None:
         """To a long connection, at the same gateway; the polled one serves until it stands."""
         try:
-            session = await self._change_to(polled.gateway, self._dialer, b"")
+            session = await self._change_to(polled.gateway, self._ways(polling=False), b"")
         except (SessionLost, AuthError, StoreFailed) as error:
             log.info("still no long connection to %s: %s", polled.gateway.name, error)
             self._degrade.still_no_way(self._clock.now())

@@ -43,6 +43,7 @@ class PolledWire:
     """``ready`` is done when the gateway's preface has come."""
 
     polling = True
+    quic = False
 
     def __init__(
         self, http: aiohttp.ClientSession, url: str, on_frame: OnFrame, on_closed: OnClosed
@@ -95,6 +96,9 @@ class PolledWire:
         self._to_send.set()  # what was sent is still brought
         if self._tasks:
             self._tasks[0].cancel()
+
+    def changed_network(self) -> None:
+        """The next request goes by it."""
 
     # -------------------------------------------------------------------------------- lanes
 

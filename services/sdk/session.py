@@ -47,6 +47,14 @@ class Session:
     def polling(self) -> bool:
         return self._wire is not None and self._wire.polling
 
+    @property
+    def quic(self) -> bool:
+        return self._wire is not None and self._wire.quic
+
+    def changed_network(self) -> None:
+        if self._wire is not None:
+            self._wire.changed_network()
+
     # --------------------------------------------------------------------------- opening
 
     async def dial(self, dialer: Dialer, timeout_s: float) -> None:

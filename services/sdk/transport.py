@@ -23,11 +23,16 @@ class DialFailed(Exception):
 
 class Wire(Protocol):
     polling: bool  # it needs no connection that lasts
+    quic: bool  # it survives that the device's address changes
 
     def send(self, kind: int, request_id: int, body: bytes) -> None: ...
 
     def close(self) -> None:
         """What was sent is still written; ``on_closed`` is not called any more."""
+        ...
+
+    def changed_network(self) -> None:
+        """The device is on another one now."""
         ...
 
 
@@ -43,6 +48,7 @@ class StreamWire(asyncio.Protocol):
     """All frames of one loop turn go out in one write."""
 
     polling = False
+    quic = False
 
     def __init__(self, on_frame: OnFrame, on_closed: OnClosed) -> None:
         self._on_frame = on_frame
@@ -95,6 +101,9 @@ class StreamWire(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(frame.encode(kind, request_id, body))
+
+    def changed_network(self) -> None:
+        """A connection of TCP stands, or does not: heartbeats tell."""
 
     def _flush(self) -> None:
         out, self._out = self._out, []

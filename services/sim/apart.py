@@ -7,7 +7,8 @@ import signal
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from services.sim.loop import SimLoop, refuse_threads
@@ -25,7 +26,12 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
     # A fresh process a seed: what one has left behind cannot reach the next. They are forked from
     # one that has imported everything and done nothing, since to import it takes seconds.
     context = get_context("forkserver")
+<<<<<<< HEAD
     context.set_forkserver_preload([_module(run), "services.sim.warm"])
+=======
+    context.set_forkserver_preload([_module(run)])
+    _start(context)
+>>>>>>> main
     with ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_obey_interrupts, max_tasks_per_child=1
     ) as pool:
@@ -37,6 +43,27 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
+
+
+def _start(context: ForkServerContext) -> None:
+    """The one from which they are forked does not hear Ctrl-C, which would break into what it
+    imports; whoever waits for it meanwhile hears it behind that. Raises KeyboardInterrupt."""
+    pressed: list[int] = []
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is started with that
+    try:
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+        first = context.Process(target=_nothing)
+        first.start()
+        first.join()
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _nothing() -> None:
+    """There is something to fork from once this has run."""
 
 
 def _module(run: Callable[[int], T]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from imcore.attest import RegionKeys
 from imcore.convert import stamp_pb
@@ -18,9 +18,12 @@ from imcore.tokens import Claims, mint
 from imcore.words import Origin, Vector, direct_members
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
-from services.gateway.testing import FrameClient, dial
+from services.gateway.testing import FrameClient, dial, dial_quic
 from services.ports import Backlog, Pushes, Reply, Risk, Session
 from services.state.server import StateServer
+
+if TYPE_CHECKING:
+    from aioquic.quic.configuration import QuicConfiguration
 
 # Tests share their machine with others: that a loop is late is then no overload of its own.
 PATIENT = Limits(delay_ms=60_000)
@@ -127,8 +130,11 @@ class Front:
         speed: float = 1.0,
         idc_limits: Limits | None = None,
         risk: Risk | None = None,
+        quic: Callable[[], QuicConfiguration] | None = None,
     ) -> None:
         self.keys = keys
+        self._quic = quic
+        self._by_quic: list[FrameClient] = []  # no peer's system tells them that they are alone
         self.clock = FastClock(speed)
         self._tls = tls
         self.state = StateServer(
@@ -157,19 +163,29 @@ class Front:
         self.state.load_checkpoint()
         for gateway in self.gateways:
             self.state.gateways[gateway.name] = gateway
-            await gateway.start("127.0.0.1", 0, self._tls[0] if self._tls else None)
+            await gateway.start("127.0.0.1", 0, self._tls[0] if self._tls else None, self._quic)
         self._task = asyncio.create_task(self.state.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for gateway in self.gateways:
             await gateway.stop()
+        for client in self._by_quic:
+            client.abort()
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self.state.write_checkpoint()
 
-    async def dial(self, gateway: int = 0, speak: bool = True) -> FrameClient:
+    async def dial(
+        self, gateway: int = 0, speak: bool = True, quic_port: int | None = None
+    ) -> FrameClient:
+        """``quic_port``: by QUIC, there."""
+        if quic_port is not None:
+            assert self._tls is not None
+            client = await dial_quic(quic_port, self._tls[1], speak)
+            self._by_quic.append(client)
+            return client
         return await dial(self.gateways[gateway].port, self._tls[1] if self._tls else None, speak)
 
     def hello(self, uid: str, epoch: int = 1, device: str = "phone", **fields: Any) -> pb.Request:
@@ -178,9 +194,15 @@ class Front:
         return pb.Request(connect=pb.Connect(token=token, connection_epoch=epoch, **fields))
 
     async def connect(
-        self, uid: str, epoch: int = 1, device: str = "phone", gateway: int = 0, **fields: Any
+        self,
+        uid: str,
+        epoch: int = 1,
+        device: str = "phone",
+        gateway: int = 0,
+        quic_port: int | None = None,
+        **fields: Any,
     ) -> tuple[FrameClient, pb.ConnectOk]:
-        client = await self.dial(gateway)
+        client = await self.dial(gateway, quic_port=quic_port)
         response = await client.ask(self.hello(uid, epoch, device, **fields))
         assert not response.HasField("error"), response.error
         return client, response.connect_ok

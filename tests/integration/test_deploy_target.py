@@ -10,16 +10,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from imcore.errors import BadInput
+from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl import startup
 from imctl.errors import Failed
+from imctl.plan.scale import scaled
 from imctl.planning import check_data_fit, fields_of
+from imctl.rollout.ground import LocalGround
+from imctl.rollout.record import Kind, Rollout
 from imctl.target import process, runfile
 from imctl.target.local import Local
 from imctl.target.places import Places, free_ports
@@ -27,6 +31,8 @@ from imctl.target.runfile import RunFile
 from imctl.testing import schema
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
+from imctl.traffic import Control
+from services.policy.document import Policy, initial
 
 IMCTL = Path(sys.executable).with_name("imctl")
 
@@ -83,6 +89,63 @@ def test_a_restart_brings_the_file_and_twice_is_once_more(target: Local, region:
     assert (target.region_of("fra"), target.own_region()) == (wanted, first)
     target.adopt(wanted)
     assert Local.open(target.data).own_region() == wanted
+
+
+def test_a_split_idc_gets_and_loses_gateways_with_its_file(tmp_path: Path, region: Path) -> None:
+    target = Local.prepare(region, tmp_path / "split", False, SystemClock(), split=True)
+
+    def runs() -> list[str]:
+        return sorted(unit.name for unit in target.units() if unit.state == "running")
+
+    def scaled_to(count: int) -> str:
+        return target.keep_changed(
+            lambda document: scaled(document, idc="fra", counts={"gateway": count})
+        )
+
+    try:
+        target.start(["fra"])
+        assert runs() == ["fra", "fra.gateway-1"]
+        for count in (2, 1):
+            target.restart("fra", scaled_to(count))
+            # Also for the next `imctl`, before the file is the deployment's own.
+            for seen in (target, Local.open(target.data)):
+                fronts = [f"fra.gateway-{number}" for number in range(1, count + 1)]
+                assert (seen.fronts_of("fra"), runs()) == (fronts, ["fra", *fronts])
+            target.adopt(target.region_of("fra"))
+    finally:
+        target.stop()
+
+
+class Agreed:
+    """The control of a policy that nobody changes."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    async def policy(self) -> Policy:
+        return initial(self._region, 0)
+
+
+def test_a_restart_that_died_before_the_gateways_is_done_again(
+    tmp_path: Path, region: Path
+) -> None:
+    target = Local.prepare(region, tmp_path / "split", False, SystemClock(), split=True)
+    ground = LocalGround(target, cast(Control, Agreed(target.region)), SystemClock())
+
+    def seen_to_run(restarting: str) -> bool:
+        own = target.own_region()
+        begun = Rollout("d1", Kind.DEPLOY, own, own, ("fra",), restarting=restarting, started_ms=0)
+        return asyncio.run(ground.look(begun))["fra"].runs
+
+    try:
+        target.start(["fra"])
+        assert seen_to_run("fra")
+        target.kill_role("fra", "gateway")  # as if `imctl` had been killed before it was started
+        assert not seen_to_run("fra")
+        # One that dies by itself is no reason to leave its IDC out of a rollout.
+        assert seen_to_run("")
+    finally:
+        target.stop()
 
 
 def test_a_process_that_was_not_written_down_is_found_again(target: Local, region: Path) -> None:
@@ -197,7 +260,7 @@ def test_a_scale_is_judged_as_the_deploy_that_it_is(target: Local) -> None:
     for words, why in (
         (("fra", "im=2"), "im cannot be scaled"),
         (("mars", "gateway=2"), "expected one of fra"),
-        (("fra", "gateway=65"), "spec.idcs[0].gateways: expected"),
+        (("fra", "gateway=65"), "error: spec.idcs[0].gateways: expected"),
     ):
         refused = imctl(target.data, "scale", *words, "--yes")
         assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr

@@ -141,7 +141,8 @@ def test_without_a_deployment_every_command_says_so(tmp_path: Path) -> None:
         result = imctl(*command, cwd=tmp_path)
         assert result.returncode == 1, command
         assert result.stderr == (
-            "error: no deployment was started here; `imctl up FILE` starts one\n"
+            "error: no deployment was started here; `imctl up FILE` starts one, --data names one "
+            "that is elsewhere\n"
         )
 
 

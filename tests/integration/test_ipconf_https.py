@@ -17,6 +17,7 @@ from imcore.tls import client_ssl_context
 from imcore.tokens import LEEWAY_MS
 from services.engines.disk import RealDisk
 from services.ipconf.reports import EVERY_S
+from services.ipconf.server import _parameters
 from services.ipconf.ticket import Ticket, read
 from services.node.testing_ipconf import IpconfSite
 from services.policy.document import IdcState
@@ -105,6 +106,16 @@ async def test_a_client_is_told_where_to_connect(api: Api) -> None:
     assert cellular["connect_timeout_ms"] == api.region.spec.client.cellular.connect_timeout_ms
     ticket = read(api.keys, body["placement"].encode())
     assert ticket == Ticket("americas", "alice", 3)
+
+
+async def test_quic_is_named_first_where_the_region_has_it(api: Api) -> None:
+    await api.holder.offer(api.policy())
+    client = api.region.spec.client.model_copy(update={"quic": True})
+    spec = api.region.spec.model_copy(update={"client": client})
+    api.server._parameters = _parameters(api.region.model_copy(update={"spec": spec}))
+    parameters = (await api.get(query="?network=wifi"))[1]["parameters"]
+    assert parameters["transports"] == ["quic", "tcp", "websocket", "polling"]
+    assert "quic" not in parameters
 
 
 async def test_only_listed_proxies_may_name_the_client(api: Api) -> None:

@@ -25,7 +25,7 @@ from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.commands.deploy import Start
 from imctl.commands.destroy import destroy
 from imctl.drill import preflight
-from imctl.errors import Failed, Guarded
+from imctl.errors import Denied, Failed, Guarded
 from imctl.planning import fields_of, plan_of
 from imctl.reconcile.decide import judge_region
 from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
@@ -62,6 +62,7 @@ class Server:
         self.namespaces = set(PARTS.values())
         self.url = ""
         self.refuses = ""  # objects in which this stands
+        self.forbids = ""  # reading what has this in its path
         self.says: Object = {}  # of GatewayClusters, in their status
         self.executed: list[tuple[str, list[str]]] = []
         self.gateways_ready = GATEWAYS
@@ -109,6 +110,8 @@ class Server:
             self.executed.append((path.split("/")[-2], request.query.getall("command")))
             await shell.close()
             return shell
+        if self.forbids and self.forbids in path and request.method == "GET":
+            return web.json_response({"message": f"you may not get {path}"}, status=403)
         if path.endswith("/log") and not self.shows_logs:
             return web.json_response({"message": "you may not get pods/log"}, status=403)
         if path.endswith("/log"):
@@ -739,7 +742,11 @@ def test_what_an_api_server_refuses_at_a_units_turn_is_not_taken_for_done(
     begun = Rollout("d1", Kind.DEPLOY, wanted, target.own_region(), ("fra",), started_ms=0)
     assert asyncio.run(ground.look(begun))["fra"].lacks
     server.refuses = "100Gi"  # since the plan was made
-    with pytest.raises(Failed, match=r"sites\.fra\.spec: .*100Gi is refused"):
+    with pytest.raises(Denied, match=r"sites\.fra\.spec: .*100Gi is refused"):
+        asyncio.run(ground.look(begun))
+    server.refuses = ""
+    server.forbids = "/statefulsets"  # for the account of who deploys
+    with pytest.raises(Denied, match="you may not get"):
         asyncio.run(ground.look(begun))
 
 

@@ -71,6 +71,19 @@ def test_each_blocker_has_a_rule(found: Seen, rule: str) -> None:
     assert rules(found) == [rule]
 
 
+@pytest.mark.parametrize(
+    ("state", "way"),
+    [
+        ("drained", "fra is drained; `imctl failback fra` gives it its clients"),
+        ("cordoned", "fra is cordoned; `imctl uncordon fra` gives it its clients"),
+    ],
+)
+def test_an_idc_that_is_out_is_told_with_the_way_back(state: str, way: str) -> None:
+    found = seen(policy={"epoch": 9, "idcs": {"fra": {"state": state, "ramp": 100}}})
+    (one,) = blockers(REGION, DRILL, {"victim": "fra"}, found, NOW)
+    assert one.sentence == way
+
+
 def test_a_link_under_a_fault_is_one() -> None:
     found = seen()
     cut = {"from": "fra", "to": "iad", "mode": "drop", "as_configured": True}

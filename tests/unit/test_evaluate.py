@@ -135,7 +135,9 @@ def test_a_switchover_remembers_its_target() -> None:
     moved = committed(decide(change(Kind.SWITCHOVER, target="sin")))
     assert moved.idcs["fra"].target == "sin"
     assert blocked_by(decide(change(Kind.SWITCHOVER))) == {"transition"}
-    assert blocked_by(decide(change(Kind.SWITCHOVER, target="fra"))) == {"transition"}
+    itself = decide(change(Kind.SWITCHOVER, target="fra"))
+    assert blocked_by(itself) == {"transition"}
+    assert "the target is fra itself; expected another IDC, active" in itself.sentence
 
 
 def test_the_same_request_resolves_to_its_first_outcome() -> None:
@@ -378,6 +380,11 @@ def test_what_moves_clients_back_is_judged_like_what_moves_them_away(
     }
     old = evidence(fra=facts("fra", at_ms=NOW - 2_001))
     assert blocked_by(decide(change(kind), there, old)) == {"evidence-age"}
+    dead = replace(evidence(), idcs={k: v for k, v in evidence().idcs.items() if k != "fra"})
+    said = decide(change(kind), there, dead).sentence
+    assert (
+        "evidence-age: nothing is heard of fra; what is known must be 2000 ms old at most" in said
+    )
     own = replace(there, operation=OperationRef("x", Kind.DRAIN, "fra", "", "", "", 0))
     assert committed(decide(change(kind), own)).state("fra") is IdcState.ACTIVE
 

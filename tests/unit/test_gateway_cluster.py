@@ -23,7 +23,7 @@ from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.reconciler import SOON_MAX_S, SOON_S, Key, Reconciler
 from imctl.reconcile.steps import Step, step_of, template_of
 from imctl.testing import golden
-from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region
+from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region, with_quic
 from tests.unit.test_operator_reconciler import Memory, Nobody
 
 OWNER = Owner("GatewayCluster", "im-fra", "fra", "0a1b", 3)
@@ -89,6 +89,29 @@ def test_each_gateway_has_a_service_at_the_port_that_ipconf_tells() -> None:
         "fra-gateway-1": first,
         "fra-gateway-2": first + 1,
     }
+
+
+@pytest.mark.parametrize("idc", [APART, OUTSIDE], ids=["plain", "nodeport"])
+def test_quic_needs_its_port_by_udp_too(idc: IdcSpec) -> None:
+    of = with_quic(roomy())
+    whole = objects(Fronts(OWNER, SPEC, idc, of), FIGURES)
+    services = [
+        each["spec"]["ports"]
+        for each in whole
+        if each["kind"] == "Service" and "clusterIP" not in each["spec"]
+    ]
+    for tcp, udp in services:
+        assert (tcp["protocol"], udp["protocol"]) == ("TCP", "UDP")
+        assert tcp["port"] == udp["port"] and tcp["targetPort"] == udp["targetPort"]
+        assert tcp.get("nodePort") == udp.get("nodePort")
+    (policy,) = [each for each in whole if each["kind"] == "NetworkPolicy"]
+    assert {"protocol": "UDP", "port": 7443} in policy["spec"]["ingress"][0]["ports"]
+    (container,) = whole[-1]["spec"]["template"]["spec"]["containers"]
+    udp = {"name": "gateway-udp", "containerPort": 7443, "protocol": "UDP"}
+    assert udp in container["ports"]
+    # The other roles, in a pod of their own, take none.
+    alone = idc_objects(Owner("IDC", "im-fra", "fra", "0a1b", 3), idc, of, FIGURES)
+    assert "UDP" not in str(alone)
 
 
 def test_it_is_given_time_for_all_its_clients_to_go() -> None:

@@ -99,6 +99,27 @@ def test_a_pod_is_restricted_in_every_way(case: str) -> None:
     assert container["resources"]["limits"]["memory"]
 
 
+def with_quic(of: Region) -> Region:
+    client = of.spec.client.model_copy(update={"quic": True})
+    return of.model_copy(update={"spec": of.spec.model_copy(update={"client": client})})
+
+
+def test_quic_needs_the_ports_of_gateways_by_udp_too() -> None:
+    whole = made("idc", with_quic(region()))
+    (clients,) = [each for each in whole if each["metadata"]["name"] == "fra-idc-clients"]
+    by_tcp = {p["name"]: p["port"] for p in clients["spec"]["ports"] if p["protocol"] == "TCP"}
+    by_udp = {p["name"]: p["port"] for p in clients["spec"]["ports"] if p["protocol"] == "UDP"}
+    assert by_udp == {"gateway-1-udp": by_tcp["gateway-1"]} and "ipconf" in by_tcp
+    (policy,) = [each for each in whole if each["kind"] == "NetworkPolicy"]
+    ports = policy["spec"]["ingress"][0]["ports"]
+    assert {"protocol": "UDP", "port": by_tcp["gateway-1"]} in ports
+    (container,) = whole[-1]["spec"]["template"]["spec"]["containers"]
+    assert {
+        "name": "gateway-1-udp", "containerPort": by_tcp["gateway-1"], "protocol": "UDP",
+    } in container["ports"]  # fmt: skip
+    assert "UDP" not in str(made("idc")) and "UDP" not in str(made("witness"))
+
+
 def test_only_who_takes_drills_can_be_killed_from_inside_its_pod_and_takes_faults() -> None:
     owner, breakable = (
         Owner("IDC", "im-fra", "fra", "0a1b", 3),

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from imcore import pki, tls
+from imcore.certificates import unreadable
 from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
@@ -73,6 +74,14 @@ def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     pki.init(tmp_path, {"fra": ()}, NOW)
     for name in ("ca.key", "fra.key", "region-keys.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600, name
+
+
+def test_who_may_not_read_a_key_is_not_told_to_make_one() -> None:
+    key = Path("pki/fra.key")
+    denied = str(unreadable(key, PermissionError(13, "Permission denied", "pki/fra.key")))
+    assert denied.endswith("got Permission denied; keys are for their owner alone: run this as him")
+    absent = str(unreadable(key, FileNotFoundError(2, "No such file or directory")))
+    assert absent.endswith("`imctl pki init FILE` makes what is missing")
 
 
 def test_an_expired_certificate_is_named_not_replaced(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
-from imctl.errors import Failed
+from imctl.errors import Denied, Failed
 from imctl.rollout.driver import SILENT_S, Driver
 from imctl.rollout.gates import failing, kind_of
 from imctl.rollout.ground import told
@@ -400,6 +400,40 @@ async def test_the_operator_pauses_between_two_steps() -> None:
     model = Model(pausing=True)
     stopped = await drive(model)
     assert (stopped.state, model.log) == (State.STOPPED, [])
+
+
+class Answering(Model):
+    """Who is asked how the units are says this in place of it, once iad's turn has begun."""
+
+    says: ImError | None = None
+
+    async def look(self, rollout: Rollout) -> dict[str, Seen]:
+        if self.says is not None and rollout.current == "iad":
+            raise self.says
+        return await super().look(rollout)
+
+
+async def test_a_look_that_is_refused_pauses_at_once() -> None:
+    model = Answering()
+    model.says = Denied("sites.iad.spec: 100Gi is refused")
+    told: list[tuple[str, str]] = []
+    driver = Driver(model, rollout(), lambda unit, sentence: told.append((unit, sentence)))
+    paused = await driver.run()
+    assert (paused.state, paused.gate) == (State.PAUSED, False)
+    assert paused.why == "iad: sites.iad.spec: 100Gi is refused"
+    assert told[-1] == ("iad", "paused: sites.iad.spec: 100Gi is refused")
+    assert not [sentence for unit, sentence in told if unit == "iad" and "waits" in sentence]
+    model.says = None  # allowed since; an operator resumes
+    model.write(replace(paused, state=State.RUNNING, why=""))
+    assert (await drive(model)).state is State.DONE
+
+
+async def test_a_look_without_an_answer_is_waited_for() -> None:
+    model = Answering()
+    model.says = Failed("the API server does not answer")
+    paused = await drive(model)
+    assert paused.state is State.PAUSED
+    assert "s not yet: there is an answer (the API server does not answer)" in paused.why
 
 
 async def test_a_restart_that_fails_is_an_error_and_can_be_tried_again() -> None:

@@ -111,6 +111,32 @@ def test_wrong_gateways_are_refused(
     assert line.startswith(f"sites.yaml: {why}")
 
 
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (
+            GOOD | {"kind": "Region"},
+            "kind: expected one of sites, spec, got the unknown field `kind`; remove it",
+        ),
+        (
+            GOOD | {"spec": {**GOOD["spec"], "imge": "i"}},
+            "got the unknown field `imge`; did you mean `image`?",
+        ),
+        (
+            with_gateways({"replica": 2}),
+            "got the unknown field `replica`; did you mean `replicas`?",
+        ),
+    ],
+)
+def test_an_unknown_field_is_told_the_known_ones_of_its_place(
+    document: dict[str, Any], why: str
+) -> None:
+    """A region file's were told: "expected one of kind, ..., got the unknown field `kind`"."""
+    with pytest.raises(BadInput) as refused:
+        sites.read(yaml.safe_dump(document), roomy(), "sites.yaml")
+    assert why in str(refused.value)
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
     document = with_gateways({"replicas": 5, "idc": "dub"}) | {"spec": {"image": "i", "x": 1}}
     with pytest.raises(BadInput) as refused:

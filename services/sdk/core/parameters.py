@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +18,25 @@ class Parameters:
     idle_pull_ms: int = 15_000
     grace_ms: int = 10_000
     background_heartbeat_max_ms: int = 0  # of an ipconf that does not say: as in the foreground
+    transports: tuple[str, ...] = ()  # in the order of preference; unknown ones are passed over
 
     @staticmethod
     def of(answer: Mapping[str, object]) -> Parameters:
         """Fields that an ipconf answer has; what is missing or no positive number is default."""
-        known = {}
+        known: dict[str, Any] = {}
         for field in fields(Parameters):
             value = answer.get(field.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            if (
+                field.type == "int"
+                and isinstance(value, int)
+                and not isinstance(value, bool)
+                and value >= 0
+            ):
                 known[field.name] = value
+        transports = answer.get("transports")
+        known["transports"] = (
+            tuple(map(str, transports)) if isinstance(transports, list | tuple) else ()
+        )
         return Parameters(**known)
 
     def with_heartbeat(self, heartbeat_ms: int) -> Parameters:

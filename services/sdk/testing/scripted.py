@@ -14,7 +14,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -49,7 +49,7 @@ class Region:
     epoch: int = 1
     idcs: dict[str, Idc] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
-    parameters: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     lookups: list[dict[str, str]] = field(default_factory=list)
     reports: list[dict[str, str]] = field(default_factory=list)
     refuse_tokens: bool = False

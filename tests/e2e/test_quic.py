@@ -1,0 +1,67 @@
+"""Clients by QUIC over running IDCs: a gateway restarts under them, and their IDC is lost."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from imctl import hotrestart
+from imctl.testing.lab import until
+from services.sdk.core import passage
+from tests.e2e.test_features import client, shows
+
+pytestmark = pytest.mark.e2e
+
+VICTIM, OTHER = "fra", "iad"
+
+
+def with_quic(spec: dict[str, Any]) -> None:
+    spec["client"] = {**spec.get("client", {}), "quic": True}
+    idc = spec["idcs"][0]
+    assert idc["name"] == VICTIM
+    idc["gateways"] = 2
+    host = idc["endpoints"]["gateway"].rpartition(":")[0]
+    # Two neighbouring ports, below those that the system gives out.
+    idc["endpoints"]["gateway"] = f"{host}:{20_000 + 2 * (os.getpid() % 5_000)}"
+
+
+async def test_a_hot_restart_and_the_loss_of_the_idc_by_quic(stage, monkeypatch) -> None:
+    # On a machine that is busy with others TLS would win now and then.
+    monkeypatch.setattr(passage, "HEAD_START_S", 3.0)
+    monkeypatch.setattr(passage, "HEAD_START_MAX_S", 3.0)
+    monkeypatch.setattr(passage, "HEAD_START_OTHERS_S", 3.0)
+    async with (
+        stage(edit=with_quic, split=True) as (lab, cast),
+        client(lab, cast, "ann", "phone", VICTIM) as ann,
+        client(lab, cast, "bob", "phone", OTHER) as bob,
+    ):
+        chat = ann.direct("bob")
+        assert ann.state.idc == VICTIM and bob.state.idc == OTHER
+        assert ann.state.quic and bob.state.quic
+        await ann.send(chat, b"one")
+        await shows(bob, chat, 1)
+
+        await hotrestart.restart(lab.target, VICTIM, [1, 2], lambda number, row: None)
+        await ann.send(chat, b"two")
+        assert ann.state.idc == VICTIM and ann.state.quic
+        await shows(bob, chat, 2)
+
+        await lab.kill(VICTIM)
+
+        async def elsewhere() -> bool:
+            return ann.state.idc not in ("", VICTIM)
+
+        await until(elsewhere, 60, "ann has found no other IDC")
+        await ann.send(chat, b"three", timeout_ms=30_000)
+        await bob.send(chat, b"four")
+        await shows(bob, chat, 4)
+        await shows(ann, chat, 4)
+        assert ann.state.quic
+        assert [message.content for message in ann.view(chat)] == [
+            b"one",
+            b"two",
+            b"three",
+            b"four",
+        ]
