@@ -26,12 +26,8 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
     # A fresh process a seed: what one has left behind cannot reach the next. They are forked from
     # one that has imported everything and done nothing, since to import it takes seconds.
     context = get_context("forkserver")
-<<<<<<< HEAD
     context.set_forkserver_preload([_module(run), "services.sim.warm"])
-=======
-    context.set_forkserver_preload([_module(run)])
     _start(context)
->>>>>>> main
     with ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_obey_interrupts, max_tasks_per_child=1
     ) as pool:

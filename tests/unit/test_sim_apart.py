@@ -31,10 +31,10 @@ def test_a_seed_is_taken_only_when_a_core_is_free_for_it() -> None:
     assert next(taken) <= 3
 
 
-<<<<<<< HEAD
 def test_what_every_seed_would_load_is_there_when_it_begins() -> None:
     assert list(outcomes(_tables, [1], 1)) == [1]
-=======
+
+
 SLOW = """
 import os, time
 from pathlib import Path
@@ -72,4 +72,3 @@ def test_ctrl_c_while_its_processes_still_import_leaves_the_words_to_the_parent(
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert said == ""
->>>>>>> main
