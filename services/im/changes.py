@@ -65,7 +65,7 @@ async def change(server: ImServer, session: Session, request: pb.Change) -> pb.R
     if not changes.merge(row.changes, entry):
         # So already, perhaps by a request whose answer did not come, or a later one counts: what
         # made it so may still be held here only.
-        lsn = partition.applier.applied().get(server.origin, 0)
+        lsn = partition.applier.lsn(server.origin)
         await groups.settled(server, session, partition, lsn)
         return pb.Response(ok=pb.Ok())
     # One that was given in another IDC, and has not come here yet, can be taken back as well.

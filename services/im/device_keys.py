@@ -58,7 +58,7 @@ async def publish(server: ImServer, session: Session, request: pb.PublishKeys) -
         op.device_keys.CopyFrom(word)
         lsn = (await partition.append(op)).lsn
     else:  # so already; what made it so may still be held here only
-        lsn = partition.applier.applied().get(server.origin, 0)
+        lsn = partition.applier.lsn(server.origin)
     await groups.settled(server, session, partition, lsn)
     return pb.Response(ok=pb.Ok())
 
@@ -116,7 +116,7 @@ async def switch_on(server: ImServer, session: Session, request: pb.SetConversat
     if (blocked := friends.refusal(conversation, session.uid)) is not None:
         raise blocked
     if conversation.encrypted:
-        lsn = partition.applier.applied().get(server.origin, 0)
+        lsn = partition.applier.lsn(server.origin)
     else:
         word = oplog.FriendOp(actor=session.uid, encrypted=True)
         word.order.hlc, word.order.device = composed, session.device

@@ -112,7 +112,7 @@ async def _as_before(
     last = [events[-1] for uid in uids if (events := conversation.events.get(uid))]
     origins = {event[1] for event in last} | {place.origin for place in said}
     if server.origin in origins:
-        lsn = partition.applier.applied().get(server.origin, 0)
+        lsn = partition.applier.lsn(server.origin)
         await settled(server, session, partition, lsn)
     return pb.Response(ok=pb.Ok())
 

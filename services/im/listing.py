@@ -163,6 +163,6 @@ async def set_one(server: ImServer, session: Session, request: pb.SetConversatio
         op.setting.CopyFrom(word)
         lsn = (await partition.append(op)).lsn
     else:  # so already; what made it so may still be held here only
-        lsn = partition.applier.applied().get(server.origin, 0)
+        lsn = partition.applier.lsn(server.origin)
     await groups.settled(server, session, partition, lsn)
     return pb.Response(ok=pb.Ok())

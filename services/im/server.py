@@ -537,7 +537,7 @@ class ImServer:
     ) -> None:
         """A service has no outbox either that would bring its message back: it is answered like a
         change of a group."""
-        lsn = outcome.lsn or partition.applier.applied().get(self.origin, 0)
+        lsn = outcome.lsn or partition.applier.lsn(self.origin)
         try:
             await groups.settled(self, session, partition, lsn)
         except Unavailable as error:
@@ -668,10 +668,8 @@ class ImServer:
                 )
 
     async def folded(self, partition: Partition, origin: Origin, lsn: int, deadline: float) -> bool:
-        applied = partition.applier.applied
-        return await self.until(
-            lambda: applied().get(origin, 0) >= lsn, self.applied_changed, deadline
-        )
+        applier = partition.applier
+        return await self.until(lambda: applier.lsn(origin) >= lsn, self.applied_changed, deadline)
 
     def safe(self, partition: Partition, lsn: int) -> bool:
         """Whether at least one other IDC holds the own log up to lsn, or none is in service that

@@ -53,7 +53,7 @@ class Replication:
         }  # fmt: skip
 
     def applied(self, origin: Origin) -> dict[int, int]:
-        return {a.partition: a.applied().get(origin, 0) for a in self.appliers}
+        return {a.partition: a.lsn(origin) for a in self.appliers}
 
     def wake_appliers(self, origin: Origin, log: Log) -> None:
         """That log has grown, or may have."""
@@ -113,7 +113,7 @@ class Replication:
         found: dict[str, int] = {}
         for origin, log in self._store.held().items():
             behind = sum(
-                max(0, log.end(a.partition).lsn - a.applied().get(origin, 0))
+                max(0, log.end(a.partition).lsn - a.lsn(origin))
                 for a in self.appliers
                 if self.seals.of(origin, a.partition) is None
             )
@@ -124,7 +124,7 @@ class Replication:
         held, applied = {}, {}
         for origin, log in self._store.held().items():
             held[str(origin)] = [log.end(p).lsn for p in range(self._partitions)]
-            applied[str(origin)] = [a.applied().get(origin, 0) for a in self.appliers]
+            applied[str(origin)] = [a.lsn(origin) for a in self.appliers]
         return held, applied
 
     def announced(self) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
-from services.sim.loop import refuse_threads
+from services.sim.loop import SimLoop, refuse_threads
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def outcomes(run: Callable[[int], T], seeds: Iterable[int], jobs: int) -> Genera
     # A fresh process a seed: what one has left behind cannot reach the next. They are forked from
     # one that has imported everything and done nothing, since to import it takes seconds.
     context = get_context("forkserver")
-    context.set_forkserver_preload([_module(run)])
+    context.set_forkserver_preload([_module(run), "services.sim.warm"])
     _start(context)
     with ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_obey_interrupts, max_tasks_per_child=1
@@ -80,4 +80,5 @@ def _obey_interrupts() -> None:
 def alone() -> None:
     """For a process where nothing but a seed is: no thread and no socket is made in it any more."""
     logging.lastResort = None
+    SimLoop.alone = True
     refuse_threads()

@@ -275,6 +275,7 @@ class SimCall:
 
     def _finish(self) -> None:
         self._over = True
+        self._served = None  # they hold each other, and cycles are not collected
         self._channel.over(self)
         if self._deadline is not None:
             self._deadline.cancel()

@@ -77,10 +77,10 @@ class SimClock(SystemClock):
         self._loop = loop
 
     def wall_ms(self) -> int:
-        return EPOCH_MS + int(self._loop.time() * 1000) + self.offset_ms
+        return EPOCH_MS + int(self._loop._now * 1000) + self.offset_ms
 
     def now(self) -> float:
-        return self._loop.time()
+        return self._loop._now
 
 
 class SimOutside:

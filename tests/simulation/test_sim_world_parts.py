@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -73,6 +75,48 @@ def test_work_in_threads_is_done_in_the_loop_later_and_in_order(lab: Lab) -> Non
     lab.run(work())
     assert done == [0, 1, 2, 3, 4]
     assert lab.loop.time() > 0
+
+
+def test_a_loop_that_is_alone_knows_itself_without_asking_the_kernel(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimLoop, "alone", True)
+    own = asyncio.get_running_loop
+
+    async def work() -> None:
+        await asyncio.sleep(1)
+        assert asyncio.get_running_loop() is asyncio.events._get_running_loop() is lab.loop
+        assert asyncio.get_running_loop is not own
+        async with asyncio.timeout(1):
+            await asyncio.wait_for(asyncio.Event().wait(), 0.5)
+
+    with pytest.raises(TimeoutError):
+        lab.run(work())
+    assert asyncio.get_running_loop is own
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+
+
+def test_a_timer_that_is_called_off_lets_go_of_what_it_would_have_called(lab: Lab) -> None:
+    class Big:
+        pass
+
+    async def work() -> None:
+        held = Big()
+        freed = weakref.ref(held)
+        timers = [lab.loop.call_later(n, print, held) for n in range(3)]
+        soon = lab.loop.call_soon(print, held)
+        del held
+        for handle in (*timers, soon):
+            handle.cancel()
+            handle.cancel()
+            assert handle.cancelled()
+            assert "cancelled" in repr(handle)
+        assert freed() is None
+        await asyncio.sleep(5)
+
+    lab.run(work())
+    assert lab.loop._timer_cancelled_count == 0
 
 
 def test_a_crashed_process_makes_no_further_step_and_a_paused_one_makes_them_later(
@@ -177,6 +221,27 @@ async def _calls_name_their_caller(lab: Lab, stub: Any) -> None:
 
 
 test_calls_name_their_caller = as_caller(_calls_name_their_caller)
+
+
+async def _a_call_that_is_over_is_freed_without_the_collector(lab: Lab, stub: Any) -> None:
+    await served(lab)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        call = stub.Probe(peer.ProbeRequest(), timeout=1.0)
+        freed = weakref.ref(call)
+        await call
+        del call
+        await asyncio.sleep(5)
+        assert freed() is None
+    finally:
+        if enabled:
+            gc.enable()
+
+
+test_a_call_that_is_over_is_freed_without_the_collector = as_caller(
+    _a_call_that_is_over_is_freed_without_the_collector
+)
 
 
 async def _nobody_listens(lab: Lab, stub: Any) -> None:

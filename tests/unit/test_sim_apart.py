@@ -11,7 +11,12 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from imcore import countries
 from services.sim.apart import outcomes
+
+
+def _tables(seed: int) -> int:
+    return countries._table.cache_info().currsize
 
 
 def test_every_seed_is_run_once() -> None:
@@ -24,6 +29,10 @@ def test_a_seed_is_taken_only_when_a_core_is_free_for_it() -> None:
     assert next(found) in (1, 2)
     found.close()
     assert next(taken) <= 3
+
+
+def test_what_every_seed_would_load_is_there_when_it_begins() -> None:
+    assert list(outcomes(_tables, [1], 1)) == [1]
 
 
 SLOW = """
