@@ -139,7 +139,7 @@ def _wrong(tag: str, changed: Changed, saying: Saying) -> Iterator[tuple[Kind, s
             f"{tag} says {saying.content}, and the later edit {after} was answered.",
         )
     standing = set(saying.reactions)
-    for named in standing - changed.words.keys():
+    for named in sorted(standing - changed.words.keys()):
         yield Kind.CHANGE_PHANTOM, f"{tag} has the reaction {named}, and nobody asked for it."
     for named, by_device in changed.words.items():
         wanted = "react" if named in standing else "unreact"

@@ -37,11 +37,12 @@ class Votes:
         next time; what cannot be removed ends with its lease."""
         now = self._clock.now()
         wanted = {ballot.accused: ballot for ballot in ballots}
-        for accused in wanted.keys() - self._cast.keys():
-            log.warning("%s votes against %s", self._own, wanted[accused].sentence(now))
-        for accused in self._cast.keys() - wanted.keys():
+        gone = [accused for accused in self._cast if accused not in wanted]
+        for accused, ballot in wanted.items():
+            if accused not in self._cast:
+                log.warning("%s votes against %s", self._own, ballot.sentence(now))
+        for accused in gone:
             log.warning("%s takes its vote against %s back", self._own, accused)
-        gone = self._cast.keys() - wanted.keys()
         self._cast = wanted
         registry = self._registries[self._own]
         try:

@@ -98,7 +98,7 @@ class QuicListener:
 
     def close(self) -> None:
         self.stop()
-        for each in set(self._by_id.values()):
+        for each in dict.fromkeys(self._by_id.values()):
             each.abort()
         for bound in self._sockets:
             bound.close()

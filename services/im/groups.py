@@ -194,7 +194,7 @@ def _judge(
         raise Refused(Code.FORBIDDEN, "only a member may add others")
     if uid in joining and conversation.removed(uid):
         raise Refused(Code.FORBIDDEN, "who was removed from a group comes in by its members only")
-    for other in leaving - {uid}:
+    for other in sorted(leaving - {uid}):
         # One who is none (any more) has no role that protects him: asked for again, it is so.
         if own <= MEMBER or (conversation.is_member(other) and conversation.role(other) >= own):
             raise Refused(Code.FORBIDDEN, "an admin removes members, the owner anybody")

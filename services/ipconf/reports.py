@@ -29,7 +29,7 @@ class Reports:
         if len(self._heard) >= UIDS_MAX:
             return False
         self._heard[uid] = now
-        for idc in set(accused):
+        for idc in dict.fromkeys(accused):
             uids = self._seen.get(idc)
             if uids is not None and (uid in uids or len(uids) < UIDS_MAX):
                 uids[uid] = now

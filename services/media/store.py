@@ -253,7 +253,7 @@ class MediaStore:
             if not note.startswith(KEY):
                 continue
             name = MediaName(self.idc, sha256, note.removeprefix(KEY))
-            for idc in self._peers.keys() - silent:
+            for idc in [each for each in self._peers if each not in silent]:
                 try:
                     if await self._peers[idc].keeps(name):
                         break

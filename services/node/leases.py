@@ -35,7 +35,7 @@ async def keep_leases(
             if not lease or not await registry.keep_alive(lease):
                 lease = await registry.grant_lease(LEASE_MS)
             now = gateways()
-            for name in known - now.keys():
+            for name in sorted(known - now.keys()):
                 await registry.put(_key(name), None)
                 known.discard(name)
             for name, described in now.items():

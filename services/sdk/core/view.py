@@ -384,8 +384,8 @@ class View:
         """Changes above a seal were taken by an IDC that is lost: no other has them. One that has
         was asked again, or published it again, as an entry of another origin."""
         ends = self.received.sealed
-        for origin in ends.keys() & self._changed_to.keys():
-            self._changed_to[origin] = min(ends[origin], self._changed_to[origin])
+        for origin, seq in self._changed_to.items():
+            self._changed_to[origin] = min(ends.get(origin, seq), seq)
         for key, made_of in self._made_of.items():
             void = [at for at in made_of if at[1] > ends.get(at[0], at[1])]
             if not void:
