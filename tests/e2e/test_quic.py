@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
 from imctl import hotrestart
-from imctl.testing.lab import until
+from imctl.testing.lab import row_of_ports, until
 from services.sdk.core import passage
 from tests.e2e.test_features import client, shows
 
@@ -23,8 +22,7 @@ def with_quic(spec: dict[str, Any]) -> None:
     assert idc["name"] == VICTIM
     idc["gateways"] = 2
     host = idc["endpoints"]["gateway"].rpartition(":")[0]
-    # Two neighbouring ports, below those that the system gives out.
-    idc["endpoints"]["gateway"] = f"{host}:{20_000 + 2 * (os.getpid() % 5_000)}"
+    idc["endpoints"]["gateway"] = f"{host}:{row_of_ports(spec, 2)}"
 
 
 async def test_a_hot_restart_and_the_loss_of_the_idc_by_quic(stage, monkeypatch) -> None:
