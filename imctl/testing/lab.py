@@ -275,14 +275,20 @@ class Lab:
         return dict(zip(names, found, strict=True))
 
     async def converged(self, seconds: float = 30, idcs: Iterable[str] | None = None) -> Hashes:
-        """Until all these hold the same, and hold it still a second later. Raises Unavailable."""
+        """Until all these hold the same, and hold it still a second later. One that does not answer
+        now may be starting again from a snapshot. Raises Unavailable."""
 
         async def equal() -> Hashes | None:
-            first = await self.hashes(idcs)
-            if len(set(first.values())) > 1:
+            try:
+                first = await self.hashes(idcs)
+                if len(set(first.values())) > 1:
+                    return None
+                await asyncio.sleep(1.0)
+                return first if await self.hashes(idcs) == first else None
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
                 return None
-            await asyncio.sleep(1.0)
-            return first if await self.hashes(idcs) == first else None
 
         try:
             found = await until(equal, seconds, "the state hashes do not become equal", 0.3)

@@ -159,7 +159,7 @@ class Fronts(rpc.FrontServicer):
         self.limited = Limited()
         self.gateways: list[FrontLink] = []
         self._where: Where[FrontLink] = Where()
-        self._dirty: set[str] | None = None  # sessions; None: nobody has asked
+        self._dirty: dict[str, None] | None = None  # sessions; None: nobody has asked
         self._levels: dict[int, tuple[Origin, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -432,9 +432,9 @@ class Fronts(rpc.FrontServicer):
         """By session: whose connection has come or gone since this was asked last, at first all
         that stand. None: it has none (any more)."""
         if self._dirty is None:
-            self._dirty = set()
+            self._dirty = {}
             return {row.session: row for row in self.sessions() if row.connected}
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._dirty = self._dirty, {}
         found: dict[str, Here | None] = {}
         for session in dirty:
             link = self._with_session(session)
@@ -443,7 +443,7 @@ class Fronts(rpc.FrontServicer):
 
     def _note(self, *rows: Here | None) -> None:
         if self._dirty is not None:
-            self._dirty.update(row.session for row in rows if row is not None)
+            self._dirty |= {row.session: None for row in rows if row is not None}
 
     def acks(self) -> Acks:
         """Of all fronts together, as they measured them towards their clients."""

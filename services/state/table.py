@@ -7,7 +7,7 @@ while its connection is away is owed to it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
 from services.state.session import Record
@@ -54,7 +54,7 @@ class SessionTable:
         self.version = 0  # rises with each change of which ``changed`` is told
         self._changed: deque[str] = deque(maxlen=_CHANGES)  # users, of the last versions
         self.by_address = Connections()
-        self._dirty: set[str] | None = None  # sessions; None: nobody asks
+        self._dirty: dict[str, None] | None = None  # sessions; None: nobody asks
         self._by_device: dict[tuple[str, str], Record] = {}
         self._by_user: dict[str, dict[str, Record]] = {}
         self._by_id: dict[str, Record] = {}
@@ -78,7 +78,7 @@ class SessionTable:
         if former is not None:
             self._by_id.pop(former.id, None)
             if self._dirty is not None:
-                self._dirty.add(former.id)
+                self._dirty[former.id] = None
         self._by_device[record.uid, record.device] = record
         self._by_user.setdefault(record.uid, {})[record.device] = record
         self._by_id[record.id] = record
@@ -97,18 +97,18 @@ class SessionTable:
         self.tell(record)
         return True
 
-    def changed_since(self, version: int) -> set[str] | None:
+    def changed_since(self, version: int) -> Collection[str] | None:
         """Whose sessions have come or gone, or their connections. None: too many to be known."""
         count = self.version - version
         if count > len(self._changed):
             return None
-        return set(islice(reversed(self._changed), count)) if count else set()
+        return dict.fromkeys(islice(reversed(self._changed), count)) if count else ()
 
     def tell(self, record: Record) -> None:
         self.version += 1
         self._changed.append(record.uid)
         if self._dirty is not None:
-            self._dirty.add(record.id)
+            self._dirty[record.id] = None
         if self.changed is not None:
             self.changed(record)
 
@@ -116,9 +116,9 @@ class SessionTable:
         """By session: whose connection has come or gone since this was asked last, at first all
         that stand. None: it has none (any more)."""
         if self._dirty is None:
-            self._dirty = set()
+            self._dirty = {}
             return {record.id: record for record in self if record.connected}
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._dirty = self._dirty, {}
         found = {session: self._by_id.get(session) for session in dirty}
         return {s: record if record and record.connected else None for s, record in found.items()}
 

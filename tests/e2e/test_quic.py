@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from imctl import hotrestart
-from imctl.testing.lab import row_of_ports, until
+from imctl.testing.lab import Lab, row_of_ports, until
 from services.sdk.core import passage
 from tests.e2e.test_features import client, shows
 
@@ -25,16 +27,25 @@ def with_quic(spec: dict[str, Any]) -> None:
     idc["endpoints"]["gateway"] = f"{host}:{row_of_ports(spec, 2)}"
 
 
+async def linked(lab: Lab, idc: str, count: int) -> None:
+    async def holds() -> bool:
+        return len((await lab.status(idc))["gateways"]) == count
+
+    await until(holds, 30, f"the gateways of {idc} are not all there")
+
+
 async def test_a_hot_restart_and_the_loss_of_the_idc_by_quic(stage, monkeypatch) -> None:
     # On a machine that is busy with others TLS would win now and then.
     monkeypatch.setattr(passage, "HEAD_START_S", 3.0)
     monkeypatch.setattr(passage, "HEAD_START_MAX_S", 3.0)
     monkeypatch.setattr(passage, "HEAD_START_OTHERS_S", 3.0)
-    async with (
-        stage(edit=with_quic, split=True) as (lab, cast),
-        client(lab, cast, "ann", "phone", VICTIM) as ann,
-        client(lab, cast, "bob", "phone", OTHER) as bob,
-    ):
+    async with AsyncExitStack() as stack:
+        lab, cast = await stack.enter_async_context(stage(edit=with_quic, split=True))
+        for idc, count in ((VICTIM, 2), (OTHER, 1)):
+            await linked(lab, idc, count)
+        await asyncio.sleep(1.0)  # ipconf asks a few times a second who is there
+        ann = await stack.enter_async_context(client(lab, cast, "ann", "phone", VICTIM))
+        bob = await stack.enter_async_context(client(lab, cast, "bob", "phone", OTHER))
         chat = ann.direct("bob")
         assert ann.state.idc == VICTIM and bob.state.idc == OTHER
         assert ann.state.quic and bob.state.quic

@@ -30,10 +30,15 @@ def _run(hash_seed: int, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_seed_gives_the_same_trace_byte_for_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seed", "seconds"), [(SEED, SHORT_S), (10, 20.0)])
+def test_a_seed_gives_the_same_trace_byte_for_byte(
+    tmp_path: Path, seed: int, seconds: float
+) -> None:
+    """In the longer one an IDC votes against two others at once."""
+
     def digest(hash_seed: int) -> str:
         done = _run(
-            hash_seed, "--from", str(SEED), "--seeds", "1", "--seconds", str(SHORT_S), "--jobs",
+            hash_seed, "--from", str(seed), "--seeds", "1", "--seconds", str(seconds), "--jobs",
             "1", "--out", str(tmp_path),
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

@@ -145,7 +145,7 @@ def test_more_replicas_than_other_idcs() -> None:
     [
         ("", "r.yaml:1: expected a region file, got an empty one"),
         ("- 1\n", "r.yaml:1: the file: expected a mapping of fields, got a list of 1"),
-        ("a: 1\n\tb: 2\n", "r.yaml:2: expected YAML, got an error"),
+        ("a: 1\n\tb: 2\n", "r.yaml:2: expected YAML, got a tab; put spaces in its place"),
         ("a: [\n", "r.yaml:2: expected YAML"),
         ("a: &x [*x]\n", "expected YAML, got an alias"),
         ("a: !!python/object:os.system 1\n", "r.yaml:1: expected YAML, got an error"),
