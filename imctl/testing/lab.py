@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import yaml
 
 from imcore.errors import Unavailable
