@@ -36,6 +36,16 @@ def client(
     )
 
 
+async def at_home(who: Client, idc: str) -> None:
+    """An ipconf that has just started may not know every gateway yet: the IDC that took the client
+    then hands it over."""
+
+    async def holds() -> bool:
+        return who.state.idc == idc
+
+    await until(holds, 30, f"{who.device} does not come to {idc}")
+
+
 async def shows(who: Client, chat: str, count: int) -> None:
     async def all_of_them() -> bool:
         return len(who.view(chat)) == count

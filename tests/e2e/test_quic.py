@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from imctl import hotrestart
 from imctl.testing.lab import Lab, row_of_ports, until
 from services.sdk.core import passage
-from tests.e2e.test_features import client, shows
+from tests.e2e.test_features import at_home, client, shows
 
 pytestmark = pytest.mark.e2e
 
@@ -43,11 +42,11 @@ async def test_a_hot_restart_and_the_loss_of_the_idc_by_quic(stage, monkeypatch)
         lab, cast = await stack.enter_async_context(stage(edit=with_quic, split=True))
         for idc, count in ((VICTIM, 2), (OTHER, 1)):
             await linked(lab, idc, count)
-        await asyncio.sleep(1.0)  # ipconf asks a few times a second who is there
         ann = await stack.enter_async_context(client(lab, cast, "ann", "phone", VICTIM))
         bob = await stack.enter_async_context(client(lab, cast, "bob", "phone", OTHER))
         chat = ann.direct("bob")
-        assert ann.state.idc == VICTIM and bob.state.idc == OTHER
+        await at_home(ann, VICTIM)
+        await at_home(bob, OTHER)
         assert ann.state.quic and bob.state.quic
         await ann.send(chat, b"one")
         await shows(bob, chat, 1)

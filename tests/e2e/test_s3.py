@@ -12,7 +12,7 @@ import pytest
 
 from imctl.testing import s3
 from imctl.testing.lab import until
-from tests.e2e.test_features import client
+from tests.e2e.test_features import at_home, client
 
 pytestmark = pytest.mark.e2e
 
@@ -62,7 +62,8 @@ async def test_an_upload_outlives_its_bucket_and_its_idc(
             client(lab, cast, "s3-ann", "phone", "fra") as ann,
             client(lab, cast, "s3-bob", "phone", "iad") as bob,
         ):
-            assert ann.state.idc == "fra" and bob.state.idc == "iad"
+            await at_home(ann, "fra")
+            await at_home(bob, "iad")
             small = await ann.upload(b"small", "a/b", "x")
             uploading = asyncio.create_task(ann.upload(data, "a/b", "x", progress=sent))
             await reached["a third"].wait()
