@@ -12,6 +12,15 @@ from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place, Stamp, Vector
 
 
+def error_pb(stamp: pb.Stamp, code: str, message: str, retry_after_ms: int = 0) -> pb.Response:
+    """The answer to a request that cannot be done, or not now."""
+    response = pb.Response(stamp=stamp)
+    response.error.code = code
+    response.error.message = message
+    response.error.retry_after_ms = retry_after_ms
+    return response
+
+
 def fill_origin(message: pb.Origin, origin: Origin) -> None:
     message.idc, message.incarnation = origin
 

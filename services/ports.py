@@ -498,6 +498,9 @@ class Backlog(NamedTuple):
     records: int
 
 
+NO_BACKLOG = Backlog(0.0, 0)
+
+
 class Im(Protocol):
     """The business role, as the state role sees it."""
 

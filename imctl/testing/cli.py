@@ -5,12 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from imctl.testing import schema
 
+ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
 TIMEOUT_S = 90.0
+
+
+def alone(
+    *arguments: object,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    timeout_s: float = 20.0,
+) -> subprocess.CompletedProcess[str]:
+    """Of no deployment but one that ``arguments`` name, whatever this machine's ``IMCTL_...`` say,
+    and with nobody at its terminal. Raises subprocess.TimeoutExpired."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("IMCTL_")}
+    return subprocess.run(
+        [IMCTL, *map(str, arguments)],
+        cwd=cwd,
+        env=clean | {"COLUMNS": "80"} | dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def begin(data: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -263,6 +263,14 @@ class Lab:
         except Unavailable as error:
             raise Unavailable(f"{error}: {await self.alarms(idc)}") from error
 
+    async def wait_gateways(self, idc: str, count: int) -> None:
+        """Until so many serve there."""
+
+        async def holds() -> bool:
+            return len((await self.status(idc))["gateways"]) == count
+
+        await until(holds, 30, f"the gateways of {idc} are not all there")
+
     async def hashes(self, idcs: Iterable[str] | None = None) -> Hashes:
         """Of the replicated state, by an independent scan: (partition, hash, rows) by IDC."""
 

@@ -224,7 +224,8 @@ def _violations(case: Case) -> list[Blocker]:
     needed += case.others() if kind in _OTHERS_FACTS else []
     if kind == Kind.FAILOVER:
         # Of several that are lost together none could ever speak for the failover of another.
-        needed = [name for name in needed if name not in rules.lost(case)]
+        lost = rules.lost(case)
+        needed = [name for name in needed if name not in lost]
     found = [rules.evidence_age(case, needed)] if needed else []
     found += [
         rule(case) for rule in _RULES.get(kind, ()) if not (resumed and rule in _ONLY_AT_THE_START)

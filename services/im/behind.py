@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from services.ports import Backlog
+from services.ports import NO_BACKLOG, Backlog
 
 AWAY_S = 5.0
 _MARK_S = 0.1
 _MARKS_MAX = 600
-NONE = Backlog(0.0, 0)
 
 
 class Behind:
@@ -35,12 +34,12 @@ class Behind:
             self._ends.popleft()
         if folded >= end:
             self._moved_at, self._apart_s = now, _MARK_S
-            return NONE
+            return NO_BACKLOG
         if not self._ends or (now - self._ends[-1][1] >= self._apart_s and end > self._ends[-1][0]):
             self._ends.append((end, now))
             if len(self._ends) > _MARKS_MAX:  # a long outage need not be known so exactly
                 self._ends = deque(list(self._ends)[::2])
                 self._apart_s *= 2
         if now - self._moved_at >= AWAY_S:
-            return NONE
+            return NO_BACKLOG
         return Backlog(now - self._ends[0][1], end - folded)

@@ -16,7 +16,7 @@ from imcore.sometimes import FENCED, TAKEN_OVER, sometimes
 from imcore.words import Attested, ClientKey, Lane, Origin
 from services.im import keys
 from services.im.applier import Applier, Told
-from services.im.behind import NONE, Behind
+from services.im.behind import Behind
 from services.im.cache import ConversationCache
 from services.im.fold import Effects
 from services.im.replication import ReplicationTracker
@@ -35,7 +35,7 @@ from services.im.sequencer import (
     judge_known,
     unknown_places,
 )
-from services.ports import Backlog, Kv, Log, LogStore, Record
+from services.ports import NO_BACKLOG, Backlog, Kv, Log, LogStore, Record
 
 log = logging.getLogger("im.sequencer")
 
@@ -213,7 +213,7 @@ class Partition:
     def backlog(self) -> Backlog:
         """Of the own log. What is folded again, below a seal, waits for something else."""
         if self._failed is not None or self.conversations.withheld:
-            return NONE
+            return NO_BACKLOG
         end, folded = self._log.end(self.number).lsn, self.applier.lsn(self.origin)
         return self._behind.look(end, folded, self._clock.now())
 

@@ -91,6 +91,7 @@ _READS = frozenset(
         "readers",
         "search",
         "device_keys",
+        "watch",
     )
 )
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine

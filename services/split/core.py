@@ -17,14 +17,14 @@ from typing import Protocol
 import grpc
 
 from imcore.attest import RegionKeys
-from imcore.convert import origin_of, stamp_of, vector_of
+from imcore.convert import error_pb, origin_of, stamp_of, vector_of
 from imcore.errors import Code, Refused, Unavailable
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
-from services.ports import Audience, Backlog, Kicks, Pushes, Reply, Session
+from services.ports import NO_BACKLOG, Audience, Backlog, Kicks, Pushes, Reply, Session
 from services.split.pipe import Pipe
 
 log = logging.getLogger("im.split")
@@ -319,18 +319,14 @@ class CoreLink:
         return list(answer.known)
 
     def backlog(self) -> Backlog:
-        return Backlog(0.0, 0)  # the core sheds for itself
+        return NO_BACKLOG  # the core sheds for itself
 
     def disconnected(self, session: Session) -> None:
         self._over.append(session)
         self._pipe.put(front.Up(gone=_caller(session)))
 
     def _unavailable(self) -> pb.Response:
-        response = pb.Response(stamp=self._stamp)
-        response.error.code = Code.UNAVAILABLE
-        response.error.message = str(_away())
-        response.error.retry_after_ms = RETRY_MS
-        return response
+        return error_pb(self._stamp, Code.UNAVAILABLE, str(_away()), RETRY_MS)
 
     # ---------------------------------------------------------------------------- catching up
 

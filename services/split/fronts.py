@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 
-from imcore.convert import origin_pb, positions_pb
+from imcore.convert import error_pb, origin_pb, positions_pb
 from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
@@ -28,6 +28,7 @@ from services.ports import Audience, Im, Session
 from services.split.pipe import Pipe
 from services.split.where import Where
 from services.state.delay import watch_delay
+from services.state.dirty import Dirty
 from services.state.latency import Acks, acks_of
 from services.state.shedding import BEHIND, READS, Shedder
 
@@ -159,7 +160,7 @@ class Fronts(rpc.FrontServicer):
         self.limited = Limited()
         self.gateways: list[FrontLink] = []
         self._where: Where[FrontLink] = Where()
-        self._dirty: dict[str, None] | None = None  # sessions; None: nobody has asked
+        self._dirty = Dirty()
         self._levels: dict[int, tuple[Origin, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -254,7 +255,7 @@ class Fronts(rpc.FrontServicer):
         if not ask.catches_up and (retry_ms := self.shedder.retry_ms(ask.caller.uid, reads, now)):
             self.limited.overloaded += 1
             self.limited.shed += 1
-            reply(_overloaded(self._stamp(), retry_ms))
+            reply(error_pb(self._stamp(), Code.OVERLOADED, BEHIND, retry_ms))
             return
         self.im.submit(_session(link, ask.caller), ask.request, reply)
 
@@ -431,10 +432,9 @@ class Fronts(rpc.FrontServicer):
     def changed(self) -> dict[str, Here | None]:
         """By session: whose connection has come or gone since this was asked last, at first all
         that stand. None: it has none (any more)."""
-        if self._dirty is None:
-            self._dirty = {}
+        dirty = self._dirty.take()
+        if dirty is None:
             return {row.session: row for row in self.sessions() if row.connected}
-        dirty, self._dirty = self._dirty, {}
         found: dict[str, Here | None] = {}
         for session in dirty:
             link = self._with_session(session)
@@ -442,8 +442,7 @@ class Fronts(rpc.FrontServicer):
         return found
 
     def _note(self, *rows: Here | None) -> None:
-        if self._dirty is not None:
-            self._dirty |= {row.session: None for row in rows if row is not None}
+        self._dirty.note(row.session for row in rows if row is not None)
 
     def acks(self) -> Acks:
         """Of all fronts together, as they measured them towards their clients."""
@@ -525,11 +524,6 @@ def _session(link: FrontLink, caller: front.Caller) -> Session:
         caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
         caller.away_ms,
     )  # fmt: skip
-
-
-def _overloaded(stamp: pb.Stamp, retry_ms: int) -> pb.Response:
-    error = pb.Error(code=Code.OVERLOADED, message=BEHIND, retry_after_ms=retry_ms)
-    return pb.Response(stamp=stamp, error=error)
 
 
 def _replicated(origin: Origin, partition: int, lsn: int) -> front.Down:

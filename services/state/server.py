@@ -17,7 +17,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from imcore.attest import RegionKeys
-from imcore.convert import origin_pb, positions_pb, vector_of
+from imcore.convert import error_pb, origin_pb, positions_pb, vector_of
 from imcore.errors import Code, ImError, Refused, Unavailable, code_of, retry_after_ms
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
@@ -235,11 +235,7 @@ class StateServer(Outgoing):
         self.gateways[gateway].close(connection, reason, response.error.retry_after_ms)
 
     def _error(self, code: Code, message: str, retry_after_ms: int = 0) -> pb.Response:
-        response = pb.Response(stamp=self._stamp())
-        response.error.code = code
-        response.error.message = message
-        response.error.retry_after_ms = retry_after_ms
-        return response
+        return error_pb(self._stamp(), code, message, retry_after_ms)
 
     async def _connect(
         self, address: Address, opening: _Opening, request_id: int, request: pb.Request

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
+from services.state.dirty import Dirty
 from services.state.session import Record
 
 Address = tuple[str, int]  # gateway, connection
@@ -54,7 +55,7 @@ class SessionTable:
         self.version = 0  # rises with each change of which ``changed`` is told
         self._changed: deque[str] = deque(maxlen=_CHANGES)  # users, of the last versions
         self.by_address = Connections()
-        self._dirty: dict[str, None] | None = None  # sessions; None: nobody asks
+        self._dirty = Dirty()
         self._by_device: dict[tuple[str, str], Record] = {}
         self._by_user: dict[str, dict[str, Record]] = {}
         self._by_id: dict[str, Record] = {}
@@ -77,8 +78,7 @@ class SessionTable:
         former = self._by_device.get((record.uid, record.device))
         if former is not None:
             self._by_id.pop(former.id, None)
-            if self._dirty is not None:
-                self._dirty[former.id] = None
+            self._dirty.note([former.id])
         self._by_device[record.uid, record.device] = record
         self._by_user.setdefault(record.uid, {})[record.device] = record
         self._by_id[record.id] = record
@@ -107,18 +107,16 @@ class SessionTable:
     def tell(self, record: Record) -> None:
         self.version += 1
         self._changed.append(record.uid)
-        if self._dirty is not None:
-            self._dirty[record.id] = None
+        self._dirty.note([record.id])
         if self.changed is not None:
             self.changed(record)
 
     def since(self) -> dict[str, Record | None]:
         """By session: whose connection has come or gone since this was asked last, at first all
         that stand. None: it has none (any more)."""
-        if self._dirty is None:
-            self._dirty = {}
+        dirty = self._dirty.take()
+        if dirty is None:
             return {record.id: record for record in self if record.connected}
-        dirty, self._dirty = self._dirty, {}
         found = {session: self._by_id.get(session) for session in dirty}
         return {s: record if record and record.connected else None for s, record in found.items()}
 

@@ -19,7 +19,7 @@ from imcore.words import Origin, Vector, direct_members
 from services.gateway.config import GatewayConfig
 from services.gateway.server import Gateway
 from services.gateway.testing import FrameClient, dial, dial_quic
-from services.ports import Backlog, Pushes, Reply, Risk, Session
+from services.ports import NO_BACKLOG, Backlog, Pushes, Reply, Risk, Session
 from services.state.server import StateServer
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class MemoryIm:
         self.sessions: list[Session] = []
         self.over: list[Session] = []
         self.moved_from: list[pb.MovedFrom] = []
-        self.waiting = Backlog(0.0, 0)
+        self.waiting = NO_BACKLOG
         self.connect_gate = asyncio.Event()
         self.connect_gate.set()
         self.mute = False

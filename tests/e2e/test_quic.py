@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from imctl import hotrestart
-from imctl.testing.lab import Lab, row_of_ports, until
+from imctl.testing.lab import row_of_ports, until
 from services.sdk.core import passage
 from tests.e2e.test_features import at_home, client, shows
 
@@ -26,13 +26,6 @@ def with_quic(spec: dict[str, Any]) -> None:
     idc["endpoints"]["gateway"] = f"{host}:{row_of_ports(spec, 2)}"
 
 
-async def linked(lab: Lab, idc: str, count: int) -> None:
-    async def holds() -> bool:
-        return len((await lab.status(idc))["gateways"]) == count
-
-    await until(holds, 30, f"the gateways of {idc} are not all there")
-
-
 async def test_a_hot_restart_and_the_loss_of_the_idc_by_quic(stage, monkeypatch) -> None:
     # On a machine that is busy with others TLS would win now and then.
     monkeypatch.setattr(passage, "HEAD_START_S", 3.0)
@@ -41,7 +34,7 @@ async def test_a_hot_restart_and_the_loss_of_the_idc_by_quic(stage, monkeypatch)
     async with AsyncExitStack() as stack:
         lab, cast = await stack.enter_async_context(stage(edit=with_quic, split=True))
         for idc, count in ((VICTIM, 2), (OTHER, 1)):
-            await linked(lab, idc, count)
+            await lab.wait_gateways(idc, count)
         ann = await stack.enter_async_context(client(lab, cast, "ann", "phone", VICTIM))
         bob = await stack.enter_async_context(client(lab, cast, "bob", "phone", OTHER))
         chat = ann.direct("bob")

@@ -11,7 +11,7 @@ import pytest
 
 from imctl import hotrestart
 from imctl.testing.cast import Cast
-from imctl.testing.lab import Lab, row_of_ports, until
+from imctl.testing.lab import row_of_ports
 
 pytestmark = pytest.mark.e2e
 
@@ -44,13 +44,6 @@ def lost_one(line: str) -> bool:
     return kind == "connection" and not gateway
 
 
-async def linked(lab: Lab) -> None:
-    async def holds() -> bool:
-        return len((await lab.status(VICTIM))["gateways"]) == 2
-
-    await until(holds, 30, f"the gateways of {VICTIM} are not all there")
-
-
 async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage, chat) -> None:
     async with stage(edit=patient, split=True) as (lab, cast):
         couples = await cast.couples(6, VICTIM, *OTHERS)
@@ -63,14 +56,14 @@ async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage,
             killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "im")
             assert killed == [VICTIM]
             await lab.start(VICTIM)
-            await linked(lab)
+            await lab.wait_gateways(VICTIM, 2)
             await asyncio.sleep(AFTER_S)
             assert changes(cast) == before, "a connection did not survive the core's restart"
 
             killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "gateway")
             assert killed == [f"{VICTIM}.gateway-1", f"{VICTIM}.gateway-2"]
             await lab.start(VICTIM)
-            await linked(lab)
+            await lab.wait_gateways(VICTIM, 2)
             await asyncio.sleep(AFTER_S)
             assert changes(cast) != before
 

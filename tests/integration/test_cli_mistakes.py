@@ -9,26 +9,19 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from imcore.region.load import load_region
+from imctl.testing.cli import IMCTL, ROOT, alone
 from imctl.testing.lab import lab_region
 
-ROOT = Path(__file__).resolve().parents[2]
 THREE = ROOT / "regions" / "three-idc.yaml"
-IMCTL = Path(sys.executable).with_name("imctl")
 
 
-def imctl(
-    *arguments: object, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("IMCTL_")}
-    return subprocess.run(
-        [IMCTL, *map(str, arguments)], cwd=cwd, env=clean | {"COLUMNS": "80"} | environment,
-        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+imctl = partial(alone, timeout_s=60)
 
 
 @pytest.mark.parametrize(

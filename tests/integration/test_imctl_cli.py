@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import socket
@@ -15,26 +14,11 @@ import pytest
 import yaml
 
 from imcore.region.load import load_region
+from imctl.testing.cli import ROOT
+from imctl.testing.cli import alone as imctl
 from imctl.testing.lab import lab_region
 
-ROOT = Path(__file__).resolve().parents[2]
 THREE = ROOT / "regions" / "three-idc.yaml"
-IMCTL = Path(sys.executable).with_name("imctl")
-
-
-def imctl(
-    *arguments: object, cwd: Path = ROOT, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("IMCTL_")}
-    return subprocess.run(
-        [IMCTL, *map(str, arguments)],
-        cwd=cwd,
-        env=clean | {"COLUMNS": "80"} | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
 
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:

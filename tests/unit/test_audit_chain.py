@@ -22,6 +22,12 @@ EVENTS = [{"at_ms": 1_000 + n, "sentence": f"drain of fra, {n}"} for n in range(
 
 
 @pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two events each; asked for before ``chain``."""
+    monkeypatch.setattr(auditfile, "FULL_BYTES", 200)
+
+
+@pytest.fixture
 def chain(tmp_path: Path) -> Path:
     path = tmp_path / "audit.jsonl"
     for event in EVENTS:
@@ -226,9 +232,8 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
 
 
 def test_a_full_file_is_put_aside_and_the_chain_goes_over_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_files: None
 ) -> None:
-    monkeypatch.setattr(auditfile, "FULL_BYTES", 200)
     path = tmp_path / "audit.jsonl"
     for event in EVENTS:
         at = append(path, "fra", event)
@@ -372,17 +377,11 @@ def test_the_end_of_a_chain_is_judged_alone(chain: Path) -> None:
     assert against(found, Anchor(7, "0" * 64)).startswith("truncated")
 
 
-def test_a_chain_over_several_files_is_read_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(auditfile, "FULL_BYTES", 200)
-    path = tmp_path / "audit.jsonl"
-    for event in EVENTS:
-        append(path, "fra", event)
-    whole = auditfile.read(path)
-    assert len(auditfile.files(path)) > 2
+def test_a_chain_over_several_files_is_read_from_anywhere(small_files: None, chain: Path) -> None:
+    whole = auditfile.read(chain)
+    assert len(auditfile.files(chain)) > 2
     for start in range(0, len(whole) + 50, 7):
-        assert auditfile.read(path, start) == whole[start:]
+        assert auditfile.read(chain, start) == whole[start:]
 
 
 class Register:
