@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from imcore.attest import RegionKeys
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
@@ -59,7 +58,6 @@ class Partition:
         logs: LogStore,
         hlc: Hlc,
         clock: Clock,
-        region_keys: RegionKeys,
         replicas: int,
         others: int,
         told: Callable[[int, Origin, Effects], None],
@@ -70,7 +68,6 @@ class Partition:
         self._log = own_log
         self.kv = kv
         self._clock = clock
-        self._keys = region_keys
         self._hlc = hlc
         self.conversations = ConversationCache(kv, number)
         self.sequencer = Sequencer(origin, hlc)

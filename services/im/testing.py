@@ -134,7 +134,7 @@ class Idc:
         hlc = Hlc()
         partitions = [
             Partition(
-                number, self.origin, own, self.kv, self.logs, hlc, self._clock, KEYS,
+                number, self.origin, own, self.kv, self.logs, hlc, self._clock,
                 self.policy.replicas, len(self._others),
                 self._told,
                 self.policy.push_group_members_max,

@@ -457,7 +457,7 @@ class Node:
         self.partitions = [
             Partition(
                 number, origin, own_log, self.kv, self.store, self.hlc, self.clock,
-                self.config.keys, spec.messages.replicas, len(spec.idcs) - 1, self._told,
+                spec.messages.replicas, len(spec.idcs) - 1, self._told,
                 spec.messages.push_group_members_max,
             )
             for number in range(spec.partitions)
