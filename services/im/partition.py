@@ -107,7 +107,6 @@ class Partition:
             delay = min(max(2 * delay, _REPAIR_S), _REPAIR_MAX_S)
             try:
                 await self._log.reopen(self.number)
-                await self.applier.drain()
                 await self._open_epoch()
                 if again:
                     sometimes(TAKEN_OVER)
@@ -124,7 +123,10 @@ class Partition:
 
     async def _open_epoch(self) -> None:
         """What was sent before may have come into the log after all, and is folded by now; it may
-        even come in now, but not behind the marker. So the marker must be the next record."""
+        even come in now, but not behind the marker. So the marker must be the next record. And the
+        KV may have been taken back (a storage failover): it is no word on what has been given out
+        before it has folded the log to its end."""
+        await self.applier.drain()
         end, folded = self._log.end(self.number), self.applier.lsn(self.origin)
         if folded < end.lsn:
             why = self.applier.above_level
