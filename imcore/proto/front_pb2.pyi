@@ -139,19 +139,24 @@ class Hello(_message.Message):
     GATEWAY_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    GROWS_FIELD_NUMBER: _builtins.int
     gateway: _builtins.str
     port: _builtins.int
     restarts: _builtins.int
+    """hot ones, so far"""
+    grows: _builtins.bool
+    """knows what `joined` of an Audience means"""
     def __init__(
         self,
         *,
         gateway: _builtins.str = ...,
         port: _builtins.int = ...,
         restarts: _builtins.int = ...,
+        grows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "port", b"port", "restarts", b"restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "grows", b"grows", "port", b"port", "restarts", b"restarts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,8 +585,11 @@ class Audience(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     UIDS_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     conversation: _builtins.str
+    joined: _builtins.bool
+    """these are added to those whom the number means"""
     @_builtins.property
     def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -590,10 +598,11 @@ class Audience(_message.Message):
         number: _builtins.int = ...,
         conversation: _builtins.str = ...,
         uids: _abc.Iterable[_builtins.str] | None = ...,
+        joined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "number", b"number", "uids", b"uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "joined", b"joined", "number", b"number", "uids", b"uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

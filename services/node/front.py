@@ -173,7 +173,9 @@ class FrontNode:
             gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
             if self._handover is not None:
                 gateway = self._handover.gateway
-            link.hello = front.Hello(gateway=gateway, port=self.port, restarts=self._restarts)
+            link.hello = front.Hello(
+                gateway=gateway, port=self.port, restarts=self._restarts, grows=True
+            )
             registry = RemoteRegistry(channel, name)
             works: list[Callable[[], Coroutine[Any, Any, None]]] = [
                 link.run, FollowedKeys(config.pki, config.keys).run,
