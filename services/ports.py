@@ -593,6 +593,10 @@ class Pushes(Protocol):
         """How many of these users have a session here."""
         ...
 
+    def waiting(self) -> int:
+        """Deliveries to huge groups still to be made, of the gateway that has the most of them."""
+        ...
+
     def push_group(
         self,
         audience: Audience,

@@ -285,6 +285,7 @@ class Load(_message.Message):
     SHED_FIELD_NUMBER: _builtins.int
     BREAKER_OPENED_FIELD_NUMBER: _builtins.int
     TURNED_AWAY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     connections: _builtins.int
     pull_only: _builtins.int
     served_share: _builtins.float
@@ -298,6 +299,8 @@ class Load(_message.Message):
     shed: _builtins.int
     breaker_opened: _builtins.int
     turned_away: _builtins.int
+    waiting: _builtins.int
+    """deliveries to huge groups, now"""
     @_builtins.property
     def acks(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """of the last seconds, by bucket of services/state/latency.py"""
@@ -317,10 +320,11 @@ class Load(_message.Message):
         shed: _builtins.int = ...,
         breaker_opened: _builtins.int = ...,
         turned_away: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "breaker_open", b"breaker_open", "breaker_opened", b"breaker_opened", "connections", b"connections", "connects", b"connects", "overloaded", b"overloaded", "pull_only", b"pull_only", "pushed", b"pushed", "requests", b"requests", "served_share", b"served_share", "shed", b"shed", "turned_away", b"turned_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "breaker_open", b"breaker_open", "breaker_opened", b"breaker_opened", "connections", b"connections", "connects", b"connects", "overloaded", b"overloaded", "pull_only", b"pull_only", "pushed", b"pushed", "requests", b"requests", "served_share", b"served_share", "shed", b"shed", "turned_away", b"turned_away", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

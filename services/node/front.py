@@ -318,6 +318,7 @@ class FrontNode:
             connects=queued["connects"],
             requests=queued["requests"],
             acks=state.ack_buckets(),
+            waiting=state.waiting(),
             pushed=now.pushed - said.pushed,
             overloaded=now.overloaded - said.overloaded,
             shed=now.shed - said.shed,

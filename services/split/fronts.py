@@ -331,6 +331,9 @@ class Fronts(rpc.FrontServicer):
     def reached(self, audience: Audience) -> int:
         return sum(link.audiences.reached(audience) for link in self.gateways)
 
+    def waiting(self) -> int:
+        return max((link.load.waiting for link in self.gateways), default=0)
+
     def push_group(
         self,
         audience: Audience,
