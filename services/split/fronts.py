@@ -24,6 +24,7 @@ from imcore.region.model import Limits
 from imcore.runtime import Clock
 from imcore.tls import caller_name
 from imcore.words import Origin, Vector
+from services.metrics.verbs import Verbs
 from services.ports import Audience, Im, Session
 from services.split.audiences import KEPT, Audiences
 from services.split.pipe import Pipe
@@ -137,6 +138,10 @@ class Fronts(rpc.FrontServicer):
         self.open = False
         self.counters = Counters()
         self.limited = Limited()
+        # What fronts have counted since the core started: by event, by port and event, by role.
+        self.session_events: Counter[str] = Counter()
+        self.gateway_events: dict[int, Counter[str]] = {}
+        self.verbs: dict[str, Verbs] = {}
         self.gateways: list[FrontLink] = []
         self._where: Where[FrontLink] = Where()
         self._dirty = Dirty()
@@ -218,6 +223,11 @@ class Fronts(rpc.FrontServicer):
     def _loaded(self, link: FrontLink, load: front.Load) -> None:
         link.load, limited = load, self.limited
         self.counters.pushed += load.pushed
+        self.session_events.update(load.session_events)
+        self.gateway_events.setdefault(link.port, Counter()).update(load.gateway_events)
+        for row in load.verbs:
+            if (verbs := self.verbs.get(row.role)) is not None:
+                verbs.add(row.verb, row.buckets, row.seconds, row.failures)
         limited.overloaded += load.overloaded
         limited.shed += load.shed
         limited.breaker_opened += load.breaker_opened

@@ -31,6 +31,8 @@ from imctl.testing.onenode import one_idc
 from services.node.authorize import Authorizer
 from services.node.config import load
 from services.node.front import FrontNode
+from services.node.front_load import LoadReport
+from services.node.metrics import Measured
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 from services.ports import Audience
@@ -391,6 +393,30 @@ async def test_only_the_own_idc_may_link(core, tmp_path):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_what_fronts_count_is_shown_by_their_core_once(core, front_of):
+    there, link = await front_of("one")
+    verbs = Measured(random.Random(1), Roles.FRONT.value).verbs
+    there.state.measure(verbs["state"])
+    [gateway] = there.gateways
+    gateway.verbs = verbs["gateway"]
+    shown = core.fronts.verbs = Measured(random.Random(1), Roles.ALL.value).verbs
+    report = LoadReport(there.state, verbs)
+    ann, _ = await there.connect("ann")
+    for cid in (1, 2):
+        assert (await ann.ask(sent(cid))).send_ack.lsn == cid
+    for _ in range(3):  # the first says it all
+        link._pipe.put(front.Up(load=report.make(gateway)))
+        await until(lambda: core.fronts.gateways[0].load.connections == 1)
+        await asyncio.sleep(0.05)
+        counts = {n: sum(v.buckets) for n, v in shown["state"].known.items()}
+        assert (counts["connect"], counts["send"]) == (1, 2)
+        assert sum(shown["gateway"].known["request"].buckets) == 3
+        assert core.fronts.gateway_events[1]["accepted"] == 1
+    await ann.ask(pb.Request(heartbeat=pb.Heartbeat()))
+    link._pipe.put(front.Up(load=report.make(gateway)))
+    await until(lambda: sum(shown["gateway"].known["request"].buckets) == 4)
 
 
 async def test_what_is_put_in_one_turn_leaves_as_one_batch_and_a_full_pipe_closes():
