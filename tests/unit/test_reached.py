@@ -79,7 +79,7 @@ def test_after_many_changes_all_are_looked_up() -> None:
 def test_who_joins_is_added_where_nobody_else_is_looked_at(steps: list[int | str]) -> None:
     table = SessionTable()
     groups = ReachedGroups(table)
-    audience = Audience("g:huge", UIDS[:20])
+    audience = Audience("g:huge", tuple(UIDS[:20]))
     coming = [uid for uid in UIDS if uid not in audience.uids]
     for number, step in enumerate(steps):
         if isinstance(step, int):
