@@ -71,15 +71,18 @@ class Mirrors:
                     await self._cluster.delete(api, kind, owner.namespace, metadata["name"])
 
     async def _apply(self, wanted: list[Object], applied: Applied) -> Standing:
-        api, kind = wanted[-1]["apiVersion"], wanted[-1]["kind"]
-        namespace, name = (wanted[-1]["metadata"][key] for key in ("namespace", "name"))
-        found = await self._cluster.get(api, kind, namespace, name)
-        version = str(found["metadata"].get("resourceVersion", "")) if found else ""
-        applied.changed(Name(kind, namespace, name), version)
+        found: Object | None = None  # what runs, which is the last one
+        for each in wanted:
+            kind, metadata = each["kind"], each["metadata"]
+            namespace, name = metadata["namespace"], metadata["name"]
+            found = await self._cluster.get(each["apiVersion"], kind, namespace, name)
+            version = str(found["metadata"].get("resourceVersion", "")) if found else ""
+            applied.changed(Name(kind, namespace, name), version)
+        runs = f"{kind} {name}"
         try:
             await self._cluster.apply_all(wanted, applied)
         except Rejected as error:
-            return Standing(f"{kind} {name}", False, "Rejected", str(error))
+            return Standing(runs, False, "Rejected", str(error))
         why = mirrorobjects.why_not_ready(found)
-        message = f"{kind} {name}: {why}" if why else f"{kind} {name}"
-        return Standing(f"{kind} {name}", not why, "NotReady" if why else "Ready", message)
+        message = f"{runs}: {why}" if why else runs
+        return Standing(runs, not why, "NotReady" if why else "Ready", message)

@@ -18,16 +18,16 @@ from tests.kubernetes.test_operator_live import Operators, until
 CRD = Path(__file__).parents[3] / "shared" / "crds" / "strimzi-kafkamirrormaker2.yaml"
 NAME = "mm2-into-fra"
 MIRROR = {"idc": "fra", "secret": "kafka-client"}
-SWEEP_S = 90.0  # what is not watched is looked at each minute
 
 
-def on_kafka(mirror: Any) -> Any:
-    """``mirror``: of fra."""
+def on_kafka(mirrormaker: bool = True) -> Any:
+    """``mirrormaker``: it is fra's mirror."""
     document = region()
     for idc in document["spec"]["idcs"]:
         files = {key: f"/k/{key}" for key in ("ca_file", "cert_file", "key_file")}
         idc["engines"] = {"log": {"kafka": {"brokers": [f"{idc['name']}:9093"], **files}}}
-    document["spec"]["idcs"][0]["engines"]["mirror"] = mirror
+    if mirrormaker:
+        document["spec"]["idcs"][0]["engines"]["mirror"] = {"mirrormaker2": {}}
     return document
 
 
@@ -36,7 +36,7 @@ def operators(api_server: ApiServer, namespace: str, tmp_path: Path) -> Iterator
     """Looks as the administrator."""
     restricted = "pod-security.kubernetes.io/enforce=restricted"
     api_server.kubectl("label", "namespace", namespace, restricted)
-    apply(api_server, namespace, on_kafka({"mirrormaker2": {}}))
+    apply(api_server, namespace, on_kafka())
     for name in ("imctl-viewer", "kafka-client"):
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
         keys = ("ca.crt", "tls.crt", "tls.key")
@@ -96,13 +96,13 @@ def test_without_strimzi_it_is_a_deployment(api_server: ApiServer, operators: Op
     until(lambda: mirrored(operators) == ("True", "Ready", runs))
     edit(api_server, operators, "deployment")
     api_server.kubectl("delete", "configmap", NAME, "--namespace", namespace)
-    until(lambda: operators.get("configmap", NAME) is not None, SWEEP_S)
+    until(lambda: operators.get("configmap", NAME) is not None)
 
-    apply(api_server, namespace, on_kafka("embedded"))
+    apply(api_server, namespace, on_kafka(mirrormaker=False))
     until(lambda: mirrored(operators) == ("False", "NotWanted", ""))
     assert operators.get("deployment", NAME) is None
     assert operators.get("configmap", NAME) is None
-    apply(api_server, namespace, on_kafka({"mirrormaker2": {}}))
+    apply(api_server, namespace, on_kafka())
     until(lambda: replicas(operators, "deployment") == 1)
     api_server.kubectl("delete", "replication", "flows", "--namespace", namespace)
     until(lambda: operators.get("deployment", NAME) is None)
@@ -122,9 +122,9 @@ def test_with_strimzi_it_is_strimzis(api_server: ApiServer, operators: Operators
         until(lambda: mirrored(operators) == ("True", "Ready", runs))
         edit(api_server, operators, "kafkamirrormaker2")
 
-        apply(api_server, operators.namespace, on_kafka("embedded"))
+        apply(api_server, operators.namespace, on_kafka(mirrormaker=False))
         until(lambda: operators.get("kafkamirrormaker2", NAME) is None)
-        apply(api_server, operators.namespace, on_kafka({"mirrormaker2": {}}))
+        apply(api_server, operators.namespace, on_kafka())
         until(lambda: replicas(operators, "kafkamirrormaker2") == 1)
     finally:
         api_server.kubectl("delete", "-f", str(CRD))

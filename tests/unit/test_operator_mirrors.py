@@ -148,6 +148,10 @@ async def test_it_is_made_repaired_and_said_to_be_ready(
     wanted = memory.held.pop((kind, "im-fra", NAME))
     await reconciler.reconcile(FLOWS)
     assert memory.held[kind, "im-fra", NAME]["spec"] == wanted["spec"]
+    if not strimzi:
+        del memory.held["ConfigMap", "im-fra", NAME]
+        await reconciler.reconcile(FLOWS)
+        assert ("ConfigMap", NAME) in memory.mirrors()
     edited = memory.held[kind, "im-fra", NAME]
     edited["spec"] = edited["spec"] | {"replicas": 2}
     edited["metadata"] = edited["metadata"] | {"resourceVersion": "edited"}
