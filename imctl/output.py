@@ -48,6 +48,16 @@ def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> Non
         console().print(table())
 
 
+def emit_objects(objects: list[dict[str, Any]], how: Format) -> None:
+    """Of Kubernetes, as `kubectl apply -f -` takes them; where JSON is not asked for, as YAML."""
+    if how is Format.JSON:
+        emit({"apiVersion": "v1", "kind": "List", "items": objects}, how, str)
+        return
+    import yaml
+
+    print(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=not _few_letters()), end="")
+
+
 def stream(document: Any, how: Format) -> None:
     """One of many documents: a line each as JSON, separated by --- as YAML."""
     if how is Format.YAML:

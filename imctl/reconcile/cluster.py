@@ -32,6 +32,8 @@ _PLURALS = {
     "Pod": "pods",
     "Event": "events",
     "StatefulSet": "statefulsets",
+    "Deployment": "deployments",
+    "KafkaMirrorMaker2": "kafkamirrormaker2s",
     "NetworkPolicy": "networkpolicies",
     "Certificate": "certificates",
     "PodDisruptionBudget": "poddisruptionbudgets",
@@ -74,6 +76,11 @@ class Cluster:
     async def serves(self, api: str) -> bool:
         """Whether the cluster knows this group and version."""
         return await self._call("GET", _root(api)) is not None
+
+    async def knows(self, api: str, kind: str) -> bool:
+        """Whether it serves this kind: of a group it may have others only."""
+        found = await self._call("GET", _root(api)) or {}
+        return any(each["kind"] == kind for each in found.get("resources", ()))
 
     async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
         query = [("labelSelector", labels)] if labels else []

@@ -263,7 +263,8 @@ class Reconciler:
             applied = self._applied.setdefault(key, Applied())
             return self._soon_of(key, *await self._gateways.reconcile(owner, document, applied))
         if key.kind in VIEWS:
-            return await self._views.look(owner, document)
+            applied = self._applied.setdefault(key, Applied())
+            return await self._views.look(owner, document, applied)
         if key.asks:
             return await self._looks.look(owner, document)
         return await self._workload(key, owner, document)
