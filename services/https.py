@@ -38,6 +38,7 @@ _STATUS = {
     Code.ENCRYPTED_ONLY: 403,
     Code.NOT_FOUND: 404,
     Code.CID_CONFLICT: 409,
+    Code.QUOTA: 413,
     Code.TOO_LARGE: 413,
     Code.OVERLOADED: 429,
     Code.INTERNAL: 500,

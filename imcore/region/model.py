@@ -442,7 +442,12 @@ class Media(Model):
     store_bytes_max: int = Field(
         default=20 << 30,
         gt=0,
-        description="of all files of an IDC, uploads under way too; beyond it none is taken",
+        description="of all files of an IDC, and what has come of uploads; beyond it none is taken",
+    )
+    user_bytes_max: int = Field(
+        default=1 << 30,
+        gt=0,
+        description="of one user's files in an IDC, and uploads as announced; no file expires",
     )
     copies_bytes_max: int = Field(
         default=10 << 30,
