@@ -18,6 +18,7 @@ from services.node.media import STICKERS
 from services.ports import Registry
 
 _SERVICE = "/im.v1.Registry/"
+NEVER = (1 << 63) - 1  # a revision that no registry comes to
 
 
 class RegistryLimits:
@@ -53,10 +54,11 @@ class RegistryLimits:
             return self._said(name, "Writing anything but records")
         current = await self._registry.get(request.key)
         revision = current.mod_revision if current else 0
-        if request.expected_mod_revision > revision:
-            return self._said(name, "Swapping what is not there yet")  # it may be there by then
-        if request.expected_mod_revision < revision:
-            return ""  # it fails by itself, and says what is there
+        if request.expected_mod_revision != revision:
+            # It fails, and its answer says what is there. What is not there yet may be there by the
+            # time of the swap, which nobody has judged then.
+            request.expected_mod_revision = NEVER
+            return ""
         before = current.value if current else None
         if role_named(name) is None:
             own = (register_key(name), anchor_key(name))

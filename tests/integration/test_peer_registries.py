@@ -42,7 +42,7 @@ from services.node.media import STICKERS
 from services.node.outside import Machine
 from services.node.swaps import RegistryLimits
 from services.policy.document import POLICY_KEY, initial
-from services.ports import Registry
+from services.ports import Registry, Versioned
 
 IDCS = ("fra", "iad", "sin")
 POLICY = initial(load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml"), 0)
@@ -205,15 +205,14 @@ async def test_records_are_swapped_only_as_they_are_and_never_put(lab: Lab) -> N
         fra.put(where, None),
         fra.compare_and_swap(where, revision, None),
         fra.compare_and_swap(where, revision, encode(promised), lease=1),
-        # A revision that is not there yet may be there by the time of the swap, unjudged.
-        fra.compare_and_swap(where, revision + 1, encode(promised)),
         fra.compare_and_swap(b"caspaxos/forged/00", 0, encode(record)),
     ):
         with pytest.raises(Refused, match="needs the certificate of iad"):
             await write
     assert await lab.record("iad", POLICY_KEY) == (where, revision, record)
-    swapped, _ = await fra.compare_and_swap(where, revision - 1, encode(promised))
-    assert not swapped
+    for other in (revision - 1, revision + 1):
+        swapped, current = await fra.compare_and_swap(where, other, encode(promised))
+        assert not swapped and current is not None and current.mod_revision == revision
     swapped, _ = await fra.compare_and_swap(where, revision, encode(promised))
     assert swapped
 
@@ -329,6 +328,30 @@ async def test_nor_does_it_make_a_record_that_no_round_of_its_own_makes(lab: Lab
     where, revision, _ = await lab.record("iad", POLICY_KEY)
     with pytest.raises(Refused):
         await lab.registry("fra", "iad").compare_and_swap(where, revision, b"[" * 99_999)
+
+
+async def test_what_is_swapped_unjudged_fails_though_it_meets_its_revision(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The revision that comes next is easily guessed: somebody else makes it meanwhile."""
+    where, _, record = await lab.record("iad", POLICY_KEY)
+    store, read = lab.stores["iad"], RegistryStore.get
+    await store.put(b"last", b"")
+    last = await store.get(b"last")
+    assert last is not None
+
+    async def slow(store: RegistryStore, key: bytes) -> Versioned | None:
+        found = await read(store, key)
+        monkeypatch.undo()
+        await store.put(where, encode(record))
+        return found
+
+    monkeypatch.setattr(RegistryStore, "get", slow)
+    following = last.mod_revision + 1
+    swapped, _ = await lab.registry("fra", "iad").compare_and_swap(where, following, b"forged")
+    assert not swapped
+    row = await store.get(where)
+    assert row is not None and (row.mod_revision, decode(row.value)) == (following, record)
 
 
 async def test_a_registry_that_was_lost_comes_in_again(lab: Lab) -> None:
