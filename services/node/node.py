@@ -73,7 +73,7 @@ from services.node.risk import rules_of
 from services.node.roles import Roles
 from services.node.seals import Seals
 from services.node.status import Status
-from services.node.swaps import SWAP, SwapLimit
+from services.node.swaps import RegistryLimits
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.node.users import UsersService
@@ -344,8 +344,8 @@ class Node:
 
     async def _start_server(self, stack: contextlib.AsyncExitStack) -> None:
         partitions = self.config.region.spec.partitions
-        swaps = SwapLimit(self.own_registry)
-        authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
+        limits = RegistryLimits(self.idc, self.own_registry).limits
+        authorizer = Authorizer(voters_of(self.config.region), limits)
         host, port = self.config.listener(self.config.idc.endpoints.peer)
         held = [HeldCalls(self.cuts)] if self.cuts is not None else []
         server = self.outside.server([authorizer, *held], f"{host}:{port}")
