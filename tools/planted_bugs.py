@@ -78,6 +78,14 @@ PLANTED = (
         "if seq == prefix + 1:", "if seq > prefix:",
     ),
     Planted(
+        "two moves at once", 8, "a move under way is in nobody's way",
+        "services/control/rules.py",
+        "    running = case.policy.operation\n    if running is None:\n        return None\n"
+        "    return Blocker(\n        \"one-move-at-a-time\",",
+        "    running = None\n    if running is None:\n        return None\n"
+        "    return Blocker(\n        \"one-move-at-a-time\",",
+    ),
+    Planted(
         "policy commit without a majority", 10, "one registry's acceptance is enough",
         "services/control/round.py",
         "self._majority = majority(total)", "self._majority = 1",

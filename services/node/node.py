@@ -299,6 +299,7 @@ class Node:
                 spec.limits,
                 self.risk,
                 self.outside.secret,
+                self.outside.look_s,
             )
         self.fronts = Fronts(
             self.idc,
