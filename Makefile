@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 MINUTES ?= 10
 TARGET ?=
-SEEDS ?= 8
+SEEDS ?=
 FROM ?= 1
 # Of the tests (tests/lanes.py): two where there are two cores, else (0) all in one process.
 WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,2)
@@ -94,7 +94,7 @@ soak: setup-test
 	@$(BIN)/python -m tools.soak
 
 sim: setup-test
-	@$(BIN)/python -m services.sim --seeds $(SEEDS) --from $(FROM) \
+	@$(BIN)/python -m services.sim --from $(FROM) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 proto: setup-test
