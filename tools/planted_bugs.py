@@ -1,4 +1,4 @@
-"""Ten bugs of systems like this, each as the change that plants it, for the simulation to find.
+"""Eleven bugs of systems like this, each as the change that plants it, for the simulation to find.
 
 ``tools/planted.py`` plants each one in a copy of the sources and runs seeds until a promise breaks;
 tests/unit/test_planted.py checks in every run that ``old`` stands in its file exactly once, and

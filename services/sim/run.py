@@ -142,7 +142,7 @@ class _Run:
         self._faults = Faults(
             world,
             self.recorder.fault,
-            lambda *move: self._operator.moves.append(move),
+            self._operator.move,
             self._settled,
         )
         self._truth = Truth(world)
