@@ -26,6 +26,7 @@ from services.loadgen.population import make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
+from services.policy.document import Policy
 from services.sim.apart import alone
 from services.sim.doings import Doings
 from services.sim.faults import Faults
@@ -295,11 +296,15 @@ class _Run:
         """What each IDC says of its policy, what became of it, and whether an IDC counts on who is
         dead."""
         routes = DeadRoutes(self._world)
+        told: dict[str, Policy | None] = {}
         while True:
             self._truth.look()
             for name, machine in self._world.machines.items():
                 if machine.node is not None and machine.serving:
                     policy = machine.node.traffic.holder.policy
+                    if name in told and told[name] is policy:
+                        continue
+                    told[name] = policy
                     content = blake2b(policy.to_json(), digest_size=8).hexdigest() if policy else ""
                     self.recorder.policy(name, machine.node.traffic.epoch(), content)
             if not any(each.startswith("dead_route") for each in self._outcome.violated):
