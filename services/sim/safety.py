@@ -305,20 +305,32 @@ class Safety:
 
     def _of_drained(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
         """All that had its log when its last session had gone is applied by who takes them."""
-        least = min((s.sessions for look in window if (s := look.sites.get(name))), default=-1)
+        least = min((s.sessions if (s := look.sites.get(name)) else 0) for look in window)
         looks = self._between(change.former_at - WINDOW_S, change.asked)
-        empty = [s for look in looks if (s := look.sites.get(name)) and not s.sessions]
-        if least or not empty:
-            yield "log-applied-elsewhere", f"{name} had {least} sessions at least (-1: unknown)"
+        empty = self._empty(name, looks)
+        if least or empty is None:
+            yield "log-applied-elsewhere", f"{name} had {least} sessions at least"
             return
         for taker in self._takers_but(name, change.old):
-            best = self._best(taker, window, lambda site: site.applied.get(empty[0].origin, ()))
-            if not _covers(best, empty[0].ends):
+            best = self._best(taker, looks, lambda site: site.applied.get(empty.origin, ()))
+            if not _covers(best, empty.ends):
                 yield (
                     "log-applied-elsewhere",
-                    f"{taker} has applied {best} of {empty[0].origin}, whose ends were "
-                    f"{empty[0].ends} when it had no session",
+                    f"{taker} has applied {best} of {empty.origin}, whose ends were "
+                    f"{empty.ends} when it had no session",
                 )
+
+    def _empty(self, name: str, looks: list[Look]) -> Site | None:
+        """The IDC when it had no session first. One that does not serve has none, and its log ends
+        where it was last seen to."""
+        for look in looks:
+            site = look.sites.get(name)
+            if site is None:
+                before = reversed(self._between(0.0, look.t))
+                return next((each.sites[name] for each in before if name in each.sites), None)
+            if not site.sessions:
+                return site
+        return None
 
     def _of_step(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
         """A return's step: it has what the others had when the step before was made."""

@@ -315,6 +315,25 @@ def test_a_drained_idcs_log_is_applied_by_who_takes_its_clients() -> None:
     assert found == ["log-applied-elsewhere"] * 2
 
 
+def test_an_idc_that_starts_again_has_no_session_either() -> None:
+    scene = Scene()
+    scene.start("drain", "fra", DRAINING)
+    scene.pass_by(1.0)
+    scene.pass_by(1.0, "fra")
+    scene.sites["fra"] = site("fra", sessions=0, ends=(101, 101))  # it writes as it starts
+    scene.pass_by(1.0)
+    assert scene.commit("fra", DRAINED, operation=None) == []
+
+
+def test_what_an_idc_had_applied_before_it_was_lost_counts() -> None:
+    scene = Scene()
+    scene.start("drain", "fra", DRAINING)
+    scene.sites["fra"] = site("fra", sessions=0)
+    scene.pass_by(1.0)
+    scene.pass_by(8.0, "sin")
+    assert scene.commit("fra", DRAINED, operation=None) == []
+
+
 def test_a_majority_of_all_voters_stands_behind_failed() -> None:
     for votes, found in (
         ([], ["votes-majority"]),
