@@ -165,6 +165,7 @@ class FrontNode:
                 link.stamp, lambda: link.policy_epoch, self._shard_of,
                 config.data / "sessions.json", spec.limits,
                 rules_of(spec.limits.risk_rules, self.clock), self.outside.secret,
+                self.outside.look_s,
             )  # fmt: skip
             if spec.tracing.per_s:
                 spans = provider_of(name, ())

@@ -302,6 +302,7 @@ class Node:
                 spec.limits,
                 self.risk,
                 self.outside.secret,
+                self.outside.look_s,
             )
         self.fronts = Fronts(
             self.idc,
@@ -552,7 +553,7 @@ class Node:
 
     def _told(self, number: int, origin: Origin, effects: Any) -> None:
         hlc = self.partitions[number].applier.newest[origin]
-        self.replication.folded(origin, number, hlc, self.clock.wall_ms())
+        self.replication.folded(origin, number, hlc, self.median_clock.wall_ms())
         self.im.told(number, origin, effects)
 
     def _route_folded(self, origin: Origin, op: oplog.Op) -> None:

@@ -28,7 +28,7 @@ from services.metrics.verbs import Verbs
 from services.ports import Im, NoRisk, Risk, Session
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
-from services.state.delay import watch_delay
+from services.state.delay import SAMPLE_S, watch_delay
 from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
@@ -72,8 +72,11 @@ class StateServer(Outgoing):
         limits: Limits | None = None,
         risk: Risk | None = None,
         secret: Callable[[int], bytes] = secrets.token_bytes,
+        look_s: float = SAMPLE_S,
     ) -> None:
+        """``look_s``: how often it looks how late its loop is."""
         super().__init__(clock, stamp)
+        self._look_s = look_s
         self._risk: Risk = risk or NoRisk()
         self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
@@ -503,7 +506,7 @@ class StateServer(Outgoing):
         self._ticked_at = self._clock.now()  # graces begin when clients can come
         async with asyncio.TaskGroup() as group:
             shedder, backlog = self._requests.shedder, lambda: self.im.backlog()
-            group.create_task(watch_delay(shedder, self._clock, backlog))
+            group.create_task(watch_delay(shedder, self._clock, backlog, self._look_s))
             group.create_task(self._run_timers())
 
     async def _run_timers(self) -> None:

@@ -123,6 +123,7 @@ class Witness:
         self.audit_file = audit or data / auditfile.FILE
         self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
+        self.store: RegistryStore | None = None  # once it is open
         self._pki = pki
         self._metrics_at = region.spec.witness.metrics
         self._listen = listen
@@ -149,7 +150,7 @@ class Witness:
             host, port = split(self._metrics_at)
             monitor = Monitor(self.name, self._pki, registry, self.not_ready)
             await monitor.start(self._listen or host, port, stack)
-        store = await RegistryStore.open(
+        self.store = store = await RegistryStore.open(
             str(self._data / "registry"), self._disk, self.clock, self._rng
         )
         stack.push_async_callback(store.close)
