@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from imcore.errors import ImError
+from imcore.errors import ImError, Unavailable
 from imctl.api.kinds import (
     API_VERSION,
     DRILL,
@@ -355,12 +355,12 @@ class Reconciler:
         return made
 
     async def _tell(self, event: Object) -> None:
-        """Nothing depends on an Event."""
+        """Nothing depends on an Event. Raises NotLeading."""
         about = event["involvedObject"]
         log.info("%s %s: %s", about["kind"], about["name"], event["message"])
         try:
             await self._cluster.event(event)
-        except (Conflict, Rejected) as error:
+        except (Conflict, Rejected, Unavailable) as error:
             log.warning("an Event is not taken: %s", error)
 
 

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from imcore import pki
+from imcore.errors import Unavailable
 from imctl.drill import model
+from imctl.reconcile.cluster import Conflict, Rejected
 from imctl.reconcile.driller import Done, Job
 from imctl.reconcile.drillrun import FINALIZER, OBJECT_BYTES, STOP, report_object
 from imctl.reconcile.drillruns import AGAIN_S, FOLLOW_S, WAIT_S
+from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.observed import Owner
 from imctl.reconcile.reconciler import Key, Reconciler
 from tests.unit.test_operator_objects import FIGURES, region
@@ -138,6 +141,33 @@ async def test_it_is_begun_once_and_judged(memory: Memory, beside: Beside) -> No
     assert await first.reconcile(KEY) is None
     assert finalizers(memory) == [] and not beside.known
     assert [each["reason"] for each in memory.events] == ["Begun", "Pass"]
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("429"), Conflict("another"), Rejected("full")])
+async def test_an_event_that_is_not_taken_stops_no_drill(
+    memory: Memory, beside: Beside, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    async def event(_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(memory, "event", event)
+    first = operator(memory, beside)
+    assert await first.reconcile(KEY) == FOLLOW_S
+    assert len(beside.begun) == 1
+    assert await first.reconcile(KEY) == FOLLOW_S
+    assert status(memory)["phase"] == "Running" and not beside.undone
+
+
+async def test_an_event_of_who_does_not_lead_any_more_ends_it(
+    memory: Memory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def event(_: object) -> None:
+        raise NotLeading("lost")
+
+    monkeypatch.setattr(memory, "event", event)
+    with pytest.raises(NotLeading):
+        await operator(memory, beside).reconcile(KEY)
+    assert not beside.begun
 
 
 async def test_one_that_is_to_stop_is_told_and_keeps_its_report(
