@@ -30,6 +30,7 @@ _PLURALS = {
     "Secret": "secrets",
     "Service": "services",
     "Pod": "pods",
+    "Namespace": "namespaces",
     "Event": "events",
     "StatefulSet": "statefulsets",
     "NetworkPolicy": "networkpolicies",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
 from imctl.api.kinds import API_VERSION, IDC
 from imctl.api.model import IdcSpec
-from imctl.reconcile import seen
+from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied
 from imctl.reconcile.cluster import Cluster, Rejected, read
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
@@ -47,7 +47,7 @@ class GatewayClusters:
         ImError for what may do better later."""
         before = document.get("status", {})
         spec = read(GatewayClusterSpec, document["spec"])
-        found = await self._see(owner, spec, before)
+        found = await self._see(owner, spec, document)
         decision = decide(owner, spec, found, self._figures)
         try:
             await self._cluster.apply_all(decision.apply, applied)
@@ -59,18 +59,23 @@ class GatewayClusters:
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
         applied.note(said)
+        await self._hold(owner, document, found)
         # A drill's time is over by itself.
         changing = said is not None or decision.reason == GatewayPhase.DOWN
-        return decision.reason in _SETTLED, changing
+        return decision.reason in _SETTLED and not found.stay, changing
 
-    async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
-        """``before``: the status as it was."""
-        namespace = owner.namespace
-        document = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
+    async def _hold(self, owner: Owner, document: Object, found: Seen) -> None:
+        held, needed = process.is_held(document), found.stay if owner.deleting else found.held
+        if held != needed and (held or not owner.deleting):  # nothing new holds what is deleted
+            await self._cluster.finalizers(document, [process.FINALIZER] if needed else [])
+
+    async def _see(self, owner: Owner, spec: GatewayClusterSpec, document: Object) -> Seen:
+        namespace, before, now = owner.namespace, document.get("status", {}), self._wall()
+        own = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
         idc, region, down_until = None, None, ""
-        if document is not None:
-            down_until = seen.down_until(document, self._wall())
-            idc = read(IdcSpec, document["spec"])
+        if own is not None:
+            down_until = seen.down_until(own, now)
+            idc = read(IdcSpec, own["spec"])
             region = await self._cluster.get(API_VERSION, "Region", namespace, idc.region)
         name = f"{owner.name}-{COMPONENT}"
         workload = await self._cluster.get("apps/v1", "StatefulSet", namespace, name)
@@ -86,10 +91,12 @@ class GatewayClusters:
         ]
         unchanged = before.get("observed_generation") == owner.generation
         served = unchanged and before.get("phase") in _SERVED
+        deleted = document["metadata"].get("deletionTimestamp", "")
         return Seen(
-            idc, (document or {}).get("status", {}), region["spec"] if region else None,
+            idc, (own or {}).get("status", {}), region["spec"] if region else None,
             workload or {}, files, troubles[0] if troubles else "", served,
-            before.get("step_clients"), down_until,
+            before.get("step_clients"), down_until, own is not None and process.is_held(own),
+            bool(deleted) and process.keeps_gateways(own, deleted, now),
         )  # fmt: skip
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:

@@ -32,6 +32,8 @@ class Seen:
     served: bool = False  # all that are wanted since the spec has last changed
     step_clients: int | None = None  # as the status of the GatewayCluster has it
     down_until: str = ""  # RFC 3339; until then at most a drill keeps their IDC down; empty: none
+    held: bool = False  # their IDC is to be drained before it goes
+    stay: bool = False  # that comes first, though they are deleted
 
 
 class Decision(NamedTuple):
@@ -56,7 +58,8 @@ def decide(
 ) -> Decision:
     counts = _counted(seen.workload)
     if owner.deleting:
-        return _said(owner, seen, counts, GatewayPhase.DELETING, "its objects go with it")
+        message = f"IDC {spec.idc} is drained first" if seen.stay else "its objects go with it"
+        return _said(owner, seen, counts, GatewayPhase.DELETING, message)
     if spec.paused:
         message = "the operator leaves it as it is (spec.paused)"
         return _said(owner, seen, counts, GatewayPhase.PAUSED, message)

@@ -16,13 +16,23 @@ LOOK_S = 5.0
 
 
 class Looks:
-    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event. ``held``: called with the
+    namespace and Region of an IDC that is to be drained before it goes from now on, or no
+    longer."""
 
-    def __init__(self, cluster: Cluster, peers: Peers, wall: Callable[[], str], tell: Tell) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        peers: Peers,
+        wall: Callable[[], str],
+        tell: Tell,
+        held: Callable[[str, str], None],
+    ) -> None:
         self._cluster = cluster
         self._peers = peers
         self._wall = wall
         self._tell = tell
+        self._held = held
 
     @staticmethod
     def is_of_use(document: Object) -> bool:
@@ -30,7 +40,7 @@ class Looks:
         return bool(
             document.get("spec", {}).get("role_certificate")
             or "process" in document.get("status", {})
-            or process.FINALIZER in document["metadata"].get("finalizers", ())
+            or process.is_held(document)
         )
 
     async def look(self, owner: Owner, document: Object) -> float | None:
@@ -39,12 +49,12 @@ class Looks:
         spec = read(IdcSpec, document["spec"])
         if spec.paused and not owner.deleting:
             return LOOK_S if spec.role_certificate else None
-        held = process.FINALIZER in document["metadata"].get("finalizers", ())
+        held = process.is_held(document)
         if held and not process.is_kept(spec):
-            await self._cluster.finalizers(document, [])
+            await self._hold(owner, spec, document, [])
             held = False
         elif process.is_kept(spec) and not held and not owner.deleting:
-            await self._cluster.finalizers(document, [process.FINALIZER])
+            await self._hold(owner, spec, document, [process.FINALIZER])
         if owner.deleting:
             return await self._empty(owner, spec, document) if held else None
         await self._ask(owner, spec, document.get("status", {}))
@@ -57,6 +67,10 @@ class Looks:
             return None, {}
         assert spec.role_certificate is not None
         return region, await needs.secret_of(self._cluster, owner, spec.role_certificate)
+
+    async def _hold(self, owner: Owner, spec: IdcSpec, document: Object, by: list[str]) -> None:
+        await self._cluster.finalizers(document, by)
+        self._held(owner.namespace, spec.region)
 
     # ------------------------------------------------------------------------ how it is
 
@@ -99,7 +113,7 @@ class Looks:
         except SILENT as error:
             why, goes = process.unasked(str(error)), ""
         if not why:
-            await self._cluster.finalizers(document, [])
+            await self._hold(owner, spec, document, [])
             await self._tell(seen.event(owner, "LetGo", goes, self._wall(), False))
             return None
         before = document.get("status", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from imctl.api.model import IdcSpec, LagStatus, ProcessStatus
@@ -12,6 +13,7 @@ from services.policy.document import IdcState, Policy
 
 FINALIZER = "imctl.dev/drain"
 GOES = frozenset({IdcState.DRAINED, IdcState.FAILED, IdcState.RETIRED})
+TOGETHER_S = 5.0
 UNKNOWN = "unknown"  # the state of one that is in no policy
 _LET_GO = "`spec.deletion: at_once` lets it go as it is"
 
@@ -48,9 +50,23 @@ def state_of(status: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------- its deletion
 
 
+def is_held(document: Mapping[str, Any]) -> bool:
+    """Whether an object stays until its IDC is empty: an IDC, its gateways, its Region."""
+    return FINALIZER in document["metadata"].get("finalizers", ())
+
+
 def is_kept(spec: IdcSpec) -> bool:
     """Whether its object stays until the IDC is empty."""
     return spec.role_certificate is not None and spec.deletion == "drain"
+
+
+def keeps_gateways(idc: Mapping[str, Any] | None, deleted: str, now: str) -> bool:
+    """Whether gateways that were ``deleted`` stay until their IDC is drained. ``idc``: its object.
+    Times: RFC 3339. What is deleted together comes one by one, the IDC perhaps last."""
+    if idc is None or not is_held(idc):
+        return False
+    since = datetime.fromisoformat(now) - datetime.fromisoformat(deleted)
+    return "deletionTimestamp" in idc["metadata"] or since.total_seconds() < TOGETHER_S
 
 
 def drain_of(owner: Owner, spec: IdcSpec) -> Change:

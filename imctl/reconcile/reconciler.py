@@ -32,7 +32,7 @@ from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied, Name, Place
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
-from imctl.reconcile.decide import Decision, decide, judge_region, region_status
+from imctl.reconcile.decide import Decision, decide
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
 from imctl.reconcile.gatewayclusters import GatewayClusters
@@ -41,6 +41,7 @@ from imctl.reconcile.looks import Looks
 from imctl.reconcile.objects import CERT_MANAGER, MANAGER
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
+from imctl.reconcile.regions import Regions
 from imctl.reconcile.runs import Runs
 from imctl.reconcile.schedules import Schedules
 from imctl.reconcile.views import Views
@@ -97,7 +98,8 @@ class Reconciler:
         self._views = Views(cluster, peers, wall, self._tell)
         self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
         self._gateways = GatewayClusters(cluster, figures, wall, self._tell)
-        self._looks = Looks(cluster, peers, wall, self._tell)
+        self._looks = Looks(cluster, peers, wall, self._tell, self._look_at_region)
+        self._regions = Regions(cluster, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in a queue
@@ -162,6 +164,9 @@ class Reconciler:
         for key in list(self._known):
             if key.namespace == namespace and key.kind in OWNERS and not key.asks:
                 self.look(key)
+
+    def _look_at_region(self, namespace: str, name: str) -> None:
+        self.look(Key(REGION.name, namespace, name))
 
     async def run(self) -> None:
         """Until it is cancelled. Raises NotLeading."""
@@ -251,8 +256,7 @@ class Reconciler:
             return None
         owner = seen.owner_of(document)
         if key.kind == REGION.name:
-            await self._region(owner, document)
-            return None
+            return await self._regions.reconcile(owner, document)
         if key.kind == DRILL.name:
             return await self._schedules.reconcile(owner, document)
         if key.kind == TRAFFIC_OPERATION.name:
@@ -267,17 +271,6 @@ class Reconciler:
         if key.asks:
             return await self._looks.look(owner, document)
         return await self._workload(key, owner, document)
-
-    async def _region(self, owner: Owner, document: Object) -> None:
-        _, problems = judge_region(owner.name, document["spec"])
-        status = region_status(problems, owner.generation)
-        before = document.get("status", {})
-        if seen.differs(status, before):
-            await self._cluster.apply(seen.status_object(owner, status), status=True)
-        if before.get("phase") != status["phase"]:
-            message = problems[0] if problems else "as `imctl validate` wants it"
-            event = seen.event(owner, status["phase"], message, self._wall(), bool(problems))
-            await self._tell(event)
 
     async def _workload(self, key: Key, owner: Owner, document: Object) -> float | None:
         before = document.get("status", {})
