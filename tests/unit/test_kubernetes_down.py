@@ -1,4 +1,4 @@
-"""`imctl down` on Kubernetes, against a store of objects in memory and an operator that looks at them."""
+"""`imctl down` on Kubernetes, against objects in memory and an operator that looks at them."""
 
 from __future__ import annotations
 
