@@ -311,6 +311,64 @@ async def test_what_a_dead_operator_ran_is_undone_and_not_begun_again(memory: Me
     assert await following.reconcile(KEY) is None and finalizers(memory) == []
 
 
+@pytest.mark.parametrize("gone", ["Region", "Secret", "drills.enabled"])
+async def test_deleted_it_goes_though_what_its_undoing_needs_is_gone_for_good(
+    memory: Memory, beside: Beside, gone: str
+) -> None:
+    """As in a namespace that is given up. By then every fault is over by itself."""
+    now = ["2026-01-01T00:00:00Z"]
+    await operator(memory, beside).reconcile(KEY)
+    memory.held.pop((gone, "im-fra", {"Region": "two-idc"}.get(gone, "region-keys")), None)
+    following = Reconciler(
+        memory, FIGURES, lambda: now[0], Nobody(), None if "." in gone else Beside(), "op-2",
+        ["im-fra"],
+    )  # fmt: skip
+    await following.reconcile(KEY)
+    now[0] = "2026-01-01T02:00:00Z"
+    await following.reconcile(KEY)
+    assert status(memory)["phase"] != "Ended", "it may come back, while nobody deletes the run"
+    now[0] = "2026-01-01T03:00:00Z"
+    delete(memory)
+    await following.reconcile(KEY)
+    for _ in range(2):
+        await following.reconcile(KEY)
+    found = status(memory)
+    assert (found["phase"], found["verdict"], found["blocked_by"]) == ("Ended", "aborted", [])
+    (left,) = found["left"]
+    assert left.startswith("what it did may not be undone: ") and gone in left
+    assert (memory.events[-1]["reason"], memory.events[-1]["message"]) == ("Left", left)
+    assert finalizers(memory) == []
+
+
+async def test_what_its_undoing_needs_is_waited_for_as_long_as_a_fault_may_last(
+    memory: Memory,
+) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    text = model.find("idc-loss").read_text()
+    longer = text.replace("name: imctl", "name: imctl\n    fault_max_s: 900", 1)
+    assert longer != text
+    memory.held["DrillRun", "im-fra", "loss"]["spec"] |= {"drill": None, "experiment": longer}
+    await operator(memory, Beside()).reconcile(KEY)
+    delete(memory)
+    region = memory.held.pop(("Region", "im-fra", "two-idc"))
+    beside = Beside()
+    following = Reconciler(memory, FIGURES, lambda: now[0], Nobody(), beside, "op-2", ["im-fra"])
+    assert await following.reconcile(KEY) == WAIT_S
+    now[0] = "2026-01-01T00:15:00Z"
+    assert await following.reconcile(KEY) == WAIT_S
+    assert status(memory)["phase"] == "Undoing"
+    memory.held["Region", "im-fra", "two-idc"] = region
+    assert await following.reconcile(KEY) == FOLLOW_S
+    beside.end(1, "error: dub does not answer")
+    await following.reconcile(KEY)
+    del memory.held["Region", "im-fra", "two-idc"]
+    now[0] = "2026-01-01T00:20:00Z"
+    assert await following.reconcile(KEY) == WAIT_S, "since it is gone again"
+    now[0] = "2026-01-01T00:35:01Z"
+    assert await following.reconcile(KEY) == 0
+    assert status(memory)["phase"] == "Ended"
+
+
 async def test_faults_that_are_left_are_undone_and_the_verdict_stays(
     memory: Memory, beside: Beside
 ) -> None:
