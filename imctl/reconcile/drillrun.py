@@ -4,7 +4,6 @@ reading the ready-made drills."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from imcore.errors import BadInput
@@ -14,6 +13,7 @@ from imctl.api.kinds import API_VERSION, GROUP
 from imctl.drill import model, onpods
 from imctl.errors import GUARDED
 from imctl.reconcile.driller import Done
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Object, Owner
 from imctl.target.sites import parts
 
@@ -61,11 +61,6 @@ def is_late(spec: DrillRunSpec, made: str, now: str) -> bool:
     if not spec.begin_within_s or not made:
         return False
     return passed_s(made, now) > spec.begin_within_s
-
-
-def passed_s(since: str, now: str) -> float:
-    """Times: RFC 3339."""
-    return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
 
 
 def namespaces_of(spec: DrillRunSpec, region: Region, own: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC
 from imctl.reconcile import drillrun, needs, seen
 from imctl.reconcile.cluster import Cluster, read
 from imctl.reconcile.driller import Drilling, Job
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import pki_of
 
@@ -156,7 +157,7 @@ class DrillRuns:
         since = self._lacking.setdefault(owner.uid, now)
         if owner.deleting:
             last_s = await asyncio.to_thread(drillrun.fault_max_s, spec, owner.name)
-            if drillrun.passed_s(since, now) > last_s:
+            if passed_s(since, now) > last_s:
                 await self._say(owner, before, drillrun.given_up(before, why, now))
                 return 0.0
         return await self._wait(owner, before, [why])

@@ -26,7 +26,8 @@ _SETTLED = (GatewayPhase.SERVING, GatewayPhase.PAUSED, GatewayPhase.DELETING)
 
 
 class GatewayClusters:
-    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event. ``heard``: whether the process
+    of an IDC, by namespace and name, has just said what its status says of it."""
 
     def __init__(
         self,
@@ -34,11 +35,13 @@ class GatewayClusters:
         figures: Mapping[str, float],
         wall: Callable[[], str],
         tell: Tell,
+        heard: Callable[[str, str], bool],
     ) -> None:
         self._cluster = cluster
         self._figures = figures
         self._wall = wall
         self._tell = tell
+        self._heard = heard
 
     async def reconcile(
         self, owner: Owner, document: Object, applied: Applied
@@ -49,6 +52,7 @@ class GatewayClusters:
         spec = read(GatewayClusterSpec, document["spec"])
         found = await self._see(owner, spec, document)
         decision = decide(owner, spec, found, self._figures)
+        before = await self._begin_step(owner, decision, before, applied)
         try:
             await self._cluster.apply_all(decision.apply, applied)
         except Rejected as error:
@@ -63,6 +67,18 @@ class GatewayClusters:
         # A drill's time is over by itself.
         changing = said is not None or decision.reason == GatewayPhase.DOWN
         return decision.reason in _SETTLED and not found.stay, changing
+
+    async def _begin_step(
+        self, owner: Owner, decision: Decision, before: Object, applied: Applied
+    ) -> Object:
+        """The status, with what the step is measured by before it begins: whoever goes on from here
+        has to wait for so many."""
+        clients = decision.status.get("step_clients")
+        if clients is None or clients == before.get("step_clients"):
+            return before
+        status = {**before, "step_clients": clients}
+        applied.note(await self._cluster.apply(seen.status_object(owner, status), status=True))
+        return status
 
     async def _hold(self, owner: Owner, document: Object, found: Seen) -> None:
         held, needed = process.is_held(document), found.stay if owner.deleting else found.held
@@ -97,6 +113,7 @@ class GatewayClusters:
             workload or {}, files, troubles[0] if troubles else "", served,
             before.get("step_clients"), down_until, own is not None and process.is_held(own),
             bool(deleted) and process.keeps_gateways(own, deleted, now),
+            self._heard(namespace, spec.idc),
         )  # fmt: skip
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:

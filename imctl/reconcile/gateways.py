@@ -34,6 +34,7 @@ class Seen:
     down_until: str = ""  # RFC 3339; until then at most a drill keeps their IDC down; empty: none
     held: bool = False  # their IDC is to be drained before it goes
     stay: bool = False  # that comes first, though they are deleted
+    heard: bool = False  # the process of their IDC has just said what its status says of it
 
 
 class Decision(NamedTuple):
@@ -70,7 +71,7 @@ def decide(
     *others, workload = objects(made, figures, bool(seen.down_until))
     step = step_of(
         spec.rollout, made.replicas, template_of(workload), seen.workload,
-        _returning(seen), seen.step_clients,
+        _returning(seen), seen.step_clients, _unknown(spec, seen),
     )  # fmt: skip
     wanted = [*others, from_pod(workload, step.partition)]
     return _progress(made, seen, counts, step, wanted)
@@ -131,7 +132,8 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     elif counts.ready >= wanted and counts.replicas == wanted and rolled:
         phase, message = GatewayPhase.SERVING, f"{counts.ready} of {wanted} serve"
     elif seen.workload and not rolled and (not same or revised or step.partition > kept):
-        message = f"gateway {step.partition + 1} of {wanted} gets the settings that are wanted"
+        number = min(step.partition + 1, wanted)
+        message = f"gateway {number} of {wanted} gets the settings that are wanted"
         message += f": {step.waits}" if step.waits else ""
         phase = GatewayPhase.ROLLING
     else:
@@ -164,6 +166,21 @@ def _returning(seen: Seen) -> int | None:
     a drained one may be given them after its gateways alone, as by `imctl deploy`: a count that a
     look took before the drain would be waited for without end."""
     return _clients(seen) if state_of(seen.idc_status) == IdcState.ACTIVE else None
+
+
+def _unknown(spec: GatewayClusterSpec, seen: Seen) -> str:
+    """Why it is not known how many clients the IDC has, where that can be known and is waited
+    for."""
+    if seen.idc is None or seen.idc.role_certificate is None or not spec.rollout.reconnected:
+        return ""
+    if seen.heard and state_of(seen.idc_status):
+        return ""
+    said = [
+        f": {each['message']}"
+        for each in seen.idc_status.get("conditions", ())
+        if each["type"] == "Reachable" and each["status"] != "True"
+    ]
+    return f"how many clients IDC {spec.idc} has is not known{''.join(said)}"
 
 
 def _said(

@@ -9,10 +9,12 @@ from imcore.region.model import Region
 from imctl.api.model import IdcSpec
 from imctl.reconcile import needs, process, seen
 from imctl.reconcile.cluster import LOOKER, Cluster, read
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Peers
 
 LOOK_S = 5.0
+LATE_S = 3 * LOOK_S  # what an IDC said before is not taken for what it says now
 
 
 class Looks:
@@ -33,6 +35,7 @@ class Looks:
         self._wall = wall
         self._tell = tell
         self._held = held
+        self._heard: dict[tuple[str, str], str] = {}  # namespace and name of an IDC: when; RFC 3339
 
     @staticmethod
     def is_of_use(document: Object) -> bool:
@@ -42,6 +45,11 @@ class Looks:
             or "process" in document.get("status", {})
             or process.is_held(document)
         )
+
+    def heard(self, namespace: str, name: str) -> bool:
+        """Whether the process of an IDC has just said what its status says of it."""
+        at = self._heard.get((namespace, name))
+        return at is not None and passed_s(at, self._wall()) <= LATE_S
 
     async def look(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: when it has changed. Raises NotLeading,
@@ -80,6 +88,7 @@ class Looks:
                 await self._write(owner, {})
             return
         said: Object = {"process": before["process"]} if "process" in before else {}
+        self._heard.pop(where := (owner.namespace, owner.name), None)
         holds, reason, message = True, "Answers", "its process answers"
         try:
             region, secret = await self._needs(owner, spec)
@@ -95,9 +104,13 @@ class Looks:
             "Reachable", holds, reason, message, before, owner.generation, self._wall()
         )
         status = {**said, "conditions": [reachable]}
-        if not seen.differs(status, before):
+        differs = seen.differs(status, before)
+        if differs:
+            await self._write(owner, status)
+        if holds:
+            self._heard[where] = self._wall()
+        if not differs:
             return
-        await self._write(owner, status)
         old = [each for each in before.get("conditions", ()) if each["type"] == "Reachable"]
         if [each["status"] for each in old] != [reachable["status"]]:
             await self._tell(seen.event(owner, reason, message, self._wall(), not holds))

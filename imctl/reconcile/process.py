@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
 from imctl.api.model import IdcSpec, LagStatus, ProcessStatus
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Owner
 from services.control.rules import Blocker, Change, Kind
 from services.policy.document import IdcState, Policy
@@ -65,8 +65,7 @@ def keeps_gateways(idc: Mapping[str, Any] | None, deleted: str, now: str) -> boo
     Times: RFC 3339. What is deleted together comes one by one, the IDC perhaps last."""
     if idc is None or not is_held(idc):
         return False
-    since = datetime.fromisoformat(now) - datetime.fromisoformat(deleted)
-    return "deletionTimestamp" in idc["metadata"] or since.total_seconds() < TOGETHER_S
+    return "deletionTimestamp" in idc["metadata"] or passed_s(deleted, now) < TOGETHER_S
 
 
 def drain_of(owner: Owner, spec: IdcSpec) -> Change:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import Phase
 from imctl.reconcile.decide import Decision
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.objects import DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
 from imctl.reconcile.observed import Object, Owner, Pod
 
@@ -46,7 +46,7 @@ def down_until(document: Object, now: str) -> str:
     if not until or not document["spec"].get("drills_from"):
         return ""
     try:
-        return until if datetime.fromisoformat(until) > datetime.fromisoformat(now) else ""
+        return until if passed_s(now, until) > 0 else ""
     except (ValueError, TypeError):  # no time, or one without its zone
         return ""
 
