@@ -10,10 +10,10 @@ from imctl.api.kinds import API_VERSION, IDC
 from imctl.api.model import IdcSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied
-from imctl.reconcile.cluster import Cluster, Rejected, read
+from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.gateways import Decision, Seen, decide
-from imctl.reconcile.objects import REGION_FILE
+from imctl.reconcile.objects import REGION_FILE, let_up
 from imctl.reconcile.observed import Object, Owner, Tell
 
 PRUNED = (
@@ -58,6 +58,8 @@ class GatewayClusters:
         except Rejected as error:
             await self._say(owner, _rejected(decision, str(error)), before)
             raise
+        if not decision.apply and not found.down_until and (up := let_up(found.workload)):
+            await self._cluster.apply(up, manager=LIFTER)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
@@ -65,8 +67,9 @@ class GatewayClusters:
         applied.note(said)
         await self._hold(owner, document, found)
         # A drill's time is over by itself.
-        changing = said is not None or decision.reason == GatewayPhase.DOWN
-        return decision.reason in _SETTLED and not found.stay, changing
+        down = bool(found.down_until)
+        settled = decision.reason in _SETTLED and not found.stay and not down
+        return settled, said is not None or down
 
     async def _begin_step(
         self, owner: Owner, decision: Decision, before: Object, applied: Applied

@@ -33,6 +33,7 @@ from imctl.reconcile.objects import (
     placed,
     region_text,
     room,
+    taken_down,
 )
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
@@ -133,7 +134,8 @@ class _Maker:
         ]  # fmt: skip
         if self._of.spec.autoscaling is not None:
             made.append(self._autoscaler())
-        return [*made, self._stateful_set()]
+        workload = self._stateful_set()
+        return [*made, taken_down(workload) if self._down else workload]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._of.owner, self._labels, api, kind, name, body)
@@ -215,7 +217,7 @@ class _Maker:
         metadata = {"labels": self._labels, "annotations": marks}
         spec = {
             "serviceName": self._of.base,
-            "replicas": 0 if self._down else self._of.replicas,
+            "replicas": self._of.replicas,
             "ordinals": {"start": 1},  # as the region file counts them
             "podManagementPolicy": "Parallel",  # none waits for another one to start
             "minReadySeconds": self._of.spec.rollout.min_ready_s,

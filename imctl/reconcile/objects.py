@@ -32,6 +32,7 @@ TEMPLATE = f"{GROUP}/template"
 REGION_FILE = f"{GROUP}/region-file"
 REGION_LABEL = f"{GROUP}/region"
 DOWN_UNTIL = f"{GROUP}/down-until"  # of an IDC object: a drill keeps it down, until then at most
+TAKEN_DOWN = f"{GROUP}/taken-down"  # of a StatefulSet that a drill keeps down: its pods before
 USER = 65532  # of the image
 CERT_MANAGER = "cert-manager.io/v1"
 ETC, VAR = "/etc/imctl", "/var/lib/imctl"
@@ -171,7 +172,8 @@ class _Maker:
             made += [self._client_service(), self._budget()]
         if self._spec.certificates.issuer:
             made.append(self._certificate())
-        return [*made, self._stateful_set()]
+        workload = self._stateful_set()
+        return [*made, taken_down(workload) if self._down else workload]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._owner, {**self._match, **self._region_label}, api, kind, name, body)
@@ -283,7 +285,7 @@ class _Maker:
             claim["storageClassName"] = storage.class_name
         spec = {
             "serviceName": f"{self._base}-peer",
-            "replicas": 0 if self._down else 1,
+            "replicas": 1,
             "selector": {"matchLabels": self._match},
             "updateStrategy": {"type": "OnDelete"},
             "persistentVolumeClaimRetentionPolicy": {
@@ -398,6 +400,28 @@ def owned(
         },
         **body,
     }
+
+
+def taken_down(workload: Object) -> Object:
+    """The StatefulSet whose pods a drill keeps away."""
+    marks = {TAKEN_DOWN: str(workload["spec"]["replicas"])}
+    metadata = {**workload["metadata"], "annotations": marks}
+    return {**workload, "metadata": metadata, "spec": {**workload["spec"], "replicas": 0}}
+
+
+def let_up(workload: Object | None) -> Object | None:
+    """What is to be applied, beside what it is, for its pods to come back; None: no drill keeps
+    them away. What somebody else has scaled to nothing stays so."""
+    metadata = (workload or {}).get("metadata", {})
+    taken = metadata.get("annotations", {}).get(TAKEN_DOWN)
+    if workload is None or not taken or workload["spec"]["replicas"] != 0:
+        return None
+    mine = {name: metadata[name] for name in ("name", "namespace", "uid")}
+    return {
+        "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "metadata": mine | {"annotations": {TAKEN_DOWN: ""}},
+        "spec": {"replicas": int(taken)},
+    }  # fmt: skip
 
 
 def room(asked: Resources, cpu: str, memory_mib: int) -> Object:

@@ -31,14 +31,14 @@ from imctl.api.kinds import (
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied, Name, Place
-from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
+from imctl.reconcile.cluster import LIFTER, Cluster, Conflict, Rejected, read
 from imctl.reconcile.decide import Decision, decide
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
 from imctl.reconcile.gatewayclusters import GatewayClusters
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
-from imctl.reconcile.objects import CERT_MANAGER, MANAGER
+from imctl.reconcile.objects import CERT_MANAGER, MANAGER, let_up
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.regions import Regions
@@ -283,15 +283,17 @@ class Reconciler:
         except Rejected as error:
             await self._say(owner, _rejected(decision, str(error)), before)
             raise
+        if not decision.apply and not observed.down_until:
+            await self._let_up(owner)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
         applied.note(said)
-        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
         # A drill's time is over by itself.
-        changing = said is not None or decision.status["phase"] == Phase.DOWN
-        return self._soon_of(key, settled, changing)
+        down = bool(observed.down_until)
+        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
+        return self._soon_of(key, settled and not down, said is not None or down)
 
     def _soon_of(self, key: Key, settled: bool, changing: bool) -> float | None:
         """Seconds until what waits for something is looked at again; later while nothing of it
@@ -325,6 +327,13 @@ class Reconciler:
             process.state_of(document.get("status", {})),
             seen.down_until(document, self._wall()),
         )
+
+    async def _let_up(self, owner: Owner) -> None:
+        """What it is now is left as it is, but not what a drill has taken from it."""
+        name = f"{owner.name}-{owner.kind.lower()}"
+        workload = await self._cluster.get("apps/v1", "StatefulSet", owner.namespace, name)
+        if (up := let_up(workload)) is not None:
+            await self._cluster.apply(up, manager=LIFTER)
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:
         """Region files that no pod uses any more."""

@@ -316,6 +316,33 @@ async def test_a_mark_of_a_drill_at_its_idc_takes_them_away_until_its_time_is_ov
     assert wanted() == (2, "Starting")
 
 
+@pytest.mark.parametrize("change", ["paused", "blocked", "deleted"])
+async def test_what_a_drill_took_comes_back_though_they_are_left_as_they_are(
+    memory: Memory, change: str
+) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: UNTIL}
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    await reconciler.reconcile(key)
+    workload = memory.held["StatefulSet", "im-fra", "fra-gateway"]
+    assert workload["spec"]["replicas"] == 0
+    own = memory.held["GatewayCluster", "im-fra", "fra"]
+    if change == "paused":
+        own["spec"]["paused"] = True
+    elif change == "blocked":
+        own["spec"]["replicas"] = 64
+    else:
+        own["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert [await reconciler.reconcile(key) for _ in range(3)] == [SOON_S] * 3
+    now[0] = UNTIL
+    await reconciler.reconcile(key)
+    after = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]
+    assert after == workload["spec"] | {"replicas": 2}
+
+
 async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import yaml
 from imcore import pki
 from imctl.api.kinds import API_VERSION
 from imctl.errors import Failed
-from imctl.reconcile.cluster import MANAGER, Cluster
+from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.observed import Object
 from imctl.reconcile.reconciler import Key, Reconciler
 from imctl.target import kubernetes as module
@@ -64,15 +64,6 @@ class Server(Memory):
             if time.monotonic() > until:
                 del self.ending[key]
                 self.held.pop(key, None)
-
-    async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
-        metadata = wanted["metadata"]
-        before = self.held.get((wanted["kind"], metadata["namespace"], metadata["name"]))
-        if before is not None and not status:
-            metadata = {**before["metadata"], **metadata}
-            spec = {**before.get("spec", {}), **wanted.get("spec", {})}
-            wanted = {**before, **wanted, "metadata": metadata, "spec": spec}
-        return await super().apply(wanted, status, manager)
 
     async def finalizers(self, document: Object, names: Any) -> None:
         await super().finalizers(document, names)
