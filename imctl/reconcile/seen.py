@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from imctl.api.kinds import API_VERSION
@@ -9,7 +10,7 @@ from imctl.api.model import Phase
 from imctl.reconcile.decide import Decision
 from imctl.reconcile.moments import passed_s
 from imctl.reconcile.objects import DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
-from imctl.reconcile.observed import Object, Owner, Pod
+from imctl.reconcile.observed import Object, Owner, Pod, Port
 
 _SERVED = (Phase.SERVING, Phase.UNREADY)
 _WARNINGS = (Phase.BLOCKED, Phase.UNREADY, Phase.DOWN)
@@ -36,7 +37,14 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
     return Pod(
         document["metadata"]["name"], ready, before.get("phase") in _SERVED,
         notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), trouble_of(status),
+        tuple(_ports_of(document)),
     )  # fmt: skip
+
+
+def _ports_of(document: Object) -> Iterator[Port]:
+    for container in document.get("spec", {}).get("containers", ()):
+        for each in container.get("ports", ()):
+            yield each["name"], each["containerPort"], each.get("protocol", "TCP")
 
 
 def down_until(document: Object, now: str) -> str:
