@@ -11,6 +11,7 @@ from imctl.api.model import IdcSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied
 from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
+from imctl.reconcile.gatewayfiles import GatewayFiles
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.gateways import Decision, Seen, decide
 from imctl.reconcile.objects import REGION_FILE, let_up
@@ -42,6 +43,7 @@ class GatewayClusters:
         self._wall = wall
         self._tell = tell
         self._heard = heard
+        self._files = GatewayFiles(cluster)
 
     async def reconcile(
         self, owner: Owner, document: Object, applied: Applied
@@ -103,6 +105,7 @@ class GatewayClusters:
             each["metadata"]["name"]: each["metadata"].get("annotations", {}).get(REGION_FILE, "")
             for each in pods
         }
+        told = await self._files.ends(owner, idc.idc, files) if idc is not None else {}
         troubles = [
             f"{each['metadata']['name']}: {why}"
             for each in pods
@@ -113,7 +116,7 @@ class GatewayClusters:
         deleted = document["metadata"].get("deletionTimestamp", "")
         return Seen(
             idc, (own or {}).get("status", {}), region["spec"] if region else None,
-            workload or {}, files, troubles[0] if troubles else "", served,
+            workload or {}, files, told, troubles[0] if troubles else "", served,
             before.get("step_clients"), down_until, own is not None and process.is_held(own),
             bool(deleted) and process.keeps_gateways(own, deleted, now),
             self._heard(namespace, spec.idc),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
 from imctl.api.model import IdcSpec, Phase
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.gatewayobjects import Fronts, from_pod, objects, selector_of
+from imctl.reconcile.gatewayobjects import Ends, Fronts, from_pod, objects, selector_of
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.process import state_of
 from imctl.reconcile.steps import Step, step_of, template_of
@@ -21,13 +21,15 @@ from services.policy.document import IdcState
 class Seen:
     """``idc``: its object, None: it is not there; ``region``: spec of the Region that it names;
     ``workload``: the StatefulSet; ``pods``: by name, the region file that each was given;
-    ``trouble``: of one of them, in a sentence."""
+    ``told``: by number, where clients find a gateway by that; ``trouble``: of one of them, in a
+    sentence."""
 
     idc: IdcSpec | None = None
     idc_status: Object = field(default_factory=dict)
     region: Object | None = None
     workload: Object = field(default_factory=dict)
     pods: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[int, Ends] = field(default_factory=dict)
     trouble: str = ""
     served: bool = False  # all that are wanted since the spec has last changed
     step_clients: int | None = None  # as the status of the GatewayCluster has it
@@ -68,7 +70,7 @@ def decide(
     blocked = [made] if isinstance(made, str) else list(_lacks(made, seen))
     if isinstance(made, str) or blocked:
         return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
-    *others, workload = objects(made, figures, bool(seen.down_until))
+    *others, workload = objects(made, figures, bool(seen.down_until), seen.told)
     step = step_of(
         spec.rollout, made.replicas, template_of(workload), seen.workload,
         _returning(seen), seen.step_clients, _unknown(spec, seen),

@@ -4,6 +4,7 @@ and the loop around it."""
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any
 
 import pytest
@@ -359,6 +360,58 @@ async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired
     await asyncio.sleep(0.3)
     running.cancel()
     assert memory.held[policy] == wanted
+
+
+def pod_of(memory: Memory, number: int) -> None:
+    """As the StatefulSet makes it now."""
+    template = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]["template"]
+    memory.put("Pod", f"fra-gateway-{number}", status={})
+    metadata = memory.held["Pod", "im-fra", f"fra-gateway-{number}"]["metadata"]
+    metadata["annotations"] = template["metadata"]["annotations"]
+
+
+async def test_a_gateway_is_found_where_its_pod_says_until_that_is_replaced(
+    memory: Memory,
+) -> None:
+    before = with_quic(roomy()).model_dump(mode="json", exclude_defaults=True)["spec"]
+    memory.held["Region", "im-fra", "two-idc"]["spec"] = before
+    first = int(before["idcs"][0]["endpoints"]["gateway"].rpartition(":")[2])
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    wall = "2026-01-01T00:00:00Z"
+    reconciler = Reconciler(memory, FIGURES, lambda: wall, Nobody())
+
+    def found(number: int) -> set[tuple[str, int]]:
+        ports = memory.held["Service", "im-fra", f"fra-gateway-{number}"]["spec"]["ports"]
+        assert len({port["name"] for port in ports}) == len(ports)
+        assert {port["targetPort"] for port in ports} == {7443}
+        return {(port["protocol"], port["port"]) for port in ports}
+
+    def policy() -> list[Object]:
+        spec = memory.held["NetworkPolicy", "im-fra", "fra-gateway"]["spec"]
+        ports: list[Object] = spec["ingress"][0]["ports"]
+        return ports
+
+    await reconciler.reconcile(key)
+    for number in (1, 2):
+        pod_of(memory, number)
+    await reconciler.reconcile(key)
+    assert found(2) == {("TCP", first + 1), ("UDP", first + 1)}
+    after = copy.deepcopy(before)
+    after["client"].pop("quic")
+    after["idcs"][0]["endpoints"]["gateway"] = "10.0.0.1:9000"
+    memory.held["Region", "im-fra", "two-idc"]["spec"] = after
+    await reconciler.reconcile(key)
+    assert found(1) == {("TCP", 9000), ("TCP", first), ("UDP", first)}
+    assert {"protocol": "UDP", "port": 7443} in policy()
+    pod_of(memory, 2)
+    # Another operator goes on.
+    reconciler = Reconciler(memory, FIGURES, lambda: wall, Nobody())
+    await reconciler.reconcile(key)
+    assert found(2) == {("TCP", 9001)}
+    assert found(1) == {("TCP", 9000), ("TCP", first), ("UDP", first)}
+    pod_of(memory, 1)
+    await reconciler.reconcile(key)
+    assert found(1) == {("TCP", 9000)} and "UDP" not in str(policy())
 
 
 @pytest.mark.parametrize("lacks", ["IDC", "nothing"])
