@@ -13,7 +13,7 @@ from imctl.reconcile.applied import Applied
 from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
 from imctl.reconcile.gatewayfiles import GatewayFiles
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
-from imctl.reconcile.gateways import Decision, Seen, decide
+from imctl.reconcile.gateways import EVERY, Decision, Seen, decide
 from imctl.reconcile.objects import REGION_FILE, let_up
 from imctl.reconcile.observed import Object, Owner, Tell
 
@@ -126,6 +126,8 @@ class GatewayClusters:
         """Region files of no pod, Services of gateways that are gone, an autoscaler that is not
         wanted any more."""
         for api, kind in PRUNED:
+            if (kind, EVERY) in decision.keep:
+                continue
             for each in await self._cluster.list(api, kind, owner.namespace, selector_of(owner)):
                 metadata = each["metadata"]
                 mine = any(one["uid"] == owner.uid for one in metadata.get("ownerReferences", ()))

@@ -17,6 +17,9 @@ from imctl.reconcile.steps import Step, step_of, template_of
 from services.policy.document import IdcState
 
 
+EVERY = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """``idc``: its object, None: it is not there; ``region``: spec of the Region that it names;
@@ -46,7 +49,8 @@ class Decision(NamedTuple):
     rolled: bool
     reason: str
     message: str
-    keep: frozenset[tuple[str, str]]  # kind and name of what stays; what is ours and else can go
+    # Kind and name of what stays, or EVERY of its kind; what is ours and else can go.
+    keep: frozenset[tuple[str, str]]
 
 
 class _Counts(NamedTuple):
@@ -146,6 +150,8 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     files = {f"{of.base}-region-{each}" for each in seen.pods.values() if each}
     keep = {(each["kind"], each["metadata"]["name"]) for each in made}
     keep |= {("ConfigMap", name) for name in files}
+    if revised or step.partition > 0:  # one that is away comes back with what it had
+        keep.add(("ConfigMap", EVERY))
     # The Service of one that goes leads to it until it is gone.
     keep |= {("Service", name) for name in seen.pods}
     decision = _said(

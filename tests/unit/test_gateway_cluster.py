@@ -414,6 +414,43 @@ async def test_a_gateway_is_found_where_its_pod_says_until_that_is_replaced(
     assert found(1) == {("TCP", 9000)} and "UDP" not in str(policy())
 
 
+@pytest.mark.parametrize("why", ["kept", "not there yet"])
+async def test_the_region_file_of_a_gateway_that_is_away_stays_while_it_may_come_back_with_it(
+    memory: Memory, why: str
+) -> None:
+    """As while a node is drained, in the middle of a rollout."""
+    held, revisions = memory.held, {"currentRevision": "a", "updateRevision": "a"}
+    if why == "kept":
+        held["GatewayCluster", "im-fra", "fra"]["spec"]["rollout"]["keep"] = 1
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+
+    async def files(**status: Any) -> int:
+        metadata = held["StatefulSet", "im-fra", "fra-gateway"]["metadata"]
+        seen = {"observedGeneration": metadata.setdefault("generation", 1), **revisions, **status}
+        held["StatefulSet", "im-fra", "fra-gateway"]["status"] = seen
+        await reconciler.reconcile(key)
+        return len([name for kind, _, name in held if kind == "ConfigMap"])
+
+    await reconciler.reconcile(key)
+    pod_of(memory, 1)
+    pod_of(memory, 2)
+    assert await files(replicas=2, updatedReplicas=2, availableReplicas=2) == 1
+    held["Region", "im-fra", "two-idc"]["spec"]["client"] = {"grace_ms": 11_000}
+    revisions["updateRevision"] = "b"
+    assert await files(replicas=2, updatedReplicas=0, availableReplicas=2) == 2
+    pod_of(memory, 2)
+    del held["Pod", "im-fra", "fra-gateway-1"]
+    assert await files(replicas=1, updatedReplicas=1, availableReplicas=1) == 2
+    held["GatewayCluster", "im-fra", "fra"]["spec"]["rollout"]["keep"] = 0
+    for _ in range(3):
+        last = await files(replicas=2, updatedReplicas=2, availableReplicas=2)
+    assert last == 2, "the cluster has not said yet that it is over"
+    revisions["currentRevision"] = "b"
+    pod_of(memory, 1)
+    assert await files(replicas=2, updatedReplicas=2, availableReplicas=2) == 1
+
+
 @pytest.mark.parametrize("lacks", ["IDC", "nothing"])
 async def test_one_that_stays_as_it_is_is_looked_at_less_and_less_often(
     memory: Memory, lacks: str
