@@ -16,7 +16,6 @@ from imctl.reconcile.process import state_of
 from imctl.reconcile.steps import Step, step_of, template_of
 from services.policy.document import IdcState
 
-
 EVERY = ""
 
 
