@@ -88,7 +88,6 @@ class Looks:
                 await self._write(owner, {})
             return
         said: Object = {"process": before["process"]} if "process" in before else {}
-        self._heard.pop(where := (owner.namespace, owner.name), None)
         holds, reason, message = True, "Answers", "its process answers"
         try:
             region, secret = await self._needs(owner, spec)
@@ -108,7 +107,9 @@ class Looks:
         if differs:
             await self._write(owner, status)
         if holds:
-            self._heard[where] = self._wall()
+            self._heard[owner.namespace, owner.name] = self._wall()
+        else:
+            self._heard.pop((owner.namespace, owner.name), None)
         if not differs:
             return
         old = [each for each in before.get("conditions", ()) if each["type"] == "Reachable"]

@@ -42,8 +42,10 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
 
 
 def _ports_of(document: Object) -> Iterator[Port]:
+    """Of our container: clusters may put others beside it."""
+    own = document["metadata"].get("labels", {}).get("app.kubernetes.io/component")
     for container in document.get("spec", {}).get("containers", ()):
-        for each in container.get("ports", ()):
+        for each in container.get("ports", ()) if container["name"] == own else ():
             yield each["name"], each["containerPort"], each.get("protocol", "TCP")
 
 

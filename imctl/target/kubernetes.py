@@ -353,7 +353,7 @@ class Kubernetes(Local):
         operator made; volumes stay. Nobody is drained: the last IDC has nobody to give its clients
         to."""
         self._demand_admin("Stopping the deployment")
-        ending, grace_s = [], {name: self._look(name).grace_s for name in self.names()}
+        ending, given_s = [], {name: self._look(name).grace_s for name in self.names()}
         for name in reversed(self.names()):
             namespace, kind = self._sites.sites[name].namespace, sites.kind_of(name, self.region)
             # Whatever the sites file says: an unfinished deploy may have added some.
@@ -363,7 +363,7 @@ class Kubernetes(Local):
         for name in ending:
             self._wait_for_end_of_gateways(name)
         for name in self.names():
-            self._until(name, "its end", POD_S + grace_s[name], lambda found: not found.there)
+            self._until(name, "its end", POD_S + given_s[name], lambda found: not found.there)
         if sitefiles.kept(self.data) is None:  # of an earlier `imctl`: run.json alone has it
             sitefiles.adopt(self.data, self._own_sites())
         (self.data / runfile.NAME).unlink(missing_ok=True)
