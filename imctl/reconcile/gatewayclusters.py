@@ -59,9 +59,10 @@ class GatewayClusters:
             await self._cluster.apply_all(decision.apply, applied)
         except Rejected as error:
             await self._say(owner, _rejected(decision, str(error)), before)
+            await self._let_up(found)
             raise
-        if not decision.apply and not found.down_until and (up := let_up(found.workload)):
-            await self._cluster.apply(up, manager=LIFTER)
+        if not decision.apply:
+            await self._let_up(found)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
@@ -84,6 +85,11 @@ class GatewayClusters:
         status = {**before, "step_clients": clients}
         applied.note(await self._cluster.apply(seen.status_object(owner, status), status=True))
         return status
+
+    async def _let_up(self, found: Seen) -> None:
+        """What is there now is left as it is, but not without what a drill has taken."""
+        if not found.down_until and (up := let_up(found.workload)) is not None:
+            await self._cluster.apply(up, manager=LIFTER)
 
     async def _hold(self, owner: Owner, document: Object, found: Seen) -> None:
         held, needed = process.is_held(document), found.stay if owner.deleting else found.held

@@ -282,9 +282,10 @@ class Reconciler:
             await self._cluster.apply_all(decision.apply, applied)
         except Rejected as error:
             await self._say(owner, _rejected(decision, str(error)), before)
+            await self._let_up(owner, observed)
             raise
-        if not decision.apply and not observed.down_until:
-            await self._let_up(owner)
+        if not decision.apply:
+            await self._let_up(owner, observed)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
@@ -328,8 +329,10 @@ class Reconciler:
             seen.down_until(document, self._wall()),
         )
 
-    async def _let_up(self, owner: Owner) -> None:
-        """What it is now is left as it is, but not what a drill has taken from it."""
+    async def _let_up(self, owner: Owner, observed: Observed) -> None:
+        """What it is now is left as it is, but not without what a drill has taken from it."""
+        if observed.down_until:
+            return
         name = f"{owner.name}-{owner.kind.lower()}"
         workload = await self._cluster.get("apps/v1", "StatefulSet", owner.namespace, name)
         if (up := let_up(workload)) is not None:

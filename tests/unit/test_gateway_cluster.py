@@ -17,6 +17,7 @@ from imctl.api.kinds import GATEWAY_CLUSTER
 from imctl.api.kinds import IDC as IDC_KIND
 from imctl.api.model import IdcSpec, Resources, Toleration
 from imctl.reconcile import reconciler as reconciling
+from imctl.reconcile.cluster import Rejected
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
 from imctl.reconcile.gateways import Decision, Seen, decide
 from imctl.reconcile.objects import DOWN_UNTIL, TEMPLATE
@@ -317,7 +318,7 @@ async def test_a_mark_of_a_drill_at_its_idc_takes_them_away_until_its_time_is_ov
     assert wanted() == (2, "Starting")
 
 
-@pytest.mark.parametrize("change", ["paused", "blocked", "deleted"])
+@pytest.mark.parametrize("change", ["paused", "blocked", "refused", "deleted"])
 async def test_what_a_drill_took_comes_back_though_they_are_left_as_they_are(
     memory: Memory, change: str
 ) -> None:
@@ -335,11 +336,18 @@ async def test_what_a_drill_took_comes_back_though_they_are_left_as_they_are(
         own["spec"]["paused"] = True
     elif change == "blocked":
         own["spec"]["replicas"] = 64
+    elif change == "refused":
+        idc["spec"]["service"], memory.refuses = "NodePort", "Service"
     else:
         own["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert [await reconciler.reconcile(key) for _ in range(3)] == [SOON_S] * 3
-    now[0] = UNTIL
-    await reconciler.reconcile(key)
+    if change == "refused":
+        now[0] = UNTIL
+        with pytest.raises(Rejected):
+            await reconciler.reconcile(key)
+    else:
+        assert [await reconciler.reconcile(key) for _ in range(3)] == [SOON_S] * 3
+        now[0] = UNTIL
+        await reconciler.reconcile(key)
     after = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]
     assert after == workload["spec"] | {"replicas": 2}
 

@@ -41,6 +41,7 @@ class Memory(Cluster):
         self.events: list[Object] = []
         self.written: list[str] = []
         self.trouble: Exception | None = None
+        self.refuses = ""  # this kind
 
     def put(self, kind: str, name: str, **body: Any) -> None:
         metadata = {"namespace": "im-fra", "name": name, "uid": f"uid-{name}", "generation": 1}
@@ -61,6 +62,8 @@ class Memory(Cluster):
     async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         if self.trouble is not None:
             raise self.trouble
+        if wanted["kind"] == self.refuses:
+            raise Rejected(f"{self.refuses} is refused")
         metadata = wanted["metadata"]
         key = wanted["kind"], metadata["namespace"], metadata["name"]
         self.written.append(wanted["kind"])
@@ -235,6 +238,21 @@ async def test_a_mark_of_a_drill_takes_the_pod_away_and_no_longer_brings_it_back
     await reconciler.reconcile(KEY)
     workload = memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]
     assert (workload["replicas"], memory.status()["phase"]) == (1, "Starting")
+
+
+async def test_what_a_drill_took_comes_back_though_the_rest_is_refused(memory: Memory) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], Nobody())
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: "2026-01-01T00:05:00Z"}
+    await reconciler.reconcile(KEY)
+    memory.held["IDC", "im-fra", "fra"]["spec"]["service"] = "NodePort"
+    memory.refuses = "Service"
+    now[0] = "2026-01-01T00:05:00Z"
+    with pytest.raises(Rejected):
+        await reconciler.reconcile(KEY)
+    assert memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]["replicas"] == 1
 
 
 @pytest.mark.parametrize("change", ["paused", "blocked", "deleted"])
