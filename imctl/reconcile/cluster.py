@@ -23,6 +23,7 @@ Object = dict[str, Any]
 CALL_S = 5.0
 MANAGER = "imctl-operator"
 LOOKER = "imctl-operator-look"  # of what it sees and does by asking an IDC's process
+LIFTER = "imctl-operator-let-up"  # of pods that a drill had taken, where nothing else is applied
 _APPLY = "application/apply-patch+yaml"
 _PLURALS = {
     "ServiceAccount": "serviceaccounts",
@@ -30,6 +31,7 @@ _PLURALS = {
     "Secret": "secrets",
     "Service": "services",
     "Pod": "pods",
+    "Namespace": "namespaces",
     "Event": "events",
     "StatefulSet": "statefulsets",
     "Deployment": "deployments",

@@ -22,7 +22,7 @@ from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from imctl.testing.cluster.lab import operator_rights
-from tests.kubernetes.test_admission import IDC, OPERATION, apply
+from tests.kubernetes.test_admission import GATEWAYS, IDC, OPERATION, apply
 from tests.kubernetes.test_operator_live import Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
@@ -182,9 +182,16 @@ def test_the_rights_of_the_chart_suffice(
             until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
             asked = IDC | {"spec": IDC["spec"] | {"role_certificate": "imctl-operator"}}
             apply(api_server, namespace, asked)
-            until(lambda: admin.get("idc", "fra")["metadata"].get("finalizers") == [FINALIZER])
+            held = [("idc", "fra"), ("gatewaycluster", "fra"), ("region", "two-idc")]
+
+            def holds(finalizers: list[str] | None) -> bool:
+                found = [admin.get(*each)["metadata"].get("finalizers") for each in held]
+                return found == [finalizers] * len(held)
+
+            apply(api_server, namespace, GATEWAYS)
+            until(lambda: holds([FINALIZER]))
             apply(api_server, namespace, IDC)
-            until(lambda: not admin.get("idc", "fra")["metadata"].get("finalizers"))
+            until(lambda: holds(None))
             apply(api_server, namespace, OPERATION)
             until(lambda: "status" in admin.get("trafficoperation", "move"))
             process.send_signal(signal.SIGTERM)
@@ -193,3 +200,6 @@ def test_the_rights_of_the_chart_suffice(
             assert "forbidden" not in log.lower(), log
         finally:
             operators.end()
+            cluster_wide = [f"{kind}/{namespace}-op-im-operator"
+                            for kind in ("clusterrole", "clusterrolebinding")]  # fmt: skip
+            api_server.kubectl("delete", *cluster_wide)

@@ -31,8 +31,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
     - replications/status
     - geopolicies/status
   verbs: [patch]
-- apiGroups: [imctl.dev]  # the finalizers of IDCs that are drained, of runs that are undone, before they go
-  resources: [idcs, drillruns]
+# The finalizers of IDCs that are drained, of what their drain needs, and of runs that are undone, before they go.
+- apiGroups: [imctl.dev]
+  resources: [idcs, regions, gatewayclusters, drillruns]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
   resources: [idcs/finalizers, gatewayclusters/finalizers, witnesses/finalizers, replications/finalizers]
