@@ -51,8 +51,9 @@ NOW_MS = 1_790_000_000_000
 AT_ONCE = 50
 HEARTBEATS = 10
 PATIENT = GatewayConfig(
-    idle_ms=600_000, first_frame_ms=60_000, requests_per_s=1e9, connects_per_s=1e9
-)
+    idle_ms=600_000, first_frame_ms=60_000, requests_per_s=1e9, connects_per_s=1e9,
+    connections_of_address=20_000,
+)  # fmt: skip
 
 
 class MessageBytes(NamedTuple):
