@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
+from typing import Any
 
 import aiohttp
 import pytest
@@ -352,5 +353,6 @@ async def test_requests_behind_each_other_are_held_back():
         for _ in range(20):
             assert not (await bob.ask(pb.Request(heartbeat=pb.Heartbeat()))).HasField("error")
         [carrier] = gateway.polling._carriers.values()
-        assert len(carrier.http._messages) < 100
+        http_protocol: Any = carrier.http
+        assert len(http_protocol._messages) < 100
         writer.close()

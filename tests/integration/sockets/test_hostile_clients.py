@@ -184,7 +184,7 @@ async def test_a_stranger_whose_bytes_are_dear_is_ended():
         bad = await front.dial()
         await bad.spoken
         connection = of(gateway, bad)
-        feed = connection._decoder.feed
+        feed: Callable[[bytes], list[frame.Frame]] = connection._decoder.feed
 
         def dear(data: bytes) -> list[frame.Frame]:
             clock.cpu_s += 0.01
@@ -311,9 +311,15 @@ async def test_behind_a_proxy_there_may_be_more():
             await front.connect(f"u{number}")
 
 
-@pytest.mark.parametrize("field", ["connections_of_address", "connections_max"])
-async def test_silent_connections_keep_nobody_out(field: str):
-    limits = GatewayConfig(first_frame_ms=PATIENT, **{field: 3})
+@pytest.mark.parametrize(
+    "limits",
+    [
+        GatewayConfig(first_frame_ms=PATIENT, connections_of_address=3),
+        GatewayConfig(first_frame_ms=PATIENT, connections_max=3),
+    ],
+    ids=["of an address", "of all"],
+)
+async def test_silent_connections_keep_nobody_out(limits: GatewayConfig):
     async with Front(KEYS, limits=limits) as front:
         silent = [await front.dial() for _ in range(3)]
         for each in silent:
@@ -331,19 +337,19 @@ async def test_silent_connections_keep_nobody_out(field: str):
 async def test_one_token_has_a_few_pull_only_connections_and_no_more():
     async with Front(KEYS) as front:
         main, _ = await front.connect("ann")
-        side = dict(mode=pb.CONNECT_MODE_PULL_ONLY)
-        beside = [(await front.connect("ann", epoch=0, **side))[0] for _ in range(10)]
+        side: dict[str, Any] = {"mode": pb.CONNECT_MODE_PULL_ONLY, "epoch": 0}
+        beside = [(await front.connect("ann", **side))[0] for _ in range(10)]
         for old in beside[:6]:
             assert (await old.event("close")).close.reason == "replaced"
             await old.gone()
         for each in (main, *beside[6:]):
             await served(each)
         assert front.state.pull_only_count() == 4
-        await front.connect("ann", epoch=0, device="desk", **side)  # another device's own
+        await front.connect("ann", device="desk", **side)  # another device's own
         assert front.state.pull_only_count() == 5
         beside[6].abort()
         await until(lambda: front.state.pull_only_count() == 4, main)
-        again, _ = await front.connect("ann", epoch=0, **side)
+        again, _ = await front.connect("ann", **side)
         await served(again)
         await served(beside[7])
 
