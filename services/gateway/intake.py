@@ -25,6 +25,11 @@ class Intake(asyncio.Transport, asyncio.Protocol):
     """Towards the transport below a protocol, towards ``above`` a transport. ``dear`` is told when
     the peer has used up its share. ``first``: of what comes, what has come before."""
 
+    __slots__ = (
+        "_above", "_below", "_below_reads", "_clock", "_closing", "_dear", "_held", "_in_turn",
+        "_next", "_reading", "_work",
+    )  # fmt: skip
+
     def __init__(
         self,
         above: asyncio.Protocol,
