@@ -11,18 +11,18 @@ CPU_SHARE = 0.25  # of each second that passes
 
 class Work:
     """What may be spent on one peer, in seconds: CPU_SHARE of each that passes, ``at_once`` at
-    most, which there is at first."""
+    most, which there is at first. ``left``: at least so much there is still."""
 
-    __slots__ = ("_at", "_at_once", "_left")
+    __slots__ = ("_at", "_at_once", "left")
 
     def __init__(self, now: float, at_once: float = 1.0) -> None:
-        self._left = self._at_once = at_once
+        self.left = self._at_once = at_once
         self._at = now
 
     def empty(self, now: float) -> bool:
-        self._left = min(self._at_once, self._left + CPU_SHARE * (now - self._at))
+        self.left = min(self._at_once, self.left + CPU_SHARE * (now - self._at))
         self._at = now
-        return self._left <= 0.0
+        return self.left <= 0.0
 
     def pay(self, seconds: float) -> None:
-        self._left -= seconds
+        self.left -= seconds

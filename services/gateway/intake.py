@@ -80,7 +80,7 @@ class Intake(asyncio.Transport, asyncio.Protocol):
 
     def _turn(self) -> None:
         self._next = None
-        if self._work.empty(self._clock.now()):
+        if self._work.left <= 0.0 and self._work.empty(self._clock.now()):
             self._dear()
             if not self._closing:
                 self._next = asyncio.get_running_loop().call_later(_AGAIN_S, self._later)
@@ -102,19 +102,18 @@ class Intake(asyncio.Transport, asyncio.Protocol):
     def _take_steps(self) -> None:
         held, at = self._held, 0
         self._held, self._in_turn = b"", True
-        clock = self._clock
-        began = clock.cpu()
-        spent = 0.0
+        cpu = self._clock.cpu
+        began, spent = cpu(), 0.0
         try:
             while at < len(held) and self._reading and not self._closing and spent < TURN_S:
                 step = held if len(held) <= STEP_BYTES else held[at : at + STEP_BYTES]
                 at += len(step)
                 self._above.data_received(step)
-                spent = clock.cpu() - began
+                spent = cpu() - began
         finally:
             self._in_turn = False
             self._work.pay(spent)
-        if not self._closing:
+        if at < len(held) and not self._closing:
             self._held = held[at:] + self._held
 
     def _steer(self) -> None:
