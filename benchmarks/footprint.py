@@ -52,8 +52,9 @@ AT_ONCE = 50
 HEARTBEATS = 10
 SOURCES = 8  # loopback addresses of clients: one has some 28,000 ports
 PATIENT = GatewayConfig(
-    idle_ms=600_000, first_frame_ms=60_000, requests_per_s=1e9, connects_per_s=1e9
-)
+    idle_ms=600_000, first_frame_ms=60_000, requests_per_s=1e9, connects_per_s=1e9,
+    connections_of_address=20_000,
+)  # fmt: skip
 
 
 class MessageBytes(NamedTuple):

@@ -390,6 +390,12 @@ class Limits(Model):
     """What is taken on at most; beyond it an answer says when to ask again (docs/limits.md)."""
 
     connects_per_s: int = Field(default=500, gt=0, description="at one gateway")
+    connections_of_address: int = Field(
+        default=4_000,
+        gt=0,
+        description="at one gateway, of one client address (of IPv6 one /64), but for "
+        "`geo.trusted_proxies`",
+    )
     lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
     user_lookups_per_s: int = Field(
         default=5, gt=0, description="of one user's devices at one IDC's ipconf"

@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Collection, Coroutine
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 from imcore.errors import ImError
@@ -77,6 +78,8 @@ async def open_gateway(
     limits = GatewayConfig(
         idle_ms=2 * spec.client.heartbeat_ms + spec.client.heartbeat_timeout_ms,
         connects_per_s=spec.limits.connects_per_s,
+        connections_of_address=spec.limits.connections_of_address,
+        shared=tuple(ip_network(text) for text in spec.geo.trusted_proxies),
     )
     context = None
     if config.plain_clients:

@@ -86,6 +86,9 @@ class SimClock(SystemClock):
     def now(self) -> float:
         return self._loop._now
 
+    def cpu(self) -> float:
+        return 0.0  # what this machine takes for it is no part of a run
+
 
 class SimOutside:
     """``Outside`` of one process of a machine."""

@@ -282,6 +282,9 @@ class StateServer(Outgoing):
         if wait_s := self._requests.breaker.wait_s(self._clock.now()):
             raise Unavailable("the IDC answers no requests now", retry_after_ms(wait_s))
         if record.pull_only:
+            if (oldest := self._table.put_beside(record)) is not None:
+                self._table.by_address.pop((oldest.gateway, oldest.connection), None)
+                self._close_replaced(oldest.gateway, oldest.connection)
             return record, False
         former = self._table.of_device(record.uid, record.device)
         resumed = False
@@ -327,7 +330,8 @@ class StateServer(Outgoing):
         """The connection is a session from here on. False: it is not wanted any more."""
         if self._opening.pop(address, None) is None:
             return False  # it closed meanwhile
-        if not record.pull_only and not self._table.holds(record):
+        held = self._table.beside if record.pull_only else self._table.holds
+        if not held(record):
             self._close_replaced(*address)
             return False
         self._table.by_address[address] = record
@@ -368,6 +372,8 @@ class StateServer(Outgoing):
         """The connection is gone; the session lives on for its grace."""
         record.connected = False
         record.away_at = self._clock.now()
+        if record.pull_only:
+            self._table.remove_beside(record)
         if not self._table.holds(record):
             return
         self._owing.cancel(record)
@@ -400,6 +406,7 @@ class StateServer(Outgoing):
         elif kind == "bye":
             self._table.by_address.pop((record.gateway, record.connection), None)
             self.gateways[record.gateway].close(record.connection, "bye")
+            self._table.remove_beside(record)
             if self._table.holds(record):
                 self._over(record)
         elif kind == "connect":
