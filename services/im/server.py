@@ -691,11 +691,16 @@ class ImServer:
             self.live.forget(session.uid, session.device)
             self._route(session, gone=True)
 
+    def stood(self, session: Session) -> None:
+        """As of ``services.split.fronts.CoreIm``."""
+        if not self.live.stood(session):
+            self._route(session, gone=False, since_hlc=session.since_hlc)
+
     async def kick(self, uid: str, device: str) -> None:
         """For an operator: a device of a user, or all of them. Raises Refused, Unavailable."""
         await devices.end(self, uid, device)
 
-    def _route(self, session: Session, gone: bool) -> None:
+    def _route(self, session: Session, gone: bool, since_hlc: int = 0) -> None:
         partition = self.partition(session.uid)
         op = partition.sequencer.plain("", self.clock.wall_ms(), session.seen_hlc)
         op.route.uid = session.uid
@@ -706,6 +711,7 @@ class ImServer:
         op.route.gone = gone
         op.route.kind = session.kind
         op.route.away_ms = session.away_ms if gone else 0
+        op.route.since_hlc = since_hlc
         partition.put(op, lambda _: None)
 
     # ------------------------------------------------------------------ from appliers, peers

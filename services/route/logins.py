@@ -20,7 +20,7 @@ def surplus(
     """Of the user whose routes these are, the devices of that kind beyond the ``most`` that
     connected last. ``usable(idc, gateway)``: as of ``RouteTable.idcs_of``."""
     alive = [
-        (route.hlc, route.origin, device)
+        (route.since, route.origin, device)
         for device, route in routes.items()
         if not route.gone and route.kind == kind and usable(route.origin.idc, route.gateway)
     ]

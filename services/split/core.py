@@ -129,8 +129,7 @@ class CoreLink:
         self._numbers.clear()
         pipe = self._pipe = Pipe()
         pipe.put(front.Up(hello=self.hello))
-        for session, shard, connected in self.state.standing():
-            self._put_change(session, shard, connected, False)
+        self.tell_standing()
         self._taken = 0
         for session in self._over:
             pipe.put(front.Up(gone=_caller(session)))
@@ -277,10 +276,17 @@ class CoreLink:
         """To be told of every change, so that the core's mirror is right."""
         self._put_change(session, shard, connected, over)
 
-    def _put_change(self, session: Session, shard: str, connected: bool, over: bool) -> None:
+    def tell_standing(self) -> None:
+        """Of all sessions here, which the core does not know (any more)."""
+        for session, shard, connected in self.state.standing():
+            self._put_change(session, shard, connected, False, stood=True)
+
+    def _put_change(
+        self, session: Session, shard: str, connected: bool, over: bool, stood: bool = False
+    ) -> None:
         if not self._pipe.closed:
             change = front.SessionChange(
-                caller=_caller(session), shard=shard, connected=connected, over=over
+                caller=_caller(session), shard=shard, connected=connected, over=over, stood=stood
             )
             self._pipe.put(front.Up(session=change))
 
@@ -393,6 +399,7 @@ def _caller(session: Session) -> front.Caller:
         seen_hlc=session.seen_hlc,
         kind=session.kind,
         away_ms=session.away_ms,
+        since_hlc=session.since_hlc,
     )
 
 

@@ -11,7 +11,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc
 
@@ -37,6 +37,15 @@ log = logging.getLogger("im.split")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TELL_S = 0.5
 _AUDIENCES = 256  # huge groups of which a front knows who is there
+
+
+class CoreIm(Im, Protocol):
+    """im, as fronts need it."""
+
+    def stood(self, session: Session) -> None:
+        """A session that stands, and could be told nothing while its front had no link: what should
+        have ended it meanwhile ends it now. Its route is written if it was lost."""
+        ...
 
 
 class Here(NamedTuple):
@@ -153,7 +162,7 @@ class Fronts(rpc.FrontServicer):
         self._clock = clock
         # A front sees how late itself is, and not how late this process is.
         self.shedder = Shedder(limits.delay_ms / 1000, limits.fold_delay_ms / 1000)
-        self.im: Im
+        self.im: CoreIm
         self.origin: Origin
         self.open = False
         self.counters = Counters()
@@ -292,6 +301,8 @@ class Fronts(rpc.FrontServicer):
             self._where.note(row.uid, link, row.uid in link.devices)
         if change.over:
             return
+        if change.stood:
+            self.im.stood(_session(link, caller))
         # Rule 16, between the fronts: a device has one session, of its newest connection.
         for other in self.gateways:
             theirs = other.by_device.get((row.uid, row.device)) if other is not link else None
@@ -522,7 +533,7 @@ def _session(link: FrontLink, caller: front.Caller) -> Session:
     return Session(
         caller.id, caller.uid, caller.device, caller.connection_epoch, link.name,
         caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
-        caller.away_ms,
+        caller.away_ms, caller.since_hlc,
     )  # fmt: skip
 
 

@@ -273,6 +273,7 @@ class StateServer(Outgoing):
         """The session of a valid Connect; None when it lost against a newer connection. Raises
         Refused, Unavailable."""
         record, token = self._admission.judge(address, request, self.origin)
+        record.since_hlc = self._stamp().hlc
         refusal = self._risk.sign_in(record.uid, record.device, peer_address)
         if refusal is not None:
             raise refusal
