@@ -71,9 +71,21 @@ from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.pulls import Pulls
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
+from services.im.unrouted import Unrouted, said_later
 from services.metrics.hot import Hot
 from services.metrics.verbs import Verbs
-from services.ports import Backlog, Kv, Live, NoLive, NoRisk, Pushes, Reply, Risk, Session
+from services.ports import (
+    Backlog,
+    Kv,
+    Live,
+    NoLive,
+    NoRisk,
+    Pushes,
+    Record,
+    Reply,
+    Risk,
+    Session,
+)
 from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
@@ -160,6 +172,7 @@ class ImServer:
     pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
+    unrouted: Unrouted = field(default_factory=Unrouted)
     load: ConversationLoad = field(init=False)
     diffusion: Diffusion = field(init=False)
     looking: Looking = field(init=False)
@@ -712,7 +725,24 @@ class ImServer:
         op.route.kind = session.kind
         op.route.away_ms = session.away_ms if gone else 0
         op.route.since_hlc = since_hlc
-        partition.put(op, lambda _: None)
+        self.unrouted.overtaken(op.route)
+        self._put_route(partition, op)
+
+    def _put_route(self, partition: Partition, op: oplog.Op) -> None:
+        """Nobody waits for it, and nobody would say it again."""
+
+        def done(result: Record | Exception) -> None:
+            if isinstance(result, Exception):
+                self.unrouted.failed(op)
+
+        partition.put(op, done)
+
+    def _route_again(self) -> None:
+        for lost in self.unrouted.take(lambda uid: self.partition(uid).open_for_writes):
+            partition = self.partition(lost.route.uid)
+            op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
+            op.route.CopyFrom(said_later(lost, op.hlc))
+            self._put_route(partition, op)
 
     # ------------------------------------------------------------------ from appliers, peers
 
@@ -770,14 +800,15 @@ class ImServer:
             self.pushes.replicated(self.origin, number, partition.replication.level(1))
 
     def tick(self) -> None:
-        """Each partition logs its closed HLC; those who waited too long for a copy are told, and
-        who has read what."""
+        """Each partition logs its closed HLC, and routes that it could not take before; those who
+        waited too long for a copy are told, and who has read what."""
         now = self.clock.now()
         for partition in self.partitions:
             partition.replication.expire(now)
             op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
+        self._route_again()
         readers.tell(self)
 
 

@@ -479,6 +479,7 @@ class Node:
             self.signals, self.clock, spec.devices,
         )  # fmt: skip
         self.im.kicked = self.live.kick_folded
+        self.live.unrouted = self.im.unrouted.of
         self.im.level_written = lambda: self.traffic.levels.committed
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot

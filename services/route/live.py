@@ -54,6 +54,8 @@ class LiveRoutes:
         self.watches = Watches(self._presence)
         # Devices that have too many newer ones, if these are where no gateway is known yet.
         self._doubtful: dict[tuple[str, str], None] = {}
+        # Of a user: routes of sessions here that the log has not taken yet.
+        self.unrouted: Callable[[str], Sequence[oplog.Op]] = lambda uid: ()
 
     def _presence(self, uid: str) -> Presence:
         return presence_of(self._routes.routes(uid), self._usable)
@@ -167,6 +169,12 @@ class LiveRoutes:
         for device, route in self._routes.routes(kick.uid).items():
             if not route.gone and self._kicked.hits(kick.uid, device, route.since):
                 self._kick(kick.uid, device)
+        for known in self.unrouted(kick.uid):
+            route_op = known.route
+            if not route_op.gone and self._kicked.hits(
+                kick.uid, route_op.device, route_op.since_hlc or known.hlc
+            ):
+                self._state.kick(kick.uid, route_op.device, route_op.connection_epoch)
 
     def kicks_known(self, ops: Iterable[oplog.Op]) -> None:
         """Folded by an earlier life, which may not have told them."""

@@ -55,9 +55,7 @@ class Seen:
         kick = oplog.KickOp(uid="ann", device=device, kept=kept)
         self.live.kick_folded(oplog.Op(hlc=hlc, kick=kick))
 
-    def stood(
-        self, epoch: int, device: str = "p", since: int = 0
-    ) -> tuple[bool, list[Said]]:
+    def stood(self, epoch: int, device: str = "p", since: int = 0) -> tuple[bool, list[Said]]:
         self.state.said.clear()
         session = Session("s", "ann", device, epoch, "gw", 1, since_hlc=since, kind="phone")
         return self.live.stood(session), self.state.said
@@ -143,3 +141,18 @@ def test_kicks_of_an_earlier_life_are_known():
     kick = oplog.KickOp(uid="ann", device="p")
     seen.live.kicks_known([oplog.Op(hlc=20, kick=kick)])
     assert seen.stood(1) == (True, [("kick", "p", 1)])
+
+
+def test_a_kick_meets_sessions_whose_routes_no_log_has_taken_yet():
+    seen = Seen()
+    epochs = {"old": (1, 10, 0), "told late": (2, 30, 10), "new": (3, 30, 0)}
+    lost = [
+        oplog.Op(
+            hlc=hlc,
+            route=oplog.RouteOp(uid="ann", device=name, connection_epoch=epoch, since_hlc=since),
+        )
+        for name, (epoch, hlc, since) in epochs.items()
+    ]
+    seen.live.unrouted = lambda uid: lost if uid == "ann" else []
+    seen.kick(20)
+    assert seen.state.said == [("kick", "old", 1), ("kick", "told late", 2)]
