@@ -1090,9 +1090,12 @@ class PullOk(_message.Message):
     HEADS_FIELD_NUMBER: _builtins.int
     SUSPENDED_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     more: _builtins.bool
     stable: _builtins.int
+    left: _builtins.bool
+    """the user is no member any more: the entry is the one that says so, and no other comes"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     @_builtins.property
@@ -1110,10 +1113,11 @@ class PullOk(_message.Message):
         heads: _abc.Iterable[Global___Position] | None = ...,
         suspended: _abc.Iterable[Global___SuspendedOrigin] | None = ...,
         stable: _builtins.int = ...,
+        left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "heads", b"heads", "more", b"more", "stable", b"stable", "suspended", b"suspended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "heads", b"heads", "left", b"left", "more", b"more", "stable", b"stable", "suspended", b"suspended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1184,21 +1188,27 @@ class SyncOk(_message.Message):
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     next_page: _builtins.bytes
     """empty: that was all"""
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]: ...
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]:
+        """groups that the user is out of, and the entry that says so"""
+
     def __init__(
         self,
         *,
         conversations: _abc.Iterable[Global___ConversationHeads] | None = ...,
         token: _builtins.bytes = ...,
         next_page: _builtins.bytes = ...,
+        left: _abc.Iterable[Global___ConversationHeads] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "next_page", b"next_page", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "left", b"left", "next_page", b"next_page", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -247,10 +247,11 @@ class Fold:
             effects.audience[name] = audience
             # Of a group that has just shrunk to this size everybody: its membership alone named it
             # until now, and names it no more.
-            if len(members) <= self._timeline_members_max:
-                number = keys.number(timeline)
-                for uid in audience:
-                    rows.put(keys.timeline(self._partition, uid, name), number)
+            # Those who left are named it once more, however large it is.
+            small = len(members) <= self._timeline_members_max
+            number = keys.number(timeline)
+            for uid in audience if small else effects.left.get(name, ()):
+                rows.put(keys.timeline(self._partition, uid, name), number)
         return effects
 
     def _one(

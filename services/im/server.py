@@ -53,6 +53,7 @@ from services.im import (
     entries,
     friends,
     groups,
+    keys,
     known,
     listing,
     presence,
@@ -62,7 +63,7 @@ from services.im import (
 )
 from services.im.conversation import Conversation
 from services.im.diffusion import Diffusion
-from services.im.fold import Effects
+from services.im.fold import Effects, Entry
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
 from services.im.looking import Looking
@@ -590,7 +591,29 @@ class ImServer:
         def page(partition: Partition, conversation: Conversation) -> _Page:
             return self.pulls.page(partition, conversation, have, pull.limit)
 
-        return await self._pulled(session, pull.conversation, page)
+        try:
+            return await self._pulled(session, pull.conversation, page)
+        except Refused as refused:
+            if refused.code != Code.FORBIDDEN:
+                raise
+            response = await self._left(session, pull.conversation)
+            if response is None:
+                raise
+            return response
+
+    async def _left(self, session: Session, name: str) -> pb.Response | None:
+        """The last thing that a former member is told of a group, as it was pushed to him."""
+        partition = self.partition(name)
+        at = (await partition.conversations.load(name)).left(session.uid)
+        if at is None:
+            return None
+        value = await self.kv.get(keys.entry(partition.number, name, at.origin, at.seq))
+        if value is None:  # it was above a seal, and stands elsewhere now
+            return None
+        op = oplog.Op.FromString(value)
+        response = pb.Response(pull_ok=pb.PullOk(conversation=name, left=True))
+        response.pull_ok.entries.append(entries.build(Entry(at.origin, op), self.keys))
+        return response
 
     async def _history(self, session: Session, history: pb.History) -> pb.Response:
         check_conversation(history.conversation)

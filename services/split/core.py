@@ -365,7 +365,7 @@ class CoreLink:
                 await asyncio.sleep(max(wait_s, response.error.retry_after_ms / 1000))
                 wait_s = min(2 * wait_s, _CATCH_UP_AGAIN_MAX_S)
                 continue
-            for row in response.sync_ok.conversations:
+            for row in (*response.sync_ok.conversations, *response.sync_ok.left):
                 self.state.owe(session.uid, row.conversation, vector_of(row.heads))
             page = response.sync_ok.next_page
             if not page:

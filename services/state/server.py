@@ -44,6 +44,7 @@ CONNECT_S = 5.0
 _PATIENCE = 1.5  # heartbeats, before what was merged and is not acked is named again
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
+_AWAY_MS_MAX = (1 << 32) - 1  # what a route can say
 
 
 class _Opening:
@@ -378,7 +379,8 @@ class StateServer(Outgoing):
     def _over(self, record: Record) -> None:
         """The grace is over too."""
         record.connected = False
-        record.away_ms = round(record.unheard_s(self._clock.now()) * 1000)
+        away_ms = round(record.unheard_s(self._clock.now()) * 1000)
+        record.away_ms = min(away_ms, _AWAY_MS_MAX)
         self._forget(record)
         self.im.disconnected(record)
 
