@@ -541,6 +541,7 @@ class Event(_message.Message):
     FRIEND_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -569,6 +570,8 @@ class Event(_message.Message):
     def packed(self) -> Global___Packed:
         """a Push"""
 
+    @_builtins.property
+    def missed(self) -> Global___Missed: ...
     def __init__(
         self,
         *,
@@ -584,16 +587,34 @@ class Event(_message.Message):
         friend: Global___Friend | None = ...,
         behind: Global___Behind | None = ...,
         packed: Global___Packed | None = ...,
+        missed: Global___Missed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "missed", b"missed", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "missed", b"missed", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind", "packed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind", "packed", "missed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class Missed(_message.Message):
+    """Events that nobody owes may not have come: who types or is online, friends, read cursors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Missed: _TypeAlias = Missed  # noqa: Y015
 
 @_typing.final
 class Ok(_message.Message):

@@ -3,7 +3,8 @@
 The link may end at any time (the core was killed) and is made again; client connections stand
 meanwhile. What was asked and not answered is answered with `unavailable`, on which an SDK asks
 again under the same client key. What the core told nobody while there was no link is caught up on
-when there is one: im is asked what has changed since the last token, for every user of a session.
+when there is one: im is asked what has changed since the last token, for every user of a session,
+and clients are told that they may have missed what nobody owes.
 """
 
 from __future__ import annotations
@@ -369,7 +370,9 @@ class CoreLink:
                 self.state.owe(session.uid, row.conversation, vector_of(row.heads))
             page = response.sync_ok.next_page
             if not page:
-                return
+                break
+        # A watch was in the memory of the core, and the rest is owed to nobody: clients ask.
+        self.state.tell([session.uid], pb.Event(missed=pb.Missed()))
 
     async def _ask(self, session: Session, request: pb.Request) -> pb.Response:
         answer: asyncio.Future[pb.Response] = asyncio.get_running_loop().create_future()

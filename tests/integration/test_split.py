@@ -36,7 +36,7 @@ from services.node.front import FrontNode
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 from services.ports import Audience
-from services.sdk import Client, ConnectionChanged, IpconfClient, Message
+from services.sdk import Client, ConnectionChanged, IpconfClient, Message, Missed, Presence
 from services.split.core import AGAIN_S, CoreLink
 from services.split.fronts import TELL_S, Fronts
 from services.split.pipe import Pipe
@@ -382,6 +382,10 @@ class Real:
         await self.stop_core()
 
 
+def _of(told: list[Any], kind: type[Any]) -> list[Any]:
+    return [event for event in told if isinstance(event, kind)]
+
+
 @asynccontextmanager
 async def _real(folder: Path) -> AsyncIterator[Real]:
     real = Real(folder)
@@ -417,15 +421,31 @@ async def test_who_is_kicked_while_its_front_has_no_link_is_out_when_it_has_one(
         core.fronts.open = False
         core.fronts._remove(core.fronts.gateways[0])
         await core.im.kick("ann", "")
-        await until(lambda: core.im.partition("ann").applier.lsn(core.origin) > 0)
+        partition = core.im.partition("ann")
+        end = core.store.own().end(partition.number).lsn
+        await until(lambda: partition.applier.lsn(core.origin) >= end)
         if core_restarts:  # what it has folded it does not fold again
-            await asyncio.sleep(0.3)
             await real.stop_core()
             core = await real.start_core()
         core.fronts.open = True
-        await until(lambda: not ann.state.gateway, 5)
+        await until(lambda: not ann.state.gateway, 20)
         await until(lambda: [row.uid for row in core.fronts.sessions()] == ["bob"])
         await bob.send("d:bob:eve", b"one")
+
+
+async def test_who_is_watched_is_told_again_after_the_core_began_again(tmp_path):
+    """And whoever is connected learns that he may have missed what nobody owes."""
+    async with _real(tmp_path) as real:
+        core = await real.start_core()
+        ann, bob = [await real.client(uid) for uid in ("ann", "bob")]
+        await until(lambda: [row.online for row in core.live.devices("bob")] == [True])
+        assert (await ann.watch(["bob"]))[0].online
+        await real.stop_core()
+        await real.start_core()
+        await until(lambda: all(_of(told, Missed) for told in real.told.values()))
+        await until(lambda: [row.online for row in _of(real.told["ann"], Presence)][-1:] == [("",)])
+        await bob.close()
+        await until(lambda: not _of(real.told["ann"], Presence)[-1].online)
 
 
 async def test_a_route_that_the_core_took_along_is_written_again(tmp_path, monkeypatch):
