@@ -161,8 +161,8 @@ class ImServer:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     applied_changed: asyncio.Event = field(default_factory=asyncio.Event)
     held_changed: asyncio.Event = field(default_factory=asyncio.Event)
-    # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
-    granted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By group and uid: the lsn of a membership that no other IDC is known to hold yet.
+    granted: dict[str, dict[str, int]] = field(default_factory=dict)
     # Where requests and conversations are counted, once something reads that.
     tracing: Tracing | None = None
     verbs: Verbs | None = None
@@ -466,11 +466,9 @@ class ImServer:
             return None if conversation.exists else _no_group(conversation.id)
         if not conversation.is_member(uid):
             return _not_a_member(conversation.id)
-        lsn = self.granted.get((conversation.id, uid)) if self.granted else None
-        if lsn is not None:
-            if not self.safe(partition, lsn):
-                return Unavailable("no other IDC knows of the membership yet; ask again", 100)
-            del self.granted[conversation.id, uid]
+        lsn = self.granted.get(conversation.id, {}).get(uid) if self.granted else None
+        if lsn is not None and not self.safe(partition, lsn):
+            return Unavailable("no other IDC knows of the membership yet; ask again", 100)
         return None
 
     def _later(
@@ -824,7 +822,8 @@ class ImServer:
 
     def tick(self) -> None:
         """Each partition logs its closed HLC, and routes that it could not take before; those who
-        waited too long for a copy are told, and who has read what."""
+        waited too long for a copy are told, and who has read what. What was held elsewhere since
+        is forgotten."""
         now = self.clock.now()
         for partition in self.partitions:
             partition.replication.expire(now)
@@ -832,6 +831,7 @@ class ImServer:
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
         self._route_again()
+        groups.forget_held(self)
         readers.tell(self)
 
 

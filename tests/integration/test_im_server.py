@@ -108,6 +108,34 @@ async def test_a_group_has_a_limit_that_counts_who_leaves(open_idc: OpenIdc) -> 
     assert list(again.members()) == found
 
 
+async def test_who_is_on_the_way_into_a_group_counts(open_idc: OpenIdc) -> None:
+    fra = await open_idc(others=(), policy=Messages(group_members_max=10))
+    ann = fra.session("ann")
+    await fra.create(ann, GROUP, *(f"u{number}" for number in range(7)))
+    joins = [fra.change(ann, GROUP, join=[f"v{number}"]) for number in range(5)]
+    again = [fra.change(ann, GROUP, join=["v0"]), fra.change(ann, GROUP, join=["u0", "v1"])]
+    codes = [code(response) for response in await asyncio.gather(*joins, *again)]
+    assert codes == ["", "", *[Code.BAD_REQUEST] * 3, "", ""]
+    info = pb.Request(group_info=pb.GroupInfo(conversation=GROUP))
+    assert (await fra.ask(ann, info)).group_info_ok.count == 10
+    assert not code(await fra.change(fra.session("v0"), GROUP, leave=["v0"]))
+    assert not code(await fra.change(ann, GROUP, join=["v2"]))
+
+
+async def test_what_is_kept_of_a_membership_goes_once_another_idc_holds_it(
+    open_idc: OpenIdc,
+) -> None:
+    fra = await open_idc(others=("iad",))
+    ann = fra.session("ann")
+    answers = [code(await fra.create(ann, f"g:{number}", "bob", "carl")) for number in range(3)]
+    assert answers == [Code.UNAVAILABLE] * 3
+    fra.im.tick()
+    assert len(fra.im.granted) == 3
+    fra.hold("iad")
+    fra.im.tick()
+    assert not fra.im.granted
+
+
 async def test_strangers_neither_send_nor_read(open_idc: OpenIdc) -> None:
     fra = await open_idc(others=())
     ann, eve = fra.session("ann"), fra.session("eve")
