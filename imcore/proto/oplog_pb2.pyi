@@ -401,7 +401,7 @@ Global___RouteOp: _TypeAlias = RouteOp  # noqa: Y015
 
 @_typing.final
 class KickOp(_message.Message):
-    """Ends the sessions of these devices that connected before it. In the KV it is the row of a kick, too."""
+    """Ends the sessions of these devices that connected before it. The last one of each stands in the KV."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
