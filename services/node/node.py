@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
@@ -81,6 +82,7 @@ from services.node.users import UsersService
 from services.node.webhooks import Webhooks
 from services.ports import Blobs, Registry
 from services.route.live import TURN_S, LiveRoutes
+from services.route.logins import KEPT_MAX
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
 from services.split.fronts import FrontLink, Fronts
@@ -526,8 +528,14 @@ class Node:
             self.routes.apply(origin_of(row.origin), row.hlc, row.route)
 
     async def _load_kicks(self) -> None:
-        """Whom they meant may have been where nobody could be told."""
-        self.live.kicks_known([oplog.Op.FromString(value) async for value in self._rows(b"x")])
+        """Whom they meant may have been where nobody could be told. Those of all time may be many:
+        the newest are known again."""
+        newest: list[tuple[int, bytes]] = []
+        async for value in self._rows(b"x"):
+            heapq.heappush(newest, (oplog.Op.FromString(value).hlc, value))
+            if len(newest) > KEPT_MAX:
+                heapq.heappop(newest)
+        self.live.kicks_known(oplog.Op.FromString(value) for _, value in newest)
 
     async def _rows(self, table: bytes) -> AsyncIterator[bytes]:
         for number in range(self.config.region.spec.partitions):

@@ -80,7 +80,7 @@ async def test_a_second_connect_is_a_breach_of_protocol():
 
 
 @pytest.mark.parametrize("said", ["left", "forbidden"])
-async def test_who_may_not_have_what_he_is_owed_is_owed_it_no_more(said):
+async def test_who_may_not_have_what_he_is_owed_is_owed_it_no_more(said, monkeypatch):
     async with Front(KEYS) as front:
         client, _ = await front.connect("ann")
         front.im.push(CONVERSATION, [front.im.store(CONVERSATION, b"hi")])
@@ -92,20 +92,20 @@ async def test_who_may_not_have_what_he_is_owed_is_owed_it_no_more(said):
             response.pull_ok.left = True
         else:
             response.error.code = said
-        front.im.submit = lambda session, request, reply: reply(response)
+        monkeypatch.setattr(front.im, "submit", lambda session, request, reply: reply(response))
         await client.ask(pb.Request(pull=pb.Pull(conversation="d:ann:eve")))
         assert (await client.ask(heartbeat())).heartbeat_ok.behind
         await client.ask(pb.Request(pull=pb.Pull(conversation=CONVERSATION)))
         assert not (await client.ask(heartbeat())).heartbeat_ok.behind
 
 
-async def test_a_device_that_left_something_unread_for_months_ends_like_any_other():
+async def test_a_device_that_left_something_unread_for_months_ends_like_any_other(monkeypatch):
     async with Front(KEYS) as front:
         client, _ = await front.connect("ann")
         front.im.push(CONVERSATION, [front.im.store(CONVERSATION, b"hi")])
         await client.event("push")
         now = front.clock.now
-        front.clock.now = lambda: now() + 60 * 86_400
+        monkeypatch.setattr(front.clock, "now", lambda: now() + 60 * 86_400)
         client.send(pb.Request(bye=pb.Bye()))
         await until(lambda: front.im.over)
         assert oplog.RouteOp(away_ms=front.im.over[0].away_ms).away_ms == (1 << 32) - 1
