@@ -472,6 +472,10 @@ class Live(Protocol):
         meanwhile ends it now. Whether its route, or a newer one, is known."""
         ...
 
+    def is_over(self, session: Session) -> bool:
+        """Whether the route of this session is known to have gone, or a newer one of its device."""
+        ...
+
     def forget(self, uid: str, device: str) -> None:
         """The device has no session here any more."""
         ...
@@ -491,6 +495,9 @@ class NoLive:
         return [pb.Presence(uid=uid, unwatched=True) for uid in uids]
 
     def stood(self, session: Session) -> bool:
+        return True
+
+    def is_over(self, session: Session) -> bool:
         return True
 
     def forget(self, uid: str, device: str) -> None:

@@ -459,7 +459,7 @@ class Tell(_message.Message):
     since: _builtins.bytes
     """token of im's sync: all that it covers has been pushed before this item"""
     gone: _builtins.int
-    """sessions that this link has said are over, and that the core has taken"""
+    """sessions that this link has said are over, and whose routes are folded"""
     @_builtins.property
     def origin(self) -> _client_pb2.Origin: ...
     def __init__(

@@ -730,6 +730,10 @@ class ImServer:
         if not self.live.stood(session):
             self._route(session, gone=False, since_hlc=session.since_hlc)
 
+    def is_over(self, session: Session) -> bool:
+        """The same."""
+        return session.pull_only or self.live.is_over(session)
+
     async def kick(self, uid: str, device: str) -> None:
         """For an operator: a device of a user, or all of them. Raises Refused, Unavailable."""
         await devices.end(self, uid, device)

@@ -6,13 +6,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
+from imcore.limits import AWAY_MS_MAX
 from imcore.proto import oplog_pb2 as oplog
 
 log = logging.getLogger("im.im")
 
 KEPT_MAX = 100_000  # devices: a little more than one process has sessions
 AT_ONCE = 1_000
-_AWAY_MS_MAX = (1 << 32) - 1
 
 
 class Unrouted:
@@ -60,7 +60,7 @@ def said_later(op: oplog.Op, hlc: int) -> oplog.RouteOp:
     route = oplog.RouteOp()
     route.CopyFrom(op.route)
     if route.gone:
-        route.away_ms = min(route.away_ms + (hlc >> 16) - (op.hlc >> 16), _AWAY_MS_MAX)
+        route.away_ms = min(route.away_ms + (hlc >> 16) - (op.hlc >> 16), AWAY_MS_MAX)
     else:
         route.since_hlc = op.route.since_hlc or op.hlc
     return route

@@ -103,6 +103,13 @@ class LiveRoutes:
             self._judge_surplus(uid, device)
         return route is not None and route.connection_epoch >= epoch
 
+    def is_over(self, session: Session) -> bool:
+        route = self._routes.routes(session.uid).get(session.device)
+        if route is None or route.connection_epoch < session.connection_epoch:
+            return False
+        newer = route.connection_epoch > session.connection_epoch
+        return newer or route.gone or route.origin.idc != self._idc
+
     def _judge_surplus(self, uid: str, device: str) -> None:
         """Of a device that has a session here, whatever is known of its gateway."""
         routes = self._routes.routes(uid)

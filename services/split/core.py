@@ -20,6 +20,7 @@ import grpc
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_of, stamp_of, vector_of
 from imcore.errors import Code, Refused, Unavailable
+from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
@@ -82,10 +83,10 @@ class CoreLink:
         self._numbers: dict[str, int] = {}
         self._joins: dict[int, asyncio.Future[front.JoinAnswer]] = {}
         self._last_call = 0
-        # Ended, and the core has not said that it has taken that: told again by the next link, or
-        # the routes would stand until the users come again.
-        self._over: deque[Session] = deque()
-        self._taken = 0  # as many of them the core has taken of this link
+        # Ended, and when; the core has not said that this is folded. Told again by the next link,
+        # or the routes would stand until the users come again.
+        self._over: deque[tuple[Session, float]] = deque()
+        self._taken = 0  # as many of them are, of this link
         self._since = b""
         self._behind = False  # something since then may not have been told here
         self._catching: asyncio.Task[None] | None = None
@@ -132,8 +133,12 @@ class CoreLink:
         pipe.put(front.Up(hello=self.hello))
         self.tell_standing()
         self._taken = 0
-        for session in self._over:
-            pipe.put(front.Up(gone=_caller(session)))
+        for session, ended_at in self._over:
+            gone = _caller(session)
+            # Its end is logged with a later time: whoever reads that reckons back from it.
+            later_ms = round((self._clock.now() - ended_at) * 1000)
+            gone.away_ms = min(gone.away_ms + later_ms, AWAY_MS_MAX)
+            pipe.put(front.Up(gone=gone))
         call = self._stub.Link(_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
         try:
@@ -329,7 +334,7 @@ class CoreLink:
         return NO_BACKLOG  # the core sheds for itself
 
     def disconnected(self, session: Session) -> None:
-        self._over.append(session)
+        self._over.append((session, self._clock.now()))
         self._pipe.put(front.Up(gone=_caller(session)))
 
     def _unavailable(self) -> pb.Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -45,6 +45,10 @@ class CoreIm(Im, Protocol):
     def stood(self, session: Session) -> None:
         """A session that stands, and could be told nothing while its front had no link: what should
         have ended it meanwhile ends it now. Its route is written if it was lost."""
+        ...
+
+    def is_over(self, session: Session) -> bool:
+        """Whether what ``disconnected`` has said of it is folded, so that nothing can lose it."""
         ...
 
 
@@ -84,7 +88,9 @@ class FrontLink:
         self.restarts = hello.restarts
         self.pipe: Pipe[front.Down] = Pipe()
         self.load = front.Load()  # as it last said
-        self.gone = 0  # sessions that it has said are over
+        # Sessions that it has said are over: how many are so for good, and the others in order.
+        self.gone = 0
+        self.ending: deque[Session] = deque()
         self.by_device: dict[tuple[str, str], Here] = {}
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
@@ -240,8 +246,9 @@ class Fronts(rpc.FrontServicer):
         elif kind == "joined":
             self._spawn(self._join(link, item.joined))
         elif kind == "gone":
-            link.gone += 1
-            self.im.disconnected(_session(link, item.gone))
+            session = _session(link, item.gone)
+            link.ending.append(session)
+            self.im.disconnected(session)
         elif kind == "load":
             self._loaded(link, item.load)
 
@@ -328,6 +335,9 @@ class Fronts(rpc.FrontServicer):
                 link.pipe.put(self._tell(link))
 
     def _tell(self, link: FrontLink) -> front.Down:
+        while link.ending and self.im.is_over(link.ending[0]):
+            link.ending.popleft()
+            link.gone += 1
         tell = front.Tell(
             origin=origin_pb(self.origin),
             policy_epoch=self._policy_epoch(),

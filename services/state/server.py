@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_pb, positions_pb, vector_of
 from imcore.errors import Code, ImError, Refused, Unavailable, code_of, retry_after_ms
+from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
@@ -44,7 +45,6 @@ CONNECT_S = 5.0
 _PATIENCE = 1.5  # heartbeats, before what was merged and is not acked is named again
 _QUEUED_MAX = 64  # requests that wait for their Connect to be judged
 _CHECKPOINT_S = 5.0
-_AWAY_MS_MAX = (1 << 32) - 1  # what a route can say
 
 
 class _Opening:
@@ -380,7 +380,7 @@ class StateServer(Outgoing):
         """The grace is over too."""
         record.connected = False
         away_ms = round(record.unheard_s(self._clock.now()) * 1000)
-        record.away_ms = min(away_ms, _AWAY_MS_MAX)
+        record.away_ms = min(away_ms, AWAY_MS_MAX)
         self._forget(record)
         self.im.disconnected(record)
 

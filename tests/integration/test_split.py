@@ -461,6 +461,23 @@ async def test_a_route_that_the_core_took_along_is_written_again(tmp_path, monke
         assert device.online
 
 
+async def test_an_end_that_the_core_took_along_is_told_again(tmp_path, monkeypatch):
+    async with _real(tmp_path) as real:
+        core = await real.start_core()
+        bob = await real.client("bob")
+        await until(lambda: [row.online for row in core.live.devices("bob")] == [True])
+        with monkeypatch.context() as dies_before_it_has_logged_it:
+            dies_before_it_has_logged_it.setattr(ImServer, "_route", lambda *_, **__: None)
+            await bob.close()
+            await until(lambda: not core.fronts.sessions())
+            await asyncio.sleep(3 * TELL_S)
+            await real.stop_core()
+        core = await real.start_core()
+        await until(lambda: [row.online for row in core.live.devices("bob")] == [False])
+        route = core.live.routes("bob")["phone"]
+        assert route.gone and route.away_ms >= 3_000 * TELL_S
+
+
 async def test_only_the_own_idc_may_link(core, tmp_path):
     async with grpc_channel(tmp_path, "iad", "fra", f"127.0.0.1:{core.port}") as channel:
         call = rpc.FrontStub(channel).Link(iter(()))
