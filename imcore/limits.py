@@ -28,3 +28,4 @@ ENCRYPTED_MEMBERS_MAX = 50  # of an encrypted group
 SHARES_MAX = 128  # devices that one message may bring a key: what of it is no content is small
 
 CID_MAX = (1 << 63) - 1  # the next one must still be a number on the wire (SendAck.want)
+AWAY_MS_MAX = (1 << 32) - 1  # of a device, as its route can say it

@@ -16,7 +16,8 @@ _T = TypeVar("_T", bound=Hashable)
 
 
 def neighbourhood(address: str) -> str:
-    """Of IPv6 the network: whoever has one address there has them all."""
+    """What counts as one address: of IPv6 the network, since whoever has one address there has them
+    all."""
     if ":" not in address:
         return address
     try:
@@ -93,14 +94,3 @@ class Places(Generic[_T]):
             self._count[address] -= 1
             if not self._count[address]:
                 del self._count[address]
-
-
-def neighbourhood(address: str) -> str:
-    """What counts as one address: of IPv6 the network, since whoever has one address there has them
-    all."""
-    if ":" not in address:
-        return address
-    try:
-        return ip_address(address).packed[:8].hex()
-    except ValueError:
-        return address

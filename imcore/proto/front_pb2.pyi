@@ -34,6 +34,7 @@ class Caller(_message.Message):
     SEEN_HLC_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     AWAY_MS_FIELD_NUMBER: _builtins.int
+    SINCE_HLC_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     uid: _builtins.str
     device: _builtins.str
@@ -43,6 +44,7 @@ class Caller(_message.Message):
     seen_hlc: _builtins.int
     kind: _builtins.str
     away_ms: _builtins.int
+    since_hlc: _builtins.int
     def __init__(
         self,
         *,
@@ -55,10 +57,11 @@ class Caller(_message.Message):
         seen_hlc: _builtins.int = ...,
         kind: _builtins.str = ...,
         away_ms: _builtins.int = ...,
+        since_hlc: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "id", b"id", "kind", b"kind", "pull_only", b"pull_only", "seen_hlc", b"seen_hlc", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "id", b"id", "kind", b"kind", "pull_only", b"pull_only", "seen_hlc", b"seen_hlc", "since_hlc", b"since_hlc", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,9 +173,12 @@ class SessionChange(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
+    STOOD_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     connected: _builtins.bool
     over: _builtins.bool
+    stood: _builtins.bool
+    """already before this link: what it missed meanwhile may have ended it"""
     @_builtins.property
     def caller(self) -> Global___Caller: ...
     def __init__(
@@ -182,10 +188,11 @@ class SessionChange(_message.Message):
         shard: _builtins.str = ...,
         connected: _builtins.bool = ...,
         over: _builtins.bool = ...,
+        stood: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "connected", b"connected", "over", b"over", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "connected", b"connected", "over", b"over", "shard", b"shard", "stood", b"stood"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,7 +577,7 @@ class Tell(_message.Message):
     since: _builtins.bytes
     """token of im's sync: all that it covers has been pushed before this item"""
     gone: _builtins.int
-    """sessions that this link has said are over, and that the core has taken"""
+    """sessions that this link has said are over, and whose routes are folded"""
     @_builtins.property
     def origin(self) -> _client_pb2.Origin: ...
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from imcore.convert import positions_pb
 from imcore.errors import Code, Refused
 from imcore.proto import client_pb2 as pb
 from imcore.words import valid_conversation
@@ -72,11 +73,14 @@ async def sync_page(server: ImServer, session: Session, sync: pb.Sync) -> pb.Res
     answer.token = token
     while number < len(server.partitions):
         partition = server.partitions[number]
-        room = limit - len(answer.conversations)
+        room = limit - len(answer.conversations) - len(answer.left)
         changed = await changed_of(partition, session.uid, since[number], after, room)
         for name, by_membership in changed:
             conversation = await partition.conversations.load(name)
             small = len(conversation.members()) <= server.policy.push_group_members_max
+            if (at := conversation.left(session.uid)) is not None:
+                answer.left.add(conversation=name, heads=positions_pb({at.origin: at.seq}))
+                continue
             if (by_membership and small) or not conversation.is_member(session.uid):
                 continue
             answer.conversations.append(reads.heads(conversation, server.stable(partition)))

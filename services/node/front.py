@@ -222,8 +222,7 @@ class FrontNode:
         state.origin = link.origin
         state.load_checkpoint()
         state.watch(link.changed)
-        for session, shard, connected in state.standing():
-            link.changed(session, shard, connected, False)
+        link.tell_standing()
         stack.push_async_callback(self._farewell)
         handover, self._handover = self._handover, None
         self.gateway = await open_gateway(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import grpc
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from imcore.certificates import CertificateFiles
+from imcore.convert import origin_of
 from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
@@ -80,6 +82,7 @@ from services.node.users import UsersService
 from services.node.webhooks import Webhooks
 from services.ports import Blobs, Registry
 from services.route.live import TURN_S, LiveRoutes
+from services.route.logins import KEPT_MAX
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
 from services.split.fronts import FrontLink, Fronts
@@ -482,6 +485,7 @@ class Node:
             self.signals, self.clock, spec.devices,
         )  # fmt: skip
         self.im.kicked = self.live.kick_folded
+        self.live.unrouted = self.im.unrouted.of
         self.im.level_written = lambda: self.traffic.levels.committed
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
@@ -496,6 +500,7 @@ class Node:
         self.replication.appliers = [p.applier for p in self.partitions]
         refresh = self.replication.watch_copies()
         await self._load_routes()
+        await self._load_kicks()
         sequencer_id = self.outside.secret(8)
         for partition in self.partitions:
             partition.applier.base = self.retention
@@ -522,15 +527,28 @@ class Node:
 
     async def _load_routes(self) -> None:
         """Routes of all IDCs as of the last fold; the logs bring the rest."""
+        async for value in self._rows(b"w"):
+            row = oplog.RouteRow.FromString(value)
+            self.routes.apply(origin_of(row.origin), row.hlc, row.route)
+
+    async def _load_kicks(self) -> None:
+        """Whom they meant may have been where nobody could be told. Those of all time may be many:
+        the newest are known again."""
+        newest: list[tuple[int, bytes]] = []
+        async for value in self._rows(b"x"):
+            heapq.heappush(newest, (oplog.Op.FromString(value).hlc, value))
+            if len(newest) > KEPT_MAX:
+                heapq.heappop(newest)
+        self.live.kicks_known(oplog.Op.FromString(value) for _, value in newest)
+
+    async def _rows(self, table: bytes) -> AsyncIterator[bytes]:
         for number in range(self.config.region.spec.partitions):
-            start = keys.table(number, b"w")
+            start = keys.table(number, table)
+            end = keys.prefix_end(start)
             while True:
-                end = keys.prefix_end(keys.table(number, b"w"))
                 rows = await when_it_answers(partial(self.kv.scan, start, end, 1000), "the KV")
                 for _, value in rows:
-                    row = oplog.RouteRow.FromString(value)
-                    origin = Origin(row.origin.idc, row.origin.incarnation)
-                    self.routes.apply(origin, row.hlc, row.route)
+                    yield value
                 if len(rows) < 1000:
                     break
                 start = rows[-1][0] + b"\0"

@@ -43,6 +43,7 @@ from services.sdk.core.events import (
     GroupChanged,
     IdentitySeen,
     Message,
+    Missed,
     Presence,
     Typing,
 )
@@ -1164,6 +1165,10 @@ class Client:
             self._typed(event.typing)
         elif kind == "friend":
             self._emit(changed_friend(event.friend))
+        elif kind == "missed":
+            if self._watched:
+                self._spawn(self._watch_again())
+            self._emit(Missed("the service could not tell this device everything for a while"))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)

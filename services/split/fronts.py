@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc
 
@@ -38,6 +38,19 @@ log = logging.getLogger("im.split")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TELL_S = 0.5
+
+
+class CoreIm(Im, Protocol):
+    """im, as fronts need it."""
+
+    def stood(self, session: Session) -> None:
+        """A session that stands, and could be told nothing while its front had no link: what should
+        have ended it meanwhile ends it now. Its route is written if it was lost."""
+        ...
+
+    def is_over(self, session: Session) -> bool:
+        """Whether what ``disconnected`` has said of it is folded, so that nothing can lose it."""
+        ...
 
 
 class Here(NamedTuple):
@@ -76,7 +89,9 @@ class FrontLink:
         self.restarts = hello.restarts
         self.pipe: Pipe[front.Down] = Pipe()
         self.load = front.Load()  # as it last said
-        self.gone = 0  # sessions that it has said are over
+        # Sessions that it has said are over: how many are so for good, and the others in order.
+        self.gone = 0
+        self.ending: deque[Session] = deque()
         self.by_device: dict[tuple[str, str], Here] = {}
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
@@ -133,7 +148,7 @@ class Fronts(rpc.FrontServicer):
         self._clock = clock
         # A front sees how late itself is, and not how late this process is.
         self.shedder = Shedder(limits.delay_ms / 1000, limits.fold_delay_ms / 1000)
-        self.im: Im
+        self.im: CoreIm
         self.origin: Origin
         self.open = False
         self.counters = Counters()
@@ -215,8 +230,9 @@ class Fronts(rpc.FrontServicer):
         elif kind == "joined":
             self._spawn(self._join(link, item.joined))
         elif kind == "gone":
-            link.gone += 1
-            self.im.disconnected(_session(link, item.gone))
+            session = _session(link, item.gone)
+            link.ending.append(session)
+            self.im.disconnected(session)
         elif kind == "load":
             self._loaded(link, item.load)
 
@@ -281,6 +297,8 @@ class Fronts(rpc.FrontServicer):
             self._where.note(row.uid, link, row.uid in link.devices)
         if change.over:
             return
+        if change.stood:
+            self.im.stood(_session(link, caller))
         # Rule 16, between the fronts: a device has one session, of its newest connection.
         for other in self.gateways:
             theirs = other.by_device.get((row.uid, row.device)) if other is not link else None
@@ -306,6 +324,9 @@ class Fronts(rpc.FrontServicer):
                 link.pipe.put(self._tell(link))
 
     def _tell(self, link: FrontLink) -> front.Down:
+        while link.ending and self.im.is_over(link.ending[0]):
+            link.ending.popleft()
+            link.gone += 1
         tell = front.Tell(
             origin=origin_pb(self.origin),
             policy_epoch=self._policy_epoch(),
@@ -512,7 +533,7 @@ def _session(link: FrontLink, caller: front.Caller) -> Session:
     return Session(
         caller.id, caller.uid, caller.device, caller.connection_epoch, link.name,
         caller.connection, caller.pull_only, caller.seen_hlc, caller.kind,
-        caller.away_ms,
+        caller.away_ms, caller.since_hlc,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_pb, positions_pb, vector_of
 from imcore.errors import Code, ImError, Refused, Unavailable, code_of, retry_after_ms
+from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
@@ -276,6 +277,7 @@ class StateServer(Outgoing):
         """The session of a valid Connect; None when it lost against a newer connection. Raises
         Refused, Unavailable."""
         record, token = self._admission.judge(address, request, self.origin)
+        record.since_hlc = self._stamp().hlc
         refusal = self._risk.sign_in(record.uid, record.device, peer_address)
         if refusal is not None:
             raise refusal
@@ -386,7 +388,8 @@ class StateServer(Outgoing):
     def _over(self, record: Record) -> None:
         """The grace is over too."""
         record.connected = False
-        record.away_ms = round(record.unheard_s(self._clock.now()) * 1000)
+        away_ms = round(record.unheard_s(self._clock.now()) * 1000)
+        record.away_ms = min(away_ms, AWAY_MS_MAX)
         self._forget(record)
         self.im.disconnected(record)
 
