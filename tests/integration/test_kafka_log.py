@@ -9,7 +9,6 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,10 @@ from services.engines.kafka.settings import (
 from services.engines.kafka.tail import MISSING_S, Tail
 from services.engines.kafka.writer import Writer
 from services.engines.records import EMPTY_END, pack, record_after
-from services.node.engines import when_it_answers
 from services.ports import Log, LogEnd, Record
+from tests.integration.kafkalogs import FRA, check, read_all, sequencer, store_of, until
 
-FRA, SIN = Origin("fra", 1), Origin("sin", 1)
+SIN = Origin("sin", 1)
 PARTITIONS = 2
 DEADLINE_S = 1.5
 
@@ -65,11 +64,6 @@ def settings(kafka: KafkaProcess) -> KafkaSettings:
 Open = Callable[..., Awaitable[KafkaLogStore]]
 
 
-async def store_of(*arguments: Any, **named: Any) -> KafkaLogStore:
-    """As a node opens it."""
-    return await when_it_answers(partial(KafkaLogStore.open, *arguments, **named), "Kafka")
-
-
 @pytest.fixture
 async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
     """``await open_store()``: one more process of fra, so to say."""
@@ -83,69 +77,6 @@ async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
             return store
 
         yield opener
-
-
-class Sequencer:
-    """What services.im.partition does with its log."""
-
-    def __init__(self, log: Log, name: str) -> None:
-        self.log, self.name = log, name
-        self.epoch = 0
-        self.acked: list[Record] = []
-
-    async def put(self, *payloads: bytes) -> list[Record]:
-        future: asyncio.Future[Sequence[Record] | Exception]
-        future = asyncio.get_running_loop().create_future()
-        self.log.append(0, self.epoch, payloads, future.set_result)
-        result = await future
-        if isinstance(result, Exception):
-            raise result
-        self.acked += result
-        return list(result)
-
-    async def take_over(self) -> None:
-        """Until an epoch is open."""
-        async with asyncio.timeout(40):
-            while True:
-                with contextlib.suppress(Unavailable, OutcomeUnknown):
-                    await self.log.reopen(0)
-                    self.epoch = self.log.end(0).epoch + 1
-                    await self.put(b"marker of " + self.name.encode())
-                    return
-                await asyncio.sleep(0.1)
-
-
-async def sequencer(store: KafkaLogStore, name: str = "a") -> Sequencer:
-    opened = Sequencer(await store.open_own(FRA), name)
-    await opened.take_over()
-    return opened
-
-
-async def read_all(log: Log, partition: int = 0) -> list[Record]:
-    records: list[Record] = []
-    lsn = log.first_lsn(partition)
-    while page := await log.read(partition, lsn, 3_000):
-        records += page
-        lsn = page[-1].lsn + 1
-    return records
-
-
-async def check(store: KafkaLogStore, *writers: Sequencer) -> list[Record]:
-    """A fresh reader takes every acked record, each once, in one row."""
-    log = await store.open_own(FRA)
-    records = await read_all(log)
-    assert [record.lsn for record in records] == list(range(1, len(records) + 1))
-    by_lsn = {record.lsn: record for record in records}
-    for writer in writers:
-        for record in writer.acked:
-            assert by_lsn[record.lsn] == record
-    return records
-
-
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # what it waits for happens in a broker
-            await asyncio.sleep(0.02)
 
 
 class Raw:
@@ -190,21 +121,8 @@ async def test_acked_records_survive_a_broker_that_is_away(
 ) -> None:
     store = await open_store()
     writer = await sequencer(store)
-    unknown, stop = 0, asyncio.Event()
-
-    async def write() -> None:
-        nonlocal unknown
-        number = 0
-        while not stop.is_set():
-            try:
-                await asyncio.gather(*(writer.put(b"%d" % (number + n)) for n in range(5)))
-            except (OutcomeUnknown, Unavailable):
-                unknown += 1
-                await writer.take_over()
-            number += 5
-            await asyncio.sleep(0.001)
-
-    writing = asyncio.ensure_future(write())
+    stop = asyncio.Event()
+    writing = asyncio.ensure_future(writer.write_on(stop))
     for _ in range(2):
         count = len(writer.acked)
         await until(lambda count=count: len(writer.acked) > count + 200)  # type: ignore[misc]
@@ -219,8 +137,7 @@ async def test_acked_records_survive_a_broker_that_is_away(
     count = len(writer.acked)
     await until(lambda: len(writer.acked) > count + 200)
     stop.set()
-    await writing
-    assert unknown >= 2
+    assert await writing >= 2
     records = await check(await open_store(), writer)
     assert len(records) >= len(writer.acked) > 600
 
