@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.admin import AlterConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from imcore import pki
@@ -23,12 +24,13 @@ from imcore.words import Origin
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import principal
 from imctl.testing.kafka import KafkaProcess, running
-from services.engines.kafka import admin
+from services.engines.kafka import admin, log_store
 from services.engines.kafka import cluster as kafka_cluster
 from services.engines.kafka.acls import allow, of_mirrors
 from services.engines.kafka.batches import Fetched
 from services.engines.kafka.cluster import At, Cluster, NoTopic, dial
 from services.engines.kafka.log_store import KafkaLogStore
+from services.engines.kafka.meta import Meta
 from services.engines.kafka.settings import (
     KafkaSettings,
     meta_topic,
@@ -711,12 +713,66 @@ async def test_what_the_region_file_wants_is_made_or_said_and_nothing_is_changed
         said = [line for line in again.alarms() if line.startswith(old)]
         assert len(said) == 1 and "flush.messages is" in said[0] and "wanted 1" in said[0]
         assert not [line for line in again.alarms() if line.startswith(new)]
-        found = await admin.describe(raw.cluster, [old, new])
+        meta = meta_topic(settings.prefix)
+        found = await admin.describe(raw.cluster, [old, new, meta])
+        assert found[meta].settings["cleanup.policy"] == "compact"
+        assert int(found[meta].settings["segment.bytes"]) == admin.META_SEGMENT_BYTES
         assert found[new].settings["flush.messages"] == "1"
         assert found[old].settings["flush.messages"] != "1", "what exists stays as it is"
         assert found[new].settings["retention.ms"] == found[new].settings["retention.bytes"] == "-1"
     finally:
         await again.close()
+
+
+async def test_a_topic_that_is_changed_later_is_told_and_one_that_is_put_right_is_not_any_more(
+    open_store: Open, settings: KafkaSettings, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By nobody who starts the IDC anew for it."""
+    monkeypatch.setattr(log_store, "LOOK_S", 0.2)
+    monkeypatch.setattr(log_store, "LOOK_AFTER_DIFFERENCES_S", 0.1)
+    store = await open_store()
+    await store.open_own(FRA)
+    topic = own_topic(settings.prefix, FRA)
+    await alter(raw.cluster, topic, {"retention.ms": "60000"})
+    await until(lambda: bool(store.alarms()))
+    assert f"{topic}: retention.ms is 60000, wanted -1" in store.alarms()
+    wanted = admin.log_topic(topic, PARTITIONS, settings).settings
+    await alter(raw.cluster, topic, wanted)
+    await until(lambda: not store.alarms())
+
+
+@pytest.mark.nightly
+async def test_what_is_noted_down_again_and_again_is_compacted(
+    settings: KafkaSettings, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "META_SEGMENT_BYTES", 1 << 20)
+    topic = admin.meta(meta_topic(settings.prefix), settings)
+    await admin.ensure(raw.cluster, [topic])
+    meta = Meta(raw.cluster)
+    await meta.open()
+    for number in range(50):
+        await meta.put({"key": f"{number} " + "x" * 100_000})
+
+    async def stored() -> int:
+        """Bytes."""
+        at, size = At(topic.name, 0), 0
+        offset, end = await raw.cluster.bounds(at)
+        while offset < end:
+            fetched = await raw.cluster.fetch_one(at, offset, 1 << 20)
+            size += sum(len(value) for _, value in fetched.records)
+            offset = fetched.next
+        return size
+
+    assert await stored() > 5_000_000
+    async with asyncio.timeout(60):  # the broker's cleaner looks each 15 s
+        while await stored() > 2_500_000:  # noqa: ASYNC110
+            await asyncio.sleep(1)
+
+
+async def alter(cluster: Cluster, topic: str, settings: Mapping[str, str]) -> None:
+    """All settings of it."""
+    reply = await cluster.ask(AlterConfigsRequest([(2, topic, list(settings.items()))]))
+    assert [row[0] for row in reply.resources] == [0], reply.resources
 
 
 async def test_an_own_log_whose_end_is_lost_under_it_takes_nothing_more(

@@ -16,6 +16,9 @@ from imcore.errors import Unavailable
 from services.engines.kafka.cluster import At, Cluster, NoTopic
 from services.engines.kafka.settings import FLUSH, KafkaSettings
 
+# Compacted by whole segments that nobody writes to any more, and read whole at a start.
+META_SEGMENT_BYTES = 16 << 20
+META_SEGMENT_MS = 24 * 3600 * 1000
 MESSAGE_BYTES_MAX = 17 << 20  # the largest record between IDCs, and what surrounds it
 _TOPIC_RESOURCE = 2
 _RETRY_S = 0.05
@@ -56,7 +59,16 @@ def log_topic(name: str, partitions: int, settings: KafkaSettings) -> Topic:
 
 def meta(name: str, settings: KafkaSettings) -> Topic:
     return Topic(
-        name, 1, settings.replication_factor, {"cleanup.policy": "compact", **_durable(settings)}
+        name,
+        1,
+        settings.replication_factor,
+        {
+            "cleanup.policy": "compact",
+            "segment.bytes": str(META_SEGMENT_BYTES),
+            "segment.ms": str(META_SEGMENT_MS),
+            "min.cleanable.dirty.ratio": "0.1",
+            **_durable(settings),
+        },
     )
 
 
