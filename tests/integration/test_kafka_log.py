@@ -20,6 +20,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from imcore import pki
 from imcore.errors import Damaged, NotTrusted, OutcomeUnknown, StaleWriter, Unavailable
+from imcore.runtime import SystemClock
 from imcore.words import Origin
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import principal
@@ -31,6 +32,7 @@ from services.engines.kafka.batches import Fetched
 from services.engines.kafka.cluster import At, Cluster, NoTopic, dial
 from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.kafka.meta import Meta
+from services.engines.kafka.mirror_lag import MirrorLag
 from services.engines.kafka.settings import (
     KafkaSettings,
     meta_topic,
@@ -691,6 +693,27 @@ async def test_a_connection_that_is_given_up_while_it_is_made_is_gone(
         assert sockets[0].fileno() == -1
     finally:
         kafka.resume()
+
+
+# --------------------------------------------------------------------------- how far a mirror is
+
+
+async def test_what_was_cut_before_it_was_copied_is_not_behind(
+    settings: KafkaSettings, raw: Raw
+) -> None:
+    """A MirrorMaker that comes to a log late begins where the log does."""
+    topic = own_topic(settings.prefix, FRA)
+    await admin.ensure(raw.cluster, [admin.log_topic(topic, PARTITIONS, settings)])
+    all_ = history(10)
+    await raw.write(topic, *all_)
+    lag = MirrorLag(raw.cluster, {"fra": raw.cluster}, "iad", SystemClock())
+    await lag.measure()
+    assert lag.figures()["fra"]["partitions"] == {0: {"behind": 10}, 1: {"behind": 0}}
+    await raw.cluster.delete_below(At(topic, 0), 8)
+    again = MirrorLag(raw.cluster, {"fra": raw.cluster}, "iad", SystemClock())
+    await again.measure()
+    assert again.figures()["fra"]["problem"] == ""
+    assert again.figures()["fra"]["partitions"] == {0: {"behind": 2}, 1: {"behind": 0}}
 
 
 # -------------------------------------------------------------------------- what is wanted
