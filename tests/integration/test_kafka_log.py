@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.admin import AlterConfigsRequest
@@ -24,7 +26,10 @@ from imcore.runtime import SystemClock
 from imcore.words import Origin
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import principal
+from imctl.target.places import free_ports
+from imctl.testing.cli import alone
 from imctl.testing.kafka import KafkaProcess, running
+from imctl.testing.lab import REGION
 from services.engines.kafka import admin, log_store
 from services.engines.kafka import cluster as kafka_cluster
 from services.engines.kafka.acls import allow, of_mirrors
@@ -762,6 +767,67 @@ async def test_a_topic_that_is_changed_later_is_told_and_one_that_is_put_right_i
     wanted = admin.log_topic(topic, PARTITIONS, settings).settings
     await alter(raw.cluster, topic, wanted)
     await until(lambda: not store.alarms())
+
+
+async def test_topics_are_planned_and_nothing_is_changed(
+    kafka: KafkaProcess, open_store: Open, settings: KafkaSettings, raw: Raw, tmp_path: Path
+) -> None:
+    """`imctl engines topics`."""
+    region = tmp_path / "region.yaml"
+
+    def write(**kafka_says: Any) -> None:
+        document = yaml.safe_load(REGION.read_text())
+        document["spec"]["partitions"] = PARTITIONS
+        document["spec"]["idcs"][0]["engines"] = {
+            "log": {
+                "kafka": {
+                    "brokers": list(settings.brokers), "ca_file": str(settings.ca_file),
+                    "cert_file": str(settings.cert_file), "key_file": str(settings.key_file),
+                    "topic_prefix": settings.prefix, "replication_factor": 1,
+                    "min_insync_replicas": 1, "durability": "flush",
+                } | kafka_says
+            }
+        }  # fmt: skip
+        region.write_text(yaml.safe_dump(document))
+
+    async def topics(*more: str) -> tuple[int, list[dict[str, Any]], str]:
+        command = ("engines", "topics", region, *more, "-o", "json")
+        done = await asyncio.to_thread(alone, *command, timeout_s=60)
+        rows = json.loads(done.stdout)["topics"] if done.stdout else []
+        return done.returncode, rows, " ".join(done.stderr.split())
+
+    write()
+    code, rows, _ = await topics("--idc", "fra")
+    names = [meta_topic(settings.prefix), own_topic(settings.prefix, FRA)]
+    assert (code, [(row["topic"], row["state"]) for row in rows]) == (
+        2,
+        [(name, "missing") for name in names],
+    )
+    assert not await raw.cluster.look(names) & set(names), "nothing was made"
+
+    flush = await store_of(
+        replace(settings, durability="flush"), "fra", PARTITIONS, random.Random()
+    )
+    await flush.open_own(FRA)
+    await flush.close()
+    code, rows, _ = await topics()
+    assert (code, [row["differences"] for row in rows]) == (0, [[], []])
+    assert {row["idc"] for row in rows} == {"fra"}
+
+    before = await admin.describe(raw.cluster, names)
+    write(topic_prefix=settings.prefix, replication_factor=2)
+    code, rows, _ = await topics()
+    assert code == 2
+    wanted = {"setting": "replication.factor", "found": "1", "wanted": "2"}
+    assert [row["differences"] for row in rows] == [[wanted], [wanted]]
+    assert await admin.describe(raw.cluster, names) == before
+
+    (nowhere,) = free_ports(1)
+    write(brokers=[f"127.0.0.1:{nowhere}"])
+    code, _, said = await topics()
+    assert code == 1 and f"fra's Kafka at 127.0.0.1:{nowhere} cannot be reached" in said
+    code, _, said = await topics("--idc", "sin")
+    assert code == 2 and "--idc: expected an IDC whose log is on Kafka (fra), got 'sin'" in said
 
 
 @pytest.mark.nightly
