@@ -549,6 +549,8 @@ class Local:
     def end_kv(self, names: Sequence[str]) -> None:
         """The KV of these IDCs is embedded, now or still: their TiKV needs not run any more, and
         the deployment's region file says so. Raises Failed, BadInput."""
+        if self._run.elsewhere:
+            return  # nor did it begin here
         self.look_again()
         kinds = beside.TIKV_KINDS
         others = [name for name in names if self.region.idc(name).engines.kv.tikv is not None]
