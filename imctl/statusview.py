@@ -25,6 +25,7 @@ COLOURS = {
     "retired": "dim",
 }
 
+PARTITIONS_SHOWN = 3  # of a MirrorMaker's flow
 COLUMNS = ("WEIGHT", "GATEWAYS", "SESSIONS", "KV LAG", "LOG LAG", "EPOCH", "HEADROOM", "AGE")
 
 
@@ -259,11 +260,21 @@ def _engines(document: Mapping[str, Any]) -> Table:
 
 def _flow(source: str, flow: Mapping[str, Any]) -> str:
     behind, age = flow["behind"], flow["worker_age_s"]
+    where = _partitions(flow["partitions"])
     problem = f" ({flow['problem']})" if flow["problem"] else ""
     return (
-        f"{source} {'?' if behind is None else behind}, "
+        f"{source} {'?' if behind is None else behind}{where}, "
         f"{'no sign' if age is None else f'{age:.0f} s'}{problem}"
     )
+
+
+def _partitions(of_flow: Mapping[str, Mapping[str, int]]) -> str:
+    """Which of them are behind, those first that are most."""
+    rows = [(number, row["behind"]) for number, row in of_flow.items() if row["behind"]]
+    rows.sort(key=lambda row: -row[1])
+    shown = [f"{number}: {behind}" for number, behind in rows[:PARTITIONS_SHOWN]]
+    more = ["..."] if len(rows) > PARTITIONS_SHOWN else []
+    return f" (partition {', '.join([*shown, *more])})" if shown else ""
 
 
 def _lag(document: Mapping[str, Any]) -> Table:

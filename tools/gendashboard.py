@@ -97,8 +97,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Replication": (
         Panel("Behind, in time", "s", {f"im_replication_lag_seconds{{{_IDC}}}":
               "{{idc}} of {{peer}}, {{flow}}"}),
-        Panel("Behind, in records", "short", {f"im_replication_lag_records{{{_IDC}}}":
-              "{{idc}} of {{peer}}, {{flow}}"}),
+        Panel("Behind, in records", "short",
+              {f"sum by (idc, peer, flow) (im_replication_lag_records{{{_IDC}}})":
+               "{{idc}} of {{peer}}, {{flow}}"}),
         Panel("Held by nobody else", "short",
               {f"min by (idc) (im_replication_unheld_records{{{_IDC}}})": "{{idc}}"}),
         Panel("Last heard of", "s", {f"im_replication_heard_seconds{{{_IDC}}}":

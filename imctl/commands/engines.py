@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,17 +18,21 @@ from rich.table import Table
 
 from imctl.engines import binaries, building, recording
 from imctl.engines.binaries import ENGINES, TOOLS, Engine, Tool
-from imctl.errors import Failed
+from imctl.errors import USAGE, Failed
 from imctl.group import Commands
 from imctl.options import MIRROR_SECRET, Format, MirrorSecret, Output, RegionFile
 from imctl.output import console, emit, emit_objects
+
+if TYPE_CHECKING:
+    from imctl.engines.topics import Plan
+    from services.engines.kafka.admin import Topic
 
 ALL = "all"
 TIKV_VERSION = "v8.5.2"
 
 engines = typer.Typer(
     cls=Commands,
-    help="Look for the engines' programs, and build them; make their objects for Kubernetes.",
+    help="Find and build the engines' programs, check Kafka's topics, render objects for Kubernetes.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -92,6 +96,77 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         missing = "missing" if row["needed"] else "not here, not needed"
         found = f"{row['version']} at {row['path']}" if row["found"] else missing
         table.add_row(row["name"], row["needs"], found, row["install"] or "")
+    return table
+
+
+@engines.command()
+def topics(
+    file: RegionFile,
+    idc: Annotated[
+        list[str] | None,
+        typer.Option("--idc", metavar="NAME", help="Of this IDC; may be given again."),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show which topics the region file wants in each IDC's Kafka, and how they differ.
+
+    Nothing is changed: an IDC makes what is missing when it starts, and differences are the
+    operator's to mend. Exit status: 0 no difference, 1 a Kafka cannot be looked at, 2 a difference.
+
+    Example: imctl engines topics regions/three-idc.yaml --idc fra
+    """
+    from imcore.region.load import load_region
+    from imctl.engines.topics import plans
+
+    found = plans(load_region(file), idc or [])
+    rows = [row for plan in found for row in _topics(plan)]
+    emit({"topics": rows}, output, lambda: _topics_table(rows))
+    if any(plan.differs for plan in found):
+        raise typer.Exit(USAGE)
+
+
+def _topics(plan: Plan) -> list[dict[str, Any]]:
+    """One for each topic that is wanted."""
+    rows = []
+    for wanted in plan.wanted:
+        now = plan.found.get(wanted.name)
+        rows.append(
+            {
+                "idc": plan.idc,
+                "topic": wanted.name,
+                "state": "missing" if now is None else "there",
+                "wanted": _shape(wanted, wanted),
+                "found": _shape(now, wanted) if now else None,
+                "differences": [
+                    {"setting": it.setting, "found": it.is_now, "wanted": it.wanted}
+                    for it in plan.differences
+                    if it.topic == wanted.name
+                ],
+            }
+        )
+    return rows
+
+
+def _shape(topic: Topic, wanted: Topic) -> dict[str, Any]:
+    """With those of its settings that are wanted."""
+    return {
+        "partitions": topic.partitions,
+        "replication_factor": topic.replication_factor,
+        "settings": {name: topic.settings.get(name) for name in wanted.settings},
+    }
+
+
+def _topics_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("IDC", "TOPIC", "SETTING", "FOUND", "WANTED"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        if row["state"] == "missing":
+            table.add_row(row["idc"], row["topic"], "", "missing", "made when the IDC starts")
+        elif not row["differences"]:
+            table.add_row(row["idc"], row["topic"], "", "as wanted", "")
+        for it in row["differences"]:
+            table.add_row(row["idc"], row["topic"], it["setting"], it["found"], it["wanted"])
     return table
 
 

@@ -31,6 +31,8 @@ migrate = typer.Typer(
     add_completion=False,
 )
 
+LOST = "not known"
+
 Show = Callable[[str, pb.MoveKvProgress], None]
 
 
@@ -88,8 +90,10 @@ def kv(
         for name, engine in before.items():
             if engine not in (from_.value, to.value):
                 raise Failed(f"the KV of {name} is on {engine}, not on {from_.value}")
+    rows: list[dict[str, Any]] = []
     if cancel:
         rows = asyncio.run(_cancel(target, names))
+        target.end_kv(_embedded(rows))
     else:
         if not yes and any(engine != to.value for engine in before.values()):
             typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
@@ -99,9 +103,11 @@ def kv(
         for name in given.keys() - set(names):
             raise BadInput(f"--pd: {name} is not among the IDCs to be moved")
         settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
-        with _progress(names, output) as show:
-            rows = asyncio.run(_move(target, settings, before, show))
-        target.end_kv(to.value, [row["idc"] for row in rows if row["engine"] == to.value])
+        try:
+            with _progress(names, output) as show:
+                asyncio.run(_move(target, settings, before, show, rows))
+        finally:  # Ctrl-C too
+            target.end_kv(_embedded(rows))
     emit({"kv": rows}, output, lambda: _table(rows))
     if any(row["problem"] for row in rows) and not cancel:
         raise typer.Exit(1)
@@ -144,28 +150,41 @@ def _unseen(progress: pb.MoveKvProgress) -> None: ...
 
 
 async def _move(
-    target: Local, settings: dict[str, Any], before: dict[str, str], show: Show
-) -> list[dict[str, Any]]:
-    """One after the other, and not the next before the last one is there."""
-    rows: list[dict[str, Any]] = []
-    for name, engine in settings.items():
+    target: Local,
+    settings: dict[str, Any],
+    before: dict[str, str],
+    show: Show,
+    rows: list[dict[str, Any]],
+) -> None:
+    """One after the other, and not the next before the last one is there. ``rows``: one for each
+    of them, also when it is cut short."""
+    rows += [
+        {"idc": name, "engine": before[name], "phase": "not begun", "problem": "", "batches": 0}
+        for name in settings
+    ]
+    for number, (name, engine) in enumerate(settings.items()):
 
         def seen(progress: pb.MoveKvProgress, name: str = name) -> None:
             show(name, progress)
 
         request = pb.MoveKvRequest(engine_json=json.dumps(engine))
+        rows[number]["phase"] = LOST  # until its last word
         try:
             last = await admin.move_kv(target, name, request, seen)
-        except ImError as error:
-            last = pb.MoveKvProgress(engine=before[name], phase="failed", problem=str(error))
-        rows.append(_row(name, last))
+        except ImError as error:  # it may go on there
+            rows[number]["problem"] = str(error)
+            return
+        rows[number] = _row(name, last)
         if last.problem:
-            break
-    reached = {row["idc"] for row in rows}
-    return rows + [
-        {"idc": name, "engine": before[name], "phase": "not begun", "problem": "", "batches": 0}
-        for name in settings
-        if name not in reached
+            return
+
+
+def _embedded(rows: list[dict[str, Any]]) -> list[str]:
+    """Those whose KV is embedded for sure."""
+    return [
+        row["idc"]
+        for row in rows
+        if row["engine"] == Engine.EMBEDDED.value and row["phase"] != LOST
     ]
 
 

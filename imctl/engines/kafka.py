@@ -15,7 +15,7 @@ import ssl
 import struct
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,10 @@ def principal(name: str) -> str:
     return f"User:CN={dns_name(name)}"
 
 
+def _new_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """``advertised``: where its clients really reach it, when that is elsewhere (a link proxy)."""
@@ -49,7 +53,8 @@ class Listener:
 @dataclass(frozen=True, slots=True)
 class Server:
     """``certificate``: the name of its own in the pki folder. ``client``: the IDC that it serves.
-    ``remote``: IDC -> where that IDC's MirrorMaker reaches this broker."""
+    ``remote``: IDC -> where that IDC's MirrorMaker reaches this broker. ``over``: settings that
+    stand above its own, and ``format``: what its storage is formatted with besides."""
 
     data: Path
     address: str
@@ -60,6 +65,9 @@ class Server:
     remote: Mapping[str, Listener] = field(default_factory=dict)
     partitions: int = 3  # of topics that do not say it
     flush: bool = False  # every message of every topic is synced before it is acked
+    over: Mapping[str, str] = field(default_factory=dict)
+    format: Sequence[str] = ()
+    cluster_id: str = field(default_factory=_new_id)  # for a new storage; one for all its brokers
 
     @property
     def properties_file(self) -> Path:
@@ -128,6 +136,7 @@ class Server:
             "transaction.partition.verification.enable": "true",
             "controlled.shutdown.enable": "true",
             **({"log.flush.interval.messages": "1"} if self.flush else {}),
+            **self.over,
         }
 
     # ---------------------------------------------------------------------------- storage
@@ -149,9 +158,8 @@ class Server:
             self._format(lib)
 
     def _format(self, lib: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
-        tool += ["-c", str(self.properties_file)]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={self.cluster_id}"]
+        tool += ["-c", str(self.properties_file), *self.format]
         try:
             done = subprocess.run(
                 self._java(lib, tool), capture_output=True, text=True, timeout=FORMAT_S, check=False

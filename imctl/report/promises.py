@@ -33,8 +33,9 @@ REAL_ENGINES = EMBEDDED.times(1.5)
 
 
 def limits_of(region: Region, steady_s: float = STEADY_S) -> Limits:
-    """Docs/architecture.md, section 1: real engines have half as much again. ``steady_s``: of load
-    before the fault, and after; what is more than usual is added to the whole run's time."""
+    """Real engines have half as much again as the embedded limits: a fixed limit, whatever a demo
+    on the embedded engines takes on the same machine. ``steady_s``: of load before the fault, and
+    after; what is more than usual is added to the whole run's time."""
     embedded = all(idc.engines == Engines() for idc in region.spec.idcs)
     limits = EMBEDDED if embedded else REAL_ENGINES
     more_s = 2 * max(0.0, steady_s - STEADY_S)

@@ -148,6 +148,9 @@ class Kubernetes(Local):
     def begin_kv(self, engine: str, pd: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         raise self._never("Moving its KV")
 
+    def end_kv(self, names: Sequence[str]) -> None:
+        """Nor did it begin here."""
+
     # ------------------------------------------------------------------------------ looking
 
     def units(self) -> list[Unit]:

@@ -546,21 +546,21 @@ class Local:
                     self._wait_for_engine(one.name)
         return kv
 
-    def end_kv(self, engine: str, names: Sequence[str]) -> None:
-        """The KV of these IDCs is on that engine now; what it was on needs not run any more."""
-        if engine != "embedded":
+    def end_kv(self, names: Sequence[str]) -> None:
+        """The KV of these IDCs is embedded, now or still: their TiKV needs not run any more, and
+        the deployment's region file says so. Raises Failed, BadInput."""
+        if self._run.elsewhere:
+            return  # nor did it begin here
+        self.look_again()
+        kinds = beside.TIKV_KINDS
+        others = [name for name in names if self.region.idc(name).engines.kv.tikv is not None]
+        if not others:
             return
         for stage in (1, 0):
-            self._stop(
-                [
-                    one.name
-                    for name in names
-                    for one in self._beside.of(name)
-                    if one.stage == stage and one.kind in beside.TIKV_KINDS
-                ]
-            )
+            units = [one for name in others for one in self._beside.of(name)]
+            self._stop([one.name for one in units if one.stage == stage and one.kind in kinds])
         self._reap()
-        self._rewrite(dict.fromkeys(names, "embedded"))
+        self._rewrite(dict.fromkeys(others, "embedded"))
 
     def _rewrite(self, kv: Mapping[str, Any]) -> None:
         """The deployment's region file; raises BadInput, and changes nothing then."""

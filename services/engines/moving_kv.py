@@ -17,14 +17,14 @@ import contextlib
 import logging
 import struct
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from imcore.errors import Code, OutcomeUnknown, Refused, StaleWriter, Unavailable
+from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, Unavailable
 from services.ports import Batch, Kv
 
 log = logging.getLogger("im.kv")
@@ -183,13 +183,8 @@ class MovingKv:
                 return False
             player.check()
             # From the note on there is no way back, not even for whoever cancels the move.
-            taking_over = asyncio.ensure_future(self._take_over(player, before_switch))
-            while not taking_over.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait({taking_over})
-            taking_over.result()
-        await asyncio.sleep(_GRACE_S)
-        await old.close()
+            await _to_its_end(self._take_over(player, before_switch))
+        await _to_its_end(_let_go(old))
         return True
 
     async def _take_over(
@@ -206,6 +201,24 @@ class MovingKv:
         if self._journal is not None and self._journal.void is None:
             self._journal.void = reason
             log.warning("the move of the KV is void: %s", reason)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Whoever cancels waits for it, and it counts."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    task.result()
+
+
+async def _let_go(old: Kv) -> None:
+    """The switch is done, whatever becomes of the old store."""
+    await asyncio.sleep(_GRACE_S)
+    try:
+        await old.close()
+    except (ImError, OSError) as error:
+        log.warning("the KV's old store could not be closed: %s", error)
 
 
 class _Player:

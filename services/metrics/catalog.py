@@ -122,8 +122,8 @@ METRICS = (
     _gauge(
         "im_replication_lag_records",
         "records of another IDC: log: known to exist and not held here; kv: held and not folded; "
-        "mirrormaker2: at the source and not copied by it",
-        "peer", "flow",
+        "mirrormaker2: at the source and not copied by it, for each partition",
+        "peer", "flow", "partition",
     ),
     _gauge(
         "im_replication_lag_seconds",

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,7 +22,7 @@ from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import KvEngine
 from services.engines.disk import Disk
-from services.engines.moving_kv import MovingKv
+from services.engines.moving_kv import Move, MovingKv
 from services.node.config import NodeConfig
 from services.ports import Kv
 
@@ -64,6 +65,7 @@ class KvEngines:
         self.current = self._wanted
         self._target = self._wanted
         self._moving: asyncio.Task[None] | None = None
+        self._phase = ""  # of the move that is under way, before and after its store's own
         self.problem: str | None = None  # of the last move
 
     async def open(self) -> MovingKv:
@@ -103,14 +105,15 @@ class KvEngines:
             return
         if name_of(engine) == name_of(self.current):
             return
-        self.problem, self._target = None, engine
+        self.problem, self._target, self._phase = None, engine, "open"
         self._moving = asyncio.ensure_future(self._move(engine))
         self._moving.add_done_callback(self._moved)
 
     def _moved(self, task: asyncio.Task[None]) -> None:
         self._moving = None
         if task.cancelled():
-            self.problem = "it was cancelled"
+            if self.current is not self._target:
+                self.problem = "it was cancelled"
         elif error := task.exception():
             self.problem = str(error)
             known = None if isinstance(error, ImError | OSError) else error
@@ -145,18 +148,14 @@ class KvEngines:
                 await store.close()
             raise
         finally:
+            self._phase = "clean up"
             await asyncio.to_thread(shutil.rmtree, scratch, True)
 
     # ------------------------------------------------------------------------------ looking
 
     def status(self) -> dict[str, Any]:
-        move = self.kv.move
-        return {
-            "engine": name_of(self.current),
-            "move": None
-            if move is None
-            else {"phase": move.phase, "batches": move.batches, "played": move.played},
-        }
+        move = self.kv.move or (Move(self._phase) if self.moving else None)
+        return {"engine": name_of(self.current), "move": move and asdict(move)}
 
     @property
     def moving(self) -> bool:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -196,24 +196,13 @@ class NodeCollector(Collector):
 
     def _replication(self, status: dict[str, Any]) -> Iterator[Metric]:
         node = self._node
-        records: list[Row] = []
-        seconds: list[Row] = []
+        records, seconds, ages, problems = mirror_rows(status["mirror"])
         for origin, lag in status["lag"].items():
             idc = origin.rpartition(".")[0]
-            records.append(((idc, "log"), lag["records"]))
+            records.append(((idc, "log", ""), lag["records"]))
             seconds.append(((idc, "kv"), lag["ms"] / 1000))
         unfolded = node.replication.unfolded().items()
-        records += [((idc, "kv"), n) for idc, n in unfolded if idc != node.idc]
-        ages: list[Row] = []
-        problems: list[Row] = []
-        for idc, flow in status["mirror"].items():
-            problems.append(((idc,), bool(flow["problem"])))
-            if flow["behind"] is not None:
-                records.append(((idc, "mirrormaker2"), flow["behind"]))
-            if flow["heartbeat_age_s"] is not None:
-                seconds.append(((idc, "mirrormaker2"), flow["heartbeat_age_s"]))
-            if flow["worker_age_s"] is not None:
-                ages.append(((idc,), flow["worker_age_s"]))
+        records += [((idc, "kv", ""), n) for idc, n in unfolded if idc != node.idc]
         yield family("im_replication_lag_records", records)
         yield family("im_replication_lag_seconds", seconds)
         yield family("im_mirror_worker_age_seconds", ages)
@@ -242,6 +231,30 @@ class NodeCollector(Collector):
         yield family("im_sequencer_lanes", [((n,), lanes) for n, (lanes, _, _) in sizes])
         yield family("im_sequencer_known_cids", [((n,), known) for n, (_, known, _) in sizes])
         yield family("im_sequencer_pending", [((n,), pending) for n, (_, _, pending) in sizes])
+
+
+class MirrorRows(NamedTuple):
+    records: list[Row]
+    seconds: list[Row]
+    ages: list[Row]
+    problems: list[Row]
+
+
+def mirror_rows(mirror: Mapping[str, Mapping[str, Any]]) -> MirrorRows:
+    """``mirror``: of services.engines.kafka.mirror_lag. Of what was never measured there is no
+    row. Pure."""
+    rows = MirrorRows([], [], [], [])
+    for idc, flow in mirror.items():
+        rows.problems.append(((idc,), bool(flow["problem"])))
+        rows.records.extend(
+            ((idc, "mirrormaker2", str(number)), row["behind"])
+            for number, row in flow["partitions"].items()
+        )
+        if flow["heartbeat_age_s"] is not None:
+            rows.seconds.append(((idc, "mirrormaker2"), flow["heartbeat_age_s"]))
+        if flow["worker_age_s"] is not None:
+            rows.ages.append(((idc,), flow["worker_age_s"]))
+    return rows
 
 
 def _transports(gateways: Sequence[tuple[Any, Gateway]]) -> Iterator[Metric]:

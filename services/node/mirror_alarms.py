@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SILENT_S = 30.0  # it says something each second, and takes 10 to 20 to come back
+SILENT_S = 30.0  # it says something every 3 s, and takes 10 to 20 to come back
 
 
 def silent(idc: str, figures: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -64,6 +64,7 @@ def test_nothing_is_done_to_its_processes(folder: Path, does: Callable[[Local], 
     before = sorted(folder.rglob("*"))
     with pytest.raises(Guarded, match="somebody else runs its processes"):
         does(target)
+    target.end_kv(["fra"])
     assert sorted(folder.rglob("*")) == before
 
 

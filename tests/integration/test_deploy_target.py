@@ -8,17 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import yaml
 
-from imcore.errors import BadInput
+from imcore.errors import BadInput, ImError
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imctl import startup
+from imctl import admin, startup
 from imctl.errors import Failed
 from imctl.plan.scale import scaled
 from imctl.planning import check_data_fit, fields_of
@@ -29,6 +30,7 @@ from imctl.target.local import Local
 from imctl.target.places import Places, free_ports
 from imctl.target.runfile import RunFile
 from imctl.testing import schema
+from imctl.testing.cli import begin, ok
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
 from imctl.traffic import Control
@@ -341,3 +343,55 @@ def test_a_kv_that_has_moved_is_no_difference(tmp_path: Path, region: Path) -> N
     assert fields_of(later, later.keep_wanted(says)).changes == ()
     with pytest.raises(BadInput):
         later.region_named("0000000000000000")
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_kv_that_has_not_moved_leaves_the_region_file_as_it_was(
+    target: Local, region: Path, stays: bool
+) -> None:
+    """Nobody answers where its TiKV is to be. Whoever waits for the move and whoever only cancels
+    it puts the file right."""
+    until_its_kv(target, "serves", lambda kv: kv["move"] is None)
+    (pd,) = free_ports(1)
+    at = f"fra=127.0.0.1:{pd}"
+    moving = begin(target.data, "migrate", "kv", "--to", "tikv", "--pd", at, "--yes")
+    try:
+        until_its_kv(target, "moves", lambda kv: kv["move"] and kv["move"]["phase"] == "open")
+        target.look_again()
+        assert fields_of(target, target.keep_wanted(region)).changes
+        if not stays:
+            moving.kill()
+        ok(target.data, "migrate", "kv", "--to", "tikv", "--cancel")
+    finally:
+        out, _ = moving.communicate()
+    assert not stays or (moving.returncode == 1 and "it was cancelled" in " ".join(out.split()))
+    target.look_again()
+    assert fields_of(target, target.keep_wanted(region)).changes == ()
+    until_its_kv(target, "is as it was", lambda kv: kv == {"engine": "embedded", "move": None})
+
+
+def test_a_kv_whose_move_nobody_could_follow_keeps_what_was_asked_for(
+    target: Local, region: Path
+) -> None:
+    """It may go on there."""
+    until_its_kv(target, "serves", lambda kv: kv["move"] is None)
+    (pd,) = free_ports(1)
+    at = f"fra=127.0.0.1:{pd}"
+    moving = begin(target.data, "migrate", "kv", "--to", "tikv", "--pd", at, "--yes")
+    until_its_kv(target, "moves", lambda kv: kv["move"] and kv["move"]["phase"] == "open")
+    target.kill("fra")
+    moving.communicate()
+    assert moving.returncode == 1
+    target.look_again()
+    kv = target.region.idc("fra").engines.kv.tikv
+    assert kv is not None and kv.pd == [f"127.0.0.1:{pd}"]
+
+
+def until_its_kv(target: Local, what: str, holds: Callable[[dict[str, Any]], object]) -> None:
+    deadline = time.monotonic() + 30
+    kv: dict[str, Any] = {}
+    while not kv or not holds(kv):
+        assert time.monotonic() < deadline, (what, kv)
+        time.sleep(0.1)
+        status = asyncio.run(admin.statuses(target, ["fra"]))["fra"]
+        kv = {} if isinstance(status, ImError) else status.get("kv", {})

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.admin import AlterConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from imcore import pki
 from imcore.errors import Damaged, NotTrusted, OutcomeUnknown, StaleWriter, Unavailable
+from imcore.runtime import SystemClock
 from imcore.words import Origin
 from imctl.engines.binaries import Program
 from imctl.engines.kafka import principal
+from imctl.target.places import free_ports
+from imctl.testing.cli import alone
 from imctl.testing.kafka import KafkaProcess, running
-from services.engines.kafka import admin
+from imctl.testing.lab import REGION
+from services.engines.kafka import admin, log_store
 from services.engines.kafka import cluster as kafka_cluster
 from services.engines.kafka.acls import allow, of_mirrors
 from services.engines.kafka.batches import Fetched
 from services.engines.kafka.cluster import At, Cluster, NoTopic, dial
 from services.engines.kafka.log_store import KafkaLogStore
+from services.engines.kafka.meta import Meta
+from services.engines.kafka.mirror_lag import MirrorLag
 from services.engines.kafka.settings import (
     KafkaSettings,
     meta_topic,
@@ -40,10 +48,10 @@ from services.engines.kafka.settings import (
 from services.engines.kafka.tail import MISSING_S, Tail
 from services.engines.kafka.writer import Writer
 from services.engines.records import EMPTY_END, pack, record_after
-from services.node.engines import when_it_answers
 from services.ports import Log, LogEnd, Record
+from tests.integration.kafkalogs import FRA, check, read_all, sequencer, store_of, until
 
-FRA, SIN = Origin("fra", 1), Origin("sin", 1)
+SIN = Origin("sin", 1)
 PARTITIONS = 2
 DEADLINE_S = 1.5
 
@@ -65,11 +73,6 @@ def settings(kafka: KafkaProcess) -> KafkaSettings:
 Open = Callable[..., Awaitable[KafkaLogStore]]
 
 
-async def store_of(*arguments: Any, **named: Any) -> KafkaLogStore:
-    """As a node opens it."""
-    return await when_it_answers(partial(KafkaLogStore.open, *arguments, **named), "Kafka")
-
-
 @pytest.fixture
 async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
     """``await open_store()``: one more process of fra, so to say."""
@@ -83,69 +86,6 @@ async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
             return store
 
         yield opener
-
-
-class Sequencer:
-    """What services.im.partition does with its log."""
-
-    def __init__(self, log: Log, name: str) -> None:
-        self.log, self.name = log, name
-        self.epoch = 0
-        self.acked: list[Record] = []
-
-    async def put(self, *payloads: bytes) -> list[Record]:
-        future: asyncio.Future[Sequence[Record] | Exception]
-        future = asyncio.get_running_loop().create_future()
-        self.log.append(0, self.epoch, payloads, future.set_result)
-        result = await future
-        if isinstance(result, Exception):
-            raise result
-        self.acked += result
-        return list(result)
-
-    async def take_over(self) -> None:
-        """Until an epoch is open."""
-        async with asyncio.timeout(40):
-            while True:
-                with contextlib.suppress(Unavailable, OutcomeUnknown):
-                    await self.log.reopen(0)
-                    self.epoch = self.log.end(0).epoch + 1
-                    await self.put(b"marker of " + self.name.encode())
-                    return
-                await asyncio.sleep(0.1)
-
-
-async def sequencer(store: KafkaLogStore, name: str = "a") -> Sequencer:
-    opened = Sequencer(await store.open_own(FRA), name)
-    await opened.take_over()
-    return opened
-
-
-async def read_all(log: Log, partition: int = 0) -> list[Record]:
-    records: list[Record] = []
-    lsn = log.first_lsn(partition)
-    while page := await log.read(partition, lsn, 3_000):
-        records += page
-        lsn = page[-1].lsn + 1
-    return records
-
-
-async def check(store: KafkaLogStore, *writers: Sequencer) -> list[Record]:
-    """A fresh reader takes every acked record, each once, in one row."""
-    log = await store.open_own(FRA)
-    records = await read_all(log)
-    assert [record.lsn for record in records] == list(range(1, len(records) + 1))
-    by_lsn = {record.lsn: record for record in records}
-    for writer in writers:
-        for record in writer.acked:
-            assert by_lsn[record.lsn] == record
-    return records
-
-
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # what it waits for happens in a broker
-            await asyncio.sleep(0.02)
 
 
 class Raw:
@@ -190,21 +130,8 @@ async def test_acked_records_survive_a_broker_that_is_away(
 ) -> None:
     store = await open_store()
     writer = await sequencer(store)
-    unknown, stop = 0, asyncio.Event()
-
-    async def write() -> None:
-        nonlocal unknown
-        number = 0
-        while not stop.is_set():
-            try:
-                await asyncio.gather(*(writer.put(b"%d" % (number + n)) for n in range(5)))
-            except (OutcomeUnknown, Unavailable):
-                unknown += 1
-                await writer.take_over()
-            number += 5
-            await asyncio.sleep(0.001)
-
-    writing = asyncio.ensure_future(write())
+    stop = asyncio.Event()
+    writing = asyncio.ensure_future(writer.write_on(stop))
     for _ in range(2):
         count = len(writer.acked)
         await until(lambda count=count: len(writer.acked) > count + 200)  # type: ignore[misc]
@@ -219,8 +146,7 @@ async def test_acked_records_survive_a_broker_that_is_away(
     count = len(writer.acked)
     await until(lambda: len(writer.acked) > count + 200)
     stop.set()
-    await writing
-    assert unknown >= 2
+    assert await writing >= 2
     records = await check(await open_store(), writer)
     assert len(records) >= len(writer.acked) > 600
 
@@ -774,6 +700,27 @@ async def test_a_connection_that_is_given_up_while_it_is_made_is_gone(
         kafka.resume()
 
 
+# --------------------------------------------------------------------------- how far a mirror is
+
+
+async def test_what_was_cut_before_it_was_copied_is_not_behind(
+    settings: KafkaSettings, raw: Raw
+) -> None:
+    """A MirrorMaker that comes to a log late begins where the log does."""
+    topic = own_topic(settings.prefix, FRA)
+    await admin.ensure(raw.cluster, [admin.log_topic(topic, PARTITIONS, settings)])
+    all_ = history(10)
+    await raw.write(topic, *all_)
+    lag = MirrorLag(raw.cluster, {"fra": raw.cluster}, "iad", SystemClock())
+    await lag.measure()
+    assert lag.figures()["fra"]["partitions"] == {0: {"behind": 10}, 1: {"behind": 0}}
+    await raw.cluster.delete_below(At(topic, 0), 8)
+    again = MirrorLag(raw.cluster, {"fra": raw.cluster}, "iad", SystemClock())
+    await again.measure()
+    assert again.figures()["fra"]["problem"] == ""
+    assert again.figures()["fra"]["partitions"] == {0: {"behind": 2}, 1: {"behind": 0}}
+
+
 # -------------------------------------------------------------------------- what is wanted
 
 
@@ -794,12 +741,127 @@ async def test_what_the_region_file_wants_is_made_or_said_and_nothing_is_changed
         said = [line for line in again.alarms() if line.startswith(old)]
         assert len(said) == 1 and "flush.messages is" in said[0] and "wanted 1" in said[0]
         assert not [line for line in again.alarms() if line.startswith(new)]
-        found = await admin.describe(raw.cluster, [old, new])
+        meta = meta_topic(settings.prefix)
+        found = await admin.describe(raw.cluster, [old, new, meta])
+        assert found[meta].settings["cleanup.policy"] == "compact"
+        assert int(found[meta].settings["segment.bytes"]) == admin.META_SEGMENT_BYTES
         assert found[new].settings["flush.messages"] == "1"
         assert found[old].settings["flush.messages"] != "1", "what exists stays as it is"
         assert found[new].settings["retention.ms"] == found[new].settings["retention.bytes"] == "-1"
     finally:
         await again.close()
+
+
+async def test_a_topic_that_is_changed_later_is_told_and_one_that_is_put_right_is_not_any_more(
+    open_store: Open, settings: KafkaSettings, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By nobody who starts the IDC anew for it."""
+    monkeypatch.setattr(log_store, "LOOK_S", 0.2)
+    monkeypatch.setattr(log_store, "LOOK_AFTER_DIFFERENCES_S", 0.1)
+    store = await open_store()
+    await store.open_own(FRA)
+    topic = own_topic(settings.prefix, FRA)
+    await alter(raw.cluster, topic, {"retention.ms": "60000"})
+    await until(lambda: bool(store.alarms()))
+    assert f"{topic}: retention.ms is 60000, wanted -1" in store.alarms()
+    wanted = admin.log_topic(topic, PARTITIONS, settings).settings
+    await alter(raw.cluster, topic, wanted)
+    await until(lambda: not store.alarms())
+
+
+async def test_topics_are_planned_and_nothing_is_changed(
+    kafka: KafkaProcess, open_store: Open, settings: KafkaSettings, raw: Raw, tmp_path: Path
+) -> None:
+    """`imctl engines topics`."""
+    region = tmp_path / "region.yaml"
+
+    def write(**kafka_says: Any) -> None:
+        document = yaml.safe_load(REGION.read_text())
+        document["spec"]["partitions"] = PARTITIONS
+        document["spec"]["idcs"][0]["engines"] = {
+            "log": {
+                "kafka": {
+                    "brokers": list(settings.brokers), "ca_file": str(settings.ca_file),
+                    "cert_file": str(settings.cert_file), "key_file": str(settings.key_file),
+                    "topic_prefix": settings.prefix, "replication_factor": 1,
+                    "min_insync_replicas": 1, "durability": "flush",
+                } | kafka_says
+            }
+        }  # fmt: skip
+        region.write_text(yaml.safe_dump(document))
+
+    async def topics(*more: str) -> tuple[int, list[dict[str, Any]], str]:
+        command = ("engines", "topics", region, *more, "-o", "json")
+        done = await asyncio.to_thread(alone, *command, timeout_s=60)
+        rows = json.loads(done.stdout)["topics"] if done.stdout else []
+        return done.returncode, rows, " ".join(done.stderr.split())
+
+    write()
+    code, rows, _ = await topics("--idc", "fra")
+    names = [meta_topic(settings.prefix), own_topic(settings.prefix, FRA)]
+    assert (code, [(row["topic"], row["state"]) for row in rows]) == (
+        2,
+        [(name, "missing") for name in names],
+    )
+    assert not await raw.cluster.look(names) & set(names), "nothing was made"
+
+    flush = await store_of(
+        replace(settings, durability="flush"), "fra", PARTITIONS, random.Random()
+    )
+    await flush.open_own(FRA)
+    await flush.close()
+    code, rows, _ = await topics()
+    assert (code, [row["differences"] for row in rows]) == (0, [[], []])
+    assert {row["idc"] for row in rows} == {"fra"}
+
+    before = await admin.describe(raw.cluster, names)
+    write(topic_prefix=settings.prefix, replication_factor=2)
+    code, rows, _ = await topics()
+    assert code == 2
+    wanted = {"setting": "replication.factor", "found": "1", "wanted": "2"}
+    assert [row["differences"] for row in rows] == [[wanted], [wanted]]
+    assert await admin.describe(raw.cluster, names) == before
+
+    (nowhere,) = free_ports(1)
+    write(brokers=[f"127.0.0.1:{nowhere}"])
+    code, _, said = await topics()
+    assert code == 1 and f"fra's Kafka at 127.0.0.1:{nowhere} cannot be reached" in said
+    code, _, said = await topics("--idc", "sin")
+    assert code == 2 and "--idc: expected an IDC whose log is on Kafka (fra), got 'sin'" in said
+
+
+@pytest.mark.nightly
+async def test_what_is_noted_down_again_and_again_is_compacted(
+    settings: KafkaSettings, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "META_SEGMENT_BYTES", 1 << 20)
+    topic = admin.meta(meta_topic(settings.prefix), settings)
+    await admin.ensure(raw.cluster, [topic])
+    meta = Meta(raw.cluster)
+    await meta.open()
+    for number in range(50):
+        await meta.put({"key": f"{number} " + "x" * 100_000})
+
+    async def stored() -> int:
+        """Bytes."""
+        at, size = At(topic.name, 0), 0
+        offset, end = await raw.cluster.bounds(at)
+        while offset < end:
+            fetched = await raw.cluster.fetch_one(at, offset, 1 << 20)
+            size += sum(len(value) for _, value in fetched.records)
+            offset = fetched.next
+        return size
+
+    assert await stored() > 5_000_000
+    async with asyncio.timeout(60):  # the broker's cleaner looks each 15 s
+        while await stored() > 2_500_000:  # noqa: ASYNC110
+            await asyncio.sleep(1)
+
+
+async def alter(cluster: Cluster, topic: str, settings: Mapping[str, str]) -> None:
+    """All settings of it."""
+    reply = await cluster.ask(AlterConfigsRequest([(2, topic, list(settings.items()))]))
+    assert [row[0] for row in reply.resources] == [0], reply.resources
 
 
 async def test_an_own_log_whose_end_is_lost_under_it_takes_nothing_more(

@@ -231,6 +231,37 @@ async def test_a_move_that_is_cancelled_while_it_takes_over_is_done(
     await writer.check(target)
 
 
+async def test_a_move_that_is_cancelled_when_it_has_taken_over_is_done_and_closes_the_old_store(
+    old: LmdbKv, target: LmdbKv, tmp_path: Path
+) -> None:
+    kv = MovingKv(old)
+    writer = Writer(kv, 6)
+    await writer.open()
+    moving = asyncio.ensure_future(kv.move_to(target, tmp_path / "move", nothing))
+    while kv._kv is old or kv._opening.locked():  # noqa: ASYNC110  # until writers go on
+        await asyncio.sleep(0)
+    moving.cancel()
+    await moving
+    with pytest.raises(Unavailable):
+        await old.get(b"\0\0")
+    await writer.batch(0)
+    await writer.check(target)
+
+
+async def test_an_old_store_that_cannot_be_closed_does_not_undo_the_move(
+    old: LmdbKv, target: LmdbKv, tmp_path: Path
+) -> None:
+    class Stuck(Slow):
+        async def close(self) -> None:
+            raise Unavailable("it does not answer")
+
+    kv = MovingKv(Stuck(old))
+    writer = Writer(kv, 7)
+    await writer.open()
+    await kv.move_to(target, tmp_path / "move", nothing)
+    await writer.check(target)
+
+
 def test_a_journal_gives_the_same_until_it_is_told_to_go_on(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.add(Batch(1, 9, b"one", {b"a": b"1", b"b": b""}, {b"c"}))

@@ -30,7 +30,8 @@ with calls.open("a") as file:
     file.write((victim or "random") + "\\n")
 promises = json.loads((out / "outcomes").read_text())[number]
 if promises is not None:
-    (out / "report.json").write_text(json.dumps({{"promises": promises}}))
+    outages = [{{"rto_ms": 2000 if "--engines" not in sys.argv else 3000}}]
+    (out / "report.json").write_text(json.dumps({{"promises": promises, "outages": outages}}))
 sys.exit(0 if promises is not None and all(promise["ok"] for promise in promises) else 1)
 """
 
@@ -74,3 +75,34 @@ def test_a_report_of_an_older_run_is_not_judged(
     (tmp_path / "report.json").write_text(json.dumps({"promises": [LOST]}))
     assert runs(tmp_path, [None, [GOOD]]) == (0, ["random", "iad"])
     assert "ended without a report" in capsys.readouterr().out
+
+
+def both(
+    folder: Path, embedded: list[list[dict[str, Any]] | None], engines: list[list[dict[str, Any]]]
+) -> tuple[int, Path]:
+    """The exit status, and the folder of the demo on engines."""
+    out, on_engines = folder / "demo", folder / "demo-engines"
+    for one, outcomes in ((out, embedded), (on_engines, engines)):
+        one.mkdir()
+        (one / "outcomes").write_text(json.dumps(outcomes))
+    program = folder / "imctl"
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return ci_demo.run_both(program, out, on_engines), on_engines
+
+
+def test_on_engines_the_same_idc_is_lost_and_the_times_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, on_engines = both(tmp_path, [[GOOD]], [[SLOW], [GOOD]])
+    assert (status, (on_engines / "calls").read_text().split()) == (0, ["iad", "iad"])
+    said = capsys.readouterr().out
+    assert "demo on kafka,tikv,etcd: good after 2 of at most 3 runs" in said
+    assert "RTO: embedded 2.00 s, kafka,tikv,etcd 3.00 s, 1.5 times as long" in said
+
+
+def test_one_demo_that_fails_is_enough(tmp_path: Path) -> None:
+    assert both(tmp_path, [[GOOD]], [[LOST]])[0] == 1
+    (tmp_path / "other").mkdir()
+    status, on_engines = both(tmp_path / "other", [[LOST]], [[GOOD]])
+    assert status == 1 and not (on_engines / "calls").exists()

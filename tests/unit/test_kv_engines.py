@@ -12,10 +12,11 @@ import pytest
 from imcore.errors import BadInput, Refused, Unavailable
 from imcore.region.model import KvEngine
 from imctl.testing.lab import lab_region
+from services.engines import moving_kv
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.node.config import NodeConfig, load
-from services.node.kv_moves import EMBEDDED, NOTE, KvEngines, name_of, parse
+from services.node.kv_moves import EMBEDDED, NOTE, KvEngines, _progress, name_of, parse
 from services.ports import Batch, Kv
 
 TIKV = parse('{"tikv": {"pd": ["127.0.0.1:2379"]}}')
@@ -28,6 +29,8 @@ class Place:
         self.folder = folder
         self.pki = pki
         self.refuses = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     def config(self, engine: str) -> NodeConfig:
         def edit(spec: dict[str, Any]) -> None:
@@ -39,6 +42,7 @@ class Place:
         return load(region, "fra", self.folder / "data", self.pki, None, False)
 
     async def store(self, engine: KvEngine) -> Kv:
+        await self.answers.wait()
         if self.refuses:
             raise Unavailable("PD does not answer")
         folder = self.folder / "data" / ("kv" if engine.tikv is None else "tikv")
@@ -101,6 +105,41 @@ async def test_a_move_that_fails_says_why_and_changes_nothing(place: Place) -> N
     place.refuses = False
     kv = await place.engines("embedded").open()
     assert (await kv.open_partition(0))[1] == b"goes on"
+    await kv.close()
+
+
+async def test_a_move_says_that_it_opens_the_new_store_and_not_that_it_is_done(
+    place: Place,
+) -> None:
+    engines = place.engines("embedded")
+    kv = await engines.open()
+    place.answers.clear()
+    engines.move_to(TIKV)
+    await asyncio.sleep(0)
+    assert (_progress(engines).phase, _progress(engines).engine) == ("open", "embedded")
+    move = {"phase": "open", "batches": 0, "played": 0}
+    assert engines.status() == {"engine": "embedded", "move": move}
+    place.answers.set()
+    seen = set()
+    while engines.moving:
+        seen.add(_progress(engines).phase)
+        await asyncio.sleep(0)
+    assert "copy" in seen and not seen & {"done", "failed"}
+    assert (_progress(engines).phase, engines.status()["move"]) == ("done", None)
+    await kv.close()
+
+
+async def test_a_move_that_is_cancelled_after_its_switch_was_not_cancelled(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving_kv, "_GRACE_S", 0.05)
+    engines = place.engines("embedded")
+    kv = await engines.open()
+    engines.move_to(TIKV)
+    while kv._opening.locked() or name_of(engines.current) != "tikv":  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await engines.cancel_move()
+    assert (engines.problem, _progress(engines).phase) == (None, "done")
     await kv.close()
 
 

@@ -227,8 +227,9 @@ def test_engines_are_shown_where_there_are_some() -> None:
     for row in found.values():
         row["log"], row["kv"] = {"durability": "fsync"}, {"engine": "embedded", "move": None}
     assert "MIRRORMAKER" not in shown(build(**found))
-    well = {"behind": 3, "worker_age_s": 0.8, "problem": ""}
-    away = {"behind": None, "worker_age_s": None, "problem": "sin's Kafka does not answer"}
+    behind = {"0": {"behind": 0}, "1": {"behind": 2}, "3": {"behind": 1}}
+    well = {"behind": 3, "partitions": behind, "worker_age_s": 0.8, "problem": ""}
+    away = {"behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off"}
     found["fra"]["mirror"] = {"iad": well, "sin": away}
     found["fra"]["log"] = {"durability": "flush"}
     move = {"phase": "catch up", "batches": 900, "played": 700}
@@ -238,10 +239,19 @@ def test_engines_are_shown_where_there_are_some() -> None:
         text = shown(build(**found), width)
         assert max(map(len, text.splitlines())) <= width
         words = " ".join(text.split())
-        assert "iad 3, 1 s; sin ?, no sign" in words
+        assert "iad 3 (partition 1: 2, 3: 1), 1 s; sin ?, no sign" in words
         assert "embedded (catch up, 200 left)" in words
     assert "sin fsync tikv -" in words
     assert "fra flush embedded" in words
+
+
+def test_of_many_partitions_those_that_are_furthest_behind_are_shown() -> None:
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    behind = {str(number): {"behind": number % 7} for number in range(64)}
+    flow = {"behind": 186, "partitions": behind, "worker_age_s": 0.8, "problem": ""}
+    found["fra"]["mirror"] = {"iad": flow}
+    words = " ".join(shown(build(**found), 120).split())
+    assert "iad 186 (partition 6: 6, 13: 6, 20: 6, ...), 1 s" in words
 
 
 def test_days_left_of_certificates_stand_in_one_line() -> None:

@@ -6,7 +6,8 @@ Nothing that exists is ever changed, shrunk or deleted: the plan only says what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from aiokafka.errors import TopicAlreadyExistsError, for_code
@@ -14,8 +15,11 @@ from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 
 from imcore.errors import Unavailable
 from services.engines.kafka.cluster import At, Cluster, NoTopic
-from services.engines.kafka.settings import FLUSH, KafkaSettings
+from services.engines.kafka.settings import FLUSH, KafkaSettings, meta_topic
 
+# Compacted by whole segments that nobody writes to any more, and read whole at a start.
+META_SEGMENT_BYTES = 16 << 20
+META_SEGMENT_MS = 24 * 3600 * 1000
 MESSAGE_BYTES_MAX = 17 << 20  # the largest record between IDCs, and what surrounds it
 _TOPIC_RESOURCE = 2
 _RETRY_S = 0.05
@@ -56,7 +60,16 @@ def log_topic(name: str, partitions: int, settings: KafkaSettings) -> Topic:
 
 def meta(name: str, settings: KafkaSettings) -> Topic:
     return Topic(
-        name, 1, settings.replication_factor, {"cleanup.policy": "compact", **_durable(settings)}
+        name,
+        1,
+        settings.replication_factor,
+        {
+            "cleanup.policy": "compact",
+            "segment.bytes": str(META_SEGMENT_BYTES),
+            "segment.ms": str(META_SEGMENT_MS),
+            "min.cleanable.dirty.ratio": "0.1",
+            **_durable(settings),
+        },
     )
 
 
@@ -66,6 +79,29 @@ def _durable(settings: KafkaSettings) -> dict[str, str]:
         "unclean.leader.election.enable": "false",
     }
     return wanted | ({"flush.messages": "1"} if settings.durability == FLUSH else {})
+
+
+def wanted(
+    there: Collection[str], settings: KafkaSettings, partitions: int, copied: Iterable[str]
+) -> list[Topic]:
+    """Of all topics of an IDC: those that it makes at its first start, and as they must be those
+    of later incarnations and of relays that are ``there``. ``copied``: the other IDCs whose logs
+    MirrorMaker 2 copies here. Pure."""
+    prefix = settings.prefix
+    logs = [f"{prefix}.log.", *(f"{other}.{prefix}.log." for other in copied)]
+    found = []
+    for start in logs:
+        found += _numbered(there, re.escape(start)) or [f"{start}1"]
+    found += _numbered(there, re.escape(f"{prefix}.relay.") + r"[^.]+\.")
+    return [
+        meta(meta_topic(prefix), settings),
+        *(log_topic(name, partitions, settings) for name in found),
+    ]
+
+
+def _numbered(names: Iterable[str], start: str) -> list[str]:
+    pattern = re.compile(f"{start}[0-9]+")
+    return sorted(name for name in names if pattern.fullmatch(name))
 
 
 def plan(wanted: Iterable[Topic], described: Mapping[str, Topic]) -> list[Difference]:

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,14 +27,17 @@ from aiokafka.errors import (
     BrokerResponseError,
     ClusterAuthorizationFailedError,
     CorruptRecordException,
+    IllegalSaslStateError,
     KafkaError,
     KafkaStorageError,
     LeaderNotAvailableError,
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
+    SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
     UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
     for_code,
 )
 from aiokafka.protocol.admin import DeleteRecordsRequest, DeleteTopicsRequest
@@ -62,6 +65,11 @@ _FORBIDDEN = (
     TopicAuthorizationFailedError,
     ClusterAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
+)
+_NO_LOGIN = (
+    UnsupportedSaslMechanismError,
+    IllegalSaslStateError,
+    SaslAuthenticationFailed,
 )
 _EARLIEST, _LATEST = -2, -1
 _T = TypeVar("_T")
@@ -107,6 +115,7 @@ class Cluster:
         self._connections: dict[tuple[int, str], AIOKafkaConnection] = {}
         self._connecting: dict[tuple[int, str], asyncio.Lock] = {}
         self._looking = asyncio.Lock()
+        self._failed_at: dict[tuple[str, int], float] = {}  # who did not answer since, and when
         self._closed = False
         self._closing: dict[asyncio.Future[None], asyncio.WriteTransport] = {}
 
@@ -139,25 +148,58 @@ class Cluster:
             async with asyncio.timeout(deadline_s):
                 connection = await self._connected(node, lane)
                 sent = True
-                return await connection.send(request)
+                reply = await connection.send(request)
         except (KafkaError, TimeoutError, OSError) as error:
             self._drop(node, lane)
             sentence = f"{self} does not answer: {_said(error)}"
             raise (OutcomeUnknown if sent and write else Unavailable)(sentence) from error
+        except Unavailable:  # it could not be reached: another one may lead by now
+            self._drop(node, lane)
+            raise
         except asyncio.CancelledError:
             self._drop(node, lane)  # the answer would be taken for the next one's
             raise
+        self._failed_at.pop(self._place_of(node), None)
+        return reply
 
     async def ask(self, request: Any, controller: bool = False) -> Any:
-        """Of any broker, or of the controller."""
+        """Of any broker, or of the controller; of the next one while one cannot be reached and
+        there is time. Not for what must not be done twice."""
         if not self._nodes or (controller and self._controller not in self._nodes):
             await self.look([])
-        node = self._controller if controller else next(iter(self._nodes))
-        try:
-            return await self.call(node, request, ADMIN)
-        except Unavailable:
-            await self.look([])
-            raise
+        if not self._nodes:
+            raise Unavailable(f"{self} names no brokers")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.deadline_s
+        asked: set[int] = set()
+        while True:
+            node = self._controller if controller else self._likeliest(self._nodes.keys() - asked)
+            try:
+                return await self.call(node, request, ADMIN)
+            except NotTrusted:
+                raise
+            except Unavailable:
+                asked.add(node)
+                await self.look([])
+                left = {self._controller} if controller else self._nodes.keys()
+                if left <= asked or loop.time() >= deadline:
+                    raise
+
+    def _likeliest(self, nodes: Set[int]) -> int:
+        """To answer: one that did not fail, or long ago; rather one that is connected."""
+
+        def hope(node: int) -> tuple[float, bool, int]:
+            connection = self._connections.get((node, ADMIN))
+            away = connection is None or not connection.connected()
+            return self._failed_at.get(self._place_of(node), 0.0), away, node
+
+        return min(nodes, key=hope)
+
+    def _place_of(self, node: int) -> tuple[str, int]:
+        return self._nodes.get(node, ("", 0))
+
+    def _failed(self, place: tuple[str, int]) -> None:
+        self._failed_at[place] = asyncio.get_running_loop().time()
 
     def check(self, code: int, what: str, write: bool = False) -> None:
         """Raise what an error code of a response means."""
@@ -222,11 +264,20 @@ class Cluster:
                 sasl_plain_password=settings.password or None,
             )
         except (OSError, KafkaError) as error:
+            self._failed((host, port))
             raise await self._refused(host, port, error) from error
+        except asyncio.CancelledError:  # its caller's deadline, as a rule
+            self._failed((host, port))
+            raise
 
     async def _refused(self, host: str, port: int, error: Exception) -> Unavailable:
         """With TLS 1.3 a broker refuses a certificate only after the handshake, and aiokafka keeps
         to itself what it said: ask once more."""
+        if isinstance(error, _NO_LOGIN):
+            return NotTrusted(
+                f"{self.name}'s Kafka at {host}:{port} does not let the user "
+                f"{self.settings.username} in: {_said(error)}; check username and password_file"
+            )
         said = error if _is_trust(error) else await self._handshake(host, port)
         if said is not None:
             return NotTrusted(
@@ -271,6 +322,7 @@ class Cluster:
         connection = self._connections.pop((node, lane), None)
         if connection is not None:
             self._close(connection)
+            self._failed(self._place_of(node))
         self._leaders = {at: leader for at, leader in self._leaders.items() if leader != node}
 
     # ---------------------------------------------------------------------------- metadata
@@ -313,14 +365,17 @@ class Cluster:
         return found
 
     async def _metadata(self, request: MetadataRequest) -> Any:
-        """From a broker that is connected; else from whichever lets itself be reached first."""
+        """From a broker that is connected; else from whichever lets itself be reached first, those
+        last that did not answer the last time."""
         for node, lane in list(self._connections):
             if lane == ADMIN:
                 with contextlib.suppress(Unavailable):
                     return await self.call(node, request, ADMIN)
         why: Exception = Unavailable(f"{self} names no brokers")
         places = [*self._nodes.values(), *(_place(broker) for broker in self.settings.brokers)]
-        for host, port in dict.fromkeys(places):
+        for host, port in sorted(
+            dict.fromkeys(places), key=lambda place: self._failed_at.get(place, 0.0)
+        ):
             try:
                 async with asyncio.timeout(self.settings.deadline_s):
                     connection = await self._connect(host, port)
@@ -328,6 +383,7 @@ class Cluster:
                         reply = await connection.send(request)
                     except BaseException:
                         self._close(connection)
+                        self._failed((host, port))
                         raise
             except NotTrusted as error:
                 why = error
@@ -335,6 +391,7 @@ class Cluster:
             except (Unavailable, KafkaError, TimeoutError, OSError) as error:
                 why = error
                 continue
+            self._failed_at.pop((host, port), None)
             self._adopt(host, port, reply, connection)
             return reply
         if isinstance(why, Unavailable):

@@ -1,5 +1,5 @@
-"""The signs of life that the MirrorMaker 2 of an IDC writes into its own Kafka, one a second and
-flow. Only they tell that it copies: its process may live on for nothing."""
+"""The signs of life that the MirrorMaker 2 of an IDC writes into its own Kafka, one every
+few seconds for each flow. Only they tell that it copies: its process may live on for nothing."""
 
 from __future__ import annotations
 

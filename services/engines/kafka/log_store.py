@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,8 @@ from services.ports import Log
 log = logging.getLogger("im.log")
 
 _FORMAT = 1
+LOOK_S = 600.0  # between looks at topics' settings
+LOOK_AFTER_DIFFERENCES_S = 60.0  # while somebody may be putting them right
 NOTE_S = 20.0  # between notes of how far the logs have come
 _NOTE_BYTES = 4 << 20  # of a partition, before it is worth one
 
@@ -64,7 +67,8 @@ class KafkaLogStore:
         self._noted: dict[tuple[Origin, int], int] = {}
         self._opening = asyncio.Lock()
         self._closed = False
-        self._noting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._topics: dict[str, admin.Topic] = {}  # as they are wanted; those that were there
         self._differences: dict[str, list[admin.Difference]] = {}
         self.filled_from_outside = filled_from_outside
         self.durability = cluster.settings.durability
@@ -94,7 +98,7 @@ class KafkaLogStore:
         except BaseException:
             await store._release()
             raise
-        store._noting = asyncio.ensure_future(store._note_on())
+        store._tasks = [asyncio.ensure_future(on()) for on in (store._note_on, store._look_on)]
         return store
 
     async def _start(self) -> None:
@@ -223,10 +227,31 @@ class KafkaLogStore:
 
     async def _ensure(self, topic: admin.Topic) -> None:
         found = await admin.ensure(self._cluster, [topic])
-        for difference in found:
-            if difference not in self._differences.get(topic.name, ()):
-                log.warning("%s (nothing was changed)", difference)
-        self._differences[topic.name] = found
+        self._topics[topic.name] = topic
+        self._found([topic], found)
+
+    def _found(self, topics: Iterable[admin.Topic], found: Iterable[admin.Difference]) -> None:
+        """How these topics, and no others, differ now."""
+        said = set(self.differences)
+        for topic in topics:
+            self._differences[topic.name] = [it for it in found if it.topic == topic.name]
+        now = set(self.differences)
+        for difference in sorted(now - said):
+            log.warning("%s (nothing was changed)", difference)
+        for difference in sorted(said - now):
+            log.warning("no longer so: %s", difference)
+
+    async def _look_on(self) -> None:
+        """Operators put topics right, and change them, while the IDC runs."""
+        while True:
+            await asyncio.sleep(LOOK_AFTER_DIFFERENCES_S if self.differences else LOOK_S)
+            topics = list(self._topics.values())
+            try:
+                there = await admin.describe(self._cluster, [topic.name for topic in topics])
+            except ImError as error:
+                log.warning("the topics' settings could not be looked at: %s", error)
+            else:
+                self._found(topics, admin.plan(topics, there))
 
     # ---------------------------------------------------------------------------- the notes
 
@@ -288,9 +313,9 @@ class KafkaLogStore:
             await self._release()
 
     async def _release(self) -> None:
-        if self._noting is not None:
-            self._noting.cancel()
-            await asyncio.gather(self._noting, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._tail.close()
         await self._cluster.close()
 

@@ -4,9 +4,9 @@ Two views, because each is blind where the other sees:
 
 - Positions. MirrorMaker writes the source offset of what it has copied into a topic beside the
   copies, in the same transaction. With the source's own end that is the number of records behind;
-  it needs the source to answer.
-- Heartbeats. Each IDC's MirrorMaker writes one a second into its own cluster, for each of its
-  flows, and copies those of the others. The age of the own one tells whether the flow's worker
+  it needs the source to answer. What was cut at the source before it was copied is not behind.
+- Heartbeats. Each IDC's MirrorMaker writes one every few seconds into its own cluster, for each of
+  its flows, and copies those of the others. The age of the own one tells whether the flow's worker
   lives, that of a copied one how late copies arrive; it needs the source's MirrorMaker to live,
   and the clocks to agree. (Strimzi makes no heartbeats: then there is no age.)
 """
@@ -34,7 +34,7 @@ from services.engines.kafka.topic_tail import TopicTail, read_on
 PERIOD_S = 1.0
 TOPICS_S = 8.0  # between looks for topics of a source
 MEASURE_S = 5.0  # of one flow, whatever its calls take
-_LATEST = -1
+_EARLIEST, _LATEST = -2, -1
 
 
 def positions_topic(source: str) -> str:
@@ -49,6 +49,7 @@ class _Flow:
     heartbeats: TopicTail
     copied: dict[tuple[str, int], int] = field(default_factory=dict)  # next source offset
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
     heartbeat_ms: int | None = None  # when the last one that was copied was made
     measured_at: float | None = None  # when all of it was answered
     problem: str = "not measured yet"
@@ -100,7 +101,8 @@ class MirrorLag:
     def _figures(self, flow: _Flow) -> dict[str, Any]:
         partitions: dict[int, int] = {}
         for (topic, partition), end in flow.ends.items():
-            behind = max(0, end - flow.copied.get((topic, partition), 0))
+            begin = flow.starts.get((topic, partition), 0)
+            behind = max(0, end - max(begin, flow.copied.get((topic, partition), 0)))
             partitions[partition] = partitions.get(partition, 0) + behind
         measured = flow.measured_at
         return {
@@ -125,7 +127,7 @@ class MirrorLag:
         try:
             async with asyncio.timeout(MEASURE_S):
                 # The end first: what is copied meanwhile must not look like more than there is.
-                ends = await self._ends(flow)
+                ends = await self._offsets(flow, await self._logs_there(flow), _LATEST)
                 for record in await read_on(self._own, flow.positions):
                     _note_position(flow, record)
                 for record in await read_on(self._own, flow.heartbeats):
@@ -146,25 +148,28 @@ class MirrorLag:
                 await self._workers.look()
 
     async def _logs_there(self, flow: _Flow) -> dict[str, int]:
-        """Partitions by topic. A new incarnation is seen a moment later: to name all topics of a
-        cluster is most of what a look costs its broker. Raises Unavailable."""
+        """Partitions by topic. A new incarnation, and a cut, is seen a moment later: to name all
+        topics of a cluster is most of what a look costs its broker. Raises Unavailable."""
         if self._clock.now() >= flow.again_at:
             cluster = self._sources[flow.source]
             logs = [topic for topic in await cluster.look(None) if self._log.fullmatch(topic)]
             found = await cluster.shapes(logs)
             flow.logs = {topic: partitions for topic, (partitions, _) in found.items()}
+            flow.starts = await self._offsets(flow, flow.logs, _EARLIEST)
             flow.again_at = self._clock.now() + (TOPICS_S if found else 0.0)
         return flow.logs
 
-    async def _ends(self, flow: _Flow) -> dict[tuple[str, int], int]:
-        """Behind the last committed record of each log there. Raises Unavailable."""
+    async def _offsets(
+        self, flow: _Flow, logs: Mapping[str, int], when: int
+    ) -> dict[tuple[str, int], int]:
+        """Of the first record of each log there, or behind the last committed one. Raises
+        Unavailable."""
         cluster = self._sources[flow.source]
         asked: dict[int, dict[str, list[tuple[int, int]]]] = {}
-        for topic, partitions in (await self._logs_there(flow)).items():
+        for topic, partitions in logs.items():
             for partition in range(partitions):
                 node = await cluster.leader(At(topic, partition))
-                rows = asked.setdefault(node, {}).setdefault(topic, [])
-                rows.append((partition, _LATEST))
+                asked.setdefault(node, {}).setdefault(topic, []).append((partition, when))
         found = {}
         for node, topics in asked.items():
             request = OffsetRequest(-1, READ_COMMITTED, list(topics.items()))
@@ -172,7 +177,7 @@ class MirrorLag:
             for topic, rows in reply.topics:
                 for partition, code, *rest in rows:
                     cluster.moved(At(topic, partition), code)
-                    cluster.check(code, f"tell the end of {topic} partition {partition}")
+                    cluster.check(code, f"tell the bounds of {topic} partition {partition}")
                     found[topic, partition] = int(rest[-1])
         return found
 
