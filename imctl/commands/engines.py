@@ -32,7 +32,7 @@ TIKV_VERSION = "v8.5.2"
 
 engines = typer.Typer(
     cls=Commands,
-    help="Find and build the engines' programs, check Kafka's topics, render objects for Kubernetes.",
+    help="Build the engines' programs, check Kafka's topics, render objects for Kubernetes.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
