@@ -12,9 +12,11 @@ from services.control.voting import PREFIX as VOTES
 from services.engines.registry_store import RegistryStore
 from services.policy.document import POLICY_KEY, from_json
 from services.ports import Versioned
+from services.sim.net import QUEUE_S, RESEND_S
 from services.sim.safety import Ballot, Ends, Look, Pair, Safety, Site
 from services.sim.world import Machine, World
 
+AFTER_S = QUEUE_S + RESEND_S[1]  # a way that is mended brings first what had to wait
 _RECORD = f"/{bucket_of(POLICY_KEY):02d}".encode()
 
 
@@ -25,6 +27,7 @@ class Truth:
         self.safety = Safety(world.region, world.layout.voters)
         self._world = world
         self._read: dict[str, tuple[RegistryStore, int]] = {}  # and up to which revision
+        self._slow_until: dict[Pair, float] = {}
 
     def look(self) -> None:
         world, now = self._world, self._world.loop.time()
@@ -78,7 +81,10 @@ class Truth:
         world = self._world
         links = (world.net.link(voter, other), world.net.link(other, voter))
         machine = world.machine(other)
+        now = world.loop.time()
         if any(link.cut or link.bytes_per_s or link.loss for link in links):
+            self._slow_until[voter, other] = now + AFTER_S
+        if now < self._slow_until.get((voter, other), 0.0):
             return True
         if not machine.serving or _paused(machine) or _paused(world.machine(voter)):
             return True
