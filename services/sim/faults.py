@@ -312,11 +312,13 @@ class Faults:
         self._move(idc, self._rng.choice(self._other_idcs(idc)))
 
     async def flip(self, idc: str) -> None:
-        """A bit of its log has turned while the machine was off."""
+        """A bit of its log has turned while the machine was off. What others have of it is lost to
+        nobody before it has come back: with both gone nothing is promised."""
         self._world.machines[idc].crash(power=True)
         self._world.machines[idc].damages += 1
         self._world.machines[idc].disk.flip()
         await self._away(idc)
+        await self._whole()
 
 
 # What an IDC has is lost; one of them a seed, early, since a way back takes its time.
