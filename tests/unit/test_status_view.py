@@ -229,7 +229,9 @@ def test_engines_are_shown_where_there_are_some() -> None:
     assert "MIRRORMAKER" not in shown(build(**found))
     behind = {"0": {"behind": 0}, "1": {"behind": 2}, "3": {"behind": 1}}
     well = {"behind": 3, "partitions": behind, "worker_age_s": 0.8, "problem": ""}
-    away = {"behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off"}
+    away: dict[str, Any] = {
+        "behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off",
+    }  # fmt: skip
     found["fra"]["mirror"] = {"iad": well, "sin": away}
     found["fra"]["log"] = {"durability": "flush"}
     move = {"phase": "catch up", "batches": 900, "played": 700}
