@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 MINUTES ?= 10
 TARGET ?=
-SEEDS ?= 8
+SEEDS ?=
 FROM ?= 1
 # Of the tests (tests/lanes.py): two where there are two cores, else (0) all in one process.
 WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,2)
@@ -26,7 +26,7 @@ help:
 	@echo "make nightly    the long tests, and make mutations; not make bench, which wants the machine alone"
 	@echo "make drills     every ready-made drill; reports in build/drills (some 15 minutes)"
 	@echo "make mutations  bring each known defect back in a copy: its test must fail"
-	@echo "make planted    plant each of ten bugs in a copy: the simulation must find it (an hour)"
+	@echo "make planted    plant each of eleven bugs in a copy: the simulation must find it (an hour)"
 	@echo "make fuzz       hostile input, guided by coverage: MINUTES=10 over all targets, or TARGET=gateway"
 	@echo "make soak       20 minutes of chat, the memory of every process plotted in build/soak"
 	@echo "make sim        whole deployments with virtual time and faults: SEEDS=8 FROM=1, or MINUTES=3 FROM=commit"
@@ -94,7 +94,7 @@ soak: setup-test
 	@$(BIN)/python -m tools.soak
 
 sim: setup-test
-	@$(BIN)/python -m services.sim --seeds $(SEEDS) --from $(FROM) \
+	@$(BIN)/python -m services.sim --from $(FROM) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 proto: setup-test

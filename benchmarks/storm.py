@@ -57,7 +57,10 @@ async def serve(folder: Path, connects_per_s: float, lookups_per_s: int) -> None
     """Says where it listens, and, after each line that it is told, how it is."""
     pki_dir = folder / "pki"
     tls = gateway_ssl_context(pki_dir, "fra"), client_ssl_context(pki_dir / "ca.pem")
-    patient = GatewayConfig(idle_ms=600_000, first_frame_ms=10_000, connects_per_s=connects_per_s)
+    patient = GatewayConfig(
+        idle_ms=600_000, first_frame_ms=10_000, connects_per_s=connects_per_s,
+        connections_of_address=20_000,
+    )  # fmt: skip
     async with Front(load_region_keys(pki_dir), tls, limits=patient) as front:
         [gateway] = front.gateways
         site = IpconfSite(folder, pki_dir, Limits(lookups_per_s=lookups_per_s), gateway.port)

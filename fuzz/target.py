@@ -11,7 +11,7 @@ from pathlib import Path
 CORPUS = Path(__file__).with_name("corpus")
 NAMES = (
     "frames", "requests", "gateway", "ipconf", "tokens", "region", "segments", "mirror",
-    "history", "documents",
+    "history", "documents", "audit",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ NOTHING = "0" * 64
 SUFFIX = b',"hash":"'
 HASH_BYTES = 64  # as hex digits
 OWN_FIELDS = ("seq", "writer", "hash")
+LEVELS_MAX = 32  # what is nested deeper could be read, and not be shown any more
+# No line has such an escape: text stands as it is, and half a surrogate could not be shown.
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 
 
 class Anchor(NamedTuple):
@@ -41,18 +45,30 @@ def anchor_from_json(data: bytes) -> Anchor:
     try:
         row = json.loads(data)
         return Anchor(int(row["seq"]), str(row["hash"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError("not an anchor of an audit chain") from error
 
 
 def seal(event: Mapping[str, Any], writer: str, head: Anchor) -> bytes:
     """The line for this event behind ``head``, with its newline. Raises ValueError for an event
-    with a field that a line has of its own."""
+    with a field that a line has of its own, or that could not be read back."""
     if taken := [name for name in OWN_FIELDS if name in event]:
         raise ValueError(f"an audit event cannot have a field {taken[0]!r}")
+    if not _shallow(event):
+        raise ValueError(f"an audit event cannot be nested more than {LEVELS_MAX} deep")
     row = {"seq": head.seq + 1, "writer": writer, **event}
-    body = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    try:
+        body = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    except TypeError as error:
+        raise ValueError(f"an audit event is JSON: {error}") from error
     return body + SUFFIX + _hash(head.hash, body).encode() + b'"}\n'
+
+
+def _shallow(value: Any, levels: int = LEVELS_MAX) -> bool:
+    if not isinstance(value, (dict, list, tuple)):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
 
 
 def _hash(before: str, body: bytes) -> str:
@@ -72,17 +88,23 @@ class Line(NamedTuple):
 
 
 def parse(raw: bytes) -> Line | None:
-    """A line without its newline; None when it is none. Whether it is true, only its place says."""
+    """A line without its newline; None when it is none, whatever somebody has put in the file.
+    Whether it is true, only its place says."""
     end = len(raw) - HASH_BYTES - 2
     body, suffix = raw[: end - len(SUFFIX)], raw[end - len(SUFFIX) : end]
-    if end < len(SUFFIX) or suffix != SUFFIX:
+    if end < len(SUFFIX) or suffix != SUFFIX or _SURROGATE.search(raw):
         return None
     try:
         row = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    sound = isinstance(row.get("seq"), int) and isinstance(row.get("writer"), str)
-    return Line(row, body) if sound else None
+    if not isinstance(row, dict) or not _shallow(row):
+        return None
+    sealed = (
+        raw[end:-2] == str(row.get("hash")).encode()
+    )  # else the suffix is that of something within
+    numbered = type(row.get("seq")) is int  # a bool is one to isinstance
+    return Line(row, body) if sealed and numbered and isinstance(row.get("writer"), str) else None
 
 
 def torn(raw: bytes) -> dict[str, Any]:

@@ -195,7 +195,11 @@ class ChainHandler(logging.Handler):
         self._more = more
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(self._path, self._writer, {**json.loads(record.getMessage()), **self._more})
+        try:
+            note(self._path, self._writer, {**json.loads(record.getMessage()), **self._more})
+        except Exception as error:
+            # Else the listener's thread would end, and every later decision be noted by nobody.
+            log.error("%s: an audit event could not be written: %r", self._path, error)
 
 
 _block: ContextVar[object] = ContextVar("block", default=None)

@@ -15,6 +15,7 @@ class Code(StrEnum):
     ENCRYPTED_ONLY = "encrypted_only"
     NOT_FOUND = "not_found"
     TOO_LARGE = "too_large"
+    QUOTA = "quota"
     CID_CONFLICT = "cid_conflict"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"

@@ -79,10 +79,11 @@ def encode(type_: int, id_: int, body: bytes) -> bytes:
 
 
 class FrameDecoder:
-    """Of one direction of one connection. ``feed`` takes any split of the byte stream."""
+    """Of one direction of one connection. ``feed`` takes any split of the byte stream.
+    ``message_bytes_max`` may be changed between two of them."""
 
     def __init__(self, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
-        self._max = message_bytes_max
+        self.message_bytes_max = message_bytes_max
         self._buffer = b""
         self._chunks = bytearray()  # a list takes 22 bytes for each in chunks of two
         self._chunked: tuple[int, int] | None = None  # type and id of an unfinished message
@@ -134,8 +135,8 @@ class FrameDecoder:
             self._chunked = (type_, id_)
         elif self._chunked != (type_, id_):
             raise FrameError("another frame came between the chunks of a message")
-        if len(self._chunks) + len(body) > self._max:
-            raise FrameError(f"a message has at most {self._max} bytes")
+        if len(self._chunks) + len(body) > self.message_bytes_max:
+            raise FrameError(f"a message has at most {self.message_bytes_max} bytes")
         self._chunks += body
         if more:
             return None

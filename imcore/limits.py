@@ -10,6 +10,10 @@ MENTIONS_MAX = 100  # of one message
 MEDIA_MAX = 20  # files and pictures of one message
 CLAIMS_MAX = 256  # of one send or claim
 OUTBOX_HEADS_MAX = 1_000  # of one Connect
+# The first message, from whom nothing is known yet: it must fit all heads of usual names. What does
+# not fit is left out of them by the SDK; they are a help, not a promise.
+CONNECT_BYTES_MAX = 64 * 1024
+OUTBOX_HEADS_BYTES_MAX = 48 * 1024
 CONVERSATION_CHARS_MAX = 131  # of a direct one: d:<uid>:<uid>, 64 each
 
 TYPING_MEMBERS_MAX = 50  # in a larger conversation nobody is told who types
@@ -24,3 +28,4 @@ ENCRYPTED_MEMBERS_MAX = 50  # of an encrypted group
 SHARES_MAX = 128  # devices that one message may bring a key: what of it is no content is small
 
 CID_MAX = (1 << 63) - 1  # the next one must still be a number on the wire (SendAck.want)
+AWAY_MS_MAX = (1 << 32) - 1  # of a device, as its route can say it

@@ -9,9 +9,21 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
+from ipaddress import ip_address
 from typing import Generic, NamedTuple, TypeVar
 
 _T = TypeVar("_T", bound=Hashable)
+
+
+def neighbourhood(address: str) -> str:
+    """What counts as one address: of IPv6 the network, since whoever has one address there has them
+    all."""
+    if ":" not in address:
+        return address
+    try:
+        return ip_address(address).packed[:8].hex()
+    except ValueError:
+        return address
 
 
 class Entry(NamedTuple, Generic[_T]):
@@ -33,6 +45,12 @@ class Places(Generic[_T]):
 
     def __len__(self) -> int:
         return len(self._address)
+
+    def room(self, address: str, shared: bool = False) -> bool:
+        """Whether one more would be taken, be it in the place of one who asks for nothing."""
+        if not shared and self._count[address] >= self._most_of_one:
+            return address in self._idle_of
+        return len(self._address) < self._most or bool(self._idle)
 
     def come(self, one: _T, address: str, shared: bool = False) -> Entry[_T]:
         """``shared``: by so many (a proxy of ours) that it has no bound of its own."""

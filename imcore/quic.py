@@ -28,6 +28,7 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch, load_pem_private_key, load_pem_x509_certificates
 
 from imcore.certificates import CertificateFiles
+from imcore.work import Work
 
 log = logging.getLogger("im.quic")
 
@@ -39,9 +40,6 @@ IDLE_S = 600.0
 # What is lost on the way leaves fewer gaps in a window; aioquic looks through all of them, and
 # each time.
 PIECES_MAX = 256
-# Of the loop's CPU time, for what one peer sends: some packets are dear to read, and their senders
-# know which. A second's worth at once.
-CPU_SHARE = 0.25
 ACK_DELAY_S = 0.02  # for an answer to take the acknowledgement along; peers are told 25 ms
 
 # A handshake takes a few KB, and this much is reserved by a byte that comes too far ahead.
@@ -119,22 +117,6 @@ class _Connection(QuicConnection):
         event = self._close_event
         reason = event.reason_phrase if event is not None else ""
         return Lost(reason or f"QUIC error {event.error_code if event is not None else 0}")
-
-
-class Work:
-    """What may be spent on one peer, in seconds: CPU_SHARE of each that passes, at most 1."""
-
-    def __init__(self, now: float) -> None:
-        self._left = 1.0
-        self._at = now
-
-    def empty(self, now: float) -> bool:
-        self._left = min(1.0, self._left + CPU_SHARE * (now - self._at))
-        self._at = now
-        return self._left <= 0.0
-
-    def pay(self, seconds: float) -> None:
-        self._left -= seconds
 
 
 class QuicTransport(asyncio.Transport):

@@ -48,7 +48,8 @@ TABLE: Mapping[str, Mapping[str, Access]] = {
         "Get": Access(Role.VIEWER, peers=True),
         "Range": Access(Role.VIEWER, peers=True),
         "Watch": Access(Role.VIEWER, peers=True),
-        # What an operator may swap is judged by its content: services.control.permit.
+        # What an operator or another IDC may swap is judged by its content, and leases are for
+        # processes of the registry's own IDC: services.node.swaps.
         "CompareAndSwap": Access(Role.OPERATOR, peers=True),
         "LeaseGrant": Access(Role.ADMIN, peers=True),
         "LeaseKeepAlive": Access(Role.ADMIN, peers=True),

@@ -17,6 +17,10 @@ class Clock(Protocol):
         """Seconds on a clock that never goes back; only differences mean anything."""
         ...
 
+    def cpu(self) -> float:
+        """Seconds that this thread has computed for; only differences mean anything."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks, with an offset that the fault API may set (a skewed machine)."""
@@ -30,20 +34,29 @@ class SystemClock:
     def now(self) -> float:
         return time.monotonic()
 
+    def cpu(self) -> float:
+        return time.thread_time()
+
+
+_EPOCH_MS = 1_700_000_000_000
+
 
 class ManualClock:
     """Virtual time for tests and simulations."""
 
-    def __init__(self, wall_ms: int = 1_700_000_000_000) -> None:
-        self._wall_ms = wall_ms
+    def __init__(self) -> None:
         self._now = 0.0
         self.offset_ms = 0
+        self.cpu_s = 0.0  # nothing takes time but what a test says
 
     def wall_ms(self) -> int:
-        return self._wall_ms + int(self._now * 1000) + self.offset_ms
+        return _EPOCH_MS + int(self._now * 1000) + self.offset_ms
 
     def now(self) -> float:
         return self._now
+
+    def cpu(self) -> float:
+        return self.cpu_s
 
     def advance(self, seconds: float) -> None:
         self._now += seconds

@@ -16,6 +16,7 @@ from imcore.errors import BadInput
 from imctl.audit import FILE, own_writer, writer_of
 
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+LATEST_MS = 4_102_444_800_000  # the year 2100: no event is of later
 
 
 class Chain(NamedTuple):
@@ -100,22 +101,30 @@ def merged(chains: Iterable[Chain], since_ms: int = 0, idc: str = "") -> list[di
     for chain in chains:
         at_ms = 0
         for row in chain.verdict.rows:
-            at_ms = max(at_ms, int(row.get("at_ms", at_ms)))  # a note has no time of its own
-            about = {row["writer"], row.get("idc"), row.get("target"), row.get("fault")}
+            at_ms = max(at_ms, _at_ms(row))
+            about = [row["writer"], row.get("idc"), row.get("target"), row.get("fault")]
             if at_ms >= since_ms and (not idc or idc in about):
                 found.append((at_ms, row))
     return [{**row, "at_ms": at_ms} for at_ms, row in sorted(found, key=lambda each: each[0])]
 
 
+def _at_ms(row: Mapping[str, Any]) -> int:
+    """0: a note of a torn line has no time of its own, nor has one that makes no sense."""
+    at_ms = row.get("at_ms")
+    return at_ms if isinstance(at_ms, int) and 0 <= at_ms <= LATEST_MS else 0
+
+
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Who did what, and what came of it."""
+    """Who did what, and what came of it; of a line that makes no sense what can be said."""
     by = str(row.get("by") or row["writer"])
     if user := row.get("user"):
         by += f" ({user} as {row['certificate']})" if "certificate" in row else f" ({user})"
-    if "torn" in row:
-        what, decision = f"a crash tore a line of {row['torn']['bytes']} bytes", "noted"
+    torn = row.get("torn")
+    if isinstance(torn, dict):
+        what, decision = f"a crash tore a line of {torn.get('bytes')} bytes", "noted"
     elif "fault" in row:
-        what, decision = f"{row['fault']}: {row['sentence']}", row["outcome"]
+        what = f"{row['fault']}: {row.get('sentence', '')}"
+        decision = str(row.get("outcome", ""))
     else:
         what, decision = str(row.get("sentence", "")), str(row.get("decision", ""))
     return {"at_ms": row["at_ms"], "by": by, "decision": decision, "what": what}

@@ -45,3 +45,11 @@ SitesFile = Annotated[
     ),
 ]
 IdcName = Annotated[str, typer.Argument(metavar="IDC", help="The name of an IDC.")]
+MIRROR_SECRET = "kafka-client"  # noqa: S105 - the name of a Secret, not a secret
+MirrorSecret = Annotated[
+    str,
+    typer.Option(
+        "--secret",
+        help="Kubernetes: the Secret with ca.crt, tls.crt, tls.key and password.",
+    ),
+]

@@ -21,13 +21,13 @@ class _Screen(Console):
 
 def console() -> Console:
     """Standard output; rich honours NO_COLOR and leaves colours out when it is no terminal. Ids
-    such as d:a:b are no emoji."""
-    return _Screen(highlight=False, soft_wrap=False, emoji=False)
+    such as d:a:b are no emoji, and what others have written is no markup."""
+    return _Screen(highlight=False, soft_wrap=False, emoji=False, markup=False)
 
 
 def notes() -> Console:
     """Standard error, for what goes with a result and is none: it never mixes with JSON."""
-    return Console(stderr=True, highlight=False, soft_wrap=False, emoji=False)
+    return Console(stderr=True, highlight=False, soft_wrap=False, emoji=False, markup=False)
 
 
 def time_of_day(at_ms: int) -> str:
@@ -46,6 +46,16 @@ def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> Non
         print(text, end="")
     else:
         console().print(table())
+
+
+def emit_objects(objects: list[dict[str, Any]], how: Format) -> None:
+    """Of Kubernetes, as `kubectl apply -f -` takes them; where JSON is not asked for, as YAML."""
+    if how is Format.JSON:
+        emit({"apiVersion": "v1", "kind": "List", "items": objects}, how, str)
+        return
+    import yaml
+
+    print(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=not _few_letters()), end="")
 
 
 def stream(document: Any, how: Format) -> None:

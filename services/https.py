@@ -6,14 +6,13 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
 from typing import cast
 
 from aiohttp import web
 
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, Unavailable, code_of
 from imcore.listener import Listen, Listening
-from imcore.places import Places
+from imcore.places import Places, neighbourhood
 
 log = logging.getLogger("im.https")
 
@@ -39,6 +38,7 @@ _STATUS = {
     Code.ENCRYPTED_ONLY: 403,
     Code.NOT_FOUND: 404,
     Code.CID_CONFLICT: 409,
+    Code.QUOTA: 413,
     Code.TOO_LARGE: 413,
     Code.OVERLOADED: 429,
     Code.INTERNAL: 500,
@@ -92,7 +92,7 @@ class Https:
     def came(self, carrier: _Carrier, address: str) -> asyncio.Protocol | None:
         """aiohttp's protocol for it. None: there is no place."""
         shared = bool(address) and self._shared(address)
-        entry = self._places.come(carrier, _neighbourhood(address), shared)
+        entry = self._places.come(carrier, neighbourhood(address), shared)
         if entry.given_up is not None:
             entry.given_up.abort()
         if not entry.taken:
@@ -172,16 +172,6 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
     b"Content-Length: 0\r\nConnection: close\r\n\r\n"
 )
-
-
-def _neighbourhood(address: str) -> str:
-    """Of IPv6 the network: whoever has one address there has them all."""
-    if ":" not in address:
-        return address
-    try:
-        return ip_address(address).packed[:8].hex()
-    except ValueError:
-        return address
 
 
 async def whole(request: web.Request) -> bytes:

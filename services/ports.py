@@ -421,6 +421,7 @@ class Session:
     seen_hlc: int = 0  # highest valid stamp this session has presented
     kind: str = ""  # of device, as its token says
     away_ms: int = 0  # once it is over: so long it had had no connection
+    since_hlc: int = 0  # of the last op that was known here when it connected
     # Of one of the operator's own servers, which speaks in every group and stands above its roles.
     # No connection is behind it, and nothing but what was answered outlives it.
     service: bool = False
@@ -466,6 +467,15 @@ class Live(Protocol):
         watched before. Raises Overloaded."""
         ...
 
+    def stood(self, session: Session) -> bool:
+        """A session that stands, and could be told nothing for a while: what should have ended it
+        meanwhile ends it now. Whether its route, or a newer one, is known."""
+        ...
+
+    def is_over(self, session: Session) -> bool:
+        """Whether the route of this session is known to have gone, or a newer one of its device."""
+        ...
+
     def forget(self, uid: str, device: str) -> None:
         """The device has no session here any more."""
         ...
@@ -483,6 +493,12 @@ class NoLive:
 
     def watch(self, session: Session, uids: Sequence[str]) -> list[pb.Presence]:
         return [pb.Presence(uid=uid, unwatched=True) for uid in uids]
+
+    def stood(self, session: Session) -> bool:
+        return True
+
+    def is_over(self, session: Session) -> bool:
+        return True
 
     def forget(self, uid: str, device: str) -> None:
         pass
@@ -578,10 +594,12 @@ class Kicks(Protocol):
 @dataclass(slots=True, eq=False)
 class Audience:
     """The members of a huge group, sorted, between two changes of them: the same object until
-    then, so that who of them is here need not be looked up for each message."""
+    then, so that who of them is here need not be looked up for each message. ``joined``, at a
+    front, which knows of those only who are there: who has come since, appended."""
 
     conversation: str
     uids: tuple[str, ...]
+    joined: list[str] = field(default_factory=list)
 
 
 class Pushes(Protocol):
@@ -589,6 +607,10 @@ class Pushes(Protocol):
 
     def reached(self, audience: Audience) -> int:
         """How many of these users have a session here."""
+        ...
+
+    def waiting(self) -> int:
+        """Deliveries to huge groups still to be made, of the gateway that has the most of them."""
         ...
 
     def push_group(

@@ -1,4 +1,4 @@
-"""Ten bugs of systems like this, each as the change that plants it, for the simulation to find.
+"""Eleven bugs of systems like this, each as the change that plants it, for the simulation to find.
 
 ``tools/planted.py`` plants each one in a copy of the sources and runs seeds until a promise breaks;
 tests/unit/test_planted.py checks in every run that ``old`` stands in its file exactly once, and
@@ -76,6 +76,14 @@ PLANTED = (
         "gap ignored", 4, "a device counts from the newest position, whatever lies below",
         "services/sdk/core/vector.py",
         "if seq == prefix + 1:", "if seq > prefix:",
+    ),
+    Planted(
+        "two moves at once", 8, "a move under way is in nobody's way",
+        "services/control/rules.py",
+        "    running = case.policy.operation\n    if running is None:\n        return None\n"
+        "    return Blocker(\n        \"one-move-at-a-time\",",
+        "    running = None\n    if running is None:\n        return None\n"
+        "    return Blocker(\n        \"one-move-at-a-time\",",
     ),
     Planted(
         "policy commit without a majority", 10, "one registry's acceptance is enough",

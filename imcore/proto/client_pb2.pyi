@@ -541,6 +541,7 @@ class Event(_message.Message):
     FRIEND_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
     @_builtins.property
@@ -569,6 +570,8 @@ class Event(_message.Message):
     def packed(self) -> Global___Packed:
         """a Push"""
 
+    @_builtins.property
+    def missed(self) -> Global___Missed: ...
     def __init__(
         self,
         *,
@@ -584,16 +587,34 @@ class Event(_message.Message):
         friend: Global___Friend | None = ...,
         behind: Global___Behind | None = ...,
         packed: Global___Packed | None = ...,
+        missed: Global___Missed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "missed", b"missed", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "body", b"body", "close", b"close", "cursor_moved", b"cursor_moved", "friend", b"friend", "missed", b"missed", "move", b"move", "packed", b"packed", "presence", b"presence", "push", b"push", "replicated", b"replicated", "signal", b"signal", "stamp", b"stamp", "typing", b"typing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind", "packed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["push", "signal", "move", "close", "replicated", "cursor_moved", "typing", "presence", "friend", "behind", "packed", "missed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class Missed(_message.Message):
+    """Events that nobody owes may not have come: who types or is online, friends, read cursors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Missed: _TypeAlias = Missed  # noqa: Y015
 
 @_typing.final
 class Ok(_message.Message):
@@ -1090,9 +1111,12 @@ class PullOk(_message.Message):
     HEADS_FIELD_NUMBER: _builtins.int
     SUSPENDED_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     conversation: _builtins.str
     more: _builtins.bool
     stable: _builtins.int
+    left: _builtins.bool
+    """the user is no member any more: the entry is the one that says so, and no other comes"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     @_builtins.property
@@ -1110,10 +1134,11 @@ class PullOk(_message.Message):
         heads: _abc.Iterable[Global___Position] | None = ...,
         suspended: _abc.Iterable[Global___SuspendedOrigin] | None = ...,
         stable: _builtins.int = ...,
+        left: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "heads", b"heads", "more", b"more", "stable", b"stable", "suspended", b"suspended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "entries", b"entries", "heads", b"heads", "left", b"left", "more", b"more", "stable", b"stable", "suspended", b"suspended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1184,21 +1209,27 @@ class SyncOk(_message.Message):
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     next_page: _builtins.bytes
     """empty: that was all"""
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]: ...
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationHeads]:
+        """groups that the user is out of, and the entry that says so"""
+
     def __init__(
         self,
         *,
         conversations: _abc.Iterable[Global___ConversationHeads] | None = ...,
         token: _builtins.bytes = ...,
         next_page: _builtins.bytes = ...,
+        left: _abc.Iterable[Global___ConversationHeads] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "next_page", b"next_page", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "left", b"left", "next_page", b"next_page", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

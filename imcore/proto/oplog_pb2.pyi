@@ -365,6 +365,7 @@ class RouteOp(_message.Message):
     GONE_FIELD_NUMBER: _builtins.int
     AWAY_MS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    SINCE_HLC_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     device: _builtins.str
     connection_epoch: _builtins.int
@@ -375,6 +376,8 @@ class RouteOp(_message.Message):
     """of one that is gone: so long it had had no connection"""
     kind: _builtins.str
     """of device, as its token says (imcore.words.DEVICE_KINDS)"""
+    since_hlc: _builtins.int
+    """when it connected, if that could not be logged then; absent: the op's"""
     def __init__(
         self,
         *,
@@ -386,10 +389,11 @@ class RouteOp(_message.Message):
         gone: _builtins.bool = ...,
         away_ms: _builtins.int = ...,
         kind: _builtins.str = ...,
+        since_hlc: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "gateway", b"gateway", "gone", b"gone", "kind", b"kind", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_ms", b"away_ms", "connection", b"connection", "connection_epoch", b"connection_epoch", "device", b"device", "gateway", b"gateway", "gone", b"gone", "kind", b"kind", "since_hlc", b"since_hlc", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -397,7 +401,7 @@ Global___RouteOp: _TypeAlias = RouteOp  # noqa: Y015
 
 @_typing.final
 class KickOp(_message.Message):
-    """Ends the sessions of these devices that connected before it; nothing of it is kept in the KV."""
+    """Ends the sessions of these devices that connected before it. The last one of each stands in the KV."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1183,7 +1183,7 @@ class MoveKvProgress(_message.Message):
     engine: _builtins.str
     """the one that serves now"""
     phase: _builtins.str
-    """copy, catch up, switch, done; failed, with the problem"""
+    """open, copy, catch up, switch, clean up, done; failed, with the problem"""
     batches: _builtins.int
     """taken since the move began"""
     played: _builtins.int

@@ -390,7 +390,19 @@ class Limits(Model):
     """What is taken on at most; beyond it an answer says when to ask again (docs/limits.md)."""
 
     connects_per_s: int = Field(default=500, gt=0, description="at one gateway")
+    connections_of_address: int = Field(
+        default=4_000,
+        gt=0,
+        description="at one gateway, of one client address (of IPv6 one /64), but for "
+        "`geo.trusted_proxies`",
+    )
     lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    user_lookups_per_s: int = Field(
+        default=5, gt=0, description="of one user's devices at one IDC's ipconf"
+    )
+    address_lookups_per_s: int = Field(
+        default=200, gt=0, description="of one address there, which many may share"
+    )
     service_requests_per_s: int = Field(
         default=100, gt=0, description="of one of the operator's servers at the admin API of an IDC"
     )
@@ -436,7 +448,12 @@ class Media(Model):
     store_bytes_max: int = Field(
         default=20 << 30,
         gt=0,
-        description="of all files of an IDC, uploads under way too; beyond it none is taken",
+        description="of all files of an IDC, and what has come of uploads; beyond it none is taken",
+    )
+    user_bytes_max: int = Field(
+        default=1 << 30,
+        gt=0,
+        description="of one user's files in an IDC, and uploads as announced; no file expires",
     )
     copies_bytes_max: int = Field(
         default=10 << 30,

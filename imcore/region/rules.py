@@ -19,7 +19,8 @@ S3_BYTES_MAX = 5 << 30  # of what is sent as one object
 
 def check(region: Region) -> list[Problem]:
     checks = (
-        _names, _ports, _witness, _links, _shards, _claims, _networks, _safety, _messages, _engines,
+        _names, _ports, _witness, _links, _shards, _claims, _networks, _safety, _messages, _media,
+        _engines,
     )  # fmt: skip
     return [problem for one in checks for problem in one(region)]
 
@@ -198,6 +199,14 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return time if time.tzinfo else None
+
+
+def _media(region: Region) -> Iterator[Problem]:
+    media = region.spec.media
+    if media is not None and media.user_bytes_max < media.bytes_max:
+        loc: Loc = ("spec", "media", "user_bytes_max")
+        expected = f"at least `bytes_max` ({media.bytes_max}), or nobody could upload such a file"
+        yield Problem(loc, expected, str(media.user_bytes_max))
 
 
 def _messages(region: Region) -> Iterator[Problem]:

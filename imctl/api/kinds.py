@@ -138,14 +138,15 @@ DRILL = Kind(
 )  # fmt: skip
 REPLICATION = Kind(
     "Replication", "replications", "imrep",
-    "How far the IDCs of a Region are behind each other, against an objective. It changes nothing: "
-    "what copies the logs stands in the Region.",
+    "How far the IDCs of a Region are behind each other, against an objective. What copies the "
+    "logs stands in the Region; where that is MirrorMaker 2, this can run it.",
     ReplicationSpec, ReplicationStatus, rules.VIEW,
     (
         Column("Region", ".spec.region"),
         Column("Objective", ".spec.lag_slo_ms", "integer"),
         Column("Worst", ".status.worst_lag_ms", "integer"),
         Column("Within", ".status.conditions[?(@.type=='WithinObjective')].status"),
+        Column("Mirrored", ".status.conditions[?(@.type=='Mirrored')].status"),
         Column("Why", ".status.conditions[?(@.type=='WithinObjective')].message", wide=True),
         _AGE,
     ),

@@ -19,11 +19,30 @@ class ViewSpec(Model):
     )
 
 
+class Mirror(Model):
+    """MirrorMaker 2 into an IDC, run here: as Strimzi's KafkaMirrorMaker2 where the cluster has
+    that kind, else as a Deployment."""
+
+    idc: ObjectName = Field(
+        description="into which; nothing is run while the Region names another mirror for it"
+    )
+    secret: ObjectName = Field(
+        description="a Secret with what it shows to brokers: of `ca.crt`, `tls.crt`, `tls.key`, "
+        "`password` those of which the Region names the files for that IDC's log on Kafka"
+    )
+    image: str | None = Field(
+        default=None, description="of the Deployment; default: that of Apache's Kafka"
+    )
+
+
 class ReplicationSpec(ViewSpec):
-    """How far each IDC may be behind the others."""
+    """How far each IDC may be behind the others, and what copies into the one that runs here."""
 
     lag_slo_ms: int = Field(
         default=5_000, gt=0, description="a flow that lags more is not within its objective"
+    )
+    mirror: Mirror | None = Field(
+        default=None, description="MirrorMaker 2 to run; unset: none, or somebody else does"
     )
 
 
@@ -46,8 +65,13 @@ class ReplicationStatus(Model):
     worst_lag_ms: int | None = Field(default=None, description="of all flows")
     silent: list[str] = Field(default_factory=list, description="IDCs that do not answer, and why")
     blocked_by: list[str] = Field(default_factory=list, description="why nobody can be asked")
+    mirror: str | None = Field(
+        default=None, description="what runs for `spec.mirror`: its kind and name"
+    )
     conditions: list[Condition] = Field(
-        default_factory=list, description="WithinObjective: every flow is, and every IDC answers"
+        default_factory=list,
+        description="WithinObjective: every flow is, and every IDC answers. Mirrored: what "
+        "`spec.mirror` asks for runs",
     )
     observed_generation: int = Field(default=0, description="the generation that this is about")
 

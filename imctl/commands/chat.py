@@ -26,6 +26,7 @@ from services.sdk import (
     GroupChanged,
     IdentitySeen,
     Message,
+    Missed,
     Moved,
     NotConnected,
     Options,
@@ -225,6 +226,8 @@ def _as_line(event: Event) -> str:
     if isinstance(event, IdentitySeen):
         now = "has other keys now" if event.changed else "has the keys"
         return f"{event.uid} on {event.device} {now}: {event.fingerprint}"
+    if isinstance(event, Missed):
+        return event.reason
     return f"{event.uid} has read {event.conversation}"
 
 

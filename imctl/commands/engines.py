@@ -1,4 +1,5 @@
-"""engines: what the engines besides the embedded ones need, and how to get it."""
+"""engines: what the engines besides the embedded ones need, how to get it, and what they are on
+Kubernetes."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,18 +20,19 @@ from imctl.engines import binaries, building, recording
 from imctl.engines.binaries import ENGINES, TOOLS, Engine, Tool
 from imctl.errors import USAGE, Failed
 from imctl.group import Commands
-from imctl.options import Format, Output, RegionFile
-from imctl.output import console, emit
+from imctl.options import MIRROR_SECRET, Format, MirrorSecret, Output, RegionFile
+from imctl.output import console, emit, emit_objects
 
 if TYPE_CHECKING:
     from imctl.engines.topics import Plan
     from services.engines.kafka.admin import Topic
 
 ALL = "all"
+TIKV_VERSION = "v8.5.2"
 
 engines = typer.Typer(
     cls=Commands,
-    help="Look for the engines' programs, build them; look at Kafka's topics.",
+    help="Build the engines' programs, check Kafka's topics, render objects for Kubernetes.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -240,3 +244,96 @@ def _progress(what: str, how: str) -> Iterator[building.Progress]:
             bars.update(task, description=words, completed=done, total=total or None)
 
         yield show
+
+
+class Listener(StrEnum):
+    """Of Strimzi's, those that another cluster reaches without more, and the one for trying out."""
+
+    LOADBALANCER = "loadbalancer"
+    NODEPORT = "nodeport"
+    CLUSTER_IP = "cluster-ip"
+
+
+def _count(what: str) -> Any:
+    return typer.Option(min=1, metavar="N", help=f"{what} [default: 3].", show_default=False)
+
+
+def _disk(what: str) -> Any:
+    words = f"Disk of each {what} [default: 500Gi]."
+    return typer.Option(metavar="SIZE", help=words, show_default=False)
+
+
+@engines.command()
+def render(
+    file: RegionFile,
+    idc: Annotated[str, typer.Option(metavar="NAME", help="Of this IDC.")],
+    size: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Brokers and stores as `imctl size --file FILE` works them out; other flags go "
+            "before it.",
+            show_default=False,
+        ),
+    ] = None,
+    brokers: Annotated[int | None, _count("Kafka brokers")] = None,
+    broker_disk: Annotated[str | None, _disk("broker")] = None,
+    stores: Annotated[int | None, _count("TiKV stores, three or more")] = None,
+    store_disk: Annotated[str | None, _disk("store")] = None,
+    pd: Annotated[int | None, _count("Members of PD")] = None,
+    storage_class: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of all disks [default: the cluster's own].", show_default=False
+        ),
+    ] = None,
+    listener: Annotated[
+        Listener, typer.Option(help="How other IDCs' MirrorMakers reach this IDC's Kafka.")
+    ] = Listener.LOADBALANCER,
+    secret: MirrorSecret = MIRROR_SECRET,
+    tikv_version: Annotated[
+        str, typer.Option(metavar="VERSION", help="Of PD and TiKV.")
+    ] = TIKV_VERSION,
+    tikv_tls: Annotated[
+        bool,
+        typer.Option(
+            "--tikv-tls/--no-tikv-tls",
+            help="Mutual TLS at PD and TiKV. An IDC speaks none itself: docs/tikv.md.",
+        ),
+    ] = True,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print what the engines of an IDC are on a Kubernetes cluster with Strimzi and TiDB Operator.
+
+    A log on Kafka: Kafka, KafkaNodePool, KafkaTopic, and KafkaUser for each IDC that mirrors from
+    it. A mirror by MirrorMaker 2: KafkaMirrorMaker2. A KV on TiKV: Cluster, PDGroup, TiKVGroup.
+    For `kubectl apply -f -`, in a namespace of the IDC's own. No secret is ever printed; which
+    Secrets must be there, docs/kafka.md and docs/tikv.md say.
+
+    Exit status: 0 done, 2 the region file names no such engines, or not as they are made here.
+
+    Example: imctl engines render r.yaml --idc fra --brokers 5
+    """
+    from imcore.region.load import load_region
+    from imctl.commands.size import inputs
+    from imctl.engines import rendering
+    from imctl.engines.machines import Layout
+
+    region = load_region(file)
+    layout = Layout(storage_class=storage_class)
+    if size is not None:
+        layout = layout.for_workload(*inputs(size, {}))
+    layout = replace(
+        layout,
+        brokers=layout.brokers.but(brokers, broker_disk, "--broker-disk"),
+        stores=layout.stores.but(stores, store_disk, "--store-disk"),
+        pd=layout.pd.but(pd, None, ""),
+    )
+    wishes = rendering.Wishes(layout, secret, listener.value, tikv_version, tikv_tls)
+    emit_objects(rendering.objects(region, idc, wishes), output)
+    if tikv_tls and region.idc(idc).engines.kv.tikv is not None:
+        print(
+            "note: PD and TiKV take TLS only, and an IDC's client has none: a proxy beside the IDC "
+            "must speak it, or --no-tikv-tls where a mesh protects all (docs/tikv.md)",
+            file=sys.stderr,
+        )

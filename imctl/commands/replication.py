@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from imcore.errors import BadInput
 from imctl.errors import USAGE
 from imctl.group import Commands
-from imctl.options import Format, IdcName, Output, RegionFile
-from imctl.output import emit
+from imctl.options import MIRROR_SECRET, Format, IdcName, MirrorSecret, Output, RegionFile
+from imctl.output import emit, emit_objects
 
 replication = typer.Typer(
     cls=Commands,
@@ -37,10 +37,7 @@ def render(
     target: Annotated[
         Target, typer.Option(help="A settings file, or objects for Kubernetes.")
     ] = Target.PROPERTIES,
-    secret: Annotated[
-        str,
-        typer.Option(help="Kubernetes: the Secret with ca.crt, tls.crt, tls.key and password."),
-    ] = "kafka-client",  # noqa: S107 - the name of a Secret, not a secret
+    secret: MirrorSecret = MIRROR_SECRET,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -68,7 +65,7 @@ def render(
     flows = mm2_config.flows_into(region, idc)
     if folder is not None and target is not Target.PROPERTIES:
         raise BadInput("--folder: expected --target properties with it; redirect what is printed")
-    place = (folder or Path("/etc/imctl/mm2")).absolute()
+    place = (folder or mm2.FOLDER).absolute()
     credentials = mm2_config.credentials_of(region, idc, mm2.secrets_file(place))
     if target is Target.PROPERTIES:
         if folder is not None:
@@ -89,17 +86,7 @@ def render(
         if target is Target.STRIMZI
         else strimzi.deployment(flows, credentials, secret)
     )
-    _print_objects(objects, output)
-
-
-def _print_objects(objects: list[dict[str, Any]], output: Format) -> None:
-    """As `kubectl apply -f -` takes them."""
-    if output is Format.JSON:
-        emit({"apiVersion": "v1", "kind": "List", "items": objects}, output, str)
-        return
-    import yaml
-
-    print(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True), end="")
+    emit_objects(objects, output)
 
 
 @replication.command()

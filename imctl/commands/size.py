@@ -113,9 +113,7 @@ def size(
         "rto_s": rto_s,
     }
     flags = {name: value for name, value in given.items() if value is not None}
-    from_file, other_figures = read_file(file) if file is not None else ({}, {})
-    workload = _workload(from_file, flags, file)
-    used = default_figures().with_(other_figures, f"{file}: figures")
+    workload, used = inputs(file, flags)
     used = used.with_(dict(_pair(text) for text in set_ or []), "--set")
     answer = worked_out(workload, used)
     emit(answer.model_dump(mode="json"), output, lambda: _view(answer, explain, figures))
@@ -137,6 +135,13 @@ def default_figures() -> Figures:
 
 
 # ------------------------------------------------------------------------------------- input
+
+
+def inputs(file: Path | None, flags: dict[str, Any]) -> tuple[Workload, Figures]:
+    """Flags go before the file. Raises BadInput."""
+    from_file, figures = read_file(file) if file is not None else ({}, {})
+    workload = _workload(from_file, flags, file)
+    return workload, default_figures().with_(figures, f"{file}: figures")
 
 
 def read_file(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

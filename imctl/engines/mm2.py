@@ -16,6 +16,7 @@ from imctl.engines.mm2_config import USUAL, Credentials, Flows, Pace
 from imctl.errors import Failed
 
 HEAP_MB = 192
+FOLDER = Path("/etc/imctl/mm2")  # of its files, where none is asked for
 MAIN = "org.apache.kafka.connect.mirror.MirrorMaker"
 _LOGGING = """\
 appenders={appenders}

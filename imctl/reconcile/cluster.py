@@ -23,6 +23,7 @@ Object = dict[str, Any]
 CALL_S = 5.0
 MANAGER = "imctl-operator"
 LOOKER = "imctl-operator-look"  # of what it sees and does by asking an IDC's process
+LIFTER = "imctl-operator-let-up"  # of pods that a drill had taken, where nothing else is applied
 _APPLY = "application/apply-patch+yaml"
 _PLURALS = {
     "ServiceAccount": "serviceaccounts",
@@ -30,8 +31,11 @@ _PLURALS = {
     "Secret": "secrets",
     "Service": "services",
     "Pod": "pods",
+    "Namespace": "namespaces",
     "Event": "events",
     "StatefulSet": "statefulsets",
+    "Deployment": "deployments",
+    "KafkaMirrorMaker2": "kafkamirrormaker2s",
     "NetworkPolicy": "networkpolicies",
     "Certificate": "certificates",
     "PodDisruptionBudget": "poddisruptionbudgets",
@@ -74,6 +78,11 @@ class Cluster:
     async def serves(self, api: str) -> bool:
         """Whether the cluster knows this group and version."""
         return await self._call("GET", _root(api)) is not None
+
+    async def knows(self, api: str, kind: str) -> bool:
+        """Whether it serves this kind: of a group it may have others only."""
+        found = await self._call("GET", _root(api)) or {}
+        return any(each["kind"] == kind for each in found.get("resources", ()))
 
     async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
         query = [("labelSelector", labels)] if labels else []

@@ -82,7 +82,8 @@ def decide(
     if blocked or region is None:
         return _said(owner, observed, Phase.BLOCKED, blocked, "Blocked", "; ".join(blocked))
     carries = bool(observed.state) and observed.state not in GOES
-    made = objects(owner, spec, region, figures, bool(observed.down_until), carries)
+    listens = observed.pod.ports if observed.pod is not None else ()
+    made = objects(owner, spec, region, figures, bool(observed.down_until), carries, listens)
     return _progress(owner, observed, made)
 
 

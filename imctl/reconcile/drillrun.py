@@ -4,7 +4,6 @@ reading the ready-made drills."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from imcore.errors import BadInput
@@ -14,6 +13,7 @@ from imctl.api.kinds import API_VERSION, GROUP
 from imctl.drill import model, onpods
 from imctl.errors import GUARDED
 from imctl.reconcile.driller import Done
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Object, Owner
 from imctl.target.sites import parts
 
@@ -44,6 +44,13 @@ def text_of(spec: DrillRunSpec, own: str) -> tuple[str, list[str]]:
     return text, problems
 
 
+def fault_max_s(spec: DrillRunSpec, own: str) -> float:
+    """How long a fault of it lasts at most, if nobody undoes it."""
+    text, _ = text_of(spec, own)
+    drill = onpods.judged(text, name_of(spec, own))[0] if text else None
+    return (drill.settings if drill is not None else model.Settings()).fault_max_s
+
+
 def stop_of(document: Object) -> str:
     """Why it is to end; empty: it is not."""
     return str(document["metadata"].get("annotations", {}).get(STOP, ""))
@@ -53,8 +60,7 @@ def is_late(spec: DrillRunSpec, made: str, now: str) -> bool:
     """Whether it has waited for too long. Times: RFC 3339."""
     if not spec.begin_within_s or not made:
         return False
-    waited = datetime.fromisoformat(now) - datetime.fromisoformat(made)
-    return waited.total_seconds() > spec.begin_within_s
+    return passed_s(made, now) > spec.begin_within_s
 
 
 def namespaces_of(spec: DrillRunSpec, region: Region, own: str) -> dict[str, str]:
@@ -150,6 +156,14 @@ def undone(before: Status, now: str) -> Status:
     return before.model_copy(update=update)
 
 
+def given_up(before: Status, why: str, now: str) -> Status:
+    """Nobody can undo it any more."""
+    left = [*before.left, f"what it did may not be undone: {why}"]
+    update = {"phase": DrillPhase.ENDED, "ended": now, "blocked_by": [], "left": left}
+    known = {} if before.verdict else {"verdict": "aborted", "reason": why}
+    return before.model_copy(update=update | known)
+
+
 def _listed(lines: list[str]) -> list[str]:
     """Of a preflight that refuses: its lines after the first, else all."""
     found = [line.strip() for line in lines if line.startswith("  ")]
@@ -207,3 +221,5 @@ def news(before: Status, after: Status) -> Iterator[tuple[str, str, bool]]:
     elif after.phase in DRILL_FINAL:
         verdict = after.verdict
         yield verdict.capitalize(), f"{verdict}: {after.reason}", verdict != "pass"
+        if after.left:
+            yield "Left", "; ".join(after.left), True

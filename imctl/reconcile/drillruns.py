@@ -17,6 +17,7 @@ from imctl.api.kinds import API_VERSION, DRILL_RUN, IDC
 from imctl.reconcile import drillrun, needs, seen
 from imctl.reconcile.cluster import Cluster, read
 from imctl.reconcile.driller import Drilling, Job
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import pki_of
 
@@ -47,6 +48,7 @@ class DrillRuns:
         self._wall = wall
         self._tell = tell
         self._one_begins = asyncio.Lock()
+        self._lacking: dict[str, str] = {}  # uid -> since when it cannot be undone; RFC 3339
 
     async def reconcile(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: never. Raises NotLeading, and ImError
@@ -54,6 +56,7 @@ class DrillRuns:
         spec = read(DrillRunSpec, document["spec"])
         before = read(Status, document.get("status", {}))
         if before.phase in DRILL_FINAL:
+            self._lacking.pop(owner.uid, None)
             if self._drilling is not None:
                 self._drilling.forget(owner.uid)
             if drillrun.FINALIZER in document["metadata"].get("finalizers", ()):
@@ -64,6 +67,8 @@ class DrillRuns:
             return None
         if self._drilling is None:
             why = "this operator runs no drills (`drills.enabled` of its chart)"
+            if under_way:
+                return await self._lacks(owner, spec, before, why)
             await self._say(owner, before, drillrun.waiting(before, owner.generation, [why]))
             return None
         if not under_way:
@@ -132,7 +137,8 @@ class DrillRuns:
             try:
                 drilling.undo(owner.uid, await self._job(owner, spec, ""))
             except BadInput as error:
-                return await self._wait(owner, before, [str(error)])
+                return await self._lacks(owner, spec, before, str(error))
+            self._lacking.pop(owner.uid, None)
             return FOLLOW_S
         if (done := drilling.done(owner.uid)) is None:
             return FOLLOW_S
@@ -143,6 +149,18 @@ class DrillRuns:
             return AGAIN_S
         await self._say(owner, before, drillrun.undone(before, self._wall()))
         return 0.0
+
+    async def _lacks(self, owner: Owner, spec: DrillRunSpec, before: Status, why: str) -> float:
+        """Nobody can undo it now. Who deletes it waits for no longer than its faults last by
+        themselves: what it lacks may never come back."""
+        now = self._wall()
+        since = self._lacking.setdefault(owner.uid, now)
+        if owner.deleting:
+            last_s = await asyncio.to_thread(drillrun.fault_max_s, spec, owner.name)
+            if passed_s(since, now) > last_s:
+                await self._say(owner, before, drillrun.given_up(before, why, now))
+                return 0.0
+        return await self._wait(owner, before, [why])
 
     # ------------------------------------------------------------------------ what it needs
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
 from imctl.api.kinds import API_VERSION, IDC
 from imctl.api.model import IdcSpec
-from imctl.reconcile import seen
+from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied
-from imctl.reconcile.cluster import Cluster, Rejected, read
+from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
+from imctl.reconcile.gatewayfiles import GatewayFiles
 from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
-from imctl.reconcile.gateways import Decision, Seen, decide
-from imctl.reconcile.objects import REGION_FILE
+from imctl.reconcile.gateways import EVERY, Decision, Seen, decide
+from imctl.reconcile.objects import REGION_FILE, let_up
 from imctl.reconcile.observed import Object, Owner, Tell
 
 PRUNED = (
@@ -26,7 +27,8 @@ _SETTLED = (GatewayPhase.SERVING, GatewayPhase.PAUSED, GatewayPhase.DELETING)
 
 
 class GatewayClusters:
-    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event. ``heard``: whether the process
+    of an IDC, by namespace and name, has just said what its status says of it."""
 
     def __init__(
         self,
@@ -34,11 +36,14 @@ class GatewayClusters:
         figures: Mapping[str, float],
         wall: Callable[[], str],
         tell: Tell,
+        heard: Callable[[str, str], bool],
     ) -> None:
         self._cluster = cluster
         self._figures = figures
         self._wall = wall
         self._tell = tell
+        self._heard = heard
+        self._files = GatewayFiles(cluster)
 
     async def reconcile(
         self, owner: Owner, document: Object, applied: Applied
@@ -47,30 +52,57 @@ class GatewayClusters:
         ImError for what may do better later."""
         before = document.get("status", {})
         spec = read(GatewayClusterSpec, document["spec"])
-        found = await self._see(owner, spec, before)
+        found = await self._see(owner, spec, document)
         decision = decide(owner, spec, found, self._figures)
+        before = await self._begin_step(owner, decision, before, applied)
         try:
             await self._cluster.apply_all(decision.apply, applied)
         except Rejected as error:
             await self._say(owner, _rejected(decision, str(error)), before)
+            await self._let_up(found)
             raise
+        if not decision.apply:
+            await self._let_up(found)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
         applied.note(said)
+        await self._hold(owner, document, found)
         # A drill's time is over by itself.
-        changing = said is not None or decision.reason == GatewayPhase.DOWN
-        return decision.reason in _SETTLED, changing
+        down = bool(found.down_until)
+        settled = decision.reason in _SETTLED and not found.stay and not down
+        return settled, said is not None or down
 
-    async def _see(self, owner: Owner, spec: GatewayClusterSpec, before: Object) -> Seen:
-        """``before``: the status as it was."""
-        namespace = owner.namespace
-        document = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
+    async def _begin_step(
+        self, owner: Owner, decision: Decision, before: Object, applied: Applied
+    ) -> Object:
+        """The status, with what the step is measured by before it begins: whoever goes on from here
+        has to wait for so many."""
+        clients = decision.status.get("step_clients")
+        if clients is None or clients == before.get("step_clients"):
+            return before
+        status = {**before, "step_clients": clients}
+        applied.note(await self._cluster.apply(seen.status_object(owner, status), status=True))
+        return status
+
+    async def _let_up(self, found: Seen) -> None:
+        """What is there now is left as it is, but not without what a drill has taken."""
+        if not found.down_until and (up := let_up(found.workload)) is not None:
+            await self._cluster.apply(up, manager=LIFTER)
+
+    async def _hold(self, owner: Owner, document: Object, found: Seen) -> None:
+        held, needed = process.is_held(document), found.stay if owner.deleting else found.held
+        if held != needed and (held or not owner.deleting):  # nothing new holds what is deleted
+            await self._cluster.finalizers(document, [process.FINALIZER] if needed else [])
+
+    async def _see(self, owner: Owner, spec: GatewayClusterSpec, document: Object) -> Seen:
+        namespace, before, now = owner.namespace, document.get("status", {}), self._wall()
+        own = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
         idc, region, down_until = None, None, ""
-        if document is not None:
-            down_until = seen.down_until(document, self._wall())
-            idc = read(IdcSpec, document["spec"])
+        if own is not None:
+            down_until = seen.down_until(own, now)
+            idc = read(IdcSpec, own["spec"])
             region = await self._cluster.get(API_VERSION, "Region", namespace, idc.region)
         name = f"{owner.name}-{COMPONENT}"
         workload = await self._cluster.get("apps/v1", "StatefulSet", namespace, name)
@@ -79,6 +111,7 @@ class GatewayClusters:
             each["metadata"]["name"]: each["metadata"].get("annotations", {}).get(REGION_FILE, "")
             for each in pods
         }
+        told = await self._files.ends(owner, idc.idc, files) if idc is not None else {}
         troubles = [
             f"{each['metadata']['name']}: {why}"
             for each in pods
@@ -86,16 +119,21 @@ class GatewayClusters:
         ]
         unchanged = before.get("observed_generation") == owner.generation
         served = unchanged and before.get("phase") in _SERVED
+        deleted = document["metadata"].get("deletionTimestamp", "")
         return Seen(
-            idc, (document or {}).get("status", {}), region["spec"] if region else None,
-            workload or {}, files, troubles[0] if troubles else "", served,
-            before.get("step_clients"), down_until,
+            idc, (own or {}).get("status", {}), region["spec"] if region else None,
+            workload or {}, files, told, troubles[0] if troubles else "", served,
+            before.get("step_clients"), down_until, own is not None and process.is_held(own),
+            bool(deleted) and process.keeps_gateways(own, deleted, now),
+            self._heard(namespace, spec.idc),
         )  # fmt: skip
 
     async def _prune(self, owner: Owner, decision: Decision) -> None:
         """Region files of no pod, Services of gateways that are gone, an autoscaler that is not
         wanted any more."""
         for api, kind in PRUNED:
+            if (kind, EVERY) in decision.keep:
+                continue
             for each in await self._cluster.list(api, kind, owner.namespace, selector_of(owner)):
                 metadata = each["metadata"]
                 mine = any(one["uid"] == owner.uid for one in metadata.get("ownerReferences", ()))

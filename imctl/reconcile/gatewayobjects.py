@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from math import ceil
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from imcore.region.model import Idc, Region
@@ -33,6 +34,7 @@ from imctl.reconcile.objects import (
     placed,
     region_text,
     room,
+    taken_down,
 )
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
@@ -42,6 +44,7 @@ POD_NAME = "statefulset.kubernetes.io/pod-name"
 POD_INDEX = "apps.kubernetes.io/pod-index"
 CLIENTS, MONITOR = 7443, 7444  # inside its pod
 OTHERS_S, EACH_S, END_S = 5, 10, 15  # finding others, a client's own time, the last farewell
+Ends = tuple[tuple[str, int], ...]  # protocol and port
 SETTLED_S = 300  # what follows the load goes down no sooner after it has
 
 
@@ -90,6 +93,13 @@ def selector_of(owner: Owner) -> str:
     return ",".join(f"{name}={value}" for name, value in match_of(owner).items())
 
 
+def ends_of(region: Region, idc: str, number: int) -> Ends:
+    """Where clients find a gateway; nowhere, if the region file has fewer."""
+    ports = gateway_ports(region.idc(idc))[number - 1 : number]
+    protocols = ("TCP", "UDP") if region.spec.client.quic else ("TCP",)
+    return tuple((protocol, port) for _, port in ports for protocol in protocols)
+
+
 def grace_s(idc: Idc, connects_per_s: int) -> int:
     """For all clients of a full gateway to go to another one, which takes so many a second while
     it is busy otherwise."""
@@ -97,10 +107,16 @@ def grace_s(idc: Idc, connects_per_s: int) -> int:
     return OTHERS_S + ceil(full / (connects_per_s / 2)) + EACH_S + END_S
 
 
-def objects(of: Fronts, figures: Mapping[str, float], down: bool = False) -> list[Object]:
+def objects(
+    of: Fronts,
+    figures: Mapping[str, float],
+    down: bool = False,
+    told: Mapping[int, Ends] = MappingProxyType({}),
+) -> list[Object]:
     """In the order of applying them; the StatefulSet is the last, and gives all of its pods what is
-    wanted (``from_pod``). ``down``: no pod is wanted now."""
-    return _Maker(of, figures, down).all()
+    wanted (``from_pod``). ``down``: no pod is wanted now. ``told``: by number, where clients were
+    told to find a gateway by the pod that there is; they find it there until it is replaced."""
+    return _Maker(of, figures, down, told).all()
 
 
 def from_pod(workload: Object, partition: int) -> Object:
@@ -110,8 +126,11 @@ def from_pod(workload: Object, partition: int) -> Object:
 
 
 class _Maker:
-    def __init__(self, of: Fronts, figures: Mapping[str, float], down: bool) -> None:
+    def __init__(
+        self, of: Fronts, figures: Mapping[str, float], down: bool, told: Mapping[int, Ends]
+    ) -> None:
         self._of, self._figures, self._own, self._down = of, figures, of.own, down
+        self._told = told
         self._text = region_text(of.region)
         self._hash = hash_of(self._text)
         self._quic = of.region.spec.client.quic
@@ -133,7 +152,8 @@ class _Maker:
         ]  # fmt: skip
         if self._of.spec.autoscaling is not None:
             made.append(self._autoscaler())
-        return [*made, self._stateful_set()]
+        workload = self._stateful_set()
+        return [*made, taken_down(workload) if self._down else workload]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._of.owner, self._labels, api, kind, name, body)
@@ -143,7 +163,8 @@ class _Maker:
 
     def _network_policy(self) -> Object:
         ports = [{"protocol": "TCP", "port": port} for port in (CLIENTS, MONITOR)]
-        if self._quic:
+        told = {protocol for ends in self._told.values() for protocol, _ in ends}
+        if self._quic or "UDP" in told:
             ports.append({"protocol": "UDP", "port": CLIENTS})
         spec = {
             "podSelector": {"matchLabels": self._of.match},
@@ -172,12 +193,15 @@ class _Maker:
 
     def _service(self, number: int) -> Object:
         """Of one gateway."""
-        found = gateway_ports(self._own)[number - 1][1]
-        ports = [_port("gateway", found, CLIENTS)]
-        if self._quic:
-            ports.append(_port("gateway-udp", found, CLIENTS, "UDP"))
+        wanted = ends_of(self._of.region, self._own.name, number)
+        former = [each for each in self._told.get(number, ()) if each not in wanted]
+        ports = [
+            _port(f"gateway{'-udp' if protocol == 'UDP' else ''}{more}", found, CLIENTS, protocol)
+            for ends, more in ((wanted, ""), (former, "-before"))
+            for protocol, found in ends
+        ]
         if self._of.idc.service == "NodePort":
-            ports = [{**port, "nodePort": found} for port in ports]
+            ports = [{**port, "nodePort": port["port"]} for port in ports]
         spec: Object = {
             "type": self._of.idc.service,
             "selector": {**self._of.match, POD_NAME: self._of.service(number)},
@@ -215,7 +239,7 @@ class _Maker:
         metadata = {"labels": self._labels, "annotations": marks}
         spec = {
             "serviceName": self._of.base,
-            "replicas": 0 if self._down else self._of.replicas,
+            "replicas": self._of.replicas,
             "ordinals": {"start": 1},  # as the region file counts them
             "podManagementPolicy": "Parallel",  # none waits for another one to start
             "minReadySeconds": self._of.spec.rollout.min_ready_s,

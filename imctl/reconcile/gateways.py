@@ -10,28 +10,35 @@ from typing import Any, NamedTuple
 from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
 from imctl.api.model import IdcSpec, Phase
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.gatewayobjects import Fronts, from_pod, objects, selector_of
+from imctl.reconcile.gatewayobjects import Ends, Fronts, from_pod, objects, selector_of
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.process import state_of
 from imctl.reconcile.steps import Step, step_of, template_of
 from services.policy.document import IdcState
+
+EVERY = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """``idc``: its object, None: it is not there; ``region``: spec of the Region that it names;
     ``workload``: the StatefulSet; ``pods``: by name, the region file that each was given;
-    ``trouble``: of one of them, in a sentence."""
+    ``told``: by number, where clients find a gateway by that; ``trouble``: of one of them, in a
+    sentence."""
 
     idc: IdcSpec | None = None
     idc_status: Object = field(default_factory=dict)
     region: Object | None = None
     workload: Object = field(default_factory=dict)
     pods: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[int, Ends] = field(default_factory=dict)
     trouble: str = ""
     served: bool = False  # all that are wanted since the spec has last changed
     step_clients: int | None = None  # as the status of the GatewayCluster has it
     down_until: str = ""  # RFC 3339; until then at most a drill keeps their IDC down; empty: none
+    held: bool = False  # their IDC is to be drained before it goes
+    stay: bool = False  # that comes first, though they are deleted
+    heard: bool = False  # the process of their IDC has just said what its status says of it
 
 
 class Decision(NamedTuple):
@@ -41,7 +48,8 @@ class Decision(NamedTuple):
     rolled: bool
     reason: str
     message: str
-    keep: frozenset[tuple[str, str]]  # kind and name of what stays; what is ours and else can go
+    # Kind and name of what stays, or EVERY of its kind; what is ours and else can go.
+    keep: frozenset[tuple[str, str]]
 
 
 class _Counts(NamedTuple):
@@ -56,7 +64,8 @@ def decide(
 ) -> Decision:
     counts = _counted(seen.workload)
     if owner.deleting:
-        return _said(owner, seen, counts, GatewayPhase.DELETING, "its objects go with it")
+        message = f"IDC {spec.idc} is drained first" if seen.stay else "its objects go with it"
+        return _said(owner, seen, counts, GatewayPhase.DELETING, message)
     if spec.paused:
         message = "the operator leaves it as it is (spec.paused)"
         return _said(owner, seen, counts, GatewayPhase.PAUSED, message)
@@ -64,10 +73,10 @@ def decide(
     blocked = [made] if isinstance(made, str) else list(_lacks(made, seen))
     if isinstance(made, str) or blocked:
         return _said(owner, seen, counts, GatewayPhase.BLOCKED, "; ".join(blocked), blocked)
-    *others, workload = objects(made, figures, bool(seen.down_until))
+    *others, workload = objects(made, figures, bool(seen.down_until), seen.told)
     step = step_of(
         spec.rollout, made.replicas, template_of(workload), seen.workload,
-        _returning(seen), seen.step_clients,
+        _returning(seen), seen.step_clients, _unknown(spec, seen),
     )  # fmt: skip
     wanted = [*others, from_pod(workload, step.partition)]
     return _progress(made, seen, counts, step, wanted)
@@ -128,7 +137,8 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     elif counts.ready >= wanted and counts.replicas == wanted and rolled:
         phase, message = GatewayPhase.SERVING, f"{counts.ready} of {wanted} serve"
     elif seen.workload and not rolled and (not same or revised or step.partition > kept):
-        message = f"gateway {step.partition + 1} of {wanted} gets the settings that are wanted"
+        number = min(step.partition + 1, wanted)
+        message = f"gateway {number} of {wanted} gets the settings that are wanted"
         message += f": {step.waits}" if step.waits else ""
         phase = GatewayPhase.ROLLING
     else:
@@ -139,6 +149,8 @@ def _progress(of: Fronts, seen: Seen, counts: _Counts, step: Step, made: list[Ob
     files = {f"{of.base}-region-{each}" for each in seen.pods.values() if each}
     keep = {(each["kind"], each["metadata"]["name"]) for each in made}
     keep |= {("ConfigMap", name) for name in files}
+    if revised or step.partition > 0:  # one that is away comes back with what it had
+        keep.add(("ConfigMap", EVERY))
     # The Service of one that goes leads to it until it is gone.
     keep |= {("Service", name) for name in seen.pods}
     decision = _said(
@@ -161,6 +173,21 @@ def _returning(seen: Seen) -> int | None:
     a drained one may be given them after its gateways alone, as by `imctl deploy`: a count that a
     look took before the drain would be waited for without end."""
     return _clients(seen) if state_of(seen.idc_status) == IdcState.ACTIVE else None
+
+
+def _unknown(spec: GatewayClusterSpec, seen: Seen) -> str:
+    """Why it is not known how many clients the IDC has, where that can be known and is waited
+    for."""
+    if seen.idc is None or seen.idc.role_certificate is None or not spec.rollout.reconnected:
+        return ""
+    if seen.heard and state_of(seen.idc_status):
+        return ""
+    said = [
+        f": {each['message']}"
+        for each in seen.idc_status.get("conditions", ())
+        if each["type"] == "Reachable" and each["status"] != "True"
+    ]
+    return f"how many clients IDC {spec.idc} has is not known{''.join(said)}"
 
 
 def _said(

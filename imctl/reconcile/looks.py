@@ -9,20 +9,33 @@ from imcore.region.model import Region
 from imctl.api.model import IdcSpec
 from imctl.reconcile import needs, process, seen
 from imctl.reconcile.cluster import LOOKER, Cluster, read
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Peers
 
 LOOK_S = 5.0
+LATE_S = 3 * LOOK_S  # what an IDC said before is not taken for what it says now
 
 
 class Looks:
-    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event."""
+    """``wall``: the time of day, RFC 3339. ``tell``: keeps an Event. ``held``: called with the
+    namespace and Region of an IDC that is to be drained before it goes from now on, or no
+    longer."""
 
-    def __init__(self, cluster: Cluster, peers: Peers, wall: Callable[[], str], tell: Tell) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        peers: Peers,
+        wall: Callable[[], str],
+        tell: Tell,
+        held: Callable[[str, str], None],
+    ) -> None:
         self._cluster = cluster
         self._peers = peers
         self._wall = wall
         self._tell = tell
+        self._held = held
+        self._heard: dict[tuple[str, str], str] = {}  # namespace and name of an IDC: when; RFC 3339
 
     @staticmethod
     def is_of_use(document: Object) -> bool:
@@ -30,8 +43,13 @@ class Looks:
         return bool(
             document.get("spec", {}).get("role_certificate")
             or "process" in document.get("status", {})
-            or process.FINALIZER in document["metadata"].get("finalizers", ())
+            or process.is_held(document)
         )
+
+    def heard(self, namespace: str, name: str) -> bool:
+        """Whether the process of an IDC has just said what its status says of it."""
+        at = self._heard.get((namespace, name))
+        return at is not None and passed_s(at, self._wall()) <= LATE_S
 
     async def look(self, owner: Owner, document: Object) -> float | None:
         """Seconds until it is to be looked at again; None: when it has changed. Raises NotLeading,
@@ -39,12 +57,12 @@ class Looks:
         spec = read(IdcSpec, document["spec"])
         if spec.paused and not owner.deleting:
             return LOOK_S if spec.role_certificate else None
-        held = process.FINALIZER in document["metadata"].get("finalizers", ())
+        held = process.is_held(document)
         if held and not process.is_kept(spec):
-            await self._cluster.finalizers(document, [])
+            await self._hold(owner, spec, document, [])
             held = False
         elif process.is_kept(spec) and not held and not owner.deleting:
-            await self._cluster.finalizers(document, [process.FINALIZER])
+            await self._hold(owner, spec, document, [process.FINALIZER])
         if owner.deleting:
             return await self._empty(owner, spec, document) if held else None
         await self._ask(owner, spec, document.get("status", {}))
@@ -57,6 +75,10 @@ class Looks:
             return None, {}
         assert spec.role_certificate is not None
         return region, await needs.secret_of(self._cluster, owner, spec.role_certificate)
+
+    async def _hold(self, owner: Owner, spec: IdcSpec, document: Object, by: list[str]) -> None:
+        await self._cluster.finalizers(document, by)
+        self._held(owner.namespace, spec.region)
 
     # ------------------------------------------------------------------------ how it is
 
@@ -81,9 +103,15 @@ class Looks:
             "Reachable", holds, reason, message, before, owner.generation, self._wall()
         )
         status = {**said, "conditions": [reachable]}
-        if not seen.differs(status, before):
+        differs = seen.differs(status, before)
+        if differs:
+            await self._write(owner, status)
+        if holds:
+            self._heard[owner.namespace, owner.name] = self._wall()
+        else:
+            self._heard.pop((owner.namespace, owner.name), None)
+        if not differs:
             return
-        await self._write(owner, status)
         old = [each for each in before.get("conditions", ()) if each["type"] == "Reachable"]
         if [each["status"] for each in old] != [reachable["status"]]:
             await self._tell(seen.event(owner, reason, message, self._wall(), not holds))
@@ -99,7 +127,7 @@ class Looks:
         except SILENT as error:
             why, goes = process.unasked(str(error)), ""
         if not why:
-            await self._cluster.finalizers(document, [])
+            await self._hold(owner, spec, document, [])
             await self._tell(seen.event(owner, "LetGo", goes, self._wall(), False))
             return None
         before = document.get("status", {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from ipaddress import ip_address
@@ -24,7 +24,7 @@ from imcore.region.rules import gateway_ports, split
 from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.kinds import API_VERSION, GROUP
 from imctl.api.model import Certificates, IdcSpec, Resources, Toleration, WitnessSpec
-from imctl.reconcile.observed import Object, Owner
+from imctl.reconcile.observed import Object, Owner, Port
 from services.node.roles import Roles
 
 MANAGER = "imctl-operator"
@@ -32,10 +32,12 @@ TEMPLATE = f"{GROUP}/template"
 REGION_FILE = f"{GROUP}/region-file"
 REGION_LABEL = f"{GROUP}/region"
 DOWN_UNTIL = f"{GROUP}/down-until"  # of an IDC object: a drill keeps it down, until then at most
+TAKEN_DOWN = f"{GROUP}/taken-down"  # of a StatefulSet that a drill keeps down: its pods before
 USER = 65532  # of the image
 CERT_MANAGER = "cert-manager.io/v1"
 ETC, VAR = "/etc/imctl", "/var/lib/imctl"
 CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
+FOR_PEERS = ("peer", "admin")  # ports, by name
 GRACE_S = 30  # a node writes its checkpoint and says farewell; it takes a second
 POD_SECURITY: Object = {
     "runAsNonRoot": True,
@@ -115,10 +117,12 @@ def objects(
     figures: Mapping[str, float],
     down: bool = False,
     carries: bool = False,
+    listens: Sequence[Port] = (),
 ) -> list[Object]:
     """In the order of applying them: what a pod needs stands before the StatefulSet. ``down``: no
-    pod is wanted now. ``carries``: it is known to have clients. Raises KeyError as ``part_of``."""
-    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down, carries)
+    pod is wanted now. ``carries``: it is known to have clients. ``listens``: where the pod does
+    that there is; it is reached there until it is replaced. Raises KeyError as ``part_of``."""
+    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down, carries, listens)
     return maker.all()
 
 
@@ -147,9 +151,10 @@ class _Maker:
         part: Part,
         down: bool,
         carries: bool,
+        listens: Sequence[Port],
     ) -> None:
         self._owner, self._spec, self._part, self._down = owner, spec, part, down
-        self._carries = carries
+        self._carries, self._listens = carries, listens
         self._text = region_text(region)
         self._hash = hash_of(self._text)
         self._base = f"{owner.name}-{part.component}"
@@ -171,7 +176,8 @@ class _Maker:
             made += [self._client_service(), self._budget()]
         if self._spec.certificates.issuer:
             made.append(self._certificate())
-        return [*made, self._stateful_set()]
+        workload = self._stateful_set()
+        return [*made, taken_down(workload) if self._down else workload]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._owner, {**self._match, **self._region_label}, api, kind, name, body)
@@ -187,6 +193,7 @@ class _Maker:
         IDCs come from addresses that nobody here knows."""
         ports = [{"protocol": "TCP", "port": port} for port in self._ports().values()]
         ports += [{"protocol": "UDP", "port": port} for port in self._udp_ports().values()]
+        ports += [{"protocol": each, "port": port} for _, port, each in self._former()]
         spec = {
             "podSelector": {"matchLabels": self._match},
             "policyTypes": ["Ingress"],
@@ -207,6 +214,20 @@ class _Maker:
         }
         return {f"{name}-udp": port for name, port in gateways.items() if self._part.quic}
 
+    def _former(self) -> list[Port]:
+        """Where the pod listens that there is, and the next one will not."""
+        wanted = {(port, "TCP") for port in self._ports().values()}
+        wanted |= {(port, "UDP") for port in self._udp_ports().values()}
+        return [each for each in self._listens if each[1:] not in wanted]
+
+    def _former_of(self, wanted: Callable[[str], bool]) -> list[Object]:
+        """For a Service: of those with such names."""
+        return [
+            self._port(f"{name}-before", number, protocol)
+            for name, number, protocol in self._former()
+            if wanted(name)
+        ]
+
     def _peer_service(self) -> Object:
         """Also before it is ready: others need its registry for their majority."""
         spec = {
@@ -217,7 +238,8 @@ class _Maker:
                 self._port(name, port)
                 for name, port in (("peer", self._part.peer), ("admin", self._part.admin))
                 if port
-            ],
+            ]
+            + self._former_of(lambda name: name in FOR_PEERS),
         }
         return self._object("v1", "Service", f"{self._base}-peer", spec=spec)
 
@@ -228,6 +250,7 @@ class _Maker:
             "ports": [
                 *(self._port(name, number) for name, number in self._part.clients.items()),
                 *(self._port(name, port, "UDP") for name, port in self._udp_ports().items()),
+                *self._former_of(lambda name: name not in (*FOR_PEERS, "metrics")),
             ],
         }
         if self._spec.service != "ClusterIP":
@@ -283,7 +306,7 @@ class _Maker:
             claim["storageClassName"] = storage.class_name
         spec = {
             "serviceName": f"{self._base}-peer",
-            "replicas": 0 if self._down else 1,
+            "replicas": 1,
             "selector": {"matchLabels": self._match},
             "updateStrategy": {"type": "OnDelete"},
             "persistentVolumeClaimRetentionPolicy": {
@@ -398,6 +421,28 @@ def owned(
         },
         **body,
     }
+
+
+def taken_down(workload: Object) -> Object:
+    """The StatefulSet whose pods a drill keeps away."""
+    marks = {TAKEN_DOWN: str(workload["spec"]["replicas"])}
+    metadata = {**workload["metadata"], "annotations": marks}
+    return {**workload, "metadata": metadata, "spec": {**workload["spec"], "replicas": 0}}
+
+
+def let_up(workload: Object | None) -> Object | None:
+    """What is to be applied, beside what it is, for its pods to come back; None: no drill keeps
+    them away. What somebody else has scaled to nothing stays so."""
+    metadata = (workload or {}).get("metadata", {})
+    taken = metadata.get("annotations", {}).get(TAKEN_DOWN)
+    if workload is None or not taken or workload["spec"]["replicas"] != 0:
+        return None
+    mine = {name: metadata[name] for name in ("name", "namespace", "uid")}
+    return {
+        "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "metadata": mine | {"annotations": {TAKEN_DOWN: ""}},
+        "spec": {"replicas": int(taken)},
+    }  # fmt: skip
 
 
 def room(asked: Resources, cpu: str, memory_mib: int) -> Object:

@@ -10,6 +10,9 @@ Object = dict[str, Any]
 Tell = Callable[[Object], Awaitable[None]]  # keeps an Event
 
 
+Port = tuple[str, int, str]  # name, number, protocol
+
+
 class Owner(NamedTuple):
     """The IDC or Witness object that is reconciled."""
 
@@ -29,6 +32,7 @@ class Pod:
     template: str  # by its annotation, the settings that it was made with
     region: str  # by its annotation, the region file that it was given
     trouble: str = ""  # why a container waits or has ended, in a sentence
+    ports: tuple[Port, ...] = ()  # where it listens
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imctl.api.model import IdcSpec, LagStatus, ProcessStatus
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Owner
 from services.control.rules import Blocker, Change, Kind
 from services.policy.document import IdcState, Policy
 
 FINALIZER = "imctl.dev/drain"
 GOES = frozenset({IdcState.DRAINED, IdcState.FAILED, IdcState.RETIRED})
+TOGETHER_S = 5.0
 UNKNOWN = "unknown"  # the state of one that is in no policy
 _LET_GO = "`spec.deletion: at_once` lets it go as it is"
 
@@ -48,9 +50,22 @@ def state_of(status: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------- its deletion
 
 
+def is_held(document: Mapping[str, Any]) -> bool:
+    """Whether an object stays until its IDC is empty: an IDC, its gateways, its Region."""
+    return FINALIZER in document["metadata"].get("finalizers", ())
+
+
 def is_kept(spec: IdcSpec) -> bool:
     """Whether its object stays until the IDC is empty."""
     return spec.role_certificate is not None and spec.deletion == "drain"
+
+
+def keeps_gateways(idc: Mapping[str, Any] | None, deleted: str, now: str) -> bool:
+    """Whether gateways that were ``deleted`` stay until their IDC is drained. ``idc``: its object.
+    Times: RFC 3339. What is deleted together comes one by one, the IDC perhaps last."""
+    if idc is None or not is_held(idc):
+        return False
+    return "deletionTimestamp" in idc["metadata"] or passed_s(deleted, now) < TOGETHER_S
 
 
 def drain_of(owner: Owner, spec: IdcSpec) -> Change:

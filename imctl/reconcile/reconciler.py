@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from imcore.errors import ImError
+from imcore.errors import ImError, Unavailable
 from imctl.api.kinds import (
     API_VERSION,
     DRILL,
@@ -31,16 +31,17 @@ from imctl.api.kinds import (
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied, Name, Place
-from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
-from imctl.reconcile.decide import Decision, decide, judge_region, region_status
+from imctl.reconcile.cluster import LIFTER, Cluster, Conflict, Rejected, read
+from imctl.reconcile.decide import Decision, decide
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
 from imctl.reconcile.gatewayclusters import GatewayClusters
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
-from imctl.reconcile.objects import CERT_MANAGER, MANAGER
+from imctl.reconcile.objects import CERT_MANAGER, MANAGER, let_up
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
+from imctl.reconcile.regions import Regions
 from imctl.reconcile.runs import Runs
 from imctl.reconcile.schedules import Schedules
 from imctl.reconcile.views import Views
@@ -96,8 +97,9 @@ class Reconciler:
         self._drills = DrillRuns(cluster, drilling, runner, namespaces, wall, self._tell)
         self._views = Views(cluster, peers, wall, self._tell)
         self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
-        self._gateways = GatewayClusters(cluster, figures, wall, self._tell)
-        self._looks = Looks(cluster, peers, wall, self._tell)
+        self._looks = Looks(cluster, peers, wall, self._tell, self._look_at_region)
+        self._gateways = GatewayClusters(cluster, figures, wall, self._tell, self._looks.heard)
+        self._regions = Regions(cluster, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in a queue
@@ -162,6 +164,9 @@ class Reconciler:
         for key in list(self._known):
             if key.namespace == namespace and key.kind in OWNERS and not key.asks:
                 self.look(key)
+
+    def _look_at_region(self, namespace: str, name: str) -> None:
+        self.look(Key(REGION.name, namespace, name))
 
     async def run(self) -> None:
         """Until it is cancelled. Raises NotLeading."""
@@ -251,8 +256,7 @@ class Reconciler:
             return None
         owner = seen.owner_of(document)
         if key.kind == REGION.name:
-            await self._region(owner, document)
-            return None
+            return await self._regions.reconcile(owner, document)
         if key.kind == DRILL.name:
             return await self._schedules.reconcile(owner, document)
         if key.kind == TRAFFIC_OPERATION.name:
@@ -263,21 +267,11 @@ class Reconciler:
             applied = self._applied.setdefault(key, Applied())
             return self._soon_of(key, *await self._gateways.reconcile(owner, document, applied))
         if key.kind in VIEWS:
-            return await self._views.look(owner, document)
+            applied = self._applied.setdefault(key, Applied())
+            return await self._views.look(owner, document, applied)
         if key.asks:
             return await self._looks.look(owner, document)
         return await self._workload(key, owner, document)
-
-    async def _region(self, owner: Owner, document: Object) -> None:
-        _, problems = judge_region(owner.name, document["spec"])
-        status = region_status(problems, owner.generation)
-        before = document.get("status", {})
-        if seen.differs(status, before):
-            await self._cluster.apply(seen.status_object(owner, status), status=True)
-        if before.get("phase") != status["phase"]:
-            message = problems[0] if problems else "as `imctl validate` wants it"
-            event = seen.event(owner, status["phase"], message, self._wall(), bool(problems))
-            await self._tell(event)
 
     async def _workload(self, key: Key, owner: Owner, document: Object) -> float | None:
         before = document.get("status", {})
@@ -289,16 +283,19 @@ class Reconciler:
             await self._cluster.apply_all(decision.apply, applied)
         except Rejected as error:
             await self._say(owner, _rejected(decision, str(error)), before)
+            await self._let_up(owner, observed)
             raise
+        if not decision.apply:
+            await self._let_up(owner, observed)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)
             applied.kept = decision.keep
         said = await self._say(owner, decision, before)
         applied.note(said)
-        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
         # A drill's time is over by itself.
-        changing = said is not None or decision.status["phase"] == Phase.DOWN
-        return self._soon_of(key, settled, changing)
+        down = bool(observed.down_until)
+        settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
+        return self._soon_of(key, settled and not down, said is not None or down)
 
     def _soon_of(self, key: Key, settled: bool, changing: bool) -> float | None:
         """Seconds until what waits for something is looked at again; later while nothing of it
@@ -333,6 +330,15 @@ class Reconciler:
             seen.down_until(document, self._wall()),
         )
 
+    async def _let_up(self, owner: Owner, observed: Observed) -> None:
+        """What it is now is left as it is, but not without what a drill has taken from it."""
+        if observed.down_until:
+            return
+        name = f"{owner.name}-{owner.kind.lower()}"
+        workload = await self._cluster.get("apps/v1", "StatefulSet", owner.namespace, name)
+        if (up := let_up(workload)) is not None:
+            await self._cluster.apply(up, manager=LIFTER)
+
     async def _prune(self, owner: Owner, decision: Decision) -> None:
         """Region files that no pod uses any more."""
         labels = f"app.kubernetes.io/instance={owner.name},"
@@ -355,12 +361,12 @@ class Reconciler:
         return made
 
     async def _tell(self, event: Object) -> None:
-        """Nothing depends on an Event."""
+        """Nothing depends on an Event. Raises NotLeading."""
         about = event["involvedObject"]
         log.info("%s %s: %s", about["kind"], about["name"], event["message"])
         try:
             await self._cluster.event(event)
-        except (Conflict, Rejected) as error:
+        except (Conflict, Rejected, Unavailable) as error:
             log.warning("an Event is not taken: %s", error)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterator
 from typing import Any
 
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import Phase
 from imctl.reconcile.decide import Decision
+from imctl.reconcile.moments import passed_s
 from imctl.reconcile.objects import DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
-from imctl.reconcile.observed import Object, Owner, Pod
+from imctl.reconcile.observed import Object, Owner, Pod, Port
 
 _SERVED = (Phase.SERVING, Phase.UNREADY)
 _WARNINGS = (Phase.BLOCKED, Phase.UNREADY, Phase.DOWN)
@@ -36,7 +37,16 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
     return Pod(
         document["metadata"]["name"], ready, before.get("phase") in _SERVED,
         notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), trouble_of(status),
+        tuple(_ports_of(document)),
     )  # fmt: skip
+
+
+def _ports_of(document: Object) -> Iterator[Port]:
+    """Of our container: clusters may put others beside it."""
+    own = document["metadata"].get("labels", {}).get("app.kubernetes.io/component")
+    for container in document.get("spec", {}).get("containers", ()):
+        for each in container.get("ports", ()) if container["name"] == own else ():
+            yield each["name"], each["containerPort"], each.get("protocol", "TCP")
 
 
 def down_until(document: Object, now: str) -> str:
@@ -46,7 +56,7 @@ def down_until(document: Object, now: str) -> str:
     if not until or not document["spec"].get("drills_from"):
         return ""
     try:
-        return until if datetime.fromisoformat(until) > datetime.fromisoformat(now) else ""
+        return until if passed_s(now, until) > 0 else ""
     except (ValueError, TypeError):  # no time, or one without its zone
         return ""
 

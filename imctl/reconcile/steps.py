@@ -16,7 +16,8 @@ from imctl.reconcile.objects import TEMPLATE
 
 
 class Step(NamedTuple):
-    """``clients``: of the IDC when it began; None: nobody said. ``waits``: for what, if it does."""
+    """``partition``: as many as there are: it has not begun. ``clients``: of the IDC when it began;
+    None: nobody said. ``waits``: for what, if it does."""
 
     partition: int
     clients: int | None = None
@@ -36,21 +37,23 @@ def step_of(
     workload: Mapping[str, Any],
     clients: int | None,
     before: int | None,
+    unknown: str = "",
 ) -> Step:
     """``template``: the hash of the settings that are wanted; ``workload``: the StatefulSet, empty:
     there is none. ``clients``: of the IDC now, ``before``: when the step began that is under way;
-    None: not known."""
-    spec = workload.get("spec", {})
-    keep, last = min(rollout.keep, replicas), max(replicas - 1, 0)
-    if not spec:
+    None: nobody is waited for. ``unknown``: why it is not known how many there are; empty: it
+    is."""
+    spec, keep = workload.get("spec", {}), min(rollout.keep, replicas)
+    partition = replicas
+    if spec and template_of(workload) == template:
+        stands = spec["updateStrategy"]["rollingUpdate"].get("partition", 0)
+        partition = min(stands, replicas)
+    if not spec or partition <= keep:
         return Step(keep)
-    if template_of(workload) != template:
-        return Step(max(keep, last), clients)  # with the last one it begins
-    partition = min(spec["updateStrategy"]["rollingUpdate"].get("partition", 0), last)
-    if partition <= keep:
-        return Step(keep)
-    if waits := _waits(rollout, replicas, partition, workload, clients, before):
-        return Step(partition, before, waits)
+    begun = partition < replicas
+    waits = _waits(rollout, replicas, partition, workload, clients, before) if begun else ""
+    if waits or unknown:
+        return Step(partition, before if begun else None, waits or unknown)
     return Step(partition - 1, clients)
 
 

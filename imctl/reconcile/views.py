@@ -1,4 +1,5 @@
-"""Shows regions at work: how far their IDCs lag, and which policy is served where."""
+"""Shows regions at work: how far their IDCs lag, and which policy is served where. Where a
+Replication asks for it, what copies into an IDC is run too (``mirrors``)."""
 
 from __future__ import annotations
 
@@ -18,13 +19,16 @@ from imctl.api.views import (
     ReplicationStatus,
 )
 from imctl.reconcile import needs, seen
+from imctl.reconcile.applied import Applied
 from imctl.reconcile.cluster import Cluster, read
+from imctl.reconcile.mirrors import Mirrors, Standing
 from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Peers
 from imctl.reconcile.process import process_of
 from imctl.statusview import newest_policy
 
 LOOK_S = 5.0
+MIRRORED = "Mirrored"
 BUILTIN, MIRRORMAKER2 = "builtin", "mirrormaker2"
 
 Answers = Mapping[str, dict[str, Any] | str]  # by IDC: its status document, or why there is none
@@ -36,12 +40,13 @@ class Views:
     def __init__(self, cluster: Cluster, peers: Peers, wall: Callable[[], str], tell: Tell) -> None:
         self._cluster = cluster
         self._peers = peers
+        self._mirrors = Mirrors(cluster)
         self._wall = wall
         self._tell = tell
 
-    async def look(self, owner: Owner, document: Object) -> float | None:
-        """Seconds until it is to be looked at again; None: never. Raises ImError for what the
-        cluster does not do."""
+    async def look(self, owner: Owner, document: Object, applied: Applied) -> float | None:
+        """Seconds until it is to be looked at again; None: never. ``applied``: of what was made for
+        it. Raises ImError for what the cluster does not do."""
         if owner.deleting:
             return None
         is_replication = owner.kind == REPLICATION.name
@@ -49,13 +54,20 @@ class Views:
         kind = ReplicationSpec if is_replication else GeoPolicySpec
         spec: ReplicationSpec | GeoPolicySpec = read(kind, document["spec"])
         before = document.get("status", {})
+        mirror = _said_of_mirror(before)
         try:
-            region, answers = await self._ask(owner, spec)
+            region = await needs.region_of(self._cluster, owner, spec.region)
+            if isinstance(spec, ReplicationSpec):
+                standing = await self._mirrors.bring(owner, spec.mirror, region, applied)
+                mirror = self._of_mirror(standing, owner, before)
+            answers = await self._ask(owner, spec, region)
         except BadInput as error:
             blocked: Object = {
                 "blocked_by": [str(error)], "observed_generation": owner.generation,
             }  # fmt: skip
-            await self._say(owner, {**before, **blocked}, before)
+            others = {name: part for name, part in before.items() if name != "mirror"}
+            judged = [each for each in before.get("conditions", ()) if each["type"] != MIRRORED]
+            await self._say(owner, _joined(others | blocked, judged, mirror), before)
             return LOOK_S
         said: ReplicationStatus | GeoPolicyStatus
         if isinstance(spec, ReplicationSpec):
@@ -66,18 +78,27 @@ class Views:
             said, why = geo_policy(region, answers)
         status: Object = said.model_dump(mode="json", exclude_none=True)
         status["observed_generation"] = owner.generation
-        judged = seen.condition(
+        held = seen.condition(
             name, not why, "Late" if why else "Holds", why or "all of it", before,
             owner.generation, self._wall(),
         )  # fmt: skip
-        await self._say(owner, status | {"conditions": [judged]}, before)
+        await self._say(owner, _joined(status, [held], mirror), before)
         return LOOK_S
 
+    def _of_mirror(self, standing: Standing | None, owner: Owner, before: Object) -> Object:
+        """Its part of the status."""
+        if standing is None:
+            return {}
+        condition = seen.condition(
+            MIRRORED, standing.ready, standing.reason, standing.message, before,
+            owner.generation, self._wall(),
+        )  # fmt: skip
+        return {"conditions": [condition]} | ({"mirror": standing.name} if standing.name else {})
+
     async def _ask(
-        self, owner: Owner, spec: ReplicationSpec | GeoPolicySpec
-    ) -> tuple[Region, Answers]:
+        self, owner: Owner, spec: ReplicationSpec | GeoPolicySpec, region: Region
+    ) -> Answers:
         """Raises BadInput for what is not there (yet)."""
-        region = await needs.region_of(self._cluster, owner, spec.region)
         secret = await needs.secret_of(self._cluster, owner, spec.certificate)
 
         async def one(idc: str) -> dict[str, Any] | str:
@@ -88,7 +109,7 @@ class Views:
 
         names = [idc.name for idc in region.spec.idcs]
         answers = await asyncio.gather(*(one(name) for name in names))
-        return region, dict(zip(names, answers, strict=True))
+        return dict(zip(names, answers, strict=True))
 
     async def _say(self, owner: Owner, status: Object, before: Object) -> None:
         """What is no longer so is not said any more: an apply leaves out what it does not name."""
@@ -104,6 +125,18 @@ class Views:
 
 
 # ------------------------------------------------------------------------------------- pure
+
+
+def _said_of_mirror(before: Object) -> Object:
+    conditions = [each for each in before.get("conditions", ()) if each["type"] == MIRRORED]
+    named = {"mirror": before["mirror"]} if "mirror" in before else {}
+    return named | ({"conditions": conditions} if conditions else {})
+
+
+def _joined(status: Object, judged: list[Object], mirror: Object) -> Object:
+    """``judged``: conditions besides the mirror's."""
+    conditions = [*judged, *mirror.get("conditions", ())]
+    return {**status, **mirror} | ({"conditions": conditions} if conditions else {})
 
 
 def replication(

@@ -8,9 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from kubernetes_asyncio.client import ApiClient, Configuration
 from kubernetes_asyncio.config import load_incluster_config, new_client_from_config
 
+from imctl.api.kinds import API_VERSION, IDC
 from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.observed import Object
 from imctl.target.found import MANAGER
+
+ENDS = f"{MANAGER}-down"  # beside the manager of all else that the object says
 
 
 async def client(context: str) -> ApiClient:
@@ -36,6 +39,22 @@ async def replicas(cluster: Cluster, namespace: str, workload: str) -> int:
     """That are wanted."""
     found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
     return int(found["spec"]["replicas"]) if found else 0
+
+
+def end(kind: str, namespace: str, name: str) -> Callable[[Cluster], Awaitable[None]]:
+    """An IDC or Witness object, and with it all that the operator has made of it, as it is: an IDC
+    is not drained, whatever its object says."""
+
+    async def work(cluster: Cluster) -> None:
+        own = await cluster.get(API_VERSION, kind, namespace, name)
+        if own is not None and kind == IDC.name:
+            metadata = {"name": name, "namespace": namespace, "uid": own["metadata"]["uid"]}
+            spec = {"deletion": "at_once"}
+            head = {"apiVersion": API_VERSION, "kind": kind}
+            await cluster.apply({**head, "metadata": metadata, "spec": spec}, manager=ENDS)
+        await cluster.delete(API_VERSION, kind, namespace, name)
+
+    return work
 
 
 def delete(api: str, kind: str, namespace: str, name: str) -> Callable[[Cluster], Awaitable[None]]:

@@ -29,6 +29,7 @@ class Found(NamedTuple):
     next_template: str = ""
     current: bool = False  # the operator has made of its object what it says now
     gateways: tuple[str, ...] = ()  # pods that are not told to end
+    grace_s: float = 0.0  # that its pod, and those of its gateways, have to end; 0: there is none
 
     def taken_up(self, mark: str) -> bool:
         """By the operator: its object, and the region file of this mark."""
@@ -56,7 +57,8 @@ def found_of(
     status = (own or {}).get("status") or {}
     blocked = "; ".join(status.get("blocked_by", ()))
     says = [each.get("message", "") for each in status.get("conditions", ())]
-    trouble = blocked or "; ".join(filter(None, says))
+    kept = "; ".join(status.get("kept_by", ()))
+    trouble = kept or blocked or "; ".join(filter(None, says))
     if own is not None and not status:
         trouble = "no operator says anything of it; is one installed there (charts/im-operator)?"
     template = ((made or {}).get("spec") or {}).get("template", {}).get("metadata", {})
@@ -83,7 +85,13 @@ def found_of(
             for each in gateways
             if "deletionTimestamp" not in each["metadata"]
         ),
+        grace_s(gateways if pod is None else (pod, *gateways)),
     )
+
+
+def grace_s(pods: Sequence[Object]) -> float:
+    """Seconds until the last of them is killed, when all of them are told to end; 0: of none."""
+    return max((float(each["spec"]["terminationGracePeriodSeconds"]) for each in pods), default=0)
 
 
 def ours(document: Object | None) -> bool:

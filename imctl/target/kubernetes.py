@@ -47,7 +47,7 @@ from imctl.target import (
     sites,
 )
 from imctl.target.base import FRONT, Rolling, Unit
-from imctl.target.found import MANAGER, Found, found_of, ours, rolling_of
+from imctl.target.found import MANAGER, Found, found_of, grace_s, ours, rolling_of
 from imctl.target.local import COPY, Local, last_line, pki_names
 from imctl.target.places import Places
 from imctl.target.runfile import RunFile
@@ -55,8 +55,7 @@ from imctl.target.sites import Sites
 
 CALL_S = 5.0
 TAKES_UP_S = 60.0  # the operator, a new region file
-POD_S = 90.0  # a new pod, after the old one has had its time to end
-GATEWAYS_S = 90.0  # those that are not wanted any more, to be gone
+POD_S = 60.0  # a new pod or none, after the old one has had its time to end
 POLL_S = 0.5
 ENDS_MAX = 2  # an IDC that waits for others' registries may end once
 
@@ -354,19 +353,20 @@ class Kubernetes(Local):
 
     def stop(self) -> list[str]:
         """The IDC and Witness objects go, after their GatewayClusters, and with them what the
-        operator made; volumes stay."""
+        operator made; volumes stay. Nobody is drained: the last IDC has nobody to give its clients
+        to."""
         self._demand_admin("Stopping the deployment")
-        ending = []
+        ending, given_s = [], {name: self._look(name).grace_s for name in self.names()}
         for name in reversed(self.names()):
             namespace, kind = self._sites.sites[name].namespace, sites.kind_of(name, self.region)
             # Whatever the sites file says: an unfinished deploy may have added some.
             if not sites.is_witness(name, self.region) and self._end_gateways(name):
                 ending.append(name)
-            self._at(name, calls.delete(API_VERSION, kind, namespace, name))
+            self._at(name, calls.end(kind, namespace, name))
         for name in ending:
             self._wait_for_end_of_gateways(name)
         for name in self.names():
-            self._until(name, "its end", POD_S, lambda found: not found.there)
+            self._until(name, "its end", POD_S + given_s[name], lambda found: not found.there)
         if sitefiles.kept(self.data) is None:  # of an earlier `imctl`: run.json alone has it
             sitefiles.adopt(self.data, self._own_sites())
         (self.data / runfile.NAME).unlink(missing_ok=True)
@@ -385,10 +385,11 @@ class Kubernetes(Local):
             self._wait_for_end_of_gateways(name)
         self._at(name, calls.apply(self._objects(name, wanted, placed)))
         self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
-        if not self._look(name).is_new:
+        found = self._look(name)
+        if not found.is_new:
             pod = f"{sites.workload(name, self.region)}-0"
             self._at(name, calls.delete("v1", "Pod", namespace, pod))
-        self._until(name, "its new pod", POD_S, lambda f: f.lives and f.is_new)
+        self._until(name, "its new pod", POD_S + found.grace_s, lambda f: f.lives and f.is_new)
 
     def apply(self, name: str, wanted: str) -> None:
         """All but the region file, which has come with its pod."""
@@ -419,9 +420,10 @@ class Kubernetes(Local):
         namespace = self._sites.sites[name].namespace
 
         async def work(cluster: Cluster) -> None:
-            deadline = time.monotonic() + GATEWAYS_S
-            while await cluster.list("v1", "Pod", namespace, _gateways_of(name)):
-                if time.monotonic() > deadline:
+            began, allowed_s = time.monotonic(), POD_S
+            while pods := await cluster.list("v1", "Pod", namespace, _gateways_of(name)):
+                allowed_s = max(allowed_s, POD_S + grace_s(pods))
+                if time.monotonic() > began + allowed_s:
                     raise Failed(f"the gateways of {name} do not end")
                 await asyncio.sleep(POLL_S)
 

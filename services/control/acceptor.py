@@ -196,7 +196,7 @@ def decode(data: bytes) -> Record:
             },
             Ballot(*document["floor"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a CASPaxos record") from error
 
 

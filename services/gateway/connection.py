@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, cast
 from imcore import frame
 from imcore.bucket import Bucket
 from imcore.errors import Code
+from imcore.limits import CONNECT_BYTES_MAX
 from imcore.proto import client_pb2 as pb
 from services.gateway import polling, websocket
 from services.gateway.handover import Standing
+from services.gateway.intake import Intake
 
 if TYPE_CHECKING:
     from services.gateway.server import Gateway
@@ -29,16 +31,19 @@ REQUEST = "request"  # the only verb that a gateway knows: bodies are not its bu
 _MEASURED_MAX = 1_024  # requests of one connection at a time; more are not timed
 _WRITE_BYTES = 64 * 1024  # as much in one turn is written without waiting for its end
 _GOODBYE_S = 2.0  # for a peer that never reads, or never answers TLS's goodbye
+# Why it is not read from.
+_LIMITED, _UNREAD, _FROZEN = 1, 2, 4
 
 
 class Connection(asyncio.Protocol):
-    """``paused``: the transport holds more than ``push_bytes_max`` that the peer did not take."""
+    """``paused``: the transport holds more than ``push_bytes_max`` that the peer did not take; it
+    is not read from until it has."""
 
     def __init__(self, gateway: Gateway, standing: Standing | None = None) -> None:
         self._gateway = gateway
         self._standing = standing  # it goes on here, after it began in a predecessor
         self._config = config = gateway.config
-        self._decoder = frame.FrameDecoder()
+        self._decoder = frame.FrameDecoder(CONNECT_BYTES_MAX)
         self._preface = b""
         self._spoken = False
         self._refused_ms = 0  # it is told to come back after so long
@@ -48,12 +53,13 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._cut: asyncio.TimerHandle | None = None
         self._bucket = Bucket(config.requests_per_s, config.requests_burst, gateway.clock.now())
-        self._throttled = False
+        self._stopped = 0
         self._overflowed = False
         self.number = 0
         self.peer_address = ""
         self.reason = "closed"  # what the state role is told
         self.asked = False  # a whole request has come
+        self.entered = False  # by a door already, as part of another connection
         self.idle_ticks = gateway.ticks(config.idle_ms)  # without a frame: it only looks online
         self.heard_tick = 0  # of the gateway's wheel, when the last frame came
         self.paused = False
@@ -72,6 +78,7 @@ class Connection(asyncio.Protocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         peer = transport.get_extra_info("peername")
         self.peer_address = str(peer[0]) if peer else ""
+        self.entered = bool(transport.get_extra_info("entered"))
         self._transport.set_write_buffer_limits(high=self._config.push_bytes_max)
         if self._standing is None:
             self._gateway.opened(self)
@@ -79,8 +86,8 @@ class Connection(asyncio.Protocol):
         standing, self._standing = self._standing, None
         self.number = standing.number
         self._spoken = self.asked = True
+        self._decoder.message_bytes_max = frame.MESSAGE_BYTES_MAX
         self._gateway.goes_on(self)
-        self.data_received(standing.unread)
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
@@ -93,17 +100,31 @@ class Connection(asyncio.Protocol):
                 if self._ended:
                     return
         except frame.FrameError as error:
-            self._gateway.counters.rubbish += 1
-            log.info("rubbish from %s: %s", self.peer_address, error)
-            self.end("protocol")
+            self.rubbish(str(error))
+
+    def rubbish(self, why: str) -> None:
+        self._gateway.counters.rubbish += 1
+        log.info("rubbish from %s: %s", self.peer_address, why)
+        self.end("protocol")
+
+    def dear(self) -> None:
+        """What it sends has cost its share of the CPU. What comes before a Connect never could."""
+        if self._transport is None:
+            return
+        self._gateway.counters.limited += 1
+        if not self.asked:
+            self.rubbish("what it sends costs more than any Connect")
 
     def pause_writing(self) -> None:
         self.paused = True
         self._gateway.stuck.schedule(self, self._gateway.ticks(self._config.stuck_ms))
+        self._stop(_UNREAD)
 
     def resume_writing(self) -> None:
         self.paused = False
         self._gateway.stuck.cancel(self)
+        self.heard_tick = self._gateway.wheel.now  # its heartbeats were not read meanwhile
+        self._go_on(_UNREAD)
         if self._overflowed and not self._ended:
             self._overflowed = False  # once for all that was dropped, now that it can be told
             self._gateway.sessions.overflowed(self._gateway.name, self.number)
@@ -162,7 +183,7 @@ class Connection(asyncio.Protocol):
         """What has come so far is an HTTP request, or the beginning of one."""
         asked, self._preface = self._preface, b""
         assert self._transport is not None
-        web = self._transport = websocket.begin(self._transport, self)
+        web = self._transport = websocket.begin(self._transport, self, self._gateway)
         web.data_received(asked)
 
     def _carry_polls(self) -> None:
@@ -180,6 +201,8 @@ class Connection(asyncio.Protocol):
         self.heard_tick = gateway.wheel.now
         if not self.asked:
             self.asked = True
+            self._decoder.message_bytes_max = frame.MESSAGE_BYTES_MAX
+            gateway.asks(self)
             gateway.wheel.schedule(self, self.idle_ticks)
         now = gateway.clock.now()
         if not self._bucket.take(now):
@@ -196,19 +219,22 @@ class Connection(asyncio.Protocol):
         gateway.counters.limited += 1
         if gateway.verbs is not None:
             gateway.verbs.done(REQUEST, 0.0, Code.OVERLOADED)
-        response = pb.Response()
-        response.error.code = Code.OVERLOADED
-        response.error.message = "too many requests on this connection"
-        response.error.retry_after_ms = int(1000 / self._config.requests_per_s) + 1
-        self.respond(request_id, response.SerializeToString())
-        if not self._throttled and self._transport is not None and not self._ended:
-            self._throttled = True
-            self._transport.pause_reading()
+        self.respond(request_id, gateway.too_many)
+        if not self._stopped & _LIMITED and not self._ended:
+            self._stop(_LIMITED)
             gateway.throttled.append(self)
 
     def unthrottle(self) -> None:
-        self._throttled = False
-        if self._transport is not None and not self._ended:
+        self._go_on(_LIMITED)
+
+    def _stop(self, why: int) -> None:
+        if not self._stopped and self._transport is not None and not self._ended:
+            self._transport.pause_reading()
+        self._stopped |= why
+
+    def _go_on(self, why: int) -> None:
+        stopped, self._stopped = self._stopped, self._stopped & ~why
+        if stopped and not self._stopped and self._transport is not None and not self._ended:
             self._transport.resume_reading()
 
     # --------------------------------------------------------------------------------- send
@@ -297,8 +323,7 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Take nothing more of what the client sends; it waits in the socket."""
-        if self._transport is not None and not self._ended and not self._throttled:
-            self._transport.pause_reading()
+        self._stop(_FROZEN)
 
     def settled(self) -> bool:
         """Whether all that was written is the kernel's."""
@@ -320,7 +345,9 @@ class Connection(asyncio.Protocol):
         cannot be handed on."""
         if self._transport is None or not self.can_be_handed_on():
             return None
-        return os.dup(self._transport.get_extra_info("socket").fileno()), self._decoder.unread()
+        held = self._transport.held() if isinstance(self._transport, Intake) else b""
+        unread = self._decoder.unread() + held
+        return os.dup(self._transport.get_extra_info("socket").fileno()), unread
 
     def _cut_after(self, seconds: float) -> None:
         if self._cut is not None:

@@ -17,11 +17,13 @@ import contextlib
 import secrets
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
-from imcore.bucket import Bucket
+from imcore.bucket import Bucket, Buckets
+from imcore.errors import retry_after_ms
+from imcore.places import Places, neighbourhood
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 
@@ -46,10 +48,18 @@ class Polled(asyncio.Transport):
 
     kind = "polling"
 
-    def __init__(self, ident: bytes, peer: Any, bucket: Bucket, over: Callable[[Polled], None]):
+    def __init__(
+        self,
+        ident: bytes,
+        peer: Any,
+        bucket: Bucket,
+        entered_by: Carrier | None,
+        over: Callable[[Polled], None],
+    ) -> None:
         super().__init__()
         self.ident = ident
         self.bucket = bucket
+        self.entered_by = entered_by  # the carrier that has come through a door for it
         self._peer = peer
         self._over = over
         self._connection: asyncio.Protocol
@@ -170,7 +180,55 @@ class Polled(asyncio.Transport):
         return len(self._unconfirmed)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "entered":
+            return self.entered_by is not None
         return self._peer if name == "peername" else default
+
+
+class Carrier(asyncio.Protocol):
+    """An HTTP connection, around aiohttp's protocol for it. It has come through a door, which is
+    good for one that is polled at a time. ``bucket``: of what it may begin."""
+
+    def __init__(
+        self,
+        http: asyncio.Protocol,
+        address: str,
+        shared: bool,
+        bucket: Bucket,
+        over: Callable[[Carrier], None],
+    ) -> None:
+        self.http = http
+        self.address = address
+        self.shared = shared  # by many: what it carries counts as if each had come by himself
+        self.bucket = bucket
+        self.entered = not shared
+        self._over = over
+        self.peer: Any = None
+        self._transport: asyncio.BaseTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self.peer = transport.get_extra_info("peername")
+        self.http.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.http.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.http.eof_received()
+
+    def pause_writing(self) -> None:
+        self.http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.http.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over(self)
+        self.http.connection_lost(exc)
+
+    def abort(self) -> None:
+        cast(asyncio.Transport, self._transport).abort()
 
 
 class Polling:
@@ -184,6 +242,12 @@ class Polling:
         self._clock = clock
         self._connect = connect
         self._open: dict[bytes, Polled] = {}
+        self._places: Places[Carrier] = Places(
+            _CARRIERS_PER_POLLER * config.polled_max, config.connections_of_address
+        )
+        self._carriers: dict[asyncio.BaseProtocol, Carrier] = {}  # by aiohttp's protocol of each
+        of_address = max(1.0, config.polls_of_address * config.connects_per_s)
+        self._begun = Buckets(of_address, of_address)  # by address
         self._paths = {
             "/poll/open": self._begin,
             "/poll/up": self._up,
@@ -208,18 +272,33 @@ class Polling:
     def begin(self, below: asyncio.Transport, asked: bytes, refused_ms: int) -> None:
         """``below`` begins with an HTTP request, of which ``asked`` has come. ``refused_ms``: it
         is to come back after so long; 0: there is room."""
-        if not refused_ms and self.carriers() >= _CARRIERS_PER_POLLER * self._config.polled_max:
-            refused_ms = self._config.retry_after_ms
+        config = self._config
+        peer = below.get_extra_info("peername")
+        address = str(peer[0]) if peer else ""
+        counted, shared = neighbourhood(address), config.is_shared(address)
+        if not refused_ms and not self._places.room(counted, shared):
+            refused_ms = config.retry_after_ms
         if refused_ms:
             again = f"Retry-After: {_seconds(refused_ms)}\r\n".encode()
             head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n"
             below.write(head + again + b"\r\n")
             below.close()
             return
-        carrier = self._http()
+        bucket = Bucket(
+            config.polls_of_carrier_per_s, config.polls_of_carrier_burst, self._clock.now()
+        )
+        carrier = Carrier(self._http(), counted, shared, bucket, self._gone)
+        entry = self._places.come(carrier, counted, shared)
+        if entry.given_up is not None:
+            entry.given_up.abort()
+        self._carriers[carrier.http] = carrier
         below.set_protocol(carrier)
         carrier.connection_made(below)
         carrier.data_received(asked)
+
+    def _gone(self, carrier: Carrier) -> None:
+        self._places.go(carrier)
+        self._carriers.pop(carrier.http, None)
 
     async def stop(self) -> None:
         for polled in list(self._open.values()):
@@ -229,11 +308,21 @@ class Polling:
     # -------------------------------------------------------------------------------- requests
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        carrier = self._carriers.get(request.protocol)
+        if carrier is None:  # it has gone
+            return web.Response(status=410)
+        self._places.asks(carrier)
+        try:
+            return await self._answer(request, carrier)
+        finally:
+            self._places.rests(carrier)
+
+    async def _answer(self, request: web.BaseRequest, carrier: Carrier) -> web.StreamResponse:
         handle = self._paths.get(request.path) if request.method == "POST" else None
         try:
             if handle is None:
                 raise _Refused(404)
-            response = web.Response(body=await handle(request, await self._body(request)))
+            response = web.Response(body=await handle(carrier, await self._body(request)))
         except Gone:
             response = web.Response(status=410)
         except (ValueError, struct.error, web.RequestPayloadError, ConnectionError):
@@ -267,21 +356,28 @@ class Polling:
         except TimeoutError:
             raise _Refused(408) from None
 
-    async def _begin(self, request: web.BaseRequest, body: bytes) -> bytes:
+    async def _begin(self, carrier: Carrier, body: bytes) -> bytes:
+        now = self._clock.now()
+        if not carrier.shared:
+            wait_s = carrier.bucket.take(now) or self._begun.take(carrier.address, now)
+            if wait_s:
+                raise _Refused(429, retry_after_ms(wait_s))
         if len(self._open) >= self._config.polled_max:
             raise _Refused(503, self._config.retry_after_ms)
         if len(body) > UP_BYTES_MAX:
             raise _Refused(413)
-        peer = request.transport.get_extra_info("peername") if request.transport else None
         config = self._config
-        bucket = Bucket(config.requests_per_s, config.requests_burst, self._clock.now())
-        polled = Polled(secrets.token_bytes(ID_BYTES), peer, bucket, self._ended)
+        bucket = Bucket(config.requests_per_s, config.requests_burst, now)
+        entered_by, carrier.entered = carrier if carrier.entered else None, False
+        polled = Polled(
+            secrets.token_bytes(ID_BYTES), carrier.peer, bucket, entered_by, self._ended
+        )
         self._open[polled.ident] = polled
         polled.begin(self._connect())
         await polled.take(0, body, 0.0)
         return polled.ident
 
-    async def _up(self, request: web.BaseRequest, body: bytes) -> bytes:
+    async def _up(self, carrier: Carrier, body: bytes) -> bytes:
         ident, offset = _HEAD_UP.unpack_from(body)
         data = body[_HEAD_UP.size :]
         if len(data) > UP_BYTES_MAX:
@@ -289,14 +385,14 @@ class Polling:
         polled = self._find(ident)
         return _OFFSET.pack(await polled.take(offset, data, self._config.poll_wait_ms / 1000))
 
-    async def _down(self, request: web.BaseRequest, body: bytes) -> bytes:
+    async def _down(self, carrier: Carrier, body: bytes) -> bytes:
         ident, confirmed, wait_ms = _HEAD_DOWN.unpack(body)
         polled = self._find(ident)
         wait_s = min(wait_ms, self._config.poll_wait_ms) / 1000
         first, data = await polled.fetch(confirmed, wait_s)
         return _OFFSET.pack(first) + data
 
-    async def _close(self, request: web.BaseRequest, body: bytes) -> bytes:
+    async def _close(self, carrier: Carrier, body: bytes) -> bytes:
         self._find(body).abort()  # as if the client's socket had closed
         return b""
 
@@ -310,6 +406,8 @@ class Polling:
 
     def _ended(self, polled: Polled) -> None:
         self._open.pop(polled.ident, None)
+        if polled.entered_by is not None:
+            polled.entered_by.entered = True
 
 
 class _Refused(Exception):

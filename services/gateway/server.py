@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from imcore import frame
 from imcore.doors import Doors
+from imcore.errors import Code
 from imcore.listener import Listen, Listener, Listening
+from imcore.places import Places, neighbourhood
+from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 from services.gateway.connection import Connection
 from services.gateway.handover import Standing
+from services.gateway.intake import Intake
 from services.gateway.polling import Polling
 from services.gateway.wheel import TimingWheel
 from services.metrics.verbs import Verbs
@@ -32,7 +36,7 @@ log = logging.getLogger("im.gateway")
 TRANSPORTS = ("tcp", "websocket", "polling", "quic")
 
 _STOP_S = 1.0  # for connections to take their goodbye
-_STALL_TICKS = 5
+_STALL_TICKS = 5  # more that pass at a time are the process's doing, and count as so many
 _MANY = 8  # receivers of a push; hardly any of them has an answer to go with it in one write
 _REFUSED_MAX = 1_000  # connections that are told to come back later, at a time; others are cut
 
@@ -76,6 +80,7 @@ class Gateway:
         self.config = config or GatewayConfig()
         self.counters = Counters()
         self.quic_counters = QuicCounters()
+        self.too_many = _too_many(self.config)  # what a connection beyond its rate is answered
         self.verbs: Verbs | None = None  # where requests are counted, once something reads that
         self.port = 0
         self.restarts = 0  # hot ones; only a process of its own can have them
@@ -86,6 +91,9 @@ class Gateway:
         self.polling: Polling
         self.quic: QuicListener | None = None
         self._connections: dict[int, Connection] = {}
+        self._places: Places[Connection] = Places(
+            self.config.connections_max, self.config.connections_of_address
+        )
         self._refused: set[Connection] = set()
         self._last_number = 0
         self._to_flush: list[Connection] = []
@@ -113,10 +121,8 @@ class Gateway:
         """No context: plain TCP, for benchmarks. ``quic``: with what QUIC is spoken at the same
         port, which is then that of UDP too. Raises OSError when the address is taken."""
         self.loop = asyncio.get_running_loop()
-        listener = self._listen(
-            lambda: Connection(self), ssl_context, self.config.first_frame_ms / 1000, _STOP_S
-        )
-        self.polling = Polling(self.config, self.clock, lambda: Connection(self))
+        listener = self._listen(self._made, ssl_context, self.config.first_frame_ms / 1000, _STOP_S)
+        self.polling = Polling(self.config, self.clock, self._made)
         self.port = await listener.start(host, port)
         self._listener = listener
         if quic is not None:
@@ -126,13 +132,18 @@ class Gateway:
         self._tick_later()
         log.info("gateway %s listens on %s:%d", self.name, host, self.port)
 
+    def _made(self) -> Intake:
+        """The protocol of a new connection."""
+        connection = Connection(self)
+        return Intake(connection, self.clock, connection.dear)
+
     async def _start_quic(self, host: str, configured: Callable[[], QuicConfiguration]) -> None:
         # Costs some megabytes, and is seldom wanted.
         from services.gateway.quic import QuicListener
 
         config = self.config
         self.quic = QuicListener(
-            lambda: Connection(self),
+            self._made,
             configured,
             config.first_frame_ms / 1000,
             config.user_timeout_ms / 1000,
@@ -224,8 +235,9 @@ class Gateway:
         if not joined(standing):
             handed.close()
             return False
+        intake = Intake(connection, self.clock, connection.dear, standing.unread)
         try:
-            await self.loop.create_connection(lambda: connection, sock=handed)
+            await self.loop.create_connection(lambda: intake, sock=handed)
         except OSError:  # the client has gone meanwhile
             handed.close()
             self.sessions.closed(self.name, standing.number, "closed")
@@ -235,6 +247,8 @@ class Gateway:
     def goes_on(self, connection: Connection) -> None:
         """One that was adopted is read from now on."""
         self._connections[connection.number] = connection
+        self._places.come(connection, neighbourhood(connection.peer_address), shared=True)
+        self.asks(connection)
         self.wheel.schedule(connection, connection.idle_ticks)
 
     def by_transport(self) -> dict[str, int]:
@@ -255,12 +269,11 @@ class Gateway:
         tick_s = self.config.tick_ms / 1000
         now = self.clock.now()
         ticks = int((now - self._ticked_at) / tick_s)
-        if ticks > _STALL_TICKS:
-            # The process itself was stalled or paused: what clients sent waits in the sockets.
-            # Let it be read before anybody is called idle.
-            self._ticked_at, ticks = now, 1
-        else:
-            self._ticked_at += ticks * tick_s
+        self._ticked_at += ticks * tick_s
+        # If the process itself was stalled or paused, what clients sent waits in the sockets: let
+        # it be read before anybody is called idle. Not for nothing, though: whoever keeps the
+        # process busy must not get more time by it.
+        ticks = min(ticks, _STALL_TICKS)
         throttled, self.throttled = self.throttled, []
         for connection in throttled:
             connection.unthrottle()
@@ -273,8 +286,9 @@ class Gateway:
     def _due(self, connection: Connection) -> None:
         silent = self.wheel.now - connection.heard_tick
         idle = connection.idle_ticks
-        if connection.asked and silent < idle:
-            self.wheel.schedule(connection, idle - silent)
+        if connection.asked and (silent < idle or connection.paused):
+            # Who does not read is not read from either: he has until he is called stuck.
+            self.wheel.schedule(connection, max(1, idle - silent))
         else:
             self.counters.idle += 1
             connection.end("idle")
@@ -288,7 +302,7 @@ class Gateway:
             self.counters.refused += 1
             connection.abort()
             return
-        if retry_after_ms := self._turned_away():
+        if retry_after_ms := self._turned_away(connection):
             self.counters.refused += 1
             if len(self._refused) >= _REFUSED_MAX:
                 connection.abort()
@@ -298,19 +312,34 @@ class Gateway:
             return
         self.counters.accepted += 1
         self._connections[connection.number] = connection
+        entry = self._places.come(connection, *self._from(connection))
+        if entry.given_up is not None:
+            self.counters.refused += 1
+            entry.given_up.end("overloaded", self.config.retry_after_ms)
         self.wheel.schedule(connection, self.ticks(self.config.first_frame_ms))
         self.sessions.opened(self.name, connection.number, connection.peer_address)
 
-    def _turned_away(self) -> int:
-        """0: there is room for one more. Else: come back after so many ms."""
-        if len(self._connections) >= self.config.connections_max:
+    def _turned_away(self, connection: Connection) -> int:
+        """0: there is room for it. Else: it may come back after so many ms."""
+        if not self._places.room(*self._from(connection)):
             return self.config.retry_after_ms
-        return self._doors.enter(self.clock.now())
+        return 0 if connection.entered else self._doors.enter(self.clock.now())
+
+    def _from(self, connection: Connection) -> tuple[str, bool]:
+        """Whom it counts with, and whether these are too many to be counted as one."""
+        address = connection.peer_address
+        return neighbourhood(address), self.config.is_shared(address)
+
+    def asks(self, connection: Connection) -> None:
+        """A whole request has come: it keeps its place, whoever comes. One whose Connect is no good
+        is ended at once."""
+        self._places.asks(connection)
 
     def lost(self, connection: Connection) -> None:
         self.wheel.cancel(connection)
         self.stuck.cancel(connection)
         self._refused.discard(connection)
+        self._places.go(connection)
         if self._connections.pop(connection.number, None) is not None:
             self.sessions.closed(self.name, connection.number, connection.reason)
         if not self._accepting and not self._connections and not self._refused:
@@ -356,3 +385,11 @@ class Gateway:
         found = self._connections.get(connection)
         if found is not None:
             found.end(reason, retry_after_ms)
+
+
+def _too_many(config: GatewayConfig) -> bytes:
+    response = pb.Response()
+    response.error.code = Code.OVERLOADED
+    response.error.message = "too many requests on this connection"
+    response.error.retry_after_ms = int(1000 / config.requests_per_s) + 1
+    return response.SerializeToString()

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+
+from imcore.bucket import Bucket
+
+if TYPE_CHECKING:
+    from services.gateway.connection import Connection
+    from services.gateway.server import Gateway
 
 ASKS = b"GET "
 MESSAGE_BYTES_MAX = 64 * 1024
@@ -31,8 +37,10 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
 
     kind = "websocket"
 
-    def __init__(self, below: asyncio.Transport, connection: asyncio.Protocol) -> None:
+    def __init__(self, below: asyncio.Transport, connection: Connection, gateway: Gateway) -> None:
         super().__init__()
+        config, self._clock = gateway.config, gateway.clock
+        self._bare = Bucket(config.controls_per_s, config.controls_burst, self._clock.now())
         self._below = below
         self._connection = connection
         self._rules = ServerProtocol(max_size=MESSAGE_BYTES_MAX, logger=_log)
@@ -47,13 +55,19 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
                 self._rules.send_response(response)
             elif isinstance(event, Frame):
                 self._take(event)
+            if self._below.is_closing():
+                return
         self._send_out()
 
     def _take(self, one: Frame) -> None:
-        if one.opcode in (Opcode.BINARY, Opcode.CONT):
+        """Pongs are the rules' to send, and go out with what else a step brings."""
+        binary = one.opcode in (Opcode.BINARY, Opcode.CONT)
+        if binary and one.data:
             self._connection.data_received(bytes(one.data))
         elif one.opcode is Opcode.TEXT:
             self._rules.fail(_PROTOCOL_ERROR, "expected binary messages")
+        elif one.opcode is not Opcode.CLOSE and self._bare.take(self._clock.now()):
+            self._connection.rubbish("too many WebSocket frames that bring nothing")
 
     def eof_received(self) -> bool:
         return False
@@ -68,11 +82,12 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
         self._connection.connection_lost(exc)
 
     def _send_out(self) -> None:
-        for data in self._rules.data_to_send():
-            if data:
-                self._below.write(data)
-            else:  # all has been said
-                self._below.close()
+        """In one write; an empty piece is the last one."""
+        pieces = self._rules.data_to_send()
+        if data := b"".join(pieces):
+            self._below.write(data)
+        if b"" in pieces:
+            self._below.close()
 
     # ------------------------------------------------------------------------ to the connection
 
@@ -106,8 +121,8 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
         return self._below.get_extra_info(name, default)
 
 
-def begin(below: asyncio.Transport, connection: asyncio.Protocol) -> WebSocket:
+def begin(below: asyncio.Transport, connection: Connection, gateway: Gateway) -> WebSocket:
     """From here on the connection speaks through what is returned."""
-    web = WebSocket(below, connection)
+    web = WebSocket(below, connection, gateway)
     below.set_protocol(web)
     return web

@@ -172,6 +172,15 @@ class Conversation:
         self._encrypted = True
         return True
 
+    def left(self, uid: str) -> Place | None:
+        """Where the change stands by which this user is no member any more. None: one, or never
+        one."""
+        events = self.events.get(uid)
+        if not events or events[-1][3]:
+            return None
+        hlc, origin, seq, _, _ = events[-1]
+        return Place(hlc, origin, seq)
+
     def removed(self, uid: str) -> bool:
         """Whether somebody else has put this user out, and nobody in again."""
         events = self.events.get(uid)

@@ -143,6 +143,8 @@ def fits(op: oplog.Op) -> bool:
             return True
     if kind == "route":
         return keys.user_key_fits(op.route.uid, op.route.device)
+    if kind == "kick":
+        return keys.user_key_fits(op.kick.uid, op.kick.device)
     if kind == "cursor":
         return keys.user_key_fits(op.cursor.uid, name)
     if kind == "setting":
@@ -202,6 +204,9 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
         elif kind == "route":
             needed.add(keys.route(partition, op.route.uid, op.route.device))
             continue
+        elif kind == "kick":
+            needed.add(keys.kick(partition, op.kick.uid, op.kick.device))
+            continue
         elif kind == "device_keys":
             named = op.device_keys.keys
             needed.add(keys.device_keys(partition, named.uid, named.device))
@@ -242,10 +247,11 @@ class Fold:
             effects.audience[name] = audience
             # Of a group that has just shrunk to this size everybody: its membership alone named it
             # until now, and names it no more.
-            if len(members) <= self._timeline_members_max:
-                number = keys.number(timeline)
-                for uid in audience:
-                    rows.put(keys.timeline(self._partition, uid, name), number)
+            # Those who left are named it once more, however large it is.
+            small = len(members) <= self._timeline_members_max
+            number = keys.number(timeline)
+            for uid in audience if small else effects.left.get(name, ()):
+                rows.put(keys.timeline(self._partition, uid, name), number)
         return effects
 
     def _one(
@@ -269,7 +275,7 @@ class Fold:
         elif kind == "device_keys":
             self._device_keys(op, rows)
         elif kind == "kick":
-            effects.kicks.append(op)
+            self._kick(op, rows, effects)
         elif op.seq:
             conversation = conversations[op.conversation]
             reached = conversation.heads.get(origin, 0)
@@ -464,6 +470,13 @@ class Fold:
         row = oplog.RouteRow(origin=origin_pb(origin), hlc=op.hlc, route=op.route)
         rows.put(key, row.SerializeToString(deterministic=True))
         effects.routes.append((origin, op))
+
+    def _kick(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
+        """Kept, for whom it could not be told yet."""
+        effects.kicks.append(op)
+        key = keys.kick(self._partition, op.kick.uid, op.kick.device)
+        if oplog.Op.FromString(rows.get(key) or b"").hlc < op.hlc:
+            rows.put(key, op.SerializeToString(deterministic=True))
 
 
 def _standing(row: oplog.ClassRow) -> tuple[Place, tuple[Origin, int]] | None:

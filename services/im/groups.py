@@ -73,20 +73,37 @@ async def _change(
         announcement=announcement,
         encrypted=encrypted,
     )
-    joined = [(conversation.id, uid) for uid, member in changes if member]
-    server.granted.update(dict.fromkeys(joined, _NOT_DURABLE))  # before the fold makes it count
+    joined = [uid for uid, member in changes if member]
+    grants = server.granted.setdefault(conversation.id, {})
+    grants.update(dict.fromkeys(joined, _NOT_DURABLE))  # before the fold makes it count
     try:
         record = await partition.append(op)
     except BaseException:
-        for grant in joined:
-            server.granted.pop(grant, None)
+        for uid in joined:
+            grants.pop(uid, None)
         raise
-    server.granted.update(dict.fromkeys(joined, record.lsn))
+    grants.update(dict.fromkeys(joined, record.lsn))
     await settled(server, session, partition, record.lsn)
-    for grant in joined:
-        if server.granted.get(grant) == record.lsn:
-            del server.granted[grant]
     return pb.Response(ok=pb.Ok(seq=op.seq))
+
+
+def forget_held(server: ImServer) -> None:
+    """Memberships that count by now and that another IDC holds; who asked for them may be gone long
+    since."""
+    for name, grants in list(server.granted.items()):
+        partition = server.partition(name)
+        folded = partition.applier.lsn(server.origin)
+        done = [u for u, lsn in grants.items() if lsn <= folded and server.safe(partition, lsn)]
+        for uid in done:
+            del grants[uid]
+        if not grants:
+            del server.granted[name]
+
+
+def _coming(server: ImServer, partition: Partition, name: str) -> set[str]:
+    """Who has been let in and is not folded yet."""
+    folded = partition.applier.lsn(server.origin)
+    return {uid for uid, lsn in server.granted.get(name, {}).items() if lsn > folded}
 
 
 async def settled(server: ImServer, session: Session, partition: Partition, lsn: int) -> None:
@@ -127,7 +144,8 @@ async def create(server: ImServer, session: Session, request: pb.GroupCreate) ->
     if request.encrypted:
         server.need_level(ENCRYPTION)
     members = {session.uid, *request.members}
-    _check_members(server, members, len(members), request.encrypted)
+    count = len(members | _coming(server, partition, request.conversation))
+    _check_members(server, members, count, request.encrypted)
     _check_name(request.name)
     changes = [(uid, True) for uid in sorted(members)]
     owner = pb.RoleChange(uid=session.uid, role=pb.GROUP_ROLE_OWNER)
@@ -147,7 +165,9 @@ async def change(server: ImServer, session: Session, request: pb.GroupChange) ->
     new = sorted(uid for uid in joining if not conversation.is_member(uid))
     gone = sorted(uid for uid in leaving if conversation.is_member(uid))
     named = {*joining, *leaving, *roles}
-    count = len(conversation.members()) + len(new) - len(gone)
+    coming = _coming(server, partition, request.conversation).union(new)
+    count = len(conversation.members()) - len(gone)
+    count += sum(not conversation.is_member(uid) for uid in coming)
     _check_members(server, named, count, conversation.encrypted and bool(new))
     _check_name(request.name)
     if len(request.announcement.text.encode()) > ANNOUNCEMENT_BYTES_MAX:

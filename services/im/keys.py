@@ -17,6 +17,7 @@ overlap. Integers are big-endian: byte order is number order.
     w      uid, device                              RouteRow
     d      uid, device                              DeviceKeysOp: the last word on its keys
     u      uid, conversation                        local timeline number (not replicated state)
+    x      uid, device                              a kick, as its op: the last one (nor is this)
     v                                               CheckpointRow (not replicated state)
 """
 
@@ -211,6 +212,10 @@ def route(partition: int, uid: str, device: str) -> bytes:
 def device_keys(partition: int, uid: str, device: str) -> bytes:
     """Of no device: the start of those of all."""
     return _U16.pack(partition) + b"d" + uid.encode() + b"\0" + device.encode()
+
+
+def kick(partition: int, uid: str, device: str) -> bytes:
+    return _U16.pack(partition) + b"x" + uid.encode() + b"\0" + device.encode()
 
 
 def timeline_prefix(partition: int, uid: str) -> bytes:

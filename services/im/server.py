@@ -53,6 +53,7 @@ from services.im import (
     entries,
     friends,
     groups,
+    keys,
     known,
     listing,
     presence,
@@ -62,7 +63,7 @@ from services.im import (
 )
 from services.im.conversation import Conversation
 from services.im.diffusion import Diffusion
-from services.im.fold import Effects
+from services.im.fold import Effects, Entry
 from services.im.keys import partition_of
 from services.im.load import ConversationLoad
 from services.im.looking import Looking
@@ -71,9 +72,21 @@ from services.im.presence import TYPING_BURST, TYPING_PER_S
 from services.im.pulls import Pulls
 from services.im.sequencer import Accepted, Submission, Want
 from services.im.sync import sync_page
+from services.im.unrouted import Unrouted, said_later
 from services.metrics.hot import Hot
 from services.metrics.verbs import Verbs
-from services.ports import Backlog, Kv, Live, NoLive, NoRisk, Pushes, Reply, Risk, Session
+from services.ports import (
+    Backlog,
+    Kv,
+    Live,
+    NoLive,
+    NoRisk,
+    Pushes,
+    Record,
+    Reply,
+    Risk,
+    Session,
+)
 from services.tracing.spans import Tracing, context_of, end
 
 log = logging.getLogger("im.im")
@@ -101,6 +114,7 @@ KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
+_Handler = Callable[["ImServer", Session, Any], Coroutine[Any, Any, pb.Response]]
 Signals = Callable[[str, tuple[str, ...], Origin, int], None]  # no users: all members
 SealOf = Callable[[Origin, int], int | None]
 _Page = Coroutine[Any, Any, tuple[list[pb.Entry], bool]]
@@ -148,8 +162,8 @@ class ImServer:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     applied_changed: asyncio.Event = field(default_factory=asyncio.Event)
     held_changed: asyncio.Event = field(default_factory=asyncio.Event)
-    # (group, uid) -> lsn of the membership that no other IDC is known to hold yet.
-    granted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By group and uid: the lsn of a membership that no other IDC is known to hold yet.
+    granted: dict[str, dict[str, int]] = field(default_factory=dict)
     # Where requests and conversations are counted, once something reads that.
     tracing: Tracing | None = None
     verbs: Verbs | None = None
@@ -160,6 +174,7 @@ class ImServer:
     pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)
+    unrouted: Unrouted = field(default_factory=Unrouted)
     load: ConversationLoad = field(init=False)
     diffusion: Diffusion = field(init=False)
     looking: Looking = field(init=False)
@@ -279,52 +294,11 @@ class ImServer:
         return response
 
     async def _dispatch(self, session: Session, request: pb.Request) -> pb.Response:
-        kind = request.WhichOneof("body")
-        if kind == "pull":
-            return await self._pull(session, request.pull)
-        if kind == "sync":
-            return await sync_page(self, session.uid, request.sync)
-        if kind == "history":
-            return await self._history(session, request.history)
-        if kind == "read_cursor":
-            return await self._read_cursor(session, request.read_cursor)
-        if kind == "claim":
-            return await self._claim(session, request.claim)
-        if kind == "change":
-            return await changes.change(self, session, request.change)
-        if kind == "set_conversation":
-            if request.set_conversation.HasField("encrypted"):
-                return await device_keys.switch_on(self, session, request.set_conversation)
-            return await listing.set_one(self, session, request.set_conversation)
-        if kind == "conversations":
-            return await listing.page(self, session.uid, request.conversations)
-        if kind == "set_friend":
-            return await friends.set_one(self, session, request.set_friend)
-        if kind == "friends":
-            return await friends.page(self, session.uid, request.friends)
-        if kind == "readers":
-            return await readers.page(self, session, request.readers)
-        if kind == "search":
-            return await search.page(self, session, request.search)
-        if kind == "group_create":
-            return await groups.create(self, session, request.group_create)
-        if kind == "group_change":
-            return await groups.change(self, session, request.group_change)
-        if kind == "group_info":
-            return await groups.info(self, session, request.group_info)
-        if kind == "typing":
-            return await presence.typing(self, session, request.typing)
-        if kind == "watch":
-            return await presence.watch(self, session, request.watch)
-        if kind == "devices":
-            return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
-        if kind == "publish_keys":
-            return await device_keys.publish(self, session, request.publish_keys)
-        if kind == "device_keys":
-            return await device_keys.page(self, session, request.device_keys)
-        if kind == "kick":
-            return await devices.kick(self, session, request.kick)
-        raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
+        kind = request.WhichOneof("body") or ""
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
+        return await handler(self, session, getattr(request, kind))
 
     # --------------------------------------------------------------------------------- send
 
@@ -452,11 +426,9 @@ class ImServer:
             return None if conversation.exists else _no_group(conversation.id)
         if not conversation.is_member(uid):
             return _not_a_member(conversation.id)
-        lsn = self.granted.get((conversation.id, uid)) if self.granted else None
-        if lsn is not None:
-            if not self.safe(partition, lsn):
-                return Unavailable("no other IDC knows of the membership yet; ask again", 100)
-            del self.granted[conversation.id, uid]
+        lsn = self.granted.get(conversation.id, {}).get(uid) if self.granted else None
+        if lsn is not None and not self.safe(partition, lsn):
+            return Unavailable("no other IDC knows of the membership yet; ask again", 100)
         return None
 
     def _later(
@@ -577,7 +549,29 @@ class ImServer:
         def page(partition: Partition, conversation: Conversation) -> _Page:
             return self.pulls.page(partition, conversation, have, pull.limit)
 
-        return await self._pulled(session, pull.conversation, page)
+        try:
+            return await self._pulled(session, pull.conversation, page)
+        except Refused as refused:
+            if refused.code != Code.FORBIDDEN:
+                raise
+            response = await self._left(session, pull.conversation)
+            if response is None:
+                raise
+            return response
+
+    async def _left(self, session: Session, name: str) -> pb.Response | None:
+        """The last thing that a former member is told of a group, as it was pushed to him."""
+        partition = self.partition(name)
+        at = (await partition.conversations.load(name)).left(session.uid)
+        if at is None:
+            return None
+        value = await self.kv.get(keys.entry(partition.number, name, at.origin, at.seq))
+        if value is None:  # it was above a seal, and stands elsewhere now
+            return None
+        op = oplog.Op.FromString(value)
+        response = pb.Response(pull_ok=pb.PullOk(conversation=name, left=True))
+        response.pull_ok.entries.append(entries.build(Entry(at.origin, op), self.keys))
+        return response
 
     async def _history(self, session: Session, history: pb.History) -> pb.Response:
         check_conversation(history.conversation)
@@ -691,11 +685,20 @@ class ImServer:
             self.live.forget(session.uid, session.device)
             self._route(session, gone=True)
 
+    def stood(self, session: Session) -> None:
+        """As of ``services.split.fronts.CoreIm``."""
+        if not self.live.stood(session):
+            self._route(session, gone=False, since_hlc=session.since_hlc)
+
+    def is_over(self, session: Session) -> bool:
+        """The same."""
+        return session.pull_only or self.live.is_over(session)
+
     async def kick(self, uid: str, device: str) -> None:
         """For an operator: a device of a user, or all of them. Raises Refused, Unavailable."""
         await devices.end(self, uid, device)
 
-    def _route(self, session: Session, gone: bool) -> None:
+    def _route(self, session: Session, gone: bool, since_hlc: int = 0) -> None:
         partition = self.partition(session.uid)
         op = partition.sequencer.plain("", self.clock.wall_ms(), session.seen_hlc)
         op.route.uid = session.uid
@@ -706,7 +709,25 @@ class ImServer:
         op.route.gone = gone
         op.route.kind = session.kind
         op.route.away_ms = session.away_ms if gone else 0
-        partition.put(op, lambda _: None)
+        op.route.since_hlc = since_hlc
+        self.unrouted.overtaken(op.route)
+        self._put_route(partition, op)
+
+    def _put_route(self, partition: Partition, op: oplog.Op) -> None:
+        """Nobody waits for it, and nobody would say it again."""
+
+        def done(result: Record | Exception) -> None:
+            if isinstance(result, Exception):
+                self.unrouted.failed(op)
+
+        partition.put(op, done)
+
+    def _route_again(self) -> None:
+        for lost in self.unrouted.take(lambda uid: self.partition(uid).open_for_writes):
+            partition = self.partition(lost.route.uid)
+            op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
+            op.route.CopyFrom(said_later(lost, op.hlc))
+            self._put_route(partition, op)
 
     # ------------------------------------------------------------------ from appliers, peers
 
@@ -764,15 +785,52 @@ class ImServer:
             self.pushes.replicated(self.origin, number, partition.replication.level(1))
 
     def tick(self) -> None:
-        """Each partition logs its closed HLC; those who waited too long for a copy are told, and
-        who has read what."""
+        """Each partition logs its closed HLC, and routes that it could not take before; those who
+        waited too long for a copy are told, and who has read what. What was held elsewhere since
+        is forgotten."""
         now = self.clock.now()
         for partition in self.partitions:
             partition.replication.expire(now)
             op = partition.sequencer.plain("", self.clock.wall_ms(), 0)
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
+        self._route_again()
+        groups.forget_held(self)
         readers.tell(self)
+
+
+async def _set_conversation(
+    server: ImServer, session: Session, request: pb.SetConversation
+) -> pb.Response:
+    if request.HasField("encrypted"):
+        return await device_keys.switch_on(server, session, request)
+    return await listing.set_one(server, session, request)
+
+
+# Each request but ``send``, by its name in the protocol.
+_HANDLERS: dict[str, _Handler] = {
+    "pull": ImServer._pull,
+    "history": ImServer._history,
+    "sync": sync_page,
+    "conversations": listing.page,
+    "set_conversation": _set_conversation,
+    "read_cursor": ImServer._read_cursor,
+    "claim": ImServer._claim,
+    "change": changes.change,
+    "readers": readers.page,
+    "search": search.page,
+    "friends": friends.page,
+    "set_friend": friends.set_one,
+    "group_create": groups.create,
+    "group_change": groups.change,
+    "group_info": groups.info,
+    "typing": presence.typing,
+    "watch": presence.watch,
+    "publish_keys": device_keys.publish,
+    "device_keys": device_keys.page,
+    "devices": devices.page,
+    "kick": devices.kick,
+}
 
 
 def _end(span: Span, outcome: Outcome) -> None:

@@ -16,15 +16,17 @@ from aiohttp import web
 
 from imcore.attest import RegionKeys
 from imcore.bearer import claims_of
+from imcore.bucket import Buckets
 from imcore.doors import Doors
-from imcore.errors import Code, Overloaded, Refused, Unavailable
+from imcore.errors import Code, Overloaded, Refused, Unavailable, retry_after_ms
 from imcore.listener import Listen, Listener
+from imcore.places import neighbourhood
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims
 from services.https import CODES, Handler, Https, errors, whole
 from services.ipconf.directory import Directory
-from services.ipconf.geo import Address, Shards, inside
+from services.ipconf.geo import Address, Shards, inside, unmapped
 from services.ipconf.locate import Locator
 from services.ipconf.rank import Scored, rank
 from services.ipconf.reports import PER_REQUEST_MAX, Reports
@@ -37,6 +39,10 @@ REPORTS_AGAIN_MS = 1_000
 BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
 TRANSPORTS = ["tcp", "websocket", "polling"]
+# All devices of a user that lose their gateways ask at once, and again while they find no other;
+# so do all that are behind one address.
+_USER_BURST_S = 10
+_ADDRESS_BURST_S = 5
 
 _VERBS = {"/v1/gateways": "gateways", "/v1/reports": "reports"}
 
@@ -83,8 +89,15 @@ class IpconfServer:
             if region.spec.media is not None
             else {}
         )
-        lookups_per_s = region.spec.limits.lookups_per_s
-        self._doors = Doors(lookups_per_s, lookups_per_s, clock.now())
+        limits = region.spec.limits
+        # Before the doors: a refusal there puts everybody off who comes later.
+        self._of_address = Buckets(
+            limits.address_lookups_per_s, _ADDRESS_BURST_S * limits.address_lookups_per_s
+        )
+        self._of_user = Buckets(
+            limits.user_lookups_per_s, _USER_BURST_S * limits.user_lookups_per_s
+        )
+        self._doors = Doors(limits.lookups_per_s, limits.lookups_per_s, clock.now())
         self._https: Https | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
@@ -116,7 +129,10 @@ class IpconfServer:
     # ------------------------------------------------------------------------------ routes
 
     async def _gateways(self, request: web.Request) -> web.StreamResponse:
-        claims = self._claims(request)
+        came_from = self._came_from(request)
+        claims = self._claims(request, came_from)
+        if wait_s := self._of_user.take(claims.uid, self._clock.now()):
+            raise Overloaded("this user asks too often", retry_after_ms(wait_s))
         if retry_ms := self._doors.enter(self._clock.now()):
             raise Overloaded("too many clients ask at once", retry_ms)
         network = request.query.get("network", "unknown")
@@ -125,7 +141,7 @@ class IpconfServer:
         policy = self._holder.policy
         if policy is None:
             raise Unavailable("no policy is known yet", retry_after_ms=500)
-        address = self._address(request, claims)
+        address = self._address(request, claims, came_from)
         shard = self._shards.of(address, self._locator.locate(address))
         live = self._directory.live()
         last = request.query.get("last", "")
@@ -157,7 +173,7 @@ class IpconfServer:
         return [{"idc": idc, "url": self._media[idc]} for idc in idcs if idc in self._media]
 
     async def _report(self, request: web.Request) -> web.StreamResponse:
-        claims = self._claims(request)
+        claims = self._claims(request, self._came_from(request))
         try:
             accused = _accused(json.loads(await whole(request)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -170,17 +186,8 @@ class IpconfServer:
 
     # ------------------------------------------------------------------------------ callers
 
-    def _claims(self, request: web.Request) -> Claims:
-        header = request.headers.get("Authorization", "")
-        return claims_of(header, self._keys, self._clock.wall_ms())
-
-    def _address(self, request: web.Request, claims: Claims) -> Address:
-        """The socket's; a header's from listed proxies only; any for an admin who says so."""
-        wanted = request.headers.get("X-Im-Address")
-        if wanted is not None:
-            if not claims.admin:
-                raise Refused(Code.FORBIDDEN, "X-Im-Address needs an admin token")
-            return _parsed(wanted)
+    def _came_from(self, request: web.Request) -> Address:
+        """The socket's address; a header's from listed proxies only."""
         address = _parsed(request.remote or "")
         forwarded = request.headers.getall("X-Forwarded-For", [])
         hops = [hop for line in forwarded for hop in line.split(",")]
@@ -188,6 +195,24 @@ class IpconfServer:
         while hops and inside(address, self._proxies):
             address = _parsed(hops.pop())
         return address
+
+    def _claims(self, request: web.Request, came_from: Address) -> Claims:
+        """Whoever has no token is bound by his address, and so is who has the tokens of many."""
+        if not inside(came_from, self._proxies):  # else it is one of ours that says nothing
+            key = neighbourhood(str(unmapped(came_from)))
+            if wait_s := self._of_address.take(key, self._clock.now()):
+                raise Overloaded("too many ask from this address", retry_after_ms(wait_s))
+        header = request.headers.get("Authorization", "")
+        return claims_of(header, self._keys, self._clock.wall_ms())
+
+    def _address(self, request: web.Request, claims: Claims, came_from: Address) -> Address:
+        """Where the client is: any for an admin who says so."""
+        wanted = request.headers.get("X-Im-Address")
+        if wanted is None:
+            return came_from
+        if not claims.admin:
+            raise Refused(Code.FORBIDDEN, "X-Im-Address needs an admin token")
+        return _parsed(wanted)
 
 
 def _parameters(region: Region) -> dict[str, dict[str, Any]]:

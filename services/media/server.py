@@ -30,6 +30,9 @@ BURST_S = 10.0
 CHUNK_S = 30.0  # whoever takes longer for a chunk, either way, is cut off
 STEP_BYTES = 256 * 1024
 SLOT_AGAIN_MS = 500
+# Of the transfers that are free one user has this part at most, and one always: the fewer are left,
+# the more it takes to have them all, and slow readers leave some.
+SHARE_OF_FREE = 8
 REQUESTS_PER_S, REQUESTS_BURST = 100, 400  # of one user
 SIMILAR_BITS = 10  # unless another number is asked for
 SIMILAR_PER_S, SIMILAR_BURST = 1, 5  # of one user: each looks at all pictures of the IDC
@@ -88,7 +91,9 @@ class MediaApi:
         settings = self._store.settings
         if wait_s := self._asked.take(uid, self._clock.now()):
             raise Overloaded("too many requests of this user", retry_after_ms(wait_s))
-        if self._busy.total() >= settings.transfers or self._busy[uid] >= settings.user_uploads:
+        free = settings.transfers - self._busy.total()
+        most = min(settings.user_uploads, max(1, free // SHARE_OF_FREE))
+        if free <= 0 or self._busy[uid] >= most:
             raise Overloaded("too many transfers are under way", SLOT_AGAIN_MS)
         self._busy[uid] += 1
         try:

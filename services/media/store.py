@@ -23,6 +23,7 @@ from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable
 from imcore.media import Declared, MediaName, MediaRef
 from imcore.region.model import Media, Messages, WhenUnreplicated
 from imcore.runtime import Clock
+from services.media.shares import Shares, by_note, owner_of, owners_in
 from services.media.words import NO_PICTURE, Looked, Picture, Record, Upload, distance
 from services.ports import Blobs
 
@@ -154,11 +155,13 @@ class MediaStore:
         self._clock = clock
         self._peers = peers
         self._uploads: dict[str, Upload] = {}
+        self._came: dict[str, int] = {}  # bytes of each
+        self._shares = Shares()
         self._sizes: dict[str, int] = {}  # of all files, by hash
         self._copies: dict[str, float] = {}  # when each was used last, by hash
         # Files that may be half gone, or that no key may lead to; from when on each is looked at.
         self._untidy: dict[str, float] = {}
-        self._stored = 0  # bytes, those of uploads under way as declared
+        self._stored = 0  # bytes, those of uploads under way as far as they have come
         self._ready = False
         self.alarm = ""  # why files cannot be had, as far as it was looked
         self._locks = Locks()
@@ -192,12 +195,17 @@ class MediaStore:
         self._sizes = await self._blobs.files()
         for name, found in (await self._blobs.uploads()).items():
             try:
-                self._uploads[name] = Upload.from_json(found.note)
+                upload = Upload.from_json(found.note)
             except ValueError:
                 await self._blobs.abandon(name)
+                continue
+            if name not in self._uploads:  # by an earlier look, which broke off
+                self._began(name, upload)
+            self._goes_to(name, found.size)
         noted = await self._blobs.noted()
-        for sha256 in self._sizes:
+        for sha256, size in self._sizes.items():
             names = noted.get(sha256, set())
+            self._shares.are(owners_in(names, KEY), sha256, size)
             for name in names:
                 if name.startswith(PICTURE):
                     with contextlib.suppress(ValueError):  # who else may write into a bucket?
@@ -208,7 +216,7 @@ class MediaStore:
             # may be that he is ending just now, and about to write it.
             if not any(name.startswith(KEY) for name in names):
                 self._untidy[sha256] = self._clock.now() + SWEEP_S
-        self._stored = sum(self._sizes.values()) + sum(u.size for u in self._uploads.values())
+        self._stored += sum(self._sizes.values())
         self._ready = True
 
     async def sweep(self) -> None:
@@ -223,10 +231,8 @@ class MediaStore:
         now = self._clock.now()
         for sha256 in [sha256 for sha256, due in self._untidy.items() if due <= now]:
             async with self._locks(sha256):
-                if sha256 in self._sizes and await self._keyed(sha256):
-                    self._untidy.pop(sha256, None)
-                elif sha256 in self._untidy:
-                    await self._drop(sha256)
+                if sha256 in self._untidy:
+                    await self._tidy(sha256)
 
     async def evict(self) -> None:
         """Copies beyond the limit, the one first that was not used for longest. What no other IDC
@@ -287,7 +293,8 @@ class MediaStore:
     # ---------------------------------------------------------------------------- uploads
 
     async def begin(self, uid: str, declared: Declared) -> Begun | Kept:
-        """Kept when this user has uploaded it before. Raises Refused, Unavailable, DiskFull."""
+        """Kept when this user has uploaded it before. What is announced takes room of this user's
+        share; that of all is taken by what has come. Raises Refused, Unavailable, DiskFull."""
         self._check_ready()
         if declared.size > self.settings.bytes_max:
             raise Refused(Code.TOO_LARGE, f"a file has at most {self.settings.bytes_max} bytes")
@@ -300,6 +307,7 @@ class MediaStore:
                 async with self._locks(name.sha256):
                     if await self._held(name) is None:
                         raise Unavailable("the file is gone: begin it again", LATER_MS)
+                    await self._belongs(uid, name)
                     await self._stays(name.sha256)
                 self.counters.known += 1
                 await self._look_at(name.sha256, record)  # unless it has been
@@ -312,20 +320,56 @@ class MediaStore:
             upload = Upload(
                 uid, declared.sha256, declared.size, declared.type, self._clock.wall_ms()
             )
+            self._check_share(uid, declared.size)
             await self._begin(key, upload)
             self.counters.begun += 1
             return Begun(key, 0)
 
     async def _begin(self, name: str, upload: Upload) -> None:
-        if self._stored + upload.size > self.settings.store_bytes_max:
-            raise Unavailable("this IDC has no room for more files", FULL_RETRY_MS)
-        self._uploads[name] = upload
-        self._stored += upload.size
+        self._check_room(upload.size)
+        self._began(name, upload)
         try:
             await self._blobs.begin(name, upload.to_json())
         except BaseException:
             self._ended(name)
             raise
+
+    def _began(self, name: str, upload: Upload) -> None:
+        """His own share is taken by what he announces, so that what was begun can be ended."""
+        self._uploads[name] = upload
+        self._came[name] = 0
+        if upload.uid:
+            self._shares.came(owner_of(upload.uid), upload.size)
+
+    def _check_room(self, size: int) -> None:
+        if self._stored + size > self.settings.store_bytes_max:
+            raise Unavailable("this IDC has no room for more files", FULL_RETRY_MS)
+
+    def _check_share(self, uid: str, size: int) -> None:
+        has, most = self._shares.of(owner_of(uid)), self.settings.user_bytes_max
+        if has + size > most:
+            raise Refused(
+                Code.QUOTA,
+                f"the files and uploads of this user have {has} of {most} bytes here, and {size} "
+                "are too many more: delete what is not needed",
+            )
+
+    async def _put(self, name: str, at: int, data: bytes) -> None:
+        """The room is taken first: others come while this waits."""
+        end = at + len(data)
+        self._goes_to(name, at)  # as the store says, whatever was thought of it
+        self._check_room(len(data))
+        self._goes_to(name, end)
+        try:
+            await self._blobs.put(name, at, data, last=end == self._uploads[name].size)
+        except BaseException:
+            self._goes_to(name, at)
+            raise
+
+    def _goes_to(self, name: str, end: int) -> None:
+        """So much of this upload is here."""
+        self._stored += end - self._came[name]
+        self._came[name] = end
 
     async def _goes_on(self, name: str) -> int:
         """Where. What has no bytes may also be lost, with its note, without which nothing more is
@@ -336,7 +380,11 @@ class MediaStore:
         return at
 
     def _ended(self, name: str) -> None:
-        self._stored -= self._uploads.pop(name).size
+        self._goes_to(name, 0)
+        del self._came[name]
+        upload = self._uploads.pop(name)
+        if upload.uid:
+            self._shares.came(owner_of(upload.uid), -upload.size)
 
     def _own(self, uid: str, name: str) -> Upload:
         self._check_ready()
@@ -360,8 +408,7 @@ class MediaStore:
                 raise WrongOffset(at)
             if at + len(data) > upload.size:
                 raise Refused(Code.BAD_REQUEST, "these are more bytes than were announced")
-            last = at + len(data) == upload.size
-            await self._blobs.put(name, offset, data, last=last)
+            await self._put(name, at, data)
             self.counters.bytes_in += len(data)
             return at + len(data)
 
@@ -402,14 +449,29 @@ class MediaStore:
             if sha256 not in self._sizes:
                 self._sizes[sha256] = upload.size
                 self._stored += upload.size
+            if upload.uid:  # at once: his other uploads would take the room
+                self._shares.add(owner_of(upload.uid), sha256, upload.size)
             if copy:
                 await self._blobs.write_note(sha256, COPY, b"")
                 self._copies[sha256] = self._clock.now()
             elif upload.uid:
                 await self._stays(sha256)
+                await self._belongs(upload.uid, named)
             await self._blobs.write_note(sha256, KEY + named.key, record.to_json())
             self._untidy.pop(sha256)
             return True
+
+    async def _belongs(self, uid: str, name: MediaName) -> None:
+        """The file counts among this user's. Raises Refused where it is too much for him: his
+        upload in another IDC, which was fetched from there, and now is to stay here."""
+        owner, note = owner_of(uid), by_note(owner_of(uid), name.key)
+        if note in await self._blobs.notes(name.sha256):
+            return
+        size = self._sizes[name.sha256]
+        if not self._shares.has(owner, name.sha256):
+            self._check_share(uid, size)
+        self._shares.add(owner, name.sha256, size)
+        await self._blobs.write_note(name.sha256, note, b"")
 
     async def _stays(self, sha256: str) -> None:
         """It is no copy that may go (any more). The note may also be one of a fetch that never came
@@ -550,7 +612,7 @@ class MediaStore:
         async for data in peer.read(name, at):
             if at + len(data) > record.size:
                 raise Silent("it is longer there than that IDC says")
-            await self._blobs.put(copy, at, data, last=at + len(data) == record.size)
+            await self._put(copy, at, data)
             at += len(data)
             self.counters.bytes_fetched += len(data)
         if at != record.size:
@@ -586,19 +648,25 @@ class MediaStore:
                 raise Refused(Code.FORBIDDEN, "only who uploaded it deletes it")
             self._untidy[name.sha256] = self._clock.now()
             await self._blobs.remove_note(name.sha256, KEY + name.key)
-            if await self._keyed(name.sha256):
-                del self._untidy[name.sha256]
-            else:
-                await self._drop(name.sha256)
+            by = by_note(owner_of(record.uid), name.key)
+            await self._blobs.remove_note(name.sha256, by)
+            await self._tidy(name.sha256)
 
-    async def _keyed(self, sha256: str) -> bool:
-        """Whether a key leads to it."""
-        return any(note.startswith(KEY) for note in await self._blobs.notes(sha256))
+    async def _tidy(self, sha256: str) -> None:
+        """It stays if a key leads to it, and is gone otherwise."""
+        notes = set(await self._blobs.notes(sha256)) if sha256 in self._sizes else set()
+        if any(note.startswith(KEY) for note in notes):
+            self._shares.are(owners_in(notes, KEY), sha256, self._sizes[sha256])
+            del self._untidy[sha256]
+        else:
+            await self._drop(sha256)
 
     async def _drop(self, sha256: str) -> None:
         """It is forgotten first: of a deletion that breaks off nobody knows what is left."""
         if sha256 in self._sizes:
-            self._stored -= self._sizes.pop(sha256)
+            size = self._sizes.pop(sha256)
+            self._stored -= size
+            self._shares.are(set(), sha256, size)
         self._copies.pop(sha256, None)
         self._pictures.pop(sha256, None)
         self._untidy[sha256] = self._clock.now()

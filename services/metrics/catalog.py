@@ -114,7 +114,7 @@ METRICS = (
         "im_media_transferred_bytes_total",
         "of files: in and out (clients), fetched (from other IDCs)", "way",
     ),
-    _gauge("im_media_stored_bytes", "files here, and uploads under way as announced"),
+    _gauge("im_media_stored_bytes", "files here, and what has come of uploads"),
     _gauge("im_media_copies_bytes", "copies from other IDCs, which make room beyond their limit"),
     _gauge("im_media_files", "files here, each once"),
     _gauge("im_media_uploads", "under way"),

@@ -20,3 +20,6 @@ class MedianClock:
 
     def now(self) -> float:
         return self._clock.now()
+
+    def cpu(self) -> float:
+        return self._clock.cpu()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import grpc
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from imcore.certificates import CertificateFiles
+from imcore.convert import origin_of
 from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
@@ -73,13 +75,14 @@ from services.node.risk import rules_of
 from services.node.roles import Roles
 from services.node.seals import Seals
 from services.node.status import Status
-from services.node.swaps import SWAP, SwapLimit
+from services.node.swaps import RegistryLimits
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.node.users import UsersService
 from services.node.webhooks import Webhooks
 from services.ports import Blobs, Registry
 from services.route.live import TURN_S, LiveRoutes
+from services.route.logins import KEPT_MAX
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
 from services.split.fronts import FrontLink, Fronts
@@ -122,7 +125,8 @@ class Node:
         self.tracing = tracing_of(self.spans, per_s, self.clock) if self.spans else None
         admin = config.idc.endpoints.admin
         self.measured = (
-            Measured(self.rng, (*config.roles.value, *(["admin"] if admin else [])))
+            # Roles of fronts too: what these count they tell.
+            Measured(self.rng, (*Roles.ALL.value, *(["admin"] if admin else [])))
             if config.idc.endpoints.metrics
             else None
         )
@@ -266,6 +270,8 @@ class Node:
     def _measure(self) -> None:
         if self.measured is not None:
             self.kv.read = self.measured.hot.read
+        if self.fronts is not None and self.measured is not None:
+            self.fronts.verbs = self.measured.verbs
         if isinstance(self.state, StateServer):  # a front measures and follows its own
             if self.measured is not None:
                 self.state.measure(self.measured.verbs["state"])
@@ -299,6 +305,7 @@ class Node:
                 spec.limits,
                 self.risk,
                 self.outside.secret,
+                self.outside.look_s,
             )
         self.fronts = Fronts(
             self.idc,
@@ -341,8 +348,8 @@ class Node:
 
     async def _start_server(self, stack: contextlib.AsyncExitStack) -> None:
         partitions = self.config.region.spec.partitions
-        swaps = SwapLimit(self.own_registry)
-        authorizer = Authorizer(voters_of(self.config.region), {SWAP: swaps.refusal})
+        limits = RegistryLimits(self.idc, self.own_registry).limits
+        authorizer = Authorizer(voters_of(self.config.region), limits)
         host, port = self.config.listener(self.config.idc.endpoints.peer)
         held = [HeldCalls(self.cuts)] if self.cuts is not None else []
         server = self.outside.server([authorizer, *held], f"{host}:{port}")
@@ -457,7 +464,7 @@ class Node:
         self.partitions = [
             Partition(
                 number, origin, own_log, self.kv, self.store, self.hlc, self.clock,
-                self.config.keys, spec.messages.replicas, len(spec.idcs) - 1, self._told,
+                spec.messages.replicas, len(spec.idcs) - 1, self._told,
                 spec.messages.push_group_members_max,
             )
             for number in range(spec.partitions)
@@ -478,6 +485,7 @@ class Node:
             self.signals, self.clock, spec.devices,
         )  # fmt: skip
         self.im.kicked = self.live.kick_folded
+        self.live.unrouted = self.im.unrouted.of
         self.im.level_written = lambda: self.traffic.levels.committed
         if self.measured is not None:
             self.im.verbs, self.im.hot = self.measured.verbs["im"], self.measured.hot
@@ -492,6 +500,7 @@ class Node:
         self.replication.appliers = [p.applier for p in self.partitions]
         refresh = self.replication.watch_copies()
         await self._load_routes()
+        await self._load_kicks()
         sequencer_id = self.outside.secret(8)
         for partition in self.partitions:
             partition.applier.base = self.retention
@@ -518,15 +527,28 @@ class Node:
 
     async def _load_routes(self) -> None:
         """Routes of all IDCs as of the last fold; the logs bring the rest."""
+        async for value in self._rows(b"w"):
+            row = oplog.RouteRow.FromString(value)
+            self.routes.apply(origin_of(row.origin), row.hlc, row.route)
+
+    async def _load_kicks(self) -> None:
+        """Whom they meant may have been where nobody could be told. Those of all time may be many:
+        the newest are known again."""
+        newest: list[tuple[int, bytes]] = []
+        async for value in self._rows(b"x"):
+            heapq.heappush(newest, (oplog.Op.FromString(value).hlc, value))
+            if len(newest) > KEPT_MAX:
+                heapq.heappop(newest)
+        self.live.kicks_known(oplog.Op.FromString(value) for _, value in newest)
+
+    async def _rows(self, table: bytes) -> AsyncIterator[bytes]:
         for number in range(self.config.region.spec.partitions):
-            start = keys.table(number, b"w")
+            start = keys.table(number, table)
+            end = keys.prefix_end(start)
             while True:
-                end = keys.prefix_end(keys.table(number, b"w"))
                 rows = await when_it_answers(partial(self.kv.scan, start, end, 1000), "the KV")
                 for _, value in rows:
-                    row = oplog.RouteRow.FromString(value)
-                    origin = Origin(row.origin.idc, row.origin.incarnation)
-                    self.routes.apply(origin, row.hlc, row.route)
+                    yield value
                 if len(rows) < 1000:
                     break
                 start = rows[-1][0] + b"\0"
@@ -549,7 +571,7 @@ class Node:
 
     def _told(self, number: int, origin: Origin, effects: Any) -> None:
         hlc = self.partitions[number].applier.newest[origin]
-        self.replication.folded(origin, number, hlc, self.clock.wall_ms())
+        self.replication.folded(origin, number, hlc, self.median_clock.wall_ms())
         self.im.told(number, origin, effects)
 
     def _route_folded(self, origin: Origin, op: oplog.Op) -> None:

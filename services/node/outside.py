@@ -22,13 +22,16 @@ from imcore.runtime import SystemClock
 from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from services.engines.disk import Disk, RealDisk
 from services.node.posting import Http, Poster
+from services.state.delay import SAMPLE_S
 
 
 class Outside(Protocol):
     """``secret``: so many bytes that nobody can guess. ``executor``: so many threads of a name.
-    ``pid``: of the process, as it says it of itself."""
+    ``pid``: of the process, as it says it of itself. ``look_s``: how often it looks how late it
+    comes to what is due."""
 
     pid: int
+    look_s: float
     clock: SystemClock
     rng: random.Random
     secret: Callable[[int], bytes]
@@ -57,6 +60,7 @@ class Machine:
 
     def __init__(self, pki: Path, name: str) -> None:
         self.pid = os.getpid()
+        self.look_s = SAMPLE_S
         self.clock = SystemClock()
         self.rng: random.Random = random.Random(secrets.randbits(64))
         self.secret: Callable[[int], bytes] = secrets.token_bytes

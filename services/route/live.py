@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from imcore.errors import Overloaded
@@ -52,6 +52,10 @@ class LiveRoutes:
         self._clock = clock
         self._known: frozenset[tuple[str, str]] = frozenset()
         self.watches = Watches(self._presence)
+        # Devices that have too many newer ones, if these are where no gateway is known yet.
+        self._doubtful: dict[tuple[str, str], None] = {}
+        # Of a user: routes of sessions here that the log has not taken yet.
+        self.unrouted: Callable[[str], Sequence[oplog.Op]] = lambda uid: ()
 
     def _presence(self, uid: str) -> Presence:
         return presence_of(self._routes.routes(uid), self._usable)
@@ -85,6 +89,50 @@ class LiveRoutes:
         """Whether a session stands there, as far as is known here."""
         return not route.gone and self._usable(route.origin.idc, route.gateway)
 
+    def stood(self, session: Session) -> bool:
+        uid, device, epoch = session.uid, session.device, session.connection_epoch
+        route = self._routes.routes(uid).get(device)
+        if route is not None and route.connection_epoch > epoch and not route.gone:
+            self._state.connected_elsewhere(uid, device, route.connection_epoch)
+            return True
+        written = route is not None and route.connection_epoch == epoch and not route.gone
+        since = route.since if route is not None and written else session.since_hlc
+        if self._kicked.hits(uid, device, since):
+            self._state.kick(uid, device, epoch)
+        elif written:
+            self._judge_surplus(uid, device)
+        return route is not None and route.connection_epoch >= epoch
+
+    def is_over(self, session: Session) -> bool:
+        route = self._routes.routes(session.uid).get(session.device)
+        if route is None or route.connection_epoch < session.connection_epoch:
+            return False
+        newer = route.connection_epoch > session.connection_epoch
+        return newer or route.gone or route.origin.idc != self._idc
+
+    def _judge_surplus(self, uid: str, device: str) -> None:
+        """Of a device that has a session here, whatever is known of its gateway."""
+        routes = self._routes.routes(uid)
+        own = routes[device]
+        most = self._policy.most(own.kind)
+        if most is None:
+            return
+
+        def usable(idc: str, gateway: str) -> bool:
+            return (idc, gateway) == (own.origin.idc, own.gateway) or self._usable(idc, gateway)
+
+        if device in surplus(routes, own.kind, most, usable):
+            self._kick(uid, device)
+        elif device in surplus(routes, own.kind, most, lambda idc, gateway: True):
+            self._doubtful[uid, device] = None
+
+    def _judge_doubtful(self) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        for uid, device in doubtful:
+            route = self._routes.routes(uid).get(device)
+            if route is not None and not route.gone and route.origin.idc == self._idc:
+                self._judge_surplus(uid, device)
+
     def forget(self, uid: str, device: str) -> None:
         self.watches.forget((uid, device))
 
@@ -97,7 +145,7 @@ class LiveRoutes:
                 kind=route.kind,
                 online=self.alive(route),
                 idc=route.origin.idc,
-                since_ms=route.hlc >> 16,
+                since_ms=route.since >> 16,
             )
             for device, route in newest
         ]
@@ -115,7 +163,7 @@ class LiveRoutes:
         if origin.idc != self._idc:
             self.forget(uid, device)
             self._state.connected_elsewhere(uid, device, op.route.connection_epoch)
-        elif self._kicked.hits(uid, device, op.hlc):
+        elif self._kicked.hits(uid, device, op.route.since_hlc or op.hlc):
             self._state.kick(uid, device, op.route.connection_epoch)
         most = self._policy.most(op.route.kind)
         if most is not None:
@@ -126,8 +174,19 @@ class LiveRoutes:
         kick = op.kick
         self._kicked.add(kick.uid, kick.device, kick.kept, op.hlc)
         for device, route in self._routes.routes(kick.uid).items():
-            if not route.gone and self._kicked.hits(kick.uid, device, route.hlc):
+            if not route.gone and self._kicked.hits(kick.uid, device, route.since):
                 self._kick(kick.uid, device)
+        for known in self.unrouted(kick.uid):
+            route_op = known.route
+            if not route_op.gone and self._kicked.hits(
+                kick.uid, route_op.device, route_op.since_hlc or known.hlc
+            ):
+                self._state.kick(kick.uid, route_op.device, route_op.connection_epoch)
+
+    def kicks_known(self, ops: Iterable[oplog.Op]) -> None:
+        """Folded by an earlier life, which may not have told them."""
+        for op in sorted(ops, key=lambda op: op.hlc):
+            self._kicked.add(op.kick.uid, op.kick.device, op.kick.kept, op.hlc)
 
     def _kick(self, uid: str, device: str) -> None:
         route = self._routes.routes(uid)[device]
@@ -146,6 +205,7 @@ class LiveRoutes:
         if gateways != self._known:
             self._known = gateways
             self.watches.all_changed()
+            self._judge_doubtful()
         for told in self.watches.turn(self._clock.now()):
             changed = pb.PresenceChanged(users=_rows(told.users))
             self._state.tell_devices(told.devices, pb.Event(presence=changed))

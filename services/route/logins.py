@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from services.route.table import Route
 
-_KEPT_MAX = 10_000  # kicks; a route that is folded so long after one that is older is not met
+KEPT_MAX = 10_000  # kicks; a route that is folded so long after one that is older is not met
 
 
 def surplus(
@@ -20,7 +20,7 @@ def surplus(
     """Of the user whose routes these are, the devices of that kind beyond the ``most`` that
     connected last. ``usable(idc, gateway)``: as of ``RouteTable.idcs_of``."""
     alive = [
-        (route.hlc, route.origin, device)
+        (route.since, route.origin, device)
         for device, route in routes.items()
         if not route.gone and route.kind == kind and usable(route.origin.idc, route.gateway)
     ]
@@ -41,7 +41,7 @@ class Kicked:
         if known is None or known[0] < hlc:
             self._kicks[key] = (hlc, kept)
             self._kicks.move_to_end(key)
-            if len(self._kicks) > _KEPT_MAX:
+            if len(self._kicks) > KEPT_MAX:
                 self._kicks.popitem(last=False)
 
     def hits(self, uid: str, device: str, hlc: int) -> bool:

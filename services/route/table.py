@@ -25,6 +25,12 @@ class Route(NamedTuple):
     gone: bool
     kind: str = ""  # of device
     away_ms: int = 0  # of one that is gone: so long it had had no connection
+    since_hlc: int = 0
+
+    @property
+    def since(self) -> int:
+        """When the device connected (or went): a route may be logged later. HLC."""
+        return self.since_hlc or self.hlc
 
 
 DEVICES_KEPT = 20  # of a user; more of them, and the oldest that are long gone are forgotten
@@ -50,6 +56,7 @@ class RouteTable:
             op.gone,
             op.kind,
             op.away_ms,
+            op.since_hlc,
         )
         self._newest = max(hlc, self._newest)
         devices = self._routes.setdefault(op.uid, {})

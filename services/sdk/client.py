@@ -43,6 +43,7 @@ from services.sdk.core.events import (
     GroupChanged,
     IdentitySeen,
     Message,
+    Missed,
     Presence,
     Typing,
 )
@@ -975,7 +976,7 @@ class Client:
     def _view(self, conversation: str) -> View:
         view = self._views.get(conversation)
         if view is None:
-            view = View(conversation, (self.uid, self.device), self._emit)
+            view = View(conversation, self._emit)
             if self._traces.follows:
                 view.traced = self._received
             if self._sealing is not None:
@@ -1164,6 +1165,10 @@ class Client:
             self._typed(event.typing)
         elif kind == "friend":
             self._emit(changed_friend(event.friend))
+        elif kind == "missed":
+            if self._watched:
+                self._spawn(self._watch_again())
+            self._emit(Missed("the service could not tell this device everything for a while"))
         elif kind == "presence":
             for presence in _presences(event.presence.users):
                 self._emit(presence)

@@ -122,6 +122,7 @@ class Puller:
             failed = 0
             ok = response.sync_ok
             self.heads(ok.conversations)
+            self._left(ok.left)
             if not ok.next_page or ok.next_page == page:
                 break
             page = ok.next_page
@@ -129,6 +130,13 @@ class Puller:
         for conversation, view in self._views.items():
             if view.received.behind():
                 self.want(conversation)
+
+    def _left(self, groups: Iterable[pb.ConversationHeads]) -> None:
+        """Of those that were never shown here nobody need be told."""
+        for item in groups:
+            view = self._views.get(item.conversation)
+            if view is not None and not view.received.covers(vector_of(item.heads)):
+                self.want(item.conversation)
 
     async def _ask(self, session: Session, request: pb.Request) -> pb.Response:
         """One that is not answered in time is as good as answered so. Raises SessionLost."""
@@ -222,6 +230,10 @@ class Puller:
                 return
             self._failed.pop(conversation, None)
             ok = response.pull_ok
+            if ok.left:
+                view.left(ok.entries)
+                self._signals.pop(conversation, None)
+                return
             view.ends(ok.suspended)
             view.entries(ok.entries, True)
             view.heads(vector_of(ok.heads), ok.stable)

@@ -3,7 +3,8 @@
 Exit status 1 when a promise was broken: the seed, the promise and the end of its trace are printed,
 and the whole trace is in a file. ``--from N --seeds 1`` runs that seed again, to the letter.
 ``--from commit`` begins at a number that is made of the commit: seeds nobody has run yet, and the
-same ones again for whoever has the same commit.
+same ones again for whoever has the same commit. The last line says which seeds were clean without
+a gap, and how to go on behind them, so that many are spread over several nights.
 """
 
 from __future__ import annotations
@@ -17,27 +18,29 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from imcore.sometimes import EXPECTED
-from services.sim.apart import outcomes
+from services.sim.apart import INTERRUPTED, outcomes
 from services.sim.run import SECONDS, Outcome, run_apart
 
+SEEDS = 8
 TRACE_LINES = 60
 COMMIT = "commit"
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.sim", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8, help="how many [default: %(default)s]")
+    parser.add_argument(
+        "--seeds", type=int, help=f"how many [default: {SEEDS}; as many as fit into --minutes]"
+    )
     parser.add_argument(
         "--from", type=first_seed, default=1, dest="first", metavar=f"N|{COMMIT}",
         help="the first one; `commit`: chosen by the commit that is checked out",
     )  # fmt: skip
-    parser.add_argument(
-        "--minutes", type=float, default=0.0, help="begin new seeds for so long, however many"
-    )
+    parser.add_argument("--minutes", type=float, default=0.0, help="begin new seeds for so long")
     parser.add_argument(
         "--until-broken", action="store_true", help="begin no new seed after a broken one"
     )
@@ -72,12 +75,28 @@ def _commit() -> str:
 
 def _seeds(options: argparse.Namespace, broken: Sequence[int]) -> Iterator[int]:
     until = time.monotonic() + options.minutes * 60
-    every = itertools.count(options.first)
-    for seed in every if options.minutes else itertools.islice(every, options.seeds):
+    for seed in itertools.islice(itertools.count(options.first), _wanted(options)):
         over = bool(options.minutes) and time.monotonic() >= until
         if over or (options.until_broken and broken):
             return
         yield seed
+
+
+def _wanted(options: argparse.Namespace) -> int | None:
+    """How many seeds; None: as many as fit."""
+    if options.seeds is None and not options.minutes:
+        return SEEDS
+    return cast("int | None", options.seeds)
+
+
+def clean_range(first: int, clean: Collection[int], wanted: int | None) -> str:
+    """Which seeds were clean without a gap, and how to go on behind them."""
+    count = next(n for n in itertools.count() if first + n not in clean)
+    said = f"clean: seeds {first} to {first + count - 1}" if count else "clean: none"
+    if wanted is None:
+        return f"{said}; go on: make sim FROM={first + count}"
+    left = wanted - count
+    return f"{said}; go on: make sim FROM={first + count} SEEDS={left}" if left else said
 
 
 def _say(outcome: Outcome, out: Path) -> None:
@@ -122,34 +141,41 @@ def main(arguments: Sequence[str]) -> int:
     doings: Counter[str] = Counter()
     sometimes: Counter[str] = Counter()
     run = functools.partial(run_apart, seconds=options.seconds)
-    seeds, simulated_s = 0, 0.0
+    simulated_s = 0.0
     broken: list[int] = []
-    for outcome in outcomes(run, _seeds(options, broken), options.jobs):
-        _say(outcome, options.out)
-        seeds += 1
-        simulated_s += outcome.simulated_s
-        faults.update(outcome.faults)
-        doings.update(outcome.doings)
-        sometimes.update(outcome.sometimes)
-        if outcome.violated:
-            broken.append(outcome.seed)
+    clean: set[int] = set()
+    stopped = False
+    try:
+        for outcome in outcomes(run, _seeds(options, broken), options.jobs):
+            _say(outcome, options.out)
+            simulated_s += outcome.simulated_s
+            faults.update(outcome.faults)
+            doings.update(outcome.doings)
+            sometimes.update(outcome.sometimes)
+            if outcome.violated:
+                broken.append(outcome.seed)
+            else:
+                clean.add(outcome.seed)
+    except KeyboardInterrupt:
+        stopped = True
     minutes = (time.monotonic() - began) / 60
     print(
-        f"{seeds} seeds from {options.first}, {simulated_s / 3600:.2f} simulated hours in "
-        f"{minutes:.1f} minutes: "
+        f"{len(clean) + len(broken)} seeds from {options.first}, {simulated_s / 3600:.2f} "
+        f"simulated hours in {minutes:.1f} minutes: "
         f"{simulated_s / 3600 / max(minutes, 1e-9):.3f} simulated hours a minute"
     )
     print(f"faults: {', '.join(f'{name} {n}' for name, n in sorted(faults.items()))}")
     print(f"besides sending: {', '.join(f'{name} {n}' for name, n in sorted(doings.items()))}")
     print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in EXPECTED)}")
-    never = [name for name in EXPECTED if not sometimes[name]]
-    if options.counters and never:
+    never = [name for name in EXPECTED if not sometimes[name]] if options.counters else []
+    if never:
         print(f"never happened: {', '.join(never)}")
-        return 1
     if broken:
         print(f"broken: seeds {', '.join(map(str, sorted(broken)))}")
-        return 1
-    return 0
+    print(clean_range(options.first, clean, _wanted(options)))
+    if stopped:
+        return INTERRUPTED
+    return 1 if never or broken else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Which faults come when, by the seed; and what each of them does to the world.
 
-Faults come one after the other, with time to get over one before the next, but for those that are
-drawn to meet: at most one IDC, or the witness, is away at a time, since of three registries two
-must be there for anything to be decided, and what a client was acked and nobody else held yet may
-be gone with two. Two IDCs are lost in a row: the second once the first has its traffic back.
+Of those that take an IDC away, one comes after the other, with time to get over one before the
+next, but for those that are drawn to meet: at most one IDC, or the witness, is away at a time,
+since of three registries two must be there for anything to be decided, and what a client was acked
+and nobody else held yet may be gone with two. Two IDCs are lost in a row: the second once the first
+has its traffic back. Beside them run those that take nobody away (``LIGHT``), one after the other
+too.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,6 +26,9 @@ WHOLE_S = 30.0  # for an IDC to come back and get its traffic
 ACTED_S = 5.0  # for a seal to be heard of, and what lies above it to be published again
 FLIPPED_MIN = 200  # bytes of a file that a bit is flipped in
 UNHEARD_S = 0.4
+SKEW_MS = 400
+SKEWED = 0.4  # of the seeds: one clock is further off than HLCs may be
+SKEWED_MS = (600, 2_000)
 
 Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
 
@@ -46,22 +51,55 @@ class Faults:
         self._move = move
         self._settled = settled
         self._rng = random.Random(f"faults {world.seed}")
+        self._light_rng = random.Random(f"light faults {world.seed}")
+        self._cuts: Counter[tuple[str, str]] = Counter()  # by how many faults a way is cut
+
+    @property
+    def broken(self) -> int:
+        """How many faults there were; planned moves are none."""
+        return self.counts.total() - self.counts[SWITCHOVER]
+
+    def skew(self) -> None:
+        """Clocks that never stand alike: all of them within what HLCs are held to (imcore.hlc), or
+        one of them beyond."""
+        for machine in self._world.voters:
+            machine.clock.skew_ms = self._light_rng.randint(-SKEW_MS, SKEW_MS)
+        if self._light_rng.random() < SKEWED:
+            machine = self._light_rng.choice(self._world.voters)
+            machine.clock.skew_ms = self._light_rng.choice((-1, 1)) * self._light_rng.randint(
+                *SKEWED_MS
+            )
+        for machine in self._world.voters:
+            said = f"clock {machine.name} is {machine.clock.skew_ms} ms off for good"
+            self._world.trace.add(said)
 
     async def run(self) -> None:
-        names, kinds = list(KINDS), {**LOSSES, **{name: kind[1] for name, kind in KINDS.items()}}
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_light())
+            group.create_task(self._run_heavy())
+
+    async def _run_heavy(self) -> None:
+        kinds = {**LOSSES, **{name: kind for name, (_, kind) in KINDS.items()}}
         losing = self._rng.randint(1, 3)
         for number in itertools.count():
             await asyncio.sleep(self._rng.uniform(1.0, 5.0))
-            if number == losing:
-                name = self._loss()
-            else:
-                name = self._rng.choices(names, [KINDS[name][0] for name in names])[0]
+            name = self._loss() if number == losing else _drawn(KINDS, self._rng)
             layout = self._world.layout
             idc = self._rng.choice(layout.voters if name in ANYWHERE else layout.idcs)
-            self.counts[name] += 1
-            self._tell(idc, name)
-            await kinds[name](self, idc)
-            self._tell(idc, f"{name} is over")
+            await self._make(name, kinds[name], idc)
+
+    async def _run_light(self) -> None:
+        while True:
+            await asyncio.sleep(self._light_rng.uniform(0.5, 4.0))
+            name = _drawn(LIGHT, self._light_rng)
+            idc = self._light_rng.choice(self._world.layout.idcs)
+            await self._make(name, LIGHT[name][1], idc)
+
+    async def _make(self, name: str, fault: Fault, idc: str) -> None:
+        self.counts[name] += 1
+        self._tell(idc, name)
+        await fault(self, idc)
+        self._tell(idc, f"{name} is over")
 
     def _loss(self) -> str:
         """The one of this seed: by its number, so that neighbours have all of them."""
@@ -83,6 +121,7 @@ class Faults:
                 if a != b:
                     world.net.heal(a, b)
                     world.net.link(a, b).bytes_per_s = 0
+                    world.net.link(a, b).loss = 0.0
         for machine in world.voters:
             machine.disk.faults.full = False
             machine.disk.faults.fsync_delay_ms = 0
@@ -147,13 +186,13 @@ class Faults:
         for other in (idc, behind):
             cut_off += [(OPERATOR, other), (other, OPERATOR)]
         for pair in cut_off:
-            world.net.cut(*pair)
+            self._part(pair)
         for pair in ((idc, behind), (behind, idc)):
-            world.net.heal(*pair)
+            self._join(pair)
         machine.start()
         await asyncio.sleep(self._rng.uniform(6.0, 8.0))
         for pair in cut_off + self._around(behind):
-            world.net.heal(*pair)
+            self._join(pair)
         await asyncio.sleep(ACTED_S)
 
     def _around(self, idc: str) -> list[tuple[str, str]]:
@@ -184,11 +223,21 @@ class Faults:
 
     async def _cut(self, pairs: list[tuple[str, str]], seconds: float, heal: bool = True) -> None:
         for pair in pairs:
-            self._world.net.cut(*pair)
+            self._part(pair)
         await asyncio.sleep(seconds)
         if heal:
             for pair in pairs:
-                self._world.net.heal(*pair)
+                self._join(pair)
+
+    def _part(self, pair: tuple[str, str]) -> None:
+        self._cuts[pair] += 1
+        self._world.net.cut(*pair)
+
+    def _join(self, pair: tuple[str, str]) -> None:
+        """Unless another fault cuts it too."""
+        self._cuts[pair] = max(0, self._cuts[pair] - 1)
+        if not self._cuts[pair]:
+            self._world.net.heal(*pair)
 
     def _other_idcs(self, idc: str) -> list[str]:
         return [name for name in self._world.layout.idcs if name != idc]
@@ -212,26 +261,37 @@ class Faults:
     async def clients_cut(self, idc: str) -> None:
         """Those next to an IDC do not reach it, or are not reached by it; others it does."""
         pairs = [(f"near-{idc}", idc), (idc, f"near-{idc}")]
-        await self._cut(pairs[: self._rng.randint(1, 2)], self._rng.uniform(1, 10))
+        await self._cut(pairs[: self._light_rng.randint(1, 2)], self._light_rng.uniform(1, 10))
 
     async def reset(self, idc: str) -> None:
         """Connections are lost, in mid-burst."""
-        other = self._rng.choice([f"near-{idc}", *self._others(idc)])
+        other = self._light_rng.choice([f"near-{idc}", *self._others(idc)])
         for conn in self._world.net.conns_between(idc, other):
-            if self._rng.random() < 0.7:
+            if self._light_rng.random() < 0.7:
                 conn.reset("reset by the network")
 
     async def slow_link(self, idc: str) -> None:
-        other = self._rng.choice(self._others(idc))
+        other = self._light_rng.choice(self._others(idc))
         link = self._world.net.link(idc, other)
-        link.bytes_per_s = self._rng.choice((3_000, 20_000))
-        await asyncio.sleep(self._rng.uniform(2, 6))
+        link.bytes_per_s = self._light_rng.choice((3_000, 20_000))
+        await asyncio.sleep(self._light_rng.uniform(2, 6))
         link.bytes_per_s = 0
+
+    async def loss(self, idc: str) -> None:
+        """Packets are lost between an IDC and another, or its clients: TCP sends them again."""
+        other = self._light_rng.choice([f"near-{idc}", *self._others(idc)])
+        links = [self._world.net.link(idc, other), self._world.net.link(other, idc)]
+        share = self._light_rng.choice((0.02, 0.1, 0.3))
+        for link in links:
+            link.loss = share
+        await asyncio.sleep(self._light_rng.uniform(2, 6))
+        for link in links:
+            link.loss = 0.0
 
     async def slow_disk(self, idc: str) -> None:
         faults = self._world.machines[idc].disk.faults
-        faults.fsync_delay_ms = self._rng.choice((30, 150, 600))
-        await asyncio.sleep(self._rng.uniform(2, 6))
+        faults.fsync_delay_ms = self._light_rng.choice((30, 150, 600))
+        await asyncio.sleep(self._light_rng.uniform(2, 6))
         faults.fsync_delay_ms = 0
 
     async def full_disk(self, idc: str) -> None:
@@ -242,9 +302,9 @@ class Faults:
 
     async def clock(self, idc: str) -> None:
         clock = self._world.machines[idc].clock
-        jump_ms = self._rng.choice((40, 700, 30_000)) * self._rng.choice((-1, 1))
+        jump_ms = self._light_rng.choice((40, 700, 30_000)) * self._light_rng.choice((-1, 1))
         clock.offset_ms += jump_ms
-        await asyncio.sleep(self._rng.uniform(2, 8))
+        await asyncio.sleep(self._light_rng.uniform(2, 8))
         clock.offset_ms = 0
 
     async def switchover(self, idc: str) -> None:
@@ -265,6 +325,7 @@ LOSSES: dict[str, Fault] = {
     "two losses": Faults.two_losses,
     "blind rebuild": Faults.blind_rebuild,
 }
+SWITCHOVER = "switchover"
 # By name: how likely, against the others, and what it does.
 KINDS: dict[str, tuple[float, Fault]] = {
     "crash": (3, Faults.crash),
@@ -273,14 +334,22 @@ KINDS: dict[str, tuple[float, Fault]] = {
     "partition": (2, Faults.partition),
     "one way": (1.5, Faults.one_way),
     "one link": (1.5, Faults.one_link),
+    "full disk": (0.7, Faults.full_disk),
+    "bit flip": (0.5, Faults.flip),
+    SWITCHOVER: (3, Faults.switchover),
+}
+# Likewise, of those that take no IDC away.
+LIGHT: dict[str, tuple[float, Fault]] = {
     "clients cut": (1.5, Faults.clients_cut),
     "reset": (2, Faults.reset),
     "slow link": (1, Faults.slow_link),
+    "loss": (1, Faults.loss),
     "slow disk": (1, Faults.slow_disk),
-    "full disk": (0.7, Faults.full_disk),
     "clock": (1.5, Faults.clock),
-    "bit flip": (0.5, Faults.flip),
-    "switchover": (3, Faults.switchover),
 }
 # What the witness meets too.
 ANYWHERE = ("crash", "power", "pause", "partition", "one way")
+
+
+def _drawn(kinds: Mapping[str, tuple[float, Fault]], rng: random.Random) -> str:
+    return rng.choices(list(kinds), [likely for likely, _ in kinds.values()])[0]

@@ -9,8 +9,10 @@ were damaged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from imcore import history as h
+from imcore.hlc import CLAMP_MS
 from imcore.proto import oplog_pb2 as oplog
 from services.im import keys
 from services.ports import Kv
@@ -19,6 +21,7 @@ from services.sim.world import World
 # A lease ends after 2 s, what is known of it after as much more (services.node.leases,
 # services.policy.poll).
 DEAD_S = 6.0
+_MEASURED_MS = 60  # so exactly an IDC knows how far off its clock is
 _PAGE = 500
 
 
@@ -77,6 +80,21 @@ def unfollowed(world: World, epoch: int) -> list[str]:
         for name, machine in world.machines.items()
         if machine.node is not None and machine.node.traffic.epoch() < epoch
     ]
+
+
+def wrong_about_clocks(world: World) -> list[str]:
+    """An IDC whose clock is further from the middle one than HLCs may be says so, and nobody else
+    does, once all is quiet (rule 10)."""
+    middle = median(each.clock.skew_ms for each in world.voters)
+    found = []
+    for name, machine in world.machines.items():
+        off_ms = round(abs(machine.clock.skew_ms - middle))
+        if machine.node is None or abs(off_ms - CLAMP_MS) < _MEASURED_MS:
+            continue
+        if machine.node.hlc.skewed() != (off_ms > CLAMP_MS):
+            said = "says so" if machine.node.hlc.skewed() else "does not say so"
+            found.append(f"clock_unsaid: the clock of {name} is {off_ms} ms off, and it {said}")
+    return found
 
 
 async def mirrored_on(

@@ -51,10 +51,16 @@ class Operator:
         self.owner = Owner("operator")
         self.refusal = ""
         self.epoch = 0  # of the last committed policy that it read
-        self.moves: list[tuple[str, str]] = []  # planned: from, to; asked for once each
+        self._wished: list[tuple[str, str]] = []  # planned moves, from and to
+        self._refused: list[tuple[str, str]] = []  # to be asked for once more
         self._world = world
         self._rng = random.Random(f"operator {world.seed}")
         world.net.sites[self.owner] = OPERATOR
+
+    def move(self, source: str, target: str) -> None:
+        """To be asked for at once, whatever goes on, so that the rules have to refuse some of it;
+        and what was refused, once more when every IDC has its traffic."""
+        self._wished.append((source, target))
 
     async def run(self) -> None:
         world = self._world
@@ -79,6 +85,11 @@ class Operator:
             return
         policy = from_json(value)
         self.epoch = max(self.epoch, policy.epoch)
+        if self._wished:
+            source, target = self._wished.pop()
+            if not await self._ask(Kind.SWITCHOVER, source, target, proposer, channels):
+                self._refused.append((source, target))
+            return
         for name in self._world.layout.idcs:
             if _lacks_traffic(policy, name) and self._world.machines[name].serving:
                 # A failover of another IDC ends a drain in the middle, and nobody goes on with it.
@@ -86,8 +97,8 @@ class Operator:
                 kind = Kind.UNDRAIN if stays else Kind.FAILBACK
                 await self._ask(kind, name, "", proposer, channels)
                 return
-        if self.moves:
-            source, target = self.moves.pop()
+        if self._refused:
+            source, target = self._refused.pop()
             await self._ask(Kind.SWITCHOVER, source, target, proposer, channels)
 
     async def _ask(
@@ -97,7 +108,8 @@ class Operator:
         target: str,
         proposer: Proposer,
         channels: dict[str, grpc.aio.Channel],
-    ) -> None:
+    ) -> bool:
+        """Whether it was committed."""
         facts: dict[str, IdcFacts] = {}
         for name, channel in channels.items():
             with contextlib.suppress(grpc.RpcError):
@@ -112,3 +124,4 @@ class Operator:
         if decision.sentence != self.refusal:
             self.refusal = decision.sentence
             self._world.trace.add(f"operator {kind} {idc}: {decision.sentence}")
+        return decision.policy is not None

@@ -26,24 +26,30 @@ from services.loadgen.population import make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
+from services.policy.document import Policy
 from services.sim.apart import alone
 from services.sim.doings import Doings
 from services.sim.faults import Faults
-from services.sim.inside import DeadRoutes, lost_logs, mirrored_on, unfollowed
+from services.sim.inside import DeadRoutes, lost_logs, mirrored_on, unfollowed, wrong_about_clocks
 from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
 from services.sim.region import COUNTRIES, Layout
+from services.sim.truth import Truth
 from services.sim.world import World
 
 USERS = 18
 SECONDS = 60.0
+# So much a whole seed has at least: it goes on until it has.
+OPERATIONS_MIN = 2_000
+FAULTS_MIN = 5
+MORE_S = 60.0  # at most
 RATES = Rates(31.0, 7.0)
 START_S = 30.0
 RECOVER_S = 90.0
 SETTLE_S = 60.0
 CONVERGE_S = 30.0
 QUIET_S = 8.0
-WATCH_S = 0.5
+WATCH_S = 0.25
 
 
 @dataclass(slots=True)
@@ -137,9 +143,11 @@ class _Run:
         self._faults = Faults(
             world,
             self.recorder.fault,
-            lambda *move: self._operator.moves.append(move),
+            self._operator.move,
             self._settled,
         )
+        self._truth = Truth(world)
+        self._faults.skew()
 
     def _write(self, event: h.Event) -> None:
         self._history.append(event)
@@ -152,12 +160,10 @@ class _Run:
         except (ImError, TimeoutError) as error:
             outcome.violated.append(f"the run broke off: {error!r}")
         outcome.faults = self._faults.counts
-        counts = self.recorder.counts
-        outcome.operations = counts.composed + sum(
-            isinstance(e, h.Cursor | h.Change) for e in self._history
-        )
+        outcome.operations = self._operations()
         outcome.doings = self._doings.counts
         outcome.violated += self._world.failures
+        outcome.violated += self._truth.safety.found
         report = check_events(self._history)
         outcome.verdict = report.sentence()
         for kind, examples in sorted(report.examples.items()):
@@ -167,13 +173,15 @@ class _Run:
         world, load = self._world, self._load
         for machine in world.voters:
             machine.start()
+        watching = asyncio.ensure_future(self._watch())  # from the first policy on
         await self._until(self._all_serve, START_S, "not every IDC serves after the start")
         await load.open()
         world.spawn(self._operator.owner, self._operator.run())
-        background = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(load.run(RATES))]
+        background = [watching, asyncio.ensure_future(load.run(RATES))]
         faults = asyncio.ensure_future(self._faults.run())
         doings = asyncio.ensure_future(self._doings.run())
         await asyncio.sleep(self._seconds)
+        await self._enough()
         faults.cancel()
         doings.cancel()
         await asyncio.gather(faults, doings, return_exceptions=True)
@@ -206,6 +214,29 @@ class _Run:
             self._outcome.violated.append(f"a fresh login of {uid} at {idc} failed: {reason}")
         background[0].cancel()
         await load.close()
+
+    def _operations(self) -> int:
+        asked = sum(isinstance(event, h.Cursor | h.Change) for event in self._history)
+        return self.recorder.counts.composed + asked
+
+    async def _enough(self) -> None:
+        """A whole seed goes on until it has proved as much as it is said to."""
+        until = self._world.loop.time() + MORE_S
+        while self._seconds >= SECONDS and (lacks := self._lacks()):
+            if self._world.loop.time() >= until:
+                self._outcome.violated.append(f"too_little: {lacks}")
+                return
+            await asyncio.sleep(1.0)
+
+    def _lacks(self) -> str:
+        """Empty when there were enough operations and faults."""
+        operations, faults = self._operations(), self._faults.broken
+        if operations >= OPERATIONS_MIN and faults >= FAULTS_MIN:
+            return ""
+        return (
+            f"{operations} operations of {OPERATIONS_MIN} and {faults} faults of {FAULTS_MIN}, "
+            f"after {self._seconds + MORE_S:.0f} s"
+        )
 
     def _all_serve(self) -> bool:
         return all(machine.serving for machine in self._world.voters)
@@ -252,6 +283,7 @@ class _Run:
     async def _look_inside(self) -> None:
         self._outcome.violated += lost_logs(self._world)
         self._outcome.violated += unfollowed(self._world, self._operator.epoch)
+        self._outcome.violated += wrong_about_clocks(self._world)
         machine = next(iter(self._world.machines.values()))  # all hold the same by now
         node, owner = machine.node, machine.owner
         assert node is not None and owner is not None
@@ -261,12 +293,18 @@ class _Run:
                 self._outcome.violated += await self._world.spawn(owner, copies)
 
     async def _watch(self) -> None:
-        """What each IDC says of its policy, and whether it counts on who is dead."""
+        """What each IDC says of its policy, what became of it, and whether an IDC counts on who is
+        dead."""
         routes = DeadRoutes(self._world)
+        told: dict[str, Policy | None] = {}
         while True:
+            self._truth.look()
             for name, machine in self._world.machines.items():
                 if machine.node is not None and machine.serving:
                     policy = machine.node.traffic.holder.policy
+                    if name in told and told[name] is policy:
+                        continue
+                    told[name] = policy
                     content = blake2b(policy.to_json(), digest_size=8).hexdigest() if policy else ""
                     self.recorder.policy(name, machine.node.traffic.epoch(), content)
             if not any(each.startswith("dead_route") for each in self._outcome.violated):

@@ -24,6 +24,7 @@ from imcore.pki import load_region_keys
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from services.engines.disk import Disk
+from services.engines.registry_store import RegistryStore
 from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
@@ -42,6 +43,7 @@ from services.witness.witness import Witness
 EPOCH_MS = 1_800_000_000_000
 DURABLE = 0.3  # of the devices: so many keep their outbox in a file
 RESTART_S = 1.0  # until a process that ended by itself is started again
+LOOK_S = 0.2  # nothing computes for long here, so the loop is late only once a pause ends
 
 log = logging.getLogger("im.sim")
 
@@ -70,17 +72,22 @@ class Trace(logging.Handler):
 
 
 class SimClock(SystemClock):
-    """One machine's: its wall clock may be wrong (``offset_ms``), its steady one is the loop's."""
+    """One machine's: its wall clock may be wrong, for good (``skew_ms``) and for a while
+    (``offset_ms``), its steady one is the loop's."""
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__()
+        self.skew_ms = 0
         self._loop = loop
 
     def wall_ms(self) -> int:
-        return EPOCH_MS + int(self._loop._now * 1000) + self.offset_ms
+        return EPOCH_MS + int(self._loop._now * 1000) + self.skew_ms + self.offset_ms
 
     def now(self) -> float:
         return self._loop._now
+
+    def cpu(self) -> float:
+        return 0.0  # what this machine takes for it is no part of a run
 
 
 class SimOutside:
@@ -88,6 +95,7 @@ class SimOutside:
 
     def __init__(self, world: World, machine: Machine) -> None:
         self.pid = machine.boots  # the real one would have more digits here and fewer there
+        self.look_s = LOOK_S
         self.clock: SystemClock = machine.clock
         self.rng = random.Random(f"{world.seed} {machine.name} {machine.boots}")
         self.secret: Callable[[int], bytes] = self.rng.randbytes
@@ -146,6 +154,11 @@ class Machine:
     def serving(self) -> bool:
         return self.node is not None and self.node.serving and self.running
 
+    @property
+    def registry(self) -> RegistryStore | None:
+        """Of the process that runs; None: it is not open yet."""
+        return getattr(self.node, "own_registry", None)
+
     def start(self) -> None:
         world = self._world
         self.boots += 1
@@ -201,12 +214,19 @@ def _let_go(node: Node) -> None:
 class WitnessMachine(Machine):
     """Its process votes, and has no roles."""
 
+    _witness: Witness | None = None
+
     @property
     def serving(self) -> bool:
         return self.running
 
+    @property
+    def registry(self) -> RegistryStore | None:
+        return self._witness.store if self._witness is not None and self.running else None
+
     async def _serve(self, owner: Owner) -> None:
         witness = Witness(self._world.region, self.folder, {}, SimOutside(self._world, self))
+        self._witness = witness
         try:
             await witness.run()
         except Exception as error:

@@ -3,7 +3,8 @@
 The link may end at any time (the core was killed) and is made again; client connections stand
 meanwhile. What was asked and not answered is answered with `unavailable`, on which an SDK asks
 again under the same client key. What the core told nobody while there was no link is caught up on
-when there is one: im is asked what has changed since the last token, for every user of a session.
+when there is one: im is asked what has changed since the last token, for every user of a session,
+and clients are told that they may have missed what nobody owes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import grpc
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_of, stamp_of, vector_of
 from imcore.errors import Code, Refused, Unavailable
+from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
@@ -81,10 +83,10 @@ class CoreLink:
         self._numbers: dict[str, int] = {}
         self._joins: dict[int, asyncio.Future[front.JoinAnswer]] = {}
         self._last_call = 0
-        # Ended, and the core has not said that it has taken that: told again by the next link, or
-        # the routes would stand until the users come again.
-        self._over: deque[Session] = deque()
-        self._taken = 0  # as many of them the core has taken of this link
+        # Ended, and when; the core has not said that this is folded. Told again by the next link,
+        # or the routes would stand until the users come again.
+        self._over: deque[tuple[Session, float]] = deque()
+        self._taken = 0  # as many of them are, of this link
         self._since = b""
         self._behind = False  # something since then may not have been told here
         self._catching: asyncio.Task[None] | None = None
@@ -129,11 +131,14 @@ class CoreLink:
         self._numbers.clear()
         pipe = self._pipe = Pipe()
         pipe.put(front.Up(hello=self.hello))
-        for session, shard, connected in self.state.standing():
-            self._put_change(session, shard, connected, False)
+        self.tell_standing()
         self._taken = 0
-        for session in self._over:
-            pipe.put(front.Up(gone=_caller(session)))
+        for session, ended_at in self._over:
+            gone = _caller(session)
+            # Its end is logged with a later time: whoever reads that reckons back from it.
+            later_ms = round((self._clock.now() - ended_at) * 1000)
+            gone.away_ms = min(gone.away_ms + later_ms, AWAY_MS_MAX)
+            pipe.put(front.Up(gone=gone))
         call = self._stub.Link(_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
         try:
@@ -216,6 +221,9 @@ class CoreLink:
             self._command(item, kind)
 
     def _audience(self, told: front.Audience) -> None:
+        if told.joined:
+            self._audience_of(told.number).joined.extend(told.uids)
+            return
         former = self._numbers.pop(told.conversation, None)
         if former is not None:
             del self._audiences[former]
@@ -277,10 +285,17 @@ class CoreLink:
         """To be told of every change, so that the core's mirror is right."""
         self._put_change(session, shard, connected, over)
 
-    def _put_change(self, session: Session, shard: str, connected: bool, over: bool) -> None:
+    def tell_standing(self) -> None:
+        """Of all sessions here, which the core does not know (any more)."""
+        for session, shard, connected in self.state.standing():
+            self._put_change(session, shard, connected, False, stood=True)
+
+    def _put_change(
+        self, session: Session, shard: str, connected: bool, over: bool, stood: bool = False
+    ) -> None:
         if not self._pipe.closed:
             change = front.SessionChange(
-                caller=_caller(session), shard=shard, connected=connected, over=over
+                caller=_caller(session), shard=shard, connected=connected, over=over, stood=stood
             )
             self._pipe.put(front.Up(session=change))
 
@@ -322,7 +337,7 @@ class CoreLink:
         return NO_BACKLOG  # the core sheds for itself
 
     def disconnected(self, session: Session) -> None:
-        self._over.append(session)
+        self._over.append((session, self._clock.now()))
         self._pipe.put(front.Up(gone=_caller(session)))
 
     def _unavailable(self) -> pb.Response:
@@ -359,11 +374,13 @@ class CoreLink:
                 await asyncio.sleep(max(wait_s, response.error.retry_after_ms / 1000))
                 wait_s = min(2 * wait_s, _CATCH_UP_AGAIN_MAX_S)
                 continue
-            for row in response.sync_ok.conversations:
+            for row in (*response.sync_ok.conversations, *response.sync_ok.left):
                 self.state.owe(session.uid, row.conversation, vector_of(row.heads))
             page = response.sync_ok.next_page
             if not page:
-                return
+                break
+        # A watch was in the memory of the core, and the rest is owed to nobody: clients ask.
+        self.state.tell([session.uid], pb.Event(missed=pb.Missed()))
 
     async def _ask(self, session: Session, request: pb.Request) -> pb.Response:
         answer: asyncio.Future[pb.Response] = asyncio.get_running_loop().create_future()
@@ -393,6 +410,7 @@ def _caller(session: Session) -> front.Caller:
         seen_hlc=session.seen_hlc,
         kind=session.kind,
         away_ms=session.away_ms,
+        since_hlc=session.since_hlc,
     )
 
 

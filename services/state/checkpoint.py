@@ -48,6 +48,7 @@ def line(record: Record) -> bytes:
         "device": record.device,
         "epoch": record.connection_epoch,
         "kind": record.kind,
+        "since": record.since_hlc,
         "shard": record.shard,
         "seen": record.seen_hlc,
         "unpacks": record.unpacks,
@@ -83,6 +84,7 @@ def _record(row: dict[str, Any], now: float) -> Record:
     )  # fmt: skip
     record.shard, record.seen_hlc = str(row["shard"]), int(row["seen"])
     record.kind = str(row.get("kind", ""))  # older files have none
+    record.since_hlc = int(row.get("since", 0))  # nor that
     record.unpacks = row.get("unpacks") is True  # nor that
     record.lsns = _by_partition(row["lsns"])
     record.unreplicated = _by_partition(row.get("unreplicated", {}))  # nor these

@@ -13,10 +13,15 @@ from services.state.shedding import Shedder
 SAMPLE_S = 0.02
 
 
-async def watch_delay(shedder: Shedder, clock: Clock, backlog: Callable[[], Backlog]) -> None:
+async def watch_delay(
+    shedder: Shedder,
+    clock: Clock,
+    backlog: Callable[[], Backlog],
+    every_s: float = SAMPLE_S,
+) -> None:
     """Until cancelled. ``backlog``: see ``Im``."""
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + SAMPLE_S
-        await asyncio.sleep(SAMPLE_S)
+        due = loop.time() + every_s
+        await asyncio.sleep(every_s)
         shedder.waited(max(0.0, loop.time() - due), backlog(), clock.now())

@@ -95,6 +95,9 @@ class Outgoing:
     def reached(self, audience: Audience) -> int:
         return self._reached.of(audience).users
 
+    def waiting(self) -> int:
+        return len(self._spread) * SLICE
+
     def push_group(
         self,
         audience: Audience,
@@ -279,12 +282,14 @@ class Outgoing:
 
     def _tell_again(self, record: Record) -> None:
         """Events to this session were dropped. Entries are named by signals; a lost `replicated`
-        would keep messages in an outbox for as long as the connection stands."""
+        would keep messages in an outbox for as long as the connection stands. The rest is owed to
+        nobody, and the client asks."""
         for name, owed in list(record.owed.items())[:_SIGNALS_AT_ONCE]:
             self._emit([record], self._signal_event(name, owed.heads))
         for partition in record.lsns:
             if partition in self._levels:
                 self._emit([record], self._replicated_event(partition, *self._levels[partition]))
+        self._emit([record], pb.Event(stamp=self._stamp(), missed=pb.Missed()))
 
     # ---------------------------------------------------------------------------- what is owed
 

@@ -44,6 +44,7 @@ class Answer:
 
     __slots__ = (
         "_connection",
+        "_pulls",
         "_request_id",
         "_requests",
         "_span",
@@ -60,8 +61,10 @@ class Answer:
         request_id: int,
         verb: str,
         span: Span | None = None,
+        pulls: str = "",
     ) -> None:
         self._span = span
+        self._pulls = pulls  # a conversation
         self._requests = requests
         self._verb = verb
         self.began = requests.now()
@@ -84,6 +87,9 @@ class Answer:
                 if suspended.sealed:
                     origin = origin_of(suspended.origin)
                     self.record.excuse(response.pull_ok.conversation, origin, suspended.end)
+        out = response.pull_ok.left or response.error.code == Code.FORBIDDEN
+        if self._pulls and out:
+            self.record.forget(self._pulls)
         self.send(response)
 
     def send(self, response: pb.Response) -> None:
@@ -131,7 +137,7 @@ class Requests:
         self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
     ) -> None:
         span = self._followed(record, request, kind) if request.HasField("trace") else None
-        answer = Answer(self, record, request_id, kind, span)
+        answer = Answer(self, record, request_id, kind, span, request.pull.conversation)
         if record.pull_only and kind not in _PULL_ONLY:
             message = "a pull-only connection may only read"
             answer.send(self._make_error(Code.FORBIDDEN, message, 0))

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_pb, positions_pb, vector_of
 from imcore.errors import Code, ImError, Refused, Unavailable, code_of, retry_after_ms
+from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
@@ -28,7 +29,7 @@ from services.metrics.verbs import Verbs
 from services.ports import Im, NoRisk, Risk, Session
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
-from services.state.delay import watch_delay
+from services.state.delay import SAMPLE_S, watch_delay
 from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
 from services.state.requests import Requests
@@ -72,8 +73,11 @@ class StateServer(Outgoing):
         limits: Limits | None = None,
         risk: Risk | None = None,
         secret: Callable[[int], bytes] = secrets.token_bytes,
+        look_s: float = SAMPLE_S,
     ) -> None:
+        """``look_s``: how often it looks how late its loop is."""
         super().__init__(clock, stamp)
+        self._look_s = look_s
         self._risk: Risk = risk or NoRisk()
         self._admission = Admission(keys, clock, shard_of, secret)
         self._parameters = parameters
@@ -273,12 +277,16 @@ class StateServer(Outgoing):
         """The session of a valid Connect; None when it lost against a newer connection. Raises
         Refused, Unavailable."""
         record, token = self._admission.judge(address, request, self.origin)
+        record.since_hlc = self._stamp().hlc
         refusal = self._risk.sign_in(record.uid, record.device, peer_address)
         if refusal is not None:
             raise refusal
         if wait_s := self._requests.breaker.wait_s(self._clock.now()):
             raise Unavailable("the IDC answers no requests now", retry_after_ms(wait_s))
         if record.pull_only:
+            if (oldest := self._table.put_beside(record)) is not None:
+                self._table.by_address.pop((oldest.gateway, oldest.connection), None)
+                self._close_replaced(oldest.gateway, oldest.connection)
             return record, False
         former = self._table.of_device(record.uid, record.device)
         resumed = False
@@ -324,7 +332,8 @@ class StateServer(Outgoing):
         """The connection is a session from here on. False: it is not wanted any more."""
         if self._opening.pop(address, None) is None:
             return False  # it closed meanwhile
-        if not record.pull_only and not self._table.holds(record):
+        held = self._table.beside if record.pull_only else self._table.holds
+        if not held(record):
             self._close_replaced(*address)
             return False
         self._table.by_address[address] = record
@@ -365,6 +374,8 @@ class StateServer(Outgoing):
         """The connection is gone; the session lives on for its grace."""
         record.connected = False
         record.away_at = self._clock.now()
+        if record.pull_only:
+            self._table.remove_beside(record)
         if not self._table.holds(record):
             return
         self._owing.cancel(record)
@@ -377,7 +388,8 @@ class StateServer(Outgoing):
     def _over(self, record: Record) -> None:
         """The grace is over too."""
         record.connected = False
-        record.away_ms = round(record.unheard_s(self._clock.now()) * 1000)
+        away_ms = round(record.unheard_s(self._clock.now()) * 1000)
+        record.away_ms = min(away_ms, AWAY_MS_MAX)
         self._forget(record)
         self.im.disconnected(record)
 
@@ -397,6 +409,7 @@ class StateServer(Outgoing):
         elif kind == "bye":
             self._table.by_address.pop((record.gateway, record.connection), None)
             self.gateways[record.gateway].close(record.connection, "bye")
+            self._table.remove_beside(record)
             if self._table.holds(record):
                 self._over(record)
         elif kind == "connect":
@@ -503,7 +516,7 @@ class StateServer(Outgoing):
         self._ticked_at = self._clock.now()  # graces begin when clients can come
         async with asyncio.TaskGroup() as group:
             shedder, backlog = self._requests.shedder, lambda: self.im.backlog()
-            group.create_task(watch_delay(shedder, self._clock, backlog))
+            group.create_task(watch_delay(shedder, self._clock, backlog, self._look_s))
             group.create_task(self._run_timers())
 
     async def _run_timers(self) -> None:

@@ -130,6 +130,10 @@ class Record(Session):
         if owed is not None:
             owed.excuse(origin, end)
 
+    def forget(self, conversation: str) -> None:
+        """It is in there no more, and will never have what was owed."""
+        self.owed.pop(conversation, None)
+
     def behind(self, now: float, older_than_s: float) -> list[tuple[str, Owed]]:
         return [
             (name, owed)

@@ -14,6 +14,7 @@ from services.state.dirty import Dirty
 from services.state.session import Record
 
 Address = tuple[str, int]  # gateway, connection
+_SIDE_MAX = 4  # pull-only connections of a device: it has one in each IDC, and is given up late
 _CHANGES = 200  # more of them at a time than are found one by one in less time than all anew
 
 
@@ -46,7 +47,7 @@ class Connections(dict[Address, Record]):
 
 
 class SessionTable:
-    """At most one session per (uid, device). Pull-only ones have an address, nothing else.
+    """At most one session per (uid, device). Pull-only ones have an address, and a few a device.
     ``changed`` is told of each that has come, that has ended (``holds`` is false then), or, by who
     changes that, whose connection has come or gone."""
 
@@ -59,6 +60,7 @@ class SessionTable:
         self._by_device: dict[tuple[str, str], Record] = {}
         self._by_user: dict[str, dict[str, Record]] = {}
         self._by_id: dict[str, Record] = {}
+        self._beside: dict[tuple[str, str], dict[str, Record]] = {}  # pull-only ones, oldest first
 
     def __iter__(self) -> Iterator[Record]:
         return iter(list(self._by_device.values()))
@@ -83,6 +85,27 @@ class SessionTable:
         self._by_user.setdefault(record.uid, {})[record.device] = record
         self._by_id[record.id] = record
         self.tell(record)
+
+    def put_beside(self, record: Record) -> Record | None:
+        """A pull-only one, from its Connect on. Returns the oldest of the device if there are too
+        many now; it is here no more."""
+        beside = self._beside.setdefault((record.uid, record.device), {})
+        beside[record.id] = record
+        if len(beside) <= _SIDE_MAX:
+            return None
+        oldest = next(iter(beside.values()))
+        self.remove_beside(oldest)
+        return oldest
+
+    def remove_beside(self, record: Record) -> None:
+        beside = self._beside.get((record.uid, record.device), {})
+        beside.pop(record.id, None)
+        if not beside:
+            self._beside.pop((record.uid, record.device), None)
+
+    def beside(self, record: Record) -> bool:
+        """Whether it is one of those."""
+        return record.id in self._beside.get((record.uid, record.device), ())
 
     def remove(self, record: Record) -> bool:
         """False: it is not here (any more)."""

@@ -41,6 +41,7 @@ class MemoryIm:
         self.entries: dict[str, list[pb.Entry]] = {}
         self.sessions: list[Session] = []
         self.over: list[Session] = []
+        self.stood_before: list[Session] = []
         self.moved_from: list[pb.MovedFrom] = []
         self.waiting = NO_BACKLOG
         self.connect_gate = asyncio.Event()
@@ -100,6 +101,12 @@ class MemoryIm:
 
     def disconnected(self, session: Session) -> None:
         self.over.append(session)
+
+    def stood(self, session: Session) -> None:
+        self.stood_before.append(session)
+
+    def is_over(self, session: Session) -> bool:
+        return True
 
 
 class FastClock(SystemClock):

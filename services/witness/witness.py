@@ -14,7 +14,7 @@ import grpc
 
 from imcore import auditfile
 from imcore.certificates import CertificateFiles
-from imcore.errors import BadInput
+from imcore.errors import BadInput, ImError
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
@@ -27,9 +27,10 @@ from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
+from services.node.identity import register_key
 from services.node.monitor import Monitor
 from services.node.outside import Outside
-from services.node.swaps import SWAP, SwapLimit
+from services.node.swaps import RegistryLimits
 from services.policy.holder import PolicyHolder
 from services.ports import Registry
 from services.witness.metrics import registry_of
@@ -38,6 +39,7 @@ log = logging.getLogger("im.witness")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 STOP_S = 0.5
+REGISTERS_EACH_S = 1.0
 _NO_TRAFFIC = "a witness carries no messages"
 
 
@@ -121,6 +123,7 @@ class Witness:
         self.audit_file = audit or data / auditfile.FILE
         self._anchoring: Anchoring | None = None
         self._controller: Controller | None = None
+        self.store: RegistryStore | None = None  # once it is open
         self._pki = pki
         self._metrics_at = region.spec.witness.metrics
         self._listen = listen
@@ -147,7 +150,7 @@ class Witness:
             host, port = split(self._metrics_at)
             monitor = Monitor(self.name, self._pki, registry, self.not_ready)
             await monitor.start(self._listen or host, port, stack)
-        store = await RegistryStore.open(
+        self.store = store = await RegistryStore.open(
             str(self._data / "registry"), self._disk, self.clock, self._rng
         )
         stack.push_async_callback(store.close)
@@ -188,10 +191,21 @@ class Witness:
         stack.callback(anchoring.cancel)
         joining = asyncio.create_task(proposer.ensure_member())
         stack.callback(joining.cancel)
+        settling = asyncio.create_task(self._settle_registers(proposer))
+        stack.callback(settling.cancel)
+
+    async def _settle_registers(self, proposer: Proposer) -> None:
+        """As IDCs do by following them. What an IDC left half done is settled by those that hold
+        the registries, each in its own: no other IDC may write it there."""
+        while True:
+            for idc in self._region.spec.idcs:
+                with contextlib.suppress(ImError):
+                    await proposer.read(register_key(idc.name))
+            await asyncio.sleep(REGISTERS_EACH_S)
 
     async def _serve(self, store: RegistryStore, stack: contextlib.AsyncExitStack) -> None:
-        swaps = SwapLimit(store)
-        authorizer = Authorizer(voters_of(self._region), {SWAP: swaps.refusal})
+        limits = RegistryLimits(self.name, store).limits
+        authorizer = Authorizer(voters_of(self._region), limits)
         server = self._outside.server([authorizer], self._address)
         rpc.add_RegistryServicer_to_server(RegistryServicer(store), server)
         rpc.add_PeerServicer_to_server(_Peers(self), server)

@@ -51,6 +51,38 @@ async def test_who_may_create_join_add_and_leave(open_idc: OpenIdc) -> None:
     assert code(await fra.ask(bob, info)) == Code.FORBIDDEN
 
 
+@pytest.mark.parametrize("pushed_to", [500, 1])
+async def test_who_is_out_of_a_group_is_told_so_by_sync_and_pull_and_nothing_else(
+    open_idc: OpenIdc, pushed_to: int
+) -> None:
+    policy = Messages(replicated_timeout_ms=200, push_group_members_max=pushed_to)
+    fra = await open_idc(others=(), policy=policy)
+    ann, bob, eve = fra.session("ann"), fra.session("bob"), fra.session("eve")
+    await fra.create(ann, GROUP, "bob", "carl")
+
+    async def left(since: bytes = b"") -> tuple[list[tuple[str, int]], bytes]:
+        answer = (await fra.ask(bob, pb.Request(sync=pb.Sync(since=since)))).sync_ok
+        rows = [(row.conversation, row.heads[0].seq) for row in answer.left]
+        return rows, answer.token
+
+    _, token = await left()
+    await fra.send(ann, GROUP, 1)
+    await fra.change(ann, GROUP, leave=["bob"])
+    await fra.send(ann, GROUP, 2)
+    await fra.folded()
+    found, token = await left(token)
+    assert found == [(GROUP, 3)]
+    assert await left(token) == ([], token)
+    pulled = (await fra.pull(bob, GROUP)).pull_ok
+    [entry] = pulled.entries
+    assert pulled.left and not pulled.heads and entry.seq == 3
+    assert [(row.uid, row.member) for row in entry.membership.changes] == [("bob", False)]
+    assert code(await fra.pull(eve, GROUP)) == Code.FORBIDDEN
+    await fra.change(ann, GROUP, join=["bob"])
+    assert [entry.seq for entry in (await fra.pull(bob, GROUP)).pull_ok.entries] == [1, 2, 3, 4, 5]
+    assert (await left())[0] == []
+
+
 async def test_a_group_has_a_limit_that_counts_who_leaves(open_idc: OpenIdc) -> None:
     fra = await open_idc(others=())
     ann = fra.session("ann")
@@ -74,6 +106,34 @@ async def test_a_group_has_a_limit_that_counts_who_leaves(open_idc: OpenIdc) -> 
     fra.im.partitions[0].conversations.clear()  # as after a restart: read from its rows
     again = await fra.im.partitions[0].conversations.load(GROUP)
     assert list(again.members()) == found
+
+
+async def test_who_is_on_the_way_into_a_group_counts(open_idc: OpenIdc) -> None:
+    fra = await open_idc(others=(), policy=Messages(group_members_max=10))
+    ann = fra.session("ann")
+    await fra.create(ann, GROUP, *(f"u{number}" for number in range(7)))
+    joins = [fra.change(ann, GROUP, join=[f"v{number}"]) for number in range(5)]
+    again = [fra.change(ann, GROUP, join=["v0"]), fra.change(ann, GROUP, join=["u0", "v1"])]
+    codes = [code(response) for response in await asyncio.gather(*joins, *again)]
+    assert codes == ["", "", *[Code.BAD_REQUEST] * 3, "", ""]
+    info = pb.Request(group_info=pb.GroupInfo(conversation=GROUP))
+    assert (await fra.ask(ann, info)).group_info_ok.count == 10
+    assert not code(await fra.change(fra.session("v0"), GROUP, leave=["v0"]))
+    assert not code(await fra.change(ann, GROUP, join=["v2"]))
+
+
+async def test_what_is_kept_of_a_membership_goes_once_another_idc_holds_it(
+    open_idc: OpenIdc,
+) -> None:
+    fra = await open_idc(others=("iad",))
+    ann = fra.session("ann")
+    answers = [code(await fra.create(ann, f"g:{number}", "bob", "carl")) for number in range(3)]
+    assert answers == [Code.UNAVAILABLE] * 3
+    fra.im.tick()
+    assert len(fra.im.granted) == 3
+    fra.hold("iad")
+    fra.im.tick()
+    assert not fra.im.granted
 
 
 async def test_strangers_neither_send_nor_read(open_idc: OpenIdc) -> None:

@@ -33,6 +33,7 @@ from imctl.reconcile.observed import Owner
 from imctl.rollout.ground import LocalGround
 from imctl.rollout.record import Kind, Rollout
 from imctl.target import breaking, kubernetes, runfile, sitefiles, sites
+from imctl.target.found import MANAGER
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.local import COPY, Local
 from imctl.target.opening import opened
@@ -46,6 +47,7 @@ PARTS = {"witness": "im-lon", "fra": "im-fra", "dub": "im-dub"}
 API = f"/apis/{API_VERSION}"
 FIGURES = {"process_mib": 86.0, "im_mib": 1024.0, "connection_kib": 26.5}
 GATEWAYS = 2
+GRACE = {"terminationGracePeriodSeconds": 0}
 RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
 LABELS = {"app.kubernetes.io/name": "imctl", "app.kubernetes.io/component": "gateway"}
 LISTED = ("gatewayclusters", "pods")
@@ -141,17 +143,18 @@ class Server:
         ]  # fmt: skip
 
     def _apply(self, path: str, body: Object, request: web.Request) -> web.Response:
-        """By one field manager, whose fields are all that there are."""
+        """By `imctl`, whose fields are all that there are, or by somebody with other ones."""
         old = self.objects.get(path, {})
         if self.refuses and self.refuses in json.dumps(body):
             return web.json_response({"message": f"{self.refuses} is refused"}, status=422)
-        if "spec" not in body and old:  # by somebody with other fields
-            body = old | {"metadata": old["metadata"] | body["metadata"]}
+        if old and request.query["fieldManager"] != MANAGER:
+            metadata = old["metadata"] | body["metadata"]
+            body = old | {"metadata": metadata, "spec": old["spec"] | body.get("spec", {})}
         else:
             grown = old.get("spec") != body.get("spec")
             who = [{"manager": request.query["fieldManager"]}]
             generation = old.get("metadata", {}).get("generation", 0) + grown
-            body["metadata"] |= {"generation": generation, "managedFields": who}
+            body["metadata"] |= {"uid": path, "generation": generation, "managedFields": who}
         if body["kind"] == "Pod":
             body["status"] = {"phase": self.pods_end, "reason": self.pods_end_of}
             self.ran.append(body)
@@ -175,7 +178,8 @@ class Server:
                 owner = Owner(own["kind"], namespace, part, "u", 1)
                 model = IdcSpec if kind == "idcs" else WitnessSpec
                 made = objects(owner, model.model_validate(own["spec"]), region, FIGURES)[-1]
-                template = {"metadata": made["spec"]["template"]["metadata"] | {"name": pod[-9:]}}
+                template = made["spec"]["template"]
+                template = template | {"metadata": template["metadata"] | {"name": pod[-9:]}}
                 marks = own["metadata"].get("annotations", {})
                 replicas = 0 if DOWN_UNTIL in marks else 1
                 self.objects[workload] = {"spec": {"template": template, "replicas": replicas}}
@@ -207,8 +211,8 @@ class Server:
             own["status"] = self._status(own) | self.says
             for name in [] if down else names:
                 labels = LABELS | {"app.kubernetes.io/instance": metadata["name"]}
-                pod = {"metadata": {"name": name, "labels": labels}, "status": RUNS}
-                self.objects.setdefault(f"{pods}{name}", pod)
+                pod = {"metadata": {"name": name, "labels": labels}, "spec": GRACE}
+                self.objects.setdefault(f"{pods}{name}", pod | {"status": RUNS})
         for path in [path for path in self.objects if path.startswith(pods)]:
             unwanted = "-gateway-" in path and path.removeprefix(pods) not in wanted
             if unwanted and self.gateways_end:
@@ -628,7 +632,7 @@ def test_gateways_that_are_not_wanted_any_more_are_gone_before_their_idc_has_its
 def test_gateways_that_have_to_go_are_waited_for_by_whoever_tries_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "GATEWAYS_S", 0.2)
+    monkeypatch.setattr(kubernetes, "POD_S", 0.2)
     target = prepared(tmp_path, fra={"gateways": {}})
     target.start(["witness", "fra", "dub"])
     wanted = kept(target, tmp_path)
@@ -678,7 +682,8 @@ def test_a_pod_that_waits_to_be_replaced_is_replaced_by_a_deploy(
     target.start(["witness", "fra", "dub"])
     notes = server.objects["/api/v1/namespaces/im-dub/pods/dub-idc-0"]["metadata"]["annotations"]
     server.objects["/api/v1/namespaces/im-dub/pods/dub-idc-0"] = {
-        "metadata": {"name": "dub-idc-0", "annotations": notes | {"imctl.dev/template": "older"}}
+        "metadata": {"name": "dub-idc-0", "annotations": notes | {"imctl.dev/template": "older"}},
+        "spec": GRACE,
     }
     own = target.own_region()
     assert takes(target, own) == {"sites.dub.pod": "restart"}

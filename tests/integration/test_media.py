@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from imcore.errors import Unavailable
 from imcore.media import CHUNK_BYTES_MAX, Declared, MediaName
 from imcore.region.model import Media, Messages, WhenUnreplicated
 from imcore.runtime import SystemClock
+from imcore.tls import client_ssl_context
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.server import REQUESTS_BURST, REQUESTS_PER_S, MediaApi
@@ -342,12 +344,105 @@ async def test_sizes_and_numbers_are_limited(site: Site) -> None:
     assert (await site.begin(Declared("1" * 64, 10_000, "a/b")))[0] == 202
     status, body = await site.begin(Declared("2" * 64, 1, "a/b"))
     assert (status, body["error"]["code"]) == (429, "overloaded")
-    status, body = await site.begin(Declared("2" * 64, 20_000, "a/b"), "bob")
+    status, body = await site.begin(Declared("2" * 64, 40_000, "a/b"), "bob")
     assert (status, body["error"]["code"]) == (503, "unavailable")
     assert body["error"]["retry_after_ms"] >= 60_000
     assert (await site.begin(Declared("2" * 64, 1_000, "a/b"), "bob"))[0] == 202
     upload = (await site.begin(Declared("0" * 64, 10_000, "a/b")))[1]["upload"]
     assert (await site.put(upload, 0, b"x" * (CHUNK_BYTES_MAX + 1)))[0] == 413
+
+
+@limits(bytes_max=50_000, store_bytes_max=60_000)
+async def test_who_announces_files_and_sends_nothing_takes_no_room(site: Site) -> None:
+    for number in range(24):
+        declared = Declared(f"{number:064}", 50_000, "a/b")
+        assert (await site.begin(declared, f"mallory{number % 3}"))[0] == 202
+    assert (site.store.stored, site.store.uploads) == (0, 24)
+    await site.uploaded(uid="bob")
+    # Those who announced more than there is are told when they send it.
+    upload = (await site.begin(Declared("0" * 64, 50_000, "a/b"), "mallory0"))[1]["upload"]
+    assert (await site.put(upload, 0, bytes(34_000), "mallory0"))[0] == 204
+    path = f"/v1/uploads/{upload}?offset=34000"
+    status, _, body = await site.ask("PUT", path, "mallory0", data=bytes(1_000))
+    assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
+    assert site.store.stored == len(DATA) + 34_000
+    await site.restart()
+    assert site.store.stored == len(DATA) + 34_000
+
+
+@limits(user_bytes_max=30_000)
+async def test_one_user_fills_his_share_and_no_more(site: Site) -> None:
+    path = await site.uploaded()
+    status, body = await site.begin(Declared("0" * 64, 4_401, "a/b"))
+    assert (status, body["error"]["code"]) == (413, "quota")
+    assert "25600 of 30000 bytes" in body["error"]["message"]
+    # An upload takes as much as it is announced with, of this share alone.
+    upload = (await site.begin(Declared("0" * 64, 4_000, "a/b")))[1]["upload"]
+    for _ in range(2):
+        assert (await site.begin(Declared("1" * 64, 401, "a/b")))[0] == 413
+        await site.restart()  # what a later life finds is the same
+    assert (await site.put(upload, 0, bytes(4_000)))[0] == 204
+    assert (await site.complete(upload))[0] == 400  # other bytes: they are gone
+    assert (await site.begin(Declared("1" * 64, 4_400, "a/b")))[0] == 202
+    await site.uploaded(uid="bob")  # the same bytes: each has them in his share
+    assert (await site.begin(Declared("2" * 64, 1, "a/b")))[0] == 413
+    assert (await site.ask("DELETE", path))[0] == 204
+    assert (await site.begin(Declared("2" * 64, 25_600, "a/b")))[0] == 202
+    assert (await site.begin(Declared("3" * 64, 4_401, "a/b"), "bob"))[0] == 413
+
+
+@limits(user_bytes_max=60_000)
+async def test_a_file_counts_once_for_each_user_until_the_last_name_of_it_is_gone(
+    site: Site,
+) -> None:
+    path = await site.uploaded()
+    upload = (await site.begin(PNG._replace(type="a/b")))[1]["upload"]
+    await site.put(upload, 0, DATA)
+    other = path_of((await site.complete(upload))[1]["ref"])
+    assert other != path
+
+    async def room(size: int) -> bool:
+        status, body = await site.begin(Declared("0" * 64, size, "a/b"))
+        if status == 202:  # and is thrown away again
+            await site.put(body["upload"], 0, bytes(size))
+            assert (await site.complete(body["upload"]))[0] == 400
+        return status == 202
+
+    assert await room(60_000 - 25_600) and not await room(60_001 - 25_600)
+    assert (await site.ask("DELETE", path))[0] == 204
+    assert not await room(60_001 - 25_600)
+    await site.restart()
+    assert not await room(60_001 - 25_600)
+    assert (await site.ask("DELETE", other, token=site.token("root", admin=True)))[0] == 204
+    assert await room(60_000)
+
+
+@limits(transfers=64, user_bytes_per_s=20_000)
+async def test_those_who_read_slowly_do_not_take_all_transfers(site: Site) -> None:
+    data = bytes(900_000)
+    path = await site.uploaded(data)
+
+    told: asyncio.Queue[int] = asyncio.Queue()
+    tls = client_ssl_context(site.pki_dir / "ca.pem")
+    connector = aiohttp.TCPConnector(ssl=tls, limit=0)
+    async with aiohttp.ClientSession(connector=connector) as http:
+
+        async def slow(uid: str) -> None:
+            headers = {"Authorization": f"Bearer {site.token(uid)}"}
+            async with http.get(site.url + path, headers=headers) as response:
+                told.put_nowait(response.status)
+                await response.read()
+
+        tasks = [asyncio.ensure_future(slow(f"mallory{n % 8}")) for n in range(64)]
+        statuses = Counter([await told.get() for _ in tasks])
+        assert statuses[200] >= 8 and statuses[429] >= 24, statuses
+        for number in range(10):
+            some = {"Range": "bytes=0-9"}
+            status, _, body = await site.ask("GET", path, f"u{number}", headers=some)
+            assert (status, body) == (206, data[:10])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @limits(user_bytes_per_s=1_000)

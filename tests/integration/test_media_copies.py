@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.errors import Unavailable
+from imcore.errors import Refused, Unavailable
 from imcore.media import Declared, MediaName
 from imcore.pki import load_region_keys
 from imcore.region.model import Media, Messages
@@ -123,6 +123,28 @@ async def test_what_was_uploaded_here_stays_whoever_else_had_it_before(region: R
     await iad.evict()
     assert await iad.holds(again) == [True, True]
     assert sum(await iad.holds(names[2:])) == 2
+
+
+async def test_a_copy_that_is_made_to_stay_takes_room_of_who_makes_it(region: Region) -> None:
+    fra, iad, _ = region.idcs
+    for idc in (fra, iad):
+        idc.store.settings = idc.store.settings.model_copy(update={"user_bytes_max": 2 * SIZE})
+    first = [await fra.upload(data) for data in FILES[:2]]
+    with pytest.raises(Refused, match="2000 of 2000 bytes"):
+        await fra.upload(FILES[2])
+    others = [await fra.upload(data, "bob") for data in FILES[2:4]]
+    for name in (*first, *others):
+        await iad.content(name)  # as copies they are in nobody's share
+    assert [(await iad.upload(data)).idc for data in FILES[:2]] == ["iad", "iad"]
+    with pytest.raises(Refused, match="2000 of 2000 bytes"):
+        await iad.upload(FILES[4])
+    # What was announced in vain is said again, and changes nothing.
+    await iad.store.delete("ann", False, first[0])
+    await iad.content(first[0])
+    await iad.upload(FILES[4])
+    with pytest.raises(Refused, match="2000 of 2000 bytes"):
+        await iad.upload(FILES[0])
+    assert iad.store.copied == 3 * SIZE
 
 
 async def test_what_an_idc_was_asked_to_keep_stays(region: Region) -> None:

@@ -18,7 +18,7 @@ from imcore.region.model import Media, Messages
 from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
-from services.media.store import Begun, Kept, Look, MediaStore, Peer
+from services.media.store import KEY, Begun, Kept, Look, MediaStore, Peer
 from services.media.testing import Near
 from services.media.words import Looked, Picture, Record
 from services.ports import Blobs
@@ -235,14 +235,12 @@ async def test_a_file_that_no_key_leads_to_goes_after_the_next_start(idc: Idc) -
     """Not at once: a process that is ending may be about to write its record."""
     await idc.store.load()
     kept = await idc.upload("ann", b"kept")
-    await idc.upload()
+    lost = await idc.upload()
     saved = await idc.upload("ann", b"saved")
-    for name in (kept, saved):
-        note = (await idc.blobs.notes(name.sha256))[0]
-        data = await idc.blobs.note(name.sha256, note)
-        if name == saved:
-            await idc.blobs.remove_note(name.sha256, note)
-    await idc.blobs.remove_note(SHA, (await idc.blobs.notes(SHA))[0])
+    note = KEY + saved.key
+    data = await idc.blobs.note(saved.sha256, note)
+    for name in (lost, saved):
+        await idc.blobs.remove_note(name.sha256, KEY + name.key)
     idc.again()
     await idc.store.load()
     await idc.store.sweep()

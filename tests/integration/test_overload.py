@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 import pytest
 
@@ -252,6 +253,73 @@ async def test_ipconf_answers_at_a_rate(tmp_path, pki_dir) -> None:
     await site.stop()
     assert statuses[:3] == [200] * 3 and statuses[-1] == 429
     assert waits == sorted(set(waits)) and waits[0] > 0
+
+
+async def asked(site: IpconfSite, http, token: str, address: str = "") -> tuple[int, int]:
+    """Status, and what it says about when to ask again."""
+    headers = {"Authorization": f"Bearer {token}"}
+    if address:
+        headers["X-Forwarded-For"] = address
+    async with http.get(f"{site.url}/v1/gateways", headers=headers) as answer:
+        error = (await answer.json()).get("error", {})
+        assert (error.get("code") == "overloaded") == (answer.status == 429)
+        return answer.status, error.get("retry_after_ms", 0)
+
+
+async def test_one_user_who_asks_ipconf_without_end_shuts_nobody_out(tmp_path, pki_dir) -> None:
+    site = IpconfSite(tmp_path, pki_dir, Limits(lookups_per_s=50))
+    await site.start()
+    await site.holder.offer(site.policy())
+    async with site.client() as http:
+        began = time.monotonic()
+        found = [await asked(site, http, site.token("mallory")) for _ in range(300)]
+        most = 51 + 5 * (time.monotonic() - began)
+        assert 50 <= Counter(status for status, _ in found)[200] <= most
+        waits = [wait_ms for status, wait_ms in found if status == 429]
+        assert min(waits) >= 1 and max(waits) <= 200
+        for number in range(5):
+            assert await asked(site, http, site.token(f"u{number}")) == (200, 0)
+    await site.stop()
+
+
+async def test_a_device_that_moves_about_is_not_kept_from_ipconf(tmp_path, pki_dir) -> None:
+    """A user's ten devices, each of which loses its gateway, and then others, four times."""
+    site = IpconfSite(tmp_path, pki_dir)
+    await site.start()
+    await site.holder.offer(site.policy())
+    async with site.client() as http:
+        for _ in range(40):
+            assert await asked(site, http, site.token("ann")) == (200, 0)
+    await site.stop()
+
+
+async def test_one_address_takes_its_share_of_ipconf_with_tokens_and_without(
+    tmp_path, pki_dir
+) -> None:
+    """The proxy in front is believed, and has no bound itself: these come from 127.0.0.1, which
+    the region file lists."""
+    site = IpconfSite(tmp_path, pki_dir, Limits(address_lookups_per_s=20))
+    await site.start()
+    await site.holder.offer(site.policy())
+    async with site.client() as http:
+        tokens = [site.token(f"u{number}") for number in range(40)]
+        began = time.monotonic()
+        found = [await asked(site, http, token, "81.2.69.142") for token in tokens * 8]
+        most = 101 + 20 * (time.monotonic() - began)
+        statuses = Counter(status for status, _ in found)
+        assert set(statuses) == {200, 429} and 100 <= statuses[200] <= most
+        assert max(wait_ms for _, wait_ms in found) <= 50
+        assert {(await asked(site, http, "none", "81.2.69.142"))[0] for _ in range(5)} == {429}
+        report = {"Authorization": "none", "X-Forwarded-For": "::ffff:81.2.69.142"}
+        async with http.post(f"{site.url}/v1/reports", headers=report, data="{}") as answer:
+            assert answer.status == 429
+        assert await asked(site, http, site.token("bob"), "81.2.69.143") == (200, 0)
+        assert await asked(site, http, site.token("eve")) == (200, 0)
+        # Whoever has one address of such a network has them all.
+        found = [await asked(site, http, "none", f"2001:db8:1:2::{n:x}") for n in range(200)]
+        assert {status for status, _ in found} == {401, 429}
+        assert (await asked(site, http, "none", "2001:db8:1:3::1"))[0] == 401
+    await site.stop()
 
 
 @pytest.fixture

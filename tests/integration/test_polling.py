@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_network
+from typing import Any
 
 import aiohttp
 import pytest
@@ -270,3 +273,86 @@ async def test_whoever_does_not_fetch_is_closed_and_holds_little():
         assert counters.dropped > 0
         await eventually(lambda: counters.slow == 1 and not len(front.gateways[0].polling))
         assert (await bare.down(0))[0] == 410
+
+
+# ----------------------------------------------------------------------------------- hostile
+
+
+async def opened_and_closed(bare: Bare, times: int) -> list[int]:
+    """The statuses of so many /poll/open, each with a /poll/close, on one connection."""
+    statuses = []
+    for _ in range(times):
+        status, body = await bare.post("/poll/open", frame.client_preface())
+        statuses.append(status)
+        if status == 200:
+            await bare.post("/poll/close", body)
+    return statuses
+
+
+async def test_who_opens_and_closes_all_the_time_takes_nobodys_place():
+    limits = GatewayConfig(connects_per_s=20.0)
+    async with Front(KEYS, limits=limits) as front, aiohttp.ClientSession() as http:
+        [gateway] = front.gateways
+        bare = Bare(http, gateway.port)
+        # Refused ones cost the carrier, which comes through a door like anybody.
+        assert await opened_and_closed(bare, 4) == [200, 200, 200, 429]
+        assert gateway.counters.accepted == 4  # the carrier, and three by its place
+        assert gateway._doors._bucket._tokens >= 19.0
+        await front.connect("bob")
+
+
+async def test_one_address_begins_to_poll_at_a_rate():
+    limits = GatewayConfig(connects_per_s=20.0, polls_of_address=0.2)  # 4 at once
+    async with Front(KEYS, limits=limits) as front:
+        statuses = []
+        for _ in range(8):
+            async with aiohttp.ClientSession() as http:
+                statuses += await opened_and_closed(Bare(http, front.gateways[0].port), 1)
+        assert statuses.count(200) in (4, 5, 6) and statuses.count(429) in (4, 3, 2)
+        await front.connect("bob")
+
+
+async def test_through_a_proxy_each_that_is_polled_comes_by_a_door_of_its_own():
+    proxies = (ip_network("127.0.0.1/32"),)
+    limits = GatewayConfig(shared=proxies, connects_per_s=4.0)
+    async with Front(KEYS, limits=limits) as front, aiohttp.ClientSession() as http:
+        bare = Bare(http, front.gateways[0].port)
+        assert await opened_and_closed(bare, 3) == [200, 200, 200]
+        assert front.gateways[0]._doors._bucket._tokens < 2.0
+
+
+async def test_one_address_has_so_many_http_connections():
+    limits = GatewayConfig(connections_of_address=2, first_frame_ms=60_000)
+    async with Front(KEYS, limits=limits) as front:
+        port = front.gateways[0].port
+        head = b"POST /poll/up HTTP/1.1\r\nHost: a\r\n"  # and never the rest
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in silent:
+            writer.write(head)
+            await asyncio.sleep(0.05)
+        # Who asks for nothing gives way, the one silent for longest first.
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(silent[0][0].read(), 5) == b""
+        assert front.gateways[0].polling.carriers() == 2
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_requests_behind_each_other_are_held_back():
+    async with Front(KEYS) as front:
+        [gateway] = front.gateways
+        bob, _ = await front.connect("bob")
+        async with aiohttp.ClientSession() as http:
+            bare = Bare(http, gateway.port)
+            await bare.open(hello(front))
+            confirmed = len((await bare.down(0, 500))[1])
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        body = struct.pack(">16sQI", bare.ident, confirmed, 20_000)
+        one = b"POST /poll/down HTTP/1.1\r\nHost: a\r\nContent-Length: 28\r\n\r\n" + body
+        writer.write(one * (256 * 1024 // len(one)))
+        for _ in range(20):
+            assert not (await bob.ask(pb.Request(heartbeat=pb.Heartbeat()))).HasField("error")
+        [carrier] = gateway.polling._carriers.values()
+        http_protocol: Any = carrier.http
+        assert len(http_protocol._messages) < 100
+        writer.close()

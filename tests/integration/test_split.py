@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,16 @@ from imcore.words import Origin
 from imctl.target.local import pki_names
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
+from services.im.server import ImServer
 from services.node.authorize import Authorizer
 from services.node.config import load
 from services.node.front import FrontNode
+from services.node.front_load import LoadReport
+from services.node.metrics import Measured
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 from services.ports import Audience
-from services.sdk import Client, ConnectionChanged, IpconfClient, Message
+from services.sdk import Client, ConnectionChanged, IpconfClient, Message, Missed, Presence
 from services.split.core import AGAIN_S, CoreLink
 from services.split.fronts import TELL_S, Fronts
 from services.split.pipe import Pipe
@@ -137,7 +141,7 @@ async def front_of(core, tmp_path):
             stack.push_async_callback(channel.close, None)
             link = CoreLink(rpc.FrontStub(channel), KEYS, made.clock, lambda _: None, front.Load)
             made.state.im, link.state, made.state.origin = link, made.state, FRA
-            link.hello = front.Hello(gateway=made.gateways[0].name, port=1)
+            link.hello = front.Hello(gateway=made.gateways[0].name, port=1, grows=True)
             made.state.watch(link.changed)
             running = asyncio.create_task(link.run())
             stack.callback(running.cancel)
@@ -185,7 +189,7 @@ async def test_the_members_of_a_huge_group_are_named_to_a_front_once(core, front
     bob, _ = await there.connect("bob")
     await until(lambda: core.fronts.connected_count() == 2)
     audience = Audience("g:huge", ("ann", "bob", *(f"u{number:05}" for number in range(9_998))))
-    sizes = []
+    numbers = []
     for number in range(1, 4):
         assert core.fronts.reached(audience) == 2
         entry = core.im.store("g:huge", b"%d" % number)
@@ -193,15 +197,21 @@ async def test_the_members_of_a_huge_group_are_named_to_a_front_once(core, front
         for client in (ann, bob):
             push = (await client.event("push")).push
             assert (push.entries[0].message.content, push.merged) == (b"%d" % number, True)
-        sizes.append([link.audience(audience) for link in core.fronts.gateways])
-    assert sizes == [[(1, ["ann"]), (1, ["bob"])]] * 3
+        numbers.append([link.audiences.number(audience) for link in core.fronts.gateways])
+    assert numbers == [[1, 1]] * 3
     eve, _ = await here.connect("u00007")
     await until(lambda: core.fronts.connected_count() == 3)
     core.fronts.tell_behind([(audience, {FRA: 3}, 9)], 500)
     for client in (ann, bob, eve):
         behind = (await client.event("behind")).behind
         assert (behind.within_ms, behind.conversations[0].heads[0].seq) == (500, 3)
-    assert [link.audience(audience)[0] for link in core.fronts.gateways] == [2, 1]
+    assert [link.audiences.number(audience) for link in core.fronts.gateways] == [1, 1]
+    left = Audience("g:huge", audience.uids[1:])
+    core.fronts.push_group(left, [core.im.store("g:huge", b"4")], {FRA: 4}, 0, True)
+    for client in (bob, eve):
+        assert (await client.event("push")).push.entries[0].message.content == b"4"
+    with pytest.raises(TimeoutError):  # she has left
+        await ann.event("push", timeout_s=0.2)
 
 
 async def test_the_newest_connection_of_a_device_wins_between_fronts_too(core, front_of):
@@ -233,6 +243,9 @@ async def test_connections_stand_while_the_core_is_away_and_learn_what_they_miss
     assert (signal.conversation, signal.heads[0].seq) == (CONVERSATION, 1)
     assert link.linked.is_set()
     assert core.fronts.connected_count() == 1
+    assert [session.uid for session in core.im.stood_before] == ["ann"]
+    await here.connect("bob")  # who did not stand before
+    assert len(core.im.stood_before) == 1
     assert (await ann.ask(sent(2))).send_ack.placed.seq == 2
 
 
@@ -332,51 +345,145 @@ async def test_a_session_that_ended_while_the_core_was_away_is_over_there_too(co
     assert core.im.over == []
 
 
-async def test_the_real_core_begins_again_behind_clients_that_stay_connected(tmp_path):
-    region_file = lab_region(tmp_path, one_idc)
-    region = load_region(region_file)
-    pki.init(tmp_path / "pki", pki_names(region), datetime.now(UTC))
-    idc = region.spec.idcs[0]
+class Real:
+    """A core and a front of one IDC, real but for their processes, and SDKs."""
 
-    def process(kind: Any, roles: Roles) -> tuple[Any, asyncio.Task[None]]:
-        folder = tmp_path / roles.name
-        made = kind(load(region_file, idc.name, folder, tmp_path / "pki", None, True, roles=roles))
-        return made, asyncio.create_task(made.run())
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._region_file = lab_region(folder, one_idc)
+        region = load_region(self._region_file)
+        pki.init(folder / "pki", pki_names(region), datetime.now(UTC))
+        self._idc = region.spec.idcs[0]
+        self._keys = pki.load_region_keys(folder / "pki")
+        ipconf = f"https://{self._idc.endpoints.ipconf}"
+        self._ipconf = IpconfClient([ipconf], folder / "pki" / "ca.pem", random.Random(1))
+        self._clients = AsyncExitStack()
+        self.told: dict[str, list[Any]] = {}  # by uid
+        self.front, self._front_task = self._process(FrontNode, Roles.FRONT)
 
-    core, core_task = process(Node, Roles.CORE)
-    behind, front_task = process(FrontNode, Roles.FRONT)
-    await until(lambda: core.serving and core.fronts.gateways, 20)
-    keys = pki.load_region_keys(tmp_path / "pki")
-    ipconf = IpconfClient(
-        [f"https://{idc.endpoints.ipconf}"], tmp_path / "pki" / "ca.pem", random.Random(1)
-    )
+    def _process(self, kind: Any, roles: Roles) -> tuple[Any, asyncio.Task[None]]:
+        folder, made = self._folder / roles.name, self._folder / "pki"
+        config = load(self._region_file, self._idc.name, folder, made, None, True, roles=roles)
+        node = kind(config)
+        return node, asyncio.create_task(node.run())
 
-    def client(uid: str) -> tuple[Client, list[Any]]:
+    async def start_core(self) -> Any:
+        self.core, self._core_task = self._process(Node, Roles.CORE)
+        await until(lambda: self.core.serving and self.core.fronts.gateways, 20)
+        return self.core
+
+    async def stop_core(self) -> None:
+        self.core.stop()
+        await self._core_task
+
+    async def client(self, uid: str) -> Client:
         claims = Claims(uid, "phone", SystemClock().wall_ms() + 600_000)
-        made = Client(token=mint(keys, claims), ipconf=ipconf, rng=random.Random(2))
-        told: list[Any] = []
-        made.on(told.append)
-        return made, told
+        made = Client(token=mint(self._keys, claims), ipconf=self._ipconf, rng=random.Random(2))
+        made.on(self.told.setdefault(uid, []).append)
+        return await self._clients.enter_async_context(made)
 
-    (ann, to_ann), (bob, to_bob) = client("ann"), client("bob")
-    async with ann, bob:
+    async def stop(self) -> None:
+        await self._clients.aclose()
+        await self._ipconf.close()
+        self.front.stop()
+        await self._front_task
+        await self.stop_core()
+
+
+def _of(told: list[Any], kind: type[Any]) -> list[Any]:
+    return [event for event in told if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def _real(folder: Path) -> AsyncIterator[Real]:
+    real = Real(folder)
+    try:
+        yield real
+    finally:
+        await real.stop()
+
+
+async def test_the_real_core_begins_again_behind_clients_that_stay_connected(tmp_path):
+    async with _real(tmp_path) as real:
+        await real.start_core()
+        ann, _ = [await real.client(uid) for uid in ("ann", "bob")]
         await ann.send(CONVERSATION, b"one")
-        core.stop()
-        await core_task
+        await real.stop_core()
         waits = asyncio.create_task(ann.send(CONVERSATION, b"two"))
-        core, core_task = process(Node, Roles.CORE)
+        core = await real.start_core()
         await waits
-        await until(lambda: sum(isinstance(event, Message) for event in to_bob) == 2)
-        for told in (to_ann, to_bob):
+        await until(lambda: sum(isinstance(event, Message) for event in real.told["bob"]) == 2)
+        for told in real.told.values():
             assert sum(isinstance(event, ConnectionChanged) for event in told) == 1
         status = core.status.as_dict()
         assert status["sessions"] == 2
-        assert [row["gateway"] for row in status["gateways"]] == [behind.gateway.name]
-    await ipconf.close()
-    behind.stop()
-    await front_task
-    core.stop()
-    await core_task
+        assert [row["gateway"] for row in status["gateways"]] == [real.front.gateway.name]
+
+
+@pytest.mark.parametrize("core_restarts", [False, True])
+async def test_who_is_kicked_while_its_front_has_no_link_is_out_when_it_has_one(
+    tmp_path, core_restarts
+):
+    async with _real(tmp_path) as real:
+        core, (ann, bob) = await real.start_core(), [await real.client(u) for u in ("ann", "bob")]
+        core.fronts.open = False
+        core.fronts._remove(core.fronts.gateways[0])
+        await core.im.kick("ann", "")
+        partition = core.im.partition("ann")
+        end = core.store.own().end(partition.number).lsn
+        await until(lambda: partition.applier.lsn(core.origin) >= end)
+        if core_restarts:  # what it has folded it does not fold again
+            await real.stop_core()
+            core = await real.start_core()
+        core.fronts.open = True
+        await until(lambda: not ann.state.gateway, 20)
+        await until(lambda: [row.uid for row in core.fronts.sessions()] == ["bob"])
+        await bob.send("d:bob:eve", b"one")
+
+
+async def test_who_is_watched_is_told_again_after_the_core_began_again(tmp_path):
+    """And whoever is connected learns that he may have missed what nobody owes."""
+    async with _real(tmp_path) as real:
+        core = await real.start_core()
+        ann, bob = [await real.client(uid) for uid in ("ann", "bob")]
+        await until(lambda: [row.online for row in core.live.devices("bob")] == [True])
+        assert (await ann.watch(["bob"]))[0].online
+        await real.stop_core()
+        await real.start_core()
+        await until(lambda: all(_of(told, Missed) for told in real.told.values()))
+        await until(lambda: [row.online for row in _of(real.told["ann"], Presence)][-1:] == [("",)])
+        await bob.close()
+        await until(lambda: not _of(real.told["ann"], Presence)[-1].online)
+
+
+async def test_a_route_that_the_core_took_along_is_written_again(tmp_path, monkeypatch):
+    async with _real(tmp_path) as real:
+        await real.start_core()
+        with monkeypatch.context() as dies_before_it_has_logged_it:
+            dies_before_it_has_logged_it.setattr(ImServer, "_route", lambda *_, **__: None)
+            await real.client("ann")
+        await real.stop_core()
+        core = await real.start_core()
+        await until(lambda: core.live.devices("ann"))
+        [device] = core.live.devices("ann")
+        assert device.online
+
+
+async def test_an_end_that_the_core_took_along_is_told_again(tmp_path, monkeypatch):
+    async with _real(tmp_path) as real:
+        core = await real.start_core()
+        bob = await real.client("bob")
+        await until(lambda: [row.online for row in core.live.devices("bob")] == [True])
+        with monkeypatch.context() as dies_before_it_has_logged_it:
+            dies_before_it_has_logged_it.setattr(ImServer, "_route", lambda *_, **__: None)
+            await bob.close()
+            await until(lambda: not core.fronts.sessions())
+            await asyncio.sleep(3 * TELL_S)
+            await real.stop_core()
+        core = await real.start_core()
+        await until(lambda: [row.online for row in core.live.devices("bob")] == [False])
+        route = core.live.routes("bob")["phone"]
+        assert route.gone and route.away_ms >= 3_000 * TELL_S
 
 
 async def test_only_the_own_idc_may_link(core, tmp_path):
@@ -385,6 +492,30 @@ async def test_only_the_own_idc_may_link(core, tmp_path):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_what_fronts_count_is_shown_by_their_core_once(core, front_of):
+    there, link = await front_of("one")
+    verbs = Measured(random.Random(1), Roles.FRONT.value).verbs
+    there.state.measure(verbs["state"])
+    [gateway] = there.gateways
+    gateway.verbs = verbs["gateway"]
+    shown = core.fronts.verbs = Measured(random.Random(1), Roles.ALL.value).verbs
+    report = LoadReport(there.state, verbs)
+    ann, _ = await there.connect("ann")
+    for cid in (1, 2):
+        assert (await ann.ask(sent(cid))).send_ack.lsn == cid
+    for _ in range(3):  # the first says it all
+        link._pipe.put(front.Up(load=report.make(gateway)))
+        await until(lambda: core.fronts.gateways[0].load.connections == 1)
+        await asyncio.sleep(0.05)
+        counts = {n: sum(v.buckets) for n, v in shown["state"].known.items()}
+        assert (counts["connect"], counts["send"]) == (1, 2)
+        assert sum(shown["gateway"].known["request"].buckets) == 3
+        assert core.fronts.gateway_events[1]["accepted"] == 1
+    await ann.ask(pb.Request(heartbeat=pb.Heartbeat()))
+    link._pipe.put(front.Up(load=report.make(gateway)))
+    await until(lambda: sum(shown["gateway"].known["request"].buckets) == 4)
 
 
 async def test_what_is_put_in_one_turn_leaves_as_one_batch_and_a_full_pipe_closes():

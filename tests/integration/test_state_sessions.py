@@ -9,9 +9,11 @@ import pytest
 
 from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
+from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import ClientParameters
 from imcore.tokens import LEEWAY_MS, Claims, mint
 from imcore.words import Origin
+from services.state.server import BEHIND_S
 from services.state.testing import Front
 
 KEYS = RegionKeys({1: b"k" * 32}, 1)
@@ -75,6 +77,38 @@ async def test_a_second_connect_is_a_breach_of_protocol():
         client, _ = await front.connect("ann")
         client.send(front.hello("ann", 2))
         assert (await client.event("close")).close.reason == "protocol"
+
+
+@pytest.mark.parametrize("said", ["left", "forbidden"])
+async def test_who_may_not_have_what_he_is_owed_is_owed_it_no_more(said, monkeypatch):
+    async with Front(KEYS) as front:
+        client, _ = await front.connect("ann")
+        front.im.push(CONVERSATION, [front.im.store(CONVERSATION, b"hi")])
+        await client.event("push")
+        await asyncio.sleep(BEHIND_S)
+        assert (await client.ask(heartbeat())).heartbeat_ok.behind
+        response = pb.Response()
+        if said == "left":
+            response.pull_ok.left = True
+        else:
+            response.error.code = said
+        monkeypatch.setattr(front.im, "submit", lambda session, request, reply: reply(response))
+        await client.ask(pb.Request(pull=pb.Pull(conversation="d:ann:eve")))
+        assert (await client.ask(heartbeat())).heartbeat_ok.behind
+        await client.ask(pb.Request(pull=pb.Pull(conversation=CONVERSATION)))
+        assert not (await client.ask(heartbeat())).heartbeat_ok.behind
+
+
+async def test_a_device_that_left_something_unread_for_months_ends_like_any_other(monkeypatch):
+    async with Front(KEYS) as front:
+        client, _ = await front.connect("ann")
+        front.im.push(CONVERSATION, [front.im.store(CONVERSATION, b"hi")])
+        await client.event("push")
+        now = front.clock.now
+        monkeypatch.setattr(front.clock, "now", lambda: now() + 60 * 86_400)
+        client.send(pb.Request(bye=pb.Bye()))
+        await until(lambda: front.im.over)
+        assert oplog.RouteOp(away_ms=front.im.over[0].away_ms).away_ms == (1 << 32) - 1
 
 
 async def test_requests_that_arrive_while_a_connect_is_pending_wait_for_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import sys
@@ -18,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from imcore import pki
-from imcore.errors import BadInput, Refused
+from imcore.errors import BadInput, Refused, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.load import load_region
@@ -31,6 +32,7 @@ from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
 from services.metrics.catalog import METRICS
+from services.node.identity import register_key
 from services.node.outside import Machine
 from services.policy.document import POLICY_KEY, from_json, initial
 from services.ports import Registry
@@ -257,3 +259,51 @@ async def test_it_listens_where_it_is_told_and_is_found_at_its_endpoint(
     finally:
         witness.stop()
         await running
+
+
+async def test_what_a_lost_idc_said_of_itself_is_had_from_the_witness_and_the_other_one(
+    tmp_path: Path,
+) -> None:
+    """The witness was away when it was said, and the one IDC may not write it there."""
+    pki.init(tmp_path / "pki", dict.fromkeys(("fra", "dub", "witness"), ()), datetime.now(UTC))
+    ports = dict(zip(("fra", "dub", "witness"), free_ports(3), strict=True))
+    addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    key = register_key("dub")
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def proposer(own: str, store: Registry) -> Proposer:
+            registries: dict[str, Registry] = {own: store}
+            for name in addresses.keys() - {own}:
+                channel = grpc_channel(tmp_path / "pki", own, name, addresses[name])
+                stack.push_async_callback(channel.close, 0)
+                registries[name] = RemoteRegistry(channel, name)
+            made = Proposer(registries, own, SystemClock(), random.Random(own))
+            stack.push_async_callback(made.close)
+            return made
+
+        @asynccontextmanager
+        async def witness() -> AsyncIterator[None]:
+            machine = Machine(tmp_path / "pki", "witness")
+            found = Witness(region_at(ports), tmp_path / "witness", {}, machine)
+            running = asyncio.create_task(found.run())
+            yield
+            found.stop()
+            await running
+
+        async with (
+            asyncio.timeout(30),
+            idc_registry("fra", addresses["fra"], tmp_path, tmp_path / "pki") as store,
+        ):
+            fra = await proposer("fra", store)
+            async with idc_registry("dub", addresses["dub"], tmp_path, tmp_path / "pki") as other:
+                dub = await proposer("dub", other)
+                async with witness():
+                    await asyncio.gather(fra.ensure_member(), dub.ensure_member())
+                    while (await fra.read(POLICY_KEY))[0] is None:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)  # by then the witness is a member, too
+                await dub.change(key, lambda _: b"incarnation 2")
+            async with witness():
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        assert (await fra.read(key))[0] == b"incarnation 2"
+                        break

@@ -21,7 +21,8 @@ from imctl.reconcile.process import FINALIZER
 from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
-from tests.kubernetes.test_admission import IDC, OPERATION, apply
+from imctl.testing.cluster.lab import operator_rights
+from tests.kubernetes.test_admission import GATEWAYS, IDC, OPERATION, apply
 from tests.kubernetes.test_operator_live import Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
@@ -166,44 +167,39 @@ def test_an_upgrade_and_the_way_back(api_server: ApiServer, namespace: str, helm
 
 
 def test_the_rights_of_the_chart_suffice(
-    api_server: ApiServer, namespace: str, helm: Helm, tmp_path: Path
+    api_server: ApiServer, namespace: str, tmp_path: Path
 ) -> None:
     """The operator as a process outside, with the token of its service account and nothing else."""
-    chart = str(ROOT / "charts" / "im-operator")
-    rendered = helm(
-        "template", "op", chart, "--namespace", namespace, "--set",
-        f"image=imctl:1,namespaces={{{namespace}}}", "--show-only", "templates/rbac.yaml",
-    )  # fmt: skip
-    api_server.kubectl("apply", "-f", "-", given=rendered)
-    token = api_server.kubectl(
-        "create", "token", "op-im-operator", "--namespace", namespace
-    ).strip()
-    config = json.loads(api_server.kubectl("config", "view", "--raw", "-o", "json"))
-    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
-    own = tmp_path / "kubeconfig"
-    own.write_text(json.dumps(config))
     prepare(api_server, namespace)
-    operators = Operators(api_server, namespace, tmp_path, own)
     admin = Operators(api_server, namespace, tmp_path)
-    process = operators.start()
-    try:
-        until(lambda: admin.get("statefulset", "fra-idc") is not None)
-        until(lambda: admin.phase() == "Starting")
-        api_server.kubectl("delete", "service", "fra-idc-peer", "--namespace", namespace)
-        until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
-        asked = IDC | {"spec": IDC["spec"] | {"role_certificate": "imctl-operator"}}
-        apply(api_server, namespace, asked)
-        until(lambda: admin.get("idc", "fra")["metadata"].get("finalizers") == [FINALIZER])
-        apply(api_server, namespace, IDC)
-        until(lambda: not admin.get("idc", "fra")["metadata"].get("finalizers"))
-        apply(api_server, namespace, OPERATION)
-        until(lambda: "status" in admin.get("trafficoperation", "move"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
-        log = (tmp_path / "operator-0.log").read_text()
-        assert "forbidden" not in log.lower(), log
-    finally:
-        operators.end()
-        cluster_wide = [f"{kind}/{namespace}-op-im-operator"
-                        for kind in ("clusterrole", "clusterrolebinding")]  # fmt: skip
-        api_server.kubectl("delete", *cluster_wide)
+    with operator_rights(api_server, namespace, tmp_path) as own:
+        operators = Operators(api_server, namespace, tmp_path, own)
+        process = operators.start()
+        try:
+            until(lambda: admin.get("statefulset", "fra-idc") is not None)
+            until(lambda: admin.phase() == "Starting")
+            api_server.kubectl("delete", "service", "fra-idc-peer", "--namespace", namespace)
+            until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
+            asked = IDC | {"spec": IDC["spec"] | {"role_certificate": "imctl-operator"}}
+            apply(api_server, namespace, asked)
+            held = [("idc", "fra"), ("gatewaycluster", "fra"), ("region", "two-idc")]
+
+            def holds(finalizers: list[str] | None) -> bool:
+                found = [admin.get(*each)["metadata"].get("finalizers") for each in held]
+                return found == [finalizers] * len(held)
+
+            apply(api_server, namespace, GATEWAYS)
+            until(lambda: holds([FINALIZER]))
+            apply(api_server, namespace, IDC)
+            until(lambda: holds(None))
+            apply(api_server, namespace, OPERATION)
+            until(lambda: "status" in admin.get("trafficoperation", "move"))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 0
+            log = (tmp_path / "operator-0.log").read_text()
+            assert "forbidden" not in log.lower(), log
+        finally:
+            operators.end()
+            cluster_wide = [f"{kind}/{namespace}-op-im-operator"
+                            for kind in ("clusterrole", "clusterrolebinding")]  # fmt: skip
+            api_server.kubectl("delete", *cluster_wide)

@@ -89,9 +89,11 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
         }  # fmt: skip
         until(lambda: seen(operators, "geopolicy")["idcs"][0]["state"] == "drained")
         until(lambda: holds(operators, "geopolicy"))
-        delete = ("delete", "idc", "iad", "--namespace", namespace, "--wait=false")
+        # As `helm uninstall` does: its Region is deleted with it.
+        delete = ("delete", "idc/iad", "region/three-idc", "--namespace", namespace, "--wait=false")
         api_server.kubectl(*delete)
         until(lambda: operators.get("idc", "iad") is None)
+        until(lambda: operators.get("region", "three-idc") is None)
         begun = [each["idc"] for each in json.loads(ok(data, "op", "list", "-o", "json"))]
         assert begun == ["fra", "iad"]
     finally:

@@ -120,6 +120,32 @@ def test_who_is_kicked_is_out_in_every_idc_and_stays_out(tmp_path: Path) -> None
     play(tmp_path / "sim", script)
 
 
+def test_who_came_and_went_while_an_idc_took_no_writes_is_known_everywhere_afterwards(
+    tmp_path: Path,
+) -> None:
+    async def script(stage: Stage) -> None:
+        world = stage.world
+        eve = await stage.device("eve", "web", "iad")
+        bob = await stage.device("bob", "p", "fra", kind="phone")
+        await stage.until(lambda: _watched_now(world, "iad", "bob") == ("phone",), 5)
+        disk = world.machines["fra"].disk
+        disk.faults.full = True
+        await asyncio.sleep(1)
+        ann = await stage.device("ann", "p", "fra", kind="phone")
+        kicked = await stage.device("cid", "p", "fra", kind="phone")
+        await bob.close()
+        machine = world.machines["sin"]
+        assert machine.node is not None and machine.owner is not None
+        await world.spawn(machine.owner, machine.node.im.kick("cid", ""))
+        disk.faults.full = False
+        await stage.until(lambda: _watched_now(world, "iad", "ann") == ("phone",), 10)
+        await stage.until(lambda: not kicked.idc, 5)
+        found = await eve.do(lambda client: client.watch(["ann", "bob", "cid"]))
+        assert [row.online for row in found] == [("phone",), (), ()] and ann.idc == "fra"
+
+    play(tmp_path / "sim", script)
+
+
 def test_an_idc_that_is_built_again_does_not_revive_the_routes_of_its_earlier_life(
     tmp_path: Path,
 ) -> None:

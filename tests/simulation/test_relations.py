@@ -8,10 +8,21 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from imcore.errors import Code
-from services.sdk import Client, FriendChanged, Friends, GroupChanged, RequestRefused, SendFailed
+from services.sdk import (
+    Client,
+    FriendChanged,
+    Friends,
+    GroupChanged,
+    Message,
+    RequestRefused,
+    SendFailed,
+)
 from services.sim.testing import Device, Stage, play
 from services.sim.world import World
+from services.state.server import StateServer
 
 
 async def refused(device: Device, work: Callable[[Client], Coroutine[Any, Any, Any]]) -> str:
@@ -70,6 +81,50 @@ def test_who_may_what_in_a_group_outlives_the_idc_that_took_it(tmp_path: Path) -
             said = group.announcement
             assert said is not None and said[:2] == ("no meeting today", "bob")
             assert group.name in ("ann", "bob")
+
+    play(tmp_path / "sim", script)
+
+
+@pytest.mark.parametrize("away_s", [15, 45])
+def test_who_was_removed_while_away_learns_it_and_is_owed_nothing(
+    tmp_path: Path, away_s: int
+) -> None:
+    """Within the grace of the session, or with a new one."""
+
+    async def script(stage: Stage) -> None:
+        net, idcs = stage.world.net, stage.world.machines
+        ann, bob = await stage.device("ann", "p", "fra"), await stage.device("bob", "p", "iad")
+        made: str = await ann.do(lambda client: client.create_group(["bob"], "team"))
+        await stage.until(lambda: len(bob.of(GroupChanged)) == 1, 5)
+        for idc in idcs:
+            net.cut("near-iad", idc)
+            net.cut(idc, "near-iad")
+        await asyncio.sleep(1)
+        await ann.do(lambda client: client.send(made, b"what bob is still to read"))
+        await ann.do(lambda client: client.remove(made, ["bob"]))
+        await ann.do(lambda client: client.send(made, b"and what not"))
+        await asyncio.sleep(away_s)
+        for idc in idcs:
+            net.heal("near-iad", idc)
+            net.heal(idc, "near-iad")
+        await stage.until(lambda: len(bob.of(GroupChanged)) == 2, 30)
+        assert bob.of(GroupChanged)[1][:4] == (made, "ann", (), ("bob",))
+        await asyncio.sleep(10)
+        sessions = [
+            record
+            for machine in idcs.values()
+            if machine.node is not None and isinstance(machine.node.state, StateServer)
+            for record in machine.node.state._table.of_users(["bob"])
+        ]
+        assert [record.owed for record in sessions if record.connected] == [{}]
+        asked = sum(machine.node.im.counters.refused for machine in idcs.values() if machine.node)
+        await asyncio.sleep(20)
+        refused = sum(machine.node.im.counters.refused for machine in idcs.values() if machine.node)
+        assert refused == asked
+        # One who comes in again is shown all of it.
+        await ann.do(lambda client: client.join(made, ["bob"]))
+        await stage.until(lambda: len(bob.of(Message)) == 2, 20)
+        assert [each[2:4] for each in bob.of(GroupChanged)[1:]] == [((), ("bob",)), (("bob",), ())]
 
     play(tmp_path / "sim", script)
 

@@ -6,13 +6,22 @@ import asyncio
 from types import SimpleNamespace as Made
 from typing import Any, cast
 
+import pytest
+
 from imcore import history as h
 from imcore.convert import origin_pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import ClientKey, Origin
 from services.im import keys
 from services.ports import Kv
-from services.sim.inside import DEAD_S, DeadRoutes, lost_logs, mirrored_on, unfollowed
+from services.sim.inside import (
+    DEAD_S,
+    DeadRoutes,
+    lost_logs,
+    mirrored_on,
+    unfollowed,
+    wrong_about_clocks,
+)
 from services.sim.world import World
 
 
@@ -68,6 +77,19 @@ def test_a_committed_policy_is_followed() -> None:
     made = world(fra=machine(False, 1, 3))
     assert unfollowed(made, 3) == []
     assert len(unfollowed(made, 4)) == 1
+
+
+@pytest.mark.parametrize(
+    ("skew_ms", "says", "wrong"),
+    [(0, False, 0), (0, True, 1), (-900, True, 0), (900, False, 1), (500, True, 0)],
+)
+def test_a_clock_that_is_far_off_is_alarmed(skew_ms: int, says: bool, wrong: int) -> None:
+    made = world(fra=machine(), iad=machine(), sin=machine())
+    for name, each in made.machines.items():
+        each.clock = Made(skew_ms=skew_ms if name == "fra" else 0)
+        each.node.hlc = Made(skewed=lambda name=name: says and name == "fra")
+    made.voters = list(made.machines.values())
+    assert len(wrong_about_clocks(made)) == wrong
 
 
 def test_an_idc_accepts_nothing_of_a_device_that_was_never_there() -> None:

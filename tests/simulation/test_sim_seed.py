@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.sim.run import run_seed
+from services.sim import run
+from services.sim.run import SECONDS, run_seed
 from services.sim.testing import Stage, play
 
 ROOT = Path(__file__).parents[2]
@@ -26,15 +27,24 @@ def _run(hash_seed: int, *options: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1_200,
     )
 
 
-@pytest.mark.parametrize(("seed", "seconds"), [(SEED, SHORT_S), (10, 20.0)])
+@pytest.mark.parametrize(
+    ("seed", "seconds"),
+    [
+        (SEED, SHORT_S),
+        (10, 20.0),
+        # Whole ones, of three IDCs and of two with a witness.
+        pytest.param(10, SECONDS, marks=pytest.mark.nightly),
+        pytest.param(11, SECONDS, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_seed_gives_the_same_trace_byte_for_byte(
     tmp_path: Path, seed: int, seconds: float
 ) -> None:
-    """In the longer one an IDC votes against two others at once."""
+    """In the second one an IDC votes against two others at once."""
 
     def digest(hash_seed: int) -> str:
         done = _run(
@@ -73,6 +83,30 @@ def test_another_seed_is_another_world() -> None:
     assert not one.violated and not other.violated
     assert one.trace != other.trace
     assert any(" history Unread " in line for line in one.trace)  # or nothing was judged of them
+
+
+def test_a_whole_seed_goes_on_until_it_has_had_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SECONDS", 1.0)
+    monkeypatch.setattr(run, "OPERATIONS_MIN", 100)
+    monkeypatch.setattr(run, "FAULTS_MIN", 2)
+    outcome = run_seed(SEED, 1.0)
+    assert not outcome.violated
+    assert outcome.operations >= 100
+    assert outcome.faults.total() - outcome.faults["switchover"] >= 2
+
+
+@pytest.mark.parametrize(("operations", "faults"), [(1_000_000, 0), (0, 1_000)])
+def test_a_whole_seed_that_proves_too_little_fails(
+    monkeypatch: pytest.MonkeyPatch, operations: int, faults: int
+) -> None:
+    monkeypatch.setattr(run, "SECONDS", 1.0)
+    monkeypatch.setattr(run, "MORE_S", 1.0)
+    monkeypatch.setattr(run, "OPERATIONS_MIN", operations)
+    monkeypatch.setattr(run, "FAULTS_MIN", faults)
+    violated = run_seed(SEED, 1.0).violated
+    assert len(violated) == 1
+    assert violated[0].startswith("too_little: ") and f" of {operations} " in violated[0]
+    assert not run_seed(SEED, 0.5).violated  # of a part nothing is asked
 
 
 def test_the_fixed_set_meets_every_rare_branch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from imcore import auditfile
 from imcore.audit import EMPTY, Anchor, against, anchor_from_json, parse, seal, torn, verify
 from imcore.auditfile import append, kept
+from imctl.audit import own_writer, writer_of
 from services.control.anchoring import NOTHING_JUDGED, Broken, Judged, anchored, raised
 
 EVENTS = [{"at_ms": 1_000 + n, "sentence": f"drain of fra, {n}"} for n in range(6)]
@@ -105,6 +107,44 @@ def test_rubbish_between_lines_is_found(chain: Path) -> None:
     first, *rest = lines(chain)
     chain.write_bytes(b"".join([first, b"{}\n", *rest]))
     assert problem(chain) == "edited: line 2 is no line of an audit log"
+
+
+HEX = "0" * 63
+PLANTED = {
+    "a list": f'[{{"seq":1,"hash":"{HEX}"}}]',
+    "a hash within": f'{{"seq":7,"writer":"fra","a":{{"b":1,"hash":"{HEX}"}}}}',
+    "no number": f'{{"seq":true,"writer":"fra","hash":"{HEX}0"}}',
+    "text that nobody can show": f'{{"seq":7,"writer":"\\ud800","hash":"{HEX}0"}}',
+    "much in each other": f'{{"seq":7,"writer":"fra","a":{"[" * 500}{"]" * 500},"hash":"{HEX}0"}}',
+    "endless": f'{{"seq":7,"writer":"fra","a":{"[" * 99_999},"hash":"{HEX}0"}}',
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_a_planted_line_is_found_and_keeps_nobody_from_going_on(
+    chain: Path, planted: str, tmp_path: Path
+) -> None:
+    with chain.open("ab") as file:
+        file.write(planted.encode() + b"\n")
+    assert problem(chain) == "edited: line 7 is no line of an audit log"
+    assert append(chain, "fra", EVENTS[0]).seq == 8  # behind a note of what is no line
+    assert problem(chain) == ""
+    # And as the first line of a file.
+    path = tmp_path / "planted.jsonl"
+    path.write_bytes(planted.encode() + b"\n")
+    assert problem(path) == "edited: line 1 is no line of an audit log"
+    assert writer_of(path) == own_writer()
+    assert append(path, "fra", EVENTS[0]).seq == 2
+
+
+def test_events_that_could_not_be_read_back_are_refused(chain: Path) -> None:
+    deep: list[object] = []
+    for _ in range(500):
+        deep = [deep]
+    for event in ({"deep": deep}, {"sentence": "\ud800"}, {"sentence": {1, 2}}):
+        with pytest.raises(ValueError):
+            append(chain, "fra", event)
+    assert (problem(chain), head(chain).seq) == ("", 6)
 
 
 def test_a_cut_tail_is_found_with_the_anchor_alone(chain: Path) -> None:
@@ -328,8 +368,6 @@ def test_an_event_cannot_name_its_own_writer() -> None:
 def test_events_of_the_logger_are_kept_and_a_failure_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import logging
-
     logger = logging.getLogger(auditfile.LOGGER)
     path = tmp_path / "audit.jsonl"
     with kept(path, "fra", {"user": "ann"}):
@@ -340,9 +378,22 @@ def test_events_of_the_logger_are_kept_and_a_failure_is_said(
     assert "an audit event could not be written" in caplog.text
 
 
-async def test_own_events_alone_are_kept_beside_others(tmp_path: Path) -> None:
-    import logging
+def test_an_event_that_cannot_be_written_costs_no_later_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are written by a thread, which nobody would start again."""
+    logger = logging.getLogger(auditfile.LOGGER)
+    path = tmp_path / "audit.jsonl"
+    with kept(path, "fra"):
+        logger.info("no JSON")
+        logger.info("%s", json.dumps(["no object"]))
+        logger.info("%s", json.dumps({"seq": 7}))
+        logger.info("%s", json.dumps({"at_ms": 1, "sentence": "done"}))
+    assert [row["sentence"] for row in verify(path.read_bytes(), "fra").rows] == ["done"]
+    assert caplog.text.count("an audit event could not be written") == 3
 
+
+async def test_own_events_alone_are_kept_beside_others(tmp_path: Path) -> None:
     logger = logging.getLogger(auditfile.LOGGER)
     both = asyncio.Barrier(2)
 
@@ -360,7 +411,8 @@ async def test_own_events_alone_are_kept_beside_others(tmp_path: Path) -> None:
 
 def test_strange_anchors_are_value_errors() -> None:
     assert anchor_from_json(Anchor(3, "ab").to_json()) == Anchor(3, "ab")
-    for data in (b"", b"[]", b"{}", b'{"seq": "x", "hash": ""}'):
+    strange = (b"[]", b"{}", b'{"seq": "x", "hash": ""}', b'{"seq": 1e400, "hash": ""}')
+    for data in (b"", *strange, b"[" * 99_999):
         with pytest.raises(ValueError):
             anchor_from_json(data)
     assert against(verify(b"", "fra"), EMPTY) == ""

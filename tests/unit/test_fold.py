@@ -352,6 +352,7 @@ def test_a_change_of_members_writes_the_rows_of_those_whom_it_names() -> None:
         keys.group_member(0, "g:team", "bob"),
         keys.member(0, "bob", "g:team"),
         keys.group_member(0, "g:team", "u00007"),
+        keys.timeline(0, "u00007", "g:team"),
     }
     assert before.keys() - replica.rows.keys() == {keys.member(0, "u00007", "g:team")}
     conversation = replica.conversations["g:team"]

@@ -17,7 +17,8 @@ def pod(mark: str, restarts: int = 0, **metadata: str) -> dict[str, Any]:
     notes = {"annotations": {REGION_FILE: mark}}
     state = {"waiting": {"reason": "CrashLoopBackOff"}} if restarts else {"running": {}}
     containers = {"containerStatuses": [{"restartCount": restarts, "state": state}]}
-    return {"metadata": notes | metadata, "status": containers}
+    spec = {"terminationGracePeriodSeconds": 90}
+    return {"metadata": notes | metadata, "spec": spec, "status": containers}
 
 
 def made(mark: str) -> dict[str, Any]:

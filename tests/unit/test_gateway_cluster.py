@@ -4,17 +4,20 @@ and the loop around it."""
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any
 
 import pytest
 import yaml
 
+from imcore.errors import Unavailable
 from imcore.region.model import Region
 from imctl.api.gateways import Autoscaling, GatewayClusterSpec, Rollout
 from imctl.api.kinds import GATEWAY_CLUSTER
 from imctl.api.kinds import IDC as IDC_KIND
 from imctl.api.model import IdcSpec, Resources, Toleration
 from imctl.reconcile import reconciler as reconciling
+from imctl.reconcile.cluster import Rejected
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
 from imctl.reconcile.gateways import Decision, Seen, decide
 from imctl.reconcile.objects import DOWN_UNTIL, TEMPLATE
@@ -25,10 +28,12 @@ from imctl.reconcile.steps import Step, step_of, template_of
 from imctl.testing import golden
 from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, GOLDEN, IDC, region, with_quic
 from tests.unit.test_operator_reconciler import Memory, Nobody
+from tests.unit.test_operator_runs import World
 
 OWNER = Owner("GatewayCluster", "im-fra", "fra", "0a1b", 3)
 SPEC = GatewayClusterSpec(idc="fra")
 APART = IDC.model_copy(update={"gateways": "apart"})
+ASKED = APART.model_copy(update={"role_certificate": "imctl-viewer"})
 DRILLED = APART.model_copy(update={"drills_from": ["im-fra"]})
 RICH = GatewayClusterSpec(
     idc="fra",
@@ -313,6 +318,40 @@ async def test_a_mark_of_a_drill_at_its_idc_takes_them_away_until_its_time_is_ov
     assert wanted() == (2, "Starting")
 
 
+@pytest.mark.parametrize("change", ["paused", "blocked", "refused", "deleted"])
+async def test_what_a_drill_took_comes_back_though_they_are_left_as_they_are(
+    memory: Memory, change: str
+) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: UNTIL}
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    await reconciler.reconcile(key)
+    workload = memory.held["StatefulSet", "im-fra", "fra-gateway"]
+    assert workload["spec"]["replicas"] == 0
+    own = memory.held["GatewayCluster", "im-fra", "fra"]
+    if change == "paused":
+        own["spec"]["paused"] = True
+    elif change == "blocked":
+        own["spec"]["replicas"] = 64
+    elif change == "refused":
+        idc["spec"]["service"], memory.refuses = "NodePort", "Service"
+    else:
+        own["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    if change == "refused":
+        now[0] = UNTIL
+        with pytest.raises(Rejected):
+            await reconciler.reconcile(key)
+    else:
+        assert [await reconciler.reconcile(key) for _ in range(3)] == [SOON_S] * 3
+        now[0] = UNTIL
+        await reconciler.reconcile(key)
+    after = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]
+    assert after == workload["spec"] | {"replicas": 2}
+
+
 async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +368,95 @@ async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired
     await asyncio.sleep(0.3)
     running.cancel()
     assert memory.held[policy] == wanted
+
+
+def pod_of(memory: Memory, number: int) -> None:
+    """As the StatefulSet makes it now."""
+    template = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]["template"]
+    memory.put("Pod", f"fra-gateway-{number}", status={})
+    metadata = memory.held["Pod", "im-fra", f"fra-gateway-{number}"]["metadata"]
+    metadata["annotations"] = template["metadata"]["annotations"]
+
+
+async def test_a_gateway_is_found_where_its_pod_says_until_that_is_replaced(
+    memory: Memory,
+) -> None:
+    before = with_quic(roomy()).model_dump(mode="json", exclude_defaults=True)["spec"]
+    memory.held["Region", "im-fra", "two-idc"]["spec"] = before
+    first = int(before["idcs"][0]["endpoints"]["gateway"].rpartition(":")[2])
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    wall = "2026-01-01T00:00:00Z"
+    reconciler = Reconciler(memory, FIGURES, lambda: wall, Nobody())
+
+    def found(number: int) -> set[tuple[str, int]]:
+        ports = memory.held["Service", "im-fra", f"fra-gateway-{number}"]["spec"]["ports"]
+        assert len({port["name"] for port in ports}) == len(ports)
+        assert {port["targetPort"] for port in ports} == {7443}
+        return {(port["protocol"], port["port"]) for port in ports}
+
+    def policy() -> list[Object]:
+        spec = memory.held["NetworkPolicy", "im-fra", "fra-gateway"]["spec"]
+        ports: list[Object] = spec["ingress"][0]["ports"]
+        return ports
+
+    await reconciler.reconcile(key)
+    for number in (1, 2):
+        pod_of(memory, number)
+    await reconciler.reconcile(key)
+    assert found(2) == {("TCP", first + 1), ("UDP", first + 1)}
+    after = copy.deepcopy(before)
+    after["client"].pop("quic")
+    after["idcs"][0]["endpoints"]["gateway"] = "10.0.0.1:9000"
+    memory.held["Region", "im-fra", "two-idc"]["spec"] = after
+    await reconciler.reconcile(key)
+    assert found(1) == {("TCP", 9000), ("TCP", first), ("UDP", first)}
+    assert {"protocol": "UDP", "port": 7443} in policy()
+    pod_of(memory, 2)
+    # Another operator goes on.
+    reconciler = Reconciler(memory, FIGURES, lambda: wall, Nobody())
+    await reconciler.reconcile(key)
+    assert found(2) == {("TCP", 9001)}
+    assert found(1) == {("TCP", 9000), ("TCP", first), ("UDP", first)}
+    pod_of(memory, 1)
+    await reconciler.reconcile(key)
+    assert found(1) == {("TCP", 9000)} and "UDP" not in str(policy())
+
+
+@pytest.mark.parametrize("why", ["kept", "not there yet"])
+async def test_the_region_file_of_a_gateway_that_is_away_stays_while_it_may_come_back_with_it(
+    memory: Memory, why: str
+) -> None:
+    """As while a node is drained, in the middle of a rollout."""
+    held, revisions = memory.held, {"currentRevision": "a", "updateRevision": "a"}
+    if why == "kept":
+        held["GatewayCluster", "im-fra", "fra"]["spec"]["rollout"]["keep"] = 1
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+
+    async def files(**status: Any) -> int:
+        metadata = held["StatefulSet", "im-fra", "fra-gateway"]["metadata"]
+        seen = {"observedGeneration": metadata.setdefault("generation", 1), **revisions, **status}
+        held["StatefulSet", "im-fra", "fra-gateway"]["status"] = seen
+        await reconciler.reconcile(key)
+        return len([name for kind, _, name in held if kind == "ConfigMap"])
+
+    await reconciler.reconcile(key)
+    pod_of(memory, 1)
+    pod_of(memory, 2)
+    assert await files(replicas=2, updatedReplicas=2, availableReplicas=2) == 1
+    held["Region", "im-fra", "two-idc"]["spec"]["client"] = {"grace_ms": 11_000}
+    revisions["updateRevision"] = "b"
+    assert await files(replicas=2, updatedReplicas=0, availableReplicas=2) == 2
+    pod_of(memory, 2)
+    del held["Pod", "im-fra", "fra-gateway-1"]
+    assert await files(replicas=1, updatedReplicas=1, availableReplicas=1) == 2
+    held["GatewayCluster", "im-fra", "fra"]["spec"]["rollout"]["keep"] = 0
+    for _ in range(3):
+        last = await files(replicas=2, updatedReplicas=2, availableReplicas=2)
+    assert last == 2, "the cluster has not said yet that it is over"
+    revisions["currentRevision"] = "b"
+    pod_of(memory, 1)
+    assert await files(replicas=2, updatedReplicas=2, availableReplicas=2) == 1
 
 
 @pytest.mark.parametrize("lacks", ["IDC", "nothing"])
@@ -408,12 +536,41 @@ def stands(template: str, partition: int, updated: int, available: int = 3) -> O
         (stands("new", 2, 1), None, None, Step(1)),
         (stands("new", 1, 2), 45, 45, Step(0, 45)),
         (stands("new", 0, 2), 45, 45, Step(0)),
+        # Scaled down meanwhile.
+        (stands("new", 5, 0), 45, 90, Step(2, 45)),
     ],
 )  # fmt: skip
 def test_the_next_pod_is_replaced_once_the_clients_of_the_last_are_back(
     workload: Object, clients: int | None, before: int | None, step: Step
 ) -> None:
     assert step_of(Rollout(), 3, "new", workload, clients, before) == step
+
+
+SILENT = "nobody says"
+
+
+@pytest.mark.parametrize(
+    ("workload", "before", "step", "then"),
+    [
+        (stands("old", 0, 3), None, Step(3, None, SILENT), Step(2, 50)),
+        (stands("new", 3, 0), None, Step(3, None, SILENT), Step(2, 50)),
+        # Whether those that it has are ready: the new settings may be what mends them.
+        (stands("new", 3, 0, 1), None, Step(3, None, SILENT), Step(2, 50)),
+        (stands("new", 2, 1), 50, Step(2, 50, SILENT), Step(1, 50)),
+        (stands("new", 0, 3), 50, Step(0), Step(0)),
+        ({}, None, Step(0), Step(0)),
+    ],
+)  # fmt: skip
+def test_nothing_is_replaced_while_it_is_not_known_how_many_clients_there_are(
+    workload: Object, before: int | None, step: Step, then: Step
+) -> None:
+    assert step_of(Rollout(), 3, "new", workload, None, before, SILENT) == step
+    assert step_of(Rollout(), 3, "new", workload, 50, before) == then
+
+
+def test_none_is_replaced_where_all_are_kept() -> None:
+    assert step_of(Rollout(keep=3), 3, "new", stands("old", 0, 3), 9, None) == Step(3)
+    assert step_of(Rollout(keep=3), 3, "new", stands("new", 3, 0), 9, None) == Step(3)
 
 
 def test_those_that_are_kept_are_reached_when_they_are_not_kept_any_more() -> None:
@@ -428,7 +585,7 @@ def test_what_it_waits_for_is_said() -> None:
     mark = template["spec"]["template"]["metadata"]["annotations"][TEMPLATE]
     decision = decided(
         SPEC.model_copy(update={"replicas": 3}), workload=stands(mark, 2, 1), step_clients=50,
-        idc_status={"process": {"state": "active", "sessions": 20}},
+        idc=ASKED, idc_status={"process": {"state": "active", "sessions": 20}}, heard=True,
     )  # fmt: skip
     assert (decision.reason, decision.rolled) == ("Rolling", False)
     said = "gateway 3 of 3 gets the settings that are wanted: 20 of 50 clients are there, 90 % "
@@ -437,7 +594,7 @@ def test_what_it_waits_for_is_said() -> None:
     assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
 
 
-@pytest.mark.parametrize("state", ["drained", "draining", "recovering", "failed", "unknown"])
+@pytest.mark.parametrize("state", ["drained", "draining", "recovering", "failed"])
 def test_clients_that_are_led_elsewhere_are_not_waited_for(state: str) -> None:
     """A deploy restarts the IDC while it is drained, and lets no client back before its gateways
     are as wanted: a count of before its drain was never reached again."""
@@ -445,9 +602,92 @@ def test_clients_that_are_led_elsewhere_are_not_waited_for(state: str) -> None:
     mark = template_of(made(spec)[-1])
     process = {"state": state, "sessions": 0}
     decision = decided(
-        spec, workload=stands(mark, 2, 1), step_clients=50, idc_status={"process": process}
-    )
+        spec, workload=stands(mark, 2, 1), step_clients=50, idc=ASKED, heard=True,
+        idc_status={"process": process},
+    )  # fmt: skip
     assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 1}
     assert (decision.status["connections"], "step_clients" in decision.status) == (0, False)
-    begun = decided(spec, workload=stands("old", 0, 3), idc_status={"process": process})
+    begun = decided(
+        spec, workload=stands("old", 0, 3), idc=ASKED, idc_status={"process": process}, heard=True
+    )
     assert "step_clients" not in begun.status
+    assert begun.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
+
+
+@pytest.mark.parametrize("state", ["active", "drained"])
+def test_what_a_silent_process_said_last_is_not_gone_by(state: str) -> None:
+    spec = SPEC.model_copy(update={"replicas": 3})
+    mark = template_of(made(spec)[-1])
+    why = {"type": "Reachable", "status": "False", "message": "fra does not answer"}
+    status = {"process": {"state": state, "sessions": 50}, "conditions": [why]}
+
+    def step(workload: Object, spec: GatewayClusterSpec = spec, **more: Any) -> Decision:
+        found = {"idc": ASKED, "idc_status": status, "step_clients": 50, **more}
+        return decided(spec, workload=workload, **found)
+
+    decision = step(stands(mark, 2, 1))
+    assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
+    assert decision.status["step_clients"] == 50
+    said = "gateway 3 of 3 gets the settings that are wanted: how many clients IDC fra has is not "
+    assert decision.message == f"{said}known: fra does not answer"
+    begins = step(stands("old", 0, 3))
+    assert begins.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 3}
+    assert begins.message.startswith("gateway 3 of 3 gets ")
+    begins = step(stands("old", 0, 3), heard=True, idc_status={"process": {"state": "unknown"}})
+    assert begins.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 3}
+    # Where it is of no matter, or nobody could say.
+    free = spec.model_copy(update={"rollout": Rollout(reconnected=0)})
+    for other in (step(stands(mark, 2, 1), free), step(stands(mark, 2, 1), idc=APART)):
+        assert other.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 1}
+
+
+async def test_a_rollout_waits_until_this_operator_has_heard_the_idc(memory: Memory) -> None:
+    """What stands in its status may be of long ago: the operator was away, or leaves it alone."""
+    now = ["2026-01-01T00:00:00Z"]
+    world = World()
+    world.said = {"sessions": 50, "policy": {"idcs": {"fra": {"state": "active"}}}}
+    memory.put("Secret", "imctl-viewer", data={})
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["role_certificate"] = "imctl-viewer"
+    idc["status"] = {"process": {"state": "active", "sessions": 5}}
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], world)
+    asking, key = Key("IDC", "im-fra", "fra", asks=True), Key("GatewayCluster", "im-fra", "fra")
+    stood = made(SPEC.model_copy(update={"image": "imctl:0"}))[-1]
+    memory.held["StatefulSet", "im-fra", "fra-gateway"] = stood
+
+    async def partition() -> int:
+        await reconciler.reconcile(key)
+        found = memory.held["StatefulSet", "im-fra", "fra-gateway"]["spec"]
+        return int(found["updateStrategy"]["rollingUpdate"]["partition"])
+
+    assert await partition() == 2
+    await reconciler.reconcile(asking)
+    now[0] = "2026-01-01T00:00:16Z"
+    assert await partition() == 2
+    await reconciler.reconcile(asking)
+    world.trouble["status"] = Unavailable("fra does not answer")
+    await reconciler.reconcile(asking)
+    assert await partition() == 2
+    del world.trouble["status"]
+    await reconciler.reconcile(asking)
+    assert await partition() == 1
+    assert memory.status("GatewayCluster")["step_clients"] == 50
+
+
+async def test_what_a_step_is_measured_by_is_written_before_it_begins(memory: Memory) -> None:
+    """An operator that dies in between leaves no step without."""
+    world = World()
+    world.said = {"sessions": 50, "policy": {"idcs": {"fra": {"state": "active"}}}}
+    memory.put("Secret", "imctl-viewer", data={})
+    memory.held["IDC", "im-fra", "fra"]["spec"]["role_certificate"] = "imctl-viewer"
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", world)
+    await reconciler.reconcile(Key("IDC", "im-fra", "fra", asks=True))
+    key = Key("GatewayCluster", "im-fra", "fra")
+    await reconciler.reconcile(key)
+    held = memory.held["GatewayCluster", "im-fra", "fra"]
+    held["spec"]["image"] = "imctl:2"
+    memory.written.clear()
+    await reconciler.reconcile(key)
+    first = memory.written.index("GatewayCluster")
+    assert first < memory.written.index("StatefulSet")
+    assert memory.status("GatewayCluster")["step_clients"] == 50

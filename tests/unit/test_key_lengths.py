@@ -48,6 +48,7 @@ LONGEST = {
     b"w": keys.route(PARTITION, ID, ID),
     b"d": keys.device_keys(PARTITION, ID, ID),
     b"u": keys.timeline(PARTITION, ID, DIRECT),
+    b"x": keys.kick(PARTITION, ID, ID),
 }
 
 
@@ -59,7 +60,7 @@ def test_the_ids_used_here_are_the_longest_that_are_valid() -> None:
 
 
 def test_every_table_is_looked_at() -> None:
-    assert set(LONGEST) == {*keys.REPLICATED_TABLES, b"u"}
+    assert set(LONGEST) == {*keys.REPLICATED_TABLES, b"u", b"x"}
     assert all(key[2:3] == name for name, key in LONGEST.items())
 
 

@@ -45,7 +45,7 @@ def test_a_kick_meets_what_connected_before_it() -> None:
 
 
 def test_kicks_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logins, "_KEPT_MAX", 2)
+    monkeypatch.setattr(logins, "KEPT_MAX", 2)
     kicked = Kicked()
     for hlc, uid in enumerate(("ann", "bob", "eve"), 1):
         kicked.add(uid, "phone", "", hlc)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from imctl.api.model import Phase
+from imctl.api.model import IdcSpec, Phase
 from imctl.reconcile.decide import Decision, decide, judge_region, region_status
 from imctl.reconcile.objects import REGION_FILE, TEMPLATE
-from imctl.reconcile.observed import Observed, Owner, Pod
-from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, IDC, WITNESS, region
+from imctl.reconcile.observed import Observed, Owner, Pod, Port
+from tests.unit.test_operator_objects import BY_ISSUER, FIGURES, IDC, WITNESS, region, with_quic
 
 OWNER = Owner("IDC", "im-fra", "fra", "0a1b", 3)
 SPEC = region().spec.model_dump(mode="json", exclude_defaults=True)
@@ -119,6 +119,53 @@ def test_a_pod_of_other_settings_is_outdated_and_keeps_its_region_file() -> None
     assert decision.status["outdated"]
     assert decision.status["phase"] == Phase.SERVING
     assert decision.keep == {"0123", notes()[REGION_FILE]}
+
+
+def listens(decision: Decision) -> tuple[Port, ...]:
+    (container,) = decision.apply[-1]["spec"]["template"]["spec"]["containers"]
+    return tuple(
+        (each["name"], each["containerPort"], each.get("protocol", "TCP"))
+        for each in container["ports"]
+    )
+
+
+def reached(decision: Decision, name: str) -> set[tuple[str, int]]:
+    """By a Service, or through the NetworkPolicy."""
+    (found,) = [
+        each
+        for each in decision.apply
+        if each["metadata"]["name"] == name and each["kind"] in ("Service", "NetworkPolicy")
+    ]
+    ports = found["spec"].get("ports") or found["spec"]["ingress"][0]["ports"]
+    if found["kind"] == "Service":
+        assert len({port["name"] for port in ports}) == len(ports)
+        assert all(port["targetPort"] == port["port"] for port in ports)
+    return {(port["protocol"], port["port"]) for port in ports}
+
+
+@pytest.mark.parametrize("spec", [IDC, IDC.model_copy(update={"gateways": "apart"})])
+def test_a_pod_is_reached_where_it_listens_until_it_is_replaced(spec: IdcSpec) -> None:
+    """The others, and clients, know where it listened when it started."""
+    before = with_quic(region()).spec.model_dump(mode="json", exclude_defaults=True)
+    old = listens(look(replace(SEEN, region=before)))
+    ends = {
+        "gateway": "10.0.0.1:9000", "ipconf": "10.0.0.1:9100", "peer": "10.0.0.1:9200",
+        "metrics": "10.0.0.1:9300",
+    }  # fmt: skip
+    changed = SPEC | {"idcs": [SPEC["idcs"][0] | {"endpoints": ends}, *SPEC["idcs"][1:]]}
+    now = replace(SEEN, region=changed, pod=pod(template="older", region="0123", ports=old))
+    decision = look(now, spec)
+    by_name = {name: (protocol, number) for name, number, protocol in old}
+    gateways = {("TCP", 9000)} if spec.gateways == "inside" else set()
+    assert reached(decision, "fra-idc-clients") == gateways | {("TCP", 9100)} | {
+        by_name[name] for name in ("gateway-1", "gateway-1-udp", "ipconf")
+    }
+    assert reached(decision, "fra-idc-peer") == {("TCP", 9200), by_name["peer"]}
+    assert reached(decision, "fra-idc") >= {("TCP", 9300), *by_name.values()}
+    new = pod(template="newer", ports=listens(decision))
+    decision = look(replace(now, pod=new), spec)
+    assert reached(decision, "fra-idc-clients") == gateways | {("TCP", 9100)}
+    assert reached(decision, "fra-idc-peer") == {("TCP", 9200)}
 
 
 def test_a_paused_object_is_left_as_it_is() -> None:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from imcore import pki
+from imcore.errors import Unavailable
 from imctl.drill import model
+from imctl.reconcile.cluster import Conflict, Rejected
 from imctl.reconcile.driller import Done, Job
 from imctl.reconcile.drillrun import FINALIZER, OBJECT_BYTES, STOP, report_object
 from imctl.reconcile.drillruns import AGAIN_S, FOLLOW_S, WAIT_S
+from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.observed import Owner
 from imctl.reconcile.reconciler import Key, Reconciler
 from tests.unit.test_operator_objects import FIGURES, region
@@ -138,6 +141,33 @@ async def test_it_is_begun_once_and_judged(memory: Memory, beside: Beside) -> No
     assert await first.reconcile(KEY) is None
     assert finalizers(memory) == [] and not beside.known
     assert [each["reason"] for each in memory.events] == ["Begun", "Pass"]
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("429"), Conflict("another"), Rejected("full")])
+async def test_an_event_that_is_not_taken_stops_no_drill(
+    memory: Memory, beside: Beside, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    async def event(_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(memory, "event", event)
+    first = operator(memory, beside)
+    assert await first.reconcile(KEY) == FOLLOW_S
+    assert len(beside.begun) == 1
+    assert await first.reconcile(KEY) == FOLLOW_S
+    assert status(memory)["phase"] == "Running" and not beside.undone
+
+
+async def test_an_event_of_who_does_not_lead_any_more_ends_it(
+    memory: Memory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def event(_: object) -> None:
+        raise NotLeading("lost")
+
+    monkeypatch.setattr(memory, "event", event)
+    with pytest.raises(NotLeading):
+        await operator(memory, beside).reconcile(KEY)
+    assert not beside.begun
 
 
 async def test_one_that_is_to_stop_is_told_and_keeps_its_report(
@@ -279,6 +309,64 @@ async def test_what_a_dead_operator_ran_is_undone_and_not_begun_again(memory: Me
     found = status(memory)
     assert (found["phase"], found["verdict"], found["blocked_by"]) == ("Ended", "aborted", [])
     assert await following.reconcile(KEY) is None and finalizers(memory) == []
+
+
+@pytest.mark.parametrize("gone", ["Region", "Secret", "drills.enabled"])
+async def test_deleted_it_goes_though_what_its_undoing_needs_is_gone_for_good(
+    memory: Memory, beside: Beside, gone: str
+) -> None:
+    """As in a namespace that is given up. By then every fault is over by itself."""
+    now = ["2026-01-01T00:00:00Z"]
+    await operator(memory, beside).reconcile(KEY)
+    memory.held.pop((gone, "im-fra", {"Region": "two-idc"}.get(gone, "region-keys")), None)
+    following = Reconciler(
+        memory, FIGURES, lambda: now[0], Nobody(), None if "." in gone else Beside(), "op-2",
+        ["im-fra"],
+    )  # fmt: skip
+    await following.reconcile(KEY)
+    now[0] = "2026-01-01T02:00:00Z"
+    await following.reconcile(KEY)
+    assert status(memory)["phase"] != "Ended", "it may come back, while nobody deletes the run"
+    now[0] = "2026-01-01T03:00:00Z"
+    delete(memory)
+    await following.reconcile(KEY)
+    for _ in range(2):
+        await following.reconcile(KEY)
+    found = status(memory)
+    assert (found["phase"], found["verdict"], found["blocked_by"]) == ("Ended", "aborted", [])
+    (left,) = found["left"]
+    assert left.startswith("what it did may not be undone: ") and gone in left
+    assert (memory.events[-1]["reason"], memory.events[-1]["message"]) == ("Left", left)
+    assert finalizers(memory) == []
+
+
+async def test_what_its_undoing_needs_is_waited_for_as_long_as_a_fault_may_last(
+    memory: Memory,
+) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    text = model.find("idc-loss").read_text()
+    longer = text.replace("name: imctl", "name: imctl\n    fault_max_s: 900", 1)
+    assert longer != text
+    memory.held["DrillRun", "im-fra", "loss"]["spec"] |= {"drill": None, "experiment": longer}
+    await operator(memory, Beside()).reconcile(KEY)
+    delete(memory)
+    region = memory.held.pop(("Region", "im-fra", "two-idc"))
+    beside = Beside()
+    following = Reconciler(memory, FIGURES, lambda: now[0], Nobody(), beside, "op-2", ["im-fra"])
+    assert await following.reconcile(KEY) == WAIT_S
+    now[0] = "2026-01-01T00:15:00Z"
+    assert await following.reconcile(KEY) == WAIT_S
+    assert status(memory)["phase"] == "Undoing"
+    memory.held["Region", "im-fra", "two-idc"] = region
+    assert await following.reconcile(KEY) == FOLLOW_S
+    beside.end(1, "error: dub does not answer")
+    await following.reconcile(KEY)
+    del memory.held["Region", "im-fra", "two-idc"]
+    now[0] = "2026-01-01T00:20:00Z"
+    assert await following.reconcile(KEY) == WAIT_S, "since it is gone again"
+    now[0] = "2026-01-01T00:35:01Z"
+    assert await following.reconcile(KEY) == 0
+    assert status(memory)["phase"] == "Ended"
 
 
 async def test_faults_that_are_left_are_undone_and_the_verdict_stays(

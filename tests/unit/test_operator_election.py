@@ -22,6 +22,9 @@ class LoopClock:
     def wall_ms(self) -> int:
         return int(self.now() * 1000)
 
+    def cpu(self) -> float:
+        return 0.0
+
 
 class Server:
     """One Lease. ``takes_s``: each call, of which half is the way back; ``away``: from when to when

@@ -11,11 +11,11 @@ from imcore.errors import Unavailable
 from imctl.reconcile.looks import LOOK_S
 from imctl.reconcile.observed import Object
 from imctl.reconcile.process import FINALIZER, process_of
-from imctl.reconcile.reconciler import Key, Reconciler
+from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
 from services.control.rules import Blocker
 from services.policy.document import IdcState
 from tests.unit.test_operator_objects import FIGURES, IDC, region
-from tests.unit.test_operator_reconciler import NOW, Memory
+from tests.unit.test_operator_reconciler import NOW, Memory, running, until
 from tests.unit.test_operator_runs import World
 
 KEY = Key("IDC", "im-fra", "fra", asks=True)
@@ -181,6 +181,121 @@ async def test_what_cannot_be_drained_by_it_goes(
     world.permitted = False
     assert await reconciler.reconcile(KEY) is None
     assert idc(memory)["metadata"]["finalizers"] == []
+
+
+REGION = Key("Region", "im-fra", "two-idc")
+
+
+def held_by(memory: Memory, key: Key = REGION) -> Any:
+    return memory.held[key.kind, "im-fra", key.name]["metadata"].get("finalizers", [])
+
+
+def delete_region(memory: Memory) -> None:
+    memory.held["Region", "im-fra", "two-idc"]["metadata"]["deletionTimestamp"] = NOW
+    memory.held["Namespace", "", "im-fra"] = {"metadata": {"name": "im-fra"}}
+
+
+def drain(world: World) -> None:
+    drained = replace(world.now.idcs["fra"], state=IdcState.DRAINED)
+    world.now = replace(world.now, idcs={**world.now.idcs, "fra": drained})
+
+
+async def test_a_region_stays_until_the_idc_that_names_it_is_drained(
+    memory: Memory, world: World, reconciler: Reconciler
+) -> None:
+    """As `helm uninstall` of charts/im-idc deletes them: both at once."""
+    async for _ in running(reconciler):
+        reconciler.look(KEY)
+        await until(lambda: held_by(memory) == [FINALIZER])
+    delete_region(memory)
+    delete(memory)
+    assert await reconciler.reconcile(REGION) is not None
+    await reconciler.reconcile(KEY)
+    assert [change.kind for change in world.begun] == ["drain"]
+    assert held_by(memory) == held_by(memory, KEY) == [FINALIZER]
+    drain(world)
+    await reconciler.reconcile(KEY)
+    assert await reconciler.reconcile(REGION) is None
+    assert held_by(memory) == held_by(memory, KEY) == []
+
+
+async def test_a_region_goes_with_its_namespace_and_lets_the_idc_go(
+    memory: Memory, world: World, reconciler: Reconciler
+) -> None:
+    await reconciler.reconcile(KEY)
+    await reconciler.reconcile(REGION)
+    delete_region(memory)
+    memory.held["Namespace", "", "im-fra"]["metadata"]["deletionTimestamp"] = NOW
+    assert await reconciler.reconcile(REGION) is None
+    assert held_by(memory) == []
+
+
+@pytest.mark.parametrize("change", [{"deletion": "at_once"}, {"role_certificate": None}])
+async def test_only_an_idc_that_is_to_be_drained_keeps_its_region(
+    memory: Memory, reconciler: Reconciler, change: dict[str, Any]
+) -> None:
+    await reconciler.reconcile(KEY)
+    await reconciler.reconcile(REGION)
+    assert held_by(memory) == [FINALIZER]
+    idc(memory)["spec"] |= change
+    await reconciler.reconcile(KEY)
+    await reconciler.reconcile(REGION)
+    assert held_by(memory) == []
+    delete_region(memory)
+    idc(memory)["metadata"]["finalizers"] = [FINALIZER]
+    assert await reconciler.reconcile(REGION) is None
+    assert held_by(memory) == [], "what is deleted takes no new finalizer"
+
+
+async def test_another_region_is_kept_by_nobody(memory: Memory, reconciler: Reconciler) -> None:
+    of = region().spec.model_dump(mode="json", exclude_defaults=True)
+    memory.put("Region", "other", spec=of)
+    await reconciler.reconcile(KEY)
+    await reconciler.reconcile(REGION._replace(name="other"))
+    assert held_by(memory, REGION._replace(name="other")) == []
+
+
+GATEWAYS = Key("GatewayCluster", "im-fra", "fra")
+
+
+@pytest.mark.parametrize("first", ["GatewayCluster", "IDC"])
+async def test_gateways_go_after_their_idc_is_drained(
+    memory: Memory, world: World, reconciler: Reconciler, first: str
+) -> None:
+    idc(memory)["spec"]["gateways"] = "apart"
+    memory.put("GatewayCluster", "fra", spec={"idc": "fra"})
+    await reconciler.reconcile(KEY)
+    await reconciler.reconcile(GATEWAYS)
+    assert held_by(memory, GATEWAYS) == [FINALIZER]
+    memory.held["GatewayCluster", "im-fra", "fra"]["metadata"]["deletionTimestamp"] = NOW
+    if first == "IDC":
+        delete(memory)
+    assert await reconciler.reconcile(GATEWAYS) is not None
+    delete(memory)
+    await reconciler.reconcile(KEY)
+    late = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:10:00Z", world)
+    assert await late.reconcile(GATEWAYS) is not None
+    assert held_by(memory, GATEWAYS) == [FINALIZER]
+    found = memory.status("GatewayCluster")["conditions"][0]
+    assert (found["reason"], found["message"]) == ("Deleting", "IDC fra is drained first")
+    drain(world)
+    await reconciler.reconcile(KEY)
+    assert await late.reconcile(GATEWAYS) is None
+    assert held_by(memory, GATEWAYS) == []
+
+
+async def test_gateways_that_go_alone_are_not_kept(
+    memory: Memory, world: World, reconciler: Reconciler
+) -> None:
+    idc(memory)["spec"]["gateways"] = "apart"
+    memory.put("GatewayCluster", "fra", spec={"idc": "fra"})
+    await reconciler.reconcile(KEY)
+    await reconciler.reconcile(GATEWAYS)
+    memory.held["GatewayCluster", "im-fra", "fra"]["metadata"]["deletionTimestamp"] = NOW
+    assert await reconciler.reconcile(GATEWAYS) == SOON_S
+    late = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:05Z", world)
+    assert await late.reconcile(GATEWAYS) is None
+    assert held_by(memory, GATEWAYS) == []
 
 
 @pytest.mark.parametrize("document", [{}, {"policy": {}, "lag": {}}, {"policy": {"idcs": {}}}])

@@ -41,6 +41,7 @@ class Memory(Cluster):
         self.events: list[Object] = []
         self.written: list[str] = []
         self.trouble: Exception | None = None
+        self.refuses = ""  # this kind
 
     def put(self, kind: str, name: str, **body: Any) -> None:
         metadata = {"namespace": "im-fra", "name": name, "uid": f"uid-{name}", "generation": 1}
@@ -61,15 +62,23 @@ class Memory(Cluster):
     async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         if self.trouble is not None:
             raise self.trouble
+        if wanted["kind"] == self.refuses:
+            raise Rejected(f"{self.refuses} is refused")
         metadata = wanted["metadata"]
         key = wanted["kind"], metadata["namespace"], metadata["name"]
         self.written.append(wanted["kind"])
         if status:
             self.parts[key, manager] = wanted["status"]
             self.held[key] = {**self.held[key], "status": self._merged(key)}
+        elif manager != MANAGER and key in self.held:  # a few fields of what is there
+            held = self.held[key]
+            spec = {**held.get("spec", {}), **wanted.get("spec", {})}
+            self.held[key] = {**held, "metadata": _over(held["metadata"], metadata), "spec": spec}
         else:
             version = hash_of(wanted)
-            self.held[key] = {**wanted, "metadata": {**metadata, "resourceVersion": version}}
+            uid = f"uid-{metadata['name']}"
+            given = {"uid": uid, **metadata, "resourceVersion": version}
+            self.held[key] = {**wanted, "metadata": given}
         return self.held[key]
 
     def _merged(self, key: tuple[str, str, str]) -> Object:
@@ -109,6 +118,11 @@ class Memory(Cluster):
         self.put("Pod", "fra-idc-0", status={"conditions": [{"type": "Ready", "status": "True"}]})
         metadata = self.held["Pod", "im-fra", "fra-idc-0"]["metadata"]
         metadata["annotations"] = template["metadata"]["annotations"]
+
+
+def _over(held: Object, given: Object) -> Object:
+    annotations = {**held.get("annotations", {}), **given.get("annotations", {})}
+    return {**held, **given} | ({"annotations": annotations} if annotations else {})
 
 
 class Nobody(Peers):
@@ -224,6 +238,51 @@ async def test_a_mark_of_a_drill_takes_the_pod_away_and_no_longer_brings_it_back
     await reconciler.reconcile(KEY)
     workload = memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]
     assert (workload["replicas"], memory.status()["phase"]) == (1, "Starting")
+
+
+async def test_what_a_drill_took_comes_back_though_the_rest_is_refused(memory: Memory) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], Nobody())
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: "2026-01-01T00:05:00Z"}
+    await reconciler.reconcile(KEY)
+    memory.held["IDC", "im-fra", "fra"]["spec"]["service"] = "NodePort"
+    memory.refuses = "Service"
+    now[0] = "2026-01-01T00:05:00Z"
+    with pytest.raises(Rejected):
+        await reconciler.reconcile(KEY)
+    assert memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("change", ["paused", "blocked", "deleted"])
+async def test_what_a_drill_took_comes_back_though_its_idc_is_left_as_it_is(
+    memory: Memory, change: str
+) -> None:
+    now = ["2026-01-01T00:00:00Z"]
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], Nobody())
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["spec"]["drills_from"] = ["im-fra"]
+    idc["metadata"]["annotations"] = {DOWN_UNTIL: "2026-01-01T00:05:00Z"}
+    await reconciler.reconcile(KEY)
+    before = memory.held["StatefulSet", "im-fra", "fra-idc"]
+    idc = memory.held["IDC", "im-fra", "fra"]
+    if change == "paused":
+        idc["spec"]["paused"] = True
+    elif change == "blocked":
+        del memory.held["Secret", "im-fra", "region-keys"]
+    else:
+        idc["metadata"]["deletionTimestamp"] = NOW
+    assert [await reconciler.reconcile(KEY) for _ in range(3)] == [SOON_S] * 3
+    assert memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]["replicas"] == 0
+    now[0] = "2026-01-01T00:05:00Z"
+    await reconciler.reconcile(KEY)
+    after = memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]
+    assert after == before["spec"] | {"replicas": 1}
+
+    memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]["replicas"] = 0  # by hand
+    await reconciler.reconcile(KEY)
+    assert memory.held["StatefulSet", "im-fra", "fra-idc"]["spec"]["replicas"] == 0
 
 
 async def test_region_files_go_when_no_pod_uses_them(

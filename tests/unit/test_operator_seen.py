@@ -27,6 +27,19 @@ def test_a_pod_that_serves() -> None:
     assert pod_of(None, {}) is None
 
 
+def test_what_a_pod_listens_on() -> None:
+    ours = {"name": "idc", "ports": [
+        {"name": "peer", "containerPort": 7102},
+        {"name": "gateway-1-udp", "containerPort": 7100, "protocol": "UDP"},
+    ]}  # fmt: skip
+    beside = {"name": "mesh", "ports": [{"containerPort": 15090}]}
+    pod = document() | {"spec": {"containers": [beside, ours]}}
+    pod["metadata"]["labels"] = {"app.kubernetes.io/component": "idc"}
+    found = pod_of(pod, {})
+    assert found is not None
+    assert found.ports == (("peer", 7102, "TCP"), ("gateway-1-udp", 7100, "UDP"))
+
+
 @pytest.mark.parametrize(("phase", "served"), [("Serving", True), ("Unready", True), ("", False)])
 def test_it_has_served_if_the_status_said_so(phase: str, served: bool) -> None:
     found = pod_of(document(), {"phase": phase})

@@ -31,8 +31,8 @@ def test_each_bug_applies_and_compiles(bug: Planted) -> None:
     compile(mutated(bug, ROOT), bug.file, "exec")
 
 
-def test_there_are_ten_each_with_a_number_of_seeds() -> None:
-    assert len({bug.name for bug in PLANTED}) == len(PLANTED) == 10
+def test_there_are_eleven_each_with_a_number_of_seeds() -> None:
+    assert len({bug.name for bug in PLANTED}) == len(PLANTED) == 11
     assert all(bug.seeds > 0 for bug in PLANTED)
 
 

@@ -295,9 +295,17 @@ def test_no_two_idcs_share_keys_of_a_bucket() -> None:
 
 def test_a_file_in_a_bucket_is_no_larger_than_one_object_may_be() -> None:
     most = 5 << 30
-    assert check_text(with_buckets(BUCKET, media=f"bytes_max: {most}"), "r.yaml").region
-    (found,) = check_text(with_buckets(BUCKET, media=f"bytes_max: {most + 1}"), "r.yaml").problems
+    of_user = f"user_bytes_max: {2 * most}"
+    media = f"bytes_max: {most}, {of_user}"
+    assert check_text(with_buckets(BUCKET, media=media), "r.yaml").region
+    media = f"bytes_max: {most + 1}, {of_user}"
+    (found,) = check_text(with_buckets(BUCKET, media=media), "r.yaml").problems
     assert "spec.media.bytes_max: expected at most 5368709120" in found
+
+
+def test_a_user_has_room_for_one_file_at_least() -> None:
+    (found,) = check_text(with_buckets(BUCKET, media="bytes_max: 2000000000"), "r.yaml").problems
+    assert "spec.media.user_bytes_max: expected at least `bytes_max` (2000000000)" in found
 
 
 @pytest.mark.parametrize(

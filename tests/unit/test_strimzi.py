@@ -14,6 +14,7 @@ import yaml
 from imcore.errors import BadInput
 from imctl.engines import mm2_check, properties, strimzi
 from imctl.engines.mm2_config import Cluster, Credentials, Flows
+from imctl.testing import published
 
 SCHEMA = Path(__file__).parent / "strimzi" / "kafkamirrormaker2.yaml"
 SECRET = "kafka-client"
@@ -30,23 +31,11 @@ def flows(tls: bool = True, sasl: bool = False) -> Flows:
     )
 
 
-def strict(schema: Any) -> Any:
-    """An API server drops fields that it does not know; here they are errors."""
-    if isinstance(schema, list):
-        return [strict(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: strict(value) for key, value in schema.items()}
-    if isinstance(found.get("properties"), dict) and found.get("type") == "object":
-        found.setdefault("additionalProperties", False)
-    return found
-
-
 @pytest.fixture(scope="module")
 def schema() -> Any:
     found = yaml.safe_load(SCHEMA.read_text())
     found["properties"]["metadata"] = {"type": "object"}
-    strict_schema = strict(found)
+    strict_schema = published.strict(found)
     strict_schema["properties"]["metadata"].pop("additionalProperties", None)
     return strict_schema
 

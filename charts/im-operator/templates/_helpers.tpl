@@ -31,11 +31,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
     - replications/status
     - geopolicies/status
   verbs: [patch]
-- apiGroups: [imctl.dev]  # the finalizers of IDCs that are drained, of runs that are undone, before they go
-  resources: [idcs, drillruns]
+# The finalizers of IDCs that are drained, of what their drain needs, and of runs that are undone, before they go.
+- apiGroups: [imctl.dev]
+  resources: [idcs, regions, gatewayclusters, drillruns]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
-  resources: [idcs/finalizers, gatewayclusters/finalizers, witnesses/finalizers]
+  resources: [idcs/finalizers, gatewayclusters/finalizers, witnesses/finalizers, replications/finalizers]
   verbs: [update]
 - apiGroups: [""]
   resources: [services]  # that of a gateway goes with it
@@ -43,9 +44,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch]
+- apiGroups: [apps]  # MirrorMaker 2, where Strimzi is not
+  resources: [deployments]
+  verbs: [get, list, create, patch, delete]
+- apiGroups: [kafka.strimzi.io]  # and where it is
+  resources: [kafkamirrormaker2s]
+  verbs: [get, list, create, patch, delete]
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [list, create, patch, delete]
+  verbs: [get, list, create, patch, delete]
 - apiGroups: [""]
   resources: [serviceaccounts]
   verbs: [list, create, patch]

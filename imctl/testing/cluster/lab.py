@@ -372,6 +372,27 @@ def running(
             cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
 
 
+@contextlib.contextmanager
+def operator_rights(cluster: Cluster, namespace: str, folder: Path) -> Iterator[Path]:
+    """A kubeconfig with the token of the chart's service account, which works in ``namespace``, and
+    nothing else."""
+    rendered = cluster.helm(
+        "template", "op", str(OPERATOR), "--namespace", namespace, "--set",
+        f"image=imctl:1,namespaces={{{namespace}}}", "--show-only", "templates/rbac.yaml",
+    )  # fmt: skip
+    cluster.kubectl("apply", "-f", "-", given=rendered)
+    token = cluster.kubectl("create", "token", "op-im-operator", "--namespace", namespace)
+    config = json.loads(cluster.kubectl("config", "view", "--raw", "-o", "json"))
+    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token.strip()}}]
+    own = folder / "kubeconfig"
+    own.write_text(json.dumps(config))
+    try:
+        yield own
+    finally:
+        kinds = ("clusterrole", "clusterrolebinding")
+        cluster.kubectl("delete", *(f"{kind}/{namespace}-op-im-operator" for kind in kinds))
+
+
 def until_known(cluster: Cluster, plural: str) -> None:
     """Until the API server serves this kind. `kubectl wait` stumbles over a CRD without
     conditions. Raises Failed."""

@@ -11,8 +11,8 @@ from services.engines.kafka.cluster import Cluster
 from services.engines.kafka.heartbeats import HEARTBEATS
 
 _TOPIC = 2
-_LITERAL, _PREFIXED = 3, 4
-_READ, _DESCRIBE_CONFIGS = 3, 10
+LITERAL, PREFIXED = 3, 4
+READ, DESCRIBE_CONFIGS = 3, 10
 _ALLOW = 3
 
 
@@ -28,8 +28,8 @@ def of_mirrors(prefix: str) -> list[Grant]:
     """Reading includes describing. Its settings are read when a log's copy is made."""
     return [
         Grant(topic, pattern, operation)
-        for topic, pattern in ((f"{prefix}.log.", _PREFIXED), (HEARTBEATS, _LITERAL))
-        for operation in (_READ, _DESCRIBE_CONFIGS)
+        for topic, pattern in ((f"{prefix}.log.", PREFIXED), (HEARTBEATS, LITERAL))
+        for operation in (READ, DESCRIBE_CONFIGS)
     ]
 
 

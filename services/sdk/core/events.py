@@ -117,6 +117,14 @@ class FriendChanged(NamedTuple):
     state: str
 
 
+class Missed(NamedTuple):
+    """Though the connection stands, events may not have come that are owed to nobody: ask anew what
+    is shown of ``Client.friends`` and ``Client.readers``. Who is watched is asked for already, and
+    messages come anyway. ``reason`` is a sentence for people."""
+
+    reason: str
+
+
 class IdentitySeen(NamedTuple):
     """The keys of a device were seen for the first time and are trusted from now on, or
     (``changed``) it has others than before: nothing is encrypted for it, and nothing of it read,
@@ -138,5 +146,6 @@ Event = (
     | Presence
     | GroupChanged
     | FriendChanged
+    | Missed
     | IdentitySeen
 )

@@ -28,7 +28,7 @@ from heapq import nsmallest
 from typing import NamedTuple
 
 from imcore.convert import origin_of, place_of
-from imcore.limits import CONVERSATION_CHARS_MAX, OUTBOX_HEADS_MAX
+from imcore.limits import CONVERSATION_CHARS_MAX, OUTBOX_HEADS_BYTES_MAX, OUTBOX_HEADS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin
 from services.sdk.errors import OutboxFull
@@ -385,19 +385,16 @@ class Outbox:
             for lane in some
             if lane.entries and len(lane.conversation) <= CONVERSATION_CHARS_MAX  # else: refused
         ]
-        if len(lanes) > OUTBOX_HEADS_MAX:
-            lanes = nsmallest(
-                OUTBOX_HEADS_MAX, lanes, key=lambda lane: lane.entries[lane.floor()].composed_ms
-            )
-        return [
-            pb.OutboxHead(
-                conversation=lane.conversation,
-                outbox=lane.outbox,
-                floor=lane.floor(),
-                top=lane.next_cid - 1,
-            )
-            for lane in lanes
-        ]
+        heads = [_head(lane) for lane in lanes]
+        if len(heads) <= OUTBOX_HEADS_MAX and _size(heads) <= OUTBOX_HEADS_BYTES_MAX:
+            return heads
+        oldest = nsmallest(
+            OUTBOX_HEADS_MAX, lanes, key=lambda lane: lane.entries[lane.floor()].composed_ms
+        )
+        heads = [_head(lane) for lane in oldest]
+        while _size(heads) > OUTBOX_HEADS_BYTES_MAX:
+            del heads[-max(1, len(heads) // 20) :]
+        return heads
 
     def refresh(self) -> int:
         """Offer what is acked but not replicated once more: the notice may have been lost."""
@@ -655,3 +652,17 @@ class Outbox:
         self._changes, self._unwritten = [], []
         self._rows = {}
         return batch
+
+
+def _head(lane: Lane) -> pb.OutboxHead:
+    return pb.OutboxHead(
+        conversation=lane.conversation,
+        outbox=lane.outbox,
+        floor=lane.floor(),
+        top=lane.next_cid - 1,
+    )
+
+
+def _size(heads: Sequence[pb.OutboxHead]) -> int:
+    """As a Connect is written, in bytes: with a tag and a length for each."""
+    return sum(head.ByteSize() + 4 for head in heads)

@@ -55,6 +55,14 @@ class Received:
             if seq > self.expected.get(origin, 0):
                 self.expected[origin] = seq
 
+    def give_up(self) -> None:
+        """What is missing will not come."""
+        self.expected.clear()
+        self._beyond.clear()
+
+    def has(self, origin: Origin, seq: int) -> bool:
+        return seq <= self.prefix.get(origin, 0) or seq in self._beyond.get(origin, ())
+
     def _lives(self, origin: Origin, seq: int) -> None:
         """Something above its end came: the origin is back, or more of its log was found."""
         if seq > self.suspended.get(origin, seq):

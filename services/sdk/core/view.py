@@ -89,10 +89,7 @@ class Class:
 class View:
     """``emit`` is called with each event as it happens."""
 
-    def __init__(
-        self, conversation: str, own: tuple[str, str], emit: Callable[[Event], None]
-    ) -> None:
-        self.own_device = own  # uid, device
+    def __init__(self, conversation: str, emit: Callable[[Event], None]) -> None:
         self.conversation = conversation
         self.received = Received()
         self.order: list[tuple[Place, ClientKey]] = []
@@ -115,6 +112,7 @@ class View:
         # What they were made of: above a seal it is void.
         self._made_of: dict[ClientKey, dict[tuple[Origin, int], pb.ChangeEntry]] = {}
         self._changed_to: Vector = {}  # the highest positions of changes, by origin
+        self._left_by: tuple[Origin, int] | None = None  # the entry that told it, out of its turn
         self._read: dict[str, Place] = {}  # how far each user has read, as told
 
     # -------------------------------------------------------------------------- receiving
@@ -155,13 +153,23 @@ class View:
             elif kind == "change":
                 if seq <= self.received.sealed.get(origin, seq):
                     self._change(entry.change, (origin, seq))
-            elif kind == "membership" and fresh:
+            elif kind == "membership" and fresh and (origin, seq) != self._left_by:
                 self._emit(group.changed(self.conversation, entry.membership))
             for claim in entry.claims:
                 self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
         if self._next_stable[0]:
             self._raise_stable()
         return new
+
+    def left(self, entries: Iterable[pb.Entry]) -> None:
+        """This user is no member any more, by this entry. Should he be one again, what is missing
+        until then comes as well."""
+        for entry in entries:
+            at = origin_of(entry.origin), entry.seq
+            if at != self._left_by and not self.received.has(*at):
+                self._left_by = at
+                self._emit(group.changed(self.conversation, entry.membership))
+        self.received.give_up()
 
     def own(
         self,

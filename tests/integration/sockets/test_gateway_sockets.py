@@ -150,6 +150,7 @@ async def test_a_slow_reader_that_catches_up_is_told_once_what_it_missed(keys, t
         signal = (await slow.event("signal", timeout_s=1.5)).signal
         assert (signal.conversation, signal.heads[0].seq) == (CONVERSATION, last)
         assert (await slow.event("replicated")).replicated.lsn == ack.lsn
+        assert (await slow.event("missed")).stamp.mac
         assert front.state.counters.overflowed == 1
 
 

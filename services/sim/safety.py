@@ -1,0 +1,464 @@
+"""Whether every committed change of the policy kept the safety rules of the region file.
+
+Judged from the documents that a majority of the registries has accepted, one after the other, and
+from what the simulation alone knows: who was up and whom he could reach, what was in which log, who
+had really voted. Nothing that judges changes in the service is asked here, nor what it was told.
+
+A change rests on what was known when it was judged. That is a while before it is seen here, so a
+rule is broken only when it did not hold at any moment of a *window* before the first registry took
+the change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from imcore.region.model import Region
+from services.policy.document import (
+    IdcPolicy,
+    IdcState,
+    OperationRef,
+    OperationState,
+    Outcome,
+    Policy,
+)
+
+# Evidence is 2 s old at most, and from 500 ms ahead of a clock; a registry is asked for 1.5 s.
+WINDOW_S = 5.0
+FOLLOWED_S = 10.0  # who could have read a policy for so long follows it
+LATE_S = 0.6  # what is seen here is seen so much later at most
+_LAST = 10  # looks
+
+Ends = tuple[int, ...]
+Pair = tuple[str, str]
+_S = IdcState
+_LEGAL = frozenset(
+    {
+        (_S.ACTIVE, _S.CORDONED), (_S.CORDONED, _S.ACTIVE), (_S.ACTIVE, _S.DRAINING),
+        (_S.CORDONED, _S.DRAINING), (_S.DRAINING, _S.ACTIVE), (_S.DRAINING, _S.DRAINED),
+        (_S.FAILED, _S.RECOVERING), (_S.DRAINED, _S.RECOVERING), (_S.RETIRED, _S.RECOVERING),
+        (_S.RECOVERING, _S.ACTIVE), (_S.FAILED, _S.RETIRED), (_S.DRAINED, _S.RETIRED),
+        *((state, _S.FAILED) for state in (
+            _S.ACTIVE, _S.CORDONED, _S.DRAINING, _S.DRAINED, _S.RECOVERING,
+        )),
+    }
+)  # fmt: skip
+_OVERRIDING = re.compile(r", overriding ([a-z-]+)")
+
+
+class Ballot(NamedTuple):
+    counter: int
+    proposer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An IDC that serves: the end of its own log in each partition, and what it holds and has
+    applied of every log, by origin."""
+
+    origin: str
+    sessions: int
+    ends: Ends
+    held: Mapping[str, Ends]
+    applied: Mapping[str, Ends]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One moment. ``sites``: the IDCs that serve. ``troubled``: (voter, whom): something stands
+    between them, or is wrong with one of them. ``votes``: (voter, accused), as they stand in the
+    voters' registries. ``calm``: nobody is paused and no way is cut, so that nothing of earlier
+    can come to its end just now."""
+
+    t: float
+    sites: Mapping[str, Site]
+    troubled: frozenset[Pair] = frozenset()
+    votes: frozenset[Pair] = frozenset()
+    calm: bool = True
+
+
+class Change(NamedTuple):
+    """``asked``: when the first registry took it; ``former_at``: when the policy before was seen
+    to be committed."""
+
+    old: Policy
+    new: Policy
+    asked: float
+    former_at: float
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return next((done for done in self.new.requests if done.epoch == self.new.epoch), None)
+
+    @property
+    def opened(self) -> OperationRef | None:
+        """The operation that begins, or goes on after a pause or an approval."""
+        before, now = self.old.operation, self.new.operation
+        if now is None or now.state is not OperationState.RUNNING:
+            return None
+        return now if before is None or before.id != now.id or before.state != now.state else None
+
+    def rows(self) -> list[tuple[str, IdcPolicy, IdcPolicy]]:
+        """Name, before and after of those that have changed."""
+        found = ((name, self.old.idcs.get(name, IdcPolicy()), row) for name, row in self._new())
+        return [each for each in found if each[1] != each[2]]
+
+    def _new(self) -> Iterable[tuple[str, IdcPolicy]]:
+        return self.new.idcs.items()
+
+
+class Safety:
+    """``look`` and ``accepted`` as they come, ``judge`` after each round of them. ``found``: what
+    is wrong, a sentence each."""
+
+    def __init__(self, region: Region, voters: Sequence[str]) -> None:
+        self.found: list[str] = []
+        self.committed: dict[int, Policy] = {}
+        self._region = region
+        self._safety = region.spec.safety
+        self._voters = tuple(voters)
+        self._most = len(self._voters) // 2 + 1
+        self._looks: list[Look] = []
+        self._documents: dict[bytes, tuple[Policy, float]] = {}  # and when a registry first took it
+        self._takers: dict[tuple[Ballot, bytes], set[str]] = {}  # registries, by what they took
+        self._at: dict[int, float] = {}  # when an epoch was seen to be committed
+        self._last = 0
+        self._told: set[Pair] = set()
+
+    # ------------------------------------------------------------------------- what is seen
+
+    def look(self, look: Look) -> None:
+        self._looks.append(look)
+
+    def accepted(self, voter: str, ballot: Ballot, policy: Policy, t: float) -> None:
+        """A registry has taken this policy under this ballot."""
+        document = policy.to_json()
+        self._documents.setdefault(document, (policy, t))
+        self._takers.setdefault((ballot, document), set()).add(voter)
+
+    def judge(self, t: float) -> None:
+        """Whatever a majority has come to take since the last time."""
+        for (_, document), takers in sorted(self._takers.items(), key=lambda taken: taken[0][0]):
+            policy, asked = self._documents[document]
+            if len(takers) < self._most or self.committed.get(policy.epoch) == policy:
+                continue
+            if policy.epoch in self.committed or (self._last and policy.epoch != self._last + 1):
+                self._say("commit_lost", f"epoch {policy.epoch} is committed on {self._last}", t)
+            elif self._last:
+                change = Change(self.committed[self._last], policy, asked, self._at[self._last])
+                self._judge(change)
+            self.committed.setdefault(policy.epoch, policy)
+            self._at.setdefault(policy.epoch, t)
+            self._last = max(self._last, policy.epoch)
+
+    def follows(self, idc: str, policy: Policy, t: float) -> None:
+        """An IDC that serves says this of its policy."""
+        if self.committed.get(policy.epoch) != policy:
+            document = policy.to_json()
+            took = [sorted(by) for (_, taken), by in self._takers.items() if taken == document]
+            self._say_once(
+                "undecided", idc,
+                f"{idc} follows epoch {policy.epoch}, which of {len(self._voters)} registries "
+                f"{max(took, key=len, default='none')} took at most under one ballot", t,
+            )  # fmt: skip
+        newer = next(
+            (e for e in self._at if e > policy.epoch and self._could_read(idc, e, t)), None
+        )
+        if newer is not None:
+            self._say_once(
+                "not_followed", idc,
+                f"{idc} follows epoch {policy.epoch}, and epoch {newer} was committed "
+                f"{t - self._at[newer]:.1f} s ago", t,
+            )  # fmt: skip
+
+    def _could_read(self, idc: str, epoch: int, t: float) -> bool:
+        """For long enough since that epoch, from a majority, itself counted."""
+        if t - self._at[epoch] < FOLLOWED_S:
+            return False
+        return all(
+            idc in look.sites
+            and sum(
+                not {(voter, idc), (idc, voter)} & look.troubled for voter in self._voters
+            ) >= self._most
+            for look in self._between(t - FOLLOWED_S, t)
+        )  # fmt: skip
+
+    def _say_once(self, kind: str, idc: str, sentence: str, t: float) -> None:
+        if (kind, idc) not in self._told:
+            self._told.add((kind, idc))
+            self._say(kind, sentence, t)
+
+    def _say(self, kind: str, sentence: str, t: float) -> None:
+        self.found.append(f"{kind}: at {t:.1f} s {sentence}")
+
+    # ------------------------------------------------------------------------------ changes
+
+    def _judge(self, change: Change) -> None:
+        window = self._window(change.asked)
+        broken = [*self._of_documents(change)]
+        for name, before, after in change.rows():
+            broken += self._of_row(change, name, before, after, window)
+        if (opened := change.opened) is not None:
+            broken += self._of_move(change, opened, window)
+        outcome = change.outcome
+        said = outcome.sentence if outcome else f"epoch {change.new.epoch}, of an unknown request"
+        allowed = _OVERRIDING.search(said)
+        for rule, sentence in broken:
+            if allowed is None or allowed[1] != rule:
+                self._say("unsafe", f"{rule}: {sentence} ({said})", change.asked)
+
+    def _of_documents(self, change: Change) -> Iterable[Pair]:
+        """What the two documents alone show."""
+        old, new = change.old.operation, change.new.operation
+        rows = change.rows()
+        if len(rows) > 1:
+            yield "transition", f"{' and '.join(name for name, *_ in rows)} change at once"
+        if old is not None and new is not None and old.id != new.id:
+            yield "one-move-at-a-time", f"{new.id} begins while {old.id} is under way"
+        begins = new is not None and (old is None or old.id != new.id)
+        awaited = new is not None and new.state is OperationState.AWAITING
+        if new is not None and begins and not awaited and new.kind in self._safety.approval:
+            yield "approval", f"{new.id} begins and nobody has approved it"
+
+    def _of_row(
+        self, change: Change, name: str, before: IdcPolicy, after: IdcPolicy, window: list[Look]
+    ) -> Iterable[Pair]:
+        moved = before.state is not after.state
+        if moved and (before.state, after.state) not in _LEGAL:
+            yield "transition", f"{name} becomes {after.state}, and was {before.state}"
+        if not moved and before.ramp == after.ramp:
+            return
+        running = change.old.operation
+        other = running is not None and running.idc != name
+        gives = after.state in (_S.CORDONED, _S.DRAINING) and moved
+        gets = after.state is _S.ACTIVE
+        if running is not None and other and (gives or gets):
+            yield "one-move-at-a-time", f"{name} is {after.state} while {running.id} is under way"
+        if gives or (moved and after.state is _S.FAILED):
+            left = self._takers_but(name, change.old)
+            if len(left) < self._safety.active_idcs_min:
+                yield (
+                    "active-idcs-min",
+                    f"{len(left)} active IDCs are left of {self._safety.active_idcs_min}",
+                )
+        step = gets and (before.state is _S.RECOVERING or after.ramp > before.ramp)
+        if (gives or gets or after.state is _S.FAILED) and not step and self._frozen(after):
+            yield "freeze-window", f"{name} becomes {after.state} while no traffic may be moved"
+        if moved and after.state is _S.FAILED:
+            yield from self._of_failover(change, name, window)
+        elif moved and after.state is _S.DRAINED:
+            yield from self._of_drained(change, name, window)
+        elif gets:
+            yield from self._lags(change.old, name, window)
+            if step:
+                yield from self._of_step(change, name, window)
+
+    def _of_move(self, change: Change, opened: OperationRef, window: list[Look]) -> Iterable[Pair]:
+        """What begins now: an IDC is emptied, or is to get its clients back."""
+        name, row, former = opened.idc, change.new.idcs[opened.idc], change.old.idcs[opened.idc]
+        if opened.kind == "failback":
+            if self._frozen(row):
+                yield "freeze-window", f"{name} is to get clients while no traffic may be moved"
+            looks = self._between(window[0].t - self._safety.hold_ms / 1000, change.asked)
+            if all(len(self._accusers(look, name)) >= self._most for look in looks):
+                yield "not-accused", f"a majority accuses {name} all the time"
+            return
+        yield from self._lags(change.old, name, window)
+        yield from self._room(change, name, opened.target, window)
+        since_ms = row.since_ms - former.moved_ms
+        begins = change.old.operation is None
+        if begins and former.moved_ms and since_ms < self._safety.anti_flap_ms:
+            yield "anti-flap", f"clients of {name} were last moved {since_ms} ms before"
+        for taker in self._takers_but(name, change.old):
+            if not any(taker in look.sites for look in window):
+                yield "evidence-age", f"{taker} is to take clients and is not there"
+
+    def _of_failover(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
+        by_controller = (done := change.outcome) is not None and "by controller" in done.sentence
+        if by_controller and not self._safety.automatic_failover:
+            yield "automatic-failover", f"{name} is failed by a controller"
+        most = max((self._accusers(look, name) for look in window), key=len, default=set[str]())
+        if len(most) < self._most:
+            yield (
+                "votes-majority",
+                f"of {len(self._voters)} voters {sorted(most) or 'none'} at most accused {name} "
+                f"within {change.asked - window[0].t:.1f} s",
+            )
+        hold_s = self._safety.hold_ms / 1000
+        troubled = {
+            voter: self._longest(voter, name, window[0].t, change.asked) for voter in self._voters
+        }
+        if sum(longest >= hold_s - LATE_S for longest in troubled.values()) < self._most:
+            said = ", ".join(f"{voter} {longest:.1f} s" for voter, longest in troubled.items())
+            yield "hold-time", f"{name} was away for {said}, and {hold_s:g} s are needed of most"
+        yield from self._room(change, name, "", window)
+        others = self._takers_but(name, change.old)
+        for lost in self._region.spec.idcs:
+            if lost.name == name or change.old.state(lost.name) is not _S.FAILED:
+                continue
+            if not any(_agree(look, lost.name, others) for look in window):
+                yield "survivors-copies-agree", f"copies of {lost.name}'s log differ"
+
+    def _of_drained(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
+        """All that had its log when its last session had gone is applied by who takes them."""
+        least = min((s.sessions if (s := look.sites.get(name)) else 0) for look in window)
+        looks = self._between(change.former_at - WINDOW_S, change.asked)
+        empty = self._empty(name, looks)
+        if least or empty is None:
+            yield "log-applied-elsewhere", f"{name} had {least} sessions at least"
+            return
+        for taker in self._takers_but(name, change.old):
+            best = self._best(taker, looks, lambda site: site.applied.get(empty.origin, ()))
+            if not _covers(best, empty.ends):
+                yield (
+                    "log-applied-elsewhere",
+                    f"{taker} has applied {best} of {empty.origin}, whose ends were "
+                    f"{empty.ends} when it had no session",
+                )
+
+    def _empty(self, name: str, looks: list[Look]) -> Site | None:
+        """The IDC when it had no session first. One that does not serve has none, and its log ends
+        where it was last seen to."""
+        for look in looks:
+            site = look.sites.get(name)
+            if site is None:
+                before = reversed(self._between(0.0, look.t))
+                return next((each.sites[name] for each in before if name in each.sites), None)
+            if not site.sessions:
+                return site
+        return None
+
+    def _of_step(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
+        """A return's step: it has what the others had when the step before was made."""
+        running = change.old.operation
+        if running is None or running.kind != "failback" or running.idc != name:
+            yield "transition", f"{name} gets clients back and no failback of it is under way"
+        then = self._before(change.former_at - WINDOW_S)
+        if then is None:
+            return
+        for other in self._takers_but(name, change.old):
+            if (site := then.sites.get(other)) is None:
+                continue
+            best = self._best(name, window, lambda own, o=site.origin: own.applied.get(o, ()))  # type: ignore[misc]
+            if not _covers(best, site.ends):
+                yield (
+                    "caught-up",
+                    f"{name} has applied {best} of {site.origin}, which had ended at {site.ends} "
+                    f"at {then.t:.1f} s",
+                )
+
+    # -------------------------------------------------------------------------------- truths
+
+    def _takers_but(self, name: str, policy: Policy) -> list[str]:
+        return [
+            idc.name
+            for idc in self._region.spec.idcs
+            if idc.name != name and policy.state(idc.name) is _S.ACTIVE
+        ]
+
+    def _accusers(self, look: Look, name: str) -> set[str]:
+        return {voter for voter, accused in look.votes if accused == name != voter}
+
+    def _longest(self, voter: str, name: str, since: float, until: float) -> float:
+        """For how long something stood between the two without a break, that was there after
+        ``since``: seconds."""
+        if voter == name:
+            return 0.0
+        longest, began = 0.0, None
+        for look in self._looks:
+            if look.t > until:
+                break
+            if (voter, name) not in look.troubled:
+                began = None
+                continue
+            began = look.t if began is None else began
+            if look.t >= since:
+                longest = max(longest, look.t - began)
+        return longest
+
+    def _lags(self, policy: Policy, name: str, window: list[Look]) -> Iterable[Pair]:
+        """Each taker has applied what the IDC's log held some seconds ago, and the other way."""
+        ago_s = self._safety.replication_lag_ms_max / 1000 + WINDOW_S
+        for taker in self._takers_but(name, policy):
+            for giver, getter in ((name, taker), (taker, name)):
+                if not any(self._is_near(look, giver, getter, ago_s) for look in window):
+                    yield "replication-lag", f"{getter} lags {giver} by more than {ago_s:.0f} s"
+
+    def _is_near(self, look: Look, giver: str, getter: str, ago_s: float) -> bool:
+        """Who is away says nothing."""
+        then, here = self._before(look.t - ago_s), look.sites.get(getter)
+        site = then.sites.get(giver) if then is not None else None
+        if site is None or here is None or (now := look.sites.get(giver)) is None:
+            return True
+        return now.origin != site.origin or _covers(here.applied.get(site.origin, ()), site.ends)
+
+    def _room(self, change: Change, name: str, target: str, window: list[Look]) -> Iterable[Pair]:
+        """Whoever goes where: at some moment all of them had room in what takes them."""
+        takers = [target] if target else self._takers_but(name, change.old)
+        room = sum(
+            idc.capacity.sessions * self._safety.headroom
+            for idc in self._region.spec.idcs
+            if idc.name in takers
+        )
+        # Of one that is lost, as it was last seen.
+        seen = [look.sites[name].sessions for look in self._looks if name in look.sites]
+        moving = min(seen[-_LAST:], default=0)
+        there = [
+            sum(look.sites[each].sessions for each in takers if each in look.sites)
+            for look in window
+        ]
+        if (least := moving + min(there, default=0)) > room:
+            yield "headroom", f"{', '.join(takers)} would have {least} sessions of {room:.0f}"
+
+    def _best(self, name: str, looks: Iterable[Look], of: Callable[[Site], Ends]) -> Ends:
+        """The furthest that it came."""
+        found = [of(look.sites[name]) for look in looks if name in look.sites]
+        return tuple(max(ends) for ends in zip(*[each for each in found if each], strict=True))
+
+    def _window(self, asked: float) -> list[Look]:
+        """Back from there until so much time has passed in which nothing was held up."""
+        found: list[Look] = []
+        calm_s, later = 0.0, asked
+        for look in reversed(self._looks):
+            if look.t > asked:
+                continue
+            found.append(look)
+            calm_s += (later - look.t) * look.calm
+            later = look.t
+            if calm_s >= WINDOW_S:
+                break
+        return found[::-1]
+
+    def _frozen(self, row: IdcPolicy) -> bool:
+        windows = self._safety.freeze
+        return any(_ms(each.start) <= row.since_ms < _ms(each.end) for each in windows)
+
+    def _between(self, since: float, until: float) -> list[Look]:
+        return [look for look in self._looks if since <= look.t <= until]
+
+    def _before(self, t: float) -> Look | None:
+        return next((look for look in reversed(self._looks) if look.t <= t), None)
+
+
+def _covers(have: Ends, want: Ends) -> bool:
+    padded = [*have, *([0] * (len(want) - len(have)))]
+    return all(lsn >= end for lsn, end in zip(padded, want, strict=False))
+
+
+def _agree(look: Look, lost: str, survivors: Sequence[str]) -> bool:
+    """All are there and hold the same of each log of the lost one."""
+    sites = [look.sites.get(name) for name in survivors]
+    copies = {
+        tuple(sorted((o, ends) for o, ends in site.held.items() if o.rpartition(".")[0] == lost))
+        for site in sites
+        if site is not None
+    }
+    return None not in sites and len(copies) <= 1
+
+
+def _ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1000)
