@@ -230,7 +230,7 @@ def test_engines_are_shown_where_there_are_some() -> None:
     behind = {"0": {"behind": 0}, "1": {"behind": 2}, "3": {"behind": 1}}
     well = {"behind": 3, "partitions": behind, "worker_age_s": 0.8, "problem": ""}
     away: dict[str, Any] = {
-        "behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off"
+        "behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off",
     }  # fmt: skip
     found["fra"]["mirror"] = {"iad": well, "sin": away}
     found["fra"]["log"] = {"durability": "flush"}
