@@ -110,7 +110,7 @@ class Local:
             chosen.replace(copy)
         except OSError as error:
             raise Failed(
-                f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
+                f"cannot write in {folder}: {error.strerror}; choose another folder with --data"
             ) from error
         names = pki_names(region) | wanted.certificates(region, engines)
         pki.init(folder / "pki", names, pki.utc_now(clock.wall_ms()))
@@ -150,7 +150,7 @@ class Local:
             run = RunFile(region=str(copy), faults=False, link_admin="", elsewhere=True)
             run.write(folder)
         except OSError as error:
-            raise Failed(f"cannot write below {folder}: {error.strerror}") from error
+            raise Failed(f"cannot write in {folder}: {error.strerror}") from error
         return cls(region, folder, run, Places(folder))
 
     @classmethod
