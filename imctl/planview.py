@@ -61,13 +61,15 @@ def plan_view(plan: Plan) -> RenderableType:
 def _turns(plan: Plan) -> str:
     """What happens to each unit."""
     stays = [unit for unit in plan.order if unit not in plan.restarted]
-    restart = "each is drained, restarted, given its clients back and watched"
+    restart = "is drained, restarted, given its clients back and watched"
     if not stays:
-        return restart
-    how = "without a restart" if alone(plan.changes, plan.restarted) else "and keeps its clients"
+        return f"each {restart}"
+    kept = not alone(plan.changes, plan.restarted)
+    how = "changed in place " + ("with clients connected" if kept else "without a restart")
     if not plan.restarted:
-        return f"each is changed in place {how}, and is watched"
-    return f"{', '.join(stays)} is changed in place {how}; of the others {restart}"
+        return f"each is {how}, and is watched"
+    verb = "is" if len(stays) == 1 else "are"
+    return f"{', '.join(stays)} {verb} {how}; each of the others {restart}"
 
 
 def _values(before: Any, after: Any) -> tuple[str, str]:

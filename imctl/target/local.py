@@ -230,7 +230,7 @@ class Local:
         """Raises Guarded. ``what``: the subject of the sentence."""
         if self._run.elsewhere:
             raise Guarded(
-                f"{what} is not for imctl: {self.region.metadata.name} was attached, and somebody "
+                f"{what} is not possible: {self.region.metadata.name} was attached, and something "
                 "else runs its processes"
             )
 
@@ -428,7 +428,7 @@ class Local:
         """Its name, with the engines that run beside the IDCs as they are. Raises BadInput; Guarded
         for a sites file, which only deployments on Kubernetes have."""
         if sites_file is not None:
-            raise Guarded("--sites is for deployments on Kubernetes, and this one is none")
+            raise Guarded("--sites: expected it only for a deployment on Kubernetes")
         region = load_region(region_file)
         text = region_file.read_bytes()
         if self._run.engines:
@@ -662,8 +662,8 @@ class Local:
     def _demand_split(self, name: str) -> None:
         if not self.fronts_of(name):
             raise Failed(
-                f"{name} runs all its roles in one process, or is no IDC: `imctl up --split` runs "
-                "them apart"
+                f"{name} runs all its roles in one process, or is not an IDC: `imctl up --split` "
+                "runs them apart"
             )
 
     def pause(self, name: str) -> None:

@@ -31,7 +31,7 @@ COMMIT = "commit"
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.sim", description=__doc__)
     parser.add_argument(
-        "--seeds", type=int, default=8, help="number of seeds [default: %(default)s]"
+        "--seeds", type=int, default=8, metavar="N", help="number of seeds [default: %(default)s]"
     )
     parser.add_argument(
         "--from", type=first_seed, default=1, dest="first", metavar=f"N|{COMMIT}",

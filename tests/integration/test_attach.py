@@ -62,7 +62,7 @@ def test_it_needs_a_pki(tmp_path: Path) -> None:
 def test_nothing_is_done_to_its_processes(folder: Path, does: Callable[[Local], object]) -> None:
     target = Local.attach(TWO, folder)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(Guarded, match="somebody else runs its processes"):
+    with pytest.raises(Guarded, match="something else runs its processes"):
         does(target)
     assert sorted(folder.rglob("*")) == before
 
