@@ -158,7 +158,7 @@ class Local:
         """The deployment that was started in this folder. Raises Failed."""
         run = runfile.read(folder)
         if run is None:
-            raise Failed(f"no deployment was started in {folder}; `imctl up FILE` starts one")
+            raise Failed(f"no deployment found in {folder}; start one with `imctl up FILE`")
         return cls(load_region(Path(run.region)), folder.absolute(), run, Places(folder.absolute()))
 
     def look_again(self) -> None:

@@ -96,4 +96,4 @@ async def test_its_traffic_moves_and_its_status_shows(tmp_path: Path) -> None:
             assert done.status == 0, done.errors
         for command in (("kill", "fra"), ("down",), ("logs",), ("deploy", runs / "region.yaml")):
             refused = await imctl(there, *map(str, command), json_too=False)
-            assert (refused.status, "somebody else" in refused.errors) == (3, True), command
+            assert (refused.status, "something else" in refused.errors) == (3, True), command

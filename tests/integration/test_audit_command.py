@@ -193,7 +193,7 @@ async def test_two_machines_have_chains_and_anchors_of_their_own(
         # A chain that is by another machine now, where this one had written, is no way out.
         status, out, _ = await imctl(two, "audit", "verify")
         assert status == 1
-        assert f"and the registers know of event 2 of {first}" in out
+        assert f"but the registries know event 2 by {first}" in out
 
 
 def test_a_chain_keeps_its_writer_when_the_machine_gets_another_name(
