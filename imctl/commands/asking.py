@@ -126,8 +126,8 @@ def _check(change: Change, control: Control) -> None:
     limit = control.region.spec.safety.replication_lag_ms_max
     if change.max_lag_ms > limit and change.kind != Kind.FAILOVER:
         raise BadInput(
-            f"--max-lag: expected at most {limit} (safety.replication_lag_ms_max of the region "
-            f"file), got {change.max_lag_ms}"
+            f"--max-lag: expected at most {limit}, got {change.max_lag_ms}; it cannot exceed "
+            "safety.replication_lag_ms_max of the region file"
         )
 
 
