@@ -15,12 +15,14 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import (
+    arrivals,
     cost,
     engines,
     help_time,
     lag,
     metrics,
     overload,
+    peers,
     pulls,
     real,
     reconcile,
@@ -53,7 +55,7 @@ async def _groups(quick: bool) -> None:
 
 
 async def _footprint(quick: bool) -> None:
-    await _module("footprint", "--connections", "1000" if quick else "4000")
+    await _module("footprint", "--connections", "1000" if quick else "18000")
 
 
 async def _storm(quick: bool) -> None:
@@ -71,6 +73,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "gateway": _gateway,
     "groups": _groups,
     "footprint": _footprint,
+    "arrivals": arrivals.run,
     "storm": _storm,
     "overload": overload.run,
     "engines": _engines,
@@ -78,6 +81,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[None]]] = {
     "metrics": metrics.run,
     "pulls": pulls.run,
     "routing": routing.run,
+    "peers": peers.run,
     "real": real.run,
     "operator": reconcile.run,
 }

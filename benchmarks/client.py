@@ -28,7 +28,6 @@ class Client(asyncio.Protocol):
         self.uid = uid
         self.device = device
         self.ok = pb.ConnectOk()
-        self.unshown = 0  # copies of a message that is shown already
         self.views: dict[str, list[_Place]] = {}
         self.lost: str | None = None
         self.next_cid = 1
@@ -150,7 +149,6 @@ class Client(asyncio.Protocol):
         if not entry.HasField("message"):
             return
         if entry.message.alias:
-            self.unshown += 1
             return
         view = self.views.setdefault(conversation, [])
         at = entry.message.placed.place

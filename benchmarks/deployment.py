@@ -22,8 +22,9 @@ from imctl import startup
 from imctl.target.local import Local, pki_names
 from imctl.target.places import free_port, free_ports
 from imctl.testing.lab import lab_region
+from services.node.roles import Roles
 
-START_S = 30.0
+START_S = 60.0
 STOP_S = 8.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -141,10 +142,11 @@ def gateways(region: Region) -> dict[str, list[Any]]:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, region: Region, plain: bool, hops: bool = False
+    folder: Path, region: Region, plain: bool, hops: bool = False, apart: bool = False
 ) -> AsyncIterator[dict[str, Process]]:
     """All processes of the region, serving. ``hops``: the nodes count CPU time by hop, and write
-    it to ``hops-<idc>.json`` on SIGUSR1."""
+    it to ``hops-<idc>.json`` on SIGUSR1. ``apart``: the gateway of each IDC, with its state, is a
+    process of its own, ``<idc>-gw``."""
     processes: dict[str, Process] = {}
     common = ["--region", str(folder / "region.yaml"), "--pki", str(folder / "pki")]
     try:
@@ -167,7 +169,14 @@ async def running(
                 command += ["--links", str(folder / f"{idc.name}-links.json")]
             env = {"BENCH_HOPS": str(folder / f"hops-{idc.name}.json")} if hops else {}
             log = folder / f"{idc.name}.log"
-            processes[idc.name] = await spawn(idc.name, command, log, env)
+            roles = ["--roles", ",".join(Roles.CORE.value)] if apart else []
+            processes[idc.name] = await spawn(idc.name, [*command, *roles], log, env)
+            if apart:
+                name = f"{idc.name}-gw"
+                command[command.index(str(data))] = str(folder / name)
+                roles = ["--roles", ",".join(Roles.FRONT.value)]
+                log = folder / f"{name}.log"
+                processes[name] = await spawn(name, [*command, *roles], log, {})
         for idc in region.spec.idcs:
             log = folder / f"{idc.name}.log"
             served = f"{idc.name} serves as "
@@ -176,6 +185,13 @@ async def running(
                 list(processes.values()),
                 f"{idc.name} does not serve",
             )
+            if apart:
+                log = folder / f"{idc.name}-gw.log"
+                await _until(
+                    lambda log=log: " serves (pid " in log.read_text(errors="replace"),
+                    list(processes.values()),
+                    f"the gateway of {idc.name} does not serve",
+                )
         yield processes
     finally:
         await asyncio.gather(*(process.stop() for process in processes.values()))

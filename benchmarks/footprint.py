@@ -3,8 +3,8 @@
 Of a message: the bytes of its record in the op log, of the rows that stay in the KV, and of the
 push of it, each without its content; by the codecs themselves, so alike in every run.
 
-Of a connection over TLS (gateway and state in one process over a stub of im, clients in another):
-memory, and the CPU of a connect with its handshake and of a heartbeat.
+Of a connection, plain and over TLS (gateway and state in one process over a stub of im, clients in
+another): memory, and the CPU of a connect with its handshake and of a heartbeat.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from imcore.tokens import Claims, mint
 from imcore.words import ClientKey, Origin
 from services.engines.records import EMPTY_END, pack, record_after
 from services.gateway.config import GatewayConfig
-from services.gateway.testing import FrameClient, dial
+from services.gateway.testing import FrameClient
 from services.im import entries
 from services.im.conversation import Conversation
 from services.im.fold import Fold, Rows, Taken, needs
@@ -50,6 +50,7 @@ MESSAGES = 200
 NOW_MS = 1_790_000_000_000
 AT_ONCE = 50
 HEARTBEATS = 10
+SOURCES = 8  # loopback addresses of clients: one has some 28,000 ports
 PATIENT = GatewayConfig(
     idle_ms=600_000, first_frame_ms=60_000, requests_per_s=1e9, connects_per_s=1e9
 )
@@ -123,16 +124,21 @@ def _push(entry: pb.Entry) -> bytes:
 # ------------------------------------------------------------------------------ connections
 
 
-async def clients(port: int, count: int, ca: Path) -> None:
-    """Another process: connect when told, beat when told, end when told."""
-    context = client_ssl_context(ca)
+async def clients(port: int, count: int, ca: Path | None) -> None:
+    """Another process: connect when told, beat when told, end when told. ``ca``: with TLS."""
+    context = client_ssl_context(ca) if ca is not None else None
+    loop = asyncio.get_running_loop()
     all_of_them: list[FrameClient] = []
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def connected(uid: str) -> None:
+    async def connected(number: int) -> None:
         async with gate:
-            client = await dial(port, context)
-            claims = Claims(uid, "phone", time.time_ns() // 1_000_000 + 3_600_000)
+            source = f"127.0.0.{1 + number % SOURCES}", 0
+            _, client = await loop.create_connection(
+                FrameClient, "127.0.0.1", port, ssl=context, local_addr=source
+            )
+            client.transport.write(frame.client_preface())
+            claims = Claims(f"u{number}", "phone", time.time_ns() // 1_000_000 + 3_600_000)
             connect = pb.Connect(token=mint(KEYS, claims).encode(), connection_epoch=1)
             await client.ask(pb.Request(connect=connect), 60.0)
             all_of_them.append(client)
@@ -142,7 +148,7 @@ async def clients(port: int, count: int, ca: Path) -> None:
             await client.ask(pb.Request(heartbeat=pb.Heartbeat()), 60.0)
 
     await _told("ready")
-    await asyncio.gather(*(connected(f"u{number}") for number in range(count)))
+    await asyncio.gather(*map(connected, range(count)))
     await _told("connected")
     for _ in range(HEARTBEATS):
         await asyncio.gather(*map(beat, all_of_them))
@@ -154,14 +160,15 @@ async def _told(word: str) -> None:
     await asyncio.to_thread(sys.stdin.readline)
 
 
-async def connections(count: int, pki: Path) -> None:
-    """Prints what each connection takes of this process, which holds the gateway and the state."""
-    ca = pki / "ca.pem"
-    tls = gateway_ssl_context(pki, "fra"), client_ssl_context(ca)
+async def connections(count: int, pki: Path | None) -> None:
+    """Prints what each connection takes of this process, which holds the gateway and the state.
+    ``pki``: of the certificate; None: without TLS."""
+    ca = pki / "ca.pem" if pki is not None else None
+    tls = (gateway_ssl_context(pki, "fra"), client_ssl_context(ca)) if pki and ca else None
     async with Front(KEYS, tls, limits=PATIENT) as front:
         [gateway] = front.gateways
         command = [sys.executable, "-m", "benchmarks.footprint", "--clients", str(gateway.port)]
-        command += ["--connections", str(count), "--ca", str(ca)]
+        command += ["--connections", str(count), *(["--ca", str(ca)] if ca else [])]
         child = await asyncio.create_subprocess_exec(
             *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -183,8 +190,9 @@ async def connections(count: int, pki: Path) -> None:
         await child.wait()
     connect_us = (connected[0] - before[0]) / count * 1e6
     beat_us = (beaten[0] - connected[0]) / (count * HEARTBEATS) * 1e6
+    how = "over TLS" if tls else "without TLS"
     print(
-        f"{count} connections over TLS: {(connected[1] - before[1]) / count / 1024:.1f} KiB each "
+        f"{count} connections {how}: {(connected[1] - before[1]) / count / 1024:.1f} KiB each "
         f"beside {before[1] / 2**20:.0f} MiB, {connect_us:.0f} us CPU a connect, "
         f"{beat_us:.1f} us CPU a heartbeat",
         flush=True,
@@ -218,9 +226,16 @@ def main() -> None:
         f"{each.shadows:.0f} bytes more), push {each.push:.0f} bytes",
         flush=True,
     )
+    sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="bench-footprint-") as name:
         one_idc(Path(name))
-        uvloop.run(connections(options.connections, Path(name) / "pki"))
+        for pki in (None, Path(name) / "pki"):
+            # Each in a process of its own: memory that was given back would be used again.
+            if (child := os.fork()) == 0:
+                uvloop.run(connections(options.connections, pki))
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                raise SystemExit("the connections could not be measured")
 
 
 if __name__ == "__main__":

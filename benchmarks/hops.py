@@ -40,8 +40,6 @@ from services.state.outgoing import Outgoing
 from services.state.requests import Answer
 from services.state.server import StateServer
 
-REST = "rest"
-
 # (hop, owner, names): in the order of a message's way.
 HOPS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("gateway: frames in", Connection, ("data_received",)),

@@ -131,11 +131,11 @@ def _answered(found: Sequence[pb.Entry]) -> None:
     response.SerializeToString()
 
 
-def hit_rate(recent: Recent, seed: int, skew: float = 1.0) -> float:
+def hit_rate(recent: Recent, seed: int) -> float:
     """Messages come to conversations, and others (by another Zipf order: who writes most is not
     read most) are pulled, up to 8 entries back."""
     rng = random.Random(seed)
-    weights = list(itertools.accumulate(1 / (n + 1) ** skew for n in range(CONVERSATIONS)))
+    weights = list(itertools.accumulate(1 / (n + 1) for n in range(CONVERSATIONS)))
     order = list(range(CONVERSATIONS))
     rng.shuffle(order)
     written = rng.choices(range(CONVERSATIONS), cum_weights=weights, k=LEGS)

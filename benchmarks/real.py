@@ -84,7 +84,7 @@ async def one(engines: Sequence[str], quick: bool) -> dict[str, float]:
         ):
             await load.run(throughput.START_PER_S / 2, 1.0)
             figures = await at_rate(load, of, 2 * seconds)
-            most = await throughput.climb(load, of.nodes, seconds)
+            most = await throughput.climb(load, [of.nodes], seconds)
             print(f"  history: {await load.judged()}", flush=True)
     if most is not None:
         figures["sustained: acked/s"] = most.found["achieved"]

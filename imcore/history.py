@@ -341,13 +341,12 @@ class HistoryWriter:
     clock. Raises BadInput when the file cannot be made.
     """
 
-    def __init__(self, path: Path, header: Header, flush_bytes: int = FLUSH_BYTES) -> None:
+    def __init__(self, path: Path, header: Header) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise BadInput(f"cannot write the history {path}: {error.strerror}") from error
-        self._flush_bytes = flush_bytes
         self._lines: list[str] = []
         self._size = 0
         self.lines = 0
@@ -368,7 +367,7 @@ class HistoryWriter:
         self._lines.append(line)
         self.lines += 1
         self._size += len(line) + 1
-        if self._size >= self._flush_bytes:
+        if self._size >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:

@@ -31,16 +31,18 @@ class SystemClock:
         return time.monotonic()
 
 
+_EPOCH_MS = 1_700_000_000_000
+
+
 class ManualClock:
     """Virtual time for tests and simulations."""
 
-    def __init__(self, wall_ms: int = 1_700_000_000_000) -> None:
-        self._wall_ms = wall_ms
+    def __init__(self) -> None:
         self._now = 0.0
         self.offset_ms = 0
 
     def wall_ms(self) -> int:
-        return self._wall_ms + int(self._now * 1000) + self.offset_ms
+        return _EPOCH_MS + int(self._now * 1000) + self.offset_ms
 
     def now(self) -> float:
         return self._now

@@ -578,10 +578,12 @@ class Kicks(Protocol):
 @dataclass(slots=True, eq=False)
 class Audience:
     """The members of a huge group, sorted, between two changes of them: the same object until
-    then, so that who of them is here need not be looked up for each message."""
+    then, so that who of them is here need not be looked up for each message. ``joined``, at a
+    front, which knows of those only who are there: who has come since, appended."""
 
     conversation: str
     uids: tuple[str, ...]
+    joined: list[str] = field(default_factory=list)
 
 
 class Pushes(Protocol):
@@ -589,6 +591,10 @@ class Pushes(Protocol):
 
     def reached(self, audience: Audience) -> int:
         """How many of these users have a session here."""
+        ...
+
+    def waiting(self) -> int:
+        """Deliveries to huge groups still to be made, of the gateway that has the most of them."""
         ...
 
     def push_group(

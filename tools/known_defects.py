@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 CONTROL = "tests/integration/test_known_defects_control.py"
 GATEWAY = "tests/integration/test_known_defects_gateway.py"
+SCALE = "tests/integration/test_known_defects_scale.py"
 IM = "tests/integration/test_known_defects_im.py"
 SDK = "tests/integration/test_known_defects_sdk.py"
 
@@ -26,10 +27,18 @@ DEAD_CLIENT = "a client that looks online and is dead"
 FENCED = "a fenced-off writer that is believed"
 UNCOMMITTED = "what is not committed shown as if it were"
 LEFT_BEHIND = "a KV that moves and leaves batches behind"
+ALL_WOKEN = "every gateway woken for every group message"
+ROLLED_BACK = "a sequence rolled back by a storage failover"
+NEVER_SHRINKS = "a write buffer that never shrinks"
+BLOCKED_HUB = "one blocked hub that stops all sessions"
+PUSHED_OFFLINE = "offline push for a device that is online"
+PRESENCE = "presence that eats the CPU"
+HERD = "a reconnect herd"
 
 DEFECTS = (
     LOST_PUSH, DEAD_ROUTES, OVERWRITTEN, PER_CONNECTION, LOST_LAST, ONE_PAGE, EQUAL_TIMES,
-    RECONNECTS, DEAD_CLIENT, FENCED, UNCOMMITTED, LEFT_BEHIND,
+    RECONNECTS, DEAD_CLIENT, FENCED, UNCOMMITTED, LEFT_BEHIND, ALL_WOKEN, ROLLED_BACK,
+    NEVER_SHRINKS, BLOCKED_HUB, PUSHED_OFFLINE, PRESENCE, HERD,
 )  # fmt: skip
 
 
@@ -139,7 +148,8 @@ MUTATIONS = (
     Mutation(
         RECONNECTS, "being accepted ends the back-off", "services/sdk/core/reconnect.py",
         "if lost.lived_ms >= STEADY_MS:", "if lost.lived_ms:",
-        f"{SDK}::test_endless_reconnects_are_backed_off_from",
+        "tests/unit/test_sdk_connection.py::"
+        "test_a_gateway_that_accepts_and_drops_at_once_is_backed_off_from",
     ),
     Mutation(
         RECONNECTS, "who was replaced comes back", "services/sdk/core/reconnect.py",
@@ -192,6 +202,48 @@ MUTATIONS = (
         LEFT_BEHIND, "the switch does not play what is left", "services/engines/moving_kv.py",
         "while await player.play():", "while False:",
         "tests/integration/test_moving_kv.py::test_a_slow_and_unsure_store_catches_up",
+    ),
+    Mutation(
+        ALL_WOKEN, "what is pushed goes to every front", "services/split/fronts.py",
+        "return list(self._where.of(uids).items())",
+        "return [(link, list(uids)) for link in self.gateways]",
+        f"{SCALE}::test_every_gateway_woken_for_every_group_message",
+    ),
+    Mutation(
+        ROLLED_BACK, "the KV's word is taken as it is", "services/im/partition.py",
+        "        await self.applier.drain()\n"
+        "        end, folded = self._log.end(self.number), self.applier.lsn(self.origin)\n"
+        "        if folded < end.lsn:",
+        "        end, folded = self._log.end(self.number), self.applier.lsn(self.origin)\n"
+        "        if False:",
+        f"{SCALE}::test_a_sequence_rolled_back_by_a_storage_failover",
+    ),
+    Mutation(
+        NEVER_SHRINKS, "all that a slow client does not read is kept",
+        "services/gateway/connection.py",
+        "        if self.paused:\n            self._gateway.counters.dropped += 1",
+        "        if False:\n            self._gateway.counters.dropped += 1",
+        f"{SCALE}::test_a_write_buffer_that_never_shrinks",
+    ),
+    Mutation(
+        BLOCKED_HUB, "what a front does not read is kept without end", "services/split/pipe.py",
+        "if self._bytes > self._max:", "if False:",
+        f"{SCALE}::test_one_blocked_hub_that_stops_all_sessions",
+    ),
+    Mutation(
+        PUSHED_OFFLINE, "a live route does not count", "services/webhooks/events.py",
+        "if routes.alive(route):", "if False:",
+        "tests/unit/test_webhooks.py::test_a_device_that_is_online_gets_no_offline_push",
+    ),
+    Mutation(
+        PRESENCE, "every change of a route is looked at", "services/route/presence.py",
+        "if now - looked.get(uid, -HOLD_S) >= HOLD_S", "if True",
+        "tests/unit/test_presence.py::test_presence_does_not_eat_the_cpu",
+    ),
+    Mutation(
+        HERD, "clients wait as long as they may, and all as long", "services/sdk/core/reconnect.py",
+        "delay_ms = self._rng.randint(0, self._bound())", "delay_ms = self._bound()",
+        f"{SCALE}::test_a_reconnect_herd",
     ),
 )
 # fmt: on

@@ -139,19 +139,24 @@ class Hello(_message.Message):
     GATEWAY_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
+    GROWS_FIELD_NUMBER: _builtins.int
     gateway: _builtins.str
     port: _builtins.int
     restarts: _builtins.int
+    """hot ones, so far"""
+    grows: _builtins.bool
+    """knows what `joined` of an Audience means"""
     def __init__(
         self,
         *,
         gateway: _builtins.str = ...,
         port: _builtins.int = ...,
         restarts: _builtins.int = ...,
+        grows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "port", b"port", "restarts", b"restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "grows", b"grows", "port", b"port", "restarts", b"restarts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -268,6 +273,46 @@ class Load(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class GatewayEventsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SessionEventsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CONNECTIONS_FIELD_NUMBER: _builtins.int
     PULL_ONLY_FIELD_NUMBER: _builtins.int
     SERVED_SHARE_FIELD_NUMBER: _builtins.int
@@ -280,6 +325,10 @@ class Load(_message.Message):
     SHED_FIELD_NUMBER: _builtins.int
     BREAKER_OPENED_FIELD_NUMBER: _builtins.int
     TURNED_AWAY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    VERBS_FIELD_NUMBER: _builtins.int
+    GATEWAY_EVENTS_FIELD_NUMBER: _builtins.int
+    SESSION_EVENTS_FIELD_NUMBER: _builtins.int
     connections: _builtins.int
     pull_only: _builtins.int
     served_share: _builtins.float
@@ -293,10 +342,20 @@ class Load(_message.Message):
     shed: _builtins.int
     breaker_opened: _builtins.int
     turned_away: _builtins.int
+    waiting: _builtins.int
+    """deliveries to huge groups, now"""
     @_builtins.property
     def acks(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """of the last seconds, by bucket of services/state/latency.py"""
 
+    @_builtins.property
+    def verbs(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerbCount]:
+        """Since the last one, for metrics."""
+
+    @_builtins.property
+    def gateway_events(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def session_events(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
         self,
         *,
@@ -312,14 +371,73 @@ class Load(_message.Message):
         shed: _builtins.int = ...,
         breaker_opened: _builtins.int = ...,
         turned_away: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        verbs: _abc.Iterable[Global___VerbCount] | None = ...,
+        gateway_events: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        session_events: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "breaker_open", b"breaker_open", "breaker_opened", b"breaker_opened", "connections", b"connections", "connects", b"connects", "overloaded", b"overloaded", "pull_only", b"pull_only", "pushed", b"pushed", "requests", b"requests", "served_share", b"served_share", "shed", b"shed", "turned_away", b"turned_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "breaker_open", b"breaker_open", "breaker_opened", b"breaker_opened", "connections", b"connections", "connects", b"connects", "gateway_events", b"gateway_events", "overloaded", b"overloaded", "pull_only", b"pull_only", "pushed", b"pushed", "requests", b"requests", "served_share", b"served_share", "session_events", b"session_events", "shed", b"shed", "turned_away", b"turned_away", "verbs", b"verbs", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class VerbCount(_message.Message):
+    """of services/metrics/verbs.py"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FailuresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    VERB_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    verb: _builtins.str
+    seconds: _builtins.float
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        verb: _builtins.str = ...,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+        seconds: _builtins.float = ...,
+        failures: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "failures", b"failures", "role", b"role", "seconds", b"seconds", "verb", b"verb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerbCount: _TypeAlias = VerbCount  # noqa: Y015
 
 @_typing.final
 class DownBatch(_message.Message):
@@ -580,8 +698,11 @@ class Audience(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     UIDS_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     conversation: _builtins.str
+    joined: _builtins.bool
+    """these are added to those whom the number means"""
     @_builtins.property
     def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -590,10 +711,11 @@ class Audience(_message.Message):
         number: _builtins.int = ...,
         conversation: _builtins.str = ...,
         uids: _abc.Iterable[_builtins.str] | None = ...,
+        joined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "number", b"number", "uids", b"uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "joined", b"joined", "number", b"number", "uids", b"uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -269,12 +269,10 @@ class Cast:
     def looks(self) -> list[Look]:
         return covering({c: u for c, u in self._members.items() if self.recorder.acked_in.get(c)})
 
-    async def logins(
-        self, idcs: Iterable[str], purpose: str = "final", within_s: float = LOGINS_S
-    ) -> None:
+    async def logins(self, idcs: Iterable[str], within_s: float = LOGINS_S) -> None:
         """Fresh logins look at every conversation in each of these IDCs. Raises ImError."""
         where = {idc: self.addresses[idc] for idc in idcs}
-        failures = await look(self.connect, self.recorder, self.looks(), where, purpose, within_s)
+        failures = await look(self.connect, self.recorder, self.looks(), where, "final", within_s)
         if failures:
             raise ImError("; ".join(f"{f.uid} at {f.idc}: {f.reason}" for f in failures[:3]))
 

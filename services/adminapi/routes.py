@@ -55,5 +55,3 @@ ROUTES = (
         "Look whether users are online, and with which devices", docs.Users, changes=False,
     ),
 )  # fmt: skip
-
-BY_VERB = {route.verb: route for route in ROUTES}

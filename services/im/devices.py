@@ -1,4 +1,4 @@
-"""Kicks: the op that ends sessions of a user's devices, wherever they are."""
+"""A user's own devices, and kicks: the op that ends sessions of devices, wherever they are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from services.ports import Session
 
 if TYPE_CHECKING:
     from services.im.server import ImServer
+
+
+async def page(server: ImServer, session: Session, request: pb.Devices) -> pb.Response:
+    return pb.Response(devices_ok=pb.DevicesOk(devices=server.live.devices(session.uid)))
 
 
 async def kick(server: ImServer, session: Session, request: pb.Kick) -> pb.Response:

@@ -25,7 +25,7 @@ from imcore.words import Origin, Vector
 from services.im import entries
 from services.im.conversation import Conversation
 from services.im.fold import Effects, Entry
-from services.im.heat import Bounds, Heat, Level
+from services.im.heat import Bounds, Crowding, Heat, Level
 from services.im.partition import Partition
 from services.ports import Audience
 
@@ -67,6 +67,7 @@ class Diffusion:
         self._window_s = limits.group_window_ms / 1000
         self._signal_s = limits.group_signal_ms / 1000
         self._groups: dict[str, _Group] = {}
+        self._crowding = Crowding()
         self._timer: asyncio.TimerHandle | None = None
         self.counters = Counters()
 
@@ -101,18 +102,27 @@ class Diffusion:
             server.pushes.push_entries(conversation.id, gone, built, group.heads, stable)
         now = self._server.clock.now()
         group.reached = self._server.pushes.reached(group.audience)
-        level = group.heat.said(len(said), group.reached, now)
+        level = group.heat.said(len(said), self._counted(group), now)
         if level is Level.AT_ONCE:
             self._flush(group)
         elif level is Level.MERGED:
-            group.due = min(group.due, now + self._window(group.reached))
+            group.due = min(group.due, now + self._window(group))
         else:
-            group.due = min(group.due, math.floor(now / self._signal_s + 1) * self._signal_s)
+            period_s = self._period()
+            group.due = min(group.due, math.floor(now / period_s + 1) * period_s)
         self._turn_later()
 
-    def _window(self, reached: int) -> float:
+    def _counted(self, group: _Group) -> float:
+        """Its audience, as what its deliveries are judged by."""
+        return group.reached * self._crowding.factor
+
+    def _window(self, group: _Group) -> float:
         """Longer for a larger audience: its pushes a second have a bound too."""
-        return max(self._window_s, reached / self._bounds.merged)
+        return max(self._window_s, self._counted(group) / self._bounds.merged)
+
+    def _period(self) -> float:
+        """Between two signals."""
+        return self._signal_s * self._crowding.factor
 
     def _group(self, partition: Partition, conversation: Conversation) -> _Group:
         name, begun = conversation.id, partition.applier.begun
@@ -145,8 +155,9 @@ class Diffusion:
     def _turn(self) -> None:
         self._timer = None
         now, behind = self._server.clock.now(), []
+        self._crowding.look(self._server.pushes.waiting())
         for name, group in list(self._groups.items()):
-            level = group.heat.look(group.reached, now)
+            level = group.heat.look(self._counted(group), now)
             if group.waiting:
                 if level is Level.SIGNALS:
                     if group.due <= now:
@@ -200,7 +211,7 @@ class Diffusion:
             group.due = math.inf
         self.counters.signals += 1
         behind = [(g.audience, g.heads, server.stable(g.partition)) for g in groups]
-        server.pushes.tell_behind(behind, round(self._signal_s * 1000))
+        server.pushes.tell_behind(behind, round(self._period() * 1000))
 
     def _tell_other_idcs(self, group: _Group) -> None:
         own: Origin = self._server.origin

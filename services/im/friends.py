@@ -80,14 +80,14 @@ def _judge(
         raise Refused(Code.NOT_FOUND, f"there is no request of {other!r} here (yet)")
 
 
-async def page(server: ImServer, uid: str, request: pb.Friends) -> pb.Response:
+async def page(server: ImServer, session: Session, request: pb.Friends) -> pb.Response:
     """Partition by partition, by uid in each."""
     number, after = listing.begin(server, request.page, valid_id)
     limit = max(1, min(request.limit or _LIMIT, _LIMIT))
     response = pb.Response()
     answer = response.friends_ok
     while number < len(server.partitions):
-        found, after = await _of(server.partitions[number], uid, after, limit)
+        found, after = await _of(server.partitions[number], session.uid, after, limit)
         answer.friends.extend(found)
         limit -= len(found)
         if not limit:

@@ -5,6 +5,10 @@ are the deliveries that telling at once would cost. A level is entered as soon a
 bound, and left, one level at a time, when it has been below half of it for ``HOLD_S``: so a rate
 that plays around a bound does not change the level with every message, and a group that has become
 quiet comes back by itself.
+
+A bound is of one group. What all of them together are too much for shows in the deliveries that
+wait: the more of them, the sooner a group counts as hot, and the longer are the windows
+(``Crowding``).
 """
 
 from __future__ import annotations
@@ -22,6 +26,26 @@ class Level(IntEnum):
     AT_ONCE = 0
     MERGED = 1  # what came in a window is one push
     SIGNALS = 2  # nothing is pushed: clients are told that there is something
+
+
+CROWDED = 60_000  # deliveries that wait: more than half a second's work of one process
+_RISES, _FALLS = 1.25, 0.9
+CROWDING_MAX = 64.0
+
+
+class Crowding:
+    """``factor``: by how much deliveries count for more than they are, from 1 on."""
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def look(self, waiting: int) -> float:
+        """A few times a second: so many deliveries to huge groups wait now."""
+        if waiting > CROWDED:
+            self.factor = min(CROWDING_MAX, self.factor * _RISES)
+        elif waiting < CROWDED / 4:
+            self.factor = max(1.0, self.factor * _FALLS)
+        return self.factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +75,13 @@ class Heat:
         """Messages a second. A burst of n raises it by n / RATE_S."""
         return self._rate * math.exp((self._at - now) / RATE_S)
 
-    def said(self, messages: int, audience: int, now: float) -> Level:
+    def said(self, messages: int, audience: float, now: float) -> Level:
         """So many more, to so many users. The level from now on."""
         self._rate = self.rate(now) + messages / RATE_S
         self._at = now
         return self.look(audience, now)
 
-    def look(self, audience: int, now: float) -> Level:
+    def look(self, audience: float, now: float) -> Level:
         """The level now, when nothing was said since."""
         deliveries = self.rate(now) * audience
         hot = self._bounds.level(deliveries)

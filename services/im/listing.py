@@ -34,8 +34,9 @@ _PAGE = struct.Struct(">H")
 _READ_AGAIN = 10  # times, a conversation that changed while it was read
 
 
-async def page(server: ImServer, uid: str, request: pb.Conversations) -> pb.Response:
+async def page(server: ImServer, session: Session, request: pb.Conversations) -> pb.Response:
     """Partition by partition, in name order. What is new meanwhile may be left out."""
+    uid = session.uid
     number, after = begin(server, request.page, valid_conversation)
     limit = max(1, min(request.limit or _LIMIT, _LIMIT))
     response = pb.Response()

@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from imcore.attest import RegionKeys
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
@@ -59,7 +58,6 @@ class Partition:
         logs: LogStore,
         hlc: Hlc,
         clock: Clock,
-        region_keys: RegionKeys,
         replicas: int,
         others: int,
         told: Callable[[int, Origin, Effects], None],
@@ -70,7 +68,6 @@ class Partition:
         self._log = own_log
         self.kv = kv
         self._clock = clock
-        self._keys = region_keys
         self._hlc = hlc
         self.conversations = ConversationCache(kv, number)
         self.sequencer = Sequencer(origin, hlc)
@@ -110,7 +107,6 @@ class Partition:
             delay = min(max(2 * delay, _REPAIR_S), _REPAIR_MAX_S)
             try:
                 await self._log.reopen(self.number)
-                await self.applier.drain()
                 await self._open_epoch()
                 if again:
                     sometimes(TAKEN_OVER)
@@ -127,7 +123,10 @@ class Partition:
 
     async def _open_epoch(self) -> None:
         """What was sent before may have come into the log after all, and is folded by now; it may
-        even come in now, but not behind the marker. So the marker must be the next record."""
+        even come in now, but not behind the marker. So the marker must be the next record. And the
+        KV may have been taken back (a storage failover): it is no word on what has been given out
+        before it has folded the log to its end."""
+        await self.applier.drain()
         end, folded = self._log.end(self.number), self.applier.lsn(self.origin)
         if folded < end.lsn:
             why = self.applier.above_level

@@ -24,10 +24,10 @@ class PullCounters:
 
 
 class Pulls:
-    def __init__(self, kv: Kv, region_keys: RegionKeys, recent: Recent | None = None) -> None:
+    def __init__(self, kv: Kv, region_keys: RegionKeys) -> None:
         self._kv = kv
         self._keys = region_keys
-        self.recent = recent or Recent()
+        self.recent = Recent()
         self.counters = PullCounters()
         # By what would be read; a conversation that is shown never changes, so it says of when.
         self._reading: dict[tuple[object, ...], asyncio.Future[Page]] = {}

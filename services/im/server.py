@@ -101,6 +101,7 @@ KV_PAUSE_MAX_S = 4.0
 _READ_AGAIN = 10  # times, a page that changed while it was read
 
 RouteFold = Callable[[Origin, Any], None]
+_Handler = Callable[["ImServer", Session, Any], Coroutine[Any, Any, pb.Response]]
 Signals = Callable[[str, tuple[str, ...], Origin, int], None]  # no users: all members
 SealOf = Callable[[Origin, int], int | None]
 _Page = Coroutine[Any, Any, tuple[list[pb.Entry], bool]]
@@ -279,52 +280,11 @@ class ImServer:
         return response
 
     async def _dispatch(self, session: Session, request: pb.Request) -> pb.Response:
-        kind = request.WhichOneof("body")
-        if kind == "pull":
-            return await self._pull(session, request.pull)
-        if kind == "sync":
-            return await sync_page(self, session.uid, request.sync)
-        if kind == "history":
-            return await self._history(session, request.history)
-        if kind == "read_cursor":
-            return await self._read_cursor(session, request.read_cursor)
-        if kind == "claim":
-            return await self._claim(session, request.claim)
-        if kind == "change":
-            return await changes.change(self, session, request.change)
-        if kind == "set_conversation":
-            if request.set_conversation.HasField("encrypted"):
-                return await device_keys.switch_on(self, session, request.set_conversation)
-            return await listing.set_one(self, session, request.set_conversation)
-        if kind == "conversations":
-            return await listing.page(self, session.uid, request.conversations)
-        if kind == "set_friend":
-            return await friends.set_one(self, session, request.set_friend)
-        if kind == "friends":
-            return await friends.page(self, session.uid, request.friends)
-        if kind == "readers":
-            return await readers.page(self, session, request.readers)
-        if kind == "search":
-            return await search.page(self, session, request.search)
-        if kind == "group_create":
-            return await groups.create(self, session, request.group_create)
-        if kind == "group_change":
-            return await groups.change(self, session, request.group_change)
-        if kind == "group_info":
-            return await groups.info(self, session, request.group_info)
-        if kind == "typing":
-            return await presence.typing(self, session, request.typing)
-        if kind == "watch":
-            return await presence.watch(self, session, request.watch)
-        if kind == "devices":
-            return pb.Response(devices_ok=pb.DevicesOk(devices=self.live.devices(session.uid)))
-        if kind == "publish_keys":
-            return await device_keys.publish(self, session, request.publish_keys)
-        if kind == "device_keys":
-            return await device_keys.page(self, session, request.device_keys)
-        if kind == "kick":
-            return await devices.kick(self, session, request.kick)
-        raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
+        kind = request.WhichOneof("body") or ""
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            raise Refused(Code.BAD_REQUEST, f"this server does not know the request {kind!r}")
+        return await handler(self, session, getattr(request, kind))
 
     # --------------------------------------------------------------------------------- send
 
@@ -773,6 +733,40 @@ class ImServer:
             op.tick.SetInParent()
             partition.put(op, lambda _: None)
         readers.tell(self)
+
+
+async def _set_conversation(
+    server: ImServer, session: Session, request: pb.SetConversation
+) -> pb.Response:
+    if request.HasField("encrypted"):
+        return await device_keys.switch_on(server, session, request)
+    return await listing.set_one(server, session, request)
+
+
+# Each request but ``send``, by its name in the protocol.
+_HANDLERS: dict[str, _Handler] = {
+    "pull": ImServer._pull,
+    "history": ImServer._history,
+    "sync": sync_page,
+    "conversations": listing.page,
+    "set_conversation": _set_conversation,
+    "read_cursor": ImServer._read_cursor,
+    "claim": ImServer._claim,
+    "change": changes.change,
+    "readers": readers.page,
+    "search": search.page,
+    "friends": friends.page,
+    "set_friend": friends.set_one,
+    "group_create": groups.create,
+    "group_change": groups.change,
+    "group_info": groups.info,
+    "typing": presence.typing,
+    "watch": presence.watch,
+    "publish_keys": device_keys.publish,
+    "device_keys": device_keys.page,
+    "devices": devices.page,
+    "kick": devices.kick,
+}
 
 
 def _end(span: Span, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.words import valid_conversation
 from services.im import reads
 from services.im.partition import Partition
+from services.ports import Session
 
 if TYPE_CHECKING:
     from services.im.server import ImServer
@@ -62,7 +63,7 @@ async def changed_of(
             return changed
 
 
-async def sync_page(server: ImServer, uid: str, sync: pb.Sync) -> pb.Response:
+async def sync_page(server: ImServer, session: Session, sync: pb.Sync) -> pb.Response:
     since = _since(server, sync.since)
     number, after, token = _page(server, sync.page)
     limit = max(1, min(sync.limit or reads.SYNC_LIMIT, reads.SYNC_LIMIT))
@@ -72,11 +73,11 @@ async def sync_page(server: ImServer, uid: str, sync: pb.Sync) -> pb.Response:
     while number < len(server.partitions):
         partition = server.partitions[number]
         room = limit - len(answer.conversations)
-        changed = await changed_of(partition, uid, since[number], after, room)
+        changed = await changed_of(partition, session.uid, since[number], after, room)
         for name, by_membership in changed:
             conversation = await partition.conversations.load(name)
             small = len(conversation.members()) <= server.policy.push_group_members_max
-            if (by_membership and small) or not conversation.is_member(uid):
+            if (by_membership and small) or not conversation.is_member(session.uid):
                 continue
             answer.conversations.append(reads.heads(conversation, server.stable(partition)))
         if len(changed) == room:

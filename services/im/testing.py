@@ -43,6 +43,7 @@ class Pushes:
         self.groups: list[tuple[str, int, bool]] = []  # of huge ones: entries of a push, merged
         self.behind: list[dict[str, Vector]] = []  # by group
         self.present: int | None = None  # members of a huge group who have a session; None: all
+        self.crowd = 0  # deliveries to huge groups that wait
 
     def push_entries(
         self,
@@ -56,6 +57,9 @@ class Pushes:
 
     def reached(self, audience: Audience) -> int:
         return len(audience.uids) if self.present is None else self.present
+
+    def waiting(self) -> int:
+        return self.crowd
 
     def push_group(
         self,
@@ -134,7 +138,7 @@ class Idc:
         hlc = Hlc()
         partitions = [
             Partition(
-                number, self.origin, own, self.kv, self.logs, hlc, self._clock, KEYS,
+                number, self.origin, own, self.kv, self.logs, hlc, self._clock,
                 self.policy.replicas, len(self._others),
                 self._told,
                 self.policy.push_group_members_max,

@@ -31,12 +31,14 @@ from services.gateway.server import Gateway
 from services.ipconf import ticket
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
+from services.node.front_load import LoadReport
 from services.node.leases import describe, keep_leases
 from services.node.metrics import Measured
 from services.node.monitor import of_front
 from services.node.outside import Machine, Outside
 from services.node.region_keys import FollowedKeys
 from services.node.risk import rules_of
+from services.node.roles import Roles
 from services.node.succession import (
     become,
     go_on,
@@ -110,7 +112,7 @@ class FrontNode:
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.again = False  # the process is to start its roles again
         self.gateway: Gateway | None = None
-        self._said = front.Load()  # what the core has been told, its counts since the start
+        self._report: LoadReport
         self._origin: Origin | None = None
         self._stopping = asyncio.Event()
         self._restart = asyncio.Event()
@@ -169,15 +171,23 @@ class FrontNode:
                 stack.push_async_callback(asyncio.to_thread, spans.shutdown)
                 state.follow(tracing_of(spans, spec.tracing.per_s, self.clock))
             state.im, link.state = link, state
+            # Its core shows them, for all fronts together.
+            shown = bool(idc.endpoints.metrics)
+            measured = Measured(self.outside.rng, Roles.FRONT.value) if shown else None
+            if measured is not None:
+                state.measure(measured.verbs["state"])
+            self._report = LoadReport(state, measured.verbs if measured is not None else {})
             # New in each life: routes of an earlier one are never taken for live.
             gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
             if self._handover is not None:
                 gateway = self._handover.gateway
-            link.hello = front.Hello(gateway=gateway, port=self.port, restarts=self._restarts)
+            link.hello = front.Hello(
+                gateway=gateway, port=self.port, restarts=self._restarts, grows=True
+            )
             registry = RemoteRegistry(channel, name)
             works: list[Callable[[], Coroutine[Any, Any, None]]] = [
                 link.run, FollowedKeys(config.pki, config.keys).run,
-                lambda: self._serve(stack, link, gateway),
+                lambda: self._serve(stack, link, gateway, measured),
                 lambda: keep_leases(registry, self._described, self._kept),
                 lambda: self._restart_when_told(link, registry, gateway),
                 lambda: self._leave_when_told(link, registry, gateway),
@@ -195,7 +205,13 @@ class FrontNode:
         for task in done:
             task.result()
 
-    async def _serve(self, stack: contextlib.AsyncExitStack, link: CoreLink, name: str) -> None:
+    async def _serve(
+        self,
+        stack: contextlib.AsyncExitStack,
+        link: CoreLink,
+        name: str,
+        measured: Measured | None,
+    ) -> None:
         await link.linked.wait()
         assert link.origin is not None
         state = self.state
@@ -213,6 +229,7 @@ class FrontNode:
             state,
             self.clock,
             self._listen(handover),
+            measured,
         )
         stack.push_async_callback(self.gateway.stop)
         if handover is not None:
@@ -299,29 +316,7 @@ class FrontNode:
             self.stop()
 
     def _load(self) -> front.Load:
-        state, gateway, said = self.state, self.gateway, self._said
-        load, queued = state.load(), state.queued()
-        now = self._said = front.Load(
-            pushed=state.counters.pushed,
-            overloaded=int(load["overloaded"]),
-            shed=int(load["shed"]),
-            breaker_opened=int(load["breaker_opened"]),
-            turned_away=gateway.counters.refused if gateway is not None else 0,
-        )
-        return front.Load(
-            connections=len(gateway) if gateway is not None else 0,
-            pull_only=state.pull_only_count(),
-            served_share=load["served_share"],
-            breaker_open=bool(load["breaker_open"]),
-            connects=queued["connects"],
-            requests=queued["requests"],
-            acks=state.ack_buckets(),
-            pushed=now.pushed - said.pushed,
-            overloaded=now.overloaded - said.overloaded,
-            shed=now.shed - said.shed,
-            breaker_opened=now.breaker_opened - said.breaker_opened,
-            turned_away=now.turned_away - said.turned_away,
-        )
+        return self._report.make(self.gateway)
 
     def _described(self) -> dict[str, dict[str, Any]]:
         gateway = self.gateway

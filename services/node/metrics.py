@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,9 @@ class FrontCollector(Collector):
         gateway = self._front.gateway
         yield family("im_ready", [((), not self._front.not_ready())])
         if gateway is not None:
-            yield family("im_gateway_connections", [((gateway.name,), len(gateway))])
-            yield from _transports([(gateway.name, gateway)])
+            number = self._front.config.instance
+            yield family("im_gateway_connections", [((number,), len(gateway))])
+            yield from _transports([(number, gateway)])
 
 
 class NodeCollector(Collector):
@@ -139,15 +140,17 @@ class NodeCollector(Collector):
             [
                 ((n, event), count)
                 for n, gateway in gateways
-                if isinstance(gateway, Gateway)  # of a front's only the connections are told
-                for event, count in asdict(gateway.counters).items()
+                for event, count in self._events(gateway).items()
             ],
         )
         shards = dict.fromkeys((shard.name for shard in node.config.region.spec.geo.shards), 0)
         sessions = (shards | status["shards"]).items()
         yield family("im_sessions", [((name,), n) for name, n in sessions])
-        events = asdict(node.state.counters).items()
-        yield family("im_session_events_total", [((event,), count) for event, count in events])
+        fronts = node.fronts
+        events = asdict(node.state.counters) if fronts is None else fronts.session_events
+        yield family(
+            "im_session_events_total", [((event,), count) for event, count in events.items()]
+        )
         load, capacity = status["load"], node.config.idc.capacity
         yield family("im_served_share", [((), load["served_share"])])
         yield family("im_breaker_open", [((), load["breaker_open"])])
@@ -167,6 +170,12 @@ class NodeCollector(Collector):
             queues.append((("acks", ""), sum(len(p.replication) for p in node.partitions)))
             queues += [(("signals", idc), len(queue)) for idc, queue in node.signals.items()]
         yield family("im_queue_depth", queues)
+
+    def _events(self, gateway: Gateway | FrontLink) -> Mapping[str, int]:
+        if isinstance(gateway, Gateway):
+            return asdict(gateway.counters)
+        fronts = self._node.fronts
+        return fronts.gateway_events.get(gateway.port, {}) if fronts is not None else {}
 
     def _media(self) -> Iterator[Metric]:
         if self._node.media is None:

@@ -122,7 +122,8 @@ class Node:
         self.tracing = tracing_of(self.spans, per_s, self.clock) if self.spans else None
         admin = config.idc.endpoints.admin
         self.measured = (
-            Measured(self.rng, (*config.roles.value, *(["admin"] if admin else [])))
+            # Roles of fronts too: what these count they tell.
+            Measured(self.rng, (*Roles.ALL.value, *(["admin"] if admin else [])))
             if config.idc.endpoints.metrics
             else None
         )
@@ -266,6 +267,8 @@ class Node:
     def _measure(self) -> None:
         if self.measured is not None:
             self.kv.read = self.measured.hot.read
+        if self.fronts is not None and self.measured is not None:
+            self.fronts.verbs = self.measured.verbs
         if isinstance(self.state, StateServer):  # a front measures and follows its own
             if self.measured is not None:
                 self.state.measure(self.measured.verbs["state"])
@@ -457,7 +460,7 @@ class Node:
         self.partitions = [
             Partition(
                 number, origin, own_log, self.kv, self.store, self.hlc, self.clock,
-                self.config.keys, spec.messages.replicas, len(spec.idcs) - 1, self._told,
+                spec.messages.replicas, len(spec.idcs) - 1, self._told,
                 spec.messages.push_group_members_max,
             )
             for number in range(spec.partitions)

@@ -975,7 +975,7 @@ class Client:
     def _view(self, conversation: str) -> View:
         view = self._views.get(conversation)
         if view is None:
-            view = View(conversation, (self.uid, self.device), self._emit)
+            view = View(conversation, self._emit)
             if self._traces.follows:
                 view.traced = self._received
             if self._sealing is not None:

@@ -38,7 +38,6 @@ log = logging.getLogger("im.sdk")
 _AVOID_S = 3.0  # a gateway that failed is the last to be tried for as long
 LEAVE = {"moved", "drained"}  # a gateway's last word to a client that is to be elsewhere
 _TRIES = 4  # gateways of one ipconf answer, before backing off
-_ANSWER_AGE_S = 30.0
 
 
 class Owner(Protocol):
@@ -104,7 +103,6 @@ class Link:
         self._on_event = on_event
         self.reconnect = Reconnect(rng)
         self.answer: Answer | None = None
-        self._answered_at = 0.0
         self.session: Session | None = None
         self._last: Gateway | None = None
         self._avoid: dict[str, float] = {}
@@ -115,7 +113,6 @@ class Link:
         self._policy_epoch = 0  # the highest that any IDC has named
         self._refused_by: set[str] = set()  # IDCs that refused the token since it was last taken
         self._wake = asyncio.Event()
-        self._close_after: set[asyncio.TimerHandle] = set()
         self.trouble = ""  # why the last attempt failed
         self._raised = 0  # the connection epoch of the last attempt
 
@@ -243,7 +240,6 @@ class Link:
         )
         self.answer = answer
         self.knows(answer.policy_epoch)
-        self._answered_at = self._clock.now()
         self.reconnect.parameters = answer.parameters
         names = {gateway.name for gateway in answer.gateways}
         self._took = {name: took for name, took in self._took.items() if name in names}

@@ -24,7 +24,6 @@ class Options:
     pulls_max: int = 4  # conversations pulled at the same time
     signal_wait_ms: int = 300  # before a named origin is asked in parallel
     side_idle_ms: int = 5_000  # a side connection without use is closed after it
-    refresh_ms: int = 15_000  # acked and not replicated for as long: offered again
     move_drain_ms: int = 1_000  # a move waits so long for acks in flight
     sync_before_offer_ms: int = 500  # on another IDC: what it has is asked for first
     lag_wait_ms: int = 8_000  # another IDC may not know this user's groups yet: asked again so long

@@ -216,6 +216,9 @@ class CoreLink:
             self._command(item, kind)
 
     def _audience(self, told: front.Audience) -> None:
+        if told.joined:
+            self._audience_of(told.number).joined.extend(told.uids)
+            return
         former = self._numbers.pop(told.conversation, None)
         if former is not None:
             del self._audiences[former]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -24,7 +24,9 @@ from imcore.region.model import Limits
 from imcore.runtime import Clock
 from imcore.tls import caller_name
 from imcore.words import Origin, Vector
+from services.metrics.verbs import Verbs
 from services.ports import Audience, Im, Session
+from services.split.audiences import KEPT, Audiences
 from services.split.pipe import Pipe
 from services.split.where import Where
 from services.state.delay import watch_delay
@@ -36,7 +38,6 @@ log = logging.getLogger("im.split")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TELL_S = 0.5
-_AUDIENCES = 256  # huge groups of which a front knows who is there
 
 
 class Here(NamedTuple):
@@ -80,17 +81,15 @@ class FrontLink:
         self.by_id: dict[str, Here] = {}
         self.devices: Counter[str] = Counter()  # by user
         self.shards: Counter[str] = Counter()  # of those that are connected
-        self.version = 0  # of ``devices``
-        # Of a huge group: who of its members is here, as of that version, and the number under
-        # which the front was told of them.
-        self._audiences: OrderedDict[str, tuple[Audience, int, int, list[str]]] = OrderedDict()
-        self._last_audience = 0
+        self.audiences = Audiences(
+            self.devices, lambda told: self.pipe.put(front.Down(audience=told)), hello.grows
+        )
 
     def __len__(self) -> int:
         return self.load.connections
 
     def change(self, row: Here, over: bool) -> None:
-        key = (row.uid, row.device)
+        key, was_here = (row.uid, row.device), row.uid in self.devices
         former = self.by_device.pop(key, None)
         if former is not None:
             self.by_id.pop(former.session, None)
@@ -102,33 +101,14 @@ class FrontLink:
             self.by_device[key] = self.by_id[row.session] = row
             self.devices[row.uid] += 1
             self._count(row, 1)
-        self.version += 1
+        if was_here is not (row.uid in self.devices):
+            self.audiences.changed(row.uid)
 
     def _count(self, row: Here, by: int) -> None:
         if row.connected:
             self.shards[row.shard] += by
             if not self.shards[row.shard]:
                 del self.shards[row.shard]
-
-    def audience(self, audience: Audience) -> tuple[int, list[str]]:
-        """The number of those of them who are here, of which the front knows then, and who they
-        are."""
-        known = self._audiences.get(audience.conversation)
-        if known is not None and known[0] is audience and known[1] == self.version:
-            return known[2], known[3]
-        here = [uid for uid in audience.uids if uid in self.devices]
-        if known is not None and known[3] == here:
-            number = known[2]
-        else:
-            number = self._last_audience = self._last_audience + 1
-            told = front.Audience(number=number, conversation=audience.conversation, uids=here)
-            self.pipe.put(front.Down(audience=told))
-        self._audiences[audience.conversation] = (audience, self.version, number, here)
-        self._audiences.move_to_end(audience.conversation)
-        if len(self._audiences) > _AUDIENCES:
-            name, _ = self._audiences.popitem(last=False)
-            self.pipe.put(front.Down(audience=front.Audience(conversation=name)))
-        return number, here
 
 
 class Fronts(rpc.FrontServicer):
@@ -158,6 +138,10 @@ class Fronts(rpc.FrontServicer):
         self.open = False
         self.counters = Counters()
         self.limited = Limited()
+        # What fronts have counted since the core started: by event, by port and event, by role.
+        self.session_events: Counter[str] = Counter()
+        self.gateway_events: dict[int, Counter[str]] = {}
+        self.verbs: dict[str, Verbs] = {}
         self.gateways: list[FrontLink] = []
         self._where: Where[FrontLink] = Where()
         self._dirty = Dirty()
@@ -239,6 +223,11 @@ class Fronts(rpc.FrontServicer):
     def _loaded(self, link: FrontLink, load: front.Load) -> None:
         link.load, limited = load, self.limited
         self.counters.pushed += load.pushed
+        self.session_events.update(load.session_events)
+        self.gateway_events.setdefault(link.port, Counter()).update(load.gateway_events)
+        for row in load.verbs:
+            if (verbs := self.verbs.get(row.role)) is not None:
+                verbs.add(row.verb, row.buckets, row.seconds, row.failures)
         limited.overloaded += load.overloaded
         limited.shed += load.shed
         limited.breaker_opened += load.breaker_opened
@@ -350,7 +339,10 @@ class Fronts(rpc.FrontServicer):
             )
 
     def reached(self, audience: Audience) -> int:
-        return sum(len(link.audience(audience)[1]) for link in self.gateways)
+        return sum(link.audiences.reached(audience) for link in self.gateways)
+
+    def waiting(self) -> int:
+        return max((link.load.waiting for link in self.gateways), default=0)
 
     def push_group(
         self,
@@ -361,8 +353,7 @@ class Fronts(rpc.FrontServicer):
         merged: bool,
     ) -> None:
         for link in self.gateways:
-            number, here = link.audience(audience)
-            if here:
+            if number := link.audiences.number(audience):
                 push = front.PushEntries(
                     conversation=audience.conversation, audience=number, merged=merged,
                     entries=entries, heads=positions_pb(heads), stable=stable,
@@ -371,11 +362,10 @@ class Fronts(rpc.FrontServicer):
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
         for link in self.gateways:
-            for at in range(0, len(behind), _AUDIENCES):  # more of them a front does not remember
+            for at in range(0, len(behind), KEPT):  # more of them a front does not remember
                 told = front.BehindGroups(within_ms=within_ms)
-                for audience, heads, stable in behind[at : at + _AUDIENCES]:
-                    number, here = link.audience(audience)
-                    if here:
+                for audience, heads, stable in behind[at : at + KEPT]:
+                    if number := link.audiences.number(audience):
                         group = told.groups.add(audience=number)
                         group.heads.conversation, group.heads.stable = audience.conversation, stable
                         group.heads.heads.extend(positions_pb(heads))

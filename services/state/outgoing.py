@@ -95,6 +95,9 @@ class Outgoing:
     def reached(self, audience: Audience) -> int:
         return self._reached.of(audience).users
 
+    def waiting(self) -> int:
+        return len(self._spread) * SLICE
+
     def push_group(
         self,
         audience: Audience,

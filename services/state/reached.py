@@ -29,34 +29,59 @@ class Slice:
 class Reached:
     """``version``: of the table, up to which it is true."""
 
-    __slots__ = ("_parts", "_uids", "connected", "unpacking", "users", "version")
+    __slots__ = (
+        "_joined", "_own", "_parts", "_uids", "_where", "connected", "unpacking", "users",
+        "version",
+    )  # fmt: skip
 
     def __init__(self, audience: Audience, table: SessionTable) -> None:
-        self._uids = uids = audience.uids
+        self._uids = audience.uids
+        self._joined: list[str] = []
+        self._where: dict[str, int] = {}  # of those who joined: the number of their slice
         self.version = table.version
         self._parts: dict[int, Slice] = {}  # those of which somebody is here, by their number
         self.users = self.connected = 0
         self.unpacking = 0  # slices with any such client
-        for number in range((len(uids) + SLICE - 1) // SLICE):
+        self._own = (len(self._uids) + SLICE - 1) // SLICE
+        for number in range(self._own):
             self._look(number, table)
+        self.grow(audience, table)
+
+    @property
+    def joined(self) -> int:
+        return len(self._joined)
 
     @property
     def slices(self) -> list[Slice]:
         return list(self._parts.values())
 
+    def grow(self, audience: Audience, table: SessionTable) -> None:
+        """Those who have joined since the last look are in slices behind the others."""
+        begun = len(self._joined)
+        self._joined += audience.joined[begun:]
+        for at in range(begun, len(self._joined)):
+            self._where[self._joined[at]] = self._own + at // SLICE
+        for number in range(begun // SLICE, (len(self._joined) + SLICE - 1) // SLICE):
+            self._look(self._own + number, table)
+
     def changed(self, uid: str, table: SessionTable) -> bool:
         """A session of this user has come or gone, or its connection. False: it is no member."""
         at = bisect_left(self._uids, uid)
-        if at == len(self._uids) or self._uids[at] != uid:
+        if at < len(self._uids) and self._uids[at] == uid:
+            self._look(at // SLICE, table)
+        elif (number := self._where.get(uid)) is not None:
+            self._look(number, table)
+        else:
             return False
-        self._look(at // SLICE, table)
         return True
 
     def _look(self, number: int, table: SessionTable) -> None:
         former = self._parts.pop(number, None)
         if former is not None:
             self._count(former, -1)
-        uids = self._uids[number * SLICE : (number + 1) * SLICE]
+        own = number < self._own
+        begin = (number if own else number - self._own) * SLICE
+        uids = (self._uids if own else self._joined)[begin : begin + SLICE]
         if records := table.of_users(uids):
             found = self._parts[number] = _slice(records)
             self._count(found, 1)
@@ -85,6 +110,8 @@ class ReachedGroups:
                 for uid in changed:
                     self.changes += reached.changed(uid, self._table)
                 reached.version = self._table.version
+                if len(audience.joined) > reached.joined:
+                    reached.grow(audience, self._table)
                 return reached
         self.lookups += 1
         reached = Reached(audience, self._table)

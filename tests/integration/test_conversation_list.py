@@ -204,7 +204,7 @@ async def test_counts_are_what_the_messages_say_in_both_idcs(open_idc: OpenIdc) 
     for idc in idcs:
         for uid in ("ann", "bob"):
             events: list[Event] = []
-            view = View(DIRECT, (uid, "new"), events.append)
+            view = View(DIRECT, events.append)
             view.entries((await idc.pull(idc.session(uid), DIRECT)).pull_ok.entries, True)
             above = read_to[uid]
             unread = [

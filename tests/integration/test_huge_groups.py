@@ -98,6 +98,25 @@ async def test_what_a_hot_group_says_is_merged_and_it_recovers_by_itself(
 
 
 @pytest.mark.usefixtures("cools_fast")
+async def test_while_too_much_waits_at_a_gateway_even_a_cool_group_is_merged(
+    open_idc: OpenIdc,
+) -> None:
+    fra = await huge(open_idc, group_merge_deliveries_per_s=1_000_000, group_window_ms=50)
+    fra.pushes.crowd = 1_000_000
+    said = await say(fra, 1)
+    await eventually(lambda: pushed(fra) == said)
+    cid = 1
+    async with asyncio.timeout(20):
+        while fra.im.diffusion.level(HUGE) is Level.AT_ONCE:
+            cid += 1
+            said += await say(fra, 1, cid)
+            await asyncio.sleep(0.05)
+    fra.pushes.crowd = 0
+    await eventually(lambda: not fra.im.diffusion.levels())
+    assert pushed(fra) == said
+
+
+@pytest.mark.usefixtures("cools_fast")
 async def test_beyond_a_rate_groups_are_signalled_together_and_nothing_is_pushed(
     open_idc: OpenIdc,
 ) -> None:

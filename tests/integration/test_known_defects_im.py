@@ -10,6 +10,7 @@ import asyncio
 from imcore.convert import origin_of, place_of
 from imcore.proto import client_pb2 as pb
 from imcore.words import Origin, Vector
+from services.im.pulls import Pulls
 from services.im.testing import FixedWall, Idc, OpenIdc
 
 DIRECT = "d:ann:bob"
@@ -83,6 +84,7 @@ async def test_equal_timestamps_losing_history_in_a_pull(open_idc: OpenIdc) -> N
     entries: list[pb.Entry] = []
     more = True
     while more:
+        fra.im.pulls = Pulls(fra.im.kv, fra.im.keys)  # the KV answers: nothing is in memory
         pulled = (await fra.pull(bob, DIRECT, have, limit=1)).pull_ok
         [entry] = pulled.entries
         entries.append(entry)

@@ -34,7 +34,7 @@ async def change(idc: Idc, session: Session, placed: pb.Attested, **what: Any) -
 async def seen(idc: Idc, uid: str) -> tuple[View, list[Event]]:
     """What a new device shows that pulls everything."""
     events: list[Event] = []
-    view = View(DIRECT, (uid, "new"), events.append)
+    view = View(DIRECT, events.append)
     await idc.folded()
     view.entries((await idc.pull(idc.session(uid), DIRECT)).pull_ok.entries, True)
     return view, events

@@ -31,6 +31,8 @@ from imctl.testing.onenode import one_idc
 from services.node.authorize import Authorizer
 from services.node.config import load
 from services.node.front import FrontNode
+from services.node.front_load import LoadReport
+from services.node.metrics import Measured
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 from services.ports import Audience
@@ -137,7 +139,7 @@ async def front_of(core, tmp_path):
             stack.push_async_callback(channel.close, None)
             link = CoreLink(rpc.FrontStub(channel), KEYS, made.clock, lambda _: None, front.Load)
             made.state.im, link.state, made.state.origin = link, made.state, FRA
-            link.hello = front.Hello(gateway=made.gateways[0].name, port=1)
+            link.hello = front.Hello(gateway=made.gateways[0].name, port=1, grows=True)
             made.state.watch(link.changed)
             running = asyncio.create_task(link.run())
             stack.callback(running.cancel)
@@ -185,7 +187,7 @@ async def test_the_members_of_a_huge_group_are_named_to_a_front_once(core, front
     bob, _ = await there.connect("bob")
     await until(lambda: core.fronts.connected_count() == 2)
     audience = Audience("g:huge", ("ann", "bob", *(f"u{number:05}" for number in range(9_998))))
-    sizes = []
+    numbers = []
     for number in range(1, 4):
         assert core.fronts.reached(audience) == 2
         entry = core.im.store("g:huge", b"%d" % number)
@@ -193,15 +195,21 @@ async def test_the_members_of_a_huge_group_are_named_to_a_front_once(core, front
         for client in (ann, bob):
             push = (await client.event("push")).push
             assert (push.entries[0].message.content, push.merged) == (b"%d" % number, True)
-        sizes.append([link.audience(audience) for link in core.fronts.gateways])
-    assert sizes == [[(1, ["ann"]), (1, ["bob"])]] * 3
+        numbers.append([link.audiences.number(audience) for link in core.fronts.gateways])
+    assert numbers == [[1, 1]] * 3
     eve, _ = await here.connect("u00007")
     await until(lambda: core.fronts.connected_count() == 3)
     core.fronts.tell_behind([(audience, {FRA: 3}, 9)], 500)
     for client in (ann, bob, eve):
         behind = (await client.event("behind")).behind
         assert (behind.within_ms, behind.conversations[0].heads[0].seq) == (500, 3)
-    assert [link.audience(audience)[0] for link in core.fronts.gateways] == [2, 1]
+    assert [link.audiences.number(audience) for link in core.fronts.gateways] == [1, 1]
+    left = Audience("g:huge", audience.uids[1:])
+    core.fronts.push_group(left, [core.im.store("g:huge", b"4")], {FRA: 4}, 0, True)
+    for client in (bob, eve):
+        assert (await client.event("push")).push.entries[0].message.content == b"4"
+    with pytest.raises(TimeoutError):  # she has left
+        await ann.event("push", timeout_s=0.2)
 
 
 async def test_the_newest_connection_of_a_device_wins_between_fronts_too(core, front_of):
@@ -385,6 +393,30 @@ async def test_only_the_own_idc_may_link(core, tmp_path):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_what_fronts_count_is_shown_by_their_core_once(core, front_of):
+    there, link = await front_of("one")
+    verbs = Measured(random.Random(1), Roles.FRONT.value).verbs
+    there.state.measure(verbs["state"])
+    [gateway] = there.gateways
+    gateway.verbs = verbs["gateway"]
+    shown = core.fronts.verbs = Measured(random.Random(1), Roles.ALL.value).verbs
+    report = LoadReport(there.state, verbs)
+    ann, _ = await there.connect("ann")
+    for cid in (1, 2):
+        assert (await ann.ask(sent(cid))).send_ack.lsn == cid
+    for _ in range(3):  # the first says it all
+        link._pipe.put(front.Up(load=report.make(gateway)))
+        await until(lambda: core.fronts.gateways[0].load.connections == 1)
+        await asyncio.sleep(0.05)
+        counts = {n: sum(v.buckets) for n, v in shown["state"].known.items()}
+        assert (counts["connect"], counts["send"]) == (1, 2)
+        assert sum(shown["gateway"].known["request"].buckets) == 3
+        assert core.fronts.gateway_events[1]["accepted"] == 1
+    await ann.ask(pb.Request(heartbeat=pb.Heartbeat()))
+    link._pipe.put(front.Up(load=report.make(gateway)))
+    await until(lambda: sum(shown["gateway"].known["request"].buckets) == 4)
 
 
 async def test_what_is_put_in_one_turn_leaves_as_one_batch_and_a_full_pipe_closes():

@@ -304,7 +304,7 @@ class SimClient:
         self.uid, self.idc, self.rules = uid, idc, rules
         self._outboxes = count(2)
         self.outbox = Outbox(f"{uid}-1", lambda: f"{uid}-{next(self._outboxes)}", window=8)
-        self.view = View(GROUP, (uid, "phone"), self._told)
+        self.view = View(GROUP, self._told)
         self.seen = Seen()
         self.connection = 0
         self.broken = False

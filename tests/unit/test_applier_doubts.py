@@ -151,7 +151,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     own = await store.open_own(FRA)
     benches: list[Bench] = []
     partition = Partition(
-        0, FRA, own, kv, store, Hlc(), SystemClock(), KEYS, 1, 1,
+        0, FRA, own, kv, store, Hlc(), SystemClock(), 1, 1,
         lambda *told: benches[0].tell(*told), 500,
     )  # fmt: skip
     benches.append(Bench(kv, store, partition))
@@ -392,7 +392,7 @@ async def test_a_partition_waits_at_its_start_for_an_engine(
     store = await SegmentLogStore.open(str(tmp_path / "log"), 1, RealDisk(), random.Random(1))
     kv = Gate(await LmdbKv.open(str(tmp_path / "kv"), RealDisk()))
     partition = Partition(
-        0, FRA, await store.open_own(FRA), kv, store, Hlc(), SystemClock(), KEYS, 1, 1,
+        0, FRA, await store.open_own(FRA), kv, store, Hlc(), SystemClock(), 1, 1,
         lambda *told: None, 500,
     )  # fmt: skip
     kv.doubt("open_partition", True, False, True)

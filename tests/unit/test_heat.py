@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from services.im.heat import HOLD_S, Bounds, Heat, Level
+from services.im.heat import CROWDED, HOLD_S, Bounds, Crowding, Heat, Level
 
 BOUNDS = Bounds(merged=10_000, signals=1_000_000)
 HUGE = 10_000
@@ -73,3 +73,29 @@ def test_when_the_audience_has_gone_there_is_nothing_to_spare() -> None:
     say(heat, 50, HUGE, 0.0, 5.0)
     levels = say(heat, 50, 10, 5.0, 30.0)
     assert levels[-1] is Level.AT_ONCE
+
+
+def test_groups_that_are_too_much_together_are_told_less_often_and_recover() -> None:
+    """Twenty groups, each of them cool enough to be told at once; together twice what one process
+    delivers. In turns of a window, as ``Diffusion`` has them."""
+    heats, crowding = [Heat(BOUNDS, 0.0) for _ in range(20)], Crowding()
+    capacity, turn_s, waiting, most = 95_000, 0.2, 0.0, 0.0
+    due, said = [0.0] * len(heats), [0] * len(heats)
+    for turn in range(600):
+        now = turn * turn_s
+        talks = now < 60
+        counted = 10_000 * crowding.look(int(waiting))
+        for number, heat in enumerate(heats):
+            messages = (turn % 6 == number % 6) if talks else 0  # 0.83/s to 10,000: below the bound
+            said[number] += messages
+            level = heat.said(messages, counted, now) if messages else heat.look(counted, now)
+            if said[number] and (level is Level.AT_ONCE or due[number] <= now):
+                waiting += 10_000 * (said[number] if level is Level.AT_ONCE else 1)
+                said[number] = 0
+                due[number] = now + max(turn_s, counted / BOUNDS.merged)
+        waiting = max(0.0, waiting - capacity * turn_s)
+        most = max(most, waiting)
+    assert CROWDED < most < 4 * capacity  # in seconds: 4
+    assert waiting == 0
+    assert crowding.factor < 1.1
+    assert {heat.look(10_000, 120.0) for heat in heats} == {Level.AT_ONCE}

@@ -22,7 +22,7 @@ def test_each_mutation_fits_and_names_a_test_that_exists(mutation: Mutation) -> 
 
 def test_each_known_defect_has_a_mutation() -> None:
     assert {mutation.defect for mutation in MUTATIONS} == set(DEFECTS)
-    assert len(DEFECTS) == 12
+    assert len(DEFECTS) == 19
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class Bench:
         self.kv = await LmdbKv.open(str(self.folder / "kv"), RealDisk())
         log = await self.store.open_own(origin)
         self.partition = Partition(
-            0, origin, log, self.kv, self.store, Hlc(), SystemClock(), KEYS, 1, 2,
+            0, origin, log, self.kv, self.store, Hlc(), SystemClock(), 1, 2,
             self._tell, 500,
         )  # fmt: skip
         self.partition.seal_of = self.seals.of

@@ -73,3 +73,22 @@ def test_after_many_changes_all_are_looked_up() -> None:
             table.put(Record(f"s{number}", UIDS[number % 60], "phone", number, "gw", number))
     assert groups.of(MEMBERS).users == 40
     assert groups.lookups == 2
+
+
+@given(st.lists(st.one_of(st.integers(1, 40), st.sampled_from(UIDS)), max_size=30))
+def test_who_joins_is_added_where_nobody_else_is_looked_at(steps: list[int | str]) -> None:
+    table = SessionTable()
+    groups = ReachedGroups(table)
+    audience = Audience("g:huge", tuple(UIDS[:20]))
+    coming = [uid for uid in UIDS if uid not in audience.uids]
+    for number, step in enumerate(steps):
+        if isinstance(step, int):
+            audience.joined += coming[:step]
+            del coming[:step]
+        else:
+            table.put(Record(f"s{number}", step, "phone", number, "gw", number))
+        named = set(audience.uids) | set(audience.joined)
+        found = [record.uid for part in groups.of(audience).slices for record in part.records]
+        assert sorted(found) == sorted(record.uid for record in table.of_users(named))
+        assert groups.of(audience).users == len(found)
+    assert groups.lookups <= 1

@@ -26,7 +26,7 @@ class Shown:
     def __init__(self) -> None:
         self.list: list[str] = []
         self.events: list[Event] = []
-        self.view = View(CHAT, ("ann", "d1"), self._on)
+        self.view = View(CHAT, self._on)
 
     def _on(self, event: Event) -> None:
         self.events.append(event)

@@ -89,10 +89,7 @@ class Class:
 class View:
     """``emit`` is called with each event as it happens."""
 
-    def __init__(
-        self, conversation: str, own: tuple[str, str], emit: Callable[[Event], None]
-    ) -> None:
-        self.own_device = own  # uid, device
+    def __init__(self, conversation: str, emit: Callable[[Event], None]) -> None:
         self.conversation = conversation
         self.received = Received()
         self.order: list[tuple[Place, ClientKey]] = []

@@ -1,0 +1,124 @@
+"""What a front has been told of huge groups: who of their members is there. Pure but for ``put``.
+
+A front is told once who of a group is there, under a number that later pushes go by. Who comes
+after that is added. Nobody is taken out when he goes: the front knows its own sessions. So a
+message costs nothing for each member, also while thousands of them come back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Container
+from itertools import islice
+
+from imcore.proto import front_pb2 as front
+from services.ports import Audience
+
+KEPT = 256  # groups
+_CHANGES = 1_000  # more of them at a time than are found one by one in less time than all anew
+
+
+class _Told:
+    """``named``: those whom the number means; ``number`` 0: nobody has been named yet. ``fresh``:
+    who is here and not named. ``version``: up to which this is true."""
+
+    __slots__ = ("audience", "fresh", "here", "named", "number", "version")
+
+    def __init__(self, audience: Audience, users: Container[str], version: int) -> None:
+        self.number = 0
+        self.named: set[str] = set()
+        self.look(audience, users, version)
+
+    def look(self, audience: Audience, users: Container[str], version: int) -> None:
+        """At every member."""
+        self.audience, self.version = audience, version
+        self.here = {uid for uid in audience.uids if uid in users}
+        self.fresh = self.here - self.named
+
+    def follow(self, changed: Collection[str], users: Container[str], version: int) -> None:
+        """At those who have come or gone."""
+        self.version = version
+        for uid in changed:
+            if uid not in users:
+                self.here.discard(uid)
+                self.fresh.discard(uid)
+            elif _is_of(uid, self.audience):
+                self.here.add(uid)
+                if uid not in self.named:
+                    self.fresh.add(uid)
+
+
+class Audiences:
+    """``users``: who has a session at the front. ``grows``: it can add to what it was told."""
+
+    def __init__(
+        self, users: Container[str], put: Callable[[front.Audience], None], grows: bool
+    ) -> None:
+        self._users = users
+        self._put = put
+        self._grows = grows
+        self._groups: OrderedDict[str, _Told] = OrderedDict()
+        self._version = 0
+        self._changed: deque[str] = deque(maxlen=_CHANGES)
+        self._last = 0  # number
+
+    def changed(self, uid: str) -> None:
+        """The first session of this user has come, or the last has gone."""
+        self._version += 1
+        self._changed.append(uid)
+
+    def reached(self, audience: Audience) -> int:
+        """How many of them are there."""
+        return len(self._look(audience).here)
+
+    def number(self, audience: Audience) -> int:
+        """By which the front knows, from now on, all who are there. 0: nobody is."""
+        told = self._look(audience)
+        if told.here and told.fresh:
+            named = front.Audience(conversation=audience.conversation)
+            if told.number and self._grows:
+                named.joined = True
+            else:
+                told.number = self._last = self._last + 1
+                told.fresh, told.named = told.here.copy(), set()
+            named.number = told.number
+            named.uids.extend(sorted(told.fresh))
+            told.named |= told.fresh
+            told.fresh.clear()
+            self._put(named)
+        return told.number if told.here else 0
+
+    def _look(self, audience: Audience) -> _Told:
+        name, users, version = audience.conversation, self._users, self._version
+        told = self._groups.get(name)
+        if told is not None and told.audience is audience:
+            changed = self._changed_since(told.version)
+            if changed is None:
+                told.look(audience, users, version)
+            elif changed:
+                told.follow(changed, users, version)
+            return told
+        if told is not None and told.named.issubset(audience.uids):
+            told.look(audience, users, version)
+            return told
+        # New, or somebody who was named has left, and must not be told of anything any more.
+        told = self._groups[name] = _Told(audience, users, version)
+        self._groups.move_to_end(name)
+        if len(self._groups) > KEPT:
+            name, dropped = self._groups.popitem(last=False)
+            if dropped.number:
+                self._put(front.Audience(conversation=name))
+        return told
+
+    def _changed_since(self, version: int) -> Collection[str] | None:
+        """None: too many to be known."""
+        count = self._version - version
+        if count > len(self._changed):
+            return None
+        return set(islice(reversed(self._changed), count)) if count else ()
+
+
+def _is_of(uid: str, audience: Audience) -> bool:
+    at = bisect_left(audience.uids, uid)
+    return at < len(audience.uids) and audience.uids[at] == uid
