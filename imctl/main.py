@@ -51,7 +51,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Create, show and rotate certificates and region keys.",
     ),
     "size": ("imctl.commands.size", "size", "Estimate the resources that a workload needs."),
-    "engines": ("imctl.commands.engines", "engines", "Show and install the external engines."),
+    "engines": (
+        "imctl.commands.engines",
+        "engines",
+        "Build engines, check Kafka's topics, render objects for Kubernetes.",
+    ),
     "migrate": (
         "imctl.commands.migrate",
         "migrate",
