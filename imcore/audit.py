@@ -195,7 +195,7 @@ def against(found: Verdict, anchor: Anchor) -> str:
     if anchor.seq > found.head.seq:
         return (
             f"truncated: it ends at event {found.head.seq}, "
-            f"and the registers know of event {anchor.seq}"
+            f"but the registries know event {anchor.seq}"
         )
     if anchor.seq < found.behind.seq:
         return f"not judged: event {anchor.seq} stands before what was looked at"
@@ -203,5 +203,5 @@ def against(found: Verdict, anchor: Anchor) -> str:
     at = anchor.seq - found.behind.seq
     kept = found.rows[at - 1]["hash"] if at else found.behind.hash
     if kept != anchor.hash:
-        return f"rewritten: event {anchor.seq} is not the one that the registers know"
+        return f"rewritten: event {anchor.seq} is not the one that the registries know"
     return ""

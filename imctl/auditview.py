@@ -69,8 +69,8 @@ def supplanted(chain: Chain, own: Anchor) -> str:
     if own.seq == 0 or chain.writer == own_writer():
         return ""
     return (
-        f"rewritten: it is by {chain.writer}, and the registers know of event {own.seq} "
-        f"of {own_writer()}"
+        f"rewritten: the log is by {chain.writer}, but the registries know event {own.seq} "
+        f"by {own_writer()}"
     )
 
 
@@ -79,13 +79,13 @@ def sentence(row: Mapping[str, Any]) -> str:
     head = f"{row['file']}: {row['events']} events"
     if row["problem"]:
         return f"{head}, BROKEN: {row['problem']}"
-    said = "whole"
+    said = "intact"
     if row["torn"]:
-        said += f", {row['torn']} torn by a crash and noted"
+        said += f", {row['torn']} lines torn by a crash and recorded"
     if row["torn_at_the_end"]:
         said += f", {row['torn_at_the_end']} bytes torn at the end"
     if row["anchored"] is None:
-        said += ", its end not checked (no registers)"
+        said += ", end not checked (no registries)"
     elif row["events"] > row["anchored"]:
         said += f", anchored up to event {row['anchored']}"
     return f"{head}, {said}"
@@ -121,7 +121,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
         by += f" ({user} as {row['certificate']})" if "certificate" in row else f" ({user})"
     torn = row.get("torn")
     if isinstance(torn, dict):
-        what, decision = f"a crash tore a line of {torn.get('bytes')} bytes", "noted"
+        what, decision = f"a crash tore a line of {torn.get('bytes')} bytes", "recorded"
     elif "fault" in row:
         what = f"{row['fault']}: {row.get('sentence', '')}"
         decision = str(row.get("outcome", ""))

@@ -39,14 +39,14 @@ class Dashboard:
         parts = [render(document), Text(""), self._curves()]
         if self.events:
             parts += [Text(""), *(Text(said) for said in reversed(self.events))]
-        return Group(*parts, Text(f"\n{at:%H:%M:%S}, Ctrl-C ends it", style="dim"))
+        return Group(*parts, Text(f"\n{at:%H:%M:%S}, Ctrl-C to stop", style="dim"))
 
     def _keep(self, kept: dict[str, deque[float]], name: str, value: float) -> None:
         kept.setdefault(name, deque(maxlen=SAMPLES_MAX)).append(float(value))
 
     def _curves(self) -> Table:
         """All IDCs on one scale: a move shows as one curve that falls and another that rises."""
-        table = Table("LATELY", "SESSIONS", "MESSAGES/S", box=None, pad_edge=False)
+        table = Table("RECENT", "SESSIONS", "MESSAGES/S", box=None, pad_edge=False)
         sessions = max((max(row) for row in self._sessions.values()), default=0)
         rates = max((max(row) for row in self._rates.values()), default=0)
         for name, row in self._sessions.items():
@@ -82,7 +82,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}: {was} -> {process}")
     was, running = _operation(old), _operation(new)
     if was != running:
-        found.append(f"{running} begins" if not was else f"{was} -> {running or 'ended'}")
+        found.append(f"{running} started" if not was else f"{was} -> {running or 'ended'}")
     return found
 
 

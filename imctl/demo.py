@@ -72,41 +72,58 @@ SMALL = Size(30, 10.0)  # nineteen processes on two cores: what they hold with s
 
 def demo(
     victim: Annotated[
-        str, typer.Option(help="The IDC to kill [default: another one each run].", metavar="IDC")
-    ] = "random",
+        str | None,
+        typer.Option(help="The IDC to kill [default: a different one each run].", metavar="IDC"),
+    ] = None,
     clients: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=6,
-            help="Users; a third of them have two devices "
-            f"[default: {USUAL.clients}; with --engines that have tikv {SMALL.clients}].",
+            help="Number of users; a third have two devices "
+            f"[default: {USUAL.clients}; on TiKV {SMALL.clients}].",
         ),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
+            metavar="N",
             min=1,
             help="Messages per second to sustain "
-            f"[default: {USUAL.rate:g}; with --engines that have tikv {SMALL.rate:g}].",
+            f"[default: {USUAL.rate:g}; on TiKV {SMALL.rate:g}].",
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Steady load before the fault, and after.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Duration of steady load before, and after, the fault."
+        ),
     ] = promises.STEADY_S,
     switchover: Annotated[
-        bool, typer.Option("--switchover/--no-switchover", help="A planned move at the end.")
+        bool,
+        typer.Option(
+            "--switchover/--no-switchover", help="Also do a planned switchover at the end."
+        ),
     ] = True,
-    file: Annotated[Path, typer.Option("--region", help="The region file.")] = REGION,
-    out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/demo"),
+    file: Annotated[
+        Path, typer.Option("--region", metavar="FILE", help="The region file.")
+    ] = REGION,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the report.")] = Path(
+        "build/demo"
+    ),
     keep: Annotated[bool, typer.Option("--keep", help="Keep the deployment's data.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the clients and their messages.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Random seed of the clients and their messages.")
+    ] = None,
     engines: Engines = "",
 ) -> None:
-    """Lose a data centre under load and prove that nothing is lost.
+    """Kill an IDC under load and check that nothing was lost.
 
-    Starts the IDCs on this machine, connects clients at real public addresses, kills one IDC while
-    they talk, waits for the automatic failover, brings the IDC back, makes a planned switchover,
-    and judges what every client was shown. Exit status 0 only if every promise held.
+    Starts the IDCs on this machine, connects clients that appear at real public addresses, kills
+    one IDC under load, waits for the automatic failover, restarts the IDC, returns its clients,
+    does a planned switchover, and checks what every client was shown.
+
+    Exit status: 0 every promise held, 1 not.
 
     Example: imctl demo --clients 60 --victim fra
     """
@@ -200,16 +217,16 @@ def _writable(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput(
-            f"cannot write below {out}: {error.strerror}; choose another folder with --out"
+            f"cannot write in {out}: {error.strerror}; choose another folder with --out"
         ) from error
 
 
-def _victim(wanted: str, region: Region, out: Path, wall_ms: int) -> str:
-    """``random``: the one after the last run's, which a file remembers."""
+def _victim(wanted: str | None, region: Region, out: Path, wall_ms: int) -> str:
+    """None: the one after the last run's, which a file remembers."""
     idcs = _idcs(region)
     if len(idcs) < 2:
-        raise BadInput("the demo needs a region of at least two IDCs")
-    if wanted != "random":
+        raise BadInput("--region: the demo needs at least two IDCs")
+    if wanted is not None:
         if wanted not in idcs:
             raise BadInput(f"--victim: expected one of {', '.join(idcs)}, got {wanted!r}")
         return wanted
@@ -241,8 +258,8 @@ def small_note(engines: Sequence[str], clients: int | None, rate: float | None) 
     size = size_of(engines, clients, rate)
     return (
         f"{size.clients} clients and {size.rate:g} messages/s ({USUAL.clients} and {USUAL.rate:g} "
-        "on embedded engines): brokers, stores and registries of all IDCs share this one machine; "
-        "--clients and --rate ask for more"
+        "on embedded engines), because the engines of all IDCs share this machine; change it "
+        "with --clients and --rate"
     )
 
 
@@ -353,7 +370,7 @@ def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: 
         notes=scenario.notes,
     )
     if recorded.broke_off:
-        report.notes.append(f"The run broke off: {recorded.broke_off}.")
+        report.notes.append(f"The run ended early: {recorded.broke_off}.")
     report.promises = _promises(settings, scenario, verdict, report)
     return report
 
@@ -374,7 +391,7 @@ def _promises(
     if moves:
         found += promises.of_switchover(moves[0], limits)
     elif settings.switchover:
-        found.append(Promise("Switchover", "happens", "did not", False, True))
+        found.append(Promise("Switchover", "done", "not done", False, True))
     return found
 
 

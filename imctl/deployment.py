@@ -26,8 +26,8 @@ def find(data: Path | None) -> Local:
         if len(known) == 1:
             raise _down(known[0])
         raise Failed(
-            "no deployment was started here; `imctl up FILE` starts one, --data names one that is "
-            "elsewhere"
+            "no deployment found in ./var; start one with `imctl up FILE`, or name its folder "
+            "with --data"
         )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
@@ -42,7 +42,7 @@ def folder(data: Path | None) -> Path:
         known = [path.parent for path in Path("var").glob("*/region.yaml")]
         chosen = known[0] if len(known) == 1 else find(None).data
     if not (chosen / "region.yaml").exists():
-        raise Failed(f"{chosen} is no folder of a deployment; choose one with --data")
+        raise Failed(f"{chosen} is not a deployment's folder; choose one with --data")
     return chosen
 
 
@@ -56,4 +56,4 @@ def _found(folder: Path) -> Local:
 
 def _down(folder: Path) -> Failed:
     starts = "deploy" if (folder / SITES).exists() else "up"
-    return Failed(f"the deployment in {folder} is down; `imctl {starts} FILE` starts it again")
+    return Failed(f"the deployment in {folder} is down; start it with `imctl {starts} FILE`")

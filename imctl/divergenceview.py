@@ -15,10 +15,10 @@ def lines(divergence: Mapping[str, Any]) -> list[str]:
     idc, others, silent = divergence["idc"], divergence["others"], divergence["silent"]
     said = []
     if divergence["origin"]:
-        against = ", ".join(others) or "nobody who answers"
+        against = ", ".join(others) or "none that answer"
         said.append(f"divergence of {idc} ({divergence['origin']}) from {against}, in records:")
     else:
-        said.append(f"divergence of {idc}: {idc} does not answer, so what it holds is not known")
+        said.append(f"divergence of {idc}: unknown, because {idc} does not answer")
     same = []
     for origin, row in divergence["origins"].items():
         parts = _parts(row)
@@ -26,10 +26,10 @@ def lines(divergence: Mapping[str, Any]) -> list[str]:
             said.append(f"  {origin}: {'; '.join(parts)}")
         else:
             same.append(origin)
-    said += [f"  the same of {', '.join(same)}"] if same and others else []
+    said += [f"  no difference for {', '.join(same)}"] if same and others else []
     if silent:
-        verb = "does" if len(silent) == 1 else "do"
-        said.append(f"  {', '.join(silent)} {verb} not answer: what they hold is left out")
+        verb, was = ("does", "is") if len(silent) == 1 else ("do", "are")
+        said.append(f"  {', '.join(silent)} {verb} not answer and {was} left out")
     return said
 
 
@@ -37,7 +37,7 @@ def _parts(row: Mapping[str, Any]) -> list[str]:
     counts = (("only_here", "only here"), ("missing", "missing here"), ("unfolded", "not folded"))
     parts = [] if row["sealed_at"] is None else [f"sealed at {row['sealed_at']}"]
     parts += [f"{row[key]} {words}" for key, words in counts if row[key]]
-    for key, words in (("to_publish", "to publish again"), ("published", "published again")):
+    for key, words in (("to_publish", "to republish"), ("published", "republished")):
         if row[key]:
             by_idc = ", ".join(f"{name} {count}" for name, count in row[key].items())
             parts.append(f"{words}: {by_idc}")
@@ -59,7 +59,7 @@ def hashes_document(hashes: Hashes) -> dict[str, Any]:
 def hash_lines(hashes: Hashes) -> list[str]:
     """Which partitions' replicated state is equal in all IDCs that were asked."""
     if len(hashes) < 2:
-        return ["state hashes: fewer than two IDCs told theirs, so there is nothing to compare"]
+        return ["state hashes: fewer than two IDCs answered, so there is nothing to compare"]
     numbers = _partitions(hashes)
     differing = [number for number in numbers if not _equal(hashes, number)]
     if not differing:

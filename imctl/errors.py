@@ -8,12 +8,12 @@ import sys
 from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unavailable
 
 OK = 0  # done, or no difference
-ERROR = 1  # it could not be done, or only in part
-USAGE = 2  # a wrong flag or file; a difference that was asked for
-GUARDED = 3  # a safety rule or another guard said no, or the role shown may not
-UNKNOWN = 4  # it may or may not have happened; `imctl op show ID` tells
+ERROR = 1  # failed, or only partly done
+USAGE = 2  # wrong usage or a wrong file; `plan`, `diff`: there is a difference
+GUARDED = 3  # refused by a safety rule or for lack of rights; nothing was changed
+UNKNOWN = 4  # unknown whether it happened, see `imctl op show ID`; a drill: inconclusive
 DEVIATED = 5  # a drill showed that a promise does not hold
-ABORTED = 6  # what was waited for was aborted: taken back, or stopped where it was
+ABORTED = 6  # the operation, rollout or drill was aborted: undone, or stopped where it was
 
 DEBUG = "IMCTL_DEBUG"
 

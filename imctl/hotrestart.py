@@ -33,8 +33,8 @@ async def restart(
                 break
             if time.monotonic() > deadline:
                 raise Failed(
-                    f"gateway {number} of {idc} has not restarted after {WAIT_S:.0f} s: "
-                    f"`imctl logs {idc}.gateway-{number}` says why"
+                    f"gateway {number} of {idc} did not restart within {WAIT_S:.0f} s; see "
+                    f"`imctl logs {idc}.gateway-{number}`"
                 )
 
 
@@ -43,7 +43,7 @@ async def _row(target: Local, idc: str, number: int) -> dict[str, Any]:
     for row in rows:
         if row["gateway"].startswith(f"{idc}-gw{number}."):
             return row
-    raise Failed(f"gateway {number} of {idc} does not serve; `imctl start {idc}` starts it")
+    raise Failed(f"gateway {number} of {idc} does not serve; start it with `imctl start {idc}`")
 
 
 async def _again(target: Local, idc: str, number: int) -> dict[str, Any] | None:

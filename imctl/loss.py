@@ -29,18 +29,20 @@ class Loss:
 
     def lines(self) -> list[str]:
         if self.alone is None:
-            return [f"estimated loss: unknown, no survivor that answers knows {self.origin}'s log"]
+            return [
+                f"estimated loss: unknown, no surviving IDC that answers knows {self.origin}'s log"
+            ]
         rows = [
-            f"  {one.idc}: {one.missing} records of {self.origin} not held yet, "
-            f"{one.unfolded} held and not folded yet"
+            f"  {one.idc}: {one.missing} records of {self.origin} not stored yet, "
+            f"{one.unfolded} stored but not folded yet"
             for one in self.survivors
         ]
         delayed = (
-            f"estimated loss: {self.alone} records that no survivor holds are delayed until "
-            f"{self.origin.rpartition('.')[0]} returns; if it never does, those are lost "
-            "that no sender's outbox brings back"
+            f"estimated loss: {self.alone} records that no surviving IDC has are delayed until "
+            f"{self.origin.rpartition('.')[0]} returns; if it never does, those that are not in "
+            "a sender's outbox either are lost"
         )
-        unheard = "  what it took after its last word to the others is not counted"
+        unheard = "  records accepted after its last report to the others are not counted"
         return [delayed, *rows, *([] if self.heard else [unheard])]
 
 

@@ -17,70 +17,127 @@ from imcore.roles import Role
 from imctl import errors, roles
 from imctl.group import Commands
 
-# name -> (module, attribute, what it does). An attribute that is a Typer is a group of commands.
+# name -> (module, attribute, the first sentence of its help). An attribute that is a Typer is a
+# group of commands. The sentence is said twice, here and there: `imctl --help` imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "up": ("imctl.commands.lifecycle", "up", "Start the deployment of a region file."),
-    "down": ("imctl.commands.lifecycle", "down", "Stop the deployment; its data stay."),
-    "attach": ("imctl.commands.lifecycle", "attach", "Take up a deployment that runs elsewhere."),
-    "status": ("imctl.commands.status", "status", "Show states, connections, rates and lag."),
-    "demo": ("imctl.demo", "demo", "Lose an IDC under load and prove that nothing is lost."),
-    "validate": ("imctl.commands.files", "validate", "Check a region file."),
-    "plan": ("imctl.commands.plan", "plan", "Show what a region file would change, and take."),
-    "diff": ("imctl.commands.plan", "diff", "Show in which fields a region file differs."),
-    "deploy": ("imctl.commands.deploy", "deploy", "Bring a region file to its deployment."),
-    "scale": ("imctl.commands.scale", "scale", "Change how many gateways an IDC runs."),
-    "rollout": ("imctl.commands.deploy", "rollout", "Look at a deploy; pause, resume, undo it."),
+    "up": ("imctl.commands.lifecycle", "up", "Start a region file's deployment on this machine."),
+    "down": ("imctl.commands.lifecycle", "down", "Stop a deployment; its data is kept."),
+    "attach": (
+        "imctl.commands.lifecycle",
+        "attach",
+        "Register a deployment that something else runs.",
+    ),
+    "status": (
+        "imctl.commands.status",
+        "status",
+        "Show IDC states, sessions, replication lag and alarms.",
+    ),
+    "demo": ("imctl.demo", "demo", "Kill an IDC under load and check that nothing was lost."),
+    "validate": ("imctl.commands.files", "validate", "Check region files."),
+    "plan": ("imctl.commands.plan", "plan", "Show what a region file would change, and how."),
+    "diff": (
+        "imctl.commands.plan",
+        "diff",
+        "Show how a region file differs from the running deployment.",
+    ),
+    "deploy": ("imctl.commands.deploy", "deploy", "Apply a region file, one IDC at a time."),
+    "scale": ("imctl.commands.scale", "scale", "Change the number of gateways of an IDC."),
+    "rollout": ("imctl.commands.deploy", "rollout", "Show, pause, resume or undo a deploy."),
     "destroy": ("imctl.commands.destroy", "destroy", "Stop a deployment and delete its data."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
-    "pki": ("imctl.commands.files", "pki", "Make and show the region's certificates."),
-    "size": ("imctl.commands.size", "size", "Work out what a workload needs."),
-    "engines": ("imctl.commands.engines", "engines", "Find and build etcd and its like."),
-    "migrate": ("imctl.commands.migrate", "migrate", "Move to another engine while it serves."),
+    "pki": (
+        "imctl.commands.files",
+        "pki",
+        "Create, show and rotate certificates and region keys.",
+    ),
+    "size": ("imctl.commands.size", "size", "Estimate the resources that a workload needs."),
+    "engines": (
+        "imctl.commands.engines",
+        "engines",
+        "Build engines, check Kafka's topics, render objects for Kubernetes.",
+    ),
+    "migrate": (
+        "imctl.commands.migrate",
+        "migrate",
+        "Move the KV to another engine while it serves.",
+    ),
     "replication": (
         "imctl.commands.replication",
         "replication",
-        "Make and check MirrorMaker 2's settings.",
+        "Generate and check MirrorMaker 2 settings.",
     ),
-    "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of an IDC, or of all."),
-    "ipconf": ("imctl.commands.ipconf", "ipconf", "Ask where a client would be sent."),
-    "token": ("imctl.commands.chat", "token", "Mint a client token."),
-    "service-token": ("imctl.commands.service", "service_token", "Mint a server's token."),
+    "logs": ("imctl.commands.lifecycle", "logs", "Show the logs of one unit or of all units."),
+    "ipconf": (
+        "imctl.commands.ipconf",
+        "ipconf",
+        "Show which IDCs and gateways a client would be given.",
+    ),
+    "token": ("imctl.commands.chat", "token", "Create a client token."),
+    "service-token": (
+        "imctl.commands.service",
+        "service_token",
+        "Create an admin API token for a server.",
+    ),
     "send": ("imctl.commands.chat", "send", "Send a message as a user."),
-    "tail": ("imctl.commands.chat", "tail", "Follow what a user's device is shown."),
+    "tail": ("imctl.commands.chat", "tail", "Follow what a user's device receives."),
     "conversations": ("imctl.commands.inbox", "conversations", "List a user's conversations."),
-    "search": ("imctl.commands.inbox", "search", "Find messages in a user's conversations."),
-    "kick": ("imctl.commands.users", "kick", "End sessions of a user's devices."),
+    "search": ("imctl.commands.inbox", "search", "Search a user's conversations."),
+    "kick": ("imctl.commands.users", "kick", "Disconnect a user's devices in every IDC."),
     "web": ("imctl.commands.web", "web", "Chat as a user in a browser."),
-    "load": ("imctl.commands.load", "load", "Put load on a deployment and judge its history."),
-    "cordon": ("imctl.commands.traffic", "cordon", "Send no new clients to an IDC."),
-    "uncordon": ("imctl.commands.traffic", "uncordon", "Send new clients to an IDC again."),
-    "drain": ("imctl.commands.traffic", "drain", "Move every client away from an IDC."),
-    "undrain": ("imctl.commands.traffic", "undrain", "Take a drained IDC back into service."),
-    "switchover": ("imctl.commands.traffic", "switchover", "Move an IDC's clients to another."),
-    "failover": ("imctl.commands.traffic", "failover", "Declare an IDC failed."),
-    "failback": ("imctl.commands.traffic", "failback", "Return traffic to a recovered IDC."),
-    "retire": ("imctl.commands.traffic", "retire", "Give an IDC up: logs are cut without it."),
-    "audit": ("imctl.commands.audit", "audit", "Show who did what; verify the audit logs."),
-    "archive": ("imctl.commands.archive", "archive", "Copy old messages into Parquet files."),
-    "query": ("imctl.commands.archive", "query", "Ask an archive with SQL."),
-    "op": ("imctl.commands.op", "op", "Look at operations; pause, resume, abort them."),
-    "start": ("imctl.commands.lifecycle", "start", "Start an IDC that was killed."),
-    "restart": ("imctl.commands.lifecycle", "restart", "Restart gateways under their clients."),
-    "kill": ("imctl.commands.lifecycle", "kill", "kill -9 every process of an IDC."),
-    "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of an IDC that is down."),
-    "pause": ("imctl.commands.lifecycle", "pause", "Freeze an IDC's processes (SIGSTOP)."),
-    "resume": ("imctl.commands.lifecycle", "resume", "Let a paused IDC go on (SIGCONT)."),
+    "load": ("imctl.commands.load", "load", "Generate chat load and judge the result."),
+    "cordon": ("imctl.commands.traffic", "cordon", "Stop sending new clients to an IDC."),
+    "uncordon": ("imctl.commands.traffic", "uncordon", "Send new clients to a cordoned IDC again."),
+    "drain": ("imctl.commands.traffic", "drain", "Move all clients away from an IDC."),
+    "undrain": ("imctl.commands.traffic", "undrain", "Cancel a drain that is in progress."),
+    "switchover": (
+        "imctl.commands.traffic",
+        "switchover",
+        "Move all clients of one IDC to another.",
+    ),
+    "failover": (
+        "imctl.commands.traffic",
+        "failover",
+        "Declare an IDC failed and send its clients elsewhere.",
+    ),
+    "failback": (
+        "imctl.commands.traffic",
+        "failback",
+        "Return clients to a failed or drained IDC, in steps.",
+    ),
+    "retire": ("imctl.commands.traffic", "retire", "Stop keeping logs for a lost IDC."),
+    "audit": ("imctl.commands.audit", "audit", "Show who did what, and verify the audit logs."),
+    "archive": ("imctl.commands.archive", "archive", "Copy old messages to Parquet files."),
+    "query": ("imctl.commands.archive", "query", "Query an archive with SQL."),
+    "op": ("imctl.commands.op", "op", "Show, pause, resume, abort or approve operations."),
+    "start": ("imctl.commands.lifecycle", "start", "Start a killed IDC or unit."),
+    "restart": (
+        "imctl.commands.lifecycle",
+        "restart",
+        "Restart an IDC's gateways, one at a time.",
+    ),
+    "kill": ("imctl.commands.lifecycle", "kill", "Kill the processes of an IDC (SIGKILL)."),
+    "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of a stopped IDC."),
+    "pause": ("imctl.commands.lifecycle", "pause", "Freeze the processes of an IDC (SIGSTOP)."),
+    "resume": ("imctl.commands.lifecycle", "resume", "Resume a paused IDC (SIGCONT)."),
     "partition": ("imctl.commands.faults", "partition", "Cut the link between two IDCs."),
-    "slow": ("imctl.commands.faults", "slow", "Slow the link between two IDCs down."),
-    "heal": ("imctl.commands.faults", "heal", "Undo partition and slow, of one link or of all."),
-    "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock, fill its disk."),
-    "drill": ("imctl.commands.drill", "drill", "Break things on purpose, and be judged."),
-    "operator": ("imctl.commands.operating", "operator", "Run the Kubernetes operator."),
+    "slow": ("imctl.commands.faults", "slow", "Slow down the link between two IDCs."),
+    "heal": ("imctl.commands.faults", "heal", "Restore one link or all links."),
+    "fault": ("imctl.commands.faults", "fault", "Shift an IDC's clock; fill or slow its disk."),
+    "drill": (
+        "imctl.commands.drill",
+        "drill",
+        "Break things on purpose under load and judge the result.",
+    ),
+    "operator": (
+        "imctl.commands.operating",
+        "operator",
+        "Run the Kubernetes operator, or print its CRDs.",
+    ),
 }
 
 
 class _PipeClosed(Exception):
-    """Whoever reads has enough."""
+    """The reader of our output has closed it."""
 
 
 class LazyGroup(Commands):
@@ -104,7 +161,7 @@ class LazyGroup(Commands):
                 raise
             print(file=sys.stderr)  # behind the question
             raise errors.Failed(
-                "nobody said yes, so nothing was done; a script has to say it by an option (see "
+                "not confirmed, so nothing was done; in a script, confirm with an option (see "
                 "--help)"
             ) from None
 
@@ -145,26 +202,27 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     role: Annotated[
         Role | None,
         typer.Option(
             "--as",
-            help="Show this role's certificate [default: $IMCTL_AS, or the highest whose key is "
-            "in the deployment's pki folder].",
+            help="Use this role's certificate [default: $IMCTL_AS, else the highest role whose "
+            "key is in the deployment's pki folder].",
             show_default=False,
         ),
     ] = None,
     version: Annotated[
         bool,
         # Eager: it wants no command.
-        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Deploy, fail over and drill a multi-region active-active IM system.
+    """Deploy, operate and drill an active-active instant-messaging service in several data centres.
 
-    Exit status: 0 done, 1 error or only partly done, 2 wrong usage or file, or a difference,
-    3 a guard or a role refused, 4 outcome unknown, 5 a drill deviated, 6 aborted.
+    Exit status: 0 done; 1 failed or only partly done; 2 wrong usage, a wrong file, or a
+    difference; 3 refused by a safety rule or for lack of rights; 4 outcome unknown; 5 a drill
+    deviated; 6 aborted.
     """
     if debug:
         os.environ[errors.DEBUG] = "1"

@@ -12,18 +12,18 @@ from services.control.rules import Blocker, Change, Kind
 MOVES = frozenset({Kind.DRAIN, Kind.SWITCHOVER, Kind.FAILOVER, Kind.FAILBACK})
 
 _QUESTIONS = {
-    Kind.CORDON: "Send no new clients to {idc}?",
+    Kind.CORDON: "Stop sending new clients to {idc}?",
     Kind.UNCORDON: "Send new clients to {idc} again?",
     Kind.DRAIN: "Move all {count} clients of {idc} away?",
     Kind.SWITCHOVER: "Move all {count} clients of {idc} to {target}?",
-    Kind.UNDRAIN: "Stop the drain of {idc} and let it serve again?",
+    Kind.UNDRAIN: "Cancel the drain of {idc}, so that it takes clients again?",
     Kind.FAILOVER: "Declare {idc} failed and send its {count} clients elsewhere?",
-    Kind.FAILBACK: "Give {idc} its {count} clients back, in steps?",
-    Kind.RETIRE: "Give {idc} up, so that nobody keeps logs for it any longer?",
-    Kind.PAUSE: "Stop {operation} where it is?",
-    Kind.RESUME: "Go on with {operation}?",
-    Kind.APPROVE: "Let {operation} begin?",
-    Kind.ABORT: "Abort {operation}: take a drain back, or stop a failback where it is?",
+    Kind.FAILBACK: "Return {count} clients to {idc}, in steps?",
+    Kind.RETIRE: "Stop keeping logs for {idc}?",
+    Kind.PAUSE: "Pause {operation}?",
+    Kind.RESUME: "Resume {operation}?",
+    Kind.APPROVE: "Approve {operation}, so that it starts?",
+    Kind.ABORT: "Abort {operation} (a drain is undone, a failback stops where it is)?",
 }
 
 
@@ -42,23 +42,23 @@ def plan_lines(forecast: Forecast, region: Region) -> list[str]:
     lines = [
         f"  {count:.0f} clients from {source} to {target}"
         for (source, target), count in sorted(forecast.moves.items())
-    ] or ["  no client has to move"]
+    ] or ["  no clients to move"]
     shares = busiest(forecast.loads.items(), region)
     limit = region.spec.safety.headroom
     takers = {target for _, target in forecast.moves}
     for name in sorted(takers):
         load = forecast.loads[name]
         lines.append(
-            f"  {name} then carries {load.sessions:.0f} sessions, {load.messages_per_s:.0f} "
+            f"  {name} will then carry {load.sessions:.0f} sessions, {load.messages_per_s:.0f} "
             f"messages/s: {shares[name]:.0%} of capacity, limit {limit:.0%}".replace("%", " %")
         )
     if forecast.rate:
         lines.append(
-            f"  at {forecast.rate:.0f} a second the last has moved after about "
+            f"  at {forecast.rate:.0f} sessions per second this takes about "
             f"{forecast.seconds:.0f} s"
         )
     elif forecast.moves:
-        lines.append("  they go by themselves, as soon as they notice")
+        lines.append("  clients reconnect on their own when they notice the loss")
     return lines
 
 
@@ -84,7 +84,7 @@ def as_document(forecast: Forecast, region: Region) -> dict[str, Any]:
 
 
 def refusal_lines(blockers: tuple[Blocker, ...]) -> list[str]:
-    """All that stands against a change, a rule each: what was measured, and the limit."""
+    """What blocks a change, a line for each rule: the measured value and the limit."""
     width = max((len(blocker.rule) for blocker in blockers), default=0)
     return [
         f"  {blocker.rule:<{width}}  {blocker.measured}; limit: {blocker.limit}"

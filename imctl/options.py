@@ -18,19 +18,30 @@ class Format(StrEnum):
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="The deployment's folder [default: $IMCTL_DATA, or the one below ./var].",
+        metavar="DIR",
+        help="The deployment's folder [default: $IMCTL_DATA, else the only one in ./var].",
         file_okay=False,
         show_default=False,
     ),
 ]
-Output = Annotated[Format, typer.Option("-o", "--output", help="How to print the result.")]
+FileData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The deployment's folder [default: $IMCTL_DATA, else var/REGION].",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+Output = Annotated[Format, typer.Option("-o", "--output", help="Output format.")]
 Engines = Annotated[
     str,
     typer.Option(
         metavar="NAMES",
-        help="Run these beside each IDC: etcd (registry), kafka (log, and MirrorMaker 2 as the "
-        "mirror unless the file says `mirror: embedded`), tikv (KV: PD and the TiKV-protocol "
-        "mock), s3 (files, where the file has `media`) [default: as the file says].",
+        help="Engines to start for each IDC, comma-separated: etcd (registry), kafka (log, with "
+        "MirrorMaker 2 as the mirror unless the region file has `mirror: embedded`), tikv (KV: PD "
+        "and the TiKV protocol mock), s3 (files, if the region file has `media`) [default: as in "
+        "the region file].",
         show_default=False,
     ),
 ]
@@ -39,17 +50,19 @@ SitesFile = Annotated[
     Path | None,
     typer.Option(
         "--sites",
-        metavar="SITES",
-        help="On Kubernetes: where each part runs, and with what [default: as it runs].",
+        metavar="FILE",
+        help="On Kubernetes: the sites file, which says where each part runs [default: the one "
+        "in use].",
         show_default=False,
     ),
 ]
-IdcName = Annotated[str, typer.Argument(metavar="IDC", help="The name of an IDC.")]
+IdcName = Annotated[str, typer.Argument(metavar="IDC", help="Name of an IDC.")]
 MIRROR_SECRET = "kafka-client"  # noqa: S105 - the name of a Secret, not a secret
 MirrorSecret = Annotated[
     str,
     typer.Option(
         "--secret",
-        help="Kubernetes: the Secret with ca.crt, tls.crt, tls.key and password.",
+        metavar="NAME",
+        help="Kubernetes: name of the Secret with ca.crt, tls.crt, tls.key and password.",
     ),
 ]

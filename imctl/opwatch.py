@@ -53,11 +53,11 @@ async def until_ended(control: Control, name: str, timeout_s: float, shown: int 
                 await asyncio.sleep(TICK_S)
     except TimeoutError:
         raise OutcomeUnknown(
-            f"{name} has not ended after {timeout_s:g} s and goes on; `imctl op show {name}`"
+            f"{name} is still in progress after {timeout_s:g} s; see `imctl op show {name}`"
         ) from None
     raise OutcomeUnknown(
-        f"{name} is paused, because its step failed: {operation.steps[-1].sentence}; "
-        f"`imctl op resume {name}` goes on with it, `imctl op abort {name}` ends it"
+        f"{name} is paused because a step failed: {operation.steps[-1].sentence}; "
+        f"`imctl op resume {name}` continues it, `imctl op abort {name}` ends it"
     )
 
 
@@ -81,10 +81,9 @@ async def until_followed(
                     return list(epochs)
                 await asyncio.sleep(TICK_S)
     except TimeoutError:
-        who = ", ".join(late) or "no other IDC answers, so nobody is known to"
+        who = f"{', '.join(late)} did not follow it" if late else "no other IDC answered"
         raise OutcomeUnknown(
-            f"it is committed as epoch {epoch}, and after {timeout_s:g} s {who} "
-            "does not serve by it yet; `imctl status` shows who does"
+            f"committed as epoch {epoch}, but {who} within {timeout_s:g} s; see `imctl status`"
         ) from None
 
 
@@ -113,17 +112,17 @@ def conclude(operation: Operation) -> str:
     if operation.state is OperationState.DONE:
         if not operation.ended_ms:
             return f"{name} is done"  # as the policy says; nobody recorded when
-        return f"{name} is done, after {_seconds(operation.started_ms, operation.ended_ms)}"
+        return f"{name} is done after {_seconds(operation.started_ms, operation.ended_ms)}"
     if operation.state is OperationState.ABORTED:
         raise Aborted(f"{name} was aborted; {why} shows by whom")
     if operation.state is OperationState.EXCEPTIONS:
         raise Failed(
-            f"{name} is done with exceptions: {closed_in(operation)} connections did not go by "
-            f"themselves and were closed; {why}"
+            f"{name} is done with exceptions: {closed_in(operation)} clients did not move when "
+            f"asked and were disconnected; see {why}"
         )
     if operation.state is OperationState.FAILED:
-        raise Failed(f"{name} ended before it was done; {why} says by what")
-    raise OutcomeUnknown(f"what became of {name} was recorded nowhere; {why}")
+        raise Failed(f"{name} was ended early; {why} shows by what")
+    raise OutcomeUnknown(f"the outcome of {name} was not recorded; see {why}")
 
 
 def closed_in(operation: Operation) -> int:
@@ -154,7 +153,7 @@ def tick_line(operation: Operation, left: Left, slow: Sequence[Slow]) -> str:
     if left.stuck:
         parts.append(stuck_words(left.stuck))
     parts += [
-        f"slow: {each.took.name} has run for more than {each.usual.limit_ms / 1000:.1f} s"
+        f"slow: {each.took.name} has been running for more than {each.usual.limit_ms / 1000:.1f} s"
         for each in slow
         if not each.took.over
     ]

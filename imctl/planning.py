@@ -52,8 +52,8 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
     sessions = {idc: facts.sessions for idc, facts in evidence.idcs.items()}
     order = order_of(plan.changes, sessions, control.idcs, canary)
     if canary and canary not in order:
-        names = ", ".join(order) or "none, for nothing is restarted"
-        raise BadInput(f"--canary: expected one that is restarted ({names}), got {canary!r}")
+        names = ", ".join(order) or "none, because nothing is restarted"
+        raise BadInput(f"--canary: expected an IDC that is restarted ({names}), got {canary!r}")
     has, new, now_ms = target.region, target.region_named(wanted), clock.wall_ms()
     restarted = replace(plan, order=order).restarted
     heard = [idc for idc in restarted if idc in evidence.idcs]
@@ -64,8 +64,8 @@ async def plan_of(target: Local, control: Control, wanted: str, canary: str, clo
     warnings = await asyncio.to_thread(target.objections, wanted, order)
     if restarted and answering - 1 <= voters // 2:
         warnings.append(
-            f"while one restarts, {answering - 1} of {voters} registries answer: no policy can "
-            "change, and no failover happens, in that time"
+            f"during each restart only {answering - 1} of {voters} registries answer, so neither "
+            "a policy change nor a failover is possible"
         )
     warnings += alone(plan.changes, restarted)
     return Plan(
@@ -94,6 +94,7 @@ def check_data_fit(folder: Path, region: Region) -> None:
     has_data = any((folder / idc.name / "data").exists() for idc in earlier.spec.idcs)
     if has_data and earlier.spec.partitions != region.spec.partitions:
         raise Failed(
-            f"the data in {folder} have {earlier.spec.partitions} partitions, the file says "
-            f"{region.spec.partitions}; correct the file, or `imctl destroy` the data"
+            f"the data in {folder} has {earlier.spec.partitions} partitions, but the region file "
+            f"has {region.spec.partitions}; correct the file, or delete the data with `imctl "
+            "destroy`"
         )

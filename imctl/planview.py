@@ -25,14 +25,14 @@ _COLOURS = {
 
 def changes_view(plan: Plan) -> RenderableType:
     if not plan.running:
-        return f"{plan.region}: nothing runs; all of it would be started"
+        return f"{plan.region}: nothing runs; everything would be started"
     if not plan.changes:
         return f"{plan.region}: no difference"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("FIELD", overflow="fold")
-    table.add_column("HAS", overflow="fold", max_width=VALUE_WIDTH)
+    table.add_column("CURRENT", overflow="fold", max_width=VALUE_WIDTH)
     table.add_column("WANTED", overflow="fold", max_width=VALUE_WIDTH)
-    table.add_column("TAKES", overflow="fold")
+    table.add_column("NEEDS", overflow="fold")
     for change in plan.changes:
         difference = change.difference
         cells = (difference.field, *_values(difference.before, difference.after))
@@ -49,27 +49,27 @@ def plan_view(plan: Plan) -> RenderableType:
         order = ", ".join([f"{first} (canary)" if others else first, *others])
         parts.append(f"\norder: {order}; {_turns(plan)}")
     if plan.away:
-        parts += ["\nwhile it is away (sessions, messages/s; of what headroom allows)"]
+        parts += ["\nload on the others during each restart (with the limit that headroom sets)"]
         parts += [_load(plan.away)]
     for each in plan.away:
         parts += [Text(f"! {each.idc}: {said!s}", style="red") for said in each.refusals]
-    parts += [
-        Text(f"! {idc} does not answer: left out for now", style="red") for idc in plan.silent
-    ]
+    parts += [Text(f"! {idc} does not answer: skipped for now", style="red") for idc in plan.silent]
     parts += [Text(f"! {said}", style="red") for said in plan.warnings]
     return Group(*parts)
 
 
 def _turns(plan: Plan) -> str:
-    """What happens to a unit in its turn."""
+    """What happens to each unit."""
     stays = [unit for unit in plan.order if unit not in plan.restarted]
-    restart = "each is emptied, restarted, given back, watched"
+    restart = "is drained, restarted, given its clients back and watched"
     if not stays:
-        return restart
-    clients = "" if alone(plan.changes, plan.restarted) else " with its clients"
+        return f"each {restart}"
+    kept = not alone(plan.changes, plan.restarted)
+    how = "changed in place " + ("with clients connected" if kept else "without a restart")
     if not plan.restarted:
-        return f"each goes on{clients}, and is watched"
-    return f"{', '.join(stays)}{clients or ' without a restart'}; of the others {restart}"
+        return f"each is {how}, and is watched"
+    verb = "is" if len(stays) == 1 else "are"
+    return f"{', '.join(stays)} {verb} {how}; each of the others {restart}"
 
 
 def _values(before: Any, after: Any) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def _values(before: Any, after: Any) -> tuple[str, str]:
         less = [item for item in before if item not in after]
         more = [item for item in after if item not in before]
         if less or more:
-            return _short(_words("less", less)), _short(_words("more", more))
+            return _short(_words("removed", less)), _short(_words("added", more))
     return _short(shown(before)), _short(shown(after))
 
 
@@ -95,9 +95,9 @@ def _takes(change: Change) -> Text:
     if change.takes is Takes.RESTART:
         words = f"restart of {', '.join(change.units)}"
     elif change.takes is Takes.IN_PLACE:
-        words = f"in place at {', '.join(change.units)}"
+        words = f"change in place at {', '.join(change.units)}"
     elif change.takes is Takes.FIXED:
-        words = f"not changeable: {change.reason}"
+        words = f"cannot be changed: {change.reason}"
     return Text(words, style=_COLOURS[change.takes])
 
 
@@ -107,9 +107,9 @@ def _fields(found: Sequence[Change]) -> str:
 
 def _load(away: Sequence[Away]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("AWAY", "MOVE", "ON"):
+    for column in ("RESTARTED", "MOVED", "TO"):
         table.add_column(column, no_wrap=True)
-    for column in ("SESSIONS", "OF", "MSG/S", "OF"):
+    for column in ("SESSIONS", "LIMIT", "MSG/S", "LIMIT"):
         table.add_column(column, justify="right", no_wrap=True)
     for each in away:
         first = (each.idc, str(each.sessions))
@@ -121,7 +121,7 @@ def _load(away: Sequence[Away]) -> Table:
 
 def _carried(one: Survivor | None) -> tuple[str, ...]:
     if one is None:
-        return ("nobody",)
+        return ("none",)
     return (
         one.idc,
         str(one.sessions),
@@ -134,10 +134,10 @@ def _carried(one: Survivor | None) -> tuple[str, ...]:
 def rollout_view(rollout: Rollout, driven: bool) -> RenderableType:
     state = str(rollout.state)
     if not rollout.ended and state == "running" and not driven:
-        state = "interrupted; `imctl rollout resume` goes on"
-    place = f", in place of {rollout.replaces}" if rollout.replaces else ""
+        state = "interrupted; `imctl rollout resume` continues it"
+    place = f", replacing {rollout.replaces}" if rollout.replaces else ""
     head = f"{rollout.id}{place}: {state}" + (f" ({rollout.why})" if rollout.why else "")
-    units = Table("UNIT", "WHERE IT IS", box=None, pad_edge=False, header_style="bold")
+    units = Table("UNIT", "PROGRESS", box=None, pad_edge=False, header_style="bold")
     for unit in rollout.order:
         units.add_row(unit, Text(_where(rollout, unit)))
     steps = Table("TIME", "UNIT", "STEP", box=None, pad_edge=False, header_style="bold")
@@ -155,8 +155,8 @@ def _where(rollout: Rollout, unit: str) -> str:
     if unit in rollout.done:
         return "done"
     if unit in rollout.skipped:
-        return f"left out: {rollout.skipped[unit]}"
+        return f"skipped: {rollout.skipped[unit]}"
     if unit != rollout.current:
-        return "waits for its turn"
+        return "waiting"
     rows = [row.sentence for row in rollout.rows if row.unit == unit]
-    return rows[-1] if rows else "its turn"
+    return rows[-1] if rows else "starting"

@@ -30,7 +30,7 @@ def check(pki: Path) -> None:
     """Raises BadInput when a role is named whose key is not there."""
     key = pki / f"{shown(pki)}.key"
     if os.environ.get(VARIABLE) and not key.exists():
-        raise BadInput(f"{key}: expected the key of the role; `imctl pki init FILE` makes it")
+        raise BadInput(f"{key}: expected the key of the role; create it with `imctl pki init FILE`")
 
 
 def demand(pki: Path, needed: Role, what: str) -> None:

@@ -102,7 +102,7 @@ class Scenario:
 
     async def run(self, victim: str) -> None:
         """Raises ImError when a step cannot be done; what was promised is judged elsewhere."""
-        await self._bounded(self._script(victim), "the run takes too long", self._plan.total_max_s)
+        await self._bounded(self._script(victim), "the run took too long", self._plan.total_max_s)
 
     async def _script(self, victim: str) -> None:
         plan = self._plan
@@ -124,23 +124,26 @@ class Scenario:
     async def _lose(self, victim: str) -> None:
         affected = self._load.connected_to(victim)
         self.serving_before = len(affected)
-        self._begin("during", f"{victim} is killed; waiting for the automatic failover")
+        self._begin("during", f"killed {victim}; waiting for the automatic failover")
         self._recorder.fault(victim, "kill")
         await self._deployment.kill(victim)
         self._recorder.fault(victim, "killed")
-        self._mark(victim, f"kill -9 of every process of {victim} ({len(affected)} devices there)")
+        self._mark(
+            victim,
+            f"kill -9 of every process of {victim} ({len(affected)} devices connected)",
+        )
         async with self._background(self._load.probe(affected)) as probes:
             await self._until(
                 lambda: self._seen.states.get(victim) == "failed",
                 self._plan.failover_max_s,
-                f"the policy does not call {victim} failed",
+                f"{victim} was not declared failed",
             )
             self._mark(victim, f"{victim} was declared failed")
             done, _ = await asyncio.wait([probes], timeout=self._plan.failover_max_s)
             if done:
-                self._mark(victim, "every affected device has had a message acked again")
+                self._mark(victim, "every affected device got a message acked again")
             else:
-                self.notes.append("Not every affected device had a message acked again in time.")
+                self.notes.append("Not every affected device got a message acked again in time.")
         await self._look_at_survivors(victim)
         await self._wait(self._plan.during_s)
 
@@ -154,24 +157,28 @@ class Scenario:
         seconds = self._plan.look_max_s
         failures = await look(self._connect, self._recorder, looks, survivors, "rpo", seconds)
         done = len(looks) * len(survivors) - len(failures)
-        self._mark(victim, f"{done} of {done + len(failures)} fresh logins asked the survivors")
+        self._mark(
+            victim, f"{done} of {done + len(failures)} fresh logins at the surviving IDCs succeeded"
+        )
 
     async def _return(self, victim: str) -> None:
-        self._begin("return", f"{victim} is started again and recovers")
+        self._begin("return", f"restarting {victim}; waiting for its recovery")
         self._recorder.fault(victim, "restart")
-        self._mark(victim, f"{victim} is started again")
-        await self._bounded(self._deployment.start(victim), f"{victim} does not come back")
-        self._mark(victim, f"{victim} serves; traffic is given back")
+        self._mark(victim, f"restarted {victim}")
+        await self._bounded(self._deployment.start(victim), f"{victim} did not come back")
+        self._mark(victim, f"{victim} serves; returning its clients (failback)")
         self._recorder.fault(victim, "failback")
-        await self._bounded(self._deployment.failback(victim), f"the failback of {victim} hangs")
+        await self._bounded(
+            self._deployment.failback(victim), f"the failback of {victim} did not finish"
+        )
         await self._until(
             lambda: len(self._load.connected_to(victim)) >= self.serving_before * 9 // 10,
             self._plan.move_max_s,
-            f"the clients of {victim} do not come back",
+            f"the clients of {victim} did not come back",
         )
         self._recorder.fault(victim, "done")
         self.serving_after = len(self._load.connected_to(victim))
-        self._mark(victim, f"{victim} is {self._seen.states.get(victim)} with its clients again")
+        self._mark(victim, f"{victim} is {self._seen.states.get(victim)} and has its clients back")
 
     async def _move(self, source: str, target: str) -> None:
         self._begin("switchover", f"planned switchover from {source} to {target}")
@@ -179,7 +186,8 @@ class Scenario:
         self._recorder.fault(source, "switchover")
         self._mark(source, f"planned switchover from {source} to {target} ({len(home)} devices)")
         await self._bounded(
-            self._deployment.switchover(source, target), f"the move of {source} hangs"
+            self._deployment.switchover(source, target),
+            f"the switchover of {source} did not finish",
         )
         await self._until(
             lambda: not self._load.connected_to(source),
@@ -187,13 +195,17 @@ class Scenario:
             f"not every client left {source}",
         )
         self._recorder.fault(source, "done")
-        self._mark(source, f"every client has left {source}; it is given back")
-        await self._bounded(self._deployment.failback(source), f"the failback of {source} hangs")
+        self._mark(source, f"every client has left {source}; returning them (failback)")
+        await self._bounded(
+            self._deployment.failback(source), f"the failback of {source} did not finish"
+        )
 
     async def _quiet(self) -> None:
-        self._begin("quiet", "no more load: waiting until everything has arrived")
+        self._begin("quiet", "load stopped; waiting until everything is delivered")
         if not await self._load.settle(self._plan.settle_max_s):
-            self.notes.append("Something acked had not reached every device when it was judged.")
+            self.notes.append(
+                "Some acked messages had not reached every device when the run was judged."
+            )
         self._begin("logins", "fresh logins at every IDC")
         self._recorder.quiet(list(self._addresses))
         looks = self._load.looks()

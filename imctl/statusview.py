@@ -93,7 +93,9 @@ def render(document: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(f"\n{_move(policy)}", style="cyan"))
     parts += [Text(said, style="yellow") for said in remarks(document)]
     if any(map(_on_engines, document["idcs"].values())):
-        parts += [Text("\nengines (MirrorMaker 2: records behind, seconds since a sign of life)")]
+        parts += [
+            Text("\nengines (MirrorMaker 2: records behind, seconds since its last heartbeat)")
+        ]
         parts += [_engines(document)]
     if len(document["idcs"]) > 1:
         parts += [Text("\nreplication lag (ms; records behind)"), _lag(document)]
@@ -101,7 +103,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(f"\n{said}"))
     faulty = [link for link in document["links"] if _is_faulty(link)]
     if faulty:
-        parts += [Text("\nlinks under a fault"), _links(faulty)]
+        parts += [Text("\nlinks with a fault"), _links(faulty)]
     for name, sentence in alarms(document):
         parts.append(Text(f"! {name}: {sentence}", style="red"))
     return Group(*parts)
@@ -196,14 +198,14 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
         if stuck := moves.get("stuck"):
             where = ", ".join(f"{gateway}: {count}" for gateway, count in sorted(stuck.items()))
             said.append(
-                f"{sum(stuck.values())} sessions told to go for more than "
-                f"{moves['usual_ms'] / 1000:.1f} s are still here ({where})"
+                f"{sum(stuck.values())} sessions asked to move more than "
+                f"{moves['usual_ms'] / 1000:.1f} s ago are still here ({where})"
             )
         clock = idc.get("clock", {})
         if clock.get("skewed"):
             said.append(f"its clock is {clock.get('offset_ms', 0):+.0f} ms off")
         if rolling := document.get("rolling", {}).get(name):
-            said.append(f"its gateways are on their way: {rolling}")
+            said.append(f"gateways are being rolled out: {rolling}")
         if said:
             found.append(f"{name}: {', '.join(said)}")
     others = [name for name in document["processes"] if name not in document["idcs"]]
@@ -220,7 +222,7 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
 
 def _move(policy: Mapping[str, Any]) -> str:
     state, waiting = policy.get("operation_state") or "running", policy.get("waiting_for") or ""
-    return f"{policy['operation']}: {state}{'; not yet: ' + waiting if waiting else ''}"
+    return f"{policy['operation']}: {state}{'; waiting: ' + waiting if waiting else ''}"
 
 
 def _rates(document: Mapping[str, Any]) -> str:
@@ -229,7 +231,7 @@ def _rates(document: Mapping[str, Any]) -> str:
         rates = idc.get("rates") or {}
         accepted, pushed = rates.get("accepted_per_s", 0), rates.get("pushed_per_s", 0)
         if accepted or pushed:
-            shown.append(f"{name} {accepted:.0f} taken, {pushed:.0f} pushed")
+            shown.append(f"{name} {accepted:.0f} accepted, {pushed:.0f} pushed")
     return "; ".join(shown)
 
 
@@ -264,7 +266,7 @@ def _flow(source: str, flow: Mapping[str, Any]) -> str:
     problem = f" ({flow['problem']})" if flow["problem"] else ""
     return (
         f"{source} {'?' if behind is None else behind}{where}, "
-        f"{'no sign' if age is None else f'{age:.0f} s'}{problem}"
+        f"{'no heartbeat' if age is None else f'{age:.0f} s'}{problem}"
     )
 
 
@@ -312,7 +314,8 @@ def certificates(document: Mapping[str, Any]) -> str:
     if not known:
         return ""
     days = ", ".join(f"{name} {row['days_left']}" for name, row in known.items())
-    return f"certificates, days left: {days}; CA {min(r['ca_days_left'] for r in known.values())}"
+    ca_days = min(row["ca_days_left"] for row in known.values())
+    return f"days until certificates expire: {days}; CA {ca_days}"
 
 
 def _is_faulty(link: Mapping[str, Any]) -> bool:

@@ -15,13 +15,13 @@ def lines(workload: Workload) -> list[Line]:
     month_s = bad * MONTH_S
     losses = month_s / (w.rto_s / w.idcs)
     return [
-        Line.of("budget_month", "Down for all, a month", month_s, "s",
+        Line.of("budget_month", "Full outage per month", month_s, "s",
                 "(1 - availability) x a year / 12"),
-        Line.of("budget_year", "Down for all, a year", bad * YEAR_S, "s",
+        Line.of("budget_year", "Full outage per year", bad * YEAR_S, "s",
                 "(1 - availability) x 365.25 days"),
-        Line.of("failed_month", "Messages that may fail, a month",
+        Line.of("failed_month", "Messages that may fail per month",
                 w.messages_a_day * MONTH_S / 86_400 * bad, "msg",
-                "messages a month x (1 - availability)"),
-        Line.of("losses_month", "Losses of an IDC that fit, a month", losses, "",
-                "down for all, a month / (rto_s / idcs)"),
+                "messages per month x (1 - availability)"),
+        Line.of("losses_month", "IDC losses that fit per month", losses, "",
+                "full outage per month / (rto_s / idcs)"),
     ]  # fmt: skip

@@ -27,7 +27,7 @@ class Engines:
         by_bytes = written_mb / (self._f["partition_mb_s"] * self._w.headroom)
         value = max(im_per_idc, whole(by_bytes))
         return Line.of(
-            "partitions", "Partitions, alike in every IDC", value, "",
+            "partitions", "Partitions, the same in every IDC", value, "",
             "max(im processes of an IDC, own log MB/s / MB/s of a partition / headroom)",
             self._f.assumed((*HOPS["im"], "partition_mb_s")),
         )  # fmt: skip

@@ -24,7 +24,7 @@ Whole = Annotated[int, BeforeValidator(_number)]
 
 
 class Group(BaseModel):
-    """So large a share of the messages goes to conversations of so many members."""
+    """A share of the messages goes to conversations with this number of members."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,21 +37,21 @@ class Workload(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    daily_users: Number = Field(default=1e6, ge=1, le=1e11, description="users a day")
+    daily_users: Number = Field(default=1e6, ge=1, le=1e11, description="daily active users")
     online_share: Number = Field(
-        default=0.3, gt=0, le=1, description="share of them online at the peak"
+        default=0.3, gt=0, le=1, description="share of them online at peak"
     )
     devices: Number = Field(
-        default=1.3, ge=1, le=20, description="connected devices of a user who is online"
+        default=1.3, ge=1, le=20, description="connected devices per online user"
     )
     messages_per_user: Number = Field(
-        default=100.0, gt=0, le=1e6, description="messages that a user sends a day"
+        default=100.0, gt=0, le=1e6, description="messages sent per user per day"
     )
     peak_factor: Number = Field(
-        default=2.0, ge=1, le=1000, description="messages/s at the peak, over the day's mean"
+        default=2.0, ge=1, le=1000, description="peak messages/s divided by the daily mean"
     )
     peak_messages_s: Number | None = Field(
-        default=None, gt=0, le=1e12, description="messages/s at the peak, in place of the factor"
+        default=None, gt=0, le=1e12, description="peak messages/s, instead of the factor"
     )
     groups: tuple[Group, ...] = Field(
         default=(
@@ -61,38 +61,43 @@ class Workload(BaseModel):
             Group(members=500, share=0.01),
         ),
         min_length=1,
-        description="sizes of conversations and their shares of the messages",
+        description="conversation sizes, and the share of messages sent to each",
     )
     message_bytes: Number = Field(
-        default=300.0, gt=0, le=98_304, description="content of a message, mean, in bytes"
+        default=300.0, gt=0, le=98_304, description="mean size of a message's content, in bytes"
     )
     heartbeat_s: Number = Field(
-        default=5.0, ge=0.2, le=3600, description="seconds between two heartbeats of a connection"
+        default=5.0, ge=0.2, le=3600, description="seconds between heartbeats of a connection"
     )
     connects_per_day: Number = Field(
-        default=10.0, ge=0, le=10_000, description="times that a device connects a day"
+        default=10.0, ge=0, le=10_000, description="connects per device per day"
     )
-    idcs: Whole = Field(default=3, ge=2, le=50, description="IDCs of equal size that take clients")
+    idcs: Whole = Field(
+        default=3, ge=2, le=50, description="number of IDCs that take clients, of equal size"
+    )
     survivors: Whole | None = Field(
         default=None,
         ge=1,
         le=50,
-        description="IDCs that must carry everything [default: all but one]",
+        description="number of IDCs that must be able to carry everything [default: all but one]",
     )
     headroom: Number = Field(
-        default=0.8, gt=0, le=1, description="load limit of a survivor, of its capacity"
+        default=0.8,
+        gt=0,
+        le=1,
+        description="load limit of a surviving IDC, as a share of its capacity",
     )
     replication_factor: Whole = Field(
-        default=3, ge=1, le=9, description="copies of log and KV inside an IDC"
+        default=3, ge=1, le=9, description="copies of log and KV within an IDC"
     )
     retention_days: Number = Field(
-        default=30.0, ge=0, le=36_500, description="days for which messages are kept"
+        default=30.0, ge=0, le=36_500, description="message retention, in days"
     )
     log_hours: Number = Field(
-        default=24.0, ge=0.1, le=8_760, description="hours of op log kept for an IDC that is away"
+        default=24.0, ge=0.1, le=8_760, description="hours of op log kept for an absent IDC"
     )
     availability: Number = Field(
-        default=0.99999, gt=0, lt=1, description="share of the requests that must succeed"
+        default=0.99999, gt=0, lt=1, description="share of requests that must succeed"
     )
     rto_s: Number = Field(
         default=8.0, gt=0, le=86_400, description="seconds until the clients of a lost IDC are back"

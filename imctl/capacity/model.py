@@ -62,16 +62,16 @@ class _Model:
         w = self._w
         given = w.peak_messages_s is not None
         return [
-            Line.of("messages_a_day", "Messages a day", w.messages_a_day, "msg",
+            Line.of("messages_a_day", "Messages per day", w.messages_a_day, "msg",
                     "daily_users x messages_per_user"),
-            Line.of("peak", "Messages at the peak", w.peak, "msg/s",
-                    "as given" if given else "messages a day / 86,400 s x peak_factor"),
-            Line.of("connections", "Connections at the peak", w.connections, "",
+            Line.of("peak", "Messages at peak", w.peak, "msg/s",
+                    "as given" if given else "messages per day / 86,400 s x peak_factor"),
+            Line.of("connections", "Connections at peak", w.connections, "",
                     "daily_users x online_share x devices"),
-            Line.of("pushes", "Devices that a message is pushed to", w.pushes, "",
+            Line.of("pushes", "Devices that receive a message", w.pushes, "",
                     "devices x (1 + (mean members - 1) x online_share)"),
-            Line.of("deliveries", "Pushes at the peak", w.peak * w.pushes, "push/s",
-                    "messages at the peak x devices that each is pushed to"),
+            Line.of("deliveries", "Pushes at peak", w.peak * w.pushes, "push/s",
+                    "messages at peak x devices that receive a message"),
         ]  # fmt: skip
 
     def _cores_by(self, brokers: Engine, stores: Engine) -> list[Driver]:
@@ -87,8 +87,8 @@ class _Model:
             timelines = self._engines.timeline_rows() / (
                 self._engines.message_rows() + self._engines.timeline_rows()
             )
-            cores[f"{stores.name}: rows of messages"] = total * (1 - timelines)
-            cores[f"{stores.name}: timelines of groups"] = total * timelines
+            cores[f"{stores.name}: message rows"] = total * (1 - timelines)
+            cores[f"{stores.name}: group timelines"] = total * timelines
         else:
             cores[stores.name] = total
         return _ranked(cores, "cores")
@@ -99,7 +99,7 @@ class _Model:
         kv = self._volumes.kv_bytes() * w.idcs
         return _ranked(
             {
-                "KV: content of messages": kv * content,
+                "KV: message content": kv * content,
                 "KV: keys, order, ids": kv * (1 - content),
                 "logs, own and copies": self._volumes.log_bytes() * w.idcs,
             },
@@ -124,22 +124,22 @@ class _Model:
         if partitions.value > PARTITIONS_MAX:
             cells = whole(partitions.value / PARTITIONS_MAX)
             notes.append(
-                f"{partitions.value:,.0f} partitions are more than the {PARTITIONS_MAX:,} of one "
-                f"region file: {cells} deployments, each with its part of the users"
+                f"{partitions.value:,.0f} partitions exceed the {PARTITIONS_MAX:,} that a region "
+                f"file allows: split the users over {cells} deployments"
             )
         if w.surviving == w.idcs:
-            notes.append("no IDC may be lost: survivors is the number of IDCs")
+            notes.append("no IDC may be lost, because survivors is the number of IDCs")
         if w.heartbeat_s >= w.rto_s:
             notes.append(
-                f"a client notices that its IDC is silent by a heartbeat: with one each "
-                f"{w.heartbeat_s:g} s, rto_s of {w.rto_s:g} s is not kept"
+                f"rto_s of {w.rto_s:g} s cannot be met: with a heartbeat each "
+                f"{w.heartbeat_s:g} s clients notice too late that their IDC is silent"
             )
         if w.headroom == 1 and w.surviving in (1, w.idcs):
-            notes.append("links without headroom: an IDC that was away never catches up")
+            notes.append("links have no headroom, so an IDC that was away never catches up")
         large = [group.members for group in w.groups if group.members > 10_000]
         if large:
             notes.append(
-                f"groups of {max(large):,.0f} are above the default of group_members_max (10,000)"
+                f"groups of {max(large):,.0f} exceed the default of group_members_max (10,000)"
             )
         return notes
 

@@ -72,7 +72,7 @@ class Roles:
         normal, worst = (sum(self._loads.of(name, x).values()) for x in (self._normal, self._worst))
         process = f["process_cores"]
         asked = {
-            "two at least": float(INSTANCES_MIN),
+            "minimum of 2": float(INSTANCES_MIN),
             "cores": worst / (process * w.headroom),
             "reconnects": (worst + self._storm_cores(share)) / process if share else 0.0,
         } | others
@@ -112,8 +112,8 @@ class Roles:
             work = self._returning() * f["connect_us"] * share / 1e6
             seconds = max(seconds, work / spare if work else 0.0)
         return Line.of(
-            "back_after", "Clients of a lost IDC are taken in within", seconds, "s",
-            "their connects x CPU of one / cores that the survivors have to spare",
+            "back_after", "Clients of a lost IDC are back after", seconds, "s",
+            "their connects x CPU per connect / spare cores of the surviving IDCs",
             self._f.assumed(("connect_us", "gateway_share")),
         )  # fmt: skip
 

@@ -114,14 +114,14 @@ def _more_idcs(w: Workload) -> Workload | None:
 
 _CHANGES: dict[str, Callable[[Workload], Workload | None]] = {
     "daily users": _more_messages("daily_users"),
-    "messages of a user": _more_messages("messages_per_user"),
-    "the peak, the day's mean as it is": _higher_peak,
+    "messages per user": _more_messages("messages_per_user"),
+    "peak, same daily mean": _higher_peak,
     "share of users online": _twice("online_share"),
-    "members of groups": _larger_groups,
-    "bytes of a message": _twice("message_bytes"),
-    "heartbeats": _half_the_heartbeats,
+    "group members": _larger_groups,
+    "message size": _twice("message_bytes"),
+    "heartbeat rate": _half_the_heartbeats,
     "days of retention": _twice("retention_days"),
     "hours of op log": _twice("log_hours"),
-    "copies inside an IDC": _twice("replication_factor"),
-    "IDCs, the same number may be lost": _more_idcs,
+    "copies within an IDC": _twice("replication_factor"),
+    "IDCs, same number of losses": _more_idcs,
 }

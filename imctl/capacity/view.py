@@ -27,14 +27,14 @@ def sections(sizing: Sizing) -> list[Section]:
         _lines("Network", sizing.network),
         _lines("Storage", sizing.storage),
         _lines(f"Error budget at {sizing.inputs.availability * 100:.10g} %", sizing.budget),
-        _drivers("What the cores go to, at the peak", sizing.cores_by),
-        _drivers("What the disks go to", sizing.disk_by),
+        _drivers("CPU cores by cause, at peak", sizing.cores_by),
+        _drivers("Disk by cause", sizing.disk_by),
     ]
     if sizing.sensitivity:
-        title = "What doubles when what doubles (times as much)"
-        found.append(_times_as_much(title, "TWICE AS MANY", sizing.sensitivity))
+        title = "Sensitivity: each result's factor if an input doubles"
+        found.append(_times_as_much(title, "INPUT DOUBLED", sizing.sensitivity))
     if sizing.assumptions:
-        title = "What matters, were an assumed figure wrong by a factor of two"
+        title = "Sensitivity: each result's factor if an assumed figure is wrong by 2x"
         found.append(_times_as_much(title, "FIGURE", sizing.assumptions))
     return found
 
@@ -51,8 +51,8 @@ def total(sizing: Sizing) -> str:
 def legend(sizing: Sizing) -> str:
     survive = sizing.inputs.surviving
     return (
-        f"{ASSUMED} rests on a figure that nobody measured (--figures). ONE LOST: load of a "
-        f"survivor when {survive} of {sizing.inputs.idcs} IDCs carry everything."
+        f"{ASSUMED} depends on an assumed figure, see --figures. ONE LOST: load of a surviving "
+        f"IDC when {survive} of {sizing.inputs.idcs} IDCs carry everything."
     )
 
 
@@ -82,7 +82,7 @@ def _roles(roles: list[Role]) -> Section:
         ]
         for role in roles
     ]
-    return Section("Roles (cores and memory of one process)", columns, rows, _formulas(roles))
+    return Section("Roles (cores and memory per process)", columns, rows, _formulas(roles))
 
 
 def _engines(sizing: Sizing) -> Section:
@@ -104,7 +104,7 @@ def _engines(sizing: Sizing) -> Section:
     bound = "im processes" if partitions.value <= im else "MB/s"
     rows.append(["partitions", f"{mark}{partitions.value:,.0f}", "", "", "", bound])
     formulas = [*_formulas(engines), partitions.formula]
-    return Section("Engines (cores and memory of one machine)", columns, rows, formulas)
+    return Section("Engines (cores and memory per machine)", columns, rows, formulas)
 
 
 def _formulas(machines: Sequence[Engine]) -> list[str]:

@@ -31,20 +31,20 @@ class Volumes:
         if link > normal:
             missed = w.peak * self._worst * a_message * 3600
             catch_up = [
-                Line.of("catch_up", "An IDC away for 1 h has caught up after",
+                Line.of("catch_up", "Catch-up time after 1 h away",
                         missed / (link - normal), "s",
-                        "missed bytes of a survivor / (link - link at the peak)", wan)
+                        "missed bytes of a survivor / (required bandwidth - traffic at peak)", wan)
             ]  # fmt: skip
         return [
-            Line.of("links", "WAN links, each both ways", w.idcs * (w.idcs - 1) / 2, "",
+            Line.of("links", "WAN links (bidirectional)", w.idcs * (w.idcs - 1) / 2, "",
                     "idcs x (idcs - 1) / 2"),
-            Line.of("wan_peak", "A link at the peak, each way", normal, "bit/s",
+            Line.of("wan_peak", "Link traffic at peak, each way", normal, "bit/s",
                     "messages/s of one IDC x (message_bytes + record_bytes) x wan_overhead", wan),
-            Line.of("wan_after_loss", "A link after a loss, each way", loaded, "bit/s",
-                    "the same, with the messages/s of a survivor", wan),
-            Line.of("wan_link", "A link must have, each way", link, "bit/s",
-                    "a link after a loss / headroom", wan),
-            Line.of("client_out", "To clients, of an IDC after a loss", out, "bit/s",
+            Line.of("wan_after_loss", "Link traffic after a loss, each way", loaded, "bit/s",
+                    "the same, with the messages/s of a surviving IDC", wan),
+            Line.of("wan_link", "Required link bandwidth, each way", link, "bit/s",
+                    "link traffic after a loss / headroom", wan),
+            Line.of("client_out", "Traffic to clients after a loss, per IDC", out, "bit/s",
                     "(pushes + acks + heartbeats) x their bytes",
                     self._f.assumed(("packet_bytes",))),
             *catch_up,
@@ -77,20 +77,20 @@ class Volumes:
         amplified = self._f.assumed(("store_amplification",))
         a_day = self.kv_a_day() * self._f["store_amplification"] + self.log_a_day()
         return [
-            Line.of("kv_a_day", "KV a day, one copy", self.kv_a_day(), "B",
-                    "messages a day x (message_bytes + row_bytes + shadow_bytes)"),
-            Line.of("log_a_day", "Logs a day, one copy", self.log_a_day(), "B",
-                    "messages a day x (message_bytes + record_bytes)"),
-            Line.of("written_a_day", "Written a day, all copies and IDCs",
+            Line.of("kv_a_day", "KV per day, one copy", self.kv_a_day(), "B",
+                    "messages per day x (message_bytes + row_bytes + shadow_bytes)"),
+            Line.of("log_a_day", "Logs per day, one copy", self.log_a_day(), "B",
+                    "messages per day x (message_bytes + record_bytes)"),
+            Line.of("written_a_day", "Written per day, all copies and IDCs",
                     a_day * w.replication_factor * w.idcs, "B",
                     "(KV x store_amplification + logs) x replication x idcs", amplified),
-            Line.of("kv_kept", f"KV kept {w.retention_days:g} days, one IDC", self.kv_bytes(),
-                    "B", "KV a day x retention_days x replication x store_amplification",
+            Line.of("kv_kept", f"KV for {w.retention_days:g} days, one IDC", self.kv_bytes(),
+                    "B", "KV per day x retention_days x replication x store_amplification",
                     amplified),
-            Line.of("log_kept", f"Logs kept {w.log_hours:g} h, one IDC", self.log_bytes(), "B",
-                    "logs a day x log_hours / 24 x replication"),
-            Line.of("disk", "On disk, all IDCs", self.disk(), "B",
-                    "(KV kept + logs kept) x idcs", amplified),
+            Line.of("log_kept", f"Logs for {w.log_hours:g} h, one IDC", self.log_bytes(), "B",
+                    "logs per day x log_hours / 24 x replication"),
+            Line.of("disk", "Total on disk, all IDCs", self.disk(), "B",
+                    "(KV + logs) x idcs", amplified),
         ]  # fmt: skip
 
     def disk(self) -> float:

@@ -39,9 +39,9 @@ Folder = Annotated[
     Path | None,
     typer.Option(
         "--archive",
-        metavar="FOLDER",
+        metavar="DIR",
         file_okay=False,
-        help="Where the archive is [default: `archive` in the deployment's folder].",
+        help="The archive [default: `archive` in the deployment's folder].",
         show_default=False,
     ),
 ]
@@ -58,37 +58,35 @@ def archive(
         str,
         typer.Option(
             metavar="AGE",
-            help="Only messages that were accepted so long ago: 90s, 30m, 2h, 30d; 0s: all that "
-            "every IDC has applied.",
+            help="Minimum age of messages: 90s, 30m, 2h, 30d; 0s: all that every IDC has applied.",
         ),
     ] = "30d",
     idc: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
+            metavar="IDC",
             show_default=False,
-            help="Read from this IDC [default: the first one that is not retired].",
+            help="The IDC to read from [default: the first one that is not retired].",
         ),
     ] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count; nothing is read or written.")
+        bool, typer.Option("--dry-run", help="Only count the messages; write nothing.")
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify", help="Only compare the files that are there with their manifests."
-        ),
+        typer.Option("--verify", help="Only check the existing files against their manifests."),
     ] = False,
     folder: Folder = None,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Copy messages that are older than an age into compressed Parquet files, by day and
-    conversation; the IDCs keep them too.
+    """Copy old messages to Parquet files.
 
-    Goes on where the last run ended; one that was killed counts for nothing, and its messages come
-    with the next. What has been edited or recalled since is noted, and what was recalled is taken
-    out of older files. With --verify, exit status 1 when a file is not what its manifest says.
+    The files are compressed and sorted by day and conversation. The IDCs keep the messages too.
+    Each run continues where the last complete run ended; a killed run has no effect. Messages
+    edited since an earlier run are written again; recalled ones are also removed from older files.
+
+    Exit status with --verify: 0 every file matches its manifest, 1 one does not.
 
     Example: imctl archive --older-than 7d
     """
@@ -119,7 +117,7 @@ def _verify(folder: Path) -> None:
     wrong = store.wrong(folder, every)
     for sentence in wrong:
         print(sentence)
-    print(f"{len(every) - len(wrong)} of {len(every)} files are what their manifests say")
+    print(f"{len(every) - len(wrong)} of {len(every)} files match their manifests")
     if wrong:
         raise typer.Exit(ERROR)
 
@@ -202,11 +200,11 @@ def _time(hlc: int) -> str:
 
 def _sentence(document: dict[str, Any]) -> str:
     messages, changed, until = document["messages"], document["changed"], document["until"]
-    what = f"{messages} messages, and {changed} of earlier runs that have changed, up to {until}"
+    what = f"{messages} messages, and {changed} changed ones of earlier runs, up to {until}"
     if document["dry_run"]:
         return f"would archive {what}"
     where = f"{document['files']} files of {document['bytes']} bytes in {document['archive']}"
-    out = f"; {document['erased']} recalled ones are taken out of older files"
+    out = f"; removed {document['erased']} recalled messages from older files"
     return f"archived {what}: {where}{out if document['erased'] else ''}"
 
 
@@ -214,18 +212,19 @@ def _sentence(document: dict[str, Any]) -> str:
 
 
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SELECT", help="One select, as DuckDB has it.")],
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10_000,
+    sql: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT statement of DuckDB.")],
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Maximum number of rows.")
+    ] = 10_000,
     folder: Folder = None,
-    output: Annotated[Rows, typer.Option("-o", "--output", help="How to print the rows.")] = (
-        Rows.TABLE
-    ),
+    output: Annotated[Rows, typer.Option("-o", "--output", help="Output format.")] = (Rows.TABLE),
     data: Data = None,
 ) -> None:
-    """Ask an archive: tables `messages`, `conversations` and `segments` (its files).
+    """Query an archive with SQL.
 
-    Reads the files, and nothing else; works on a deployment that is down. BLOBs are shown in
-    Base64; `text` of a message is its content where that is UTF-8.
+    Tables: `messages`, `conversations` and `segments` (the archive's files). Only the files are
+    read, so the deployment may be down. BLOBs are shown as Base64; the column `text` has a
+    message's content if it is UTF-8.
 
     Example: imctl query "select sender, count(*) from messages group by all"
     """
@@ -242,7 +241,7 @@ def query(
     else:
         console().print(_as_table(names, shown))
     if next(rows, None) is not None:
-        notes().print(f"only the first {limit} rows are shown; --limit shows more")
+        notes().print(f"only the first {limit} rows are shown; use --limit for more")
 
 
 def _as_json(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -37,12 +37,12 @@ from services.control.predict import forecast as foresee
 from services.control.rules import Change, Kind
 from services.policy.document import IdcState, OperationState, Policy
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge it, change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")]
 Override = Annotated[
     str | None,
-    typer.Option(metavar="RULE-ID", help="Pass this one rule; it is recorded with the operation."),
+    typer.Option(metavar="RULE-ID", help="Override this safety rule; recorded with the operation."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 T = TypeVar("T")
 FOLLOW_TRIES = 5  # a commit is known in the IDCs within half a second
@@ -95,7 +95,7 @@ def run_change(change: Change, how: Asking) -> None:
         if decision.policy is not None and decision.operation and how.wait:
             if change.kind == Kind.FAILOVER:  # ends by its commit
                 who = await until_followed(control, decision.policy.epoch, change, how.timeout_s)
-                typer.echo(f"{', '.join(who)} serve by it", err=True)
+                typer.echo(f"{', '.join(who)} follow the new policy", err=True)
             else:
                 ended = await until_ended(control, decision.operation, how.timeout_s, shown=1)
                 typer.echo(conclude(ended) + _against(change, preview), err=True)
@@ -126,7 +126,7 @@ def _check(change: Change, control: Control) -> None:
     limit = control.region.spec.safety.replication_lag_ms_max
     if change.max_lag_ms > limit and change.kind != Kind.FAILOVER:
         raise BadInput(
-            f"--max-lag: expected at most {limit}, got {change.max_lag_ms}: it only tightens "
+            f"--max-lag: expected at most {limit}, got {change.max_lag_ms}; it cannot exceed "
             "safety.replication_lag_ms_max of the region file"
         )
 
@@ -196,7 +196,7 @@ def _against(change: Change, preview: Preview) -> str:
     forecast = preview.forecast
     if forecast is None or change.kind == Kind.FAILBACK:
         return ""
-    return f"; about {forecast.seconds:.1f} s were predicted"
+    return f" (predicted: about {forecast.seconds:.1f} s)"
 
 
 def _show(decision: Decision, preview: Preview | None, how: Asking) -> None:

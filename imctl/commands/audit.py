@@ -39,22 +39,23 @@ def show(
         typer.Option(
             metavar="WHEN",
             show_default=False,
-            help="Only what happened after this: 90s, 30m, 2h, 7d ago, or a time.",
+            help="Only events after this: 90s, 30m, 2h or 7d ago, or a time.",
         ),
     ] = "",
     idc: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Only what is about this IDC, or by it.", show_default=False
+            metavar="IDC", help="Only events about this IDC or by it.", show_default=False
         ),
     ] = "",
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Show who did what with which decision, of all IDCs and of imctl, by time.
+    """Show who did what, and verify the audit logs.
 
-    Works on a deployment that is down too. What stands behind a break is left out: `imctl audit
-    verify` finds it.
+    Without a subcommand: the events of all IDCs and of imctl with their decisions, by time. The
+    deployment may be down. Events after a broken link of a log's hash chain are left out; `imctl
+    audit verify` reports where.
 
     Example: imctl audit --since 2h --idc fra
     """
@@ -72,10 +73,12 @@ def show(
 
 @audit.command("verify")
 def verify(output: Output = Format.TABLE, data: Data = None) -> None:
-    """Check every audit log: nothing edited, removed, reordered, rewritten or cut off.
+    """Check that no audit log was edited, reordered, rewritten or truncated.
 
-    The ends are compared with what the registers of the IDCs hold; that needs a running deployment
-    with a majority, and says so without. Exit status: 0 all are whole, 1 one is not.
+    The end of each log is compared with the anchor in the IDCs' registries. This needs a running
+    deployment with a majority of registries; without one, a warning says so.
+
+    Exit status: 0 all logs are intact, 1 one is not.
 
     Example: imctl audit verify
     """
@@ -113,5 +116,5 @@ def _anchors(folder: Path, writers: list[str]) -> dict[str, Anchor]:
     try:
         return asyncio.run(ask())
     except (ImError, ValueError) as error:
-        typer.echo(f"warning: the ends cannot be checked: {error}", err=True)
+        typer.echo(f"warning: cannot check the ends of the logs: {error}", err=True)
         return {}

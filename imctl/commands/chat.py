@@ -35,29 +35,41 @@ from services.sdk import (
     Typing,
 )
 
-Uid = Annotated[str, typer.Argument(metavar="UID", help="Whom it speaks for.")]
-Device = Annotated[str, typer.Option(help="Which of the user's devices it is.")]
+Uid = Annotated[str, typer.Argument(metavar="UID", help="The user to act as.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Device name to use.")]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="ADDRESS", help="Appear to come from this public address."),
+    typer.Option("--from", metavar="ADDRESS", help="Public IP address to appear from."),
 ]
 START_MS = 10_000
 
 
 def token(
     uid: Uid,
-    device: Annotated[str, typer.Argument(metavar="DEVICE")],
-    ttl: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = DAY_S,
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's name.")],
+    ttl: Annotated[
+        int, typer.Option(metavar="SECONDS", min=1, help="Lifetime of the token.")
+    ] = DAY_S,
     admin: Annotated[
         bool,
-        typer.Option("--admin", help="May name any address to ipconf, delete files, set stickers."),
+        typer.Option(
+            "--admin",
+            help="Allow the client to name any address to ipconf, delete files and set stickers.",
+        ),
     ] = False,
     kind: Annotated[
-        str, typer.Option(help="Of device: phone, desktop, web or tablet; empty: not said.")
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of device: phone, desktop, web or tablet [default: unspecified].",
+            show_default=False,
+        ),
     ] = "",
     data: Data = None,
 ) -> None:
-    """Mint a client token, signed with the region key.
+    """Create a client token.
+
+    It is signed with the region key.
 
     Example: imctl token ann phone --ttl 3600
     """
@@ -66,24 +78,28 @@ def token(
 
 def send(
     uid: Uid,
-    to: Annotated[str, typer.Argument(metavar="TO", help="A uid, or a group's g:... id.")],
-    text: Annotated[str, typer.Argument(metavar="TEXT")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="A uid, or a group id (g:...).")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The message.")],
     device: Device = "imctl",
     source: From = None,
     replicated: Annotated[
-        bool, typer.Option("--replicated", help="Wait until another IDC holds it too.")
+        bool, typer.Option("--replicated", help="Wait until a second IDC has stored it.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Maximum time to wait for the ack.")
+    ] = 10.0,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Have it followed, and name its trace.")
+        bool, typer.Option("--trace", help="Trace the message, and print its trace id.")
     ] = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Send a message as a user; returns once it is durably stored.
+    """Send a message as a user.
 
-    Exit status 4: not acked in time; it stays in the outbox of this device and goes out with the
-    next `send` of it.
+    Returns once the message is durably stored.
+
+    Exit status 4: not acked in time. The message stays in this device's outbox and is sent again by
+    its next `send`.
 
     Example: imctl send ann bob "hello" --replicated
     """
@@ -96,7 +112,7 @@ def send(
     if output is Format.TABLE:
         print(f"{document['durability']} by {document['idc']} in {document['ms']:.0f} ms")
         if trace:
-            print(f"followed: `imctl logs --trace {document['traceparent']}`")
+            print(f"traced: `imctl logs --trace {document['traceparent']}`")
     else:
         print(json.dumps(document))
 
@@ -125,7 +141,7 @@ def _conversation(client: Client, to: str) -> str:
     if is_group(to) or direct_members(to):
         return to
     if not valid_id(to):
-        raise BadInput(f"expected a uid or a conversation's id, got {to!r}")
+        raise BadInput(f"TO: expected a uid or a conversation id, got {to!r}")
     return client.direct(to)
 
 
@@ -160,14 +176,18 @@ async def _send(
 def tail(
     uid: Uid,
     device: Annotated[
-        str | None, typer.Option(help="Which device it is [default: a new one].")
+        str | None, typer.Option(metavar="NAME", help="Device name to use [default: a new one].")
     ] = None,
     source: From = None,
-    history: Annotated[int, typer.Option(min=0, help="How many older messages to show.")] = 0,
+    history: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Number of older messages to show.")
+    ] = 0,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Follow what a user's device is shown: messages, moves, connections; until Ctrl-C.
+    """Follow what a user's device receives.
+
+    Prints messages, moved messages and connection changes until Ctrl-C.
 
     Example: imctl tail bob --history 20
     """
@@ -201,9 +221,9 @@ def _as_line(event: Event) -> str:
         at = time_of_day(event.composed_ms)
         note = f" (at {event.index}{', late' if event.late else ''})"
         text = printable(event.content.decode(errors="replace"))
-        called = "".join(f" @{uid}" for uid in event.mentions)
-        answers = f" (answers {event.reply})" if event.reply else ""
-        return f"{at} {event.conversation} {event.uid}: {text}{called}{answers}{note}"
+        mentioned = "".join(f" @{uid}" for uid in event.mentions)
+        answers = f" (reply to {event.reply})" if event.reply else ""
+        return f"{at} {event.conversation} {event.uid}: {text}{mentioned}{answers}{note}"
     if isinstance(event, Moved):
         return f"moved in {event.conversation}: from {event.from_index} to {event.to_index}"
     if isinstance(event, ConnectionChanged):
@@ -216,15 +236,17 @@ def _as_line(event: Event) -> str:
         given = "".join(f" [{uid}: {printable(code)}]" for uid, code in event.reactions)
         return f"changed in {event.conversation}: {text}{given}"
     if isinstance(event, Typing):
-        return f"{event.uid} {'types' if event.on else 'types no more'} in {event.conversation}"
+        return (
+            f"{event.uid} {'is typing' if event.on else 'stopped typing'} in {event.conversation}"
+        )
     if isinstance(event, Presence):
         return f"{event.uid} is {'online' if event.online else 'offline'}"
     if isinstance(event, GroupChanged):
         return f"changed in {event.conversation}: {_of_group(event)} (by {event.actor})"
     if isinstance(event, FriendChanged):
-        return f"{event.uid} is now {event.state or 'nothing'} to you"
+        return f"your relation to {event.uid} is now: {event.state or 'none'}"
     if isinstance(event, IdentitySeen):
-        now = "has other keys now" if event.changed else "has the keys"
+        now = "has new keys" if event.changed else "has the keys"
         return f"{event.uid} on {event.device} {now}: {event.fingerprint}"
     if isinstance(event, Missed):
         return event.reason
@@ -235,7 +257,7 @@ def _of_group(event: GroupChanged) -> str:
     said = [f"+{uid}" for uid in event.joined] + [f"-{uid}" for uid in event.left]
     said += [f"{uid} is {role}" for uid, role in event.roles]
     if event.name:
-        said.append(f'it is called "{printable(event.name)}"')
+        said.append(f'renamed to "{printable(event.name)}"')
     if event.announcement is not None:
         said.append(f'announced: "{printable(event.announcement)}"')
     return ", ".join(said)

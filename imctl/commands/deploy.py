@@ -20,7 +20,7 @@ from imctl.commands.lifecycle import progress, tell_interrupted
 from imctl.commands.plan import Canary, look
 from imctl.errors import Aborted, Failed, Guarded
 from imctl.group import Commands
-from imctl.options import Data, Engines, Format, Output, RegionFile, SitesFile
+from imctl.options import Data, Engines, FileData, Format, Output, RegionFile, SitesFile
 from imctl.output import emit, notes
 from imctl.plan.document import Plan
 from imctl.plan.takes import Change
@@ -37,28 +37,28 @@ from imctl.target.local import Local
 from imctl.traffic import Control
 
 Soak = Annotated[
-    float, typer.Option(min=0, help="Seconds for which all gates must hold after each IDC.")
+    float,
+    typer.Option(metavar="SECONDS", min=0, help="How long all gates must pass after each IDC."),
 ]
 MaxLag = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Limit of the gate on replication lag, ms [default: safety.replication_lag_ms_max].",
+        metavar="MS",
+        help="Gate: highest replication lag [default: safety.replication_lag_ms_max].",
         show_default=False,
     ),
 ]
-MaxAck = Annotated[
-    int, typer.Option(min=1, help="Limit of the gate on how long acks take (p99), ms.")
-]
+MaxAck = Annotated[int, typer.Option(metavar="MS", min=1, help="Gate: highest ack latency (p99).")]
 UndoOnFailure = Annotated[
-    bool, typer.Option("--undo-on-failure", help="Go back when a step or a gate fails.")
+    bool, typer.Option("--undo-on-failure", help="Undo the rollout when a step or gate fails.")
 ]
-_WAYS = "`imctl rollout resume` goes on, `imctl rollout undo` goes back"
+_WAYS = "`imctl rollout resume` continues it, `imctl rollout undo` undoes it"
 Override = Annotated[
     str | None,
-    typer.Option(metavar="RULE-ID", help="Pass this one rule in each drain; it is recorded."),
+    typer.Option(metavar="RULE-ID", help="Override this safety rule in each drain; recorded."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 def deploy(
@@ -70,22 +70,26 @@ def deploy(
     undo_on_failure: UndoOnFailure = False,
     override: Override = None,
     faults: Annotated[
-        bool, typer.Option("--faults", help="Where nothing runs yet: as of `imctl up`.")
+        bool,
+        typer.Option(
+            "--faults", help="If nothing runs yet: allow fault injection, as `imctl up --faults`."
+        ),
     ] = False,
     engines: Engines = "",
     sites: SitesFile = None,
     yes: Yes = False,
     output: Output = Format.TABLE,
-    data: Data = None,
+    data: FileData = None,
 ) -> None:
-    """Bring a region file to its deployment: start it, or apply what differs, IDC after IDC.
+    """Apply a region file, one IDC at a time.
 
-    Each IDC is drained, restarted, given its clients back and watched before the next one; a gate
-    that fails pauses the rollout. Killed anywhere and run again, it goes on.
+    Starts the deployment if nothing runs. Otherwise each IDC that needs a restart is drained,
+    restarted, given its clients back and watched before the next one. A failing gate pauses the
+    rollout. If the command is killed, run it again to continue.
 
-    --sites: on Kubernetes, what differs in images, gateways and the rest of that file, too.
+    On Kubernetes, --sites also applies differences in images, gateways and the rest of that file.
 
-    Exit status: 0 done, 1 an error or an IDC left out, 3 refused or paused by a gate, 6 undone.
+    Exit status: 0 done, 1 failed or an IDC was skipped, 3 refused or paused by a gate, 6 undone.
 
     Example: imctl deploy regions/three-idc.yaml --canary sin --soak 30
     """
@@ -120,7 +124,7 @@ class Start(NamedTuple):
         if sites is None:
             return Local.prepare(file, folder, self.faults, SystemClock(), chosen(self.engines))
         if self.faults or self.engines:
-            raise BadInput("--sites: expected neither --faults nor --engines beside it")
+            raise BadInput("--sites cannot be combined with --faults or --engines")
         # A client of Kubernetes takes its time to load: only for those who have one.
         from imctl.target.kubernetes import Kubernetes
 
@@ -187,8 +191,8 @@ def _bring_up(
             rollout = last
             if target.keep_wanted(file, start.sites) != rollout.wanted:
                 raise Guarded(
-                    f"{rollout.id}, the start with another file, was interrupted; deploy that one "
-                    "to the end, or `imctl down` first"
+                    f"{rollout.id}, a start with another file, was interrupted; finish deploying "
+                    "that file, or run `imctl down` first"
                 )
         try:
             with progress(target) as shown:
@@ -199,11 +203,11 @@ def _bring_up(
                 tell_interrupted()
             raise
         rollout = rollout.said(
-            _now_ms(), "", "all of it serves", state=State.DONE, ended_ms=_now_ms()
+            _now_ms(), "", "everything serves", state=State.DONE, ended_ms=_now_ms()
         )
         store.write(folder, rollout)
         names = ", ".join(idc.name for idc in target.region.spec.idcs)
-        _show(rollout, output, f"{names} serve; data in {target.data}")
+        _show(rollout, output, f"{names} serving; data in {target.data}")
 
 
 # ------------------------------------------------------------------------------------ a rollout
@@ -216,15 +220,15 @@ def _continued(last: Rollout | None, wanted: str) -> Rollout | None:
     if last is None or last.ended:
         return None
     if last.wanted == wanted and last.state is State.RUNNING:
-        typer.echo(f"goes on with {last.id}", err=True)
+        typer.echo(f"continuing {last.id}", err=True)
         return last
     if last.wanted == wanted:
         why = f" ({last.why})" if last.why else ""
         raise Guarded(f"{last.id} is {last.state}{why}: {_WAYS}")
     if last.state is State.RUNNING:
         raise Guarded(
-            f"{last.id}, of another file, is not finished: {_WAYS}; after `imctl rollout pause` "
-            "this file can take its place"
+            f"{last.id}, a rollout of another file, is not finished: {_WAYS}; to replace it with "
+            "this file, run `imctl rollout pause` first"
         )
     return None
 
@@ -250,11 +254,13 @@ def _begun(target: Local, wanted: str, last: Rollout | None, how: How) -> Rollou
 def check_allowed(target: Local, plan: Plan, wanted: str, override: str) -> None:
     """Raises Guarded with all that stands against it; Failed when it cannot run there."""
     if plan.fixed:
-        raise Guarded("not changeable on a live deployment: " + "; ".join(map(_fixed, plan.fixed)))
+        raise Guarded(
+            "cannot be changed on a running deployment: " + "; ".join(map(_fixed, plan.fixed))
+        )
     if plan.restarted and len(target.region.spec.idcs) == 1:
         raise Guarded(
-            f"{plan.restarted[0]} is alone: nobody could take its clients; `imctl down`, then "
-            "deploy"
+            f"{plan.restarted[0]} is the only IDC, so no other one could take its clients; run "
+            "`imctl down`, then deploy"
         )
     if refusals := plan.refusals(override):
         raise Guarded("nothing was done: " + "; ".join(refusals))
@@ -274,7 +280,7 @@ def _confirm(plan: Plan, yes: bool) -> None:
     stays = [unit for unit in plan.order if unit not in plan.restarted]
     does = f"restart {', '.join(plan.restarted) or 'nothing'}"
     does += f", change {', '.join(stays)} in place" if stays else ""
-    typer.confirm(f"This will {does} and move {moves} sessions. Go?", abort=True, err=True)
+    typer.confirm(f"This will {does} and move {moves} sessions. Continue?", abort=True, err=True)
 
 
 def _check_fits(target: Local, rollout: Rollout) -> None:
@@ -283,8 +289,8 @@ def _check_fits(target: Local, rollout: Rollout) -> None:
     if fixed := fields_of(target, rollout.wanted).fixed:
         fields = "; ".join(map(_fixed, fixed))
         raise Guarded(
-            f"{rollout.id} does not fit what runs: {fields}; `imctl rollout pause`, then deploy a "
-            "file that does"
+            f"{rollout.id} no longer matches the running deployment: {fields}; run `imctl rollout "
+            "pause`, then deploy a file that does"
         )
 
 
@@ -318,7 +324,7 @@ def _undo_of(target: Local, last: Rollout) -> Rollout:
 
 def _back_after(target: Local, failed: Rollout, output: Format) -> None:
     """Raises Aborted once it is as before, else as a rollout that does not end well."""
-    _tell("", f"{failed.id} is taken back")
+    _tell("", f"undoing {failed.id}")
     back = _undo_of(target, failed)
     _check_fits(target, back)
     store.write(target.data, back)
@@ -326,7 +332,7 @@ def _back_after(target: Local, failed: Rollout, output: Format) -> None:
     if not back.ended:
         _finish(back, output)
     _show(back, output, f"{back.id}: {back.state}")
-    raise Aborted(f"{failed.id} was taken back: {failed.why}")
+    raise Aborted(f"{failed.id} was undone: {failed.why}")
 
 
 def _finish(rollout: Rollout, output: Format) -> None:
@@ -335,7 +341,7 @@ def _finish(rollout: Rollout, output: Format) -> None:
     why = rollout.why
     error: ImError | None = None
     if rollout.state is State.EXCEPTIONS:
-        error = Failed(f"{rollout.id} is done but for {why}")
+        error = Failed(f"{rollout.id} is done except for {why}")
     elif rollout.state is State.STOPPED:
         error = Failed(f"{rollout.id} is paused by the operator; {_WAYS}")
     elif rollout.state is State.PAUSED:
@@ -364,7 +370,7 @@ def _now_ms() -> int:
 
 rollout = typer.Typer(
     cls=Commands,
-    help="Look at the rollout of a region file; pause, resume or undo it.",
+    help="Show, pause, resume or undo a deploy.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -373,7 +379,7 @@ rollout = typer.Typer(
 
 @rollout.command("status")
 def status(output: Output = Format.TABLE, data: Data = None) -> None:
-    """The last rollout: where each IDC is, and its steps.
+    """Show the last rollout: the progress of each IDC, and the steps.
 
     Example: imctl rollout status -o json
     """
@@ -385,7 +391,7 @@ def status(output: Output = Format.TABLE, data: Data = None) -> None:
 
 @rollout.command("pause")
 def pause(data: Data = None) -> None:
-    """Let a rollout stop before its next step.
+    """Pause the rollout before its next step.
 
     Example: imctl rollout pause
     """
@@ -395,18 +401,18 @@ def pause(data: Data = None) -> None:
         raise Failed(f"{found.id} is {found.state}: there is nothing to pause")
     store.ask_to_pause(target.data)
     if store.is_driven(target.data):
-        print(f"{found.id} stops before its next step")
+        print(f"{found.id} will pause before its next step")
         return
     with store.driving(target.data):
         found = _last(target)
         if found.state is State.RUNNING:
             store.write(target.data, replace(found, state=State.STOPPED))
-    print(f"{found.id} is paused; `imctl rollout resume` goes on")
+    print(f"{found.id} is paused; `imctl rollout resume` continues it")
 
 
 @rollout.command("resume")
 def resume(output: Output = Format.TABLE, data: Data = None) -> None:
-    """Go on with a rollout that was paused, or whose imctl died.
+    """Resume a rollout that was paused or interrupted.
 
     Example: imctl rollout resume
     """
@@ -425,7 +431,9 @@ def resume(output: Output = Format.TABLE, data: Data = None) -> None:
 
 @rollout.command("undo")
 def undo(yes: Yes = False, output: Output = Format.TABLE, data: Data = None) -> None:
-    """Go back to the region file before the last rollout, finished or not, IDC after IDC.
+    """Undo the last rollout, finished or not, one IDC at a time.
+
+    The previous region file is applied again.
 
     Example: imctl rollout undo --yes
     """
@@ -433,12 +441,12 @@ def undo(yes: Yes = False, output: Output = Format.TABLE, data: Data = None) -> 
     with store.driving(target.data):
         last = _last(target)
         if last.kind is Kind.UP or last.before == last.wanted:
-            raise Failed("there is no earlier region file to go back to")
+            raise Failed("there is no earlier region file to return to")
         back = _undo_of(target, last)
         _check_fits(target, back)
         names = ", ".join(back.order) or "nothing"
         if not yes:
-            question = f"Take {last.id} back? It will restart {names}, one after the other."
+            question = f"Undo {last.id}? This will restart {names}, one at a time."
             typer.confirm(question, abort=True, err=True)
         store.clear_pause(target.data)
         store.write(target.data, back)
@@ -449,5 +457,5 @@ def undo(yes: Yes = False, output: Output = Format.TABLE, data: Data = None) -> 
 def _last(target: Local) -> Rollout:
     found = store.read(target.data)
     if found is None:
-        raise Failed("there was no rollout here; `imctl deploy FILE` makes one")
+        raise Failed("no rollout yet; `imctl deploy FILE` starts one")
     return found

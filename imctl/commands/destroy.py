@@ -29,20 +29,21 @@ def destroy(
         str,
         typer.Option(
             metavar="NAME",
-            help="The deployment's name, instead of typing it when asked.",
+            help="The deployment's name, so that you are not asked for it.",
             show_default=False,
         ),
     ] = "",
     with_clients: Annotated[
-        bool, typer.Option("--with-clients", help="Also when clients are connected.")
+        bool, typer.Option("--with-clients", help="Proceed even if clients are connected.")
     ] = False,
     data: Data = None,
 ) -> None:
-    """Stop a deployment and delete all its data: logs, KVs, registries, certificates, keys.
+    """Stop a deployment and delete its data.
 
-    Engines that run elsewhere keep what they hold. Interrupted and run again, it goes on.
+    Deletes logs, KVs, registries, certificates and keys. Data in engines that run elsewhere is
+    kept. If the command is interrupted, run it again to continue.
 
-    Exit status: 0 done, 1 an error, 2 another name, 3 clients are connected.
+    Exit status: 0 done, 1 failed, 2 the name does not match, 3 clients are connected.
 
     Example: imctl destroy --yes-name three-idc
     """
@@ -59,7 +60,7 @@ def destroy(
     elif (folder / runfile.SITES).exists():
         _refuse_clusters(folder)
     typed = yes_name or typer.prompt(
-        f"This deletes {folder} for good. Type the deployment's name", err=True
+        f"This deletes {folder} permanently. Type the deployment's name to confirm", err=True
     )
     if typed != name:
         raise BadInput(f"expected the deployment's name, {name}, got {typed!r}; nothing was done")
@@ -67,7 +68,7 @@ def destroy(
         if target is not None:
             target.stop()
         left = _delete(folder, region)
-    note = f"; {folder} keeps {', '.join(left)}" if left else ""
+    note = f"; left in {folder}: {', '.join(left)}" if left else ""
     print(f"destroyed {name}{note}")
 
 
@@ -79,10 +80,10 @@ def _find(data: Path | None) -> Path:
         found = sorted(path.parent for path in Path("var").glob(f"*/{COPY}"))
         if len(found) != 1:
             names = ", ".join(str(path) for path in found) or "none below ./var"
-            raise Failed(f"expected one deployment, found {names}; choose it with --data")
+            raise Failed(f"expected one deployment, found {names}; choose one with --data")
         chosen = found[0]
     if not (chosen / COPY).is_file():
-        raise Failed(f"{chosen} is no deployment's folder: it has no {COPY}")
+        raise Failed(f"{chosen} is not a deployment's folder: it has no {COPY}")
     return chosen.absolute()
 
 
@@ -108,12 +109,12 @@ def _guard_clients(target: Local) -> None:
     if connected:
         raise Guarded(
             f"{connected} clients are connected to {target.region.metadata.name}; nothing was "
-            "done; --with-clients destroys it nevertheless"
+            "done; use --with-clients to destroy it anyway"
         )
     if silent:
         raise Guarded(
-            f"{', '.join(silent)} runs and does not say whether clients are connected; nothing "
-            "was done; --with-clients destroys it nevertheless"
+            f"{', '.join(silent)}: running, but does not report whether clients are connected; "
+            "nothing was done; use --with-clients to destroy it anyway"
         )
 
 

@@ -44,26 +44,45 @@ ABORT_S = 240.0
 
 drill = typer.Typer(
     cls=Commands,
-    help="Break things on purpose under load, and be judged: pass, deviated or inconclusive.",
+    help="Break things on purpose under load and judge the result.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME|FILE", help="As `drill list` shows, or a file.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A drill of `imctl drill list`, or a file.")
+]
 Var = Annotated[
     list[str] | None,
-    typer.Option("--var", metavar="NAME=VALUE", help="A variable of the drill, as victim=iad."),
+    typer.Option(
+        "--var",
+        metavar="NAME=VALUE",
+        help="Set a variable of the drill, such as victim=iad; repeatable.",
+    ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("-o", "--out", metavar="DIR", help="Where the reports go.", show_default=False),
+    typer.Option(
+        metavar="DIR",
+        help="Where to write the report [default: a new folder in the deployment's `drills`].",
+        show_default=False,
+    ),
+]
+CopyTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Copy the report's files here [default: print the report].",
+        show_default=False,
+    ),
 ]
 
 
 @drill.command("list")
 def list_(output: Output = Format.TABLE) -> None:
-    """The drills below regions/drills.
+    """List the drills in regions/drills.
 
     Example: imctl drill list
     """
@@ -79,21 +98,24 @@ def list_(output: Output = Format.TABLE) -> None:
     ]
 
     def table() -> Table:
-        view = Table("DRILL", "WHAT IT SHOWS", "VARIABLES", box=None, pad_edge=False)
+        view = Table("DRILL", "TITLE", "VARIABLES", box=None, pad_edge=False)
         for row in documents:
-            said = row["title"] if not row["problems"] else f"BROKEN: {row['problems'][0]}"
+            said = row["title"] if not row["problems"] else f"INVALID: {row['problems'][0]}"
             pairs = [f"{name}={value}" for name, value in row["variables"].items()]
             view.add_row(row["drill"], str(said), " ".join(pairs))
         return view
 
     if not documents:
-        raise Failed(f"there are no drills below {model.ready_made()}")
+        raise Failed(f"no drills in {model.ready_made()}")
     emit(documents, output, table)
 
 
 @drill.command()
 def validate(
-    files: Annotated[list[str], typer.Argument(metavar="NAME|FILE...", help="Drill files.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME|FILE...", help="Drills of `imctl drill list`, or files."),
+    ],
 ) -> None:
     """Check drill files.
 
@@ -105,7 +127,7 @@ def validate(
         _, problems = model.check(path)
         wrong += problems
         if not problems:
-            print(f"{path}: well-formed")
+            print(f"{path}: valid")
     if wrong:
         raise BadInput("\n".join(wrong))
 
@@ -113,22 +135,24 @@ def validate(
 @drill.command()
 def simulate(
     name: Name,
-    seeds: Annotated[int, typer.Option(min=1, help="How many worlds.")] = 20,
-    first: Annotated[int, typer.Option("--from", min=0, help="The first seed.")] = 1,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Number of simulated runs.")] = 20,
+    first: Annotated[int, typer.Option("--from", metavar="N", min=0, help="First seed.")] = 1,
     var: Var = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Side by side [default: one a core].", show_default=False),
+        typer.Option(
+            metavar="N", min=1, help="Runs in parallel [default: one per core].", show_default=False
+        ),
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Play a drill in simulated worlds, and show how RTO and RPO spread over them.
+    """Run a drill in simulation, once per seed, and show the distribution of RTO and RPO.
 
-    The roles, the SDK, the load and the judgement are the real ones; time, network and disks are
-    simulated (docs/simulation.md): no deployment is needed, and none is touched. The same seed has
-    the same result. What the simulation cannot do is refused before it begins.
+    The roles, the SDK, the load and the verdict are the real code; time, network and disks are
+    simulated (docs/simulation.md). No deployment is needed or touched. The same seed gives the same
+    result. A drill that cannot be simulated is refused at the start.
 
-    Exit status: 0 every seed passed, 5 one deviated, 4 one shows nothing, 1 it could not be done.
+    Exit status: 0 every seed passed, 5 one deviated, 4 one was inconclusive, 1 failed.
 
     Example: imctl drill simulate idc-loss --seeds 200
     """
@@ -174,9 +198,7 @@ def _simulated(wanted: Drill, values: dict[str, Any], seeds: range, jobs: int) -
                     screen.print(Text(f"seed {one.seed}: {one.outcome}: {one.reason}"))
                 bar.advance(task)
         except BrokenProcessPool as error:
-            raise Failed(
-                "a process of the simulation was killed; is there memory enough?"
-            ) from error
+            raise Failed("a simulation process was killed; is there enough memory?") from error
     return sorted(found, key=lambda one: one.seed)
 
 
@@ -186,16 +208,20 @@ def run(
     out: Out = None,
     var: Var = None,
     data: Data = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="The preflight only.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the clients and their messages.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only run the preflight checks; change nothing.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Random seed of the clients and their messages.")
+    ] = None,
 ) -> None:
-    """Run a drill on a deployment and judge it.
+    """Run a drill on a deployment and judge the result.
 
-    Exit status: 0 pass, 5 deviated, 4 inconclusive (nothing was shown), 3 the preflight refused,
-    6 ended by hand and everything undone.
+    Exit status: 0 pass, 5 deviated, 4 inconclusive, 3 refused by the preflight checks, 6 aborted
+    and everything undone.
 
-    Example: imctl drill run idc-loss -o report
+    Example: imctl drill run idc-loss --out report
     """
     wanted = model.load_drill(model.find(name))
     values = model.with_values(wanted, _pairs(var or []))
@@ -204,12 +230,12 @@ def run(
     print(f"{wanted.name}: {wanted.title}")
     for name_, value in values.items():
         print(f"  {name_} = {value}")
-    if check:
-        print("nothing stands against it")
+    if dry_run:
+        print("the preflight checks passed")
         return
     if not yes:
         typer.confirm(
-            f"Break {target.region.metadata.name} on purpose, under load of its own?", abort=True
+            f"Run {wanted.name} on {target.region.metadata.name}, under load?", abort=True
         )
     report, folder = _run(target, wanted, values, out, seed)
     screen = console()
@@ -250,7 +276,7 @@ def _preflight(target: Local, wanted: Drill, values: dict[str, Any]) -> None:
     found = preflight.blockers(target.region, wanted, values, seen, datetime.now(UTC))
     if found:
         lines = "\n".join(f"  {one.rule}: {one.sentence}" for one in found)
-        raise Guarded(f"the preflight of {wanted.name} refuses:\n{lines}")
+        raise Guarded(f"the preflight checks of {wanted.name} failed:\n{lines}")
 
 
 def _run(
@@ -265,7 +291,7 @@ def _run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
-            f"cannot write below {folder}: {error.strerror}; choose another -o"
+            f"cannot write in {folder}: {error.strerror}; choose another --out"
         ) from error
     screen = console()
     with make_view(screen, [idc.name for idc in target.region.spec.idcs]) as view:
@@ -309,7 +335,7 @@ def _ledger(report: DrillReport) -> Table:
 
 @drill.command()
 def abort(data: Data = None) -> None:
-    """End the drill that runs, and undo all faults that it or an earlier one has left.
+    """Abort the running drill and undo all faults of it and of earlier drills.
 
     Example: imctl drill abort
     """
@@ -321,32 +347,35 @@ def abort(data: Data = None) -> None:
     if lock.held():
         holder = lock.holder()
         if holder is None or not process.send(holder, signal.SIGTERM):
-            print("somebody is undoing what a drill has left; waiting for it")
+            print("another process is undoing the faults of a drill; waiting for it")
         deadline = time.monotonic() + ABORT_S
         while lock.held():
             if time.monotonic() > deadline:
-                raise Failed(f"the drill does not end within {ABORT_S:g} s; see `imctl status`")
+                raise Failed(f"the drill did not end within {ABORT_S:g} s; see `imctl status`")
             time.sleep(0.2)
     target.look_again()
     if problems := asyncio.run(running.leftovers(target)):
         raise Failed("; ".join(problems))
     for fault in faults:
         print(f"{fault.sentence}: {fault.undoing()}")
-    print("nothing of a drill is left" if not faults else f"undone: {len(faults)} faults")
+    print(f"undone: {len(faults)} faults" if faults else "there are no faults to undo")
 
 
 @drill.command()
 def report(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="As `drill history` shows; else the last.")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run of `imctl drill history` [default: the last]."),
     ] = None,
-    out: Out = None,
-    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of reports.")] = False,
+    out: CopyTo = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of reports.")
+    ] = False,
     data: Data = None,
 ) -> None:
-    """Show a run's report, or copy its files to DIR.
+    """Show the report of a run, or copy its files to a folder.
 
-    Example: imctl drill report -o /tmp/drill
+    Example: imctl drill report --out /tmp/drill
     """
     import json
 
@@ -363,7 +392,7 @@ def report(
             if (folder / name).exists():
                 shutil.copyfile(folder / name, out / name)
     except OSError as error:
-        raise BadInput(f"cannot write below {out}: {error.strerror}") from error
+        raise BadInput(f"cannot write in {out}: {error.strerror}") from error
     print(f"report: {out / 'report.html'}")
 
 
@@ -378,8 +407,8 @@ def _one_run(data: Path | None, run_id: str | None) -> dict[str, Any]:
     found = records.read(_runs(data))
     chosen = [row for row in found if run_id in (None, row["run"])]
     if not chosen:
-        which = f"no run {run_id}" if run_id else "no run of a drill"
-        raise Failed(f"there is {which} here; `imctl drill history` shows which there are")
+        which = f"no run {run_id}" if run_id else "no drill run yet"
+        raise Failed(f"{which}; see `imctl drill history`")
     return chosen[-1]
 
 
@@ -391,11 +420,13 @@ def _runs(data: Path | None) -> Path:
 
 @drill.command()
 def history(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of one drill.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only runs of this drill.")
+    ] = None,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """The runs on a deployment, oldest first.
+    """List the drill runs on a deployment, oldest first.
 
     Example: imctl drill history idc-loss -o json
     """
@@ -414,18 +445,20 @@ def history(
 
 @drill.command()
 def schedule(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Cron lines and blackouts.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Cron lines and blackout windows.")],
     run: Annotated[
-        bool, typer.Option("--run", help="Begin each at its time, until Ctrl-C.")
+        bool, typer.Option("--run", help="Run each drill when it is due, until Ctrl-C.")
     ] = False,
-    count: Annotated[int, typer.Option(min=1, help="So many of the next times.")] = 10,
+    count: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of due times to show.")
+    ] = 10,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Show when the drills of a schedule are due, or begin them then (--run).
+    """Show when the drills of a schedule are due, or run them then (--run).
 
-    A drill whose time lies in a blackout window is left out, and so is one that is refused by its
-    preflight or could not begin within five minutes; each has its line.
+    A drill is skipped, with a message, if it is due in a blackout window, if its preflight checks
+    fail, or if it could not start within five minutes.
 
     Example: imctl drill schedule regions/drills/schedules/weekly.yaml
     """
@@ -441,7 +474,7 @@ def schedule(
         view = Table("DUE (UTC)", "DRILL", "VARIABLES", "", box=None, pad_edge=False)
         for row in rows_:
             pairs = " ".join(f"{name}={value}" for name, value in row["var"].items())
-            left_out = f"left out: {row['left_out']}" if row["left_out"] else ""
+            left_out = f"skipped: {row['left_out']}" if row["left_out"] else ""
             view.add_row(row["due"][:16].replace("T", " "), row["drill"], pairs, left_out)
         return view
 

@@ -32,7 +32,7 @@ TIKV_VERSION = "v8.5.2"
 
 engines = typer.Typer(
     cls=Commands,
-    help="Build the engines' programs, check Kafka's topics, render objects for Kubernetes.",
+    help="Build engines, check Kafka's topics, render objects for Kubernetes.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -41,7 +41,7 @@ engines = typer.Typer(
 
 @engines.command()
 def doctor(output: Output = Format.TABLE) -> None:
-    """Show what each engine needs, what was found, and how to get what is missing.
+    """Show which engines are installed, and how to install the others.
 
     Exit status: 0 every engine can run here, 1 one cannot.
 
@@ -67,7 +67,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
 def _tool(tool: Tool) -> dict[str, Any]:
     runs = [engine.name for engine in ENGINES.values() if engine.runs_with == tool.name]
     builds = [engine.name for engine in ENGINES.values() if engine.builds_with == tool.name]
-    purpose = f"runs {', '.join(runs)}" if runs else f"gets {', '.join(builds)}"
+    purpose = f"runs {', '.join(runs)}" if runs else f"builds {', '.join(builds)}"
     # What only builds is a way to get there: whoever has the engines does not need it.
     needed = bool(runs) or any(binaries.installed(name) is None for name in builds)
     found = binaries.find_tool(tool.name)
@@ -90,10 +90,10 @@ def _row(
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("", "NEEDS", "FOUND", "TO GET IT"):
+    for column in ("", "NEEDED", "FOUND", "TO INSTALL"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        missing = "missing" if row["needed"] else "not here, not needed"
+        missing = "missing" if row["needed"] else "missing, not needed"
         found = f"{row['version']} at {row['path']}" if row["found"] else missing
         table.add_row(row["name"], row["needs"], found, row["install"] or "")
     return table
@@ -176,9 +176,10 @@ def install(
         list[str], typer.Argument(metavar="ENGINE...", help=f"{', '.join(ENGINES)}, or all.")
     ],
 ) -> None:
-    """Get engines as pinned into the cache folder: built by Go, or fetched by Maven (Kafka).
+    """Install engines at their pinned versions into the cache folder.
 
-    The folder is $IMCTL_ENGINES, else $XDG_CACHE_HOME/imctl/engines, else ~/.cache/imctl/engines.
+    They are built with Go, or fetched with Maven (Kafka). The folder is $IMCTL_ENGINES, else
+    $XDG_CACHE_HOME/imctl/engines, else ~/.cache/imctl/engines.
 
     Example: imctl engines install etcd kafka
     """
@@ -198,15 +199,15 @@ def _install(engine: Engine) -> None:
     builder = binaries.need_tool(engine.builds_with, engine)
     target = binaries.place(engine, builder)
     if target.exists():
-        print(f"{engine.name} {version} is here: {target}")
+        print(f"{engine.name} {version} is already installed: {target}")
         _record(engine, target)
         return
     started = time.monotonic()
     tool = TOOLS[engine.builds_with].words
-    with _progress(f"{engine.name} {version}", f"by {tool}, {engine.takes}") as progress:
+    with _progress(f"{engine.name} {version}", f"with {tool}, {engine.takes}") as progress:
         target = building.build(engine, builder, progress)
     seconds = time.monotonic() - started
-    print(f"{engine.name} {version} was built in {seconds:.0f} s: {target}", flush=True)
+    print(f"installed {engine.name} {version} in {seconds:.0f} s: {target}", flush=True)
     _record(engine, target)
 
 
@@ -226,7 +227,7 @@ def _progress(what: str, how: str) -> Iterator[building.Progress]:
     """A bar where it is known how much there is, else a running clock; one line off a terminal."""
     screen = console()
     if not screen.is_terminal:
-        print(f"getting {what} ({how}) ...", flush=True)
+        print(f"installing {what} ({how}) ...", flush=True)
         yield lambda doing, done, total: None
         return
     columns = (

@@ -17,9 +17,9 @@ from imctl.group import Commands
 from imctl.options import Data, IdcName
 from imctl.target.local import LINKPROXY, Local
 
-From = Annotated[str, typer.Argument(metavar="A", help="An IDC, or the witness.")]
-To = Annotated[str, typer.Argument(metavar="B", help="Another one.")]
-OneWay = Annotated[bool, typer.Option("--one-way", help="Only what A sends to B.")]
+From = Annotated[str, typer.Argument(metavar="A", help="An IDC or the witness.")]
+To = Annotated[str, typer.Argument(metavar="B", help="The other end.")]
+OneWay = Annotated[bool, typer.Option("--one-way", help="Only traffic from A to B.")]
 
 
 class Cut(StrEnum):
@@ -36,10 +36,14 @@ def partition(
     a: From,
     b: To,
     one_way: OneWay = False,
-    mode: Annotated[Cut, typer.Option(help="drop: silent; reject: reset connections.")] = Cut.DROP,
+    mode: Annotated[
+        Cut, typer.Option(help="drop: no answer; reject: reset connections.")
+    ] = Cut.DROP,
     data: Data = None,
 ) -> None:
-    """Cut the link between two IDCs, one way or both. Clients are not affected.
+    """Cut the link between two IDCs.
+
+    In both directions, or one way. Clients' own connections are not affected.
 
     Example: imctl partition fra iad --one-way
     """
@@ -50,14 +54,24 @@ def partition(
 def slow(
     a: From,
     b: To,
-    delay_ms: Annotated[int, typer.Option(min=0, max=60_000, help="One way.")] = 0,
-    jitter_ms: Annotated[int, typer.Option(min=0, max=60_000)] = 0,
-    loss: Annotated[float, typer.Option(min=0, max=0.49, help="Share of packets.")] = 0.0,
-    rate_kbit: Annotated[int, typer.Option(min=0, help="0: without a limit.")] = 0,
+    delay_ms: Annotated[
+        int, typer.Option(metavar="MS", min=0, max=60_000, help="Delay per direction.")
+    ] = 0,
+    jitter_ms: Annotated[
+        int, typer.Option(metavar="MS", min=0, max=60_000, help="Jitter of the delay.")
+    ] = 0,
+    loss: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=0.49, help="Share of packets to lose.")
+    ] = 0.0,
+    rate_kbit: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Bandwidth in kbit/s; 0: unlimited.")
+    ] = 0,
     one_way: OneWay = False,
     data: Data = None,
 ) -> None:
-    """Slow the link between two IDCs down: these figures replace the region file's.
+    """Slow down the link between two IDCs.
+
+    The given values replace those of the region file.
 
     Example: imctl slow fra iad --delay-ms 300
     """
@@ -77,16 +91,21 @@ def slow(
 
 
 def heal(
-    a: Annotated[str | None, typer.Argument(metavar="[A]", help="An IDC; else all links.")] = None,
-    b: Annotated[str | None, typer.Argument(metavar="[B]", help="Another one.")] = None,
+    a: Annotated[
+        str | None,
+        typer.Argument(metavar="[A]", help="An IDC or the witness [default: all links]."),
+    ] = None,
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="The other end.")] = None,
     data: Data = None,
 ) -> None:
-    """Undo partition and slow, of one link or of all.
+    """Restore one link or all links.
+
+    Undoes `imctl partition` and `imctl slow`.
 
     Example: imctl heal fra iad
     """
     if (a is None) != (b is None):
-        raise BadInput("expected both ends of a link, or none for all links")
+        raise BadInput("expected both ends of a link, or neither for all links")
     target = deployment.find(data)
     ends = [name for name in target.names() if name != LINKPROXY]
     pairs = [(a, b)] if a and b else list(combinations(ends, 2))
@@ -107,7 +126,7 @@ def _apply(target: Local, links: list[pb.LinkFault]) -> None:
 
 fault = typer.Typer(
     cls=Commands,
-    help="Shift an IDC's clock, fill its disk.",
+    help="Shift an IDC's clock; fill or slow its disk.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -117,10 +136,12 @@ fault = typer.Typer(
 @fault.command(context_settings={"ignore_unknown_options": True})
 def clock(
     idc: IdcName,
-    offset_ms: Annotated[int, typer.Argument(metavar="MS", help="0: as it was.")],
+    offset_ms: Annotated[
+        int, typer.Argument(metavar="MS", help="Offset; negative: back; 0: restore.")
+    ],
     data: Data = None,
 ) -> None:
-    """Shift an IDC's wall clock by so many milliseconds (negative: back).
+    """Shift an IDC's wall clock by a number of milliseconds.
 
     Example: imctl fault clock fra -2000
     """
@@ -131,13 +152,13 @@ def clock(
 @fault.command()
 def disk(
     idc: IdcName,
-    state: Annotated[Disk, typer.Argument(help="full: writes fail; ok: as it was.")],
+    state: Annotated[Disk, typer.Argument(help="full: writes fail; ok: restore.")],
     fsync_delay_ms: Annotated[
-        int, typer.Option(min=0, max=60_000, help="Each fsync takes this much longer.")
+        int, typer.Option(metavar="MS", min=0, max=60_000, help="Extra time for each fsync.")
     ] = 0,
     data: Data = None,
 ) -> None:
-    """Fill an IDC's disk, or make it slow.
+    """Fill an IDC's disk or slow it down.
 
     Example: imctl fault disk fra full
     """

@@ -18,7 +18,9 @@ from imctl.output import emit
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Region files.")],
 ) -> None:
-    """Check region files: types, fields and the rules between them, each error with its line.
+    """Check region files.
+
+    Checks types, fields and the rules between fields; each error names its line.
 
     Example: imctl validate regions/*.yaml
     """
@@ -39,12 +41,14 @@ def validate(
 
 
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A history, as JSON lines.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A history (JSON lines).")],
     output: Output = Format.TABLE,
 ) -> None:
-    """Judge a recorded history: nothing missing, nothing twice, one order (docs/history.md).
+    """Judge a recorded history of what clients saw.
 
-    Exit status: 0 every promise held, 1 violations, 2 no history, or one that ends too early.
+    Looks for messages that are missing, duplicated or out of order, and more (docs/history.md).
+
+    Exit status: 0 every promise held, 1 violations, 2 not a complete history.
 
     Example: imctl check build/demo/history.jsonl
     """
@@ -67,11 +71,22 @@ def _verdict(report: Any) -> Table:
 
 pki = typer.Typer(
     cls=Commands,
-    help="Make and show the region's certificates.",
+    help="Create, show and rotate certificates and region keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
+
+
+PkiDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--pki",
+        metavar="DIR",
+        help="The pki folder [default: the deployment's].",
+        show_default=False,
+    ),
+]
 
 
 @pki.command("init")
@@ -79,10 +94,12 @@ def pki_init(
     file: RegionFile,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder [default: var/REGION/pki].", show_default=False),
+        typer.Option(
+            metavar="DIR", help="Where to write [default: var/REGION/pki].", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Make what is missing: a CA, a certificate for each IDC, the region keys.
+    """Create the missing parts: a CA, a certificate for each IDC and role, the region keys.
 
     Nothing that exists is overwritten.
 
@@ -96,7 +113,7 @@ def pki_init(
     region = load_region(file)
     folder = out or default_data(region) / "pki"
     made = core.init(folder, pki_names(region), core.utc_now(SystemClock().wall_ms()))
-    print(f"{folder}: made {', '.join(made)}" if made else f"{folder}: nothing was missing")
+    print(f"{folder}: created {', '.join(made)}" if made else f"{folder}: nothing was missing")
 
 
 @pki.command("show")
@@ -104,14 +121,14 @@ def pki_show(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR]", help="The folder [default: the deployment's].", show_default=False
+            metavar="[DIR]", help="The pki folder [default: the deployment's].", show_default=False
         ),
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the certificates of a folder: names, expiry, fingerprint. Never a key.
+    """Show certificates: name, expiry, fingerprint and hosts. Private keys are never shown.
 
-    A ! stands behind the days of what expires within 30.
+    A ! marks a certificate that expires within 30 days.
 
     Example: imctl pki show var/three-idc/pki
     """
@@ -152,17 +169,15 @@ def pki_show(
 @pki.command("rotate")
 def pki_rotate(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="As `imctl pki show` lists them.")
+        list[str],
+        typer.Argument(metavar="NAME...", help="Names of certificates (see `imctl pki show`)."),
     ],
-    folder: Annotated[
-        Path | None,
-        typer.Option("--dir", help="The folder [default: the deployment's].", show_default=False),
-    ] = None,
+    folder: PkiDir = None,
 ) -> None:
-    """Make a new key and certificate for each name, for the same hosts.
+    """Create a new key and certificate for each name, for the same hosts.
 
-    Gateways, ipconf and gRPC servers take it with their next connection, without a restart; what
-    is connected stays so. Towards others a process shows it with its next call.
+    Running gateways, ipconf and gRPC servers use it from their next connection on, without a
+    restart; open connections stay open. As a client, a process uses it from its next call on.
 
     Example: imctl pki rotate fra
     """
@@ -172,7 +187,7 @@ def pki_rotate(
 
     chosen = folder or deployment.find(None).pki
     for info in core.rotate(chosen, names, core.utc_now(SystemClock().wall_ms())):
-        print(f"{info.name}: a new certificate until {info.expires:%Y-%m-%d}")
+        print(f"{info.name}: new certificate, valid until {info.expires:%Y-%m-%d}")
 
 
 keys = typer.Typer(
@@ -184,11 +199,7 @@ keys = typer.Typer(
 )
 pki.add_typer(keys, name="keys")
 
-KeysDir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The pki folder [default: the deployment's].", show_default=False),
-]
-KeyId = Annotated[int, typer.Argument(metavar="ID", help="As `imctl pki keys show` lists it.")]
+KeyId = Annotated[int, typer.Argument(metavar="ID", help="A key id (see `imctl pki keys show`).")]
 
 
 def _keys_folder(folder: Path | None) -> Path:
@@ -198,8 +209,8 @@ def _keys_folder(folder: Path | None) -> Path:
 
 
 @keys.command("show")
-def keys_show(folder: KeysDir = None, output: Output = Format.TABLE) -> None:
-    """Which region keys there are, and which one signs. Never a key.
+def keys_show(folder: PkiDir = None, output: Output = Format.TABLE) -> None:
+    """Show the ids of the region keys, and which key signs. The keys are never shown.
 
     Example: imctl pki keys show
     """
@@ -221,10 +232,10 @@ def keys_show(folder: KeysDir = None, output: Output = Format.TABLE) -> None:
 
 
 @keys.command("add")
-def keys_add(folder: KeysDir = None) -> None:
-    """Step 1 of 3: a new key that verifies and does not sign yet.
+def keys_add(folder: PkiDir = None) -> None:
+    """Step 1 of 3: add a key that verifies, but does not sign yet.
 
-    Running IDCs take it within seconds; `status -o json` shows under region_keys who has it.
+    Running IDCs load it within seconds; region_keys in `imctl status -o json` shows which have it.
 
     Example: imctl pki keys add
     """
@@ -235,27 +246,27 @@ def keys_add(folder: KeysDir = None) -> None:
 
 
 @keys.command("use")
-def keys_use(number: KeyId, folder: KeysDir = None) -> None:
-    """Step 2 of 3: sign with this key. What others signed stays good.
+def keys_use(number: KeyId, folder: PkiDir = None) -> None:
+    """Step 2 of 3: sign with this key. Signatures of the other keys remain valid.
 
     Example: imctl pki keys use 2
     """
     from imcore import pki as core
 
     core.use_key(_keys_folder(folder), number)
-    print(f"key {number} signs; retire the others when what they signed has expired")
+    print(f"key {number} signs; retire the other keys once everything they signed has expired")
 
 
 @keys.command("retire")
-def keys_retire(number: KeyId, folder: KeysDir = None) -> None:
-    """Step 3 of 3: what this key signed is good no more. Connected clients stay connected.
+def keys_retire(number: KeyId, folder: PkiDir = None) -> None:
+    """Step 3 of 3: reject what this key signed. Connected clients stay connected.
 
-    Wait until its tokens have expired and outboxes are empty: a client with such a token is turned
-    away, and a message whose place it signed takes a new place.
+    Wait until its tokens have expired and outboxes are empty: a client with such a token is
+    rejected, and a message whose place the key signed gets a new place.
 
     Example: imctl pki keys retire 1
     """
     from imcore import pki as core
 
     core.retire_key(_keys_folder(folder), number)
-    print(f"key {number} verifies no more")
+    print(f"key {number} no longer verifies")

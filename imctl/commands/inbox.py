@@ -25,7 +25,9 @@ T = TypeVar("T")
 def conversations(
     uid: Uid, source: From = None, output: Output = Format.TABLE, data: Data = None
 ) -> None:
-    """The user's conversations: what is pinned first, then the newest.
+    """List a user's conversations.
+
+    Pinned ones come first, then the most recent.
 
     Example: imctl conversations bob
     """
@@ -36,16 +38,21 @@ def conversations(
 
 def search(
     uid: Uid,
-    words: Annotated[str, typer.Argument(metavar="WORDS", help="All of them must be said.")],
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="Words that must all appear.")],
     conversation: Annotated[
-        str, typer.Option("--in", metavar="CONVERSATION", help="Only in this one, by its id.")
+        str,
+        typer.Option("--in", metavar="CONVERSATION", help="Id of the only conversation to search."),
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 20,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Maximum number of messages.")
+    ] = 20,
     source: From = None,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Find messages in the user's conversations, the newest first.
+    """Search a user's conversations.
+
+    Shows the matching messages, newest first.
 
     Example: imctl search bob "lunch noon"
     """

@@ -23,7 +23,7 @@ from imctl.target.local import Local
 
 ipconf = typer.Typer(
     cls=Commands,
-    help="Ask where a client would be sent.",
+    help="Show which IDCs and gateways a client would be given.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -32,19 +32,25 @@ ipconf = typer.Typer(
 
 @ipconf.callback()
 def group() -> None:
-    """Ask where a client would be sent."""
+    """Show which IDCs and gateways a client would be given."""
 
 
 @ipconf.command()
 def lookup(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A client's IP address.")],
-    uid: Annotated[str, typer.Option(help="Weights are by uid.")] = "lookup",
-    network: Annotated[str, typer.Option(help="wifi, cellular, wired.")] = "unknown",
-    idc: Annotated[str | None, typer.Option(help="Ask this IDC's ipconf [default: any].")] = None,
+    uid: Annotated[
+        str, typer.Option(metavar="UID", help="The user; weights are applied by uid.")
+    ] = "lookup",
+    network: Annotated[
+        str, typer.Option(metavar="NETWORK", help="wifi, cellular, wired or unknown.")
+    ] = "unknown",
+    idc: Annotated[
+        str | None, typer.Option(metavar="IDC", help="The IDC whose ipconf to ask [default: any].")
+    ] = None,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Show the shard, the IDCs and the gateways that a client at this address would get.
+    """Show the shard, IDCs and gateways that a client at this address would be given.
 
     Example: imctl ipconf lookup 203.0.113.9
     """
@@ -52,10 +58,10 @@ def lookup(
     try:
         ip_address(address)
     except ValueError:
-        raise BadInput(f"expected an IP address, got {address!r}") from None
+        raise BadInput(f"ADDRESS: expected an IP address, got {address!r}") from None
     known = [each.name for each in target.region.spec.idcs]
     if idc is not None and idc not in known:
-        raise BadInput(f"expected one of {', '.join(known)}, got {idc!r}")
+        raise BadInput(f"--idc: expected one of {', '.join(known)}, got {idc!r}")
     document = asyncio.run(_ask_any(target, [idc] if idc else known, address, uid, network))
     emit(document, output, lambda: _view(document, address))
 
@@ -88,7 +94,7 @@ async def _ask_any(
                 message = document.get("error", {}).get("message", response.reason)
                 raise Refused(Code.BAD_REQUEST, f"{name}: {message}")
             reasons.append(f"{name}: {document.get('error', {}).get('message', response.status)}")
-    raise Unavailable(f"no ipconf answers ({'; '.join(reasons)})")
+    raise Unavailable(f"no ipconf answered ({'; '.join(reasons)})")
 
 
 def _view(document: dict[str, Any], address: str) -> RenderableType:

@@ -17,33 +17,36 @@ from imcore.runtime import SystemClock
 from imctl import audit, deployment, hotrestart, startup
 from imctl.errors import Failed, Guarded
 from imctl.logview import Shown
-from imctl.options import Data, Engines, Format, IdcName, Output, RegionFile
+from imctl.options import Data, Engines, FileData, Format, IdcName, Output, RegionFile
 from imctl.output import notes
 from imctl.planning import folder_of
 from imctl.rollout import store
 from imctl.target.engines import chosen
 from imctl.target.local import Local
 
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return once all of it serves.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
 
 
 def up(
     file: RegionFile,
-    data: Data = None,
+    data: FileData = None,
     faults: Annotated[
-        bool, typer.Option("--faults", help="Allow faults (partition, slow, clock, disk, pause).")
+        bool,
+        typer.Option(
+            "--faults", help="Allow fault injection (partition, slow, clock, disk, pause)."
+        ),
     ] = False,
     wait: Wait = True,
     engines: Engines = "",
     split: Annotated[
         bool,
-        typer.Option("--split", help="Each gateway (with its state) a process beside its IDC's."),
+        typer.Option("--split", help="Run each gateway, with its sessions, in its own process."),
     ] = False,
 ) -> None:
-    """Start the deployment of a region file on this machine.
+    """Start a region file's deployment on this machine.
 
-    Makes the certificates when there are none, starts the link proxy, the witness and the IDCs as
-    processes of their own and waits until they serve. Ctrl-C while starting leaves nothing.
+    Creates missing certificates, starts the link proxy, the witness and each IDC as a separate
+    process, and waits until they serve. Ctrl-C during the start stops everything again.
 
     Example: imctl up regions/three-idc.yaml --faults
     """
@@ -58,12 +61,12 @@ def up(
         tell_interrupted()
         raise
     names = ", ".join(idc.name for idc in target.region.spec.idcs)
-    done = "serve" if wait else "are starting"
+    done = "serving" if wait else "starting"
     print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")
 
 
 def tell_interrupted() -> None:
-    typer.echo("interrupted: nothing of it runs", err=True)
+    typer.echo("interrupted: everything was stopped", err=True)
 
 
 @contextmanager
@@ -84,20 +87,21 @@ def progress(target: Local) -> Iterator[startup.Progress]:
         yield show
 
 
-def attach(file: RegionFile, data: Data = None) -> None:
-    """Take up a deployment whose processes somebody else runs, such as the Kubernetes operator.
+def attach(file: RegionFile, data: FileData = None) -> None:
+    """Register a deployment that something else runs.
 
-    `status`, moves of traffic, `op`, `audit`, `ipconf`, `token`, `send` and `tail` work as on one
-    of this machine, by its endpoints. The folder has its pki (`imctl pki init FILE`) already.
+    For example, one run by the Kubernetes operator. `status`, traffic moves, `op`, `audit`,
+    `ipconf`, `token`, `send` and `tail` then work through its endpoints. Its pki (`imctl pki init
+    FILE`) must already be in the deployment's folder.
 
     Example: imctl attach regions/two-idc.yaml --data var/two-idc
     """
     target = Local.attach(file, folder_of(load_region(file), data))
-    print(f"attached {target.region.metadata.name}; it is known in {target.data}")
+    print(f"attached {target.region.metadata.name}; registered in {target.data}")
 
 
 def down(data: Data = None) -> None:
-    """Stop the deployment; its data stay.
+    """Stop a deployment; its data is kept.
 
     Example: imctl down --data var/three-idc
     """
@@ -113,10 +117,14 @@ def kill(
     data: Data = None,
     role: Annotated[
         str,
-        typer.Option(metavar="ROLE", help="Only what runs this role (of `up --split`)."),
+        typer.Option(
+            metavar="ROLE", help="Kill only the processes that run this role (after `up --split`)."
+        ),
     ] = "",
 ) -> None:
-    """Kill -9 every process of an IDC, as a power cut would.
+    """Kill the processes of an IDC (SIGKILL).
+
+    Or those of one unit alone: the witness, the link proxy or an engine.
 
     Example: imctl kill fra
     """
@@ -131,7 +139,7 @@ def kill(
 
 
 def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
-    """Start an IDC (or the witness, or the link proxy) that was killed.
+    """Start a killed IDC or unit.
 
     Example: imctl start fra
     """
@@ -139,31 +147,33 @@ def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
     _audited(target, idc, "started", lambda name: target.start([name]))
     if wait:
         asyncio.run(startup.wait_serving(target, [idc], lambda name, serving: None))
-    print(f"{idc} {'serves' if wait else 'is starting'}")
+    print(f"{idc} {'is serving' if wait else 'is starting'}")
 
 
 def restart(
     idc: IdcName,
     data: Data = None,
     gateway: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Only this one, from 1 [default: all].")
-    ] = 0,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Restart only gateway N, counted from 1."),
+    ] = None,
 ) -> None:
-    """Restart an IDC's gateways, one after the other, on what is installed now.
+    """Restart an IDC's gateways, one at a time.
 
-    Needs `up --split`. Each process becomes its successor: its listener and connections without TLS
-    stand; clients over TLS are moved to the IDC's other gateways first, or told to come again when
-    there are none. One that could not start on what is installed goes on as it is.
+    Use it to load newly installed code. Needs `up --split`. The process is replaced in place: its
+    listener and its connections without TLS stay open. Clients over TLS are first moved to the
+    IDC's other gateways, or told to reconnect if there are none. A gateway that could not start on
+    the installed code keeps running as it is.
 
     Example: imctl restart fra
     """
     target = deployment.find(data)
     count = len(target.fronts_of(idc))
-    if gateway > count > 0:
-        raise typer.BadParameter(f"--gateway {gateway}: {idc} has {count}")
+    if gateway is not None and gateway > count > 0:
+        raise typer.BadParameter(f"--gateway {gateway}: {idc} has {count} gateways")
 
     def done(number: int, row: dict[str, Any]) -> None:
-        print(f"gateway {number} of {idc} restarted, {row['connections']} connections stand")
+        print(f"gateway {number} of {idc} restarted, {row['connections']} connections kept")
 
     numbers = [gateway] if gateway else list(range(1, count + 1)) or [1]
     _audited(
@@ -175,11 +185,12 @@ def restart(
 def wipe(
     idc: IdcName,
     data: Data = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete the data of an IDC that is down (log, KV, registry), or of one of its engines alone.
+    """Delete the data of a stopped IDC.
 
-    PD and its store go together: neither knows what to do without the other's data.
+    That is its log, KV and registry. Given an engine's name, only that engine's data. PD and TiKV
+    are always wiped together, because neither works without the other's data.
 
     Example: imctl wipe fra
     """
@@ -188,22 +199,24 @@ def wipe(
         where = target.engine(idc).data if idc in target.engine_names() else target.data / idc
         typer.confirm(f"Delete all data of {idc} below {where}?", abort=True)
     _audited(target, idc, "wiped", target.wipe)
-    as_what = "a blank one" if idc in target.engine_names() else "a new incarnation"
+    as_what = "an empty one" if idc in target.engine_names() else "a new incarnation"
     print(f"wiped {idc}; it comes back as {as_what}")
 
 
 def pause(idc: IdcName, data: Data = None) -> None:
-    """Freeze an IDC's processes (SIGSTOP): connections stay open and nothing answers.
+    """Freeze the processes of an IDC (SIGSTOP).
+
+    Connections stay open, but nothing answers.
 
     Example: imctl pause fra
     """
     target = deployment.find(data)
     _audited(target, idc, "paused (SIGSTOP)", target.pause)
-    print(f"paused {idc}; `imctl resume {idc}` lets it go on")
+    print(f"paused {idc}; `imctl resume {idc}` resumes it")
 
 
 def resume(idc: IdcName, data: Data = None) -> None:
-    """Let a paused IDC go on (SIGCONT).
+    """Resume a paused IDC (SIGCONT).
 
     Example: imctl resume fra
     """
@@ -228,19 +241,24 @@ def _audited(target: Local, idc: str, done: str, work: Callable[[str], object]) 
 
 def logs(
     idc: Annotated[
-        str | None, typer.Argument(metavar="[IDC]", help="One of them; else all.")
+        str | None, typer.Argument(metavar="[UNIT]", help="An IDC or another unit [default: all].")
     ] = None,
     data: Data = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the end.")] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=0, help="Number of trailing lines.")
+    ] = 50,
     trace: Annotated[
-        str, typer.Option(metavar="ID", help="Only of this trace (`imctl send --trace` names one).")
+        str, typer.Option(metavar="ID", help="Only lines of this trace (see `imctl send --trace`).")
     ] = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the logs of an IDC (or the witness, the link proxy), or of all.
+    """Show the logs of one unit or of all units.
 
-    With --trace the lines of all are put in the order of their time.
+    Units are the IDCs, their engines, the witness and the link proxy. With --trace, lines are
+    sorted by time.
 
     Example: imctl logs fra --follow
     """

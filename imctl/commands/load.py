@@ -35,28 +35,39 @@ SETTLE_S = 15.0
 
 
 def load(
-    users: Annotated[int, typer.Option(min=2, help="Users; a third have two devices.")] = 60,
-    rate: Annotated[float, typer.Option(min=0.1, help="Messages a second.")] = 100.0,
-    group_rate: Annotated[float, typer.Option(min=0, help="Of these, to groups.")] = 5.0,
-    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 20.0,
-    seed: Annotated[int | None, typer.Option(help="Who sends what when.")] = None,
+    users: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Number of users; a third have two devices.")
+    ] = 60,
+    rate: Annotated[float, typer.Option(metavar="N", min=0.1, help="Messages per second.")] = 100.0,
+    group_rate: Annotated[
+        float, typer.Option(metavar="N", min=0, help="Messages per second to groups, of these.")
+    ] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="Duration of the load.")
+    ] = 20.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed of the load.")] = None,
     history: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write it [default: in the deployment's folder].", show_default=False
+            metavar="FILE",
+            help="Where to write the history [default: in the deployment's folder].",
+            show_default=False,
         ),
     ] = None,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Put load on a deployment and judge its history: nothing missing, nothing twice, one order.
+    """Generate chat load and judge the result.
+
+    Sends at a fixed rate, records what every client saw, and looks for messages that are missing,
+    duplicated or out of order.
 
     Exit status: 0 every promise held, 1 not.
 
     Example: imctl load --rate 100 --seconds 30
     """
     if group_rate > rate:
-        raise BadInput(f"expected a --group-rate of at most {rate:g}, got {group_rate:g}")
+        raise BadInput(f"--group-rate: expected at most --rate ({rate:g}), got {group_rate:g}")
     target = deployment.find(data)
     run_id = f"load-{int(time.time())}"
     path = history or target.data / "histories" / f"{run_id}.jsonl"

@@ -25,7 +25,7 @@ from imctl.target.local import Local
 
 migrate = typer.Typer(
     cls=Commands,
-    help="Move from one engine to another while the deployment serves.",
+    help="Move the KV to another engine while it serves.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -48,35 +48,36 @@ def _group() -> None:  # so that `kv` is a command of its own, though it is the 
 
 @migrate.command()
 def kv(
-    to: Annotated[Engine, typer.Option("--to", help="The engine that the KV moves to.")],
+    to: Annotated[Engine, typer.Option("--to", help="The engine to move to.")],
     idcs: Annotated[
-        list[str] | None, typer.Argument(metavar="[IDC]...", help="Of these IDCs; else of all.")
+        list[str] | None, typer.Argument(metavar="[IDC]...", help="IDCs [default: all].")
     ] = None,
     from_: Annotated[
-        Engine | None, typer.Option("--from", help="Refuse where the KV is on another one.")
+        Engine | None,
+        typer.Option("--from", help="Refuse if the KV is on another engine than this."),
     ] = None,
     pd: Annotated[
         list[str] | None,
         typer.Option(
             metavar="IDC=HOST:PORT[,...]",
-            help="Where that IDC's TiKV runs already; else one is started beside each IDC.",
+            help="Addresses of an IDC's existing PD [default: start TiKV for each IDC].",
         ),
     ] = None,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Stop moves that are under way; nothing changes.")
+        bool, typer.Option("--cancel", help="Cancel moves in progress; nothing changes.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move the KV to another engine: copy, catch up, switch, one IDC after the other.
+    """Move the KV to another engine, one IDC at a time: copy, catch up, switch.
 
-    Clients notice nothing. Until its switch an IDC's old store is whole and in charge, so whatever
-    fails costs the move only; run again, it goes on where it stopped. Ctrl-C leaves the IDC under
-    way at it (--cancel stops it). The deployment's own copy of the region file is changed with it;
-    change yours too.
+    Clients notice nothing. Until the switch the old store stays complete and in use, so a failure
+    costs only the move; run the command again to continue. Ctrl-C does not stop the IDC's move in
+    progress; --cancel does. The deployment's copy of the region file is changed; change your own
+    file too.
 
-    Exit status: 0 all are there, 1 one is not.
+    Exit status: 0 all IDCs were moved, 1 one was not.
 
     Example: imctl migrate kv fra --to tikv
     """
@@ -99,9 +100,9 @@ def kv(
             typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
         given = _addresses(target, pd or [])
         if given and to is not Engine.TIKV:
-            raise BadInput("--pd: expected --to tikv beside it")
+            raise BadInput("--pd: expected it together with --to tikv")
         for name in given.keys() - set(names):
-            raise BadInput(f"--pd: {name} is not among the IDCs to be moved")
+            raise BadInput(f"--pd: {name} is not one of the IDCs to move")
         settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
         try:
             with _progress(names, output) as show:
@@ -199,7 +200,7 @@ def _row(name: str, last: pb.MoveKvProgress) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("IDC", "KV IS ON", "MOVE", "PROBLEM", box=None, pad_edge=False)
+    table = Table("IDC", "KV ENGINE", "MOVE", "PROBLEM", box=None, pad_edge=False)
     for row in rows:
         table.add_row(row["idc"], row["engine"], row["phase"], row["problem"])
     return table
@@ -212,7 +213,7 @@ def _progress(names: list[str], output: Format) -> Iterator[Show]:
     screen = console()
     quiet = output is not Format.TABLE
     with Progress(*columns, console=screen, transient=True, disable=quiet) as bars:
-        tasks = {name: bars.add_task(f"{name} waits", total=None, start=False) for name in names}
+        tasks = {name: bars.add_task(f"{name} waiting", total=None, start=False) for name in names}
 
         def show(name: str, progress: pb.MoveKvProgress) -> None:
             bars.start_task(tasks[name])

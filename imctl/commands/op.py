@@ -23,18 +23,18 @@ from services.control.operations import Operation
 from services.control.rules import Change, Kind
 from services.control.slow import Slow
 
-Name = Annotated[str, typer.Argument(metavar="ID", help="As `imctl op list` shows it.")]
+Name = Annotated[str, typer.Argument(metavar="ID", help="Operation id (see `imctl op list`).")]
 UnderWay = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="As `imctl op list` shows it [default: the one under way].",
+        metavar="ID", help="Operation id (see `imctl op list`) [default: the one in progress].",
         show_default=False,
     ),
 ]  # fmt: skip
 
 op = typer.Typer(
     cls=Commands,
-    help="Look at operations, pause, resume and abort them, whoever began them.",
+    help="Show, pause, resume, abort or approve operations.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -43,12 +43,12 @@ op = typer.Typer(
 
 @op.command("list")
 def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
-    """The last operations, oldest first.
+    """List the last operations, oldest first.
 
     States: running, paused by operator, paused by failed step, waiting for approval, done, done
     with exceptions (clients had to be disconnected), failed (a failover or an override ended it),
-    aborted, unknown. A step is slow that takes more than twice as long as three in four of the
-    same name before it (at least 5 s; 60 s while there are fewer than three).
+    aborted, unknown. A step counts as slow when it takes more than twice the 75th percentile of
+    earlier steps of that name (at least 5 s; 60 s with fewer than three earlier steps).
 
     Example: imctl op list -o json
     """
@@ -68,7 +68,7 @@ def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
 
 @op.command("show")
 def op_show(name: Name, output: Output = Format.TABLE, data: Data = None) -> None:
-    """One operation: its steps, each with the evidence it rested on.
+    """Show one operation: its steps, and the evidence behind each.
 
     Example: imctl op show drain-fra-7
     """
@@ -84,13 +84,15 @@ def op_show(name: Name, output: Output = Format.TABLE, data: Data = None) -> Non
 @op.command("watch")
 def op_watch(
     name: UnderWay = "",
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to watch at most.")] = 3600.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="Maximum time to watch.")
+    ] = 3600.0,
     data: Data = None,
 ) -> None:
-    """Follow an operation to its end: a line for each step, with the time it took.
+    """Follow an operation until it ends.
 
-    Between them it says how many sessions are left, how many of those that were told to go are
-    stuck at which gateway, and which step takes longer than usual.
+    Prints each step with its duration. Between steps it shows how many sessions remain, how many
+    sessions that were asked to move are stuck at which gateway, and which step is slow.
 
     Exit status: 0 done, 1 done with exceptions or failed, 4 not ended or unknown, 6 aborted.
 
@@ -111,7 +113,7 @@ def op_pause(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Stop an operation where it is: nobody more is handed over, no next step is taken.
+    """Pause an operation: no more sessions are moved and no further step is taken.
 
     Example: imctl op pause drain-fra-7
     """
@@ -127,7 +129,7 @@ def op_resume(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Go on with a paused operation, if the rules would let it begin now.
+    """Resume a paused operation, if the safety rules would allow it to start now.
 
     Example: imctl op resume drain-fra-7
     """
@@ -143,7 +145,9 @@ def op_abort(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Take a drain or a switchover back; stop a failback where it is (`imctl failback` goes on).
+    """Abort an operation: undo a drain or switchover, or stop a failback where it is.
+
+    `imctl failback` continues an aborted failback.
 
     Example: imctl op abort switchover-fra-7
     """
@@ -159,8 +163,9 @@ def op_approve(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Let a move begin that waits for approval (`safety.approval` of the region file), if its
-    rules still allow it.
+    """Approve a move that waits for approval (`safety.approval` of the region file).
+
+    The move starts if the safety rules still allow it.
 
     Example: imctl op approve switchover-fra-7
     """
@@ -184,14 +189,14 @@ async def _named(control: Control, name: str) -> str:
         return (await _found(control, name)).id
     running = (await control.policy()).operation
     if running is None:
-        raise Failed("no operation is under way; `imctl op list` shows the last ones")
+        raise Failed("no operation is under way; see `imctl op list`")
     return running.id
 
 
 async def _found(control: Control, name: str) -> Operation:
     found = await control.operation(name)
     if found is None:
-        raise Failed(f"there is no operation {name}; `imctl op list` shows which there are")
+        raise Failed(f"there is no operation {name}; see `imctl op list`")
     return found
 
 
@@ -244,7 +249,7 @@ def _view(operation: Operation, slow: Iterable[Slow]) -> RenderableType:
                 "",
                 "",
                 f"  {name}: {facts['sessions']} sessions{closed}{hang}, lag {lag} ms, seen "
-                f"{facts['age_ms']} ms before{'' if facts['serving'] else ', not serving'}",
+                f"{facts['age_ms']} ms earlier{'' if facts['serving'] else ', not serving'}",
             )
         if "divergence" in step.evidence:
             for line in divergence_lines(step.evidence["divergence"]):

@@ -23,7 +23,7 @@ from imctl.group import Commands
 
 operator = typer.Typer(
     cls=Commands,
-    help="Run the Kubernetes operator; print the kinds that it knows.",
+    help="Run the Kubernetes operator, or print its CRDs.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -34,29 +34,34 @@ operator = typer.Typer(
 def run(
     namespace: Annotated[
         list[str] | None,
-        typer.Option(help="Work in this namespace; may be given again [default: all]."),
+        typer.Option(metavar="NAME", help="Namespace to watch; repeatable [default: all]."),
     ] = None,
     lease_namespace: Annotated[
         str,
         typer.Option(
-            help="Where the Lease is, by which one operator of all is active "
-            "[default: $POD_NAMESPACE, or default].",
+            metavar="NAME",
+            help="Namespace of the Lease that elects the active operator [default: "
+            "$POD_NAMESPACE, else `default`].",
             show_default=False,
         ),
     ] = "",
     context: Annotated[
-        str, typer.Option(help="Of the kubeconfig, outside a pod [default: the current one].")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Context of the kubeconfig, outside a pod [default: the current one].",
+            show_default=False,
+        ),
     ] = "",
     audit: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="For the audit logs of the traffic that it moves."),
+        typer.Option(metavar="DIR", help="Where to keep audit logs of traffic moves."),
     ] = Path("var/operator"),
     drills: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER",
-            help="Run DrillRuns, with this folder for what is known of them while they run "
-            "[default: none are run].",
+            metavar="DIR",
+            help="Run DrillRuns, and keep their state in this folder [default: do not run them].",
             show_default=False,
         ),
     ] = None,
@@ -64,21 +69,21 @@ def run(
         str,
         typer.Option(
             metavar="HOST:PORT",
-            help="Answer the API server there, by HTTPS at /validate, whether a Region is right "
-            "[default: not at all].",
+            help="Serve an admission webhook for Regions at this address, over HTTPS at /validate "
+            "[default: none].",
             show_default=False,
         ),
     ] = "",
     webhook_certificate: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="With tls.crt and tls.key, for --webhook.")
+        Path, typer.Option(metavar="DIR", help="Folder with tls.crt and tls.key, for --webhook.")
     ] = Path("/etc/imctl/webhook"),
 ) -> None:
-    """Bring IDC and Witness objects to this cluster and keep them so, until SIGTERM.
+    """Run the operator until SIGTERM.
 
-    Moves of traffic are asked for as TrafficOperation objects say, drills are run as DrillRun
-    objects say.
-
-    Of several, one is active: it holds a Lease. The others wait for it.
+    It runs the pods of IDC, GatewayCluster and Witness objects, moves traffic for TrafficOperation
+    objects, runs drills for Drill and DrillRun objects (see --drills), and reports the status of
+    Region, Replication and GeoPolicy objects. Of several operators only the one that holds the
+    Lease is active.
 
     Exit status: 0 stopped, 1 the lease was lost or there is no cluster.
 

@@ -13,7 +13,7 @@ from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl.errors import OK, USAGE, Failed
-from imctl.options import Data, Format, Output, RegionFile, SitesFile
+from imctl.options import FileData, Format, Output, RegionFile, SitesFile
 from imctl.output import emit
 from imctl.plan.document import Plan, as_json, changes_as_json
 from imctl.planning import fields_of, folder_of, new_plan, plan_of, running
@@ -25,7 +25,7 @@ Canary = Annotated[
     str,
     typer.Option(
         metavar="IDC",
-        help="Which IDC goes first [default: the one with the fewest sessions].",
+        help="The IDC to change first [default: the one with the fewest sessions].",
         show_default=False,
     ),
 ]
@@ -36,13 +36,15 @@ def plan(
     canary: Canary = "",
     sites: SitesFile = None,
     output: Output = Format.TABLE,
-    data: Data = None,
+    data: FileData = None,
 ) -> None:
-    """Show what a region file would change: by field what it takes, who moves, who carries it.
+    """Show what a region file would change, and how.
 
-    On Kubernetes also what differs from the sites file, by a dry run of the API servers.
+    For each changed field: whether it needs a restart. For each restart: which sessions move, and
+    whether the other IDCs can carry them. On Kubernetes it also shows differences from the sites
+    file, by a dry run on the API servers. Nothing is changed.
 
-    Nothing is changed. Exit status: 0 no difference, 2 a difference (or a wrong file).
+    Exit status: 0 no difference, 2 a difference (or a wrong file).
 
     Example: imctl plan regions/three-idc.yaml -o json
     """
@@ -57,9 +59,11 @@ def plan(
 
 
 def diff(
-    file: RegionFile, sites: SitesFile = None, output: Output = Format.TABLE, data: Data = None
+    file: RegionFile, sites: SitesFile = None, output: Output = Format.TABLE, data: FileData = None
 ) -> None:
-    """Show only the fields in which a region file differs from what runs.
+    """Show how a region file differs from the running deployment.
+
+    Only the fields are shown; `imctl plan` also shows what the change needs.
 
     Exit status: 0 no difference, 2 a difference (or a wrong file).
 

@@ -17,7 +17,7 @@ from imctl.output import emit, emit_objects
 
 replication = typer.Typer(
     cls=Commands,
-    help="Make and check MirrorMaker 2's settings.",
+    help="Generate and check MirrorMaker 2 settings.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -34,27 +34,27 @@ class Target(StrEnum):
 def render(
     file: RegionFile,
     idc: IdcName,
-    target: Annotated[
-        Target, typer.Option(help="A settings file, or objects for Kubernetes.")
-    ] = Target.PROPERTIES,
+    target: Annotated[Target, typer.Option(help="Kind of settings to print.")] = Target.PROPERTIES,
     secret: MirrorSecret = MIRROR_SECRET,
-    folder: Annotated[
+    out: Annotated[
         Path | None,
         typer.Option(
-            help="Settings file: write it, and what belongs to it, here; only its owner can read.",
+            metavar="DIR",
+            help="With --target properties: write the settings and the files they need here, "
+            "readable only by their owner.",
             file_okay=False,
             show_default=False,
         ),
     ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Print what the MirrorMaker of an IDC needs to bring in the other IDCs' logs.
+    """Print the settings with which MirrorMaker 2 copies the other IDCs' logs into an IDC.
 
-    properties: settings of a MirrorMaker in dedicated mode (started with --clusters IDC).
-    strimzi: a KafkaMirrorMaker2 of Strimzi's v1 API. deployment: a ConfigMap and a Deployment,
-    for a cluster without Strimzi. No secret is ever printed.
+    properties: settings for dedicated mode (started with --clusters IDC). strimzi: a
+    KafkaMirrorMaker2 of Strimzi's v1 API. deployment: a ConfigMap and a Deployment, for clusters
+    without Strimzi. Secrets are never printed.
 
-    Exit status: 0 done, 2 the region file has no such flows.
+    Exit status: 0 done, 2 the region file has no flows into this IDC.
 
     Example: imctl replication render r.yaml fra --target strimzi
     """
@@ -63,12 +63,12 @@ def render(
 
     region = load_region(file)
     flows = mm2_config.flows_into(region, idc)
-    if folder is not None and target is not Target.PROPERTIES:
-        raise BadInput("--folder: expected --target properties with it; redirect what is printed")
-    place = (folder or mm2.FOLDER).absolute()
+    if out is not None and target is not Target.PROPERTIES:
+        raise BadInput("--out: expected it only with --target properties; redirect the output")
+    place = (out or mm2.FOLDER).absolute()
     credentials = mm2_config.credentials_of(region, idc, mm2.secrets_file(place))
     if target is Target.PROPERTIES:
-        if folder is not None:
+        if out is not None:
             mirror = mm2.MirrorMaker(
                 place, flows, credentials, mm2_config.password_file(region, idc)
             )
@@ -96,9 +96,9 @@ def check(
     settings: Annotated[Path, typer.Argument(metavar="SETTINGS", help="A properties file.")],
     output: Output = Format.TABLE,
 ) -> None:
-    """Check settings that were edited or written by hand: would the promises hold?
+    """Check whether edited MirrorMaker 2 settings still keep the promises.
 
-    Exit status: 0 they would, 2 they would not, each reason with the name of its setting.
+    Exit status: 0 they do, 2 they do not; each problem names its setting.
 
     Example: imctl replication check r.yaml fra mm2.properties
     """

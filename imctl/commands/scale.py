@@ -37,7 +37,8 @@ from imctl.target.local import Local
 def scale(
     idc: IdcName,
     count: Annotated[
-        list[str], typer.Argument(metavar="ROLE=COUNT", help="What to run how many of: gateway=3.")
+        list[str],
+        typer.Argument(metavar="ROLE=COUNT", help="A role and its number of instances: gateway=3."),
     ],
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
@@ -49,14 +50,15 @@ def scale(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Change how many gateways an IDC runs, as `imctl deploy` would: it is emptied, restarted,
-    given back and watched. That one field of the deployment's region file changes.
+    """Change the number of gateways of an IDC.
 
-    Other roles have one instance in the one process of their IDC here, and gateways share it: more
-    of them are more ports, not more cores (but of `up --split`, where each is a process). Your own
-    region file stays as it is.
+    Works as `imctl deploy` does: the IDC is drained, restarted, given its clients back and watched.
+    Only this field of the deployment's copy of the region file changes; your own file does not.
 
-    Exit status: 0 done or no difference, 1 an error, 2 wrong usage (--dry-run: a difference),
+    Gateways share the IDC's one process, so more of them add ports, not cores, unless the
+    deployment was started with `up --split`. Other roles always have one instance.
+
+    Exit status: 0 done or no difference, 1 failed, 2 wrong usage (--dry-run: a difference),
     3 refused or paused by a gate, 6 undone.
 
     Example: imctl scale fra gateway=3 --dry-run
@@ -89,5 +91,5 @@ def _check_rollout(target: Local, wanted: str) -> None:
     last = store.read(target.data)
     if last is not None and not last.ended and last.wanted != wanted:
         raise Guarded(
-            f"{last.id} is not finished: `imctl rollout resume` or `imctl rollout undo`, then scale"
+            f"{last.id} is not finished: run `imctl rollout resume` or `imctl rollout undo` first"
         )

@@ -17,13 +17,22 @@ from imctl.options import Data
 
 
 def service_token(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the server.")],
-    uid: Annotated[str, typer.Argument(metavar="UID", help="As which user it speaks.")],
-    scope: Annotated[list[Scope], typer.Option(help="What it may do; may be repeated.")],
-    ttl: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = 30 * DAY_S,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the server.")],
+    uid: Annotated[str, typer.Argument(metavar="UID", help="The user that the server acts as.")],
+    scope: Annotated[
+        list[Scope],
+        typer.Option(
+            metavar="SCOPE",
+            help=f"What the server may do: {', '.join(Scope)}; repeatable.",
+        ),
+    ],
+    ttl: Annotated[int, typer.Option(metavar="SECONDS", min=1, help="Lifetime of the token.")] = 30
+    * DAY_S,
     data: Data = None,
 ) -> None:
-    """Mint a token for the admin API, signed with the region key.
+    """Create an admin API token for a server.
+
+    It is signed with the region key.
 
     Example: imctl service-token billing notices --scope messages --scope groups
     """

@@ -47,7 +47,7 @@ def _plain(value: float) -> str:
 def size(
     file: Annotated[
         Path | None,
-        typer.Option(help="YAML with inputs, and `figures:`; flags go before it.", metavar="FILE"),
+        typer.Option(help="YAML file of inputs and `figures:`; flags override it.", metavar="FILE"),
     ] = None,
     daily_users: Annotated[str | None, _input("daily_users")] = None,
     online_share: Annotated[str | None, _input("online_share")] = None,
@@ -59,8 +59,8 @@ def size(
         list[str] | None,
         typer.Option(
             metavar="MEMBERS=SHARE",
-            help="So large a share of the messages goes to conversations of so many; again for "
-            "each size [default: 2=0.75 10=0.18 100=0.06 500=0.01].",
+            help="Share of messages sent to conversations of this size; repeatable "
+            "[default: 2=0.75 10=0.18 100=0.06 500=0.01].",
             show_default=False,
         ),
     ] = None,
@@ -77,18 +77,24 @@ def size(
     rto_s: Annotated[str | None, _input("rto_s")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Another value for a figure."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a figure (see --figures)."),
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="The formula of each line.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the formula behind each line.")
+    ] = False,
     figures: Annotated[
-        bool, typer.Option("--figures", help="The figures behind it and their sources.")
+        bool,
+        typer.Option(
+            "--figures", help="Show the measured and assumed figures, with their sources."
+        ),
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Work out what a workload needs: processes, engines, links, disks, an error budget.
+    """Estimate the resources that a workload needs.
 
-    Numbers may be written as 18M, 1B or 1e9. `~` marks what rests on a figure that was assumed
-    and not measured. docs/capacity.md has a worked example.
+    Shows processes, engines, links, disks and the error budget. Numbers may be written as 18M, 1B
+    or 1e9. `~` marks values that depend on an assumed figure instead of a measured one.
+    docs/capacity.md has a worked example.
 
     Example: imctl size --daily-users 10M --messages-per-user 60 --idcs 3
     """

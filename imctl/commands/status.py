@@ -21,15 +21,18 @@ from imctl.statusview import render
 def status(
     data: Data = None,
     output: Output = Format.TABLE,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Refresh interval, with --watch.")
+    ] = 1.0,
 ) -> None:
-    """Show topology, states, sessions, replication lag, headroom and alarms.
+    """Show IDC states, sessions, replication lag and alarms.
 
-    WEIGHT: share of its clients that the policy gives an IDC. KV LAG: how late it has folded the
-    others' messages; LOG LAG: records of theirs that it does not hold yet; the worst of either.
-    HEADROOM: free capacity. AGE: of what the row shows. Exit status: 0 every IDC answers, 1 one
-    does not.
+    WEIGHT: share of its own clients that the policy sends to the IDC. KV LAG: delay in applying
+    the other IDCs' messages. LOG LAG: records of the other IDCs that it has not stored yet. Both
+    show the worst value. HEADROOM: free capacity. AGE: age of the row's data.
+
+    Exit status: 0 every IDC answered, 1 one did not.
 
     Example: imctl status --watch
     """

@@ -14,29 +14,37 @@ import typer
 from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change
 from imctl.options import Data, Format, IdcName, Output
 from services.control.rules import Change, Kind
+from services.policy.document import MOVES_PER_S
 
 Epoch = Annotated[
-    int, typer.Option("--expect-epoch", min=0, help="Refuse unless the policy is at it; 0: any.")
+    int | None,
+    typer.Option(
+        "--expect-epoch", metavar="N", min=1, help="Refuse unless the policy is at this epoch."
+    ),
 ]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until the operation has ended.")]
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for its end.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the operation to finish.")]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", min=1, help="Maximum time to wait, with --wait.")
+]
 
 MaxLag = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--max-lag",
         metavar="MS",
-        min=0,
-        help="Go on only while replication lags less; at most what the region file says; 0: that.",
+        min=1,
+        help="Proceed only while replication lag is below this; cannot exceed the region file's "
+        "limit [default: that limit].",
     ),
 ]
 Rate = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--rate",
         metavar="N",
-        min=0,
-        help="Sessions a second to hand over; never more than takers admit; 0: the policy's 50.",
+        min=1,
+        help="Sessions to hand over per second, capped by what the receiving IDCs admit "
+        f"[default: {MOVES_PER_S}].",
     ),
 ]
 
@@ -44,7 +52,8 @@ Hashes = Annotated[
     bool,
     typer.Option(
         "--hashes",
-        help="Compare the replicated state as well, by partition: each IDC reads its whole KV.",
+        help="Also compare the replicated state, partition by partition; each IDC reads its whole "
+        "KV for this.",
     ),
 ]
 
@@ -54,14 +63,16 @@ FOLLOWED_S = 15.0  # a commit is known in the IDCs within half a second
 
 def cordon(
     idc: IdcName,
-    expect_epoch: Epoch = 0,
+    expect_epoch: Epoch = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Send no new clients to an IDC; those who are there stay.
+    """Stop sending new clients to an IDC.
+
+    Connected clients stay.
 
     Example: imctl cordon fra
     """
@@ -71,8 +82,8 @@ def cordon(
 
 def uncordon(
     idc: IdcName,
-    expect_epoch: Epoch = 0,
-    max_lag: MaxLag = 0,
+    expect_epoch: Epoch = None,
+    max_lag: MaxLag = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -89,9 +100,9 @@ def uncordon(
 
 def drain(
     idc: IdcName,
-    expect_epoch: Epoch = 0,
-    max_lag: MaxLag = 0,
-    rate: Rate = 0,
+    expect_epoch: Epoch = None,
+    max_lag: MaxLag = None,
+    rate: Rate = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -100,7 +111,9 @@ def drain(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move every client away from an IDC, to where each would go next; nothing is lost.
+    """Move all clients away from an IDC.
+
+    Each client goes to the next IDC that the policy gives it. No message is lost.
 
     Example: imctl drain fra --rate 20
     """
@@ -110,15 +123,17 @@ def drain(
 
 def undrain(
     idc: IdcName,
-    expect_epoch: Epoch = 0,
-    max_lag: MaxLag = 0,
+    expect_epoch: Epoch = None,
+    max_lag: MaxLag = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Stop a drain that is under way; the IDC serves again. A drained IDC: `imctl failback`.
+    """Cancel a drain that is in progress.
+
+    The IDC takes clients again. For an IDC that is already drained, use `imctl failback`.
 
     Example: imctl undrain fra
     """
@@ -128,10 +143,10 @@ def undrain(
 
 def switchover(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The IDC to empty.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="The IDC that takes its clients.")],
-    expect_epoch: Epoch = 0,
-    max_lag: MaxLag = 0,
-    rate: Rate = 0,
+    target: Annotated[str, typer.Argument(metavar="DST", help="The IDC to move its clients to.")],
+    expect_epoch: Epoch = None,
+    max_lag: MaxLag = None,
+    rate: Rate = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -140,7 +155,9 @@ def switchover(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Move an IDC's clients to another one; nothing is lost and no send fails.
+    """Move all clients of one IDC to another.
+
+    No message is lost and no send fails.
 
     Example: imctl switchover fra iad --max-lag 500
     """
@@ -149,31 +166,36 @@ def switchover(
 
 
 def failover(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The IDC that is lost.")],
-    expect_epoch: Epoch = 0,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The IDC to declare failed.")],
+    expect_epoch: Epoch = None,
     max_lag: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--max-lag",
             metavar="MS",
-            min=0,
-            help="Refuse while the survivors lag more behind each other; 0: however much.",
+            min=1,
+            help="Refuse while the surviving IDCs lag more than this behind each other "
+            "[default: no limit].",
         ),
-    ] = 0,
+    ] = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Until all who answer serve by it.")
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait until every IDC that answers follows the new policy."
+        ),
     ] = True,
     timeout: Timeout = FOLLOWED_S,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Declare an IDC failed: its clients go elsewhere at once. An IDC that works: drain it.
+    """Declare an IDC failed and send its clients elsewhere.
 
-    What only the lost IDC holds is estimated and printed first. It ends by its commit, and has no
-    --rate: clients of a lost IDC come by themselves, at the rate that takers admit.
+    For an IDC that still works, use `imctl drain`. First prints an estimate of the records that
+    only the lost IDC has. There is no --rate: the clients reconnect on their own, as fast as the
+    receiving IDCs admit them.
 
     Example: imctl failover fra --dry-run
     """
@@ -183,9 +205,9 @@ def failover(
 
 def failback(
     idc: IdcName,
-    expect_epoch: Epoch = 0,
-    max_lag: MaxLag = 0,
-    rate: Rate = 0,
+    expect_epoch: Epoch = None,
+    max_lag: MaxLag = None,
+    rate: Rate = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -195,10 +217,10 @@ def failback(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Return traffic to an IDC that was failed or drained, in steps, once it has caught up.
+    """Return clients to a failed or drained IDC, in steps.
 
-    First it says, for each origin, what the IDC holds and the others do not, and the other way
-    round, and what of sealed logs it has still to publish again.
+    Starts once the IDC has caught up. First prints, for each origin, which records only this IDC
+    or only the other IDCs have, and how many records of sealed logs it still has to republish.
 
     Example: imctl failback fra --dry-run --hashes
     """
@@ -208,16 +230,17 @@ def failback(
 
 def retire(
     idc: IdcName,
-    expect_epoch: Epoch = 0,
+    expect_epoch: Epoch = None,
     override: Override = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Give up an IDC that is failed or drained: nobody keeps logs for it any longer.
+    """Stop keeping logs for a lost IDC.
 
-    When it returns, it starts from another IDC's snapshot, and `failback` gives it clients.
+    The IDC must be failed or drained. If it returns, it starts from another IDC's snapshot, and
+    `imctl failback` gives it its clients back.
 
     Example: imctl retire fra
     """
@@ -232,10 +255,10 @@ def _change(
     kind: str,
     idc: str,
     target: str,
-    epoch: int,
+    epoch: int | None,
     override: str | None,
-    max_lag_ms: int = 0,
-    rate: int = 0,
+    max_lag_ms: int | None = None,
+    rate: int | None = None,
 ) -> Change:
     return Change(
         kind=kind,
@@ -243,8 +266,8 @@ def _change(
         request_id=secrets.token_hex(8),
         by="operator",
         target=target,
-        expect_epoch=epoch,
+        expect_epoch=epoch or 0,
         overrides=(override,) if override else (),
-        max_lag_ms=max_lag_ms,
-        rate=rate,
+        max_lag_ms=max_lag_ms or 0,
+        rate=rate or 0,
     )

@@ -14,20 +14,21 @@ from imctl.target.base import Target
 
 
 def kick(
-    uid: Annotated[str, typer.Argument(metavar="UID", help="Whose session.")],
+    uid: Annotated[str, typer.Argument(metavar="UID", help="The user.")],
     device: Annotated[
-        str, typer.Argument(metavar="[DEVICE]", help="Which one's; none: all of this user.")
+        str, typer.Argument(metavar="[DEVICE]", help="One device [default: all of the user's].")
     ] = "",
     data: Data = None,
 ) -> None:
-    """End sessions of a user's devices, in every IDC, once another IDC holds that.
+    """Disconnect a user's devices in every IDC.
 
-    Their clients stop, with the reason `kicked`. Tokens stay good: a new client may connect.
+    Returns once a second IDC has stored the request. The clients stop with the reason `kicked`.
+    Their tokens remain valid: a new client may connect.
 
     Example: imctl kick ann phone
     """
     asyncio.run(_kick(deployment.find(data), uid, device))
-    print(f"{uid}: {device or 'every device'} is kicked")
+    print(f"{uid}: {device or 'every device'} is disconnected")
 
 
 async def _kick(target: Target, uid: str, device: str) -> None:

@@ -18,20 +18,21 @@ from imctl.web.serve import Pages
 
 
 def web(
-    uid: Annotated[str, typer.Argument(metavar="UID", help="Whom it speaks for.")],
-    device: Annotated[str, typer.Option(help="Which of the user's devices it is.")] = "web",
+    uid: Annotated[str, typer.Argument(metavar="UID", help="The user to act as.")],
+    device: Annotated[str, typer.Option(metavar="NAME", help="Device name to use.")] = "web",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0: any that is free.")
+        int,
+        typer.Option(metavar="PORT", min=0, max=65535, help="Port on 127.0.0.1; 0: any free port."),
     ] = 0,
     browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open it in the usual browser.")
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the default browser.")
     ] = True,
     data: Data = None,
 ) -> None:
-    """Chat as a user in a browser, until Ctrl-C.
+    """Chat as a user in a browser.
 
-    The page speaks the client protocol to the gateways inside WebSocket messages. Its address is a
-    secret: whoever opens it is this user.
+    Serves a page on this machine until Ctrl-C. The page speaks the client protocol to the gateways
+    over WebSocket. Keep its address secret: anyone who opens it acts as this user.
 
     Example: imctl web ann --no-browser
     """
@@ -55,7 +56,7 @@ async def _serve(pages: Pages, port: int, browser: bool) -> None:
     except OSError as error:
         raise Failed(f"--port {port}: cannot listen on it: {error.strerror}") from error
     try:
-        print(f"{pages.url} (Ctrl-C ends it)", flush=True)
+        print(f"{pages.url} (Ctrl-C to stop)", flush=True)
         if browser:
             await asyncio.to_thread(webbrowser.open, pages.url)
         await stop.wait()

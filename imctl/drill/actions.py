@@ -76,7 +76,7 @@ async def kill_idc(scene: Scene, idc: str) -> str:
 @breaks
 async def pause_idc(scene: Scene, idc: str) -> str:
     """Every process of an IDC stands still (SIGSTOP); its sockets stay open."""
-    return await _lose(scene, idc, f"{idc} stands still", lambda b: b.pause(idc))
+    return await _lose(scene, idc, f"{idc} is frozen", lambda b: b.pause(idc))
 
 
 @breaks
@@ -90,7 +90,7 @@ async def kill_unit(scene: Scene, unit: str) -> str:
 async def pause_unit(scene: Scene, unit: str) -> str:
     """Freeze one unit beside the IDCs, such as an IDC's MirrorMaker."""
     await scene.breakage.pause(unit)
-    return _mark(scene, unit, f"{unit} stands still")
+    return _mark(scene, unit, f"{unit} is frozen")
 
 
 async def _lose(scene: Scene, idc: str, said: str, work: Breaking) -> str:
@@ -102,14 +102,14 @@ async def _lose(scene: Scene, idc: str, said: str, work: Breaking) -> str:
     affected = session.lose(idc)
     await work(scene.breakage)
     session.lost(idc, affected)
-    return _mark(scene, idc, f"{said} ({len(affected)} devices there)")
+    return _mark(scene, idc, f"{said} ({len(affected)} devices connected)")
 
 
 @breaks
 async def start_idc(scene: Scene, idc: str) -> str:
     """Start what `kill_idc` killed, and wait until it serves."""
-    _phase(scene, "return", f"{idc} is started again and recovers")
-    _mark(scene, idc, f"{idc} is started again")
+    _phase(scene, "return", f"restarting {idc}; waiting for its recovery")
+    _mark(scene, idc, f"restarted {idc}")
     await scene.breakage.undo_kind(Kind.KILL, idc)
     return _mark(scene, idc, f"{idc} serves")
 
@@ -117,9 +117,9 @@ async def start_idc(scene: Scene, idc: str) -> str:
 @breaks
 async def resume_idc(scene: Scene, idc: str) -> str:
     """Let what `pause_idc` froze go on."""
-    _phase(scene, "return", f"{idc} goes on")
+    _phase(scene, "return", f"{idc} is resumed")
     await scene.breakage.undo_kind(Kind.PAUSE, idc)
-    return _mark(scene, idc, f"{idc} goes on")
+    return _mark(scene, idc, f"{idc} is resumed")
 
 
 @breaks
@@ -131,14 +131,14 @@ async def start_unit(scene: Scene, unit: str) -> str:
 @breaks
 async def resume_unit(scene: Scene, unit: str) -> str:
     await scene.breakage.undo_kind(Kind.PAUSE, unit)
-    return _mark(scene, unit, f"{unit} goes on")
+    return _mark(scene, unit, f"{unit} is resumed")
 
 
 @breaks
 async def wipe_idc(scene: Scene, idc: str) -> str:
     """Delete the data of an IDC that `kill_idc` killed: it is lost for good."""
     await scene.breakage.wipe(idc)
-    return _mark(scene, idc, f"all data of {idc} are deleted")
+    return _mark(scene, idc, f"all data of {idc} is deleted")
 
 
 @breaks
@@ -213,11 +213,11 @@ async def _link(scene: Scene, idc: str, said: str, faults: list[pb.LinkFault]) -
 @breaks
 async def heal(scene: Scene) -> str:
     """Undo every fault of links that a drill made."""
-    _phase(scene, "return", "links are healed")
+    _phase(scene, "return", "links are restored")
     for fault in scene.breakage.book.read().faults:
         if fault.kind is Kind.LINK:
             await scene.breakage.undo(fault)
-    return _mark(scene, "", "links are healed")
+    return _mark(scene, "", "links are restored")
 
 
 @breaks
@@ -256,9 +256,9 @@ async def crash(scene: Scene, idcs: list[str]) -> str:
 @breaks
 async def undo_faults(scene: Scene) -> str:
     """For `rollbacks`: undo every fault that is left, and give every IDC its clients back."""
-    _phase(scene, "rollback", "what is left of the faults is undone")
+    _phase(scene, "rollback", "undoing the remaining faults")
     if scene.session is None and RunLock(find().data).held():
-        raise Guarded("a drill runs on this deployment; `imctl drill abort` ends it")
+        raise Guarded("a drill is running on this deployment; `imctl drill abort` ends it")
     problems = await scene.breakage.undo_all()
     if problems:
         raise ImError("; ".join(problems))
@@ -302,7 +302,7 @@ async def failback(scene: Scene, idc: str, within_s: float = 90.0) -> str:
             breakage.book.strike(fault.id)
     if scene.session is not None:
         scene.session.recorder.fault(idc, "done")
-    return _mark(scene, idc, f"{idc} is active with its clients again")
+    return _mark(scene, idc, f"{idc} is active and has its clients back")
 
 
 async def _within(breakage: Breakage, work: Awaitable[None], seconds: float, what: str) -> None:
@@ -314,7 +314,7 @@ async def _within(breakage: Breakage, work: Awaitable[None], seconds: float, wha
         raise ImError(
             f"the {what} was refused for {seconds:g} s: {why}"
             if why
-            else f"the {what} did not end within {seconds:g} s"
+            else f"the {what} did not finish within {seconds:g} s"
         ) from None
 
 
@@ -325,7 +325,7 @@ async def _within(breakage: Breakage, work: Awaitable[None], seconds: float, wha
 async def wait_state(scene: Scene, idc: str, state: str, within_s: float = FAILOVER_S) -> str:
     """Until the policy calls an IDC so (failed, drained, active, ...)."""
     session = scene.need()
-    said = f"the policy does not call {idc} {state}"
+    said = f"{idc} was not declared {state}"
     await session.until(lambda: session.state(idc) == state, float(within_s), said)
     return _mark(scene, idc, f"{idc} is {state}")
 
@@ -347,9 +347,9 @@ async def wait_moved(scene: Scene, idc: str, within_s: float = FAILOVER_S) -> st
 async def wait_answered(scene: Scene, within_s: float = FAILOVER_S) -> str:
     """Until each device that the loss of an IDC hit has had a message acked again."""
     session = scene.need()
-    said = "not every affected device had a message acked again"
+    said = "not every affected device got a message acked again"
     await session.until(session.all_answered, float(within_s), said)
-    return _mark(scene, "", "every affected device has had a message acked again")
+    return _mark(scene, "", "every affected device got a message acked again")
 
 
 @waits
@@ -375,7 +375,7 @@ async def wait_canaries(scene: Scene, within_s: float = 20.0) -> str:
 async def look_at_survivors(scene: Scene, lost: str) -> str:
     """RPO: fresh logins look at what the survivors can serve right now."""
     await scene.need().look_at_survivors(lost)
-    return "survivors looked at"
+    return "surviving IDCs checked"
 
 
 @waits
@@ -391,10 +391,10 @@ async def wait_steady(scene: Scene, within_s: float = 60.0) -> str:
 async def expect_stale(scene: Scene, idc: str, within_s: float = 10.0) -> str:
     """Until an IDC's ipconf says itself that its policy is stale: it reaches no majority."""
     session = scene.need()
-    said = f"the ipconf of {idc} does not say that it is stale"
+    said = f"the ipconf of {idc} does not report a stale policy"
     behind_s = session.observer.stale.behind_s
     await session.until(lambda: idc not in behind_s, float(within_s), said)
-    return _mark(scene, idc, f"the ipconf of {idc} says that its policy is stale")
+    return _mark(scene, idc, f"the ipconf of {idc} reports a stale policy")
 
 
 # ------------------------------------------------------------------------------------- shared

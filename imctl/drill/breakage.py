@@ -63,7 +63,7 @@ class Breakage:
         await self._means.kill(unit)
 
     async def pause(self, unit: str) -> None:
-        self.note(Kind.PAUSE, unit, f"{unit} stands still")
+        self.note(Kind.PAUSE, unit, f"{unit} is frozen")
         await self._means.pause(unit)
 
     async def wipe(self, idc: str) -> None:

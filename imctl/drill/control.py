@@ -48,7 +48,7 @@ def before_experiment_control(
 def before_hypothesis_control(context: dict[str, Any], **kwargs: Any) -> None:
     session = stage.need()
     if session.spans[-1].name == "warm-up":
-        session.phase("before", "is it steady?")
+        session.phase("before", "checking the steady state")
 
 
 def before_activity_control(context: dict[str, Any], **kwargs: Any) -> None:
@@ -116,7 +116,7 @@ def _restored(
     """Steady again after the rollbacks, by the drill's own hypothesis too."""
     session = stage.need()
     if session.steady_at is None or session.unsteady():
-        session.phase("settle", "waiting until it is steady again")
+        session.phase("settle", "waiting for the steady state")
         try:
             stage.unhurried(session.steady(STEADY_S))
             session.steady_at = session.t()

@@ -48,14 +48,14 @@ class Fault:
 
     def undoing(self) -> str:
         """What undoes it, in a sentence."""
-        link = f"the link between {self.unit} and {self.other} is healed"
+        link = f"the link between {self.unit} and {self.other} is restored"
         return {
-            Kind.KILL: f"{self.unit} is started again",
-            Kind.PAUSE: f"{self.unit} goes on",
+            Kind.KILL: f"{self.unit} is restarted",
+            Kind.PAUSE: f"{self.unit} is resumed",
             Kind.LINK: link,
-            Kind.CLOCK: f"the clock of {self.unit} is set right",
-            Kind.DISK: f"the disk of {self.unit} is as it was",
-            Kind.MOVE: f"{self.unit} is given its clients back",
+            Kind.CLOCK: f"the clock of {self.unit} is restored",
+            Kind.DISK: f"the disk of {self.unit} is restored",
+            Kind.MOVE: f"{self.unit} gets its clients back",
         }[self.kind]
 
 
@@ -108,7 +108,7 @@ class FaultBook:
         """Raises Failed when faults of an earlier drill still stand in it."""
         with self._changing() as book:
             if book.faults:
-                raise Failed("faults of an earlier drill are left; `imctl drill abort` undoes them")
+                raise Failed("an earlier drill left faults; undo them with `imctl drill abort`")
             book.drill, book.run, book.active = drill, run, active
 
     def add(self, fault: Fault) -> None:

@@ -144,8 +144,10 @@ def promised(limits: Promised, run: RunReport, recoveries: Sequence[Recovery]) -
         if not recoveries:
             found.append(_absent("RTO", f"<= {rto_s:g} s", "no IDC was lost", run))
     if (rpo := run.availability.rpo()) is not None:
-        measured = f"{rpo.lost} ({rpo.delayed} delayed, of {rpo.looked_at} looked at)"
-        found.append(Promise("RPO lost", "0", measured, rpo.lost == 0 and rpo.looked_at > 0))
+        measured = f"{rpo.lost} ({rpo.delayed} delayed, of {rpo.looked_at} checked)"
+        found.append(
+            Promise("RPO: messages lost", "0", measured, rpo.lost == 0 and rpo.looked_at > 0)
+        )
     moves = [move for move in run.availability.moves if move.what == "switchover"]
     if limits.gap_s is not None or limits.moved_s is not None:
         bounds = promises.Limits(

@@ -32,10 +32,10 @@ def keep(
             wait(min(left, WAIT_S))
         what = f"{due.at:%Y-%m-%d %H:%M} UTC {due.entry.drill}"
         if due.blackout is not None:
-            say(f"{what}: left out: {due.blackout.reason}, until {due.blackout.end.isoformat()}")
+            say(f"{what}: skipped: {due.blackout.reason}, until {due.blackout.end.isoformat()}")
         elif (now() - due.at).total_seconds() > LATE_S:
-            say(f"{what}: left out: too late, another drill ran or this process did not")
+            say(f"{what}: skipped: too late (another drill ran, or this process did not)")
         else:
-            say(f"{what}: begins")
+            say(f"{what}: started")
             status = run(due)
             say(f"{what}: {OUTCOMES.get(status, f'exit status {status}')}")

@@ -79,7 +79,7 @@ def _blockers(
         why = said(seen.role, f"The drill {drill.name}", f"needs the role {needed}")
         yield Blocker("role", why)
     if seen.drill_runs:
-        yield Blocker("one-drill", "another drill runs on it; `imctl drill abort` ends it")
+        yield Blocker("one-drill", "another drill is running on it; `imctl drill abort` ends it")
     for sentence in seen.left:
         yield Blocker("faults-left", sentence)
     if len(idcs) < 2:
@@ -113,14 +113,14 @@ def _of_idc(name: str, document: Mapping[str, Any]) -> Iterator[Blocker]:
     for alarm in document.get("alarms") or []:
         yield Blocker("no-alarms", f"{name}: {alarm}")
     for link in document.get("links_cut") or []:
-        yield Blocker("links-whole", f"{name} holds the link {link} cut")
+        yield Blocker("links-whole", f"{name} has cut the link {link}")
     for link in document.get("links_slow") or []:
-        yield Blocker("links-whole", f"{name} makes the link {link} slow")
+        yield Blocker("links-whole", f"{name} has slowed down the link {link}")
     for origin, lag in (document.get("lag") or {}).items():
         if float(lag.get("ms") or 0) > LAG_MS_MAX:
             yield Blocker(
                 "replication-lag",
-                f"{name} is {lag['ms']} ms behind {origin}, at most {LAG_MS_MAX} ms are steady",
+                f"{name} is {lag['ms']} ms behind {origin}; the limit is {LAG_MS_MAX} ms",
             )
     if document.get("clock", {}).get("skewed"):
         yield Blocker("clocks", f"the clock of {name} is off")
@@ -141,5 +141,5 @@ def _of_policy(seen: Seen, idcs: Sequence[str]) -> Iterator[Blocker]:
         if row["state"] != "active" or row["ramp"] < 100:
             share = f" with {row['ramp']} % of its clients" if row["state"] == "active" else ""
             way = "uncordon" if row["state"] == "cordoned" else "failback"
-            back = f"`imctl {way} {name}` gives it its clients"
+            back = f"`imctl {way} {name}` returns its clients"
             yield Blocker("all-active", f"{name} is {row['state']}{share}; {back}")

@@ -74,7 +74,7 @@ def begin(run: Run) -> Session:
         raise Guarded(f"faults are off: {run.target.faults_by}")
     run.lock = RunLock(run.target.data)
     if not run.lock.take():
-        raise Guarded("another drill runs on this deployment; `imctl drill abort` ends it")
+        raise Guarded("another drill is running on this deployment; `imctl drill abort` ends it")
     current = run
     run.out.mkdir(parents=True, exist_ok=True)
     clock = SystemClock()

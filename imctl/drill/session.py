@@ -243,8 +243,8 @@ class Session:
                 return float(self.recorder.counts.failed)
         at = observer.looked_at
         if at is None or self._clock.now() - at > BLIND_S:
-            why = observer.problem or "no look has ended"
-            raise Unavailable(f"the deployment was not seen lately: {why}")
+            why = observer.problem or "no check has finished"
+            raise Unavailable(f"the deployment could not be observed lately: {why}")
         match name:
             case "load_percent":
                 return max((one.percent for one in observer.carried.values()), default=0.0)
@@ -360,7 +360,7 @@ class Session:
                 return f"{idc} has an alarm: {alarms[0]}"
         for idc, missing in observer.unlisted.items():
             if missing:
-                return f"the ipconf of {idc} sends nobody to {', '.join(missing)}"
+                return f"the ipconf of {idc} sends no clients to {', '.join(missing)}"
         for way, lag in observer.seen.lag_ms.items():
             if lag > STEADY_LAG_MS:
                 return f"the lag {way} is {lag:.0f} ms"
@@ -380,7 +380,7 @@ class Session:
     def _unseen_since(self, asked: float) -> str:
         """What was seen before somebody asked may be of before a change."""
         at = self.observer.looked_at
-        return "" if at is not None and at - asked > LOOK_TAKES_S else "nobody has looked again yet"
+        return "" if at is not None and at - asked > LOOK_TAKES_S else "not checked again yet"
 
     async def look_at_survivors(self, lost: str) -> None:
         """What the survivors can serve right now of the conversations the lost IDC took part in."""
@@ -389,7 +389,9 @@ class Session:
         looks = self.load.looks(lambda name, uids: not there.isdisjoint(uids))
         failures = await look(self._ground.connect, self.recorder, looks, survivors, "rpo", LOOK_S)
         count = len(looks) * len(survivors)
-        self.mark(lost, f"{count - len(failures)} of {count} fresh logins asked the survivors")
+        self.mark(
+            lost, f"{count - len(failures)} of {count} fresh logins at the surviving IDCs succeeded"
+        )
 
     # ---------------------------------------------------------------------------- the end
 
@@ -398,9 +400,11 @@ class Session:
         self.load.stop()
         for task in (self._talking, *self._probes):  # the observer and the load's own loop go on
             task.cancel()
-        self.phase("quiet", "no more load: waiting until everything has arrived")
+        self.phase("quiet", "load stopped; waiting until everything is delivered")
         if not await self.load.settle(SETTLE_S):
-            self.notes.append("Something acked had not reached every device when it was judged.")
+            self.notes.append(
+                "Some acked messages had not reached every device when the run was judged."
+            )
         self.phase("logins", "fresh logins at every IDC")
         self.recorder.quiet(self.idcs)
         failures = await look(

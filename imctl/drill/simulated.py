@@ -160,7 +160,7 @@ class _Play:
         try:
             await session.open()
             session.breakage.book.begin(self._drill.name, session.run, session.idcs)
-            session.phase("before", "is it steady?")
+            session.phase("before", "checking the steady state")
             if await self._look("before"):
                 await self._method()
         except ImError as error:
@@ -190,7 +190,7 @@ class _Play:
             await self._play(row)
         session.left = await session.breakage.undo_all()
         if session.steady_at is None or session.unsteady():
-            session.phase("settle", "waiting until it is steady again")
+            session.phase("settle", "waiting for the steady state")
             try:
                 await session.steady(STEADY_S)
                 session.steady_at = session.t()

@@ -126,34 +126,34 @@ def _lacking(facts: Facts) -> Iterable[Finding]:
         yield found(f"the drill itself failed: {facts.broken}")
     for look in facts.looks:
         if look.when == "before" and (look.broken or look.blind):
-            yield found(f"not steady before anything was done: {look.broken or look.blind}", look.t)
+            yield found(f"not steady before the drill: {look.broken or look.blind}", look.t)
     if not any(look.when == "before" for look in facts.looks):
-        yield found("nobody looked whether it was steady before")
+        yield found('no "before" check of the steady state')
     during = [look for look in facts.looks if look.when == "during"]
     blind = [look for look in during if look.blind]
     if len(during) < LOOKS_MIN:
-        yield found(f"{len(during)} looks during the drill, needed are {LOOKS_MIN}")
+        yield found(f"only {len(during)} checks during the drill, at least {LOOKS_MIN} are needed")
     elif len(blind) * 100 > BLIND_PERCENT_MAX * len(during):
-        said = f"probes were blind in {len(blind)} of {len(during)} looks: {blind[0].blind}"
+        said = f"probes failed in {len(blind)} of {len(during)} checks: {blind[0].blind}"
         yield found(said, blind[0].t)
     for when in ("after", "restored"):
         looks = [look for look in facts.looks if look.when == when]
         if not looks:
-            yield found(f"nobody looked whether it was steady {when}")
+            yield found(f'no "{when}" check of the steady state')
         elif looks[-1].blind:
-            yield found(f"probes were blind {when}: {looks[-1].blind}", looks[-1].t)
+            yield found(f'probes failed in the "{when}" check: {looks[-1].blind}', looks[-1].t)
     if facts.acked < facts.acked_min:
-        yield found(f"too little load: {facts.acked} messages acked, needed are {facts.acked_min}")
+        yield found(f"too little load: {facts.acked} messages acked, {facts.acked_min} are needed")
     for (a, b), count in facts.canaries.items():
         if count < facts.canaries_min:
             yield found(
-                f"too few canaries: {count} acked from {a} to {b}, needed are {facts.canaries_min}"
+                f"too few canaries: {count} acked from {a} to {b}, {facts.canaries_min} are needed"
             )
     for promise in facts.promises:
         if facts.finished and not promise.ok and _unproven(promise):
             yield found(f"{promise.name}: {promise.measured}")
     if not facts.finished:
-        yield found("the history ends early, so nothing is proven of what is missing")
+        yield found("the history ends early, so missing messages cannot be ruled out")
 
 
 def looks_of(journal: Mapping[str, Any], since: float) -> list[Look]:

@@ -42,7 +42,7 @@ def build(engine: Engine, builder: Program, progress: Progress) -> Path:
         if target.exists():
             return target
         raise Failed(
-            f"cannot write below {cache_folder()}: {error.strerror}; choose another folder with "
+            f"cannot write in {cache_folder()}: {error.strerror}; choose another folder with "
             f"${CACHE}"
         ) from error
     return target

@@ -36,7 +36,7 @@ class Refusal(NamedTuple):
     by: str
 
     def __str__(self) -> str:
-        wanted = "by the wanted file, " if self.by == "wanted" else ""
+        wanted = "under the new file, " if self.by == "wanted" else ""
         return f"{wanted}{self.rule}: {self.sentence}"
 
 

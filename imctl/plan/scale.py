@@ -21,15 +21,15 @@ def counts_of(words: Sequence[str]) -> dict[str, int]:
         role, given, count = word.partition("=")
         if role in ONE_PROCESS:
             raise BadInput(
-                f"{role} cannot be scaled: the roles of an IDC share its one process here, with "
-                "one instance each, but for gateway"
+                f"{role} cannot be scaled: only gateways can have several instances here; the "
+                "other roles share the IDC's one process"
             )
         if role not in FIELDS:
             raise BadInput(f"expected a role that can be scaled ({_names()}), got {role!r}")
         if not given or not count.isascii() or not count.isdigit():
             raise BadInput(f"expected {role}=COUNT, got {word!r}")
         if role in found:
-            raise BadInput(f"{role} is given twice")
+            raise BadInput(f"expected each role once, got {role} twice")
         found[role] = int(count)
     return found
 

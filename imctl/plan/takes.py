@@ -58,61 +58,64 @@ def _fixed(pattern: str, reason: str) -> Rule:
 
 
 _ENGINES = "spec.idcs.*.engines"
-_DATA_STAY = "data stay with the engine that wrote them"
+_DATA_STAY = "data stays with the engine that wrote it"
 _BACK_AND_FORTH = (
-    "while it rolls, IDCs that disagree on a client's home would hand it back and forth"
+    "during the rollout, IDCs that disagree on a client's home would hand it back and forth"
 )
-_VOTERS = "voters and registries are named by it; two sets of them could agree on two policies"
+_VOTERS = "it defines the voters; two different sets of voters could commit two different policies"
 
 # The first that matches counts.
 RULES: tuple[Rule, ...] = (
-    _fixed("metadata.name", "the deployment, its keys and its certificates go by this name"),
+    _fixed("metadata.name", "the deployment, its keys and its certificates use this name"),
     _nothing("metadata.labels*", "no process reads it"),
-    _fixed("spec.partitions", "every log and KV is laid out by it, and it is equal everywhere"),
+    _fixed("spec.partitions", "the layout of every log and KV depends on it"),
     _fixed("spec.witness*", _VOTERS),
-    _fixed("spec.links*", "the WAN is not a deploy's; `imctl slow` changes a link while it runs"),
+    _fixed("spec.links*", "a deploy does not change links; `imctl slow` does"),
     # ------------------------------------------------------------------------------- an IDC
-    _nothing("spec.idcs.*.place.*", "it is only shown"),
-    _restart(Scope.OWN, "spec.idcs.*.endpoints.gateway", "gateways listen from the start"),
-    _restart(Scope.OWN, "spec.idcs.*.endpoints.ipconf", "ipconf listens from the start"),
-    _restart(Scope.OWN, "spec.idcs.*.endpoints.metrics", "it listens from the start"),
-    _restart(Scope.OWN, "spec.idcs.*.endpoints.admin", "it listens from the start"),
-    _fixed("spec.idcs.*.endpoints.peer", "the others dial it, and would have to change at once"),
-    _restart(Scope.OWN, "spec.idcs.*.gateways", "gateways listen from the start"),
-    _restart(Scope.VOTERS, "spec.idcs.*.capacity.*", "every controller judges headroom by it"),
+    _nothing("spec.idcs.*.place.*", "it is only displayed"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.gateway", "read at startup"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.ipconf", "read at startup"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.metrics", "read at startup"),
+    _restart(Scope.OWN, "spec.idcs.*.endpoints.admin", "read at startup"),
+    _fixed(
+        "spec.idcs.*.endpoints.peer",
+        "the other IDCs dial it, so all would have to change at the same time",
+    ),
+    _restart(Scope.OWN, "spec.idcs.*.gateways", "read at startup"),
+    _restart(Scope.VOTERS, "spec.idcs.*.capacity.*", "every controller computes headroom from it"),
     _fixed(f"{_ENGINES}.kv.tikv.prefix", _DATA_STAY),
-    _restart(Scope.OWN, f"{_ENGINES}.kv.tikv.?*", "read at the start"),
-    _fixed(f"{_ENGINES}.kv*", "`imctl migrate kv` moves a KV while it serves"),
+    _restart(Scope.OWN, f"{_ENGINES}.kv.tikv.?*", "read at startup"),
+    _fixed(f"{_ENGINES}.kv*", "use `imctl migrate kv`"),
     _fixed(f"{_ENGINES}.log.kafka.topic_prefix", _DATA_STAY),
     _restart(Scope.IDCS, f"{_ENGINES}.log.kafka.brokers", "the other IDCs' mirrors read it too"),
     _restart(
         Scope.OWN,
         f"{_ENGINES}.log.kafka.?*",
-        "read at the start; topics that exist are not changed",
+        "read at startup; existing topics are not changed",
     ),
     _fixed(f"{_ENGINES}.log*", _DATA_STAY),
-    _restart(Scope.OWN, f"{_ENGINES}.mirror*", "read at the start"),
+    _restart(Scope.OWN, f"{_ENGINES}.mirror*", "read at startup"),
     _fixed(f"{_ENGINES}.registry.etcd.prefix", _DATA_STAY),
-    _restart(Scope.OWN, f"{_ENGINES}.registry.etcd.?*", "read at the start"),
-    _fixed(f"{_ENGINES}.registry*", "a registry on another engine is blank, and abstains"),
+    _restart(Scope.OWN, f"{_ENGINES}.registry.etcd.?*", "read at startup"),
+    _fixed(f"{_ENGINES}.registry*", "a registry on another engine starts empty, and abstains"),
     _fixed("spec.idcs*", _VOTERS),
     # --------------------------------------------------------------------------------- geo
-    _restart(Scope.IDCS, "spec.geo.shards.*.match.*", "ipconf reads it at the start"),
+    _restart(Scope.IDCS, "spec.geo.shards.*.match.*", "read at startup"),
     _fixed("spec.geo.shards*", _BACK_AND_FORTH),
     _fixed("spec.geo.default", _BACK_AND_FORTH),
-    _restart(Scope.IDCS, "spec.geo.trusted_proxies", "ipconf reads it at the start"),
-    _restart(Scope.IDCS, "spec.geo.database", "ipconf reads it at the start"),
+    _restart(Scope.IDCS, "spec.geo.trusted_proxies", "read at startup"),
+    _restart(Scope.IDCS, "spec.geo.database", "read at startup"),
     # ---------------------------------------------------------------------------- behaviour
-    _restart(Scope.VOTERS, "spec.safety.*", "every controller judges by it"),
-    _restart(Scope.IDCS, "spec.messages.*", "read at the start"),
-    _restart(Scope.IDCS, "spec.limits.*", "read at the start"),
-    _restart(Scope.IDCS, "spec.retention.*", "read at the start"),
-    _restart(Scope.IDCS, "spec.tracing.*", "read at the start"),
-    _restart(Scope.IDCS, "spec.client.*", "gateways and ipconf read it at the start"),
-    _restart(Scope.IDCS, "spec.devices.*", "read at the start"),
-    _restart(Scope.IDCS, "spec.routing.*", "read at the start"),
-    _restart(Scope.IDCS, "spec.webhooks*", "read at the start"),
-    _restart(Scope.IDCS, "spec.media*", "read at the start"),
+    _restart(Scope.VOTERS, "spec.safety.*", "every controller uses it"),
+    _restart(Scope.IDCS, "spec.messages.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.limits.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.retention.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.tracing.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.client.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.devices.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.routing.*", "read at startup"),
+    _restart(Scope.IDCS, "spec.webhooks*", "read at startup"),
+    _restart(Scope.IDCS, "spec.media*", "read at startup"),
 )
 
 
@@ -140,9 +143,14 @@ def _judged(difference: Difference, region: Region, engines_here: bool) -> Chang
     path = difference.path
     rule = rule_of(".".join(path))
     if rule is None:
-        return Change(difference, Takes.FIXED, (), "nobody has said what it takes")
+        return Change(difference, Takes.FIXED, (), "it is not known what a change of it needs")
     if engines_here and path[:2] == ("spec", "idcs") and "engines" in path[3:4]:
-        return Change(difference, Takes.FIXED, (), "the engine runs beside the IDC, as it was told")
+        return Change(
+            difference,
+            Takes.FIXED,
+            (),
+            "imctl runs this engine, and does not replace it under a running IDC",
+        )
     dialled = path[3:4] == ("endpoints",) and path[4:] not in (("metrics",), ("admin",))
     if dialled and _host(difference.before) != _host(difference.after):
         return Change(difference, Takes.FIXED, (), "the IDC's certificate names the host")

@@ -1,1 +1,1 @@
-"""What a run amounts to: promises and figures, on the screen, as JSON and as one HTML page."""
+"""What a run amounts to: promises and measurements, on the screen, as JSON and as one HTML page."""

@@ -187,10 +187,10 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 # ------------------------------------------------------------------- rows that all forms share
 
-RECONNECTS = "Reconnects of planned moves, seconds until so many had moved"
-RECONNECTS_HEAD = ("of", "", "clients", *(f"{share:.0%}".replace("%", " %") for share in SHARES))
+RECONNECTS = "Reconnects of planned moves, seconds until a share of clients had moved"
+RECONNECTS_HEAD = ("IDC", "", "clients", *(f"{share:.0%}".replace("%", " %") for share in SHARES))
 LEDGER_HEAD = (
-    "from", "to", "sent", "acked", "delayed", "lost", "twice", "order", "p50 ms", "p99 ms",
+    "from", "to", "sent", "acked", "delayed", "lost", "dup", "order", "p50 ms", "p99 ms",
 )  # fmt: skip
 EARLIER_HEAD = ("run", "started", "RTO s", "moved s")
 
@@ -236,14 +236,12 @@ def earlier_rows(report: DrillReport) -> list[tuple[str, str, str, str]]:
 def split_brain(report: DrillReport) -> str:
     """Whether two IDCs disagreed on an epoch, and whether a fenced writer acked."""
     epochs = (
-        f"No two IDCs showed different contents of one of the {report.epochs_seen} epochs seen."
+        f"No two IDCs disagreed on the contents of any of the {report.epochs_seen} epochs seen."
     )
     placed = report.run.verdict.counts.placed
-    writers = (
-        f"No two writers of a log contradict each other in the {placed} acks that told a place."
-    )
+    writers = f"No two writers of a log contradict each other in the {placed} acks with a place."
     if not placed:
-        writers = "No ack told its place: whether a fenced writer acked is not known."
+        writers = "No ack had a place, so it is not known whether a fenced writer acked."
     return " ".join([*(report.disputes or [epochs]), *(report.two_writers() or [writers])])
 
 
@@ -255,17 +253,18 @@ def hypothesis(report: DrillReport) -> str:
         broken = [look for look in looks if look.broken]
         blind = [look for look in looks if look.blind]
         if not looks:
-            said.append(f"{when}: nobody looked")
+            said.append(f"{when}: not checked")
         elif broken:
             said.append(
-                f"{when}: broken in {len(broken)} of {len(looks)} looks, first {broken[0].broken}"
+                f"{when}: violated in {len(broken)} of {len(looks)} checks, first: "
+                f"{broken[0].broken}"
             )
         elif blind:
             said.append(
-                f"{when}: blind in {len(blind)} of {len(looks)} looks, first {blind[0].blind}"
+                f"{when}: unknown in {len(blind)} of {len(looks)} checks, first: {blind[0].blind}"
             )
         else:
-            said.append(f"{when}: held in {len(looks)} look{'s' if len(looks) > 1 else ''}")
+            said.append(f"{when}: held in {len(looks)} check{'s' if len(looks) > 1 else ''}")
     return "; ".join(said) + "."
 
 

@@ -51,7 +51,7 @@ def write_page(report: RunReport, path: Path) -> None:
 
 def page(report: RunReport) -> str:
     held = "Every promise held." if report.ok else "Not every promise held."
-    title = f"{report.subject.region}: {report.subject.victim} lost under load"
+    title = f"{report.subject.region}: {report.subject.victim} killed under load"
     body = (
         f'<p class="soft">{escape(subject(report))}</p>'
         f"{promises(report)}{charts(report)}{figures(report)}"
@@ -139,9 +139,9 @@ def charts(report: RunReport) -> str:
     idcs = list(zip(report.subject.idcs, IDC_COLOURS, strict=False))
     links = sorted({name for sample in samples for name in sample.lag_ms})
     sections = [
-        ("IDCs, as the policy says", lanes(axis, _states(report))),
+        ("IDC states, by the policy", lanes(axis, _states(report))),
         (
-            "Availability: sends not answered yet, and connections lost",
+            "Availability: sends without an answer, and lost connections",
             chart(
                 axis,
                 [
@@ -224,7 +224,7 @@ def _latencies(report: RunReport) -> str:
         for figure in ("p50", "p99", "max")
     )
     return (
-        '<h2>Latency in ms, by phase of sending</h2><div class="wide"><table>'
+        '<h2>Latency in ms, by the phase in which messages were sent</h2><div class="wide"><table>'
         f'<tr><th>phase</th><th class="n">messages</th>{head}</tr>{rows}</table></div>'
     )
 
@@ -240,7 +240,7 @@ def _lags(report: RunReport) -> str:
     )
     head = "".join(f'<th class="n">{figure}</th>' for figure in ("samples", "p50", "p99", "max"))
     return (
-        '<h2>Replication lag in ms, the fault included</h2><div class="wide"><table>'
+        '<h2>Replication lag in ms, including the fault</h2><div class="wide"><table>'
         f"<tr><th>from -&gt; at</th>{head}</tr>{rows}</table></div>"
     )
 

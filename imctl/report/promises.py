@@ -12,7 +12,7 @@ from imctl.report.model import Promise, Span
 from services.loadgen.stats import Sample
 
 STEADY_S = 15.0
-UNPROVEN = "Conversations not looked at in an IDC"
+UNPROVEN = "Conversations not checked in an IDC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
     What the history holds nothing of (the replicas' hashes, say) is not promised."""
     named = {
         "missing": "Acked messages missing",
-        "duplicate": "Shown or standing twice",
-        "out_of_order": "Out of order",
-        "phantom": "Never composed, or altered",
-        "policy_wrong": "Policy epochs that went back, or in two contents",
+        "duplicate": "Duplicate messages",
+        "out_of_order": "Messages out of order",
+        "phantom": "Messages never sent, or altered",
+        "policy_wrong": "Policy epochs reverted or conflicting",
         "two_writers": "Places acked by two writers",
-        "session_broken": "Read cursors that went back, unread counts wrong, own messages unseen",
-        "replicas_differ": "Replicas that differ in the end",
-        "changes_wrong": "Edits, recalls and reactions that differ, or are lost",
+        "session_broken": "Read cursors reverted, unread counts wrong, own messages unseen",
+        "replicas_differ": "Replicas that differ at the end",
+        "changes_wrong": "Edits, recalls or reactions lost or different",
         "unproven": UNPROVEN,
     }
     counts = verdict.counts
@@ -81,13 +81,13 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
 
 def of_failover(availability: Availability, limits: Limits = EMBEDDED) -> list[Promise]:
     if not availability.outages:
-        return [Promise("Failover", "happens", "no fault was made", False)]
+        return [Promise("Failover", "done", "no fault was injected", False)]
     outage = availability.outages[0]
     rto = outage.rto_us()
     recovered = f"{len(outage.recovered)} of {len(outage.affected)} clients"
     promises = [
         Promise(
-            "RTO (99 % of affected acked again)",
+            "RTO (99 % of affected clients acked again)",
             f"<= {limits.rto_s:g} s",
             f"never ({recovered})" if rto is None else f"{rto / 1e6:.2f} s ({recovered})",
             rto is not None and rto <= limits.rto_s * 1e6 and bool(outage.affected),
@@ -96,9 +96,12 @@ def of_failover(availability: Availability, limits: Limits = EMBEDDED) -> list[P
     ]
     rpo = availability.rpo()
     if rpo is None:
-        return [*promises, Promise("RPO lost", "0", "not looked at", False, True)]
-    measured = f"{rpo.lost} ({rpo.delayed} delayed, of {rpo.looked_at} looked at)"
-    return [*promises, Promise("RPO lost", "0", measured, rpo.lost == 0 and rpo.looked_at > 0)]
+        return [*promises, Promise("RPO: messages lost", "0", "not checked", False, True)]
+    measured = f"{rpo.lost} ({rpo.delayed} delayed, of {rpo.looked_at} checked)"
+    return [
+        *promises,
+        Promise("RPO: messages lost", "0", measured, rpo.lost == 0 and rpo.looked_at > 0),
+    ]
 
 
 def of_switchover(move: Move, limits: Limits = EMBEDDED) -> list[Promise]:
@@ -113,7 +116,7 @@ def of_switchover(move: Move, limits: Limits = EMBEDDED) -> list[Promise]:
             repeatable=True,
         ),
         Promise(
-            "Switchover: all moved",
+            "Switchover: all clients moved",
             f"<= {limits.moved_s:g} s",
             f"not all of {count}" if moved is None else f"{moved / 1e6:.1f} s ({count})",
             moved is not None and moved <= limits.moved_s * 1e6 and bool(move.to_move),
@@ -138,14 +141,14 @@ def of_rate(
     groups = sum(sample.group_acked for sample in within) / count
     return [
         Promise(
-            "Rate sustained before and after",
+            "Message rate before and after",
             f">= {wanted:g}/s",
             f"{acked:.0f}/s acked, {offered:.0f}/s offered",
             acked >= wanted,
             repeatable=True,
         ),
         Promise(
-            "of these to groups",
+            "Message rate to groups",
             f">= {group_wanted:g}/s",
             f"{groups:.0f}/s",
             groups >= group_wanted,
@@ -156,13 +159,13 @@ def of_rate(
 
 def of_time(seconds: float, limits: Limits = EMBEDDED) -> Promise:
     measured, limit = f"{seconds:.0f} s", limits.total_s
-    return Promise("Whole run", f"< {limit:g} s", measured, seconds < limit, True)
+    return Promise("Total run time", f"< {limit:g} s", measured, seconds < limit, True)
 
 
 def of_return(idc: str, at_end: int, before: int) -> Promise:
     """The victim serves about as many clients as before the fault."""
     return Promise(
-        f"{idc} serves its clients again",
+        f"{idc} has its clients back",
         f">= {before * 9 // 10}",
         f"{at_end} of {before} clients",
         before > 0 and at_end >= before * 9 // 10,

@@ -31,7 +31,7 @@ def summary(report: RunReport) -> Group:
 
 def _promises(report: RunReport) -> Table:
     table = Table(
-        title=f"{report.subject.region}: {report.subject.victim} was killed under load",
+        title=f"{report.subject.region}: {report.subject.victim} killed under load",
         box=box.SIMPLE,
     )
     table.add_column("promise", ratio=3, overflow="fold")
@@ -56,7 +56,7 @@ def _totals(report: RunReport) -> Text:
 
 
 def _latencies(report: RunReport) -> Table:
-    table = Table(title="latency in ms, by phase of sending", box=box.SIMPLE)
+    table = Table(title="latency in ms, by the phase in which messages were sent", box=box.SIMPLE)
     table.add_column("phase", no_wrap=True)
     table.add_column("messages", justify="right", no_wrap=True)
     for what in ("ack", "recv"):
@@ -73,7 +73,7 @@ def _latencies(report: RunReport) -> Table:
 
 
 def _lags(report: RunReport) -> Table:
-    table = Table(title="replication lag in ms, the fault included", box=box.SIMPLE)
+    table = Table(title="replication lag in ms, including the fault", box=box.SIMPLE)
     table.add_column("from -> at", no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
     for figure in ("p50", "p99", "max"):

@@ -1,4 +1,4 @@
-"""How a drill's figures spread over simulated seeds, as a table of at most 80 columns."""
+"""How a drill's results spread over simulated seeds, as a table of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def view(name: str, seeds: Sequence[Seed]) -> RenderableType:
         parts.append(Text(f"and seeds {left}", style="red"))
     if bad:
         again = f"imctl drill simulate {name} --from {bad[0].seed} --seeds 1"
-        parts.append(Text(f"again: {again}"))
+        parts.append(Text(f"to repeat: {again}"))
     return Group(*parts)
 
 
@@ -45,7 +45,7 @@ def _table(found: Sequence[Spread]) -> Table:
     """Seconds since the fault, or since the move was asked for; messages without a fraction."""
     table = Table(box=None, pad_edge=False)
     table.add_column("OF", overflow="fold")
-    table.add_column("FIGURE", no_wrap=True)
+    table.add_column("METRIC", no_wrap=True)
     for name, _ in QUANTILES:
         table.add_column(name.upper(), justify="right", no_wrap=True)
     table.add_column("SEEDS", justify="right", no_wrap=True)

@@ -139,7 +139,7 @@ class LocalGround:
         change = _change(Kind.DRAIN, idc, rollout.override)
         decision = await self._judged(change, self._region(rollout.wanted))
         if decision.policy is None:
-            return f"by the wanted file, {decision.sentence}"
+            return f"under the new file, {decision.sentence}"
         return await self._ask(change)
 
     async def failback(self, idc: str) -> str:

@@ -110,7 +110,7 @@ class Local:
             chosen.replace(copy)
         except OSError as error:
             raise Failed(
-                f"cannot write below {folder}: {error.strerror}; choose another folder with --data"
+                f"cannot write in {folder}: {error.strerror}; choose another folder with --data"
             ) from error
         names = pki_names(region) | wanted.certificates(region, engines)
         pki.init(folder / "pki", names, pki.utc_now(clock.wall_ms()))
@@ -150,7 +150,7 @@ class Local:
             run = RunFile(region=str(copy), faults=False, link_admin="", elsewhere=True)
             run.write(folder)
         except OSError as error:
-            raise Failed(f"cannot write below {folder}: {error.strerror}") from error
+            raise Failed(f"cannot write in {folder}: {error.strerror}") from error
         return cls(region, folder, run, Places(folder))
 
     @classmethod
@@ -158,7 +158,7 @@ class Local:
         """The deployment that was started in this folder. Raises Failed."""
         run = runfile.read(folder)
         if run is None:
-            raise Failed(f"no deployment was started in {folder}; `imctl up FILE` starts one")
+            raise Failed(f"no deployment found in {folder}; start one with `imctl up FILE`")
         return cls(load_region(Path(run.region)), folder.absolute(), run, Places(folder.absolute()))
 
     def look_again(self) -> None:
@@ -230,7 +230,7 @@ class Local:
         """Raises Guarded. ``what``: the subject of the sentence."""
         if self._run.elsewhere:
             raise Guarded(
-                f"{what} is not for imctl: {self.region.metadata.name} was attached, and somebody "
+                f"{what} is not possible: {self.region.metadata.name} was attached, and something "
                 "else runs its processes"
             )
 
@@ -428,7 +428,7 @@ class Local:
         """Its name, with the engines that run beside the IDCs as they are. Raises BadInput; Guarded
         for a sites file, which only deployments on Kubernetes have."""
         if sites_file is not None:
-            raise Guarded("--sites is for deployments on Kubernetes, and this one is none")
+            raise Guarded("--sites: expected it only for a deployment on Kubernetes")
         region = load_region(region_file)
         text = region_file.read_bytes()
         if self._run.engines:
@@ -662,8 +662,8 @@ class Local:
     def _demand_split(self, name: str) -> None:
         if not self.fronts_of(name):
             raise Failed(
-                f"{name} runs all its roles in one process, or is no IDC: `imctl up --split` runs "
-                "them apart"
+                f"{name} runs all its roles in one process, or is not an IDC: `imctl up --split` "
+                "runs them apart"
             )
 
     def pause(self, name: str) -> None:

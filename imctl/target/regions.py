@@ -44,7 +44,7 @@ def keep_as(path: Path, text: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise Failed(f"cannot write below {path.parent}: {error.strerror}") from error
+        raise Failed(f"cannot write in {path.parent}: {error.strerror}") from error
 
 
 def load(folder: Path, name: str) -> Region:

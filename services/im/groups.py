@@ -211,29 +211,36 @@ def _judge(
         # Of a large group that nobody has named an owner or admin of, it is looked for long.
         own = conversation.role(uid) if name or announces or roles or leaving - {uid} else MEMBER
     if joining - {uid} and not own:
-        raise Refused(Code.FORBIDDEN, "only a member may add others")
+        raise Refused(Code.FORBIDDEN, "only a member can add others")
     if uid in joining and conversation.removed(uid):
-        raise Refused(Code.FORBIDDEN, "who was removed from a group comes in by its members only")
+        raise Refused(
+            Code.FORBIDDEN, "you were removed from this group; only a member can add you back"
+        )
     for other in sorted(leaving - {uid}):
         # One who is none (any more) has no role that protects him: asked for again, it is so.
         if own <= MEMBER or (conversation.is_member(other) and conversation.role(other) >= own):
-            raise Refused(Code.FORBIDDEN, "an admin removes members, the owner anybody")
+            raise Refused(
+                Code.FORBIDDEN,
+                "only an admin can remove members, and only the owner can remove admins",
+            )
     if name and own <= MEMBER and not (own and name == conversation.name):
-        raise Refused(Code.FORBIDDEN, "its owner and its admins name a group")
+        raise Refused(Code.FORBIDDEN, "only the owner and admins can rename a group")
     if announces and own <= MEMBER:
-        raise Refused(Code.FORBIDDEN, "its owner and its admins announce to a group")
+        raise Refused(Code.FORBIDDEN, "only the owner and admins can announce to a group")
     for other, word in roles.items():
         if word.role not in (MEMBER, pb.GROUP_ROLE_ADMIN, pb.GROUP_ROLE_OWNER):
-            raise Refused(Code.BAD_REQUEST, "a role is that of member, admin or owner")
+            raise Refused(Code.BAD_REQUEST, "expected the role of member, admin or owner")
         if not conversation.is_member(other):
-            raise Refused(Code.NOT_FOUND, f"{other!r} is no member here (yet)")
+            raise Refused(Code.NOT_FOUND, f"{other!r} is not a member here (yet)")
         if own and conversation.role(other) == word.role:
             continue  # so already: the owner who handed the group over may ask again
         resigns = other == uid and word.role <= own < pb.GROUP_ROLE_OWNER
         if own < pb.GROUP_ROLE_OWNER and not resigns:
-            raise Refused(Code.FORBIDDEN, "the owner gives roles")
+            raise Refused(Code.FORBIDDEN, "only the owner can change roles")
         if own == pb.GROUP_ROLE_OWNER and other == uid:
-            raise Refused(Code.BAD_REQUEST, "an owner makes another one the owner, or leaves")
+            raise Refused(
+                Code.BAD_REQUEST, "an owner cannot step down: transfer ownership or leave"
+            )
     more = [other for other, word in roles.items() if word.role != MEMBER]
     if more and len({*conversation.roles().admins, *more}) > GROUP_ADMINS_MAX:
         raise Refused(Code.TOO_LARGE, f"a group has at most {GROUP_ADMINS_MAX} admins")

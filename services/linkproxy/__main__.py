@@ -1,4 +1,4 @@
-"""``python -m services.linkproxy``: emulate the links of a region file until told to stop."""
+"""Emulate the WAN links of a region file."""
 
 from __future__ import annotations
 
@@ -29,26 +29,28 @@ log = logging.getLogger("im.linkproxy")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="services.linkproxy", description=__doc__)
-    parser.add_argument("--region", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--pki", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--admin", required=True, metavar="HOST:PORT", help="the fault API")
+    parser = argparse.ArgumentParser(prog="python -m services.linkproxy", description=__doc__)
+    parser.add_argument("--region", type=Path, required=True, metavar="FILE", help="region file")
+    parser.add_argument("--pki", type=Path, required=True, metavar="DIR", help="certificates")
+    parser.add_argument(
+        "--admin", required=True, metavar="HOST:PORT", help="address of the fault API"
+    )
     parser.add_argument(
         "--listen",
         type=Path,
         required=True,
         metavar="FILE",
-        help="where to write (JSON) which address each IDC dials for each other; "
-        "addresses that it already names are kept",
+        help="JSON file to write, with the address that each IDC dials for each other IDC; "
+        "addresses already in it are kept",
     )
     parser.add_argument(
         "--routes",
         type=Path,
         metavar="FILE",
-        help='further addresses (JSON): [{"source": IDC, "target": IDC, "listen": HOST:PORT, '
-        '"address": HOST:PORT}]; source dials the one and gets to the other, over the link',
+        help='JSON file of further routes: [{"source": IDC, "target": IDC, "listen": HOST:PORT, '
+        '"address": HOST:PORT}]; what source sends to `listen` goes to `address` over the link',
     )
-    parser.add_argument("--faults", action="store_true", help="allow faults")
+    parser.add_argument("--faults", action="store_true", help="allow fault injection")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""``python -m services.node``: one IDC's process, all roles or a set of them."""
+"""Run the process of one IDC, with all roles or some of them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ COLLECT = (20_000, 20, 50)
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.node", description=__doc__)
-    parser.add_argument("--region", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--idc", required=True, metavar="NAME")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pki", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--region", type=Path, required=True, metavar="FILE", help="region file")
+    parser.add_argument("--idc", required=True, metavar="NAME", help="name of the IDC")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder")
     parser.add_argument(
-        "--links", type=Path, metavar="FILE", help="JSON: at which address to dial each peer"
+        "--pki", type=Path, required=True, metavar="DIR", help="certificates and region keys"
     )
     parser.add_argument(
-        "--faults", action="store_true", help="take faults from the admin: of clock, disk, links"
+        "--links", type=Path, metavar="FILE",
+        help="JSON file with the address at which to dial each peer [default: its endpoints]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--faults", action="store_true", help="allow fault injection (clock, disk, links)"
     )
     parser.add_argument(
         "--plain-clients",
@@ -44,35 +47,36 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--audit", type=Path, metavar="FILE",
-        help="the audit log of its decisions [default: audit.jsonl in the data folder]",
+        help="audit log of its decisions [default: audit.jsonl in the data folder]",
     )  # fmt: skip
     parser.add_argument(
         "--roles", default="all", metavar="ROLES",
-        help="all, or gateway,state or im,route,ipconf,control alone [default: all]",
+        help="all; gateway,state; or im,route,ipconf,control [default: all]",
     )  # fmt: skip
     parser.add_argument(
         "--instance", type=int, default=1, metavar="N",
-        help="with --roles gateway,state: which gateway of the IDC, from 1 [default: 1]",
+        help="with --roles gateway,state: number of this gateway in the IDC [default: 1]",
     )  # fmt: skip
     parser.add_argument(
         "--gateway-port", type=int, default=0, metavar="PORT",
-        help="with --roles gateway,state: where it listens for what others find at its gateway's "
-        "port [default: there]",
+        help="with --roles gateway,state: port to listen on instead of the gateway's own port, "
+        "which others still dial [default: the gateway's own]",
     )  # fmt: skip
     parser.add_argument(
         "--monitor-port", type=int, default=0, metavar="PORT",
-        help="with --roles gateway,state: probes and metrics over HTTPS [default: none]",
+        help="with --roles gateway,state: port for probes and metrics over HTTPS [default: none]",
     )  # fmt: skip
     parser.add_argument(
         "--leave", action="store_true",
-        help="with --roles gateway,state: told to end, first send clients to other gateways",
+        help="with --roles gateway,state: on SIGTERM, move clients to other gateways first",
     )  # fmt: skip
     parser.add_argument(
         "--listen", default="", metavar="HOST",
-        help="where to listen [default: the host of each endpoint]; others dial the endpoints",
+        help="address to listen on; others still dial the endpoints [default: the host of each "
+        "endpoint]",
     )  # fmt: skip
     parser.add_argument(
-        "--check", action="store_true", help="only read what the flags name, and end"
+        "--check", action="store_true", help="validate the flags and their files, then exit"
     )
     return parser.parse_args()
 
@@ -109,7 +113,7 @@ async def _serve(config: NodeConfig, handover: Handover | None) -> None:
 def main() -> int:
     logs.set_up()
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    # It repeats what is no HTTP, and so whatever a stranger or a broken client sent, tokens too;
+    # It repeats what is not HTTP, and so whatever a stranger or a broken client sent, tokens too;
     # errors of our own handlers are logged by ipconf itself.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     options = _arguments()

@@ -119,7 +119,7 @@ def parse_links(data: bytes) -> dict[str, str]:
     for peer, address in found.items():
         host, port = split_address(address) if isinstance(address, str) else ("", 0)
         if not host or not 0 < port < 1 << 16:
-            raise ValueError(f"{peer}: {address!r} is no HOST:PORT")
+            raise ValueError(f"{peer}: expected HOST:PORT, got {address!r}")
     return found
 
 

@@ -1,10 +1,10 @@
-"""``python -m services.sim``: runs seeds, side by side on all cores, and says what came of them.
+"""Simulate whole deployments in virtual time with faults, one per seed, on all cores.
 
-Exit status 1 when a promise was broken: the seed, the promise and the end of its trace are printed,
-and the whole trace is in a file. ``--from N --seeds 1`` runs that seed again, to the letter.
-``--from commit`` begins at a number that is made of the commit: seeds nobody has run yet, and the
-same ones again for whoever has the same commit. The last line says which seeds were clean without
-a gap, and how to go on behind them, so that many are spread over several nights.
+Exit status 1 if a promise was broken: the seed, the promise and the end of its trace are printed,
+and the whole trace is written to a file. ``--from N --seeds 1`` repeats that seed exactly.
+``--from commit`` derives the first seed from the commit: new seeds for each commit, and the same
+ones for everyone who has that commit. The last line says
+which seeds were clean without a gap and how to continue, so that many can be spread over nights.
 """
 
 from __future__ import annotations
@@ -34,24 +34,48 @@ COMMIT = "commit"
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.sim", description=__doc__)
     parser.add_argument(
-        "--seeds", type=int, help=f"how many [default: {SEEDS}; as many as fit into --minutes]"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"number of seeds [default: {SEEDS}; with --minutes as many as fit]",
     )
     parser.add_argument(
         "--from", type=first_seed, default=1, dest="first", metavar=f"N|{COMMIT}",
-        help="the first one; `commit`: chosen by the commit that is checked out",
+        help="first seed, or `commit`: derived from the checked-out commit [default: 1]",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=0.0, help="begin new seeds for so long")
     parser.add_argument(
-        "--until-broken", action="store_true", help="begin no new seed after a broken one"
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="start new seeds for this long",
     )
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of faults and load each")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side")
+    parser.add_argument(
+        "--until-broken", action="store_true", help="stop starting seeds after a broken one"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="simulated seconds of faults and load per seed [default: %(default)s]",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="seeds in parallel [default: one per core]",
+    )
     parser.add_argument(
         "--counters",
         action="store_true",
-        help="fail when an expected `sometimes` counter stays at zero",
+        help="fail if an expected `sometimes` counter stays at zero",
     )
-    parser.add_argument("--out", type=Path, default=Path("build/sim"), help="for traces")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/sim"),
+        metavar="DIR",
+        help="where to write traces [default: %(default)s]",
+    )
     return parser.parse_args(arguments)
 
 
@@ -116,7 +140,7 @@ def _say(outcome: Outcome, out: Path) -> None:
         print(f"  violated: {sentence}")
     for line in shortened(outcome.trace):
         print(f"    {line[:200]}")
-    print(f"  the whole trace: {path}; again: make sim FROM={outcome.seed} SEEDS=1", flush=True)
+    print(f"  whole trace: {path}; to repeat: make sim FROM={outcome.seed} SEEDS=1", flush=True)
 
 
 def shortened(trace: Sequence[str]) -> list[str]:
@@ -165,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{simulated_s / 3600 / max(minutes, 1e-9):.3f} simulated hours a minute"
     )
     print(f"faults: {', '.join(f'{name} {n}' for name, n in sorted(faults.items()))}")
-    print(f"besides sending: {', '.join(f'{name} {n}' for name, n in sorted(doings.items()))}")
+    print(f"other operations: {', '.join(f'{name} {n}' for name, n in sorted(doings.items()))}")
     print(f"sometimes: {', '.join(f'{name} {sometimes[name]}' for name in EXPECTED)}")
     never = [name for name in EXPECTED if not sometimes[name]] if options.counters else []
     if never:

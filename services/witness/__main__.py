@@ -1,4 +1,4 @@
-"""``python -m services.witness``: a registry and a vote, until told to stop."""
+"""Run the witness: a registry and a vote, without traffic."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from services.witness.witness import Witness
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.witness", description=__doc__)
-    parser.add_argument("--region", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pki", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--region", type=Path, required=True, metavar="FILE", help="region file")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder")
+    parser.add_argument("--pki", type=Path, required=True, metavar="DIR", help="certificates")
     parser.add_argument(
-        "--links", type=Path, metavar="FILE", help="JSON: at which address to dial each IDC"
-    )
+        "--links", type=Path, metavar="FILE",
+        help="JSON file with the address at which to dial each IDC [default: its endpoints]",
+    )  # fmt: skip
     parser.add_argument(
         "--audit", type=Path, metavar="FILE",
-        help="the audit log of its decisions [default: audit.jsonl in the data folder]",
+        help="audit log of its decisions [default: audit.jsonl in the data folder]",
     )  # fmt: skip
     parser.add_argument(
         "--listen", default="", metavar="HOST",
-        help="where to listen [default: the host of each endpoint]; others dial the endpoints",
+        help="address to listen on; others still dial the endpoints [default: the host of each "
+        "endpoint]",
     )  # fmt: skip
     return parser.parse_args(argv)
 

@@ -118,7 +118,7 @@ async def test_a_deploy_killed_twice_is_finished_and_no_client_notices(
             assert (second.done, second.restarting) == (("fra",), "sin")
             status, out = await lab.imctl("deploy", str(wanted), "--yes")
             assert status == 0, out
-            assert f"goes on with {first.id}" in out
+            assert f"continuing {first.id}" in out
 
             done = store.read(lab.target.data)
             assert done is not None

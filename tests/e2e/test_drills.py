@@ -88,7 +88,7 @@ def drill(
     data: Path, name: str, out: Path, *more: str, on_line: Callable[[str], None] = lambda line: None
 ) -> tuple[int, str, dict[str, Any]]:
     """Exit status, what it said, report.json."""
-    child = imctl("drill", "run", name, "--data", data, "-o", out, "--yes", "--seed", "7", *more)
+    child = imctl("drill", "run", name, "--data", data, "--out", out, "--yes", "--seed", "7", *more)
     assert child.stdout is not None
     lines = []
     with child.stdout:
@@ -163,7 +163,7 @@ def test_a_ready_made_drill_passes(
         assert curve["measured"][-1][1] == move["clients"] and curve["predicted"][-1][0] > 0
         figures("gap of the drill planned-switchover", f"{move['gap_ms']:.0f} ms")
     else:
-        assert "the link fra <-> iad is cut" in texts and "links are healed" in texts
+        assert "the link fra <-> iad is cut" in texts and "links are restored" in texts
         # While it is cut, what crosses it takes longer: the fault was felt.
         crossing = max(r["receive"]["p99_ms"] for r in report["ledger"] if r["from"] == "fra")
         assert crossing > 500
@@ -189,7 +189,16 @@ def begun(deployment: Path, tmp_path: Path) -> subprocess.Popen[str]:
     file = tmp_path / "idc-loss.yaml"
     file.write_text(yaml.safe_dump(document))
     child = imctl(
-        "drill", "run", file, "--data", deployment, "-o", tmp_path, "--yes", "--var", "victim=sin"
+        "drill",
+        "run",
+        file,
+        "--data",
+        deployment,
+        "--out",
+        tmp_path,
+        "--yes",
+        "--var",
+        "victim=sin",
     )
     assert child.stdout is not None
     for line in child.stdout:
@@ -210,9 +219,9 @@ def test_a_drill_that_is_killed_leaves_no_fault(deployment: Path, tmp_path: Path
 def test_a_drill_is_aborted_by_another_imctl(deployment: Path, tmp_path: Path) -> None:
     child = begun(deployment, tmp_path)
     refused, said = said_by(imctl("drill", "run", "idc-loss", "--data", deployment, "--yes"), 30)
-    assert refused == 3 and "one-drill: another drill runs" in said
+    assert refused == 3 and "one-drill: another drill is running" in said
     aborting, said = said_by(imctl("drill", "abort", "--data", deployment))
-    assert aborting == 0 and "sin is killed: sin is started again" in said
+    assert aborting == 0 and "sin is killed: sin is restarted" in said
     status, said = said_by(child)
     assert status == 6 and "aborted: ended by hand" in said
     assert_nothing_left(deployment)
@@ -235,7 +244,7 @@ def test_who_asks_again_and_again_does_not_wait_and_all_is_undone(
 
 @pytest.mark.nightly
 def test_ctrl_c_ends_a_drill_and_undoes_it(deployment: Path, tmp_path: Path) -> None:
-    child = imctl("drill", "run", "wan-partition", "--data", deployment, "-o", tmp_path, "--yes")
+    child = imctl("drill", "run", "wan-partition", "--data", deployment, "--out", tmp_path, "--yes")
     assert child.stdout is not None
     for line in child.stdout:
         if "the link fra <-> iad is cut" in line and " s  " in line:

@@ -119,7 +119,7 @@ def ask_when_it_is_down(folder: Path) -> None:
     assert run("query", "-o", "json", "select 1 where false", data=folder) == (0, "[]\n", "")
     refused = (2, "", "error: expected one select, got drop\n")
     assert run("query", "drop table segments", data=folder) == refused
-    whole = (0, "3 of 3 files are what their manifests say\n", "")
+    whole = (0, "3 of 3 files match their manifests\n", "")
     assert run("archive", "--verify", data=folder) == whole
 
 

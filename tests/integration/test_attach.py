@@ -62,7 +62,7 @@ def test_it_needs_a_pki(tmp_path: Path) -> None:
 def test_nothing_is_done_to_its_processes(folder: Path, does: Callable[[Local], object]) -> None:
     target = Local.attach(TWO, folder)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(Guarded, match="somebody else runs its processes"):
+    with pytest.raises(Guarded, match="something else runs its processes"):
         does(target)
     target.end_kv(["fra"])
     assert sorted(folder.rglob("*")) == before
@@ -97,4 +97,4 @@ async def test_its_traffic_moves_and_its_status_shows(tmp_path: Path) -> None:
             assert done.status == 0, done.errors
         for command in (("kill", "fra"), ("down",), ("logs",), ("deploy", runs / "region.yaml")):
             refused = await imctl(there, *map(str, command), json_too=False)
-            assert (refused.status, "somebody else" in refused.errors) == (3, True), command
+            assert (refused.status, "something else" in refused.errors) == (3, True), command

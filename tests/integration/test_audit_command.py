@@ -97,13 +97,13 @@ async def test_who_did_what_and_whether_that_is_all(tmp_path: Path) -> None:
         status, out, errors = await imctl(tmp_path, "audit", "verify")
         assert (status, errors) == (0, "")
         assert out.splitlines() == [
-            f"{tmp_path}/audit.jsonl: 2 events, whole",
-            f"{tmp_path}/fra/audit.jsonl: 1 events, whole",
+            f"{tmp_path}/audit.jsonl: 2 events, intact",
+            f"{tmp_path}/fra/audit.jsonl: 1 events, intact",
         ]
     # Down: chains can be read and judged, their ends cannot.
     (tmp_path / "run.json").unlink()
     status, out, _ = await imctl(tmp_path, "audit", "verify")
-    assert (status, out.count("its end not checked")) == (0, 2)
+    assert (status, out.count("end not checked")) == (0, 2)
 
 
 async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> N
         mine.write_bytes(whole.splitlines(keepends=True)[0])
         status, out, _ = await imctl(tmp_path, "audit", "verify")
         assert status == 1
-        assert "BROKEN: truncated: it ends at event 1, and the registers know of event 2" in out
+        assert "BROKEN: truncated: it ends at event 1, but the registries know event 2" in out
 
         # Going on behind the cut hides nothing.
         for _ in range(2):
@@ -121,7 +121,7 @@ async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> N
         assert verify(mine.read_bytes(), own_writer()).problem == ""
         status, out, _ = await imctl(tmp_path, "audit", "verify", "-o", "json")
         assert status == 1
-        rewritten = "rewritten: event 2 is not the one that the registers know"
+        rewritten = "rewritten: event 2 is not the one that the registries know"
         assert json.loads(out)[0]["problem"] == rewritten
 
         # The node finds by itself that its own file is gone, or is another.
@@ -188,12 +188,12 @@ async def test_two_machines_have_chains_and_anchors_of_their_own(
             status, out, _ = await imctl(folder, "audit", "verify")
             assert writer_of(folder / "audit.jsonl").startswith(writer)
             if folder is one:
-                assert (status, out.splitlines()[0].split(": ")[1]) == (0, "2 events, whole")
+                assert (status, out.splitlines()[0].split(": ")[1]) == (0, "2 events, intact")
 
         # A chain that is by another machine now, where this one had written, is no way out.
         status, out, _ = await imctl(two, "audit", "verify")
         assert status == 1
-        assert f"and the registers know of event 2 of {first}" in out
+        assert f"but the registries know event 2 by {first}" in out
 
 
 def test_a_chain_keeps_its_writer_when_the_machine_gets_another_name(

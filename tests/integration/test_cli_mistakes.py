@@ -92,7 +92,7 @@ def test_a_deployment_that_is_down_is_said_to_be_down(tmp_path: Path) -> None:
         assert result.returncode == 1
         where = folder if given else "var/three-idc"
         assert result.stderr == (
-            f"error: the deployment in {where} is down; `imctl up FILE` starts it again\n"
+            f"error: the deployment in {where} is down; start it with `imctl up FILE`\n"
         )
     # Somebody else's processes are not taken up over its data.
     (folder / "fra" / "data").mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_a_question_that_nobody_answers_says_so(tmp_path: Path) -> None:
     result = imctl("destroy", "--data", folder)
     assert result.returncode == 1
     assert result.stderr.endswith(
-        "error: nobody said yes, so nothing was done; a script has to say it by an option (see "
+        "error: not confirmed, so nothing was done; in a script, confirm with an option (see "
         "--help)\n"
     )
     assert (folder / "region.yaml").exists()

@@ -51,7 +51,7 @@ def test_a_victim_that_is_no_idc(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = one_line(demo("--region", REGION, "--out", tmp_path / "file" / "out"))
-    assert "cannot write below" in line and "--out" in line
+    assert "cannot write in" in line and "--out" in line
 
 
 def test_ports_in_use(tmp_path: Path, region: tuple[Path, list[str]]) -> None:

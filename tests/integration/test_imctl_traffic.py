@@ -109,7 +109,7 @@ async def test_an_idc_is_retired_by_the_command_and_taken_in_again(tmp_path: Pat
         assert apart["origins"]["fra.1"]["only_here"] > 0  # ticks, which nobody else holds
         assert not any(asked.document["state_hashes"]["equal"].values())  # equal to whom?
         told = await imctl(tmp_path, "failback", "fra", "--dry-run", json_too=False)
-        assert "divergence of fra (fra.1) from nobody who answers" in told.errors
+        assert "divergence of fra (fra.1) from none that answer" in told.errors
 
         back = await imctl(tmp_path, "failback", "fra", "--yes", "--no-wait")
         assert back.status == 0, back
@@ -130,7 +130,7 @@ async def test_an_operation_is_paused_resumed_aborted_and_watched_by_other_comma
         over = ("--override", "active-idcs-min")
         drained = await imctl(tmp_path, "drain", "fra", "--yes", *over)
         assert drained.status == 0, drained
-        assert "drain-fra-2 is done, after" in drained.errors
+        assert "drain-fra-2 is done after" in drained.errors
         assert "drained of fra by controller fra" in drained.errors
 
         # Alone, it never finds its tail held elsewhere: the failback stays under way.

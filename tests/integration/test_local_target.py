@@ -162,7 +162,7 @@ def test_the_run_file_is_read_as_it_was_written(
 
 def test_no_run_file_is_no_deployment(tmp_path: Path) -> None:
     assert runfile.read(tmp_path) is None
-    with pytest.raises(Failed, match="no deployment was started"):
+    with pytest.raises(Failed, match="no deployment found"):
         Local.open(tmp_path)
 
 

@@ -39,7 +39,7 @@ def region(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_valid_until_it_is_changed(region: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mm2"
-    assert replication("render", region, "iad", "--folder", folder).returncode == 0
+    assert replication("render", region, "iad", "--out", folder).returncode == 0
     settings = folder / "mm2.properties"
     assert "hunter2" not in settings.read_text()
     checked = replication("check", region, "iad", settings)

@@ -45,7 +45,7 @@ def test_json_follows_the_published_schema_and_yaml_says_the_same() -> None:
     jsonschema.Draft202012Validator(schema).validate(document)
     assert document["load"][1] == {
         "name": "peak",
-        "label": "Messages at the peak",
+        "label": "Messages at peak",
         "value": 18e6,
         "unit": "msg/s",
         "formula": "as given",

@@ -138,7 +138,7 @@ def test_an_action_that_fails_ends_the_method_and_what_it_left_is_undone(tmp_pat
     )
     found = play(SEED, wanted := model.load_drill(path), wanted.variables)
     assert found.outcome == "deviated"
-    assert found.reason == "wait_state: the policy does not call fra failed within 2 s"
+    assert found.reason == "wait_state: fra was not declared failed within 2 s"
     assert found.losses == ()
     assert not any("restored" in finding for finding in found.findings), found.findings
 

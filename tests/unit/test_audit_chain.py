@@ -151,7 +151,7 @@ def test_a_cut_tail_is_found_with_the_anchor_alone(chain: Path) -> None:
     anchor = head(chain)
     chain.write_bytes(b"".join(lines(chain)[:4]))
     assert problem(chain) == ""
-    cut = "truncated: it ends at event 4, and the registers know of event 6"
+    cut = "truncated: it ends at event 4, but the registries know event 6"
     assert problem(chain, anchor) == cut
     chain.write_bytes(b"")
     assert "ends at event 0" in problem(chain, anchor)
@@ -295,7 +295,7 @@ def test_a_full_file_is_put_aside_and_the_chain_goes_over_all_of_them(
     assert verify(auditfile.read(path), "fra").problem.startswith("reordered: event 1")
     second.write_bytes(held)
     path.unlink()
-    cut = "truncated: it ends at event 4, and the registers know of event 6"
+    cut = "truncated: it ends at event 4, but the registries know event 6"
     assert verify(auditfile.read(path), "fra", at).problem == cut
 
 

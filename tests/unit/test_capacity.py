@@ -210,16 +210,16 @@ def test_drivers_are_ranked_and_whole(workload: Workload) -> None:
 def test_what_is_doubled_shows_where_it_must(workload: Workload) -> None:
     rows = {row.what: row for row in sensitivity(workload, FIGURES)}
     # Groups that grow beyond 500 members have no timelines any more: they may cost less.
-    rows.pop("members of groups", None)
+    rows.pop("group members", None)
     # Of two IDCs each must hold all; of four a third more than its part, which can be fewer cores.
-    rows.pop("IDCs, the same number may be lost", None)
+    rows.pop("IDCs, same number of losses", None)
     for row in rows.values():
         assert min(row.cores, row.disk, row.wan) >= 1 - 1e-9, row
     assert rows["daily users"].wan == pytest.approx(2)
     assert rows["daily users"].disk == pytest.approx(2)
     if workload.replication_factor <= 4:  # at most nine copies
-        assert rows["copies inside an IDC"].disk == pytest.approx(2)
-    assert rows["the peak, the day's mean as it is"].disk == pytest.approx(1)
+        assert rows["copies within an IDC"].disk == pytest.approx(2)
+    assert rows["peak, same daily mean"].disk == pytest.approx(1)
 
 
 def test_survivors_can_be_fewer_or_all() -> None:
@@ -339,8 +339,8 @@ def test_what_rests_on_an_assumption_is_marked_and_a_given_figure_is_not() -> No
     after = size(example(), figures)
     assert next(line for line in after.network if line.name == "wan_link").assumed == []
     shown = {row[0]: row[1] for section in view.sections(after) for row in section.rows}
-    assert shown["A link must have, each way"].startswith("~") is False
-    assert shown["On disk, all IDCs"].startswith("~ ")
+    assert shown["Required link bandwidth, each way"].startswith("~") is False
+    assert shown["Total on disk, all IDCs"].startswith("~ ")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_states_shares_processes_and_operations_are_events() -> None:
         "fra: active -> draining (epoch 5)",
         "iad: 100 % -> 50 % of its clients",
         "sin: running -> unreachable",
-        "drain-fra-5 begins",
+        "drain-fra-5 started",
     ]
     paused = copy.deepcopy(now)
     paused["policy"]["operation_state"] = "paused by operator"

@@ -102,9 +102,9 @@ def test_the_lines_show_what_differs_and_fit_80_columns() -> None:
     said = lines(as_document(compare(evidence(fra=fra, sin=sin), "fra", IDCS)))
     assert said == [
         "divergence of fra (fra.2) from iad, sin, in records:",
-        "  fra.1: sealed at 13; to publish again: fra 3; published again: sin 6",
+        "  fra.1: sealed at 13; to republish: fra 3; republished: sin 6",
         "  iad.1: 3 missing here",
-        "  the same of fra.2, sin.1",
+        "  no difference for fra.2, sin.1",
     ]
     assert max(map(len, said)) <= 80
 

@@ -81,13 +81,6 @@ def test_commands_have_the_options_that_are_said(page: Path) -> None:
     assert wrong == []
 
 
-def test_the_table_of_commands_has_all_of_them() -> None:
-    page = (ROOT / "docs" / "imctl.md").read_text()
-    table = page.partition("## Commands")[2].partition("\n## ")[0]
-    told = " ".join(re.findall(r"`([^`]*)`", table))
-    assert [name for name in COMMANDS if not re.search(rf"(^|\s){name}\b(?!-)", told)] == []
-
-
 # ------------------------------------------------------------------------------------ looking
 
 

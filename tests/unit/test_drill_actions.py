@@ -66,7 +66,7 @@ def activity(func: str, **arguments: Any) -> dict[str, Any]:
 
 def test_the_toolkit_calls_them_by_name(playing: Playing) -> None:
     said = run_python_activity(activity("kill_idc", idc="fra"), {}, {})
-    assert said == "fra is killed (2 devices there)"
+    assert said == "fra is killed (2 devices connected)"
     assert playing.breakage.done == [("kill", "fra"), ("lost", "fra", 2)]
     run_python_activity(activity("skew_clock", idc="${other}", offset_ms=20), {"other": "iad"}, {})
     assert playing.breakage.done[-1] == ("clock", "iad", 20)

@@ -23,7 +23,7 @@ def test_without_a_deployment_nothing_of_the_experiment_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMCTL_DATA", str(tmp_path))
-    with pytest.raises(InterruptExecution, match="no deployment was started"):
+    with pytest.raises(InterruptExecution, match="no deployment found"):
         control.before_experiment_control({"title": "x"})
     assert stage.session is None
 

@@ -74,8 +74,8 @@ def test_each_blocker_has_a_rule(found: Seen, rule: str) -> None:
 @pytest.mark.parametrize(
     ("state", "way"),
     [
-        ("drained", "fra is drained; `imctl failback fra` gives it its clients"),
-        ("cordoned", "fra is cordoned; `imctl uncordon fra` gives it its clients"),
+        ("drained", "fra is drained; `imctl failback fra` returns its clients"),
+        ("cordoned", "fra is cordoned; `imctl uncordon fra` returns its clients"),
     ],
 )
 def test_an_idc_that_is_out_is_told_with_the_way_back(state: str, way: str) -> None:

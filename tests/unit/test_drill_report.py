@@ -96,7 +96,7 @@ def test_a_switchovers_forecast_stands_beside_how_its_clients_moved() -> None:
 
 def test_split_brain_says_epochs_and_writers_or_that_nothing_is_known_of_them() -> None:
     found = report()
-    assert "whether a fenced writer acked is not known" in markdown(found)
+    assert "it is not known whether a fenced writer acked" in markdown(found)
     found.run.verdict.counts.placed = 70
     assert "No two writers of a log contradict each other in the 70 acks" in markdown(found)
     found.run.verdict.found(Kind.PLACE_TWICE, "a and b were both acked as fra.1 7")

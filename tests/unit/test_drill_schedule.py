@@ -116,11 +116,11 @@ def test_each_begins_at_its_time_and_what_another_one_held_up_waits_for_its_next
         return {"a": 200.0, "b": 400.0, "c": 1.0}[due.entry.drill]
 
     assert kept(schedule, takes_s, at("2026-11-29T13:03")) == [
-        "2026-11-28 13:00 UTC a: begins",
+        "2026-11-28 13:00 UTC a: started",
         "2026-11-28 13:00 UTC a: pass",
-        "2026-11-28 13:02 UTC b: begins",
+        "2026-11-28 13:02 UTC b: started",
         "2026-11-28 13:02 UTC b: deviated",
-        "2026-11-28 13:04 UTC c: left out: too late, another drill ran or this process did not",
-        "2026-11-29 13:00 UTC a: left out: year's end, until 2026-11-30T00:00:00+00:00",
-        "2026-11-29 13:02 UTC b: left out: year's end, until 2026-11-30T00:00:00+00:00",
+        "2026-11-28 13:04 UTC c: skipped: too late (another drill ran, or this process did not)",
+        "2026-11-29 13:00 UTC a: skipped: year's end, until 2026-11-30T00:00:00+00:00",
+        "2026-11-29 13:02 UTC b: skipped: year's end, until 2026-11-30T00:00:00+00:00",
     ]

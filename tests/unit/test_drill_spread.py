@@ -75,7 +75,9 @@ def test_the_table_fits_into_80_columns() -> None:
     assert rto[-6:] == ["4.00", "104.25", "never", "never", "never", "3"]
     assert "…" not in said.getvalue()
     assert any(line.startswith("seed 2: deviated: ") for line in lines)
-    assert any(line.startswith("again: imctl drill simulate idc-loss --from 2") for line in lines)
+    assert any(
+        line.startswith("to repeat: imctl drill simulate idc-loss --from 2") for line in lines
+    )
 
 
 def test_the_json_obeys_the_published_schema() -> None:

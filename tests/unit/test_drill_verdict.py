@@ -32,24 +32,27 @@ def test_only_a_whole_run_passes() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"acked": 10}, "too little load: 10 messages acked, needed are 400"),
+        ({"acked": 10}, "too little load: 10 messages acked, 400 are needed"),
         ({"canaries": {("fra", "iad"): 3}}, "too few canaries: 3 acked from fra to iad"),
         ({"finished": False}, "the history ends early"),
         (
             {"promises": [HELD._replace(name=UNPROVEN, ok=False, measured="2")]},
-            "Conversations not looked at in an IDC: 2",
+            "Conversations not checked in an IDC: 2",
         ),
         ({"broken": "OSError: no"}, "the drill itself failed: OSError: no"),
-        ({"looks": GOOD.looks[1:]}, "nobody looked whether it was steady before"),
-        ({"looks": [GOOD.looks[0], *GOOD.looks[9:]]}, "2 looks during the drill, needed are 5"),
-        ({"looks": GOOD.looks[:-1]}, "nobody looked whether it was steady restored"),
+        ({"looks": GOOD.looks[1:]}, 'no "before" check of the steady state'),
+        (
+            {"looks": [GOOD.looks[0], *GOOD.looks[9:]]},
+            "only 2 checks during the drill, at least 5 are needed",
+        ),
+        ({"looks": GOOD.looks[:-1]}, 'no "restored" check of the steady state'),
         (
             {"looks": [Look("before", 1.0, broken="x is 3"), *GOOD.looks[1:]]},
-            "not steady before anything was done: x is 3",
+            "not steady before the drill: x is 3",
         ),
         (
             {"looks": [*(look._replace(blind="y: no") for look in GOOD.looks[1:5]), *GOOD.looks]},
-            "probes were blind in 4 of 14 looks: y: no",
+            "probes failed in 4 of 14 checks: y: no",
         ),
     ],
 )

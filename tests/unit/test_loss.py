@@ -25,8 +25,8 @@ def test_what_no_survivor_holds_is_the_loss_and_what_one_holds_is_not() -> None:
     assert loss.survivors == (Survivor("iad", 3 + 3, 2), Survivor("sin", 13 + 2, 11))
     assert not loss.heard
     text = "\n".join(loss.lines())
-    assert "5 records that no survivor holds are delayed until fra returns" in text
-    assert "after its last word" in text
+    assert "5 records that no surviving IDC has are delayed until fra returns" in text
+    assert "after its last report" in text
 
 
 def test_an_idc_that_still_answers_says_itself_where_its_log_ends() -> None:
@@ -34,7 +34,7 @@ def test_an_idc_that_still_answers_says_itself_where_its_log_ends() -> None:
     loss = estimate(Evidence({"fra": own, "iad": IAD, "sin": SIN}), "fra", ["iad", "sin"])
     assert loss.heard
     assert loss.alone == (110 - 100) + (53 - 51)
-    assert "after its last word" not in "\n".join(loss.lines())
+    assert "after its last report" not in "\n".join(loss.lines())
 
 
 def test_a_former_life_of_the_idc_is_not_counted() -> None:

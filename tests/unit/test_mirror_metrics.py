@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from services.node.metrics import mirror_rows
 
 
 def test_each_partition_of_a_flow_is_told_and_what_was_never_measured_is_not() -> None:
-    mirror = {
+    mirror: dict[str, dict[str, Any]] = {
         "iad": {
             "partitions": {0: {"behind": 0}, 3: {"behind": 7}},
             "behind": 7, "heartbeat_age_s": 1.5, "worker_age_s": 0.5, "problem": "",

@@ -33,17 +33,19 @@ def test_the_plan_says_who_goes_where_what_each_then_carries_and_how_long_it_tak
     assert plan_lines(FORECAST, REGION) == [
         "  200 clients from fra to iad",
         "  100 clients from fra to sin",
-        "  iad then carries 500 sessions, 700 messages/s: 35 % of capacity, limit 80 %",
-        "  sin then carries 1000 sessions, 100 messages/s: 10 % of capacity, limit 80 %",
-        "  at 50 a second the last has moved after about 8 s",
+        "  iad will then carry 500 sessions, 700 messages/s: 35 % of capacity, limit 80 %",
+        "  sin will then carry 1000 sessions, 100 messages/s: 10 % of capacity, limit 80 %",
+        "  at 50 sessions per second this takes about 8 s",
     ]
 
 
 def test_nobody_to_move_and_nobody_who_hands_over_are_said_so() -> None:
     none = Forecast({}, FORECAST.loads, 0.0, ((0.0, 0.0), (1.0, 0.0)))
-    assert plan_lines(none, REGION) == ["  no client has to move"]
+    assert plan_lines(none, REGION) == ["  no clients to move"]
     lost = Forecast(FORECAST.moves, FORECAST.loads, 0.0, ((0.5, 300.0),))
-    assert plan_lines(lost, REGION)[-1] == "  they go by themselves, as soon as they notice"
+    assert (
+        plan_lines(lost, REGION)[-1] == "  clients reconnect on their own when they notice the loss"
+    )
 
 
 def test_the_document_is_plain_and_keeps_the_curve() -> None:
@@ -59,7 +61,7 @@ def test_the_question_names_what_will_happen_and_what_it_overrides() -> None:
     moved = question(change(Kind.SWITCHOVER, target="iad", overrides=("headroom",)), FORECAST)
     assert moved == "Move all 300 clients of fra to iad, overriding headroom?"
     paused = question(change(Kind.PAUSE, operation="drain-fra-7"), None)
-    assert paused == "Stop drain-fra-7 where it is?"
+    assert paused == "Pause drain-fra-7?"
 
 
 @pytest.mark.parametrize("kind", sorted({*_FROM, *steering.KINDS}))

@@ -252,7 +252,7 @@ async def test_a_preflight_that_refuses_is_told_rule_by_rule(
     memory: Memory, beside: Beside
 ) -> None:
     await operator(memory, beside).reconcile(KEY)
-    said = "error: the preflight of idc-loss refuses:\n  no-alarms: x\n  all-active: y"
+    said = "error: the preflight checks of idc-loss failed:\n  no-alarms: x\n  all-active: y"
     beside.end(3, said)
     await (again := operator(memory, beside)).reconcile(KEY)
     assert status(memory)["blockers"] == ["no-alarms: x", "all-active: y"]

@@ -182,7 +182,7 @@ async def test_it_is_asked_for_once_and_followed_to_its_end(
     assert await reconciler.reconcile(KEY) is None
     assert await reconciler.reconcile(KEY) is None
     assert len(world.begun) == 1
-    assert status(memory)["outcome"] == "drain-fra-2 is done, after 3.5 s"
+    assert status(memory)["outcome"] == "drain-fra-2 is done after 3.5 s"
     assert [each["reason"] for each in memory.events] == ["Step", "Step", "Done"]
     text = yaml.safe_dump(status(memory), sort_keys=False, width=100)
     golden.check(text, GOLDEN / "traffic-operation-status.yaml")

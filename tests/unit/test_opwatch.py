@@ -37,10 +37,10 @@ def test_a_step_has_a_line_with_the_time_since_the_one_before() -> None:
 @pytest.mark.parametrize(
     ("state", "kind", "status", "words"),
     [
-        (OperationState.EXCEPTIONS, Failed, ERROR, "3 connections"),
-        (OperationState.FAILED, Failed, ERROR, "before it was done"),
+        (OperationState.EXCEPTIONS, Failed, ERROR, "3 clients"),
+        (OperationState.FAILED, Failed, ERROR, "was ended early"),
         (OperationState.ABORTED, Aborted, ABORTED, "was aborted"),
-        (OperationState.UNKNOWN, OutcomeUnknown, UNKNOWN, "recorded nowhere"),
+        (OperationState.UNKNOWN, OutcomeUnknown, UNKNOWN, "was not recorded"),
     ],
 )
 def test_whatever_is_not_done_is_an_error_of_its_own(
@@ -52,7 +52,7 @@ def test_whatever_is_not_done_is_an_error_of_its_own(
 
 
 def test_done_is_the_only_end_that_is_success() -> None:
-    assert conclude(ended(OperationState.DONE)) == "drain-fra-2 is done, after 5.6 s"
+    assert conclude(ended(OperationState.DONE)) == "drain-fra-2 is done after 5.6 s"
     ends = set(OperationState) - UNDER_WAY
     for state in ends - {OperationState.DONE}:
         with pytest.raises(ImError):
@@ -68,7 +68,7 @@ def test_a_slow_step_and_stuck_sessions_are_said() -> None:
     left = Left(7, {"fra-gw2.1": 1, "fra-gw1.1": 2})
     assert tick_line(ended(OperationState.RUNNING), left, [runs, over]) == (
         "fra: 7 sessions, 3 stuck (fra-gw1.1: 2, fra-gw2.1: 1), "
-        "slow: drain has run for more than 2.0 s"
+        "slow: drain has been running for more than 2.0 s"
     )
     assert tick_line(ended(OperationState.PAUSED), Left(None, {}), []) == (
         "fra: no answer, paused by operator"
@@ -106,8 +106,8 @@ async def test_a_failover_is_waited_for_until_all_who_answer_serve_by_it(
 @pytest.mark.parametrize(
     ("look", "who"),
     [
-        ({"fra": None, "iad": 6, "sin": 7}, "after 0.05 s iad does not serve by it yet"),
-        ({"fra": 7, "iad": None, "sin": None}, "no other IDC answers"),
+        ({"fra": None, "iad": 6, "sin": 7}, "iad did not follow it within 0.05 s"),
+        ({"fra": 7, "iad": None, "sin": None}, "no other IDC answered"),
     ],
 )
 async def test_a_failover_that_is_not_followed_has_an_unknown_outcome(

@@ -254,7 +254,7 @@ def test_a_plan_as_json() -> None:
             "after": 2,
             "takes": "restart",
             "units": ["fra"],
-            "reason": "gateways listen from the start",
+            "reason": "read at startup",
         }
     ]
     assert as_json(Plan("three-idc", False, ()))["differs"]
@@ -319,7 +319,7 @@ def test_a_file_that_lowers_a_capacity_is_judged_by_it_before_it_is_everywhere()
     assert away("fra", policy, region(), seen, NOW).refusals == ()
     found = away_by("fra", policy, region(), small, seen, NOW)
     assert [s.sessions_max for s in found.survivors] == [80, 8_000]
-    assert str(found.refusals[0]).startswith("by the wanted file, headroom: iad")
+    assert str(found.refusals[0]).startswith("under the new file, headroom: iad")
     (still,) = away_by("fra", policy, small, region(), seen, NOW).refusals
     assert (still.rule, still.by) == ("headroom", "running")
 
@@ -359,7 +359,7 @@ def test_a_plan_reads_well_on_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert "spec.idcs[fra].gateways" in text, "brackets are not taken for markup"
-    assert "less MX, BR" in text and "more BO" in text
+    assert "removed MX, BR" in text and "added BO" in text
     assert "refused by `imctl deploy`: spec.partitions" in text
 
 
@@ -369,6 +369,6 @@ def test_a_rollout_reads_well_on_80_columns() -> None:
     shown = Rollout("deploy-3", RolloutKind.DEPLOY, "b", "a", ("fra", "iad"), rows=rows)
     lines = on_80_columns(rollout_view(shown, driven=False))
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "deploy-3: interrupted; `imctl rollout resume` goes on"
+    assert lines[0] == "deploy-3: interrupted; `imctl rollout resume` continues it"
     assert any("[Errno 2]" in line for line in lines)
-    assert any(line.split() == ["iad", "waits", "for", "its", "turn"] for line in lines)
+    assert any(line.split() == ["iad", "waiting"] for line in lines)

@@ -116,23 +116,23 @@ def broken(found: list[Promise]) -> list[str]:
 def test_each_violation_breaks_its_promise() -> None:
     for kind, name in {
         Kind.MISSING: "Acked messages missing",
-        Kind.SHOWN_TWICE: "Shown or standing twice",
-        Kind.STANDS_TWICE: "Shown or standing twice",
-        Kind.VIEWS_DIFFER: "Out of order",
-        Kind.OWN_ORDER: "Out of order",
-        Kind.ANSWER_FIRST: "Out of order",
-        Kind.UNEVEN: "Out of order",
-        Kind.MISPLACED: "Out of order",
-        Kind.PHANTOM: "Never composed, or altered",
-        Kind.ALTERED: "Never composed, or altered",
-        Kind.STRAY: "Never composed, or altered",
-        Kind.EPOCH_BACK: "Policy epochs that went back, or in two contents",
-        Kind.EPOCH_DISPUTED: "Policy epochs that went back, or in two contents",
-        Kind.CURSOR_BACK: "Read cursors that went back, unread counts wrong, own messages unseen",
-        Kind.UNREAD_WRONG: "Read cursors that went back, unread counts wrong, own messages unseen",
-        Kind.OWN_UNSEEN: "Read cursors that went back, unread counts wrong, own messages unseen",
-        Kind.REPLICAS_DIFFER: "Replicas that differ in the end",
-        Kind.UNPROVEN: "Conversations not looked at in an IDC",
+        Kind.SHOWN_TWICE: "Duplicate messages",
+        Kind.STANDS_TWICE: "Duplicate messages",
+        Kind.VIEWS_DIFFER: "Messages out of order",
+        Kind.OWN_ORDER: "Messages out of order",
+        Kind.ANSWER_FIRST: "Messages out of order",
+        Kind.UNEVEN: "Messages out of order",
+        Kind.MISPLACED: "Messages out of order",
+        Kind.PHANTOM: "Messages never sent, or altered",
+        Kind.ALTERED: "Messages never sent, or altered",
+        Kind.STRAY: "Messages never sent, or altered",
+        Kind.EPOCH_BACK: "Policy epochs reverted or conflicting",
+        Kind.EPOCH_DISPUTED: "Policy epochs reverted or conflicting",
+        Kind.CURSOR_BACK: "Read cursors reverted, unread counts wrong, own messages unseen",
+        Kind.UNREAD_WRONG: "Read cursors reverted, unread counts wrong, own messages unseen",
+        Kind.OWN_UNSEEN: "Read cursors reverted, unread counts wrong, own messages unseen",
+        Kind.REPLICAS_DIFFER: "Replicas that differ at the end",
+        Kind.UNPROVEN: "Conversations not checked in an IDC",
     }.items():
         verdict = good_verdict()
         verdict.found(kind, "x")
@@ -149,22 +149,22 @@ def test_what_the_history_holds_nothing_of_is_not_promised() -> None:
     names = {promise.name for promise in promises.of_verdict(verdict)}
     verdict.counts.policies = verdict.counts.cursors = verdict.counts.replicas = 1
     assert {promise.name for promise in promises.of_verdict(verdict)} - names == {
-        "Policy epochs that went back, or in two contents",
-        "Read cursors that went back, unread counts wrong, own messages unseen",
-        "Replicas that differ in the end",
+        "Policy epochs reverted or conflicting",
+        "Read cursors reverted, unread counts wrong, own messages unseen",
+        "Replicas that differ at the end",
     }
 
 
 def test_failover_promises() -> None:
     assert broken(promises.of_failover(availability(8.0))) == []
     assert broken(promises.of_failover(availability(8.01))) == [
-        "RTO (99 % of affected acked again)"
+        "RTO (99 % of affected clients acked again)"
     ]
     assert broken(promises.of_failover(availability(12.0), promises.REAL_ENGINES)) == []
     assert broken(promises.of_failover(availability(12.1), promises.REAL_ENGINES)) != []
     lost = promises.of_failover(availability(lost=True))
-    assert broken(lost) == ["RPO lost"]
-    assert promises.of_failover(availability())[1].measured == "0 (1 delayed, of 1 looked at)"
+    assert broken(lost) == ["RPO: messages lost"]
+    assert promises.of_failover(availability())[1].measured == "0 (1 delayed, of 1 checked)"
 
 
 def test_a_run_with_longer_load_has_its_time() -> None:
@@ -181,7 +181,7 @@ def test_switchover_promises() -> None:
     move.gap, move.failed = 2_000_001, 1
     move.moved[3] = move.started + 21 * S
     assert broken(promises.of_switchover(move)) == [
-        "Switchover gap", "Switchover: all moved", "Switchover: failed sends",
+        "Switchover gap", "Switchover: all clients moved", "Switchover: failed sends",
     ]  # fmt: skip
     del move.moved[3]
     assert "not all of 10" in promises.of_switchover(move)[1].measured
@@ -191,11 +191,11 @@ def test_rate_time_and_return() -> None:
     spans = [Span("before", 0, 30)]
     samples = report().samples
     assert broken(promises.of_rate(samples, spans, 311, 25)) == [
-        "Rate sustained before and after", "of these to groups",
+        "Message rate before and after", "Message rate to groups",
     ]  # fmt: skip
     assert broken(promises.of_rate([], spans, 1, 1)) != []
-    assert broken([promises.of_time(180)]) == ["Whole run"]
-    assert broken([promises.of_return("fra", 116, 130)]) == ["fra serves its clients again"]
+    assert broken([promises.of_time(180)]) == ["Total run time"]
+    assert broken([promises.of_return("fra", 116, 130)]) == ["fra has its clients back"]
     assert broken([promises.of_return("fra", 117, 130)]) == []
     assert broken([promises.of_return("fra", 0, 0)]) != []
 

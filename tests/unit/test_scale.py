@@ -23,7 +23,7 @@ def test_counts_are_by_role() -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["im=3"], "share its one process"),
+        (["im=3"], "share the IDC's one process"),
         (["kafka=3"], "a role that can be scaled"),
         (["gateway"], "expected gateway=COUNT"),
         (["gateway=-1"], "expected gateway=COUNT"),

@@ -221,7 +221,7 @@ async def test_the_whole_script() -> None:
 
 async def test_a_failover_that_never_comes_is_said() -> None:
     run = Run(World(failover=False))
-    with pytest.raises(Unavailable, match="does not call iad failed within 1 s"):
+    with pytest.raises(Unavailable, match="iad was not declared failed within 1 s"):
         await run.play()
     assert [span.name for span in run.scenario.spans][-1] == "during"
     assert not check_events(run.events).finished

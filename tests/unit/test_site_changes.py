@@ -175,8 +175,8 @@ def test_a_plan_does_not_say_that_clients_stay_who_do_not() -> None:
     found = changes(placed({"replicas": 1}), after)
     plan = Plan("two-idc", True, tuple(found), ("fra",), warnings=tuple(alone(found, ())))
     shown = " ".join("\n".join(on_80_columns(plan_view(plan))).split())
-    assert "order: fra; each goes on, and is watched" in shown
-    assert "! fra has no other gateway" in shown and "with its clients, and" not in shown
+    assert "order: fra; each is changed in place without a restart, and is watched" in shown
+    assert "! fra has no other gateway" in shown and "with clients connected" not in shown
 
 
 def test_a_plan_with_a_sites_file_reads_well() -> None:
@@ -187,10 +187,11 @@ def test_a_plan_with_a_sites_file_reads_well() -> None:
     assert (plan.order, plan.restarted) == (("dub", "fra"), ["fra"])
     assert as_json(plan)["in_place"] == ["dub"]
     text = "\n".join(on_80_columns(plan_view(plan)))
-    assert "restart of fra" in text and "in place at dub" in text
-    assert "dub with its clients; of the others each is emptied, restarted" in " ".join(
-        text.split()
+    assert "restart of fra" in text and "change in place at dub" in text
+    assert (
+        "dub is changed in place with clients connected; each of the others is drained, restarted"
+        in " ".join(text.split())
     )
     stays = Plan("two-idc", True, tuple(found[-1:]), ("dub",))
     shown = " ".join("\n".join(on_80_columns(plan_view(stays))).split())
-    assert "order: dub; each goes on with its clients, and is watched" in shown
+    assert "order: dub; each is changed in place with clients connected, and is watched" in shown

@@ -73,7 +73,7 @@ def test_three_healthy_idcs_fit_eighty_columns() -> None:
         "IDC", "STATE", "WEIGHT", "GATEWAYS", "SESSIONS", "KV", "LAG", "LOG", "LAG", "EPOCH",
         "HEADROOM", "AGE",
     ]  # fmt: skip
-    assert "iad 123 taken, 234 pushed" in " ".join(text.split())
+    assert "iad 123 accepted, 234 pushed" in " ".join(text.split())
     lag = next(line for line in text.splitlines() if line.startswith("sin.1"))
     assert lag.split() == ["sin.1", "47;", "3", "47;", "3", "·"]
     assert "!" not in text
@@ -131,7 +131,7 @@ def test_gateways_in_processes_of_their_own_are_no_engines_and_say_what_they_wai
     document = document_of(REGION, units, found, None)
     document["rolling"] = {"fra": "gateway 2 of 2 gets the settings that are wanted"}
     said = " ".join(shown(document).split())
-    assert "fra: its gateways are on their way: gateway 2 of 2 gets the settings" in said
+    assert "fra: gateways are being rolled out: gateway 2 of 2 gets the settings" in said
     assert "fra.gateway-2: gone" in said and "engines" not in said
 
 
@@ -140,7 +140,7 @@ def test_sessions_that_hang_in_a_move_are_counted_by_gateway() -> None:
     found["fra"]["moves"] = {"usual_ms": 3_400, "stuck": {"fra-gw1.1": 2}}
     found["iad"]["moves"] = {"usual_ms": 3_000, "stuck": {}}
     said = " ".join(shown(build(**found)).split())
-    assert "fra: 2 sessions told to go for more than 3.4 s are still here (fra-gw1.1: 2)" in said
+    assert "fra: 2 sessions asked to move more than 3.4 s ago are still here (fra-gw1.1: 2)" in said
     assert "iad: 0" not in said
 
 
@@ -167,7 +167,7 @@ def test_a_move_under_way_says_its_state_and_what_it_waits_for() -> None:
             "waiting_for": "fra has 3 sessions",
         }
     words = " ".join(shown(build(**found)).split())
-    assert "drain-fra-4: paused by operator; not yet: fra has 3 sessions" in words
+    assert "drain-fra-4: paused by operator; waiting: fra has 3 sessions" in words
 
 
 def test_the_witness_and_engines_that_run_are_there_too() -> None:
@@ -209,9 +209,9 @@ def test_only_links_under_a_fault_are_listed() -> None:
     }  # fmt: skip
     healthy = link | {"from": "iad", "to": "fra", "mode": "pass"}
     document = build(**{name: answer(name, 4, ACTIVE) for name in ACTIVE})
-    assert "links under a fault" not in shown(document | {"links": [healthy]})
+    assert "links with a fault" not in shown(document | {"links": [healthy]})
     text = shown(document | {"links": [link, healthy]})
-    assert "links under a fault" in text
+    assert "links with a fault" in text
     assert "fra   iad  drop" in text
 
 
@@ -229,7 +229,9 @@ def test_engines_are_shown_where_there_are_some() -> None:
     assert "MIRRORMAKER" not in shown(build(**found))
     behind = {"0": {"behind": 0}, "1": {"behind": 2}, "3": {"behind": 1}}
     well = {"behind": 3, "partitions": behind, "worker_age_s": 0.8, "problem": ""}
-    away = {"behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off"}
+    away: dict[str, Any] = {
+        "behind": None, "partitions": {}, "worker_age_s": None, "problem": "sin's Kafka is off",
+    }  # fmt: skip
     found["fra"]["mirror"] = {"iad": well, "sin": away}
     found["fra"]["log"] = {"durability": "flush"}
     move = {"phase": "catch up", "batches": 900, "played": 700}
@@ -239,7 +241,7 @@ def test_engines_are_shown_where_there_are_some() -> None:
         text = shown(build(**found), width)
         assert max(map(len, text.splitlines())) <= width
         words = " ".join(text.split())
-        assert "iad 3 (partition 1: 2, 3: 1), 1 s; sin ?, no sign" in words
+        assert "iad 3 (partition 1: 2, 3: 1), 1 s; sin ?, no heartbeat" in words
         assert "embedded (catch up, 200 left)" in words
     assert "sin fsync tikv -" in words
     assert "fra flush embedded" in words
@@ -258,7 +260,7 @@ def test_days_left_of_certificates_stand_in_one_line() -> None:
     answers = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
     for number, name in enumerate(answers):
         answers[name]["certificates"] = {"days_left": 800 + number, "ca_days_left": 3600 + number}
-    said = "certificates, days left: fra 800, iad 801, sin 802; CA 3600"
+    said = "days until certificates expire: fra 800, iad 801, sin 802; CA 3600"
     assert said in shown(build(**answers)).splitlines()
     assert "certificates" not in shown(build(**{name: answer(name, 4, ACTIVE) for name in ACTIVE}))
 
