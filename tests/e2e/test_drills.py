@@ -308,7 +308,7 @@ def planted(tmp_path: Path, patch: str, name: str, *more: str) -> tuple[int, str
     with deployed(tmp_path, patch=patch) as data:
 
         def wake(line: str) -> None:
-            if line.startswith("== is it steady"):
+            if line.startswith("== checking the steady state"):
                 (tmp_path / FLAG).touch()
 
         return drill(data, name, tmp_path / "out", *more, on_line=wake)
