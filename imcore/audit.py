@@ -95,7 +95,7 @@ def parse(raw: bytes) -> Line | None:
     if end < len(SUFFIX) or suffix != SUFFIX or _SURROGATE.search(raw):
         return None
     try:
-        row = json.loads(raw)
+        row = json.loads(raw.decode())  # of bytes it would take surrogates
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not _shallow(row):

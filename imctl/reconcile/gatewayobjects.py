@@ -194,7 +194,11 @@ class _Maker:
     def _service(self, number: int) -> Object:
         """Of one gateway."""
         wanted = ends_of(self._of.region, self._own.name, number)
-        former = [each for each in self._told.get(number, ()) if each not in wanted]
+        taken = set(wanted)
+        if self._of.idc.service == "NodePort":  # no two Services can have the same one
+            for other in range(1, self._of.region.idc(self._own.name).gateways + 1):
+                taken.update(ends_of(self._of.region, self._own.name, other))
+        former = [each for each in self._told.get(number, ()) if each not in taken]
         ports = [
             _port(f"gateway{'-udp' if protocol == 'UDP' else ''}{more}", found, CLIENTS, protocol)
             for ends, more in ((wanted, ""), (former, "-before"))

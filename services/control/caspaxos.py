@@ -54,7 +54,8 @@ class Proposer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._finding: set[str] = set()
         self._found = asyncio.Event()
-        self._forbidding: dict[str, Refused] = {}  # registries where the own name may not do this
+        # Registries where the own name may not do this with that key; "": with any.
+        self._forbidding: dict[tuple[str, str], Refused] = {}
         self.refused_join = ""  # why the own blank store cannot join by itself: an alarm
 
     async def close(self) -> None:
@@ -89,7 +90,7 @@ class Proposer:
                     if round_.status is Status.COMMITTED:
                         return round_.value
                     offered, seen = offered or round_.offered, max(seen, round_.seen)
-                if self._clock.now() >= deadline or self._forbidden():
+                if self._clock.now() >= deadline or self._forbidden(key):
                     break
                 attempt += 1
                 await asyncio.sleep(self._rng.uniform(0.02, min(0.05 * 2**attempt, 0.6)))
@@ -97,15 +98,19 @@ class Proposer:
             raise OutcomeUnknown(f"the change of {key} may or may not be committed")
         raise self._no_majority(key)
 
-    def _forbidden(self) -> bool:
+    def _forbidden(self, key: str) -> bool:
         """Whether so many forbid it that no other try can have a majority."""
-        allowing = len(self._registries) - len(self._forbidding)
+        allowing = len(self._registries) - len(self._refusals(key))
         return allowing < majority(len(self._registries))
+
+    def _refusals(self, key: str) -> dict[str, Refused]:
+        """By registry."""
+        return {name: why for (name, of), why in self._forbidding.items() if of in (key, "")}
 
     def _no_majority(self, key: str) -> ImError:
         """What to raise: that it is forbidden says more than that answers are lacking."""
         lacking = Unavailable(f"no majority of the registries answered for {key}")
-        return next(iter(self._forbidding.values()), lacking)
+        return next(iter(self._refusals(key).values()), lacking)
 
     async def _round(self, key: str, fn: Fn, seen: Ballot) -> Round | None:
         total = len(self._registries)
@@ -127,7 +132,7 @@ class Proposer:
 
         async def carry(call: Call) -> None:
             try:
-                reply = await self._call(call, bucket)
+                reply = await self._call(call, bucket, key)
                 calls = round_.received(reply) if reply else round_.lost(call.name)
             except Exception as error:  # fn refused: it is the caller's to hear
                 failure.append(error)
@@ -174,7 +179,7 @@ class Proposer:
             return []
         total = len(self._registries)
         calls = [Call(name, store) for name, store in self._stores.items()]
-        pending = {asyncio.create_task(self._call(call, bucket_of(key))) for call in calls}
+        pending = {asyncio.create_task(self._call(call, bucket_of(key), key)) for call in calls}
         records: list[Record] = []
         try:
             while pending:
@@ -220,15 +225,16 @@ class Proposer:
         try:
             async with asyncio.timeout(CALL_S):
                 self._stores[name] = (await self._registries[name].store_id()).hex()
-            self._forbidding.pop(name, None)
+            self._note(name, "", None)
         except (ImError, TimeoutError) as error:
-            self._note_refusal(name, error)
+            self._note(name, "", error)
         finally:
             self._finding.discard(name)
             self._found.set()
 
-    async def _call(self, call: Call, bucket: int) -> Reply | None:
-        """None: no answer. A missing record means that the store there is another one now."""
+    async def _call(self, call: Call, bucket: int, of: str = "") -> Reply | None:
+        """``of``: the key for whose sake it is called. None: no answer. A missing record means that
+        the store there is another one now."""
         registry, key = self._registries[call.name], record_key(call.store, bucket)
         try:
             async with asyncio.timeout(CALL_S):
@@ -239,9 +245,9 @@ class Proposer:
                         key, call.expected, encode(call.record)
                     )
             reply = _reply(call, swapped, current)
-            self._forbidding.pop(call.name, None)
+            self._note(call.name, of, None)
         except (ImError, TimeoutError) as error:
-            self._note_refusal(call.name, error)
+            self._note(call.name, of, error)
             self._cache.pop((call.name, bucket), None)
             return None
         except ValueError:
@@ -255,9 +261,11 @@ class Proposer:
             self._cache[call.name, bucket] = (call.store, reply.revision, reply.record)
         return reply
 
-    def _note_refusal(self, name: str, error: Exception) -> None:
+    def _note(self, name: str, of: str, error: Exception | None) -> None:
         if isinstance(error, Refused) and error.code is Code.FORBIDDEN:
-            self._forbidding[name] = error
+            self._forbidding[name, of] = error
+        else:
+            self._forbidding.pop((name, of), None)
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]

@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._cut: asyncio.TimerHandle | None = None
         self._bucket = Bucket(config.requests_per_s, config.requests_burst, gateway.clock.now())
         self._stopped = 0
+        self._was_dear = False
         self._overflowed = False
         self.number = 0
         self.peer_address = ""
@@ -112,8 +113,9 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         self._gateway.counters.limited += 1
-        if not self.asked:
+        if not self.asked and self._was_dear:  # once may be a pause of the process
             self.rubbish("what it sends costs more than any Connect")
+        self._was_dear = True
 
     def pause_writing(self) -> None:
         self.paused = True

@@ -112,7 +112,8 @@ class Intake(asyncio.Transport, asyncio.Protocol):
                 spent = cpu() - began
         finally:
             self._in_turn = False
-            self._work.pay(spent)
+            # A collection of garbage may fall into a step, and is nobody's.
+            self._work.pay(min(spent, 2 * AT_ONCE_S))
         if at < len(held) and not self._closing:
             self._held = held[at:] + self._held
 

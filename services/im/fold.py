@@ -206,6 +206,7 @@ def needs(partition: int, ops: Iterable[oplog.Op]) -> set[bytes]:
             continue
         elif kind == "kick":
             needed.add(keys.kick(partition, op.kick.uid, op.kick.device))
+            needed.add(keys.route(partition, op.kick.uid, op.kick.device))
             continue
         elif kind == "device_keys":
             named = op.device_keys.keys
@@ -472,9 +473,13 @@ class Fold:
         effects.routes.append((origin, op))
 
     def _kick(self, op: oplog.Op, rows: Rows, effects: Effects) -> None:
-        """Kept, for whom it could not be told yet."""
+        """Kept, for whom it could not be told yet; of a device if there ever was one of that name,
+        or whoever kicks could fill the KV."""
         effects.kicks.append(op)
-        key = keys.kick(self._partition, op.kick.uid, op.kick.device)
+        uid, device = op.kick.uid, op.kick.device
+        if device and rows.get(keys.route(self._partition, uid, device)) is None:
+            return
+        key = keys.kick(self._partition, uid, device)
         if oplog.Op.FromString(rows.get(key) or b"").hlc < op.hlc:
             rows.put(key, op.SerializeToString(deterministic=True))
 

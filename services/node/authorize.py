@@ -10,10 +10,13 @@ from typing import Any, TypeAlias
 import grpc
 
 from imcore import roles
+from imcore.errors import ImError
 from imcore.tls import caller_name
 from services.node.around import Around, Handler
 
 log = logging.getLogger("im.authorize")
+
+NOT_DONE = (("im-outcome", "not-done"),)  # as registries say it (services.engines.registry_grpc)
 
 # (name of the caller, request) -> why it is refused, in one sentence; empty: it is not.
 Limit: TypeAlias = Callable[[str, Any], Awaitable[str]]
@@ -33,8 +36,13 @@ class Authorizer(Around):
 
         async def unary(request: Any, context: Any) -> Any:
             name = await self._check(method, context)
-            if limit is not None and (why := await limit(name, request)):
-                await _refuse(context, name, why)
+            if limit is not None:
+                try:
+                    why = await limit(name, request)
+                except ImError as error:  # what is judged by cannot be read
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, str(error), NOT_DONE)
+                if why:
+                    await _refuse(context, name, why)
             return await inner(request, context)
 
         async def streaming(request: Any, context: Any) -> Any:

@@ -97,7 +97,7 @@ class LiveRoutes:
             return True
         written = route is not None and route.connection_epoch == epoch and not route.gone
         since = route.since if route is not None and written else session.since_hlc
-        if self._kicked.hits(uid, device, since):
+        if since and self._kicked.hits(uid, device, since):  # 0: an older program did not say
             self._state.kick(uid, device, epoch)
         elif written:
             self._judge_surplus(uid, device)

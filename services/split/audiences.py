@@ -92,6 +92,8 @@ class Audiences:
     def _look(self, audience: Audience) -> _Told:
         name, users, version = audience.conversation, self._users, self._version
         told = self._groups.get(name)
+        if told is not None:
+            self._groups.move_to_end(name)  # or one of the same batch could push it out
         if told is not None and told.audience is audience:
             changed = self._changed_since(told.version)
             if changed is None:
@@ -104,7 +106,6 @@ class Audiences:
             return told
         # New, or somebody who was named has left, and must not be told of anything any more.
         told = self._groups[name] = _Told(audience, users, version)
-        self._groups.move_to_end(name)
         if len(self._groups) > KEPT:
             name, dropped = self._groups.popitem(last=False)
             if dropped.number:

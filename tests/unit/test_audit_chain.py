@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imcore import auditfile
-from imcore.audit import EMPTY, Anchor, against, anchor_from_json, parse, seal, torn, verify
+from imcore.audit import (
+    EMPTY,
+    HASH_BYTES,
+    SUFFIX,
+    Anchor,
+    against,
+    anchor_from_json,
+    parse,
+    seal,
+    torn,
+    verify,
+)
 from imcore.auditfile import append, kept
 from imctl.audit import own_writer, writer_of
 from services.control.anchoring import NOTHING_JUDGED, Broken, Judged, anchored, raised
@@ -135,6 +146,16 @@ def test_a_planted_line_is_found_and_keeps_nobody_from_going_on(
     assert problem(path) == "edited: line 1 is no line of an audit log"
     assert writer_of(path) == own_writer()
     assert append(path, "fra", EVENTS[0]).seq == 2
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"seq":7,"writer":"w","said":"\xed\xa0\x80"', b'{"seq":7,"writer":"w","said":"\xff"']
+)
+def test_bytes_that_are_no_text_are_no_line(chain: Path, body: bytes) -> None:
+    with chain.open("ab") as file:
+        file.write(body + SUFFIX + b"0" * HASH_BYTES + b'"}\n')
+    assert problem(chain) == "edited: line 7 is no line of an audit log"
+    assert append(chain, "fra", EVENTS[0]).seq == 8
 
 
 def test_events_that_could_not_be_read_back_are_refused(chain: Path) -> None:

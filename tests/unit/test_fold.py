@@ -561,3 +561,17 @@ def test_of_many_lanes_those_used_lately_stay_and_none_costs_a_look_at_all() -> 
     assert len(sequencer._lanes) == 900  # room for a hundred more
     kept = set(sequencer._lanes)
     assert {names[0], names[1], names[-1]} <= kept and names[2] not in kept
+
+
+def test_kicks_are_kept_of_devices_that_there_were_and_of_all_of_a_user() -> None:
+    idc = Replica()
+    route = oplog.Op(hlc=1, route=oplog.RouteOp(uid="ann", device="phone", connection_epoch=1))
+    idc.fold(A, route)
+    kicks = [
+        oplog.Op(hlc=2 + number, kick=oplog.KickOp(uid="ann", device=device))
+        for number, device in enumerate(("phone", "", "never seen", "nor this one"))
+    ]
+    effects = idc.fold(A, *kicks)
+    assert effects.kicks == kicks  # they are told all the same
+    kept = [key for key in idc.rows if key in {keys.kick(0, "ann", k.kick.device) for k in kicks}]
+    assert sorted(kept) == sorted([keys.kick(0, "ann", "phone"), keys.kick(0, "ann", "")])

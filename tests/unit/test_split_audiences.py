@@ -83,3 +83,13 @@ def test_of_more_groups_than_it_keeps_the_front_forgets_the_first() -> None:
     for number in range(KEPT + 3):
         there.reach(Audience(f"g:{number}", UIDS[:2]))
     assert len(there.numbers) == KEPT
+
+
+def test_of_one_batch_no_group_pushes_out_another() -> None:
+    there = There()
+    there.toggle(UIDS[0])
+    groups = [Audience(f"g:{number}", UIDS[:2]) for number in range(KEPT)]
+    for group in groups:
+        there.reach(group)
+    numbers = [there.audiences.number(group) for group in (groups[0], Audience("g:new", UIDS[:2]))]
+    assert all(number in there.numbers for number in numbers)
