@@ -115,11 +115,12 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(
         named = next(each.gateway for each in to_ann if isinstance(each, ConnectionChanged))
         going, task = next(pair for pair in fronts if pair[0].gateway.name == named)
         (staying,) = [each for each, _ in fronts if each is not going]
-        shown = generate_latest(registry_of_front(going)).decode()
-        assert f'im_gateway_connections{{gateway="{named}"}}' in shown and "im_ready 1.0" in shown
-        standing = f'im_gateway_transport_connections{{gateway="{named}",transport="{transport}"}}'
-        assert f"{standing} {len(going.gateway)}.0" in shown
         number = fronts.index((going, task))
+        own = f'gateway="{number + 1}"'  # not the name, which is another one in each life
+        shown = generate_latest(registry_of_front(going)).decode()
+        assert f"im_gateway_connections{{{own}}}" in shown and "im_ready 1.0" in shown
+        standing = f'im_gateway_transport_connections{{{own},transport="{transport}"}}'
+        assert f"{standing} {len(going.gateway)}.0" in shown
         going.leave()
         await until(lambda: bool(going.not_ready()), 5)
         code, said = await asked(monitors[number], "/readyz", folder / "ca.pem")

@@ -145,7 +145,10 @@ async def _metrics_of_two(nodes: list[Node]) -> None:
         registry = node.monitor.registry
         flows = {"log": "im_replication_lag_records", "kv": "im_replication_lag_records"}
         for flow, name in flows.items():
-            assert registry.get_sample_value(name, {"peer": other, "flow": flow}) is not None
+            assert (
+                registry.get_sample_value(name, {"peer": other, "flow": flow, "partition": ""})
+                is not None
+            )
         lag = {"peer": other, "flow": "kv"}
         assert registry.get_sample_value("im_replication_lag_seconds", lag) is not None
         for name in ("im_replication_heard_seconds", "im_replication_unheld_records"):
