@@ -200,6 +200,3 @@ def test_the_rights_of_the_chart_suffice(
             assert "forbidden" not in log.lower(), log
         finally:
             operators.end()
-            cluster_wide = [f"{kind}/{namespace}-op-im-operator"
-                            for kind in ("clusterrole", "clusterrolebinding")]  # fmt: skip
-            api_server.kubectl("delete", *cluster_wide)
