@@ -10,7 +10,14 @@ import pytest
 from imcore.runtime import ManualClock
 from imcore.work import CPU_SHARE, Work
 from services.gateway import intake
-from services.gateway.intake import AT_ONCE_S, STEP_BYTES, TURN_S, Intake
+from services.gateway.intake import (
+    AT_ONCE_S,
+    SMALL_BYTES,
+    SMALL_S,
+    STEP_BYTES,
+    TURN_S,
+    Intake,
+)
 
 
 class Below(asyncio.Transport):
@@ -113,6 +120,25 @@ async def test_a_peer_has_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch
         rig.clock.advance(0.01)
         await turns(3)
     assert rig.above.came == DATA * 4 and rig.below.reads
+
+
+async def test_small_reads_have_a_price_and_are_not_measured() -> None:
+    rig = Rig(1.0)  # whatever they cost
+    looks = 0
+    cpu = rig.clock.cpu
+
+    def counted() -> float:
+        nonlocal looks
+        looks += 1
+        return cpu()
+
+    rig.clock.cpu = counted  # type: ignore[method-assign]
+    affordable = int(AT_ONCE_S / (SMALL_BYTES * SMALL_S))
+    for _ in range(affordable + 1):
+        rig.intake.data_received(DATA[:SMALL_BYTES])
+    assert (len(rig.above.steps), looks, rig.dear) == (affordable + 1, 0, 0)
+    rig.intake.data_received(DATA[:SMALL_BYTES])
+    assert rig.dear == 1 and not rig.below.reads
 
 
 async def test_who_is_not_to_be_read_from_is_not_even_of_what_has_come() -> None:

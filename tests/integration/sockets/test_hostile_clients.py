@@ -20,6 +20,7 @@ from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import ManualClock, SystemClock
 from services.gateway.config import GatewayConfig
+from services.gateway.intake import SMALL_BYTES
 from services.gateway.server import Gateway
 from services.gateway.testing import FrameClient
 from services.state.testing import Front
@@ -167,7 +168,10 @@ async def test_a_client_whose_bytes_are_dear_gets_its_share_and_is_served_later(
         bad, _ = await front.connect("ann")
         turns = Turns(front, clock, 0.15)
         turns.watched = of(gateway, bad).number
-        await served(bad)
+        many = frame.encode(frame.REQUEST, 9, HEARTBEAT.SerializeToString()) * 60
+        assert len(many) > SMALL_BYTES
+        bad.transport.write(many)
+        await until(lambda: turns.by_turn.total() > 0, bob)
         waits = bad.send(HEARTBEAT)
         await served(bob, 20)
         assert not waits.done()
