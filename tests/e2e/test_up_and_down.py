@@ -26,7 +26,7 @@ def region(tmp_path: Path) -> Path:
 
 
 def test_up_look_break_mend_down(region: Path, data: Path) -> None:
-    assert "fra, iad, sin serve after" in ok(data, "up", region, "--data", data, "--faults")
+    assert "fra, iad, sin serving after" in ok(data, "up", region, "--data", data, "--faults")
     run = runfile.read(data)
     assert run is not None
     assert set(run.processes) == {"linkproxy", "fra", "iad", "sin"}
@@ -63,7 +63,7 @@ def test_up_look_break_mend_down(region: Path, data: Path) -> None:
     status = imctl(data, "status", "-o", "json")
     assert status.returncode == 1
     assert "error" in json.loads(status.stdout)["idcs"]["sin"]
-    assert "sin serves" in ok(data, "start", "sin")
+    assert "sin is serving" in ok(data, "start", "sin")
     assert json.loads(ok(data, "status", "-o", "json"))["idcs"]["sin"]["origin"] == "sin.1"
 
     assert ok(data, "logs", "sin", "-n", "1")
