@@ -9,21 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
-from ipaddress import ip_address
 from typing import Generic, NamedTuple, TypeVar
 
 _T = TypeVar("_T", bound=Hashable)
-
-
-def neighbourhood(address: str) -> str:
-    """What counts as one address: of IPv6 the network, since whoever has one address there has them
-    all."""
-    if ":" not in address:
-        return address
-    try:
-        return ip_address(address).packed[:8].hex()
-    except ValueError:
-        return address
 
 
 class Entry(NamedTuple, Generic[_T]):

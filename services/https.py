@@ -10,9 +10,10 @@ from typing import cast
 
 from aiohttp import web
 
+from imcore.addresses import neighbourhood
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, Unavailable, code_of
 from imcore.listener import Listen, Listening
-from imcore.places import Places, neighbourhood
+from imcore.places import Places
 
 log = logging.getLogger("im.https")
 

@@ -22,6 +22,7 @@ from services.ports import Registry, Versioned, WatchEvents
 
 DEADLINE_S = 1.0
 _OUTCOME = "im-outcome"
+NOT_DONE = ((_OUTCOME, "not-done"),)  # trailers
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 

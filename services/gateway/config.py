@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
+from imcore.addresses import inside
+
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
@@ -43,7 +45,6 @@ class GatewayConfig:
         if not self.shared:
             return False
         try:
-            found = ip_address(address)
+            return inside(ip_address(address), self.shared)
         except ValueError:
             return False
-        return any(found in network for network in self.shared)

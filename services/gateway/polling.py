@@ -21,9 +21,10 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from imcore.addresses import neighbourhood
 from imcore.bucket import Bucket, Buckets
 from imcore.errors import retry_after_ms
-from imcore.places import Places, neighbourhood
+from imcore.places import Places
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imcore import frame
+from imcore.addresses import neighbourhood
 from imcore.doors import Doors
 from imcore.errors import Code
 from imcore.listener import Listen, Listener, Listening
-from imcore.places import Places, neighbourhood
+from imcore.places import Places
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
 from services.gateway.config import GatewayConfig

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
+from imcore.addresses import Address, unmapped
 from imcore.region.model import Geo
-
-Address = IPv4Address | IPv6Address
 
 
 class Located(NamedTuple):
@@ -51,15 +49,3 @@ class Shards:
             if name is not None:
                 return name
         return self._asns.get(located.asn) or self._countries.get(located.country) or self._default
-
-
-def unmapped(address: Address) -> Address:
-    """An IPv4 client of a dual-stack listener comes as ::ffff:a.b.c.d."""
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def inside(address: Address, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
-    plain = unmapped(address)
-    return any(plain.version == network.version and plain in network for network in networks)

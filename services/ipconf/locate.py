@@ -6,9 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from imcore.addresses import Address, unmapped
 from imcore.countries import country_of
 from imcore.errors import BadInput
-from services.ipconf.geo import Address, Located, unmapped
+from services.ipconf.geo import Located
 
 
 class Locator(Protocol):

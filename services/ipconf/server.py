@@ -14,19 +14,19 @@ from typing import Any
 
 from aiohttp import web
 
+from imcore.addresses import Address, inside, neighbourhood, unmapped
 from imcore.attest import RegionKeys
 from imcore.bearer import claims_of
 from imcore.bucket import Buckets
 from imcore.doors import Doors
 from imcore.errors import Code, Overloaded, Refused, Unavailable, retry_after_ms
 from imcore.listener import Listen, Listener
-from imcore.places import neighbourhood
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims
 from services.https import CODES, Handler, Https, errors, whole
 from services.ipconf.directory import Directory
-from services.ipconf.geo import Address, Shards, inside, unmapped
+from services.ipconf.geo import Shards
 from services.ipconf.locate import Locator
 from services.ipconf.rank import Scored, rank
 from services.ipconf.reports import PER_REQUEST_MAX, Reports

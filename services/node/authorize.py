@@ -12,11 +12,10 @@ import grpc
 from imcore import roles
 from imcore.errors import ImError
 from imcore.tls import caller_name
+from services.engines.registry_grpc import NOT_DONE
 from services.node.around import Around, Handler
 
 log = logging.getLogger("im.authorize")
-
-NOT_DONE = (("im-outcome", "not-done"),)  # as registries say it (services.engines.registry_grpc)
 
 # (name of the caller, request) -> why it is refused, in one sentence; empty: it is not.
 Limit: TypeAlias = Callable[[str, Any], Awaitable[str]]

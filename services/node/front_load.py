@@ -12,26 +12,36 @@ from services.metrics.verbs import Verbs
 from services.state.server import StateServer
 
 
+class _News:
+    """Of counts since the start: what came since they were asked for last."""
+
+    def __init__(self) -> None:
+        self._told: Counter[str] = Counter()
+
+    def of(self, counts: Mapping[str, int]) -> Counter[str]:
+        now = Counter(counts)
+        before, self._told = self._told, now
+        return now - before
+
+
 class LoadReport:
     """``verbs``: by role, what requests took; it goes to the core, and begins anew here."""
 
     def __init__(self, state: StateServer, verbs: Mapping[str, Verbs]) -> None:
         self._state = state
         self._verbs = verbs
-        self._said: Counter[str] = Counter()  # counts since the start, as the core knows them
-        self._session_events: Counter[str] = Counter()
-        self._gateway_events: Counter[str] = Counter()
+        self._counts, self._session_events, self._gateway_events = _News(), _News(), _News()
 
     def make(self, gateway: Gateway | None) -> front.Load:
         state = self._state
         load, queued = state.load(), state.queued()
-        now = Counter(
-            pushed=state.counters.pushed,
-            overloaded=int(load["overloaded"]),
-            shed=int(load["shed"]),
-            breaker_opened=int(load["breaker_opened"]),
-            turned_away=gateway.counters.refused if gateway is not None else 0,
-        )
+        counts = {
+            "pushed": state.counters.pushed,
+            "overloaded": int(load["overloaded"]),
+            "shed": int(load["shed"]),
+            "breaker_opened": int(load["breaker_opened"]),
+            "turned_away": gateway.counters.refused if gateway is not None else 0,
+        }
         report = front.Load(
             connections=len(gateway) if gateway is not None else 0,
             pull_only=state.pull_only_count(),
@@ -42,21 +52,16 @@ class LoadReport:
             acks=state.ack_buckets(),
             waiting=state.waiting(),
         )
-        for name, count in (now - self._said).items():
+        for name, count in self._counts.of(counts).items():
             setattr(report, name, count)
-        self._said = now
         if self._verbs:
             self._count(report, gateway)
         return report
 
     def _count(self, report: front.Load, gateway: Gateway | None) -> None:
-        sessions = Counter(asdict(self._state.counters))
-        report.session_events.update(sessions - self._session_events)
-        self._session_events = sessions
+        report.session_events.update(self._session_events.of(asdict(self._state.counters)))
         if gateway is not None:
-            events = Counter(asdict(gateway.counters))
-            report.gateway_events.update(events - self._gateway_events)
-            self._gateway_events = events
+            report.gateway_events.update(self._gateway_events.of(asdict(gateway.counters)))
         for role, verbs in self._verbs.items():
             for name, verb in verbs.known.items():
                 if any(verb.buckets):

@@ -8,15 +8,15 @@ message costs nothing for each member, also while thousands of them come back.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Container
-from itertools import islice
 
 from imcore.proto import front_pb2 as front
 from services.ports import Audience
+from services.state.changes import Changes
 
 KEPT = 256  # groups
-_CHANGES = 1_000  # more of them at a time than are found one by one in less time than all anew
+_CHANGES = 1_000
 
 
 class _Told:
@@ -59,14 +59,12 @@ class Audiences:
         self._put = put
         self._grows = grows
         self._groups: OrderedDict[str, _Told] = OrderedDict()
-        self._version = 0
-        self._changed: deque[str] = deque(maxlen=_CHANGES)
+        self._changes = Changes(_CHANGES)
         self._last = 0  # number
 
     def changed(self, uid: str) -> None:
         """The first session of this user has come, or the last has gone."""
-        self._version += 1
-        self._changed.append(uid)
+        self._changes.note(uid)
 
     def reached(self, audience: Audience) -> int:
         """How many of them are there."""
@@ -90,12 +88,12 @@ class Audiences:
         return told.number if told.here else 0
 
     def _look(self, audience: Audience) -> _Told:
-        name, users, version = audience.conversation, self._users, self._version
+        name, users, version = audience.conversation, self._users, self._changes.version
         told = self._groups.get(name)
         if told is not None:
             self._groups.move_to_end(name)  # or one of the same batch could push it out
         if told is not None and told.audience is audience:
-            changed = self._changed_since(told.version)
+            changed = self._changes.since(told.version)
             if changed is None:
                 told.look(audience, users, version)
             elif changed:
@@ -111,13 +109,6 @@ class Audiences:
             if dropped.number:
                 self._put(front.Audience(conversation=name))
         return told
-
-    def _changed_since(self, version: int) -> Collection[str] | None:
-        """None: too many to be known."""
-        count = self._version - version
-        if count > len(self._changed):
-            return None
-        return set(islice(reversed(self._changed), count)) if count else ()
 
 
 def _is_of(uid: str, audience: Audience) -> bool:

@@ -6,16 +6,16 @@ while its connection is away is owed to it.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
 
+from services.state.changes import Changes
 from services.state.dirty import Dirty
 from services.state.session import Record
 
 Address = tuple[str, int]  # gateway, connection
 _SIDE_MAX = 4  # pull-only connections of a device: it has one in each IDC, and is given up late
-_CHANGES = 200  # more of them at a time than are found one by one in less time than all anew
+_CHANGES = 200
 
 
 class Connections(dict[Address, Record]):
@@ -53,8 +53,7 @@ class SessionTable:
 
     def __init__(self) -> None:
         self.changed: Callable[[Record], None] | None = None
-        self.version = 0  # rises with each change of which ``changed`` is told
-        self._changed: deque[str] = deque(maxlen=_CHANGES)  # users, of the last versions
+        self._changes = Changes(_CHANGES)
         self.by_address = Connections()
         self._dirty = Dirty()
         self._by_device: dict[tuple[str, str], Record] = {}
@@ -120,16 +119,17 @@ class SessionTable:
         self.tell(record)
         return True
 
+    @property
+    def version(self) -> int:
+        """Rises with each change of which ``changed`` is told."""
+        return self._changes.version
+
     def changed_since(self, version: int) -> Collection[str] | None:
         """Whose sessions have come or gone, or their connections. None: too many to be known."""
-        count = self.version - version
-        if count > len(self._changed):
-            return None
-        return dict.fromkeys(islice(reversed(self._changed), count)) if count else ()
+        return self._changes.since(version)
 
     def tell(self, record: Record) -> None:
-        self.version += 1
-        self._changed.append(record.uid)
+        self._changes.note(record.uid)
         self._dirty.note([record.id])
         if self.changed is not None:
             self.changed(record)

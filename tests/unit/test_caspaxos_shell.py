@@ -230,6 +230,16 @@ async def test_who_may_only_read_reads_and_is_told_at_once_that_it_may_not_write
     assert (await proposers["iad"].read("policy"))[0] == b'["x"]'
 
 
+async def test_what_is_forbidden_for_one_key_says_nothing_of_another() -> None:
+    registries, proposers, viewer = await viewing()
+    await proposers["fra"].change("policy", add("x"))
+    with pytest.raises(Refused):
+        await viewer.change("idc/fra", add("y"))
+    registries["iad"].away = registries["sin"].away = True
+    with pytest.raises(Unavailable, match="no majority"):
+        await viewer.read("policy")
+
+
 async def test_who_may_only_read_does_not_settle_a_change_that_is_under_way() -> None:
     registries, proposers, viewer = await viewing()
     await proposers["fra"].change("policy", add("x"))

@@ -422,6 +422,26 @@ async def test_a_gateway_is_found_where_its_pod_says_until_that_is_replaced(
     assert found(1) == {("TCP", 9000)} and "UDP" not in str(policy())
 
 
+async def test_no_two_services_have_one_node_port_while_ports_are_shifted(memory: Memory) -> None:
+    spec = memory.held["Region", "im-fra", "two-idc"]["spec"]
+    spec["idcs"][0]["endpoints"]["gateway"] = "10.0.0.1:30002"
+    memory.held["IDC", "im-fra", "fra"]["spec"]["service"] = "NodePort"
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+
+    def ports(number: int) -> set[int]:
+        service = memory.held["Service", "im-fra", f"fra-gateway-{number}"]
+        return {port["nodePort"] for port in service["spec"]["ports"]}
+
+    await reconciler.reconcile(key)
+    for number in (1, 2):
+        pod_of(memory, number)
+    spec["idcs"][0]["endpoints"]["gateway"] = "10.0.0.1:30001"
+    await reconciler.reconcile(key)
+    assert ports(1) == {30_001} and 30_002 in ports(2)
+    assert not ports(1) & ports(2)
+
+
 @pytest.mark.parametrize("why", ["kept", "not there yet"])
 async def test_the_region_file_of_a_gateway_that_is_away_stays_while_it_may_come_back_with_it(
     memory: Memory, why: str

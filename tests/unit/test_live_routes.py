@@ -90,6 +90,7 @@ def test_one_whose_route_was_lost_is_judged_by_when_it_connected_and_gets_one():
     seen.kick(20)
     assert seen.stood(1, since=21) == (False, [])
     assert seen.stood(1, since=19) == (False, [("kick", "p", 1)])
+    assert seen.stood(1, since=0) == (False, [])  # an older program did not say when
     seen.route(10, 1, gone=True)  # of the connection before
     assert seen.stood(2, since=21) == (False, [])
 
