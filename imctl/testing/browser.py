@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import json
 import re
@@ -24,6 +25,8 @@ _FLAGS = (
     "--disable-sync",
     "--allow-file-access-from-files",
 )
+# What Chrome says of a script that met a page between two documents.
+_AWAY = ("Inspected target navigated or closed", "Cannot find default execution context")
 # A frame of the wanted width: a window of a browser cannot be made narrower than 500 pixels.
 _HARNESS = """<!DOCTYPE html><iframe src="{page}" style="border:0;width:{width}px;height:800px"
 onload="const d = this.contentDocument, box = e => e.getBoundingClientRect();
@@ -65,6 +68,10 @@ def lay_out(chromium: str, page: Path, width: int, profile: Path) -> Layout:
     document = json.loads(html.unescape(found[1]))
     charts = [(float(wide), float(high)) for wide, high in document["charts"]]
     return Layout(document["width"], charts, document["text"])
+
+
+class Navigated(RuntimeError):
+    """The page was on its way to another document, so nobody ran the script, or to its end."""
 
 
 class Driven:
@@ -113,10 +120,17 @@ class Driven:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:1000])
         return answer["result"].get("value")
 
+    async def reload(self, page: str) -> None:
+        """Asked of the browser: a script that reloads its own page may get no answer."""
+        await self._ask("Page.reload", {}, page)
+
     async def until(self, page: str, script: str, seconds: float = 20.0) -> None:
         """Until the expression is true. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
-            while not await self.run(page, script):  # noqa: ASYNC110 - nothing to wait on
+            while True:
+                with contextlib.suppress(Navigated):
+                    if await self.run(page, script):
+                        return
                 await asyncio.sleep(0.05)
 
     async def _ask(self, method: str, parameters: Any, session: str = "") -> Any:
@@ -129,5 +143,6 @@ class Driven:
                 if told.get("id") == self._last:
                     break
         if "error" in told:
-            raise RuntimeError(f"{method}: {told['error']}")
+            away = told["error"].get("message") in _AWAY
+            raise (Navigated if away else RuntimeError)(f"{method}: {told['error']}")
         return told["result"]

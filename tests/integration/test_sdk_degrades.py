@@ -101,7 +101,7 @@ async def test_it_polls_when_connections_are_cut_and_comes_back_by_itself(
 
         async def chat(until: bool) -> None:
             """Both talk until ann polls, or does so no longer."""
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while ann.client.state.polling is not until:
                     sent.append(b"%d" % len(sent))
                     who = ann if len(sent) % 2 else bob

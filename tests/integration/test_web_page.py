@@ -74,7 +74,8 @@ async def test_two_people_chat_in_browsers_through_reload_and_restart(
         assert isinstance(node.state, StateServer)
         node.state.close_all("shutdown")
         await say(browser, hers, "<b>kept</b>")
-        await browser.run(hers, "window.old = true; location.reload()")
+        await browser.run(hers, "window.old = true")
+        await browser.reload(hers)
         for page in (hers, his):
             await browser.until(
                 page, "!window.old && document.querySelector('#list button') !== null"
