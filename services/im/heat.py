@@ -39,13 +39,12 @@ class Crowding:
     def __init__(self) -> None:
         self.factor = 1.0
 
-    def look(self, waiting: int) -> float:
+    def look(self, waiting: int) -> None:
         """A few times a second: so many deliveries to huge groups wait now."""
         if waiting > CROWDED:
             self.factor = min(CROWDING_MAX, self.factor * _RISES)
         elif waiting < CROWDED / 4:
             self.factor = max(1.0, self.factor * _FALLS)
-        return self.factor
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,32 @@ async def asked(port: int, path: str, ca: Path) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
+Run = Callable[[Node | FrontNode], asyncio.Task[None]]
+
+
+@pytest.fixture
+async def run() -> AsyncIterator[Run]:
+    """``run(node)``: its task. What still runs is stopped after the test, however it ended."""
+    nodes: list[Node | FrontNode] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    def start(node: Node | FrontNode) -> asyncio.Task[None]:
+        nodes.append(node)
+        tasks.append(asyncio.create_task(node.run()))
+        return tasks[-1]
+
+    yield start
+    for node in nodes:
+        node.stop()
+    if tasks:
+        _, stuck = await asyncio.wait(tasks, timeout=30)
+        for task in stuck:
+            task.cancel()
+
+
 @pytest.mark.parametrize("transport", ["tcp", "quic"])
 async def test_its_clients_are_at_another_gateway_before_it_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, transport: str
 ) -> None:
     # On a machine that is busy with others TLS would win now and then.
     monkeypatch.setattr(passage, "HEAD_START_S", 5.0)
@@ -86,9 +109,9 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(
             file, idc.name, data, folder, None, False, roles=roles, instance=number, **more
         )
         made = kind(config)
-        return made, asyncio.create_task(made.run())
+        return made, run(made)
 
-    core, core_task = process(Node, Roles.CORE)
+    core, _ = process(Node, Roles.CORE)
     fronts = [
         process(FrontNode, Roles.FRONT, number, monitor_port=monitors[number - 1], leaves=True)
         for number in (1, 2)
@@ -134,16 +157,11 @@ async def test_its_clients_are_at_another_gateway_before_it_stops(
             places = [each.gateway for each in told if isinstance(each, ConnectionChanged)]
             assert "" not in places and places[-1] == staying.gateway.name
     await ipconf.close()
-    for each, ended in fronts:
-        each.stop()
-        await ended
-    core.stop()
-    await core_task
 
 
 @pytest.mark.parametrize("how", ["leave", "restart"])
 async def test_it_is_out_of_discovery_before_its_clients_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, how: str
 ) -> None:
     file, idc, folder = prepared(tmp_path)
 
@@ -166,21 +184,16 @@ async def test_it_is_out_of_discovery_before_its_clients_are_told(
 
     monkeypatch.setattr(front, "startable", startable)
     monkeypatch.setattr(front, "leave", told)
-    core_task = asyncio.create_task(core.run())
-    going_task, staying_task = (asyncio.create_task(each.run()) for each in (going, staying))
+    _, going_task, _ = [run(each) for each in (core, going, staying)]
     await until(lambda: core.serving and not going.not_ready() and not staying.not_ready(), 20)
     getattr(going, how)()
     async with asyncio.timeout(20):
         await going_task
     assert staying.gateway is not None
     assert there == [staying.gateway.name.encode()]
-    staying.stop()
-    await staying_task
-    core.stop()
-    await core_task
 
 
-async def test_it_is_found_at_its_own_port_wherever_it_listens(tmp_path: Path) -> None:
+async def test_it_is_found_at_its_own_port_wherever_it_listens(tmp_path: Path, run: Run) -> None:
     file, idc, folder = prepared(tmp_path)
     inside = free_ports(1)[0]
 
@@ -190,15 +203,13 @@ async def test_it_is_found_at_its_own_port_wherever_it_listens(tmp_path: Path) -
 
     core = Node(config(Roles.CORE))
     front = FrontNode(config(Roles.FRONT, instance=2, gateway_port=inside))
-    tasks = [asyncio.create_task(each.run()) for each in (core, front)]
+    for each in (core, front):
+        run(each)
     await until(lambda: bool(core.serving and core.traffic.directory.live_in(idc.name)), 20)
     (found,) = core.traffic.directory.live_in(idc.name)
     assert found.port == int(idc.endpoints.gateway.rpartition(":")[2]) + 1
     _, writer = await asyncio.open_connection("127.0.0.1", inside)
     writer.close()
-    front.stop()
-    core.stop()
-    await asyncio.gather(*tasks)
 
 
 def test_what_only_a_front_has_is_refused_of_others(tmp_path: Path, pki_dir: Path) -> None:

@@ -84,7 +84,8 @@ def test_groups_that_are_too_much_together_are_told_less_often_and_recover() -> 
     for turn in range(600):
         now = turn * turn_s
         talks = now < 60
-        counted = 10_000 * crowding.look(int(waiting))
+        crowding.look(int(waiting))
+        counted = 10_000 * crowding.factor
         for number, heat in enumerate(heats):
             messages = (turn % 6 == number % 6) if talks else 0  # 0.83/s to 10,000: below the bound
             said[number] += messages
