@@ -1,4 +1,4 @@
-"""An ipconf in a process of its own: what it answers with its core, without it, and after a restart.
+"""An ipconf in a process of its own: what it answers with its core, without it, after a restart.
 The registries of three IDCs are real and are asked over gRPC with certificates."""
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from imcore.tls import client_ssl_context
 from imcore.tokens import Claims, mint
 from imctl.target.local import pki_names
 from imctl.testing.lab import lab_region, row_of_ports
+from imctl.testing.onenode import running
 from services.control.caspaxos import Proposer
 from services.engines.disk import RealDisk
 from services.engines.registry_grpc import RegistryServicer
@@ -183,7 +184,7 @@ def idcs(document: dict[str, Any]) -> set[str]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing to wait on
             await asyncio.sleep(0.02)
 
 
@@ -262,7 +263,7 @@ async def test_its_core_hears_reports_and_counts_and_without_it_they_go_elsewher
 
     await cores.kill("fra")
     async with asyncio.timeout(10):
-        while (await site.request("POST", "/v1/reports", **body))[0] != 503:
+        while (await site.request("POST", "/v1/reports", **body))[0] != 503:  # noqa: ASYNC110
             await asyncio.sleep(0.3)
     await asyncio.sleep(2.5)  # HEARD_S
     assert cores.ipconfs.status() == []
@@ -330,3 +331,29 @@ def test_what_is_told_to_such_a_process_is_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=why):
             read(idc, roles, **more)
+
+
+async def test_in_one_process_ipconf_listens_at_each_address_and_files_where_the_region_says(
+    tmp_path: Path,
+) -> None:
+    def edited(spec: dict[str, Any]) -> None:
+        two_ipconfs(spec)
+        spec["media"] = {}
+        spec["idcs"][0]["endpoints"]["media"] = f"127.0.0.1:{row_of_ports(spec, 1)}"
+
+    async with running(tmp_path, False, edit=edited) as node:
+        ends = node.config.idc.endpoints
+        claims = Claims("ann", "phone", CLOCK.wall_ms() + 600_000)
+        headers = {"Authorization": f"Bearer {mint(node.config.keys, claims)}"}
+        context = client_ssl_context(tmp_path / "pki" / "ca.pem")
+        connector = aiohttp.TCPConnector(ssl=context)
+        await until(node.traffic.directory.live)
+        async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+            for address in ipconf_addresses(node.config.idc):
+                async with session.get(f"https://{address}/v1/gateways") as response:
+                    document = await response.json()
+                assert document["media"] == [{"idc": "fra", "url": f"https://{ends.media}"}]
+                async with session.get(f"https://{address}/v1/stickers") as response:
+                    assert response.status == 404
+            async with session.get(f"https://{ends.media}/v1/stickers") as response:
+                assert (response.status, await response.json()) == (200, {})
