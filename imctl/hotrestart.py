@@ -11,6 +11,7 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
+from imctl.startup import heard
 from imctl.target.local import Local
 
 LOOK_S = 0.2
@@ -43,6 +44,8 @@ async def restart_ipconfs(target: Local, idc: str, done: Callable[[int], None]) 
     """All of an IDC that are processes of their own. Raises as ``restart``."""
     for number in range(1, len(target.ipconfs_of(idc)) + 1):
         before = (await _lives(target, idc)).get(number)
+        if before is None:
+            raise Failed(f"ipconf {number} of {idc} does not serve; `imctl start {idc}` starts it")
         target.restart_ipconf(idc, number)
         deadline = time.monotonic() + WAIT_S
         while (await _lives_again(target, idc)).get(number, before) == before:
@@ -56,8 +59,7 @@ async def restart_ipconfs(target: Local, idc: str, done: Callable[[int], None]) 
 
 
 async def _lives(target: Local, idc: str) -> dict[int, str]:
-    rows: list[dict[str, Any]] = (await admin.status(target, idc))["ipconfs"]
-    return {row["instance"]: row["life"] for row in rows}
+    return heard(target, idc, await admin.status(target, idc))
 
 
 async def _lives_again(target: Local, idc: str) -> dict[int, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
-from imctl.target.base import idc_of
+from imctl.target.base import IPCONF, idc_of
 from imctl.target.beside import MM2
 from imctl.target.local import LINKPROXY, Local
 
@@ -74,8 +74,19 @@ def linked(target: Local, name: str, document: dict[str, Any] | ImError) -> bool
     return (
         isinstance(document, dict)
         and (not fronts or len(document["gateways"]) >= len(fronts))
-        and (not ipconfs or len(document["ipconfs"]) >= len(ipconfs))
+        and (not ipconfs or len(heard(target, name, document)) >= len(ipconfs))
     )
+
+
+def heard(target: Local, name: str, document: dict[str, Any]) -> dict[int, str]:
+    """Of the ipconfs that run beside this core, and that it hears: by number, which life each is
+    in. One that was killed is still heard for a moment; it is not meant."""
+    pids = {unit.name: unit.pid for unit in target.units()}
+    return {
+        row["instance"]: row["life"]
+        for row in document["ipconfs"]
+        if pids.get(f"{name}{IPCONF}{row['instance']}") == row["pid"]
+    }
 
 
 def _apart(target: Local, names: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from imcore.proto import front_pb2 as imcore_dot_proto_dot_front__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19imcore/proto/ipconf.proto\x12\x05im.v1\x1a\x18imcore/proto/front.proto\"\xa2\x01\n\nIpconfSaid\x12\x10\n\x08instance\x18\x01 \x01(\r\x12\x0c\n\x04life\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x14\n\x0cpolicy_epoch\x18\x04 \x01(\x04\x12\r\n\x05stale\x18\x05 \x01(\x08\x12\x1f\n\x07\x61\x63\x63used\x18\x06 \x03(\x0b\x32\x0e.im.v1.Accused\x12\x1f\n\x05verbs\x18\x07 \x03(\x0b\x32\x10.im.v1.VerbCount\"$\n\x07\x41\x63\x63used\x12\x0b\n\x03idc\x18\x01 \x01(\t\x12\x0c\n\x04uids\x18\x02 \x03(\t\"&\n\x0bIpconfHeard\x12\x17\n\x0f\x63lock_offset_ms\x18\x01 \x01(\x12\x32\x37\n\x06Ipconf\x12-\n\x04Tell\x12\x11.im.v1.IpconfSaid\x1a\x12.im.v1.IpconfHeardb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19imcore/proto/ipconf.proto\x12\x05im.v1\x1a\x18imcore/proto/front.proto\"\xaf\x01\n\nIpconfSaid\x12\x10\n\x08instance\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0c\n\x04life\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x14\n\x0cpolicy_epoch\x18\x05 \x01(\x04\x12\r\n\x05stale\x18\x06 \x01(\x08\x12\x1f\n\x07\x61\x63\x63used\x18\x07 \x03(\x0b\x32\x0e.im.v1.Accused\x12\x1f\n\x05verbs\x18\x08 \x03(\x0b\x32\x10.im.v1.VerbCount\"$\n\x07\x41\x63\x63used\x12\x0b\n\x03idc\x18\x01 \x01(\t\x12\x0c\n\x04uids\x18\x02 \x03(\t\"&\n\x0bIpconfHeard\x12\x17\n\x0f\x63lock_offset_ms\x18\x01 \x01(\x12\x32\x37\n\x06Ipconf\x12-\n\x04Tell\x12\x11.im.v1.IpconfSaid\x1a\x12.im.v1.IpconfHeardb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'imcore.proto.ipconf_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IPCONFSAID']._serialized_start=63
-  _globals['_IPCONFSAID']._serialized_end=225
-  _globals['_ACCUSED']._serialized_start=227
-  _globals['_ACCUSED']._serialized_end=263
-  _globals['_IPCONFHEARD']._serialized_start=265
-  _globals['_IPCONFHEARD']._serialized_end=303
-  _globals['_IPCONF']._serialized_start=305
-  _globals['_IPCONF']._serialized_end=360
+  _globals['_IPCONFSAID']._serialized_end=238
+  _globals['_ACCUSED']._serialized_start=240
+  _globals['_ACCUSED']._serialized_end=276
+  _globals['_IPCONFHEARD']._serialized_start=278
+  _globals['_IPCONFHEARD']._serialized_end=316
+  _globals['_IPCONF']._serialized_start=318
+  _globals['_IPCONF']._serialized_end=373
 # @@protoc_insertion_point(module_scope)

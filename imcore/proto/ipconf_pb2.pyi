@@ -24,6 +24,7 @@ class IpconfSaid(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
@@ -31,8 +32,9 @@ class IpconfSaid(_message.Message):
     ACCUSED_FIELD_NUMBER: _builtins.int
     VERBS_FIELD_NUMBER: _builtins.int
     instance: _builtins.int
+    pid: _builtins.int
     life: _builtins.str
-    """of the process: another one after each restart"""
+    """another one after each restart, which keeps the pid"""
     ready: _builtins.bool
     policy_epoch: _builtins.int
     stale: _builtins.bool
@@ -48,6 +50,7 @@ class IpconfSaid(_message.Message):
         self,
         *,
         instance: _builtins.int = ...,
+        pid: _builtins.int = ...,
         life: _builtins.str = ...,
         ready: _builtins.bool = ...,
         policy_epoch: _builtins.int = ...,
@@ -57,7 +60,7 @@ class IpconfSaid(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "instance", b"instance", "life", b"life", "policy_epoch", b"policy_epoch", "ready", b"ready", "stale", b"stale", "verbs", b"verbs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "instance", b"instance", "life", b"life", "pid", b"pid", "policy_epoch", b"policy_epoch", "ready", b"ready", "stale", b"stale", "verbs", b"verbs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ class IpconfNode:
         tls = gateway_ssl_context(config.pki, config.idc.name)
         await server.start(host, port + config.instance - 1, tls)
         stack.push_async_callback(server.stop)
-        log.info("%s serves (pid %d)", self._who, os.getpid())
+        log.info("%s serves (pid %d)", self._who, self.outside.pid)
         while True:
             await self._restart.wait()
             self._restart.clear()
@@ -203,6 +202,7 @@ class IpconfNode:
         policy = self.holder.policy
         said = pb.IpconfSaid(
             instance=self.config.instance,
+            pid=self.outside.pid,
             life=self._life,
             ready=not self.not_ready(),
             policy_epoch=policy.epoch if policy is not None else 0,

@@ -23,6 +23,7 @@ class Heard(NamedTuple):
     """What an ipconf has said last, and when."""
 
     at: float
+    pid: int
     life: str
     ready: bool
     policy_epoch: int
@@ -57,7 +58,7 @@ class Ipconfs(rpc.IpconfServicer):
     def hear(self, said: pb.IpconfSaid) -> pb.IpconfHeard:
         now = self._clock.now()
         self._heard[said.instance] = Heard(
-            now, said.life, said.ready, said.policy_epoch, said.stale
+            now, said.pid, said.life, said.ready, said.policy_epoch, said.stale
         )
         for row in said.accused:
             self._reports.heard_elsewhere(row.idc, row.uids, now)
@@ -72,6 +73,7 @@ class Ipconfs(rpc.IpconfServicer):
         return [
             {
                 "instance": number,
+                "pid": heard.pid,
                 "life": heard.life,
                 "policy_epoch": heard.policy_epoch,
                 "stale": heard.stale,
