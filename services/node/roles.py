@@ -32,5 +32,5 @@ def parse_roles(text: str) -> Roles:
             return roles
     if given == ["all"]:
         return Roles.ALL
-    sets = "; ".join(",".join(roles.value) for roles in Roles if roles is not Roles.ALL)
-    raise BadInput(f"--roles {text}: expected all, or one of these sets: {sets}")
+    sets = " or ".join(",".join(roles.value) for roles in Roles if roles is not Roles.ALL)
+    raise BadInput(f"--roles {text}: expected all, or {sets} (these go together)")

@@ -252,7 +252,9 @@ async def test_without_a_majority_it_keeps_its_policy_and_says_so(site: Site) ->
 async def test_its_core_hears_reports_and_counts_and_without_it_they_go_elsewhere(
     site: Site,
 ) -> None:
-    body = {"json": {"reports": [{"gateway": "iad-gw1", "idc": "iad", "failure": "dial"}]}}
+    body: dict[str, Any] = {
+        "json": {"reports": [{"gateway": "iad-gw1", "idc": "iad", "failure": "dial"}]}
+    }
     cores = site.cores
     await site.start()
     await site.answer(lambda each: True)
@@ -306,7 +308,7 @@ async def test_an_ipconf_of_another_idc_is_not_heard(site: Site) -> None:
         await stub.Tell(pb.IpconfSaid(instance=1, ready=True))
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert site.cores.ipconfs.status() == []
-    await channel.close()
+    await channel.close(None)
 
 
 def test_what_is_told_to_such_a_process_is_checked(tmp_path: Path) -> None:
