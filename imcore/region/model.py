@@ -411,9 +411,9 @@ class Limits(Model):
         description="at one gateway, of one client address (of IPv6 one /64), but for "
         "`geo.trusted_proxies`",
     )
-    lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    lookups_per_s: int = Field(default=1_000, gt=0, description="at one ipconf")
     user_lookups_per_s: int = Field(
-        default=5, gt=0, description="of one user's devices at one IDC's ipconf"
+        default=5, gt=0, description="of one user's devices at one ipconf"
     )
     address_lookups_per_s: int = Field(
         default=200, gt=0, description="of one address there, which many may share"

@@ -124,7 +124,8 @@ def kill(
 ) -> None:
     """Kill the processes of an IDC (SIGKILL).
 
-    Or those of one unit alone: the witness, the link proxy or an engine.
+    Or those of one unit alone: the witness, the link proxy, an engine, or after `up --split` a
+    gateway or an ipconf (fra.ipconf-1).
 
     Example: imctl kill fra
     """
