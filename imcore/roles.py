@@ -68,6 +68,7 @@ TABLE: Mapping[str, Mapping[str, Access]] = {
         "Read": Access(Role.ADMIN),  # what people have written
     },
     "Front": {"Link": _PEERS},  # and of the same IDC: services.split.fronts
+    "Ipconf": {"Tell": _PEERS},  # likewise: services.node.ipconfs
 }
 
 

@@ -1,8 +1,9 @@
-"""Gateways that become their successors, one after the other (``imctl restart``)."""
+"""Gateways that become their successors, and ipconfs, one after the other (``imctl restart``)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
+from imctl.startup import heard
 from imctl.target.local import Local
 
 LOOK_S = 0.2
@@ -36,6 +38,34 @@ async def restart(
                     f"gateway {number} of {idc} did not restart within {WAIT_S:.0f} s; see "
                     f"`imctl logs {idc}.gateway-{number}`"
                 )
+
+
+async def restart_ipconfs(target: Local, idc: str, done: Callable[[int], None]) -> None:
+    """All of an IDC that are processes of their own. Raises as ``restart``."""
+    for number in range(1, len(target.ipconfs_of(idc)) + 1):
+        before = (await _lives(target, idc)).get(number)
+        if before is None:
+            raise Failed(f"ipconf {number} of {idc} does not serve; `imctl start {idc}` starts it")
+        target.restart_ipconf(idc, number)
+        deadline = time.monotonic() + WAIT_S
+        while (await _lives_again(target, idc)).get(number, before) == before:
+            if time.monotonic() > deadline:
+                raise Failed(
+                    f"ipconf {number} of {idc} did not restart within {WAIT_S:.0f} s; see "
+                    f"`imctl logs {idc}.ipconf-{number}`"
+                )
+            await asyncio.sleep(LOOK_S)
+        done(number)
+
+
+async def _lives(target: Local, idc: str) -> dict[int, str]:
+    return heard(target, idc, await admin.status(target, idc))
+
+
+async def _lives_again(target: Local, idc: str) -> dict[int, str]:
+    with contextlib.suppress(ImError):  # it did not answer in time
+        return await _lives(target, idc)
+    return {}
 
 
 async def _row(target: Local, idc: str, number: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from imcore.errors import BadInput
 from imcore.pki import load_region_keys
+from imcore.region.rules import ipconf_addresses
 from imcore.runtime import Clock
 from imcore.tokens import Claims, mint
 from imcore.words import DEVICE_KINDS, valid_id
@@ -35,4 +36,6 @@ def token_for(
 
 
 def ipconf_urls(target: Target) -> list[str]:
-    return [f"https://{idc.endpoints.ipconf}" for idc in target.region.spec.idcs]
+    """Of all IDCs."""
+    idcs = target.region.spec.idcs
+    return [f"https://{address}" for idc in idcs for address in ipconf_addresses(idc)]

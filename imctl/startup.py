@@ -12,7 +12,7 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
-from imctl.target.base import FRONT
+from imctl.target.base import IPCONF, idc_of
 from imctl.target.beside import MM2
 from imctl.target.local import LINKPROXY, Local
 
@@ -23,26 +23,27 @@ Progress = Callable[[str, bool], None]  # (unit, is it serving)
 
 
 async def wait_serving(
-    target: Local, names: Sequence[str], progress: Progress, fronts: bool = True
+    target: Local, names: Sequence[str], progress: Progress, apart: bool = True
 ) -> None:
-    """``fronts``: those of IDCs too. Raises Failed when a unit ends, or does not serve in time."""
+    """``apart``: what IDCs have beside their cores too. Raises Failed when a unit ends, or does not
+    serve in time."""
     await _wait_for_engines(target, [name for name in names if name in target.engine_names()])
-    ours = {name.partition(FRONT)[0] for name in names}  # a front serves by its IDC
+    ours = {idc_of(name) for name in names}  # whether a front serves its core says
     waiting = [name for name in target.names() if name in ours and name != LINKPROXY]
     late: dict[str, str] = {}
     try:
         async with asyncio.timeout(target.starts_s):
             while waiting:
-                target.check_alive([*waiting, *(_fronts(target, waiting) if fronts else ())])
+                target.check_alive([*waiting, *(_apart(target, waiting) if apart else ())])
                 found = await admin.statuses(target, waiting, timeout_s=1.0)
                 for name, document in found.items():
-                    if not serving(document) or (fronts and not linked(target, name, document)):
+                    if not serving(document) or (apart and not linked(target, name, document)):
                         continue
-                    slow = await asyncio.to_thread(target.rolling, name) if fronts else None
+                    slow = await asyncio.to_thread(target.rolling, name) if apart else None
                     late[name] = f"; its gateways: {slow.why}" if slow else ""
                     if slow is None:
                         waiting.remove(name)
-                        for one in (name, *target.fronts_of(name)):
+                        for one in (name, *target.apart_of(name)):
                             progress(one, True)
                 if waiting:
                     await asyncio.sleep(POLL_S)
@@ -68,13 +69,28 @@ def serving(document: dict[str, Any] | ImError) -> bool:
 
 
 def linked(target: Local, name: str, document: dict[str, Any] | ImError) -> bool:
-    """Whether all fronts of an IDC are there too; what has none needs none."""
-    fronts = target.fronts_of(name)
-    return isinstance(document, dict) and (not fronts or len(document["gateways"]) >= len(fronts))
+    """Whether all that an IDC has beside its core is there too; what has nothing needs nothing."""
+    fronts, ipconfs = target.fronts_of(name), target.ipconfs_of(name)
+    return (
+        isinstance(document, dict)
+        and (not fronts or len(document["gateways"]) >= len(fronts))
+        and (not ipconfs or len(heard(target, name, document)) >= len(ipconfs))
+    )
 
 
-def _fronts(target: Local, names: Sequence[str]) -> list[str]:
-    return [front for name in names for front in target.fronts_of(name)]
+def heard(target: Local, name: str, document: dict[str, Any]) -> dict[int, str]:
+    """Of the ipconfs that run beside this core, and that it hears: by number, which life each is
+    in. One that was killed is still heard for a moment; it is not meant."""
+    pids = {unit.name: unit.pid for unit in target.units()}
+    return {
+        row["instance"]: row["life"]
+        for row in document["ipconfs"]
+        if pids.get(f"{name}{IPCONF}{row['instance']}") == row["pid"]
+    }
+
+
+def _apart(target: Local, names: Sequence[str]) -> list[str]:
+    return [unit for name in names for unit in target.apart_of(name)]
 
 
 def bring_up(target: Local, progress: Progress, wait: bool = True) -> None:
@@ -138,7 +154,7 @@ def _flows(document: dict[str, Any]) -> bool:
 
 async def _start(target: Local, name: str, progress: Progress) -> None:
     progress(name, False)
-    if not {name, *target.fronts_of(name)} <= _running(target):
+    if not {name, *target.apart_of(name)} <= _running(target):
         target.start([name])
     await asyncio.sleep(0)
 

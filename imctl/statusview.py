@@ -13,7 +13,7 @@ from rich.text import Text
 
 from imcore.errors import ImError
 from imcore.region.model import Region
-from imctl.target.base import FRONT, Unit
+from imctl.target.base import Unit, idc_of
 
 COLOURS = {
     "active": "green",
@@ -215,7 +215,7 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
     engines = [
         name
         for name in others
-        if name not in known and FRONT not in name and states[name] == "running"
+        if name not in known and idc_of(name) == name and states[name] == "running"
     ]
     return [*found, f"engines: {', '.join(engines)}"] if engines else found
 

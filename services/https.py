@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import cast
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from imcore.addresses import neighbourhood
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, Unavailable, code_of
 from imcore.listener import Listen, Listening
 from imcore.places import Places
+from imcore.runtime import Clock
+from services.metrics.verbs import Verbs
 
 log = logging.getLogger("im.https")
 
@@ -22,6 +26,7 @@ SHUTDOWN_S = 1.0
 # For the whole head of a request, from the handshake or the last answer on: it fits one packet, and
 # whoever has nothing to ask for so long connects anew.
 HEAD_S = 10.0
+BODY_BYTES_MAX = 16_384  # of a request that is read as a whole
 BODY_S = 10.0  # for one that is read as a whole: a few kilobytes
 STALLED_S = 30.0  # for an answer that is not read: so long a file's chunk may take too
 # Of an API. Who asks for nothing gives way, so these are those that are answered at the same time
@@ -173,6 +178,24 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
     b"Content-Length: 0\r\nConnection: close\r\n\r\n"
 )
+
+
+def measured(
+    verbs: Verbs | None, clock: Clock, by_path: Mapping[str, str] = MappingProxyType({})
+) -> Middleware:
+    """A middleware that counts answers as verbs: those of ``by_path``, else the route's name."""
+
+    @web.middleware
+    async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = clock.now()
+        response = await handler(request)
+        resource = request.match_info.route.resource
+        verb = by_path.get(request.path) or (resource.name if resource is not None else None)
+        if verbs is not None and verb is not None:
+            verbs.done(verb, clock.now() - began, CODES.get(response.status, ""))
+        return response
+
+    return measure
 
 
 async def whole(request: web.Request) -> bytes:

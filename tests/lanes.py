@@ -46,8 +46,8 @@ WHOLE = {
     ENGINES: (
         "tests/contract/",
         *_integration(
-            "class_archives", "etcd_members", "etcd_registry", "kafka_log", "kafka_members",
-            "local_engines", "mm2_mirror", "s3_blobs", "tikv_faults",
+            "class_archives", "etcd_members", "etcd_registry", "ipconf_apart", "kafka_log",
+            "kafka_members", "local_engines", "mm2_mirror", "s3_blobs", "tikv_faults",
         ),
     ),
 }  # fmt: skip

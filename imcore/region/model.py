@@ -69,7 +69,10 @@ class Endpoints(Model):
     """Where the IDC's listeners are, host:port."""
 
     gateway: HostPort = Field(description="first client listener; gateway n listens n ports above")
-    ipconf: HostPort = Field(description="HTTPS API that tells clients where to connect")
+    ipconf: HostPort = Field(
+        description="HTTPS API that tells clients where to connect; the nth of `ipconfs` listens "
+        "n - 1 ports above"
+    )
     peer: HostPort = Field(description="gRPC for other IDCs and for imctl, mutual TLS")
     metrics: HostPort | None = Field(
         default=None,
@@ -80,6 +83,11 @@ class Endpoints(Model):
         default=None,
         description="HTTPS for the operator's own servers (docs/admin-api.md), on a host of the "
         "other endpoints; default: nothing listens",
+    )
+    media: HostPort | None = Field(
+        default=None,
+        description="HTTPS for files (docs/media.md), on a host of the other endpoints; default: "
+        "behind ipconf's",
     )
 
 
@@ -251,6 +259,13 @@ class Idc(Model):
     engines: Engines = Field(default=Engines(), description="what stands behind its ports")
     capacity: Capacity = Field(default=Capacity(), description="what it can carry")
     gateways: int = Field(default=1, ge=1, le=64, description="client listeners of its process")
+    ipconfs: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="ipconf listeners, each a process of its own where roles run apart (`imctl up "
+        "--split`); 0: one, in the process of the other roles everywhere",
+    )
 
 
 class Witness(Model):
@@ -396,9 +411,9 @@ class Limits(Model):
         description="at one gateway, of one client address (of IPv6 one /64), but for "
         "`geo.trusted_proxies`",
     )
-    lookups_per_s: int = Field(default=1_000, gt=0, description="at one IDC's ipconf")
+    lookups_per_s: int = Field(default=1_000, gt=0, description="at one ipconf")
     user_lookups_per_s: int = Field(
-        default=5, gt=0, description="of one user's devices at one IDC's ipconf"
+        default=5, gt=0, description="of one user's devices at one ipconf"
     )
     address_lookups_per_s: int = Field(
         default=200, gt=0, description="of one address there, which many may share"

@@ -54,12 +54,15 @@ def listeners(region: Region) -> Iterator[tuple[Loc, str, int]]:
         host, port = split(idc.endpoints.gateway)
         for offset in range(idc.gateways):
             yield (*base, "gateway"), host, port + offset
-        yield (*base, "ipconf"), *split(idc.endpoints.ipconf)
+        for address in ipconf_addresses(idc):
+            yield (*base, "ipconf"), *split(address)
         yield (*base, "peer"), *split(idc.endpoints.peer)
         if idc.endpoints.metrics is not None:
             yield (*base, "metrics"), *split(idc.endpoints.metrics)
         if idc.endpoints.admin is not None:
             yield (*base, "admin"), *split(idc.endpoints.admin)
+        if idc.endpoints.media is not None:
+            yield (*base, "media"), *split(idc.endpoints.media)
     if region.spec.witness:
         yield ("spec", "witness", "peer"), *split(region.spec.witness.peer)
         if region.spec.witness.metrics is not None:
@@ -201,8 +204,22 @@ def _time(text: str) -> datetime | None:
     return time if time.tzinfo else None
 
 
+def ipconf_addresses(idc: Idc) -> list[str]:
+    """HOST:PORT of each ipconf of this IDC; any of them will do."""
+    host, port = split(idc.endpoints.ipconf)
+    return [f"{host}:{port + number}" for number in range(max(1, idc.ipconfs))]
+
+
 def _media(region: Region) -> Iterator[Problem]:
     media = region.spec.media
+    for index, idc in enumerate(region.spec.idcs):
+        if media is not None and idc.ipconfs and idc.endpoints.media is None:
+            yield Problem(
+                ("spec", "idcs", index, "endpoints", "media"),
+                "HOST:PORT, because files stay with the core when ipconf is a process of its own",
+                "none",
+                "add it, or leave `ipconfs` out",
+            )
     if media is not None and media.user_bytes_max < media.bytes_max:
         loc: Loc = ("spec", "media", "user_bytes_max")
         expected = f"at least `bytes_max` ({media.bytes_max}), or nobody could upload such a file"

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from imcore.errors import BadInput, Code, Refused, Unavailable
+from imcore.region.rules import ipconf_addresses
 from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context
 from imctl import deployment
@@ -80,8 +81,9 @@ async def _ask_any(
     async with aiohttp.ClientSession(
         headers=headers, timeout=timeout, connector=connector
     ) as session:
-        for name in names:
-            url = f"https://{target.region.idc(name).endpoints.ipconf}/v1/gateways"
+        idcs = [target.region.idc(name) for name in names]
+        for name, address in ((i.name, at) for i in idcs for at in ipconf_addresses(i)):
+            url = f"https://{address}/v1/gateways"
             try:
                 async with session.get(url, params={"network": network}) as response:
                     document: dict[str, Any] = await response.json()

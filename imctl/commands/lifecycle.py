@@ -40,7 +40,7 @@ def up(
     engines: Engines = "",
     split: Annotated[
         bool,
-        typer.Option("--split", help="Run each gateway, with its sessions, in its own process."),
+        typer.Option("--split", help="Run each gateway and each of `ipconfs` in its own process."),
     ] = False,
 ) -> None:
     """Start a region file's deployment on this machine.
@@ -124,7 +124,8 @@ def kill(
 ) -> None:
     """Kill the processes of an IDC (SIGKILL).
 
-    Or those of one unit alone: the witness, the link proxy or an engine.
+    Or those of one unit alone: the witness, the link proxy, an engine, or after `up --split` a
+    gateway or an ipconf (fra.ipconf-1).
 
     Example: imctl kill fra
     """
@@ -158,12 +159,13 @@ def restart(
         typer.Option(metavar="N", min=1, help="Restart only gateway N, counted from 1."),
     ] = None,
 ) -> None:
-    """Restart an IDC's gateways, one at a time.
+    """Restart an IDC's gateways and ipconfs, one at a time.
 
     Use it to load newly installed code. Needs `up --split`. The process is replaced in place: its
     listener and its connections without TLS stay open. Clients over TLS are first moved to the
     IDC's other gateways, or told to reconnect if there are none. A gateway that could not start on
-    the installed code keeps running as it is.
+    the installed code keeps running as it is. So does an ipconf; else it stops listening until it
+    has started again, and clients ask the others.
 
     Example: imctl restart fra
     """
@@ -175,11 +177,15 @@ def restart(
     def done(number: int, row: dict[str, Any]) -> None:
         print(f"gateway {number} of {idc} restarted, {row['connections']} connections kept")
 
-    numbers = [gateway] if gateway else list(range(1, count + 1)) or [1]
-    _audited(
-        target, idc, "gateways restarted",
-        lambda name: asyncio.run(hotrestart.restart(target, name, numbers, done)),
-    )  # fmt: skip
+    async def restart_all(name: str) -> None:
+        numbers = [gateway] if gateway else list(range(1, count + 1)) or [1]
+        await hotrestart.restart(target, name, numbers, done)
+        if gateway is None:
+            await hotrestart.restart_ipconfs(
+                target, name, lambda number: print(f"ipconf {number} of {name} restarted")
+            )
+
+    _audited(target, idc, "gateways restarted", lambda name: asyncio.run(restart_all(name)))
 
 
 def wipe(

@@ -38,7 +38,7 @@ def scale(
     idc: IdcName,
     count: Annotated[
         list[str],
-        typer.Argument(metavar="ROLE=COUNT", help="A role and its number of instances: gateway=3."),
+        typer.Argument(metavar="ROLE=COUNT", help="gateway or ipconf, and its number: gateway=3."),
     ],
     soak: Soak = 10.0,
     max_lag: MaxLag = None,
@@ -50,13 +50,14 @@ def scale(
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
-    """Change the number of gateways of an IDC.
+    """Change the number of gateways or ipconfs of an IDC.
 
     Works as `imctl deploy` does: the IDC is drained, restarted, given its clients back and watched.
     Only this field of the deployment's copy of the region file changes; your own file does not.
 
-    Gateways share the IDC's one process, so more of them add ports, not cores, unless the
-    deployment was started with `up --split`. Other roles always have one instance.
+    They share the IDC's one process, so more of them add ports, not cores, unless the deployment
+    was started with `up --split`. The ports above the first one's must be free, and clients must
+    be given the addresses of new ipconfs. Other roles always have one instance.
 
     Exit status: 0 done or no difference, 1 failed, 2 wrong usage (--dry-run: a difference),
     3 refused or paused by a gate, 6 undone.

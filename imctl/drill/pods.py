@@ -62,7 +62,7 @@ class PodMeans:
         await asyncio.to_thread(self._target.let_up, unit)
 
     async def serving(self, units: Sequence[str], touched: bool = True) -> None:
-        await startup.wait_serving(self._target, units, lambda name, serving: None, fronts=False)
+        await startup.wait_serving(self._target, units, lambda name, serving: None, apart=False)
         deadline = self._clock.now() + (self._target.starts_s if touched else UNTOUCHED_S)
         late = list(units)
         while late := [unit for unit in late if not await self._gateways(unit)]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from imcore.errors import BadInput
 
-FIELDS = {"gateway": "gateways"}  # of an IDC in the region file
+FIELDS = {"gateway": "gateways", "ipconf": "ipconfs"}  # of an IDC in the region file
 # On the local target these share the one process of their IDC, which has no second copy.
-ONE_PROCESS = ("im", "route", "state", "store", "ipconf", "mirror", "controller", "registry")
+ONE_PROCESS = ("im", "route", "state", "store", "mirror", "controller", "registry")
 
 
 def counts_of(words: Sequence[str]) -> dict[str, int]:
@@ -21,8 +21,8 @@ def counts_of(words: Sequence[str]) -> dict[str, int]:
         role, given, count = word.partition("=")
         if role in ONE_PROCESS:
             raise BadInput(
-                f"{role} cannot be scaled: only gateways can have several instances here; the "
-                "other roles share the IDC's one process"
+                f"{role} cannot be scaled: only gateways and ipconfs can have several instances "
+                "here; the other roles share the IDC's one process"
             )
         if role not in FIELDS:
             raise BadInput(f"expected a role that can be scaled ({_names()}), got {role!r}")

@@ -77,11 +77,13 @@ RULES: tuple[Rule, ...] = (
     _restart(Scope.OWN, "spec.idcs.*.endpoints.ipconf", "read at startup"),
     _restart(Scope.OWN, "spec.idcs.*.endpoints.metrics", "read at startup"),
     _restart(Scope.OWN, "spec.idcs.*.endpoints.admin", "read at startup"),
+    _restart(Scope.IDCS, "spec.idcs.*.endpoints.media", "the ipconfs of all IDCs tell it"),
     _fixed(
         "spec.idcs.*.endpoints.peer",
         "the other IDCs dial it, so all would have to change at the same time",
     ),
     _restart(Scope.OWN, "spec.idcs.*.gateways", "read at startup"),
+    _restart(Scope.OWN, "spec.idcs.*.ipconfs", "read at startup"),
     _restart(Scope.VOTERS, "spec.idcs.*.capacity.*", "every controller computes headroom from it"),
     _fixed(f"{_ENGINES}.kv.tikv.prefix", _DATA_STAY),
     _restart(Scope.OWN, f"{_ENGINES}.kv.tikv.?*", "read at startup"),

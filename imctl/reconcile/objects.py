@@ -20,7 +20,7 @@ import yaml
 
 from imcore.pki import REGION_KEYS, dns_name
 from imcore.region.model import Region
-from imcore.region.rules import gateway_ports, split
+from imcore.region.rules import gateway_ports, ipconf_addresses, split
 from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.kinds import API_VERSION, GROUP
 from imctl.api.model import Certificates, IdcSpec, Resources, Toleration, WitnessSpec
@@ -98,7 +98,10 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
         ports = [port for _, port in gateway_ports(idc)]
         clients = {f"gateway-{number}": port for number, port in enumerate(ports, 1)}
     ends = idc.endpoints
-    clients["ipconf"] = split(ends.ipconf)[1]
+    for number, address in enumerate(ipconf_addresses(idc), 1):
+        clients["ipconf" if number == 1 else f"ipconf-{number}"] = split(address)[1]
+    if ends.media is not None:
+        clients["media"] = split(ends.media)[1]
     hosts = dict.fromkeys(split(end)[0] for end in (ends.gateway, ends.ipconf, ends.peer))
     # Where gateways are apart, the other roles keep a row of each session too.
     memory = base + figures["im_mib"] + idc.capacity.sessions * figures["connection_kib"] / 1024

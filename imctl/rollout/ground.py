@@ -55,8 +55,8 @@ class LocalGround:
         names = [name for name in target.names() if name != LINKPROXY]
         states = {unit.name: unit.state for unit in target.units()}
         if not target.on_pods and (unit := rollout.restarting):  # whole, or it is done again
-            fronts = [states.get(front, "gone") for front in target.fronts_of(unit)]
-            states |= {unit: "gone"} if "gone" in fronts else {}
+            apart = [states.get(one, "gone") for one in target.apart_of(unit)]
+            states |= {unit: "gone"} if "gone" in apart else {}
         committed, found = await asyncio.gather(
             self._control.policy(), admin.statuses(target, names, STATUS_S), return_exceptions=True
         )

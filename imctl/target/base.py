@@ -10,6 +10,12 @@ from imcore.region.model import Region
 from imctl.plan.takes import Change
 
 FRONT = ".gateway-"  # between an IDC's name and the number of a front
+IPCONF = ".ipconf-"  # or of an ipconf
+
+
+def idc_of(unit: str) -> str:
+    """Of a process that an IDC has beside its core; else the unit itself."""
+    return unit.partition(FRONT)[0].partition(IPCONF)[0]
 
 
 class Unit(NamedTuple):

@@ -156,7 +156,7 @@ class Kubernetes(Local):
     def units(self) -> list[Unit]:
         """Parts, and gateways in pods of their own. A part whose API server does not answer is
         "elsewhere": it may serve all the same."""
-        states = dict.fromkeys([*self.names(), *self.front_names()], "elsewhere")
+        states = dict.fromkeys([*self.names(), *self.apart_names()], "elsewhere")
         for names in self._by_context(self.names()):
             with contextlib.suppress(Failed):
                 for name, found in self._looks(names).items():
@@ -176,6 +176,10 @@ class Kubernetes(Local):
         assert spec is not None
         count = spec.autoscaling.min if spec.autoscaling else spec.replicas
         return [f"{name}{FRONT}{number}" for number in range(1, count + 1)]
+
+    def ipconfs_of(self, name: str) -> list[str]:
+        """They are in the pod of their IDC."""
+        return []
 
     def rolling(self, name: str) -> Rolling | None:
         namespace = self._sites.sites[name].namespace

@@ -1,5 +1,6 @@
 """The local target: one process for each IDC, a link proxy between them, perhaps a witness. Split,
-an IDC is its core, under the IDC's name, and one front for each gateway (``fra.gateway-1``).
+an IDC is its core, under the IDC's name, one front for each gateway (``fra.gateway-1``) and, where
+the region file has `ipconfs`, as many of them (``fra.ipconf-1``).
 
 Each child leads a session of its own: Ctrl-C at the terminal reaches `imctl` alone, which decides.
 """
@@ -35,7 +36,7 @@ from imctl.errors import Failed, Guarded
 from imctl.plan.takes import Change
 from imctl.target import beside, process, regions, runfile
 from imctl.target import engines as wanted
-from imctl.target.base import FRONT, Rolling, Unit
+from imctl.target.base import FRONT, IPCONF, Rolling, Unit, idc_of
 from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
@@ -44,7 +45,9 @@ from imctl.target.runfile import RunFile
 LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own
 FRONT_ROLES = "gateway,state"
+IPCONF_ROLES = "ipconf"
 CORE_ROLES = "im,route,ipconf,control"
+CORE_ALONE_ROLES = "im,route,control"
 LINKPROXY_START_S = 15.0
 STOP_GRACE_S = 5.0
 REAP_S = 5.0
@@ -184,7 +187,7 @@ class Local:
         return self._beside[name]
 
     def everything(self) -> list[str]:
-        return [*self.engine_names(), *self.names(), *self.front_names()]
+        return [*self.engine_names(), *self.names(), *self.apart_names()]
 
     @property
     def split(self) -> bool:
@@ -199,6 +202,17 @@ class Local:
         count = self._started_with(name).idc(name).gateways
         return [f"{name}{FRONT}{number}" for number in range(1, count + 1)]
 
+    def ipconfs_of(self, name: str) -> list[str]:
+        """Likewise, its ipconfs; none when ipconf runs in its core."""
+        if not self.split or name not in {idc.name for idc in self.region.spec.idcs}:
+            return []
+        count = self._started_with(name).idc(name).ipconfs
+        return [f"{name}{IPCONF}{number}" for number in range(1, count + 1)]
+
+    def apart_of(self, name: str) -> list[str]:
+        """All processes that an IDC has beside its core."""
+        return [*self.fronts_of(name), *self.ipconfs_of(name)]
+
     def _started_with(self, name: str) -> Region:
         known = self._run.regions.get(name)
         if known is None:
@@ -207,12 +221,12 @@ class Local:
             self._regions[known] = self.region_named(known)
         return self._regions[known]
 
-    def front_names(self) -> list[str]:
-        return [front for idc in self.region.spec.idcs for front in self.fronts_of(idc.name)]
+    def apart_names(self) -> list[str]:
+        return [unit for idc in self.region.spec.idcs for unit in self.apart_of(idc.name)]
 
     def _ours(self, name: str) -> list[str]:
         """What a unit of ours is made of: the core comes first."""
-        return [name, *self.fronts_of(name)]
+        return [name, *self.apart_of(name)]
 
     def names(self) -> list[str]:
         """Every unit of ours, in the order of starting: the link proxy first."""
@@ -265,7 +279,7 @@ class Local:
         """Take in processes of ours that an `imctl` started and did not live to write down."""
         if self._run.elsewhere:
             return
-        ours = [*self.names(), *self.front_names()]
+        ours = [*self.names(), *self.apart_names()]
         lost = [name for name in ours if self._state(name) == "gone"]
         for name in lost:
             found = process.find(self._marks(name))
@@ -328,22 +342,23 @@ class Local:
             return [sys.executable, "-m", "services.linkproxy", *common, *listen, *routes, *faults]
         if name in self.engine_names():
             return self._beside[name].command()
-        idc_name, _, instance = name.partition(FRONT)
+        idc_name = idc_of(name)
         common += ["--region", str(regions.path_of(self.data, self.region_of(idc_name)))]
         # The audit log outlives the data: `imctl wipe` leaves it.
         data = ["--data", str(self.data / name / "data")]
         data += ["--audit", str(self.data / name / audit.FILE)]
-        if instance:
-            roles_told = ["--roles", FRONT_ROLES, "--instance", instance]
-            idc = ["--idc", idc_name]
-            return [sys.executable, "-m", "services.node", *common, *idc, *data, *roles_told]
         links = ["--links", str(self._write_links(name))] if self._linked() else []
+        if idc_name != name:
+            told = ["--idc", idc_name, *data, "--instance", name.rpartition("-")[2]]
+            # A front dials its core alone.
+            told += ["--roles", FRONT_ROLES] if FRONT in name else ["--roles", IPCONF_ROLES, *links]
+            return [sys.executable, "-m", "services.node", *common, *told]
         witness = self.region.spec.witness
         if witness and name == witness.name:
             return [sys.executable, "-m", "services.witness", *common, *data, *links]
         idc = ["--idc", self.region.idc(name).name]
         if self.split:
-            idc += ["--roles", CORE_ROLES]
+            idc += ["--roles", CORE_ALONE_ROLES if self.ipconfs_of(name) else CORE_ROLES]
         return [sys.executable, "-m", "services.node", *common, *idc, *data, *links, *faults]
 
     def _linked(self) -> bool:
@@ -362,7 +377,7 @@ class Local:
 
     def _write_links(self, name: str) -> Path:
         """Which addresses this unit dials to reach the others."""
-        addresses = json.loads(self._links_file().read_text())[name]
+        addresses = json.loads(self._links_file().read_text())[idc_of(name)]
         path = self.data / name / "links.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(addresses) + "\n")
@@ -599,7 +614,7 @@ class Local:
 
     def _ending(self) -> Iterator[list[str]]:
         """Groups of units that end together, one after the other."""
-        yield self.front_names()
+        yield self.apart_names()
         yield [name for name in self.names() if name != LINKPROXY]
         for stage in (2, 1, 0):
             yield [name for name in self.engine_names() if self._beside[name].stage == stage]
@@ -639,7 +654,11 @@ class Local:
         known = f"{FRONT_ROLES},{CORE_ROLES}".split(",")
         if role not in known:
             raise BadInput(f"--role {role}: expected one of {', '.join(known)}")
-        units = self.fronts_of(name) if role in FRONT_ROLES.split(",") else [name]
+        units = [name]
+        if role in FRONT_ROLES.split(","):
+            units = self.fronts_of(name)
+        elif role == IPCONF_ROLES:
+            units = self.ipconfs_of(name) or units
         found = [self._run.processes[one] for one in units if self._state(one) != "gone"]
         if not found:
             raise Failed(f"{', '.join(units)} is not running; `imctl start {name}` starts it")
@@ -654,10 +673,17 @@ class Local:
         Raises Failed."""
         self._demand_admin("Restarting gateways")
         self._demand_split(name)
-        front = f"{name}{FRONT}{number}"
-        identity = self._run.processes.get(front)
+        self._succeed(name, f"{name}{FRONT}{number}")
+
+    def restart_ipconf(self, name: str, number: int) -> None:
+        """An ipconf of an IDC begins anew, on what is installed now. Raises Failed."""
+        self._demand_admin("Restarting ipconfs")
+        self._succeed(name, f"{name}{IPCONF}{number}")
+
+    def _succeed(self, name: str, unit: str) -> None:
+        identity = self._run.processes.get(unit)
         if identity is None or not process.send(identity, signal.SIGHUP):
-            raise Failed(f"{front} is not running; `imctl start {name}` starts it")
+            raise Failed(f"{unit} is not running; `imctl start {name}` starts it")
 
     def _demand_split(self, name: str) -> None:
         if not self.fronts_of(name):
@@ -702,8 +728,8 @@ class Local:
     def _signal(self, name: str, signum: signal.Signals, engines: bool = True) -> None:
         identity = self._run.processes.get(self._known(name))
         hit = identity is not None and process.send(identity, signum)
-        for front in self.fronts_of(name):
-            beside_it = self._run.processes.get(front)
+        for unit in self.apart_of(name):
+            beside_it = self._run.processes.get(unit)
             hit |= beside_it is not None and process.send(beside_it, signum)
         for engine in self._engines_of(name) if engines else ():
             beside_it = self._run.processes.get(engine)
@@ -727,13 +753,13 @@ class Local:
             return [Unit(name, "elsewhere", 0) for name in self.names()]
         return [
             Unit(name, self._state(name), self._run.processes[name].pid)
-            for name in (*self.names(), *self.front_names(), *self.engine_names())
+            for name in (*self.names(), *self.apart_names(), *self.engine_names())
             if name in self._run.processes
         ]
 
     def _known(self, name: str) -> str:
         if name not in self.everything():
-            names = ", ".join((*self.names(), *self.front_names(), *self.engine_names()))
+            names = ", ".join((*self.names(), *self.apart_names(), *self.engine_names()))
             raise BadInput(f"expected one of {names}, got {name!r}")
         return name
 
@@ -751,7 +777,7 @@ class Local:
     def address(self, name: str) -> str:
         if name == LINKPROXY:
             return self._run.link_admin
-        return self.region.peer(self._known(name).partition(FRONT)[0])
+        return self.region.peer(idc_of(self._known(name)))
 
     def last_words(self, name: str) -> str:
         """The last line of its log."""

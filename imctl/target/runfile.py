@@ -23,7 +23,7 @@ class RunFile:
     link_admin: str  # HOST:PORT of the link proxy's fault API
     processes: dict[str, Identity] = field(default_factory=dict)
     engines: list[str] = field(default_factory=list)  # those that run beside the IDCs
-    split: bool = False  # an IDC is a core and a front for each of its gateways
+    split: bool = False  # an IDC is a core, a front for each of its gateways, and its ipconfs
     # Unit -> the region file that it has been started with, by name below regions/. A unit that
     # is not named has the deployment's own.
     regions: dict[str, str] = field(default_factory=dict)

@@ -34,7 +34,7 @@ from services.control.rules import Change
 from services.policy.document import Policy
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
-ENDS = ("gateway", "ipconf", "peer", "metrics")
+ENDS = ("gateway", "ipconf", "peer", "metrics", "media")
 POLL_S = 0.1
 HASH_TIMEOUT_S = 20.0
 

@@ -34,9 +34,10 @@ from services.control.follow import (
     stalled,
 )
 from services.control.operations import commit
+from services.control.reading import Reading
 from services.control.rules import Change, Kind, is_fresh
 from services.control.voting import PREFIX, Votes
-from services.policy.document import POLICY_KEY, IdcState, Policy, from_json, initial
+from services.policy.document import IdcState, Policy, initial
 from services.policy.holder import PolicyHolder
 from services.policy.poll import Poller
 from services.ports import Registry
@@ -53,7 +54,6 @@ POLICY_S = 0.3
 VOTE_S = 0.25
 FACTS_S = 0.5
 FOLLOW_S = 0.3
-STALE_S = 2.0
 REFUSED_S = 2.0
 RANK_S = 1.0  # a commit over the longest link takes 0.8 s at most, uncontended
 JUMP_MS = 500
@@ -115,7 +115,9 @@ class Controller:
         self._offsets: dict[str, tuple[float, int]] = {}
         self._marks = Marks()
         self._progress = Progress()
-        self._committed_at = clock.now()
+        self._reading = Reading(
+            own, proposer, holder, clock, lambda: initial(region, clock.wall_ms())
+        )
         self._read_now = asyncio.Event()
         self._refused: dict[tuple[str, ...], float] = {}  # failovers, by request and rules: when
         self._since: dict[str, float] = {}  # when the own turn's wait for a change began
@@ -251,20 +253,8 @@ class Controller:
             log.warning("the status of %s is unreadable: %s", name, error)
 
     async def _read_policy(self) -> None:
-        try:
-            value, _ = await self._proposer.read(POLICY_KEY)
-            if value is None:
-                document = initial(self._region, self._clock.wall_ms()).to_json()
-                value = await self._proposer.change(POLICY_KEY, lambda now: now or document)
-            policy = from_json(value)
-        except ImError:
-            if self._clock.now() - self._committed_at > STALE_S:
-                self.holder.stale = True
-            return
-        self._committed_at = self._clock.now()
-        self._detector.majority_answered(self._committed_at)
-        if await self.holder.offer(policy):
-            log.info("%s follows the policy of epoch %d", self.own, policy.epoch)
+        if await self._reading.read():
+            self._detector.majority_answered(self._reading.answered_at)
 
     # ------------------------------------------------------------------------------ failover
 

@@ -30,10 +30,25 @@ class Reports:
             return False
         self._heard[uid] = now
         for idc in dict.fromkeys(accused):
-            uids = self._seen.get(idc)
-            if uids is not None and (uid in uids or len(uids) < UIDS_MAX):
-                uids[uid] = now
+            self.heard_elsewhere(idc, (uid,), now)
         return True
+
+    def heard_elsewhere(self, idc: str, uids: Iterable[str], now: float) -> None:
+        """What another instance, which bounds how often a client is heard, has taken."""
+        seen = self._seen.get(idc)
+        if seen is None:
+            return
+        for uid in uids:
+            if uid in seen or len(seen) < UIDS_MAX:
+                seen[uid] = now
+
+    def since(self, at: float) -> dict[str, list[str]]:
+        """By IDC, whose reports came then or later; IDCs that nobody accused are missing."""
+        found = {
+            idc: [uid for uid, heard in uids.items() if heard >= at]
+            for idc, uids in self._seen.items()
+        }
+        return {idc: uids for idc, uids in found.items() if uids}
 
     def counts(self, now: float) -> dict[str, int]:
         """Distinct uids by IDC in the window."""

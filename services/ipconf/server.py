@@ -24,7 +24,7 @@ from imcore.listener import Listen, Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims
-from services.https import CODES, Handler, Https, errors, whole
+from services.https import BODY_BYTES_MAX, Https, errors, measured, whole
 from services.ipconf.directory import Directory
 from services.ipconf.geo import Shards
 from services.ipconf.locate import Locator
@@ -36,7 +36,6 @@ from services.policy.holder import PolicyHolder
 
 TTL_MS = 30_000
 REPORTS_AGAIN_MS = 1_000
-BODY_BYTES_MAX = 16_384
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
 TRANSPORTS = ["tcp", "websocket", "polling"]
 # All devices of a user that lose their gateways ask at once, and again while they find no other;
@@ -49,7 +48,8 @@ _VERBS = {"/v1/gateways": "gateways", "/v1/reports": "reports"}
 
 class IpconfServer:
     """``in_minority``: whether this IDC has had no majority for the hold time; then it ranks itself
-    last. ``reports`` is shared with the controller. ``verbs``: where answers are counted.
+    last. ``reports`` is shared with the controller; ``is_heard``: whether that hears of them now,
+    else clients take theirs to another ipconf. ``verbs``: where answers are counted.
     ``routes``: what else is served here, under names that are its verbs; errors are answered and
     counted as those of ipconf itself."""
 
@@ -67,8 +67,9 @@ class IpconfServer:
         verbs: Verbs | None = None,
         listen: Listen = Listener,
         routes: Sequence[web.RouteDef] = (),
+        is_heard: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._verbs = verbs
+        self._measure = measured(verbs, clock, _VERBS)
         self._routes = routes
         self._listen = listen
         self._own = own
@@ -80,12 +81,16 @@ class IpconfServer:
         self._reports = reports
         self._clock = clock
         self._in_minority = in_minority
+        self._is_heard = is_heard
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
         self._parameters = _parameters(region)
-        # Files are served where this API is (docs/media.md).
+        # Files are served where this API is, unless they have a door of their own (docs/media.md).
         self._media = (
-            {idc.name: f"https://{idc.endpoints.ipconf}" for idc in region.spec.idcs}
+            {
+                idc.name: f"https://{idc.endpoints.media or idc.endpoints.ipconf}"
+                for idc in region.spec.idcs
+            }
             if region.spec.media is not None
             else {}
         )
@@ -115,16 +120,6 @@ class IpconfServer:
 
     def _of_proxy(self, address: str) -> bool:
         return bool(self._proxies) and inside(_parsed(address), self._proxies)
-
-    @web.middleware
-    async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        began = self._clock.now()
-        response = await handler(request)
-        resource = request.match_info.route.resource
-        verb = _VERBS.get(request.path) or (resource.name if resource is not None else None)
-        if self._verbs is not None and verb is not None:
-            self._verbs.done(verb, self._clock.now() - began, CODES.get(response.status, ""))
-        return response
 
     # ------------------------------------------------------------------------------ routes
 
@@ -174,6 +169,8 @@ class IpconfServer:
 
     async def _report(self, request: web.Request) -> web.StreamResponse:
         claims = self._claims(request, self._came_from(request))
+        if not self._is_heard():
+            raise Unavailable("no controller hears of reports here", REPORTS_AGAIN_MS)
         try:
             accused = _accused(json.loads(await whole(request)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -17,6 +17,7 @@ from imcore.errors import BadInput, ImError
 from services.gateway.handover import VARIABLE, Handover, taken
 from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
+from services.node.ipconf import IpconfNode
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 
@@ -51,11 +52,13 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--roles", default="all", metavar="ROLES",
-        help="all; gateway,state; or im,route,ipconf,control [default: all]",
+        help="all; gateway,state; ipconf; im,route,control; or im,route,ipconf,control "
+        "[default: all]",
     )  # fmt: skip
     parser.add_argument(
         "--instance", type=int, default=1, metavar="N",
-        help="with --roles gateway,state: number of this gateway in the IDC [default: 1]",
+        help="with --roles gateway,state or ipconf: number of this gateway or ipconf in the IDC "
+        "[default: 1]",
     )  # fmt: skip
     parser.add_argument(
         "--gateway-port", type=int, default=0, metavar="PORT",
@@ -64,7 +67,8 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--monitor-port", type=int, default=0, metavar="PORT",
-        help="with --roles gateway,state: port for probes and metrics over HTTPS [default: none]",
+        help="with --roles gateway,state or ipconf: port for probes and metrics over HTTPS "
+        "[default: none]",
     )  # fmt: skip
     parser.add_argument(
         "--leave", action="store_true",
@@ -88,15 +92,18 @@ async def _serve(config: NodeConfig, handover: Handover | None) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     while not told.is_set():
-        node: FrontNode | Node
+        node: FrontNode | IpconfNode | Node
         if config.roles is Roles.FRONT:
             node = FrontNode(config, handover)
             handover = None
             loop.add_signal_handler(signal.SIGHUP, node.restart)
+        elif config.roles is Roles.IPCONF:
+            node = IpconfNode(config)
+            loop.add_signal_handler(signal.SIGHUP, node.restart)
         else:
             node = Node(config)
 
-        def stop(running: FrontNode | Node = node) -> None:
+        def stop(running: FrontNode | IpconfNode | Node = node) -> None:
             told.set()
             if isinstance(running, FrontNode) and config.leaves:
                 running.leave()

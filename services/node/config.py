@@ -30,9 +30,9 @@ class NodeConfig:
     audit: Path | None = None  # the audit chain of this process; None: beside its data
     listen: str = ""  # the host to listen at; "": that of each endpoint
     roles: Roles = Roles.ALL
-    instance: int = 1  # of a front: which gateway of the IDC it runs, from 1
+    instance: int = 1  # which gateway (of a front) or ipconf of the IDC it runs, from 1
     gateway_port: int = 0  # of a front: where it listens for what others find; 0: at that port
-    monitor_port: int = 0  # of a front: its probes and metrics; 0: none
+    monitor_port: int = 0  # of a front or an ipconf: its probes and metrics; 0: none
     leaves: bool = False  # a front that is told to end sends its clients to others first
 
     def listener(self, address: str) -> tuple[str, int]:
@@ -80,17 +80,22 @@ def load(
     except KeyError:
         names = ", ".join(i.name for i in region.spec.idcs)
         raise BadInput(f"--idc {idc}: expected one of {names} ({region_file})") from None
-    if not 1 <= instance <= (own.gateways if roles is Roles.FRONT else 1):
-        front = ",".join(Roles.FRONT.value)
+    front, alone = ",".join(Roles.FRONT.value), ",".join(Roles.IPCONF.value)
+    if roles in (Roles.IPCONF, Roles.CORE_ALONE) and not own.ipconfs:
+        raise BadInput(
+            f"--roles {','.join(roles.value)}: expected `ipconfs` of 1 or more at {idc} "
+            f"({region_file}), which says that ipconf runs apart"
+        )
+    counts = {Roles.FRONT: own.gateways, Roles.IPCONF: own.ipconfs}
+    if not 1 <= instance <= counts.get(roles, 1):
         raise BadInput(
             f"--instance {instance}: expected 1 to {own.gateways} (the gateways of {idc}) with "
-            f"--roles {front}, else none"
+            f"--roles {front}, 1 to {own.ipconfs} (its ipconfs) with --roles {alone}, else none"
         )
-    if roles is not Roles.FRONT and (gateway_port or monitor_port or leaves):
-        front = ",".join(Roles.FRONT.value)
-        raise BadInput(
-            f"--gateway-port, --monitor-port, --leave: expected only with --roles {front}"
-        )
+    if roles is not Roles.FRONT and (gateway_port or leaves):
+        raise BadInput(f"--gateway-port, --leave: expected only with --roles {front}")
+    if roles not in counts and monitor_port:
+        raise BadInput(f"--monitor-port: expected only with --roles {front} or {alone}")
     gateway = listen or split_address(own.endpoints.gateway)[0]
     if plain_clients and not _is_loopback(gateway):
         raise BadInput(

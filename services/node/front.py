@@ -30,6 +30,7 @@ from services.gateway.config import GatewayConfig
 from services.gateway.handover import Handover
 from services.gateway.server import Gateway
 from services.ipconf import ticket
+from services.node.apart import until_stopped
 from services.node.clock import MedianClock
 from services.node.config import NodeConfig, split_address
 from services.node.front_load import LoadReport
@@ -196,18 +197,8 @@ class FrontNode:
                 lambda: self._restart_when_told(link, registry, gateway),
                 lambda: self._leave_when_told(link, registry, gateway),
             ]  # fmt: skip
-            await self._until_stopped(works)
+            await until_stopped(self._stopping, works)
             log.info("%s stops", gateway)
-
-    async def _until_stopped(self, works: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        tasks = [asyncio.ensure_future(work()) for work in works]
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        done, left = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        for task in done:
-            task.result()
 
     async def _serve(
         self,

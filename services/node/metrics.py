@@ -25,6 +25,7 @@ from services.split.fronts import FrontLink
 
 if TYPE_CHECKING:
     from services.node.front import FrontNode
+    from services.node.ipconf import IpconfNode
     from services.node.node import Node
 
 HOT_SHOWN = 10
@@ -64,6 +65,29 @@ def registry_of_front(front: FrontNode) -> CollectorRegistry:
     ProcessCollector(registry=registry)
     registry.register(FrontCollector(front))
     return registry
+
+
+def registry_of_ipconf(ipconf: IpconfNode) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(IpconfCollector(ipconf))
+    return registry
+
+
+class IpconfCollector(Collector):
+    """What only its own process knows; what it has answered its core tells."""
+
+    def __init__(self, ipconf: IpconfNode) -> None:
+        self._ipconf = ipconf
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        holder = self._ipconf.holder
+        yield family("im_ready", [((), not self._ipconf.not_ready())])
+        yield family("im_policy_epoch", [((), holder.policy.epoch if holder.policy else 0)])
+        yield family("im_policy_stale", [((), holder.stale)])
 
 
 class FrontCollector(Collector):

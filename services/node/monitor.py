@@ -18,10 +18,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from imcore import roles
 from imcore.tls import monitor_ssl_context, peer_name
 from services.metrics.hot import KINDS, Hot
-from services.node.metrics import HOT_SHOWN, registry_of, registry_of_front
+from services.node.metrics import HOT_SHOWN, registry_of, registry_of_front, registry_of_ipconf
 
 if TYPE_CHECKING:
     from services.node.front import FrontNode
+    from services.node.ipconf import IpconfNode
     from services.node.node import Node
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -108,6 +109,11 @@ def of_node(node: Node) -> Monitor:
 def of_front(front: FrontNode) -> Monitor:
     config = front.config
     return Monitor(config.idc.name, config.pki, registry_of_front(front), front.not_ready)
+
+
+def of_ipconf(ipconf: IpconfNode) -> Monitor:
+    config = ipconf.config
+    return Monitor(config.idc.name, config.pki, registry_of_ipconf(ipconf), ipconf.not_ready)
 
 
 def _text(key: str | bytes) -> str:

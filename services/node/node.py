@@ -25,6 +25,7 @@ from imcore.errors import ImError, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2_grpc as front_rpc
+from imcore.proto import ipconf_pb2_grpc as ipconf_rpc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.tls import gateway_ssl_context
@@ -61,6 +62,7 @@ from services.node.engines import (
 )
 from services.node.front import open_gateway
 from services.node.identity import settle
+from services.node.ipconfs import Ipconfs
 from services.node.kv_moves import EnginesService
 from services.node.media import MediaService, open_media
 from services.node.metrics import Measured
@@ -261,6 +263,10 @@ class Node:
         self.traffic = Traffic(self)
         self.followed_keys = FollowedKeys(self.config.pki, self.config.keys)
         self.certificate = CertificateFiles(self.config.pki, self.idc)
+        self.ipconfs = Ipconfs(
+            self.idc, self.traffic.reports, self.clock, lambda: self.hlc.median_offset_ms,
+            self.measured.verbs["ipconf"] if self.measured is not None else None,
+        )  # fmt: skip
         self.status = Status(self)
         self._prepare_retention()
         self._measure()
@@ -374,6 +380,7 @@ class Node:
         rpc.add_LogsServicer_to_server(self.logs_service, server)
         rpc.add_PeerServicer_to_server(self.peer_service, server)
         rpc.add_AdminServicer_to_server(self.admin, server)
+        ipconf_rpc.add_IpconfServicer_to_server(self.ipconfs, server)
         if self.fronts is not None:
             front_rpc.add_FrontServicer_to_server(self.fronts, server)
         self.media_service = MediaService()

@@ -9,11 +9,19 @@ from imcore.errors import BadInput
 
 class Roles(Enum):
     """The sets that can be processes of their own. A front's state is that of its one gateway, so
-    the two stay together; what has a share in the logs and the KV is the core, one of each IDC."""
+    the two stay together; what has a share in the logs and the KV is the core, one of each IDC.
+    ipconf has no share in them, and needs no core to answer."""
 
     ALL = ("gateway", "state", "im", "route", "ipconf", "control")
     FRONT = ("gateway", "state")
     CORE = ("im", "route", "ipconf", "control")
+    CORE_ALONE = ("im", "route", "control")
+    IPCONF = ("ipconf",)
+
+    @property
+    def ipconf(self) -> bool:
+        """Whether it answers clients that ask where to connect."""
+        return "ipconf" in self.value
 
 
 def parse_roles(text: str) -> Roles:
@@ -24,5 +32,5 @@ def parse_roles(text: str) -> Roles:
             return roles
     if given == ["all"]:
         return Roles.ALL
-    sets = " or ".join(",".join(roles.value) for roles in (Roles.FRONT, Roles.CORE))
+    sets = " or ".join(",".join(roles.value) for roles in Roles if roles is not Roles.ALL)
     raise BadInput(f"--roles {text}: expected all, or {sets} (these go together)")

@@ -86,6 +86,7 @@ class Status:
                 }
                 for g in node.gateways
             ],
+            "ipconfs": node.ipconfs.status(),
             **facts,
             "acks": node.state.acks()._asdict(),
             "totals": {

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from imcore.errors import ImError
 from imcore.listener import Listener
@@ -122,8 +123,13 @@ async def within(seconds: float, done: Callable[[], bool]) -> None:
 
 def become(handover: Handover) -> None:
     """This process goes on as its successor. A second signal must not end it before that hears."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     handover.keep()
+    replace()
+
+
+def replace() -> NoReturn:
+    """This process begins anew, by the code that is installed now."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     command = _command()
     os.execv(command[0], command)  # noqa: S606
 

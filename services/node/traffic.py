@@ -6,14 +6,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from aiohttp import web
 
 from imcore.errors import Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.region.rules import ipconf_addresses
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin
 from services.control.controller import Controller
@@ -24,6 +27,8 @@ from services.ipconf.directory import Directory
 from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
+from services.media.listener import MediaListener
+from services.metrics.verbs import Verbs
 from services.node.leases import describe, keep_leases
 from services.policy.document import IdcState
 from services.policy.holder import PolicyHolder
@@ -77,24 +82,12 @@ class Traffic:
         node, config = self._node, self._node.config
         if node.fronts is None:  # a front registers its own
             node.spawn("gateway leases", keep_leases(node.own_registry, self._described))
-        locator = open_locator(config.region.spec.geo.database, Path.cwd())
-        ipconf = IpconfServer(
-            node.idc,
-            config.region,
-            config.keys,
-            self.holder,
-            self.directory,
-            locator,
-            self.reports,
-            node.median_clock,
-            self.controller.in_minority,
-            node.measured.verbs["ipconf"] if node.measured else None,
-            node.outside.listen,
-            node.media[1].routes() if node.media is not None else (),
-        )
-        host, port = config.listener(config.idc.endpoints.ipconf)
-        await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
-        stack.push_async_callback(ipconf.stop)
+        files = node.media[1].routes() if node.media is not None else []
+        if files and config.idc.endpoints.media is not None:
+            await self._start_media(config.idc.endpoints.media, files, stack)
+            files = []
+        if config.roles.ipconf:
+            await self._start_ipconf(files, stack)
         mover = self._mover = Mover(
             node.idc,
             config.region,
@@ -106,6 +99,46 @@ class Traffic:
         )
         mover.start()
         stack.push_async_callback(mover.stop)
+
+    async def _start_ipconf(
+        self, files: Sequence[web.RouteDef], stack: contextlib.AsyncExitStack
+    ) -> None:
+        """At every address of an ipconf of this IDC: none of them runs in a process of its own."""
+        node, config = self._node, self._node.config
+        locator = open_locator(config.region.spec.geo.database, Path.cwd())
+        for address in ipconf_addresses(config.idc):
+            ipconf = IpconfServer(
+                node.idc,
+                config.region,
+                config.keys,
+                self.holder,
+                self.directory,
+                locator,
+                self.reports,
+                node.median_clock,
+                self.controller.in_minority,
+                self._ipconf_verbs(),
+                node.outside.listen,
+                files,
+            )
+            host, port = config.listener(address)
+            await ipconf.start(host, port, gateway_ssl_context(config.pki, node.idc))
+            stack.push_async_callback(ipconf.stop)
+
+    async def _start_media(
+        self, endpoint: str, files: Sequence[web.RouteDef], stack: contextlib.AsyncExitStack
+    ) -> None:
+        node, config = self._node, self._node.config
+        listener = MediaListener(
+            files, config.region, node.median_clock, self._ipconf_verbs(), node.outside.listen
+        )
+        host, port = config.listener(endpoint)
+        await listener.start(host, port, gateway_ssl_context(config.pki, node.idc))
+        stack.push_async_callback(listener.stop)
+
+    def _ipconf_verbs(self) -> Verbs | None:
+        measured = self._node.measured
+        return measured.verbs["ipconf"] if measured is not None else None
 
     # ------------------------------------------------------------------------------- calls
 

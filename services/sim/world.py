@@ -21,6 +21,7 @@ from imcore import pki
 from imcore.errors import ImError
 from imcore.listener import Listen
 from imcore.pki import load_region_keys
+from imcore.region.rules import ipconf_addresses
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from services.engines.disk import Disk
@@ -277,7 +278,8 @@ class World:
             host, _, port = idc.endpoints.gateway.rpartition(":")
             for number in range(idc.gateways):
                 self._sites[f"{host}:{int(port) + number}"] = idc.name
-            self._sites[idc.endpoints.ipconf] = self._sites[idc.endpoints.peer] = idc.name
+            for address in (*ipconf_addresses(idc), idc.endpoints.peer):
+                self._sites[address] = idc.name
             if idc.endpoints.admin is not None:
                 self._sites[idc.endpoints.admin] = idc.name
         self.witness: WitnessMachine | None = None
@@ -375,7 +377,8 @@ class World:
         if remember and (durable or encryption_key is not None):
             store = SqliteStore(self.scratch / "outboxes" / f"{uid}.{device}.db")
         token = self.token(uid, device, kind)
-        urls = [f"http://{idc.endpoints.ipconf}" for idc in self.region.spec.idcs]
+        idcs = self.region.spec.idcs
+        urls = [f"http://{address}" for idc in idcs for address in ipconf_addresses(idc)]
 
         def make() -> tuple[Client, SdkSession]:
             ipconf = IpconfClient(urls, self.pki / "ca.pem", rng, Connector)

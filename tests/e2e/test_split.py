@@ -1,17 +1,24 @@
-"""An IDC whose gateways and core are processes of their own: each is killed alone under load, and
-its gateways are restarted under their clients."""
+"""An IDC whose gateways, ipconfs and core are processes of their own: each is killed alone under
+load, and its gateways and ipconfs are restarted under their clients."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from imcore.region.rules import ipconf_addresses
 from imctl import hotrestart
+from imctl.identity import token_for
 from imctl.testing.cast import Cast
-from imctl.testing.lab import row_of_ports
+from imctl.testing.lab import Lab, row_of_ports, until
+from services.sdk import Client, IpconfClient
+from services.sdk.ipconf import Lookup, NoAnswer
 
 pytestmark = pytest.mark.e2e
 
@@ -29,6 +36,48 @@ def patient(spec: dict[str, Any]) -> None:
     assert spec["idcs"][0]["name"] == VICTIM
     assert port
     spec["idcs"][0]["endpoints"]["gateway"] = f"{host}:{row_of_ports(spec, 2)}"
+
+
+def with_ipconfs(spec: dict[str, Any]) -> None:
+    patient(spec)
+    spec["idcs"][0]["ipconfs"] = 2
+    spec["idcs"][0]["endpoints"]["ipconf"] = f"127.0.0.1:{row_of_ports(spec, 2)}"
+
+
+@asynccontextmanager
+async def newcomer(lab: Lab, uid: str) -> AsyncIterator[Client]:
+    """Who knows the victim's ipconfs and no others; it is in when the block begins."""
+    addresses = ipconf_addresses(lab.target.region.idc(VICTIM))
+    urls = [f"https://{address}" for address in addresses]
+    ipconf = IpconfClient(urls, lab.target.pki / "ca.pem", random.Random(1))
+    token = token_for(lab.target, uid, "phone", lab.clock)
+    try:
+        async with Client(token=token, ipconf=ipconf, rng=random.Random(2)) as client:
+            yield client
+    finally:
+        await ipconf.close()
+
+
+async def names(lab: Lab, number: int, idcs: set[str]) -> None:
+    """Until this ipconf of the victim names these IDCs and no others."""
+
+    async def holds() -> bool:
+        return await answer_of(lab, number) == idcs
+
+    await until(holds, 30, f"ipconf {number} of {VICTIM} does not name {idcs} alone")
+
+
+async def answer_of(lab: Lab, number: int) -> set[str]:
+    """Which IDCs this ipconf of the victim names; none when it does not answer."""
+    address = ipconf_addresses(lab.target.region.idc(VICTIM))[number - 1]
+    ipconf = IpconfClient([f"https://{address}"], lab.target.pki / "ca.pem", random.Random(1))
+    try:
+        found = await ipconf.lookup(Lookup(token_for(lab.target, "asks", "phone", lab.clock)))
+    except NoAnswer:
+        return set()
+    finally:
+        await ipconf.close()
+    return {gateway.idc for gateway in found.gateways}
 
 
 def changes(cast: Cast) -> list[str]:
@@ -77,3 +126,43 @@ async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage,
         assert report.clean, (report.sentence(), report.examples)
         await lab.converged()
         assert (await lab.status(VICTIM))["origin"] == f"{VICTIM}.1"
+
+
+async def test_clients_come_in_by_an_ipconf_whatever_else_of_its_idc_is_killed(stage, chat) -> None:
+    async with stage(edit=with_ipconfs, split=True) as (lab, cast):
+        states = {unit.name: unit.state for unit in lab.target.units()}
+        ipconfs = [f"{VICTIM}.ipconf-1", f"{VICTIM}.ipconf-2"]
+        assert {states[name] for name in ipconfs} == {"running"}
+        assert [row["instance"] for row in (await lab.status(VICTIM))["ipconfs"]] == [1, 2]
+        couples = await cast.couples(6, VICTIM, *OTHERS)
+        async with chat(couples, RATE):
+            await asyncio.sleep(BEFORE_S)
+            before = changes(cast)
+            await asyncio.to_thread(lab.target.kill, ipconfs[0])
+            assert await answer_of(lab, 1) == set()
+            async with newcomer(lab, "first") as client:
+                await client.send("d:ann:first", b"by the other ipconf")
+
+            killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "im")
+            assert killed == [VICTIM]
+            await names(lab, 2, set(OTHERS))  # once the leases of its gateways are over
+            async with newcomer(lab, "second") as client:
+                await client.send("d:ann:second", b"while the core is down")
+            # Started without its core it answers too: by the registries of the other IDCs.
+            await asyncio.to_thread(lab.target.start, [ipconfs[0]])
+            await names(lab, 1, set(OTHERS))
+            await lab.start(VICTIM)
+            await lab.wait_gateways(VICTIM, 2)
+            await asyncio.sleep(AFTER_S)
+
+            killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "ipconf")
+            assert killed == ipconfs
+            await lab.start(VICTIM)
+            await hotrestart.restart_ipconfs(lab.target, VICTIM, lambda number: None)
+            for number in (1, 2):
+                await names(lab, number, {VICTIM, *OTHERS})
+            assert changes(cast) == before, "a connection did not survive"
+        assert cast.refusals == []
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged()

@@ -547,7 +547,7 @@ def test_gateways_of_their_own_start_are_seen_waited_for_and_end(
     server.says = {"phase": "Starting", "conditions": [{"message": "0 of 2 serve", "status": "F"}]}
     target.start(["fra", "dub", "witness"])
     fronts = ["fra.gateway-1", "fra.gateway-2"]
-    assert target.front_names() == fronts == target.fronts_of("fra")
+    assert target.apart_names() == fronts == target.fronts_of("fra")
     assert states(target) == dict.fromkeys([*PARTS, *fronts], "running")
     rolling = target.rolling("fra")
     assert rolling is not None and rolling.why == "0 of 2 serve"
@@ -626,7 +626,7 @@ def test_gateways_that_are_not_wanted_any_more_are_gone_before_their_idc_has_its
     assert "im-fra/gatewayclusters/fra" not in server.paths()
     assert takes(target, wanted) == {}
     target.adopt(wanted)
-    assert target.front_names() == []
+    assert target.apart_names() == []
 
 
 def test_gateways_that_have_to_go_are_waited_for_by_whoever_tries_again(

@@ -113,6 +113,24 @@ def test_every_pair_needs_a_link() -> None:
     assert line.startswith(f"r.yaml:{line_of(text, 'links:')}: spec.links: expected a link between")
 
 
+def test_ipconfs_take_consecutive_ports() -> None:
+    text = changed("    - name: fra\n", "    - name: fra\n      ipconfs: 2\n")
+    (found,) = problems(text)
+    assert "spec.idcs[0].endpoints.peer" in found and "17102, which" in found, found
+
+
+def test_files_need_a_listener_of_their_own_where_ipconf_runs_apart() -> None:
+    apart = "    - name: fra\n      ipconfs: 1\n"
+    (found,) = problems(changed("    - name: fra\n", apart, "spec:\n", "spec:\n  media: {}\n"))
+    assert "spec.idcs[0].endpoints.media: expected HOST:PORT, because files stay with the" in found
+    ends = 'ipconf: "127.0.0.1:17101"'
+    given = changed(
+        "    - name: fra\n", apart, "spec:\n", "spec:\n  media: {}\n", ends,
+        f'{ends}, media: "127.0.0.1:17177"',
+    )  # fmt: skip
+    assert problems(given) == []
+
+
 def test_gateways_take_consecutive_ports() -> None:
     text = changed("    - name: fra\n", "    - name: fra\n      gateways: 20\n")
     text = text.replace("127.0.0.1:17101", "127.0.0.1:17129")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from imcore.errors import BadInput, Refused
-from imcore.proto import front_pb2, peer_pb2
+from imcore.proto import front_pb2, ipconf_pb2, peer_pb2
 from imcore.roles import TABLE, Role, refusal
 from imctl import auditview, roles
 from imctl.drill import model
 
 METHODS = {
     f"/{service.full_name}/{method.name}"
-    for file in (peer_pb2, front_pb2)
+    for file in (peer_pb2, front_pb2, ipconf_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
@@ -43,7 +43,7 @@ def test_an_operator_may_swap_beside_what_a_viewer_may() -> None:
 
 
 def test_an_admin_may_call_all_that_is_not_among_idcs_alone() -> None:
-    kinds = ("Logs", "Peer", "Media", "Front")
+    kinds = ("Logs", "Peer", "Media", "Front", "Ipconf")
     among_idcs = {name for name in allowed("fra") if name.split("/")[0] in kinds}
     assert allowed("admin") == {name.removeprefix("/im.v1.") for name in METHODS} - among_idcs
     assert not {"Admin/Status", "Admin/Fault", "Engines/MoveKv"} & allowed("fra")

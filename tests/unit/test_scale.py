@@ -17,7 +17,7 @@ THREE = (Path(__file__).parents[2] / "regions" / "three-idc.yaml").read_text()
 
 
 def test_counts_are_by_role() -> None:
-    assert counts_of(["gateway=3"]) == {"gateway": 3}
+    assert counts_of(["gateway=3", "ipconf=2"]) == {"gateway": 3, "ipconf": 2}
 
 
 @pytest.mark.parametrize(
