@@ -154,7 +154,7 @@ def _flows(document: dict[str, Any]) -> bool:
 
 async def _start(target: Local, name: str, progress: Progress) -> None:
     progress(name, False)
-    if not {name, *target.apart_of(name)} <= _running(target):
+    if not set(target.ours(name)) <= _running(target):
         target.start([name])
     await asyncio.sleep(0)
 

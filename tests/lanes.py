@@ -47,7 +47,8 @@ WHOLE = {
         "tests/contract/",
         *_integration(
             "class_archives", "etcd_members", "etcd_registry", "ipconf_apart", "kafka_log",
-            "kafka_members", "local_engines", "mm2_mirror", "s3_blobs", "tikv_faults",
+            "kafka_members", "local_engines", "mm2_mirror", "s3_blobs", "standby",
+            "standby_hosts", "tikv_faults",
         ),
     ),
 }  # fmt: skip

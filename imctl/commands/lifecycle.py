@@ -42,6 +42,12 @@ def up(
         bool,
         typer.Option("--split", help="Run each gateway and each of `ipconfs` in its own process."),
     ] = False,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby", help="With --split: a second core for each IDC, which takes over."
+        ),
+    ] = False,
 ) -> None:
     """Start a region file's deployment on this machine.
 
@@ -50,8 +56,10 @@ def up(
 
     Example: imctl up regions/three-idc.yaml --faults
     """
+    if standby and not split:
+        raise typer.BadParameter("--standby: expected only with --split")
     folder = folder_of(load_region(file), data)
-    target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines), split)
+    target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines), split, standby)
     store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
     try:

@@ -11,11 +11,12 @@ from imctl.plan.takes import Change
 
 FRONT = ".gateway-"  # between an IDC's name and the number of a front
 IPCONF = ".ipconf-"  # or of an ipconf
+STANDBY = ".standby"  # behind an IDC's name: its core that does not serve
 
 
 def idc_of(unit: str) -> str:
-    """Of a process that an IDC has beside its core; else the unit itself."""
-    return unit.partition(FRONT)[0].partition(IPCONF)[0]
+    """The IDC that this process is a part of; the name itself of what is no part of one."""
+    return unit.partition(FRONT)[0].partition(IPCONF)[0].removesuffix(STANDBY)
 
 
 class Unit(NamedTuple):

@@ -1,6 +1,8 @@
 """The local target: one process for each IDC, a link proxy between them, perhaps a witness. Split,
-an IDC is its core, under the IDC's name, one front for each gateway (``fra.gateway-1``) and, where
-the region file has `ipconfs`, as many of them (``fra.ipconf-1``).
+an IDC is its core, under the IDC's name, one front for each gateway (``fra.gateway-1``), where the
+region file has `ipconfs` as many of them (``fra.ipconf-1``), and perhaps a second core that stands
+by (``fra.standby``). When that one takes over, the IDC's name is its name: which of the two serves
+is written in their data folder.
 
 Each child leads a session of its own: Ctrl-C at the terminal reaches `imctl` alone, which decides.
 """
@@ -36,11 +38,12 @@ from imctl.errors import Failed, Guarded
 from imctl.plan.takes import Change
 from imctl.target import beside, process, regions, runfile
 from imctl.target import engines as wanted
-from imctl.target.base import FRONT, IPCONF, Rolling, Unit, idc_of
+from imctl.target.base import FRONT, IPCONF, STANDBY, Rolling, Unit, idc_of
 from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
 from imctl.target.runfile import RunFile
+from services.node.standby import serving_pid
 
 LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own
@@ -74,6 +77,7 @@ class Local:
         self._beside = Beside(region, data, self.pki, run.engines, places)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._regions: dict[str, Region] = {}
+        self._name_cores()
 
     # ------------------------------------------------------------------- making and finding
 
@@ -86,9 +90,11 @@ class Local:
         clock: Clock,
         engines: Sequence[str] = (),
         split: bool = False,
+        standby: bool = False,
     ) -> Local:
         """Check that the region can run here and make its folder and certificates. ``engines``:
-        which ones run beside the IDCs. Raises BadInput for the file, Failed for this machine."""
+        which ones run beside the IDCs. ``standby``: only with ``split``. Raises BadInput for the
+        file, Failed for this machine."""
         region = load_region(region_file)
         if lacking := binaries.missing(wanted.programs(engines)):
             raise Failed(lacking)
@@ -123,6 +129,7 @@ class Local:
             link_admin=places.unnamed(),
             engines=list(engines),
             split=split,
+            standby=standby,
         )
         target = cls(region, folder, run, places)
         target.check_names()
@@ -224,9 +231,27 @@ class Local:
     def apart_names(self) -> list[str]:
         return [unit for idc in self.region.spec.idcs for unit in self.apart_of(idc.name)]
 
-    def _ours(self, name: str) -> list[str]:
+    def standby_of(self, name: str) -> list[str]:
+        """The second core of an IDC, if it has one."""
+        return [name + STANDBY] if self._run.standby and self.fronts_of(name) else []
+
+    def standby_names(self) -> list[str]:
+        return [one for idc in self.region.spec.idcs for one in self.standby_of(idc.name)]
+
+    def ours(self, name: str) -> list[str]:
         """What a unit of ours is made of: the core comes first."""
-        return [name, *self.apart_of(name)]
+        return [name, *self.standby_of(name), *self.apart_of(name)]
+
+    def _name_cores(self) -> None:
+        """The core that serves has the IDC's name, also when it stood by before."""
+        for other in self.standby_names():
+            name = idc_of(other)
+            if self._state(other) == "gone":
+                continue
+            serves = serving_pid(self.data / name / "data")
+            if self._state(name) == "gone" or self._run.processes[other].pid == serves:
+                _swap(self._run.processes, name, other)
+                _swap(self._children, name, other)
 
     def names(self) -> list[str]:
         """Every unit of ours, in the order of starting: the link proxy first."""
@@ -259,7 +284,7 @@ class Local:
         self._demand_admin("Starting processes")
         self.find_lost()
         for name in names:
-            if all(self._state(one) != "gone" for one in self._ours(name)):
+            if all(self._state(one) != "gone" for one in self.ours(name)):
                 raise Failed(f"{name} is running already (pid {self._run.processes[name].pid})")
         for name in names:
             for stage in range(3):
@@ -269,7 +294,7 @@ class Local:
                         self._spawn(engine)
                 for engine in engines:
                     self._wait_for_engine(engine)
-            for one in self._ours(name):
+            for one in self.ours(name):
                 if self._state(one) == "gone":
                     self._spawn(one)
             if name == LINKPROXY:
@@ -279,10 +304,12 @@ class Local:
         """Take in processes of ours that an `imctl` started and did not live to write down."""
         if self._run.elsewhere:
             return
-        ours = [*self.names(), *self.apart_names()]
+        ours = [*self.names(), *self.standby_names(), *self.apart_names()]
         lost = [name for name in ours if self._state(name) == "gone"]
         for name in lost:
-            found = process.find(self._marks(name))
+            running = [one for one in self._run.processes.values() if process.state(one) != "gone"]
+            known = {one.pid for one in running}
+            found = process.find(self._marks(name), known)
             if found is None:
                 continue
             identity, arguments = found
@@ -291,6 +318,7 @@ class Local:
             if told.parent == self.data / regions.FOLDER and name in self.names():
                 self._run.regions[name] = told.stem
             self._run.write(self.data)
+        self._name_cores()
 
     def _marks(self, name: str) -> list[str]:
         """By which a process of this unit is known: what it runs, and on whose data."""
@@ -298,7 +326,7 @@ class Local:
             return ["services.linkproxy", str(self._links_file())]
         witness = self.region.spec.witness
         module = "services.witness" if witness and name == witness.name else "services.node"
-        return [module, str(self.data / name / "data")]
+        return [module, str(self.data / name.removesuffix(STANDBY) / "data")]
 
     def prepare_engine(self, name: str) -> None:
         """Its files, and the format of its data where they are new; done before each start, and
@@ -342,6 +370,7 @@ class Local:
             return [sys.executable, "-m", "services.linkproxy", *common, *listen, *routes, *faults]
         if name in self.engine_names():
             return self._beside[name].command()
+        name = name.removesuffix(STANDBY)  # two equal cores: who serves is settled between them
         idc_name = idc_of(name)
         common += ["--region", str(regions.path_of(self.data, self.region_of(idc_name)))]
         # The audit log outlives the data: `imctl wipe` leaves it.
@@ -359,6 +388,7 @@ class Local:
         idc = ["--idc", self.region.idc(name).name]
         if self.split:
             idc += ["--roles", CORE_ALONE_ROLES if self.ipconfs_of(name) else CORE_ROLES]
+            idc += ["--standby"] if self._run.standby else []
         return [sys.executable, "-m", "services.node", *common, *idc, *data, *links, *faults]
 
     def _linked(self) -> bool:
@@ -511,9 +541,9 @@ class Local:
         self._demand_admin("Restarting processes")
         self.look_again()
         self.find_lost()
-        self._stop(list(reversed(self._ours(name))))
+        self._stop(list(reversed(self.ours(name))))
         self._reap()
-        for one in self._ours(name):
+        for one in self.ours(name):
             if self._state(one) != "gone":
                 raise Failed(f"{one} does not end (pid {self._run.processes[one].pid})")
         self._run.regions[name] = region
@@ -592,6 +622,7 @@ class Local:
 
     def check_alive(self, names: Sequence[str]) -> None:
         """Raises Failed, with the last line of its log, for a unit that ended by itself."""
+        self._name_cores()
         for name in names:
             if self._state(name) == "gone":
                 raise self._died(name)
@@ -614,7 +645,7 @@ class Local:
 
     def _ending(self) -> Iterator[list[str]]:
         """Groups of units that end together, one after the other."""
-        yield self.apart_names()
+        yield [*self.apart_names(), *self.standby_names()]
         yield [name for name in self.names() if name != LINKPROXY]
         for stage in (2, 1, 0):
             yield [name for name in self.engine_names() if self._beside[name].stage == stage]
@@ -632,7 +663,7 @@ class Local:
         """An IDC with its engines, so that nothing of it outlives the power cut."""
         self._demand_admin("Killing processes")
         self._signal(name, signal.SIGKILL)
-        whole = (*self._ours(name), *self._engines_of(name))
+        whole = (*self.ours(name), *self._engines_of(name))
         names = [one for one in whole if one in self._run.processes]
         process.wait_gone([self._run.processes[one] for one in names], 5.0)
         self._reap()
@@ -641,7 +672,7 @@ class Local:
         """Let it end by itself, with its farewell; killed when that takes too long."""
         self._demand_admin("Stopping processes")
         self._signal(name, signal.SIGTERM, engines=False)
-        self._stop(list(reversed(self._ours(name))))
+        self._stop(list(reversed(self.ours(name))))
         for stage in (2, 1, 0):
             self._stop([one.name for one in self._beside.of(name) if one.stage == stage])
         self._reap()
@@ -654,6 +685,7 @@ class Local:
         known = f"{FRONT_ROLES},{CORE_ROLES}".split(",")
         if role not in known:
             raise BadInput(f"--role {role}: expected one of {', '.join(known)}")
+        self._name_cores()  # a core that stands by runs no role
         units = [name]
         if role in FRONT_ROLES.split(","):
             units = self.fronts_of(name)
@@ -711,12 +743,12 @@ class Local:
         self._demand_admin("Deleting data")
         own = self._known(name) not in self.engine_names()
         engines = self._beside.of(name) if own else self._beside.wiped_with(name)
-        for one in dict.fromkeys([*self._ours(name), *(engine.name for engine in engines)]):
+        for one in dict.fromkeys([*self.ours(name), *(engine.name for engine in engines)]):
             if self._state(one) != "gone":
                 raise Failed(f"{one} is running; `imctl kill {one}` first")
         folders = [engine.data for engine in engines]
         if own:
-            folders += [self.data / one / "data" for one in self._ours(name)]
+            folders += [self.data / one / "data" for one in self.ours(name)]
         for folder in folders:
             try:
                 shutil.rmtree(folder)
@@ -728,8 +760,8 @@ class Local:
     def _signal(self, name: str, signum: signal.Signals, engines: bool = True) -> None:
         identity = self._run.processes.get(self._known(name))
         hit = identity is not None and process.send(identity, signum)
-        for unit in self.apart_of(name):
-            beside_it = self._run.processes.get(unit)
+        for other in (*self.standby_of(name), *self.apart_of(name)):
+            beside_it = self._run.processes.get(other)
             hit |= beside_it is not None and process.send(beside_it, signum)
         for engine in self._engines_of(name) if engines else ():
             beside_it = self._run.processes.get(engine)
@@ -751,9 +783,15 @@ class Local:
     def units(self) -> list[Unit]:
         if self._run.elsewhere:
             return [Unit(name, "elsewhere", 0) for name in self.names()]
+        self._name_cores()
         return [
             Unit(name, self._state(name), self._run.processes[name].pid)
-            for name in (*self.names(), *self.apart_names(), *self.engine_names())
+            for name in (
+                *self.names(),
+                *self.standby_names(),
+                *self.apart_names(),
+                *self.engine_names(),
+            )
             if name in self._run.processes
         ]
 
@@ -792,7 +830,7 @@ class Local:
             return self.data / "linkproxy.log"
         if name in self.engine_names():
             return self._beside[name].log
-        return self.data / name / "node.log"
+        return self.data / name.removesuffix(STANDBY) / "node.log"
 
 
 # ------------------------------------------------------------------------------------ checks
@@ -853,6 +891,12 @@ def _taken(region: Region, ours: Collection[tuple[str, int]] = ()) -> Iterator[s
             except OSError as error:
                 why = os.strerror(error.errno) if error.errno else error
                 yield f"{host}:{port} ({dotted(loc)}): {why}"
+
+
+def _swap(found: dict[str, Any], one: str, other: str) -> None:
+    """What is found under the one name is found under the other."""
+    mine, theirs = found.pop(one, None), found.pop(other, None)
+    found.update({name: value for name, value in ((one, theirs), (other, mine)) if value})
 
 
 def last_line(path: Path) -> str:

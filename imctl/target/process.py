@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +31,16 @@ def identify(pid: int) -> Identity | None:
     return None if fields is None else Identity(pid, int(fields[19]), boot_id())
 
 
-def find(words: Sequence[str]) -> tuple[Identity, list[str]] | None:
+def find(words: Sequence[str], known: Container[int] = ()) -> tuple[Identity, list[str]] | None:
     """A process of ours with all of these among its arguments, and its arguments: one that was
-    started, and not written down before its parent was killed."""
+    started, and not written down before its parent was killed. ``known``: pids of others."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if path.stat().st_uid != os.getuid():
                 continue
             arguments = path.read_bytes().decode(errors="replace").split("\0")
-            if set(words) <= set(arguments) and (found := identify(int(path.parent.name))):
+            pid = int(path.parent.name)
+            if pid not in known and set(words) <= set(arguments) and (found := identify(pid)):
                 return found, arguments
     return None
 

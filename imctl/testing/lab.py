@@ -101,10 +101,13 @@ class Lab:
         before_start: Callable[[Local], None] = lambda target: None,
         engines: Sequence[str] = (),
         split: bool = False,
+        standby: bool = False,
     ) -> AsyncIterator[Lab]:
         """Until all serve; nothing of it runs on afterwards."""
         region = lab_region(folder, edit)
-        target = Local.prepare(region, folder / "deployment", True, SystemClock(), engines, split)
+        target = Local.prepare(
+            region, folder / "deployment", True, SystemClock(), engines, split, standby
+        )
         before_start(target)
         try:
             await startup.start_all(target, lambda name, serving: None)

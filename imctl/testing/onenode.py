@@ -18,6 +18,7 @@ from imctl.target.runfile import RunFile
 from imctl.testing.lab import lab_region
 from services.node.config import load
 from services.node.node import Node
+from services.node.roles import Roles
 
 START_S = 20.0
 
@@ -38,10 +39,12 @@ async def running(
     callers: Sequence[str] = (),
     edit: Callable[[dict[str, Any]], None] = lambda spec: None,
     exporters: Sequence[SpanExporter] = (),
+    standby: bool = False,
 ) -> AsyncIterator[Node]:
     """Serves when the block begins. ``callers``: names that get a certificate too. ``edit`` changes
-    the region's ``spec``; ``exporters``: where spans go too. ``imctl`` finds the deployment in the
-    folder, as if it had started it."""
+    the region's ``spec``; ``exporters``: where spans go too; ``standby``: it is a core in whose
+    place another one may come. ``imctl`` finds the deployment in the folder, as if it had started
+    it."""
 
     def changed(spec: dict[str, Any]) -> None:
         one_idc(spec)
@@ -55,7 +58,10 @@ async def running(
     idc = region.spec.idcs[0].name
     audit = folder / idc / auditfile.FILE
     data = folder / idc / "data"
-    config = load(path, idc, data, folder / "pki", None, faults, audit=audit)
+    roles = Roles.CORE if standby else Roles.ALL
+    config = load(
+        path, idc, data, folder / "pki", None, faults, audit=audit, roles=roles, standby=standby
+    )
     node = Node(config, exporters=exporters)
     task = asyncio.create_task(node.run())
     try:

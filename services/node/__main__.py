@@ -57,8 +57,8 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--instance", type=int, default=1, metavar="N",
-        help="with --roles gateway,state or ipconf: number of this gateway or ipconf in the IDC "
-        "[default: 1]",
+        help="with --roles gateway,state or ipconf: number of this gateway or ipconf in the IDC; "
+        "with --standby: of this core, another one for each data folder [default: 1]",
     )  # fmt: skip
     parser.add_argument(
         "--gateway-port", type=int, default=0, metavar="PORT",
@@ -73,6 +73,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--leave", action="store_true",
         help="with --roles gateway,state: on SIGTERM, move clients to other gateways first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--standby", action="store_true",
+        help="with --roles im,route,ipconf,control: wait while another core of the IDC serves, and "
+        "take its place when it is gone",
     )  # fmt: skip
     parser.add_argument(
         "--listen", default="", metavar="HOST",
@@ -129,7 +134,7 @@ def main() -> int:
             options.region, options.idc, options.data, options.pki, options.links,
             options.faults, options.plain_clients, options.audit, options.listen,
             parse_roles(options.roles), options.instance, options.gateway_port,
-            options.monitor_port, options.leave,
+            options.monitor_port, options.leave, options.standby,
         )  # fmt: skip
         if options.check:
             return 0
@@ -138,7 +143,7 @@ def main() -> int:
             raise BadInput(f"{VARIABLE}: only a process with --roles gateway,state takes over")
         config.audit_file.parent.mkdir(parents=True, exist_ok=True)
         with (
-            auditfile.kept(config.audit_file, config.idc.name),
+            auditfile.kept(config.audit_file, config.audit_writer),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             runner.run(_serve(config, handover))

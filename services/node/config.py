@@ -15,6 +15,7 @@ from imcore.region.load import load_region
 from imcore.region.model import Idc, Region
 from services.control.controller import voters_of
 from services.node.roles import Roles
+from services.node.standby import CORES_MAX, audit_writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,11 @@ class NodeConfig:
     audit: Path | None = None  # the audit chain of this process; None: beside its data
     listen: str = ""  # the host to listen at; "": that of each endpoint
     roles: Roles = Roles.ALL
-    instance: int = 1  # which gateway (of a front) or ipconf of the IDC it runs, from 1
+    instance: int = 1  # which gateway (of a front), ipconf or core of the IDC it runs, from 1
     gateway_port: int = 0  # of a front: where it listens for what others find; 0: at that port
     monitor_port: int = 0  # of a front or an ipconf: its probes and metrics; 0: none
     leaves: bool = False  # a front that is told to end sends its clients to others first
+    standby: bool = False  # a core that waits while another one of the IDC serves
 
     def listener(self, address: str) -> tuple[str, int]:
         """Where to listen for what others find at this endpoint, HOST:PORT."""
@@ -43,6 +45,11 @@ class NodeConfig:
     @property
     def audit_file(self) -> Path:
         return self.audit or self.data / auditfile.FILE
+
+    @property
+    def audit_writer(self) -> str:
+        """Of its audit chain: a core on a folder of its own has one of its own."""
+        return audit_writer(self.idc.name, self.instance if self.standby else 1)
 
     def peers(self) -> list[str]:
         """Every other IDC, and the witness: whoever has a registry and a vote."""
@@ -72,6 +79,7 @@ def load(
     gateway_port: int = 0,
     monitor_port: int = 0,
     leaves: bool = False,
+    standby: bool = False,
 ) -> NodeConfig:
     """Raises BadInput."""
     region = load_region(region_file)
@@ -86,11 +94,16 @@ def load(
             f"--roles {','.join(roles.value)}: expected `ipconfs` of 1 or more at {idc} "
             f"({region_file}), which says that ipconf runs apart"
         )
+    cores = (Roles.CORE, Roles.CORE_ALONE)
+    if standby and roles not in cores:
+        sets = " or ".join(",".join(core.value) for core in cores)
+        raise BadInput(f"--standby: expected only with --roles {sets}")
     counts = {Roles.FRONT: own.gateways, Roles.IPCONF: own.ipconfs}
-    if not 1 <= instance <= counts.get(roles, 1):
+    if not 1 <= instance <= (CORES_MAX if standby else counts.get(roles, 1)):
         raise BadInput(
             f"--instance {instance}: expected 1 to {own.gateways} (the gateways of {idc}) with "
-            f"--roles {front}, 1 to {own.ipconfs} (its ipconfs) with --roles {alone}, else none"
+            f"--roles {front}, 1 to {own.ipconfs} (its ipconfs) with --roles {alone}, 1 to "
+            f"{CORES_MAX} with --standby, else none"
         )
     if roles is not Roles.FRONT and (gateway_port or leaves):
         raise BadInput(f"--gateway-port, --leave: expected only with --roles {front}")
@@ -112,7 +125,7 @@ def load(
             ) from None
     return NodeConfig(
         region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit,
-        listen, roles, instance, gateway_port, monitor_port, leaves,
+        listen, roles, instance, gateway_port, monitor_port, leaves, standby,
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class Monitor:
 def of_node(node: Node) -> Monitor:
     def not_ready() -> list[str]:
         if not node.serving:
-            return ["its roles are not all up: it starts, or it stops"]
+            return ["its roles are not all up: it starts, stands by, or stops"]
         own = {gateway.name for gateway in node.gateways}
         found = {gateway.name for gateway in node.traffic.directory.live_in(node.idc)}
         if not own & found:

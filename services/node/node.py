@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from imcore.certificates import CertificateFiles
 from imcore.convert import origin_of
-from imcore.errors import ImError, StoreReplaced
+from imcore.errors import ImError, StaleWriter, StoreReplaced
 from imcore.hlc import Hlc
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2_grpc as front_rpc
@@ -76,6 +76,7 @@ from services.node.retention import Retention, Shelf
 from services.node.risk import rules_of
 from services.node.roles import Roles
 from services.node.seals import Seals
+from services.node.standby import CoreLease, hold_folder
 from services.node.status import Status
 from services.node.swaps import RegistryLimits
 from services.node.tracing import provider_of, tracing_of
@@ -138,6 +139,7 @@ class Node:
         self.blobs: Blobs | None = None  # if the region has files
         self.media: tuple[MediaStore, MediaApi] | None = None  # likewise, if the region has files
         self.again = False  # the process is to start its roles again
+        self._core = self._former_core = ""  # names of lives: this one's, and of who was here last
         self._awaited: dict[tuple[Origin, int], int] = {}
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,18 +176,23 @@ class Node:
                 await work
             except asyncio.CancelledError:
                 raise
-            except StoreReplaced as error:
-                log.critical("%s: %s", name, error)
-                self.begin_again()
             except BaseException as error:
-                log.critical("%s failed: %s", name, error, exc_info=error)
-                self._failure = error
-                self.stop()
+                self._ended(name, error)
 
         task = asyncio.ensure_future(guarded())
         task.set_name(name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _ended(self, name: str, error: BaseException) -> None:
+        taken_over = isinstance(error, StaleWriter) and self.config.standby
+        if taken_over or isinstance(error, StoreReplaced):
+            log.critical("%s: %s", name, error)
+            self.begin_again()
+            return
+        log.critical("%s failed: %s", name, error, exc_info=error)
+        self._failure = error
+        self.stop()
 
     async def _stop_tasks(self) -> None:
         for task in list(self._tasks):
@@ -194,6 +201,11 @@ class Node:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         self.config.data.mkdir(parents=True, exist_ok=True)
+        if self.config.standby:
+            self._core = self.outside.secret(8).hex()
+            held = await hold_folder(self.config.data, self.disk, self.outside.pid, self._core)
+            stack.callback(held.lock.close)
+            self._former_core = held.former
         if self.spans is not None:
             stack.push_async_callback(asyncio.to_thread, self.spans.shutdown)
         if self.config.idc.endpoints.metrics:
@@ -223,6 +235,8 @@ class Node:
     async def _start_stores(self, stack: contextlib.AsyncExitStack) -> None:
         data, spec = self.config.data, self.config.region.spec
         registry = await open_registry(self.config, self.disk, self.clock, self.rng, stack)
+        if self.config.standby and self.config.idc.engines.registry.etcd is not None:
+            await self._take_lease(registry, stack)
         if spec.media is not None:
             self.blobs = await open_blobs(
                 self.config, self.disk, self.clock, self.outside.executor, stack
@@ -244,7 +258,8 @@ class Node:
         self.own_registry = registry
         self.proposer = Proposer(self.registries, self.idc, self.clock, self.rng)
         stack.push_async_callback(self.proposer.close)
-        self.anchoring = Anchoring(self.config.audit_file, self.idc, self.proposer)
+        writer = self.config.audit_writer
+        self.anchoring = Anchoring(self.config.audit_file, writer, self.proposer)
         self.progress = Progress(self._peer_holds, spec.partitions)
         self.replication = Replication(
             self.idc,
@@ -272,6 +287,12 @@ class Node:
         self._measure()
         self.attached = True
         await self.traffic.prepare(stack)
+
+    async def _take_lease(self, registry: Registry, stack: contextlib.AsyncExitStack) -> None:
+        lease = CoreLease(registry, self._core, self._former_core)
+        await lease.take()
+        stack.push_async_callback(lease.give_up)
+        self._spawn("lease of the core", lease.keep(self.begin_again))
 
     def _measure(self) -> None:
         if self.measured is not None:

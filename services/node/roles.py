@@ -9,8 +9,9 @@ from imcore.errors import BadInput
 
 class Roles(Enum):
     """The sets that can be processes of their own. A front's state is that of its one gateway, so
-    the two stay together; what has a share in the logs and the KV is the core, one of each IDC.
-    ipconf has no share in them, and needs no core to answer."""
+    the two stay together; what has a share in the logs and the KV is the core. In each IDC one core
+    serves; others may stand by (services.node.standby). ipconf has no share in them, and needs no
+    core to answer."""
 
     ALL = ("gateway", "state", "im", "route", "ipconf", "control")
     FRONT = ("gateway", "state")

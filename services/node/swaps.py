@@ -15,6 +15,7 @@ from services.control.permit import peer_swap_refusal, swap_refusal
 from services.node.authorize import Limit
 from services.node.identity import register_key
 from services.node.media import STICKERS
+from services.node.standby import CORES_MAX, audit_writer
 from services.ports import Registry
 
 _SERVICE = "/im.v1.Registry/"
@@ -61,7 +62,8 @@ class RegistryLimits:
             return ""
         before = current.value if current else None
         if role_named(name) is None:
-            own = (register_key(name), anchor_key(name))
+            writers = (audit_writer(name, number) for number in range(1, CORES_MAX + 1))
+            own = (register_key(name), *map(anchor_key, writers))
             why = peer_swap_refusal(
                 request.key, before, request.value, name, own, shared=(STICKERS,)
             )

@@ -38,8 +38,9 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
         edit: Edit | None = None,
         before_start: Callable[[Local], Any] = lambda target: None,
         split: bool = False,
+        standby: bool = False,
     ) -> AsyncIterator[tuple[Lab, Cast]]:
-        async with Lab.up(tmp_path, edit, before_start, split=split) as lab:
+        async with Lab.up(tmp_path, edit, before_start, (), split, standby) as lab:
             try:
                 async with Cast(lab, tmp_path) as cast:
                     yield lab, cast

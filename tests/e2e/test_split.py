@@ -1,5 +1,5 @@
 """An IDC whose gateways, ipconfs and core are processes of their own: each is killed alone under
-load, and its gateways and ipconfs are restarted under their clients."""
+load, a second core takes over, and gateways and ipconfs are restarted under their clients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from imcore.region.rules import ipconf_addresses
-from imctl import hotrestart
+from imctl import hotrestart, startup
 from imctl.identity import token_for
 from imctl.testing.cast import Cast
 from imctl.testing.lab import Lab, row_of_ports, until
+from imctl.testing.onenode import one_idc
 from services.sdk import Client, IpconfClient
 from services.sdk.ipconf import Lookup, NoAnswer
 
@@ -78,6 +79,12 @@ async def answer_of(lab: Lab, number: int) -> set[str]:
     finally:
         await ipconf.close()
     return {gateway.idc for gateway in found.gateways}
+
+
+def alone(spec: dict[str, Any]) -> None:
+    """No other IDC: its clients have nowhere else to go."""
+    one_idc(spec)
+    patient(spec)
 
 
 def changes(cast: Cast) -> list[str]:
@@ -166,3 +173,38 @@ async def test_clients_come_in_by_an_ipconf_whatever_else_of_its_idc_is_killed(s
         report = await cast.judge()
         assert report.clean, (report.sentence(), report.examples)
         await lab.converged()
+
+
+async def until_stands_by(lab: Lab) -> None:
+    """Until the second core of the victim has nothing to do but to take over."""
+
+    async def holds() -> bool:
+        units = {unit.name: unit for unit in lab.target.units()}
+        return f"stands by (pid {units[f'{VICTIM}.standby'].pid})" in lab.log(VICTIM)
+
+    await until(holds, 30, f"no core of {VICTIM} stands by")
+
+
+async def test_a_core_that_stands_by_takes_over_and_nothing_is_lost(stage, chat) -> None:
+    async with stage(edit=alone, split=True, standby=True) as (lab, cast):
+        couples = await cast.couples(6, VICTIM, VICTIM)
+        async with chat(couples, RATE):
+            await asyncio.sleep(BEFORE_S)
+            before = changes(cast)
+            for _ in range(2):  # the second time by the one that is there for the first
+                await until_stands_by(lab)
+                served = (await lab.status(VICTIM))["pid"]
+                assert await asyncio.to_thread(lab.target.kill_role, VICTIM, "im") == [VICTIM]
+                await startup.wait_serving(lab.target, [VICTIM], lambda name, serving: None)
+                serves = await lab.status(VICTIM)
+                units = {unit.name: unit for unit in lab.target.units()}
+                assert units[VICTIM].pid == serves["pid"] != served
+                assert units[f"{VICTIM}.standby"].state == "gone"
+                await lab.start(VICTIM)
+                await asyncio.sleep(AFTER_S)
+            assert changes(cast) == before, "a connection did not survive the change of cores"
+        assert cast.refusals == []
+        report = await cast.judge()
+        assert report.clean, (report.sentence(), report.examples)
+        await lab.converged()
+        assert (await lab.status(VICTIM))["origin"] == f"{VICTIM}.1"

@@ -221,7 +221,15 @@ async def test_records_are_swapped_only_as_they_are_and_never_put(lab: Lab) -> N
 
 
 @pytest.mark.parametrize(
-    "key", [register_key("iad"), anchor_key("iad"), anchor_key("imctl"), "unheard/of"]
+    "key",
+    [
+        register_key("iad"),
+        anchor_key("iad"),
+        anchor_key("iad.2"),
+        anchor_key("fra.10"),
+        anchor_key("imctl"),
+        "unheard/of",
+    ],
 )
 async def test_an_idc_commits_nothing_under_the_name_of_another(lab: Lab, key: str) -> None:
     owner = lab.proposer("iad")
@@ -240,12 +248,13 @@ async def test_an_idc_commits_what_is_its_own_and_what_is_everybodys(lab: Lab) -
     keys = (
         register_key("fra"),
         anchor_key("fra"),
+        anchor_key("fra.2"),  # of its second core
         operation_key("drain-fra-1"),
         LEVEL_KEY,
         STICKERS,
     )
     for number, key in enumerate(keys):
-        for name in IDCS if key in keys[2:] else ("fra",):
+        for name in IDCS if key in keys[3:] else ("fra",):
             value = anchor(number)
             assert await lab.proposer(name).change(key, to(value)) == value
     for epoch, name in enumerate(IDCS, 1):

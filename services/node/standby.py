@@ -1,0 +1,149 @@
+"""Cores of one IDC that stand by for the one that serves, and take its place when it is gone.
+
+Whoever serves holds the IDC's data folder by a file lock, for life: a paused process keeps it, so
+nobody takes over before it is dead (rule 5). Where the registry is an etcd it holds a lease there
+too, so that with engines which are reached over a network cores may run on several hosts. A lease
+only tells that its holder seems to be gone: what a holder does that was merely paused, and wakes,
+is fenced off by the epochs of the log and the KV.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from imcore.errors import ImError, Unavailable
+from services.engines.disk import Disk, File
+
+if TYPE_CHECKING:  # `imctl`, which only asks who serves, needs no Protobuf for it
+    from services.ports import Registry
+
+log = logging.getLogger("im.node")
+
+CORES_MAX = 9  # of one IDC
+LOCK = "core.lock"  # in the data folder; holds the pid and the name of the core that serves
+CORE = b"core"  # in the registry: who serves
+LEASE_MS = 2_000
+REFRESH_S = 0.5
+LOOK_S = 0.05  # whether the folder is free
+ASK_S = 0.2  # whether the lease is
+
+
+class Held(NamedTuple):
+    """A data folder, until the lock is closed or the process is gone. ``former``: the name of the
+    core that held it last, which is gone; empty: none did."""
+
+    lock: File
+    former: str
+
+
+async def hold_folder(folder: Path, disk: Disk, pid: int, name: str) -> Held:
+    """Waits until no other core serves on this folder. ``name``: new for each life of a core."""
+    path, waits = str(folder / LOCK), False
+    while True:
+        try:
+            lock = disk.lock(path, f"the data folder {folder}")
+        except Unavailable:
+            if not waits:
+                log.info("another core serves on %s: this one stands by (pid %d)", folder, pid)
+            waits = True
+            await asyncio.sleep(LOOK_S)
+            continue
+        try:
+            former = _words(folder)[1:]
+            lock.truncate(0)
+            lock.append(f"{pid} {name}\n".encode())
+        except BaseException:
+            lock.close()
+            raise
+        if waits:
+            log.warning("the core that served is gone: this one takes over (pid %d)", pid)
+        return Held(lock, *former)
+
+
+def serving_pid(folder: Path) -> int:
+    """The process whose core holds this data folder, or held it last; 0: none did."""
+    return int(_words(folder)[0])
+
+
+def _words(folder: Path) -> tuple[str, str]:
+    """Pid and name of who holds it, or held it last."""
+    try:
+        pid, name = (folder / LOCK).read_text().split()
+    except (OSError, ValueError):
+        return "0", ""
+    return (pid, name) if pid.isdecimal() else ("0", "")
+
+
+def audit_writer(idc: str, instance: int) -> str:
+    """Of a core's audit chain. Each folder has a chain of its own, and each chain an anchor."""
+    return idc if instance == 1 else f"{idc}.{instance}"
+
+
+class CoreLease:
+    """``name`` tells its own lease from those of others. ``former``: the name of a core that is
+    gone for sure, so that nobody need wait for the end of its lease."""
+
+    def __init__(self, registry: Registry, name: str, former: str = "") -> None:
+        self._registry = registry
+        self._name = name.encode()
+        self._former = former.encode()
+        self._lease = 0
+
+    async def take(self) -> None:
+        """Waits until no other core has it, and for as long as the registry does not answer: it
+        alone can tell whether another core serves."""
+        said = ""
+        while True:
+            try:
+                if await self._taken():
+                    return
+                why = "another core of this IDC serves"
+            except ImError as error:
+                why = f"the registry does not tell whether another core serves: {error}"
+            if why != said:
+                log.info("%s: this one stands by", why)
+            said = why
+            await asyncio.sleep(ASK_S)
+
+    async def _taken(self) -> bool:
+        holds = await self._registry.get(CORE)
+        if holds is None or holds.value == self._former:
+            lease, revision = await self._registry.grant_lease(LEASE_MS), 0
+            if holds is not None:
+                revision = holds.mod_revision
+            _, holds = await self._registry.compare_and_swap(CORE, revision, self._name, lease)
+        # Ours perhaps by an earlier attempt, whose outcome was not known.
+        if holds is None or holds.value != self._name:
+            return False
+        self._lease = holds.lease
+        return True
+
+    async def keep(self, lost: Callable[[], None]) -> None:
+        """Until cancelled, or until another core has the lease: then ``lost`` is called. One that
+        has ended and that nobody has is taken again: this process was late, and nothing more. A
+        registry that does not answer says nothing, and nobody else can take it there either."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                if await self._registry.keep_alive(self._lease):
+                    continue
+                if not await self._taken():
+                    log.error("the lease of this core has ended, and another core has it")
+                    lost()
+                    return
+                log.warning(
+                    "the lease of this core had ended: it was late, and nobody else was there"
+                )
+            except ImError as error:
+                log.warning("the lease of this core is not refreshed: %s", error)
+
+    async def give_up(self) -> None:
+        """At the end, once nothing is written any more: the next one need not wait."""
+        try:
+            await self._registry.revoke_lease(self._lease)
+        except ImError as error:
+            log.warning("the lease of this core ends by itself: %s", error)
