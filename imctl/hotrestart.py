@@ -1,4 +1,5 @@
-"""Gateways that become their successors, and ipconfs, one after the other (``imctl restart``)."""
+"""Gateways that become their successors, and ipconfs, one after the other (``imctl restart``), and
+cores that change places."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
-from imctl.startup import heard
+from imctl.startup import heard, wait_serving
 from imctl.target.local import Local
 
 LOOK_S = 0.2
@@ -66,6 +67,21 @@ async def _lives_again(target: Local, idc: str) -> dict[int, str]:
     with contextlib.suppress(ImError):  # it did not answer in time
         return await _lives(target, idc)
     return {}
+
+
+async def restart_core(target: Local, idc: str) -> None:
+    """The core of an IDC that stands by begins anew and takes over; the one that served stands by
+    from then on, begun anew as well. Raises Failed; when the new one does not come to stand by, the
+    other one serves on."""
+    await asyncio.to_thread(target.renew_standby, idc)
+    deadline = time.monotonic() + WAIT_S
+    while not target.stands_by(idc):
+        if time.monotonic() > deadline:
+            raise Failed(f"no core of {idc} came to stand by within {WAIT_S:.0f} s; `imctl logs`")
+        await asyncio.sleep(LOOK_S)
+    await asyncio.to_thread(target.change_cores, idc)
+    await wait_serving(target, [idc], lambda name, serving: None)
+    await asyncio.to_thread(target.start, [idc])
 
 
 async def _row(target: Local, idc: str, number: int) -> dict[str, Any]:

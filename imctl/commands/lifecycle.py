@@ -166,6 +166,10 @@ def restart(
         int | None,
         typer.Option(metavar="N", min=1, help="Restart only gateway N, counted from 1."),
     ] = None,
+    core: Annotated[
+        bool,
+        typer.Option("--core", help="Restart the cores instead (after `up --split --standby`)."),
+    ] = False,
 ) -> None:
     """Restart an IDC's gateways and ipconfs, one at a time.
 
@@ -175,9 +179,20 @@ def restart(
     the installed code keeps running as it is. So does an ipconf; else it stops listening until it
     has started again, and clients ask the others.
 
+    With --core, the core that stands by is restarted first, takes over, and the other one is
+    restarted to stand by. Connections stay open. A core that could not start on the installed code
+    does not take over.
+
     Example: imctl restart fra
     """
     target = deployment.find(data)
+    if core:
+        _audited(
+            target, idc, "cores restarted",
+            lambda name: asyncio.run(hotrestart.restart_core(target, name)),
+        )  # fmt: skip
+        print(f"the cores of {idc} restarted")
+        return
     count = len(target.fronts_of(idc))
     if gateway is not None and gateway > count > 0:
         raise typer.BadParameter(f"--gateway {gateway}: {idc} has {count} gateways")

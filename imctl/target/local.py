@@ -43,7 +43,7 @@ from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
 from imctl.target.runfile import RunFile
-from services.node.standby import serving_pid
+from services.node.standby import serving_pid, waiting_pid
 
 LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own
@@ -716,6 +716,33 @@ class Local:
         identity = self._run.processes.get(unit)
         if identity is None or not process.send(identity, signal.SIGHUP):
             raise Failed(f"{unit} is not running; `imctl start {name}` starts it")
+
+    def renew_standby(self, name: str) -> None:
+        """The core of an IDC that stands by begins anew, on what is installed now; so does one that
+        is gone. Raises Failed."""
+        self._demand_admin("Restarting cores")
+        self._name_cores()
+        if not (standby := self.standby_of(name)):
+            raise Failed(f"{name} has no second core: `imctl up --split --standby` starts one")
+        if self._state(name) == "gone":
+            raise Failed(f"{name} is not running; `imctl start {name}` starts it")
+        self._stop(standby)
+        self._reap()
+        self._spawn(standby[0])
+
+    def stands_by(self, name: str) -> bool:
+        """Whether the second core of an IDC is ready to take over. Raises Failed when it ended."""
+        other = name + STANDBY
+        self.check_alive([other])
+        return waiting_pid(self.data / name / "data") == self._run.processes[other].pid
+
+    def change_cores(self, name: str) -> None:
+        """The core that serves ends, with its farewell; the one that stands by takes over, and has
+        the IDC's name when this returns."""
+        self._demand_admin("Restarting cores")
+        self._stop([name])
+        self._reap()
+        self._name_cores()
 
     def _demand_split(self, name: str) -> None:
         if not self.fronts_of(name):

@@ -25,6 +25,7 @@ log = logging.getLogger("im.node")
 
 CORES_MAX = 9  # of one IDC
 LOCK = "core.lock"  # in the data folder; holds the pid and the name of the core that serves
+WAITS = "core.standby"  # beside it: the pid of the one that began to stand by last
 CORE = b"core"  # in the registry: who serves
 LEASE_MS = 2_000
 REFRESH_S = 0.5
@@ -48,6 +49,7 @@ async def hold_folder(folder: Path, disk: Disk, pid: int, name: str) -> Held:
             lock = disk.lock(path, f"the data folder {folder}")
         except Unavailable:
             if not waits:
+                disk.write_whole(str(folder / WAITS), f"{pid}\n".encode())
                 log.info("another core serves on %s: this one stands by (pid %d)", folder, pid)
             waits = True
             await asyncio.sleep(LOOK_S)
@@ -67,6 +69,14 @@ async def hold_folder(folder: Path, disk: Disk, pid: int, name: str) -> Held:
 def serving_pid(folder: Path) -> int:
     """The process whose core holds this data folder, or held it last; 0: none did."""
     return int(_words(folder)[0])
+
+
+def waiting_pid(folder: Path) -> int:
+    """The process that began to stand by on this data folder last; 0: none did."""
+    try:
+        return int((folder / WAITS).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _words(folder: Path) -> tuple[str, str]:

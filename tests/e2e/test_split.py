@@ -179,13 +179,13 @@ async def until_stands_by(lab: Lab) -> None:
     """Until the second core of the victim has nothing to do but to take over."""
 
     async def holds() -> bool:
-        units = {unit.name: unit for unit in lab.target.units()}
-        return f"stands by (pid {units[f'{VICTIM}.standby'].pid})" in lab.log(VICTIM)
+        return lab.target.stands_by(VICTIM)
 
     await until(holds, 30, f"no core of {VICTIM} stands by")
 
 
 async def test_a_core_that_stands_by_takes_over_and_nothing_is_lost(stage, chat) -> None:
+    """From one that is killed, and from one that is restarted."""
     async with stage(edit=alone, split=True, standby=True) as (lab, cast):
         couples = await cast.couples(6, VICTIM, VICTIM)
         async with chat(couples, RATE):
@@ -202,6 +202,14 @@ async def test_a_core_that_stands_by_takes_over_and_nothing_is_lost(stage, chat)
                 assert units[f"{VICTIM}.standby"].state == "gone"
                 await lab.start(VICTIM)
                 await asyncio.sleep(AFTER_S)
+            served = lab.target.units()
+            await hotrestart.restart_core(lab.target, VICTIM)
+            await until_stands_by(lab)
+            pids = {unit.name: unit.pid for unit in lab.target.units()}
+            assert (await lab.status(VICTIM))["pid"] == pids[VICTIM]
+            cores = {VICTIM, f"{VICTIM}.standby"}
+            assert not {pids[name] for name in cores} & {one.pid for one in served}
+            await asyncio.sleep(AFTER_S)
             assert changes(cast) == before, "a connection did not survive the change of cores"
         assert cast.refusals == []
         report = await cast.judge()

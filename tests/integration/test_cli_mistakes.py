@@ -152,6 +152,13 @@ def test_a_sites_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     assert not (tmp_path / "d" / "pki").exists()
 
 
+def test_a_second_core_without_one_of_its_own_is_wrong_usage(tmp_path: Path) -> None:
+    result = imctl("up", THREE, "--standby", "--data", tmp_path / "d", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.endswith("--standby: expected only with --split\n")
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_question_that_nobody_answers_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     (folder / "fra" / "data").mkdir(parents=True)

@@ -20,10 +20,12 @@ from imcore import pki
 from imcore.errors import BadInput, OutcomeUnknown, StaleWriter, Unavailable
 from imcore.runtime import ManualClock
 from imctl.engines.binaries import Program
+from imctl.errors import Failed
 from imctl.target import process
 from imctl.target.local import Local
 from imctl.target.runfile import RunFile
 from imctl.testing import etcd
+from imctl.testing.cli import imctl
 from imctl.testing.lab import REGION
 from imctl.testing.onenode import running
 from services.engines.disk import RealDisk
@@ -42,6 +44,7 @@ from services.node.standby import (
     audit_writer,
     hold_folder,
     serving_pid,
+    waiting_pid,
 )
 
 HOLD = """
@@ -92,6 +95,7 @@ async def test_who_stands_by_waits_for_a_paused_core_and_takes_over_from_a_dead_
         serves.send_signal(signal.SIGSTOP)
         waits = asyncio.create_task(hold_folder(tmp_path, RealDisk(), os.getpid(), "mine"))
         await not_yet(waits, 4 * LOOK_S)  # it would write behind whoever came after it
+        assert waiting_pid(tmp_path) == os.getpid()
         serves.kill()
         held = await asyncio.wait_for(waits, 5)
     assert serving_pid(tmp_path) == os.getpid()
@@ -108,7 +112,7 @@ def test_each_folder_has_an_audit_chain_of_its_own() -> None:
 
 
 def test_nobody_serves_where_nobody_did(tmp_path: Path) -> None:
-    assert serving_pid(tmp_path) == 0
+    assert serving_pid(tmp_path) == waiting_pid(tmp_path) == 0
     for text in ("", "1\n", "one name\n", "1 2 3\n"):
         (tmp_path / "core.lock").write_text(text)
         assert serving_pid(tmp_path) == 0
@@ -361,15 +365,29 @@ def test_the_core_that_serves_has_the_name_of_the_idc(tmp_path: Path) -> None:
         assert cores(target) == {"fra": (two.pid, running_), "fra.standby": (one.pid, running_)}
         assert cores(Local.open(tmp_path)) == cores(target)
 
+        assert not target.stands_by("fra")
+        (data / "core.standby").write_text(f"{one.pid}\n")
+        assert target.stands_by("fra")
         assert target.kill_role("fra", "im") == ["fra"]
         assert process.state(two) == "gone"
         target.check_alive(["fra"])
         # Before it has written that it serves: nobody else can.
         assert cores(target) == {"fra": (one.pid, running_), "fra.standby": (two.pid, "gone")}
+        with pytest.raises(Failed, match=r"fra\.standby ended while starting"):
+            target.stands_by("fra")
         assert target.log_file("fra.standby") == target.log_file("fra")
         assert target.ours("fra") == ["fra", "fra.standby", "fra.gateway-1"]
         target.kill("fra")
         assert process.state(one) == "gone"
+        with pytest.raises(Failed, match="fra is not running"):
+            target.renew_standby("fra")
+        RunFile(str(REGION), False, "127.0.0.1:1", found, split=True).write(tmp_path)
+        with pytest.raises(Failed, match="fra has no second core: `imctl up --split --standby`"):
+            Local.open(tmp_path).renew_standby("fra")
+        refused = imctl(tmp_path, "restart", "fra", "--core")
+        assert (refused.returncode, refused.stderr) == (
+            1, "error: fra has no second core: `imctl up --split --standby` starts one\n",
+        )  # fmt: skip
 
 
 def test_two_cores_that_nobody_wrote_down_are_both_found(tmp_path: Path) -> None:
