@@ -11,7 +11,6 @@ import contextlib
 import copy
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,12 +25,14 @@ import aiohttp
 import yaml
 from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.config import new_client_from_config
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.deployment import Failed, Processes
 from imctl.api.crd import definition
 from imctl.api.kinds import API_VERSION, KINDS
 from imctl.reconcile.cluster import Cluster as Api
 from imctl.reconcile.cluster import Conflict
+from imctl.target.places import free_port
 from imctl.testing.cluster import image, lab, programs, settings
 from imctl.testing.cluster.cluster import Cluster, running
 
@@ -68,24 +69,32 @@ class Counts(NamedTuple):
 
 
 class Operator:
-    """As a process that counts; in all namespaces."""
+    """In all namespaces; what it does is told by its own metrics."""
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
-        self._file, self._log = folder / "counts.json", folder / "operator.log"
-        self._file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "benchmarks.counted_operator", str(self._file)]
-        command += ["operator", "run", "--lease-namespace", LEASE_IN, "--audit", str(folder)]
+        self._log = folder / "operator.log"
+        self._at = f"127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "imctl", "operator", "run", "--metrics", self._at]
+        command += ["--lease-namespace", LEASE_IN, "--audit", str(folder)]
         environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self._cpu = Processes([self.process.pid])
 
     async def counts(self) -> Counts:
-        self._file.unlink(missing_ok=True)
-        self.process.send_signal(signal.SIGUSR1)
-        await until(self._file.exists, "the operator's counts")
-        found = json.loads(self._file.read_text())
-        return Counts(Counter(found["calls"]), Counter(found["looks"]), self._cpu.cpu_s())
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{self._at}/metrics") as answer,
+        ):
+            text = await answer.text()
+        found = Counts(Counter(), Counter(), self._cpu.cpu_s())
+        for family in text_string_to_metric_families(text):
+            for name, labels, value, *_ in family.samples:
+                if name == "im_operator_api_calls_total":
+                    found.calls[f"{labels['verb']} {labels['resource']}"] += int(value)
+                elif name == "im_operator_reconcile_seconds_count":
+                    found.looks[labels["kind"]] += int(value)
+        return found
 
     async def looked(self, count: int) -> None:
         """Until it has looked at so many IDCs."""

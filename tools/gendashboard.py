@@ -127,6 +127,38 @@ ROWS: dict[str, tuple[Panel, ...]] = {
               {f'process_resident_memory_bytes{{job="im",{_IDC}}}': "{{idc}}"}),
         Panel("Clock, from the median", "s", {f"im_clock_offset_seconds{{{_IDC}}}": "{{idc}}"}),
     ),
+    "Operator": (
+        Panel("Operators that lead", "none", {"sum(im_operator_leader)": "lead"}, "stat", 4),
+        Panel("Since the Lease was renewed", "s",
+              {"time() - max(im_operator_lease_renewed_timestamp_seconds)": "ago"}, "stat", 4),
+        Panel("Objects", "short", {"sum by (kind) (im_operator_objects)": "{{kind}}"}, "stat", 8),
+        Panel("Objects that fail", "short",
+              {"sum by (kind) (im_operator_objects_failing)": "{{kind}}"}, "stat", 8),
+    ),
+    "Operator: work": (
+        Panel("Looks at objects", "ops",
+              {f"sum by (kind) (rate(im_operator_reconcile_seconds_count[{_RATE}]))": "{{kind}}"}),
+        Panel("A look takes, p95", "s",
+              {"histogram_quantile(0.95, sum by (queue, le) "
+               f"(rate(im_operator_reconcile_seconds_bucket[{_RATE}])))": "{{queue}}"}),
+        Panel("Looks that fail", "ops",
+              {"sum by (kind, reason) "
+               f"(rate(im_operator_reconcile_failures_total[{_RATE}]))": "{{kind}} {{reason}}"}),
+        Panel("The oldest that waits", "s",
+              {"max by (queue) (im_operator_queue_oldest_seconds)": "{{queue}}"}),
+        Panel("Calls of the API server", "ops",
+              {f"sum by (verb) (rate(im_operator_api_calls_total[{_RATE}]))": "{{verb}}"}),
+        Panel("A call takes, p99", "s",
+              {"histogram_quantile(0.99, sum by (verb, le) "
+               f"(rate(im_operator_api_seconds_bucket[{_RATE}])))": "{{verb}}"}),
+        Panel("Calls without success", "ops",
+              {"sum by (verb, reason) "
+               f"(rate(im_operator_api_failures_total[{_RATE}]))": "{{verb}} {{reason}}"}),
+        Panel("The operator's CPU", "percentunit",
+              {f'rate(process_cpu_seconds_total{{job="im-operator"}}[{_RATE}])': "{{pod}}"}),
+        Panel("The operator's memory", "bytes",
+              {'process_resident_memory_bytes{job="im-operator"}': "{{pod}}"}),
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Write the list of all metrics into docs/metrics.md. With --check: fail when it differs."""
+"""Write the lists of all metrics into docs/metrics.md. With --check: fail when it differs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import re
 import sys
 from pathlib import Path
 
-from services.metrics.catalog import table
+from services.metrics.catalog import METRICS, OPERATOR, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "metrics.md"
-_TABLE = re.compile(r"(<!-- metrics -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- (metrics|operator) -->\n).*?(<!-- end -->)", re.DOTALL)
+_LISTS = {"metrics": METRICS, "operator": OPERATOR}
 
 
 def page(text: str) -> str:
-    """The page with the list as the code has it."""
-    return _TABLE.sub(lambda m: m[1] + table() + m[2], text)
+    """The page with the lists as the code has them."""
+    return _TABLE.sub(lambda m: m[1] + table(_LISTS[m[2]]) + m[3], text)
 
 
 if __name__ == "__main__":

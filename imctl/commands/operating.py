@@ -77,6 +77,14 @@ def run(
     webhook_certificate: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder with tls.crt and tls.key, for --webhook.")
     ] = Path("/etc/imctl/webhook"),
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve /livez, /readyz and /metrics at this address, over HTTP [default: none].",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Run the operator until SIGTERM.
 
@@ -89,15 +97,17 @@ def run(
 
     Example: imctl operator run --namespace im-fra
     """
-    from imctl.reconcile.run import Webhook  # its libraries take half a second
+    from imctl.reconcile.run import Address, Webhook  # its libraries take half a second
     from imctl.reconcile.run import run as run_operator
 
-    hook = None
-    if webhook:
-        host, separator, port = webhook.rpartition(":")
+    def address(option: str, text: str) -> Address:
+        host, separator, port = text.rpartition(":")
         if not separator or not port.isdecimal():
-            raise BadInput(f"--webhook: expected HOST:PORT, got {webhook!r}")
-        hook = Webhook(host, int(port), webhook_certificate)
+            raise BadInput(f"{option}: expected HOST:PORT, got {text!r}")
+        return Address(host, int(port))
+
+    hook = Webhook(address("--webhook", webhook), webhook_certificate) if webhook else None
+    shown = address("--metrics", metrics) if metrics else None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)  # else a line for each event
     text = (files("imctl.capacity") / "figures.yaml").read_text(encoding="utf-8")
@@ -107,7 +117,9 @@ def run(
     clock = SystemClock()
     namespaces = namespace or []
     asyncio.run(
-        run_operator(identity, where, namespaces, figures, clock, audit, context, hook, drills)
+        run_operator(
+            identity, where, namespaces, figures, clock, audit, context, hook, drills, shown
+        )
     )
 
 

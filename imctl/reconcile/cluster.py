@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from imcore.errors import ImError, Unavailable
 from imctl.api.kinds import KINDS
+from imctl.reconcile.measured import Calls
 
 if TYPE_CHECKING:
     from imctl.reconcile.applied import Applied
@@ -68,7 +71,7 @@ class Cluster:
     def __init__(self, api: ApiClient, may_write_s: Callable[[], float]) -> None:
         self._api = api
         self._may_write_s = may_write_s
-        self.calls = 0
+        self.calls = Calls()
 
     async def get(
         self, api: str, kind: str, namespace: str, name: str, limit_s: float = CALL_S
@@ -163,7 +166,10 @@ class Cluster:
         """What a command prints in the pod's only container; empty when there is no such pod."""
         path = _path("v1", "Pod", namespace, pod) + "/exec"
         query = [("stdout", "true"), ("stderr", "true"), *(("command", each) for each in command)]
-        self.calls += 1
+        with self._counted("GET", path):
+            return await self._executed(path, query, pod)
+
+    async def _executed(self, path: str, query: Sequence[tuple[str, str]], pod: str) -> str:
         try:
             async with (
                 asyncio.timeout(min(self._may_write_s(), CALL_S)),
@@ -212,7 +218,29 @@ class Cluster:
         content: str = "application/json",
         limit_s: float = CALL_S,
     ) -> str | None:
-        self.calls += 1
+        with self._counted(verb, path):
+            return await self._answered(verb, path, query, body, content, limit_s)
+
+    @contextlib.contextmanager
+    def _counted(self, verb: str, path: str) -> Iterator[None]:
+        began, reason = time.monotonic(), ""
+        try:
+            yield
+        except Exception as error:
+            reason = reason_of(error)
+            raise
+        finally:
+            self.calls.done(verb, path, time.monotonic() - began, reason)
+
+    async def _answered(
+        self,
+        verb: str,
+        path: str,
+        query: Sequence[tuple[str, str]],
+        body: Object | None,
+        content: str,
+        limit_s: float,
+    ) -> str | None:
         headers = {"Accept": "application/json, */*", "Content-Type": content}
         try:
             async with asyncio.timeout(min(limit_s, CALL_S)):
@@ -235,6 +263,13 @@ class Cluster:
         if status >= 300:
             raise _refusal(status, text, f"{verb} {path}")
         return text
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, in a word."""
+    reasons = {Conflict: "conflict", Rejected: "rejected", Unavailable: "unavailable"}
+    found = [word for kind, word in reasons.items() if isinstance(error, kind)]
+    return found[0] if found else ("other" if isinstance(error, ImError) else "unexpected")
 
 
 def _refusal(status: int, text: str, call: str) -> ImError:

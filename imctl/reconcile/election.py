@@ -11,7 +11,15 @@ from typing import Any, Protocol
 from imcore.errors import ImError
 from imcore.runtime import Clock
 from imctl.reconcile.cluster import Conflict
-from imctl.reconcile.lease import CALL_S, EVERY_S, RETRY_S, Leadership, NotLeading, Object
+from imctl.reconcile.lease import (
+    CALL_S,
+    EVERY_S,
+    LEASE_S,
+    RETRY_S,
+    Leadership,
+    NotLeading,
+    Object,
+)
 
 log = logging.getLogger("im.operator")
 LEASE = "coordination.k8s.io/v1"
@@ -31,6 +39,8 @@ class Election:
     def __init__(self, leadership: Leadership, cluster: Leases, clock: Clock) -> None:
         self.leadership = leadership
         self.leads = asyncio.Event()
+        self.renewed_ms = 0  # the time of day of the last renewal that was taken; 0: none was
+        self._heard: float | None = None  # when the API server last answered for the lease
         self._cluster, self._clock = cluster, clock
         self._last: Object | None = None  # what was written here last, while it is ours
 
@@ -50,6 +60,7 @@ class Election:
                 if isinstance(error, Conflict):
                     # Somebody took it, or the answer to what was written last got lost.
                     self._last = None
+                    self._heard = self._clock.now()
                 next_one = self._clock.now() + RETRY_S
             now = self._clock.now()
             soon = min(next_one - now, one.free_in(now))
@@ -64,13 +75,27 @@ class Election:
             path = (LEASE, "Lease", one.namespace, one.name)
             lease = await self._cluster.get(*path, self._limit_s())
             one.seen(lease, self._clock.now())
+            self._heard = self._clock.now()
         now = self._clock.now()
         if not one.may_take(now):
             return False
         body, limit_s = one.body(lease, _precise(self._clock)), self._limit_s()
         self._last = await self._cluster.write(body, limit_s)
         one.written(self._last, now)
+        self._heard, self.renewed_ms = self._clock.now(), self._clock.wall_ms()
         return True
+
+    def leading(self) -> bool:
+        return self.leads.is_set() and self.leadership.left(self._clock.now()) > 0
+
+    def not_ready(self) -> str:
+        """Why it could not lead now, or go on to lead; empty: it could."""
+        if self._heard is None:
+            return "the API server has not answered for its lease yet"
+        silent_s = self._clock.now() - self._heard
+        if silent_s < LEASE_S:
+            return ""
+        return f"the API server has not answered for its lease for {silent_s:.0f} s"
 
     def _limit_s(self) -> float:
         """Of a call. Raises NotLeading."""

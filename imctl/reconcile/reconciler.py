@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ from imctl.api.kinds import (
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied, Name, Place
-from imctl.reconcile.cluster import LIFTER, Cluster, Conflict, Rejected, read
+from imctl.reconcile.cluster import LIFTER, Cluster, Conflict, Rejected, read, reason_of
 from imctl.reconcile.decide import Decision, decide
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
@@ -45,6 +47,7 @@ from imctl.reconcile.regions import Regions
 from imctl.reconcile.runs import Runs
 from imctl.reconcile.schedules import Schedules
 from imctl.reconcile.views import Views
+from services.metrics.verbs import Verbs
 
 log = logging.getLogger("im.operator")
 
@@ -55,6 +58,7 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
 OWNERS = (*SPECS, GATEWAY_CLUSTER.name)  # of StatefulSets
 RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours are made
 VIEWS = (REPLICATION.name, GEO_POLICY.name)
+QUEUES = ("objects", "idcs")  # looked at by themselves, and by asking the processes of IDCs
 WORKERS = 4
 PEER_WORKERS = 16  # of their own, for what waits for IDCs that may not answer
 RESYNC_S = 300.0  # until each object is looked at again without a reason
@@ -74,6 +78,21 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
+
+    @property
+    def queue(self) -> str:
+        return QUEUES[self.asks]
+
+
+class Standing(NamedTuple):
+    """``objects``, ``failing``: by kind; those known, and of these the ones whose last look failed.
+    By queue ``depth``: that wait for a worker; ``oldest_s``: since the one was asked for that is
+    waited for the longest, until it is done; 0: none is."""
+
+    objects: Counter[str]
+    failing: Counter[str]
+    depth: dict[str, int]
+    oldest_s: dict[str, float]
 
 
 class Reconciler:
@@ -103,6 +122,7 @@ class Reconciler:
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in a queue
+        self._since: dict[Key, float] = {}  # asked for, and not done yet
         self._running: set[Key] = set()
         self._again: dict[Key, str] = {}  # asked for while it ran: as in ``look``
         self._known: set[Key] = set()
@@ -111,6 +131,7 @@ class Reconciler:
         self._applied: dict[Key, Applied] = {}  # by the owner
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self.measured = {queue: Verbs() for queue in QUEUES}  # the verb: a kind
 
     def look(self, key: Key, version: str = "") -> None:
         """Soon; once, however often it is asked for until then. ``version``: of the object, when
@@ -123,6 +144,7 @@ class Reconciler:
             self._again[key] = version if again == version else ""
         elif key not in self._waiting:
             self._waiting.add(key)
+            self._since[key] = time.monotonic()
             (self._peer_queue if key.asks else self._queue).put_nowait(key)
 
     def changed(self, document: Object) -> None:
@@ -221,6 +243,7 @@ class Reconciler:
                 wait_s = await self._one(key)
             finally:
                 self._running.discard(key)
+                self._since.pop(key, None)
             version = self._again.pop(key, None)
             if version is not None and not self._has_said(key, version):
                 self.look(key)
@@ -233,17 +256,35 @@ class Reconciler:
 
     async def _one(self, key: Key) -> float | None:
         """Seconds until it is to be looked at again; None: when something happens."""
+        began = time.monotonic()
+
+        def done(reason: str = "") -> None:
+            self.measured[key.queue].done(key.kind, time.monotonic() - began, reason)
+
         try:
             wait_s = await self.reconcile(key)
         except NotLeading:
             raise
         except Exception as error:  # whatever is wrong with one object, the others go on
+            done(reason_of(error))
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             surprise = None if isinstance(error, ImError) else error
             log.warning("%s: %s", key, error, exc_info=surprise)
             return float(min(RETRY_S * 2 ** min(failures, 10), RETRY_MAX_S))
+        done()
         self._failures.pop(key, None)
         return wait_s
+
+    def standing(self, now: float) -> Standing:
+        """``now``: of the monotonic clock."""
+        found = Standing(Counter(), Counter(), dict.fromkeys(QUEUES, 0), dict.fromkeys(QUEUES, 0.0))
+        for counted, keys in ((found.objects, self._known), (found.failing, self._failures)):
+            counted.update(key.kind for key in {each._replace(asks=False) for each in keys})
+        for key in self._waiting:
+            found.depth[key.queue] += 1
+        for key, since in self._since.items():
+            found.oldest_s[key.queue] = max(found.oldest_s[key.queue], now - since)
+        return found
 
     async def reconcile(self, key: Key) -> float | None:
         """Once. Raises ImError for what may do better later."""

@@ -22,7 +22,7 @@ from kubernetes_asyncio.client import ApiClient, Configuration
 from imcore.errors import ImError
 from imcore.runtime import Clock
 from imctl.api.kinds import GROUP, KINDS, VERSION
-from imctl.reconcile.admission import serving
+from imctl.reconcile import admission, monitor
 from imctl.reconcile.applied import Name
 from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.driller import Driller
@@ -36,11 +36,15 @@ KEEP_S = 1.0
 OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
 
 
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
 class Webhook(NamedTuple):
     """``certificate``: a folder with its `tls.crt` and `tls.key`."""
 
-    host: str
-    port: int
+    at: Address
     certificate: Path
 
 
@@ -54,11 +58,12 @@ async def run(
     context: str = "",
     webhook: Webhook | None = None,
     drills: Path | None = None,
+    metrics: Address | None = None,
 ) -> None:
     """Until SIGTERM. ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
     audit chains of what it asks of regions; ``drills``: for the drills that it runs; None: none.
-    Raises NotLeading when the
-    lease is lost: nothing of this process may go on then; ImError without a cluster."""
+    ``metrics``: where it serves them and its probes. Raises NotLeading when the lease is lost:
+    nothing of this process may go on then; ImError without a cluster."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,17 +79,21 @@ async def run(
 
     async with contextlib.AsyncExitStack() as stack:
         if webhook is not None:
-            await stack.enter_async_context(serving(*webhook))
+            await stack.enter_async_context(admission.serving(*webhook.at, webhook.certificate))
         api = await stack.enter_async_context(ApiClient())
         cluster = Cluster(api, may_write_s)
         election = Election(leadership, cluster, clock)
-        lease = asyncio.ensure_future(election.run())
-        stopping = asyncio.ensure_future(stopped.wait())
         peers = Peers(clock, audit)
         driller = Driller(drills, may_write_s, context) if drills is not None else None
         reconciler = Reconciler(
             cluster, figures, lambda: wall(clock), peers, driller, identity, namespaces
         )
+        if metrics is not None:
+            shown = monitor.OperatorCollector(election, reconciler, cluster.calls)
+            serving = monitor.serving(*metrics, shown, election.not_ready)
+            await stack.enter_async_context(serving)
+        lease = asyncio.ensure_future(election.run())
+        stopping = asyncio.ensure_future(stopped.wait())
         keeping = asyncio.ensure_future(_keep(driller))
         work = asyncio.ensure_future(_lead(election.leads, reconciler, namespaces))
         try:

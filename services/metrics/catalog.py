@@ -1,10 +1,11 @@
-"""Every metric that a node of an IDC shows, with its meaning. Pure.
+"""Every metric that a node of an IDC shows, and that an operator does, with its meaning. Pure.
 
-docs/metrics.md is written from this list, and the collector can show nothing that is not in it.
+docs/metrics.md is written from these lists, and collectors can show nothing that is not in them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -173,13 +174,59 @@ METRICS = (
     ),
 )  # fmt: skip
 
-BY_NAME = {metric.name: metric for metric in METRICS}
+_BY = "objects: by what stands in the cluster; idcs: by asking processes of IDCs"
+_WHY = (
+    "unavailable (no answer, or a server in trouble), conflict (another has changed it "
+    "meanwhile), rejected (it is wrong or forbidden), other"
+)
+
+OPERATOR = (
+    _gauge("im_operator_leader", "1 while this operator holds the Lease and may write"),
+    _gauge(
+        "im_operator_lease_renewed_timestamp_seconds",
+        "when it renewed the Lease last; not shown by one that never held it",
+    ),
+    _gauge("im_operator_objects", "of this kind that it knows", "kind"),
+    _gauge("im_operator_objects_failing", "of these, whose last reconcile failed", "kind"),
+    _gauge("im_operator_queue_depth", f"objects that wait for a worker ({_BY})", "queue"),
+    _gauge(
+        "im_operator_queue_oldest_seconds",
+        "since that object was asked for that has waited longest and is not done; 0: none is",
+        "queue",
+    ),
+    Metric(
+        "im_operator_reconcile_seconds", Kind.HISTOGRAM, ("queue", "kind"),
+        "what one look at an object takes, with all that is applied, failed ones too",
+    ),
+    _counter(
+        "im_operator_reconcile_failures_total",
+        f"looks that failed and are tried again, by the reason: {_WHY}; unexpected is a bug",
+        "queue", "kind", "reason",
+    ),
+    Metric(
+        "im_operator_api_seconds", Kind.HISTOGRAM, ("verb",),
+        "from a call of the API server to its answer, failed ones too; kopf's watches are not "
+        "among these calls",
+    ),
+    _counter(
+        "im_operator_api_calls_total",
+        "by verb and resource, in the words of RBAC; discovery: what the cluster serves at all",
+        "verb", "resource",
+    ),
+    _counter(
+        "im_operator_api_failures_total",
+        "calls without success, by the reason as above; that nothing is there is an answer",
+        "verb", "resource", "reason",
+    ),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in (*METRICS, *OPERATOR)}
 
 
-def table() -> str:
+def table(metrics: Iterable[Metric]) -> str:
     """For docs/metrics.md."""
     rows = ["| metric | kind | labels | what it is |", "| --- | --- | --- | --- |"]
-    for metric in METRICS:
+    for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
     return "\n".join(rows) + "\n"

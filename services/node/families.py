@@ -1,14 +1,21 @@
-"""Metrics that a node and a witness show alike, and how a family of them is put together."""
+"""Metrics that a node and a witness show alike, and how a family of any is put together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from imcore.certificates import Pair
 from services.metrics.catalog import BY_NAME, Kind
+from services.metrics.verbs import BOUNDS, Verb
 
 Row = tuple[tuple[object, ...], float]  # the labels' values, the figure
 
@@ -21,6 +28,18 @@ def family(name: str, rows: Iterable[Row]) -> Metric:
     made: Metric = _FAMILIES[metric.kind](name, metric.help, labels=metric.labels)
     for labels, value in rows:
         made.add_metric([str(label) for label in labels], float(value))  # type: ignore[attr-defined]
+    return made
+
+
+def histogram(name: str, rows: Iterable[tuple[tuple[str, ...], Verb]]) -> Metric:
+    """Raises KeyError for what docs/metrics.md would not know."""
+    metric = BY_NAME[name]
+    made = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    for labels, verb in rows:
+        counts = accumulate(verb.buckets)
+        buckets = list(zip(bounds, map(float, counts), strict=True))
+        made.add_metric(labels, buckets, verb.seconds)
     return made
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from imcore.errors import Code
 from services.control.follow import left_halfway
 from services.gateway.server import Gateway
-from services.metrics.catalog import BY_NAME
 from services.metrics.hot import KINDS, Hot
-from services.metrics.verbs import BOUNDS, Verbs
+from services.metrics.verbs import Verbs
 from services.node import families
 from services.node.config import split_address
-from services.node.families import Row, family
+from services.node.families import Row, family, histogram
 from services.split.fronts import FrontLink
 
 if TYPE_CHECKING:
@@ -297,18 +295,16 @@ def _transports(gateways: Sequence[tuple[Any, Gateway]]) -> Iterator[Metric]:
 
 
 def _requests(by_role: dict[str, Verbs]) -> Iterator[Metric]:
-    metric = BY_NAME["im_request_seconds"]
-    times = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    found = [
+        ((role, name), verb)
+        for role, verbs in by_role.items()
+        for name, verb in verbs.known.items()
+    ]
+    yield histogram("im_request_seconds", found)
     failures: list[Row] = []
-    bounds = [*map(str, BOUNDS), "+Inf"]
-    for role, verbs in by_role.items():
-        for name, verb in verbs.known.items():
-            counts = accumulate(verb.buckets)
-            buckets = list(zip(bounds, map(float, counts), strict=True))
-            times.add_metric([role, name], buckets, verb.seconds)
-            counts_by_code = dict.fromkeys(map(str, FAULTS), 0) | verb.failures
-            failures += [((role, name, code), count) for code, count in counts_by_code.items()]
-    yield times
+    for labels, verb in found:
+        counts_by_code = dict.fromkeys(map(str, FAULTS), 0) | verb.failures
+        failures += [((*labels, code), count) for code, count in counts_by_code.items()]
     yield family("im_request_failures_total", failures)
 
 

@@ -37,6 +37,11 @@ CHARTS = {
     "operator-with-a-webhook": (
         "im-operator", ["--set", "image=imctl:1,webhook.enabled=true,webhook.issuer.name=ca"],
     ),
+    "operator-with-a-monitor": (
+        "im-operator",
+        ["--set", "image=imctl:1,monitoring.podMonitor.enabled=true,"
+         "monitoring.podMonitor.labels.release=prometheus"],
+    ),
     "operator-with-drills": (
         "im-operator",
         ["--set", "image=imctl:1,drills.enabled=true,priorityClassName=messages"],

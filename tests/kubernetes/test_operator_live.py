@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from imctl.target.places import free_ports
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from tests.kubernetes.test_admission import IDC, apply, region
 
@@ -23,7 +27,7 @@ LIMIT_S = 40.0  # for a start on a busy machine
 
 
 class Operators:
-    """``kubeconfig``: as whom they act; None: as the administrator."""
+    """``kubeconfig``: as whom they act. ``server``: whom the test asks."""
 
     def __init__(
         self, server: ApiServer, namespace: str, folder: Path, kubeconfig: Path | None = None
@@ -220,3 +224,95 @@ def test_one_that_is_told_to_stop_gives_the_lease_back(
     first.terminate()
     assert first.wait(15) == 0
     assert operators.holder() == ""
+
+
+def test_its_metrics_say_who_leads_and_what_fails(
+    api_server: ApiServer, operators: Operators
+) -> None:
+    namespace = operators.namespace
+    prepare(api_server, namespace)
+    first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
+    leader = operators.start("--metrics", first)
+    until(lambda: operators.phase() == "Starting")
+    operators.start("--metrics", second)
+    until(lambda: asked(second, "/readyz") == 200)  # it waits for the Lease, and could take it
+    assert asked(first, "/livez") == asked(first, "/readyz") == 200
+    assert metric(first, "im_operator_leader") == 1 and metric(second, "im_operator_leader") == 0
+    renewed = "im_operator_lease_renewed_timestamp_seconds"
+    before = metric(first, renewed)
+    assert abs(time.time() - before) < 12
+    until(lambda: metric(first, renewed) > before, 12)
+
+    assert metric(first, "im_operator_objects", kind="IDC") == 1
+    assert metric(second, "im_operator_objects", kind="IDC") == 0
+    looks = ("im_operator_reconcile_seconds_count", {"queue": "objects", "kind": "IDC"})
+    assert metric(first, looks[0], **looks[1]) >= 1
+    applied = {"verb": "patch", "resource": "statefulsets"}
+    assert metric(first, "im_operator_api_calls_total", **applied) >= 1
+    assert metric(first, "im_operator_api_seconds_count", verb="patch") >= 1
+    assert metric(first, "im_operator_objects_failing", kind="IDC") == 0
+
+    outside = copy.deepcopy(IDC)
+    outside["spec"]["service"] = "NodePort"  # its region's ports are none of a node's
+    apply(api_server, namespace, outside)
+    until(lambda: metric(first, "im_operator_objects_failing", kind="IDC") == 1)
+    failed = {"queue": "objects", "kind": "IDC", "reason": "rejected"}
+    assert metric(first, "im_operator_reconcile_failures_total", **failed) >= 1
+    refused = {"verb": "patch", "resource": "services", "reason": "rejected"}
+    assert metric(first, "im_operator_api_failures_total", **refused) >= 1
+    apply(api_server, namespace, IDC)
+    until(lambda: metric(first, "im_operator_objects_failing", kind="IDC") == 0)
+
+    leader.send_signal(signal.SIGKILL)
+    until(lambda: metric(second, "im_operator_leader") == 1, TAKEOVER_S)
+    until(lambda: metric(second, "im_operator_objects", kind="IDC") == 1)
+
+
+def asked(at: str, path: str) -> int:
+    """The status of the answer; 0: none."""
+    try:
+        with urllib.request.urlopen(f"http://{at}{path}", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def metric(at: str, name: str, **labels: str) -> float:
+    """0 where there is none."""
+    with urllib.request.urlopen(f"http://{at}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return 0.0
+
+
+def test_one_without_an_api_server_lives_and_is_not_ready(
+    api_server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    dead, at = free_ports(2)
+    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{dead}"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [cluster],
+        "contexts": [context], "users": [{"name": "u", "user": {}}],
+    }  # fmt: skip
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(config))
+    operators = Operators(api_server, namespace, tmp_path, kubeconfig)
+    try:
+        operators.start("--metrics", f"127.0.0.1:{at}")
+        until(lambda: asked(f"127.0.0.1:{at}", "/livez") == 200)
+        assert asked(f"127.0.0.1:{at}", "/readyz") == 503
+        assert metric(f"127.0.0.1:{at}", "im_operator_leader") == 0
+        until(lambda: unanswered(f"127.0.0.1:{at}") > 0)
+    finally:
+        operators.end()
+
+
+def unanswered(at: str) -> float:
+    call = {"verb": "get", "resource": "leases", "reason": "unavailable"}
+    return metric(at, "im_operator_api_failures_total", **call)

@@ -13,9 +13,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from imcore.errors import Unavailable
+from imctl.reconcile.cluster import reason_of
+from imctl.reconcile.reconciler import QUEUES
 from services.gateway.server import Counters as GatewayCounters
 from services.im.server import Counters as ImCounters
-from services.metrics.catalog import METRICS, Kind
+from services.metrics.catalog import METRICS, OPERATOR, Kind
 from services.metrics.verbs import Verbs
 from services.node.metrics import _LIMITS, FAULTS, Measured
 from services.node.roles import Roles
@@ -34,7 +37,7 @@ def rules() -> Iterator[dict[str, Any]]:
 def _shown() -> dict[str, set[str]]:
     """By name as Prometheus stores it, the labels."""
     found: dict[str, set[str]] = {"up": set()}
-    for metric in METRICS:
+    for metric in (*METRICS, *OPERATOR):
         labels = set(metric.labels)
         if metric.kind is Kind.HISTOGRAM:
             found[f"{metric.name}_bucket"] = labels | {"le"}
@@ -54,7 +57,8 @@ VALUES = {
     "outcome": set(ImCounters.__slots__),
     "limit": set(_LIMITS),
     "flow": {"log", "kv", "mirrormaker2"},
-    "job": {"im"},
+    "job": {"im", "im-operator"},
+    "reason": {reason_of(Unavailable(""))},
 }
 
 
@@ -91,6 +95,8 @@ def test_an_expression_is_promql_of_metrics_and_labels_that_exist(name, expressi
         for matcher in selector.matchers.matchers:
             assert matcher.name in SHOWN[selector.name] | TARGET
             known = VALUES.get(matcher.name)
+            if selector.name.startswith("im_operator_") and matcher.name == "queue":
+                known = set(QUEUES)  # others are those of a node
             assert known is None or set(matcher.value.split("|")) <= known
 
 
