@@ -320,6 +320,7 @@ class _Maker:
             ],
             "resources": room(self._of.spec.resources, "1", self._memory_mib()),
             "securityContext": deepcopy(CONTAINER_SECURITY),
+            "startupProbe": _asked("/livez", 2, 150),
             "livenessProbe": _asked("/livez", 10, 6),
             "readinessProbe": _asked("/readyz", 2, 2),
             "volumeMounts": deepcopy(MOUNTS),
