@@ -2,14 +2,23 @@
 
 Fields are assigned one by one where the message stands (``fill_...``): made apart with arguments
 and copied in, a place costs 2.2 us instead of 0.8, and a message on its way has a dozen of them.
+Tuples are made by ``tuple.__new__``: a NamedTuple's own constructor is a function of Python, which
+costs as much as all else about an origin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from imcore.proto import client_pb2 as pb
 from imcore.words import Attested, ClientKey, Origin, Place, Stamp, Vector
+
+_new = tuple.__new__
+
+
+class _Positions(Protocol):
+    def add(self) -> pb.Position: ...
 
 
 def error_pb(stamp: pb.Stamp, code: str, message: str, retry_after_ms: int = 0) -> pb.Response:
@@ -32,7 +41,7 @@ def origin_pb(origin: Origin) -> pb.Origin:
 
 
 def origin_of(message: pb.Origin) -> Origin:
-    return Origin(message.idc, message.incarnation)
+    return _new(Origin, (message.idc, message.incarnation))
 
 
 def fill_place(message: pb.Place, place: Place) -> None:
@@ -48,7 +57,8 @@ def place_pb(place: Place) -> pb.Place:
 
 def place_of(message: pb.Place) -> Place:
     origin = message.origin
-    return Place(message.hlc, Origin(origin.idc, origin.incarnation), message.seq)
+    by = _new(Origin, (origin.idc, origin.incarnation))
+    return _new(Place, (message.hlc, by, message.seq))
 
 
 def fill_key(message: pb.ClientKey, key: ClientKey) -> None:
@@ -62,7 +72,10 @@ def key_pb(key: ClientKey) -> pb.ClientKey:
 
 
 def key_of(message: pb.ClientKey) -> ClientKey:
-    return ClientKey(message.uid, message.device, message.outbox, message.conversation, message.cid)
+    return _new(
+        ClientKey,
+        (message.uid, message.device, message.outbox, message.conversation, message.cid),
+    )
 
 
 def fill_attested(message: pb.Attested, attested: Attested) -> None:
@@ -99,16 +112,24 @@ def stamp_of(message: pb.Stamp) -> Stamp:
     return Stamp(message.hlc, message.key_id, message.mac)
 
 
+def fill_positions(positions: _Positions, vector: Mapping[Origin, int]) -> None:
+    """``positions``: the field, to which they are added in order."""
+    for origin in sorted(vector):
+        position = positions.add()
+        position.seq = vector[origin]
+        wire = position.origin
+        wire.idc, wire.incarnation = origin
+
+
 def positions_pb(vector: Mapping[Origin, int]) -> list[pb.Position]:
-    return [_position(origin, vector[origin]) for origin in sorted(vector)]
-
-
-def _position(origin: Origin, seq: int) -> pb.Position:
-    message = pb.Position()
-    fill_origin(message.origin, origin)
-    message.seq = seq
-    return message
+    made = pb.ConversationHeads()
+    fill_positions(made.heads, vector)
+    return list(made.heads)
 
 
 def vector_of(positions: Iterable[pb.Position]) -> Vector:
-    return {origin_of(position.origin): position.seq for position in positions}
+    found = {}
+    for position in positions:
+        origin = position.origin
+        found[_new(Origin, (origin.idc, origin.incarnation))] = position.seq
+    return found

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 from imcore.attest import RegionKeys
-from imcore.convert import attested_of, key_of, origin_of, place_of, positions_pb
+from imcore.convert import attested_of, fill_positions, key_of, origin_of, place_of
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Place, Vector
@@ -172,6 +172,6 @@ async def changed_conversations(
 
 
 def heads(conversation: Conversation, stable: int) -> pb.ConversationHeads:
-    return pb.ConversationHeads(
-        conversation=conversation.id, heads=positions_pb(conversation.heads), stable=stable
-    )
+    state = pb.ConversationHeads(conversation=conversation.id, stable=stable)
+    fill_positions(state.heads, conversation.heads)
+    return state

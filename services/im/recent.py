@@ -54,6 +54,23 @@ class _Tail:
         self.bytes += size
         return True
 
+    def above(self, have: Vector) -> list[tuple[pb.Entry, int]]:
+        """The entries above a vector that reaches the floor, and their sizes, in order. There is no
+        hole, so it is known how many they are, and whoever pulls lacks the newest ones only: they
+        are looked for from the end."""
+        lacks = 0
+        for origin, head in self.heads.items():
+            lacks += max(0, head - have.get(origin, 0))
+        found = []
+        for _, origin, seq, entry, size in reversed(self.entries):
+            if not lacks:
+                break
+            if seq > have.get(origin, 0):
+                found.append((entry, size))
+                lacks -= 1
+        found.reverse()
+        return found
+
     def shorten(self, count: int) -> int:
         """Forget the oldest; within an origin the HLC rises with the seq, so no hole comes of it.
         Returns how many bytes they took."""
@@ -136,9 +153,7 @@ class Recent:
         self._tails.move_to_end(name)
         page: list[pb.Entry] = []
         room = bytes_max
-        for _, origin, seq, entry, size in tail.entries:
-            if seq <= have.get(origin, 0):
-                continue
+        for entry, size in tail.above(have):
             room -= size
             if page and (len(page) == limit or room < 0):
                 return page, True

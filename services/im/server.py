@@ -18,6 +18,7 @@ from imcore.breaker import Breaker
 from imcore.bucket import Buckets
 from imcore.convert import (
     attested_of,
+    fill_positions,
     key_of,
     origin_of,
     origin_pb,
@@ -207,7 +208,7 @@ class ImServer:
             raise Unavailable("not every IDC has the program for this yet; ask again", 1_000)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -612,9 +613,8 @@ class ImServer:
         response = pb.Response()
         pulled = response.pull_ok
         pulled.conversation = conversation.id
-        state = reads.heads(conversation, self.stable(partition))
-        pulled.heads.extend(state.heads)
-        pulled.stable = state.stable
+        fill_positions(pulled.heads, conversation.heads)
+        pulled.stable = self.stable(partition)
         applied = partition.applier.applied()
         for origin, sealed in self.suspended().items():
             end = conversation.heads.get(origin, 0)

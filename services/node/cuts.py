@@ -119,7 +119,7 @@ class Cuts:
             await self._travels((peer, self._own), message.ByteSize(), limit_s)
 
     async def _travels(self, way: tuple[str, str], size: int, limit_s: float | None) -> None:
-        if (due := self._due(way, size)) is None:
+        if not self._slow or (due := self._due(way, size)) is None:
             return
         last = None if limit_s is None else self._clock.now() + limit_s
         await self._arrives(way, due if last is None else min(due, last))
@@ -128,6 +128,8 @@ class Cuts:
 
     def _due(self, way: tuple[str, str], size: int) -> float | None:
         """When it arrives; None: at once."""
+        if not self._slow:
+            return None
         if self._slow_until(way) <= (now := self._clock.now()):
             self._slow.pop(way, None)
             return None
@@ -149,9 +151,31 @@ class Cuts:
         """A stream's, in order, each when it has got there; several are on their way at once, as
         many as a connection would take. Ends with CutOff as ``to`` does."""
         way = (self._own, peer)
-        line: deque[tuple[float | None, int, Any]] = deque()
+        try:
+            async for message in messages:
+                due = self._due(way, message.ByteSize())
+                if due is not None:
+                    break  # the link is slow: from here on it is read ahead
+                await self.to(peer)
+                yield message
+            else:
+                return
+            async with contextlib.aclosing(self._line(way, due, message, messages)) as line:
+                async for message in line:
+                    await self.to(peer)
+                    yield message
+        finally:
+            if isinstance(messages, AsyncGenerator):
+                await messages.aclose()
+
+    async def _line(
+        self, way: tuple[str, str], due: float, first: Any, messages: AsyncIterator[Any]
+    ) -> AsyncGenerator[Any, None]:
+        """``first``, which gets there at ``due``, and what comes behind it, in order."""
+        size = first.ByteSize()
+        line: deque[tuple[float | None, int, Any]] = deque([(due, size, first)])
         news, room = asyncio.Event(), asyncio.Event()
-        pending, done = 0, False
+        pending, done = size, False
 
         async def read() -> None:
             nonlocal pending, done
@@ -178,10 +202,9 @@ class Cuts:
                     await news.wait()
                 if not line:
                     break
-                due, size, message = line[0]
-                if due is not None:
-                    await self._arrives(way, due)
-                await self.to(peer)
+                arrives, size, message = line[0]
+                if arrives is not None:
+                    await self._arrives(way, arrives)
                 yield message
                 line.popleft()
                 pending -= size
@@ -191,10 +214,10 @@ class Cuts:
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await reading
-            if isinstance(messages, AsyncGenerator):
-                await messages.aclose()
 
     async def _passes(self, way: tuple[str, str], limit_s: float | None) -> None:
+        if not self._until:
+            return
         wait_s = PATIENCE_S if limit_s is None else min(PATIENCE_S, limit_s)
         last = self._clock.now() + wait_s
         while (now := self._clock.now()) < (until := self._until.get(way, 0.0)):

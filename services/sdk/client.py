@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from imcore.convert import key_of, key_pb, place_of, place_pb, positions_pb
+from imcore.convert import fill_positions, key_of, key_pb, place_of, place_pb
 from imcore.errors import Code
 from imcore.limits import (
     CONTENT_BYTES_MAX,
@@ -1263,7 +1263,8 @@ class Client:
         room = HEARTBEAT_ACK_BYTES
         for conversation in list(self._to_ack):
             prefix = self._view(conversation).received.prefix
-            ack = pb.ConversationHeads(conversation=conversation, heads=positions_pb(prefix))
+            ack = pb.ConversationHeads(conversation=conversation)
+            fill_positions(ack.heads, prefix)
             room -= ack.ByteSize()
             if room < 0 and self._acking:
                 break

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 
-from imcore.convert import positions_pb, vector_of
+from imcore.convert import fill_positions, vector_of
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.words import Vector
@@ -242,13 +242,11 @@ class Puller:
                 return
 
     def _request(self, view: View) -> pb.Request:
-        return pb.Request(
-            pull=pb.Pull(
-                conversation=view.conversation,
-                have=positions_pb(view.received.prefix),
-                limit=self._options.pull_limit,
-            )
-        )
+        request = pb.Request()
+        request.pull.conversation = view.conversation
+        fill_positions(request.pull.have, view.received.prefix)
+        request.pull.limit = self._options.pull_limit
+        return request
 
     def _refused(self, view: View, error: pb.Error) -> None:
         if error.code in _AGAIN:

@@ -105,23 +105,33 @@ class Session:
         stays. Whether it lives is for its heartbeats to say; a slow answer says that the IDC is
         slow, and would bring all its clients back at once. One that is not connected by then is
         given up, with SessionLost."""
-        future: asyncio.Future[pb.Response | None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[pb.Response | None] = loop.create_future()
 
         def answered(response: pb.Response | None) -> None:
             if not future.done():
                 future.set_result(response)
 
+        late = False
+
+        def too_late() -> None:
+            nonlocal late
+            if not future.done():
+                late = True
+                future.set_result(None)
+
         request_id = self.call(request, answered)
+        # asyncio.timeout cancels the task, and costs several times as much: every pull asks.
+        timer = loop.call_later(timeout_s, too_late)
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await future
-        except TimeoutError as error:
-            if self._since:
-                raise
-            self.end(Lost("timeout"))
-            raise SessionLost(self.ended.result()) from error
+            response = await future
         finally:
+            timer.cancel()
             self._answers.pop(request_id, None)  # a late answer is nobody's
+        if late:
+            if self._since:
+                raise TimeoutError
+            self.end(Lost("timeout"))
         if response is None:
             raise SessionLost(self.ended.result())
         return response

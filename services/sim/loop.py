@@ -23,6 +23,9 @@ from typing import Any, Protocol
 
 Host = Callable[..., Any]
 
+_new = object.__new__
+_copy_context = contextvars.copy_context
+
 _CANCELLED_MAX = 256  # timers that were called off and still lie in the heap
 _RUNNING = (
     (asyncio, "get_running_loop"),
@@ -47,6 +50,7 @@ class Owner:
         self.held: list[asyncio.Handle] = []  # what came while it was paused
         # Tasks that will never go on are kept: to collect one would run its ``finally`` clauses.
         self.tasks: list[asyncio.Task[Any]] = []
+        self.look_at = 100  # when there are more of them, those that are done are let go
         self.context = contextvars.copy_context()
         self.context.run(OWNER.set, self)
 
@@ -66,16 +70,11 @@ class SimTask(asyncio.Task[Any]):
     """Sets of tasks are walked in the order of their hashes: these do not hang on addresses."""
 
     _last = 0
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> SimTask:
-        made = super().__new__(cls)
-        SimTask._last += 1
-        made._number = SimTask._last
-        return made
-
-    _number: int
+    _number = 0
 
     def __hash__(self) -> int:
+        if not self._number:  # asyncio asks first, for its set of all tasks
+            SimTask._last = self._number = SimTask._last + 1
         return self._number
 
 
@@ -84,24 +83,13 @@ def _nothing() -> None:
 
 
 class SimHandle(asyncio.Handle):
-    """Made once a step: asyncio's own also asks whether the loop is debugged."""
+    """Made once a step, by ``SimLoop.call_soon`` in place: asyncio's own way also asks whether the
+    loop is debugged."""
 
     __slots__ = ()
     # Of a loop that is debugged; never set, so the class may have them.
     _repr = _source_traceback = None
-
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: SimLoop,
-        context: contextvars.Context | None,
-    ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
+    _context: contextvars.Context
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -111,22 +99,10 @@ class SimHandle(asyncio.Handle):
 class SimTimer(asyncio.TimerHandle):
     __slots__ = ()
     _repr = _source_traceback = None
-
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: SimLoop,
-        context: contextvars.Context | None,
-    ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._when = when
-        self._scheduled = True
+    _context: contextvars.Context
+    _loop: SimLoop
+    _when: float
+    _scheduled: bool
 
     def cancel(self) -> None:
         if not self._cancelled:
@@ -174,7 +150,14 @@ class SimLoop(asyncio.BaseEventLoop):
         asyncio's handles, whose comparison is written in Python (5 % of a seed)."""
         if self._closed:
             self._check_closed()
-        handle = SimTimer(when, callback, args, self, context)
+        handle: SimTimer = _new(SimTimer)
+        handle._context = _copy_context() if context is None else context
+        handle._loop = self
+        handle._callback = callback
+        handle._args = args
+        handle._cancelled = False
+        handle._when = when
+        handle._scheduled = True
         self._timers += 1
         heapq.heappush(self._scheduled, (when, self._timers, handle))
         return handle
@@ -196,7 +179,11 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         if self._closed:
             self._check_closed()
-        handle = SimHandle(callback, args, self, context)
+        handle: SimHandle = _new(SimHandle)
+        handle._context = _copy_context() if context is None else context
+        handle._callback = callback
+        handle._args = args
+        handle._cancelled = False
         self._ready.append(handle)
         return handle
 
@@ -215,12 +202,14 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> SimTask:
         if self._closed:
             self._check_closed()
-        task = SimTask(coro, loop=self, name=name, context=context)
+        # With a name, since asyncio writes one for each that has none.
+        task = SimTask(coro, loop=self, name=name or "task", context=context)
         owner = OWNER.get() if context is None else context.get(OWNER)
         if owner is not None:
             owner.tasks.append(task)
-            if len(owner.tasks) > 2_000:
+            if len(owner.tasks) > owner.look_at:
                 owner.tasks = [each for each in owner.tasks if not each.done()]
+                owner.look_at = 2 * len(owner.tasks) + 100
         return task
 
     # -------------------------------------------------------------------------------- turns

@@ -85,12 +85,14 @@ class Conn:
         if arrival < self._last[end] + 1e-9:
             arrival = self._last[end] + 1e-9
         self._last[end] = arrival
+        other = 1 - end
+        self.net.loop.call_at(
+            arrival, self._arrived, other, deliver, context=self.owners[other].context
+        )
 
-        def arrived() -> None:
-            if not self.lost[1 - end]:
-                deliver()
-
-        self.net.loop.call_at(arrival, arrived, context=self.owners[1 - end].context)
+    def _arrived(self, end: int, deliver: Deliver) -> None:
+        if not self.lost[end]:
+            deliver()
 
     def healed(self, end: int) -> None:
         waiting, self._waiting[end] = self._waiting[end], deque()

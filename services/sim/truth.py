@@ -28,6 +28,8 @@ class Truth:
         self._world = world
         self._read: dict[str, tuple[RegistryStore, int]] = {}  # and up to which revision
         self._slow_until: dict[Pair, float] = {}
+        # What a process did since the last look may have been told, and is not to be seen again.
+        world.before_crash = lambda: self.safety.look(self._look(world.loop.time()))
 
     def look(self) -> None:
         world, now = self._world, self._world.loop.time()

@@ -187,6 +187,7 @@ class Machine:
         owner, world = self.owner, self._world
         if owner is None:
             return
+        world.before_crash()
         self.owner = None
         world.loop.crash(owner)
         world.net.crash(owner, silently=power)
@@ -266,6 +267,7 @@ class World:
         self.trace = Trace(self.loop, scratch)
         self.clock = SimClock(self.loop)
         self.failures: list[str] = []
+        self.before_crash: Callable[[], None] = lambda: None  # of a machine's process
         self.posted = Posted()
         self._starts: Counter[tuple[str, str]] = Counter()  # of each device's application
         self._gone: list[SimSession] = []  # kept: to collect one would run what it left behind

@@ -13,7 +13,7 @@ from functools import partial
 from opentelemetry.trace import Span
 
 from imcore import frame
-from imcore.convert import origin_pb, positions_pb
+from imcore.convert import fill_positions, origin_pb
 from imcore.packing import pack
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import Clock
@@ -161,7 +161,7 @@ class Outgoing:
             event.behind.within_ms = within_ms
             for audience, heads, stable in (behind[number] for number in named):
                 told = event.behind.conversations.add(conversation=audience.conversation)
-                told.heads.extend(positions_pb(heads))
+                fill_positions(told.heads, heads)
                 told.stable = stable
             self.counters.signalled += len(receivers)
             body = event.SerializeToString()
@@ -328,7 +328,7 @@ class Outgoing:
         self.counters.signalled += 1
         event = pb.Event(stamp=self._stamp())
         event.signal.conversation = conversation
-        event.signal.heads.extend(positions_pb(heads))
+        fill_positions(event.signal.heads, heads)
         return event
 
     # ------------------------------------------------------------------------------- sending

@@ -49,6 +49,21 @@ def test_a_lost_idc_is_seen_to_be_accused_and_failed_by_the_rules(tmp_path: Path
     play(tmp_path, script)
 
 
+def test_what_a_process_has_done_is_looked_at_when_it_dies(tmp_path: Path) -> None:
+    """Seed 500009: it had applied the rest since the last look, and its peer had been told."""
+
+    async def script(stage: Stage) -> None:
+        world = stage.world
+        truth = Truth(world)
+        truth.look()
+        await asyncio.sleep(0.1)
+        world.machines["fra"].crash(power=True)
+        last = truth.safety._looks[-1]
+        assert last.t == world.loop.time() and "fra" in last.sites
+
+    play(tmp_path, script)
+
+
 def test_what_is_not_calm_and_who_is_troubled(tmp_path: Path) -> None:
     async def script(stage: Stage) -> None:
         world = stage.world

@@ -218,6 +218,21 @@ def claimed(view: View) -> list[int]:
     return [claim.key.cid for claim in view.claims()]
 
 
+def test_what_an_entry_claims_of_earlier_messages_counts_before_its_own_message():
+    """Their sender composed them first: nobody may see them the other way round, be it for a
+    moment, when this entry comes before those of the same origin that would have told it."""
+    shown = Shown()
+    shown.view.entries([message(1, SIN, 1, 50)], True)  # the copy that a second IDC has taken
+    claim = attest(1, FRA, 7, Place(10, FRA, 7))
+    shown.view.entries([message(2, FRA, 8, 11, claims=[claim])], True)
+    assert shown.cids() == [1, 2]
+    assert [(e.key, e.index) for e in shown.events if isinstance(e, Message)] == [
+        (key_text(key(1)), 0),
+        (key_text(key(2)), 1),
+    ]
+    assert not [event for event in shown.events if isinstance(event, Moved)]
+
+
 def test_no_claims_in_steady_state():
     shown = Shown()
     shown.view.entries([message(1, FRA, 1, 10), message(2, IAD, 1, 20)], True)

@@ -125,9 +125,7 @@ class View:
         counting as received."""
         new = 0
         for entry in entries:
-            wire = entry.origin
-            origin = Origin(wire.idc, wire.incarnation)
-            seq = entry.seq
+            origin, seq = origin_of(entry.origin), entry.seq
             if from_idc and seq > self._idc_has.get(origin, 0) and track:
                 self._idc_has[origin] = seq
             fresh = track and self.received.add(origin, seq)
@@ -135,6 +133,10 @@ class View:
                 new += 1
                 if self.traced is not None and entry.HasField("trace"):
                     self.traced(entry)
+            # Before the message: they are of earlier ones of its sender, which would else stand
+            # behind it for a moment.
+            for claim in entry.claims:
+                self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
             kind = entry.WhichOneof("kind")
             if kind == "message":
                 message = entry.message
@@ -155,8 +157,6 @@ class View:
                     self._change(entry.change, (origin, seq))
             elif kind == "membership" and fresh and (origin, seq) != self._left_by:
                 self._emit(group.changed(self.conversation, entry.membership))
-            for claim in entry.claims:
-                self._lower(key_of(claim.key), place_of(claim.place), claim, from_idc)
         if self._next_stable[0]:
             self._raise_stable()
         return new
@@ -192,9 +192,7 @@ class View:
         live: bool,
         encrypted: bool,
     ) -> None:
-        wire = placed.key
-        key = ClientKey(wire.uid, wire.device, wire.outbox, wire.conversation, wire.cid)
-        place = place_of(placed.place)
+        key, place = key_of(placed.key), place_of(placed.place)
         shown = self.classes.get(key)
         if shown is not None:
             self._sink(shown, place, placed, from_idc)
