@@ -124,9 +124,9 @@ MUTATIONS = (
     ),
     Mutation(
         EQUAL_TIMES, "one position for all origins", "services/sdk/puller.py",
-        "have=positions_pb(view.received.prefix),",
-        "have=positions_pb(dict.fromkeys(view.received.expected,"
-        " max(view.received.prefix.values(), default=0))),",
+        "fill_positions(request.pull.have, view.received.prefix)",
+        "fill_positions(request.pull.have, dict.fromkeys(view.received.expected,"
+        " max(view.received.prefix.values(), default=0)))",
         f"{SDK}::test_equal_timestamps_lose_no_history",
     ),
     Mutation(

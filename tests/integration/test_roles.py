@@ -95,7 +95,7 @@ async def test_every_call_above_a_role_is_refused_and_changes_nothing(
         before = await held(node)
         tried = 0
         for service, methods in TABLE.items():
-            if service == "Front":
+            if service in ("Front", "Ipconf"):
                 continue  # a node with all roles has none to offer
             for method, access in methods.items():
                 if access.role is not None and role.covers(access.role):
