@@ -41,7 +41,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Show how a region file differs from the running deployment.",
     ),
     "deploy": ("imctl.commands.deploy", "deploy", "Apply a region file, one IDC at a time."),
-    "scale": ("imctl.commands.scale", "scale", "Change the number of gateways of an IDC."),
+    "scale": (
+        "imctl.commands.scale",
+        "scale",
+        "Change the number of gateways or ipconfs of an IDC.",
+    ),
     "rollout": ("imctl.commands.deploy", "rollout", "Show, pause, resume or undo a deploy."),
     "destroy": ("imctl.commands.destroy", "destroy", "Stop a deployment and delete its data."),
     "check": ("imctl.commands.files", "check", "Judge a recorded history of what clients saw."),
@@ -113,7 +117,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "restart": (
         "imctl.commands.lifecycle",
         "restart",
-        "Restart an IDC's gateways, one at a time.",
+        "Restart an IDC's gateways and ipconfs, one at a time.",
     ),
     "kill": ("imctl.commands.lifecycle", "kill", "Kill the processes of an IDC (SIGKILL)."),
     "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of a stopped IDC."),

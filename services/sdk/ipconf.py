@@ -60,6 +60,14 @@ class Lookup(NamedTuple):
     policy_epoch_min: int = 0
 
 
+class _Refused(AuthError):
+    """``idc``: whose ipconf said so."""
+
+    def __init__(self, message: str, idc: str) -> None:
+        super().__init__(message)
+        self.idc = idc
+
+
 class IpconfClient:
     """``urls``: any IDC's ipconf will do; give all of them. ``ca_file``: the region's CA; None: the
     machine's usual ones. ``connector``: another way to the network. ``close`` when done. Raises
@@ -144,10 +152,10 @@ class IpconfClient:
         raise self._failure(failures)
 
     def _failure(self, failures: list[BaseException]) -> Exception:
-        """A refused token is one IDC's word, and its clock may be wrong: it takes two of them,
-        where there are two."""
-        refusals = [error for error in failures if isinstance(error, AuthError)]
-        if len(refusals) >= min(2, len(set(self._urls))):
+        """A refused token is one IDC's word, however many ipconfs it has, and its clock may be
+        wrong: it takes two of them, or all that are known."""
+        refusals = [error for error in failures if isinstance(error, _Refused)]
+        if len({error.idc for error in refusals}) > 1 or len(refusals) == len(self._urls):
             return refusals[0]
         waits = [e.retry_after_ms for e in failures if isinstance(e, NoAnswer)]
         reasons = "; ".join(sorted({str(e) or type(e).__name__ for e in failures}))
@@ -168,7 +176,7 @@ class IpconfClient:
                 error = document.get("error", {})
                 message = f"{url}: {error.get('message', response.status)}"
                 if response.status == 401:
-                    raise AuthError(message)
+                    raise _Refused(message, response.headers.get("X-Im-Idc", url))
                 wait_ms = int(error.get("retry_after_ms") or 0)
                 raise NoAnswer(message, wait_ms, overloaded=response.status == 429)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

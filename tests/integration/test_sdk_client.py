@@ -324,20 +324,28 @@ async def test_a_refusal_counts_only_when_another_idc_refuses_too(region, ca_fil
         assert ann.client.state.idc == "fra"
 
 
-async def test_two_ipconfs_have_to_refuse_a_token(region, ca_file):
-    other = Region(region.tls)
+async def test_ipconfs_of_two_idcs_have_to_refuse_a_token(region, ca_file):
+    other, down = Region(region.tls), Region(region.tls, ipconf_of="sin", ipconf_down=True)
     await other.start()
-    ipconf = IpconfClient([region.url, other.url], ca_file, random.Random(1))
+    await down.start()
+    ipconf = IpconfClient([region.url, other.url, down.url], ca_file, random.Random(1))
     lookup = Lookup(token_of("ann"))
     region.refuse_tokens = other.ipconf_down = True
     for _ in range(4):
         with pytest.raises(NoAnswer):
             await ipconf.lookup(lookup)
     other.refuse_tokens = True
+    with pytest.raises(NoAnswer):  # both are fra's, whose clock may be wrong
+        await ipconf.lookup(lookup)
+    other.ipconf_of = "iad"
     with pytest.raises(AuthError):
+        await ipconf.lookup(lookup)
+    other.ipconf_of, down.ipconf_of, down.refuse_tokens = "fra", "fra", True
+    with pytest.raises(AuthError):  # nobody else is known
         await ipconf.lookup(lookup)
     await ipconf.close()
     await other.stop()
+    await down.stop()
 
 
 @pytest.mark.parametrize("reason", ["moved", "drained"])

@@ -43,7 +43,8 @@ class Copy:
 
 @dataclass
 class Region:
-    """``clock`` is the next HLC; ``epoch`` the policy's; ``order`` what ipconf answers."""
+    """``clock`` is the next HLC; ``epoch`` the policy's; ``order`` what ipconf answers, which is
+    the IDC ``ipconf_of``'s."""
 
     tls: ssl.SSLContext
     clock: int = 1
@@ -55,6 +56,7 @@ class Region:
     reports: list[dict[str, str]] = field(default_factory=list)
     refuse_tokens: bool = False
     ipconf_down: bool = False
+    ipconf_of: str = "fra"
     ipconf_overloaded_ms: int = 0  # the next lookup is turned away for so long
     _runner: web.AppRunner | None = None
     url: str = ""
@@ -84,7 +86,9 @@ class Region:
         self.lookups.append({**request.query, **dict(request.headers)})
         if self.refuse_tokens:
             error = {"code": "unauthenticated", "message": "the token has expired"}
-            return web.json_response({"error": error}, status=401)
+            return web.json_response(
+                {"error": error}, status=401, headers={"X-Im-Idc": self.ipconf_of}
+            )
         if wait_ms := self.ipconf_overloaded_ms:
             self.ipconf_overloaded_ms = 0
             busy = {"code": "overloaded", "message": "busy", "retry_after_ms": wait_ms}
