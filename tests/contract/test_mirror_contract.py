@@ -273,7 +273,7 @@ async def read_all(log: Log, partition: int) -> list[Record]:
     return records
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # nothing tells when a copy in another IDC grows
             await asyncio.sleep(0.01)

@@ -119,7 +119,7 @@ async def joined(where: Idc, uid: str) -> FrameClient:
 
 async def shown(client: FrameClient, head: int) -> None:
     """Pushed, or named by a signal, up to this message."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while True:
             event = await client.events.get()
             kind = event.WhichOneof("body")

@@ -63,7 +63,7 @@ class Site:
 
     async def holds(self, count: int) -> None:
         """Raises TimeoutError."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5.0):
             while self.api.connections() != count:  # noqa: ASYNC110 - it is asked
                 await asyncio.sleep(0.01)
 
@@ -77,7 +77,7 @@ async def cut(stream: Stream, within_s: float = 3.0) -> bytes:
 
 
 async def answer(stream: Stream) -> bytes:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(3.0):
         return await stream[0].readuntil(b"bytes.")
 
 

@@ -27,7 +27,7 @@ def code(response: pb.Response) -> str:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - nothing to wait on
             await asyncio.sleep(0.005)
 

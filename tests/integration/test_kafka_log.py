@@ -580,7 +580,7 @@ async def test_another_idcs_mirror_may_read_the_own_logs_and_nothing_else(
     own = At(own_topic(settings.prefix, FRA), 0)
     theirs = Cluster(kafka.settings(settings.prefix, "sin", DEADLINE_S), "fra")
     try:
-        async with asyncio.timeout(30):  # the broker takes a moment to hear of it
+        async with asyncio.timeout(10):  # the broker takes a moment to hear of it
             while own.topic not in await theirs.look([own.topic]):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert len((await theirs.fetch_one(own, 0, 10_000)).records) == 2

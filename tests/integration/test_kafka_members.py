@@ -114,7 +114,7 @@ async def test_a_leader_that_goes_costs_an_election(
     writer = await sequencer(await open_store())
     stop = asyncio.Event()
     writing = asyncio.ensure_future(writer.write_on(stop))
-    await until(lambda: len(writer.acked) > 200)
+    await until(lambda: len(writer.acked) > 200, ELECTION_S)
     leader = members[await leader_of(members, settings)]
     began = time.monotonic()
     (leader.kill if how == "killed" else leader.pause)()
@@ -240,7 +240,7 @@ async def test_a_wrong_user_or_password_is_refused_in_one_sentence_at_once(
     members: Members, settings: KafkaSettings, user: str, password: str
 ) -> None:
     wrong = members.by_password(settings, user, password)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         with pytest.raises(NotTrusted, match="check username and password_file") as said:
             await store_of(wrong, "fra", PARTITIONS, random.Random(1))
     assert "\n" not in str(said.value) and password not in str(said.value)

@@ -119,7 +119,7 @@ async def test_a_write_buffer_that_never_shrinks() -> None:
         client.transport.resume_reading()
         signal = (await client.event("signal")).signal
         assert signal.heads[0].seq == 1_000
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while not connection.settled():  # noqa: ASYNC110 - nothing to wait on
                 await asyncio.sleep(0.01)
 

@@ -560,7 +560,7 @@ async def test_every_idc_fetches_the_stickers_ahead(idcs: dict[str, Idc]) -> Non
     await Stickers(read, replace, idcs["fra"].store.keep, SystemClock()).replace({"smile": ref})
     iad = Stickers(read, replace, idcs["iad"].store.keep, SystemClock())
     running = asyncio.ensure_future(iad.run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while not iad._here:  # noqa: ASYNC110 - a set of another object
             await asyncio.sleep(0.01)
     running.cancel()

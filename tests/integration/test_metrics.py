@@ -50,7 +50,7 @@ async def _get(node: Node, path: str, shows: str = "") -> tuple[int, str]:
 
 async def _ready(node: Node) -> None:
     """Its lease is written and read within a second of its start."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while (await _get(node, "/readyz")) != (200, "ok\n"):  # noqa: ASYNC110 - over HTTPS
             await asyncio.sleep(0.05)
 

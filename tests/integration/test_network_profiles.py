@@ -69,7 +69,7 @@ async def live_with(name: str, pki_dir: Path) -> None:
                 playing.cancel()
                 proxy.apply(Fault("ann", "fra", Mode.PASS, True, LinkSpec()))
                 await asyncio.gather(*sends)
-                await eventually(lambda: len(ann.list) == len(said))
+                await eventually(lambda: len(ann.list) == len(said), 8.0)
                 assert sorted(ann.list) == sorted(said)
                 for who in (b"ann", b"bob"):  # each in his own order
                     own = [content for content in said if content.startswith(who)]

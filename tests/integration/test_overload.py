@@ -99,7 +99,7 @@ async def test_an_im_that_answers_nothing_is_not_asked_for_a_while() -> None:
         late = await front.dial()
         assert (await late.ask(front.hello("bob"))).error.code == "unavailable"
         front.im.mute = False
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while (await ann.ask(send(99))).HasField("error"):  # noqa: ASYNC110 - it is asked
                 await asyncio.sleep(0.02)
         assert front.state.load()["breaker_open"] is False
@@ -227,7 +227,7 @@ async def test_reads_of_a_kv_that_is_away_fail_at_once_after_a_while(open_idc: O
     assert not (await fra.send(ann, "d:ann:bob", 2)).HasField("error")  # a send needs no read here
     fra.im.kv = kept
     fra.im.pulls = Pulls(kept, fra.im.keys)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while (await fra.pull(ann, "d:ann:bob")).HasField("error"):  # noqa: ASYNC110 - it is asked
             await asyncio.sleep(0.02)
     assert not fra.im.kv_breaker.is_open

@@ -113,7 +113,7 @@ class Lab:
 
     async def told(self, proposer: Proposer, key: str, value: bytes) -> None:
         """Committed, until all three hold it: a majority is enough for a commit."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while True:
                 await proposer.change(key, to(value))
                 records = [(await self.record(name, key))[2] for name in IDCS]

@@ -510,7 +510,7 @@ async def test_a_worker_that_fails_leaves_its_queue_to_another(region, ca_file):
         say(fra, 1)
         puller.want("g:broken")
         puller.want(CHAT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(3):
             await ann.client.settled()
         assert ann.list == [b"bob 1"]
 
@@ -708,7 +708,7 @@ async def test_an_acked_message_that_stays_refused_is_reported_and_kept(region, 
         iad.errors["send"] = [NOT_A_MEMBER] * 100
         waiting = asyncio.ensure_future(sent.replicated())
         await fra.stop()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(4):
             for call in (waiting, sent.replicated()):  # told again, whenever it is asked for
                 with pytest.raises(SendFailed) as failed:
                     await call
@@ -720,7 +720,7 @@ async def test_an_acked_message_that_stays_refused_is_reported_and_kept(region, 
         iad.connections[0].abort()
         await eventually(lambda: CHAT in iad.own)
         region.mirror()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(4):
             await sent.replicated()
 
 

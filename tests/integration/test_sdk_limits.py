@@ -140,7 +140,7 @@ async def test_a_commit_whose_follow_up_fails_does_not_stop_the_store(tmp_path):
     def bad(error: Exception | None) -> None:
         raise ValueError("a defect of whoever is told")
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         store.write([PutLane(CHAT, "box1", 1, 2, False)], bad)
         store.write([PutLane(CHAT, "box1", 1, 3, False)], answers.append)
         await eventually(lambda: len(answers) == 1)

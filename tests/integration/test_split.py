@@ -114,7 +114,7 @@ class Core:
         await self.server.stop(None)
 
 
-async def until(condition, timeout_s: float = 30.0) -> None:
+async def until(condition, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - nothing to wait on
             await asyncio.sleep(0.01)
@@ -146,7 +146,7 @@ async def front_of(core, tmp_path):
             running = asyncio.create_task(link.run())
             stack.callback(running.cancel)
             await stack.enter_async_context(made)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(10):
                 await link.linked.wait()
             return made, link
 

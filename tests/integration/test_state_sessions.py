@@ -35,7 +35,7 @@ def heartbeat(seq: int | None = None) -> pb.Request:
     return request
 
 
-async def until(condition, timeout_s: float = 30.0) -> None:
+async def until(condition, timeout_s: float = 5.0) -> None:
     """For what another task brings about without an event of its own."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - nothing to wait on

@@ -148,7 +148,7 @@ async def stage(
         await made.close()
 
 
-async def until(holds: Any, timeout_s: float = 30.0) -> None:
+async def until(holds: Any, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - nothing to wait on
             await asyncio.sleep(0.01)

@@ -115,7 +115,7 @@ async def test_two_idcs_and_a_witness_commit_a_policy(tmp_path: Path) -> None:
             }
             proposers.append(Proposer(registries, own, clock, random.Random(own)))
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(8):
                 await asyncio.gather(*(proposer.ensure_member() for proposer in proposers))
                 while witness.holder.policy is None:  # noqa: ASYNC110 - the witness's own loop
                     await asyncio.sleep(0.02)
@@ -177,7 +177,7 @@ async def test_a_witness_shows_its_metrics_to_people_and_probes_learn_whether_it
             return response.status, await response.text()
 
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while not running.done() and not await _listens(port):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert await get("/livez", "fra") == (200, "ok\n")

@@ -108,7 +108,7 @@ class Bench:
         content = b"hello"
         submission = Submission(key, content, content_hash(content), floor, None, (), 0, 0)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while not self.partition.submit(submission, answer.set_result):
                 await self.partition.prepare(Lane(*key[:4]), floor)
             return await answer
@@ -137,7 +137,7 @@ def a_tick(hlc: int) -> oplog.Op:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while True:
             if holds():
                 return
@@ -397,7 +397,7 @@ async def test_a_partition_waits_at_its_start_for_an_engine(
     )  # fmt: skip
     kv.doubt("open_partition", True, False, True)
     assert partition.alarm == "partition 0 takes no writes: it is not open yet"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         await partition.open(b"sequencer")
     assert partition.alarm is None
     await kv.kv.close()

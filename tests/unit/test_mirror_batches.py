@@ -59,7 +59,7 @@ async def test_a_long_backlog_of_many_partitions_comes_in_small_batches_and_in_t
     taken = dict.fromkeys(range(PARTITIONS), 0)
     batches: list[peer.TailBatch] = []
     stream = service._batches(log, {})
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while sum(taken.values()) < PARTITIONS * TICKS:
             batch = await anext(stream)
             batches.append(batch)

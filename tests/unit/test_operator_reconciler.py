@@ -348,7 +348,7 @@ async def running(reconciler: Reconciler) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def until(what: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while not what():  # noqa: ASYNC110 - the store tells nobody
             await asyncio.sleep(0.01)
 

@@ -79,7 +79,7 @@ class Bench:
         return await answer
 
     async def act(self) -> int:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             published = await self.seals.act(self.store, {0: self.partition})
             await self.partition.conversations.load(CONVERSATION)
         return published
@@ -93,7 +93,7 @@ class Bench:
             op.message.content, op.message.content_hash = b"hello", content_hash(b"hello")
             await copy.append_copy([record_after(copy.end(0), 0, 1, op.SerializeToString())])
         self.partition.applier.wake()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             await self.partition.applier.drain()
 
     async def copies(self, cid: int) -> list[Origin]:
@@ -171,7 +171,7 @@ async def test_a_repair_that_fails_in_whatever_way_is_tried_again(
     monkeypatch.setattr(bench.partition.applier, "drain", failing)
     bench.disk.faults.full = False
     said = set()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while (alarm := bench.partition.alarm) is not None:
             said.add(alarm.rpartition(": ")[2])
             await asyncio.sleep(0.01)

@@ -38,7 +38,7 @@ class Sky:
         return asyncio.ensure_future(self.flights.join(Batch(partition, 1, b"", puts)))
 
     async def until(self, flown: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while len(self.flown) < flown:
                 self.off.clear()
                 await self.off.wait()

@@ -17,7 +17,7 @@ from services.sdk.store import Store
 from services.sdk.testing.scripted import Region, token_of
 
 
-async def eventually(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+async def eventually(holds: Callable[[], bool], timeout_s: float = 4.0) -> None:
     """Raises TimeoutError. It polls: what a scripted region holds raises no events."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110

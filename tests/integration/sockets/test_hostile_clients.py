@@ -39,7 +39,7 @@ async def served(client: FrameClient, times: int = 1) -> None:
 
 
 async def until(condition: Callable[[], object], bystander: FrameClient) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while not condition():
             await served(bystander)
 
@@ -83,7 +83,7 @@ async def test_websocket_frames_that_bring_nothing_end_their_connection(opcode: 
         reader, writer = await page(front)
         writer.write((bytes((0x80 | opcode, 0x80)) + bytes(4)) * (READ_BYTES // 6))
         answered = 0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             with contextlib.suppress(ConnectionResetError):  # what it sent was not read
                 while data := await reader.read(READ_BYTES):
                     answered += len(data)
@@ -236,7 +236,7 @@ async def test_who_does_not_read_is_not_read_from_and_not_called_idle():
             await served(bob)
         assert not turns.by_turn.total() and not gateway.counters.idle
         deaf.transport.resume_reading()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             await asyncio.gather(*answers)
         clock.advance(0.3)
         gateway._tick()
