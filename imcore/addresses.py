@@ -20,6 +20,16 @@ def inside(address: Address, networks: Sequence[IPv4Network | IPv6Network]) -> b
     return any(plain.version == network.version and plain in network for network in networks)
 
 
+def listed(text: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Whether this is an address inside one of them; what is no address is not."""
+    if not networks:
+        return False
+    try:
+        return inside(ip_address(text), networks)
+    except ValueError:
+        return False
+
+
 def neighbourhood(address: str) -> str:
     """What counts as one address: of IPv6 the network, since whoever has one address there has them
     all."""

@@ -125,6 +125,8 @@ def valid_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+IDC_HEADER = "X-Im-Idc"  # of each answer of an ipconf: whose it is
+
 _ID_PATTERN = "[A-Za-z0-9._@-]{1,64}"
 _ID = re.compile(_ID_PATTERN)
 _DIRECT = re.compile(f"d:({_ID_PATTERN}):({_ID_PATTERN})")

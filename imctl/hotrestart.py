@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from imcore.errors import ImError
 from imctl import admin
@@ -18,6 +18,8 @@ from imctl.target.local import Local
 LOOK_S = 0.2
 WAIT_S = 60.0  # clients over TLS are given their time to move first
 
+T = TypeVar("T")
+
 
 async def restart(
     target: Local, idc: str, numbers: list[int], done: Callable[[int, dict[str, Any]], None]
@@ -27,18 +29,12 @@ async def restart(
     for number in numbers:
         before = await _row(target, idc, number)
         target.restart_front(idc, number)
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            await asyncio.sleep(LOOK_S)
-            now = await _again(target, idc, number)
-            if now is not None and now["restarts"] > before["restarts"]:
-                done(number, now)
-                break
-            if time.monotonic() > deadline:
-                raise Failed(
-                    f"gateway {number} of {idc} did not restart within {WAIT_S:.0f} s; see "
-                    f"`imctl logs {idc}.gateway-{number}`"
-                )
+
+        async def restarted(number: int = number, before: int = before["restarts"]) -> Any:
+            row = await _again(target, idc, number)
+            return row if row is not None and row["restarts"] > before else None
+
+        done(number, await _until(restarted, _late(idc, "gateway", number)))
 
 
 async def restart_ipconfs(target: Local, idc: str, done: Callable[[int], None]) -> None:
@@ -48,14 +44,13 @@ async def restart_ipconfs(target: Local, idc: str, done: Callable[[int], None]) 
         if before is None:
             raise Failed(f"ipconf {number} of {idc} does not serve; `imctl start {idc}` starts it")
         target.restart_ipconf(idc, number)
-        deadline = time.monotonic() + WAIT_S
-        while (await _lives_again(target, idc)).get(number, before) == before:
-            if time.monotonic() > deadline:
-                raise Failed(
-                    f"ipconf {number} of {idc} did not restart within {WAIT_S:.0f} s; see "
-                    f"`imctl logs {idc}.ipconf-{number}`"
-                )
-            await asyncio.sleep(LOOK_S)
+
+        async def restarted(number: int = number, before: str = before) -> bool:
+            with contextlib.suppress(ImError):  # it did not answer in time
+                return (await _lives(target, idc)).get(number, before) != before
+            return False
+
+        await _until(restarted, _late(idc, "ipconf", number))
         done(number)
 
 
@@ -63,22 +58,17 @@ async def _lives(target: Local, idc: str) -> dict[int, str]:
     return heard(target, idc, await admin.status(target, idc))
 
 
-async def _lives_again(target: Local, idc: str) -> dict[int, str]:
-    with contextlib.suppress(ImError):  # it did not answer in time
-        return await _lives(target, idc)
-    return {}
-
-
 async def restart_core(target: Local, idc: str) -> None:
     """The core of an IDC that stands by begins anew and takes over; the one that served stands by
     from then on, begun anew as well. Raises Failed; when the new one does not come to stand by, the
     other one serves on."""
     await asyncio.to_thread(target.renew_standby, idc)
-    deadline = time.monotonic() + WAIT_S
-    while not target.stands_by(idc):
-        if time.monotonic() > deadline:
-            raise Failed(f"no core of {idc} came to stand by within {WAIT_S:.0f} s; `imctl logs`")
-        await asyncio.sleep(LOOK_S)
+
+    async def stands_by() -> bool:
+        return target.stands_by(idc)
+
+    late = f"no core of {idc} came to stand by within {WAIT_S:.0f} s; `imctl logs`"
+    await _until(stands_by, late)
     await asyncio.to_thread(target.change_cores, idc)
     await wait_serving(target, [idc], lambda name, serving: None)
     await asyncio.to_thread(target.start, [idc])
@@ -97,3 +87,20 @@ async def _again(target: Local, idc: str, number: int) -> dict[str, Any] | None:
         return await _row(target, idc, number)
     except ImError:  # it is between two lives, or its IDC did not answer in time
         return None
+
+
+async def _until(looks: Callable[[], Awaitable[T]], late: str) -> T:
+    """The first true answer. Raises Failed, with ``late``, after WAIT_S."""
+    deadline = time.monotonic() + WAIT_S
+    while not (answer := await looks()):
+        if time.monotonic() > deadline:
+            raise Failed(late)
+        await asyncio.sleep(LOOK_S)
+    return answer
+
+
+def _late(idc: str, role: str, number: int) -> str:
+    return (
+        f"{role} {number} of {idc} did not restart within {WAIT_S:.0f} s; see "
+        f"`imctl logs {idc}.{role}-{number}`"
+    )

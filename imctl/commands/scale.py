@@ -57,8 +57,7 @@ def scale(
 
     They share the IDC's one process, so more of them add ports, not cores, unless the deployment
     was started with `up --split`. The ports above the first one's must be free, and clients must
-    be given the addresses of new ipconfs. Of the other roles one
-    instance serves.
+    be given the addresses of new ipconfs. Of the other roles one instance serves.
 
     Exit status: 0 done or no difference, 1 failed, 2 wrong usage (--dry-run: a difference),
     3 refused or paused by a gate, 6 undone.

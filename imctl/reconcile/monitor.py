@@ -11,12 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -25,6 +20,7 @@ from imctl.reconcile.election import Election
 from imctl.reconcile.measured import Calls
 from imctl.reconcile.reconciler import Reconciler
 from services.node.families import family, histogram
+from services.probes import probed
 
 
 class OperatorCollector(Collector):
@@ -83,21 +79,7 @@ async def serving(
     ProcessCollector(registry=registry)
     registry.register(collector)
 
-    async def livez(request: web.Request) -> web.Response:
-        """The loop has answered: that is what it says."""
-        return web.Response(text="ok\n")
-
-    async def readyz(request: web.Request) -> web.Response:
-        why = not_ready()
-        return web.Response(status=503, text=f"not ready: {why}\n") if why else await livez(request)
-
-    async def metrics(request: web.Request) -> web.Response:
-        body = generate_latest(registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = web.Application(client_max_size=1024)
-    for path, handler in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
-        app.router.add_get(path, handler)
+    app = probed(registry, lambda: [why] if (why := not_ready()) else [])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:

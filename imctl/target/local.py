@@ -43,7 +43,7 @@ from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
 from imctl.target.runfile import RunFile
-from services.node.standby import serving_pid, waiting_pid
+from services.core_lock import serving_pid, waiting_pid
 
 LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 
-from imcore.addresses import inside
+from imcore.addresses import listed
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
@@ -42,9 +42,4 @@ class GatewayConfig:
 
     def is_shared(self, address: str) -> bool:
         """Whether it is that of a proxy."""
-        if not self.shared:
-            return False
-        try:
-            return inside(ip_address(address), self.shared)
-        except ValueError:
-            return False
+        return listed(address, self.shared)

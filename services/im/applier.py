@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from imcore.convert import origin_of, origin_pb
@@ -35,7 +35,6 @@ from services.tracing.spans import Tracing, wall_ns
 log = logging.getLogger("im.applier")
 
 _READ_BYTES = 256 * 1024
-_NOWHERE = Position()
 _RETRY_S = 0.2
 _SLOW_S, _SMALL, _REST_MAX_S = 0.003, 256, 0.05
 
@@ -323,8 +322,7 @@ class Applier:
                 self._told(next(iter(self._positions)), friends)
 
     async def _one_batch(self, origin: Origin, source: Log) -> bool:
-        known = self._positions.get(origin, _NOWHERE)
-        position = Position(known.lsn, known.epoch, known.chain)
+        position = replace(self._positions.get(origin, Position()))
         end = min(source.end(self.partition).lsn, self._seals.get(origin, 1 << 63))
         again = position.lsn < self._told_to.get(origin, 0)
         if again:  # what was told before and what was not never share a batch

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from imcore.addresses import Address, inside, neighbourhood, unmapped
+from imcore.addresses import Address, inside, listed, neighbourhood, unmapped
 from imcore.attest import RegionKeys
 from imcore.bearer import claims_of
 from imcore.bucket import Buckets
@@ -24,6 +24,7 @@ from imcore.listener import Listen, Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
 from imcore.tokens import Claims
+from imcore.words import IDC_HEADER
 from services.https import BODY_BYTES_MAX, Https, errors, measured, whole
 from services.ipconf.directory import Directory
 from services.ipconf.geo import Shards
@@ -34,7 +35,6 @@ from services.ipconf.ticket import Ticket, mint
 from services.metrics.verbs import Verbs
 from services.policy.holder import PolicyHolder
 
-IDC_HEADER = "X-Im-Idc"  # of every answer
 TTL_MS = 30_000
 REPORTS_AGAIN_MS = 1_000
 NETWORKS = frozenset({"wifi", "cellular", "wired", "unknown"})
@@ -112,20 +112,17 @@ class IpconfServer:
         app.router.add_get("/v1/gateways", self._gateways)
         app.router.add_post("/v1/reports", self._report)
         app.add_routes(self._routes)
-        app.on_response_prepare.append(self._sign)
-        self._https = Https(app, self._listen, self._of_proxy)
+        app.on_response_prepare.append(self._say_whose)
+        self._https = Https(app, self._listen, lambda address: listed(address, self._proxies))
         return await self._https.start(host, port, tls)
 
     async def stop(self) -> None:
         if self._https is not None:
             await self._https.stop()
 
-    async def _sign(self, _: web.Request, response: web.StreamResponse) -> None:
+    async def _say_whose(self, _: web.Request, response: web.StreamResponse) -> None:
         """Of one IDC there may be several: a client has to know whether two say the same."""
         response.headers[IDC_HEADER] = self._own
-
-    def _of_proxy(self, address: str) -> bool:
-        return bool(self._proxies) and inside(_parsed(address), self._proxies)
 
     # ------------------------------------------------------------------------------ routes
 

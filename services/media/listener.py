@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 from aiohttp import web
 
-from imcore.addresses import inside
+from imcore.addresses import listed
 from imcore.listener import Listen, Listener
 from imcore.region.model import Region
 from imcore.runtime import Clock
@@ -32,7 +32,7 @@ class MediaListener:
             client_max_size=BODY_BYTES_MAX, middlewares=[measured(verbs, clock), errors]
         )
         app.add_routes(routes)
-        self._https = Https(app, listen, lambda address: inside(ip_address(address), proxies))
+        self._https = Https(app, listen, lambda address: listed(address, proxies))
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
         """Returns the port (for 0). Raises OSError when the address is taken."""

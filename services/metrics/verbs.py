@@ -61,3 +61,7 @@ class Verbs:
     ) -> None:
         """What somebody else has counted of it."""
         self.known.setdefault(verb, Verb()).add(buckets, seconds, failures)
+
+    def taken(self) -> dict[str, Verb]:
+        """What was counted so far of each that was asked; it begins anew."""
+        return {name: verb.taken() for name, verb in self.known.items() if any(verb.buckets)}

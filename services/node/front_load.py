@@ -9,6 +9,7 @@ from dataclasses import asdict
 from imcore.proto import front_pb2 as front
 from services.gateway.server import Gateway
 from services.metrics.verbs import Verbs
+from services.node.verb_counts import verb_count
 from services.state.server import StateServer
 
 
@@ -63,10 +64,5 @@ class LoadReport:
         if gateway is not None:
             report.gateway_events.update(self._gateway_events.of(asdict(gateway.counters)))
         for role, verbs in self._verbs.items():
-            for name, verb in verbs.known.items():
-                if any(verb.buckets):
-                    taken = verb.taken()
-                    report.verbs.add(
-                        role=role, verb=name, buckets=taken.buckets, seconds=taken.seconds,
-                        failures=taken.failures,
-                    )  # fmt: skip
+            for name, counted in verbs.taken().items():
+                report.verbs.append(verb_count(role, name, counted))

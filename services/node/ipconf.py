@@ -42,6 +42,7 @@ from services.node.monitor import of_ipconf
 from services.node.outside import Machine, Outside
 from services.node.region_keys import FollowedKeys
 from services.node.succession import replace, startable, within
+from services.node.verb_counts import verb_count
 from services.policy.holder import PolicyHolder
 from services.ports import Registry
 
@@ -210,11 +211,6 @@ class IpconfNode:
         )
         for idc, uids in self.reports.since(since).items():
             said.accused.add(idc=idc, uids=uids)
-        known = self._verbs.known if self._verbs is not None else {}
-        counted = {name: verb.taken() for name, verb in known.items() if any(verb.buckets)}
-        for name, verb in counted.items():
-            said.verbs.add(
-                role="ipconf", verb=name, buckets=verb.buckets, seconds=verb.seconds,
-                failures=verb.failures,
-            )  # fmt: skip
+        counted = self._verbs.taken() if self._verbs is not None else {}
+        said.verbs.extend(verb_count("ipconf", name, verb) for name, verb in counted.items())
         return said, counted

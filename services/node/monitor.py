@@ -7,25 +7,24 @@ much goes on here, the second who talks most.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from imcore import roles
 from imcore.tls import monitor_ssl_context, peer_name
 from services.metrics.hot import KINDS, Hot
 from services.node.metrics import HOT_SHOWN, registry_of, registry_of_front, registry_of_ipconf
+from services.probes import Handler, probed
 
 if TYPE_CHECKING:
     from services.node.front import FrontNode
     from services.node.ipconf import IpconfNode
     from services.node.node import Node
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Monitor:
@@ -49,10 +48,7 @@ class Monitor:
     async def start(self, host: str, port: int, stack: AsyncExitStack) -> None:
         """Before anything else of the process, so that a long start can be told from a hang.
         Raises OSError when the address is taken."""
-        app = web.Application(client_max_size=1024)
-        app.router.add_get("/livez", self._livez)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", _for_viewers(self._metrics))
+        app = probed(self.registry, self.not_ready, _for_viewers)
         if self._hottest is not None:
             app.router.add_get("/hot", _for_viewers(self._hot))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
@@ -60,20 +56,6 @@ class Monitor:
         stack.push_async_callback(runner.cleanup)
         tls = monitor_ssl_context(self._pki, self._name)
         await web.TCPSite(runner, host, port, ssl_context=tls).start()
-
-    async def _livez(self, request: web.Request) -> web.Response:
-        """The loop has answered: that is what it says."""
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, request: web.Request) -> web.Response:
-        reasons = self.not_ready()
-        if reasons:
-            return web.Response(status=503, text="".join(f"not ready: {one}\n" for one in reasons))
-        return web.Response(text="ok\n")
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        body = generate_latest(self.registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _hot(self, request: web.Request) -> web.Response:
         hot = self._hottest() if self._hottest else None

@@ -34,6 +34,7 @@ from services.adminapi.server import AdminApi
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import voters_of
+from services.core_lock import hold_folder
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.server import Gateway
 from services.im import keys
@@ -76,7 +77,7 @@ from services.node.retention import Retention, Shelf
 from services.node.risk import rules_of
 from services.node.roles import Roles
 from services.node.seals import Seals
-from services.node.standby import CoreLease, hold_folder
+from services.node.standby import CoreLease
 from services.node.status import Status
 from services.node.swaps import RegistryLimits
 from services.node.tracing import provider_of, tracing_of

@@ -33,7 +33,7 @@ async def read_registers(node: Node) -> bool:
             continue
         if value:
             register = Register.from_json(value)
-            node.replication.learn(idc.name, register)
+            node.replication.registers[idc.name] = register
             node.seals.learn(idc.name, register)
     return everything
 

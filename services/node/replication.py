@@ -41,8 +41,7 @@ class Replication:
         self.appliers: list[Applier] = []
         self.progress = progress
         self.seals = seals
-        self.registers: dict[str, Register] = {}  # see ``learn``
-        self._current = {idc: Origin(idc, 1) for idc in idcs}
+        self.registers: dict[str, Register] = {}
         self._delays: dict[tuple[Origin, int], int] = {}
         peers = {name: channel for name, channel in channels.items() if name in idcs}
         self.followers: dict[str, Mirror] = {
@@ -77,13 +76,8 @@ class Replication:
     # --------------------------------------------------------------------------- incarnations
 
     def current(self, idc: str) -> Origin:
-        """Under which it accepts; until its register is known, its first."""
-        return self._current.get(idc) or Origin(idc, 1)
-
-    def learn(self, idc: str, register: Register) -> None:
-        """A committed register."""
-        self.registers[idc] = register
-        self._current[idc] = Origin(idc, register.incarnation)
+        register = self.registers.get(idc)
+        return Origin(idc, register.incarnation if register else 1)
 
     def folded(self, origin: Origin, partition: int, hlc: int, wall_ms: int) -> None:
         """A batch is committed; ``hlc``: of its last op."""

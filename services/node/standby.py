@@ -1,10 +1,10 @@
 """Cores of one IDC that stand by for the one that serves, and take its place when it is gone.
 
-Whoever serves holds the IDC's data folder by a file lock, for life: a paused process keeps it, so
-nobody takes over before it is dead (rule 5). Where the registry is an etcd it holds a lease there
-too, so that with engines which are reached over a network cores may run on several hosts. A lease
-only tells that its holder seems to be gone: what a holder does that was merely paused, and wakes,
-is fenced off by the epochs of the log and the KV.
+Whoever serves holds the IDC's data folder by a file lock, for life (services.core_lock): a paused
+process keeps it, so nobody takes over before it is dead (rule 5). Where the registry is an etcd it
+holds a lease there too, so that with engines which are reached over a network cores may run on
+several hosts. A lease only tells that its holder seems to be gone: what a holder does that was
+merely paused, and wakes, is fenced off by the epochs of the log and the KV.
 """
 
 from __future__ import annotations
@@ -12,80 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
-from imcore.errors import ImError, Unavailable
-from services.engines.disk import Disk, File
-
-if TYPE_CHECKING:  # `imctl`, which only asks who serves, needs no Protobuf for it
-    from services.ports import Registry
+from imcore.errors import ImError
+from services.ports import Registry
 
 log = logging.getLogger("im.node")
 
 CORES_MAX = 9  # of one IDC
-LOCK = "core.lock"  # in the data folder; holds the pid and the name of the core that serves
-WAITS = "core.standby"  # beside it: the pid of the one that began to stand by last
 CORE = b"core"  # in the registry: who serves
 LEASE_MS = 2_000
 REFRESH_S = 0.5
-LOOK_S = 0.05  # whether the folder is free
 ASK_S = 0.2  # whether the lease is
-
-
-class Held(NamedTuple):
-    """A data folder, until the lock is closed or the process is gone. ``former``: the name of the
-    core that held it last, which is gone; empty: none did."""
-
-    lock: File
-    former: str
-
-
-async def hold_folder(folder: Path, disk: Disk, pid: int, name: str) -> Held:
-    """Waits until no other core serves on this folder. ``name``: new for each life of a core."""
-    path, waits = str(folder / LOCK), False
-    while True:
-        try:
-            lock = disk.lock(path, f"the data folder {folder}")
-        except Unavailable:
-            if not waits:
-                disk.write_whole(str(folder / WAITS), f"{pid}\n".encode())
-                log.info("another core serves on %s: this one stands by (pid %d)", folder, pid)
-            waits = True
-            await asyncio.sleep(LOOK_S)
-            continue
-        try:
-            former = _words(folder)[1:]
-            lock.truncate(0)
-            lock.append(f"{pid} {name}\n".encode())
-        except BaseException:
-            lock.close()
-            raise
-        if waits:
-            log.warning("the core that served is gone: this one takes over (pid %d)", pid)
-        return Held(lock, *former)
-
-
-def serving_pid(folder: Path) -> int:
-    """The process whose core holds this data folder, or held it last; 0: none did."""
-    return int(_words(folder)[0])
-
-
-def waiting_pid(folder: Path) -> int:
-    """The process that began to stand by on this data folder last; 0: none did."""
-    try:
-        return int((folder / WAITS).read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _words(folder: Path) -> tuple[str, str]:
-    """Pid and name of who holds it, or held it last."""
-    try:
-        pid, name = (folder / LOCK).read_text().split()
-    except (OSError, ValueError):
-        return "0", ""
-    return (pid, name) if pid.isdecimal() else ("0", "")
 
 
 def audit_writer(idc: str, instance: int) -> str:

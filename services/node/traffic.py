@@ -30,7 +30,7 @@ from services.ipconf.server import IpconfServer
 from services.media.listener import MediaListener
 from services.metrics.verbs import Verbs
 from services.node.leases import describe, keep_leases
-from services.policy.document import IdcState, Policy
+from services.policy.document import IdcState
 from services.policy.holder import PolicyHolder
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ class Traffic:
         self._node = node
         self._idcs = [idc.name for idc in node.config.region.spec.idcs]
         self._live: dict[str, tuple[float, frozenset[str]]] = {}  # since when, gateways
-        # What was last found to vote, by which policy and of which origins.
-        self._voting: tuple[Policy | None, list[Origin], frozenset[Origin]] | None = None
         self.holder = PolicyHolder(node.config.data / "policy.json", node.disk)
         self.directory = Directory({name: node.registries[name] for name in self._idcs}, node.clock)
         self._mover: Mover | None = None
@@ -198,15 +196,9 @@ class Traffic:
         return frozenset(idc for idc in self._idcs if self._state(idc) is IdcState.RETIRED)
 
     def voting_origins(self) -> frozenset[Origin]:
-        """Those whose closed HLC holds the stable watermark back. Asked for with every pull and
-        every batch; it changes with the policy and with incarnations."""
-        policy = self.holder.policy
-        origins = [self._node.replication.current(idc) for idc in self._idcs]
-        known = self._voting
-        if known is None or known[0] is not policy or known[1] != origins:
-            voting = frozenset(each for each in origins if self._state(each.idc) not in _OUT)
-            known = self._voting = policy, origins, voting
-        return known[2]
+        """Those whose closed HLC holds the stable watermark back."""
+        current = self._node.replication.current
+        return frozenset(current(idc) for idc in self._idcs if self._state(idc) not in _OUT)
 
     def current_origins(self) -> list[Origin]:
         """Under which the IDCs accept, or will when they return; those of retired ones not."""

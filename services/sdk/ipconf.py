@@ -17,6 +17,7 @@ import aiohttp
 
 from imcore.errors import BadInput
 from imcore.tls import client_ssl_context
+from imcore.words import IDC_HEADER
 from services.sdk.core.parameters import Parameters
 from services.sdk.errors import AuthError
 
@@ -176,7 +177,7 @@ class IpconfClient:
                 error = document.get("error", {})
                 message = f"{url}: {error.get('message', response.status)}"
                 if response.status == 401:
-                    raise _Refused(message, response.headers.get("X-Im-Idc", url))
+                    raise _Refused(message, response.headers.get(IDC_HEADER, url))
                 wait_ms = int(error.get("retry_after_ms") or 0)
                 raise NoAnswer(message, wait_ms, overloaded=response.status == 429)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -28,30 +28,20 @@ from imctl.testing import etcd
 from imctl.testing.cli import imctl
 from imctl.testing.lab import REGION
 from imctl.testing.onenode import running
+from services.core_lock import LOOK_S, hold_folder, serving_pid, waiting_pid
 from services.engines.disk import RealDisk
 from services.engines.etcd.registry import EtcdRegistry
 from services.engines.registry_store import RegistryStore
 from services.node.config import load
 from services.node.node import Node
 from services.node.roles import Roles
-from services.node.standby import (
-    ASK_S,
-    CORE,
-    LEASE_MS,
-    LOOK_S,
-    REFRESH_S,
-    CoreLease,
-    audit_writer,
-    hold_folder,
-    serving_pid,
-    waiting_pid,
-)
+from services.node.standby import ASK_S, CORE, LEASE_MS, REFRESH_S, CoreLease, audit_writer
 
 HOLD = """
 import asyncio, os, sys
 from pathlib import Path
+from services.core_lock import hold_folder
 from services.engines.disk import RealDisk
-from services.node.standby import hold_folder
 
 async def hold():
     held = await hold_folder(Path(sys.argv[1]), RealDisk(), os.getpid(), "child")

@@ -23,7 +23,7 @@ from imcore import frame
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_pb, key_of, origin_pb, place_of, positions_pb, stamp_pb
 from imcore.proto import client_pb2 as pb
-from imcore.words import ClientKey, Origin, Place, Vector
+from imcore.words import IDC_HEADER, ClientKey, Origin, Place, Vector
 
 KEYS = RegionKeys({1: b"scripted region key, 32 bytes...."[:32]}, 1)
 
@@ -87,7 +87,7 @@ class Region:
         if self.refuse_tokens:
             error = {"code": "unauthenticated", "message": "the token has expired"}
             return web.json_response(
-                {"error": error}, status=401, headers={"X-Im-Idc": self.ipconf_of}
+                {"error": error}, status=401, headers={IDC_HEADER: self.ipconf_of}
             )
         if wait_ms := self.ipconf_overloaded_ms:
             self.ipconf_overloaded_ms = 0
