@@ -51,6 +51,7 @@ from services.node.succession import (
     within,
 )
 from services.node.tracing import provider_of, tracing_of
+from services.policy.poll import POLL_S
 from services.ports import Registry
 from services.split.core import CoreLink
 from services.state.server import StateServer
@@ -280,6 +281,7 @@ class FrontNode:
         neighbour that restarts next would send its clients to a gateway that is only starting."""
         self._leaving = True
         await within(OUT_S, lambda: name not in self._found)
+        await asyncio.sleep(POLL_S)  # until ipconfs have seen it
 
     async def _look_at_core(self, link: CoreLink) -> None:
         """Clients must not be held by an IDC that can do nothing for them."""

@@ -81,11 +81,11 @@ async def leave(state: StateServer, admitted_per_s: float, policy_epoch: int) ->
     log.info("%d clients are told to move within %.1f s", state.connected_count(), within_s)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s + LEAVE_S
-    told: set[str] = set()
+    told: set[tuple[str, int]] = set()
     while state.connected_count() and (left_s := deadline - loop.time()) > 0:
-        here = {one.session for one in state.sessions() if one.connected}
+        here = {(one.session, one.connection) for one in state.sessions() if one.connected}
         spread_ms = round(max(0.0, left_s - LEAVE_S) * 1000)
-        for session in here - told:  # some were on their way here
+        for session, _ in here - told:  # some were on their way here, or have come back
             state.move(session, spread_ms, policy_epoch)
         told |= here
         await within(AGAIN_S, lambda: not state.connected_count())

@@ -81,6 +81,9 @@ class Session:
             raise SessionLost(Lost("unavailable", retry_after_ms=error.retry_after_ms))
         self.ok = response.connect_ok
         self.origin = origin_of(self.ok.origin)
+        # Which life of the gateway it is: ipconf names one that was killed until its lease ends,
+        # and who was told to leave must not take the gateway for another one.
+        self.gateway = self.gateway._replace(name=self.ok.gateway or self.gateway.name)
         self._since = self._clock.now()
         return self.ok
 

@@ -94,6 +94,7 @@ class SessionInfo(NamedTuple):
     device: str
     shard: str
     gateway: str
+    connection: int  # of that gateway: the present one, or the last
     connected: bool
 
 
@@ -151,4 +152,5 @@ class Record(Session):
         return max(0.0, now - min(self.away_at, self.waits_since() - _SENT_BEFORE_S))
 
     def info(self) -> SessionInfo:
-        return SessionInfo(self.id, self.uid, self.device, self.shard, self.gateway, self.connected)
+        where = self.gateway, self.connection, self.connected
+        return SessionInfo(self.id, self.uid, self.device, self.shard, *where)

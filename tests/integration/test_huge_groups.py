@@ -101,7 +101,8 @@ async def test_what_a_hot_group_says_is_merged_and_it_recovers_by_itself(
 async def test_while_too_much_waits_at_a_gateway_even_a_cool_group_is_merged(
     open_idc: OpenIdc,
 ) -> None:
-    fra = await huge(open_idc, group_merge_deliveries_per_s=1_000_000, group_window_ms=50)
+    limits = {"group_merge_deliveries_per_s": 1_000_000, "group_window_ms": 50}
+    fra = await huge(open_idc, **limits, group_signal_deliveries_per_s=1_000_000_000)
     fra.pushes.crowd = 1_000_000
     said = await say(fra, 1)
     await eventually(lambda: pushed(fra) == said)

@@ -181,6 +181,18 @@ async def test_a_move_that_fails_stays_and_is_tried_again(region, ca_file):
         await eventually(lambda: ann.connections == ["fra", "iad"])
 
 
+async def test_who_is_told_to_leave_a_gateway_knows_it_by_any_name(region, ca_file):
+    """Killed and started again, it has a new name, and for some time ipconf tells the old one."""
+    fra = region.idcs["fra"]
+    fra.listed_as = "fra-gw-0"
+    async with App(region, ca_file) as ann:
+        assert ann.client.state[:2] == ("fra", fra.gateway)
+        fra.listed_as = fra.gateway
+        fra.everybody(pb.Event(move=pb.Move(policy_epoch=1)))
+        await eventually(lambda: len(ann.connections) == 2)
+        assert ann.connections == ["fra", "iad"]
+
+
 async def test_a_claim_tells_places_that_the_new_idc_never_gets(region, ca_file):
     fra, iad = region.idcs["fra"], region.idcs["iad"]
     options = Options(claim_after_ms=200)

@@ -97,7 +97,12 @@ class Region:
             error = {"code": "unavailable", "message": "down"}
             return web.json_response({"error": error}, status=503)
         gateways = [
-            {"idc": n, "gateway": f"{n}-gw-1", "host": "127.0.0.1", "port": self.idcs[n].port}
+            {
+                "idc": n,
+                "gateway": self.idcs[n].listed_as,
+                "host": "127.0.0.1",
+                "port": self.idcs[n].port,
+            }
             for n in self.order
         ]
         return web.json_response(
@@ -134,13 +139,14 @@ class Idc:
     ``lose_heartbeats``: so many break their connection unread;
     ``drop_connects``: connections are closed right after ConnectOk; ``errors``: the next answers
     to this kind of request; ``page``: entries of a page; ``quiet_max_ms``: between two heartbeats;
-    ``packs``: pushes are packed, however small.
+    ``packs``: pushes are packed, however small; ``listed_as``: what ipconf calls the gateway.
     """
 
     def __init__(self, region: Region, origin: Origin) -> None:
         self.region = region
         self.origin = origin
         self.port = 0
+        self.gateway = self.listed_as = f"{origin.idc}-gw-1"
         self.own: dict[str, list[Copy]] = {}
         self.held: dict[str, dict[Origin, dict[int, Copy]]] = {}
         self.classes: dict[ClientKey, Copy] = {}
@@ -333,7 +339,7 @@ class Connection(asyncio.Protocol):
         ok.session = f"s{len(self.idc.connects)}"
         ok.resume_token = b"resume"
         ok.origin.CopyFrom(origin_pb(self.idc.origin))
-        ok.gateway = f"{self.idc.origin.idc}-gw-1"
+        ok.gateway = self.idc.gateway
 
     def _heartbeat(self, request: pb.Request, response: pb.Response) -> None:
         asked_ms = request.heartbeat.next_ms
