@@ -132,6 +132,10 @@ class _TcpDialer:
                     lambda: StreamWire(on_frame, on_closed), host, port, ssl=self._context
                 )
                 await wire.ready
+        except asyncio.CancelledError:  # by whoever dialled several, and has another by now
+            if wire is not None:
+                wire.close()
+            raise
         except TimeoutError as error:
             if wire is not None:
                 wire.close()

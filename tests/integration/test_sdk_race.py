@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from imcore.tls import gateway_ssl_context
+from imcore.tls import client_ssl_context, gateway_ssl_context
 from services.linkproxy.model import LinkSpec
 from services.linkproxy.proxy import LinkProxy
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
+from services.sdk.transport import TlsDialer
 
 PARAMETERS = {"connect_timeout_ms": 3_000, "backoff_base_ms": 5, "backoff_max_ms": 40}
 
@@ -68,3 +69,31 @@ async def test_a_loser_costs_no_session(region, ca_file):
     finally:
         fra.port = port
         await proxy.close()
+
+
+async def test_a_dial_that_is_given_up_in_its_last_step_leaves_no_connection(
+    pki_dir: Path, ca_file: Path
+) -> None:
+    """Over TLS already, and only the gateway's preface has not come."""
+    said, gone = asyncio.Event(), asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read(1)
+        said.set()
+        while await reader.read(1024):
+            pass
+        gone.set()
+        writer.close()
+
+    tls = gateway_ssl_context(pki_dir, "fra")
+    async with await asyncio.start_server(mute, "127.0.0.1", ssl=tls) as server:
+        port = server.sockets[0].getsockname()[1]
+        dialer = TlsDialer(client_ssl_context(ca_file))
+        dial = asyncio.create_task(
+            dialer.dial("127.0.0.1", port, 30.0, lambda frame: None, lambda reason: None)
+        )
+        await asyncio.wait_for(said.wait(), 10)
+        dial.cancel()
+        await asyncio.wait([dial])
+        assert dial.cancelled()
+        await asyncio.wait_for(gone.wait(), 10)
