@@ -25,10 +25,13 @@ class Marks:
 
     def take(self, policy: Policy, facts: Mapping[str, IdcFacts]) -> dict[str, Mark]:
         """A mark per IDC, taken at this policy epoch; that of a draining IDC is taken again until
-        it has no sessions."""
+        it has no sessions. None of one that does not serve: it has no session and, until its log
+        is open, no end either, which everybody would have reached."""
         if self.epoch != policy.epoch:
             self.epoch, self.marks = policy.epoch, {}
         for name, seen in facts.items():
+            if not seen.serving:
+                continue
             known = self.marks.get(name)
             draining = policy.state(name) is IdcState.DRAINING
             left = known is not None and draining and known.sessions > 0

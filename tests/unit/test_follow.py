@@ -16,7 +16,8 @@ def policy(kind: str, state: IdcState, ramp: int = 100) -> Policy:
 
 
 def facts(end: int, sessions: int) -> IdcFacts:
-    return IdcFacts(at_ms=end, origin="fra.1", sessions=sessions, ends=(end, end))
+    ends = (end, end)
+    return IdcFacts(at_ms=end, origin="fra.1", serving=True, sessions=sessions, ends=ends)
 
 
 def test_a_mark_of_a_draining_idc_is_taken_again_until_the_last_session_has_left() -> None:
@@ -24,6 +25,16 @@ def test_a_mark_of_a_draining_idc_is_taken_again_until_the_last_session_has_left
     assert marks.take(draining, {"fra": facts(10, sessions=2)})["fra"].ends == (10, 10)
     assert marks.take(draining, {"fra": facts(20, sessions=0)})["fra"].ends == (20, 20)
     assert marks.take(draining, {"fra": facts(30, sessions=0)})["fra"].ends == (20, 20)
+
+
+def test_an_idc_that_is_only_starting_has_no_mark() -> None:
+    """It answers without sessions and with an empty list of ends: a drained IDC, one would say."""
+    marks, draining = Marks(), policy(Kind.DRAIN, IdcState.DRAINING)
+    starting = IdcFacts(at_ms=15, origin="", serving=False, sessions=0, ends=())
+    assert marks.take(draining, {"fra": starting}) == {}
+    assert marks.take(draining, {"fra": facts(10, sessions=2)})["fra"].ends == (10, 10)
+    assert marks.take(draining, {"fra": starting})["fra"].sessions == 2
+    assert marks.take(draining, {"fra": facts(20, sessions=0)})["fra"].ends == (20, 20)
 
 
 def test_a_mark_of_an_idc_that_gets_its_clients_back_stays() -> None:
