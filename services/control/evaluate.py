@@ -58,6 +58,7 @@ _TO: dict[str, IdcState] = {
 }
 _PLANNED: tuple[Rule, ...] = (
     rules.active_idcs_min,
+    rules.serving,
     rules.headroom,
     rules.replication_lag,
     rules.one_move_at_a_time,

@@ -206,6 +206,20 @@ def _too_long(lags: Iterable[int], limit: int, between: str) -> Blocker | None:
     )
 
 
+def serving(case: Case) -> Blocker | None:
+    """For what is planned: the IDC itself and all that take clients serve. One that is only
+    starting answers, without a session, a lag or a load: every other rule would let it pass."""
+    names = (case.change.idc, *case.others())
+    away = [name for name in names if (facts := case.facts(name)) and not facts.serving]
+    if not away:
+        return None
+    said = " and ".join(away)
+    verb = "does" if len(away) == 1 else "do"
+    return Blocker(
+        "serving", f"{said} {verb} not serve", "all serve", f"{said} {verb} not serve clients yet"
+    )
+
+
 def one_move_at_a_time(case: Case) -> Blocker | None:
     running = case.policy.operation
     if running is None:

@@ -273,9 +273,9 @@ class Safety:
         begins = change.old.operation is None
         if begins and former.moved_ms and since_ms < self._safety.anti_flap_ms:
             yield "anti-flap", f"clients of {name} were last moved {since_ms} ms before"
-        for taker in self._takers_but(name, change.old):
-            if not any(taker in look.sites for look in window):
-                yield "evidence-age", f"{taker} is to take clients and is not there"
+        for each in (name, *self._takers_but(name, change.old)):
+            if not any(each in look.sites for look in window):
+                yield "serving", f"{each} is to give or take clients and does not serve"
 
     def _of_failover(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
         by_controller = (done := change.outcome) is not None and "by controller" in done.sentence

@@ -64,7 +64,7 @@ async def cluster_of(settings: KafkaSettings) -> AsyncIterator[Cluster]:
         await cluster.close()
 
 
-Open = Callable[[], Awaitable[KafkaLogStore]]
+Open = Callable[..., Awaitable[KafkaLogStore]]
 
 
 @pytest.fixture
@@ -72,8 +72,9 @@ async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
     """``await open_store()``: one more process of fra, so to say."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def opener() -> KafkaLogStore:
-            store = await store_of(settings, "fra", PARTITIONS, random.Random())
+        async def opener(deadline_s: float = DEADLINE_S) -> KafkaLogStore:
+            patient = replace(settings, deadline_s=deadline_s)
+            store = await store_of(patient, "fra", PARTITIONS, random.Random())
             stack.push_async_callback(store.close)
             return store
 
@@ -111,7 +112,8 @@ async def test_a_leader_that_goes_costs_an_election(
     open_store: Open,
     figures: Callable[[str, object], None],
 ) -> None:
-    writer = await sequencer(await open_store())
+    """And no deadline of ours, not even where its machine hangs and keeps the connection."""
+    writer = await sequencer(await open_store(deadline_s=5 * ELECTION_S))
     stop = asyncio.Event()
     writing = asyncio.ensure_future(writer.write_on(stop))
     await until(lambda: len(writer.acked) > 200, ELECTION_S)

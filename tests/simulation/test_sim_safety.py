@@ -293,7 +293,7 @@ def test_a_move_waits_for_replication_both_ways() -> None:
 def test_nobody_is_sent_to_an_idc_that_is_not_there() -> None:
     scene = Scene()
     scene.pass_by(8.0, "sin")
-    assert scene.start("drain", "fra", DRAINING) == ["evidence-age"]
+    assert scene.start("drain", "fra", DRAINING) == ["serving"]
 
 
 @pytest.mark.parametrize("sessions", [0, 1])

@@ -239,6 +239,22 @@ def test_headroom_counts_what_would_move_to_each_survivor() -> None:
     committed(decide(change(Kind.DRAIN), on=lot(9_999, sessions=0)))  # it gets nothing
 
 
+@pytest.mark.parametrize("kind", [Kind.DRAIN, Kind.SWITCHOVER])
+@pytest.mark.parametrize("idc", ["fra", "iad"])
+def test_nothing_is_planned_on_an_idc_that_is_only_starting(kind: str, idc: str) -> None:
+    """It answers afresh, without a session, a load or a lag that another rule could measure."""
+    starting = IdcFacts(at_ms=facts(idc).at_ms, origin="", serving=False, sessions=0, ends=())
+    wish = change(kind, target="iad" if kind == Kind.SWITCHOVER else "")
+    refused = decide(wish, on=evidence(**{idc: starting}))
+    assert blocked_by(refused) == {"serving"} and f"{idc} does not serve" in refused.sentence
+    committed(decide(replace(wish, overrides=("serving",)), on=evidence(**{idc: starting})))
+
+
+def test_a_failover_does_not_wait_for_a_survivor_that_is_only_starting() -> None:
+    starting = facts("sin", serving=False, sessions=0)
+    committed(decide(change(Kind.FAILOVER), on=evidence(sin=starting)))
+
+
 def test_a_failover_may_ask_that_the_survivors_do_not_lag() -> None:
     lagging = evidence(sin=facts("sin", lag_ms={"iad.1": 700, "fra.1": 90_000}))
     committed(decide(change(Kind.FAILOVER), on=lagging))

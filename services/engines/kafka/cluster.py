@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,6 +55,9 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 WRITE, READ, TAIL, ADMIN = "write", "read", "tail", "admin"
 _RETRY_S = 0.1
 _CLOSE_S = 1.0
+# Without an answer for so long, other brokers are asked. A machine that hangs keeps its
+# connections; its lead it loses once its session with the controller is over.
+_DOUBT_S = 1.0
 _MOVED = (
     LeaderNotAvailableError,
     NotLeaderForPartitionError,
@@ -138,17 +141,25 @@ class Cluster:
     # --------------------------------------------------------------------------- requests
 
     async def call(
-        self, node: int, request: Any, lane: str, write: bool = False, wait_s: float = 0.0
+        self,
+        node: int,
+        request: Any,
+        lane: str,
+        write: bool = False,
+        wait_s: float = 0.0,
+        led: Collection[At] = (),
     ) -> Any:
-        """``wait_s``: how long the broker may wait by itself. Raises Unavailable; when ``write``,
-        OutcomeUnknown once the request may have been sent."""
+        """``wait_s``: how long the broker may wait by itself. ``led``: what it is asked as the
+        leader of; once others lead all of that, its answer is not waited for. Raises Unavailable;
+        when ``write``, OutcomeUnknown once the request may have been sent."""
         deadline_s = self.settings.deadline_s + wait_s
         sent = False
         try:
             async with asyncio.timeout(deadline_s):
                 connection = await self._connected(node, lane)
                 sent = True
-                reply = await connection.send(request)
+                with self._doubting(node, lane, wait_s, led):
+                    reply = await connection.send(request)
         except (KafkaError, TimeoutError, OSError) as error:
             self._drop(node, lane)
             sentence = f"{self} does not answer: {_said(error)}"
@@ -161,6 +172,30 @@ class Cluster:
             raise
         self._failed_at.pop(self._place_of(node), None)
         return reply
+
+    @contextlib.contextmanager
+    def _doubting(self, node: int, lane: str, wait_s: float, led: Collection[At]) -> Iterator[None]:
+        """A request that lasts is ended, by dropping its connection, when others lead by now."""
+        looking: list[asyncio.Task[None]] = []
+
+        async def look() -> None:
+            topics = {at.topic for at in led}
+            while True:
+                self._failed(self._place_of(node))  # so it is the last to be asked who leads
+                with contextlib.suppress(Unavailable):
+                    await self.look(sorted(topics))
+                    if all(self._leaders.get(at, node) != node for at in led):
+                        self._drop(node, lane)
+                await asyncio.sleep(_RETRY_S)
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(wait_s + _DOUBT_S, lambda: looking.append(loop.create_task(look())))
+        try:
+            yield
+        finally:
+            timer.cancel()
+            for task in looking:
+                task.cancel()
 
     async def ask(self, request: Any, controller: bool = False) -> Any:
         """Of any broker, or of the controller; of the next one while one cannot be reached and
@@ -365,12 +400,13 @@ class Cluster:
         return found
 
     async def _metadata(self, request: MetadataRequest) -> Any:
-        """From a broker that is connected; else from whichever lets itself be reached first, those
-        last that did not answer the last time."""
+        """From a broker that is connected and answers soon; else from whichever lets itself be
+        reached first, those last that did not answer the last time."""
         for node, lane in list(self._connections):
-            if lane == ADMIN:
-                with contextlib.suppress(Unavailable):
-                    return await self.call(node, request, ADMIN)
+            if lane == ADMIN and self._place_of(node) not in self._failed_at:
+                with contextlib.suppress(Unavailable, TimeoutError):
+                    async with asyncio.timeout(_DOUBT_S):
+                        return await self.call(node, request, ADMIN)
         why: Exception = Unavailable(f"{self} names no brokers")
         places = [*self._nodes.values(), *(_place(broker) for broker in self.settings.brokers)]
         for host, port in sorted(
@@ -441,7 +477,8 @@ class Cluster:
             topics.setdefault(at.topic, []).append((at.partition, offset, size))
         total = max(size for _, _, size in wanted)
         request = FetchRequest(wait_ms, 1, total, READ_COMMITTED, list(topics.items()))
-        reply = await self.call(node, request, lane, wait_s=wait_ms / 1000)
+        led = [at for at, _, _ in wanted]
+        reply = await self.call(node, request, lane, wait_s=wait_ms / 1000, led=led)
         offsets = {at: offset for at, offset, _ in wanted}
         found: dict[At, Fetched | Exception] = {}
         for topic, partitions in reply.topics:
@@ -479,7 +516,7 @@ class Cluster:
 
     async def _offset(self, at: At, when: int, node: int) -> int:
         topics = [(at.topic, [(at.partition, when)])]
-        reply = await self.call(node, OffsetRequest(-1, READ_COMMITTED, topics), READ)
+        reply = await self.call(node, OffsetRequest(-1, READ_COMMITTED, topics), READ, led=[at])
         for _, partitions in reply.topics:
             for _, code, *rest in partitions:
                 self.moved(at, code)

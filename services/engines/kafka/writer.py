@@ -136,7 +136,8 @@ class Writer:
         partitions = [(partition, batch.data) for partition, batch in batches.items()]
         wait_ms = int(self._cluster.settings.deadline_s * 1000)
         request = ProduceRequest(None, _ALL, wait_ms, [(self._topic, partitions)])
-        return await self._cluster.call(node, request, WRITE, write=True)
+        led = [At(self._topic, partition) for partition in batches]
+        return await self._cluster.call(node, request, WRITE, write=True, led=led)
 
     def _settle(self, batches: dict[int, _Batch], reply: Any) -> None:
         for topic, partitions in reply.topics:
