@@ -67,6 +67,9 @@ class SideLinks:
             except (SessionLost, AuthError):
                 session.close()
                 continue
+            except asyncio.CancelledError:  # the client is closed, and knows nothing of this one
+                session.close()
+                raise
             self._sessions[idc] = session
             return session
         self._avoid[idc] = self._clock.now() + _AVOID_S

@@ -498,6 +498,17 @@ async def test_a_side_connection_that_is_not_answered_on_is_closed(region, ca_fi
         await eventually(lambda: not iad.connections, 1.0)
 
 
+async def test_a_side_connection_that_is_only_beginning_goes_with_its_client(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    iad.mute.add("connect")
+    async with App(region, ca_file, options=Options(signal_wait_ms=10)):
+        heads = [pb.Position(origin=origin_pb(iad.origin), seq=1)]
+        fra.everybody(pb.Event(signal=pb.Signal(conversation=CHAT, heads=heads)))
+        await eventually(lambda: iad.requests["connect"] == 1)
+        assert iad.open == 1
+    await eventually(lambda: not iad.open)
+
+
 async def test_an_idc_that_does_not_answer_takes_no_workers_place(region, ca_file):
     fra, iad = region.idcs["fra"], region.idcs["iad"]
     iad.mute.add("pull")

@@ -152,7 +152,8 @@ class Idc:
         self.classes: dict[ClientKey, Copy] = {}
         self.places: dict[ClientKey, Place] = {}
         self.lsn = 0
-        self.connections: list[Connection] = []
+        self.connections: list[Connection] = []  # whose Connect was answered
+        self.open = 0  # all that stand
         self.connects: list[pb.Connect] = []
         self.requests: Counter[str] = Counter()
         self.sends: list[pb.Send] = []
@@ -253,8 +254,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of its classes
+        self.idc.open += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.idc.open -= 1
         if self in self.idc.connections:
             self.idc.connections.remove(self)
 
