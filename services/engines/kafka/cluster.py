@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence, Set
 from functools import partial
@@ -55,9 +56,10 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 WRITE, READ, TAIL, ADMIN = "write", "read", "tail", "admin"
 _RETRY_S = 0.1
 _CLOSE_S = 1.0
-# Without an answer for so long, other brokers are asked. A machine that hangs keeps its
-# connections; its lead it loses once its session with the controller is over.
+# Without an answer for so long, other brokers are asked, and again after as long. A machine that
+# hangs keeps its connections; its lead it loses once its session with the controller is over.
 _DOUBT_S = 1.0
+_NEXT_S = 2.0  # for metadata, which no broker has to look up; then the next one is asked
 _MOVED = (
     LeaderNotAvailableError,
     NotLeaderForPartitionError,
@@ -118,6 +120,7 @@ class Cluster:
         self._connections: dict[tuple[int, str], AIOKafkaConnection] = {}
         self._connecting: dict[tuple[int, str], asyncio.Lock] = {}
         self._looking = asyncio.Lock()
+        self._doubted_at = -math.inf  # when it was last looked who leads in place of a silent one
         self._failed_at: dict[tuple[str, int], float] = {}  # who did not answer since, and when
         self._closed = False
         self._closing: dict[asyncio.Future[None], asyncio.WriteTransport] = {}
@@ -175,18 +178,21 @@ class Cluster:
 
     @contextlib.contextmanager
     def _doubting(self, node: int, lane: str, wait_s: float, led: Collection[At]) -> Iterator[None]:
-        """A request that lasts is ended, by dropping its connection, when others lead by now."""
+        """A request that lasts is ended, by dropping its connection, when others lead by now. Of
+        one broker nobody can take the lead: where it is slow, to ask it more makes it slower."""
+        if not led or not self._has_others:
+            yield
+            return
         looking: list[asyncio.Task[None]] = []
 
         async def look() -> None:
-            topics = {at.topic for at in led}
             while True:
                 self._failed(self._place_of(node))  # so it is the last to be asked who leads
                 with contextlib.suppress(Unavailable):
-                    await self.look(sorted(topics))
-                    if all(self._leaders.get(at, node) != node for at in led):
-                        self._drop(node, lane)
-                await asyncio.sleep(_RETRY_S)
+                    await self._look_for_all({at.topic for at in led})
+                if all(self._leaders.get(at, node) != node for at in led):
+                    self._drop(node, lane)
+                await asyncio.sleep(_DOUBT_S / 2)
 
         loop = asyncio.get_running_loop()
         timer = loop.call_later(wait_s + _DOUBT_S, lambda: looking.append(loop.create_task(look())))
@@ -196,6 +202,18 @@ class Cluster:
             timer.cancel()
             for task in looking:
                 task.cancel()
+
+    @property
+    def _has_others(self) -> bool:
+        return len(self._nodes) > 1
+
+    async def _look_for_all(self, topics: set[str]) -> None:
+        """Unless that was done just now: requests to one broker are doubted all at once. Raises
+        Unavailable."""
+        now = asyncio.get_running_loop().time()
+        if now - self._doubted_at >= _DOUBT_S:
+            self._doubted_at = now
+            await self.look(sorted(topics.union(at.topic for at in self._leaders)))
 
     async def ask(self, request: Any, controller: bool = False) -> Any:
         """Of any broker, or of the controller; of the next one while one cannot be reached and
@@ -403,9 +421,10 @@ class Cluster:
         """From a broker that is connected and answers soon; else from whichever lets itself be
         reached first, those last that did not answer the last time."""
         for node, lane in list(self._connections):
-            if lane == ADMIN and self._place_of(node) not in self._failed_at:
+            failed = self._place_of(node) in self._failed_at
+            if lane == ADMIN and not (failed and self._has_others):
                 with contextlib.suppress(Unavailable, TimeoutError):
-                    async with asyncio.timeout(_DOUBT_S):
+                    async with asyncio.timeout(_NEXT_S if self._has_others else None):
                         return await self.call(node, request, ADMIN)
         why: Exception = Unavailable(f"{self} names no brokers")
         places = [*self._nodes.values(), *(_place(broker) for broker in self.settings.brokers)]
