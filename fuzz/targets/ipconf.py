@@ -122,6 +122,7 @@ def seeds() -> list[bytes]:
     return [
         _request("GET /v1/gateways"),
         _request("GET /v1/gateways?network=cellular&last=iad-gw-1"),
+        _request("GET /v1/gateways?network=cellular&connect_ms=1700&heartbeat_ms=600"),
         _request("GET /v1/gateways", "X-Forwarded-For: 8.8.8.8, 127.0.0.2"),
         _request("GET /v1/gateways", "X-Forwarded-For: 2001:4860::1"),
         _request("GET /v1/gateways", "X-Im-Address: 81.2.69.142", token="@ADMIN@"),

@@ -587,14 +587,21 @@ class Tracing(Model):
     )
 
 
+_TIMEOUT_MAX = (
+    "what clients report moves the time-out to connect between half of it and this, and that of "
+    "heartbeats from what it is to this; 0: neither"
+)
+
+
 class CellularParameters(Model):
     """In place of those above, for clients on cellular networks: over a 2G one a connection takes
-    three round trips of 0.6 s and more."""
+    three round trips of 0.6 s and more, over a newer one a tenth of that."""
 
     heartbeat_timeout_ms: int = Field(
         default=5_000, ge=100, description="without an answer the connection is given up"
     )
     connect_timeout_ms: int = Field(default=4_000, ge=100, description="for one gateway")
+    timeout_max_ms: int = Field(default=10_000, ge=0, le=60_000, description=_TIMEOUT_MAX)
 
 
 class ClientParameters(Model):
@@ -605,6 +612,7 @@ class ClientParameters(Model):
         default=2_000, ge=100, description="without an answer the connection is given up"
     )
     connect_timeout_ms: int = Field(default=1_500, ge=100, description="for one gateway")
+    timeout_max_ms: int = Field(default=0, ge=0, le=60_000, description=_TIMEOUT_MAX)
     backoff_base_ms: int = Field(default=100, ge=1, description="first wait between tries")
     backoff_max_ms: int = Field(default=5_000, ge=1, description="longest wait between tries")
     fast_retries: int = Field(default=2, ge=0, description="tries before the first wait")

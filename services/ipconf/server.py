@@ -32,6 +32,7 @@ from services.ipconf.locate import Locator
 from services.ipconf.rank import Scored, rank
 from services.ipconf.reports import PER_REQUEST_MAX, Reports
 from services.ipconf.ticket import Ticket, mint
+from services.ipconf.timeouts import REPORTED_MS_MAX, Bounds, Timeouts
 from services.metrics.verbs import Verbs
 from services.policy.holder import PolicyHolder
 
@@ -86,6 +87,12 @@ class IpconfServer:
         self._shards = Shards(region.spec.geo)
         self._proxies = [ip_network(text) for text in region.spec.geo.trusted_proxies]
         self._parameters = _parameters(region)
+        self._timeouts = Timeouts(
+            {
+                network: Bounds(*(told[field] for field in Bounds._fields))
+                for network, told in self._parameters.items()
+            }
+        )
         # Files are served where this API is, unless they have a door of their own (docs/media.md).
         self._media = (
             {
@@ -136,6 +143,8 @@ class IpconfServer:
         network = request.query.get("network", "unknown")
         if network not in NETWORKS:
             raise Refused(Code.BAD_REQUEST, f"network: expected one of {sorted(NETWORKS)}")
+        connect_ms = _milliseconds(request, "connect_ms")
+        heartbeat_ms = _milliseconds(request, "heartbeat_ms")
         policy = self._holder.policy
         if policy is None:
             raise Unavailable("no policy is known yet", retry_after_ms=500)
@@ -150,6 +159,10 @@ class IpconfServer:
         ranked = rank(policy, self._region, shard, claims.uid, live, at, minority)
         if not ranked:
             raise Unavailable("no gateway is alive", retry_after_ms=500)
+        now = self._clock.now()
+        self._timeouts.hear(
+            network, claims.uid, self._crowd(came_from), connect_ms, heartbeat_ms, now
+        )
         placement = mint(self._keys, Ticket(shard, claims.uid, policy.epoch))
         return web.json_response(
             {
@@ -160,7 +173,7 @@ class IpconfServer:
                 "idcs": list(dict.fromkeys(each.gateway.idc for each in ranked)),
                 "gateways": [_row(each) for each in ranked],
                 "media": self._media_of(ranked),
-                "parameters": self._parameters[network],
+                "parameters": self._parameters[network] | self._timeouts.of(network, now),
                 "ttl_ms": TTL_MS,
             }
         )
@@ -198,12 +211,15 @@ class IpconfServer:
 
     def _claims(self, request: web.Request, came_from: Address) -> Claims:
         """Whoever has no token is bound by his address, and so is who has the tokens of many."""
-        if not inside(came_from, self._proxies):  # else it is one of ours that says nothing
-            key = neighbourhood(str(unmapped(came_from)))
-            if wait_s := self._of_address.take(key, self._clock.now()):
-                raise Overloaded("too many ask from this address", retry_after_ms(wait_s))
+        crowd = self._crowd(came_from)
+        if crowd and (wait_s := self._of_address.take(crowd, self._clock.now())):
+            raise Overloaded("too many ask from this address", retry_after_ms(wait_s))
         header = request.headers.get("Authorization", "")
         return claims_of(header, self._keys, self._clock.wall_ms())
+
+    def _crowd(self, came_from: Address) -> str:
+        """All who count as one address. Empty: it is one of our proxies, which says nothing."""
+        return "" if inside(came_from, self._proxies) else neighbourhood(str(unmapped(came_from)))
 
     def _address(self, request: web.Request, claims: Claims, came_from: Address) -> Address:
         """Where the client is: any for an admin who says so."""
@@ -221,6 +237,18 @@ def _parameters(region: Region) -> dict[str, dict[str, Any]]:
     common["transports"] = [*(["quic"] if common.pop("quic") else []), *TRANSPORTS]
     kinds = {"cellular": common.pop("cellular")}
     return {network: common | kinds.get(network, {}) for network in NETWORKS}
+
+
+def _milliseconds(request: web.Request, name: str) -> int | None:
+    """None: it is not said. Raises Refused."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= REPORTED_MS_MAX):
+        raise Refused(
+            Code.BAD_REQUEST, f"{name}: expected whole milliseconds from 0 to {REPORTED_MS_MAX}"
+        )
+    return int(text)
 
 
 def _parsed(text: str) -> Address:

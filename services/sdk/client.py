@@ -1283,19 +1283,20 @@ class Client:
         def answered(response: pb.Response | None) -> None:
             if response is None or session is not self._link.session:
                 return
-            liveness.answered()
+            sooner = liveness.answered()
             self._silence_s = None
             if asked_in == self._network:
                 self._connected_by = asked_in  # it stands in this network too
+                if not session.polling:
+                    self._link.slowest.answered(self._clock.now() - now)
             if silence_s is not None and asked_in == self._network:
                 self._longest().survived(silence_s)
             less = response.heartbeat_ok.next_ms < request.heartbeat.next_ms
             if less:
                 self._longest().allow(response.heartbeat_ok.next_ms / 1000)
                 liveness.within(self._clock.now(), self._longest().interval_s)
-            if (
-                less or self._to_ack
-            ):  # more than fitted: not only when this one would have been overdue
+            # Acks: more than fitted. All of them not only when this one would have been overdue.
+            if sooner or less or self._to_ack:
                 self._look_later()
             if not response.HasField("error"):
                 self._acking.clear()

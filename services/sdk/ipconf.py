@@ -59,6 +59,8 @@ class Lookup(NamedTuple):
     last: str = ""  # the gateway of the last connection
     forwarded_for: str = ""  # believed only from addresses that the region file lists
     policy_epoch_min: int = 0
+    connect_ms: int | None = None  # what the client's own took, in this network; None: not known
+    heartbeat_ms: int | None = None
 
 
 class _Refused(AuthError):
@@ -167,6 +169,10 @@ class IpconfClient:
         if lookup.forwarded_for:
             headers["X-Forwarded-For"] = lookup.forwarded_for
         query = {"network": lookup.network, "last": lookup.last}
+        if lookup.connect_ms is not None:
+            query["connect_ms"] = str(lookup.connect_ms)
+        if lookup.heartbeat_ms is not None:
+            query["heartbeat_ms"] = str(lookup.heartbeat_ms)
         try:
             async with self._session().get(
                 f"{url}/v1/gateways", params=query, headers=headers

@@ -24,6 +24,7 @@ from services.sdk.core.reconnect import (
     Where,
 )
 from services.sdk.core.seen import Seen
+from services.sdk.core.timing import Patience, Slowest
 from services.sdk.errors import AuthError, Kicked, Replaced, SdkError, StoreFailed
 from services.sdk.ipconf import Answer, Gateway, IpconfClient, Lookup, NoAnswer
 from services.sdk.race import Dials
@@ -95,6 +96,8 @@ class Link:
         self._quic: QuicDialer | None = None
         self._passages = passage.Passages()
         self._network = network
+        self._patience = Patience()
+        self.slowest = Slowest()  # of the present kind of network
         self.by_quic = False  # the present connection, or the last one
         self._seen = seen
         self._clock = clock
@@ -172,10 +175,13 @@ class Link:
     async def _round(self, where: Where) -> Lost:
         """Try some gateways; stay with the first that takes us, until that connection ends."""
         lost = Lost("no_answer")
+        told = False  # by an ipconf: so there is a network
+        self._patience.begins()
         candidates = [self._last] if where is Where.SAME and self._last else []
         if not candidates:
             try:
                 candidates = self._candidates(await self._ask())
+                told = True
             except AuthError:
                 if self.answer is None:
                     raise
@@ -198,11 +204,13 @@ class Link:
             except SessionLost as error:
                 lost = error.lost
                 self._failed(gateway, lost.reason)
+                self._patience.failed(lost.reason)
                 if lost.retry_after_ms or lost.reason in FOR_GOOD:
                     break
                 continue
             except AuthError as error:
                 self._refused(gateway, error)
+                self._patience.failed("unauthenticated")
                 lost = Lost("unauthenticated")
                 continue
             except StoreFailed as error:
@@ -210,10 +218,16 @@ class Link:
                 return Lost("outbox")
             self._take(session)
             return await self._stay()
+        if told:
+            self._patience.in_vain()
         return lost
 
     def network(self, kind: str, name: str) -> None:
         """Where the device is from now on."""
+        if kind != self._network[0]:
+            self.slowest = Slowest()
+        if (kind, name) != self._network:
+            self._patience = Patience()
         self._lookup = self._lookup._replace(network=kind)
         self._network = (kind, name)
         if self.session is not None:
@@ -235,9 +249,17 @@ class Link:
 
     async def _ask(self) -> Answer:
         last = self._last.name if self._last is not None else ""
+        slowest = self.slowest
         answer = await self._ipconf.lookup(
-            self._lookup._replace(last=last, policy_epoch_min=self._policy_epoch)
+            self._lookup._replace(
+                last=last,
+                policy_epoch_min=self._policy_epoch,
+                connect_ms=slowest.connect_ms,
+                heartbeat_ms=slowest.heartbeat_ms,
+            )
         )
+        if slowest is self.slowest:
+            self.slowest = Slowest()
         self.answer = answer
         self.knows(answer.policy_epoch)
         self.reconnect.parameters = answer.parameters
@@ -277,6 +299,7 @@ class Link:
                     judge()
                 return
             lost = error.lost
+            self._patience.failed(lost.reason)
             if report:
                 self._failed(gateway, lost.reason)
             if gateway in candidates:
@@ -311,31 +334,37 @@ class Link:
     async def _dial(self, gateway: Gateway, dialer: Dialer) -> Session:
         """Raises SessionLost."""
         session = Session(gateway, self._seen, self._clock, self._on_event)
-        began = self._clock.now()
-        await session.dial(dialer, self.reconnect.parameters.connect_timeout_ms / 1000)
+        session.network = self._network
+        await session.dial(dialer, self._timeout_s())
         took = self._took_quic if dialer is self._quic else self._took
-        took[gateway.name] = self._clock.now() - began
+        took[gateway.name] = session.took_s
         return session
+
+    def _timeout_s(self) -> float:
+        return self._patience.timeout_s(self.reconnect.parameters)
 
     async def _sign_in(self, session: Session) -> None:
         """Raises SessionLost, AuthError, StoreFailed."""
-        timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
         try:
             connect = await self._owner.connect_request(session.gateway)
-            await self._connect(session, connect, timeout_s)
+            await self._connect(session, connect)
         except BaseException:
             session.close()
             raise
 
-    async def _connect(self, session: Session, connect: pb.Connect, timeout_s: float) -> None:
+    async def _connect(self, session: Session, connect: pb.Connect) -> None:
         session.epoch = self._raised = connect.connection_epoch
-        await session.connect(connect, timeout_s)
+        await session.connect(connect, self._timeout_s())
 
     def _take(self, session: Session) -> None:
         self.session = session
         self._last = session.gateway
         self._polled = session.polling
         self.by_quic = session.quic
+        # Neither polling nor QUIC says how long TCP and TLS take.
+        if session.network == self._network and not (session.polling or session.quic):
+            self.slowest.connected(session.took_s)
+            self._patience.connected(session.took_s, self.reconnect.parameters)
         self._move = None  # of an earlier connection: this one may be where it led to
         self._refused_by.clear()
         self.knows(session.ok.policy_epoch)
@@ -413,8 +442,7 @@ class Link:
             connect = await self._owner.connect_request(gateway)
             if resume_token:
                 connect.resume_token = resume_token
-            timeout_s = self.reconnect.parameters.connect_timeout_ms / 1000
-            await self._connect(session, connect, timeout_s)
+            await self._connect(session, connect)
         except BaseException:
             session.close()
             raise

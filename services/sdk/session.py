@@ -45,6 +45,8 @@ class Session:
         self._since = 0.0  # when it was fully connected; 0: not yet
         self.traffic_at = clock.now()  # when something was sent or came
         self.epoch = 0  # the connection epoch that it was opened with
+        self.took_s = 0.0  # the slower of its dial and its sign-in
+        self.network = ("", "")  # that it was dialled in, where anybody asks
 
     @property
     def polling(self) -> bool:
@@ -62,16 +64,18 @@ class Session:
 
     async def dial(self, dialer: Dialer, timeout_s: float) -> None:
         """Raises SessionLost."""
-        gateway = self.gateway
+        gateway, began = self.gateway, self._clock.now()
         try:
             self._wire = await dialer.dial(
                 gateway.host, gateway.port, timeout_s, self._frame, self._closed
             )
         except DialFailed as error:
             raise SessionLost(Lost(error.reason)) from error
+        self.took_s = self._clock.now() - began
 
     async def connect(self, connect: pb.Connect, timeout_s: float) -> pb.ConnectOk:
         """Raises SessionLost, AuthError."""
+        began = self._clock.now()
         response = await self.ask(pb.Request(connect=connect), timeout_s)
         if response.HasField("error"):
             error = response.error
@@ -85,6 +89,7 @@ class Session:
         # and who was told to leave must not take the gateway for another one.
         self.gateway = self.gateway._replace(name=self.ok.gateway or self.gateway.name)
         self._since = self._clock.now()
+        self.took_s = max(self.took_s, self._since - began)
         return self.ok
 
     # -------------------------------------------------------------------------- requests

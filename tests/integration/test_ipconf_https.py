@@ -102,7 +102,7 @@ async def test_a_client_is_told_where_to_connect(api: Api) -> None:
     assert body["parameters"]["transports"] == ["tcp", "websocket", "polling"]
     cellular = (await api.get(query="?network=cellular"))[1]["parameters"]
     differs = {key for key in cellular if cellular[key] != body["parameters"][key]}
-    assert differs == {"connect_timeout_ms", "heartbeat_timeout_ms"}
+    assert differs == {"connect_timeout_ms", "heartbeat_timeout_ms", "timeout_max_ms"}
     assert cellular["connect_timeout_ms"] == api.region.spec.client.cellular.connect_timeout_ms
     ticket = read(api.keys, body["placement"].encode())
     assert ticket == Ticket("americas", "alice", 3)
@@ -208,6 +208,21 @@ async def test_unknown_paths_and_networks_are_refused(api: Api) -> None:
     async with api.http.get(f"{api.url}/v1/else") as response:
         assert response.status == 404
         assert (await response.json())["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("field", ["connect_ms", "heartbeat_ms"])
+async def test_what_a_client_says_that_things_took_is_a_number_of_milliseconds(
+    api: Api, field: str
+) -> None:
+    await api.holder.offer(api.policy())
+    for good in ("0", "60000"):
+        assert (await api.get(query=f"?network=cellular&{field}={good}"))[0] == 200
+    for bad in ("", "-1", "60001", "1e3", "1.5", "x", "%D9%A3", "9" * 5_000):
+        status, body = await api.get(query=f"?network=cellular&{field}={bad}")
+        assert status == 400
+        assert body["error"]["message"].startswith(f"{field}: expected whole milliseconds")
+    # What a newer SDK says is left aside.
+    assert (await api.get(query="?network=cellular&tls_ms=x"))[0] == 200
 
 
 async def test_a_client_that_does_not_trust_the_ca_gets_nothing(api: Api) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,17 @@ def test_an_unanswered_heartbeat_is_a_dead_connection():
     assert live.due(106.9) is Due.NOTHING
     assert live.next_look(106.9) < 0.11
     assert live.due(107.0) is Due.DEAD
+
+
+def test_a_long_wait_for_an_answer_makes_heartbeats_no_rarer():
+    live = Liveness(PARAMETERS, random.Random(1), 100.0)
+    live.sent(105.0)
+    assert not live.answered()
+    slow = replace(PARAMETERS, heartbeat_timeout_ms=9_000)
+    live = Liveness(slow, random.Random(1), 100.0)
+    live.sent(105.0)
+    assert live.answered() and live.next_look(105.5) <= 4.5
+    assert not live.answered()  # nothing was asked
 
 
 def test_pushes_are_acked_within_a_second():

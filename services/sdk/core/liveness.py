@@ -52,8 +52,10 @@ class Liveness:
         """The next heartbeat is due in so long, or earlier."""
         self._next = min(self._next, now + seconds)
 
-    def answered(self) -> None:
-        self._asked = None
+    def answered(self) -> bool:
+        """Whether the next is due before this one would have been overdue."""
+        asked, self._asked = self._asked, None
+        return asked is not None and self._next < asked + self._timeout
 
     def news(self, now: float, to_ack: bool) -> None:
         """Something other than a heartbeat's answer came."""

@@ -12,6 +12,7 @@ class Parameters:
     heartbeat_ms: int = 5_000
     heartbeat_timeout_ms: int = 2_000
     connect_timeout_ms: int = 1_500
+    timeout_max_ms: int = 0  # up to which a client may wait longer by itself; 0: as it is told
     backoff_base_ms: int = 100
     backoff_max_ms: int = 5_000
     fast_retries: int = 2
