@@ -23,6 +23,7 @@ from services.sdk.errors import AuthError
 
 STAGGER_S = 0.2  # the next ipconf is asked when the ones before have not answered for as long
 TIMEOUT_S = 2.0
+CELLULAR_TIMEOUT_S = 5.0  # over a 2G network the answer takes three round trips of 0.6 s and more
 NEWER_WAIT_S = 0.5  # an answer of an older policy than asked for is not held back for longer
 
 
@@ -175,7 +176,7 @@ class IpconfClient:
             query["heartbeat_ms"] = str(lookup.heartbeat_ms)
         try:
             async with self._session().get(
-                f"{url}/v1/gateways", params=query, headers=headers
+                f"{url}/v1/gateways", params=query, headers=headers, timeout=_timeout(lookup)
             ) as response:
                 document = await response.json()
                 if response.status == 200:
@@ -209,12 +210,17 @@ class IpconfClient:
         for url in self._rng.sample(self._urls, len(self._urls)):
             try:
                 async with self._session().post(
-                    f"{url}/v1/reports", json=body, headers=headers
+                    f"{url}/v1/reports", json=body, headers=headers, timeout=_timeout(lookup)
                 ) as response:
                     if response.status < 300:
                         return
             except (aiohttp.ClientError, TimeoutError, OSError):
                 continue
+
+
+def _timeout(lookup: Lookup) -> aiohttp.ClientTimeout:
+    total_s = CELLULAR_TIMEOUT_S if lookup.network == "cellular" else TIMEOUT_S
+    return aiohttp.ClientTimeout(total=total_s)
 
 
 def _checked(url: str) -> str:

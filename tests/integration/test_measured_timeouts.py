@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,8 +20,9 @@ from services.node.testing_ipconf import IpconfSite
 from services.policy.document import IdcState
 from services.sdk import Client, IpconfClient, NotConnected, Options
 from services.sdk.core.parameters import Parameters
+from services.sdk.ipconf import Lookup, NoAnswer
 from services.sdk.testing.app import App, eventually
-from services.sdk.testing.scripted import Region
+from services.sdk.testing.scripted import Region, token_of
 from services.state.testing import Front
 
 PARAMETERS = {
@@ -141,6 +143,23 @@ async def test_what_is_only_slow_is_reached_by_waiting_longer_and_then_said(
             pass
 
 
+async def test_over_a_cellular_network_the_answer_of_ipconf_itself_is_waited_for_longer(
+    region: tuple[Region, LinkProxy], ca_file: Path
+) -> None:
+    served, _ = region
+    async with way_to(urlsplit(served.url).port or 0) as (proxy, port):
+        link(proxy, LinkSpec(delay_ms=400))  # three round trips: 2.4 s
+        ipconf = IpconfClient([f"https://127.0.0.1:{port}"], ca_file, random.Random(1))
+        try:
+            answer = await ipconf.lookup(Lookup(token_of("ann"), "cellular"))
+            assert [gateway.idc for gateway in answer.gateways] == ["fra"]
+            await ipconf.close()  # and the connection, over which it would be one round trip
+            with pytest.raises(NoAnswer):
+                await ipconf.lookup(Lookup(token_of("ann"), "wifi"))
+        finally:
+            await ipconf.close()
+
+
 # ------------------------------------------------------- a real ipconf, a real gateway, many SDKs
 
 
@@ -201,9 +220,8 @@ async def test_who_comes_over_a_slow_network_is_told_what_those_before_needed(
                 uids = [f"w{each}" for each in range(number, min(number + 17, count))]
                 await come_and_go(site, ipconf, front, "wifi", uids)
             link(proxy, FAR)  # it takes longer than they are told to wait
-            for number in range(0, count, 51):
-                uids = [f"c{each}" for each in range(number, min(number + 51, count))]
-                await come_and_go(site, ipconf, front, "cellular", uids)
+            uids = [f"c{each}" for each in range(count)]
+            await come_and_go(site, ipconf, front, "cellular", uids)
             after = {each: await told(site, ipconf, each) for each in ("wifi", "cellular")}
             assert 2 * FAR_MS <= after["cellular"].connect_timeout_ms <= 10_000
             assert 1_500 <= after["wifi"].connect_timeout_ms <= 3_000
