@@ -1,12 +1,13 @@
-"""How several workers share the tests: ``pytest -n 2`` (pytest-xdist), as `make test` calls it.
+"""How several workers share the tests: ``pytest -n 3`` (pytest-xdist), as `make test` calls it.
 
 Most tests that take long wait: for processes to start, for a failover, for an engine. The first
 worker runs whole deployments and the cluster, and what has little time for something, one after the
 other, in their order: two deployments at once would keep each other from their time limits. The
 second one runs all tests of engines, so that an engine that a session shares is started once, and
 then, file by file, everything else. What waits comes first there too, and has as much of the
-machine as a deployment; what only computes has no time limits, and gives way (``NICE``). Last come
-some deployments that have time enough, on whichever worker is done first.
+machine as a deployment. The third one fills the time in which those two wait: with what only
+computes, has time enough, and gives way (``COMPUTE``). Last come some deployments that have time
+enough too, on whichever of the first two is done.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from xdist.workermanage import NodeManager, WorkerController
 from imctl.target import places
 
 FIRST = "gw0"  # the worker that takes what waits
-NICE = 5
+FILLER = "gw2"  # a third one takes what only computes, while the others wait
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
 # What one worker runs as a whole, in this order: folders and files.
 WAITING, ENGINES = "waiting", "engines"
-GIVES_WAY = pytest.StashKey[bool]()
+NICE = pytest.StashKey[int]()
 
 
 def _integration(*names: str) -> tuple[str, ...]:
@@ -60,7 +61,9 @@ PATIENT = tuple(
         "demo", "features", "hostile_disks", "loss_for_good", "retention", "secrets", "up_and_down",
     )
 )  # fmt: skip
-COMPUTE = ("tests/simulation/", "tests/unit/")
+# By folder how nice it is, but to the first worker: a unit test may have a limit of seconds, what is
+# simulated has no clock. In this order, since who is nice stays so.
+COMPUTE = {"tests/unit/": 5, "tests/simulation/": 10}
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
     {
@@ -84,8 +87,9 @@ def unit_of(nodeid: str) -> str:
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
-    """The first worker begins with all that waits, the next with the engines. Whoever is done takes
-    the next file."""
+    """The first worker begins with all that waits, the next with the engines, a third one with what
+    computes, which is all that it takes: a deployment beside the others' would have too little.
+    Whoever is done takes the next file."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
@@ -99,6 +103,12 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
             self.workqueue.move_to_end(ENGINES, last=False)
         if WAITING in self.workqueue:
             self.workqueue.move_to_end(WAITING, last=node.gateway.id != FIRST)
+        if node.gateway.id == FILLER:
+            computes = next((file for file in self.workqueue if file.startswith(tuple(COMPUTE))), "")
+            if not computes:
+                node.shutdown()
+                return
+            self.workqueue.move_to_end(computes, last=False)
         super()._assign_work_unit(node)
 
 
@@ -182,7 +192,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster needs may be built while most other tests run."""
+    """What a cluster needs may be built while most other tests run; what is simulated, in a worker
+    that is nicer then, comes behind the unit tests."""
     items.sort(key=_late)
     for item in items:
         asked, unit = set(getattr(item, "fixturenames", ())), unit_of(item.nodeid)
@@ -197,13 +208,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _late(item: pytest.Item) -> int:
     if item.nodeid.startswith(PATIENT):
         return 2
-    return 1 if item.nodeid.startswith("tests/kubernetes/") else 0
+    return 1 if item.nodeid.startswith(("tests/kubernetes/", "tests/simulation/")) else 0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Every worker but the first gives way once it has come to what only computes."""
-    stash = item.config.stash
-    if item.nodeid.startswith(COMPUTE) and not _is_first(item.config) and GIVES_WAY not in stash:
-        stash[GIVES_WAY] = True
-        os.nice(NICE)
+    if _is_first(item.config):
+        return
+    before = item.config.stash.get(NICE, 0)
+    nice = next((nice for folder, nice in COMPUTE.items() if item.nodeid.startswith(folder)), 0)
+    if nice > before:
+        item.config.stash[NICE] = nice
+        os.nice(nice - before)
