@@ -25,7 +25,7 @@ from benchmarks.gateway import CONTENT, KEYS, UNLIMITED, listen
 from imcore.convert import key_pb
 from imcore.proto import client_pb2 as pb
 from imcore.words import ClientKey
-from services.node.__main__ import COLLECT
+from services.node.process import COLLECT
 from services.ports import Audience
 from services.state.reached import ReachedGroups
 from services.state.testing import Front

@@ -32,7 +32,7 @@ from services.im.server import ImServer
 from services.mirror.follow import Follower
 from services.mirror.progress import Progress
 from services.mirror.serve import LogsService
-from services.node import __main__ as node
+from services.node import process as node
 from services.node.node import Node
 from services.node.replication import Replication
 from services.route.signals import SignalQueue

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from imcore.errors import ImError
 from imcore.roles import Role
+from imcore.starting import uncollected
 from imctl import errors, roles
 from imctl.group import Commands
 
@@ -177,7 +178,8 @@ class LazyGroup(Commands):
 def load(name: str) -> Any:
     """The real command of this name."""
     module, attribute, summary = COMMANDS[name]
-    found = getattr(import_module(module), attribute)
+    with uncollected():
+        found = getattr(import_module(module), attribute)
     if not isinstance(found, typer.Typer):
         single = typer.Typer(rich_markup_mode=None, add_completion=False)
         single.command(name, help=found.__doc__ or summary)(found)

@@ -61,8 +61,8 @@ PATIENT = tuple(
         "demo", "features", "hostile_disks", "loss_for_good", "retention", "secrets", "up_and_down",
     )
 )  # fmt: skip
-# By folder how nice it is, but to the first worker: a unit test may have a limit of seconds, what is
-# simulated has no clock. In this order, since who is nice stays so.
+# By folder how nice it is, but to the first worker: a unit test may have a limit of seconds, what
+# is simulated has no clock. In this order, since who is nice stays so.
 COMPUTE = {"tests/unit/": 5, "tests/simulation/": 10}
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
@@ -104,7 +104,8 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
         if WAITING in self.workqueue:
             self.workqueue.move_to_end(WAITING, last=node.gateway.id != FIRST)
         if node.gateway.id == FILLER:
-            computes = next((file for file in self.workqueue if file.startswith(tuple(COMPUTE))), "")
+            files = (file for file in self.workqueue if file.startswith(tuple(COMPUTE)))
+            computes = next(files, "")
             if not computes:
                 node.shutdown()
                 return
