@@ -187,13 +187,18 @@ def _of(
 async def _chains_agree(
     stub: rpc.LogsAsyncStub, origin: Origin, own: Log, ends: tuple[int, ...]
 ) -> bool:
-    """Compares the chain hash at the end of the peer's copy; it covers everything below."""
-    for partition, lsn in enumerate(ends):
-        if not 0 < lsn <= own.end(partition).lsn or lsn < own.first_lsn(partition):
-            continue
+    """Compares the chain hash at the end of the peer's copy; it covers everything below. All
+    partitions at once: a peer is a WAN link away."""
+
+    async def agrees(partition: int, lsn: int) -> bool:
         request = peer.EndsRequest(origin=origin_pb(origin), at_partition=partition, at_lsn=lsn)
         theirs = (await stub.Ends(request, timeout=_ASK_S)).chain_at
         mine = await own.read(partition, lsn, 1)
-        if theirs and mine and mine[0].chain != theirs:
-            return False
-    return True
+        return not theirs or not mine or mine[0].chain == theirs
+
+    held = (
+        (partition, lsn)
+        for partition, lsn in enumerate(ends)
+        if 0 < lsn <= own.end(partition).lsn and lsn >= own.first_lsn(partition)
+    )
+    return all(await asyncio.gather(*(agrees(partition, lsn) for partition, lsn in held)))
