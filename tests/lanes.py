@@ -61,9 +61,18 @@ PATIENT = tuple(
         "demo", "features", "hostile_disks", "loss_for_good", "retention", "secrets", "up_and_down",
     )
 )  # fmt: skip
-# By folder how nice it is, but to the first worker: a unit test may have a limit of seconds, what
-# is simulated has no clock. In this order, since who is nice stays so.
-COMPUTE = {"tests/unit/": 5, "tests/simulation/": 10}
+# Folders and files, and how nice each is, but to the first worker: a command or a unit test may
+# have a limit of seconds, what is simulated has no clock. In this order: who is nice stays so.
+COMPUTE = dict.fromkeys(
+    (
+        *_integration(
+            "admin_api_conforms", "archive_files", "cli_mistakes", "cli_output", "demo_command",
+            "engines_render", "imctl_cli", "ipconf_conforms", "kubernetes_target", "mm2_render",
+            "size_command",
+        ),
+        "tests/unit/",
+    ), 5
+) | {"tests/simulation/": 10}  # fmt: skip
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
     {
@@ -86,6 +95,11 @@ def unit_of(nodeid: str) -> str:
     return file
 
 
+def _nice(unit: str) -> int:
+    """0: it does not only compute."""
+    return next((nice for place, nice in COMPUTE.items() if unit.startswith(place)), 0)
+
+
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
     """The first worker begins with all that waits, the next with the engines, a third one with what
     computes, which is all that it takes: a deployment beside the others' would have too little.
@@ -99,17 +113,17 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
         super().schedule()
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        if ENGINES in self.workqueue:
-            self.workqueue.move_to_end(ENGINES, last=False)
-        if WAITING in self.workqueue:
-            self.workqueue.move_to_end(WAITING, last=node.gateway.id != FIRST)
-        if node.gateway.id == FILLER:
-            files = (file for file in self.workqueue if file.startswith(tuple(COMPUTE)))
-            computes = next(files, "")
-            if not computes:
-                node.shutdown()
-                return
-            self.workqueue.move_to_end(computes, last=False)
+        queue, filler = self.workqueue, node.gateway.id == FILLER
+        computing = [unit for unit in queue if _nice(unit)]
+        if filler and not computing:
+            node.shutdown()
+            return
+        if ENGINES in queue:
+            queue.move_to_end(ENGINES, last=False)
+        for unit in reversed(computing) if filler else computing:
+            queue.move_to_end(unit, last=not filler)
+        if WAITING in queue:
+            queue.move_to_end(WAITING, last=node.gateway.id != FIRST)
         super()._assign_work_unit(node)
 
 
@@ -217,8 +231,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Every worker but the first gives way once it has come to what only computes."""
     if _is_first(item.config):
         return
-    before = item.config.stash.get(NICE, 0)
-    nice = next((nice for folder, nice in COMPUTE.items() if item.nodeid.startswith(folder)), 0)
+    before, nice = item.config.stash.get(NICE, 0), _nice(item.nodeid)
     if nice > before:
         item.config.stash[NICE] = nice
         os.nice(nice - before)

@@ -114,7 +114,7 @@ def ran(root: Path) -> list[tuple[str, str, int]]:
 
 
 def test_what_is_named_is_there() -> None:
-    for place in (place for places in WHOLE.values() for place in places):
+    for place in (*(place for places in WHOLE.values() for place in places), *COMPUTE):
         there = TESTS.parent / place
         assert there.is_dir() if place.endswith("/") else there.is_file(), place
     for file in PATIENT:
