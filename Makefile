@@ -15,11 +15,11 @@ WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,3)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint bench nightly mutations planted drills fuzz sim soak audit proto docs clean setup-demo \
-	setup-test engines cluster
+	setup-test engines cluster tests-alone lint-beside
 
 help:
 	@echo "make demo       set up, then kill an IDC under load and check that nothing was lost"
-	@echo "make test       set up, then lint and run all tests"
+	@echo "make test       set up, then lint, and run all tests meanwhile"
 	@echo "make engines    set up, then install all external engines (once; some minutes)"
 	@echo "make cluster    install what the Kubernetes tests need (once; 15 minutes)"
 	@echo "make lint       check format, lint, types, layers, generated stubs and docs"
@@ -45,8 +45,15 @@ setup-test:
 demo: setup-demo
 	@$(BIN)/imctl demo
 
-test: setup-test lint
+# Beside each other: the tests wait as much as they compute, and what lint finds is shown at once.
+test: setup-test
+	@$(MAKE) --no-print-directory -j2 tests-alone lint-beside
+
+tests-alone:
 	@$(BIN)/pytest -m "not nightly" -n $(WORKERS)
+
+lint-beside:
+	@nice -n 10 $(MAKE) --no-print-directory lint
 
 engines: setup-test
 	@$(BIN)/imctl engines install all
