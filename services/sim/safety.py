@@ -81,6 +81,11 @@ class Look:
     calm: bool = True
 
 
+def _outcome(policy: Policy) -> Outcome | None:
+    """Of the change that it is."""
+    return next((done for done in policy.requests if done.epoch == policy.epoch), None)
+
+
 class Change(NamedTuple):
     """``asked``: when the first registry took it; ``former_at``: when the policy before was seen
     to be committed."""
@@ -92,7 +97,7 @@ class Change(NamedTuple):
 
     @property
     def outcome(self) -> Outcome | None:
-        return next((done for done in self.new.requests if done.epoch == self.new.epoch), None)
+        return _outcome(self.new)
 
     @property
     def opened(self) -> OperationRef | None:
@@ -143,17 +148,33 @@ class Safety:
     def judge(self, t: float) -> None:
         """Whatever a majority has come to take since the last time."""
         for (_, document), takers in sorted(self._takers.items(), key=lambda taken: taken[0][0]):
-            policy, asked = self._documents[document]
+            policy, _ = self._documents[document]
             if len(takers) < self._most or self.committed.get(policy.epoch) == policy:
                 continue
-            if policy.epoch in self.committed or (self._last and policy.epoch != self._last + 1):
-                self._say("commit_lost", f"epoch {policy.epoch} is committed on {self._last}", t)
-            elif self._last:
-                change = Change(self.committed[self._last], policy, asked, self._at[self._last])
-                self._judge(change)
-            self.committed.setdefault(policy.epoch, policy)
-            self._at.setdefault(policy.epoch, t)
-            self._last = max(self._last, policy.epoch)
+            for each in (*self._built_on(policy), policy):
+                self._commit(each, t)
+
+    def _built_on(self, policy: Policy) -> list[Policy]:
+        """Those between it and the last committed one. What only some registry has taken is
+        committed with the change that was made from it, which says so: it knows its outcome."""
+        if not self._last:
+            return []
+        between = range(self._last + 1, policy.epoch)
+        known = [done for done in policy.requests if done.epoch in between]
+        taken = sorted((each for each, _ in self._documents.values()), key=lambda each: each.epoch)
+        found = [each for each in taken if each.epoch in between and _outcome(each) in known]
+        return found if [each.epoch for each in found] == list(between) else []
+
+    def _commit(self, policy: Policy, t: float) -> None:
+        if policy.epoch in self.committed or (self._last and policy.epoch != self._last + 1):
+            self._say("commit_lost", f"epoch {policy.epoch} is committed on {self._last}", t)
+        elif self._last:
+            _, asked = self._documents[policy.to_json()]
+            change = Change(self.committed[self._last], policy, asked, self._at[self._last])
+            self._judge(change)
+        self.committed.setdefault(policy.epoch, policy)
+        self._at.setdefault(policy.epoch, t)
+        self._last = max(self._last, policy.epoch)
 
     def follows(self, idc: str, policy: Policy, t: float) -> None:
         """An IDC that serves says this of its policy."""

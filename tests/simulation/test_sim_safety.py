@@ -140,6 +140,31 @@ def test_a_failover_by_the_rules_is_lawful_and_so_is_the_way_back() -> None:
     assert scene.commit("fra", IdcPolicy(S.RECOVERING), "by controller fra") == []
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_what_one_registry_took_is_committed_with_what_was_made_from_it(said: bool) -> None:
+    """Its proposer was cut off; the next one found it at that registry, and went on from it."""
+    scene = Scene()
+    first = Outcome("r2", 2, "", "epoch 2: pace")
+    second = Outcome("r3", 3, "", "epoch 3: pace")
+    between = replace(scene.policy, epoch=2, moves_per_s=1, requests=(first,))
+    scene.take(between, IDCS[:1])
+    assert scene.judge.committed.keys() == {1}
+    scene.take(replace(between, epoch=3, requests=(first, second) if said else (second,)))
+    assert scene.judge.found == [] if said else "commit_lost" in scene.judge.found[0]
+    assert scene.judge.committed.get(2) == (between if said else None)
+
+
+def test_what_one_registry_took_is_judged_too() -> None:
+    scene = Scene()
+    done = Outcome("r2", 2, "", "epoch 2: failover of fra by controller iad")
+    failed = {**scene.policy.idcs, "fra": IdcPolicy(S.FAILED)}  # whom nobody accuses
+    between = replace(scene.policy, epoch=2, idcs=failed, requests=(done,))
+    scene.take(between, IDCS[:1])
+    assert scene.judge.found == []
+    scene.take(replace(between, epoch=3, requests=(done, Outcome("r3", 3, "", "epoch 3: pace"))))
+    assert scene.judge.found and rules(scene.judge.found)
+
+
 def test_an_epoch_comes_after_the_one_before_and_has_one_content() -> None:
     scene = Scene()
     scene.take(replace(scene.policy, epoch=3))
