@@ -50,6 +50,7 @@ from imctl.target.base import FRONT, Rolling, Unit
 from imctl.target.found import MANAGER, Found, found_of, grace_s, ours, rolling_of
 from imctl.target.local import COPY, Local, last_line, pki_names
 from imctl.target.places import Places
+from imctl.target.replacing import replacing
 from imctl.target.runfile import RunFile
 from imctl.target.sites import Sites
 
@@ -101,9 +102,8 @@ class Kubernetes(Local):
                 raise Guarded("nothing was done: " + "; ".join(refused))
             # In this order: the sites file beside no run.json says that this is a deployment on
             # Kubernetes which is down.
-            new = folder / f"{COPY}.new"
-            new.write_bytes(region_text)
-            new.replace(folder / COPY)
+            with replacing(folder / COPY) as new:
+                new.write_bytes(region_text)
             run.write(folder)
             sitefiles.adopt(folder, text)
         except OSError as error:

@@ -42,6 +42,7 @@ from imctl.target.base import FRONT, IPCONF, STANDBY, Rolling, Unit, idc_of
 from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
+from imctl.target.replacing import replacing
 from imctl.target.runfile import RunFile
 from services.core_lock import serving_pid, waiting_pid
 
@@ -112,11 +113,10 @@ class Local:
                 text = wanted.with_engines(
                     text.decode(), region, pki_folder, engines, places
                 ).encode()
-            chosen = folder / f"{COPY}.new"
-            chosen.write_bytes(text)
-            region = load_region(chosen)
-            wanted.check_same(folder, region)
-            chosen.replace(copy)
+            with replacing(copy) as chosen:
+                chosen.write_bytes(text)
+                region = load_region(chosen)
+                wanted.check_same(folder, region)
         except OSError as error:
             raise Failed(
                 f"cannot write in {folder}: {error.strerror}; choose another folder with --data"
@@ -154,9 +154,8 @@ class Local:
         pki.show(folder / "pki")
         copy = folder / COPY
         try:
-            new = folder / f"{COPY}.new"
-            new.write_bytes(region_file.read_bytes())
-            new.replace(copy)
+            with replacing(copy) as new:
+                new.write_bytes(region_file.read_bytes())
             run = RunFile(region=str(copy), faults=False, link_admin="", elsewhere=True)
             run.write(folder)
         except OSError as error:
@@ -553,10 +552,9 @@ class Local:
         """The region file of this name is the deployment's own from now on."""
         self._demand_admin("Changing the region file")
         copy = Path(self._run.region)
-        new = copy.with_suffix(".yaml.new")
-        new.write_bytes(regions.path_of(self.data, region).read_bytes())
-        self.region = load_region(new)
-        new.replace(copy)
+        with replacing(copy) as new:
+            new.write_bytes(regions.path_of(self.data, region).read_bytes())
+            self.region = load_region(new)
         self._beside = Beside(self.region, self.data, self.pki, self._run.engines, self._places)
 
     # ------------------------------------------------------------- from one engine to another
@@ -610,10 +608,9 @@ class Local:
     def _rewrite(self, kv: Mapping[str, Any]) -> None:
         """The deployment's region file; raises BadInput, and changes nothing then."""
         copy = Path(self._run.region)
-        new = copy.with_suffix(".yaml.new")
-        new.write_text(wanted.with_kv(copy.read_text(), kv))
-        self.region = load_region(new)
-        new.replace(copy)
+        with replacing(copy) as new:
+            new.write_text(wanted.with_kv(copy.read_text(), kv))
+            self.region = load_region(new)
         for name, known in self._run.regions.items():
             text = regions.path_of(self.data, known).read_text()
             self._run.regions[name] = regions.keep(self.data, wanted.with_kv(text, kv).encode())

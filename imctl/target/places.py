@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from imctl.errors import Failed
+from imctl.target.replacing import replacing
 
 NAME = "engines.json"
 # Below the range from which kernels take the ports of outgoing connections: nobody else's
@@ -48,9 +49,8 @@ class Places:
         return f"127.0.0.1:{port}"
 
     def write(self) -> None:
-        temporary = self._file.with_name(f".{NAME}.new")
-        temporary.write_text(json.dumps(self._known, indent=1) + "\n")
-        temporary.replace(self._file)
+        with replacing(self._file) as new:
+            new.write_text(json.dumps(self._known, indent=1) + "\n")
 
 
 def free_ports(count: int) -> list[int]:

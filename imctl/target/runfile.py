@@ -10,6 +10,7 @@ from typing import Any
 
 from imctl.errors import Failed
 from imctl.target.process import Identity
+from imctl.target.replacing import replacing
 
 NAME = "run.json"
 SITES = "sites.yaml"  # beside region.yaml: of a deployment on Kubernetes, also of one that is down
@@ -40,9 +41,8 @@ class RunFile:
         document["processes"] = {
             name: identity._asdict() for name, identity in self.processes.items()
         }
-        temporary = folder / f".{NAME}.new"
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(folder / NAME)
+        with replacing(folder / NAME) as new:
+            new.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def read(folder: Path) -> RunFile | None:

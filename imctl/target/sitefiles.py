@@ -12,6 +12,7 @@ import yaml
 
 from imcore.errors import BadInput
 from imctl.target import regions
+from imctl.target.replacing import replacing
 from imctl.target.runfile import SITES, SITES_FOLDER, RunFile
 from imctl.target.sites import Sites
 
@@ -57,9 +58,8 @@ def adopt(folder: Path, text: bytes | None) -> None:
     if text is None:
         (folder / SITES).unlink(missing_ok=True)
         return
-    new = folder / f".{SITES}.new"
-    new.write_bytes(text)
-    new.replace(folder / SITES)
+    with replacing(folder / SITES) as new:
+        new.write_bytes(text)
 
 
 def own(folder: Path) -> Sites:
