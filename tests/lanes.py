@@ -1,13 +1,12 @@
-"""How several workers share the tests: ``pytest -n 3`` (pytest-xdist), as `make test` calls it.
+"""How several workers share the tests: ``pytest -n 2`` (pytest-xdist), as `make test` calls it.
 
 Most tests that take long wait: for processes to start, for a failover, for an engine. The first
 worker runs whole deployments and the cluster, and what has little time for something, one after the
 other, in their order: two deployments at once would keep each other from their time limits. The
 second one runs all tests of engines, so that an engine that a session shares is started once, and
 then, file by file, everything else. What waits comes first there too, and has as much of the
-machine as a deployment. The third one fills the time in which those two wait: with what only
-computes, has time enough, and gives way (``COMPUTE``). Last come some deployments that have time
-enough too, on whichever of the first two is done.
+machine as a deployment; what only computes has no time limits, and gives way (``NICE``). Last come
+some deployments that have time enough, on whichever worker is done first.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from xdist.workermanage import NodeManager, WorkerController
 from imctl.target import places
 
 FIRST = "gw0"  # the worker that takes what waits
-FILLER = "gw2"  # a third one takes what only computes, while the others wait
+NICE = 5
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
 # What one worker runs as a whole, in this order: folders and files.
 WAITING, ENGINES = "waiting", "engines"
-NICE = pytest.StashKey[int]()
+GIVES_WAY = pytest.StashKey[bool]()
 
 
 def _integration(*names: str) -> tuple[str, ...]:
@@ -61,18 +60,7 @@ PATIENT = tuple(
         "demo", "features", "hostile_disks", "loss_for_good", "retention", "secrets", "up_and_down",
     )
 )  # fmt: skip
-# Folders and files, and how nice each is, but to the first worker: a command or a unit test may
-# have a limit of seconds, what is simulated has no clock. In this order: who is nice stays so.
-COMPUTE = dict.fromkeys(
-    (
-        *_integration(
-            "admin_api_conforms", "archive_files", "cli_mistakes", "cli_output", "demo_command",
-            "engines_render", "imctl_cli", "ipconf_conforms", "kubernetes_target", "mm2_render",
-            "size_command",
-        ),
-        "tests/unit/",
-    ), 5
-) | {"tests/simulation/": 10}  # fmt: skip
+COMPUTE = ("tests/simulation/", "tests/unit/")
 # Who asks for one of these fixtures has to be there.
 PROGRAMS = frozenset(
     {
@@ -95,15 +83,9 @@ def unit_of(nodeid: str) -> str:
     return file
 
 
-def _nice(unit: str) -> int:
-    """0: it does not only compute."""
-    return next((nice for place, nice in COMPUTE.items() if unit.startswith(place)), 0)
-
-
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
-    """The first worker begins with all that waits, the next with the engines, a third one with what
-    computes, which is all that it takes: a deployment beside the others' would have too little.
-    Whoever is done takes the next file."""
+    """The first worker begins with all that waits, the next with the engines. Whoever is done takes
+    the next file."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
@@ -113,17 +95,10 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
         super().schedule()
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        queue, filler = self.workqueue, node.gateway.id == FILLER
-        computing = [unit for unit in queue if _nice(unit)]
-        if filler and not computing:
-            node.shutdown()
-            return
-        if ENGINES in queue:
-            queue.move_to_end(ENGINES, last=False)
-        for unit in reversed(computing) if filler else computing:
-            queue.move_to_end(unit, last=not filler)
-        if WAITING in queue:
-            queue.move_to_end(WAITING, last=node.gateway.id != FIRST)
+        if ENGINES in self.workqueue:
+            self.workqueue.move_to_end(ENGINES, last=False)
+        if WAITING in self.workqueue:
+            self.workqueue.move_to_end(WAITING, last=node.gateway.id != FIRST)
         super()._assign_work_unit(node)
 
 
@@ -207,8 +182,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster needs may be built while most other tests run; what is simulated, in a worker
-    that is nicer then, comes behind the unit tests."""
+    """What a cluster needs may be built while most other tests run."""
     items.sort(key=_late)
     for item in items:
         asked, unit = set(getattr(item, "fixturenames", ())), unit_of(item.nodeid)
@@ -223,15 +197,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _late(item: pytest.Item) -> int:
     if item.nodeid.startswith(PATIENT):
         return 2
-    return 1 if item.nodeid.startswith(("tests/kubernetes/", "tests/simulation/")) else 0
+    return 1 if item.nodeid.startswith("tests/kubernetes/") else 0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Every worker but the first gives way once it has come to what only computes."""
-    if _is_first(item.config):
-        return
-    before, nice = item.config.stash.get(NICE, 0), _nice(item.nodeid)
-    if nice > before:
-        item.config.stash[NICE] = nice
-        os.nice(nice - before)
+    stash = item.config.stash
+    if item.nodeid.startswith(COMPUTE) and not _is_first(item.config) and GIVES_WAY not in stash:
+        stash[GIVES_WAY] = True
+        os.nice(NICE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import COMPUTE, ENGINES, PATIENT, WAITING, WHOLE, part_of, unit_of
+from tests.lanes import ENGINES, NICE, PATIENT, WAITING, WHOLE, part_of, unit_of
 
 TESTS = Path(__file__).parents[1]
 # The whole conftest.py takes each process seconds to import; the lanes are all that is tried here.
@@ -34,7 +34,6 @@ def test_it(which, request):
         worker = os.environ.get("PYTEST_XDIST_WORKER", "-")
         print(request.node.nodeid, worker, os.nice(0), file=file)
 """
-SLOWER = NOTING.replace("import os", "import os, time") + "    time.sleep(0.2)\n"
 PORTS = """
 import os
 from pathlib import Path
@@ -114,7 +113,7 @@ def ran(root: Path) -> list[tuple[str, str, int]]:
 
 
 def test_what_is_named_is_there() -> None:
-    for place in (*(place for places in WHOLE.values() for place in places), *COMPUTE):
+    for place in (place for places in WHOLE.values() for place in places):
         there = TESTS.parent / place
         assert there.is_dir() if place.endswith("/") else there.is_file(), place
     for file in PATIENT:
@@ -139,27 +138,12 @@ def test_two_workers_run_what_waits_in_order_and_the_second_gives_way_where_it_c
         assert own[: len(wanted)] == wanted
     usual = os.nice(0)
     for nodeid, worker, nice in every:
-        gives_way = COMPUTE.get(nodeid.partition("test_")[0], 0) if worker == "gw1" else 0
-        assert nice == min(usual + gives_way, 19)
+        gives_way = worker == "gw1" and nodeid.startswith(("tests/unit/", "tests/simulation/"))
+        assert nice == min(usual + (NICE if gives_way else 0), 19)
     assert "30 passed" in said.splitlines()[-1]
     for folder in folders:
         assert f"%] tests/{folder}/test_{folder}.py " in said
     assert "[100%]" in said
-
-
-def test_a_third_worker_takes_what_computes_and_nothing_else(tmp_path: Path) -> None:
-    folders = ("kubernetes", "e2e", "contract", "integration", "unit", "simulation")
-    write(tmp_path, **dict.fromkeys(folders, SLOWER) | {"unit": NOTING, "simulation": NOTING})
-    (tmp_path / "tests" / "e2e" / Path(PATIENT[0]).name).write_text(SLOWER)
-    status, said = run(tmp_path, "-n", "3")
-    assert status == 0 and "35 passed" in said.splitlines()[-1], said
-    usual = os.nice(0)
-    own = [(nodeid, nice) for nodeid, by, nice in ran(tmp_path) if by == "gw2"]
-    assert own == [
-        (f"tests/{name}/test_{name}.py::test_it[{n}]", min(usual + COMPUTE[f"tests/{name}/"], 19))
-        for name in ("unit", "simulation")
-        for n in range(5)
-    ]
 
 
 def test_workers_have_ports_of_their_own(tmp_path: Path) -> None:
