@@ -31,7 +31,8 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
+from weakref import WeakSet
 
 import lmdb
 
@@ -55,6 +56,8 @@ _T = TypeVar("_T")
 
 class LmdbKv:
     """Kv of services.ports; made by ``open``. For use from one event loop."""
+
+    opened: ClassVar[WeakSet[LmdbKv]] = WeakSet()  # in this process; for who simulates several
 
     def __init__(
         self, folder: str, disk: Disk, boot: str, map_bytes: int, sync_commits: int
@@ -128,6 +131,7 @@ class LmdbKv:
         self._unsynced_commits = 0
         self._background: asyncio.Task[None] | None = None
         self._closed = False
+        self.opened.add(self)
 
     # --------------------------------------------------------------------------- reads
 

@@ -25,6 +25,7 @@ from imcore.region.rules import ipconf_addresses
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
 from services.engines.disk import Disk
+from services.engines.lmdb_kv import LmdbKv
 from services.engines.registry_store import RegistryStore
 from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.sdk import SdkSession
@@ -191,8 +192,7 @@ class Machine:
         self.owner = None
         world.loop.crash(owner)
         world.net.crash(owner, silently=power)
-        if self.node is not None:
-            _let_go(self.node)
+        self._let_go()
         self.node = None
         if power:
             world.net.down.add(self.name)
@@ -204,13 +204,12 @@ class Machine:
         self.damages += 1
         self.disk.wiped()
 
-
-def _let_go(node: Node) -> None:
-    """The handles on real files that the kernel would have closed with a real process."""
-    engines = getattr(node, "kv_engines", None)
-    store = getattr(getattr(engines, "kv", None), "_kv", None)
-    if store is not None and not store._closed:
-        store._release()
+    def _let_go(self) -> None:
+        """The handles on real files that the kernel would have closed with a real process, those
+        too that it was only opening."""
+        for kv in list(LmdbKv.opened):
+            if not kv._closed and Path(kv._folder).is_relative_to(self.folder):
+                kv._release()
 
 
 class WitnessMachine(Machine):
