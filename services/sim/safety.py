@@ -343,13 +343,15 @@ class Safety:
 
     def _empty(self, name: str, looks: list[Look]) -> Site | None:
         """The IDC when it had no session first. One that does not serve has none, and its log ends
-        where it was last seen to."""
+        where it was last seen to; before it served first there was nothing to see."""
         for look in looks:
             site = look.sites.get(name)
             if site is None:
                 before = reversed(self._between(0.0, look.t))
-                return next((each.sites[name] for each in before if name in each.sites), None)
-            if not site.sessions:
+                site = next((each.sites[name] for each in before if name in each.sites), None)
+                if site is not None:
+                    return site
+            elif not site.sessions:
                 return site
         return None
 

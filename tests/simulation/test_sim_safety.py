@@ -34,9 +34,11 @@ def site(idc: str, **other: Any) -> Site:
 
 class Scene:
     """A region where all is well until it is said otherwise. ``rows``: of the first policy, also
-    of an IDC that is no voter."""
+    of an IDC that is no voter. ``late``: an IDC that is not there at first."""
 
-    def __init__(self, rows: Mapping[str, IdcPolicy] | None = None, **safety: Any) -> None:
+    def __init__(
+        self, rows: Mapping[str, IdcPolicy] | None = None, late: str = "", **safety: Any
+    ) -> None:
         made = region(Layout())
         more = [
             made.spec.idcs[0].model_copy(update={"name": name})
@@ -51,7 +53,7 @@ class Scene:
         self.policy = replace(first, idcs={**first.idcs, **(rows or {})})
         self._ballot = 0
         self.sites = {name: site(name) for name in IDCS}
-        self.pass_by(2.0)
+        self.pass_by(2.0, late)
         self.take(self.policy)
 
     def pass_by(
@@ -327,6 +329,17 @@ def test_a_drained_idc_has_no_session(sessions: int) -> None:
     scene.start("drain", "fra", DRAINING)
     scene.sites["fra"] = site("fra", sessions=sessions)
     scene.pass_by(8.0)
+    found = scene.commit("fra", DRAINED, operation=None)
+    assert found == (["log-applied-elsewhere"] if sessions else [])
+
+
+@pytest.mark.parametrize("sessions", [0, 1])
+def test_an_idc_is_judged_from_when_it_served_first(sessions: int) -> None:
+    scene = Scene(late="fra")
+    scene.pass_by(1.0)
+    assert scene.start("drain", "fra", DRAINING) == []
+    scene.sites["fra"] = site("fra", sessions=sessions)
+    scene.pass_by(1.0)
     found = scene.commit("fra", DRAINED, operation=None)
     assert found == (["log-applied-elsewhere"] if sessions else [])
 
