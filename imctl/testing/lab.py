@@ -31,7 +31,7 @@ from imctl.target.local import LINKPROXY, Local
 from imctl.target.places import free_ports, free_row
 from imctl.traffic import Control
 from services.control.rules import Change
-from services.policy.document import Policy
+from services.policy.document import IdcState, Policy
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
 ENDS = ("gateway", "ipconf", "peer", "metrics", "media")
@@ -192,9 +192,13 @@ class Lab:
 
     async def all_active(self) -> None:
         """Give every IDC that is out its clients back. A failover that was under way when its IDC
-        came back may end a failback early; then it is asked for again."""
+        came back ends a failback early, even between two steps; then it is asked for again. While
+        somebody votes against one it may still be taken out."""
         async with asyncio.timeout(90):
-            while out := [idc for idc in self.idcs if await self.policy_state(idc) != "active"]:
+            while (out := _out(await self.policy())) or await self._control.votes():
+                if not out:
+                    await asyncio.sleep(POLL_S)
+                    continue
                 with contextlib.suppress(Failed):
                     await self._moves.failback(out[0])
 
@@ -322,3 +326,12 @@ def _differing(hashes: Mapping[str, tuple[tuple[int, bytes, int], ...]]) -> str:
         shown = " ".join(f"{n}:{digest.hex()[:6]}/{count}" for n, digest, count in partitions)
         rows.append(f"{idc} {shown}")
     return "; ".join(rows)
+
+
+def _out(policy: Policy) -> list[str]:
+    """IDCs that do not get all of their clients."""
+    return [
+        idc
+        for idc, row in policy.idcs.items()
+        if row.state is not IdcState.ACTIVE or row.ramp < 100
+    ]
