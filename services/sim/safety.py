@@ -31,6 +31,7 @@ from services.policy.document import (
 WINDOW_S = 5.0
 FOLLOWED_S = 10.0  # who could have read a policy for so long follows it
 LATE_S = 0.6  # what is seen here is seen so much later at most
+BLINK_S = 0.3  # who is seen to be there for less may be there between two probes only
 _LAST = 10  # looks
 
 Ends = tuple[int, ...]
@@ -342,18 +343,24 @@ class Safety:
                 )
 
     def _empty(self, name: str, looks: list[Look]) -> Site | None:
-        """The IDC when it had no session first. One that does not serve has none, and its log ends
-        where it was last seen to; before it served first there was nothing to see."""
+        """The IDC when it had no session first: at some moment since the look before, and its log
+        ended there no earlier than it was seen to then. One that does not serve has none; before
+        it served first there was nothing to see."""
         for look in looks:
             site = look.sites.get(name)
-            if site is None:
-                before = reversed(self._between(0.0, look.t))
-                site = next((each.sites[name] for each in before if name in each.sites), None)
-                if site is not None:
-                    return site
-            elif not site.sessions:
+            if site is not None and site.sessions:
+                continue
+            before = self._last_site(name, look.t)
+            if site is None or (before and before.sessions and before.origin == site.origin):
+                site = before
+            if site is not None:
                 return site
         return None
+
+    def _last_site(self, name: str, t: float) -> Site | None:
+        """As it was seen to serve last, before then."""
+        sites = (look.sites.get(name) for look in reversed(self._looks) if look.t < t)
+        return next(filter(None, sites), None)
 
     def _of_step(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
         """A return's step: it has what the others had when the step before was made."""
@@ -387,17 +394,20 @@ class Safety:
         return {voter for voter, accused in look.votes if accused == name != voter}
 
     def _longest(self, voter: str, name: str, since: float, until: float) -> float:
-        """For how long something stood between the two without a break, that was there after
-        ``since``: seconds."""
+        """For how long something stood between the two without a break that anybody could have
+        noticed, and was there after ``since``: seconds."""
         if voter == name:
             return 0.0
-        longest, began = 0.0, None
+        longest, began, well = 0.0, None, None
         for look in self._looks:
             if look.t > until:
                 break
             if (voter, name) not in look.troubled:
-                began = None
+                well = look.t if well is None else well
+                if look.t - well >= BLINK_S:
+                    began = None
                 continue
+            well = None
             began = look.t if began is None else began
             if look.t >= since:
                 longest = max(longest, look.t - began)

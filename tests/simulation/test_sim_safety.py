@@ -347,10 +347,22 @@ def test_an_idc_is_judged_from_when_it_served_first(sessions: int) -> None:
 def test_a_drained_idcs_log_is_applied_by_who_takes_its_clients() -> None:
     scene = Scene()
     scene.start("drain", "fra", DRAINING)
+    scene.sites["fra"] = site("fra", ends=(100, 101))
+    scene.pass_by(1.0)
     scene.sites["fra"] = site("fra", sessions=0, ends=(100, 101))
     scene.pass_by(8.0)
     found = scene.commit("fra", DRAINED, operation=None)
     assert found == ["log-applied-elsewhere"] * 2
+
+
+def test_what_comes_as_the_last_session_goes_may_be_of_after_it() -> None:
+    """Seed 2463626650018: it went between two looks, and a tick of the log came before the
+    second."""
+    scene = Scene()
+    scene.start("drain", "fra", DRAINING)
+    scene.sites["fra"] = site("fra", sessions=0, ends=(100, 101))
+    scene.pass_by(8.0)
+    assert scene.commit("fra", DRAINED, operation=None) == []
 
 
 def test_an_idc_that_starts_again_has_no_session_either() -> None:
@@ -409,6 +421,19 @@ def test_who_is_failed_was_really_away_for_long_enough() -> None:
     back.pass_by(4.0, "fra", votes)
     back.pass_by(8.0, votes=votes)
     assert back.fail("fra") == ["hold-time"]
+
+
+@pytest.mark.parametrize(("looks", "found"), [(1, []), (3, ["hold-time"])])
+def test_who_was_there_between_two_probes_was_away_all_the_same(
+    looks: int, found: list[str]
+) -> None:
+    """Seed 2463626650005: a machine lost its power, served for 0.15 s and lost it again."""
+    votes = [("iad", "fra"), ("sin", "fra")]
+    scene = Scene()
+    scene.pass_by(2.0, "fra", votes)
+    scene.pass_by(looks * STEP_S, votes=votes)
+    scene.pass_by(2.0, "fra", votes)
+    assert scene.fail("fra") == found
 
 
 def test_a_second_idc_fails_only_when_the_survivors_hold_the_same_of_the_first() -> None:
