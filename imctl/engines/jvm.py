@@ -46,3 +46,9 @@ def command(
 
 def archive(lib: Path, kind: Kind) -> Path:
     return lib.with_name(f"{kind}.jsa")
+
+
+def reason(output: str) -> str:
+    """Why a JVM ended, by what it said last, and not where: of a trace the innermost cause."""
+    said = [line for line in output.splitlines() if line.strip() and not line.startswith("\t")]
+    return said[-1].removeprefix("Caused by: ") if said else "no reason given"

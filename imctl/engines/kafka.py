@@ -167,8 +167,8 @@ class Server:
         except subprocess.TimeoutExpired:
             raise Failed(f"formatting {self.data} took more than {FORMAT_S:g} s") from None
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no reason given"]
-            raise Failed(f"kafka's storage in {self.data} cannot be formatted: {said[0]}")
+            said = jvm.reason(done.stderr or done.stdout)
+            raise Failed(f"kafka's storage in {self.data} cannot be formatted: {said}")
 
     def command(self, lib: Path, record: Path | None = None) -> list[str]:
         """``lib``, ``record``: see jvm.py. Raises Failed."""

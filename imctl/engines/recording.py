@@ -89,6 +89,6 @@ def _until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Pat
     deadline = time.monotonic() + _READY_S
     while not ready():
         if process.poll() is not None or time.monotonic() >= deadline:
-            said = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise Failed(f"a process does not start: {' '.join(said)}")
+            said = jvm.reason(log.read_text(errors="replace"))
+            raise Failed(f"a process does not start: {said}")
         time.sleep(0.1)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import socket
+from collections import deque
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -17,6 +18,10 @@ NAME = "engines.json"
 # Below the range from which kernels take the ports of outgoing connections: nobody else's
 # connection can take one of these between the look and the start.
 PORTS = range(20_000, 32_000)
+# So many of those that this process chose last are chosen again only when no other one is free:
+# whoever got them may not have bound them yet, or is just starting again.
+LATELY = 1_000
+_lately: deque[int] = deque(maxlen=LATELY)
 
 
 class Places:
@@ -68,10 +73,12 @@ def free_port(taken: Collection[int] = ()) -> int:
 
 def free_row(count: int, taken: Collection[int] = ()) -> int:
     """The first of so many ports next to each other, all free when looked at. Raises Failed."""
-    for first in random.sample(PORTS, len(PORTS)):
-        row = range(first, first + count)
-        if all(port in PORTS and port not in taken and _is_free(port) for port in row):
-            return first
+    for avoided in ({*taken, *_lately}, taken):
+        for first in random.sample(PORTS, len(PORTS)):
+            row = range(first, first + count)
+            if all(port in PORTS and port not in avoided and _is_free(port) for port in row):
+                _lately.extend(row)
+                return first
     raise Failed(f"there is no free port from {PORTS[0]} to {PORTS[-1]}")
 
 

@@ -171,6 +171,16 @@ def test_no_two_get_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert places.at("fra") == kept[0]
 
 
+def test_a_port_that_was_chosen_is_not_chosen_at_once_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A broker of Kafka whose ports were asked for in three goes got one of them twice."""
+    monkeypatch.setattr("imctl.target.places.PORTS", free_ports(4))
+    found = free_ports(3)
+    assert free_ports(1)[0] not in found
+    assert free_ports(2) != []  # rather one of those than none
+
+
 def test_data_are_never_started_on_another_engine(tmp_path: Path) -> None:
     copy, region, _ = written(tmp_path, names=("kafka", "tikv"))
     (tmp_path / "region.yaml").write_text(copy)
