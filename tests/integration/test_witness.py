@@ -282,11 +282,11 @@ async def test_what_a_lost_idc_said_of_itself_is_had_from_the_witness_and_the_ot
             return made
 
         @asynccontextmanager
-        async def witness() -> AsyncIterator[None]:
+        async def witness() -> AsyncIterator[Witness]:
             machine = Machine(tmp_path / "pki", "witness")
             found = Witness(region_at(ports), tmp_path / "witness", {}, machine)
             running = asyncio.create_task(found.run())
-            yield
+            yield found
             found.stop()
             await running
 
@@ -297,10 +297,11 @@ async def test_what_a_lost_idc_said_of_itself_is_had_from_the_witness_and_the_ot
             fra = await proposer("fra", store)
             async with idc_registry("dub", addresses["dub"], tmp_path, tmp_path / "pki") as other:
                 dub = await proposer("dub", other)
-                async with witness():
-                    await asyncio.gather(fra.ensure_member(), dub.ensure_member())
-                    while (await fra.read(POLICY_KEY))[0] is None:  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)  # by then the witness is a member, too
+                async with witness() as third:
+                    while third.store is None:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                    own = await proposer("witness", third.store)
+                    await asyncio.gather(*(each.ensure_member() for each in (fra, dub, own)))
                 await dub.change(key, lambda _: b"incarnation 2")
             async with witness():
                 while True:
