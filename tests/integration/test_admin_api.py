@@ -191,7 +191,7 @@ async def test_a_service_is_limited_by_itself(tmp_path: Path, pki_dir: Path) -> 
     site = AdminSite(tmp_path, pki_dir, per_s=2)
     await site.start()
     caller = Caller(site, site.token())
-    codes = [await caller.code("GET", "/v1/users?uid=ann") for _ in range(5)]
+    codes = [await caller.code("GET", "/v1/users?uid=ann") for _ in range(20)]
     caller.token = site.token(name="another")
     other = await caller.code("GET", "/v1/users?uid=ann")
     await caller.http.close()
@@ -225,9 +225,11 @@ async def test_what_changes_something_stands_in_the_audit_log(
 
 async def test_what_no_other_idc_holds_is_not_answered_as_done(caller: Caller) -> None:
     caller.site.idc.followers.clear()
+    caller.site.idc.hurry()
     status, answer = await caller.send("ann", "paid", "order-17")
     assert (status, answer["error"]["code"]) == (503, Code.UNAVAILABLE)
     assert answer["error"]["retry_after_ms"] > 0
+    caller.site.idc.hurry(False)
     caller.site.idc.hold("iad")
     status, answer = await caller.send("ann", "paid", "order-17")
     assert (status, answer["known"]) == (200, True)

@@ -9,7 +9,6 @@ import pytest
 
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
-from imcore.region.model import Messages
 from services.im import groups
 from services.im.testing import Idc, OpenIdc
 from services.node.convergence import partition_hash
@@ -149,13 +148,15 @@ async def test_idcs_that_contradict_each_other_end_with_one_state(open_idc: Open
 
 
 async def test_a_role_is_answered_when_another_idc_holds_it(open_idc: OpenIdc) -> None:
-    fra = await open_idc("fra.1", policy=Messages(replicated_timeout_ms=50), others=("iad",))
-    fra.followers.add("iad")
+    fra = await open_idc("fra.1", others=("iad",), followers=("iad",))
     await fra.create(fra.session("ann"), GROUP, "bob")
     fra.followers.clear()
+    fra.hurry()
     for _ in range(2):
         assert await ask(fra, "ann", roles={"bob": ADMIN}) == Code.UNAVAILABLE
         assert await ask(fra, "ann", name="x") == Code.UNAVAILABLE
+    fra.hurry(False)
+    await fra.folded()
     fra.hold("iad")
     assert not await ask(fra, "ann", roles={"bob": ADMIN}, name="x")
 

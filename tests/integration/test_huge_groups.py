@@ -19,7 +19,7 @@ from services.gateway.testing import FrameClient
 from services.im import heat
 from services.im.diffusion import Diffusion
 from services.im.heat import Level
-from services.im.testing import Idc, OpenIdc
+from services.im.testing import PATIENT_MS, Idc, OpenIdc
 from services.ports import Audience
 from services.sdk.testing.app import eventually
 from services.state import outgoing
@@ -28,7 +28,7 @@ from services.state.testing import Front
 
 FRA = Origin("fra", 1)
 HUGE = "g:huge"
-SMALL = Messages(replicated_timeout_ms=200, push_group_members_max=2)
+SMALL = Messages(replicated_timeout_ms=PATIENT_MS, push_group_members_max=2)
 SILENT = GatewayConfig(idle_ms=600_000)
 KEYS = RegionKeys({1: b"k" * 32}, 1)
 

@@ -14,7 +14,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages, WhenUnreplicated
 from imcore.words import ClientKey, Origin, Place
 from services.im import known
-from services.im.testing import KEYS, Idc, OpenIdc
+from services.im.testing import KEYS, PATIENT_MS, Idc, OpenIdc
 
 FRA, IAD, SIN = Origin("fra", 1), Origin("iad", 1), Origin("sin", 1)
 DIRECT = "d:ann:bob"
@@ -55,7 +55,7 @@ async def test_who_may_create_join_add_and_leave(open_idc: OpenIdc) -> None:
 async def test_who_is_out_of_a_group_is_told_so_by_sync_and_pull_and_nothing_else(
     open_idc: OpenIdc, pushed_to: int
 ) -> None:
-    policy = Messages(replicated_timeout_ms=200, push_group_members_max=pushed_to)
+    policy = Messages(replicated_timeout_ms=PATIENT_MS, push_group_members_max=pushed_to)
     fra = await open_idc(others=(), policy=policy)
     ann, bob, eve = fra.session("ann"), fra.session("bob"), fra.session("eve")
     await fra.create(ann, GROUP, "bob", "carl")
@@ -126,6 +126,7 @@ async def test_what_is_kept_of_a_membership_goes_once_another_idc_holds_it(
     open_idc: OpenIdc,
 ) -> None:
     fra = await open_idc(others=("iad",))
+    fra.hurry()
     ann = fra.session("ann")
     answers = [code(await fra.create(ann, f"g:{number}", "bob", "carl")) for number in range(3)]
     assert answers == [Code.UNAVAILABLE] * 3
@@ -209,7 +210,8 @@ async def test_a_group_is_answered_only_when_another_idc_holds_it(open_idc: Open
 async def test_a_group_that_nobody_else_holds_is_unavailable_and_may_be_asked_for_again(
     open_idc: OpenIdc,
 ) -> None:
-    fra = await open_idc(policy=Messages(replicated_timeout_ms=50))
+    fra = await open_idc()
+    fra.hurry()
     ann = fra.session("ann")
     refused = await fra.create(ann, GROUP)
     assert code(refused) == Code.UNAVAILABLE and refused.error.retry_after_ms
@@ -224,15 +226,18 @@ async def test_a_group_that_nobody_else_holds_is_unavailable_and_may_be_asked_fo
         bob = fra.session("bob")
         assert code(await fra.change(bob, GROUP, **change)) == Code.UNAVAILABLE
         assert code(await fra.change(bob, GROUP, **change)) == Code.UNAVAILABLE
+        await fra.folded()
         fra.hold("sin")
         assert not code(await fra.change(bob, GROUP, **change))
 
 
 async def test_the_last_idc_in_service_does_not_wait_for_others(open_idc: OpenIdc) -> None:
-    fra = await open_idc(policy=Messages(replicated_timeout_ms=50))
+    fra = await open_idc()
+    fra.hurry()
     ann = fra.session("ann")
     fra.out = {"iad"}
     assert code(await fra.create(ann, GROUP)) == Code.UNAVAILABLE
+    fra.hurry(False)
     fra.out = {"iad", "sin"}
     assert not code(await fra.create(ann, GROUP))
     assert not code(await fra.change(ann, GROUP, join=["bob"]))
