@@ -23,7 +23,9 @@ from imcore.tls import grpc_channel, grpc_server_credentials
 from services.node import cuts as under_test
 from services.node.cuts import CutChannel, Cuts, HeldCalls
 
-Calling = Callable[[grpc.aio.Channel], Awaitable[Any]]
+Calling = Callable[[grpc.aio.Channel, float], Awaitable[Any]]
+SOON_S = 10.0  # for what passes, TLS included
+NEVER_S = 0.2  # for what does not
 
 
 class Peer(rpc.PeerServicer, rpc.LogsServicer):
@@ -104,34 +106,34 @@ async def two(folder: Path) -> AsyncIterator[Two]:
             await server.stop(0)
 
 
-async def probe(channel: grpc.aio.Channel) -> None:
-    await rpc.PeerStub(channel).Probe(pb.ProbeRequest(), timeout=0.2)
+async def probe(channel: grpc.aio.Channel, within_s: float = SOON_S) -> None:
+    await rpc.PeerStub(channel).Probe(pb.ProbeRequest(), timeout=within_s)
 
 
-async def signals(channel: grpc.aio.Channel) -> None:
+async def signals(channel: grpc.aio.Channel, within_s: float) -> None:
     async def batches() -> AsyncIterator[pb.SignalBatch]:
         yield pb.SignalBatch()
 
-    async with asyncio.timeout(0.2):
+    async with asyncio.timeout(within_s):
         assert (await rpc.PeerStub(channel).Signals(batches())).signals == 1
 
 
-async def snapshot(channel: grpc.aio.Channel) -> None:
+async def snapshot(channel: grpc.aio.Channel, within_s: float) -> None:
     call = rpc.LogsStub(channel).Snapshot(pb.SnapshotRequest())
     try:
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(within_s):
             assert isinstance(await call.read(), pb.SnapshotChunk)
     finally:
         call.cancel()
 
 
-async def tail(channel: grpc.aio.Channel) -> None:
+async def tail(channel: grpc.aio.Channel, within_s: float) -> None:
     async def requests() -> AsyncIterator[pb.TailRequest]:
         yield pb.TailRequest()
 
     call = rpc.LogsStub(channel).Tail(requests())
     try:
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(within_s):
             assert isinstance(await call.read(), pb.TailBatch)
     finally:
         call.cancel()
@@ -146,18 +148,18 @@ async def test_nothing_gets_through_a_cut_link_and_all_does_again(
     tmp_path: Path, call: Calling, channel: str
 ) -> None:
     async with two(tmp_path) as site:
-        await call(site.channels[channel])
+        await call(site.channels[channel], SOON_S)
         before = site.peer.asked
         assert site.cut() == "the link fra <-> iad is cut for 10 s"
         assert site.cuts.now() == ["fra -> iad", "iad -> fra"]
         with pytest.raises((grpc.aio.AioRpcError, TimeoutError)):
-            await call(site.channels[channel])
+            await call(site.channels[channel], NEVER_S)
         await asyncio.sleep(0.02)
         assert site.peer.asked == before
         await probe(site.channels["admin"])  # an operator is no peer
         assert site.cut("pass") == "the link fra <-> iad passes"
         assert site.cuts.now() == []
-        await call(site.channels[channel])
+        await call(site.channels[channel], SOON_S)
 
 
 async def test_a_stream_under_way_stands_still_and_goes_on(tmp_path: Path) -> None:
@@ -184,27 +186,37 @@ async def read_on(stream: Any) -> int:
 
 async def test_one_way_what_is_asked_is_done_and_its_answer_does_not_come(tmp_path: Path) -> None:
     async with two(tmp_path) as site:
+        for channel in ("iad", "out"):
+            await probe(site.channels[channel])
+
+        async def done(channel: str) -> bool:
+            """No answer comes; whether it was done all the same."""
+            before = site.peer.asked
+            asking = asyncio.ensure_future(probe(site.channels[channel]))
+            await asyncio.wait([asking], timeout=NEVER_S)
+            assert not asking.done()
+            if way_there[channel]:
+                async with asyncio.timeout(SOON_S):
+                    while site.peer.asked == before:  # noqa: ASYNC110 - it is asked
+                        await asyncio.sleep(0.01)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            return site.peer.asked == before + 1
+
         site.cut(both=False)  # what fra sends
-        with pytest.raises(grpc.aio.AioRpcError):
-            await probe(site.channels["out"])
-        assert site.peer.asked == 0
-        with pytest.raises(grpc.aio.AioRpcError):
-            await probe(site.channels["iad"])
-        assert site.peer.asked == 1
+        way_there = {"out": False, "iad": True}
+        assert not await done("out")
+        assert await done("iad")
         site.cut("pass")
         site.cut(a="iad", b="fra", both=False)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await probe(site.channels["out"])
-        assert site.peer.asked == 2
-        with pytest.raises(grpc.aio.AioRpcError):
-            await probe(site.channels["iad"])
-        assert site.peer.asked == 2
+        way_there = {"out": True, "iad": False}
+        assert await done("out")
+        assert not await done("iad")
 
 
 async def test_a_cut_ends_by_itself_and_a_call_before_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(under_test, "LASTS_S", 0.5)
     monkeypatch.setattr(under_test, "PATIENCE_S", 0.1)
     async with two(tmp_path) as site:
         site.cut()
@@ -213,7 +225,9 @@ async def test_a_cut_ends_by_itself_and_a_call_before_that(
                 await rpc.PeerStub(site.channels[channel]).Probe(pb.ProbeRequest())
             assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "cut (a fault)" in (cut.value.details() or "")
-        await asyncio.sleep(0.5)
+        monkeypatch.setattr(under_test, "LASTS_S", 0.2)
+        site.cut()
+        await asyncio.sleep(0.2)
         assert site.cuts.now() == []
         for channel in ("iad", "out"):
             await probe(site.channels[channel])
@@ -223,6 +237,14 @@ async def took(work: Awaitable[Any]) -> float:
     began = time.monotonic()
     await work
     return time.monotonic() - began
+
+
+async def least(work: Callable[[], Awaitable[Any]], enough_s: float) -> float:
+    """What it takes; more than once where the machine stood still meanwhile."""
+    times = [await took(work())]
+    while min(times) >= enough_s and len(times) < 5:
+        times.append(await took(work()))
+    return min(times)
 
 
 async def answered(channel: grpc.aio.Channel) -> None:
@@ -236,15 +258,20 @@ async def test_a_slow_link_delays_what_goes_out_and_heals(tmp_path: Path, channe
         await answered(site.channels[channel])
         assert site.slow(delay_ms=300) == "the link fra <-> iad is slow for 10 s"
         assert site.cuts.slow() == ["fra -> iad", "iad -> fra"] and site.cuts.now() == []
-        assert 0.3 <= await took(answered(site.channels[channel])) < 0.6
+        assert 0.3 <= await least(lambda: answered(site.channels[channel]), 0.6) < 0.6
         with pytest.raises(grpc.aio.AioRpcError) as late:  # an answer later than that is none
-            await probe(site.channels[channel])
+            await probe(site.channels[channel], NEVER_S)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert await took(answered(site.channels["admin"])) < 0.3
-        waiting = asyncio.ensure_future(took(answered(site.channels[channel])))
-        await asyncio.sleep(0.05)
-        site.cut("pass")
-        assert await waiting < 0.25 and site.cuts.slow() == []
+        assert await least(lambda: answered(site.channels["admin"]), 0.3) < 0.3
+
+        async def healed() -> None:
+            site.slow(delay_ms=300)
+            waiting = asyncio.ensure_future(answered(site.channels[channel]))
+            await asyncio.sleep(0.05)
+            site.cut("pass")
+            await waiting
+
+        assert await least(healed, 0.25) < 0.25 and site.cuts.slow() == []
 
 
 async def test_many_messages_of_a_stream_are_on_a_slow_link_at_once(tmp_path: Path) -> None:
@@ -254,14 +281,15 @@ async def test_many_messages_of_a_stream_are_on_a_slow_link_at_once(tmp_path: Pa
         stream = rpc.LogsStub(site.channels["iad"]).Snapshot(pb.SnapshotRequest())
         first = await stream.read()
         assert isinstance(first, pb.SnapshotChunk) and first.offset == 0
-        assert await took(read_on(stream)) < 2.0
+        assert await took(read_on(stream)) < 15.0  # one after the other: 30 s
         await stream.read()
 
         async def batches() -> AsyncIterator[pb.SignalBatch]:
             for _ in range(20):
                 yield pb.SignalBatch()
 
-        assert 0.2 <= await took(rpc.PeerStub(site.channels["out"]).Signals(batches())) < 1.5
+        took_s = await took(rpc.PeerStub(site.channels["out"]).Signals(batches()))
+        assert 0.2 <= took_s < 5.0  # one after the other: 6 s
 
 
 async def test_a_stream_under_way_becomes_slow_and_its_end_is_told(tmp_path: Path) -> None:
@@ -280,14 +308,14 @@ async def test_a_witness_is_not_told_so_both_ways_are_held_here(tmp_path: Path) 
     async with two(tmp_path) as site:
         site.cuts._witness = "iad"
         site.slow(delay_ms=200)
-        assert 0.4 <= await took(answered(site.channels["out"])) < 0.8
+        assert 0.4 <= await least(lambda: answered(site.channels["out"]), 0.8) < 0.8
 
 
 async def test_a_slow_link_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(under_test, "LASTS_S", 0.3)
     async with two(tmp_path) as site:
         site.slow(delay_ms=5_000)
-        assert await took(answered(site.channels["out"])) < 1.0
+        assert await took(answered(site.channels["out"])) < 4.5
         assert site.cuts.slow() == []
 
 
