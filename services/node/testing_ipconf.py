@@ -14,7 +14,7 @@ from imcore.attest import RegionKeys
 from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.region.model import Limits
-from imcore.runtime import SystemClock
+from imcore.runtime import Clock, SystemClock
 from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import Claims, mint
 from services.engines.disk import RealDisk
@@ -39,7 +39,7 @@ class IpconfSite:
         self.folder = folder
         self.pki_dir = pki_dir
         self.keys: RegionKeys = load_region_keys(pki_dir)
-        self.clock = SystemClock()
+        self.clock: Clock = SystemClock()
         region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
         spec = region.spec.model_copy(update={"limits": limits or region.spec.limits})
         self.region = region.model_copy(update={"spec": spec})

@@ -13,7 +13,7 @@ from imcore.convert import stamp_pb
 from imcore.hlc import from_ms
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
-from imcore.runtime import SystemClock
+from imcore.runtime import Clock, SystemClock
 from imcore.tokens import Claims, mint
 from imcore.words import Origin, Vector, direct_members
 from services.gateway.config import GatewayConfig
@@ -122,7 +122,7 @@ class Front:
     """Gateways and the state role of one IDC, real sockets, over a ``MemoryIm``.
 
     ``async with Front(...) as front``; then ``front.dial()`` and ``front.connect(uid)``. ``speed``:
-    as many seconds of the roles' clock pass in one.
+    as many seconds of the roles' clock pass in one. ``clock``: theirs, in whose place.
     """
 
     def __init__(
@@ -138,11 +138,12 @@ class Front:
         idc_limits: Limits | None = None,
         risk: Risk | None = None,
         quic: Callable[[], QuicConfiguration] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.keys = keys
         self._quic = quic
         self._by_quic: list[FrameClient] = []  # no peer's system tells them that they are alone
-        self.clock = FastClock(speed)
+        self.clock: Clock = clock or FastClock(speed)
         self._tls = tls
         self.state = StateServer(
             keys,

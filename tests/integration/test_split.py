@@ -114,7 +114,7 @@ class Core:
         await self.server.stop(None)
 
 
-async def until(condition, timeout_s: float = 10.0) -> None:
+async def until(condition, timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - nothing to wait on
             await asyncio.sleep(0.01)
@@ -256,11 +256,12 @@ async def test_a_core_that_does_not_keep_up_sheds_what_its_fronts_have_taken(cor
     here, _ = await front_of("one")
     # So many that there are some of either kind, whichever users' turn it is.
     clients = [(await here.connect(f"u{number}"))[0] for number in range(100)]
-    until_s = time.monotonic() + 1.5
-    while time.monotonic() < until_s:
+    until_s = time.monotonic() + 20
+    while core.fronts.load()["served_share"] >= 0.5:
+        assert time.monotonic() < until_s
         time.sleep(0.05)  # noqa: ASYNC251 - too long for the core, and not for the front
         await asyncio.sleep(0)
-    assert here.state.load()["served_share"] == 1.0 > 0.5 > core.fronts.load()["served_share"]
+    assert here.state.load()["served_share"] == 1.0
     answers = [await client.ask(sent(1)) for client in clients]
     errors = [answer.error for answer in answers if answer.HasField("error")]
     assert {error.code for error in errors} == {"overloaded"} and len(errors) < 100
@@ -369,7 +370,7 @@ class Real:
 
     async def start_core(self) -> Any:
         self.core, self._core_task = self._process(Node, Roles.CORE)
-        await until(lambda: self.core.serving and self.core.fronts.gateways, 20)
+        await until(lambda: self.core.serving and self.core.fronts.gateways, 60)
         return self.core
 
     async def stop_core(self) -> None:
@@ -464,9 +465,7 @@ async def test_a_route_that_the_core_took_along_is_written_again(tmp_path, monke
             await real.client("ann")
         await real.stop_core()
         core = await real.start_core()
-        await until(lambda: core.live.devices("ann"))
-        [device] = core.live.devices("ann")
-        assert device.online
+        await until(lambda: [bool(row.online) for row in core.live.devices("ann")] == [True])
 
 
 async def test_an_end_that_the_core_took_along_is_told_again(tmp_path, monkeypatch):
