@@ -17,6 +17,7 @@ import pytest
 from imcore import frame
 from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
+from imcore.runtime import ManualClock
 from services.gateway.config import GatewayConfig
 from services.gateway.polling import UP_BYTES_MAX
 from services.linkproxy.model import LinkSpec
@@ -44,7 +45,7 @@ async def way(port: int, spec: LinkSpec) -> AsyncIterator[tuple[LinkProxy, int]]
 
 @pytest.fixture
 async def front() -> AsyncIterator[Front]:
-    async with Front(KEYS, limits=GatewayConfig(first_frame_ms=400, polled_max=2)) as made:
+    async with Front(KEYS, limits=GatewayConfig(first_frame_ms=20_000, polled_max=2)) as made:
         yield made
 
 
@@ -102,7 +103,8 @@ async def test_a_polled_connection_sends_and_is_pushed_to_at_once(front: Front, 
     began = asyncio.get_running_loop().time()
     await bob.ask(send(1, b"hello"))
     await eventually(lambda: ann.pushed[-1:] == [b"hello"])
-    assert asyncio.get_running_loop().time() - began < 1.0  # it does not wait for a request's end
+    took_s = asyncio.get_running_loop().time() - began
+    assert took_s < 5.0  # it does not wait for a request's end
 
 
 async def test_nothing_is_lost_or_comes_twice_however_often_requests_are_cut(front: Front):
@@ -117,7 +119,7 @@ async def test_nothing_is_lost_or_comes_twice_however_often_requests_are_cut(fro
             ann.ask(n + 1, send(n))
             await bob.ask(send(n, b"bob %d" % n))
             await asyncio.sleep(0.005)
-        await eventually(lambda: len(ann.answers) == 151 and len(ann.pushed) == 300)
+        await eventually(lambda: len(ann.answers) == 151 and len(ann.pushed) == 300, 30.0)
         stored = [entry.message.content for entry in front.im.entries[CHAT]]
         assert ann.pushed == stored  # all, once, in order
         assert [c for c in stored if not c.startswith(b"bob")] == [b"%d" % n for n in range(1, 151)]
@@ -138,11 +140,12 @@ async def test_a_poller_is_told_why_it_must_go(front: Front, ann: Poller):
     await eventually(lambda: ann.told == ["replaced"] and ann.closed == ["lost"])
 
 
-async def test_one_that_does_not_sign_in_is_closed(front: Front):
-    stranger = Poller()
-    await stranger.dial(front.gateways[0].port)
-    await eventually(lambda: stranger.told == ["idle"] and stranger.closed == ["lost"])
-    assert not len(front.gateways[0]) and not len(front.gateways[0].polling)
+async def test_one_that_does_not_sign_in_is_closed():
+    async with Front(KEYS, limits=GatewayConfig(first_frame_ms=400)) as front:
+        stranger = Poller()
+        await stranger.dial(front.gateways[0].port)
+        await eventually(lambda: stranger.told == ["idle"] and stranger.closed == ["lost"])
+        assert not len(front.gateways[0]) and not len(front.gateways[0].polling)
 
 
 async def test_so_many_are_polled_and_no_more(front: Front, ann: Poller):
@@ -254,11 +257,12 @@ async def test_http_inside_of_it_is_no_client(front: Front, bare: Bare):
 
 
 @pytest.mark.parametrize("head", [b"", b"Content-Length: 10\r\n"])
-async def test_a_body_without_length_or_end_is_given_up(front: Front, head: bytes):
-    reader, writer = await asyncio.open_connection("127.0.0.1", front.gateways[0].port)
-    writer.write(b"POST /poll/up HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n")
-    assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 4")
-    writer.close()
+async def test_a_body_without_length_or_end_is_given_up(head: bytes):
+    async with Front(KEYS, limits=GatewayConfig(first_frame_ms=400)) as front:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.gateways[0].port)
+        writer.write(b"POST /poll/up HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n")
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 4")
+        writer.close()
 
 
 async def test_whoever_does_not_fetch_is_closed_and_holds_little():
@@ -290,8 +294,8 @@ async def opened_and_closed(bare: Bare, times: int) -> list[int]:
 
 
 async def test_who_opens_and_closes_all_the_time_takes_nobodys_place():
-    limits = GatewayConfig(connects_per_s=20.0)
-    async with Front(KEYS, limits=limits) as front, aiohttp.ClientSession() as http:
+    limits, clock = GatewayConfig(connects_per_s=20.0), ManualClock()
+    async with Front(KEYS, limits=limits, clock=clock) as front, aiohttp.ClientSession() as http:
         [gateway] = front.gateways
         bare = Bare(http, gateway.port)
         # Refused ones cost the carrier, which comes through a door like anybody.
@@ -314,8 +318,8 @@ async def test_one_address_begins_to_poll_at_a_rate():
 
 async def test_through_a_proxy_each_that_is_polled_comes_by_a_door_of_its_own():
     proxies = (ip_network("127.0.0.1/32"),)
-    limits = GatewayConfig(shared=proxies, connects_per_s=4.0)
-    async with Front(KEYS, limits=limits) as front, aiohttp.ClientSession() as http:
+    limits, clock = GatewayConfig(shared=proxies, connects_per_s=4.0), ManualClock()
+    async with Front(KEYS, limits=limits, clock=clock) as front, aiohttp.ClientSession() as http:
         bare = Bare(http, front.gateways[0].port)
         assert await opened_and_closed(bare, 3) == [200, 200, 200]
         assert front.gateways[0]._doors._bucket._tokens < 2.0

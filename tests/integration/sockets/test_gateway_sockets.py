@@ -14,6 +14,7 @@ from imcore.convert import stamp_of
 from imcore.pki import load_region_keys
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters
+from imcore.runtime import ManualClock
 from imcore.tls import client_ssl_context, gateway_ssl_context
 from services.gateway.config import GatewayConfig
 from services.state.testing import Front
@@ -134,7 +135,8 @@ async def test_a_client_that_never_reads_loses_its_connection_and_others_are_ser
 
 async def test_a_slow_reader_that_catches_up_is_told_once_what_it_missed(keys, tls):
     limits = GatewayConfig(push_bytes_max=32 * 1024, stuck_ms=60_000)
-    async with Front(keys, tls, limits=limits) as front:
+    # While the clock stands no other signal comes, of those that are due after a time.
+    async with Front(keys, tls, limits=limits, clock=ManualClock()) as front:
         slow, _ = await front.connect("ann", device="slow")
         ack = (await slow.ask(send())).send_ack
         await slow.event("push")
@@ -147,7 +149,7 @@ async def test_a_slow_reader_that_catches_up_is_told_once_what_it_missed(keys, t
         last = (await bob.ask(send(b"last"))).send_ack.placed.seq
         await until(lambda: gateway.counters.dropped > 2)
         slow.transport.resume_reading()
-        signal = (await slow.event("signal", timeout_s=1.5)).signal
+        signal = (await slow.event("signal")).signal
         assert (signal.conversation, signal.heads[0].seq) == (CONVERSATION, last)
         assert (await slow.event("replicated")).replicated.lsn == ack.lsn
         assert (await slow.event("missed")).stamp.mac
@@ -197,12 +199,20 @@ async def test_bytes_that_make_no_frame_do_not_keep_a_connection(keys, tls):
 
 
 async def test_heartbeats_keep_a_connection_and_silence_ends_it(keys, tls):
-    limits = GatewayConfig(idle_ms=200, tick_ms=20)
-    async with Front(keys, tls, limits=limits) as front:
+    limits, clock = GatewayConfig(idle_ms=200, tick_ms=20), ManualClock()
+    async with Front(keys, tls, limits=limits, clock=clock) as front:
         client, _ = await front.connect("ann")
+
+        async def elapse(seconds: float) -> None:
+            """Before it asks next, a tick has seen it."""
+            clock.advance(seconds)
+            await asyncio.sleep(0.05)
+
         for _ in range(6):
-            await asyncio.sleep(0.06)
+            await elapse(0.06)
             await client.ask(pb.Request(heartbeat=pb.Heartbeat()))
+        while not client.closed.done() and clock.now() < 2.0:
+            await elapse(0.06)
         assert (await client.event("close")).close.reason == "idle"
         await client.gone()
 
@@ -220,15 +230,16 @@ async def test_one_client_too_many_is_told_when_to_come_back(keys, tls):
 
 async def test_too_many_requests_are_answered_overloaded_and_slowed_down(keys, tls):
     limits = GatewayConfig(requests_per_s=50, requests_burst=10, tick_ms=20)
-    async with Front(keys, tls, limits=limits) as front:
+    clock = ManualClock()
+    async with Front(keys, tls, limits=limits, clock=clock) as front:
         bob, _ = await front.connect("bob")
         greedy, _ = await front.connect("ann")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answers = await asyncio.gather(*(greedy.send(send(cid=n)) for n in range(60)))
         overloaded = [a.error for a in answers if a.error.code == "overloaded"]
         assert len(overloaded) > 30 and all(error.retry_after_ms for error in overloaded)
         assert not (await bob.ask(send())).HasField("error")
-        await asyncio.sleep(0.1)
+        clock.advance(0.1)
         assert not (await greedy.ask(send())).HasField("error")  # served again
 
 
