@@ -12,6 +12,7 @@ import pytest
 from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters
+from imcore.runtime import ManualClock
 from imcore.tls import gateway_ssl_context
 from imcore.words import ClientKey
 from services.gateway.config import GatewayConfig
@@ -58,11 +59,18 @@ async def nat(region: Region) -> AsyncIterator[LinkProxy]:
 async def test_it_finds_out_what_a_nat_allows_and_messages_come_as_before(region, nat, ca_file):
     fra = region.idcs["fra"]
     async with App(region, ca_file) as ann:
-        ann.client.network("wifi", "home")
         ann.client.background(True)
-        longest = ann.client._longest()
-        # Longer and longer, until one was too long: then the connection was made anew, and resumed.
-        await eventually(lambda: longest._breaks_s is not None and len(fra.connects) > 1, 15.0)
+        for number in range(4):
+            ann.client.network("wifi", f"home{number}")
+            longest = ann.client._longest()
+            # Longer and longer, until one was too long: then it was connected anew, and resumed.
+            before = len(fra.connects)
+            await eventually(
+                lambda: longest._breaks_s is not None and len(fra.connects) > before,  # noqa: B023
+                15.0,
+            )
+            if (longest._breaks_s or 0.0) > NAT_MS / 1000:
+                break  # else this machine stood still for longer than the NAT remembers
         assert (longest._breaks_s or 0.0) > NAT_MS / 1000 > longest.interval_s > 0.15
         assert not region.reports  # it is no gateway's fault
         assert fra.connects[-1].resume_token == b"resume" and fra.connects[-1].network == "wifi"
@@ -74,7 +82,7 @@ async def test_it_finds_out_what_a_nat_allows_and_messages_come_as_before(region
         # Another network has its own; this one is remembered.
         ann.client.network("cellular")
         assert ann.client._longest() is not longest
-        ann.client.network("wifi", "home")
+        ann.client.network("wifi", f"home{number}")
         assert ann.client._longest() is longest
         ann.client.background(False)
         await eventually(lambda: fra.quiet_ms[-3:] == [0, 0, 0])
@@ -85,6 +93,7 @@ async def test_it_finds_out_what_a_nat_allows_and_messages_come_as_before(region
 async def test_a_service_that_allows_less_is_obeyed(region, ca_file):
     fra = region.idcs["fra"]
     fra.quiet_max_ms = 250
+    region.parameters["heartbeat_timeout_ms"] = 10_000
     async with App(region, ca_file) as ann:
         ann.client.background(True)
         await eventually(
@@ -105,7 +114,7 @@ async def test_a_lost_network_is_noticed_when_the_application_says_that_it_chang
         await eventually(lambda: region.idcs["fra"].quiet_ms[-1:] == [5_000])
         nat.apply(Fault("ann", "fra", Mode.DROP, True))
         ann.client.network("cellular")
-        await eventually(lambda: ann.client.state.idc == "", 2.0)  # not after five seconds
+        await eventually(lambda: ann.client.state.idc == "", 3.0)  # not after five seconds
         nat.apply(Fault("ann", "fra", Mode.PASS, True))
         await eventually(lambda: ann.client.state.idc == "fra")
         assert longest._breaks_s is None  # that tells nothing of either network
@@ -123,17 +132,27 @@ def heartbeat(next_ms: int) -> pb.Request:
 async def test_a_gateway_waits_as_long_as_it_granted_and_no_longer():
     limits = GatewayConfig(idle_ms=200, tick_ms=20)
     parameters = ClientParameters(background_heartbeat_max_ms=700)
-    async with Front(KEYS, parameters=parameters, limits=limits) as front:
+    clock = ManualClock()
+
+    async def elapse(seconds: float) -> None:
+        """A tick has seen it."""
+        clock.advance(seconds)
+        await asyncio.sleep(0.06)
+
+    async with Front(KEYS, parameters=parameters, limits=limits, clock=clock) as front:
         ann, _ = await front.connect("ann")
         answer = await ann.ask(heartbeat(60_000))
         assert answer.heartbeat_ok.next_ms == 700
-        await asyncio.sleep(0.5)
+        for _ in range(5):
+            await elapse(0.1)
         assert not ann.closed.done()  # more than twice as long as in the foreground
+        for _ in range(6):
+            await elapse(0.1)
         assert (await ann.event("close")).close.reason == "idle"
 
         bob, _ = await front.connect("bob")
         assert (await bob.ask(heartbeat(600))).heartbeat_ok.next_ms == 600
         assert (await bob.ask(heartbeat(0))).heartbeat_ok.next_ms == 0  # in the foreground again
-        began = asyncio.get_running_loop().time()
-        await bob.event("close")
-        assert asyncio.get_running_loop().time() - began < 0.6
+        for _ in range(4):
+            await elapse(0.1)
+        assert (await bob.event("close")).close.reason == "idle"

@@ -35,8 +35,8 @@ from services.tracing.context import traceparent
 CHAT = "d:ann:bob"
 FAST = {
     "heartbeat_ms": 300,
-    "heartbeat_timeout_ms": 300,
-    "connect_timeout_ms": 500,
+    "heartbeat_timeout_ms": 10_000,  # a machine may stand still: no test is about these two
+    "connect_timeout_ms": 10_000,
     "backoff_base_ms": 5,
     "backoff_max_ms": 40,
     "idle_pull_ms": 60_000,
@@ -309,21 +309,21 @@ async def test_one_idc_with_a_wrong_clock_stops_nobody(region, ca_file):
         assert ann.client.state.idc == "iad"
         region.order = ["fra", "iad"]
         iad.connections[0].abort()
-        await ann.client.send(CHAT, b"x", timeout_ms=4_000)
+        await ann.client.send(CHAT, b"x", timeout_ms=10_000)
         assert ann.client.state.idc == "iad"
         # Nor does one that it is to move to, ...
         iad.everybody(pb.Event(move=pb.Move(policy_epoch=1)))
         await eventually(lambda: fra.requests["connect"] >= 3)
-        await ann.client.send(CHAT, b"y", timeout_ms=4_000)
+        await ann.client.send(CHAT, b"y", timeout_ms=10_000)
         # ... nor one whose ipconf is the only one that is known.
         region.refuse_tokens = True
         iad.connections[0].abort()
-        await ann.client.send(CHAT, b"z", timeout_ms=4_000)
+        await ann.client.send(CHAT, b"z", timeout_ms=10_000)
         # The second that refuses ends it.
         iad.errors["connect"] = [REFUSED] * 50
         iad.connections[0].abort()
         with pytest.raises(SendFailed) as failed:
-            await ann.client.send(CHAT, b"never", timeout_ms=4_000)
+            await ann.client.send(CHAT, b"never", timeout_ms=10_000)
         assert failed.value.code == "unauthenticated"
 
 
@@ -375,7 +375,7 @@ async def test_a_client_that_did_not_go_is_closed_and_goes(region, ca_file, reas
             region.order, region.epoch = ["iad"], 2
             fra.everybody(pb.Event(move=pb.Move(policy_epoch=2, within_ms=60_000)))
             fra.everybody(pb.Event(close=pb.Close(reason=reason)))
-            await ann.client.send(CHAT, b"%d" % seed, timeout_ms=4_000)
+            await ann.client.send(CHAT, b"%d" % seed, timeout_ms=10_000)
             assert ann.connections == ["fra", "", "iad"]
             await asyncio.sleep(0.05)
             assert ann.client.state.idc == "iad"  # the old move is not made once more
@@ -391,7 +391,7 @@ async def test_without_a_ca_file_the_machines_cas_are_asked(region, ca_file, mon
             pass
     monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
     async with App(region, None) as ann:
-        await ann.client.send(CHAT, b"x", timeout_ms=4_000)
+        await ann.client.send(CHAT, b"x", timeout_ms=10_000)
 
 
 async def test_a_pull_that_is_put_off_is_waited_for(region, ca_file):
@@ -453,7 +453,8 @@ async def test_idle_pulls_do_not_pile_up_while_reads_fail(region, ca_file):
         fra.errors["sync"] = [pb.Error(code="unavailable", message="away")] * 1_000
         before = fra.requests["sync"]
         await asyncio.sleep(1.5)
-        assert 2 <= fra.requests["sync"] - before <= 4
+        assert fra.requests["sync"] - before <= 4
+        await eventually(lambda: fra.requests["sync"] - before >= 2)
         fra.errors.clear()
         answered = fra.requests["sync"]
         await eventually(lambda: fra.requests["sync"] >= answered + 3)  # idle pulls go on
@@ -467,8 +468,8 @@ async def test_a_pull_that_fails_is_not_repeated_by_everything_that_names_it(reg
         fra.drop_pushes = 1
         say(fra, 1)
         await eventually(lambda: fra.requests["pull"] == 1)
-        await asyncio.sleep(1.5)
-        assert 2 <= fra.requests["pull"] <= 4 <= fra.requests["heartbeat"]
+        await eventually(lambda: fra.requests["heartbeat"] >= 5)
+        assert 2 <= fra.requests["pull"] <= 4
         fra.errors.clear()
         await eventually(lambda: ann.list == [b"bob 1"])
 
@@ -533,7 +534,7 @@ async def test_a_worker_that_fails_leaves_its_queue_to_another(region, ca_file):
         say(fra, 1)
         puller.want("g:broken")
         puller.want(CHAT)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(8):
             await ann.client.settled()
         assert ann.list == [b"bob 1"]
 
@@ -657,7 +658,7 @@ async def test_a_large_group_is_made_and_read_in_pieces(region, ca_file):
 async def test_what_huge_groups_have_is_pulled_within_a_time_and_acked_when_a_heartbeat_is_due(
     region, ca_file
 ):
-    region.parameters["heartbeat_ms"] = 60_000
+    region.parameters.update(heartbeat_ms=60_000, heartbeat_timeout_ms=300)
     fra = region.idcs["fra"]
     async with App(region, ca_file) as ann:
         say(fra, 1)
@@ -696,7 +697,7 @@ async def test_an_idc_that_has_not_heard_of_the_group_yet_is_asked_again(region,
         region.idcs["iad"].errors["send"] = [NOT_A_MEMBER] * 2
         region.idcs["iad"].errors["group_info"] = [NOT_A_MEMBER]
         iad = await moved(region, ann)
-        sends = [ann.client.send(CHAT, b"%d" % n, timeout_ms=4_000) for n in (1, 2, 3)]
+        sends = [ann.client.send(CHAT, b"%d" % n, timeout_ms=10_000) for n in (1, 2, 3)]
         await asyncio.gather(*sends, ann.client.members("g:1"))
         assert [copy.content for copy in iad.own[CHAT]] == [b"1", b"2", b"3"]
 
@@ -706,7 +707,7 @@ async def test_one_that_still_has_not_after_a_while_is_believed(region, ca_file)
         iad = await moved(region, ann)
         iad.errors["send"] = [NOT_A_MEMBER] * 4
         with pytest.raises(SendFailed) as failed:
-            await ann.client.send(CHAT, b"1", timeout_ms=4_000)
+            await ann.client.send(CHAT, b"1", timeout_ms=10_000)
         assert failed.value.code == "forbidden" and not failed.value.pending
         assert 2 <= iad.requests["send"] <= 3 and ann.client.state.outbox == 0
 
@@ -731,7 +732,7 @@ async def test_an_acked_message_that_stays_refused_is_reported_and_kept(region, 
         iad.errors["send"] = [NOT_A_MEMBER] * 100
         waiting = asyncio.ensure_future(sent.replicated())
         await fra.stop()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(10):
             for call in (waiting, sent.replicated()):  # told again, whenever it is asked for
                 with pytest.raises(SendFailed) as failed:
                     await call
@@ -743,7 +744,7 @@ async def test_an_acked_message_that_stays_refused_is_reported_and_kept(region, 
         iad.connections[0].abort()
         await eventually(lambda: CHAT in iad.own)
         region.mirror()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(10):
             await sent.replicated()
 
 

@@ -33,8 +33,9 @@ from services.gateway.testing import dial
 from services.node.config import load
 from services.node.node import Node
 from services.node.outside import Machine
-from services.node.tracing import ENDPOINT, EXPORT_S, provider_of
+from services.node.tracing import BURST, ENDPOINT, EXPORT_S, provider_of
 from services.sdk import Client, Message, Options
+from services.sdk.testing.app import eventually
 from services.witness.witness import Witness
 
 TWO = Path(__file__).parents[2] / "regions" / "two-idc.yaml"
@@ -57,7 +58,7 @@ async def two_idcs(folder: Path, spans: InMemorySpanExporter) -> AsyncIterator[l
     everything: list[Node | Witness] = [*nodes, witness]
     tasks = [asyncio.create_task(one.run()) for one in everything]
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not all(map(_knows_both, nodes)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         yield nodes
@@ -99,14 +100,16 @@ async def test_one_message_between_two_idcs_is_one_trace_with_every_hop(tmp_path
         assert (ann.state.idc, bob.state.idc) == ("fra", "dub")
         bob.on(lambda event: got.set() if isinstance(event, Message) else None)
         await (await ann.send(ann.direct("bob"), b"not followed")).replicated()
-        await asyncio.wait_for(got.wait(), 10)
+        await asyncio.wait_for(got.wait(), 30)
         assert exporter.get_finished_spans() == ()
         got.clear()
         with tracer.start_as_current_span("the application's"):
             sent = await ann.send(ann.direct("bob"), b"followed")
         await sent.replicated()
-        await asyncio.wait_for(got.wait(), 10)
-        await asyncio.sleep(0.2)  # the sender's own device has it too
+        await asyncio.wait_for(got.wait(), 30)
+        # The sender's own device has it too, and each IDC has applied and pushed it.
+        await eventually(lambda: len(exporter.get_finished_spans()) >= 11, 20.0)
+        await asyncio.sleep(0.2)  # and nothing more comes
         await _metrics_of_two(nodes)
     trace_id = sent.traceparent.split("-")[1]
     spans = exporter.get_finished_spans()
@@ -163,6 +166,7 @@ async def test_a_client_cannot_have_everything_followed_nor_put_rubbish_in_the_l
         token = mint(node.config.keys, Claims("ann", "phone", node.clock.wall_ms() + 60_000))
         connect = pb.Connect(token=token.encode(), connection_epoch=1)
         await client.ask(pb.Request(connect=connect))
+        began = time.monotonic()
         for cid in range(1, 101):
             request = pb.Request(trace=pb.TraceContext(trace_id=b"t" * 16, span_id=b"s" * 8))
             request.trace.flags = cid % 2
@@ -170,10 +174,11 @@ async def test_a_client_cannot_have_everything_followed_nor_put_rubbish_in_the_l
             request.send.cid, request.send.floor = cid, 1
             answer = await client.ask(request)
             assert answer.send_ack.lsn
+        more = node.config.region.spec.tracing.per_s * (time.monotonic() - began)
         await asyncio.sleep(0.2)
         client.transport.abort()
         followed = [s for s in exporter.get_finished_spans() if s.name == "im.append"]
-        assert 20 <= len(followed) < 35  # of 50 that asked for it
+        assert BURST <= len(followed) <= BURST + 1 + more  # of 50 that asked for it
 
 
 async def test_spans_go_to_a_collector_that_the_environment_names(tmp_path, monkeypatch):
@@ -210,4 +215,4 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch):
         provider.get_tracer("im").start_span("push").end()
         began = time.monotonic()
         provider.shutdown()
-        assert time.monotonic() - began < 2 * EXPORT_S + 1
+        assert time.monotonic() - began < 2 * EXPORT_S + 5
