@@ -365,7 +365,9 @@ async def test_what_stands_is_not_sent_again_and_what_is_not_watched_is_repaired
     policy = "NetworkPolicy", "im-fra", "fra-gateway"
     wanted = memory.held.pop(policy)
     running = asyncio.ensure_future(reconciler.run())
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(15):
+        while policy not in memory.held:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     running.cancel()
     assert memory.held[policy] == wanted
 

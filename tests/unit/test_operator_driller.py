@@ -60,18 +60,24 @@ def test_it_is_told_to_end_once_and_a_second_time_when_nobody_waits(
     driller.begin("u1", job)
     child = driller._children["u1"]
 
-    def heard(hurry: bool, times: int = 3) -> int:
-        for _ in range(times):
+    def heard(hurry: bool, awaited: int) -> int:
+        for _ in range(3):
             driller.stop("u1", hurry)
             time.sleep(0.2)
-        return len((folder / "heard").read_text())
+        until = time.monotonic() + 30
+        while (count := words()) < awaited and time.monotonic() < until:
+            time.sleep(0.05)
+        return count
+
+    def words() -> int:
+        return len(file.read_text()) if (file := folder / "heard").exists() else 0
 
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (folder / "ready").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert (heard(False), heard(True), heard(False)) == (1, 2, 2)
+        assert (heard(False, 1), heard(True, 2), heard(False, 2)) == (1, 2, 2)
     finally:
         child.kill()
         child.wait(10)

