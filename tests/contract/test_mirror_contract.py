@@ -273,7 +273,7 @@ async def read_all(log: Log, partition: int) -> list[Record]:
     return records
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # nothing tells when a copy in another IDC grows
             await asyncio.sleep(0.01)
@@ -326,10 +326,11 @@ async def test_a_record_is_reported_as_held_only_once_it_is_durable(disk_network
     await until(lambda: fra.held_by("iad") == [1, 0])
     copy = await iad.copy(FRA)
     iad.disk.faults.fsync_delay_ms = 500
+    began = asyncio.get_running_loop().time()
     await fra.write(1)
-    await asyncio.sleep(0.3)  # it has arrived, and is on its way to the disk
-    assert fra.held_by("iad") == [1, 0]
-    assert copy.end(0).lsn == 1
+    # It has arrived, and is on its way to the disk.
+    await until(lambda: copy.end(0).lsn != 1 or fra.held_by("iad") != [1, 0])
+    assert asyncio.get_running_loop().time() - began >= 0.5
     await until(lambda: fra.held_by("iad") == [2, 0])
 
 

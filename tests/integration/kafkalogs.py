@@ -92,7 +92,7 @@ async def check(store: KafkaLogStore, *writers: Sequencer) -> list[Record]:
     return records
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # what it waits for happens in a broker
             await asyncio.sleep(0.02)

@@ -53,7 +53,8 @@ from tests.integration.kafkalogs import FRA, check, read_all, sequencer, store_o
 
 SIN = Origin("sin", 1)
 PARTITIONS = 2
-DEADLINE_S = 1.5
+DEADLINE_S = 1.5  # where the broker is away
+PATIENT_S = 15.0  # where it is there, on a machine that may stand still
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,16 @@ def kafka(
 
 
 @pytest.fixture
-def settings(kafka: KafkaProcess) -> KafkaSettings:
-    return kafka.settings(f"faults-{secrets.token_hex(4)}", deadline_s=DEADLINE_S)
+def deadline_s() -> float:
+    return PATIENT_S
+
+
+hasty = pytest.mark.parametrize("deadline_s", [DEADLINE_S])
+
+
+@pytest.fixture
+def settings(kafka: KafkaProcess, deadline_s: float) -> KafkaSettings:
+    return kafka.settings(f"faults-{secrets.token_hex(4)}", deadline_s=deadline_s)
 
 
 Open = Callable[..., Awaitable[KafkaLogStore]]
@@ -124,6 +133,7 @@ def end_of(records: Sequence[Record]) -> LogEnd:
 # --------------------------------------------------------------------- the broker has faults
 
 
+@hasty
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_acked_records_survive_a_broker_that_is_away(
     kafka: KafkaProcess, open_store: Open, fault: str
@@ -151,6 +161,7 @@ async def test_acked_records_survive_a_broker_that_is_away(
     assert len(records) >= len(writer.acked) > 600
 
 
+@hasty
 async def test_a_call_to_a_paused_broker_ends_at_its_deadline(
     kafka: KafkaProcess, open_store: Open
 ) -> None:
@@ -483,8 +494,11 @@ async def test_a_topic_that_is_missing_is_looked_for_once_for_all_its_partitions
     try:
         for number in range(8):
             tail.follow(At("not-there", number), Nobody())
+        began = asyncio.get_running_loop().time()
         await asyncio.sleep(2.5 * MISSING_S)
-        assert 2 <= looks.count(["not-there"]) <= 4
+        most = 1.5 + (asyncio.get_running_loop().time() - began) / MISSING_S
+        assert looks.count(["not-there"]) <= most
+        await until(lambda: looks.count(["not-there"]) >= 2)
     finally:
         await tail.close()
         await cluster.close()
@@ -528,6 +542,7 @@ async def test_a_copy_begins_anew_behind_a_snapshot(
         assert await read_all(log) == all_[40:]
 
 
+@hasty
 async def test_a_copy_follows_on_after_its_broker_was_away(
     kafka: KafkaProcess, outside: Log, raw: Raw, mirrored: str
 ) -> None:
@@ -578,9 +593,9 @@ async def test_another_idcs_mirror_may_read_the_own_logs_and_nothing_else(
     for _ in range(2):  # again is no error
         await allow(raw.cluster, principal("sin"), of_mirrors(settings.prefix))
     own = At(own_topic(settings.prefix, FRA), 0)
-    theirs = Cluster(kafka.settings(settings.prefix, "sin", DEADLINE_S), "fra")
+    theirs = Cluster(kafka.settings(settings.prefix, "sin", PATIENT_S), "fra")
     try:
-        async with asyncio.timeout(10):  # the broker takes a moment to hear of it
+        async with asyncio.timeout(60):  # the broker takes a moment to hear of it
             while own.topic not in await theirs.look([own.topic]):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         assert len((await theirs.fetch_one(own, 0, 10_000)).records) == 2
@@ -628,14 +643,17 @@ async def test_no_connection_is_left_behind_however_they_were_made(
     (node,) = await cluster.places()
     cluster._drop(node, kafka_cluster.ADMIN)
     slow.clear()
+    before = len(made)
     first = [cluster.shapes(["any"]), cluster.ask(MetadataRequest([], False)), cluster.shapes([])]
     working = asyncio.gather(*first, cluster.places())
+    await until(lambda: len(made) > before)
     await asyncio.sleep(0.3)
     slow.set()
     await working
     slow.clear()
+    before = len(made)
     late = asyncio.ensure_future(cluster.call(node, MetadataRequest([], False), "a lane"))
-    await asyncio.sleep(0.3)
+    await until(lambda: len(made) > before)
     await cluster.close()
     slow.set()
     with pytest.raises(Unavailable, match="closed"):
@@ -644,6 +662,7 @@ async def test_no_connection_is_left_behind_however_they_were_made(
     assert [it for it in made if it.connected()] == []
 
 
+@hasty
 async def test_a_broker_that_says_no_goodbye_does_not_hold_the_end_up(
     kafka: KafkaProcess, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -687,7 +706,7 @@ async def test_a_connection_that_is_given_up_while_it_is_made_is_gone(
     cluster = Cluster(settings, "fra")
     looking = asyncio.ensure_future(cluster.places())
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PATIENT_S):
             while not sockets:  # noqa: ASYNC110 - nothing to wait on
                 await asyncio.sleep(0.01)
         looking.cancel()

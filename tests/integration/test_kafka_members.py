@@ -34,7 +34,8 @@ from tests.integration.kafkalogs import (
 )
 
 PARTITIONS = 2
-DEADLINE_S = 2.0
+DEADLINE_S = 2.0  # where too few brokers are there
+PATIENT_S = 15.0  # where they are, on a machine that may stand still
 ELECTION_S = 60.0  # a session of 2 s and an election, or two if it led the controllers too
 
 
@@ -48,7 +49,7 @@ def members(
 
 @pytest.fixture
 async def settings(members: Members) -> KafkaSettings:
-    settings = members.settings(f"members-{secrets.token_hex(4)}", DEADLINE_S)
+    settings = members.settings(f"members-{secrets.token_hex(4)}", PATIENT_S)
     async with cluster_of(settings) as cluster, asyncio.timeout(60):
         while len(await cluster.places()) < len(members.each):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
@@ -72,7 +73,7 @@ async def open_store(settings: KafkaSettings) -> AsyncIterator[Open]:
     """``await open_store()``: one more process of fra, so to say."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def opener(deadline_s: float = DEADLINE_S) -> KafkaLogStore:
+        async def opener(deadline_s: float = PATIENT_S) -> KafkaLogStore:
             patient = replace(settings, deadline_s=deadline_s)
             store = await store_of(patient, "fra", PARTITIONS, random.Random())
             stack.push_async_callback(store.close)
@@ -142,7 +143,7 @@ async def test_a_replica_that_goes_costs_no_acked_record_and_two_stop_the_log_un
 ) -> None:
     """With two of three brokers the controller's majority is gone too: nobody can say that the
     others are out of sync. So what is appended then is in doubt, and nothing is acked."""
-    writer = await sequencer(await open_store())
+    writer = await sequencer(await open_store(deadline_s=DEADLINE_S))
     leader = await leader_of(members, settings)
     gone = [one for number, one in enumerate(members.each, 1) if number != leader]
     await writer.put(b"by three")
@@ -175,7 +176,7 @@ async def test_too_few_in_sync_replicas_refuse_what_is_appended_and_it_goes_on_o
     members: Members, settings: KafkaSettings
 ) -> None:
     """All three must be in sync here, so that the controller can still say that one is not."""
-    all_three = replace(settings, min_insync_replicas=3)
+    all_three = replace(settings, min_insync_replicas=3, deadline_s=DEADLINE_S)
     store = await store_of(all_three, "fra", PARTITIONS, random.Random())
     try:
         writer = await sequencer(store)
@@ -242,7 +243,7 @@ async def test_a_wrong_user_or_password_is_refused_in_one_sentence_at_once(
     members: Members, settings: KafkaSettings, user: str, password: str
 ) -> None:
     wrong = members.by_password(settings, user, password)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with pytest.raises(NotTrusted, match="check username and password_file") as said:
             await store_of(wrong, "fra", PARTITIONS, random.Random(1))
     assert "\n" not in str(said.value) and password not in str(said.value)

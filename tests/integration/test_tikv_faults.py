@@ -25,8 +25,9 @@ from services.node.engines import when_it_answers
 from services.ports import Batch
 
 PREFIX = "imctl/prod/fra"
-DEADLINE_S = 1.0
-SETTLED_S = 12.0  # until a lock of a dead transaction is old enough, several times over
+DEADLINE_S = 1.0  # where one of them is away
+PATIENT_S = 15.0  # where they are there, on a machine that may stand still
+SETTLED_S = 30.0  # until a lock of a dead transaction is old enough, several times over
 P = 1
 
 
@@ -42,12 +43,22 @@ Opener = Callable[..., Awaitable[TikvKv]]
 
 
 @pytest.fixture
-async def opener(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Opener]:
+def deadline_s() -> float:
+    return PATIENT_S
+
+
+hasty = pytest.mark.parametrize("deadline_s", [DEADLINE_S])
+
+
+@pytest.fixture
+async def opener(
+    tmp_path: Path, request: pytest.FixtureRequest, deadline_s: float
+) -> AsyncIterator[Opener]:
     opened: list[TikvKv] = []
 
     async def open_kv(processes: TikvProcesses, node: str = "node") -> TikvKv:
         prefix = f"{PREFIX}/{request.node.name}"
-        settings = TikvSettings((processes.pd.address,), prefix, DEADLINE_S)
+        settings = TikvSettings((processes.pd.address,), prefix, deadline_s)
         begin = partial(TikvKv.open, settings, tmp_path / node, RealDisk(), [b"o"])
         kv = await when_it_answers(begin, "TiKV")
         opened.append(kv)
@@ -335,6 +346,7 @@ async def test_a_snapshot_is_put_in_place_whole_though_pd_hears_late_of_half_a_r
         assert found == (await kv.scan(*bounds, 99, reverse=True))[::-1]
 
 
+@hasty
 async def test_a_paused_store_holds_nothing_up_for_longer_than_the_deadline(
     on_disk: TikvProcesses, opener: Opener
 ) -> None:
@@ -356,6 +368,7 @@ async def test_a_paused_store_holds_nothing_up_for_longer_than_the_deadline(
     assert await whole(kv) == 3
 
 
+@hasty
 async def test_a_store_that_comes_back_with_its_rows_is_gone_on_with(
     on_disk: TikvProcesses, opener: Opener
 ) -> None:
@@ -373,6 +386,7 @@ async def test_a_store_that_comes_back_with_its_rows_is_gone_on_with(
     assert not kv.rolled_back
 
 
+@hasty
 async def test_a_store_that_lost_everything_is_another_one(
     tikv_programs: tuple[Program, Program], opener: Opener, tmp_path: Path
 ) -> None:
@@ -437,6 +451,7 @@ async def test_a_restored_backup_is_an_earlier_life(
 # ----------------------------------------------------------------------------- of PD
 
 
+@hasty
 @pytest.mark.parametrize("fault", ["paused", "restarted"])
 async def test_pd_is_away_for_a_while(on_disk: TikvProcesses, opener: Opener, fault: str) -> None:
     kv = await opener(on_disk)
@@ -469,6 +484,7 @@ async def test_pd_is_away_for_a_while(on_disk: TikvProcesses, opener: Opener, fa
 # -------------------------------------------------------------------- unknown outcomes
 
 
+@hasty
 @pytest.mark.parametrize(("kind", "lasting"), [("lost", b"1"), ("mute", b"2")])
 async def test_a_lost_answer_to_a_commit_is_settled_by_opening_the_partition(
     on_disk: TikvProcesses, opener: Opener, kind: str, lasting: bytes
@@ -485,13 +501,14 @@ async def test_a_lost_answer_to_a_commit_is_settled_by_opening_the_partition(
     began = time.monotonic()
     epoch, checkpoint = await reopened(kv)
     # Even while the error is kept: the dead transaction must not go on renewing its locks.
-    assert unknown.value and time.monotonic() - began < SETTLED_S / 2
+    assert unknown.value and time.monotonic() - began < 6.0
     assert checkpoint == lasting
     assert await settled(kv) == int(lasting)
     await put(kv, epoch, 4)
     assert await whole(kv) == 4
 
 
+@hasty
 async def test_a_commit_that_arrives_late_changes_nothing_any_more(
     on_disk: TikvProcesses, opener: Opener
 ) -> None:
