@@ -28,7 +28,7 @@ from services.control.rules import Change, Kind
 from services.node.node import Node
 from services.policy.document import IdcState
 
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 async def imctl(folder: Path, *arguments: object) -> tuple[int, str, str]:

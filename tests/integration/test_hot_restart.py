@@ -30,7 +30,8 @@ from services.sdk import Client, ConnectionChanged, IpconfClient, Message
 from services.sdk.core import passage
 
 CHAT = "d:ann:bob"
-START_S = 20.0
+START_S = 60.0
+ANSWER_S = 30.0  # also while a process becomes its successor
 
 
 def _serves(log: Path) -> bool:
@@ -112,14 +113,14 @@ def sent(cid: int) -> pb.Request:
 async def joined(where: Idc, uid: str) -> FrameClient:
     client = await dial(where.port, None)
     connect = pb.Connect(token=where.token(uid).encode(), connection_epoch=1)
-    response = await client.ask(pb.Request(connect=connect))
+    response = await client.ask(pb.Request(connect=connect), ANSWER_S)
     assert not response.HasField("error"), response.error
     return client
 
 
 async def shown(client: FrameClient, head: int) -> None:
     """Pushed, or named by a signal, up to this message."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ANSWER_S):
         while True:
             event = await client.events.get()
             kind = event.WhichOneof("body")
@@ -137,13 +138,16 @@ async def test_plain_connections_survive_a_restart_in_the_middle_of_everything(i
     async def talk() -> None:
         nonlocal acked
         for cid in range(1, 101):
-            response = await ann.ask(sent(cid), 10)
+            response = await ann.ask(sent(cid), ANSWER_S)
             assert response.HasField("send_ack"), response
             acked = cid
             await asyncio.sleep(0.02)
 
+    async def begun() -> bool:
+        return acked >= 10
+
     talking = asyncio.create_task(talk())
-    await asyncio.sleep(0.4)
+    await until(begun, ANSWER_S, "nothing is acked")
     # A message whose second half comes after the restart.
     whole = frame.encode(frame.REQUEST, 7, pb.Request(heartbeat=pb.Heartbeat()).SerializeToString())
     bob.transport.write(whole[:5])
@@ -155,7 +159,7 @@ async def test_plain_connections_survive_a_restart_in_the_middle_of_everything(i
     await where.says("2 of 2 connections stand after a restart")
     late = asyncio.create_task(joined(where, "zoe"))  # the listener has never been away
     bob.transport.write(whole[5:])
-    await asyncio.wait_for(answer, 5)
+    await asyncio.wait_for(answer, ANSWER_S)
     await talking
     await late
     assert where.fronts[0].alive
@@ -166,7 +170,7 @@ async def test_plain_connections_survive_a_restart_in_the_middle_of_everything(i
     await shown(bob, 100)
     where.restart()  # and once more: a successor has one too
     await where.says("restarts with 3 connections")
-    assert (await ann.ask(sent(101), 10)).HasField("send_ack")
+    assert (await ann.ask(sent(101), ANSWER_S)).HasField("send_ack")
     await shown(bob, 101)
 
 
@@ -203,7 +207,7 @@ async def test_tls_clients_move_to_the_other_gateway_first(idc, monkeypatch, qui
         async def all_there() -> bool:
             return sum(isinstance(event, Message) for event in to_bob) == 3
 
-        await until(all_there, 10, "bob has not got all")
+        await until(all_there, ANSWER_S, "bob has not got all")
     for told in (to_ann, to_bob):
         gone = [e for e in told if isinstance(e, ConnectionChanged) and not e.gateway]
         assert gone == []

@@ -20,8 +20,8 @@ from services.control.rules import Change, Kind
 from services.node.node import Node
 from services.policy.document import IdcState
 
-SOON_S = 15.0
-LONG_S = 60.0  # one command may watch what several others do
+SOON_S = 30.0
+LONG_S = 120.0  # one command may watch what several others do
 
 
 class Result(NamedTuple):
@@ -57,6 +57,12 @@ async def until(condition: Callable[[], object]) -> None:
 def state(node: Node) -> IdcState | None:
     policy = node.traffic.holder.policy
     return policy.state("fra") if policy else None
+
+
+def operation(node: Node) -> tuple[str, str]:
+    """That is under way as this node knows it, and its state."""
+    status = node.traffic.policy_status()
+    return status["operation"], status["operation_state"]
 
 
 def audit(folder: Path) -> list[dict[str, Any]]:
@@ -150,8 +156,7 @@ async def test_an_operation_is_paused_resumed_aborted_and_watched_by_other_comma
         assert shown["state"] == "paused by operator"
         again = await imctl(tmp_path, "op", "pause", name, "--yes")
         assert (again.status, again.document["decision"]) == (3, "refused")
-        status = node.traffic.policy_status()
-        assert (status["operation"], status["operation_state"]) == (name, "paused by operator")
+        await until(lambda: operation(node) == (name, "paused by operator"))
         assert (await imctl(tmp_path, "op", "resume", name, "--yes")).status == 0
         aborted = await imctl(tmp_path, "op", "abort", "--yes")
         assert aborted.status == 0, aborted
@@ -183,8 +188,7 @@ async def test_a_move_that_needs_approval_waits_for_it(tmp_path: Path) -> None:
         begun = await imctl(tmp_path, "drain", "fra", "--yes", "--no-wait", *over)
         assert begun.document["sentence"].endswith("waiting for approval")
         name = begun.document["operation"]
-        await until(lambda: node.traffic.policy_status()["operation"] == name)
-        assert node.traffic.policy_status()["operation_state"] == "waiting for approval"
+        await until(lambda: operation(node) == (name, "waiting for approval"))
         assert state(node) is IdcState.ACTIVE
         refused = await imctl(tmp_path, "op", "approve", name, "--yes")
         assert refused.status == 3  # an override holds for one request only
@@ -193,7 +197,7 @@ async def test_a_move_that_needs_approval_waits_for_it(tmp_path: Path) -> None:
         assert approved.status == 0, approved
         watched = await imctl(tmp_path, "op", "watch", name, json_too=False)
         assert watched.status == 0, watched
-        assert state(node) is IdcState.DRAINED
+        await until(lambda: state(node) is IdcState.DRAINED)
         shown = (await imctl(tmp_path, "op", "show", name)).document
         assert [step["sentence"].split(": ")[1].split(" by ")[0] for step in shown["steps"]] == [
             "drain of fra",

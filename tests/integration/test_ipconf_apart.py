@@ -203,17 +203,20 @@ async def test_every_instance_answers_by_the_registries_of_all_idcs(site: Site) 
         )
         assert found["policy_epoch"] == EPOCH
         assert found["shard"] and found["placement"]
-    await until(lambda: len(site.cores.ipconfs.status()) == 2)
-    rows = site.cores.ipconfs.status()
-    assert [(row["instance"], row["policy_epoch"]) for row in rows] == [(1, EPOCH), (2, EPOCH)]
+
+    def told() -> list[tuple[int, int]]:
+        return [(row["instance"], row["policy_epoch"]) for row in site.cores.ipconfs.status()]
+
+    # What it told first may have been before it knew the policy.
+    await until(lambda: told() == [(1, EPOCH), (2, EPOCH)])
 
 
 async def test_without_its_core_it_sends_clients_to_the_other_idcs(site: Site) -> None:
     await site.start()
     await site.answer(lambda each: idcs(each) == set(IDCS))
     await site.cores.kill("fra")
-    found = await site.answer(lambda each: idcs(each) == {"iad", "sin"})
-    assert (found["policy_epoch"], found["stale"]) == (EPOCH, False)
+    found = await site.answer(lambda each: idcs(each) == {"iad", "sin"} and not each["stale"])
+    assert found["policy_epoch"] == EPOCH
     # Started while the core is away, it answers all the same.
     await site.start(2)
     await site.answer(lambda each: idcs(each) == {"iad", "sin"} and not each["stale"], 2)
@@ -252,8 +255,8 @@ async def test_without_a_majority_it_keeps_its_policy_and_says_so(site: Site) ->
     await site.answer(lambda each: not each["stale"])
     for name in ("fra", "iad"):
         await site.cores.kill(name)
-    found = await site.answer(lambda each: each["stale"])
-    assert (found["policy_epoch"], idcs(found)) == (EPOCH, {"sin"})
+    found = await site.answer(lambda each: each["stale"] and idcs(each) == {"sin"})
+    assert found["policy_epoch"] == EPOCH
 
 
 async def test_an_etcd_of_its_own_idc_is_asked_itself(
@@ -302,7 +305,7 @@ async def test_its_core_hears_reports_and_counts_and_without_it_they_go_elsewher
     assert cores.reports.counts(CLOCK.now()) == {"fra": 0, "iad": 1, "sin": 0}
 
     await cores.kill("fra")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await site.request("POST", "/v1/reports", **body))[0] != 503:  # noqa: ASYNC110
             await asyncio.sleep(0.3)
     await asyncio.sleep(2.5)  # HEARD_S

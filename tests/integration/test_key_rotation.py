@@ -91,7 +91,7 @@ async def http_status(node: Node, token: str) -> int:
 
 
 async def follows(node: Node, current: int, ids: list[int]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while node.status.as_dict()["region_keys"] != {"current": current, "ids": ids}:  # noqa: ASYNC110 - the node's own loop
             await asyncio.sleep(0.05)
 

@@ -632,13 +632,16 @@ def test_gateways_that_are_not_wanted_any_more_are_gone_before_their_idc_has_its
 def test_gateways_that_have_to_go_are_waited_for_by_whoever_tries_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "POD_S", 0.2)
     target = prepared(tmp_path, fra={"gateways": {}})
     target.start(["witness", "fra", "dub"])
     wanted = kept(target, tmp_path)
     server.gateways_end = False
     for _ in range(2):  # at the second time their GatewayCluster is gone already
-        with pytest.raises(Failed, match="the gateways of fra do not end"):
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(Failed, match="the gateways of fra do not end"),
+        ):
+            patched.setattr(kubernetes, "POD_S", 0.2)
             target.restart("fra", wanted)
         assert target._idc_object("fra")["spec"]["gateways"] == "apart", "it does not listen yet"
     server.gateways_end = True

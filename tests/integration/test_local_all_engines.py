@@ -51,7 +51,7 @@ async def test_all_start_share_the_faults_of_their_idc_and_end(
     target: Local, figures: Callable[[str, object], None]
 ) -> None:
     assert states(target) == dict.fromkeys(UNITS, "running")
-    assert all(target.engine_serves(name) for name in UNITS)
+    await until(lambda: all(target.engine_serves(name) for name in UNITS))
     await the_mirrors_way_obeys_the_link(target)
 
     found = Local.open(target.data)
@@ -96,10 +96,10 @@ async def the_mirrors_way_obeys_the_link(target: Local) -> None:
     """What fra's MirrorMaker dials is iad's broker, and cut when the link is."""
     where = Places(target.data).at(engines.proxied("fra", "iad"))
     broker = Server(Path("/none"), where, "", target.pki, "iad-kafka", client="fra")
-    assert await asyncio.to_thread(broker.healthy)
+    await until(broker.healthy)
     await link(target, "drop")
     assert not await asyncio.to_thread(broker.healthy)
-    assert target.engine("iad-kafka").healthy()  # the cut is on the way, not at the broker
+    await until(target.engine("iad-kafka").healthy)  # the cut is on the way, not at the broker
     await link(target, "pass")
     await until(broker.healthy)
 

@@ -30,7 +30,7 @@ def target(tmp_path: Path, etcd_program: Program) -> Iterator[Local]:
 
 def wait_state(target: Local, state: str) -> None:
     """A signal takes a moment."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while [unit.state for unit in target.units()] != [state]:
         assert time.monotonic() < deadline, target.units()
         time.sleep(0.01)

@@ -41,7 +41,7 @@ class Idc:
         self.outside = Machine(pki_dir, name)
         blobs = FileBlobs(str(folder / name), RealDisk(), self.threads)
         keys = load_region_keys(pki_dir)
-        messages = Messages(ack="replicated")
+        messages = Messages(ack="replicated", replicated_timeout_ms=20_000)
         self.store = MediaStore(name, blobs, Media(), messages, keys, SystemClock(), self.peers)
 
     async def start(self, other: Idc) -> None:

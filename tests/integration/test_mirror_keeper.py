@@ -25,7 +25,7 @@ def keeper(script: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def until(log: Path, words: str, times: int, seconds: float = 20.0) -> str:
+def until(log: Path, words: str, times: int, seconds: float = 60.0) -> str:
     deadline = time.monotonic() + seconds
     while (text := log.read_text()).count(words) < times:
         assert time.monotonic() < deadline, text
@@ -43,7 +43,7 @@ def test_one_that_gives_a_task_up_is_started_again(tmp_path: Path) -> None:
         assert not Path(f"/proc/{first}").exists(), "the first one was ended"
     finally:
         process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(40) == 0
     last = int(log.read_text().rpartition("begin ")[2].split()[0])
     assert not Path(f"/proc/{last}").exists(), "and the last one, with the keeper"
 
@@ -51,7 +51,7 @@ def test_one_that_gives_a_task_up_is_started_again(tmp_path: Path) -> None:
 def test_one_that_ends_later_is_started_again_and_wrong_settings_are_told(tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = keeper("echo wrong; exit 3", log)
-    assert process.wait(10) == 3
+    assert process.wait(40) == 3
     assert log.read_text().count("wrong") == 1
     clean = keeper("echo begin", log)
     try:

@@ -57,7 +57,7 @@ async def live_with(name: str, pki_dir: Path) -> None:
         playing = asyncio.create_task(play(proxy, "ann", "fra", profile))
         said: list[bytes] = []
         sends: list[asyncio.Task[object]] = []
-        options = Options(start_timeout_ms=10_000)
+        options = Options(start_timeout_ms=30_000)
         try:
             async with App(region, pki_dir / "ca.pem", options=options) as ann:
                 until = asyncio.get_running_loop().time() + PLAYED_S
@@ -69,7 +69,7 @@ async def live_with(name: str, pki_dir: Path) -> None:
                 playing.cancel()
                 proxy.apply(Fault("ann", "fra", Mode.PASS, True, LinkSpec()))
                 await asyncio.gather(*sends)
-                await eventually(lambda: len(ann.list) == len(said), 8.0)
+                await eventually(lambda: len(ann.list) == len(said), 12.0)
                 assert sorted(ann.list) == sorted(said)
                 for who in (b"ann", b"bob"):  # each in his own order
                     own = [content for content in said if content.startswith(who)]

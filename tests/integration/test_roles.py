@@ -69,7 +69,7 @@ async def called(channel: grpc.aio.Channel, service: str, method: str) -> grpc.a
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=GetMessageClass(described.output_type).FromString,
     )
-    reply = call(iter([request]) if streams[0] else request, timeout=3.0)
+    reply = call(iter([request]) if streams[0] else request, timeout=20.0)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if streams[1]:
             async for _ in reply:
@@ -243,7 +243,7 @@ async def imctl(folder: Path, *arguments: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, errors.decode()

@@ -55,7 +55,7 @@ async def running() -> AsyncIterator[tuple[Receiver, SignalQueue]]:
 
 
 async def next_batch(receiver: Receiver) -> peer.SignalBatch:
-    return await asyncio.wait_for(receiver.batches.get(), 5)
+    return await asyncio.wait_for(receiver.batches.get(), 20)
 
 
 async def test_signals_of_one_conversation_cross_as_one_with_the_highest_heads():

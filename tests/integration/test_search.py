@@ -9,6 +9,7 @@ from imcore.convert import key_of, key_pb, stamp_pb
 from imcore.errors import Code
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Messages
+from imcore.runtime import ManualClock
 from imcore.words import ClientKey, Lane, lane_of
 from services.im import looking, search
 from services.im.testing import KEYS, Idc, OpenIdc
@@ -208,7 +209,7 @@ async def test_while_a_partition_is_folded_again_nobody_waits_for_it(open_idc: O
 
 
 async def test_a_user_looks_for_so_much_in_a_time(open_idc: OpenIdc) -> None:
-    fra = await open_idc(others=())
+    fra = await open_idc(others=(), clock=ManualClock())
     await Sender().say(fra, "ann", DIRECT, b"word")
     request = pb.Request(search=pb.Search(words="word"))
     codes = [(await fra.ask(fra.session("ann"), request)).error.code for _ in range(20)]

@@ -151,10 +151,13 @@ async def test_a_core_elsewhere_takes_over_from_a_paused_one_which_does_no_harm_
     two.start()
     await two.says(STANDS_BY)
     writers = [asyncio.create_task(operator.go_on(one, f"one.{n}")) for n in range(WRITERS)]
-    await asyncio.sleep(1.0)
+
+    async def well_begun() -> bool:
+        return len(operator.acked) > 5 * WRITERS
+
+    await until(well_begun, ANSWER_S, "few messages are acked")
     one.pause()  # with requests on their way
     before = list(operator.acked)
-    assert len(before) > WRITERS
 
     await two.says(SERVES)
     for n in range(20):

@@ -11,6 +11,7 @@ from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import ClientParameters
+from imcore.runtime import ManualClock
 from imcore.tokens import LEEWAY_MS, Claims, mint
 from imcore.words import Origin
 from services.state.server import BEHIND_S
@@ -348,26 +349,29 @@ async def test_bye_ends_a_session_at_once():
 
 async def test_a_restarted_process_finds_sessions_in_its_checkpoint(tmp_path: Path):
     path = tmp_path / "sessions.json"
-    async with Front(KEYS, checkpoint_path=path) as front:
+    async with Front(KEYS, checkpoint_path=path, clock=ManualClock()) as front:
         _, ok = await front.connect("ann", placement=b"europe")
         _, lost = await front.connect("bob")
-    parameters = ClientParameters(grace_ms=400)
-    async with Front(KEYS, checkpoint_path=path, parameters=parameters) as front:
+    parameters, clock = ClientParameters(grace_ms=400), ManualClock()
+    async with Front(KEYS, checkpoint_path=path, parameters=parameters, clock=clock) as front:
         assert [(s.uid, s.shard, s.connected) for s in front.state.sessions()] == [
             ("ann", "europe", False),
             ("bob", "", False),
         ]
         _, again = await front.connect("ann", epoch=2, resume_token=ok.resume_token)
         assert again.resumed and again.session == ok.session
+        clock.advance(1.0)
         await until(lambda: [session.id for session in front.im.over] == [lost.session])
 
 
 async def test_a_slow_start_of_the_process_takes_nothing_from_the_graces(tmp_path: Path):
     path = tmp_path / "sessions.json"
-    async with Front(KEYS, checkpoint_path=path) as front:
+    clock = ManualClock()
+    async with Front(KEYS, checkpoint_path=path, clock=clock) as front:
         _, ok = await front.connect("ann")
-    front = Front(KEYS, checkpoint_path=path, parameters=ClientParameters(grace_ms=1_000))
-    await asyncio.sleep(1.1)  # stores are opened, peers are asked: nobody can come back yet
+    parameters = ClientParameters(grace_ms=1_000)
+    front = Front(KEYS, checkpoint_path=path, parameters=parameters, clock=clock)
+    clock.advance(1.1)  # stores are opened, peers are asked: nobody can come back yet
     async with front:
         await asyncio.sleep(0)
         front.state.tick()

@@ -98,4 +98,4 @@ async def test_only_who_knows_the_address_and_only_to_gateways(tmp_path: Path) -
                 answer = await (await http.get(f"{pages.url}gateways")).json()
                 return [row["idc"] for row in answer.get("gateways", ())] == [node.idc]
 
-            await until(named, 10, "ipconf names no gateway")
+            await until(named, 30, "ipconf names no gateway")

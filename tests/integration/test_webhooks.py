@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -234,10 +236,13 @@ async def test_a_server_that_is_away_is_not_tried_more_often_for_what_is_left_ou
     stage.server.statuses = [503] * 1_000
     async with stage.running(waiting_max=2) as made:
         await until(lambda: stage.kept.rows)
+        began = time.monotonic()
         for cid in range(1, 31):
             await stage.say(cid, cid)
             await asyncio.sleep(0.05)
-        assert made.left_out > 5 and stage.server.tried <= 6
+        # Each time it waits twice as long; else it would be tried with each that is left out.
+        more = math.log2(max(1.0, (time.monotonic() - began) / 1.5))
+        assert made.left_out > 5 and stage.server.tried <= 6 + 2 * more
 
 
 async def test_a_secret_that_is_missing_sends_nothing_until_it_is_there(stage: Stage):
