@@ -94,8 +94,8 @@ class Pushes:
         pass
 
 
-# For a fold here and another IDC: a busy machine may stand still for seconds. Who is to be told that
-# no other IDC holds it asks for less (``Idc.hurry``).
+# For a fold here and another IDC: a busy machine may stand still for seconds. Who is to be told
+# that no other IDC holds it asks for less (``Idc.hurry``).
 PATIENT_MS = 8_000
 HURRIED_MS = 50
 
@@ -194,7 +194,7 @@ class Idc:
     # ------------------------------------------------------------------------ other IDCs
 
     def hurry(self, hurries: bool = True) -> None:
-        """From now on it waits for another IDC for a moment only, or again for as long as needed."""
+        """From now on it waits for another IDC for a moment only, or as long as needed again."""
         waits_ms = HURRIED_MS if hurries else PATIENT_MS
         self.policy = self.policy.model_copy(update={"replicated_timeout_ms": waits_ms})
         self.im.policy = self.policy

@@ -16,7 +16,6 @@ from services.sdk.options import Options
 from services.sdk.store import Store
 from services.sdk.testing.scripted import Region, token_of
 
-
 POLL_S = 0.005
 
 
