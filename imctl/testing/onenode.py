@@ -20,7 +20,7 @@ from services.node.config import load
 from services.node.node import Node
 from services.node.roles import Roles
 
-START_S = 20.0
+START_S = 60.0
 
 
 def one_idc(spec: dict[str, Any]) -> None:
