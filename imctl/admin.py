@@ -79,11 +79,13 @@ async def state_hashes(
     return dict(zip(wanted, found, strict=True))
 
 
-async def fault(target: Reach, name: str, request: pb.FaultRequest) -> str:
+async def fault(
+    target: Reach, name: str, request: pb.FaultRequest, timeout_s: float = TIMEOUT_S
+) -> str:
     """Returns what was done, in a sentence. Raises Refused, Unavailable, OutcomeUnknown."""
     async with _channel(target, name) as channel:
         try:
-            reply = await rpc.AdminStub(channel).Fault(request, timeout=TIMEOUT_S)
+            reply = await rpc.AdminStub(channel).Fault(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             translated = translate(error, name, safe=False)
             _audit(target, name, _outcome(translated), f"{request}: {translated}")

@@ -33,10 +33,10 @@ from services.loadgen.sdk import SdkClients
 from services.loadgen.together import together
 from services.sdk import Options
 
-SETTLE_S = 30.0
-CONVERGE_S = 30.0
+SETTLE_S = 60.0
+CONVERGE_S = 60.0
 LOGINS_S = 60.0
-HOME_S = 20.0
+HOME_S = 60.0
 WATCH_S = 1.0
 
 

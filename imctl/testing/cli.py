@@ -13,7 +13,7 @@ from imctl.testing import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
-TIMEOUT_S = 90.0
+TIMEOUT_S = 180.0
 
 
 def alone(

@@ -36,7 +36,11 @@ from services.policy.document import IdcState, Policy
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
 ENDS = ("gateway", "ipconf", "peer", "metrics", "media")
 POLL_S = 0.1
-HASH_TIMEOUT_S = 20.0
+HASH_TIMEOUT_S = 60.0
+# Guards against hanging, and no promise of ours: on a busy machine everything takes longer.
+ANSWER_S = 20.0  # what one call may take to a process that runs
+WAIT_S = 60.0  # for what comes by itself
+MOVE_S = 120.0  # for a move of traffic, or several
 
 T = TypeVar("T")
 Edit = Callable[[dict[str, Any]], None]
@@ -162,14 +166,22 @@ class Lab:
 
     async def _link(self, a: str, b: str, mode: str) -> None:
         fault = pb.LinkFault(from_idc=a, to_idc=b, mode=mode, both_ways=True)
-        await admin.fault(self.target, LINKPROXY, pb.FaultRequest(link=fault))
+        await self._fault(LINKPROXY, pb.FaultRequest(link=fault))
 
     async def clock_offset(self, idc: str, offset_ms: int) -> None:
         fault = pb.ClockFault(offset_ms=offset_ms)
-        await admin.fault(self.target, idc, pb.FaultRequest(clock=fault))
+        await self._fault(idc, pb.FaultRequest(clock=fault))
 
     async def disk_full(self, idc: str, full: bool) -> None:
-        await admin.fault(self.target, idc, pb.FaultRequest(disk=pb.DiskFault(full=full)))
+        await self._fault(idc, pb.FaultRequest(disk=pb.DiskFault(full=full)))
+
+    async def disk_slow(self, idc: str, fsync_delay_ms: int) -> None:
+        """0: as fast as it is."""
+        fault = pb.DiskFault(fsync_delay_ms=fsync_delay_ms)
+        await self._fault(idc, pb.FaultRequest(disk=fault))
+
+    async def _fault(self, name: str, request: pb.FaultRequest) -> None:
+        await admin.fault(self.target, name, request, ANSWER_S)
 
     # ------------------------------------------------------------------------------- commands
 
@@ -187,14 +199,14 @@ class Lab:
     # -------------------------------------------------------------------------------- traffic
 
     async def failback(self, idc: str) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(MOVE_S):
             await self._moves.failback(idc)
 
     async def all_active(self) -> None:
         """Give every IDC that is out its clients back. A failover that was under way when its IDC
         came back ends a failback early, even between two steps; then it is asked for again. While
         somebody votes against one it may still be taken out."""
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(2 * MOVE_S):
             while (out := _out(await self.policy())) or await self._control.votes():
                 if not out:
                     await asyncio.sleep(POLL_S)
@@ -203,7 +215,7 @@ class Lab:
                     await self._moves.failback(out[0])
 
     async def switchover(self, source: str, target: str) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(MOVE_S):
             await self._moves.switchover(source, target)
 
     async def change(self, kind: str, idc: str) -> None:
@@ -216,7 +228,7 @@ class Lab:
                 return decision.policy is not None
             return False
 
-        await until(committed, 20, f"{kind} of {idc} is not committed")
+        await until(committed, WAIT_S, f"{kind} of {idc} is not committed")
 
     async def policy(self) -> Policy:
         """The committed one; waits until a majority of the registries answers."""
@@ -226,7 +238,7 @@ class Lab:
                 return await self._control.policy()
             return None
 
-        found = await until(read, 20, "no policy can be read")
+        found = await until(read, WAIT_S, "no policy can be read")
         assert found is not None
         return found
 
@@ -236,7 +248,7 @@ class Lab:
     async def policy_state(self, idc: str) -> str:
         return str((await self.policy()).state(idc))
 
-    async def wait_state(self, idc: str, state: str, seconds: float = 20) -> None:
+    async def wait_state(self, idc: str, state: str, seconds: float = WAIT_S) -> None:
         async def holds() -> bool:
             return await self.policy_state(idc) == state
 
@@ -245,12 +257,12 @@ class Lab:
     # -------------------------------------------------------------------------------- looking
 
     async def status(self, idc: str) -> dict[str, Any]:
-        return await admin.status(self.target, idc)
+        return await admin.status(self.target, idc, ANSWER_S)
 
     async def alarms(self, idc: str) -> str:
         return "; ".join((await self.status(idc))["alarms"])
 
-    async def wait_alarm(self, idc: str, words: str, seconds: float = 20) -> str:
+    async def wait_alarm(self, idc: str, words: str, seconds: float = WAIT_S) -> str:
         """Until the status says something with these words; returns all alarms."""
 
         async def said() -> str:
@@ -259,7 +271,7 @@ class Lab:
 
         return await until(said, seconds, f"{idc} raises no alarm about {words!r}")
 
-    async def wait_calm(self, idc: str, seconds: float = 30) -> None:
+    async def wait_calm(self, idc: str, seconds: float = WAIT_S) -> None:
         """Until it has no alarm. Raises Unavailable with what it still says."""
 
         async def calm() -> bool:
@@ -276,7 +288,7 @@ class Lab:
         async def holds() -> bool:
             return len((await self.status(idc))["gateways"]) == count
 
-        await until(holds, 30, f"the gateways of {idc} are not all there")
+        await until(holds, WAIT_S, f"the gateways of {idc} are not all there")
 
     async def hashes(self, idcs: Iterable[str] | None = None) -> Hashes:
         """Of the replicated state, by an independent scan: (partition, hash, rows) by IDC."""
@@ -290,7 +302,7 @@ class Lab:
         found = await asyncio.gather(*(one(idc) for idc in names))
         return dict(zip(names, found, strict=True))
 
-    async def converged(self, seconds: float = 30, idcs: Iterable[str] | None = None) -> Hashes:
+    async def converged(self, seconds: float = WAIT_S, idcs: Iterable[str] | None = None) -> Hashes:
         """Until all these hold the same, and hold it still a second later. One that does not answer
         now may be starting again from a snapshot. Raises Unavailable."""
 

@@ -84,7 +84,7 @@ def test_an_interrupt_leaves_nothing_running(
     child.send_signal(how)
     with child.stdout:
         rest = child.stdout.read()
-    assert child.wait(timeout=30) not in (0, 1), rest
+    assert child.wait(timeout=120) not in (0, 1), rest
     assert "Traceback" not in rest
     states = {name: process.state(one) for name, one in started.processes.items()}
     assert set(states.values()) == {"gone"}, states

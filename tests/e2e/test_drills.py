@@ -31,8 +31,9 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 IMCTL = Path(sys.executable).with_name("imctl")
-DRILL_S = 110
-BACK_S = 60.0
+DRILL_S = 300
+BACK_S = 120.0
+COMMAND_S = 90.0
 
 Figures = Callable[[str, object], None]
 
@@ -114,7 +115,7 @@ def until(holds: Callable[[], object], seconds: float) -> None:
 
 
 def status_of(data: Path) -> dict[str, Any]:
-    _, out = said_by(imctl("status", "--data", data, "-o", "json"), 20)
+    _, out = said_by(imctl("status", "--data", data, "-o", "json"), COMMAND_S)
     found: dict[str, Any] = json.loads(out)
     return found
 
@@ -218,7 +219,9 @@ def test_a_drill_that_is_killed_leaves_no_fault(deployment: Path, tmp_path: Path
 
 def test_a_drill_is_aborted_by_another_imctl(deployment: Path, tmp_path: Path) -> None:
     child = begun(deployment, tmp_path)
-    refused, said = said_by(imctl("drill", "run", "idc-loss", "--data", deployment, "--yes"), 30)
+    refused, said = said_by(
+        imctl("drill", "run", "idc-loss", "--data", deployment, "--yes"), COMMAND_S
+    )
     assert refused == 3 and "one-drill: another drill is running" in said
     aborting, said = said_by(imctl("drill", "abort", "--data", deployment))
     assert aborting == 0 and "sin is killed: sin is restarted" in said

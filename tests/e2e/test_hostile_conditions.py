@@ -86,7 +86,7 @@ async def test_clients_that_send_rubbish(stage) -> None:
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 writer.write(rubbish)
                 await writer.drain()
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(60):
                     while await reader.read(4_096):
                         pass
             writer.close()
@@ -98,7 +98,7 @@ async def test_clients_that_send_rubbish(stage) -> None:
             with await gateway_socket(lab, "fra") as raw, contextlib.suppress(ConnectionError):
                 loop = asyncio.get_running_loop()
                 await loop.sock_sendall(raw, rubbish)
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(60):
                     while await loop.sock_recv(raw, 4_096):
                         pass
 
@@ -116,7 +116,7 @@ async def test_clients_that_send_rubbish(stage) -> None:
             (gateway,) = status["gateways"]
             return bool(gateway["connections"] == status["sessions"])
 
-        await until(gone, 10, "the bad clients' connections do not end")
+        await until(gone, 60, "the bad clients' connections do not end")
         await judged(lab, cast)
 
 
@@ -144,7 +144,7 @@ async def test_a_client_that_never_reads(stage) -> None:
             (gateway,) = status["gateways"]
             return bool(gateway["connections"] == status["sessions"] == before)
 
-        await until(cut, 30, "the client that never reads keeps its connection")
+        await until(cut, 60, "the client that never reads keeps its connection")
         writer.transport.abort()
         found = (await cast.found_at(["fra"]))["fra"]
         assert cast.acked.keys() <= found
@@ -170,14 +170,13 @@ async def test_a_clock_that_is_ten_minutes_ahead(stage) -> None:
                 async def shown(other: Actor = other, seen: int = seen) -> bool:
                     return other.ear.seen[couple.conversation] > seen
 
-                await until(shown, 10, f"{other.uid} is not shown {speaker.uid}'s message", 0.01)
+                await until(shown, 60, f"{other.uid} is not shown {speaker.uid}'s message", 0.01)
 
         await asyncio.gather(*(talk(couple) for couple in couples))
         assert [await lab.policy_state(idc) for idc in lab.idcs] == ["active"] * 3
-        now_ms = lab.clock.wall_ms()
         for partition in disklog.partitions(lab.data("iad"), "iad.1"):
             *_, last = disklog.records(lab.data("iad"), "iad.1", partition)
-            ahead_ms = to_ms(oplog.Op.FromString(last.payload).hlc) - now_ms
+            ahead_ms = to_ms(oplog.Op.FromString(last.payload).hlc) - lab.clock.wall_ms()
             assert ahead_ms < 2_000, f"partition {partition} is {ahead_ms} ms ahead"
         await lab.clock_offset("iad", 0)
         await lab.wait_calm("iad")
@@ -197,19 +196,23 @@ async def test_a_sender_that_is_moved_in_the_middle_of_a_burst_and_back(stage) -
                 seen_in.update(cast.acked_at[tag] for tag in tags)
                 await asyncio.sleep(0.05)
 
+        async def send_at(idc: str) -> None:
+            """Until all are there, and something was acked to one that was there all the time."""
+            seen_in.discard(idc)
+
+            async def all_there() -> bool:
+                return {couple.here.idc for couple in couples} == {idc} and idc in seen_in
+
+            await until(all_there, 60, f"the senders do not come to {idc}")
+
         sending = [asyncio.ensure_future(keep_sending(couple)) for couple in couples]
+        await send_at("fra")
         await lab.switchover("fra", "iad")
-        assert {couple.here.idc for couple in couples} == {"iad"}
+        await send_at("iad")
         await lab.failback("fra")
-
-        async def home() -> bool:
-            return {couple.here.idc for couple in couples} == {"fra"}
-
-        await until(home, 30, "the senders do not come back")
-        await asyncio.sleep(0.5)
+        await send_at("fra")
         stop.set()
         await asyncio.gather(*sending)
-        assert seen_in >= {"fra", "iad"}
         assert cast.refusals == []
         await judged(lab, cast)
 
@@ -230,7 +233,7 @@ async def test_a_registry_that_comes_back_blank(stage) -> None:
         async def abstains() -> bool:
             return "the blank registry of sin abstains" in lab.log("sin")[log_before:]
 
-        await until(abstains, 20, "the blank registry does not say that it abstains")
+        await until(abstains, 60, "the blank registry does not say that it abstains")
         await asyncio.sleep(2.0)
         assert not (await lab.status("sin"))["serving"]
         await lab.heal()
@@ -238,12 +241,16 @@ async def test_a_registry_that_comes_back_blank(stage) -> None:
         async def serves() -> bool:
             return bool((await lab.status("sin"))["serving"])
 
-        await until(serves, 30, "sin does not serve once all registries answer")
+        await until(serves, 60, "sin does not serve once all registries answer")
         assert (await lab.status("sin"))["origin"] == "sin.1"
 
         # It counts again and knows what was committed: without fra it is half of the majority.
         await lab.kill("fra")
-        assert await lab.policy_epoch() > epoch
+
+        async def goes_on() -> bool:
+            return bool(await lab.policy_epoch() > epoch)
+
+        await until(goes_on, 60, "nothing is committed without fra")
         assert await lab.policy_state("iad") == "cordoned"
         await lab.change(Kind.UNCORDON, "iad")
         assert await lab.policy_state("iad") == "active"

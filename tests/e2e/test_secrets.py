@@ -45,7 +45,7 @@ class Run:
             env=os.environ | {"IMCTL_DATA": str(self.data), "COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         self.said += done.stderr + ("" if secret else done.stdout)
@@ -203,7 +203,7 @@ def test_no_password_gets_out_of_a_deployment(tmp_path: Path, run: Run) -> None:
     found = {"the password": [PASSWORD.encode(), base64.b64encode(PASSWORD.encode())]}
     run.ok("validate", region)
     run.ok("up", region, "--data", run.data, "--no-wait")
-    complaint, until = run.data / "fra" / "node.log", time.monotonic() + 20
+    complaint, until = run.data / "fra" / "node.log", time.monotonic() + 60
     while not (complaint.exists() and "127.0.0.1:1" in complaint.read_text()):
         assert time.monotonic() < until, "it did not complain"
         time.sleep(0.2)

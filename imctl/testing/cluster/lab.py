@@ -40,7 +40,7 @@ APART, GATEWAYS = 5, 2  # the first port of gateways in pods of their own, and h
 # All of a region on one small machine; the capacity model reckons for one that carries thousands.
 RESOURCES = {"cpu": "50m", "memory": "512Mi"}
 FRONT_RESOURCES = {"cpu": "50m", "memory": "256Mi"}
-READY_S = 120
+READY_S = 240
 VIEWER = "imctl-viewer"
 LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
