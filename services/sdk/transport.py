@@ -110,6 +110,13 @@ class StreamWire(asyncio.Protocol):
         if out and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(out))
 
+    def give_up(self) -> None:
+        """While it is dialled. uvloop, too, closes what it has not handed out yet, but forgets the
+        TLS of a connection whose handshake is over before it has noticed that TCP's is."""
+        self._ended = True
+        if self._transport is not None:
+            self._transport.abort()
+
     def close(self) -> None:
         self._ended = True
         self._flush()
@@ -125,21 +132,19 @@ class _TcpDialer:
         self, host: str, port: int, timeout_s: float, on_frame: OnFrame, on_closed: OnClosed
     ) -> Wire:
         loop = asyncio.get_running_loop()
-        wire: StreamWire | None = None
+        wire = StreamWire(on_frame, on_closed)
+        connected = False
         try:
             async with asyncio.timeout(timeout_s):
-                _, wire = await loop.create_connection(
-                    lambda: StreamWire(on_frame, on_closed), host, port, ssl=self._context
-                )
+                await loop.create_connection(lambda: wire, host, port, ssl=self._context)
+                connected = True
                 await wire.ready
         except asyncio.CancelledError:  # by whoever dialled several, and has another by now
-            if wire is not None:
-                wire.close()
+            wire.give_up()
             raise
         except TimeoutError as error:
-            if wire is not None:
-                wire.close()
-            reason = "timeout" if wire is None else "mute"
+            wire.give_up()
+            reason = "mute" if connected else "timeout"
             raise DialFailed(reason, f"{host}:{port} does not answer") from error
         except ssl.SSLError as error:
             raise DialFailed("protocol", f"{host}:{port}: {error.reason}") from error

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import queue
 import random
 import socket
-from collections.abc import AsyncIterator
-from contextlib import closing
+import ssl
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from imcore.tls import client_ssl_context, gateway_ssl_context
+from imctl.loop import new_event_loop
 from services.linkproxy.model import LinkSpec
 from services.linkproxy.proxy import LinkProxy
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
-from services.sdk.transport import TlsDialer
+from services.sdk.transport import TlsDialer, Wire
 
 PARAMETERS = {"connect_timeout_ms": 3_000, "backoff_base_ms": 5, "backoff_max_ms": 40}
 
@@ -97,3 +104,70 @@ async def test_a_dial_that_is_given_up_in_its_last_step_leaves_no_connection(
         await asyncio.wait([dial])
         assert dial.cancelled()
         await asyncio.wait_for(gone.wait(), 10)
+
+
+def test_a_dial_that_is_given_up_as_tls_is_agreed_leaves_nothing_behind(
+    pki_dir: Path, ca_file: Path
+) -> None:
+    """On a loop so busy that the gateway has answered before anybody has noticed that TCP is
+    connected. With uvloop, as commands with many clients have it."""
+    dialer = TlsDialer(client_ssl_context(ca_file))
+
+    class Busy(asyncio.Protocol):
+        """Holds up the turn of the loop in which the dial's connection was made, too."""
+
+        def __init__(self, dial: asyncio.Task[Wire]) -> None:
+            self._dial = dial
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            asyncio.get_running_loop().call_later(0.001, self._dial.cancel)
+            time.sleep(0.2)
+            transport.close()
+
+    async def dial_and_give_up(port: int, other: int) -> None:
+        def nothing(_: object) -> None: ...
+
+        dial = asyncio.create_task(dialer.dial("127.0.0.1", port, 30.0, nothing, nothing))
+        await asyncio.sleep(0)  # the dial is first
+        busy = Busy(dial)
+        await asyncio.get_running_loop().create_connection(lambda: busy, "127.0.0.1", other)
+        await asyncio.wait([dial])
+        assert dial.cancelled()
+
+    async def main(port: int) -> None:
+        loop = asyncio.get_running_loop()
+        async with await loop.create_server(asyncio.Protocol, "127.0.0.1") as server:
+            for _ in range(5):  # one is enough, most of the time
+                await dial_and_give_up(port, server.sockets[0].getsockname()[1])
+                await asyncio.sleep(0.05)
+                gc.collect()
+
+    with (
+        gateway_of_its_own(gateway_ssl_context(pki_dir, "fra")) as port,
+        warnings.catch_warnings(record=True) as unclosed,
+    ):
+        warnings.simplefilter("always", ResourceWarning)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(main(port))
+    assert [str(one.message) for one in unclosed] == []
+
+
+@contextmanager
+def gateway_of_its_own(tls: ssl.SSLContext) -> Iterator[int]:
+    """One that takes connections, says nothing, and answers while this thread's loop is held up."""
+    started: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = queue.Queue()
+
+    async def main() -> None:
+        over = asyncio.Event()
+        async with await asyncio.start_server(lambda *_: None, "127.0.0.1", ssl=tls) as server:
+            started.put((asyncio.get_running_loop(), over, server.sockets[0].getsockname()[1]))
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    loop, over, port = started.get(timeout=30)
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join()
