@@ -15,7 +15,7 @@ from services.control.divergence import above_seals, committed_seals
 from services.control.evidence import Evidence, IdcFacts, Vote, reached
 from services.control.failover import accused_by_majority
 from services.policy.document import IdcPolicy, IdcState, Policy
-from services.policy.spread import Load, spread, with_row
+from services.policy.spread import Load, is_home, spread, with_row
 
 AHEAD_MS_MAX = 500
 
@@ -113,7 +113,10 @@ def active_idcs_min(case: Case) -> Blocker | None:
 
 def headroom(case: Case) -> Blocker | None:
     """Room for what would move, in each IDC that would get some of it: its live sessions and
-    messages with what the placement sends there, against the share of its capacity allowed."""
+    messages with what the placement sends there, against the share of its capacity allowed.
+
+    Clients of an IDC that is lost come over by themselves before it is declared so. Who is there
+    already is not counted once more: sessions of a shard that has no home there."""
     policy, change = case.policy, case.change
     moving = case.facts(change.idc)
     if moving is None:
@@ -123,7 +126,17 @@ def headroom(case: Case) -> Blocker | None:
     after = with_row(policy, change.idc, replace(row, state=gone, target=change.target))
     over, room = [], case.safety.headroom
     told = moving.by_shard(case.region.spec.geo.default)
-    for name, sessions in sorted(spread(policy, after, case.region, change.idc, told).items()):
+    coming: dict[str, float] = {}
+    for shard, count in told.items():
+        for name, sessions in spread(
+            policy, after, case.region, change.idc, {shard: count}
+        ).items():
+            there = case.facts(name) if change.kind == Kind.FAILOVER else None
+            fled = there.shards.get(shard, 0) if there is not None else 0
+            if fled and not is_home(policy, case.region, shard, name):
+                sessions = max(0.0, sessions - fled)
+            coming[name] = coming.get(name, 0.0) + sessions
+    for name, sessions in sorted(coming.items()):
         taker = case.facts(name)
         if name == change.idc or taker is None:
             continue

@@ -37,6 +37,11 @@ def spread(
     return found
 
 
+def is_home(policy: Policy, region: Region, shard: str, idc: str) -> bool:
+    """Whether anybody of this shard belongs there."""
+    return any(home_idc(policy, region, shard, uid) == idc for uid in _UIDS)
+
+
 def with_row(policy: Policy, idc: str, row: IdcPolicy) -> Policy:
     return replace(policy, idcs={**policy.idcs, idc: row})
 

@@ -239,6 +239,22 @@ def test_headroom_counts_what_would_move_to_each_survivor() -> None:
     committed(decide(change(Kind.DRAIN), on=lot(9_999, sessions=0)))  # it gets nothing
 
 
+@pytest.mark.parametrize(
+    ("kind", "shard", "refused"),
+    [
+        (Kind.FAILOVER, "europe", False),  # fra's clients, most of whom are there already
+        (Kind.FAILOVER, "americas", True),  # its own
+        (Kind.DRAIN, "europe", True),  # nobody comes before he is told to
+    ],
+)
+def test_clients_who_fled_from_a_lost_idc_are_counted_once(
+    kind: str, shard: str, refused: bool
+) -> None:
+    there = facts("iad", sessions=7_950, shards={shard: 90})
+    decision = decide(change(kind), on=evidence(iad=there))
+    assert blocked_by(decision) == ({"headroom"} if refused else set())
+
+
 @pytest.mark.parametrize("kind", [Kind.DRAIN, Kind.SWITCHOVER])
 @pytest.mark.parametrize("idc", ["fra", "iad"])
 def test_nothing_is_planned_on_an_idc_that_is_only_starting(kind: str, idc: str) -> None:
