@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -335,9 +336,10 @@ def test_a_survivor_without_headroom_is_found(tmp_path: Path) -> None:
     def small(spec: dict[str, Any]) -> None:
         for idc in spec["idcs"]:
             if idc["name"] != "fra":
-                idc["capacity"] = {"sessions": 24}  # 17, and whoever is there for a while only
+                idc["capacity"] = {"sessions": 17}
 
     with deployed(tmp_path, small) as data:
         status, said, report = drill(data, "idc-loss", tmp_path / "out")
     assert (status, report["outcome"]) == (5, "deviated"), said
-    assert "no headroom" in report["reason"] and "iad carries" in report["reason"]
+    # Who is slow to take them loses some to the other one.
+    assert re.search("(iad|sin) carries .*: no headroom", report["reason"]), report["reason"]
