@@ -125,18 +125,7 @@ def headroom(case: Case) -> Blocker | None:
     gone = IdcState.FAILED if change.kind == Kind.FAILOVER else IdcState.DRAINING
     after = with_row(policy, change.idc, replace(row, state=gone, target=change.target))
     over, room = [], case.safety.headroom
-    told = moving.by_shard(case.region.spec.geo.default)
-    coming: dict[str, float] = {}
-    for shard, count in told.items():
-        for name, sessions in spread(
-            policy, after, case.region, change.idc, {shard: count}
-        ).items():
-            there = case.facts(name) if change.kind == Kind.FAILOVER else None
-            fled = there.shards.get(shard, 0) if there is not None else 0
-            if fled and not is_home(policy, case.region, shard, name):
-                sessions = max(0.0, sessions - fled)
-            coming[name] = coming.get(name, 0.0) + sessions
-    for name, sessions in sorted(coming.items()):
+    for name, sessions in sorted(_coming(case, moving, after).items()):
         taker = case.facts(name)
         if name == change.idc or taker is None:
             continue
@@ -165,6 +154,19 @@ def headroom(case: Case) -> Blocker | None:
         ),
         said,
     )
+
+
+def _coming(case: Case, moving: IdcFacts, after: Policy) -> dict[str, float]:
+    """Sessions that each IDC would get, by its name."""
+    idc, region = case.change.idc, case.region
+    found: dict[str, float] = {}
+    for shard, count in moving.by_shard(region.spec.geo.default).items():
+        for name, sessions in spread(case.policy, after, region, idc, {shard: count}).items():
+            there = case.facts(name) if case.change.kind == Kind.FAILOVER else None
+            fled = there.shards.get(shard, 0) if there is not None else 0
+            known = fled and not is_home(case.policy, region, shard, name)
+            found[name] = found.get(name, 0.0) + max(0.0, sessions - (fled if known else 0))
+    return found
 
 
 def replication_lag(case: Case) -> Blocker | None:
