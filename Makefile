@@ -13,6 +13,9 @@ WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,2)
 # much of its start. Images for Python often set this.
 unexport PYTHONDONTWRITEBYTECODE
 
+# How many tests in all are tried again when they fail (tests/again.py).
+AGAIN ?= 0
+
 .PHONY: help demo test lint bench nightly mutations planted drills fuzz sim soak audit proto docs clean setup-demo \
 	setup-test engines cluster tests-alone lint-beside
 
@@ -49,7 +52,7 @@ test: setup-test
 	@$(MAKE) --no-print-directory -j2 tests-alone lint-beside
 
 tests-alone:
-	@$(BIN)/pytest -m "not nightly" -n $(WORKERS)
+	@$(BIN)/pytest -m "not nightly" -n $(WORKERS) $(if $(filter-out 0,$(AGAIN)),--max-suite-reruns $(AGAIN) --rerun-show-tracebacks)
 
 lint-beside:
 	@nice -n 10 $(MAKE) --no-print-directory lint

@@ -16,7 +16,7 @@ from imcore import pki
 from imctl.engines.binaries import ENGINES, Program, find, missing
 from imctl.testing import etcd, kafka, s3, tikv
 from imctl.testing.cluster import programs
-from tests import lanes
+from tests import again, lanes
 
 PKI_NAMES = ("fra", "iad", "sin", "witness", "linkproxy", "admin", "operator", "viewer")
 FIGURE = "figure"
@@ -194,8 +194,9 @@ def cluster_programs() -> programs.Programs:
     return found
 
 
-# ---------------------------------------------------------------------------------- in which order
+# --------------------------------------------------------------- in which order, and whether again
 
+pytest_itemcollected = again.pytest_itemcollected
 pytest_collection_modifyitems = lanes.pytest_collection_modifyitems
 pytest_configure = lanes.pytest_configure
 pytest_runtest_setup = lanes.pytest_runtest_setup

@@ -104,7 +104,7 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
 
 class FileLines:
     """What a run of several workers shows: a line for each file that is done, and for each test
-    that fails. The dots of two files at once would say nothing."""
+    that fails or is tried again. The dots of two files at once would say nothing."""
 
     def __init__(self, reporter: pytest.TerminalReporter, lanes: Lanes) -> None:
         self._reporter, self._lanes = reporter, lanes
@@ -122,6 +122,8 @@ class FileLines:
         self._seconds[file] += report.duration
         if report.failed:
             self._reporter.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
+        elif report.outcome == "rerun":
+            self._reporter.write_line(f"AGAIN {report.nodeid} ({report.when})", yellow=True)
         if report.when != "teardown":
             return
         if not self._left:

@@ -24,6 +24,7 @@ from imctl import admin
 from imctl.commands.load import home_countries
 from imctl.identity import ipconf_urls, token_for
 from imctl.statusview import policies_said
+from imctl.testing.broken import PromiseBroken
 from imctl.testing.lab import Lab, until
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Addresses, public_country
@@ -301,7 +302,10 @@ class Cast:
         self.recorder.quiet(where)
         await self.logins(where, within_s=LOGINS_S * patience)
         self._writer.flush()
-        return check_file(self.path)
+        report = check_file(self.path)
+        if not report.clean:
+            raise PromiseBroken(report.sentence(), report.examples)
+        return report
 
 
 async def _at_home(actors: Sequence[Actor], homes: Sequence[str]) -> bool:

@@ -54,8 +54,7 @@ async def test_a_lost_disk_is_built_again_from_a_snapshot_when_logs_are_cut(stag
         assert max(status["retention"]["first"]["fra.1"]) > 1
         await lab.all_active()  # a failover that was under way may end a failback early
         await asyncio.gather(*(c.here.burst(c.conversation, 5) for c in couples))
-        report = await cast.judge()
-        assert report.clean, (report.sentence(), report.examples)
+        await cast.judge()
         await lab.converged()
 
 
@@ -99,8 +98,7 @@ async def test_a_retired_idc_holds_nothing_back_and_brings_its_tail_when_it_retu
 
         await until(sealed, 10, "what lay above the seal is not published again")
         await lab.converged()
-        report = await cast.judge(survivors)
-        assert report.clean, (report.sentence(), report.examples)
+        await cast.judge(survivors)
         assert "published again" in lab.log(VICTIM)
         # They were above the seal when the logs were opened: never folded, so not folded out again.
         assert "folding it again without them" not in lab.log(VICTIM)

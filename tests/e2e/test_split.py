@@ -129,8 +129,7 @@ async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage,
             lost = [line for line in changes(cast)[len(before) :] if lost_one(line)]
             assert lost == [], "a client was not moved before its gateway restarted"
         assert cast.refusals == []
-        report = await cast.judge()
-        assert report.clean, (report.sentence(), report.examples)
+        await cast.judge()
         await lab.converged()
         assert (await lab.status(VICTIM))["origin"] == f"{VICTIM}.1"
 
@@ -170,8 +169,7 @@ async def test_clients_come_in_by_an_ipconf_whatever_else_of_its_idc_is_killed(s
                 await names(lab, number, {VICTIM, *OTHERS})
             assert changes(cast) == before, "a connection did not survive"
         assert cast.refusals == []
-        report = await cast.judge()
-        assert report.clean, (report.sentence(), report.examples)
+        await cast.judge()
         await lab.converged()
 
 
@@ -212,7 +210,6 @@ async def test_a_core_that_stands_by_takes_over_and_nothing_is_lost(stage, chat)
             await asyncio.sleep(AFTER_S)
             assert changes(cast) == before, "a connection did not survive the change of cores"
         assert cast.refusals == []
-        report = await cast.judge()
-        assert report.clean, (report.sentence(), report.examples)
+        await cast.judge()
         await lab.converged()
         assert (await lab.status(VICTIM))["origin"] == f"{VICTIM}.1"
