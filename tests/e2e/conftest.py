@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imcore.runtime import SystemClock
+from imctl import startup
 from imctl.target.local import Local
 from imctl.testing.cast import Actor, Cast, Couple
 from imctl.testing.cli import imctl
-from imctl.testing.lab import Edit, Lab
+from imctl.testing.lab import Edit, Lab, lab_region
+
+USERS_MAX = 100  # of one test in each IDC
 
 Stage = Callable[..., AbstractAsyncContextManager[tuple[Lab, Cast]]]
+Visit = Callable[[], AbstractAsyncContextManager[tuple[Lab, Cast]]]
 Chat = Callable[[Sequence[Couple], float], AbstractAsyncContextManager[None]]
 
 
@@ -41,16 +47,54 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
         standby: bool = False,
     ) -> AsyncIterator[tuple[Lab, Cast]]:
         async with Lab.up(tmp_path, edit, before_start, (), split, standby) as lab:
-            try:
+            with logs_of_a_failure(lab):
                 async with Cast(lab, tmp_path) as cast:
                     yield lab, cast
-            except BaseException:
-                for idc in lab.idcs:
-                    print(f"--- {idc}: {lab.target.log_file(idc)}")
-                    print("\n".join(lab.log(idc).splitlines()[-25:]))
-                raise
 
     return staged
+
+
+@contextmanager
+def logs_of_a_failure(lab: Lab) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for idc in lab.idcs:
+            print(f"--- {idc}: {lab.target.log_file(idc)}")
+            print("\n".join(lab.log(idc).splitlines()[-25:]))
+        raise
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Iterator[int]]]:
+    """Three IDCs for those tests of a module that leave them as they were: the deployment's folder,
+    and numbers of users that nobody was."""
+    folder = tmp_path_factory.mktemp("shared")
+    target = Local.prepare(lab_region(folder), folder / "deployment", True, SystemClock())
+    startup.bring_up(target, lambda name, serving: None)
+    try:
+        yield target.data, count(1, USERS_MAX)
+    finally:
+        target.look_again()
+        target.stop()
+
+
+@pytest.fixture
+def visit(shared: tuple[Path, Iterator[int]], tmp_path: Path) -> Visit:
+    """``async with visit() as (lab, cast)``: as ``stage``, on the deployment of the module."""
+
+    @asynccontextmanager
+    async def visiting() -> AsyncIterator[tuple[Lab, Cast]]:
+        data, numbers = shared
+        lab = Lab(Local.open(data))
+        try:
+            with logs_of_a_failure(lab):
+                async with Cast(lab, tmp_path, first=next(numbers)) as cast:
+                    yield lab, cast
+        finally:
+            await lab.close()
+
+    return visiting
 
 
 @pytest.fixture

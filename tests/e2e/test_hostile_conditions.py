@@ -74,51 +74,6 @@ RUBBISH = {
 }
 
 
-async def test_clients_that_send_rubbish(stage) -> None:
-    async with stage() as (lab, cast):
-        couples = await cast.couples(3, "fra", "iad", "sin")
-        connections = cast.recorder.where.copy()
-
-        async def one(rubbish: bytes) -> None:
-            """The gateway closes this connection, with nothing but a word of farewell."""
-            reader, writer = await gateway_stream(lab, "fra")
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                writer.write(rubbish)
-                await writer.drain()
-                async with asyncio.timeout(60):
-                    while await reader.read(4_096):
-                        pass
-            writer.close()
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
-
-        async def plain(rubbish: bytes) -> None:
-            """Not even TLS."""
-            with await gateway_socket(lab, "fra") as raw, contextlib.suppress(ConnectionError):
-                loop = asyncio.get_running_loop()
-                await loop.sock_sendall(raw, rubbish)
-                async with asyncio.timeout(60):
-                    while await loop.sock_recv(raw, 4_096):
-                        pass
-
-        talk = asyncio.gather(*(c.here.burst(c.conversation, 50) for c in couples))
-        async with asyncio.TaskGroup() as group:
-            for rubbish in RUBBISH.values():
-                group.create_task(one(rubbish))
-            group.create_task(plain(os.urandom(4_000)))
-        assert sum(map(len, await talk)) == 50 * len(couples)
-        assert cast.recorder.where == connections
-
-        async def gone() -> bool:
-            """Each connection that is left has a session, which a bad client never got."""
-            status = await lab.status("fra")
-            (gateway,) = status["gateways"]
-            return bool(gateway["connections"] == status["sessions"])
-
-        await until(gone, 60, "the bad clients' connections do not end")
-        await judged(lab, cast)
-
-
 async def test_a_client_that_never_reads(stage) -> None:
     async with stage() as (lab, cast):
         couples = await cast.couples(6, "fra", "fra")
@@ -147,72 +102,6 @@ async def test_a_client_that_never_reads(stage) -> None:
         writer.transport.abort()
         found = (await cast.found_at(["fra"]))["fra"]
         assert cast.acked.keys() <= found
-        await judged(lab, cast)
-
-
-async def test_a_clock_that_is_ten_minutes_ahead(stage) -> None:
-    async with stage() as (lab, cast):
-        couples = await cast.couples(4, "iad", "fra", "sin")
-        await lab.clock_offset("iad", TEN_MINUTES_MS)
-        await asyncio.gather(*(c.here.burst(c.conversation, 20) for c in couples))
-        alarms = await lab.wait_alarm("iad", "off the median")
-        print(alarms)
-        assert (await lab.status("iad"))["clock"]["skewed"]
-
-        async def talk(couple: Couple) -> None:
-            """Each waits until it was shown the other's, then answers."""
-            for number in range(8):
-                speaker, other = (couple.here, couple.there)[:: 1 if number % 2 else -1]
-                seen = other.ear.seen[couple.conversation]
-                await speaker.send(couple.conversation)
-
-                async def shown(other: Actor = other, seen: int = seen) -> bool:
-                    return other.ear.seen[couple.conversation] > seen
-
-                await until(shown, 60, f"{other.uid} is not shown {speaker.uid}'s message", 0.01)
-
-        await asyncio.gather(*(talk(couple) for couple in couples))
-        assert [await lab.policy_state(idc) for idc in lab.idcs] == ["active"] * 3
-        for partition in disklog.partitions(lab.data("iad"), "iad.1"):
-            *_, last = disklog.records(lab.data("iad"), "iad.1", partition)
-            ahead_ms = to_ms(oplog.Op.FromString(last.payload).hlc) - lab.clock.wall_ms()
-            assert ahead_ms < 2_000, f"partition {partition} is {ahead_ms} ms ahead"
-        await lab.clock_offset("iad", 0)
-        await lab.wait_calm("iad")
-        await asyncio.gather(*(talk(couple) for couple in couples))
-        await judged(lab, cast)
-
-
-async def test_a_sender_that_is_moved_in_the_middle_of_a_burst_and_back(stage) -> None:
-    async with stage() as (lab, cast):
-        couples = await cast.couples(3, "fra", "iad", "sin")
-        stop = asyncio.Event()
-        seen_in: set[str] = set()
-
-        async def keep_sending(couple: Couple) -> None:
-            while not stop.is_set():
-                tags = await couple.here.burst(couple.conversation, 5)
-                seen_in.update(cast.acked_at[tag] for tag in tags)
-                await asyncio.sleep(0.05)
-
-        async def send_at(idc: str) -> None:
-            """Until all are there, and something was acked to one that was there all the time."""
-            seen_in.discard(idc)
-
-            async def all_there() -> bool:
-                return {couple.here.idc for couple in couples} == {idc} and idc in seen_in
-
-            await until(all_there, 60, f"the senders do not come to {idc}")
-
-        sending = [asyncio.ensure_future(keep_sending(couple)) for couple in couples]
-        await send_at("fra")
-        await lab.switchover("fra", "iad")
-        await send_at("iad")
-        await lab.failback("fra")
-        await send_at("fra")
-        stop.set()
-        await asyncio.gather(*sending)
-        assert cast.refusals == []
         await judged(lab, cast)
 
 
@@ -256,4 +145,115 @@ async def test_a_registry_that_comes_back_blank(stage) -> None:
         await lab.start("fra")
         await lab.all_active()
         await asyncio.gather(*(c.here.burst(c.conversation, 5) for c in couples))
+        await judged(lab, cast)
+
+
+async def test_clients_that_send_rubbish(visit) -> None:
+    async with visit() as (lab, cast):
+        couples = await cast.couples(3, "fra", "iad", "sin")
+        connections = cast.recorder.where.copy()
+
+        async def one(rubbish: bytes) -> None:
+            """The gateway closes this connection, with nothing but a word of farewell."""
+            reader, writer = await gateway_stream(lab, "fra")
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                writer.write(rubbish)
+                await writer.drain()
+                async with asyncio.timeout(60):
+                    while await reader.read(4_096):
+                        pass
+            writer.close()
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
+
+        async def plain(rubbish: bytes) -> None:
+            """Not even TLS."""
+            with await gateway_socket(lab, "fra") as raw, contextlib.suppress(ConnectionError):
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(raw, rubbish)
+                async with asyncio.timeout(60):
+                    while await loop.sock_recv(raw, 4_096):
+                        pass
+
+        talk = asyncio.gather(*(c.here.burst(c.conversation, 50) for c in couples))
+        async with asyncio.TaskGroup() as group:
+            for rubbish in RUBBISH.values():
+                group.create_task(one(rubbish))
+            group.create_task(plain(os.urandom(4_000)))
+        assert sum(map(len, await talk)) == 50 * len(couples)
+        assert cast.recorder.where == connections
+
+        async def gone() -> bool:
+            """Each connection that is left has a session, which a bad client never got."""
+            status = await lab.status("fra")
+            (gateway,) = status["gateways"]
+            return bool(gateway["connections"] == status["sessions"])
+
+        await until(gone, 60, "the bad clients' connections do not end")
+        await judged(lab, cast)
+
+
+async def test_a_clock_that_is_ten_minutes_ahead(visit) -> None:
+    async with visit() as (lab, cast):
+        couples = await cast.couples(4, "iad", "fra", "sin")
+        await lab.clock_offset("iad", TEN_MINUTES_MS)
+        await asyncio.gather(*(c.here.burst(c.conversation, 20) for c in couples))
+        alarms = await lab.wait_alarm("iad", "off the median")
+        print(alarms)
+        assert (await lab.status("iad"))["clock"]["skewed"]
+
+        async def talk(couple: Couple) -> None:
+            """Each waits until it was shown the other's, then answers."""
+            for number in range(8):
+                speaker, other = (couple.here, couple.there)[:: 1 if number % 2 else -1]
+                seen = other.ear.seen[couple.conversation]
+                await speaker.send(couple.conversation)
+
+                async def shown(other: Actor = other, seen: int = seen) -> bool:
+                    return other.ear.seen[couple.conversation] > seen
+
+                await until(shown, 60, f"{other.uid} is not shown {speaker.uid}'s message", 0.01)
+
+        await asyncio.gather(*(talk(couple) for couple in couples))
+        assert [await lab.policy_state(idc) for idc in lab.idcs] == ["active"] * 3
+        for partition in disklog.partitions(lab.data("iad"), "iad.1"):
+            *_, last = disklog.records(lab.data("iad"), "iad.1", partition)
+            ahead_ms = to_ms(oplog.Op.FromString(last.payload).hlc) - lab.clock.wall_ms()
+            assert ahead_ms < 2_000, f"partition {partition} is {ahead_ms} ms ahead"
+        await lab.clock_offset("iad", 0)
+        await lab.wait_calm("iad")
+        await asyncio.gather(*(talk(couple) for couple in couples))
+        await judged(lab, cast)
+
+
+async def test_a_sender_that_is_moved_in_the_middle_of_a_burst_and_back(visit) -> None:
+    async with visit() as (lab, cast):
+        couples = await cast.couples(3, "fra", "iad", "sin")
+        stop = asyncio.Event()
+        seen_in: set[str] = set()
+
+        async def keep_sending(couple: Couple) -> None:
+            while not stop.is_set():
+                tags = await couple.here.burst(couple.conversation, 5)
+                seen_in.update(cast.acked_at[tag] for tag in tags)
+                await asyncio.sleep(0.05)
+
+        async def send_at(idc: str) -> None:
+            """Until all are there, and something was acked to one that was there all the time."""
+            seen_in.discard(idc)
+
+            async def all_there() -> bool:
+                return {couple.here.idc for couple in couples} == {idc} and idc in seen_in
+
+            await until(all_there, 60, f"the senders do not come to {idc}")
+
+        sending = [asyncio.ensure_future(keep_sending(couple)) for couple in couples]
+        await send_at("fra")
+        await lab.switchover("fra", "iad")
+        await send_at("iad")
+        await lab.failback("fra")
+        await send_at("fra")
+        stop.set()
+        await asyncio.gather(*sending)
+        assert cast.refusals == []
         await judged(lab, cast)
