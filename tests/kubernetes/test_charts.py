@@ -23,7 +23,7 @@ from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from imctl.testing.cluster.lab import operator_rights
 from tests.kubernetes.test_admission import GATEWAYS, IDC, OPERATION, apply
-from tests.kubernetes.test_operator_live import Operators, prepare, until
+from tests.kubernetes.test_operator_live import SEEN_S, Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "charts_golden"
@@ -184,7 +184,7 @@ def test_the_rights_of_the_chart_suffice(
             until(lambda: admin.get("statefulset", "fra-idc") is not None)
             until(lambda: admin.phase() == "Starting")
             api_server.kubectl("delete", "service", "fra-idc-peer", "--namespace", namespace)
-            until(lambda: admin.get("service", "fra-idc-peer") is not None, 10)
+            until(lambda: admin.get("service", "fra-idc-peer") is not None, SEEN_S)
             asked = IDC | {"spec": IDC["spec"] | {"role_certificate": "imctl-operator"}}
             apply(api_server, namespace, asked)
             held = [("idc", "fra"), ("gatewaycluster", "fra"), ("region", "two-idc")]

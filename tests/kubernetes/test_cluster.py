@@ -73,16 +73,16 @@ def test_a_service_leads_from_outside_and_from_a_pod_to_a_deployments_pods(
     }
     cluster.apply(deployment, service, namespace=namespace)
     own = ("--namespace", namespace)
-    cluster.kubectl("rollout", "status", *own, "deployment/greeter", "--timeout=60s")
+    cluster.kubectl("rollout", "status", *own, "deployment/greeter", "--timeout=180s")
     spec = json.loads(cluster.kubectl("get", *own, "service/greeter", "-o", "json"))["spec"]
-    until(lambda: greeted(cluster.layout.node_address, spec["ports"][0]["nodePort"]), 20)
+    until(lambda: greeted(cluster.layout.node_address, spec["ports"][0]["nodePort"]), 60)
     ask = f"import socket; print(socket.create_connection(('{spec['clusterIP']}', 8080)).recv(9))"
     command = ("exec", *own, "deployment/greeter", "--", "python3.11", "-c", ask)
     assert "hello" in cluster.kubectl(*command)
     # A pod that is gone is replaced.
     cluster.kubectl("delete", *own, "pod", "--selector=app=greeter", "--wait=false")
-    cluster.kubectl("rollout", "status", *own, "deployment/greeter", "--timeout=60s")
-    until(lambda: greeted(cluster.layout.node_address, spec["ports"][0]["nodePort"]), 20)
+    cluster.kubectl("rollout", "status", *own, "deployment/greeter", "--timeout=180s")
+    until(lambda: greeted(cluster.layout.node_address, spec["ports"][0]["nodePort"]), 60)
 
 
 @pytest.mark.nightly

@@ -50,7 +50,7 @@ def test_a_pod_of_our_image_runs_without_root_and_without_writing(
     wanted = pod("one", ["sh", "-c", script], readinessProbe=probe)
     cluster.apply(wanted, namespace=namespace)
     own = ("--namespace", namespace)
-    cluster.kubectl("wait", *own, "--for=condition=Ready", "pod/one", "--timeout=60s")
+    cluster.kubectl("wait", *own, "--for=condition=Ready", "pod/one", "--timeout=180s")
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", cluster.kubectl("logs", *own, "one"))
     inside = ("exec", *own, "one", "--")
     assert cluster.kubectl(*inside, "id", "-u").strip() == "65532"
@@ -68,7 +68,7 @@ def test_a_pod_of_our_image_runs_without_root_and_without_writing(
 def test_the_image_has_no_tool_that_changes_it(cluster: Cluster, namespace: str) -> None:
     cluster.apply(pod("two", ["sleep", "600"]), namespace=namespace)
     own = ("--namespace", namespace)
-    cluster.kubectl("wait", *own, "--for=condition=Ready", "pod/two", "--timeout=60s")
+    cluster.kubectl("wait", *own, "--for=condition=Ready", "pod/two", "--timeout=180s")
     for tool in ("pip", "apt-get", "curl", "gcc"):
         with pytest.raises(Failed):
             cluster.kubectl("exec", *own, "two", "--", "sh", "-c", f"command -v {tool}")

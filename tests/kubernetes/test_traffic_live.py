@@ -57,10 +57,7 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
         until(lambda: operators.holder() != "")
         until(lambda: seen(operators, "replication").get("worst_lag_ms") is not None)
         until(lambda: holds(operators, "geopolicy"))
-        flows = {
-            (each["source"], each["target"]) for each in seen(operators, "replication")["flows"]
-        }
-        assert flows == set(permutations(("fra", "iad", "sin"), 2))
+        until(lambda: flows(operators) == set(permutations(("fra", "iad", "sin"), 2)))
         apply(api_server, namespace, operation("away", move="drain", idc="fra"))
         until(lambda: status(operators, "away").get("operation") is not None)
         first.send_signal(signal.SIGKILL)
@@ -76,17 +73,11 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
         until(lambda: status(operators, "again").get("phase") == "Refused")
         rules = [each["rule"] for each in status(operators, "again")["blockers"]]
         assert "transition" in rules
-        events = api_server.kubectl(
-            "get", "events", "--namespace", namespace, "-o", "jsonpath={.items[*].reason}"
-        ).split()
-        assert {"Step", "Done", "Refused"} <= set(events)
+        reasons = ("get", "events", "--namespace", namespace, "-o", "jsonpath={.items[*].reason}")
+        events = {"Step", "Done", "Refused"}
+        until(lambda: events <= set(api_server.kubectl(*reasons).split()))
 
-        until(lambda: operators.get("idc", "iad")["status"].get("process") is not None)
-        found = operators.get("idc", "iad")["status"]
-        assert (found["process"]["state"], found["process"]["serving"]) == ("active", True)
-        assert {each["type"]: each["status"] for each in found["conditions"]} == {
-            "Ready": "False", "Reachable": "True",
-        }  # fmt: skip
+        until(lambda: is_reached(operators.get("idc", "iad")["status"]))
         until(lambda: seen(operators, "geopolicy")["idcs"][0]["state"] == "drained")
         until(lambda: holds(operators, "geopolicy"))
         # As `helm uninstall` does: its Region is deleted with it.
@@ -104,6 +95,19 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
 def seen(operators: Operators, kind: str) -> dict[str, Any]:
     status: dict[str, Any] = operators.get(kind, "shown").get("status", {})
     return status
+
+
+def flows(operators: Operators) -> set[tuple[str, str]]:
+    return {(each["source"], each["target"]) for each in seen(operators, "replication")["flows"]}
+
+
+def is_reached(status: dict[str, Any]) -> bool:
+    """Its process serves, and its pod is none. An answer may be late once."""
+    process = status.get("process") or {}
+    conditions = {each["type"]: each["status"] for each in status["conditions"]}
+    return (process.get("state"), process.get("serving"), conditions) == (
+        "active", True, {"Ready": "False", "Reachable": "True"},
+    )  # fmt: skip
 
 
 def holds(operators: Operators, kind: str) -> bool:

@@ -27,7 +27,7 @@ def configuration(namespace: str, address: str, ca: bytes) -> dict[str, object]:
         "admissionReviewVersions": ["v1"],
         "sideEffects": "None",
         "failurePolicy": "Fail",
-        "timeoutSeconds": 5,
+        "timeoutSeconds": 30,
         "clientConfig": {
             "url": f"https://{address}{PATH}", "caBundle": base64.b64encode(ca).decode(),
         },
