@@ -76,22 +76,23 @@ async def test_a_node_is_drained_once_its_idc_is_while_everybody_talks(
     """What the operator knows of an IDC that has clients forbids its eviction until then."""
     told_of = secret_of(pods, "viewer")
     pods.patch(VICTIM, {"spec": {"role_certificate": told_of, "deletion": "at_once"}})
-    budget = ("wait", f"pdb/{pods.workload(VICTIM)}", "--timeout=30s")
+    budget = ("wait", f"pdb/{pods.workload(VICTIM)}", "--timeout=120s")
     async with pods.lab() as lab, Cast(lab, tmp_path, first=501) as cast:
         couples = await cast.couples(6, VICTIM, OTHER)
         pods.kubectl(VICTIM, *budget, "--for=jsonpath={.spec.maxUnavailable}=0")
         before = pods.pod(VICTIM)["metadata"]["uid"]
         async with cast.talking(couples):
             began = time.monotonic()
-            draining = asyncio.create_task(asyncio.to_thread(pods.drain_node, VICTIM, 60))
+            draining = asyncio.create_task(asyncio.to_thread(pods.drain_node, VICTIM, 180))
             await asyncio.sleep(2)
             assert pods.pod(VICTIM)["metadata"]["uid"] == before and not draining.done()
             code, said = await lab.imctl("drain", VICTIM, "--yes")
             assert code == 0, said
             assert "evicted" in await draining
             await asyncio.to_thread(pods.wait_ready, VICTIM)
-            code, said = await lab.imctl("failback", VICTIM, "--yes")
-            assert code == 0, said
+            await (
+                lab.all_active()
+            )  # what it lacks of the others' logs may stand against it at first
             figures("a node drained with its IDC, s", round(time.monotonic() - began, 1))
         assert pods.pod(VICTIM)["metadata"]["uid"] != before
         await cast.judge()
@@ -161,7 +162,7 @@ async def holds(what: Callable[[], bool]) -> None:
     async def asked() -> bool:
         return await asyncio.to_thread(what)
 
-    await lab_until(asked, 40, "it does not come to be so")
+    await lab_until(asked, 120, "it does not come to be so")
 
 
 async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
@@ -193,7 +194,9 @@ async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
                 f"sites.{OTHER}.gateways.resources.memory"
             ]
             assert (plan["order"], plan["in_place"], plan["restarts"]) == ([OTHER], [OTHER], [])
-            code, said = await lab.imctl("deploy", *wanted, "--yes", "--soak", "1")
+            code, said = await lab.imctl(
+                "deploy", *wanted, "--yes", "--soak", "1", "--max-ack", "30000"
+            )
             assert code == 0 and "is done" in said, said
             figures("a rolling upgrade of two gateways, s", round(time.monotonic() - began, 1))
             await asyncio.sleep(1)
@@ -217,10 +220,14 @@ async def test_gateways_are_scaled_and_evicted_within_their_budget(
         async with cast.talking(couples):
             await asyncio.to_thread(pods.kubectl, OTHER, *scale, "--replicas=1")
             await asyncio.to_thread(pods.wait_gateways, OTHER)
-            assert list(gateways_of(pods)) == [f"{OTHER}-gateway-1"]
-            assert f"{OTHER}-gateway-2" not in pods.kubectl(OTHER, "get", "service", "-o", "name")
+            await holds(lambda: list(gateways_of(pods)) == [f"{OTHER}-gateway-1"])
+            services = ("get", "service", "-o", "name")
+            await holds(lambda: f"{OTHER}-gateway-2" not in pods.kubectl(OTHER, *services))
             await asyncio.to_thread(pods.kubectl, OTHER, *scale, "--replicas=2")
             await asyncio.to_thread(pods.wait_gateways, OTHER)
+            budget = ("wait", f"pdb/{OTHER}-gateway", "--timeout=120s")
+            allowed = "--for=jsonpath={.status.disruptionsAllowed}=1"
+            await asyncio.to_thread(pods.kubectl, OTHER, *budget, allowed)
             pods.evict(OTHER, f"{OTHER}-gateway-2")
             with pytest.raises(Failed, match="disruption budget"):
                 pods.evict(OTHER, f"{OTHER}-gateway-1")
@@ -281,7 +288,7 @@ async def test_the_loss_of_an_idc_and_its_network_cut_as_a_drill_run(
         experiment = in_short("registry-minority", after="idc-loss")
         pods.apply(VICTIM, drill_run(pods, "loss", experiment, OTHER))
         await asyncio.to_thread(until_away, pods, "loss")
-        status = await asyncio.to_thread(until, pods, "loss", ("Ended", "Refused"), 150)
+        status = await asyncio.to_thread(until, pods, "loss", ("Ended", "Refused"), 300)
         figures(
             "a DrillRun of an IDC's loss and of its network's, s",
             round(time.monotonic() - began, 1),
@@ -299,7 +306,7 @@ async def test_the_loss_of_an_idc_and_its_network_cut_as_a_drill_run(
         await lab.all_active()
         pods.wait_ready(OTHER)
         pods.wait_gateways(OTHER)
-        pods.kubectl(VICTIM, "delete", "drillrun", "loss", "--timeout=20s")
+        pods.kubectl(VICTIM, "delete", "drillrun", "loss", "--timeout=60s")
         assert status["report"] not in pods.kubectl(VICTIM, "get", "cm", "-o", "name")
 
 
@@ -330,6 +337,7 @@ async def test_a_changed_region_and_another_image_are_deployed_while_everybody_t
     async with pods.lab() as lab, Cast(lab, tmp_path, first=201) as cast:
         couples = await cast.couples(6, VICTIM, OTHER)
         before = {part: pods.pod(part)["metadata"]["uid"] for part in pods.namespaces}
+        restarted = pods.operator()["status"]["containerStatuses"][0]["restartCount"]
         fronts = gateways_of(pods)
         async with cast.talking(couples):
             began = time.monotonic()
@@ -348,7 +356,8 @@ async def test_a_changed_region_and_another_image_are_deployed_while_everybody_t
         assert not set(fronts.values()) & set(gateways_of(pods).values())
         shown = pods.kubectl(OTHER, "get", "pods", "-o", "jsonpath={..spec.containers[*].image}")
         assert set(shown.split()) == {NEXT}
-        assert pods.operator()["status"]["containerStatuses"][0]["restartCount"] == 1
+        container = pods.operator()["status"]["containerStatuses"][0]
+        assert container["restartCount"] == restarted + 1
     for asked in (wanted, wanted[:1]):  # the sites are known from then on
         assert "no difference" in pods.imctl("plan", *asked)
 
@@ -516,13 +525,13 @@ async def in_mid_drill(pods: Pods, lab: PodsLab, name: str, drill: str) -> None:
 def until_away(pods: Pods, drill: str) -> None:
     """Until no pod of the IDC whose gateways are apart is there, and none is wanted."""
     asked = ("get", "idc,gatewaycluster", "-o", "jsonpath={.items[*].status.phase}")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while pods.kubectl(OTHER, *asked) != "Down Down":
         status = drill_status(pods, drill)
         ended = status.get("phase") not in (None, "Waiting", "Running")
         assert not ended and time.monotonic() < deadline, (status, pods.said(OTHER))
         time.sleep(0.3)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while pods.kubectl(OTHER, "get", "pods", "-o", "name"):
         assert time.monotonic() < deadline, pods.said(OTHER)
         time.sleep(0.2)
