@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imctl.testing import disklog
 from imctl.testing.cast import Cast, Couple
-from imctl.testing.lab import Lab
+from imctl.testing.lab import Lab, until
 
 pytestmark = pytest.mark.e2e
 
 DISK = "48m"
 LEFT_BYTES = 1 << 20
+
+
+def long_hold(spec: dict[str, Any]) -> None:
+    spec["safety"] = {"hold_ms": 3_600_000}
 
 
 async def full_then_free(
@@ -25,9 +30,10 @@ async def full_then_free(
     sends wait or go elsewhere, and it goes on once there is room. ``last_pages``: what is small
     may still fit into the pages that are left; then it is durable, and may be acked."""
     await lab.wait_alarm("fra", "the disk is full")
+    await asyncio.sleep(0.5)  # an ack may be on its way that was given before
     before = set(cast.acked)
     sends = [asyncio.ensure_future(c.here.burst(c.conversation, 5)) for c in couples]
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(1.5)
     meanwhile = cast.acked.keys() - before
     assert last_pages or not [tag for tag in meanwhile if cast.acked_at[tag] == "fra"]
     assert next(unit.state for unit in lab.target.units() if unit.name == "fra") == "running"
@@ -53,7 +59,8 @@ async def test_a_disk_that_is_full_by_the_fault_api(stage) -> None:
 async def test_a_small_tmpfs_that_fills_up(stage, tmp_path, mount_tmpfs) -> None:
     disk = tmp_path / "deployment" / "fra" / "data"
     mount_tmpfs(disk, DISK)
-    async with stage() as (lab, cast):
+    # Nobody takes its clients over, so that their sends are there still when there is room again.
+    async with stage(long_hold) as (lab, cast):
         couples = await cast.couples(6, "fra", "iad", "sin")
         filler = disk / "filler"
         room = os.statvfs(disk)
@@ -84,6 +91,9 @@ async def test_damaged_logs(stage) -> None:
         await lab.converged()
         data = lab.data("fra")
 
+        async def at_fra() -> bool:
+            return {couple.here.idc for couple in couples} == {"fra"}
+
         # A torn write at the end, of which nobody was told, and copies that lack their end: cut,
         # and the copies are filled from their origins again.
         await lab.kill("fra")
@@ -102,15 +112,18 @@ async def test_damaged_logs(stage) -> None:
         # A flipped byte below an end that was announced: no longer the same log.
         await lab.kill("fra")
         _, own = fullest(data, "fra.1")
-        with own.open("r+b") as file:
-            file.seek(own.stat().st_size // 2)
-            byte = file.read(1)[0]
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte ^ 0xFF]))
+        with own.open("r+b") as damaged:
+            damaged.seek(own.stat().st_size // 2)
+            byte = damaged.read(1)[0]
+            damaged.seek(-1, os.SEEK_CUR)
+            damaged.write(bytes([byte ^ 0xFF]))
         await lab.start("fra")
         assert (await lab.status("fra"))["origin"] == "fra.2"
         assert list(own.parent.glob("*.damaged"))
         await lab.converged()
+        # Where its start took longer than the hold time its clients are elsewhere.
+        await lab.all_active()
+        await until(at_fra, 60, "the clients do not come back to fra")
         await asyncio.gather(*(c.here.burst(c.conversation, 20) for c in couples))
         await lab.converged()
 

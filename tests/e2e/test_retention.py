@@ -28,7 +28,7 @@ async def cut_everywhere(lab: Lab) -> None:
             max(first) > 1 for retention in found for first in retention["first"].values()
         ) and all(any(s["safe"] for s in retention["snapshots"]) for retention in found)
 
-    await until(cut, 20, "not every log is cut")
+    await until(cut, 60, "not every log is cut")
 
 
 async def test_a_lost_disk_is_built_again_from_a_snapshot_when_logs_are_cut(stage) -> None:
@@ -48,9 +48,9 @@ async def test_a_lost_disk_is_built_again_from_a_snapshot_when_logs_are_cut(stag
 
         status = await lab.status(VICTIM)
         assert status["origin"] == f"{VICTIM}.2"
-        snapshots = status["retention"]["snapshots"]
-        assert [s["safe"] for s in snapshots][:1] == [True]
-        assert not snapshots[0]["taken_by"].startswith(VICTIM)
+        # It may have taken one of its own by now, and let go of the one that it started from.
+        assert f"{VICTIM} starts from the snapshot" in lab.log(VICTIM)
+        assert [s["safe"] for s in status["retention"]["snapshots"]][:1] == [True]
         assert max(status["retention"]["first"]["fra.1"]) > 1
         await lab.all_active()  # a failover that was under way may end a failback early
         await asyncio.gather(*(c.here.burst(c.conversation, 5) for c in couples))
@@ -69,7 +69,6 @@ async def test_a_retired_idc_holds_nothing_back_and_brings_its_tail_when_it_retu
         await lab.kill(VICTIM)
         await lab.wait_state(VICTIM, "failed")
         await lab.heal()
-        held = (await lab.status("fra"))["held"][f"{VICTIM}.1"]
 
         async def cut_past_the_victim() -> bool:
             await asyncio.gather(*(c.there.burst(c.conversation, 10, BODY) for c in couples))
@@ -82,11 +81,13 @@ async def test_a_retired_idc_holds_nothing_back_and_brings_its_tail_when_it_retu
             found = [(await lab.status(idc))["retention"]["waiting_for"] for idc in survivors]
             return found == [[VICTIM]] * len(survivors)
 
-        await until(all_wait, 30, "the survivors do not wait for the IDC that is away", 0.3)
+        await until(all_wait, 60, "the survivors do not wait for the IDC that is away", 0.3)
         for _ in range(4):
             assert not await cut_past_the_victim()
+        # By now the survivors have each other's share of what the victim sent before the cut.
+        held = (await lab.status("fra"))["held"][f"{VICTIM}.1"]
         await lab.change("retire", VICTIM)
-        await until(cut_past_the_victim, 20, "not every log is cut")
+        await until(cut_past_the_victim, 60, "not every log is cut")
         await cast.settled()
 
         await lab.start(VICTIM)
@@ -96,7 +97,7 @@ async def test_a_retired_idc_holds_nothing_back_and_brings_its_tail_when_it_retu
         async def sealed() -> bool:
             return bool((await lab.status(VICTIM))["held"][f"{VICTIM}.1"] == held)
 
-        await until(sealed, 10, "what lay above the seal is not published again")
+        await until(sealed, 60, "what lay above the seal is not published again")
         await lab.converged()
         await cast.judge(survivors)
         assert "published again" in lab.log(VICTIM)
