@@ -173,7 +173,8 @@ def restart(
 ) -> None:
     """Restart an IDC's gateways and ipconfs, one at a time.
 
-    Use it to load newly installed code. Needs `up --split`. The process is replaced in place: its
+    Use it to load newly installed code. Needs `up --split`, or on Kubernetes `gateways` in the
+    sites file and the right to exec into pods. The process is replaced in place: its
     listener and its connections without TLS stay open. Clients over TLS are first moved to the
     IDC's other gateways, or told to reconnect if there are none. A gateway that could not start on
     the installed code keeps running as it is. So does an ipconf; else it stops listening until it

@@ -329,7 +329,8 @@ class _Maker:
     def _memory_mib(self) -> int:
         sessions = self._own.capacity.sessions / self._own.gateways
         figures = self._figures
-        return ceil(figures["process_mib"] + sessions * figures["connection_kib"] / 1024)
+        # Twice: a hot restart first tries in another process whether its successor could start.
+        return ceil(2 * figures["process_mib"] + sessions * figures["connection_kib"] / 1024)
 
 
 def _rolling(partition: int) -> Object:

@@ -143,7 +143,16 @@ class Kubernetes(Local):
         raise self._never("Deleting data")
 
     def restart_front(self, name: str, number: int) -> None:
-        raise self._never("A hot restart")
+        """By a command in its pod, for which its namespace has to allow `pods/exec`. Raises
+        Failed."""
+        roles.demand(self.pki, Role.ADMIN, "Restarting gateways")
+        if not self.fronts_of(name):
+            raise Failed(
+                f"{name} runs all its roles in one process, or is not an IDC: `gateways` in the "
+                "sites file runs them apart"
+            )
+        namespace, pod = self._sites.sites[name].namespace, f"{name}-{COMPONENT}-{number}"
+        self._at(name, lambda cluster: calls.hang_up(cluster, namespace, pod))
 
     def begin_kv(self, engine: str, pd: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         raise self._never("Moving its KV")

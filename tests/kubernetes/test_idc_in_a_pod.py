@@ -165,18 +165,69 @@ async def holds(what: Callable[[], bool]) -> None:
     await lab_until(asked, 120, "it does not come to be so")
 
 
-async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
-    pods: Pods, tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole: list[str] = []  # syncs from the beginning, by the IDC's incarnation
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Syncs from the beginning, by the IDC's incarnation."""
+    found: list[str] = []
     sync = Puller.sync
 
     async def watched(puller: Puller, session: Session) -> None:
         if str(session.origin) not in puller._tokens:
-            whole.append(str(session.origin))
+            found.append(str(session.origin))
         await sync(puller, session)
 
     monkeypatch.setattr(Puller, "sync", watched)
+    return found
+
+
+def gateway_rows(status: str) -> dict[str, int]:
+    """Of a printed status: how often each gateway has become its successor."""
+    rows = json.loads(status)["idcs"][OTHER]["gateways"]
+    return {row["gateway"]: row["restarts"] for row in rows}
+
+
+def containers(pods: Pods) -> dict[str, list[str]]:
+    """Of each gateway's pod, those that run."""
+    shown = pods.kubectl(
+        OTHER, "get", "pods", "-l", "app.kubernetes.io/component=gateway", "-o", "json"
+    )
+    return {
+        each["metadata"]["name"]: [
+            one["containerID"] for one in each["status"]["containerStatuses"]
+        ]
+        for each in json.loads(shown)["items"]
+    }
+
+
+async def test_gateways_restart_within_their_pods_and_every_client_goes_on(
+    pods: Pods, tmp_path: Path, figures: Figures, whole: list[str]
+) -> None:
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=601) as cast:
+        couples = await cast.couples(8, VICTIM, OTHER)
+        before = containers(pods)
+        rows = gateway_rows(pods.imctl("status", "-o", "json"))
+        assert len(before) == len(rows) == 2
+        async with cast.talking(couples):
+            await asyncio.sleep(1)
+            stood, synced = len(connections(cast)), len(whole)
+            began = time.monotonic()
+            code, said = await lab.imctl("restart", OTHER)
+            figures("a hot restart of two gateways in pods, s", round(time.monotonic() - began, 1))
+            assert code == 0 and said.count(" restarted, ") == 2, said
+            await asyncio.sleep(1)
+        assert containers(pods) == before  # neither a pod nor a container is another
+        again = gateway_rows(pods.imctl("status", "-o", "json"))
+        assert again == {name: count + 1 for name, count in rows.items()}
+        moved = connections(cast)[stood:]
+        assert moved and {couple.there.idc for couple in couples} == {OTHER}
+        assert whole[synced:] == [], "a client began with a full sync"
+        assert [row for row in moved if not row[-1]] == [], "a connection was lost"
+        await cast.judge()
+
+
+async def test_gateways_are_upgraded_one_by_one_and_every_client_goes_on(
+    pods: Pods, tmp_path: Path, figures: Figures, whole: list[str]
+) -> None:
     async with pods.lab() as lab, Cast(lab, tmp_path, first=301) as cast:
         couples = await cast.couples(8, VICTIM, OTHER)
         before = gateways_of(pods)
@@ -466,6 +517,7 @@ def test_the_verbs_that_a_cluster_has(pods: Pods, tmp_path: Path) -> None:
     assert status["rolling"] == {}
     assert "gateway" in pods.imctl("logs", fronts[1], "-n", "1000")
     assert "its pods are a cluster's" in pods.imctl("kill", VICTIM, status=3)
+    assert "`gateways` in the sites file" in pods.imctl("restart", VICTIM, status=1)
     assert "delete the namespaces" in pods.imctl("destroy", status=3)
 
     elsewhere = yaml.safe_load(pods.sites_file().read_text())

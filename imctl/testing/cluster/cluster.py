@@ -202,6 +202,27 @@ class Cluster:
         )  # fmt: skip
         self._run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
+    def join(self, other: Cluster) -> None:
+        """The nodes of both, and their pods, reach each other's node at its address, by a link of
+        their own. Raises Failed."""
+        ends = [(self, other), (other, self)]
+        names = [f"to{there.layout.number}" for _, there in ends]
+        run([
+            "ip", "link", "add", names[0], "netns", str(self._init()), "type", "veth",
+            "peer", "name", names[1], "netns", str(other._init()),
+        ])  # fmt: skip
+        for (here, there), name in zip(ends, names, strict=True):
+            numbers = here.layout.number, there.layout.number
+            own, far = settings.link_address(*numbers), settings.link_address(*reversed(numbers))
+            here._run(
+                "ip", "-batch", "-",
+                given=(
+                    f"addr add {own} peer {far}/32 dev {name}\n"
+                    f"link set {name} up\n"
+                    f"route add {there.layout.node_address}/32 via {far}\n"
+                ),
+            )  # fmt: skip
+
     def _mount(self) -> None:
         """Where programs write whatever they are told, they write into memory of this cluster."""
         kubelet = self._root / "kubelet"

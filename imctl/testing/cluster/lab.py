@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -47,25 +48,31 @@ LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
 def region_file(
     folder: Path,
-    node: str,
-    clients: str,
+    layout_of: Callable[[str], settings.Layout],
     edit: Edit | None = None,
     apart: Sequence[str] = (),
     source: Path = TWO_IDCS,
 ) -> Path:
-    """A copy of ``source`` with the node's ports; ``clients``: from where they come; ``apart``:
-    IDCs with several gateways."""
+    """A copy of ``source`` with ports of the node of each part (``layout_of``, by its name);
+    ``apart``: IDCs with several gateways."""
     document = yaml.safe_load(source.read_text())
     spec = document["spec"]
     for number, idc in enumerate(spec["idcs"]):
         first = FIRST_PORT + 10 * number
         ends = ENDS | ({"gateway": APART} if idc["name"] in apart else {})
-        idc["endpoints"] = {name: f"{node}:{first + port}" for name, port in ends.items()}
+        layout = layout_of(idc["name"])
+        idc["endpoints"] = {
+            name: f"{layout.node_address}:{first + port}" for name, port in ends.items()
+        }
         idc["gateways"] = GATEWAYS if idc["name"] in apart else 1
-    if "witness" in spec:
+    layouts = {layout_of(idc["name"]) for idc in spec["idcs"]}
+    witness = load_region(source).spec.witness  # with its name, which has a default
+    if witness is not None:
+        node = layout_of(witness.name).node_address
         spec["witness"]["peer"] = f"{node}:{FIRST_PORT + 10 * len(spec['idcs'])}"
     # The load of a drill comes from the operator's pod, and says as well where its clients are.
-    spec["geo"]["trusted_proxies"] = [f"{clients}/32", f"{node}/32", settings.PODS]
+    proxies = {one for each in layouts for one in (each.machine_address, each.node_address)}
+    spec["geo"]["trusted_proxies"] = [*(f"{each}/32" for each in sorted(proxies)), settings.PODS]
     if edit is not None:
         edit(spec)
     path = folder / "region.yaml"
@@ -77,12 +84,18 @@ class Pods:
     """What the operator made of a region; ``namespaces``: part -> its namespace."""
 
     def __init__(
-        self, cluster: Cluster, folder: Path, suffix: str, apart: Sequence[str] = ()
+        self,
+        cluster: Cluster,
+        folder: Path,
+        suffix: str,
+        apart: Sequence[str] = (),
+        elsewhere: Mapping[str, Cluster] = MappingProxyType({}),
     ) -> None:
         """``folder``: with its region file. ``apart``: IDCs whose gateways have pods of their
-        own."""
+        own. ``elsewhere``: parts that are in another cluster than ``cluster``, each in its own."""
         self.apart = apart
         self._cluster = cluster
+        self._elsewhere = elsewhere
         self._folder = folder
         self.data = folder / "deployment"
         self.region = load_region(folder / "region.yaml")
@@ -91,6 +104,28 @@ class Pods:
         parts = [*self.idcs, *([self.witness] if self.witness else [])]
         self.namespaces = {part: f"im-{part}-{suffix}" for part in parts}
         self.system = f"im-system-{suffix}"  # the operator's
+
+    def of(self, part: str) -> Cluster:
+        """In which its namespace is."""
+        return self._elsewhere.get(part, self._cluster)
+
+    @property
+    def clusters(self) -> dict[str, Cluster]:
+        """By the context of ``kubeconfig`` that leads there."""
+        return {str(each.layout.number): each for each in map(self.of, self.namespaces)}
+
+    def kubeconfig(self) -> Path:
+        """For all of its clusters."""
+        path = self._folder / "kubeconfig"
+        config: dict[str, Any] = {"apiVersion": "v1", "kind": "Config"}
+        config |= {"clusters": [], "users": [], "contexts": []}
+        for name, cluster in self.clusters.items():
+            own = json.loads(cluster.kubeconfig.read_text())
+            for kind in ("clusters", "users"):
+                config[kind].append(own[kind][0] | {"name": name})
+            config["contexts"].append({"name": name, "context": {"cluster": name, "user": name}})
+        path.write_text(json.dumps(config))
+        return path
 
     def sites_file(self, resources: dict[str, str] = FRONT_RESOURCES, **images: str) -> Path:
         """``resources``: of each gateway in a pod of its own. ``images``: of parts that have
@@ -103,7 +138,8 @@ class Pods:
             "service": "NodePort",
         }
         sites: dict[str, dict[str, Any]] = {
-            part: {"namespace": name} for part, name in self.namespaces.items()
+            part: {"namespace": name, "context": str(self.of(part).layout.number)}
+            for part, name in self.namespaces.items()
         }
         for idc in self.idcs:
             sites[idc]["spec"] = {"drills_from": [self.namespaces[self.idcs[0]]]}
@@ -121,7 +157,7 @@ class Pods:
         ``folder``: of another deployment."""
         data = folder or self.data
         command = [sys.executable, "-m", "imctl", *arguments, "--data", str(data)]
-        environment = os.environ | {"KUBECONFIG": str(self._cluster.kubeconfig)}
+        environment = os.environ | {"KUBECONFIG": str(self.kubeconfig())}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode != status:
             raise Failed(f"imctl {arguments[0]}: {done.returncode}: {done.stdout}{done.stderr}")
@@ -141,13 +177,13 @@ class Pods:
 
     def kubectl(self, part: str, *arguments: str) -> str:
         """In the part's namespace. Raises Failed."""
-        return self._cluster.kubectl("--namespace", self.namespaces[part], *arguments)
+        return self.of(part).kubectl("--namespace", self.namespaces[part], *arguments)
 
     def apply(self, part: str, document: Any) -> None:
         """In the part's namespace. Raises Failed."""
         text = json.dumps(document)
         namespace = self.namespaces[part]
-        self._cluster.kubectl("--namespace", namespace, "apply", "-f", "-", given=text)
+        self.of(part).kubectl("--namespace", namespace, "apply", "-f", "-", given=text)
 
     def wait_ready(self, *parts: str, seconds: int = READY_S) -> None:
         """Raises Failed with what the pods say."""
@@ -219,7 +255,7 @@ class Pods:
         about = {"name": pod, "namespace": namespace}
         wish = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": about}
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
-        self._cluster.kubectl("create", "--raw", path, "-f", "-", given=json.dumps(wish))
+        self.of(part).kubectl("create", "--raw", path, "-f", "-", given=json.dumps(wish))
 
     def delete_pod(self, part: str) -> None:
         """As an operator of the cluster would: it is told to end, and another is made. Returns
@@ -230,7 +266,7 @@ class Pods:
         """Its processes, without a farewell; the operator leaves it down until ``start``."""
         self._pause(part, True)
         (container,) = self.pod(part)["status"]["containerStatuses"]
-        self._cluster.kill(container["containerID"])
+        self.of(part).kill(container["containerID"])
         # The kubelet may have begun to start it again: that one ends before it serves.
         self.kubectl(part, "scale", "statefulset", self.workload(part), "--replicas=0")
         self.kubectl(
@@ -279,12 +315,12 @@ class Pods:
         gone from there. Raises Failed when it is not evicted in time."""
         pods = f"app.kubernetes.io/instance={part}"
         try:
-            return self._cluster.kubectl(
+            return self.of(part).kubectl(
                 "drain", settings.NODE, f"--pod-selector={pods}", "--delete-emptydir-data",
                 f"--timeout={seconds}s",
             )  # fmt: skip
         finally:
-            self._cluster.kubectl("uncordon", settings.NODE)
+            self.of(part).kubectl("uncordon", settings.NODE)
 
     @contextlib.asynccontextmanager
     async def lab(self) -> AsyncIterator[PodsLab]:
@@ -333,31 +369,23 @@ def running(
     edit: Edit | None = None,
     apart: Sequence[str] = (),
     source: Path = TWO_IDCS,
+    elsewhere: Mapping[str, Cluster] = MappingProxyType({}),
 ) -> Iterator[Pods]:
     """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
-    Raises Failed."""
-    layout = cluster.layout
-    own = region_file(folder, layout.node_address, layout.machine_address, edit, apart, source)
-    pods = Pods(cluster, folder, uuid4().hex[:6], apart)
+    ``elsewhere``: as of ``Pods``. Raises Failed."""
+
+    def layout_of(part: str) -> settings.Layout:
+        return elsewhere.get(part, cluster).layout
+
+    own = region_file(folder, layout_of, edit, apart, source)
+    pods = Pods(cluster, folder, uuid4().hex[:6], apart, elsewhere)
     try:
-        for namespace in pods.namespaces.values():
-            cluster.kubectl("create", "namespace", namespace)
-            cluster.kubectl("label", "namespace", namespace, LABEL)
-        cluster.volumes(
-            (namespace, f"data-{pods.workload(part)}-0")
-            for part, namespace in pods.namespaces.items()
-        )
-        # Of these namespaces alone: it may be there for a while when other tests go on.
-        only = ",".join(pods.namespaces.values())
-        cluster.helm(
-            "install", "op", str(OPERATOR), "--namespace", pods.system, "--create-namespace",
-            "--set", f"image={image.NAME},replicas=1,namespaces={{{only}}}",
-            # With the chart's own requests: without one it has a hundredth of what the IDCs have
-            # when all are busy, and loses its lease while it makes the load of a drill.
-            "--set", "drills.enabled=true",
-        )  # fmt: skip
-        for kind in KINDS:
-            until_known(cluster, kind.plural)
+        for part, namespace in pods.namespaces.items():
+            pods.of(part).kubectl("create", "namespace", namespace)
+            pods.of(part).kubectl("label", "namespace", namespace, LABEL)
+            pods.of(part).volumes([(namespace, f"data-{pods.workload(part)}-0")])
+        for one in pods.clusters.values():
+            _install(one, pods)
         pods.imctl("deploy", str(own), "--sites", str(pods.sites_file()))
         for part in apart:
             pods.role_secret(part, VIEWER)
@@ -366,10 +394,29 @@ def running(
             pods.wait_gateways(part)
         yield pods
     finally:
-        with contextlib.suppress(Failed):
-            cluster.helm("uninstall", "op", "--namespace", pods.system)
-        for namespace in (*pods.namespaces.values(), pods.system):
-            cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+        for one in pods.clusters.values():
+            with contextlib.suppress(Failed):
+                one.helm("uninstall", "op", "--namespace", pods.system)
+            for namespace in (*pods.namespaces.values(), pods.system):
+                with contextlib.suppress(Failed):  # one that a test has ended
+                    one.kubectl(
+                        "delete", "namespace", namespace, "--ignore-not-found", "--wait=false"
+                    )
+
+
+def _install(cluster: Cluster, pods: Pods) -> None:
+    """The operator, of these namespaces alone: it may be there for a while when other tests go on.
+    Raises Failed."""
+    only = ",".join(name for part, name in pods.namespaces.items() if pods.of(part) is cluster)
+    cluster.helm(
+        "install", "op", str(OPERATOR), "--namespace", pods.system, "--create-namespace",
+        "--set", f"image={image.NAME},replicas=1,namespaces={{{only}}}",
+        # With the chart's own requests: without one it has a hundredth of what the IDCs have
+        # when all are busy, and loses its lease while it makes the load of a drill.
+        "--set", "drills.enabled=true",
+    )  # fmt: skip
+    for kind in KINDS:
+        until_known(cluster, kind.plural)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,11 @@ class Layout:
         return self.root / "pki" / name
 
 
+def link_address(here: int, there: int) -> str:
+    """Of this end of the link between the nodes of two clusters, by their numbers."""
+    return f"10.98.{here}.{there}"
+
+
 # ----------------------------------------------------------------------------- control plane
 
 
