@@ -122,7 +122,7 @@ class FileLines:
         self._seconds[file] += report.duration
         if report.failed:
             self._reporter.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
-        elif report.outcome == "rerun":
+        elif str(report.outcome) == "rerun":  # pytest-rerunfailures
             self._reporter.write_line(f"AGAIN {report.nodeid} ({report.when})", yellow=True)
         if report.when != "teardown":
             return
