@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,7 @@ def test_a_port_that_was_chosen_is_not_chosen_at_once_again(
 ) -> None:
     """A broker of Kafka whose ports were asked for in three goes got one of them twice."""
     monkeypatch.setattr("imctl.target.places.PORTS", free_ports(4))
+    monkeypatch.setattr("imctl.target.places._lately", deque(maxlen=4))
     found = free_ports(3)
     assert free_ports(1)[0] not in found
     assert free_ports(2) != []  # rather one of those than none
