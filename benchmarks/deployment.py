@@ -95,8 +95,8 @@ async def spawn(name: str, command: Sequence[str], log: Path, env: dict[str, str
     return Process(name, child, log)
 
 
-def one_idc(folder: Path) -> Region:
-    """A region file with a single IDC, and its certificates."""
+def one_idc(folder: Path, **limits: int) -> Region:
+    """A region file with a single IDC, and its certificates; ``limits`` as there."""
     ends = ("gateway", "ipconf", "peer")
     ports = free_ports(len(ends))
     spec: dict[str, Any] = {
@@ -110,6 +110,7 @@ def one_idc(folder: Path) -> Region:
             }
         ],
         "geo": {"default": "europe", "shards": [{"name": "europe", "weights": {"fra": 1}}]},
+        "limits": limits,
     }  # fmt: skip
     document = {
         "apiVersion": "imctl.dev/v1alpha1",

@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def ours(folder: Path) -> AsyncIterator[Server]:
-    region = one_idc(folder)
+    region = one_idc(folder, connects_per_s=1_000_000)  # the others have no such limit
     keys = load_region_keys(folder / "pki")
 
     def token(uid: str) -> bytes:
