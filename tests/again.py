@@ -2,10 +2,10 @@
 (pytest-rerunfailures), as CI does. Without the option, none is.
 
 A machine that others use too can miss a limit of time without anything being wrong, and among
-thousands of tests on real processes one such miss would fail most runs. What the history says is
-judged once, though: a test in which a message was lost, doubled, reordered or altered fails, and so
-does one that left something open behind. What only computes has no limits of time, and is not tried
-again either. The run says at its end which tests it tried twice, and why.
+thousands of tests on real processes one such miss would fail most runs. What the history of clients
+says is judged once, though: where it shows a message lost, doubled, reordered or altered, the test
+fails, and so does one that left something open behind. What only computes has no limits of time,
+and is not tried again either. The run says at its end which tests it tried twice, and why.
 """
 
 from __future__ import annotations

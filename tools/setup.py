@@ -119,10 +119,9 @@ def same_python() -> bool:
 
 
 def install(kind: str) -> None:
-    pip = [PYTHON, "-m", "pip", "--quiet", "install"]
-    lock = os.path.join(ROOT, LOCKS[kind])
     # A lock names all that is needed, so nothing is looked for: a tenth of the time.
-    pip.append("--no-deps")
+    pip = [PYTHON, "-m", "pip", "--quiet", "install", "--no-deps"]
+    lock = os.path.join(ROOT, LOCKS[kind])
     run([*pip, "--require-hashes", "-r", lock], "installing " + LOCKS[kind])
     run([*pip, "--no-build-isolation", "-e", ROOT], "installing imctl itself")
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from imcore.runtime import SystemClock
-from imctl import startup
 from imctl.target.local import Local
 from imctl.testing.cast import Actor, Cast, Couple
 from imctl.testing.cli import imctl
-from imctl.testing.lab import Edit, Lab, lab_region
+from imctl.testing.lab import Edit, Lab
+from tests.e2e.drilling import deployed
 
 USERS_MAX = 100  # of one test in each IDC
 
@@ -69,14 +68,8 @@ def logs_of_a_failure(lab: Lab) -> Iterator[None]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Iterator[int]]]:
     """Three IDCs for those tests of a module that leave them as they were: the deployment's folder,
     and numbers of users that nobody was."""
-    folder = tmp_path_factory.mktemp("shared")
-    target = Local.prepare(lab_region(folder), folder / "deployment", True, SystemClock())
-    startup.bring_up(target, lambda name, serving: None)
-    try:
-        yield target.data, count(1, USERS_MAX)
-    finally:
-        target.look_again()
-        target.stop()
+    with deployed(tmp_path_factory.mktemp("shared")) as data:
+        yield data, count(1, USERS_MAX)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A deployment for drills, and drills as a user runs them."""
+"""A deployment that several tests share, and drills as a user runs them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from imctl.testing.cluster.lab import Pods, PodsLab
 from imctl.testing.lab import until as lab_until
 from services.sdk.puller import Puller
 from services.sdk.session import Session
+from tests.kubernetes.losing import killed_and_given_back
 
 pytestmark = pytest.mark.e2e
 
@@ -107,17 +109,8 @@ async def test_an_idc_whose_pods_are_killed_is_taken_over_and_given_back(
         couples = await cast.couples(6, VICTIM, OTHER)
         async with cast.talking(couples):
             await asyncio.sleep(1)
-            began = time.monotonic()
-            await cast.kill(VICTIM)
-            await lab.wait_state(VICTIM, "failed")
-            figures(
-                "from kill -9 of its pod to its failover, s", round(time.monotonic() - began, 1)
-            )
-            here = couples[0].here
-            assert await here.send(couples[0].conversation) and here.idc == OTHER
-            await lab.start(VICTIM)
-            code, said = await lab.imctl("failback", VICTIM, "--yes")
-            assert code == 0, said
+            figure = partial(figures, "from kill -9 of its pod to its failover, s")
+            await killed_and_given_back(lab, cast, couples[0], VICTIM, [OTHER], figure)
             await asyncio.sleep(2)
         await cast.judge()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from imctl.testing.cast import Cast
 from imctl.testing.cluster import lab as pods_lab
 from imctl.testing.cluster.cluster import Cluster
+from tests.kubernetes.losing import killed_and_given_back
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
@@ -36,18 +38,9 @@ async def test_three_idcs_talk_and_one_is_lost(
             ]
             async with cast.talking(couples):
                 await asyncio.sleep(3)
-                began = time.monotonic()
-                await cast.kill(first)
-                await lab.wait_state(first, "failed")
-                figures(
-                    "of three IDCs, from kill -9 of one's pod to its failover, s",
-                    round(time.monotonic() - began, 1),
+                figure = partial(
+                    figures, "of three IDCs, from kill -9 of one's pod to its failover, s"
                 )
-                here = couples[0].here
-                assert await here.send(couples[0].conversation) and here.idc in others
-                await lab.start(first)
-                code, said = await lab.imctl("failback", first, "--yes")
-                assert code == 0, said
-                await lab.all_active()
+                await killed_and_given_back(lab, cast, couples[0], first, others, figure)
                 await asyncio.sleep(2)
             await cast.judge()

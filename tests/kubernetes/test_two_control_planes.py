@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from imctl.testing.cast import Cast
 from imctl.testing.cluster import image, programs
 from imctl.testing.cluster import lab as pods_lab
 from imctl.testing.cluster.cluster import Cluster, running
+from tests.kubernetes.losing import failed_over, killed_and_given_back
 from tests.kubernetes.test_three_idcs import soon_back
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
@@ -48,17 +50,10 @@ async def test_an_idc_with_a_control_plane_of_its_own_is_lost_given_back_and_los
             couples = await cast.couples(6, VICTIM, other)
             async with cast.talking(couples):
                 await asyncio.sleep(3)
-                began = time.monotonic()
-                await cast.kill(VICTIM)
-                await lab.wait_state(VICTIM, "failed")
-                took = round(time.monotonic() - began, 1)
-                figures("of two control planes, from kill -9 of an IDC to its failover, s", took)
-                here = couples[0].here
-                assert await here.send(couples[0].conversation) and here.idc == other
-                await lab.start(VICTIM)
-                code, said = await lab.imctl("failback", VICTIM, "--yes")
-                assert code == 0, said
-                await lab.all_active()
+                figure = partial(
+                    figures, "of two control planes, from kill -9 of an IDC to its failover, s"
+                )
+                await killed_and_given_back(lab, cast, couples[0], VICTIM, [other], figure)
                 await asyncio.sleep(2)
             await cast.judge()
 
@@ -70,11 +65,9 @@ async def test_an_idc_with_a_control_plane_of_its_own_is_lost_given_back_and_los
                 cast.recorder.fault(VICTIM, "kill")
                 await asyncio.to_thread(its.stop)
                 cast.recorder.fault(VICTIM, "killed")
-                await lab.wait_state(VICTIM, "failed")
-                took = round(time.monotonic() - began, 1)
-                figures("from the end of an IDC's whole cluster to its failover, s", took)
-                here = couples[0].here
-                assert await here.send(couples[0].conversation) and here.idc == other
+                figure = partial(
+                    figures, "from the end of an IDC's whole cluster to its failover, s"
+                )
+                await failed_over(lab, couples[0], VICTIM, [other], began, figure)
                 await asyncio.sleep(2)
-            report = await cast.judge([other])  # nothing of the victim comes back
-            assert report.clean, (report.sentence(), report.examples)
+            await cast.judge([other])  # nothing of the victim comes back
