@@ -3,8 +3,8 @@
 Of those that take an IDC away, one comes after the other, with time to get over one before the
 next, but for those that are drawn to meet: at most one IDC, or the witness, is away at a time,
 since of three registries two must be there for anything to be decided, and what a client was acked
-and nobody else held yet may be gone with two. Two IDCs are lost in a row: the second once the first
-has its traffic back. Beside them run those that take nobody away (``LIGHT``), one after the other
+and nobody else held yet may be gone with two. An IDC is lost with its disk once
+all have their traffic: so is the second of two in a row. Beside them run those that take nobody away (``LIGHT``), one after the other
 too.
 """
 
@@ -149,7 +149,11 @@ class Faults:
 
     async def wipe(self, idc: str) -> None:
         """The IDC is lost with its disk, and built again from nothing. For its last moments the
-        others did not hear it: what it acked then is in outboxes alone."""
+        others did not hear it: what it acked then is in outboxes alone. Not before all have their
+        traffic: an IDC that serves alone answers changes that nobody else holds, and no outbox
+        would bring them back."""
+        if not await self._whole():
+            return
         await self._cut([(idc, other) for other in self._others(idc)], UNHEARD_S)
         self._tell(idc, "is lost with its disk")  # the history must know from when on
         self._world.machines[idc].crash(power=True)
@@ -161,8 +165,7 @@ class Faults:
     async def two_losses(self, idc: str) -> None:
         """Another IDC is lost as soon as the first one is back."""
         await self.wipe(idc)
-        if await self._whole():
-            await self.wipe(self._rng.choice(self._other_idcs(idc)))
+        await self.wipe(self._rng.choice(self._other_idcs(idc)))
 
     async def _whole(self) -> bool:
         """Once all serve and have their traffic; False: they do not come to that."""

@@ -102,7 +102,7 @@ class Stage:
 @contextlib.asynccontextmanager
 async def _serving(world: World) -> AsyncIterator[Stage]:
     stage = Stage(world)
-    for machine in world.machines.values():
+    for machine in world.voters:
         machine.start()
     await stage.until(lambda: all(m.serving for m in world.machines.values()), START_S)
     try:
@@ -116,9 +116,10 @@ def play(
     script: Callable[[Stage], Coroutine[Any, Any, None]],
     edit: Callable[[Region], Region] = lambda region: region,
     seed: int = 1,
+    layout: Layout = Layout(),  # noqa: B008  # a tuple
 ) -> None:
     """The script, in simulated time; ``edit`` changes the region before it starts."""
-    world = World(seed, scratch, Layout())
+    world = World(seed, scratch, layout)
     world.region = edit(world.region)
 
     async def played() -> None:

@@ -20,8 +20,12 @@ def world() -> Iterator[World]:
         yield made
 
 
-def faults_of(world: World, said: Callable[[str, str], None] = lambda idc, what: None) -> Faults:
-    return Faults(world, said, lambda source, target: None, lambda: True)
+def faults_of(
+    world: World,
+    said: Callable[[str, str], None] = lambda idc, what: None,
+    settled: Callable[[], bool] = lambda: True,
+) -> Faults:
+    return Faults(world, said, lambda source, target: None, settled)
 
 
 def play(world: World, *work: Awaitable[None]) -> None:
@@ -94,6 +98,17 @@ def test_packets_are_lost_both_ways_for_a_while(world: World) -> None:
     play(world, faults.loss("fra"), look())
     assert sorted(share > 0 for share in lossy) == [False] * 4 + [True] * 2
     assert not any(link.loss for link in world.net._links.values())
+
+
+@pytest.mark.parametrize("loss", [Faults.wipe, Faults.two_losses])
+def test_no_disk_is_lost_while_another_idc_lacks_its_traffic(
+    world: World, loss: Callable[[Faults, str], Awaitable[None]]
+) -> None:
+    """Seed 854257880011: what fra alone had answered since iad failed was lost with it."""
+    told: list[str] = []
+    faults = faults_of(world, lambda idc, what: told.append(what), lambda: False)
+    play(world, loss(faults, "fra"))
+    assert not told
 
 
 def test_in_the_end_all_is_mended(world: World) -> None:
