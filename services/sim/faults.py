@@ -3,9 +3,9 @@
 Of those that take an IDC away, one comes after the other, with time to get over one before the
 next, but for those that are drawn to meet: at most one IDC, or the witness, is away at a time,
 since of three registries two must be there for anything to be decided, and what a client was acked
-and nobody else held yet may be gone with two. An IDC is lost with its disk once
-all have their traffic: so is the second of two in a row. Beside them run those that take nobody away (``LIGHT``), one after the other
-too.
+and nobody else held yet may be gone with two. An IDC is lost with its disk once all have their
+traffic: so is the second of two in a row. Beside them run those that take nobody away (``LIGHT``),
+one after the other too.
 """
 
 from __future__ import annotations
