@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME, DEV, AUDIT = "requirements.lock", "requirements-dev.lock", "requirements-audit.lock"
+INSTALLER = "requirements-setup.lock"
 VENV = ROOT / "build" / "audit"
 UNREACHED = ("ConnectionError", "ProxyError", "ConnectTimeout", "ReadTimeout", "SSLError")
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: ;[^\\]*)?\s*\\?$")
@@ -53,8 +54,10 @@ class Lock:
             self.problems.append(f"{name}: the last package has no hash")
 
 
-def check(project: Mapping[str, Any], runtime: Lock, dev: Lock, audit: Lock) -> list[str]:
-    found = [*runtime.problems, *dev.problems, *audit.problems]
+def check(
+    project: Mapping[str, Any], runtime: Lock, dev: Lock, audit: Lock, installer: Lock
+) -> list[str]:
+    found = [*runtime.problems, *dev.problems, *audit.problems, *installer.problems]
     for name, version in runtime.versions.items():
         if dev.versions.get(name) != version:
             found.append(f"{name} is {version} in {RUNTIME}, {dev.versions.get(name)} in {DEV}")
@@ -63,6 +66,7 @@ def check(project: Mapping[str, Any], runtime: Lock, dev: Lock, audit: Lock) -> 
         (RUNTIME, runtime, project["project"]["dependencies"]),
         (DEV, dev, [*groups["setup"], *groups["dev"]]),
         (AUDIT, audit, groups["audit"]),
+        (INSTALLER, installer, groups["installer"]),
     ]
     for name, lock, lines in wanted:
         for line in lines:
@@ -110,7 +114,8 @@ def _known() -> tuple[int, str]:
     for command in made:
         subprocess.run(command, check=True)
     audit = [str(python), "-m", "pip_audit", "--disable-pip", "--require-hashes"]
-    return known([*audit, "--progress-spinner", "off", "-r", str(ROOT / DEV)])
+    locks = ["-r", str(ROOT / DEV), "-r", str(ROOT / INSTALLER)]
+    return known([*audit, "--progress-spinner", "off", *locks])
 
 
 def main() -> None:
@@ -121,8 +126,9 @@ def main() -> None:
         print(said)
         raise SystemExit(status)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    runtime, dev, audit = (Lock(name, (ROOT / name).read_text()) for name in (RUNTIME, DEV, AUDIT))
-    found = check(project, runtime, dev, audit) + drifted(dev, here())
+    names = (RUNTIME, DEV, AUDIT, INSTALLER)
+    runtime, dev, audit, installer = (Lock(name, (ROOT / name).read_text()) for name in names)
+    found = check(project, runtime, dev, audit, installer) + drifted(dev, here())
     for sentence in found:
         print(sentence)
     raise SystemExit(1 if found else 0)

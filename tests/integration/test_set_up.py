@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NEEDED = ("pyproject.toml", "requirements.lock", "requirements-dev.lock")
+NEEDED = (
+    "pyproject.toml", "requirements.lock", "requirements-dev.lock", "requirements-setup.lock",
+)  # fmt: skip
 
 
 def copied(target: Path) -> Path:
@@ -55,3 +58,20 @@ def test_a_file_where_the_environment_would_be(tmp_path: Path) -> None:
     checkout = copied(tmp_path / "checkout")
     (checkout / ".venv").write_text("")
     assert one_line(checkout).endswith("remove it")
+
+
+def test_uv_is_told_what_pip_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", "/uv/knows")
+    listed = """\
+global.cert='/a/bundle'
+global.index-url='https://files.example/simple'
+install.find-links='/wheels\\nhttps://more.example/'
+global.quiet='1'
+:env:.index-url='https://environment.example/simple'
+"""
+    settings = runpy.run_path(str(ROOT / "tools" / "setup.py"))["uv_settings"](listed)
+    assert settings == {
+        "UV_DEFAULT_INDEX": "https://environment.example/simple",
+        "UV_FIND_LINKS": "/wheels,https://more.example/",
+    }

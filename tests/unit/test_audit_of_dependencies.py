@@ -21,7 +21,8 @@ c==2.0 ; python_version < '4' \\
 
 
 def project(*dependencies: str) -> dict[str, Any]:
-    groups: dict[str, Any] = {"setup": [], "dev": [{"include-group": "setup"}], "audit": []}
+    groups: dict[str, Any] = {"setup": [], "dev": [{"include-group": "setup"}]}
+    groups |= {"audit": [], "installer": []}
     return {"project": {"dependencies": list(dependencies)}, "dependency-groups": groups}
 
 
@@ -30,6 +31,7 @@ def found(runtime: str, dev: str, *dependencies: str) -> list[str]:
         Lock("requirements.lock", runtime),
         Lock("requirements-dev.lock", dev),
         Lock("audit", ""),
+        Lock("installer", ""),
     )
     return check(project(*dependencies), *locks)
 
