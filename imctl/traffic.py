@@ -157,8 +157,8 @@ class Steering(ABC):
 
     async def votes(self) -> list[Vote]:
         """All that stand now."""
-        poller = Poller(self._registries, VOTES, self._clock)
-        await asyncio.gather(*(poller.poll(name) for name in self.voters))
+        poller = Poller(self._registries, self._clock, VOTES)
+        await poller.poll_all()
         votes = Votes(self.role, self._registries, poller, self._clock)
         return votes.seen(self._clock.wall_ms())
 

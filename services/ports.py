@@ -379,7 +379,9 @@ class Registry(Protocol):
 
     async def get(self, key: bytes) -> Versioned | None: ...
 
-    async def range(self, prefix: bytes) -> list[Versioned]: ...
+    async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
+        """What lies under the first of these prefixes, by key, then what under the next."""
+        ...
 
     async def compare_and_swap(
         self, key: bytes, expected_mod_revision: int, value: bytes | None, lease: int = 0

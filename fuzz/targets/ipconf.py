@@ -26,12 +26,13 @@ from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import Claims, mint
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
-from services.ipconf.directory import Directory
+from services.ipconf.directory import PREFIX, Directory
 from services.ipconf.locate import Cached, CountryTable
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
 from services.policy.document import initial
 from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 from services.state.testing import FastClock
 
 REGION = Path(__file__).parents[2] / "regions" / "three-idc.yaml"
@@ -58,10 +59,10 @@ class Api:
             value = json.dumps(row | {"connections": 5, "capacity": 100})
             await store.put(f"gateway/{idc}-gw-1".encode(), value.encode())
             stores[idc] = store
-        self.directory = Directory(stores, clock)
+        self.poller = Poller(stores, clock, PREFIX)
         self._server = IpconfServer(
-            "fra", region, keys, holder, self.directory, Cached(CountryTable()), Reports(IDCS),
-            FastClock(10_000.0),
+            "fra", region, keys, holder, Directory(IDCS, self.poller), Cached(CountryTable()),
+            Reports(IDCS), FastClock(10_000.0),
         )  # fmt: skip
         tls = gateway_ssl_context(place / "pki", "fra")
         self.port = await self._server.start("127.0.0.1", 0, tls)
@@ -89,7 +90,7 @@ async def _check(data: bytes) -> None:
         await api.start()
         _api.append(api)
     api = _api[0]
-    await api.directory.refresh()  # as its polling does while the loop runs by itself
+    await api.poller.poll_all()  # as its polling does while the loop runs by itself
     request = data.replace(b"@TOKEN@", api.token).replace(b"@ADMIN@", api.admin)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port, ssl=api.tls)
     try:

@@ -36,7 +36,7 @@ from services.control.follow import (
 from services.control.operations import commit
 from services.control.reading import Reading
 from services.control.rules import Change, Kind, is_fresh
-from services.control.voting import PREFIX, Votes
+from services.control.voting import Votes
 from services.policy.document import IdcState, Policy, initial
 from services.policy.holder import PolicyHolder
 from services.policy.poll import Poller
@@ -73,14 +73,15 @@ class Directory(Protocol):
 class Controller:
     """``probe`` and ``peer_facts`` raise Unavailable or TimeoutError when the peer does not answer.
     ``facts``: the own status JSON (None in the witness). ``reports``: distinct uids by IDC that
-    could not reach it lately. ``on_clock_offset`` gets the median of the clocks, in ms from the
-    own."""
+    could not reach it lately. ``poller`` is the caller's, and polls the votes.
+    ``on_clock_offset`` gets the median of the clocks, in ms from the own."""
 
     def __init__(
         self,
         own: str,
         region: Region,
         registries: Mapping[str, Registry],
+        poller: Poller,
         proposer: Proposer,
         holder: PolicyHolder,
         directory: Directory,
@@ -109,7 +110,7 @@ class Controller:
         self._voters = voters_of(region)
         hold_ms = region.spec.safety.hold_ms
         self._detector = Detector(own, self._idcs, hold_ms, clock.now())
-        self._poller = Poller(registries, PREFIX, clock)
+        self._poller = poller
         self._votes = Votes(own, registries, self._poller, clock)
         self._known: dict[str, IdcFacts] = {}
         self._offsets: dict[str, tuple[float, int]] = {}
@@ -169,7 +170,6 @@ class Controller:
         return decision.sentence
 
     def start(self) -> None:
-        self._poller.start()
         work: list[Coroutine[Any, Any, None]] = [
             self._ticks(),
             self._repeat(POLICY_S, self._read_policy, self._read_now),
@@ -189,7 +189,6 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._poller.stop()
 
     # ------------------------------------------------------------------------------- loops
 

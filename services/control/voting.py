@@ -69,7 +69,7 @@ class Votes:
             if answered is None:
                 continue
             at_ms = now_wall_ms - int((now - answered) * 1000)
-            for row in self._poller.entries(name):
+            for row in self._poller.entries(name, PREFIX):
                 vote = _vote(name, row.value, at_ms)
                 if vote is not None:
                     found.append(vote)

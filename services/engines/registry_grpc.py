@@ -71,8 +71,8 @@ class RegistryServicer(peer_pb2_grpc.RegistryServicer):
         return value_pb(value) if value else pb.RegistryValue(key=request.key)
 
     async def Range(self, request: pb.RegistryRange, context: _Context) -> pb.RegistryRangeReply:
-        values = await _answered(context, self._registry.range(request.prefix))
-        return pb.RegistryRangeReply(values=map(value_pb, values))
+        values = await _answered(context, self._registry.range(request.prefix, *request.more))
+        return pb.RegistryRangeReply(values=map(value_pb, values), more=len(request.more))
 
     async def CompareAndSwap(
         self, request: pb.RegistryCas, context: _Context
@@ -138,9 +138,13 @@ class RemoteRegistry:
         value = await self._read(self._stub.Get, pb.RegistryGet(key=key))
         return value_of(value) if value.exists else None
 
-    async def range(self, prefix: bytes) -> list[Versioned]:
-        reply = await self._read(self._stub.Range, pb.RegistryRange(prefix=prefix))
-        return [value_of(value) for value in reply.values]
+    async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
+        reply = await self._read(self._stub.Range, pb.RegistryRange(prefix=prefix, more=more))
+        found = [value_of(value) for value in reply.values]
+        if reply.more != len(more):  # an IDC with older code: it has told of the first alone
+            for each in more:
+                found += await self.range(each)
+        return found
 
     async def compare_and_swap(
         self, key: bytes, expected_mod_revision: int, value: bytes | None, lease: int = 0

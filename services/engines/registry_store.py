@@ -87,9 +87,9 @@ class RegistryStore:
         self._check_open()
         return self._state.values.get(key)
 
-    async def range(self, prefix: bytes) -> list[Versioned]:
+    async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
         self._check_open()
-        return self._state.range(prefix)
+        return [row for each in (prefix, *more) for row in self._state.range(each)]
 
     async def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchEvents]:
         while True:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from imcore.runtime import Clock
 from services.policy.poll import Poller
-from services.ports import Registry, Versioned
+from services.ports import Versioned
 
 log = logging.getLogger("im.ipconf")
 
@@ -34,28 +33,18 @@ class Gateway(NamedTuple):
 class Directory:
     """A gateway is live while its IDC's registry answers and still has its leased key."""
 
-    def __init__(self, registries: Mapping[str, Registry], clock: Clock) -> None:
-        self._poller = Poller(registries, PREFIX, clock)
-        self._names = list(registries)
-
-    def start(self) -> None:
-        self._poller.start()
-
-    async def stop(self) -> None:
-        await self._poller.stop()
-
-    async def refresh(self) -> None:
-        """Ask every registry once, now."""
-        for name in self._names:
-            await self._poller.poll(name)
+    def __init__(self, idcs: Sequence[str], poller: Poller) -> None:
+        """``poller`` is the caller's, and polls ``PREFIX``."""
+        self._poller = poller
+        self._idcs = idcs
 
     def live(self) -> dict[str, list[Gateway]]:
         """By IDC; an IDC without a live gateway is missing."""
-        found = {name: self.live_in(name) for name in self._names}
+        found = {name: self.live_in(name) for name in self._idcs}
         return {name: gateways for name, gateways in found.items() if gateways}
 
     def live_in(self, idc: str) -> list[Gateway]:
-        parsed = (_gateway(idc, row) for row in self._poller.entries(idc))
+        parsed = (_gateway(idc, row) for row in self._poller.entries(idc, PREFIX))
         return [gateway for gateway in parsed if gateway is not None]
 
 

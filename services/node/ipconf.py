@@ -27,6 +27,7 @@ from services.control.caspaxos import Proposer
 from services.control.controller import POLICY_S, voters_of
 from services.control.reading import Reading
 from services.engines.registry_grpc import RemoteRegistry
+from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
 from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
@@ -44,6 +45,7 @@ from services.node.region_keys import FollowedKeys
 from services.node.succession import replace, startable, within
 from services.node.verb_counts import verb_count
 from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 from services.ports import Registry
 
 log = logging.getLogger("im.ipconf")
@@ -108,9 +110,10 @@ class IpconfNode:
             stack.push_async_callback(proposer.close)
             self._reading = Reading(self._who, proposer, self.holder, self.clock)
             idcs = [idc.name for idc in config.region.spec.idcs]
-            directory = Directory({idc: registries[idc] for idc in idcs}, self.clock)
-            directory.start()
-            stack.push_async_callback(directory.stop)
+            poller = Poller({idc: registries[idc] for idc in idcs}, self.clock, GATEWAYS)
+            poller.start()
+            stack.push_async_callback(poller.stop)
+            directory = Directory(idcs, poller)
             self._directory = directory
             await until_stopped(
                 self._stopping,

@@ -19,12 +19,14 @@ from imcore.tls import client_ssl_context, gateway_ssl_context
 from imcore.tokens import Claims, mint
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
+from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
 from services.ipconf.locate import CountryTable
 from services.ipconf.reports import Reports
 from services.ipconf.server import IpconfServer
 from services.policy.document import IdcPolicy, IdcState, Policy, initial
 from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 
 LOCATOR = CountryTable()
 IDCS = ("fra", "iad", "sin")
@@ -59,9 +61,10 @@ class IpconfSite:
             row = {"idc": idc, "gateway": f"{idc}-gw-1", "host": "127.0.0.1", "port": self.port}
             value = json.dumps(row | {"connections": 5, "capacity": 100, "score": 0.95})
             await store.put(f"gateway/{idc}-gw-1".encode(), value.encode())
-        self.directory = Directory(self.stores, self.clock)
-        await self.directory.refresh()
-        self.directory.start()  # what it knows counts for two seconds only
+        self.poller = Poller(self.stores, self.clock, GATEWAYS)
+        await self.poller.poll_all()
+        self.poller.start()  # what it knows counts for two seconds only
+        self.directory = Directory(IDCS, self.poller)
         self.server = IpconfServer(
             "fra",
             self.region,
@@ -80,7 +83,7 @@ class IpconfSite:
 
     async def stop(self) -> None:
         await self.server.stop()
-        await self.directory.stop()
+        await self.poller.stop()
         for store in self.stores.values():
             await store.close()
 

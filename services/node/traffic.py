@@ -22,7 +22,9 @@ from imcore.words import Origin
 from services.control.controller import Controller
 from services.control.levels import Levels, agreed
 from services.control.mover import Mover
+from services.control.voting import PREFIX as VOTES
 from services.ipconf import ticket
+from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
 from services.ipconf.locate import open_locator
 from services.ipconf.reports import Reports
@@ -32,6 +34,7 @@ from services.metrics.verbs import Verbs
 from services.node.leases import describe, keep_leases
 from services.policy.document import IdcState
 from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 
 if TYPE_CHECKING:
     from services.node.node import Node
@@ -51,13 +54,15 @@ class Traffic:
         self._idcs = [idc.name for idc in node.config.region.spec.idcs]
         self._live: dict[str, tuple[float, frozenset[str]]] = {}  # since when, gateways
         self.holder = PolicyHolder(node.config.data / "policy.json", node.disk)
-        self.directory = Directory({name: node.registries[name] for name in self._idcs}, node.clock)
+        self.poller = Poller(node.registries, node.clock, GATEWAYS, VOTES)
+        self.directory = Directory(self._idcs, self.poller)
         self._mover: Mover | None = None
         self.reports = Reports(self._idcs)
         self.controller = Controller(
             node.idc,
             node.config.region,
             node.registries,
+            self.poller,
             node.proposer,
             self.holder,
             self.directory,
@@ -72,8 +77,8 @@ class Traffic:
         self.levels = Levels(node.proposer, self._level_agreed)
 
     async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
-        self.directory.start()
-        stack.push_async_callback(self.directory.stop)
+        self.poller.start()
+        stack.push_async_callback(self.poller.stop)
         self.controller.start()
         stack.push_async_callback(self.controller.stop)
         self._node.spawn("level of ops", self.levels.run())

@@ -23,8 +23,10 @@ from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
 from services.control.controller import Controller, voters_of
 from services.control.peer_calls import PeerCalls
+from services.control.voting import PREFIX as VOTES
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.engines.registry_store import RegistryStore
+from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
 from services.node.authorize import Authorizer
 from services.node.identity import register_key
@@ -32,6 +34,7 @@ from services.node.monitor import Monitor
 from services.node.outside import Outside
 from services.node.swaps import RegistryLimits
 from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 from services.ports import Registry
 from services.witness.metrics import registry_of
 
@@ -166,19 +169,18 @@ class Witness:
         await self._serve(store, stack)
         proposer = Proposer(registries, self.name, self.clock, self._rng)
         stack.push_async_callback(proposer.close)
-        directory = Directory(
-            {idc.name: registries[idc.name] for idc in self._region.spec.idcs}, self.clock
-        )
-        directory.start()
-        stack.push_async_callback(directory.stop)
+        poller = Poller(registries, self.clock, GATEWAYS, VOTES)
+        poller.start()
+        stack.push_async_callback(poller.stop)
         peers = PeerCalls(self.name, stubs, self.clock)
         self._controller = Controller(
             self.name,
             self._region,
             registries,
+            poller,
             proposer,
             self.holder,
-            directory,
+            Directory([idc.name for idc in self._region.spec.idcs], poller),
             peers.probe,
             peers.facts,
             self.clock,

@@ -204,6 +204,7 @@ async def test_a_range_is_ordered_and_holds_the_prefix_only(registry: Registry) 
     await registry.put(b"b/3", b"gone")
     await registry.put(b"b/3", None)
     assert [v.key for v in await registry.range(b"b/")] == [b"b/1", b"b/2"]
+    assert [v.key for v in await registry.range(b"c", b"none", b"b/")] == [b"c", b"b/1", b"b/2"]
     assert [v.key for v in await registry.range(b"")] == [b"a", b"b", b"b/1", b"b/2", b"c"]
 
 

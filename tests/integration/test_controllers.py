@@ -30,11 +30,14 @@ from services.control.operations import (
     operation_key,
 )
 from services.control.rules import Change, Kind
+from services.control.voting import PREFIX as VOTES
 from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
+from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
 from services.policy.document import IdcState, OperationState
 from services.policy.holder import PolicyHolder
+from services.policy.poll import Poller
 
 IDCS = ("fra", "iad", "sin")
 SOON_S = 8.0
@@ -92,12 +95,14 @@ class Idc:
         }
         rng = random.Random(self.name)
         self.proposer = Proposer(registries, self.name, self.clock, rng)
-        self.directory = Directory(registries, self.clock)
+        self.poller = Poller(registries, self.clock, GATEWAYS, VOTES)
+        self.directory = Directory(list(registries), self.poller)
         self.holder = PolicyHolder(self.folder / f"{self.name}.json", self.policy_disk)
         self.controller = Controller(
             self.name,
             self.region,
             registries,
+            self.poller,
             self.proposer,
             self.holder,
             self.directory,
@@ -110,13 +115,13 @@ class Idc:
         )
 
     async def run(self) -> None:
-        self.directory.start()
+        self.poller.start()
         self.controller.start()
         await self.proposer.ensure_member()
 
     async def stop(self) -> None:
         await self.controller.stop()
-        await self.directory.stop()
+        await self.poller.stop()
         await self.proposer.close()
 
     async def probe(self, name: str) -> peer.ProbeReply:

@@ -47,7 +47,7 @@ class Site:
         node.registries = dict(self.stores)
         node.proposer = Proposer(node.registries, "fra", node.clock, node.rng)
         self.traffic = Traffic(node)
-        self.traffic.directory.start()
+        self.traffic.poller.start()
         self.iad = self.stores["iad"]
         self.lease = await self.iad.grant_lease(LEASE_MS)
         row = {"idc": "iad", "gateway": "iad-gw1.1", "host": "h", "port": 1}
@@ -55,7 +55,7 @@ class Site:
         await self.iad.put(b"gateway/iad-gw1.1", value, self.lease)
 
     async def close(self) -> None:
-        await self.traffic.directory.stop()
+        await self.traffic.poller.stop()
         await self.node.proposer.close()
         for store in self.stores.values():
             await store.close()

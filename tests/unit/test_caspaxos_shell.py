@@ -45,9 +45,11 @@ class Memory:
         await self._reach()
         return self.data.get(key)
 
-    async def range(self, prefix: bytes) -> list[Versioned]:
+    async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
         await self._reach()
-        return [value for key, value in sorted(self.data.items()) if key.startswith(prefix)]
+        rows = sorted(self.data.items())
+        under = (prefix, *more)
+        return [value for each in under for key, value in rows if key.startswith(each)]
 
     async def compare_and_swap(
         self, key: bytes, expected_mod_revision: int, value: bytes | None, lease: int = 0

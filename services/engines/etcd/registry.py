@@ -70,12 +70,17 @@ class EtcdRegistry:
         reply = await self._client.read(_range, pb.RangeRequest(key=self._keys + key))
         return self._versioned(reply.kvs[0]) if reply.kvs else None
 
-    async def range(self, prefix: bytes) -> list[Versioned]:
-        return (await self._read_all(prefix)).events
+    async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
+        asked = [pb.RequestOp(request_range=self._under(each)) for each in (prefix, *more)]
+        reply = await self._client.read(_txn, pb.TxnRequest(success=asked))
+        return [self._versioned(kv) for each in reply.responses for kv in each.response_range.kvs]
+
+    def _under(self, prefix: bytes) -> pb.RangeRequest:
+        start = self._keys + prefix
+        return pb.RangeRequest(key=start, range_end=_after(start))
 
     async def _read_all(self, prefix: bytes) -> WatchEvents:
-        start = self._keys + prefix
-        reply = await self._client.read(_range, pb.RangeRequest(key=start, range_end=_after(start)))
+        reply = await self._client.read(_range, self._under(prefix))
         # etcd answers in the order of the keys.
         return WatchEvents(reply.header.revision, [self._versioned(kv) for kv in reply.kvs])
 
