@@ -6,8 +6,8 @@ MINUTES ?= 10
 TARGET ?=
 SEEDS ?=
 FROM ?= 1
-# Of the tests (tests/lanes.py): two where there are two cores, else (0) all in one process.
-WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,2)
+# Of the tests (tests/lanes.py): three where there are two cores, else (0) all in one process.
+WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,3)
 
 # Every node and every command is a process of its own, which would compile our code once more:
 # much of its start. Images for Python often set this.

@@ -1,12 +1,12 @@
-"""How several workers share the tests: ``pytest -n 2`` (pytest-xdist), as `make test` calls it.
+"""How several workers share the tests: ``pytest -n 3`` (pytest-xdist), as `make test` calls it.
 
-Most tests that take long wait: for processes to start, for a failover, for an engine. The first
-worker runs whole deployments and the cluster, and what has little time for something, one after the
-other, in their order: two deployments at once would keep each other from their time limits. The
-second one runs all tests of engines, so that an engine that a session shares is started once, and
-then, file by file, everything else. What waits comes first there too, and has as much of the
-machine as a deployment; what only computes has no time limits, and gives way (``NICE``). Last come
-some deployments that have time enough, on whichever worker is done first.
+Most tests that take long wait: for processes to start, for a failover, for an engine. So there is
+one worker more than `.ci/run` has processors. The first one runs whole deployments, and what has
+little time for something, one after the other, in their order: two of them at once would keep each
+other from their time limits. The second one runs all tests of engines, so that an engine that a
+session shares is started once. Everything else comes file by file, on whichever worker is free: first
+what waits, then the cluster as a whole, which may be built meanwhile, then what only computes. That
+has no time limits, and gives way (``NICE``). Last come some deployments that have time enough.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIRST = "gw0"  # the worker that takes what waits
 NICE = 5
 STOP_S = 60  # after Ctrl-C: a worker is killed when its engines have not stopped by then
 # What one worker runs as a whole, in this order: folders and files.
-WAITING, ENGINES = "waiting", "engines"
+WAITING, ENGINES, CLUSTER = "waiting", "engines", "cluster"
 GIVES_WAY = pytest.StashKey[bool]()
 
 
@@ -36,7 +36,7 @@ def _integration(*names: str) -> tuple[str, ...]:
 
 WHOLE = {
     WAITING: (
-        "tests/e2e/", "tests/kubernetes/",
+        "tests/e2e/",
         # Limits of tenths of a second, or a deployment of all engines.
         *_integration(
             "cuts", "linkproxy", "local_all_engines", "overload", "sdk_client", "sdk_limits",
@@ -51,9 +51,10 @@ WHOLE = {
             "standby_hosts", "tikv_faults",
         ),
     ),
+    CLUSTER: ("tests/kubernetes/",),
 }  # fmt: skip
 # Deployments with time enough for everything. They come last, file by file, so that the workers end
-# at about the same time; by then the first one is on the cluster.
+# at about the same time.
 PATIENT = tuple(
     f"tests/e2e/test_{name}.py"
     for name in (
@@ -84,7 +85,7 @@ def unit_of(nodeid: str) -> str:
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
-    """The first worker begins with all that waits, the next with the engines. Whoever is done takes
+    """The first worker begins with the deployments, another with the engines. Whoever is done takes
     the next file."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -184,7 +185,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster needs may be built while most other tests run."""
+    """The order in which files are taken. What a cluster needs may be built meanwhile."""
     items.sort(key=_late)
     for item in items:
         asked, unit = set(getattr(item, "fixturenames", ())), unit_of(item.nodeid)
@@ -197,9 +198,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _late(item: pytest.Item) -> int:
-    if item.nodeid.startswith(PATIENT):
-        return 2
-    return 1 if item.nodeid.startswith("tests/kubernetes/") else 0
+    for late, where in ((3, PATIENT), (2, COMPUTE), (1, WHOLE[CLUSTER])):
+        if item.nodeid.startswith(where):
+            return late
+    return 0
 
 
 @pytest.hookimpl(tryfirst=True)

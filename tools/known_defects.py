@@ -114,7 +114,8 @@ MUTATIONS = (
     ),
     Mutation(
         ONE_PAGE, "one page of a conversation", "services/sdk/puller.py",
-        "if not ok.more or view.received.prefix == before:", "if True:",
+        "elif self._pulled(view, answer.pull_ok) and view.received.prefix != had:",
+        "elif self._pulled(view, answer.pull_ok) and False:",
         f"{SDK}::test_more_missed_messages_than_one_page",
     ),
     Mutation(
@@ -124,8 +125,8 @@ MUTATIONS = (
     ),
     Mutation(
         EQUAL_TIMES, "one position for all origins", "services/sdk/puller.py",
-        "fill_positions(request.pull.have, view.received.prefix)",
-        "fill_positions(request.pull.have, dict.fromkeys(view.received.expected,"
+        "fill_positions(pull.have, view.received.prefix)",
+        "fill_positions(pull.have, dict.fromkeys(view.received.expected,"
         " max(view.received.prefix.values(), default=0)))",
         f"{SDK}::test_equal_timestamps_lose_no_history",
     ),

@@ -331,6 +331,7 @@ class Request(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     SET_CONVERSATION_FIELD_NUMBER: _builtins.int
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    PULLS_FIELD_NUMBER: _builtins.int
     TYPING_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
@@ -380,6 +381,8 @@ class Request(_message.Message):
     @_builtins.property
     def conversations(self) -> Global___Conversations: ...
     @_builtins.property
+    def pulls(self) -> Global___Pulls: ...
+    @_builtins.property
     def typing(self) -> Global___Typing: ...
     @_builtins.property
     def watch(self) -> Global___Watch: ...
@@ -420,6 +423,7 @@ class Request(_message.Message):
         change: Global___Change | None = ...,
         set_conversation: Global___SetConversation | None = ...,
         conversations: Global___Conversations | None = ...,
+        pulls: Global___Pulls | None = ...,
         typing: Global___Typing | None = ...,
         watch: Global___Watch | None = ...,
         devices: Global___Devices | None = ...,
@@ -431,11 +435,11 @@ class Request(_message.Message):
         publish_keys: Global___PublishKeys | None = ...,
         device_keys: Global___DeviceKeysOf | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "device_keys", b"device_keys", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "publish_keys", b"publish_keys", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "device_keys", b"device_keys", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "publish_keys", b"publish_keys", "pull", b"pull", "pulls", b"pulls", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "device_keys", b"device_keys", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "publish_keys", b"publish_keys", "pull", b"pull", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bye", b"bye", "change", b"change", "claim", b"claim", "connect", b"connect", "conversations", b"conversations", "deadline_ms", b"deadline_ms", "device_keys", b"device_keys", "devices", b"devices", "friends", b"friends", "group_change", b"group_change", "group_create", b"group_create", "group_info", b"group_info", "heartbeat", b"heartbeat", "history", b"history", "kick", b"kick", "publish_keys", b"publish_keys", "pull", b"pull", "pulls", b"pulls", "read_cursor", b"read_cursor", "readers", b"readers", "search", b"search", "seen", b"seen", "send", b"send", "set_conversation", b"set_conversation", "set_friend", b"set_friend", "sync", b"sync", "trace", b"trace", "typing", b"typing", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "typing", "watch", "devices", "kick", "set_friend", "friends", "readers", "search", "publish_keys", "device_keys"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect", "heartbeat", "send", "pull", "sync", "read_cursor", "group_create", "group_change", "group_info", "history", "bye", "claim", "change", "set_conversation", "conversations", "pulls", "typing", "watch", "devices", "kick", "set_friend", "friends", "readers", "search", "publish_keys", "device_keys"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -455,6 +459,7 @@ class Response(_message.Message):
     OK_FIELD_NUMBER: _builtins.int
     GROUP_INFO_OK_FIELD_NUMBER: _builtins.int
     CONVERSATIONS_OK_FIELD_NUMBER: _builtins.int
+    PULLS_OK_FIELD_NUMBER: _builtins.int
     WATCH_OK_FIELD_NUMBER: _builtins.int
     DEVICES_OK_FIELD_NUMBER: _builtins.int
     FRIENDS_OK_FIELD_NUMBER: _builtins.int
@@ -484,6 +489,8 @@ class Response(_message.Message):
     @_builtins.property
     def conversations_ok(self) -> Global___ConversationsOk: ...
     @_builtins.property
+    def pulls_ok(self) -> Global___PullsOk: ...
+    @_builtins.property
     def watch_ok(self) -> Global___WatchOk: ...
     @_builtins.property
     def devices_ok(self) -> Global___DevicesOk: ...
@@ -508,6 +515,7 @@ class Response(_message.Message):
         ok: Global___Ok | None = ...,
         group_info_ok: Global___GroupInfoOk | None = ...,
         conversations_ok: Global___ConversationsOk | None = ...,
+        pulls_ok: Global___PullsOk | None = ...,
         watch_ok: Global___WatchOk | None = ...,
         devices_ok: Global___DevicesOk | None = ...,
         friends_ok: Global___FriendsOk | None = ...,
@@ -515,11 +523,11 @@ class Response(_message.Message):
         search_ok: Global___SearchOk | None = ...,
         device_keys_ok: Global___DeviceKeysOk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "device_keys_ok", b"device_keys_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "device_keys_ok", b"device_keys_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "pulls_ok", b"pulls_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "device_keys_ok", b"device_keys_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect_ok", b"connect_ok", "conversations_ok", b"conversations_ok", "device_keys_ok", b"device_keys_ok", "devices_ok", b"devices_ok", "error", b"error", "friends_ok", b"friends_ok", "group_info_ok", b"group_info_ok", "heartbeat_ok", b"heartbeat_ok", "ok", b"ok", "pull_ok", b"pull_ok", "pulls_ok", b"pulls_ok", "readers_ok", b"readers_ok", "search_ok", b"search_ok", "send_ack", b"send_ack", "stamp", b"stamp", "sync_ok", b"sync_ok", "watch_ok", b"watch_ok"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "watch_ok", "devices_ok", "friends_ok", "readers_ok", "search_ok", "device_keys_ok"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["connect_ok", "heartbeat_ok", "send_ack", "pull_ok", "sync_ok", "ok", "group_info_ok", "conversations_ok", "pulls_ok", "watch_ok", "devices_ok", "friends_ok", "readers_ok", "search_ok", "device_keys_ok"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -811,6 +819,7 @@ class ConnectOk(_message.Message):
     KNOWN_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     GATEWAY_FIELD_NUMBER: _builtins.int
+    PULLS_MAX_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     resumed: _builtins.bool
     resume_token: _builtins.bytes
@@ -818,6 +827,8 @@ class ConnectOk(_message.Message):
     grace_ms: _builtins.int
     policy_epoch: _builtins.int
     gateway: _builtins.str
+    pulls_max: _builtins.int
+    """how many a Pulls may hold; 0: this gateway knows none"""
     @_builtins.property
     def origin(self) -> Global___Origin:
         """who serves this connection"""
@@ -838,10 +849,11 @@ class ConnectOk(_message.Message):
         known: _abc.Iterable[Global___KnownCids] | None = ...,
         policy_epoch: _builtins.int = ...,
         gateway: _builtins.str = ...,
+        pulls_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "grace_ms", b"grace_ms", "heartbeat_ms", b"heartbeat_ms", "known", b"known", "origin", b"origin", "policy_epoch", b"policy_epoch", "resume_token", b"resume_token", "resumed", b"resumed", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "grace_ms", b"grace_ms", "heartbeat_ms", b"heartbeat_ms", "known", b"known", "origin", b"origin", "policy_epoch", b"policy_epoch", "pulls_max", b"pulls_max", "resume_token", b"resume_token", "resumed", b"resumed", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1143,6 +1155,50 @@ class PullOk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PullOk: _TypeAlias = PullOk  # noqa: Y015
+
+@_typing.final
+class Pulls(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PULLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pull]: ...
+    def __init__(
+        self,
+        *,
+        pulls: _abc.Iterable[Global___Pull] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pulls", b"pulls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pulls: _TypeAlias = Pulls  # noqa: Y015
+
+@_typing.final
+class PullsOk(_message.Message):
+    """Each a pull_ok or an error, in the order that they were asked in. What one message has no room for
+    is not there: ask again for those.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Response]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___Response] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullsOk: _TypeAlias = PullsOk  # noqa: Y015
 
 @_typing.final
 class History(_message.Message):

@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span
 
+from imcore import frame
 from imcore.attest import RegionKeys, content_hash
 from imcore.breaker import Breaker
 from imcore.bucket import Buckets
@@ -30,7 +31,7 @@ from imcore.convert import (
 from imcore.errors import Code, ImError, Overloaded, Refused, Unavailable, code_of, retry_after_ms
 from imcore.hlc import Hlc
 from imcore.levels import ENCRYPTION, LEVEL
-from imcore.limits import CID_MAX, CLAIMS_MAX, MEDIA_MAX, MENTIONS_MAX
+from imcore.limits import CID_MAX, CLAIMS_MAX, MEDIA_MAX, MENTIONS_MAX, PULLS_MAX
 from imcore.media import is_sticker, media_problem
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
@@ -97,6 +98,7 @@ _LANES_KEPT = 50_000
 _READS = frozenset(
     (
         "pull",
+        "pulls",
         "sync",
         "history",
         "group_info",
@@ -108,6 +110,8 @@ _READS = frozenset(
         "watch",
     )
 )
+_PULL_HEAD_BYTES = 8  # of each answer of many, at most
+_PULLS_BYTES_MAX = frame.MESSAGE_BYTES_MAX - 1024
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
 KV_FAILURES = 20  # such reads in a row, and the KV is asked by one at a time
 KV_PAUSE_S = 0.5
@@ -560,6 +564,28 @@ class ImServer:
                 raise
             return response
 
+    async def _pulls(self, session: Session, request: pb.Pulls) -> pb.Response:
+        """As many of them, from the first on, as one message holds."""
+        if not 1 <= len(request.pulls) <= PULLS_MAX:
+            raise Refused(Code.BAD_REQUEST, f"a request pulls 1 to {PULLS_MAX} conversations")
+        response, room = pb.Response(), _PULLS_BYTES_MAX
+        answers = response.pulls_ok.answers
+        for pull in request.pulls:
+            try:
+                answer = await self._pull(session, pull)
+            except Refused as refused:
+                answer = self.error(refused)
+            except ImError:
+                if not answers:
+                    raise
+                break  # what has been read is worth something
+            room -= answer.ByteSize() + _PULL_HEAD_BYTES
+            if answers and room < 0:
+                break
+            answers.append(answer)
+            await asyncio.sleep(0)  # all others have waited for one
+        return response
+
     async def _left(self, session: Session, name: str) -> pb.Response | None:
         """The last thing that a former member is told of a group, as it was pushed to him."""
         partition = self.partition(name)
@@ -810,6 +836,7 @@ async def _set_conversation(
 # Each request but ``send``, by its name in the protocol.
 _HANDLERS: dict[str, _Handler] = {
     "pull": ImServer._pull,
+    "pulls": ImServer._pulls,
     "history": ImServer._history,
     "sync": sync_page,
     "conversations": listing.page,

@@ -21,7 +21,7 @@ class Options:
     request_timeout_ms: int = 10_000  # of requests other than sends; one retry round each second
     transfer_timeout_ms: int = 600_000  # of a whole upload or download; what came is not lost
     pull_limit: int = 200  # entries of one page
-    pulls_max: int = 4  # conversations pulled at the same time
+    pulls_max: int = 4  # requests at the same time that pull conversations
     signal_wait_ms: int = 300  # before a named origin is asked in parallel
     side_idle_ms: int = 5_000  # a side connection without use is closed after it
     move_drain_ms: int = 1_000  # a move waits so long for acks in flight

@@ -1,7 +1,8 @@
 """Fetches what this device has missed: sync after connecting, gaps, idle pulls, other origins.
 
-A conversation is pulled by one task at a time and at most ``pulls_max`` at once; whatever finds
-out that something is missing only names the conversation. What is asked of other IDCs goes beside
+A conversation is pulled by one task at a time, those that wait together in one request, and at most
+``pulls_max`` requests at once; whatever finds out that something is missing only names the
+conversation. What is asked of other IDCs goes beside
 that and takes no worker's place: an IDC that does not answer must not stop the pulls from this one.
 """
 
@@ -12,6 +13,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
+from itertools import islice
 
 from imcore.convert import fill_positions, vector_of
 from imcore.errors import Code
@@ -209,44 +211,64 @@ class Puller:
             await self._idle.wait()
 
     async def _work(self) -> None:
-        while self._queue:
-            conversation = next(iter(self._queue))
-            del self._queue[conversation]
-            session = self._session
-            if session is None:
-                return
+        while self._queue and (session := self._session) is not None:
+            conversations = list(islice(self._queue, max(1, session.pulls_max)))
+            for conversation in conversations:
+                del self._queue[conversation]
             try:
-                await self._pull(session, conversation)
+                await self._pull(session, [self._view(name) for name in conversations])
             except SessionLost:
-                return  # the next connection's sync finds it again
+                return  # the next connection's sync finds them again
 
-    async def _pull(self, session: Session, conversation: str) -> None:
-        view = self._view(conversation)
-        while True:
-            before = dict(view.received.prefix)
-            response = await self._ask(session, self._request(view))
-            if response.HasField("error"):
-                self._refused(view, response.error)
-                return
-            self._failed.pop(conversation, None)
-            ok = response.pull_ok
-            if ok.left:
-                view.left(ok.entries)
-                self._signals.pop(conversation, None)
-                return
-            view.ends(ok.suspended)
-            view.entries(ok.entries, True)
-            view.heads(vector_of(ok.heads), ok.stable)
-            self._on_news(conversation)
-            if not ok.more or view.received.prefix == before:
-                return
+    async def _pull(self, session: Session, views: list[View]) -> None:
+        while views:
+            before = [dict(view.received.prefix) for view in views]
+            answers = await self._answers(session, views)
+            # What an answer has no room for is asked for again, as is one that has more.
+            again = views[len(answers) :]
+            for view, had, answer in zip(views, before, answers, strict=False):
+                if answer.HasField("error"):
+                    self._refused(view, answer.error)
+                elif self._pulled(view, answer.pull_ok) and view.received.prefix != had:
+                    again.append(view)
+            views = again
+
+    async def _answers(self, session: Session, views: list[View]) -> list[pb.Response]:
+        """Of the first ones, at least of one."""
+        if len(views) > 1 and session.pulls_max:
+            request = pb.Request()
+            for view in views:
+                self._fill(request.pulls.pulls.add(), view)
+            response = await self._ask(session, request)
+            if answers := response.pulls_ok.answers:
+                return list(answers)
+            if response.error.code in _AGAIN:
+                return [response] * len(views)
+            session.pulls_max = 0  # a gateway may know of them before the core behind it
+        return [await self._ask(session, self._request(views[0]))]
+
+    def _pulled(self, view: View, ok: pb.PullOk) -> bool:
+        """Whether there is more."""
+        self._failed.pop(view.conversation, None)
+        if ok.left:
+            view.left(ok.entries)
+            self._signals.pop(view.conversation, None)
+            return False
+        view.ends(ok.suspended)
+        view.entries(ok.entries, True)
+        view.heads(vector_of(ok.heads), ok.stable)
+        self._on_news(view.conversation)
+        return ok.more
 
     def _request(self, view: View) -> pb.Request:
         request = pb.Request()
-        request.pull.conversation = view.conversation
-        fill_positions(request.pull.have, view.received.prefix)
-        request.pull.limit = self._options.pull_limit
+        self._fill(request.pull, view)
         return request
+
+    def _fill(self, pull: pb.Pull, view: View) -> None:
+        pull.conversation = view.conversation
+        fill_positions(pull.have, view.received.prefix)
+        pull.limit = self._options.pull_limit
 
     def _refused(self, view: View, error: pb.Error) -> None:
         if error.code in _AGAIN:

@@ -35,6 +35,7 @@ class Session:
         self.gateway = gateway
         self.origin = origin_of(pb.Origin())
         self.ok = pb.ConnectOk()
+        self.pulls_max = 0  # of one request
         self.ended: asyncio.Future[Lost] = asyncio.get_running_loop().create_future()
         self._seen = seen
         self._clock = clock
@@ -85,6 +86,7 @@ class Session:
             raise SessionLost(Lost("unavailable", retry_after_ms=error.retry_after_ms))
         self.ok = response.connect_ok
         self.origin = origin_of(self.ok.origin)
+        self.pulls_max = self.ok.pulls_max
         # Which life of the gateway it is: ipconf names one that was killed until its lease ends,
         # and who was told to leave must not take the gateway for another one.
         self.gateway = self.gateway._replace(name=self.ok.gateway or self.gateway.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from opentelemetry.trace import Span
 
@@ -26,7 +26,8 @@ from services.tracing.spans import Tracing, context_of, end
 
 DEADLINE_S = 10.0
 IN_FLIGHT_MAX = 1_000  # requests of one session that im has not answered
-_PULL_ONLY = frozenset(("pull", "sync", "history", "group_info"))  # reads
+_PULL_ONLY = frozenset(("pull", "pulls", "sync", "history", "group_info"))  # reads
+_PULLS_COST = 0.25  # of each of several in one request, beside one that comes alone
 _BURST_S = 2.0  # a user's requests of so many seconds may come at once
 _FULL_RETRY_MS = 500
 # An im that answers nothing at all for as many requests is not asked for a while.
@@ -61,10 +62,10 @@ class Answer:
         request_id: int,
         verb: str,
         span: Span | None = None,
-        pulls: str = "",
+        pulls: Sequence[pb.Pull] = (),
     ) -> None:
         self._span = span
-        self._pulls = pulls  # a conversation
+        self._pulls = [pull.conversation for pull in pulls]
         self._requests = requests
         self._verb = verb
         self.began = requests.now()
@@ -82,15 +83,20 @@ class Answer:
             return
         if response.HasField("send_ack"):
             self._requests.took(self.began)
-        if response.HasField("pull_ok"):
-            for suspended in response.pull_ok.suspended:
-                if suspended.sealed:
-                    origin = origin_of(suspended.origin)
-                    self.record.excuse(response.pull_ok.conversation, origin, suspended.end)
-        out = response.pull_ok.left or response.error.code == Code.FORBIDDEN
-        if self._pulls and out:
-            self.record.forget(self._pulls)
+        several = response.HasField("pulls_ok")
+        for conversation, answer in zip(
+            self._pulls, response.pulls_ok.answers if several else [response], strict=False
+        ):
+            self._pulled(conversation, answer)
         self.send(response)
+
+    def _pulled(self, conversation: str, answer: pb.Response) -> None:
+        """What the session is not owed any more."""
+        for suspended in answer.pull_ok.suspended:
+            if suspended.sealed:
+                self.record.excuse(conversation, origin_of(suspended.origin), suspended.end)
+        if answer.pull_ok.left or answer.error.code == Code.FORBIDDEN:
+            self.record.forget(conversation)
 
     def send(self, response: pb.Response) -> None:
         body = response.SerializeToString()
@@ -137,30 +143,30 @@ class Requests:
         self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
     ) -> None:
         span = self._followed(record, request, kind) if request.HasField("trace") else None
-        answer = Answer(self, record, request_id, kind, span, request.pull.conversation)
+        pulls = _pulls(request, kind)
+        answer = Answer(self, record, request_id, kind, span, pulls)
         if record.pull_only and kind not in _PULL_ONLY:
             message = "a pull-only connection may only read"
             answer.send(self._make_error(Code.FORBIDDEN, message, 0))
             return
-        if refusal := self._refusal(record, kind):
+        if refusal := self._refusal(record, kind, 1.0 + _PULLS_COST * (len(pulls) - 1)):
             answer.send(refusal)
             return
-        if kind == "pull":
-            have = vector_of(request.pull.have)
-            record.ack(request.pull.conversation, have, self.now())
+        for pull in pulls:
+            record.ack(pull.conversation, vector_of(pull.have), self.now())
         deadline_s = min(request.deadline_ms / 1000 or DEADLINE_S, DEADLINE_S)
         answer.timely = deadline_s >= _TIMELY_S
         record.in_flight += 1
         self._deadlines.schedule(answer, round(deadline_s / TICK_S) + 1)
         im.submit(record, request, answer)
 
-    def _refusal(self, record: Record, kind: str) -> pb.Response | None:
+    def _refusal(self, record: Record, kind: str, cost: float) -> pb.Response | None:
         """What is said before im is asked. The cheapest look comes first, and what concerns this
         client alone before what concerns all."""
         now = self.now()
         if record.in_flight >= IN_FLIGHT_MAX:
             return self._overloaded("too many requests are unanswered", 100)
-        if wait_s := self._users.take(record.uid, now):
+        if wait_s := self._users.take(record.uid, now, max(1.0, cost)):
             return self._overloaded("too many requests of this user", round(wait_s * 1000))
         if len(self._deadlines) >= self._in_flight_max:
             return self._overloaded("the IDC works on too many requests", _FULL_RETRY_MS)
@@ -230,3 +236,9 @@ class Requests:
             message = "the request was not answered in time"
             answer.send(self._make_error(Code.DEADLINE, message, 200))
         return len(expired)
+
+
+def _pulls(request: pb.Request, kind: str) -> Sequence[pb.Pull]:
+    if kind == "pull":
+        return (request.pull,)
+    return request.pulls.pulls if kind == "pulls" else ()

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_pb, positions_pb, vector_of
 from imcore.errors import Code, ImError, Refused, Unavailable, code_of, retry_after_ms
-from imcore.limits import AWAY_MS_MAX
+from imcore.limits import AWAY_MS_MAX, PULLS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import ClientParameters, Limits
 from imcore.runtime import Clock
@@ -367,6 +367,7 @@ class StateServer(Outgoing):
         ok.known.extend(known)
         ok.policy_epoch = self._policy_epoch()
         ok.gateway = record.gateway
+        ok.pulls_max = PULLS_MAX
 
     # ---------------------------------------------------------------------- end of a session
 

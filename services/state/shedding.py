@@ -30,8 +30,8 @@ FOLD_WINDOW_S, FOLD_RISES_BY = 1.0, 0.2
 READS_COUNT = 2.0  # they are cheaper: shed when the level is half as high
 READS = frozenset(
     (
-        "conversations", "device_keys", "friends", "group_info", "history", "pull", "read_cursor",
-        "readers", "search", "sync", "typing", "watch",
+        "conversations", "device_keys", "friends", "group_info", "history", "pull", "pulls",
+        "read_cursor", "readers", "search", "sync", "typing", "watch",
     )
 )  # fmt: skip
 BEHIND = "the IDC does not keep up"  # what whoever is shed is told

@@ -58,6 +58,9 @@ class MemoryIm:
             self._send(session, request.send, response.send_ack)
         elif request.HasField("pull"):
             self._pull(request.pull, response.pull_ok)
+        elif request.HasField("pulls"):
+            for pull in request.pulls.pulls:
+                self._pull(pull, response.pulls_ok.answers.add().pull_ok)
         else:
             response.ok.SetInParent()
         reply(response)

@@ -8,12 +8,16 @@ from typing import Any, cast
 
 import pytest
 
+from imcore import frame
 from imcore.convert import stamp_pb, vector_of
+from imcore.errors import Code
+from imcore.limits import PULLS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Vector
 from services.im import keys, reads
 from services.im.testing import KEYS, Idc, OpenIdc
+from services.ports import Session
 
 DIRECT = "d:ann:bob"
 FRA, IAD = Origin("fra", 1), Origin("iad", 1)
@@ -35,6 +39,51 @@ async def same_as_stored(idc: Idc, have: Vector) -> bool:
     assert got.more == more
     assert vector_of(got.heads) == conversation.heads
     return counters.memory > before
+
+
+async def several(idc: Idc, session: Session, *conversations: str) -> pb.Response:
+    pulls = [pb.Pull(conversation=name) for name in conversations]
+    return await idc.ask(session, pb.Request(pulls=pb.Pulls(pulls=pulls)))
+
+
+async def test_pulls_of_several_conversations_are_answered_in_their_order(
+    open_idc: OpenIdc,
+) -> None:
+    idc = await open_idc(others=())
+    ann, bob = idc.session("ann"), idc.session("bob")
+    for number in range(3):
+        await idc.send(ann, DIRECT, number + 1, b"%d" % number)
+    await idc.send(ann, "d:ann:eve", 1, b"not for bob")
+    await idc.folded()
+    answer = await several(idc, bob, "d:bob:carl", "d:ann:eve", DIRECT)
+    assert answer.HasField("stamp")
+    empty, refused, full = answer.pulls_ok.answers
+    assert empty.pull_ok.conversation == "d:bob:carl" and not empty.pull_ok.entries
+    assert refused.error.code == Code.FORBIDDEN
+    assert [entry.message.content for entry in full.pull_ok.entries] == [b"0", b"1", b"2"]
+    assert full.pull_ok == (await idc.pull(bob, DIRECT)).pull_ok
+    for none_or_too_many in ((), (DIRECT,) * (PULLS_MAX + 1)):
+        answer = await several(idc, bob, *none_or_too_many)
+        assert answer.error.code == Code.BAD_REQUEST
+
+
+async def test_of_many_pulls_those_are_answered_that_one_message_holds(open_idc: OpenIdc) -> None:
+    idc = await open_idc(others=())
+    bob = idc.session("bob")
+    names = [f"d:bob:u{number:02}" for number in range(PULLS_MAX)]
+    for name in names:
+        for cid in range(1, 4):
+            await idc.send(bob, name, cid, bytes([cid]) * 10_000)
+    await idc.folded()
+    left, rounds = names, 0
+    while left:
+        answer = await several(idc, bob, *left)
+        assert answer.ByteSize() <= frame.MESSAGE_BYTES_MAX
+        answers = answer.pulls_ok.answers
+        assert [each.pull_ok.conversation for each in answers] == left[: len(answers)]
+        assert all(len(each.pull_ok.entries) == 3 for each in answers)
+        left, rounds = left[len(answers) :], rounds + 1
+    assert 1_500_000 / frame.MESSAGE_BYTES_MAX < rounds < 10  # each is as full as it can be
 
 
 OTHERS = ("again", "resend", "resend", "edit", "recall", "claim", "claim")

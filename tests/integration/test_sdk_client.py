@@ -403,6 +403,35 @@ async def test_a_pull_that_is_put_off_is_waited_for(region, ca_file):
         assert len(ann.list) == 3
 
 
+@pytest.mark.parametrize("answered", [50, 7])
+async def test_conversations_that_wait_together_are_pulled_together(region, ca_file, answered):
+    fra, many = region.idcs["fra"], 120
+    fra.pulls_max, fra.pulls_answered = 50, answered
+    long = {f"d:ann:u{number:03}": 1 for number in range(many)} | {CHAT: 3 * fra.page}
+    for name, count in long.items():
+        for cid in range(1, count + 1):
+            fra.accept(ClientKey("bob", "phone", "box", name, cid), b"%d" % cid)
+    async with App(region, ca_file) as ann:
+        shown = {name: len(ann.client.view(name)) for name in long}
+    assert shown == long
+    asked = fra.requests["pulls"] + fra.requests["pull"]
+    assert asked <= many / answered + 10, fra.requests
+
+
+async def test_a_gateway_that_promises_what_its_core_does_not_know_is_asked_one_by_one(
+    region, ca_file
+):
+    fra = region.idcs["fra"]
+    fra.pulls_max = 50
+    fra.errors["pulls"] = [pb.Error(code="bad_request", message="unknown")] * 100
+    names = [f"d:ann:u{number:03}" for number in range(20)]
+    for name in names:
+        fra.accept(ClientKey("bob", "phone", "box", name, 1), b"1")
+    async with App(region, ca_file) as ann:
+        assert all(len(ann.client.view(name)) == 1 for name in names)
+    assert fra.requests["pull"] == 20 and fra.requests["pulls"] <= 4
+
+
 @pytest.fixture
 def asked(monkeypatch) -> list[pb.Request]:
     """What clients ask in this test, in order."""

@@ -247,6 +247,9 @@ async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothi
         await main.ask(send())
         pulled = await side.ask(pb.Request(pull=pb.Pull(conversation=CONVERSATION)))
         assert len(pulled.pull_ok.entries) == 1 and side.events.empty()
+        several = pb.Request(pulls=pb.Pulls(pulls=[pb.Pull(conversation=CONVERSATION)] * 2))
+        answers = (await side.ask(several)).pulls_ok.answers
+        assert [len(each.pull_ok.entries) for each in answers] == [1, 1]
         assert [session.device for session in front.state.sessions()] == ["phone"]
         assert (front.state.connected_count(), front.state.pull_only_count()) == (1, 1)
         side.abort()

@@ -22,6 +22,7 @@ from aiohttp import web
 from imcore import frame
 from imcore.attest import RegionKeys, content_hash
 from imcore.convert import attested_pb, key_of, origin_pb, place_of, positions_pb, stamp_pb
+from imcore.limits import PULLS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.words import IDC_HEADER, ClientKey, Origin, Place, Vector
 
@@ -139,7 +140,8 @@ class Idc:
     ``lose_heartbeats``: so many break their connection unread;
     ``drop_connects``: connections are closed right after ConnectOk; ``errors``: the next answers
     to this kind of request; ``page``: entries of a page; ``quiet_max_ms``: between two heartbeats;
-    ``packs``: pushes are packed, however small; ``listed_as``: what ipconf calls the gateway.
+    ``packs``: pushes are packed, however small; ``listed_as``: what ipconf calls the gateway;
+    ``pulls_max``: so many pulls a request may hold, of which ``pulls_answered`` have room.
     """
 
     def __init__(self, region: Region, origin: Origin) -> None:
@@ -173,6 +175,8 @@ class Idc:
         self.lose_heartbeats = 0
         self.errors: dict[str, list[pb.Error]] = {}
         self.page = 200
+        self.pulls_max = 0  # as ConnectOk says
+        self.pulls_answered = PULLS_MAX  # of one request
         self.told_behind = True
         self.quiet_max_ms = 60_000
         self.quiet_ms: list[int] = []  # what heartbeats asked for
@@ -343,6 +347,7 @@ class Connection(asyncio.Protocol):
         ok.resume_token = b"resume"
         ok.origin.CopyFrom(origin_pb(self.idc.origin))
         ok.gateway = self.idc.gateway
+        ok.pulls_max = self.idc.pulls_max
 
     def _heartbeat(self, request: pb.Request, response: pb.Response) -> None:
         asked_ms = request.heartbeat.next_ms
@@ -399,7 +404,13 @@ class Connection(asyncio.Protocol):
                 self.abort()
 
     def _pull(self, request: pb.Request, response: pb.Response) -> None:
-        pull, ok = request.pull, response.pull_ok
+        self._page(request.pull, response.pull_ok)
+
+    def _pulls(self, request: pb.Request, response: pb.Response) -> None:
+        for pull in request.pulls.pulls[: self.idc.pulls_answered]:
+            self._page(pull, response.pulls_ok.answers.add().pull_ok)
+
+    def _page(self, pull: pb.Pull, ok: pb.PullOk) -> None:
         have = {(p.origin.idc, p.origin.incarnation): p.seq for p in pull.have}
         missing = [
             copy
