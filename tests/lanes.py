@@ -3,10 +3,11 @@
 Most tests that take long wait: for processes to start, for a failover, for an engine. So there is
 one worker more than `.ci/run` has processors. The first one runs whole deployments, and what has
 little time for something, one after the other, in their order: two of them at once would keep each
-other from their time limits. The second one runs all tests of engines, so that an engine that a
-session shares is started once. Everything else comes file by file, on whichever worker is free: first
-what waits, then the cluster as a whole, which may be built meanwhile, then what only computes. That
-has no time limits, and gives way (``NICE``). Last come some deployments that have time enough.
+other from their time limits. Another one runs all tests of engines, so that an engine that a
+session shares is started once. Everything else comes file by file, on whichever worker is free:
+first what waits, then the cluster as a whole, which may be built meanwhile, then what only
+computes. That has no time limits, and gives way (``NICE``). Last come some deployments that have
+time enough.
 """
 
 from __future__ import annotations

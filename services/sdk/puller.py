@@ -337,19 +337,20 @@ class Puller:
             session = await self._side.get(idc)
             if session is None:
                 return
-            for conversation in conversations:
-                view = self._view(conversation)
-                more = True
-                while more:
-                    response = await self._ask(session, self._request(view))
-                    if response.HasField("error"):
-                        if response.error.code == Code.DEADLINE:
-                            session.close()  # no heartbeats say whether this one lives
-                            return
-                        break
-                    ok = response.pull_ok
-                    more = bool(view.entries(ok.entries, False)) and ok.more
-                    self._on_news(conversation)
+            views = list(map(self._view, conversations))
+            while views:
+                asked = views[: max(1, session.pulls_max)]
+                answers = await self._answers(session, asked)
+                views = views[len(answers) :]
+                for view, answer in zip(asked, answers, strict=False):
+                    if answer.error.code == Code.DEADLINE:
+                        session.close()  # no heartbeats say whether this one lives
+                        return
+                    if answer.HasField("error"):
+                        continue
+                    if view.entries(answer.pull_ok.entries, False) and answer.pull_ok.more:
+                        views.append(view)
+                    self._on_news(view.conversation)
         except SessionLost as error:
             log.info("%s cannot be asked directly: %s", idc, error)
 

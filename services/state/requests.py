@@ -27,7 +27,7 @@ from services.tracing.spans import Tracing, context_of, end
 DEADLINE_S = 10.0
 IN_FLIGHT_MAX = 1_000  # requests of one session that im has not answered
 _PULL_ONLY = frozenset(("pull", "pulls", "sync", "history", "group_info"))  # reads
-_PULLS_COST = 0.25  # of each of several in one request, beside one that comes alone
+_PULLS_COST = 0.5  # of each of several in one request, beside one that comes alone
 _BURST_S = 2.0  # a user's requests of so many seconds may come at once
 _FULL_RETRY_MS = 500
 # An im that answers nothing at all for as many requests is not asked for a while.

@@ -221,6 +221,19 @@ async def test_a_signal_is_followed_to_the_named_origin(region, ca_file):
         assert not fra.sends[-1].claims and ann.list == [b"bob 1", b"answer", b"again"]
 
 
+async def test_signals_of_many_conversations_are_followed_together(region, ca_file):
+    fra, iad = region.idcs["fra"], region.idcs["iad"]
+    iad.pulls_max, iad.pulls_answered = 50, 30
+    names = [f"d:ann:u{number:03}" for number in range(100)]
+    async with App(region, ca_file, options=Options(signal_wait_ms=50)) as ann:
+        heads = [pb.Position(origin=origin_pb(iad.origin), seq=1)]
+        for name in names:
+            iad.accept(ClientKey("bob", "phone", "box", name, 1), b"1")
+            fra.everybody(pb.Event(signal=pb.Signal(conversation=name, heads=heads)))
+        await eventually(lambda: all(len(ann.client.view(name)) == 1 for name in names))
+    assert iad.requests["pulls"] + iad.requests["pull"] <= 5
+
+
 async def test_an_idle_client_pulls_unasked(region, ca_file):
     fra = region.idcs["fra"]
     fra.told_behind = False
