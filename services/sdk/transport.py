@@ -120,7 +120,8 @@ class StreamWire(asyncio.Protocol):
     def close(self) -> None:
         self._ended = True
         self._flush()
-        if self._transport is not None:
+        # One of TLS that is closed twice cannot be aborted any more (Python 3.11.2).
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
 
 

@@ -102,7 +102,9 @@ async def dial(host: str, port: int, **options: Any) -> AIOKafkaConnection:
     except BaseException:
         protocol = connection._protocol
         if protocol is not None and protocol._transport is not None:
-            protocol._transport.abort()
+            # A TLS transport that was closed twice has nothing left to abort (Python 3.11.2).
+            with contextlib.suppress(AttributeError):
+                protocol._transport.abort()
         raise
     return connection
 
