@@ -199,10 +199,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _late(item: pytest.Item) -> int:
-    for late, where in enumerate((WHOLE[CLUSTER], COMPUTE, *PATIENT), 1):
-        if item.nodeid.startswith(where):
-            return late
-    return 0
+    order: tuple[str | tuple[str, ...], ...] = (WHOLE[CLUSTER], COMPUTE, *PATIENT)
+    found = (late for late, where in enumerate(order, 1) if item.nodeid.startswith(where))
+    return next(found, 0)
 
 
 @pytest.hookimpl(tryfirst=True)
