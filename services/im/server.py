@@ -110,6 +110,7 @@ _READS = frozenset(
         "watch",
     )
 )
+PULLS_S = 1.0  # for those of one request; a client waits for some seconds
 _PULL_HEAD_BYTES = 8  # of each answer of many, at most
 _PULLS_BYTES_MAX = frame.MESSAGE_BYTES_MAX - 1024
 _KV_SLOW_S = 0.5  # a read that fails only after so long has waited for an engine
@@ -565,10 +566,10 @@ class ImServer:
             return response
 
     async def _pulls(self, session: Session, request: pb.Pulls) -> pb.Response:
-        """As many of them, from the first on, as one message holds."""
+        """As many of them, from the first on, as one message holds and a short time allows."""
         if not 1 <= len(request.pulls) <= PULLS_MAX:
             raise Refused(Code.BAD_REQUEST, f"a request pulls 1 to {PULLS_MAX} conversations")
-        response, room = pb.Response(), _PULLS_BYTES_MAX
+        response, room, until = pb.Response(), _PULLS_BYTES_MAX, self.clock.now() + PULLS_S
         answers = response.pulls_ok.answers
         for pull in request.pulls:
             try:
@@ -583,6 +584,8 @@ class ImServer:
             if answers and room < 0:
                 break
             answers.append(answer)
+            if self.clock.now() >= until:
+                break
             await asyncio.sleep(0)  # all others have waited for one
         return response
 

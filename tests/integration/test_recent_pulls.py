@@ -15,7 +15,7 @@ from imcore.limits import PULLS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.words import Origin, Vector
-from services.im import keys, reads
+from services.im import keys, reads, server
 from services.im.testing import KEYS, Idc, OpenIdc
 from services.ports import Session
 
@@ -84,6 +84,15 @@ async def test_of_many_pulls_those_are_answered_that_one_message_holds(open_idc:
         assert all(len(each.pull_ok.entries) == 3 for each in answers)
         left, rounds = left[len(answers) :], rounds + 1
     assert 1_500_000 / frame.MESSAGE_BYTES_MAX < rounds < 10  # each is as full as it can be
+
+
+async def test_pulls_that_take_long_are_answered_by_and_by(
+    open_idc: OpenIdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idc = await open_idc(others=())
+    monkeypatch.setattr(server, "PULLS_S", 0.0)
+    [answer] = (await several(idc, idc.session("bob"), DIRECT, "d:bob:carl")).pulls_ok.answers
+    assert answer.pull_ok.conversation == DIRECT
 
 
 OTHERS = ("again", "resend", "resend", "edit", "recall", "claim", "claim")
