@@ -25,6 +25,7 @@ UV = os.path.join(VENV, "bin", "uv")
 UV_LOCK = "requirements-setup.lock"
 # What uv calls what pip is told by its files and by PIP_... in the environment.
 PIP_SETTING = re.compile(r"^(?:global|install|:env:)\.([a-z-]+)=(.+)$")
+PIP_OFFLINE = re.compile(r"\.no-index='(?:1|true|yes|on)'", re.IGNORECASE)
 UV_NAMES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_EXTRA_INDEX_URL",
@@ -157,10 +158,13 @@ def install(kind: str) -> None:
     locked = ["--quiet", "--no-deps", "--require-hashes", "-r"]
     pip = [PYTHON, "-m", "pip"]
     run([*pip, "install", *locked, os.path.join(ROOT, UV_LOCK)], "installing " + UV_LOCK)
-    listed = subprocess.check_output([*pip, "config", "list"], universal_newlines=True)
+    asked = [*pip, "config", "list"]
+    listed = subprocess.run(asked, stdout=subprocess.PIPE, universal_newlines=True).stdout
     settings = uv_settings(listed)
     # Compiled at once, or the first processes that start would all do it.
     uv = [UV, "pip", "install", "--python", PYTHON, "--compile-bytecode"]
+    if PIP_OFFLINE.search(listed):
+        uv.append("--no-index")
     lock = os.path.join(ROOT, LOCKS[kind])
     run([*uv, *locked, lock], "installing " + LOCKS[kind], **settings)
     own = ["--quiet", "--no-deps", "--no-build-isolation", "-e", ROOT]
