@@ -159,7 +159,7 @@ def install(kind: str) -> None:
     pip = [PYTHON, "-m", "pip"]
     run([*pip, "install", *locked, os.path.join(ROOT, UV_LOCK)], "installing " + UV_LOCK)
     asked = [*pip, "config", "list"]
-    listed = subprocess.run(asked, stdout=subprocess.PIPE, universal_newlines=True).stdout
+    listed = subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout
     settings = uv_settings(listed)
     # Compiled at once, or the first processes that start would all do it.
     uv = [UV, "pip", "install", "--python", PYTHON, "--compile-bytecode"]
