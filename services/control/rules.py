@@ -5,6 +5,7 @@ A rule that lacks an observation says nothing: its absence is ``evidence-age``'s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -159,14 +160,19 @@ def headroom(case: Case) -> Blocker | None:
 def _coming(case: Case, moving: IdcFacts, after: Policy) -> dict[str, float]:
     """Sessions that each IDC would get, by its name."""
     idc, region = case.change.idc, case.region
-    found: dict[str, float] = {}
+    found: defaultdict[str, float] = defaultdict(float)
     for shard, count in moving.by_shard(region.spec.geo.default).items():
         for name, sessions in spread(case.policy, after, region, idc, {shard: count}).items():
-            there = case.facts(name) if case.change.kind == Kind.FAILOVER else None
-            fled = there.shards.get(shard, 0) if there is not None else 0
-            known = fled and not is_home(case.policy, region, shard, name)
-            found[name] = found.get(name, 0.0) + max(0.0, sessions - (fled if known else 0))
+            found[name] += max(0.0, sessions - _fled(case, shard, name))
     return found
+
+
+def _fled(case: Case, shard: str, name: str) -> int:
+    """Of a failover: sessions of this shard that are in that IDC already, and not at home there."""
+    there = case.facts(name) if case.change.kind == Kind.FAILOVER else None
+    if there is None or is_home(case.policy, case.region, shard, name):
+        return 0
+    return there.shards.get(shard, 0)
 
 
 def replication_lag(case: Case) -> Blocker | None:
