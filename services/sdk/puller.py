@@ -226,9 +226,13 @@ class Puller:
             answers = await self._answers(session, views)
             # What an answer has no room for is asked for again, as is one that has more.
             again = views[len(answers) :]
+            if answers[0].HasField("error") and all(each is answers[0] for each in answers):
+                self._refused(views[: len(answers)], answers[0].error)
+                views = again
+                continue
             for view, had, answer in zip(views, before, answers, strict=False):
                 if answer.HasField("error"):
-                    self._refused(view, answer.error)
+                    self._refused([view], answer.error)
                 elif self._pulled(view, answer.pull_ok) and view.received.prefix != had:
                     again.append(view)
             views = again
@@ -270,14 +274,18 @@ class Puller:
         fill_positions(pull.have, view.received.prefix)
         pull.limit = self._options.pull_limit
 
-    def _refused(self, view: View, error: pb.Error) -> None:
-        if error.code in _AGAIN:
-            failed = self._failed[view.conversation] = self._failed.get(view.conversation, 0) + 1
-            self._put_off(view.conversation, again_s(error, self._rng, failed))
-        else:
-            self._failed.pop(view.conversation, None)
-            log.info("%s cannot be pulled: %s", view.conversation, error.message)
-            view.received.expected.clear()
+    def _refused(self, views: list[View], error: pb.Error) -> None:
+        """Those that were refused together are asked for together again."""
+        failed = 1 + max(self._failed.get(view.conversation, 0) for view in views)
+        after_s = again_s(error, self._rng, failed)
+        for view in views:
+            if error.code in _AGAIN:
+                self._failed[view.conversation] = failed
+                self._put_off(view.conversation, after_s)
+            else:
+                self._failed.pop(view.conversation, None)
+                log.info("%s cannot be pulled: %s", view.conversation, error.message)
+                view.received.expected.clear()
 
     def _put_off(self, conversation: str, after_s: float) -> None:
         if (old := self._retries.get(conversation)) is not None:

@@ -431,6 +431,20 @@ async def test_conversations_that_wait_together_are_pulled_together(region, ca_f
     assert asked <= many / answered + 10, fra.requests
 
 
+async def test_conversations_that_are_refused_together_are_asked_for_together_again(
+    region, ca_file
+):
+    fra = region.idcs["fra"]
+    fra.pulls_max = 50
+    fra.errors["pulls"] = [pb.Error(code="overloaded", message="busy", retry_after_ms=100)] * 4
+    names = [f"d:ann:u{number:03}" for number in range(200)]
+    for name in names:
+        fra.accept(ClientKey("bob", "phone", "box", name, 1), b"1")
+    async with App(region, ca_file) as ann:
+        assert all(len(ann.client.view(name)) == 1 for name in names)
+    assert fra.requests["pulls"] + fra.requests["pull"] <= 30, fra.requests
+
+
 async def test_a_gateway_that_promises_what_its_core_does_not_know_is_asked_one_by_one(
     region, ca_file
 ):
