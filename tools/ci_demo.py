@@ -24,6 +24,7 @@ from typing import Any
 RUNS = 3
 OUT = Path("build") / "demo"
 ENGINES = "kafka,tikv,etcd"
+STEADY = ["--seconds", "8"]  # before and after the loss: half of what the demo takes by itself
 OUT_ENGINES = Path("build") / "demo-engines"
 
 
@@ -88,9 +89,9 @@ def rto_s(out: Path) -> float | None:
 
 
 def run_both(imctl: Path, out: Path, on_engines: Path) -> int:
-    if status := run_all(imctl, out):
+    if status := run_all(imctl, out, STEADY):
         return status
-    flags = ["--engines", ENGINES, "--no-switchover"]
+    flags = ["--engines", ENGINES, "--no-switchover", *STEADY]
     status = run_all(imctl, on_engines, flags, last_victim(out), f"demo on {ENGINES}")
     embedded, engines = rto_s(out), rto_s(on_engines)
     if embedded and engines:
