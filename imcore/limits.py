@@ -13,8 +13,8 @@ OUTBOX_HEADS_MAX = 1_000  # of one Connect
 # The first message, from whom nothing is known yet: it must fit all heads of usual names. What does
 # not fit is left out of them by the SDK; they are a help, not a promise.
 CONNECT_BYTES_MAX = 64 * 1024
-PULLS_MAX = 50  # of one request
 OUTBOX_HEADS_BYTES_MAX = 48 * 1024
+PULLS_MAX = 50  # of one request
 CONVERSATION_CHARS_MAX = 131  # of a direct one: d:<uid>:<uid>, 64 each
 
 TYPING_MEMBERS_MAX = 50  # in a larger conversation nobody is told who types

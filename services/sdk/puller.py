@@ -2,8 +2,8 @@
 
 A conversation is pulled by one task at a time, those that wait together in one request, and at most
 ``pulls_max`` requests at once; whatever finds out that something is missing only names the
-conversation. What is asked of other IDCs goes beside
-that and takes no worker's place: an IDC that does not answer must not stop the pulls from this one.
+conversation. What is asked of other IDCs goes beside that and takes no worker's place: an IDC that
+does not answer must not stop the pulls from this one.
 """
 
 from __future__ import annotations
@@ -226,15 +226,13 @@ class Puller:
             answers = await self._answers(session, views)
             # What an answer has no room for is asked for again, as is one that has more.
             again = views[len(answers) :]
-            if answers[0].HasField("error") and all(each is answers[0] for each in answers):
-                self._refused(views[: len(answers)], answers[0].error)
-                views = again
-                continue
+            refused: list[tuple[View, pb.Error]] = []
             for view, had, answer in zip(views, before, answers, strict=False):
                 if answer.HasField("error"):
-                    self._refused([view], answer.error)
+                    refused.append((view, answer.error))
                 elif self._pulled(view, answer.pull_ok) and view.received.prefix != had:
                     again.append(view)
+            self._refused(refused)
             views = again
 
     async def _answers(self, session: Session, views: list[View]) -> list[pb.Response]:
@@ -274,18 +272,20 @@ class Puller:
         fill_positions(pull.have, view.received.prefix)
         pull.limit = self._options.pull_limit
 
-    def _refused(self, views: list[View], error: pb.Error) -> None:
-        """Those that were refused together are asked for together again."""
-        failed = 1 + max(self._failed.get(view.conversation, 0) for view in views)
-        after_s = again_s(error, self._rng, failed)
-        for view in views:
-            if error.code in _AGAIN:
-                self._failed[view.conversation] = failed
-                self._put_off(view.conversation, after_s)
-            else:
+    def _refused(self, refused: list[tuple[View, pb.Error]]) -> None:
+        """By one answer. What may be asked for again is, together, as one request."""
+        again = [(view, error) for view, error in refused if error.code in _AGAIN]
+        for view, error in refused:
+            if error.code not in _AGAIN:
                 self._failed.pop(view.conversation, None)
                 log.info("%s cannot be pulled: %s", view.conversation, error.message)
                 view.received.expected.clear()
+        if again:
+            failed = 1 + max(self._failed.get(view.conversation, 0) for view, _ in again)
+            after_s = again_s(again[0][1], self._rng, failed)
+            for view, _ in again:
+                self._failed[view.conversation] = failed
+                self._put_off(view.conversation, after_s)
 
     def _put_off(self, conversation: str, after_s: float) -> None:
         if (old := self._retries.get(conversation)) is not None:

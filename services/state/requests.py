@@ -12,6 +12,7 @@ from imcore.breaker import Breaker
 from imcore.bucket import Buckets
 from imcore.convert import origin_of, vector_of
 from imcore.errors import Code, retry_after_ms
+from imcore.limits import PULLS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.region.model import Limits
 from imcore.runtime import Clock
@@ -143,13 +144,14 @@ class Requests:
         self, im: Im, record: Record, request_id: int, request: pb.Request, kind: str
     ) -> None:
         span = self._followed(record, request, kind) if request.HasField("trace") else None
-        pulls = _pulls(request, kind)
+        asked = _pulls(request, kind)
+        pulls = asked[:PULLS_MAX]  # im refuses more, and here they are no work
         answer = Answer(self, record, request_id, kind, span, pulls)
         if record.pull_only and kind not in _PULL_ONLY:
             message = "a pull-only connection may only read"
             answer.send(self._make_error(Code.FORBIDDEN, message, 0))
             return
-        if refusal := self._refusal(record, kind, 1.0 + _PULLS_COST * (len(pulls) - 1)):
+        if refusal := self._refusal(record, kind, 1.0 + _PULLS_COST * max(0, len(asked) - 1)):
             answer.send(refusal)
             return
         for pull in pulls:
@@ -166,7 +168,7 @@ class Requests:
         now = self.now()
         if record.in_flight >= IN_FLIGHT_MAX:
             return self._overloaded("too many requests are unanswered", 100)
-        if wait_s := self._users.take(record.uid, now, max(1.0, cost)):
+        if wait_s := self._users.take(record.uid, now, cost):
             return self._overloaded("too many requests of this user", round(wait_s * 1000))
         if len(self._deadlines) >= self._in_flight_max:
             return self._overloaded("the IDC works on too many requests", _FULL_RETRY_MS)

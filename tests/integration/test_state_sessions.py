@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imcore.attest import RegionKeys
+from imcore.limits import PULLS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import ClientParameters
@@ -15,6 +16,7 @@ from imcore.runtime import ManualClock
 from imcore.tokens import LEEWAY_MS, Claims, mint
 from imcore.words import Origin
 from services.state.server import BEHIND_S
+from services.state.session import Record
 from services.state.testing import Front
 
 KEYS = RegionKeys({1: b"k" * 32}, 1)
@@ -256,6 +258,16 @@ async def test_a_pull_only_connection_reads_beside_the_session_and_changes_nothi
         await until(lambda: front.state.pull_only_count() == 0)
         assert front.state.connected_count() == 1
         assert front.im.over == []
+
+
+async def test_more_pulls_than_a_request_may_hold_are_no_work(monkeypatch):
+    acked: list[str] = []
+    monkeypatch.setattr(Record, "ack", lambda self, name, have, now: acked.append(name))
+    async with Front(KEYS) as front:
+        ann, _ = await front.connect("ann", epoch=5)
+        pulls = [pb.Pull(conversation=CONVERSATION)] * 10_000
+        await ann.ask(pb.Request(pulls=pb.Pulls(pulls=pulls)))
+    assert len(acked) == PULLS_MAX
 
 
 async def test_pull_only_connections_are_closed_apart_from_sessions():
