@@ -71,11 +71,19 @@ def serving(document: dict[str, Any] | ImError) -> bool:
 def linked(target: Local, name: str, document: dict[str, Any] | ImError) -> bool:
     """Whether all that an IDC has beside its core is there too; what has nothing needs nothing."""
     fronts, ipconfs = target.fronts_of(name), target.ipconfs_of(name)
+    routes = target.routes_of(name)
     return (
         isinstance(document, dict)
         and (not fronts or len(document["gateways"]) >= len(fronts))
+        and (not routes or _routed(document, len(fronts), len(routes)))
         and (not ipconfs or len(heard(target, name, document)) >= len(ipconfs))
     )
+
+
+def _routed(document: dict[str, Any], fronts: int, routes: int) -> bool:
+    """Whether all route instances are there, and all gateways are linked by them."""
+    rows = document["routes"]
+    return len(rows) >= routes and sum(row["gateways"] for row in rows) >= fronts
 
 
 def heard(target: Local, name: str, document: dict[str, Any]) -> dict[int, str]:

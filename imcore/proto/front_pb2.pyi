@@ -3,6 +3,10 @@
 isort:skip_file
 Between the processes of one IDC: a front (gateway and state) and its core (im and the rest).
 One long-lived stream each; what one turn of the loop has to say is one message of it.
+
+A route instance may stand between: it has one stream to the core for all of its fronts, on which
+each front has a number. What has the number 0 is the route instance's own: pushes for users, for
+which it looks itself at which of its fronts they are.
 """
 
 from collections import abc as _abc
@@ -99,6 +103,11 @@ class Up(_message.Message):
     JOINED_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    FRONT_FIELD_NUMBER: _builtins.int
+    left: _builtins.bool
+    """the link of this front has ended"""
+    front: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """the first item, once"""
@@ -124,12 +133,14 @@ class Up(_message.Message):
         joined: Global___Joined | None = ...,
         gone: Global___Caller | None = ...,
         load: Global___Load | None = ...,
+        left: _builtins.bool = ...,
+        front: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "body", b"body", "gone", b"gone", "hello", b"hello", "joined", b"joined", "load", b"load", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "body", b"body", "gone", b"gone", "hello", b"hello", "joined", b"joined", "left", b"left", "load", b"load", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "body", b"body", "gone", b"gone", "hello", b"hello", "joined", b"joined", "load", b"load", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "body", b"body", "front", b"front", "gone", b"gone", "hello", b"hello", "joined", b"joined", "left", b"left", "load", b"load", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "session", "ask", "joined", "gone", "load"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "session", "ask", "joined", "gone", "load", "left"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -143,12 +154,15 @@ class Hello(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     GROWS_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
     gateway: _builtins.str
     port: _builtins.int
     restarts: _builtins.int
     """hot ones, so far"""
     grows: _builtins.bool
     """knows what `joined` of an Audience means"""
+    route: _builtins.str
+    """not empty: this is the route instance of that name, and no front"""
     def __init__(
         self,
         *,
@@ -156,10 +170,11 @@ class Hello(_message.Message):
         port: _builtins.int = ...,
         restarts: _builtins.int = ...,
         grows: _builtins.bool = ...,
+        route: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "grows", b"grows", "port", b"port", "restarts", b"restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "grows", b"grows", "port", b"port", "restarts", b"restarts", "route", b"route"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -495,9 +510,14 @@ class Down(_message.Message):
     KICK_FIELD_NUMBER: _builtins.int
     AUDIENCE_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    FRONT_FIELD_NUMBER: _builtins.int
     close_after_move: _builtins.str
     """the session"""
     close_pull_only: _builtins.bool
+    left: _builtins.bool
+    """the link of this front is to end"""
+    front: _builtins.int
     @_builtins.property
     def tell(self) -> Global___Tell:
         """the first item, and then twice a second"""
@@ -552,12 +572,14 @@ class Down(_message.Message):
         kick: Global___Elsewhere | None = ...,
         audience: Global___Audience | None = ...,
         behind: Global___BehindGroups | None = ...,
+        left: _builtins.bool = ...,
+        front: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "audience", b"audience", "behind", b"behind", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "audience", b"audience", "behind", b"behind", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "left", b"left", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "audience", b"audience", "behind", b"behind", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "join_answer", b"join_answer", "kick", b"kick", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "audience", b"audience", "behind", b"behind", "body", b"body", "close_after_move", b"close_after_move", "close_pull_only", b"close_pull_only", "cursor", b"cursor", "elsewhere", b"elsewhere", "front", b"front", "join_answer", b"join_answer", "kick", b"kick", "left", b"left", "move", b"move", "push", b"push", "replicated", b"replicated", "signal", b"signal", "tell", b"tell", "tell_devices", b"tell_devices", "tell_users", b"tell_users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices", "kick", "audience", "behind"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["tell", "answer", "join_answer", "push", "signal", "cursor", "accepted", "replicated", "move", "close_after_move", "close_pull_only", "elsewhere", "tell_users", "tell_devices", "kick", "audience", "behind", "left"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

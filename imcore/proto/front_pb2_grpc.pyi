@@ -3,6 +3,10 @@
 isort:skip_file
 Between the processes of one IDC: a front (gateway and state) and its core (im and the rest).
 One long-lived stream each; what one turn of the loop has to say is one message of it.
+
+A route instance may stand between: it has one stream to the core for all of its fronts, on which
+each front has a number. What has the number 0 is the route instance's own: pushes for users, for
+which it looks itself at which of its fronts they are.
 """
 
 from collections import abc as _abc

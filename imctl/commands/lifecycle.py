@@ -48,6 +48,16 @@ def up(
             "--standby", help="With --split: a second core for each IDC, which takes over."
         ),
     ] = False,
+    routes: Annotated[
+        int,
+        typer.Option(
+            "--routes",
+            min=0,
+            max=16,
+            metavar="N",
+            help="With --split: route instances of each IDC, between its core and gateways.",
+        ),
+    ] = 0,
 ) -> None:
     """Start a region file's deployment on this machine.
 
@@ -58,8 +68,11 @@ def up(
     """
     if standby and not split:
         raise typer.BadParameter("--standby: expected only with --split")
+    if routes and not split:
+        raise typer.BadParameter("--routes: expected only with --split")
     folder = folder_of(load_region(file), data)
-    target = Local.prepare(file, folder, faults, SystemClock(), chosen(engines), split, standby)
+    clock, beside = SystemClock(), chosen(engines)
+    target = Local.prepare(file, folder, faults, clock, beside, split, standby, routes)
     store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
     started = time.monotonic()
     try:

@@ -11,12 +11,15 @@ from imctl.plan.takes import Change
 
 FRONT = ".gateway-"  # between an IDC's name and the number of a front
 IPCONF = ".ipconf-"  # or of an ipconf
+ROUTE = ".route-"  # or of a route instance
 STANDBY = ".standby"  # behind an IDC's name: its core that does not serve
 
 
 def idc_of(unit: str) -> str:
     """The IDC that this process is a part of; the name itself of what is no part of one."""
-    return unit.partition(FRONT)[0].partition(IPCONF)[0].removesuffix(STANDBY)
+    for mark in (FRONT, IPCONF, ROUTE):
+        unit = unit.partition(mark)[0]
+    return unit.removesuffix(STANDBY)
 
 
 class Unit(NamedTuple):

@@ -190,6 +190,10 @@ class Kubernetes(Local):
         """They are in the pod of their IDC."""
         return []
 
+    def routes_of(self, name: str) -> list[str]:
+        """They come and go as their RouteCluster says, and no gateway waits for one."""
+        return []
+
     def rolling(self, name: str) -> Rolling | None:
         namespace = self._sites.sites[name].namespace
         workload = sites.workload(name, self.region)

@@ -1,8 +1,8 @@
 """The local target: one process for each IDC, a link proxy between them, perhaps a witness. Split,
 an IDC is its core, under the IDC's name, one front for each gateway (``fra.gateway-1``), where the
-region file has `ipconfs` as many of them (``fra.ipconf-1``), and perhaps a second core that stands
-by (``fra.standby``). When that one takes over, the IDC's name is its name: which of the two serves
-is written in their data folder.
+region file has `ipconfs` as many of them (``fra.ipconf-1``), perhaps some route instances
+(``fra.route-1``), and perhaps a second core that stands by (``fra.standby``). When that one takes
+over, the IDC's name is its name: which of the two serves is written in their data folder.
 
 Each child leads a session of its own: Ctrl-C at the terminal reaches `imctl` alone, which decides.
 """
@@ -38,7 +38,7 @@ from imctl.errors import Failed, Guarded
 from imctl.plan.takes import Change
 from imctl.target import beside, process, regions, runfile
 from imctl.target import engines as wanted
-from imctl.target.base import FRONT, IPCONF, STANDBY, Rolling, Unit, idc_of
+from imctl.target.base import FRONT, IPCONF, ROUTE, STANDBY, Rolling, Unit, idc_of
 from imctl.target.beside import Beside, EngineUnit
 from imctl.target.places import Places
 from imctl.target.process import Identity
@@ -50,6 +50,7 @@ LINKPROXY = "linkproxy"
 COPY = "region.yaml"  # the deployment's own
 FRONT_ROLES = "gateway,state"
 IPCONF_ROLES = "ipconf"
+ROUTE_ROLES = "route"
 CORE_ROLES = "im,route,ipconf,control"
 CORE_ALONE_ROLES = "im,route,control"
 LINKPROXY_START_S = 15.0
@@ -92,10 +93,11 @@ class Local:
         engines: Sequence[str] = (),
         split: bool = False,
         standby: bool = False,
+        routes: int = 0,
     ) -> Local:
         """Check that the region can run here and make its folder and certificates. ``engines``:
-        which ones run beside the IDCs. ``standby``: only with ``split``. Raises BadInput for the
-        file, Failed for this machine."""
+        which ones run beside the IDCs. ``standby``, ``routes``: only with ``split``. Raises
+        BadInput for the file, Failed for this machine."""
         region = load_region(region_file)
         if lacking := binaries.missing(wanted.programs(engines)):
             raise Failed(lacking)
@@ -130,6 +132,7 @@ class Local:
             engines=list(engines),
             split=split,
             standby=standby,
+            routes=routes,
         )
         target = cls(region, folder, run, places)
         target.check_names()
@@ -215,9 +218,14 @@ class Local:
         count = self._started_with(name).idc(name).ipconfs
         return [f"{name}{IPCONF}{number}" for number in range(1, count + 1)]
 
+    def routes_of(self, name: str) -> list[str]:
+        """The route instances of an IDC, if it has some."""
+        count = self._run.routes if self.fronts_of(name) else 0
+        return [f"{name}{ROUTE}{number}" for number in range(1, count + 1)]
+
     def apart_of(self, name: str) -> list[str]:
         """All processes that an IDC has beside its core."""
-        return [*self.fronts_of(name), *self.ipconfs_of(name)]
+        return [*self.routes_of(name), *self.fronts_of(name), *self.ipconfs_of(name)]
 
     def _started_with(self, name: str) -> Region:
         known = self._run.regions.get(name)
@@ -378,8 +386,14 @@ class Local:
         links = ["--links", str(self._write_links(name))] if self._linked() else []
         if idc_name != name:
             told = ["--idc", idc_name, *data, "--instance", name.rpartition("-")[2]]
-            # A front dials its core alone.
-            told += ["--roles", FRONT_ROLES] if FRONT in name else ["--roles", IPCONF_ROLES, *links]
+            if FRONT in name:
+                told += ["--roles", FRONT_ROLES]
+            elif ROUTE in name:
+                port = self._places.unnamed().rpartition(":")[2]
+                told += ["--roles", ROUTE_ROLES, "--route-port", port]
+                told += ["--advertise", f"127.0.0.1:{port}", "--listen", "127.0.0.1"]
+            else:  # of all these it alone dials others than its own IDC
+                told += ["--roles", IPCONF_ROLES, *links]
             return [sys.executable, "-m", "services.node", *common, *told]
         witness = self.region.spec.witness
         if witness and name == witness.name:
@@ -688,6 +702,8 @@ class Local:
             units = self.fronts_of(name)
         elif role == IPCONF_ROLES:
             units = self.ipconfs_of(name) or units
+        elif role == ROUTE_ROLES:
+            units = self.routes_of(name) or units
         found = [self._run.processes[one] for one in units if self._state(one) != "gone"]
         if not found:
             raise Failed(f"{', '.join(units)} is not running; `imctl start {name}` starts it")

@@ -26,6 +26,7 @@ class RunFile:
     engines: list[str] = field(default_factory=list)  # those that run beside the IDCs
     split: bool = False  # an IDC is a core, a front for each of its gateways, and its ipconfs
     standby: bool = False  # and a second core, which takes the place of the first
+    routes: int = 0  # and so many route instances
     # Unit -> the region file that it has been started with, by name below regions/. A unit that
     # is not named has the deployment's own.
     regions: dict[str, str] = field(default_factory=dict)

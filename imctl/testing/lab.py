@@ -106,11 +106,12 @@ class Lab:
         engines: Sequence[str] = (),
         split: bool = False,
         standby: bool = False,
+        routes: int = 0,
     ) -> AsyncIterator[Lab]:
         """Until all serve; nothing of it runs on afterwards."""
         region = lab_region(folder, edit)
         target = Local.prepare(
-            region, folder / "deployment", True, SystemClock(), engines, split, standby
+            region, folder / "deployment", True, SystemClock(), engines, split, standby, routes
         )
         before_start(target)
         try:

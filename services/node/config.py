@@ -17,6 +17,8 @@ from services.control.controller import voters_of
 from services.node.roles import Roles
 from services.node.standby import CORES_MAX, audit_writer
 
+ROUTES_MAX = 64  # of one IDC, as gateways
+
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
@@ -31,16 +33,24 @@ class NodeConfig:
     audit: Path | None = None  # the audit chain of this process; None: beside its data
     listen: str = ""  # the host to listen at; "": that of each endpoint
     roles: Roles = Roles.ALL
-    instance: int = 1  # which gateway (of a front), ipconf or core of the IDC it runs, from 1
+    instance: int = 1  # which gateway (of a front), ipconf, route or core of the IDC it is, from 1
     gateway_port: int = 0  # of a front: where it listens for what others find; 0: at that port
-    monitor_port: int = 0  # of a front or an ipconf: its probes and metrics; 0: none
+    monitor_port: int = 0  # of a front, ipconf or route: its probes and metrics; 0: none
     leaves: bool = False  # a front that is told to end sends its clients to others first
     standby: bool = False  # a core that waits while another one of the IDC serves
+    route_port: int = 0  # of a route instance: where it listens for fronts
+    advertise: str = ""  # of a route instance: HOST:PORT at which fronts find it; "": that port
 
     def listener(self, address: str) -> tuple[str, int]:
         """Where to listen for what others find at this endpoint, HOST:PORT."""
         host, port = split_address(address)
         return self.listen or host, port
+
+    @property
+    def advertised(self) -> str:
+        """Where fronts find this route instance, HOST:PORT."""
+        host = split_address(self.idc.endpoints.peer)[0]
+        return self.advertise or f"{host}:{self.route_port}"
 
     @property
     def audit_file(self) -> Path:
@@ -80,6 +90,8 @@ def load(
     monitor_port: int = 0,
     leaves: bool = False,
     standby: bool = False,
+    route_port: int = 0,
+    advertise: str = "",
 ) -> NodeConfig:
     """Raises BadInput."""
     region = load_region(region_file)
@@ -98,17 +110,23 @@ def load(
     if standby and roles not in cores:
         sets = " or ".join(",".join(core.value) for core in cores)
         raise BadInput(f"--standby: expected only with --roles {sets}")
-    counts = {Roles.FRONT: own.gateways, Roles.IPCONF: own.ipconfs}
+    counts = {Roles.FRONT: own.gateways, Roles.IPCONF: own.ipconfs, Roles.ROUTE: ROUTES_MAX}
     if not 1 <= instance <= (CORES_MAX if standby else counts.get(roles, 1)):
         raise BadInput(
             f"--instance {instance}: expected 1 to {own.gateways} (the gateways of {idc}) with "
             f"--roles {front}, 1 to {own.ipconfs} (its ipconfs) with --roles {alone}, 1 to "
-            f"{CORES_MAX} with --standby, else none"
+            f"{ROUTES_MAX} with --roles route, 1 to {CORES_MAX} with --standby, else none"
         )
     if roles is not Roles.FRONT and (gateway_port or leaves):
         raise BadInput(f"--gateway-port, --leave: expected only with --roles {front}")
     if roles not in counts and monitor_port:
-        raise BadInput(f"--monitor-port: expected only with --roles {front} or {alone}")
+        raise BadInput(f"--monitor-port: expected only with --roles {front}, {alone} or route")
+    if (roles is Roles.ROUTE) is not (0 < route_port < 1 << 16):
+        raise BadInput("--route-port: expected a port with --roles route, and nowhere else")
+    if advertise and roles is not Roles.ROUTE:
+        raise BadInput("--advertise: expected only with --roles route")
+    if advertise and not _is_address(advertise):
+        raise BadInput(f"--advertise {advertise}: expected HOST:PORT")
     gateway = listen or split_address(own.endpoints.gateway)[0]
     if plain_clients and not _is_loopback(gateway):
         raise BadInput(
@@ -125,7 +143,7 @@ def load(
             ) from None
     return NodeConfig(
         region, own, data, pki, load_region_keys(pki), addresses, faults, plain_clients, audit,
-        listen, roles, instance, gateway_port, monitor_port, leaves, standby,
+        listen, roles, instance, gateway_port, monitor_port, leaves, standby, route_port, advertise,
     )  # fmt: skip
 
 
@@ -135,8 +153,7 @@ def parse_links(data: bytes) -> dict[str, str]:
     if not isinstance(found, dict):
         raise ValueError("it is no mapping")
     for peer, address in found.items():
-        host, port = split_address(address) if isinstance(address, str) else ("", 0)
-        if not host or not 0 < port < 1 << 16:
+        if not isinstance(address, str) or not _is_address(address):
             raise ValueError(f"{peer}: expected HOST:PORT, got {address!r}")
     return found
 
@@ -146,6 +163,11 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -1,8 +1,9 @@
 """A front of an IDC: one gateway and its state role, in a process beside the core.
 
-It reaches the core at the IDC's peer address, with the IDC's own certificate, and listens for
-clients once the core serves. While the core is away connections stand and requests are answered
-with `unavailable`; after the hold time of the region file clients are sent to ipconf.
+It reaches the core at the IDC's peer address, or by a route instance if there is one, with the
+IDC's own certificate, and listens for clients once the core serves. While the core is away
+connections stand and requests are answered with `unavailable`; after the hold time of the region
+file clients are sent to ipconf.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,7 @@ from services.node.tracing import provider_of, tracing_of
 from services.policy.poll import POLL_S
 from services.ports import Registry
 from services.split.core import CoreLink
+from services.split.ways import ByRoute
 from services.state.server import StateServer
 
 if TYPE_CHECKING:
@@ -164,7 +167,17 @@ class FrontNode:
             channel = self.outside.channel(name, config.address(name))
             stack.push_async_callback(channel.close, 0.5)
             stub: rpc.FrontAsyncStub = rpc.FrontStub(channel)
-            link = CoreLink(stub, config.keys, self.clock, self._told, self._load)
+            # New in each life: routes of an earlier one are never taken for live.
+            gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
+            if self._handover is not None:
+                gateway = self._handover.gateway
+            registry = RemoteRegistry(channel, name)
+            way = ByRoute(
+                gateway, stub, registry, partial(self.outside.channel, name), self.clock,
+                self.outside.rng,
+            )  # fmt: skip
+            stack.push_async_callback(way.close)
+            link = CoreLink(way, config.keys, self.clock, self._told, self._load)
             self.state = state = StateServer(
                 config.keys, MedianClock(self.clock, self.hlc), spec.client,
                 link.stamp, lambda: link.policy_epoch, self._shard_of,
@@ -183,16 +196,12 @@ class FrontNode:
             if measured is not None:
                 state.measure(measured.verbs["state"])
             self._report = LoadReport(state, measured.verbs if measured is not None else {})
-            # New in each life: routes of an earlier one are never taken for live.
-            gateway = f"{name}-gw{config.instance}.{self.outside.secret(4).hex()}"
-            if self._handover is not None:
-                gateway = self._handover.gateway
             link.hello = front.Hello(
                 gateway=gateway, port=self.port, restarts=self._restarts, grows=True
             )
-            registry = RemoteRegistry(channel, name)
             works: list[Callable[[], Coroutine[Any, Any, None]]] = [
-                link.run, FollowedKeys(config.pki, config.keys).run,
+                link.run, lambda: self._link_better(link, way),
+                FollowedKeys(config.pki, config.keys).run,
                 lambda: self._serve(stack, link, gateway, measured),
                 lambda: keep_leases(registry, self._described, self._kept),
                 lambda: self._restart_when_told(link, registry, gateway),
@@ -297,6 +306,12 @@ class FrontNode:
     async def _farewell(self) -> None:
         with contextlib.suppress(ImError):
             await self.state.write_checkpoint()
+
+    async def _link_better(self, link: CoreLink, way: ByRoute) -> None:
+        while True:
+            await way.better(lambda: not self.state.standing())
+            log.info("a route instance is there: the link to the core is made anew, by it")
+            link.again()
 
     # ------------------------------------------------------------------------ to and from core
 

@@ -1,4 +1,5 @@
-"""Each gateway is known to everybody by a leased key in the registry of its IDC."""
+"""Each gateway is known to everybody by a leased key in the registry of its IDC; and each route
+instance to the gateways."""
 
 from __future__ import annotations
 
@@ -22,10 +23,11 @@ REFRESH_S = 0.5
 
 async def keep_leases(
     registry: Registry,
-    gateways: Callable[[], Mapping[str, Mapping[str, Any]]],
+    those: Callable[[], Mapping[str, Mapping[str, Any]]],
     kept: Callable[[Collection[str]], None] = lambda names: None,
+    prefix: bytes = PREFIX,
 ) -> None:
-    """``gateways``: by name, what is said of each. ``kept``: is told which of them are there now.
+    """``those``: by name, what is said of each. ``kept``: is told which of them are there now.
     Until cancelled; a registry that is away is asked again, and what it has lost is written again;
     who is not named any more is taken out."""
     lease = 0
@@ -34,23 +36,19 @@ async def keep_leases(
         try:
             if not lease or not await registry.keep_alive(lease):
                 lease = await registry.grant_lease(LEASE_MS)
-            now = gateways()
+            now = those()
             for name in sorted(known - now.keys()):
-                await registry.put(_key(name), None)
+                await registry.put(prefix + name.encode(), None)
                 known.discard(name)
             for name, described in now.items():
                 known.add(name)
-                await registry.put(_key(name), json.dumps(described).encode(), lease)
+                await registry.put(prefix + name.encode(), json.dumps(described).encode(), lease)
             kept(known)
         except ImError as error:
             lease = 0
             kept(())
-            log.warning("gateway leases: %s", error)
+            log.warning("leases of %s: %s", prefix.decode(), error)
         await asyncio.sleep(REFRESH_S)
-
-
-def _key(name: str) -> bytes:
-    return PREFIX + name.encode()
 
 
 def describe(idc: Idc, name: str, port: int, connections: int) -> dict[str, Any]:

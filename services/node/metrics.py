@@ -19,12 +19,13 @@ from services.metrics.verbs import Verbs
 from services.node import families
 from services.node.config import split_address
 from services.node.families import Row, family, histogram
-from services.split.fronts import FrontLink
+from services.split.links import FrontLink
 
 if TYPE_CHECKING:
     from services.node.front import FrontNode
     from services.node.ipconf import IpconfNode
     from services.node.node import Node
+    from services.node.route import RouteNode
 
 HOT_SHOWN = 10
 _AWAITED = {
@@ -70,6 +71,27 @@ def registry_of_ipconf(ipconf: IpconfNode) -> CollectorRegistry:
     ProcessCollector(registry=registry)
     registry.register(IpconfCollector(ipconf))
     return registry
+
+
+def registry_of_route(route: RouteNode) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(RouteCollector(route))
+    return registry
+
+
+class RouteCollector(Collector):
+    """It counts nothing else: requests are counted before it and after it."""
+
+    def __init__(self, route: RouteNode) -> None:
+        self._route = route
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield family("im_ready", [((), not self._route.not_ready())])
+        yield family("im_route_gateways", [((), len(self._route.route.fronts))])
 
 
 class IpconfCollector(Collector):

@@ -18,13 +18,20 @@ from prometheus_client import CollectorRegistry
 from imcore import roles
 from imcore.tls import monitor_ssl_context, peer_name
 from services.metrics.hot import KINDS, Hot
-from services.node.metrics import HOT_SHOWN, registry_of, registry_of_front, registry_of_ipconf
+from services.node.metrics import (
+    HOT_SHOWN,
+    registry_of,
+    registry_of_front,
+    registry_of_ipconf,
+    registry_of_route,
+)
 from services.probes import Handler, probed
 
 if TYPE_CHECKING:
     from services.node.front import FrontNode
     from services.node.ipconf import IpconfNode
     from services.node.node import Node
+    from services.node.route import RouteNode
 
 
 class Monitor:
@@ -96,6 +103,11 @@ def of_front(front: FrontNode) -> Monitor:
 def of_ipconf(ipconf: IpconfNode) -> Monitor:
     config = ipconf.config
     return Monitor(config.idc.name, config.pki, registry_of_ipconf(ipconf), ipconf.not_ready)
+
+
+def of_route(route: RouteNode) -> Monitor:
+    config = route.config
+    return Monitor(config.idc.name, config.pki, registry_of_route(route), route.not_ready)
 
 
 def _text(key: str | bytes) -> str:

@@ -89,7 +89,8 @@ from services.route.live import TURN_S, LiveRoutes
 from services.route.logins import KEPT_MAX
 from services.route.signals import SignalQueue
 from services.route.table import RouteTable
-from services.split.fronts import FrontLink, Fronts
+from services.split.fronts import Fronts
+from services.split.links import FrontLink
 from services.state.server import StateServer
 
 log = logging.getLogger("im.node")

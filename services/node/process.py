@@ -20,6 +20,7 @@ from services.node.front import FrontNode
 from services.node.ipconf import IpconfNode
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
+from services.node.route import RouteNode
 
 # The default counts as garbage what is only in flight (700 objects: a few messages): it then
 # walks everything young all the time, 4 % of the process, and old objects in the middle of it.
@@ -52,12 +53,12 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--roles", default="all", metavar="ROLES",
-        help="all; gateway,state; ipconf; im,route,control; or im,route,ipconf,control "
+        help="all; gateway,state; ipconf; route; im,route,control; or im,route,ipconf,control "
         "[default: all]",
     )  # fmt: skip
     parser.add_argument(
         "--instance", type=int, default=1, metavar="N",
-        help="with --roles gateway,state or ipconf: number of this gateway or ipconf in the IDC; "
+        help="with --roles gateway,state, ipconf or route: its number in the IDC; "
         "with --standby: of this core, another one for each data folder [default: 1]",
     )  # fmt: skip
     parser.add_argument(
@@ -67,8 +68,17 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--monitor-port", type=int, default=0, metavar="PORT",
-        help="with --roles gateway,state or ipconf: port for probes and metrics over HTTPS "
+        help="with --roles gateway,state, ipconf or route: port for probes and metrics over HTTPS "
         "[default: none]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--route-port", type=int, default=0, metavar="PORT",
+        help="with --roles route: port to listen on for gateways",
+    )  # fmt: skip
+    parser.add_argument(
+        "--advertise", default="", metavar="HOST:PORT",
+        help="with --roles route: where gateways find it [default: the host of the peer endpoint, "
+        "and --route-port]",
     )  # fmt: skip
     parser.add_argument(
         "--leave", action="store_true",
@@ -97,7 +107,7 @@ async def _serve(config: NodeConfig, handover: Handover | None) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     while not told.is_set():
-        node: FrontNode | IpconfNode | Node
+        node: FrontNode | IpconfNode | RouteNode | Node
         if config.roles is Roles.FRONT:
             node = FrontNode(config, handover)
             handover = None
@@ -105,10 +115,12 @@ async def _serve(config: NodeConfig, handover: Handover | None) -> None:
         elif config.roles is Roles.IPCONF:
             node = IpconfNode(config)
             loop.add_signal_handler(signal.SIGHUP, node.restart)
+        elif config.roles is Roles.ROUTE:
+            node = RouteNode(config)
         else:
             node = Node(config)
 
-        def stop(running: FrontNode | IpconfNode | Node = node) -> None:
+        def stop(running: FrontNode | IpconfNode | RouteNode | Node = node) -> None:
             told.set()
             if isinstance(running, FrontNode) and config.leaves:
                 running.leave()
@@ -134,7 +146,8 @@ def main() -> int:
             options.region, options.idc, options.data, options.pki, options.links,
             options.faults, options.plain_clients, options.audit, options.listen,
             parse_roles(options.roles), options.instance, options.gateway_port,
-            options.monitor_port, options.leave, options.standby,
+            options.monitor_port, options.leave, options.standby, options.route_port,
+            options.advertise,
         )  # fmt: skip
         if options.check:
             return 0

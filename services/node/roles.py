@@ -11,13 +11,15 @@ class Roles(Enum):
     """The sets that can be processes of their own. A front's state is that of its one gateway, so
     the two stay together; what has a share in the logs and the KV is the core. In each IDC one core
     serves; others may stand by (services.node.standby). ipconf has no share in them, and needs no
-    core to answer."""
+    core to answer. route alone stands between a core, which has the table of routes in any case,
+    and its fronts (services.split.route)."""
 
     ALL = ("gateway", "state", "im", "route", "ipconf", "control")
     FRONT = ("gateway", "state")
     CORE = ("im", "route", "ipconf", "control")
     CORE_ALONE = ("im", "route", "control")
     IPCONF = ("ipconf",)
+    ROUTE = ("route",)
 
     @property
     def ipconf(self) -> bool:

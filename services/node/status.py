@@ -87,6 +87,10 @@ class Status:
                 for g in node.gateways
             ],
             "ipconfs": node.ipconfs.status(),
+            "routes": [
+                {"route": route.name, "gateways": len(route.fronts)}
+                for route in (node.fronts.routes if node.fronts is not None else ())
+            ],
             **facts,
             "acks": node.state.acks()._asdict(),
             "totals": {

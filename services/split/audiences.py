@@ -1,4 +1,5 @@
 """What a front has been told of huge groups: who of their members is there. Pure but for ``put``.
+``Audiences`` is kept by who tells it, ``Named`` by who is told.
 
 A front is told once who of a group is there, under a number that later pushes go by. Who comes
 after that is added. Nobody is taken out when he goes: the front knows its own sessions. So a
@@ -11,6 +12,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container
 
+from imcore.errors import Unavailable
 from imcore.proto import front_pb2 as front
 from services.ports import Audience
 from services.state.changes import Changes
@@ -109,6 +111,43 @@ class Audiences:
             if dropped.number:
                 self._put(front.Audience(conversation=name))
         return told
+
+
+class Named:
+    """Whom each number means. ``grows``: an audience is appended to in its place; else who is added
+    makes another one, with all of them in order."""
+
+    def __init__(self, grows: bool = False) -> None:
+        self._grows = grows
+        self._audiences: dict[int, Audience] = {}
+        self._numbers: dict[str, int] = {}
+
+    def told(self, told: front.Audience) -> None:
+        """Raises Unavailable."""
+        if told.joined:
+            self._join(told)
+            return
+        former = self._numbers.pop(told.conversation, None)
+        if former is not None:
+            del self._audiences[former]
+        if told.number:
+            self._numbers[told.conversation] = told.number
+            self._audiences[told.number] = Audience(told.conversation, tuple(told.uids))
+
+    def _join(self, told: front.Audience) -> None:
+        audience = self.of(told.number)
+        if self._grows:
+            audience.joined.extend(told.uids)
+        else:
+            uids = tuple(sorted({*audience.uids, *told.uids}))
+            self._audiences[told.number] = Audience(audience.conversation, uids)
+
+    def of(self, number: int) -> Audience:
+        """Raises Unavailable, which ends the link: the next one names everybody anew."""
+        audience = self._audiences.get(number)
+        if audience is None:
+            raise Unavailable(f"audience {number} is named, and it was not said who that is")
+        return audience
 
 
 def _is_of(uid: str, audience: Audience) -> bool:

@@ -1,4 +1,5 @@
-"""The front's side: im, in the core's process, as the state role sees it.
+"""The front's side: im, in the core's process, as the state role sees it. Between the two there may
+be a route instance (``services.split.route``), which changes nothing here.
 
 The link may end at any time (the core was killed) and is made again; client connections stand
 meanwhile. What was asked and not answered is answered with `unavailable`, on which an SDK asks
@@ -19,15 +20,16 @@ import grpc
 
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_of, stamp_of, vector_of
-from imcore.errors import Code, Refused, Unavailable
+from imcore.errors import Code, ImError, Refused, Unavailable
 from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
-from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
 from imcore.words import Origin, Vector
-from services.ports import NO_BACKLOG, Audience, Backlog, Kicks, Pushes, Reply, Session
+from services.ports import NO_BACKLOG, Backlog, Kicks, Pushes, Reply, Session
+from services.split.audiences import Named
 from services.split.pipe import Pipe
+from services.split.ways import Way
 
 log = logging.getLogger("im.split")
 
@@ -58,13 +60,13 @@ class CoreLink:
 
     def __init__(
         self,
-        stub: rpc.FrontAsyncStub,
+        way: Way,
         keys: RegionKeys,
         clock: Clock,
         told: Callable[[front.Tell], None],
         load: Callable[[], front.Load],
     ) -> None:
-        self._stub = stub
+        self._way = way
         self._keys = keys
         self._clock = clock
         self._told = told
@@ -79,8 +81,7 @@ class CoreLink:
         self._pipe: Pipe[front.Up] = Pipe()
         self._pipe.close()
         self._calls: dict[int, Reply] = {}
-        self._audiences: dict[int, Audience] = {}  # of huge groups, as this link named them
-        self._numbers: dict[str, int] = {}
+        self._named = Named(grows=True)  # members of huge groups, by this link
         self._joins: dict[int, asyncio.Future[front.JoinAnswer]] = {}
         self._last_call = 0
         # Ended, and when; the core has not said that this is folded. Told again by the next link,
@@ -116,19 +117,24 @@ class CoreLink:
                 why = "the core closed it"
             except grpc.aio.AioRpcError as error:
                 why = str(error.details())
-            except Unavailable as error:
+            except ImError as error:
                 why = str(error)
             finally:
                 was = self.linked.is_set()
                 self._lost()
+            self._way.ended(why)
             if was or why != said:
                 log.warning("no link to the core: %s", why)
             said = why
             await asyncio.sleep(AGAIN_S)
 
+    def again(self) -> None:
+        """End this link, and make another one."""
+        self._pipe.close()
+
     async def _link(self) -> None:
-        self._audiences.clear()
-        self._numbers.clear()
+        stub = await self._way.next()
+        self._named = Named(grows=True)
         pipe = self._pipe = Pipe()
         pipe.put(front.Up(hello=self.hello))
         self.tell_standing()
@@ -139,7 +145,7 @@ class CoreLink:
             later_ms = round((self._clock.now() - ended_at) * 1000)
             gone.away_ms = min(gone.away_ms + later_ms, AWAY_MS_MAX)
             pipe.put(front.Up(gone=gone))
-        call = self._stub.Link(_batches(pipe), wait_for_ready=False)
+        call = stub.Link(_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
         try:
             async for batch in call:
@@ -186,17 +192,17 @@ class CoreLink:
             push = item.push
             heads = vector_of(push.heads)
             if push.audience:
-                audience = self._audience_of(push.audience)
+                audience = self._named.of(push.audience)
                 state.push_group(audience, push.entries, heads, push.stable, push.merged)
             else:
                 state.push_entries(push.conversation, push.uids, push.entries, heads, push.stable)
         elif kind == "audience":
-            self._audience(item.audience)
+            self._named.told(item.audience)
         elif kind == "behind":
             named = item.behind
             behind = [
                 (
-                    self._audience_of(group.audience),
+                    self._named.of(group.audience),
                     vector_of(group.heads.heads),
                     group.heads.stable,
                 )
@@ -219,18 +225,6 @@ class CoreLink:
                 join.set_result(item.join_answer)
         else:
             self._command(item, kind)
-
-    def _audience(self, told: front.Audience) -> None:
-        if told.joined:
-            self._audience_of(told.number).joined.extend(told.uids)
-            return
-        former = self._numbers.pop(told.conversation, None)
-        if former is not None:
-            del self._audiences[former]
-        if not told.number:
-            return
-        self._numbers[told.conversation] = told.number
-        self._audiences[told.number] = Audience(told.conversation, tuple(told.uids))
 
     def _command(self, item: front.Down, kind: str) -> None:
         state = self.state
@@ -255,13 +249,6 @@ class CoreLink:
         elif kind == "elsewhere":
             there = item.elsewhere
             state.connected_elsewhere(there.uid, there.device, there.connection_epoch)
-
-    def _audience_of(self, number: int) -> Audience:
-        """Raises Unavailable, which ends the link: the next one names everybody anew."""
-        audience = self._audiences.get(number)
-        if audience is None:
-            raise Unavailable(f"the core names audience {number}, and has not said who that is")
-        return audience
 
     def _tell(self, tell: front.Tell) -> None:
         for _ in range(tell.gone - self._taken):

@@ -2,16 +2,19 @@
 
 Implements ``Pushes`` towards im and what ``services.control.mover`` needs, and serves the ``Front``
 RPC. Each front owns its sessions; here is a mirror of them, from which it is known who is where.
+What is for users goes once to each front that has some of them, and once to a route instance for
+all of its fronts (``services.split.route``); what is for one session goes to its front, by whatever
+way it is linked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
@@ -26,7 +29,8 @@ from imcore.tls import caller_name
 from imcore.words import Origin, Vector
 from services.metrics.verbs import Verbs
 from services.ports import Audience, Im, Session
-from services.split.audiences import KEPT, Audiences
+from services.split.audiences import KEPT
+from services.split.links import FrontLink, Here, Lane, RouteLink, Way, here_of
 from services.split.pipe import Pipe
 from services.split.where import Where
 from services.state.delay import watch_delay
@@ -53,18 +57,6 @@ class CoreIm(Im, Protocol):
         ...
 
 
-class Here(NamedTuple):
-    """A session of a front."""
-
-    session: str
-    uid: str
-    device: str
-    shard: str
-    gateway: str
-    connected: bool
-    connection_epoch: int
-
-
 @dataclass(slots=True)
 class Counters:
     pushed: int = 0
@@ -78,52 +70,6 @@ class Limited:
     shed: int = 0
     breaker_opened: int = 0
     turned_away: int = 0
-
-
-class FrontLink:
-    """One front, for as long as its stream stands. Its length: connections of its gateway."""
-
-    def __init__(self, hello: front.Hello) -> None:
-        self.name = hello.gateway
-        self.port = hello.port
-        self.restarts = hello.restarts
-        self.pipe: Pipe[front.Down] = Pipe()
-        self.load = front.Load()  # as it last said
-        # Sessions that it has said are over: how many are so for good, and the others in order.
-        self.gone = 0
-        self.ending: deque[Session] = deque()
-        self.by_device: dict[tuple[str, str], Here] = {}
-        self.by_id: dict[str, Here] = {}
-        self.devices: Counter[str] = Counter()  # by user
-        self.shards: Counter[str] = Counter()  # of those that are connected
-        self.audiences = Audiences(
-            self.devices, lambda told: self.pipe.put(front.Down(audience=told)), hello.grows
-        )
-
-    def __len__(self) -> int:
-        return self.load.connections
-
-    def change(self, row: Here, over: bool) -> None:
-        key, was_here = (row.uid, row.device), row.uid in self.devices
-        former = self.by_device.pop(key, None)
-        if former is not None:
-            self.by_id.pop(former.session, None)
-            self._count(former, -1)
-            self.devices[row.uid] -= 1
-            if not self.devices[row.uid]:
-                del self.devices[row.uid]
-        if not over:
-            self.by_device[key] = self.by_id[row.session] = row
-            self.devices[row.uid] += 1
-            self._count(row, 1)
-        if was_here is not (row.uid in self.devices):
-            self.audiences.changed(row.uid)
-
-    def _count(self, row: Here, by: int) -> None:
-        if row.connected:
-            self.shards[row.shard] += by
-            if not self.shards[row.shard]:
-                del self.shards[row.shard]
 
 
 class Fronts(rpc.FrontServicer):
@@ -158,7 +104,8 @@ class Fronts(rpc.FrontServicer):
         self.gateway_events: dict[int, Counter[str]] = {}
         self.verbs: dict[str, Verbs] = {}
         self.gateways: list[FrontLink] = []
-        self._where: Where[FrontLink] = Where()
+        self.routes: list[RouteLink] = []
+        self._where: Where[Way] = Where()
         self._dirty = Dirty()
         self._levels: dict[int, tuple[Origin, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,49 +124,103 @@ class Fronts(rpc.FrontServicer):
         if first is None or not first.items or not first.items[0].HasField("hello"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a front begins with a hello")
         assert first is not None
-        link = self._add(first.items[0].hello)
-        reading = asyncio.ensure_future(self._read(link, first, request_iterator))
+        hello, pipe = first.items[0].hello, Pipe[front.Down]()
+        way: Way = RouteLink(hello.route, pipe) if hello.route else FrontLink(hello, pipe)
+        if isinstance(way, RouteLink):
+            self._add_route(way)
+        else:
+            self._add(way)
+        reading = asyncio.ensure_future(self._read(way, first, request_iterator))
         try:
-            async for items in link.pipe.batches():
+            async for items in pipe.batches():
                 yield front.DownBatch(items=items, stamp=self._stamp())
         finally:
             reading.cancel()
-            self._remove(link)
+            if isinstance(way, RouteLink):
+                self._remove_route(way)
+            else:
+                self._remove(way)
 
-    def _add(self, hello: front.Hello) -> FrontLink:
+    def _add(self, link: FrontLink) -> None:
         """In the place of a former, half-open link of the same gateway."""
-        for former in [link for link in self.gateways if link.name == hello.gateway]:
+        for former in [each for each in self.gateways if each.name == link.name]:
             self._remove(former)
-        link = FrontLink(hello)
         self.gateways.append(link)
         link.pipe.put(self._tell(link))
         for partition, (origin, lsn) in self._levels.items():
             link.pipe.put(_replicated(origin, partition, lsn))
-        log.info("the front %s is linked", link.name)
-        return link
+        by = f" by {link.way.name}" if link.way is not link else ""
+        log.info("the front %s is linked%s", link.name, by)
 
     def _remove(self, link: FrontLink) -> None:
         link.pipe.close()
         if link in self.gateways:
             self.gateways.remove(link)
             self._note(*link.by_id.values())
-            self._where.gone(link, link.devices)
+            way = link.way
+            if isinstance(way, RouteLink):
+                del way.fronts[link.number]
+                for uid in link.devices:
+                    way.turned(uid, False)
+                    self._where.note(uid, way, way.has(uid))
+            else:
+                self._where.gone(way, way.devices)
             why = ": it did not read" if link.pipe.overflowed else ""
             log.warning("the link of the front %s ended%s", link.name, why)
 
+    def _add_route(self, route: RouteLink) -> None:
+        for former in [each for each in self.routes if each.name == route.name]:
+            self._remove_route(former)
+        self.routes.append(route)
+        route.pipe.put(front.Down(tell=self._told()))
+        log.info("the route instance %s is linked", route.name)
+
+    def _remove_route(self, route: RouteLink) -> None:
+        if route not in self.routes:
+            return
+        self.routes.remove(route)
+        for link in list(route.fronts.values()):
+            self._remove(link)
+        route.pipe.close()
+        self._where.gone(route, ())
+        why = ": it did not read" if route.pipe.overflowed else ""
+        log.warning("the link of the route instance %s ended%s", route.name, why)
+
     async def _read(
-        self, link: FrontLink, first: front.UpBatch, batches: AsyncIterator[front.UpBatch]
+        self, way: Way, first: front.UpBatch, batches: AsyncIterator[front.UpBatch]
     ) -> None:
         try:
-            for item in first.items[1:]:
-                self._up(link, item)
+            self._take(way, first.items[1:])
             async for batch in batches:
-                for item in batch.items:
-                    self._up(link, item)
+                self._take(way, batch.items)
         except Exception:
-            log.exception("what the front %s says cannot be taken", link.name)
+            log.exception("what %s says cannot be taken", way.name)
         finally:
-            link.pipe.close()
+            way.pipe.close()
+
+    def _take(self, way: Way, items: Iterable[front.Up]) -> None:
+        for item in items:
+            if isinstance(way, RouteLink):
+                self._up_by_route(way, item)
+            else:
+                self._up(way, item)
+
+    def _up_by_route(self, route: RouteLink, item: front.Up) -> None:
+        number, link = item.front, route.fronts.get(item.front)
+        if item.HasField("hello"):
+            lane = Lane(number, route.pipe)
+            link = route.fronts[number] = FrontLink(item.hello, lane, route, number)
+            self._add(link)
+        elif link is None:
+            return  # it was told to go, and has not heard of it yet
+        elif item.HasField("left"):
+            self._remove(link)
+        else:
+            try:
+                self._up(link, item)
+            except Exception:
+                log.exception("what the front %s says cannot be taken", link.name)
+                self._remove(link)  # the others of its route instance go on
 
     def _up(self, link: FrontLink, item: front.Up) -> None:
         kind = item.WhichOneof("body")
@@ -286,15 +287,11 @@ class Fronts(rpc.FrontServicer):
         task.add_done_callback(self._tasks.discard)
 
     def _changed(self, link: FrontLink, change: front.SessionChange) -> None:
-        caller = change.caller
-        row = Here(
-            caller.id, caller.uid, caller.device, change.shard, link.name, change.connected,
-            caller.connection_epoch,
-        )  # fmt: skip
+        caller, row = change.caller, here_of(link, change)
         self._note(link.by_device.get((row.uid, row.device)), row)
         link.change(row, change.over)
         if link in self.gateways:  # else its link has ended, and a last batch is being read
-            self._where.note(row.uid, link, row.uid in link.devices)
+            self._where.note(row.uid, link.way, link.way.has(row.uid))
         if change.over:
             return
         if change.stood:
@@ -327,14 +324,16 @@ class Fronts(rpc.FrontServicer):
         while link.ending and self.im.is_over(link.ending[0]):
             link.ending.popleft()
             link.gone += 1
-        tell = front.Tell(
+        return front.Down(tell=self._told(link.gone))
+
+    def _told(self, gone: int = 0) -> front.Tell:
+        return front.Tell(
             origin=origin_pb(self.origin),
             policy_epoch=self._policy_epoch(),
             clock_offset_ms=self._clock_offset_ms(),
             since=self._since() or b"",
-            gone=link.gone,
+            gone=gone,
         )
-        return front.Down(tell=tell)
 
     # --------------------------------------------------------------------------- Pushes (im)
 
@@ -346,8 +345,8 @@ class Fronts(rpc.FrontServicer):
         heads: Vector,
         stable: int,
     ) -> None:
-        for link, here in self._of(uids):
-            link.pipe.put(
+        for way, here in self._of(uids):
+            way.pipe.put(
                 front.Down(
                     push=front.PushEntries(
                         conversation=conversation,
@@ -360,7 +359,7 @@ class Fronts(rpc.FrontServicer):
             )
 
     def reached(self, audience: Audience) -> int:
-        return sum(link.audiences.reached(audience) for link in self.gateways)
+        return sum(way.audiences.reached(audience) for way in self._ways())
 
     def waiting(self) -> int:
         return max((link.load.waiting for link in self.gateways), default=0)
@@ -373,40 +372,40 @@ class Fronts(rpc.FrontServicer):
         stable: int,
         merged: bool,
     ) -> None:
-        for link in self.gateways:
-            if number := link.audiences.number(audience):
+        for way in self._ways():
+            if number := way.audiences.number(audience):
                 push = front.PushEntries(
                     conversation=audience.conversation, audience=number, merged=merged,
                     entries=entries, heads=positions_pb(heads), stable=stable,
                 )  # fmt: skip
-                link.pipe.put(front.Down(push=push))
+                way.pipe.put(front.Down(push=push))
 
     def tell_behind(self, behind: Sequence[tuple[Audience, Vector, int]], within_ms: int) -> None:
-        for link in self.gateways:
+        for way in self._ways():
             for at in range(0, len(behind), KEPT):  # more of them a front does not remember
                 told = front.BehindGroups(within_ms=within_ms)
                 for audience, heads, stable in behind[at : at + KEPT]:
-                    if number := link.audiences.number(audience):
+                    if number := way.audiences.number(audience):
                         group = told.groups.add(audience=number)
                         group.heads.conversation, group.heads.stable = audience.conversation, stable
                         group.heads.heads.extend(positions_pb(heads))
                 if told.groups:
-                    link.pipe.put(front.Down(behind=told))
+                    way.pipe.put(front.Down(behind=told))
 
     def signal(self, uids: Sequence[str], conversation: str, heads: Vector) -> None:
-        for link, here in self._of(uids):
+        for way, here in self._of(uids):
             signal = front.SignalUsers(
                 uids=here, conversation=conversation, heads=positions_pb(heads)
             )
-            link.pipe.put(front.Down(signal=signal))
+            way.pipe.put(front.Down(signal=signal))
 
     def cursor_moved(self, uid: str, event: pb.CursorMoved) -> None:
-        for link, _ in self._of((uid,)):
-            link.pipe.put(front.Down(cursor=front.CursorOf(uid=uid, event=event)))
+        for way, _ in self._of((uid,)):
+            way.pipe.put(front.Down(cursor=front.CursorOf(uid=uid, event=event)))
 
     def tell(self, uids: Sequence[str], event: pb.Event) -> None:
-        for link, here in self._of(uids):
-            link.pipe.put(front.Down(tell_users=front.TellUsers(uids=here, event=event)))
+        for way, here in self._of(uids):
+            way.pipe.put(front.Down(tell_users=front.TellUsers(uids=here, event=event)))
 
     def tell_devices(self, devices: Sequence[tuple[str, str]], event: pb.Event) -> None:
         for link in self.gateways:
@@ -425,11 +424,15 @@ class Fronts(rpc.FrontServicer):
 
     def replicated(self, origin: Origin, partition: int, lsn: int) -> None:
         self._levels[partition] = (origin, lsn)
-        for link in self.gateways:
-            link.pipe.put(_replicated(origin, partition, lsn))
+        for way in self._ways():
+            way.pipe.put(_replicated(origin, partition, lsn))
 
-    def _of(self, uids: Iterable[str]) -> list[tuple[FrontLink, list[str]]]:
-        """Each front that has sessions of some of these users, and of which ones."""
+    def _ways(self) -> list[Way]:
+        """Each front that is linked directly, and each route instance."""
+        return [*self.routes, *(link for link in self.gateways if link.way is link)]
+
+    def _of(self, uids: Iterable[str]) -> list[tuple[Way, list[str]]]:
+        """By which ways some of these users are to be reached, and which ones."""
         return list(self._where.of(uids).items())
 
     # ------------------------------------------------------------- the mover, and other IDCs

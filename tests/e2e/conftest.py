@@ -44,8 +44,9 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
         before_start: Callable[[Local], Any] = lambda target: None,
         split: bool = False,
         standby: bool = False,
+        routes: int = 0,
     ) -> AsyncIterator[tuple[Lab, Cast]]:
-        async with Lab.up(tmp_path, edit, before_start, (), split, standby) as lab:
+        async with Lab.up(tmp_path, edit, before_start, (), split, standby, routes) as lab:
             with logs_of_a_failure(lab):
                 async with Cast(lab, tmp_path) as cast:
                     yield lab, cast

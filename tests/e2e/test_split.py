@@ -89,6 +89,11 @@ def alone(spec: dict[str, Any]) -> None:
     patient(spec)
 
 
+async def gateways_by_route(lab: Lab) -> int:
+    """How many gateways of the victim are linked by a route instance."""
+    return sum(row["gateways"] for row in (await lab.status(VICTIM))["routes"])
+
+
 def changes(cast: Cast) -> list[str]:
     """Every connection that a client has made or lost so far."""
     cast.recorder.flush()
@@ -103,9 +108,10 @@ def lost_one(line: str) -> bool:
 
 
 async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage, chat) -> None:
-    async with stage(edit=patient, split=True) as (lab, cast):
+    async with stage(edit=patient, split=True, routes=2) as (lab, cast):
         couples = await cast.couples(6, VICTIM, *OTHERS)
         assert {couple.here.idc for couple in couples} == {VICTIM}
+        assert await gateways_by_route(lab) == 2
         names = [row["gateway"] for row in (await lab.status(VICTIM))["gateways"]]
         assert len({name.partition(".")[0] for name in names}) == 2
         async with chat(couples, RATE):
@@ -117,6 +123,18 @@ async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage,
             await lab.wait_gateways(VICTIM, 2)
             await asyncio.sleep(AFTER_S)
             assert changes(cast) == before, "a connection did not survive the core's restart"
+            assert await gateways_by_route(lab) == 2
+
+            await asyncio.to_thread(lab.target.kill, f"{VICTIM}.route-1")
+            await lab.wait_gateways(VICTIM, 2)
+            await asyncio.sleep(AFTER_S)
+            assert await gateways_by_route(lab) == 2, "the other route instance has not all of them"
+            killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "route")
+            assert killed == [f"{VICTIM}.route-1", f"{VICTIM}.route-2"]
+            await lab.wait_gateways(VICTIM, 2)
+            await asyncio.sleep(AFTER_S)
+            assert await gateways_by_route(lab) == 0
+            assert changes(cast) == before, "a connection did not survive the end of its route"
 
             killed = await asyncio.to_thread(lab.target.kill_role, VICTIM, "gateway")
             assert killed == [f"{VICTIM}.gateway-1", f"{VICTIM}.gateway-2"]

@@ -22,8 +22,9 @@ from imcore.words import Origin
 from services.gateway.config import GatewayConfig
 from services.im.testing import OpenIdc
 from services.sdk.core.reconnect import Lost, Reconnect, Where
-from services.split.fronts import FrontLink, Fronts
-from services.split.pipe import WAITING_BYTES_MAX
+from services.split.fronts import Fronts
+from services.split.links import FrontLink
+from services.split.pipe import WAITING_BYTES_MAX, Pipe
 from services.state.testing import Front
 
 KEYS = RegionKeys({1: b"k" * 32}, 1)
@@ -36,15 +37,22 @@ def fronts_of(gateways: int) -> tuple[Fronts, list[FrontLink]]:
     """A core, with as many linked fronts; `userN` is connected to the N-th."""
     fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None, SystemClock(), Limits())
     fronts.origin = FRA
-    links = [fronts._add(front.Hello(gateway=f"gw{number}")) for number in range(gateways)]
+    links = [FrontLink(front.Hello(gateway=f"gw{number}"), Pipe()) for number in range(gateways)]
+    for link in links:
+        fronts._add(link)
     for number, link in enumerate(links):
         caller = front.Caller(
             id=f"s{number}", uid=f"user{number}", device="phone", connection_epoch=1
         )
         change = front.SessionChange(caller=caller, shard="europe", connected=True)
         fronts._up(link, front.Up(session=change))
-        link.pipe._take()
+        pipe_of(link)._take()
     return fronts, links
+
+
+def pipe_of(link: FrontLink) -> Pipe[front.Down]:
+    assert isinstance(link.pipe, Pipe)
+    return link.pipe
 
 
 def entry_of(content: bytes) -> pb.Entry:
@@ -60,7 +68,7 @@ def test_every_gateway_woken_for_every_group_message() -> None:
     entry = entry_of(b"lunch?")
     fronts.push_entries(GROUP, ["user3", "user7", "nobody"], [entry], {FRA: 1}, 0)
     fronts.signal(["user3", "user7", "nobody"], GROUP, {FRA: 1})
-    woken = {link.name: len(link.pipe._take()) for link in links}
+    woken = {link.name: len(pipe_of(link)._take()) for link in links}
     assert {name: items for name, items in woken.items() if items} == {"gw3": 2, "gw7": 2}
 
 
@@ -72,10 +80,10 @@ def test_one_blocked_hub_that_stops_all_sessions() -> None:
     entry = entry_of(b"x" * (1 << 20))
     for _ in range(WAITING_BYTES_MAX // (1 << 20) + 1):
         fronts.push_entries(GROUP, [f"user{n}" for n in range(4)], [entry], {FRA: 1}, 0)
-        assert [len(link.pipe._take()) for link in others] == [1, 1, 1]
-    assert blocked.pipe.closed and blocked.pipe.overflowed
-    assert not blocked.pipe._items
-    assert not any(link.pipe.closed for link in others)
+        assert [len(pipe_of(link)._take()) for link in others] == [1, 1, 1]
+    assert pipe_of(blocked).closed and blocked.pipe.overflowed
+    assert not pipe_of(blocked)._items
+    assert not any(pipe_of(link).closed for link in others)
 
 
 async def test_a_sequence_rolled_back_by_a_storage_failover(

@@ -27,6 +27,7 @@ from imcore.tls import SERVER_OPTIONS, grpc_channel, grpc_server_credentials
 from imcore.tokens import Claims, mint
 from imcore.words import Origin
 from imctl.target.local import pki_names
+from imctl.target.places import free_port
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
 from services.im.server import ImServer
@@ -37,11 +38,15 @@ from services.node.front_load import LoadReport
 from services.node.metrics import Measured
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
+from services.node.route import RouteNode
 from services.ports import Audience
 from services.sdk import Client, ConnectionChanged, IpconfClient, Message, Missed, Presence
+from services.split import ways
 from services.split.core import AGAIN_S, CoreLink
 from services.split.fronts import TELL_S, Fronts
 from services.split.pipe import Pipe
+from services.split.route import Route
+from services.split.ways import Straight
 from services.state.testing import Front, MemoryIm
 
 KEYS = RegionKeys({1: b"k" * 32}, 1)
@@ -130,16 +135,47 @@ async def core(tmp_path):
     await core.stop()
 
 
+@pytest.fixture(params=["core", "route"])
+async def door(core, tmp_path, request):
+    """The port at which fronts link: the core's, or that of a route instance before it."""
+    if request.param == "core":
+        yield lambda: core.port
+        return
+    async with routed(tmp_path, core) as (_, port):
+        yield lambda: port
+
+
+@asynccontextmanager
+async def routed(folder: Path, core: Core, name: str = "one") -> AsyncIterator[tuple[Route, int]]:
+    """A route instance that is linked, and its port."""
+    channel = grpc_channel(folder, "fra", "fra", f"127.0.0.1:{core.port}")
+    route = Route("fra", f"fra-route.{name}", rpc.FrontStub(channel))
+    server = grpc.aio.server(interceptors=[Authorizer(["fra", "iad"])], options=SERVER_OPTIONS)
+    rpc.add_FrontServicer_to_server(route, server)
+    port = server.add_secure_port("127.0.0.1:0", grpc_server_credentials(folder, "fra"))
+    await server.start()
+    running = asyncio.create_task(route.run())
+    try:
+        async with asyncio.timeout(10):
+            await route.linked.wait()
+        yield route, port
+    finally:
+        running.cancel()
+        await server.stop(None)
+        await channel.close(None)
+
+
 @pytest.fixture
-async def front_of(core, tmp_path):
+async def front_of(door, tmp_path):
     """``await front_of("gw1")``: a front that is linked, as (front, link)."""
     async with AsyncExitStack() as stack:
 
         async def make(gateway: str) -> tuple[Front, CoreLink]:
             made = Front(KEYS, origin=Origin(gateway, 1))
-            channel = grpc_channel(tmp_path, "fra", "fra", f"127.0.0.1:{core.port}")
+            channel = grpc_channel(tmp_path, "fra", "fra", f"127.0.0.1:{door()}")
             stack.push_async_callback(channel.close, None)
-            link = CoreLink(rpc.FrontStub(channel), KEYS, made.clock, lambda _: None, front.Load)
+            way = Straight(rpc.FrontStub(channel))
+            link = CoreLink(way, KEYS, made.clock, lambda _: None, front.Load)
             made.state.im, link.state, made.state.origin = link, made.state, FRA
             link.hello = front.Hello(gateway=made.gateways[0].name, port=1, grows=True)
             made.state.watch(link.changed)
@@ -362,9 +398,11 @@ class Real:
         self.told: dict[str, list[Any]] = {}  # by uid
         self.front, self._front_task = self._process(FrontNode, Roles.FRONT)
 
-    def _process(self, kind: Any, roles: Roles) -> tuple[Any, asyncio.Task[None]]:
+    def _process(self, kind: Any, roles: Roles, **more: Any) -> tuple[Any, asyncio.Task[None]]:
         folder, made = self._folder / roles.name, self._folder / "pki"
-        config = load(self._region_file, self._idc.name, folder, made, None, True, roles=roles)
+        config = load(
+            self._region_file, self._idc.name, folder, made, None, True, roles=roles, **more
+        )
         node = kind(config)
         return node, asyncio.create_task(node.run())
 
@@ -376,6 +414,18 @@ class Real:
     async def stop_core(self) -> None:
         self.core.stop()
         await self._core_task
+
+    @asynccontextmanager
+    async def route(self) -> AsyncIterator[RouteNode]:
+        """A route instance that gateways find."""
+        port = free_port(())
+        node, task = self._process(RouteNode, Roles.ROUTE, route_port=port)
+        try:
+            await until(lambda: not node.not_ready())
+            yield node
+        finally:
+            node.stop()
+            await task
 
     async def client(self, uid: str) -> Client:
         claims = Claims(uid, "phone", SystemClock().wall_ms() + 600_000)
@@ -457,6 +507,72 @@ async def test_who_is_watched_is_told_again_after_the_core_began_again(tmp_path)
         await until(lambda: not _of(real.told["ann"], Presence)[-1].online)
 
 
+async def test_a_front_goes_from_route_to_route_and_is_never_without_its_core(
+    tmp_path, monkeypatch
+):
+    """By the first that is there, by the other one when that is gone, straight to the core without
+    any, and back to one that comes, though it has clients."""
+    monkeypatch.setattr(ways, "STEADY_S", 0.5)
+    monkeypatch.setattr(ways, "SPREAD_S", 0.1)
+
+    def way() -> str:
+        (link,) = real.core.fronts.gateways
+        return str(link.way.name)
+
+    async with _real(tmp_path) as real:
+        core = await real.start_core()
+        async with real.route() as one:
+            await until(lambda: core.fronts.gateways and way() == one.route.name)
+            ann, _ = [await real.client(uid) for uid in ("ann", "bob")]
+            async with real.route() as two:
+                await ann.send(CONVERSATION, b"1")
+                one.stop()
+                await until(lambda: core.fronts.gateways and way() == two.route.name)
+                await ann.send(CONVERSATION, b"2")
+            await until(lambda: core.fronts.gateways and way() == real.front.gateway.name)
+            await ann.send(CONVERSATION, b"3")
+        async with real.route() as three:
+            await until(lambda: core.fronts.gateways and way() == three.route.name)
+            await ann.send(CONVERSATION, b"4")
+            waiting = three.route.fronts
+            await real.stop_core()
+            assert three.not_ready() == ["it has no link to its core"]
+            core = await real.start_core()
+            assert way() == three.route.name and three.route.fronts is not waiting
+            await ann.send(CONVERSATION, b"5")
+            status = core.status.as_dict()["routes"]
+            assert status == [{"route": three.route.name, "gateways": 1}]
+        await until(lambda: len(_of(real.told["bob"], Message)) == 5)
+        got = [event.content for event in _of(real.told["bob"], Message)]
+        assert got == [b"1", b"2", b"3", b"4", b"5"]
+        assert [len(_of(told, ConnectionChanged)) for told in real.told.values()] == [1, 1]
+
+
+async def test_a_number_that_the_core_never_named_costs_a_route_instance_its_link_alone(
+    core, tmp_path
+):
+    async with routed(tmp_path, core) as (route, _):
+        (before,) = core.fronts.routes
+        before.pipe.put(front.Down(push=front.PushEntries(conversation="g:huge", audience=99)))
+        await until(lambda: core.fronts.routes and core.fronts.routes != [before])
+        await until(route.linked.is_set)
+
+
+async def test_only_processes_of_its_idc_link_to_a_route_instance(core, tmp_path):
+    async with routed(tmp_path, core) as (_, port):
+        for name, why in (("iad", "a front of fra shows the certificate of fra, not of iad"),
+                          ("fra", "a front begins with a hello")):  # fmt: skip
+            async with grpc_channel(tmp_path, name, "fra", f"127.0.0.1:{port}") as channel:
+                call = rpc.FrontStub(channel).Link(_hello(front.Hello(route="another")))
+                with pytest.raises(grpc.aio.AioRpcError, match=why):
+                    await anext(aiter(call))
+
+
+async def _hello(hello: front.Hello) -> AsyncIterator[front.UpBatch]:
+    yield front.UpBatch(items=[front.Up(hello=hello)])
+    await asyncio.sleep(10)
+
+
 async def test_a_route_that_the_core_took_along_is_written_again(tmp_path, monkeypatch):
     async with _real(tmp_path) as real:
         await real.start_core()
@@ -528,7 +644,25 @@ async def test_what_is_put_in_one_turn_leaves_as_one_batch_and_a_full_pipe_close
     assert await anext(batches, None) is None
 
 
-@pytest.mark.parametrize("text", ["all", "state,gateway", "im, route,ipconf,control"])
+@pytest.mark.parametrize(
+    ("roles", "flags", "why"),
+    [
+        (Roles.ROUTE, {}, "--route-port: expected a port with --roles route"),
+        (Roles.ROUTE, {"route_port": 70_000}, "--route-port: expected a port with --roles route"),
+        (Roles.CORE, {"route_port": 7445}, "--route-port: expected a port with --roles route"),
+        (Roles.ROUTE, {"route_port": 1, "advertise": "pod"}, "--advertise pod: expected HOST:PORT"),
+        (Roles.ROUTE, {"route_port": 1, "advertise": "pod:x"}, "--advertise pod:x: expected HOST"),
+        (Roles.FRONT, {"advertise": "pod:1"}, "--advertise: expected only with --roles route"),
+        (Roles.ROUTE, {"route_port": 1, "instance": 65}, "--instance 65: expected 1 to 1"),
+    ],
+)
+def test_what_only_a_route_instance_has_is_asked_of_it_alone(tmp_path, pki_dir, roles, flags, why):
+    file = Path(__file__).parents[2] / "regions" / "two-idc.yaml"
+    with pytest.raises(BadInput, match=why):
+        load(file, "fra", tmp_path, pki_dir, None, False, roles=roles, **flags)
+
+
+@pytest.mark.parametrize("text", ["all", "state,gateway", "route", "im, route,ipconf,control"])
 def test_roles_that_go_together(text):
     assert parse_roles(text) in Roles
 

@@ -9,14 +9,16 @@ from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.region.model import Limits
 from imcore.runtime import SystemClock
-from services.split.fronts import FrontLink, Fronts, Here
+from services.split.fronts import Fronts
+from services.split.links import FrontLink, Here
+from services.split.pipe import Pipe
 from services.state.latency import AckLatency
 
 
 def _fronts(*names: str) -> Fronts:
     fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None, SystemClock(), Limits())
     fronts.gateways += [
-        FrontLink(front.Hello(gateway=name, port=7000 + n)) for n, name in enumerate(names)
+        FrontLink(front.Hello(gateway=name, port=7000 + n), Pipe()) for n, name in enumerate(names)
     ]
     return fronts
 
@@ -64,7 +66,7 @@ def test_what_has_changed_adds_up_to_who_is_here_whatever_fronts_and_links_do() 
             fronts._remove(link)
             if rng.random() < 0.5:  # what is still read of it
                 link.change(Here("late", "a", "phone", "asia", link.name, True, step), False)
-            fronts.gateways.append(FrontLink(front.Hello(gateway=link.name)))
+            fronts.gateways.append(FrontLink(front.Hello(gateway=link.name), Pipe()))
             continue
         uid, device = rng.choice("abcd"), rng.choice(("phone", "desk"))
         # A session that goes on elsewhere is there before it is gone here.

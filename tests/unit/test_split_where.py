@@ -11,6 +11,8 @@ from imcore.region.model import Limits
 from imcore.runtime import SystemClock
 from imcore.words import Origin
 from services.split.fronts import Fronts
+from services.split.links import FrontLink
+from services.split.pipe import Pipe
 from services.split.where import Where
 
 UIDS = [f"u{number}" for number in range(5)]
@@ -45,7 +47,11 @@ def _change(uid: str, device: str, epoch: int, over: bool = False) -> front.Up:
 def test_a_core_finds_users_wherever_their_sessions_are() -> None:
     fronts = Fronts("fra", pb.Stamp, lambda: 0, lambda: 0, lambda: None, SystemClock(), Limits())
     fronts.origin = Origin("fra", 1)
-    one, two = (fronts._add(front.Hello(gateway=name)) for name in ("one", "two"))
+    one, two, again = (
+        FrontLink(front.Hello(gateway=name), Pipe()) for name in ("one", "two", "two")
+    )
+    fronts._add(one)
+    fronts._add(two)
 
     def found(*uids: str) -> dict[str, list[str]]:
         return {link.name: here for link, here in fronts._of(uids)}
@@ -61,7 +67,7 @@ def test_a_core_finds_users_wherever_their_sessions_are() -> None:
     assert found("ann") == {"two": ["ann"]}
     fronts._remove(two)
     assert found("ann", "bob") == {}
-    again = fronts._add(front.Hello(gateway="two"))
+    fronts._add(again)
     fronts._up(again, _change("bob", "phone", 2))
     fronts._remove(two)  # its stream ends late
     assert found("bob") == {"two": ["bob"]}
