@@ -13,11 +13,12 @@ WORKERS ?= $(if $(filter 0 1,$(shell nproc 2> /dev/null || echo 1)),0,3)
 # much of its start. Images for Python often set this.
 unexport PYTHONDONTWRITEBYTECODE
 
-# How many tests in all are tried again when they fail (tests/again.py).
+# How many tests in all are tried again when they fail (tests/again.py); which ones are left out.
 AGAIN ?= 0
+LESS ?=
 
 .PHONY: help demo test lint bench nightly mutations planted drills fuzz sim soak audit proto docs clean setup-demo \
-	setup-test engines cluster tests-alone lint-beside
+	setup-test engines cluster tests-alone lint-beside sim-fixed
 
 help:
 	@echo "make demo       set up, then kill an IDC under load and check that nothing was lost"
@@ -33,6 +34,7 @@ help:
 	@echo "make fuzz       coverage-guided fuzzing; MINUTES=10 for all targets, or TARGET=gateway"
 	@echo "make soak       20 minutes of chat; memory of every process plotted in build/soak"
 	@echo "make sim        simulate deployments with faults; SEEDS=8 FROM=1, or MINUTES=3 FROM=commit"
+	@echo "make sim-fixed  simulate the seeds that meet every rare branch among them, as a test does too"
 	@echo "make bench      run the benchmarks; needs an otherwise idle machine"
 	@echo "make proto      generate the Protobuf stubs"
 	@echo "make docs       generate docs/cli.md, CRDs, the dashboard and parts of other docs"
@@ -52,7 +54,7 @@ test: setup-test
 	@$(MAKE) --no-print-directory -j2 tests-alone lint-beside
 
 tests-alone:
-	@$(BIN)/pytest -m "not nightly" -n $(WORKERS) $(if $(filter-out 0,$(AGAIN)),--max-suite-reruns $(AGAIN) --rerun-show-tracebacks)
+	@$(BIN)/pytest -m "not nightly" -n $(WORKERS) $(addprefix --deselect=,$(LESS)) $(if $(filter-out 0,$(AGAIN)),--max-suite-reruns $(AGAIN) --rerun-show-tracebacks)
 
 lint-beside:
 	@nice -n 10 $(MAKE) --no-print-directory lint
@@ -106,6 +108,9 @@ soak: setup-test
 sim: setup-test
 	@$(BIN)/python -m services.sim --from $(FROM) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
+
+sim-fixed: setup-test
+	@$(BIN)/python -m services.sim --fixed
 
 proto: setup-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/genproto.py

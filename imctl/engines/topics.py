@@ -16,7 +16,7 @@ from imctl.errors import Failed
 from services.engines.kafka import admin
 from services.engines.kafka.admin import Difference, Topic
 from services.engines.kafka.cluster import Cluster
-from services.node.engines import kafka_settings
+from services.node.external import kafka_settings
 
 LOOK_S = 30.0
 

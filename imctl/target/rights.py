@@ -12,7 +12,7 @@ from imcore.region.model import Kafka
 from imctl.engines.kafka import principal
 from services.engines.kafka import acls
 from services.engines.kafka.cluster import Cluster
-from services.node.engines import kafka_settings
+from services.node.external import kafka_settings
 
 DEADLINE_S = 5.0
 _CLOSE_S = 0.1

@@ -59,7 +59,6 @@ from services.node.engines import (
     open_log_store,
     open_registry,
     stay_member,
-    when_it_answers,
 )
 from services.node.front import open_gateway
 from services.node.identity import settle
@@ -83,6 +82,7 @@ from services.node.swaps import RegistryLimits
 from services.node.tracing import provider_of, tracing_of
 from services.node.traffic import Traffic
 from services.node.users import UsersService
+from services.node.waiting import when_it_answers
 from services.node.webhooks import Webhooks
 from services.ports import Blobs, Registry
 from services.route.live import TURN_S, LiveRoutes

@@ -24,7 +24,7 @@ from typing import cast
 
 from imcore.sometimes import EXPECTED
 from services.sim.apart import INTERRUPTED, outcomes
-from services.sim.run import SECONDS, Outcome, run_apart
+from services.sim.run import FIXED, SECONDS, Outcome, run_apart
 
 SEEDS = 8
 TRACE_LINES = 60
@@ -70,13 +70,20 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="fail if an expected `sometimes` counter stays at zero",
     )
     parser.add_argument(
+        "--fixed", action="store_true",
+        help=f"the fixed set: seeds {FIXED.start} to {FIXED.stop - 1}, with --counters",
+    )  # fmt: skip
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("build/sim"),
         metavar="DIR",
         help="where to write traces [default: %(default)s]",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.fixed:
+        options.first, options.seeds, options.counters = FIXED.start, len(FIXED), True
+    return options
 
 
 def first_seed(said: str) -> int:

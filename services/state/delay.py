@@ -10,7 +10,7 @@ from imcore.runtime import Clock
 from services.ports import Backlog
 from services.state.shedding import Shedder
 
-SAMPLE_S = 0.02
+SAMPLE_S = 0.04  # several a window; each wakes a process that has nothing else to do
 
 
 async def watch_delay(
@@ -24,4 +24,4 @@ async def watch_delay(
     while True:
         due = loop.time() + every_s
         await asyncio.sleep(every_s)
-        shedder.waited(max(0.0, loop.time() - due), backlog(), clock.now())
+        shedder.waited(max(0.0, loop.time() - due), backlog, clock.now())

@@ -17,6 +17,7 @@ too long is seen by the requests that it takes, and the level falls before its e
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 from services.ports import Backlog
 
@@ -49,10 +50,12 @@ class FoldShare:
         self._window_ends = 0.0
         self.level = 1.0
 
-    def look(self, backlog: Backlog, now: float) -> None:
+    def look(self, asked: Callable[[], Backlog], now: float) -> None:
+        """``asked`` only at the end of a window: it looks at every partition."""
         if now < self._window_ends:
             return
         self._window_ends = now + FOLD_WINDOW_S
+        backlog = asked()
         before, self._records = self._records, backlog.records
         if backlog.oldest_s <= self._delay_s:
             self.level = min(1.0, self.level + FOLD_RISES_BY)
@@ -79,7 +82,7 @@ class Shedder:
         """Of the users whose sends are taken."""
         return min(self.level, self._fold.level)
 
-    def waited(self, seconds: float, backlog: Backlog, now: float) -> None:
+    def waited(self, seconds: float, backlog: Callable[[], Backlog], now: float) -> None:
         """A look between two turns of the loop, several a window: how late it was."""
         self._turn_began = None
         self._sample(seconds, now)

@@ -19,7 +19,7 @@ from services.engines.moving_kv import MovingKv
 from services.engines.tikv.client import TikvSettings
 from services.engines.tikv.kv import TikvKv
 from services.im.keys import KEY_BYTES_MAX
-from services.node.engines import when_it_answers
+from services.node.waiting import when_it_answers
 from services.ports import Batch, Kv
 from services.sim.disk import SimDisk
 

@@ -11,7 +11,7 @@ from typing import Any
 from imcore.errors import OutcomeUnknown, Unavailable
 from imcore.words import Origin
 from services.engines.kafka.log_store import KafkaLogStore
-from services.node.engines import when_it_answers
+from services.node.waiting import when_it_answers
 from services.ports import Log, Record
 
 FRA = Origin("fra", 1)

@@ -40,7 +40,7 @@ from services.ipconf.reports import Reports
 from services.metrics.verbs import Verbs
 from services.node.authorize import Authorizer
 from services.node.config import NodeConfig, load
-from services.node.engines import etcd_settings
+from services.node.external import etcd_settings
 from services.node.ipconf import IpconfNode
 from services.node.ipconfs import Ipconfs
 from services.node.outside import Machine

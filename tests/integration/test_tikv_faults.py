@@ -21,7 +21,7 @@ from services.engines.tikv.client import PACKAGE, VERSION, TikvClient, TikvSetti
 from services.engines.tikv.flights import GATHER_S
 from services.engines.tikv.kv import TikvKv
 from services.engines.tikv.layout import Layout, inverted
-from services.node.engines import when_it_answers
+from services.node.waiting import when_it_answers
 from services.ports import Batch
 
 PREFIX = "imctl/prod/fra"

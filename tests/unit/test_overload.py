@@ -110,7 +110,7 @@ def served(shedder: Shedder, now: float, reads: bool = False) -> set[str]:
 
 def run(shedder: Shedder, start: float, seconds: float, wait: float, fold: float = 0.0) -> float:
     for step in range(round(seconds / 0.02)):
-        shedder.waited(wait, NO_BACKLOG, start + step * 0.02)
+        shedder.waited(wait, lambda: NO_BACKLOG, start + step * 0.02)
     return start + seconds
 
 
@@ -141,7 +141,7 @@ class Folding:
             if kv_is_there:
                 self._folded = min(self._end, self._folded + self._kv_per_s * LOOK_S)
             backlog = self._behind.look(int(self._end), int(self._folded), self._now)
-            self.shedder.waited(0.0, backlog, self._now)
+            self.shedder.waited(0.0, lambda backlog=backlog: backlog, self._now)
             self.oldest_s.append(backlog.oldest_s)
             self.least = min(self.least, self.shedder.share)
 
@@ -194,7 +194,7 @@ def test_it_recovers_within_seconds_and_never_sheds_everybody():
 def test_one_pause_of_the_machine_sheds_nobody():
     shedder = Shedder(0.1, 2.0)
     now = run(shedder, 0.0, 1.0, 0.001)
-    shedder.waited(2.0, NO_BACKLOG, now + 2.0)
+    shedder.waited(2.0, lambda: NO_BACKLOG, now + 2.0)
     now = run(shedder, now + 2.0 + WINDOW_S, 1.0, 0.001)
     assert shedder.level == 1.0
 
@@ -226,7 +226,7 @@ class Loop:
             self._now = max(self._now, began + 0.001)
             self.waits += [(at, self._now - at) for at in served]
             if self._now >= self._looks:
-                self.shedder.waited(self._now - self._looks, NO_BACKLOG, self._now)
+                self.shedder.waited(self._now - self._looks, lambda: NO_BACKLOG, self._now)
                 self._looks = self._now + LOOK_S
 
     def waited(self, since: float, until: float) -> list[float]:

@@ -11,7 +11,7 @@ from imcore.region.load import check_text
 from imcore.region.model import S3, Etcd, Region
 from imcore.region.rules import blobs_prefix, kv_prefix, registry_prefix
 from services.engines.s3.signing import Credentials
-from services.node.engines import etcd_settings, s3_settings
+from services.node.external import etcd_settings, s3_settings
 
 THREE = (Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml").read_text()
 ENDPOINTS = {"fra": 'metrics: "127.0.0.1:17103"}\n', "iad": 'metrics: "127.0.0.1:17203"}\n'}
