@@ -11,6 +11,7 @@ from imctl.api.kinds import (
     GROUP,
     IDC,
     KINDS,
+    ROUTE_CLUSTER,
     VERSION,
     WITNESS,
     Column,
@@ -106,17 +107,18 @@ def values_schema() -> Schema:
             "regionFile": {"type": "string", "description": "A region file, word for word"},
             "kind": {"enum": kinds, "description": "Which of them this is"},
             "spec": spec,
-            "gateways": _gateways(),
+            "gateways": _beside(GATEWAY_CLUSTER),
+            "routes": _beside(ROUTE_CLUSTER),
             "monitoring": _monitoring(),
         },
     }
 
 
-def _gateways() -> Schema:
-    """Of a GatewayCluster; it is of this IDC."""
-    spec = _closed(structural(GATEWAY_CLUSTER.spec, "spec", {}))
+def _beside(kind: Kind) -> Schema:
+    """Of one that stands beside this IDC."""
+    spec = _closed(structural(kind.spec, "spec", {}))
     del spec["properties"]["idc"], spec["required"]
-    return spec | {"description": "A GatewayCluster with these fields; empty: none"}
+    return spec | {"description": f"A {kind.name} with these fields; empty: none"}
 
 
 def _monitoring() -> Schema:

@@ -12,6 +12,7 @@ from imctl.api.drills import DrillRunSpec, DrillRunStatus, DrillSpec, DrillStatu
 from imctl.api.gateways import GatewayClusterSpec, GatewayClusterStatus
 from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
 from imctl.api.operation import TrafficOperationSpec, TrafficOperationStatus
+from imctl.api.routes import RouteClusterSpec, RouteClusterStatus
 from imctl.api.views import (
     GeoPolicySpec,
     GeoPolicyStatus,
@@ -181,7 +182,22 @@ GATEWAY_CLUSTER = Kind(
     ),
     scales=True,
 )  # fmt: skip
+ROUTE_CLUSTER = Kind(
+    "RouteCluster", "routeclusters", "imrt",
+    "The route instances of an IDC, which stand between its core and its gateways: what is for "
+    "many gateways is sent once to each instance. They hold no data.",
+    RouteClusterSpec, RouteClusterStatus, rules.ROUTE_CLUSTER,
+    (
+        Column("Phase", ".status.phase"),
+        Column("Wanted", ".spec.replicas", "integer"),
+        Column("Ready", ".status.ready", "integer"),
+        Column("Updated", ".status.updated", "integer"),
+        Column("Image", ".spec.image", wide=True),
+        _AGE,
+    ),
+    scales=True,
+)  # fmt: skip
 KINDS = (
-    REGION, IDC, GATEWAY_CLUSTER, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN, REPLICATION,
-    GEO_POLICY,
+    REGION, IDC, GATEWAY_CLUSTER, ROUTE_CLUSTER, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN,
+    REPLICATION, GEO_POLICY,
 )  # fmt: skip

@@ -226,13 +226,16 @@ DRILL: Rules = {
 
 VIEW: Rules = {"": TRAFFIC_OPERATION[""], "spec": _fixed("region")}
 
-GATEWAY_CLUSTER: Rules = {
-    "": [
-        Rule(
-            "self.metadata.name == self.spec.idc",
-            "metadata.name: expected that of its IDC (`spec.idc`), which has one GatewayCluster",
-        ),
-    ],
-    "spec.autoscaling": [Rule("self.min <= self.max", "max: expected at least `min`")],
-    "spec.tolerations[]": _TOLERATION,
-}
+
+def _beside_idc(kind: str) -> Rules:
+    """Of kinds of which an IDC has one, so that `idc` does not change either."""
+    why = f"metadata.name: expected that of its IDC (`spec.idc`), which has one {kind}"
+    return {
+        "": [Rule("self.metadata.name == self.spec.idc", why)],
+        "spec.tolerations[]": _TOLERATION,
+    }
+
+
+_BOUNDS = [Rule("self.min <= self.max", "max: expected at least `min`")]
+GATEWAY_CLUSTER: Rules = {**_beside_idc("GatewayCluster"), "spec.autoscaling": _BOUNDS}
+ROUTE_CLUSTER: Rules = {**_beside_idc("RouteCluster"), "spec.autoscaling": _BOUNDS}

@@ -4,26 +4,23 @@ apply, let go of what is not wanted any more, say."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from imctl.api.gateways import GatewayClusterSpec, GatewayPhase
-from imctl.api.kinds import API_VERSION, IDC
-from imctl.api.model import IdcSpec
+from imctl.api.gateways import GatewayClusterSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied
-from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
+from imctl.reconcile.beside import Decision
+from imctl.reconcile.besides import Besides
+from imctl.reconcile.cluster import Cluster, read
 from imctl.reconcile.gatewayfiles import GatewayFiles
-from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
-from imctl.reconcile.gateways import EVERY, Decision, Seen, decide
-from imctl.reconcile.objects import REGION_FILE, let_up
+from imctl.reconcile.gateways import Seen, decide
 from imctl.reconcile.observed import Object, Owner, Tell
 
+# Region files of no pod, Services of gateways that are gone, an autoscaler that is not wanted.
 PRUNED = (
     ("v1", "ConfigMap"), ("v1", "Service"), ("autoscaling/v2", "HorizontalPodAutoscaler"),
 )  # fmt: skip
 _OPTIONAL = ("connections", "step_clients")
-_SERVED = (GatewayPhase.SERVING, GatewayPhase.UNREADY)
-_WARNINGS = (GatewayPhase.BLOCKED, GatewayPhase.UNREADY, GatewayPhase.DOWN)
-_SETTLED = (GatewayPhase.SERVING, GatewayPhase.PAUSED, GatewayPhase.DELETING)
 
 
 class GatewayClusters:
@@ -41,8 +38,8 @@ class GatewayClusters:
         self._cluster = cluster
         self._figures = figures
         self._wall = wall
-        self._tell = tell
         self._heard = heard
+        self._besides = Besides(cluster, wall, tell, PRUNED, _OPTIONAL)
         self._files = GatewayFiles(cluster)
 
     async def reconcile(
@@ -55,24 +52,9 @@ class GatewayClusters:
         found = await self._see(owner, spec, document)
         decision = decide(owner, spec, found, self._figures)
         before = await self._begin_step(owner, decision, before, applied)
-        try:
-            await self._cluster.apply_all(decision.apply, applied)
-        except Rejected as error:
-            await self._say(owner, _rejected(decision, str(error)), before)
-            await self._let_up(found)
-            raise
-        if not decision.apply:
-            await self._let_up(found)
-        if decision.apply and applied.kept != decision.keep:
-            await self._prune(owner, decision)
-            applied.kept = decision.keep
-        said = await self._say(owner, decision, before)
-        applied.note(said)
+        settled, changing = await self._besides.bring(owner, decision, found, before, applied)
         await self._hold(owner, document, found)
-        # A drill's time is over by itself.
-        down = bool(found.down_until)
-        settled = decision.reason in _SETTLED and not found.stay and not down
-        return settled, said is not None or down
+        return settled and not found.stay, changing
 
     async def _begin_step(
         self, owner: Owner, decision: Decision, before: Object, applied: Applied
@@ -86,78 +68,22 @@ class GatewayClusters:
         applied.note(await self._cluster.apply(seen.status_object(owner, status), status=True))
         return status
 
-    async def _let_up(self, found: Seen) -> None:
-        """What is there now is left as it is, but not without what a drill has taken."""
-        if not found.down_until and (up := let_up(found.workload)) is not None:
-            await self._cluster.apply(up, manager=LIFTER)
-
     async def _hold(self, owner: Owner, document: Object, found: Seen) -> None:
         held, needed = process.is_held(document), found.stay if owner.deleting else found.held
         if held != needed and (held or not owner.deleting):  # nothing new holds what is deleted
             await self._cluster.finalizers(document, [process.FINALIZER] if needed else [])
 
     async def _see(self, owner: Owner, spec: GatewayClusterSpec, document: Object) -> Seen:
-        namespace, before, now = owner.namespace, document.get("status", {}), self._wall()
-        own = await self._cluster.get(API_VERSION, IDC.name, namespace, spec.idc)
-        idc, region, down_until = None, None, ""
-        if own is not None:
-            down_until = seen.down_until(own, now)
-            idc = read(IdcSpec, own["spec"])
-            region = await self._cluster.get(API_VERSION, "Region", namespace, idc.region)
-        name = f"{owner.name}-{COMPONENT}"
-        workload = await self._cluster.get("apps/v1", "StatefulSet", namespace, name)
-        pods = await self._cluster.list("v1", "Pod", namespace, selector_of(owner))
-        files = {
-            each["metadata"]["name"]: each["metadata"].get("annotations", {}).get(REGION_FILE, "")
-            for each in pods
-        }
-        told = await self._files.ends(owner, idc.idc, files) if idc is not None else {}
-        troubles = [
-            f"{each['metadata']['name']}: {why}"
-            for each in pods
-            if (why := seen.trouble_of(each.get("status", {})))
-        ]
-        unchanged = before.get("observed_generation") == owner.generation
-        served = unchanged and before.get("phase") in _SERVED
+        look, found = await self._besides.see(owner, spec.idc, document, Seen())
+        told = {}
+        if found.idc is not None:
+            told = await self._files.ends(owner, found.idc.idc, found.pods)
         deleted = document["metadata"].get("deletionTimestamp", "")
-        return Seen(
-            idc, (own or {}).get("status", {}), region["spec"] if region else None,
-            workload or {}, files, told, troubles[0] if troubles else "", served,
-            before.get("step_clients"), down_until, own is not None and process.is_held(own),
-            bool(deleted) and process.keeps_gateways(own, deleted, now),
-            self._heard(namespace, spec.idc),
-        )  # fmt: skip
-
-    async def _prune(self, owner: Owner, decision: Decision) -> None:
-        """Region files of no pod, Services of gateways that are gone, an autoscaler that is not
-        wanted any more."""
-        for api, kind in PRUNED:
-            if (kind, EVERY) in decision.keep:
-                continue
-            for each in await self._cluster.list(api, kind, owner.namespace, selector_of(owner)):
-                metadata = each["metadata"]
-                mine = any(one["uid"] == owner.uid for one in metadata.get("ownerReferences", ()))
-                if mine and (kind, metadata["name"]) not in decision.keep:
-                    await self._cluster.delete(api, kind, owner.namespace, metadata["name"])
-
-    async def _say(self, owner: Owner, decision: Decision, before: Object) -> Object | None:
-        """The object, if its status was another before."""
-        made = None
-        now, of = self._wall(), owner.generation
-        conditions = [
-            seen.condition(kind, holds, decision.reason, decision.message, before, of, now)
-            for kind, holds in (("Ready", decision.ready), ("Rolled", decision.rolled))
-        ]
-        status = {**decision.status, "conditions": conditions}
-        gone = {name for name in _OPTIONAL if name in before and name not in status}
-        if gone or seen.differs(status, before):
-            made = await self._cluster.apply(seen.status_object(owner, status), status=True)
-        if any(before.get(name) != status[name] for name in ("phase", "blocked_by")):
-            warning = decision.reason in (*_WARNINGS, "Rejected")
-            await self._tell(seen.event(owner, decision.reason, decision.message, now, warning))
-        return made
-
-
-def _rejected(decision: Decision, why: str) -> Decision:
-    status = {**decision.status, "phase": str(GatewayPhase.BLOCKED), "blocked_by": [why]}
-    return decision._replace(status=status, ready=False, reason="Rejected", message=why)
+        return replace(
+            found,
+            told=told,
+            step_clients=document.get("status", {}).get("step_clients"),
+            held=look.idc is not None and process.is_held(look.idc),
+            stay=bool(deleted) and process.keeps_gateways(look.idc, deleted, self._wall()),
+            heard=self._heard(owner.namespace, spec.idc),
+        )

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import yaml
 
 from imcore.region.model import Region
+from imctl.reconcile.besideobjects import selector_of
 from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.gatewayobjects import Ends, ends_of, selector_of
+from imctl.reconcile.gatewayobjects import Ends, ends_of
 from imctl.reconcile.observed import Object, Owner
 
 

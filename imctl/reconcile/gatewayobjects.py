@@ -12,40 +12,22 @@ from collections.abc import Mapping
 from copy import deepcopy
 from math import ceil
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imcore.region.model import Idc, Region
 from imcore.region.rules import gateway_ports
 from imctl.api.gateways import GatewayClusterSpec
-from imctl.api.kinds import API_VERSION
 from imctl.api.model import IdcSpec
-from imctl.reconcile.objects import (
-    ARGUMENTS,
-    CONTAINER_SECURITY,
-    MOUNTS,
-    POD_SECURITY,
-    REGION_FILE,
-    REGION_LABEL,
-    TEMPLATE,
-    hash_of,
-    owned,
-    pace,
-    pki_volume,
-    placed,
-    region_text,
-    room,
-    taken_down,
-)
+from imctl.reconcile.besideobjects import GATEWAY, Frame, asked, match_of, within, workload_of
+from imctl.reconcile.objects import ARGUMENTS, CONTAINER_SECURITY, MOUNTS, room, taken_down
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
 
-COMPONENT = "gateway"
 POD_NAME = "statefulset.kubernetes.io/pod-name"
 POD_INDEX = "apps.kubernetes.io/pod-index"
 CLIENTS, MONITOR = 7443, 7444  # inside its pod
 OTHERS_S, EACH_S, END_S = 5, 10, 15  # finding others, a client's own time, the last farewell
 Ends = tuple[tuple[str, int], ...]  # protocol and port
-SETTLED_S = 300  # what follows the load goes down no sooner after it has
 
 
 class Fronts(NamedTuple):
@@ -58,7 +40,7 @@ class Fronts(NamedTuple):
 
     @property
     def base(self) -> str:
-        return f"{self.owner.name}-{COMPONENT}"
+        return workload_of(self.owner)
 
     @property
     def own(self) -> Idc:
@@ -67,10 +49,7 @@ class Fronts(NamedTuple):
     @property
     def replicas(self) -> int:
         """Between the bounds, when it follows the load."""
-        bounds = self.spec.autoscaling
-        if bounds is None:
-            return self.spec.replicas
-        return min(max(self.spec.replicas, bounds.min), bounds.max)
+        return within(self.spec.replicas, self.spec.autoscaling)
 
     @property
     def match(self) -> dict[str, str]:
@@ -78,19 +57,6 @@ class Fronts(NamedTuple):
 
     def service(self, number: int) -> str:
         return f"{self.base}-{number}"
-
-
-def match_of(owner: Owner) -> dict[str, str]:
-    """Labels of its pods."""
-    return {
-        "app.kubernetes.io/name": "imctl",
-        "app.kubernetes.io/component": COMPONENT,
-        "app.kubernetes.io/instance": owner.name,
-    }
-
-
-def selector_of(owner: Owner) -> str:
-    return ",".join(f"{name}={value}" for name, value in match_of(owner).items())
 
 
 def ends_of(region: Region, idc: str, number: int) -> Ends:
@@ -131,65 +97,30 @@ class _Maker:
     ) -> None:
         self._of, self._figures, self._own, self._down = of, figures, of.own, down
         self._told = told
-        self._text = region_text(of.region)
-        self._hash = hash_of(self._text)
         self._quic = of.region.spec.client.quic
-        self._labels = {**of.match, REGION_LABEL: of.region.metadata.name}
+        self._frame = Frame(of.owner, of.spec, of.idc, of.region)
 
     def all(self) -> list[Object]:
+        frame = self._frame
         made = [
-            self._object(
-                "v1", "ServiceAccount", self._of.base, automountServiceAccountToken=False
-            ),
-            self._object(
-                "v1", "ConfigMap", self._config_map(),
-                immutable=True, data={"region.yaml": self._text},
-            ),
+            frame.account(),
+            frame.region_file(),
             self._network_policy(),
-            self._budget(),
-            self._names(),
+            frame.budget(self._of.spec.rollout.max_unavailable),
+            frame.names("monitor", MONITOR),
             *(self._service(number) for number in range(1, self._of.replicas + 1)),
-        ]  # fmt: skip
+        ]
         if self._of.spec.autoscaling is not None:
             made.append(self._autoscaler())
         workload = self._stateful_set()
         return [*made, taken_down(workload) if self._down else workload]
-
-    def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
-        return owned(self._of.owner, self._labels, api, kind, name, body)
-
-    def _config_map(self) -> str:
-        return f"{self._of.base}-region-{self._hash}"
 
     def _network_policy(self) -> Object:
         ports = [{"protocol": "TCP", "port": port} for port in (CLIENTS, MONITOR)]
         told = {protocol for ends in self._told.values() for protocol, _ in ends}
         if self._quic or "UDP" in told:
             ports.append({"protocol": "UDP", "port": CLIENTS})
-        spec = {
-            "podSelector": {"matchLabels": self._of.match},
-            "policyTypes": ["Ingress"],
-            "ingress": [{"ports": ports}],
-        }
-        return self._object("networking.k8s.io/v1", "NetworkPolicy", self._of.base, spec=spec)
-
-    def _budget(self) -> Object:
-        spec = {
-            "maxUnavailable": self._of.spec.rollout.max_unavailable,
-            "selector": {"matchLabels": self._of.match},
-            # One that serves nobody is in nobody's way.
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        }
-        return self._object("policy/v1", "PodDisruptionBudget", self._of.base, spec=spec)
-
-    def _names(self) -> Object:
-        """Of the pods, for each other and for whoever reads their metrics."""
-        spec = {
-            "clusterIP": "None",
-            "selector": self._of.match,
-            "ports": [_port("monitor", MONITOR, MONITOR)],
-        }
-        return self._object("v1", "Service", self._of.base, spec=spec)
+        return self._frame.policy([{"ports": ports}])
 
     def _service(self, number: int) -> Object:
         """Of one gateway."""
@@ -213,34 +144,18 @@ class _Maker:
         }
         if self._of.idc.service != "ClusterIP":
             spec["externalTrafficPolicy"] = "Local"  # clients are known by their addresses
-        return self._object("v1", "Service", self._of.service(number), spec=spec)
+        return self._frame.object("v1", "Service", self._of.service(number), spec=spec)
 
     def _autoscaler(self) -> Object:
         bounds = self._of.spec.autoscaling
         assert bounds is not None
         target = {"type": "AverageValue", "averageValue": str(bounds.connections)}
         metric = {"metric": {"name": "im_gateway_connections"}, "target": target}
-        slowly = {
-            "stabilizationWindowSeconds": SETTLED_S,
-            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
-        }
-        owner = self._of.owner
-        spec = {
-            "scaleTargetRef": {
-                "apiVersion": API_VERSION, "kind": owner.kind, "name": owner.name,
-            },
-            "minReplicas": bounds.min,
-            "maxReplicas": bounds.max,
-            "metrics": [{"type": "Pods", "pods": metric}],
-            # Each one that goes sends its clients to the others.
-            "behavior": {"scaleDown": slowly},
-        }  # fmt: skip
-        return self._object("autoscaling/v2", "HorizontalPodAutoscaler", self._of.base, spec=spec)
+        return self._frame.autoscaler(bounds.min, bounds.max, {"type": "Pods", "pods": metric})
 
     def _stateful_set(self) -> Object:
-        pod = self._pod()
-        marks = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
-        metadata = {"labels": self._labels, "annotations": marks}
+        # Sessions that a process left for its next one are of this pod, and no other.
+        grace = grace_s(self._own, self._of.region.spec.limits.connects_per_s)
         spec = {
             "serviceName": self._of.base,
             "replicas": self._of.replicas,
@@ -249,48 +164,13 @@ class _Maker:
             "minReadySeconds": self._of.spec.rollout.min_ready_s,
             "selector": {"matchLabels": self._of.match},
             "updateStrategy": _rolling(0),
-            "template": {"metadata": metadata, "spec": pod},
+            "template": self._frame.template(self._frame.pod(grace, self._container())),
         }
-        return self._object("apps/v1", "StatefulSet", self._of.base, spec=spec)
-
-    def _pod(self) -> Object:
-        idc = self._of.idc
-        limit = self._of.region.spec.limits.connects_per_s
-        pod: Object = {
-            "serviceAccountName": self._of.base,
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": grace_s(self._own, limit),
-            "securityContext": deepcopy(POD_SECURITY),
-            "topologySpreadConstraints": [
-                {
-                    "maxSkew": 1,
-                    "topologyKey": key,
-                    "whenUnsatisfiable": "ScheduleAnyway",
-                    "labelSelector": {"matchLabels": self._of.match},
-                }
-                for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
-            ],
-            "containers": [self._container()],
-            "volumes": [
-                # Sessions that a process left for its next one: of this pod, and no other.
-                {"name": "data", "emptyDir": {}},
-                {"name": "tmp", "emptyDir": {}},
-                {"name": "region", "configMap": {"name": self._config_map()}},
-                pki_volume(self._own.name, idc.certificates, f"{self._of.spec.idc}-idc"),
-            ],
-        }
-        if idc.drills_from:
-            # As of its IDC: a drill that kills the one kills the others.
-            pod["shareProcessNamespace"] = True
-        pod |= placed(self._of.spec)
-        if idc.image_pull_secret:
-            pod["imagePullSecrets"] = [{"name": idc.image_pull_secret}]
-        return pod
+        return self._frame.object("apps/v1", "StatefulSet", self._of.base, spec=spec)
 
     def _container(self) -> Object:
         return {
-            "name": COMPONENT,
+            "name": GATEWAY,
             "image": self._of.spec.image or self._of.idc.image,
             "command": ["python3", "-m", "services.node"],
             "args": [
@@ -320,9 +200,9 @@ class _Maker:
             ],
             "resources": room(self._of.spec.resources, "1", self._memory_mib()),
             "securityContext": deepcopy(CONTAINER_SECURITY),
-            "startupProbe": _asked("/livez", 2, 150),
-            "livenessProbe": _asked("/livez", 10, 6),
-            "readinessProbe": _asked("/readyz", 2, 2),
+            "startupProbe": asked("/livez", MONITOR, 2, 150),
+            "livenessProbe": asked("/livez", MONITOR, 10, 6),
+            "readinessProbe": asked("/readyz", MONITOR, 2, 2),
             "volumeMounts": deepcopy(MOUNTS),
         }  # fmt: skip
 
@@ -335,13 +215,6 @@ class _Maker:
 
 def _rolling(partition: int) -> Object:
     return {"type": "RollingUpdate", "rollingUpdate": {"partition": partition}}
-
-
-def _asked(path: str, period_s: int, failures: int) -> Object:
-    return {
-        "httpGet": {"scheme": "HTTPS", "path": path, "port": MONITOR},
-        **pace(period_s, failures),
-    }
 
 
 def _port(name: str, found: int, inside: int, protocol: str = "TCP") -> Object:

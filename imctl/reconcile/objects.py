@@ -21,7 +21,7 @@ import yaml
 from imcore.pki import REGION_KEYS, dns_name
 from imcore.region.model import Region
 from imcore.region.rules import gateway_ports, ipconf_addresses, split
-from imctl.api.gateways import GatewayClusterSpec
+from imctl.api.beside import BesideSpec
 from imctl.api.kinds import API_VERSION, GROUP
 from imctl.api.model import Certificates, IdcSpec, Resources, Toleration, WitnessSpec
 from imctl.reconcile.observed import Object, Owner, Port
@@ -427,7 +427,7 @@ def owned(
 
 
 def taken_down(workload: Object) -> Object:
-    """The StatefulSet whose pods a drill keeps away."""
+    """The StatefulSet or Deployment whose pods a drill keeps away."""
     marks = {TAKEN_DOWN: str(workload["spec"]["replicas"])}
     metadata = {**workload["metadata"], "annotations": marks}
     return {**workload, "metadata": metadata, "spec": {**workload["spec"], "replicas": 0}}
@@ -442,7 +442,7 @@ def let_up(workload: Object | None) -> Object | None:
         return None
     mine = {name: metadata[name] for name in ("name", "namespace", "uid")}
     return {
-        "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "apiVersion": "apps/v1", "kind": workload["kind"],
         "metadata": mine | {"annotations": {TAKEN_DOWN: ""}},
         "spec": {"replicas": int(taken)},
     }  # fmt: skip
@@ -457,7 +457,7 @@ def room(asked: Resources, cpu: str, memory_mib: int) -> Object:
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}
 
 
-def placed(spec: IdcSpec | WitnessSpec | GatewayClusterSpec) -> Object:
+def placed(spec: IdcSpec | WitnessSpec | BesideSpec) -> Object:
     """What of a pod says on which nodes it may run, and before whom."""
     found: Object = {}
     if spec.node_selector:

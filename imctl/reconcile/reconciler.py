@@ -27,12 +27,14 @@ from imctl.api.kinds import (
     IDC,
     REGION,
     REPLICATION,
+    ROUTE_CLUSTER,
     TRAFFIC_OPERATION,
     WITNESS,
 )
 from imctl.api.model import IdcSpec, Phase, WitnessSpec
 from imctl.reconcile import process, seen
 from imctl.reconcile.applied import Applied, Name, Place
+from imctl.reconcile.besideobjects import BESIDE
 from imctl.reconcile.cluster import LIFTER, Cluster, Conflict, Rejected, read, reason_of
 from imctl.reconcile.decide import Decision, decide
 from imctl.reconcile.driller import Drilling
@@ -44,6 +46,7 @@ from imctl.reconcile.objects import CERT_MANAGER, MANAGER, let_up
 from imctl.reconcile.observed import Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.regions import Regions
+from imctl.reconcile.routeclusters import RouteClusters
 from imctl.reconcile.runs import Runs
 from imctl.reconcile.schedules import Schedules
 from imctl.reconcile.views import Views
@@ -55,7 +58,7 @@ SPECS: dict[str, type[IdcSpec] | type[WitnessSpec]] = {
     IDC.name: IdcSpec,
     WITNESS.name: WitnessSpec,
 }
-OWNERS = (*SPECS, GATEWAY_CLUSTER.name)  # of StatefulSets
+OWNERS = (*SPECS, *BESIDE)  # of StatefulSets and Deployments
 RUNS = (TRAFFIC_OPERATION.name, DRILL_RUN.name)  # of which no objects of ours are made
 VIEWS = (REPLICATION.name, GEO_POLICY.name)
 QUEUES = ("objects", "idcs")  # looked at by themselves, and by asking the processes of IDCs
@@ -117,7 +120,12 @@ class Reconciler:
         self._views = Views(cluster, peers, wall, self._tell)
         self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
         self._looks = Looks(cluster, peers, wall, self._tell, self._look_at_region)
-        self._gateways = GatewayClusters(cluster, figures, wall, self._tell, self._looks.heard)
+        self._besides: dict[str, GatewayClusters | RouteClusters] = {
+            GATEWAY_CLUSTER.name: GatewayClusters(
+                cluster, figures, wall, self._tell, self._looks.heard
+            ),
+            ROUTE_CLUSTER.name: RouteClusters(cluster, figures, wall, self._tell),
+        }
         self._regions = Regions(cluster, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._peer_queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -126,7 +134,7 @@ class Reconciler:
         self._running: set[Key] = set()
         self._again: dict[Key, str] = {}  # asked for while it ran: as in ``look``
         self._known: set[Key] = set()
-        self._idc_of: dict[Key, Key] = {}  # by the GatewayCluster
+        self._idc_of: dict[Key, Key] = {}  # by what stands beside it
         self._soon: dict[Key, float] = {}
         self._applied: dict[Key, Applied] = {}  # by the owner
         self._failures: dict[Key, int] = {}
@@ -156,11 +164,11 @@ class Reconciler:
             self.look(key, version)
         if kind == REGION.name:
             self.look_at_all_of(key.namespace)
-        if kind == GATEWAY_CLUSTER.name:
+        if kind in BESIDE:
             self._idc_of[key] = key._replace(kind=IDC.name, name=document["spec"]["idc"])
         if kind == IDC.name:
-            for gateways in [its for its, idc in self._idc_of.items() if idc == key]:
-                self.look(gateways)
+            for beside in [its for its, idc in self._idc_of.items() if idc == key]:
+                self.look(beside)
         asking = key._replace(asks=True)
         # IDCs are asked now and then. That an answer has changed the status is no reason.
         asked = asking in self._timers or asking in self._running
@@ -304,9 +312,9 @@ class Reconciler:
             return await self._runs.reconcile(owner, document)
         if key.kind == DRILL_RUN.name:
             return await self._drills.reconcile(owner, document)
-        if key.kind == GATEWAY_CLUSTER.name:
-            applied = self._applied.setdefault(key, Applied())
-            return self._soon_of(key, *await self._gateways.reconcile(owner, document, applied))
+        if key.kind in BESIDE:
+            applied, besides = self._applied.setdefault(key, Applied()), self._besides[key.kind]
+            return self._soon_of(key, *await besides.reconcile(owner, document, applied))
         if key.kind in VIEWS:
             applied = self._applied.setdefault(key, Applied())
             return await self._views.look(owner, document, applied)

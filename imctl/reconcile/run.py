@@ -33,7 +33,9 @@ from imctl.reconcile.reconciler import OWNERS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
 KEEP_S = 1.0
-OWNED = (("apps", "v1", "statefulsets"), ("", "v1", "services"))
+OWNED = (
+    ("apps", "v1", "statefulsets"), ("apps", "v1", "deployments"), ("", "v1", "services"),
+)  # fmt: skip
 
 
 class Address(NamedTuple):

@@ -1,4 +1,5 @@
-"""What drills do to the pods of an IDC: kill them and keep them away, empty its volume."""
+"""What drills do to the pods of an IDC, those beside its own among them: kill them and keep them
+away, empty its volume."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import time
 from collections.abc import Sequence
 
 from imcore.errors import ImError
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER
+from imctl.api.kinds import API_VERSION
 from imctl.errors import Failed
+from imctl.reconcile.besideobjects import BESIDE, selector_of, workload_of
 from imctl.reconcile.cluster import Cluster
-from imctl.reconcile.gatewayobjects import COMPONENT, selector_of
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.seen import owner_of, trouble_of
 from imctl.target import calls
@@ -29,28 +30,31 @@ async def take_down(cluster: Cluster, namespace: str, own: str, marked: Object) 
     """``own``: the IDC's StatefulSet; ``marked``: its object, with the mark that keeps it down.
     Raises Failed."""
     idc = marked["metadata"]["name"]
-    fronts = [owner_of(each) for each in await _gateways(cluster, namespace, idc)]
+    beside = [owner_of(each) for each in await _beside(cluster, namespace, idc)]
     # Killed before anything is marked: who is told to end says farewell.
-    for pod, why in (await _kill(cluster, namespace, f"{own}-0", fronts)).items():
+    for pod, why in (await _kill(cluster, namespace, f"{own}-0", beside)).items():
         if why:
             raise Failed(f"the pod {pod} of {idc} was not killed: {why}")
     await cluster.apply(marked, manager=MANAGER)
     deadline = time.monotonic() + DOWN_S
-    for workload in (own, *(_workload(each) for each in fronts)):
-        while (await calls.replicas(cluster, namespace, workload)) > 0:
+    made = [(BESIDE[each.kind].workload, workload_of(each)) for each in beside]
+    for kind, workload in (("StatefulSet", own), *made):
+        while (await calls.replicas(cluster, namespace, kind, workload)) > 0:
             if time.monotonic() > deadline:
                 raise Failed(f"no operator takes {workload} of {idc} down; it is marked")
             await asyncio.sleep(POLL_S / 5)
     # The kubelet has started them again at once; after this time it waits for 10 s.
-    await _kill(cluster, namespace, f"{own}-0", fronts, KILLED_S / 5)
-    for each in (f"{own}-0", *await _pods(cluster, namespace, fronts)):
+    await _kill(cluster, namespace, f"{own}-0", beside, KILLED_S / 5)
+    for each in (f"{own}-0", *await _pods(cluster, namespace, beside)):
         await cluster.delete("v1", "Pod", namespace, each, at_once=True)
 
 
-async def gateways_serve(cluster: Cluster, namespace: str, idc: str) -> bool:
-    """Whether all that it has in pods of their own are there."""
-    for each in await _gateways(cluster, namespace, idc):
-        found = await cluster.get("apps/v1", "StatefulSet", namespace, _workload(owner_of(each)))
+async def all_serve(cluster: Cluster, namespace: str, idc: str) -> bool:
+    """Whether all that it has in pods beside its own are there."""
+    for each in await _beside(cluster, namespace, idc):
+        owner = owner_of(each)
+        kind, name = BESIDE[owner.kind].workload, workload_of(owner)
+        found = await cluster.get("apps/v1", kind, namespace, name)
         if each["spec"].get("replicas") != 0 and not _all_ready(found):
             return False
     return True
@@ -82,21 +86,16 @@ async def end(cluster: Cluster, namespace: str, pod: str) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def _gateways(cluster: Cluster, namespace: str, idc: str) -> list[Object]:
-    """The GatewayClusters of an IDC."""
-    found = await cluster.list(API_VERSION, GATEWAY_CLUSTER.name, namespace)
+async def _beside(cluster: Cluster, namespace: str, idc: str) -> list[Object]:
+    """What stands beside an IDC: GatewayClusters and so on."""
+    found = [each for kind in BESIDE for each in await cluster.list(API_VERSION, kind, namespace)]
     return [each for each in found if each["spec"]["idc"] == idc]
 
 
-def _workload(owner: Owner) -> str:
-    """The StatefulSet of a GatewayCluster."""
-    return f"{owner.name}-{COMPONENT}"
-
-
-async def _pods(cluster: Cluster, namespace: str, fronts: Sequence[Owner]) -> dict[str, bool]:
-    """Those of GatewayClusters, and whether something runs in each."""
+async def _pods(cluster: Cluster, namespace: str, beside: Sequence[Owner]) -> dict[str, bool]:
+    """Those beside an IDC's own, and whether something runs in each."""
     found: list[Object] = []
-    for owner in fronts:
+    for owner in beside:
         found += await cluster.list("v1", "Pod", namespace, selector_of(owner))
     return {each["metadata"]["name"]: bool(_life(each)) for each in found}
 
@@ -115,11 +114,11 @@ async def _kill(
     cluster: Cluster,
     namespace: str,
     own: str,
-    fronts: Sequence[Owner],
+    beside: Sequence[Owner],
     within_s: float = KILLED_S,
 ) -> dict[str, str]:
-    """All that runs in the pod of an IDC, and in those of its gateways, as one; what is in the way
-    of it, by the pod."""
+    """All that runs in the pod of an IDC, and in those beside it, as one; what is in the way of it,
+    by the pod."""
 
     async def kill(pod: str) -> str:
         before = _life(await cluster.get("v1", "Pod", namespace, pod))
@@ -135,13 +134,13 @@ async def _kill(
             await asyncio.sleep(POLL_S)
         return why
 
-    gateways = [pod for pod, runs in (await _pods(cluster, namespace, fronts)).items() if runs]
-    said = await asyncio.gather(*(kill(pod) for pod in (own, *gateways)))
-    return dict(zip((own, *gateways), said, strict=True))
+    others = [pod for pod, runs in (await _pods(cluster, namespace, beside)).items() if runs]
+    said = await asyncio.gather(*(kill(pod) for pod in (own, *others)))
+    return dict(zip((own, *others), said, strict=True))
 
 
 def _all_ready(workload: Object | None) -> bool:
-    """Of a StatefulSet: as many as are wanted, and some are."""
+    """Of a StatefulSet or Deployment: as many as are wanted, and some are."""
     if workload is None:
         return False
     status, wanted = workload.get("status", {}), workload["spec"]["replicas"]

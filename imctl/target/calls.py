@@ -47,9 +47,9 @@ def apply(wanted: Sequence[Object], manager: str = MANAGER) -> Callable[[Cluster
     return work
 
 
-async def replicas(cluster: Cluster, namespace: str, workload: str) -> int:
-    """That are wanted."""
-    found = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+async def replicas(cluster: Cluster, namespace: str, kind: str, workload: str) -> int:
+    """That are wanted of a StatefulSet or Deployment."""
+    found = await cluster.get("apps/v1", kind, namespace, workload)
     return int(found["spec"]["replicas"]) if found else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from imctl.api.gateways import GatewayPhase
+from imctl.api.beside import BesidePhase
 from imctl.api.model import Phase
 from imctl.reconcile.objects import REGION_FILE, TEMPLATE
 from imctl.reconcile.observed import Object
@@ -115,7 +115,7 @@ def rolling_of(own: Object | None, workload: Object | None, mark: str) -> Rollin
     template = ((workload or {}).get("spec") or {}).get("template", {}).get("metadata", {})
     if template.get("annotations", {}).get(REGION_FILE, "") != mark:
         return Rolling("they get the region file that is wanted", updated, more_s)
-    if status.get("phase") == GatewayPhase.SERVING:
+    if status.get("phase") == BesidePhase.SERVING:
         return None
     says = [each["message"] for each in status.get("conditions", ()) if each["status"] != "True"]
     return Rolling(says[0] if says else str(status.get("phase", "")), updated, more_s)

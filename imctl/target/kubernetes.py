@@ -26,12 +26,12 @@ from imcore.region.model import Region
 from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, ROUTE_CLUSTER
 from imctl.api.model import IdcSpec
 from imctl.errors import Denied, Failed, Guarded
 from imctl.plan.takes import Change
+from imctl.reconcile.besideobjects import BESIDE, GATEWAY
 from imctl.reconcile.cluster import Cluster, Conflict, Rejected, read
-from imctl.reconcile.gatewayobjects import COMPONENT
 from imctl.reconcile.objects import DOWN_UNTIL
 from imctl.reconcile.observed import Object
 from imctl.reconcile.seen import down_until
@@ -151,7 +151,7 @@ class Kubernetes(Local):
                 f"{name} runs all its roles in one process, or is not an IDC: `gateways` in the "
                 "sites file runs them apart"
             )
-        namespace, pod = self._sites.sites[name].namespace, f"{name}-{COMPONENT}-{number}"
+        namespace, pod = self._sites.sites[name].namespace, f"{name}-{GATEWAY}-{number}"
         self._at(name, lambda cluster: calls.hang_up(cluster, namespace, pod))
 
     def begin_kv(self, engine: str, pd: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -199,12 +199,18 @@ class Kubernetes(Local):
         workload = sites.workload(name, self.region)
 
         async def look(cluster: Cluster) -> Rolling | None:
-            own = await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
-            if own is None:
-                return None
-            core = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
-            front = await cluster.get("apps/v1", "StatefulSet", namespace, f"{name}-{COMPONENT}")
-            return rolling_of(own, front, found_of(name, None, None, core).next_mark)
+            core: Object | None = None
+            for kind, pods in BESIDE.items():
+                own = await cluster.get(API_VERSION, kind, namespace, name)
+                if own is None:
+                    continue
+                core = core or await cluster.get("apps/v1", "StatefulSet", namespace, workload)
+                base = f"{name}-{pods.component}"
+                made = await cluster.get("apps/v1", pods.workload, namespace, base)
+                mark = found_of(name, None, None, core).next_mark
+                if (rolling := rolling_of(own, made, mark)) is not None:
+                    return rolling
+            return None
 
         return None if sites.is_witness(name, self.region) else self._at(name, look)
 
@@ -233,7 +239,7 @@ class Kubernetes(Local):
     def log_file(self, name: str) -> Path:
         """What its pod has said until now. Raises Failed."""
         part, _, number = name.partition(FRONT)
-        pod = f"{part}-{COMPONENT}-{number}" if number else f"{sites.workload(part, self.region)}-0"
+        pod = f"{part}-{GATEWAY}-{number}" if number else f"{sites.workload(part, self.region)}-0"
         namespace = self._sites.sites[part].namespace
         text = self._at(part, lambda cluster: cluster.log(namespace, pod))
         path = super().log_file(name)
@@ -269,7 +275,7 @@ class Kubernetes(Local):
         made = await cluster.get("apps/v1", "StatefulSet", namespace, workload)
         fronts: list[Object] = []
         if self._sites.sites[name].gateways is not None:
-            fronts = await cluster.list("v1", "Pod", namespace, _gateways_of(name))
+            fronts = await cluster.list("v1", "Pod", namespace, _pods_of(GATEWAY, name))
         return found_of(name, own, pod, made, fronts)
 
     def _by_context(self, names: Sequence[str]) -> list[list[str]]:
@@ -307,8 +313,8 @@ class Kubernetes(Local):
         return self._at(name, look)
 
     def take_down(self, name: str, until: str) -> None:
-        """Kill all that runs in the IDC's pod and in those of its gateways, and keep them down
-        until ``let_up``, and until then (RFC 3339) at most. Raises Failed."""
+        """Kill all that runs in the IDC's pod and in those beside it, and keep them down until
+        ``let_up``, and until then (RFC 3339) at most. Raises Failed."""
         self._demand_breakable(name)
         namespace, own = self._sites.sites[name].namespace, sites.workload(name, self.region)
         marked = self._marked(name, {DOWN_UNTIL: until})
@@ -317,7 +323,7 @@ class Kubernetes(Local):
     def gateways_serve(self, name: str) -> bool:
         """Whether all that an IDC has in pods of their own are there. Raises Failed."""
         namespace = self._sites.sites[name].namespace
-        return self._at(name, lambda cluster: breaking.gateways_serve(cluster, namespace, name))
+        return self._at(name, lambda cluster: breaking.all_serve(cluster, namespace, name))
 
     def delete_data(self, name: str, now: str) -> None:
         """Of an IDC that is kept down. ``now``: RFC 3339. Raises Failed."""
@@ -362,26 +368,26 @@ class Kubernetes(Local):
         self._demand_admin("Starting processes")
         for name in names:
             region = self.region_named(self.region_of(name))
-            gateways = sites.gateway_objects(name, self._sites, region)
-            wanted = [*self._objects(name, region, self._sites), *gateways]
-            self._at(name, calls.apply(wanted))
+            beside = sites.beside(name, self._sites, region)
+            self._at(name, calls.apply([*self._objects(name, region, self._sites), *beside]))
         for name in names:
             self._until(name, "a pod", TAKES_UP_S, lambda found: found.lives)
 
     def stop(self) -> list[str]:
-        """The IDC and Witness objects go, after their GatewayClusters, and with them what the
+        """The IDC and Witness objects go, after what stands beside them, and with them what the
         operator made; volumes stay. Nobody is drained: the last IDC has nobody to give its clients
         to."""
         self._demand_admin("Stopping the deployment")
-        ending, given_s = [], {name: self._look(name).grace_s for name in self.names()}
+        ending: list[tuple[str, str]] = []
+        given_s = {name: self._look(name).grace_s for name in self.names()}
         for name in reversed(self.names()):
             namespace, kind = self._sites.sites[name].namespace, sites.kind_of(name, self.region)
             # Whatever the sites file says: an unfinished deploy may have added some.
-            if not sites.is_witness(name, self.region) and self._end_gateways(name):
-                ending.append(name)
+            beside = () if sites.is_witness(name, self.region) else BESIDE
+            ending += [(name, each) for each in beside if self._end(name, each)]
             self._at(name, calls.end(kind, namespace, name))
-        for name in ending:
-            self._wait_for_end_of_gateways(name)
+        for name, each in ending:
+            self._wait_for_end(name, each)
         for name in self.names():
             self._until(name, "its end", POD_S + given_s[name], lambda found: not found.there)
         if sitefiles.kept(self.data) is None:  # of an earlier `imctl`: run.json alone has it
@@ -398,8 +404,8 @@ class Kubernetes(Local):
         mark = sites.mark_of(wanted)
         namespace = placed.sites[name].namespace
         none = placed.sites[name].gateways is None and not sites.is_witness(name, wanted)
-        if none and self._end_gateways(name):
-            self._wait_for_end_of_gateways(name)
+        if none and self._end(name, GATEWAY_CLUSTER.name):
+            self._wait_for_end(name, GATEWAY_CLUSTER.name)
         self._at(name, calls.apply(self._objects(name, wanted, placed)))
         self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
         found = self._look(name)
@@ -412,36 +418,42 @@ class Kubernetes(Local):
         """All but the region file, which has come with its pod."""
         self._demand_admin("Changing what it runs on")
         region, placed = self.region_named(self.region_of(name)), self._sites_named(wanted)
-        gateways = sites.gateway_objects(name, placed, region)
-        self._at(name, calls.apply([*self._objects(name, region, placed), *gateways]))
+        beside = sites.beside(name, placed, region)
+        self._at(name, calls.apply([*self._objects(name, region, placed), *beside]))
+        if placed.sites[name].routes is None and not sites.is_witness(name, region):
+            self._end(name, ROUTE_CLUSTER.name)  # its gateways link to the core by themselves
         if not sites.spec_of(name, placed, region).paused:  # else it says nothing
             mark = sites.mark_of(region)
             self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
 
-    def _end_gateways(self, name: str) -> bool:
-        """Delete the GatewayCluster that `imctl` has applied; somebody else's stays. Returns
-        whether its pods have to go: also those of one that an earlier try has deleted."""
+    def _end(self, name: str, kind: str) -> bool:
+        """Delete what `imctl` has applied of this kind beside an IDC; somebody else's stays.
+        Returns whether its pods have to go: also those of one that an earlier try has deleted."""
         namespace = self._sites.sites[name].namespace
 
         async def work(cluster: Cluster) -> bool:
-            own = await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+            own = await cluster.get(API_VERSION, kind, namespace, name)
             if own is not None and not ours(own):
                 return False
             if own is not None:
-                await cluster.delete(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
+                await cluster.delete(API_VERSION, kind, namespace, name)
             return True
 
         return self._at(name, work)
 
-    def _wait_for_end_of_gateways(self, name: str) -> None:
-        namespace = self._sites.sites[name].namespace
+    def _wait_for_end(self, name: str, kind: str) -> None:
+        """Of the pods of what was deleted."""
+        namespace, labels = (
+            self._sites.sites[name].namespace,
+            _pods_of(BESIDE[kind].component, name),
+        )
 
         async def work(cluster: Cluster) -> None:
             began, allowed_s = time.monotonic(), POD_S
-            while pods := await cluster.list("v1", "Pod", namespace, _gateways_of(name)):
+            while pods := await cluster.list("v1", "Pod", namespace, labels):
                 allowed_s = max(allowed_s, POD_S + grace_s(pods))
                 if time.monotonic() > began + allowed_s:
-                    raise Failed(f"the gateways of {name} do not end")
+                    raise Failed(f"the {BESIDE[kind].component}s of {name} do not end")
                 await asyncio.sleep(POLL_S)
 
         self._at(name, work)
@@ -506,8 +518,7 @@ class Kubernetes(Local):
         """By a dry run of the API servers."""
         region, placed, found = self.region_named(wanted), self._sites_named(wanted), []
         for name in units if set(sites.parts(region)) == set(placed.sites) else ():
-            gateways = sites.gateway_objects(name, placed, region)
-            asked = [*self._objects(name, region, placed), *gateways]
+            asked = [*self._objects(name, region, placed), *sites.beside(name, placed, region)]
             said = [f"{each['kind']} {each['metadata']['name']}" for each in asked]
             done: list[str] = []  # the next one is what an error is about
 
@@ -581,9 +592,9 @@ def _check_stays(folder: Path, run: RunFile | None, found: Sites) -> None:
         )
 
 
-def _gateways_of(part: str) -> str:
-    """Labels of its gateways' pods."""
-    return f"app.kubernetes.io/component={COMPONENT},app.kubernetes.io/instance={part}"
+def _pods_of(component: str, part: str) -> str:
+    """Their labels."""
+    return f"app.kubernetes.io/component={component},app.kubernetes.io/instance={part}"
 
 
 def _front(part: str, pod: str) -> str:

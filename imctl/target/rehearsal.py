@@ -8,9 +8,10 @@ from importlib.resources import files
 import yaml
 
 from imcore.region.model import Region
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER
+from imctl.api.kinds import API_VERSION
 from imctl.capacity.figures import Figures
 from imctl.plan.takes import Change
+from imctl.reconcile.besideobjects import BESIDE
 from imctl.reconcile.cluster import Cluster, Rejected
 from imctl.reconcile.observed import Object
 from imctl.target import sites
@@ -28,17 +29,19 @@ async def changes(
     own = await cluster.get(API_VERSION, sites.kind_of(name, region), namespace, name)
     if own is None:
         return []
-    gateways = None
-    if not sites.is_witness(name, region):
-        gateways = await cluster.get(API_VERSION, GATEWAY_CLUSTER.name, namespace, name)
-    made: list[Object] = []
-    wanted = [sites.own_object(name, placed, region), *sites.gateway_objects(name, placed, region)]
+    beside = {}
+    for kind in () if sites.is_witness(name, region) else BESIDE:
+        if (found := await cluster.get(API_VERSION, kind, namespace, name)) is not None:
+            beside[kind] = found
+    made: dict[str, Object] = {}
+    wanted = [sites.own_object(name, placed, region), *sites.beside(name, placed, region)]
     for each in wanted:
         try:
-            made.append(await cluster.rehearse(each, MANAGER))
+            made[each["kind"]] = await cluster.rehearse(each, MANAGER)
         except Rejected as error:
             return [refused(name, each["kind"], str(error))]
-    part = Part(name, own, made[0], gateways, made[1] if made[1:] else None, outdated)
+    new = made.pop(wanted[0]["kind"])
+    part = Part(name, own, new, beside, made, outdated)
     return changes_of(part, region, _figures())
 
 

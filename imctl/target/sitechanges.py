@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from imcore.region.model import Region
 from imctl.api.gateways import GatewayClusterSpec
-from imctl.api.kinds import GATEWAY_CLUSTER, IDC
+from imctl.api.kinds import GATEWAY_CLUSTER, IDC, ROUTE_CLUSTER
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.plan.diff import ABSENT, Difference, walk
 from imctl.plan.takes import Change, Takes
@@ -26,6 +26,8 @@ _POD = "its pod is made with it"
 _OUTDATED = "its pod gets the settings of its object when it is replaced"
 _OPERATOR = "its operator takes it up; no pod is replaced"
 _ONE_BY_ONE = "gateway after gateway, each after the clients of the one before are back"
+_RELINKED = "a new instance first, then an old one goes; gateways link to another, clients stay"
+FIELDS = {GATEWAY_CLUSTER.name: "gateways", ROUTE_CLUSTER.name: "routes"}  # of a site
 _ALONE = (
     "{0} has no other gateway that takes the clients of the one that goes: they go to another IDC, "
     "without a drain, and no guard asks whether there is room for them; `imctl drain {0}` first, "
@@ -43,15 +45,15 @@ _PARTS = (
 
 
 class Part(NamedTuple):
-    """``own``, ``gateways``: the IDC or Witness, and the GatewayCluster, as they are; None: not
-    there. ``new``, ``new_gateways``: as they would be; None: none of this file is wanted.
-    ``outdated``: its pod waits to be replaced."""
+    """``own``: the IDC or Witness as it is; None: not there. ``beside``: what there is beside it,
+    GatewayCluster and so on, by kind. ``new``, ``new_beside``: as they would be; what is not there
+    is not wanted by this file. ``outdated``: its pod waits to be replaced."""
 
     name: str
     own: Object | None
     new: Object
-    gateways: Object | None
-    new_gateways: Object | None
+    beside: Mapping[str, Object]
+    new_beside: Mapping[str, Object]
     outdated: bool
 
 
@@ -73,7 +75,7 @@ def moved(has: Sites, wanted: Sites) -> list[Change]:
 
 def refused(part: str, kind: str, why: str) -> Change:
     """By the API server, for good."""
-    what = "gateways" if kind == GATEWAY_CLUSTER.name else "spec"
+    what = FIELDS.get(kind, "spec")
     return _fixed(Difference(("sites", part, what), "as it is", "refused"), why)
 
 
@@ -85,7 +87,7 @@ def changes_of(part: Part, region: Region, figures: Mapping[str, float]) -> list
     if part.outdated and not any(change.takes is Takes.RESTART for change in found):
         difference = Difference(("sites", part.name, "pod"), "older settings", "its object's")
         found.append(Change(difference, Takes.RESTART, (part.name,), _OUTDATED))
-    return [*found, *_gateways(part, region, figures)]
+    return [*found, *_gateways(part, region, figures), *_routes(part)]
 
 
 def _own(part: Part, own: Object, region: Region, figures: Mapping[str, float]) -> Iterator[Change]:
@@ -118,24 +120,40 @@ def _template(own: Object, spec: Object, region: Region, figures: Mapping[str, f
 
 
 def _gateways(part: Part, region: Region, figures: Mapping[str, float]) -> Iterator[Change]:
-    where, units = ("sites", part.name, "gateways"), (part.name,)
-    if part.new_gateways is None:
+    kind = GATEWAY_CLUSTER.name
+    has, new = part.beside.get(kind), part.new_beside.get(kind)
+    warning = ""
+    if has and new and _leaves_none(part, has["spec"], new["spec"], region, figures):
+        warning = _ALONE.format(part.name)
+    # Where they go their IDC's own pod takes their place.
+    yield from _beside(part, kind, (Takes.RESTART, _POD), _ONE_BY_ONE, warning)
+
+
+def _routes(part: Part) -> Iterator[Change]:
+    yield from _beside(part, ROUTE_CLUSTER.name, (Takes.IN_PLACE, _OPERATOR), _RELINKED)
+
+
+def _beside(
+    part: Part, kind: str, gone: tuple[Takes, str], changes: str, warning: str = ""
+) -> Iterator[Change]:
+    """``gone``: what it takes when it is not wanted any more, and why; ``changes``: how a change of
+    it comes to its pods."""
+    where, units = ("sites", part.name, FIELDS[kind]), (part.name,)
+    has, new = part.beside.get(kind), part.new_beside.get(kind)
+    if new is None:
         # One that somebody else has applied is not this file's.
-        if part.gateways is not None and ours(part.gateways):
-            yield Change(Difference(where, "there", ABSENT), Takes.RESTART, units, _POD)
+        if has is not None and ours(has):
+            yield Change(Difference(where, "there", ABSENT), gone[0], units, gone[1])
         return
-    if part.gateways is None:
+    if has is None:
         yield Change(Difference(where, ABSENT, "there"), Takes.IN_PLACE, units, _OPERATOR)
         return
-    warning = ""
-    if _leaves_none(part, part.gateways["spec"], part.new_gateways["spec"], region, figures):
-        warning = _ALONE.format(part.name)
-    if not ours(part.gateways):
+    if not ours(has):
         found = Difference(where, "somebody else's", "there")
         yield Change(found, Takes.IN_PLACE, units, _OPERATOR, warning)
         return
-    for difference in walk(where, part.gateways["spec"], part.new_gateways["spec"]):
-        yield Change(difference, Takes.IN_PLACE, units, _ONE_BY_ONE, warning)
+    for difference in walk(where, has["spec"], new["spec"]):
+        yield Change(difference, Takes.IN_PLACE, units, changes, warning)
 
 
 def _leaves_none(

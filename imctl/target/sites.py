@@ -1,7 +1,7 @@
 """Where each part of a region runs on Kubernetes, and the objects that the operator is given. Pure.
 
 sites:
-  fra: {context: prod-fra, namespace: im, gateways: {replicas: 3}}
+  fra: {context: prod-fra, namespace: im, gateways: {replicas: 3}, routes: {replicas: 2}}
   dub: {context: prod-dub, namespace: im, spec: {storage: {size: 100Gi}}}
   witness: {context: prod-lon, namespace: im}
 spec: {image: "registry/imctl:1", service: LoadBalancer}
@@ -22,8 +22,10 @@ from imcore.region.explain import explain
 from imcore.region.model import Model, Name, Region
 from imcore.region.problem import dotted
 from imctl.api.gateways import GatewayClusterSpec
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, REGION, WITNESS
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, REGION, ROUTE_CLUSTER, WITNESS
 from imctl.api.model import IdcSpec, ObjectName, WitnessSpec
+from imctl.api.routes import RouteClusterSpec
+from imctl.reconcile.besideobjects import Bounds
 from imctl.reconcile.objects import CA, CERTIFICATE, KEY, hash_of, region_text
 from imctl.reconcile.observed import Object
 
@@ -32,13 +34,14 @@ KEYS_SECRET = "region-keys"  # noqa: S105 - its name
 
 class Site(Model):
     """``context``: of the kubeconfig; empty: the current one. ``spec``: fields of this IDC or
-    Witness object, over those of all. ``gateways``: fields of its GatewayCluster; None: it has
-    none of this file."""
+    Witness object, over those of all. ``gateways``, ``routes``: fields of its GatewayCluster and
+    its RouteCluster; None: it has none of this file."""
 
     namespace: ObjectName
     context: str = ""
     spec: dict[str, Any] = Field(default_factory=dict)
     gateways: dict[str, Any] | None = None
+    routes: dict[str, Any] | None = None
 
 
 class Sites(Model):
@@ -78,6 +81,17 @@ def _problems(found: Sites, region: Region) -> Iterator[str]:
             yield from _words(("sites", part, "spec"), error, model)
         if found.sites[part].gateways is not None:
             yield from _problems_of_gateways(part, found, region)
+        if found.sites[part].routes is not None:
+            yield from _problems_of_routes(part, found, region)
+
+
+def _problems_beside(part: str, field: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """Of what stands beside an IDC, that the API server would not see."""
+    where = f"sites.{part}.{field}"
+    if "idc" in given:
+        yield f"{where}.idc: expected nothing, it is {part}; remove it"
+    if given.get("autoscaling") is not None and given.get("replicas") is not None:
+        yield f"{where}.replicas: expected nothing beside `autoscaling`, which sets it; remove it"
 
 
 def _problems_of_gateways(part: str, found: Sites, region: Region) -> Iterator[str]:
@@ -89,10 +103,7 @@ def _problems_of_gateways(part: str, found: Sites, region: Region) -> Iterator[s
     said = {**found.spec, **found.sites[part].spec}.get("gateways", "apart")
     if said != "apart":
         yield f"sites.{part}.spec.gateways: expected apart beside `gateways`, got {said}; remove it"
-    if "idc" in given:
-        yield f"{where}.idc: expected nothing, it is {part}; remove it"
-    if given.get("autoscaling") is not None and given.get("replicas") is not None:
-        yield f"{where}.replicas: expected nothing beside `autoscaling`, which sets it; remove it"
+    yield from _problems_beside(part, "gateways", given)
     try:
         spec = gateways_of(part, found, region)
     except ValidationError as error:
@@ -100,14 +111,35 @@ def _problems_of_gateways(part: str, found: Sites, region: Region) -> Iterator[s
         return
     assert spec is not None
     bounds, room = spec.autoscaling, region.idc(part).gateways
-    if bounds is not None and bounds.min > bounds.max:
-        yield f"{where}.autoscaling.max: expected at least `min` ({bounds.min}), got {bounds.max}"
+    yield from _problems_of_bounds(where, bounds)
     field, count = ("autoscaling.max", bounds.max) if bounds else ("replicas", spec.replicas)
     if count > room:
         yield (
             f"{where}.{field}: expected at most {room}, the `gateways` of {part} in the region "
             f"file, got {count}; lower it, or raise that"
         )
+
+
+def _problems_of_bounds(where: str, bounds: Bounds | None) -> Iterator[str]:
+    if bounds is not None and bounds.min > bounds.max:
+        yield f"{where}.autoscaling.max: expected at least `min` ({bounds.min}), got {bounds.max}"
+
+
+def _problems_of_routes(part: str, found: Sites, region: Region) -> Iterator[str]:
+    where, site = f"sites.{part}.routes", found.sites[part]
+    if is_witness(part, region):
+        yield f"{where}: expected nothing, {part} is the witness and routes nothing; remove it"
+        return
+    if site.gateways is None and {**found.spec, **site.spec}.get("gateways") != "apart":
+        yield f"{where}: expected `gateways` beside it, got none; add `gateways: {{}}`"
+    yield from _problems_beside(part, "routes", site.routes or {})
+    try:
+        spec = routes_of(part, found, region)
+    except ValidationError as error:
+        yield from _words(("sites", part, "routes"), error, RouteClusterSpec)
+        return
+    assert spec is not None
+    yield from _problems_of_bounds(where, spec.autoscaling)
 
 
 def _bad(file: str, error: ValidationError) -> BadInput:
@@ -168,8 +200,18 @@ def gateways_of(part: str, sites: Sites, region: Region) -> GatewayClusterSpec |
     return GatewayClusterSpec.model_validate({**own, **said, "idc": part})
 
 
+def routes_of(part: str, sites: Sites, region: Region) -> RouteClusterSpec | None:
+    """The image is said always, as of gateways. Raises pydantic.ValidationError."""
+    given = sites.sites[part].routes
+    if given is None:
+        return None
+    said = {name: value for name, value in given.items() if value is not None}
+    image = spec_of(part, sites, region).image
+    return RouteClusterSpec.model_validate({"image": image, **said, "idc": part})
+
+
 def objects(part: str, sites: Sites, region: Region, pki: Mapping[str, bytes]) -> list[Object]:
-    """In the order of applying them, its GatewayCluster not among them. ``pki``: its files by
+    """In the order of applying them, those of ``beside`` not among them. ``pki``: its files by
     name."""
     namespace = sites.sites[part].namespace
     pair = {CA: "ca.pem", CERTIFICATE: f"{part}.pem", KEY: f"{part}.key"}
@@ -187,14 +229,21 @@ def own_object(part: str, sites: Sites, region: Region) -> Object:
     return _object(kind_of(part, region), part, sites, spec)
 
 
-def gateway_objects(part: str, sites: Sites, region: Region) -> list[Object]:
-    """The GatewayCluster, to be applied after the IDC; none where the site says nothing of it. What
-    the site does not say is left to others, such as the autoscaler or `kubectl scale`."""
-    spec = gateways_of(part, sites, region)
-    if spec is None:
-        return []
-    fields = spec.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    return [_object(GATEWAY_CLUSTER.name, part, sites, fields)]
+def beside(part: str, sites: Sites, region: Region) -> list[Object]:
+    """Its GatewayCluster and its RouteCluster, to be applied after the IDC; none of which the site
+    says nothing. What it does not say is left to others, such as the autoscaler or
+    `kubectl scale`."""
+    found = {
+        GATEWAY_CLUSTER.name: gateways_of(part, sites, region),
+        ROUTE_CLUSTER.name: routes_of(part, sites, region),
+    }
+    return [
+        _object(
+            kind, part, sites, spec.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        )
+        for kind, spec in found.items()
+        if spec is not None
+    ]
 
 
 def _object(kind: str, part: str, sites: Sites, spec: Object) -> Object:

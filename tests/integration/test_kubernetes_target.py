@@ -49,8 +49,10 @@ FIGURES = {"process_mib": 86.0, "im_mib": 1024.0, "connection_kib": 26.5}
 GATEWAYS = 2
 GRACE = {"terminationGracePeriodSeconds": 0}
 RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
-LABELS = {"app.kubernetes.io/name": "imctl", "app.kubernetes.io/component": "gateway"}
-LISTED = ("gatewayclusters", "pods")
+STAND_BESIDE = (
+    ("gatewayclusters", "gateway", "statefulsets"), ("routeclusters", "route", "deployments"),
+)  # fmt: skip
+LISTED = (*(plural for plural, _, _ in STAND_BESIDE), "pods")
 NOW, UNTIL, LATER = "2999-01-01T00:00:00Z", "2999-01-01T00:05:00Z", "2999-01-01T00:06:00Z"
 Object = dict[str, Any]
 
@@ -65,7 +67,7 @@ class Server:
         self.url = ""
         self.refuses = ""  # objects in which this stands
         self.forbids = ""  # reading what has this in its path
-        self.says: Object = {}  # of GatewayClusters, in their status
+        self.says: dict[str, Object] = {}  # in statuses, by the plural of their kind
         self.executed: list[tuple[str, list[str]]] = []
         self.gateways_ready = GATEWAYS
         self.gateways_stay = False  # as of a GatewayCluster that is paused
@@ -186,16 +188,17 @@ class Server:
                 own["status"] = self._status(own)
                 if replicas:
                     self.objects.setdefault(pod, template)
-        self._operate_gateways(namespace)
+        for each in STAND_BESIDE:
+            self._operate_beside(namespace, *each)
 
-    def _operate_gateways(self, namespace: str) -> None:
+    def _operate_beside(self, namespace: str, plural: str, component: str, made: str) -> None:
         """Of an IDC that is kept down none is wanted; the kubelet has not ended them yet."""
         at, pods = f"{API}/namespaces/{namespace}", f"/api/v1/namespaces/{namespace}/pods/"
         every = {path: each for path, each in self.objects.items() if path.startswith(at)}
-        clusters = [each for path, each in every.items() if "/gatewayclusters/" in path]
-        workloads = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/"
+        clusters = [each for path, each in every.items() if f"/{plural}/" in path]
+        workloads = f"/apis/apps/v1/namespaces/{namespace}/{made}/"
         for path in [path for path in self.objects if path.startswith(workloads)]:
-            if path.endswith("-gateway"):
+            if path.endswith(f"-{component}"):
                 del self.objects[path]
         wanted: set[str] = set()
         for own in clusters:
@@ -205,28 +208,32 @@ class Server:
                 continue
             marked = DOWN_UNTIL in idc["metadata"].get("annotations", {})
             down = marked and not self.gateways_stay
-            names = [f"{metadata['name']}-gateway-{1 + each}" for each in range(spec["replicas"])]
+            base = f"{metadata['name']}-{component}"
+            names = [f"{base}-{1 + each}" for each in range(spec.get("replicas", 2))]
             wanted |= set(names)
-            self._workload(namespace, metadata["name"], 0 if down else len(names))
-            own["status"] = self._status(own) | self.says
+            self.objects[f"{workloads}{base}"] = self._workload(namespace, [] if down else names)
+            own["status"] = self._status(own) | self.says.get(plural, {})
             for name in [] if down else names:
-                labels = LABELS | {"app.kubernetes.io/instance": metadata["name"]}
+                labels = {"app.kubernetes.io/name": "imctl"} | {
+                    f"app.kubernetes.io/{key}": value
+                    for key, value in (("component", component), ("instance", metadata["name"]))
+                }
                 pod = {"metadata": {"name": name, "labels": labels}, "spec": GRACE}
                 self.objects.setdefault(f"{pods}{name}", pod | {"status": RUNS})
         for path in [path for path in self.objects if path.startswith(pods)]:
-            unwanted = "-gateway-" in path and path.removeprefix(pods) not in wanted
+            unwanted = f"-{component}-" in path and path.removeprefix(pods) not in wanted
             if unwanted and self.gateways_end:
                 del self.objects[path]
 
-    def _workload(self, namespace: str, name: str, replicas: int) -> None:
-        """The StatefulSet of a GatewayCluster."""
+    def _workload(self, namespace: str, names: list[str]) -> Object:
+        """The StatefulSet or Deployment of what stands beside an IDC."""
         notes = {REGION_FILE: sites.mark_of(self._region(namespace))}
-        self.objects[f"/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}-gateway"] = {
+        return {
             "metadata": {"generation": 1},
-            "spec": {"replicas": replicas, "template": {"metadata": {"annotations": notes}}},
+            "spec": {"replicas": len(names), "template": {"metadata": {"annotations": notes}}},
             "status": {
                 "observedGeneration": 1,
-                "readyReplicas": min(replicas, self.gateways_ready),
+                "readyReplicas": min(len(names), self.gateways_ready),
             },
         }
 
@@ -436,6 +443,31 @@ def test_gateways_in_pods_of_their_own_go_down_with_their_idc_and_come_back(
     assert target.gateways_serve("fra")
 
 
+def test_route_instances_go_down_with_their_idc_and_come_back(
+    server: Server, tmp_path: Path
+) -> None:
+    spec = {"drills_from": ["im-fra"]}
+    target = prepared(tmp_path, fra={"spec": spec, "gateways": {}, "routes": {}})
+    target.start(["fra", "dub", "witness"])
+
+    def pods() -> list[str]:
+        found = (path.rpartition("/")[2] for path in server.objects if "/pods/fra-" in path)
+        return sorted(found)
+
+    every = ["fra-gateway-1", "fra-idc-0", "fra-route-1", "fra-route-2"]
+    assert pods() == every
+    target.take_down("fra", UNTIL)
+    killed = {pod for pod, command in server.executed if command == ["sh", "-c", "kill -9 -1"]}
+    assert killed == set(every) and pods() == []
+    server.gateways_ready = 1
+    target.let_up("fra")
+    assert pods() == every
+    assert not target.gateways_serve("fra"), "one of two route instances"
+    (workload,) = (at for at in server.objects if at.endswith("deployments/fra-route"))
+    server.objects[workload]["status"]["readyReplicas"] = 2
+    assert target.gateways_serve("fra")
+
+
 def test_gateways_that_the_operator_leaves_up_are_told_of(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,7 +576,8 @@ def test_gateways_of_their_own_start_are_seen_waited_for_and_end(
     server: Server, tmp_path: Path
 ) -> None:
     target = prepared(tmp_path, changed(tmp_path, 4), fra={"gateways": {"replicas": 2}})
-    server.says = {"phase": "Starting", "conditions": [{"message": "0 of 2 serve", "status": "F"}]}
+    condition = {"message": "0 of 2 serve", "status": "False"}
+    server.says["gatewayclusters"] = {"phase": "Starting", "conditions": [condition]}
     target.start(["fra", "dub", "witness"])
     fronts = ["fra.gateway-1", "fra.gateway-2"]
     assert target.apart_names() == fronts == target.fronts_of("fra")
@@ -552,7 +585,7 @@ def test_gateways_of_their_own_start_are_seen_waited_for_and_end(
     rolling = target.rolling("fra")
     assert rolling is not None and rolling.why == "0 of 2 serve"
     assert target.rolling("dub") is None and target.rolling("witness") is None
-    server.says = {}
+    server.says.clear()
     server._operate("im-fra")
     assert target.rolling("fra") is None
     assert gateways_of(server)["spec"] == {"idc": "fra", "replicas": 2, "image": "imctl:1"}
@@ -562,6 +595,36 @@ def test_gateways_of_their_own_start_are_seen_waited_for_and_end(
     with pytest.raises(Failed, match="dub runs all its roles in one process"):
         target.restart_front("dub", 1)
     target.stop()
+    assert {path.split("/")[1] for path in server.paths()} == {"secrets", "regions"}
+
+
+def test_route_instances_start_are_waited_for_change_and_go_without_a_restart(
+    server: Server, tmp_path: Path
+) -> None:
+    region, both = changed(tmp_path, 4), {"gateways": {"replicas": 2}, "routes": {"replicas": 2}}
+    target = prepared(tmp_path, region, fra=both)
+    condition = {"message": "1 of 2 serve", "status": "False"}
+    server.says["routeclusters"] = {"phase": "Starting", "conditions": [condition]}
+    target.start(["fra", "dub", "witness"])
+    rolling = target.rolling("fra")
+    assert rolling is not None and rolling.why == "1 of 2 serve"
+    server.says.clear()
+    server._operate("im-fra")
+    assert target.rolling("fra") is None
+    path = f"{API}/namespaces/im-fra/routeclusters/fra"
+    assert server.objects[path]["spec"] == {"idc": "fra", "image": "imctl:1", "replicas": 2}
+
+    more = {**both, "routes": {"replicas": 3}}
+    wanted = kept(target, tmp_path, region, fra=more)
+    assert takes(target, wanted) == {"sites.fra.routes.replicas": "in place"}
+    target.apply("fra", wanted)
+    assert server.objects[path]["spec"]["replicas"] == 3
+    none = kept(target, tmp_path, region, fra={"gateways": {"replicas": 2}})
+    assert takes(target, none) == {"sites.fra.routes": "in place"}
+    target.apply("fra", none)
+    assert path not in server.objects and gateways_of(server)["spec"]["replicas"] == 2
+    target.apply("fra", wanted)
+    opened_again(tmp_path).stop()
     assert {path.split("/")[1] for path in server.paths()} == {"secrets", "regions"}
 
 

@@ -89,6 +89,7 @@ GATEWAYS: dict[str, Any] = {
     "metadata": {"name": "fra"},
     "spec": {"idc": "fra", "replicas": 2},
 }
+ROUTES = GATEWAYS | {"kind": "RouteCluster"}
 GEO_POLICY = REPLICATION | {"kind": "GeoPolicy", "metadata": {"name": "policy"}}
 
 
@@ -269,6 +270,32 @@ BAD_GATEWAYS: dict[str, tuple[Edit, str]] = {
     ),
 }  # fmt: skip
 
+BAD_ROUTES: dict[str, tuple[Edit, str]] = {
+    "another name": (
+        put("metadata.name", "edge"), "its IDC (`spec.idc`), which has one RouteCluster",
+    ),
+    "another IDC": (put("spec.idc", "dub"), "metadata.name: expected that of its IDC"),
+    "no IDC": (put("spec.idc", None), "spec.idc: Required value"),
+    "bounds the wrong way round": (
+        put("spec.autoscaling", {"min": 3, "max": 2}), "max: expected at least `min`",
+    ),
+    "connections, which it does not count": (
+        put("spec.autoscaling", {"min": 1, "max": 2, "connections": 9}),
+        'unknown field "spec.autoscaling.connections"',
+    ),
+    "no CPU at all": (
+        put("spec.autoscaling", {"min": 1, "max": 2, "cpu": 0}), "greater than or equal to 1",
+    ),
+    "too many": (put("spec.replicas", 17), "less than or equal to 16"),
+    "none at once": (put("spec.rollout", {"max_surge": 0}), "greater than or equal to 1"),
+    "a toleration of no key": (
+        put("spec.tolerations", [{"value": "x"}]), "key: expected one with `operator: Equal`",
+    ),
+    "storage, of which they have none": (
+        put("spec.storage", {"size": "1Gi"}), 'unknown field "spec.storage"',
+    ),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -344,11 +371,23 @@ def test_bad_gateways_are_refused_and_told_why(api_server: ApiServer, case: str)
     assert why in refused(api_server, copy.deepcopy(GATEWAYS), edit)
 
 
-def test_gateways_are_scaled_by_kubectl(api_server: ApiServer, namespace: str) -> None:
-    apply(api_server, namespace, GATEWAYS)
-    api_server.kubectl("scale", "gatewaycluster", "fra", "--replicas=3", "--namespace", namespace)
+@pytest.mark.parametrize("case", BAD_ROUTES)
+def test_bad_routes_are_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_ROUTES[case]
+    assert why in refused(api_server, copy.deepcopy(ROUTES), edit)
+
+
+@pytest.mark.parametrize(
+    ("document", "kind", "short"),
+    [(GATEWAYS, "gatewaycluster", "imgw"), (ROUTES, "routecluster", "imrt")],
+)
+def test_they_are_scaled_by_kubectl(
+    api_server: ApiServer, namespace: str, document: Any, kind: str, short: str
+) -> None:
+    apply(api_server, namespace, document)
+    api_server.kubectl("scale", kind, "fra", "--replicas=3", "--namespace", namespace)
     path = ("-o", "jsonpath={.spec.replicas}")
-    wanted = api_server.kubectl("get", "imgw", "fra", "--namespace", namespace, *path)
+    wanted = api_server.kubectl("get", short, "fra", "--namespace", namespace, *path)
     assert wanted == "3"
 
 
@@ -433,6 +472,7 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
         ("gatewaycluster.spec.rollout.keep", "keep their former settings"),
+        ("routecluster.spec.autoscaling.cpu", "which it is to use on average"),
         ("geopolicy", "weights, fallbacks and safety rules stand in the Region"),
         ("drill.spec.blackouts", "when no run begins"),
         ("drillrun.spec.experiment", "the text of a drill file"),

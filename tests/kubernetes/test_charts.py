@@ -22,7 +22,7 @@ from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from imctl.testing.cluster.lab import operator_rights
-from tests.kubernetes.test_admission import GATEWAYS, IDC, OPERATION, apply
+from tests.kubernetes.test_admission import GATEWAYS, IDC, OPERATION, ROUTES, apply
 from tests.kubernetes.test_operator_live import SEEN_S, Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,13 @@ CHARTS = {
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
          "gateways.replicas=1"],
+    ),
+    "idc-with-routes": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
+         "gateways.replicas=1,routes.autoscaling.min=2,routes.autoscaling.max=4,"
+         "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer"],
     ),
     "idc-with-a-monitor": (
         "im-idc",
@@ -127,6 +134,9 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("witness", ["monitoring.podMonitor.enabled=true"], "a witness has no metrics"),
         ("witness", ["gateways.replicas=2"], "a witness has none"),
         ("idc", ["gateways.replica=2"], "replica"),
+        ("witness", ["routes.replicas=2"], "a witness has none"),
+        ("idc", ["routes.replicas=2"], "they need `gateways`"),
+        ("idc", ["gateways.replicas=2,routes.replica=2"], "replica"),
         ("operator", ["webhook.enabled=true"], "give either `issuer.name`"),
         ("operator", ["webhook.enabled=true,webhook.secret=x"], "the CA of the secret"),
         ("operator", ["monitoring.rules.labels.a=1"], "labels"),
@@ -194,7 +204,9 @@ def test_the_rights_of_the_chart_suffice(
                 return found == [finalizers] * len(held)
 
             apply(api_server, namespace, GATEWAYS)
+            apply(api_server, namespace, ROUTES)
             until(lambda: holds([FINALIZER]))
+            until(lambda: "status" in admin.get("routecluster", "fra"))
             apply(api_server, namespace, IDC)
             until(lambda: holds(None))
             apply(api_server, namespace, OPERATION)

@@ -17,9 +17,10 @@ from imctl.api.kinds import GATEWAY_CLUSTER
 from imctl.api.kinds import IDC as IDC_KIND
 from imctl.api.model import IdcSpec, Resources, Toleration
 from imctl.reconcile import reconciler as reconciling
+from imctl.reconcile.beside import Decision
 from imctl.reconcile.cluster import Rejected
 from imctl.reconcile.gatewayobjects import Fronts, grace_s, objects
-from imctl.reconcile.gateways import Decision, Seen, decide
+from imctl.reconcile.gateways import Seen, decide
 from imctl.reconcile.objects import DOWN_UNTIL, TEMPLATE
 from imctl.reconcile.objects import objects as idc_objects
 from imctl.reconcile.observed import Object, Owner

@@ -35,14 +35,16 @@ def had(document: Object, who: list[Object] = OURS) -> Object:
 
 
 def changes(before: Sites, after: Sites, part: str = "fra", **more: Any) -> list[Change]:
-    old = sites.gateway_objects(part, before, roomy())
-    new = sites.gateway_objects(part, after, roomy())
+    old, new = (
+        {each["kind"]: had(each) for each in sites.beside(part, of, roomy())}
+        for of in (before, after)
+    )
     asked = Part(
         part,
         had(sites.own_object(part, before, roomy())),
         had(sites.own_object(part, after, roomy())),
-        had(old[0]) if old else None,
-        had(new[0]) if new else None,
+        old,
+        new,
         False,
     )
     return changes_of(asked._replace(**more), roomy(), FIGURES)
@@ -87,11 +89,32 @@ def test_gateways_that_come_or_go_take_a_restart_of_their_idc() -> None:
     }
 
 
+def test_route_instances_come_change_and_go_while_their_idc_goes_on() -> None:
+    def routed(routes: Object | None) -> Sites:
+        found = placed({})
+        found.sites["fra"] = found.sites["fra"].model_copy(update={"routes": routes})
+        return found
+
+    for before, after, field in (
+        (None, {}, "routes"),
+        ({}, None, "routes"),
+        ({"replicas": 2}, {"replicas": 3}, "routes.replicas"),
+    ):
+        assert said(changes(routed(before), routed(after))) == {
+            f"sites.fra.{field}": ("in place", ("fra",))
+        }
+    (theirs,) = [
+        each for each in sites.beside("fra", routed({}), roomy()) if "Route" in each["kind"]
+    ]
+    found = {"RouteCluster": had(theirs, [{"manager": "kubectl-client-side-apply"}])}
+    assert changes(placed(), placed(), beside=found) == []
+
+
 def test_gateways_that_somebody_else_applied_are_left_to_him() -> None:
-    (theirs,) = sites.gateway_objects("fra", placed({}), roomy())
+    (theirs,) = sites.beside("fra", placed({}), roomy())
     found = had(theirs, [{"manager": "kubectl-client-side-apply"}])
-    assert changes(placed(), placed(), gateways=found) == []
-    (taken,) = changes(placed({}), placed({}), gateways=found)
+    assert changes(placed(), placed(), beside={"GatewayCluster": found}) == []
+    (taken,) = changes(placed({}), placed({}), beside={"GatewayCluster": found})
     assert (taken.difference.before, str(taken.takes)) == ("somebody else's", "in place")
 
 
@@ -136,13 +159,14 @@ def test_what_an_api_server_refuses_says_why() -> None:
 
 
 def cluster(fields: Object) -> Object:
-    (made,) = sites.gateway_objects("fra", placed({}), roomy())
+    (made,) = sites.beside("fra", placed({}), roomy())
     made["spec"] |= fields
     return had(made)
 
 
 def warned(before: Object, after: Object) -> bool:
-    found = changes(placed({}), placed({}), gateways=cluster(before), new_gateways=cluster(after))
+    has, new = ({"GatewayCluster": cluster(each)} for each in (before, after))
+    found = changes(placed({}), placed({}), beside=has, new_beside=new)
     assert {str(each.takes) for each in found} == {"in place"}
     return bool(alone(found, ()))
 

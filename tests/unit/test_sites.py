@@ -12,6 +12,7 @@ from imcore.errors import BadInput
 from imcore.region.load import load_region
 from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.model import IdcSpec, WitnessSpec
+from imctl.api.routes import RouteClusterSpec
 from imctl.reconcile.decide import decide, judge_region
 from imctl.reconcile.objects import REGION_FILE
 from imctl.reconcile.observed import Observed, Owner
@@ -158,13 +159,60 @@ def test_golden(name: str, gateways: dict[str, Any]) -> None:
     found, pki = sites.read(text, roomy(), "sites.yaml"), PKI
     made = sites.objects("fra", found, roomy(), pki)
     made = [each for each in made if each["kind"] not in ("Region", "Secret")]
-    made += sites.gateway_objects("fra", found, roomy())
+    made += sites.beside("fra", found, roomy())
     golden.check(yaml.safe_dump_all(made, sort_keys=False, width=100), GOLDEN / f"{name}.yaml")
     GatewayClusterSpec.model_validate(made[-1]["spec"])
 
 
+ROUTES = {"autoscaling": {"min": 2, "max": 4}, "rollout": {"max_surge": 2}}
+
+
+@pytest.mark.parametrize(
+    ("site", "why"),
+    [
+        ({"gateways": {}, "routes": {"replica": 2}}, "routes.replica: expected"),
+        (
+            {"routes": {}},
+            "routes: expected `gateways` beside it, got none; add `gateways: {}`",
+        ),
+        (
+            {"gateways": {}, "routes": {"autoscaling": {"min": 3, "max": 2}}},
+            "routes.autoscaling.max: expected at least `min` (3), got 2",
+        ),
+        (
+            {"gateways": {}, "routes": ROUTES | {"replicas": 2}},
+            "routes.replicas: expected nothing beside `autoscaling`, which sets it; remove it",
+        ),
+        ({"gateways": {}, "routes": {"idc": "dub"}}, "routes.idc: expected nothing, it is fra"),
+        ({"gateways": {}, "routes": []}, "routes: expected"),
+    ],
+)
+def test_wrong_routes_are_refused(site: dict[str, Any], why: str) -> None:
+    document = GOOD["sites"] | {"fra": {"namespace": "im"} | site}
+    with pytest.raises(BadInput) as refused:
+        sites.read(yaml.safe_dump(GOOD | {"sites": document}), roomy(), "sites.yaml")
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"sites.yaml: sites.fra.{why}")
+
+
+def test_a_witness_has_no_routes() -> None:
+    document = GOOD["sites"] | {"witness": {"namespace": "im", "routes": {}}}
+    with pytest.raises(BadInput, match=r"sites\.witness\.routes: expected nothing"):
+        read(GOOD | {"sites": document})
+
+
+@pytest.mark.parametrize("apart", [{"gateways": {}}, {"spec": {"gateways": "apart"}}])
+def test_routes_come_with_the_image_of_their_idc(apart: dict[str, Any]) -> None:
+    fra = {"namespace": "im", "routes": ROUTES, **apart}
+    found = read(GOOD | {"sites": GOOD["sites"] | {"fra": fra}})
+    made = sites.beside("fra", found, REGION)[-1]
+    assert (made["kind"], made["metadata"]) == ("RouteCluster", {"name": "fra", "namespace": "im"})
+    assert made["spec"] == {"idc": "fra", "image": "imctl:1", **ROUTES}
+    RouteClusterSpec.model_validate(made["spec"])
+
+
 def test_a_site_without_gateways_makes_none() -> None:
-    assert sites.gateway_objects("fra", read(GOOD), REGION) == []
+    assert sites.beside("fra", read(GOOD), REGION) == []
 
 
 def test_no_yaml_is_refused() -> None:

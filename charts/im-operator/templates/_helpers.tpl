@@ -17,13 +17,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, gatewayclusters, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
+  resources: [regions, idcs, gatewayclusters, routeclusters, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
   resources:
     - regions/status
     - idcs/status
     - gatewayclusters/status
+    - routeclusters/status
     - witnesses/status
     - trafficoperations/status
     - drills/status
@@ -36,7 +37,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [idcs, regions, gatewayclusters, drillruns]
   verbs: [patch]
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
-  resources: [idcs/finalizers, gatewayclusters/finalizers, witnesses/finalizers, replications/finalizers]
+  resources:
+    - idcs/finalizers
+    - gatewayclusters/finalizers
+    - routeclusters/finalizers
+    - witnesses/finalizers
+    - replications/finalizers
   verbs: [update]
 - apiGroups: [""]
   resources: [services]  # that of a gateway goes with it
@@ -44,9 +50,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch]
-- apiGroups: [apps]  # MirrorMaker 2, where Strimzi is not
+- apiGroups: [apps]  # of route instances; and MirrorMaker 2, where Strimzi is not
   resources: [deployments]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [kafka.strimzi.io]  # and where it is
   resources: [kafkamirrormaker2s]
   verbs: [get, list, create, patch, delete]
