@@ -281,6 +281,36 @@ async def test_gateways_are_scaled_and_evicted_within_their_budget(
         await cast.judge()
 
 
+def route_rows(pods: Pods) -> dict[str, int]:
+    """How many gateways each route instance has that the core knows."""
+    rows = json.loads(pods.imctl("status", "-o", "json"))["idcs"][OTHER]["routes"]
+    return {row["route"]: row["gateways"] for row in rows}
+
+
+async def test_all_route_instances_are_deleted_while_everybody_talks(
+    pods: Pods, tmp_path: Path, figures: Figures, whole: list[str]
+) -> None:
+    async with pods.lab() as lab, Cast(lab, tmp_path, first=951) as cast:
+        couples = await cast.couples(4, VICTIM, OTHER)
+        await holds(lambda: sum(route_rows(pods).values()) == 2)
+        before = route_rows(pods)
+        assert len(before) == 2
+        async with cast.talking(couples):
+            await asyncio.sleep(1)
+            stood, synced, began = len(connections(cast)), len(whole), time.monotonic()
+            gone = ("delete", "pod", "-l", "app.kubernetes.io/component=route", "--wait=false")
+            await asyncio.to_thread(pods.kubectl, OTHER, *gone)
+            await holds(
+                lambda: sum(n for name, n in route_rows(pods).items() if name not in before) == 2
+            )
+            took = round(time.monotonic() - began, 1)
+            figures("until all gateways are linked by route instances made anew, s", took)
+        assert connections(cast)[stood:] == [], "a connection did not outlive its route"
+        assert whole[synced:] == [], "a client began with a full sync"
+        assert cast.refusals == []
+        await cast.judge()
+
+
 def secret_of(pods: Pods, role: str) -> str:
     """Its name, in the victim's namespace."""
     name = f"imctl-{role}"

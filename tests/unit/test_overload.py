@@ -140,9 +140,9 @@ class Folding:
             self.turned_away += 1_000 * LOOK_S * (1 - self.shedder.share)
             if kv_is_there:
                 self._folded = min(self._end, self._folded + self._kv_per_s * LOOK_S)
-            backlog = self._behind.look(int(self._end), int(self._folded), self._now)
-            self.shedder.waited(0.0, lambda backlog=backlog: backlog, self._now)
-            self.oldest_s.append(backlog.oldest_s)
+            self._backlog = self._behind.look(int(self._end), int(self._folded), self._now)
+            self.shedder.waited(0.0, lambda: self._backlog, self._now)
+            self.oldest_s.append(self._backlog.oldest_s)
             self.least = min(self.least, self.shedder.share)
 
 

@@ -147,6 +147,7 @@ class Pods:
                 sites[idc]["spec"] |= {"role_certificate": VIEWER, "deletion": "at_once"}
                 rollout = {"min_ready_s": 1}
                 sites[idc]["gateways"] = {"resources": resources, "rollout": rollout}
+                sites[idc]["routes"] = {"resources": FRONT_RESOURCES, "rollout": rollout}
         for part, name in images.items():
             sites[part].setdefault("spec", {})["image"] = name
         path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
