@@ -30,7 +30,7 @@ help:
 	@echo "make nightly    run the long tests and make mutations"
 	@echo "make drills     run every ready-made drill; reports in build/drills (15 minutes)"
 	@echo "make mutations  reintroduce each known defect in a copy; its test must fail"
-	@echo "make planted    plant each of eleven bugs in a copy; the simulation must find it (an hour)"
+	@echo "make planted    plant each of eleven bugs in a copy; the simulation must find it (10 minutes)"
 	@echo "make fuzz       coverage-guided fuzzing; MINUTES=10 for all targets, or TARGET=gateway"
 	@echo "make soak       20 minutes of chat; memory of every process plotted in build/soak"
 	@echo "make sim        simulate deployments with faults; SEEDS=8 FROM=1, or MINUTES=3 FROM=commit"

@@ -25,7 +25,7 @@ class Planted(NamedTuple):
 # fmt: off
 PLANTED = (
     Planted(
-        "fencing left out", 6, "the lock that is held for life keeps nobody out",
+        "fencing left out", 12, "the lock that is held for life keeps nobody out",
         "services/engines/disk.py",
         "fcntl.flock(file._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "os.fstat(file._fd)",
     ),
