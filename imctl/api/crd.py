@@ -10,6 +10,7 @@ from imctl.api.kinds import (
     GATEWAY_CLUSTER,
     GROUP,
     IDC,
+    IM_CLUSTER,
     KINDS,
     ROUTE_CLUSTER,
     VERSION,
@@ -109,6 +110,7 @@ def values_schema() -> Schema:
             "spec": spec,
             "gateways": _beside(GATEWAY_CLUSTER),
             "routes": _beside(ROUTE_CLUSTER),
+            "cores": _beside(IM_CLUSTER),
             "monitoring": _monitoring(),
         },
     }

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from imcore.region.model import RegionSpec
 from imctl.api import rules
+from imctl.api.cores import ImClusterSpec, ImClusterStatus
 from imctl.api.drills import DrillRunSpec, DrillRunStatus, DrillSpec, DrillStatus
 from imctl.api.gateways import GatewayClusterSpec, GatewayClusterStatus
 from imctl.api.model import IdcSpec, IdcStatus, RegionStatus, WitnessSpec, WorkloadStatus
@@ -197,7 +198,24 @@ ROUTE_CLUSTER = Kind(
     ),
     scales=True,
 )  # fmt: skip
+IM_CLUSTER = Kind(
+    "IMCluster", "imclusters", "imcore",
+    "Cores of an IDC beside the one in its own pod: of all one serves, the others stand by and "
+    "take its place when it is gone. For an IDC whose log, KV and registry are reached over a "
+    "network.",
+    ImClusterSpec, ImClusterStatus, rules.IM_CLUSTER,
+    (
+        Column("Phase", ".status.phase"),
+        Column("Wanted", ".spec.replicas", "integer"),
+        Column("Ready", ".status.ready", "integer"),
+        Column("Updated", ".status.updated", "integer"),
+        Column("Serving", ".status.serving"),
+        Column("Image", ".spec.image", wide=True),
+        _AGE,
+    ),
+    scales=True,
+)  # fmt: skip
 KINDS = (
-    REGION, IDC, GATEWAY_CLUSTER, ROUTE_CLUSTER, WITNESS, TRAFFIC_OPERATION, DRILL, DRILL_RUN,
-    REPLICATION, GEO_POLICY,
+    REGION, IDC, IM_CLUSTER, GATEWAY_CLUSTER, ROUTE_CLUSTER, WITNESS, TRAFFIC_OPERATION, DRILL,
+    DRILL_RUN, REPLICATION, GEO_POLICY,
 )  # fmt: skip

@@ -146,6 +146,11 @@ class IdcSpec(Workload):
         description="inside: its pod has all roles; apart: its gateways are the pods of the "
         "GatewayCluster of its name, and its own has the other roles",
     )
+    cores: Literal["own", "shared"] = Field(
+        default="own",
+        description="own: its core is the one in its pod; shared: that one stands by (`--standby`) "
+        "with those of the IMCluster of its name, and one of all serves; with `gateways: apart`",
+    )
     role_certificate: ObjectName | None = Field(
         default=None,
         description="a Secret with `ca.crt`, `tls.crt`, `tls.key`: the region's CA and the "
@@ -212,7 +217,9 @@ class WorkloadStatus(Model):
 
     phase: Phase | None = Field(default=None, description="where it is on its way")
     pod: str = Field(default="", description="its pod")
-    ready: bool = Field(default=False, description="the pod is ready: it serves")
+    ready: bool = Field(
+        default=False, description="it serves: its pod is ready, or another core of it"
+    )
     blocked_by: list[str] = Field(
         default_factory=list, description="what it waits for, or what stands against it"
     )

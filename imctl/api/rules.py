@@ -173,7 +173,17 @@ _WORKLOAD: Rules = {
     "spec.tolerations[]": _TOLERATION,
 }
 
-IDC: Rules = {**_WORKLOAD, "spec": [*_WORKLOAD["spec"], *_fixed("idc")]}
+IDC: Rules = {
+    **_WORKLOAD,
+    "spec": [
+        *_WORKLOAD["spec"],
+        *_fixed("idc"),
+        Rule(
+            "self.cores != 'shared' || self.gateways == 'apart'",
+            "cores: expected `gateways: apart` beside `shared`",
+        ),
+    ],
+}
 WITNESS: Rules = _WORKLOAD
 
 TRAFFIC_OPERATION: Rules = {
@@ -239,3 +249,4 @@ def _beside_idc(kind: str) -> Rules:
 _BOUNDS = [Rule("self.min <= self.max", "max: expected at least `min`")]
 GATEWAY_CLUSTER: Rules = {**_beside_idc("GatewayCluster"), "spec.autoscaling": _BOUNDS}
 ROUTE_CLUSTER: Rules = {**_beside_idc("RouteCluster"), "spec.autoscaling": _BOUNDS}
+IM_CLUSTER: Rules = {**_beside_idc("IMCluster"), "spec": _fixed("storage")}

@@ -88,10 +88,10 @@ def run(
 ) -> None:
     """Run the operator until SIGTERM.
 
-    It runs the pods of IDC, GatewayCluster, RouteCluster and Witness objects, moves traffic for
-    TrafficOperation objects, runs drills for Drill and DrillRun objects (see --drills), and reports
-    the status of Region, Replication and GeoPolicy objects. Of several operators only the one that
-    holds the Lease is active.
+    It runs the pods of IDC, IMCluster, GatewayCluster, RouteCluster and Witness objects, moves
+    traffic for TrafficOperation objects, runs drills for Drill and DrillRun objects (see --drills),
+    and reports the status of Region, Replication and GeoPolicy objects. Of several operators only
+    the one that holds the Lease is active.
 
     Exit status: 0 stopped, 1 the lease was lost or there is no cluster.
 

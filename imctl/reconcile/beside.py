@@ -41,6 +41,7 @@ class Decision(NamedTuple):
     message: str
     # Kind and name of what stays, or EVERY of its kind; what is ours and else can go.
     keep: frozenset[tuple[str, str]]
+    stop: bool = False  # no pod of it may run, though nothing else is known
 
 
 class Counts(NamedTuple):
@@ -75,9 +76,13 @@ def home_of(name: str, seen: Around) -> tuple[IdcSpec, Region] | str:
 
 
 def lacks(name: str, idc: IdcSpec, seen: Around) -> Iterator[str]:
-    """What is wrong with an IDC for what stands beside it."""
+    """What is wrong with an IDC for what serves its clients beside it."""
     if idc.gateways != "apart":
         yield f"IDC {name} runs its own gateways: say `gateways: apart` there"
+    yield from is_blocked(name, seen)
+
+
+def is_blocked(name: str, seen: Around) -> Iterator[str]:
     if seen.idc_status.get("phase") == str(Phase.BLOCKED):
         for why in seen.idc_status.get("blocked_by", ()):
             yield f"IDC {name} is blocked: {why}"

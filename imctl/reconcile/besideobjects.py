@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from imcore.region.model import Region
 from imctl.api.beside import BesideSpec
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, ROUTE_CLUSTER
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IM_CLUSTER, ROUTE_CLUSTER
 from imctl.api.model import IdcSpec
 from imctl.reconcile.objects import (
     POD_SECURITY,
@@ -19,14 +19,14 @@ from imctl.reconcile.objects import (
     TEMPLATE,
     hash_of,
     owned,
-    pace,
     pki_volume,
     placed,
     region_text,
 )
 from imctl.reconcile.observed import Object, Owner
 
-GATEWAY, ROUTE = "gateway", "route"
+GATEWAY, ROUTE, IM = "gateway", "route", "im"
+POD_INDEX = "apps.kubernetes.io/pod-index"
 SETTLED_S = 300  # what follows the load goes down no sooner after it has
 
 
@@ -38,17 +38,19 @@ class Bounds(Protocol):
 
 
 class Pods(NamedTuple):
-    """``component``: by their labels; the ending of their workload's name. ``workload``: its
-    kind."""
+    """``component``: by their labels; the ending of their workload's name. ``workload``: its kind.
+    ``ready``: when they are as they should be."""
 
     component: str
     workload: str
+    ready: bool = True
 
 
 BESIDE: Mapping[str, Pods] = MappingProxyType(
     {
         GATEWAY_CLUSTER.name: Pods(GATEWAY, "StatefulSet"),
         ROUTE_CLUSTER.name: Pods(ROUTE, "Deployment"),
+        IM_CLUSTER.name: Pods(IM, "StatefulSet", ready=False),
     }
 )
 
@@ -154,13 +156,14 @@ class Frame:
         }
         return self.object("autoscaling/v2", "HorizontalPodAutoscaler", self.base, spec=spec)
 
-    def template(self, pod: Object) -> Object:
-        """With the marks by which its pods are known."""
+    def template(self, pod: Object, more: Mapping[str, str] = MappingProxyType({})) -> Object:
+        """With the marks by which its pods are known. ``more``: labels."""
         marks = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
-        return {"metadata": {"labels": self._labels, "annotations": marks}, "spec": pod}
+        labels = {**self._labels, **more}
+        return {"metadata": {"labels": labels, "annotations": marks}, "spec": pod}
 
-    def pod(self, grace_s: int, container: Object) -> Object:
-        """Whose data go with it."""
+    def pod(self, grace_s: int, container: Object, kept: bool = False) -> Object:
+        """``kept``: its data are on a volume of the workload's; else they go with it."""
         idc, own = self._idc, self._idc.idc
         pod: Object = {
             "serviceAccountName": self.base,
@@ -179,7 +182,7 @@ class Frame:
             ],
             "containers": [container],
             "volumes": [
-                {"name": "data", "emptyDir": {}},
+                *([] if kept else [{"name": "data", "emptyDir": {}}]),
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "region", "configMap": {"name": self._region_name()}},
                 pki_volume(own, idc.certificates, f"{self._spec.idc}-idc"),
@@ -194,9 +197,8 @@ class Frame:
         return pod
 
 
-def asked(path: str, port: int, period_s: int, failures: int) -> Object:
-    """A probe: the process's loop answers."""
-    return {
-        "httpGet": {"scheme": "HTTPS", "path": path, "port": port},
-        **pace(period_s, failures),
-    }
+def numbered() -> list[Object]:
+    """The environment of a container of a StatefulSet: $(NUMBER) is that of its pod."""
+    path = f"metadata.labels['{POD_INDEX}']"
+    field = {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}
+    return [{"name": "NUMBER", "valueFrom": field}]

@@ -15,7 +15,7 @@ from imctl.reconcile.applied import Applied
 from imctl.reconcile.beside import EVERY, Around, Decision, rejected
 from imctl.reconcile.besideobjects import BESIDE, selector_of, workload_of
 from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
-from imctl.reconcile.objects import REGION_FILE, let_up
+from imctl.reconcile.objects import REGION_FILE, let_up, without_pods
 from imctl.reconcile.observed import Object, Owner, Tell
 
 _SERVED = (BesidePhase.SERVING, BesidePhase.UNREADY)
@@ -97,7 +97,11 @@ class Besides:
             await self._say(owner, rejected(decision, str(error)), before)
             await self._let_up(found)
             raise
-        if not decision.apply:
+        if decision.stop:
+            if (none := without_pods(found.workload)) is not None:
+                await self._cluster.apply(none, manager=LIFTER)
+                applied.forget(none)
+        elif not decision.apply:
             await self._let_up(found)
         if decision.apply and applied.kept != decision.keep:
             await self._prune(owner, decision)

@@ -20,6 +20,7 @@ from imctl.reconcile.objects import (
     KEY,
     REGION_FILE,
     TEMPLATE,
+    Now,
     objects,
     part_of,
 )
@@ -81,10 +82,28 @@ def decide(
         blocked += _lacks(owner, spec, region, observed, figures)
     if blocked or region is None:
         return _said(owner, observed, Phase.BLOCKED, blocked, "Blocked", "; ".join(blocked))
-    carries = bool(observed.state) and observed.state not in GOES
-    listens = observed.pod.ports if observed.pod is not None else ()
-    made = objects(owner, spec, region, figures, bool(observed.down_until), carries, listens)
+    made = objects(owner, spec, region, figures, _now(spec, observed))
     return _progress(owner, observed, made)
+
+
+def _now(spec: IdcSpec | WitnessSpec, observed: Observed) -> Now:
+    pod = observed.pod
+    shares = isinstance(spec, IdcSpec) and spec.cores == "shared"
+    standing = [each for each in observed.cores if each.runs and not each.serves]
+    return Now(
+        down=bool(observed.down_until),
+        carries=bool(observed.state) and observed.state not in GOES,
+        listens=pod.ports if pod is not None else (),
+        # One that knows of no others is found by itself, until it is replaced.
+        shared=shares and (pod is None or pod.shares),
+        relieved=bool(standing) or (bool(_elsewhere(observed)) and pod is not None),
+    )
+
+
+def _elsewhere(observed: Observed) -> str:
+    """The pod beside the IDC's own that serves; empty: none does."""
+    own = observed.pod is not None and observed.pod.ready
+    return "" if own else next((each.name for each in observed.cores if each.serves), "")
 
 
 def _lacks(
@@ -98,6 +117,9 @@ def _lacks(
         part_of(spec, region, figures)
     except KeyError as error:
         yield f"Region {spec.region} has no {error.args[0]}"
+    others = ", ".join(each.name for each in observed.cores)
+    if isinstance(spec, IdcSpec) and spec.cores != "shared" and others:
+        yield f"cores: expected shared while {others} stand by, of which its own knew nothing"
     wanted: dict[str, set[str]] = {spec.certificates.region_keys: {REGION_KEYS}}
     if spec.certificates.secret:
         wanted.setdefault(spec.certificates.secret, set()).update((CA, CERTIFICATE, KEY))
@@ -117,13 +139,19 @@ def _progress(owner: Owner, observed: Observed, made: list[Object]) -> Decision:
     annotations = made[-1]["spec"]["template"]["metadata"]["annotations"]
     pod = observed.pod
     keep = {annotations[REGION_FILE]} | ({pod.region} if pod else set())
+    elsewhere = _elsewhere(observed)
     if observed.down_until:
         phase = Phase.DOWN
         message = f"a drill keeps it down, until {observed.down_until} at most"
+    elif pod is None and elsewhere:
+        phase, message = Phase.SERVING, f"{elsewhere} serves; its own pod is not made yet"
     elif pod is None:
         phase, message = Phase.STARTING, "its pod is not made yet"
     elif pod.ready:
         phase, message = Phase.SERVING, f"{pod.name} serves"
+    elif elsewhere:
+        phase, message = Phase.SERVING, f"{elsewhere} serves"
+        message += f"; {pod.trouble}" if pod.trouble else f", {pod.name} does not"
     else:
         phase = Phase.UNREADY if pod.served else Phase.STARTING
         message = pod.trouble or f"{pod.name} does not serve yet"
@@ -147,7 +175,7 @@ def _said(
     outdated: bool = False,
 ) -> Decision:
     pod = observed.pod
-    ready = pod is not None and pod.ready
+    ready = (pod is not None and pod.ready) or bool(_elsewhere(observed))
     status: dict[str, Any] = {
         "phase": str(phase),
         "pod": pod.name if pod else "",

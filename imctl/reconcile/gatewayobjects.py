@@ -18,13 +18,26 @@ from imcore.region.model import Idc, Region
 from imcore.region.rules import gateway_ports
 from imctl.api.gateways import GatewayClusterSpec
 from imctl.api.model import IdcSpec
-from imctl.reconcile.besideobjects import GATEWAY, Frame, asked, match_of, within, workload_of
-from imctl.reconcile.objects import ARGUMENTS, CONTAINER_SECURITY, MOUNTS, room, taken_down
+from imctl.reconcile.besideobjects import (
+    GATEWAY,
+    Frame,
+    match_of,
+    numbered,
+    within,
+    workload_of,
+)
+from imctl.reconcile.objects import (
+    ARGUMENTS,
+    CONTAINER_SECURITY,
+    MOUNTS,
+    asked,
+    room,
+    taken_down,
+)
 from imctl.reconcile.observed import Object, Owner
 from services.node.roles import Roles
 
 POD_NAME = "statefulset.kubernetes.io/pod-name"
-POD_INDEX = "apps.kubernetes.io/pod-index"
 CLIENTS, MONITOR = 7443, 7444  # inside its pod
 OTHERS_S, EACH_S, END_S = 5, 10, 15  # finding others, a client's own time, the last farewell
 Ends = tuple[tuple[str, int], ...]  # protocol and port
@@ -179,16 +192,7 @@ class _Maker:
                 "--instance", "$(NUMBER)", "--listen", "0.0.0.0",  # noqa: S104 - in a pod
                 "--gateway-port", str(CLIENTS), "--monitor-port", str(MONITOR), "--leave",
             ],
-            "env": [
-                {
-                    "name": "NUMBER",
-                    "valueFrom": {
-                        "fieldRef": {
-                            "apiVersion": "v1", "fieldPath": f"metadata.labels['{POD_INDEX}']",
-                        }
-                    },
-                }
-            ],
+            "env": numbered(),
             "ports": [
                 {"name": "gateway", "containerPort": CLIENTS},
                 {"name": "monitor", "containerPort": MONITOR},

@@ -23,7 +23,7 @@ from imcore.region.model import Region
 from imcore.region.rules import gateway_ports, ipconf_addresses, split
 from imctl.api.beside import BesideSpec
 from imctl.api.kinds import API_VERSION, GROUP
-from imctl.api.model import Certificates, IdcSpec, Resources, Toleration, WitnessSpec
+from imctl.api.model import Certificates, IdcSpec, Resources, Storage, Toleration, WitnessSpec
 from imctl.reconcile.observed import Object, Owner, Port
 from services.node.roles import Roles
 
@@ -32,6 +32,7 @@ TEMPLATE = f"{GROUP}/template"
 REGION_FILE = f"{GROUP}/region-file"
 REGION_LABEL = f"{GROUP}/region"
 DOWN_UNTIL = f"{GROUP}/down-until"  # of an IDC object: a drill keeps it down, until then at most
+CORE_OF = f"{GROUP}/core-of"  # of pods: whose core, of several of which one serves
 TAKEN_DOWN = f"{GROUP}/taken-down"  # of a StatefulSet that a drill keeps down: its pods before
 USER = 65532  # of the image
 CERT_MANAGER = "cert-manager.io/v1"
@@ -78,6 +79,33 @@ class Part(NamedTuple):
     metrics: int = 0  # port of HTTPS for probes and Prometheus; 0: none
     admin: int = 0  # port of the admin API; 0: none
     quic: bool = False  # its gateways listen by UDP too
+    shared: bool = False  # its core is one of several, of which one serves
+
+    def ports(self) -> dict[str, int]:
+        """All that listens by TCP, by name."""
+        some = {"metrics": self.metrics, "admin": self.admin}
+        found = {**self.clients, "peer": self.peer}
+        return found | {name: port for name, port in some.items() if port}
+
+    def udp_ports(self) -> dict[str, int]:
+        """Of gateways, for QUIC: the numbers that they have by TCP."""
+        gateways = {
+            name: port for name, port in self.clients.items() if name.startswith("gateway-")
+        }
+        return {f"{name}-udp": port for name, port in gateways.items() if self.quic}
+
+
+class Now(NamedTuple):
+    """What of an IDC's objects depends on how it is. ``down``: no pod is wanted now. ``carries``:
+    it is known to have clients. ``listens``: where the pod does that there is; it is reached there
+    until it is replaced. ``shared``: its pod has a core of several, or the next one will.
+    ``relieved``: another core stands by."""
+
+    down: bool = False
+    carries: bool = False
+    listens: Sequence[Port] = ()
+    shared: bool = False
+    relieved: bool = False
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -109,7 +137,7 @@ def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, f
         idc.name, "idc", "services.node", tuple(arguments), split(ends.peer)[1], clients,
         tuple(hosts), ceil(memory), split(ends.metrics)[1] if ends.metrics else 0,
         split(ends.admin)[1] if ends.admin else 0,
-        region.spec.client.quic and spec.gateways != "apart",
+        region.spec.client.quic and spec.gateways != "apart", spec.cores == "shared",
     )  # fmt: skip
 
 
@@ -118,15 +146,12 @@ def objects(
     spec: IdcSpec | WitnessSpec,
     region: Region,
     figures: Mapping[str, float],
-    down: bool = False,
-    carries: bool = False,
-    listens: Sequence[Port] = (),
+    now: Now | None = None,
 ) -> list[Object]:
-    """In the order of applying them: what a pod needs stands before the StatefulSet. ``down``: no
-    pod is wanted now. ``carries``: it is known to have clients. ``listens``: where the pod does
-    that there is; it is reached there until it is replaced. Raises KeyError as ``part_of``."""
-    maker = _Maker(owner, spec, region, part_of(spec, region, figures), down, carries, listens)
-    return maker.all()
+    """In the order of applying them: what a pod needs stands before the StatefulSet. ``now``: None:
+    there is no pod yet. Raises KeyError as ``part_of``."""
+    part = part_of(spec, region, figures)
+    return _Maker(owner, spec, region, part, now or Now(shared=part.shared)).all()
 
 
 def region_text(region: Region) -> str:
@@ -152,12 +177,9 @@ class _Maker:
         spec: IdcSpec | WitnessSpec,
         region: Region,
         part: Part,
-        down: bool,
-        carries: bool,
-        listens: Sequence[Port],
+        now: Now,
     ) -> None:
-        self._owner, self._spec, self._part, self._down = owner, spec, part, down
-        self._carries, self._listens = carries, listens
+        self._owner, self._spec, self._part, self._now = owner, spec, part, now
         self._text = region_text(region)
         self._hash = hash_of(self._text)
         self._base = f"{owner.name}-{part.component}"
@@ -167,6 +189,11 @@ class _Maker:
             "app.kubernetes.io/instance": owner.name,
         }
         self._region_label = {REGION_LABEL: region.metadata.name}
+
+    @property
+    def _served(self) -> dict[str, str]:
+        """Labels of the pods by which the IDC is reached, and evicted."""
+        return {CORE_OF: self._owner.name} if self._now.shared else self._match
 
     def all(self) -> list[Object]:
         made = [
@@ -180,7 +207,7 @@ class _Maker:
         if self._spec.certificates.issuer:
             made.append(self._certificate())
         workload = self._stateful_set()
-        return [*made, taken_down(workload) if self._down else workload]
+        return [*made, taken_down(workload) if self._now.down else workload]
 
     def _object(self, api: str, kind: str, name: str, **body: Any) -> Object:
         return owned(self._owner, {**self._match, **self._region_label}, api, kind, name, body)
@@ -194,8 +221,8 @@ class _Maker:
     def _network_policy(self) -> Object:
         """Only the listeners can be reached. Who may call a peer is judged by certificates: other
         IDCs come from addresses that nobody here knows."""
-        ports = [{"protocol": "TCP", "port": port} for port in self._ports().values()]
-        ports += [{"protocol": "UDP", "port": port} for port in self._udp_ports().values()]
+        ports = [{"protocol": "TCP", "port": port} for port in self._part.ports().values()]
+        ports += [{"protocol": "UDP", "port": port} for port in self._part.udp_ports().values()]
         ports += [{"protocol": each, "port": port} for _, port, each in self._former()]
         spec = {
             "podSelector": {"matchLabels": self._match},
@@ -204,24 +231,11 @@ class _Maker:
         }
         return self._object("networking.k8s.io/v1", "NetworkPolicy", self._base, spec=spec)
 
-    def _ports(self) -> dict[str, int]:
-        """All that listens, by name."""
-        ports = {**self._part.clients, "peer": self._part.peer}
-        some = {"metrics": self._part.metrics, "admin": self._part.admin}
-        return ports | {name: port for name, port in some.items() if port}
-
-    def _udp_ports(self) -> dict[str, int]:
-        """Of gateways, for QUIC: the numbers that they have by TCP."""
-        gateways = {
-            name: port for name, port in self._part.clients.items() if name.startswith("gateway-")
-        }
-        return {f"{name}-udp": port for name, port in gateways.items() if self._part.quic}
-
     def _former(self) -> list[Port]:
         """Where the pod listens that there is, and the next one will not."""
-        wanted = {(port, "TCP") for port in self._ports().values()}
-        wanted |= {(port, "UDP") for port in self._udp_ports().values()}
-        return [each for each in self._listens if each[1:] not in wanted]
+        wanted = {(port, "TCP") for port in self._part.ports().values()}
+        wanted |= {(port, "UDP") for port in self._part.udp_ports().values()}
+        return [each for each in self._now.listens if each[1:] not in wanted]
 
     def _former_of(self, wanted: Callable[[str], bool]) -> list[Object]:
         """For a Service: of those with such names."""
@@ -232,11 +246,12 @@ class _Maker:
         ]
 
     def _peer_service(self) -> Object:
-        """Also before it is ready: others need its registry for their majority."""
+        """Also before it is ready: others need its registry for their majority. Where cores are
+        shared one that is not ready stands by, and ready means that it listens there."""
         spec = {
             "type": self._spec.service,
-            "publishNotReadyAddresses": True,
-            "selector": self._match,
+            "publishNotReadyAddresses": not self._now.shared,
+            "selector": self._served,
             "ports": [
                 self._port(name, port)
                 for name, port in (("peer", self._part.peer), ("admin", self._part.admin))
@@ -249,10 +264,10 @@ class _Maker:
     def _client_service(self) -> Object:
         spec: Object = {
             "type": self._spec.service,
-            "selector": self._match,
+            "selector": self._served,
             "ports": [
                 *(self._port(name, number) for name, number in self._part.clients.items()),
-                *(self._port(name, port, "UDP") for name, port in self._udp_ports().items()),
+                *(self._port(name, port, "UDP") for name, port in self._part.udp_ports().items()),
                 *self._former_of(lambda name: name not in (*FOR_PEERS, "metrics")),
             ],
         }
@@ -263,10 +278,16 @@ class _Maker:
 
     def _budget(self) -> Object:
         """A node is not emptied of an IDC that has clients; after its drain it is. A pod that does
-        not serve anyway is never kept."""
+        not serve anyway is never kept. Of several cores the one that serves is let go while another
+        stands by."""
+        carries = self._now.carries
+        if self._now.shared:  # the others are not ready, so a number of those that are away is none
+            room = {"minAvailable": 1 if carries and not self._now.relieved else 0}
+        else:
+            room = {"maxUnavailable": 0 if carries else 1}
         spec = {
-            "selector": {"matchLabels": self._match},
-            "maxUnavailable": 0 if self._carries else 1,
+            "selector": {"matchLabels": self._served},
+            **room,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         }
         return self._object("policy/v1", "PodDisruptionBudget", self._base, spec=spec)
@@ -299,25 +320,17 @@ class _Maker:
     def _stateful_set(self) -> Object:
         pod = self._pod()
         annotations = {TEMPLATE: hash_of(pod), REGION_FILE: self._hash}
-        metadata = {"labels": {**self._match, **self._region_label}, "annotations": annotations}
-        storage = self._spec.storage
-        claim: Object = {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": storage.size}},
-        }
-        if storage.class_name:
-            claim["storageClassName"] = storage.class_name
+        labels = {**self._match, **self._region_label}
+        if self._part.shared:
+            labels[CORE_OF] = self._owner.name
+        metadata = {"labels": labels, "annotations": annotations}
         spec = {
             "serviceName": f"{self._base}-peer",
             "replicas": 1,
             "selector": {"matchLabels": self._match},
             "updateStrategy": {"type": "OnDelete"},
-            "persistentVolumeClaimRetentionPolicy": {
-                "whenDeleted": "Retain",
-                "whenScaled": "Retain",
-            },
+            **kept_volume(self._spec.storage),
             "template": {"metadata": metadata, "spec": pod},
-            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
         }
         return self._object("apps/v1", "StatefulSet", self._base, spec=spec)
 
@@ -355,50 +368,83 @@ class _Maker:
 
     def _container(self) -> Object:
         part = self._part
-        # An event loop has one core at most; a witness nearly none.
-        cpu = "1" if part.clients else "100m"
-        # Cuts of its links, and else what the Admin service knows; for an admin's certificate only.
-        faults = ["--faults"] if self._takes_drills() else []
-        # Readiness: what listens last and first closes, so it is found and serves.
-        serves = part.clients.get("ipconf", part.peer)
-        return {
-            "name": part.component,
-            "image": self._spec.image,
-            "command": ["python3", "-m", part.module],
-            "args": [*ARGUMENTS, *part.arguments, *faults, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
-            "ports": [
-                *({"name": name, "containerPort": port} for name, port in self._ports().items()),
-                *(
-                    {"name": name, "containerPort": port, "protocol": "UDP"}
-                    for name, port in self._udp_ports().items()
-                ),
-            ],
-            "resources": room(self._spec.resources, cpu, part.memory_mib),
-            "securityContext": deepcopy(CONTAINER_SECURITY),
-            # What it missed while it was away it may fetch from others first.
-            "startupProbe": _probe(part.peer, 2, 150),
-            "livenessProbe": _live(part, 10, 6),
-            "readinessProbe": _probe(serves, 2, 2),
-            "volumeMounts": [
-                *deepcopy(MOUNTS),
-                *(
-                    {"name": f"secret-{number}", "mountPath": f"{ETC}/secrets/{name}",
-                     "readOnly": True}
-                    for number, name in enumerate(self._spec.secrets)
-                ),
-            ],
-        }  # fmt: skip
+        more = ["--standby", "--instance", "1"] if part.shared else []
+        if self._takes_drills():
+            # Cuts of its links, and else what the Admin service knows; for an admin's certificate.
+            more += ["--faults"]
+        mounts = secret_mounts(self._spec.secrets)
+        return container(part, part.component, self._spec.image, self._spec.resources, more, mounts)
 
     def _volumes(self) -> list[Object]:
         return [
             {"name": "tmp", "emptyDir": {}},
             {"name": "region", "configMap": {"name": f"{self._base}-region-{self._hash}"}},
             pki_volume(self._part.name, self._spec.certificates, self._base),
-            *(
-                {"name": f"secret-{number}", "secret": {"secretName": each, "defaultMode": 0o440}}
-                for number, each in enumerate(self._spec.secrets)
-            ),
+            *secret_volumes(self._spec.secrets),
         ]
+
+
+def container(
+    part: Part,
+    name: str,
+    image: str,
+    resources: Resources,
+    more: Sequence[str],
+    mounts: Sequence[Object],
+) -> Object:
+    """With the process of an IDC or a witness. ``more``: arguments, beside the part's own."""
+    # An event loop has one core at most; a witness nearly none.
+    cpu = "1" if part.clients else "100m"
+    # Readiness: what listens last and first closes, so it is found and serves. Of several cores
+    # the one that serves is reached by others already while it starts: they may need its registry.
+    serves = part.peer if part.shared else part.clients.get("ipconf", part.peer)
+    return {
+        "name": name,
+        "image": image,
+        "command": ["python3", "-m", part.module],
+        "args": [*ARGUMENTS, *part.arguments, *more, "--listen", "0.0.0.0"],  # noqa: S104 - in a pod
+        "ports": [
+            *({"name": name, "containerPort": port} for name, port in part.ports().items()),
+            *(
+                {"name": name, "containerPort": port, "protocol": "UDP"}
+                for name, port in part.udp_ports().items()
+            ),
+        ],
+        "resources": room(resources, cpu, part.memory_mib),
+        "securityContext": deepcopy(CONTAINER_SECURITY),
+        **_lives(part),
+        "readinessProbe": _probe(serves, 2, 2),
+        "volumeMounts": [*deepcopy(MOUNTS), *mounts],
+    }
+
+
+def secret_mounts(names: Sequence[str]) -> list[Object]:
+    """Where a process finds what it shows to engines."""
+    return [
+        {"name": f"secret-{number}", "mountPath": f"{ETC}/secrets/{name}", "readOnly": True}
+        for number, name in enumerate(names)
+    ]
+
+
+def secret_volumes(names: Sequence[str]) -> list[Object]:
+    return [
+        {"name": f"secret-{number}", "secret": {"secretName": each, "defaultMode": 0o440}}
+        for number, each in enumerate(names)
+    ]
+
+
+def kept_volume(storage: Storage) -> Object:
+    """Of a StatefulSet: a volume for each pod, which outlives it and the StatefulSet."""
+    claim: Object = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.class_name:
+        claim["storageClassName"] = storage.class_name
+    return {
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+        "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
+    }
 
 
 def owned(
@@ -440,11 +486,20 @@ def let_up(workload: Object | None) -> Object | None:
     taken = metadata.get("annotations", {}).get(TAKEN_DOWN)
     if workload is None or not taken or workload["spec"]["replicas"] != 0:
         return None
-    mine = {name: metadata[name] for name in ("name", "namespace", "uid")}
+    return _scaled(workload, int(taken))
+
+
+def without_pods(workload: Object) -> Object | None:
+    """What is to be applied, beside what it is, for it to have none; None: it has none."""
+    return _scaled(workload, 0) if workload and workload["spec"]["replicas"] != 0 else None
+
+
+def _scaled(workload: Object, replicas: int) -> Object:
+    mine = {name: workload["metadata"][name] for name in ("name", "namespace", "uid")}
     return {
         "apiVersion": "apps/v1", "kind": workload["kind"],
         "metadata": mine | {"annotations": {TAKEN_DOWN: ""}},
-        "spec": {"replicas": int(taken)},
+        "spec": {"replicas": replicas},
     }  # fmt: skip
 
 
@@ -493,19 +548,31 @@ def pki_volume(name: str, certificates: Certificates, base: str) -> Object:
     return {"name": "pki", "projected": {"defaultMode": 0o440, "sources": files}}
 
 
-def _live(part: Part, period_s: int, failures: int) -> Object:
-    """An answer of the process's loop, where it gives one: a connection is taken by the kernel."""
+def _lives(part: Part) -> Object:
+    """Liveness: an answer of the process's loop, where it gives one: a connection is taken by the
+    kernel. What it missed while it was away it may fetch from others first."""
     if not part.metrics:
-        return _probe(part.peer, period_s, failures)
-    asked = {"httpGet": {"scheme": "HTTPS", "path": "/livez", "port": part.metrics}}
-    return asked | pace(period_s, failures)
+        # One that stands by listens nowhere else, and one that hangs loses its lease.
+        peer = part.peer
+        probes = {"startupProbe": _probe(peer, 2, 150), "livenessProbe": _probe(peer, 10, 6)}
+        return {} if part.shared else probes
+    start = asked("/livez", part.metrics, 2, 150) if part.shared else _probe(part.peer, 2, 150)
+    return {"startupProbe": start, "livenessProbe": asked("/livez", part.metrics, 10, 6)}
+
+
+def asked(path: str, port: int, period_s: int, failures: int) -> Object:
+    """A probe: the process's loop answers."""
+    return {
+        "httpGet": {"scheme": "HTTPS", "path": path, "port": port},
+        **_pace(period_s, failures),
+    }
 
 
 def _probe(port: int, period_s: int, failures: int) -> Object:
-    return {"tcpSocket": {"port": port}, **pace(period_s, failures)}
+    return {"tcpSocket": {"port": port}, **_pace(period_s, failures)}
 
 
-def pace(period_s: int, failures: int) -> Object:
+def _pace(period_s: int, failures: int) -> Object:
     return {
         "periodSeconds": period_s,
         "timeoutSeconds": 2,

@@ -33,6 +33,15 @@ class Pod:
     region: str  # by its annotation, the region file that it was given
     trouble: str = ""  # why a container waits or has ended, in a sentence
     ports: tuple[Port, ...] = ()  # where it listens
+    shares: bool = False  # its core is one of several, of which one serves
+
+
+class Core(NamedTuple):
+    """A pod with a core of the IDC beside its own. ``runs``: it stands by, or serves."""
+
+    name: str
+    runs: bool
+    serves: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +52,4 @@ class Observed:
     pod: Pod | None = None
     state: str = ""  # of the IDC by the policy, as its process said last; empty: not known
     down_until: str = ""  # RFC 3339; until then at most a drill keeps it down; empty: none does
+    cores: tuple[Core, ...] = ()

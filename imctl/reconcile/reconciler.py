@@ -25,6 +25,7 @@ from imctl.api.kinds import (
     GATEWAY_CLUSTER,
     GEO_POLICY,
     IDC,
+    IM_CLUSTER,
     REGION,
     REPLICATION,
     ROUTE_CLUSTER,
@@ -40,10 +41,11 @@ from imctl.reconcile.decide import Decision, decide
 from imctl.reconcile.driller import Drilling
 from imctl.reconcile.drillruns import DrillRuns
 from imctl.reconcile.gatewayclusters import GatewayClusters
+from imctl.reconcile.imclusters import ImClusters
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
-from imctl.reconcile.objects import CERT_MANAGER, MANAGER, let_up
-from imctl.reconcile.observed import Object, Observed, Owner
+from imctl.reconcile.objects import CERT_MANAGER, CORE_OF, MANAGER, let_up
+from imctl.reconcile.observed import Core, Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.regions import Regions
 from imctl.reconcile.routeclusters import RouteClusters
@@ -120,11 +122,12 @@ class Reconciler:
         self._views = Views(cluster, peers, wall, self._tell)
         self._schedules = Schedules(cluster, drilling is not None, wall, self._tell)
         self._looks = Looks(cluster, peers, wall, self._tell, self._look_at_region)
-        self._besides: dict[str, GatewayClusters | RouteClusters] = {
+        self._besides: dict[str, GatewayClusters | RouteClusters | ImClusters] = {
             GATEWAY_CLUSTER.name: GatewayClusters(
                 cluster, figures, wall, self._tell, self._looks.heard
             ),
             ROUTE_CLUSTER.name: RouteClusters(cluster, figures, wall, self._tell),
+            IM_CLUSTER.name: ImClusters(cluster, figures, wall, self._tell),
         }
         self._regions = Regions(cluster, wall, self._tell)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -166,6 +169,8 @@ class Reconciler:
             self.look_at_all_of(key.namespace)
         if kind in BESIDE:
             self._idc_of[key] = key._replace(kind=IDC.name, name=document["spec"]["idc"])
+        if kind == IM_CLUSTER.name:  # also when its status says that another core serves
+            self.look(self._idc_of[key])
         if kind == IDC.name:
             for beside in [its for its, idc in self._idc_of.items() if idc == key]:
                 self.look(beside)
@@ -369,14 +374,23 @@ class Reconciler:
             if secret is not None:
                 secrets[name] = frozenset(secret.get("data", {}))
         pod_name = f"{owner.name}-{owner.kind.lower()}-0"
-        pod = await self._cluster.get("v1", "Pod", owner.namespace, pod_name)
+        pod = seen.pod_of(
+            await self._cluster.get("v1", "Pod", owner.namespace, pod_name),
+            document.get("status", {}),
+        )
+        cores: tuple[Core, ...] = ()
+        if isinstance(spec, IdcSpec) and (spec.cores == "shared" or (pod and pod.shares)):
+            labels = f"{CORE_OF}={owner.name}"
+            found = await self._cluster.list("v1", "Pod", owner.namespace, labels)
+            cores = seen.cores_of(found, owner.name)
         return Observed(
             region["spec"] if region else None,
             secrets,
             bool(certificates.issuer) and await self._cluster.serves(CERT_MANAGER),
-            seen.pod_of(pod, document.get("status", {})),
+            pod,
             process.state_of(document.get("status", {})),
             seen.down_until(document, self._wall()),
+            cores,
         )
 
     async def _let_up(self, owner: Owner, observed: Observed) -> None:

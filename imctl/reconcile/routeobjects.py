@@ -15,12 +15,13 @@ from typing import NamedTuple
 from imcore.region.model import Region
 from imctl.api.model import IdcSpec
 from imctl.api.routes import RouteClusterSpec
-from imctl.reconcile.besideobjects import GATEWAY, ROUTE, Frame, asked, labels_of, within
+from imctl.reconcile.besideobjects import GATEWAY, ROUTE, Frame, labels_of, within
 from imctl.reconcile.objects import (
     ARGUMENTS,
     CONTAINER_SECURITY,
     GRACE_S,
     MOUNTS,
+    asked,
     room,
     taken_down,
 )

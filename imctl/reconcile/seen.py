@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from imctl.api.kinds import API_VERSION
 from imctl.api.model import Phase
 from imctl.reconcile.decide import Decision
 from imctl.reconcile.moments import passed_s
-from imctl.reconcile.objects import DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
-from imctl.reconcile.observed import Object, Owner, Pod, Port
+from imctl.reconcile.objects import CORE_OF, DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
+from imctl.reconcile.observed import Core, Object, Owner, Pod, Port
 
 _SERVED = (Phase.SERVING, Phase.UNREADY)
 _WARNINGS = (Phase.BLOCKED, Phase.UNREADY, Phase.DOWN)
@@ -29,19 +29,42 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
     if document is None:
         return None
     status = document.get("status", {})
-    ready = any(
-        each["type"] == "Ready" and each["status"] == "True"
-        for each in status.get("conditions", ())
-    )
+    ready = is_ready(status)
     notes = document["metadata"].get("annotations", {})
     return Pod(
         document["metadata"]["name"], ready, before.get("phase") in _SERVED,
         notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), trouble_of(status),
-        tuple(_ports_of(document)),
+        tuple(ports_of(document)), CORE_OF in document["metadata"].get("labels", {}),
     )  # fmt: skip
 
 
-def _ports_of(document: Object) -> Iterator[Port]:
+def cores_of(documents: Iterable[Object], idc: str) -> tuple[Core, ...]:
+    """The pods beside its own that have a core of this IDC object."""
+    found = []
+    for each in documents:
+        labels, status = each["metadata"].get("labels", {}), each.get("status", {})
+        component = labels.get("app.kubernetes.io/component")
+        if labels.get(CORE_OF) == idc and component != "idc":
+            found.append(Core(each["metadata"]["name"], runs(each), is_ready(status)))
+    return tuple(found)
+
+
+def runs(pod: Object) -> bool:
+    """Whether its container does, and is not told to end."""
+    containers = pod.get("status", {}).get("containerStatuses", ())
+    running = [each for each in containers if "running" in each.get("state", {})]
+    return bool(running) and "deletionTimestamp" not in pod["metadata"]
+
+
+def is_ready(status: Object) -> bool:
+    """``status``: of a pod."""
+    return any(
+        each["type"] == "Ready" and each["status"] == "True"
+        for each in status.get("conditions", ())
+    )
+
+
+def ports_of(document: Object) -> Iterator[Port]:
     """Of our container: clusters may put others beside it."""
     own = document["metadata"].get("labels", {}).get("app.kubernetes.io/component")
     for container in document.get("spec", {}).get("containers", ()):

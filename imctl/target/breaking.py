@@ -53,9 +53,14 @@ async def all_serve(cluster: Cluster, namespace: str, idc: str) -> bool:
     """Whether all that it has in pods beside its own are there."""
     for each in await _beside(cluster, namespace, idc):
         owner = owner_of(each)
-        kind, name = BESIDE[owner.kind].workload, workload_of(owner)
-        found = await cluster.get("apps/v1", kind, namespace, name)
-        if each["spec"].get("replicas") != 0 and not _all_ready(found):
+        pods = BESIDE[owner.kind]
+        if pods.ready:
+            found = await cluster.get("apps/v1", pods.workload, namespace, workload_of(owner))
+            serve = _all_ready(found)
+        else:
+            running = (await _pods(cluster, namespace, [owner])).values()
+            serve = sum(running) >= each["spec"].get("replicas", 1)
+        if each["spec"].get("replicas") != 0 and not serve:
             return False
     return True
 

@@ -26,7 +26,7 @@ from imcore.region.model import Region
 from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import roles
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, ROUTE_CLUSTER
+from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, IM_CLUSTER, ROUTE_CLUSTER
 from imctl.api.model import IdcSpec
 from imctl.errors import Denied, Failed, Guarded
 from imctl.plan.takes import Change
@@ -39,6 +39,7 @@ from imctl.target import (
     blank,
     breaking,
     calls,
+    corepods,
     regions,
     rehearsal,
     runfile,
@@ -403,11 +404,14 @@ class Kubernetes(Local):
         wanted, placed = self.region_named(region), self._sites_named(region)
         mark = sites.mark_of(wanted)
         namespace = placed.sites[name].namespace
-        none = placed.sites[name].gateways is None and not sites.is_witness(name, wanted)
-        if none and self._end(name, GATEWAY_CLUSTER.name):
-            self._wait_for_end(name, GATEWAY_CLUSTER.name)
+        site = placed.sites[name]
+        for kind, given in ((GATEWAY_CLUSTER, site.gateways), (IM_CLUSTER, site.cores)):
+            none = given is None and not sites.is_witness(name, wanted)
+            if none and self._end(name, kind.name):
+                self._wait_for_end(name, kind.name)
         self._at(name, calls.apply(self._objects(name, wanted, placed)))
         self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
+        self._renew_cores(name, placed, wanted)  # else one with former settings would take over
         found = self._look(name)
         if not found.is_new:
             pod = f"{sites.workload(name, self.region)}-0"
@@ -425,6 +429,13 @@ class Kubernetes(Local):
         if not sites.spec_of(name, placed, region).paused:  # else it says nothing
             mark = sites.mark_of(region)
             self._until(name, "the operator's word", TAKES_UP_S, lambda f: f.taken_up(mark))
+        self._renew_cores(name, placed, region)
+
+    def _renew_cores(self, name: str, placed: Sites, region: Region) -> None:
+        """Whoever has applied their IMCluster: by nobody else they are replaced."""
+        namespace, spec = placed.sites[name].namespace, sites.spec_of(name, placed, region)
+        if isinstance(spec, IdcSpec) and spec.cores == "shared" and not spec.paused:
+            self._at(name, lambda cluster: corepods.renew(cluster, namespace, name))
 
     def _end(self, name: str, kind: str) -> bool:
         """Delete what `imctl` has applied of this kind beside an IDC; somebody else's stays.
@@ -453,7 +464,7 @@ class Kubernetes(Local):
             while pods := await cluster.list("v1", "Pod", namespace, labels):
                 allowed_s = max(allowed_s, POD_S + grace_s(pods))
                 if time.monotonic() > began + allowed_s:
-                    raise Failed(f"the {BESIDE[kind].component}s of {name} do not end")
+                    raise Failed(f"the {sitechanges.FIELDS[kind]} of {name} do not end")
                 await asyncio.sleep(POLL_S)
 
         self._at(name, work)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from imcore.region.model import Region
 from imctl.api.gateways import GatewayClusterSpec
-from imctl.api.kinds import GATEWAY_CLUSTER, IDC, ROUTE_CLUSTER
+from imctl.api.kinds import GATEWAY_CLUSTER, IDC, IM_CLUSTER, ROUTE_CLUSTER
 from imctl.api.model import IdcSpec, WitnessSpec
 from imctl.plan.diff import ABSENT, Difference, walk
 from imctl.plan.takes import Change, Takes
@@ -27,7 +27,12 @@ _OUTDATED = "its pod gets the settings of its object when it is replaced"
 _OPERATOR = "its operator takes it up; no pod is replaced"
 _ONE_BY_ONE = "gateway after gateway, each after the clients of the one before are back"
 _RELINKED = "a new instance first, then an old one goes; gateways link to another, clients stay"
-FIELDS = {GATEWAY_CLUSTER.name: "gateways", ROUTE_CLUSTER.name: "routes"}  # of a site
+_HANDED_OVER = "core after core is replaced; one that serves hands over to another, clients stay"
+FIELDS = {  # of a site
+    GATEWAY_CLUSTER.name: "gateways",
+    ROUTE_CLUSTER.name: "routes",
+    IM_CLUSTER.name: "cores",
+}
 _ALONE = (
     "{0} has no other gateway that takes the clients of the one that goes: they go to another IDC, "
     "without a drain, and no guard asks whether there is room for them; `imctl drain {0}` first, "
@@ -87,7 +92,7 @@ def changes_of(part: Part, region: Region, figures: Mapping[str, float]) -> list
     if part.outdated and not any(change.takes is Takes.RESTART for change in found):
         difference = Difference(("sites", part.name, "pod"), "older settings", "its object's")
         found.append(Change(difference, Takes.RESTART, (part.name,), _OUTDATED))
-    return [*found, *_gateways(part, region, figures), *_routes(part)]
+    return [*found, *_gateways(part, region, figures), *_routes(part), *_cores(part)]
 
 
 def _own(part: Part, own: Object, region: Region, figures: Mapping[str, float]) -> Iterator[Change]:
@@ -131,6 +136,10 @@ def _gateways(part: Part, region: Region, figures: Mapping[str, float]) -> Itera
 
 def _routes(part: Part) -> Iterator[Change]:
     yield from _beside(part, ROUTE_CLUSTER.name, (Takes.IN_PLACE, _OPERATOR), _RELINKED)
+
+
+def _cores(part: Part) -> Iterator[Change]:
+    yield from _beside(part, IM_CLUSTER.name, (Takes.RESTART, _POD), _HANDED_OVER)
 
 
 def _beside(

@@ -21,11 +21,21 @@ from imcore.pki import REGION_KEYS
 from imcore.region.explain import explain
 from imcore.region.model import Model, Name, Region
 from imcore.region.problem import dotted
+from imctl.api.cores import ImClusterSpec
 from imctl.api.gateways import GatewayClusterSpec
-from imctl.api.kinds import API_VERSION, GATEWAY_CLUSTER, IDC, REGION, ROUTE_CLUSTER, WITNESS
+from imctl.api.kinds import (
+    API_VERSION,
+    GATEWAY_CLUSTER,
+    IDC,
+    IM_CLUSTER,
+    REGION,
+    ROUTE_CLUSTER,
+    WITNESS,
+)
 from imctl.api.model import IdcSpec, ObjectName, WitnessSpec
 from imctl.api.routes import RouteClusterSpec
 from imctl.reconcile.besideobjects import Bounds
+from imctl.reconcile.coreobjects import embedded
 from imctl.reconcile.objects import CA, CERTIFICATE, KEY, hash_of, region_text
 from imctl.reconcile.observed import Object
 
@@ -34,14 +44,15 @@ KEYS_SECRET = "region-keys"  # noqa: S105 - its name
 
 class Site(Model):
     """``context``: of the kubeconfig; empty: the current one. ``spec``: fields of this IDC or
-    Witness object, over those of all. ``gateways``, ``routes``: fields of its GatewayCluster and
-    its RouteCluster; None: it has none of this file."""
+    Witness object, over those of all. ``gateways``, ``routes``, ``cores``: fields of its
+    GatewayCluster, RouteCluster and IMCluster; None: it has none of this file."""
 
     namespace: ObjectName
     context: str = ""
     spec: dict[str, Any] = Field(default_factory=dict)
     gateways: dict[str, Any] | None = None
     routes: dict[str, Any] | None = None
+    cores: dict[str, Any] | None = None
 
 
 class Sites(Model):
@@ -83,6 +94,8 @@ def _problems(found: Sites, region: Region) -> Iterator[str]:
             yield from _problems_of_gateways(part, found, region)
         if found.sites[part].routes is not None:
             yield from _problems_of_routes(part, found, region)
+        if found.sites[part].cores is not None:
+            yield from _problems_of_cores(part, found, region)
 
 
 def _problems_beside(part: str, field: str, given: Mapping[str, Any]) -> Iterator[str]:
@@ -130,8 +143,7 @@ def _problems_of_routes(part: str, found: Sites, region: Region) -> Iterator[str
     if is_witness(part, region):
         yield f"{where}: expected nothing, {part} is the witness and routes nothing; remove it"
         return
-    if site.gateways is None and {**found.spec, **site.spec}.get("gateways") != "apart":
-        yield f"{where}: expected `gateways` beside it, got none; add `gateways: {{}}`"
+    yield from _problems_of_no_gateways(part, "routes", found)
     yield from _problems_beside(part, "routes", site.routes or {})
     try:
         spec = routes_of(part, found, region)
@@ -140,6 +152,35 @@ def _problems_of_routes(part: str, found: Sites, region: Region) -> Iterator[str
         return
     assert spec is not None
     yield from _problems_of_bounds(where, spec.autoscaling)
+
+
+def _problems_of_no_gateways(part: str, field: str, found: Sites) -> Iterator[str]:
+    site = found.sites[part]
+    if site.gateways is None and {**found.spec, **site.spec}.get("gateways") != "apart":
+        yield (
+            f"sites.{part}.{field}: expected `gateways` beside it, got none; add `gateways: {{}}`"
+        )
+
+
+def _problems_of_cores(part: str, found: Sites, region: Region) -> Iterator[str]:
+    where, site = f"sites.{part}.cores", found.sites[part]
+    if is_witness(part, region):
+        yield f"{where}: expected nothing, {part} is the witness and has no core; remove it"
+        return
+    said = {**found.spec, **site.spec}.get("cores", "shared")
+    if said != "shared":
+        yield f"sites.{part}.spec.cores: expected shared beside `cores`, got {said}; remove it"
+    yield from _problems_of_no_gateways(part, "cores", found)
+    yield from _problems_beside(part, "cores", site.cores or {})
+    try:
+        cores_of(part, found)
+    except ValidationError as error:
+        yield from _words(("sites", part, "cores"), error, ImClusterSpec)
+        return
+    spec = spec_of(part, found, region)
+    assert isinstance(spec, IdcSpec)
+    for problem in embedded(spec, region):
+        yield f"{where}: {problem}; remove it, or name one"
 
 
 def _bad(file: str, error: ValidationError) -> BadInput:
@@ -182,8 +223,11 @@ def spec_of(part: str, sites: Sites, region: Region) -> IdcSpec | WitnessSpec:
     }
     if is_witness(part, region):
         return WitnessSpec.model_validate(own)
-    apart = {} if sites.sites[part].gateways is None else {"gateways": "apart"}
-    return IdcSpec.model_validate({**own, **apart, "idc": part})
+    if sites.sites[part].gateways is not None:
+        own["gateways"] = "apart"
+    if sites.sites[part].cores is not None:
+        own["cores"] = "shared"
+    return IdcSpec.model_validate({**own, "idc": part})
 
 
 def gateways_of(part: str, sites: Sites, region: Region) -> GatewayClusterSpec | None:
@@ -210,6 +254,16 @@ def routes_of(part: str, sites: Sites, region: Region) -> RouteClusterSpec | Non
     return RouteClusterSpec.model_validate({"image": image, **said, "idc": part})
 
 
+def cores_of(part: str, sites: Sites) -> ImClusterSpec | None:
+    """The image is the IDC object's unless it is said: they get it before the IDC's own pod. Raises
+    pydantic.ValidationError."""
+    given = sites.sites[part].cores
+    if given is None:
+        return None
+    said = {name: value for name, value in given.items() if value is not None}
+    return ImClusterSpec.model_validate({**said, "idc": part})
+
+
 def objects(part: str, sites: Sites, region: Region, pki: Mapping[str, bytes]) -> list[Object]:
     """In the order of applying them, those of ``beside`` not among them. ``pki``: its files by
     name."""
@@ -230,10 +284,11 @@ def own_object(part: str, sites: Sites, region: Region) -> Object:
 
 
 def beside(part: str, sites: Sites, region: Region) -> list[Object]:
-    """Its GatewayCluster and its RouteCluster, to be applied after the IDC; none of which the site
-    says nothing. What it does not say is left to others, such as the autoscaler or
+    """Its IMCluster, GatewayCluster and RouteCluster, to be applied after the IDC; none of which
+    the site says nothing. What it does not say is left to others, such as the autoscaler or
     `kubectl scale`."""
     found = {
+        IM_CLUSTER.name: cores_of(part, sites),
         GATEWAY_CLUSTER.name: gateways_of(part, sites, region),
         ROUTE_CLUSTER.name: routes_of(part, sites, region),
     }

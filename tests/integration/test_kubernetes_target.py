@@ -28,11 +28,11 @@ from imctl.drill import preflight
 from imctl.errors import Denied, Failed, Guarded
 from imctl.planning import fields_of, plan_of
 from imctl.reconcile.decide import judge_region
-from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, objects
+from imctl.reconcile.objects import DOWN_UNTIL, REGION_FILE, TEMPLATE, objects
 from imctl.reconcile.observed import Owner
 from imctl.rollout.ground import LocalGround
 from imctl.rollout.record import Kind, Rollout
-from imctl.target import breaking, kubernetes, runfile, sitefiles, sites
+from imctl.target import breaking, corepods, kubernetes, runfile, sitefiles, sites
 from imctl.target.found import MANAGER
 from imctl.target.kubernetes import Kubernetes
 from imctl.target.local import COPY, Local
@@ -51,8 +51,14 @@ GRACE = {"terminationGracePeriodSeconds": 0}
 RUNS = {"containerStatuses": [{"name": "gateway", "state": {"running": {}}}]}
 STAND_BESIDE = (
     ("gatewayclusters", "gateway", "statefulsets"), ("routeclusters", "route", "deployments"),
+    ("imclusters", "im", "statefulsets"),
 )  # fmt: skip
 LISTED = (*(plural for plural, _, _ in STAND_BESIDE), "pods")
+FAR = {
+    "log": {"kafka": {"brokers": ["kafka:9092"]}},
+    "kv": {"tikv": {"pd": ["pd:2379"]}},
+    "registry": {"etcd": {"endpoints": ["etcd:2379"]}},
+}
 NOW, UNTIL, LATER = "2999-01-01T00:00:00Z", "2999-01-01T00:05:00Z", "2999-01-01T00:06:00Z"
 Object = dict[str, Any]
 
@@ -68,6 +74,8 @@ class Server:
         self.refuses = ""  # objects in which this stands
         self.forbids = ""  # reading what has this in its path
         self.says: dict[str, Object] = {}  # in statuses, by the plural of their kind
+        self.pods_made = 0
+        self.pods_run = True
         self.executed: list[tuple[str, list[str]]] = []
         self.gateways_ready = GATEWAYS
         self.gateways_stay = False  # as of a GatewayCluster that is paused
@@ -211,23 +219,30 @@ class Server:
             base = f"{metadata['name']}-{component}"
             names = [f"{base}-{1 + each}" for each in range(spec.get("replicas", 2))]
             wanted |= set(names)
-            self.objects[f"{workloads}{base}"] = self._workload(namespace, [] if down else names)
+            workload = self._workload(namespace, [] if down else names, spec.get("image", ""))
+            self.objects[f"{workloads}{base}"] = workload
             own["status"] = self._status(own) | self.says.get(plural, {})
+            own["status"]["idc_generation"] = idc["metadata"]["generation"]
+            notes = workload["spec"]["template"]["metadata"]["annotations"]
             for name in [] if down else names:
                 labels = {"app.kubernetes.io/name": "imctl"} | {
                     f"app.kubernetes.io/{key}": value
                     for key, value in (("component", component), ("instance", metadata["name"]))
                 }
-                pod = {"metadata": {"name": name, "labels": labels}, "spec": GRACE}
-                self.objects.setdefault(f"{pods}{name}", pod | {"status": RUNS})
+                self.pods_made += f"{pods}{name}" not in self.objects
+                about: Object = {"name": name, "namespace": namespace, "uid": str(self.pods_made)}
+                about |= {"labels": labels, "annotations": notes}
+                pod = {"metadata": about, "spec": GRACE, "status": RUNS if self.pods_run else {}}
+                self.objects.setdefault(f"{pods}{name}", pod)
         for path in [path for path in self.objects if path.startswith(pods)]:
             unwanted = f"-{component}-" in path and path.removeprefix(pods) not in wanted
             if unwanted and self.gateways_end:
                 del self.objects[path]
 
-    def _workload(self, namespace: str, names: list[str]) -> Object:
+    def _workload(self, namespace: str, names: list[str], image: str) -> Object:
         """The StatefulSet or Deployment of what stands beside an IDC."""
-        notes = {REGION_FILE: sites.mark_of(self._region(namespace))}
+        mark = sites.mark_of(self._region(namespace))
+        notes = {REGION_FILE: mark, TEMPLATE: f"{mark} {image}"}
         return {
             "metadata": {"generation": 1},
             "spec": {"replicas": len(names), "template": {"metadata": {"annotations": notes}}},
@@ -626,6 +641,93 @@ def test_route_instances_start_are_waited_for_change_and_go_without_a_restart(
     target.apply("fra", wanted)
     opened_again(tmp_path).stop()
     assert {path.split("/")[1] for path in server.paths()} == {"secrets", "regions"}
+
+
+def reached(folder: Path) -> Path:
+    """A region file with engines of fra that its other cores reach."""
+    document = yaml.safe_load(REGION.read_text())
+    document["spec"]["idcs"][0]["engines"] = FAR
+    (folder / "far.yaml").write_text(yaml.safe_dump(document))
+    return folder / "far.yaml"
+
+
+def test_cores_that_stand_by_come_after_their_idc_and_get_new_settings_before_it(
+    server: Server, tmp_path: Path
+) -> None:
+    region, fra = reached(tmp_path), {"gateways": {}, "cores": {"replicas": 2}}
+    target = prepared(tmp_path, region, fra={"gateways": {}})
+    target.start(["fra", "dub", "witness"])
+    wanted = kept(target, tmp_path, region, fra=fra)
+    assert takes(target, wanted) == {
+        "sites.fra.spec.cores": "restart", "sites.fra.cores": "in place",
+    }  # fmt: skip
+    target.restart("fra", wanted)
+    own = f"{API}/namespaces/im-fra/imclusters/fra"
+    assert own not in server.objects and target._idc_object("fra")["spec"]["cores"] == "shared"
+    target.apply("fra", wanted)
+    assert server.objects[own]["spec"] == {"idc": "fra", "replicas": 2}
+    target.adopt(wanted)
+    assert takes(target, wanted) == {}
+
+    def uids() -> list[str]:
+        pods = [at for at in sorted(server.objects) if "/pods/fra-im-" in at]
+        return [server.objects[at]["metadata"]["uid"] for at in pods]
+
+    before = uids()
+    target.apply("fra", wanted)
+    assert uids() == before, "nothing has changed"
+    newer = {**fra, "cores": {"replicas": 2, "image": "imctl:2"}}
+    again = kept(target, tmp_path, region, fra=newer)
+    assert takes(target, again) == {"sites.fra.cores.image": "in place"}
+    target.apply("fra", again)
+    assert len(uids()) == 2 and not set(uids()) & set(before)
+
+    none = kept(target, tmp_path, region, fra={"gateways": {}})
+    assert takes(target, none) == dict.fromkeys(
+        ("sites.fra.spec.cores", "sites.fra.cores"), "restart"
+    )
+    target.restart("fra", none)
+    assert own not in server.objects and uids() == []
+
+
+def test_cores_that_the_operator_does_not_take_up_are_told_of(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corepods, "TAKES_UP_S", 0.2)
+    region = reached(tmp_path)
+    fra: Object = {"gateways": {}, "cores": {}}
+    target = prepared(tmp_path, region, fra=fra)
+    target.start(["fra", "dub", "witness"])
+    wanted = kept(target, tmp_path, region, fra=fra)
+    server.says["imclusters"] = {"observed_generation": 0}
+    with pytest.raises(Failed, match="the operator has not taken up IMCluster fra"):
+        target.apply("fra", wanted)
+    server.says["imclusters"] = {"phase": "Blocked"}
+    target.apply("fra", wanted)
+    server.says.clear()
+    server.pods_run = False
+    monkeypatch.setattr(corepods, "POD_S", 0.2)
+    newer = {"gateways": {}, "cores": {"image": "imctl:2"}}
+    with pytest.raises(Failed, match="fra-im-1 does not run again"):
+        target.apply("fra", kept(target, tmp_path, region, fra=newer))
+
+
+def test_cores_that_stand_by_go_down_with_their_idc_and_need_not_be_ready(
+    server: Server, tmp_path: Path
+) -> None:
+    fra = {"gateways": {}, "cores": {"replicas": 2}, "spec": {"drills_from": ["im-fra"]}}
+    target = prepared(tmp_path, reached(tmp_path), fra=fra)
+    target.start(["fra", "dub", "witness"])
+    target.take_down("fra", UNTIL)
+    assert not [at for at in server.objects if "/pods/fra-im-" in at]
+    assert {"fra-im-1", "fra-im-2"} <= {pod for pod, _ in server.executed}
+    target.let_up("fra")
+    assert target.gateways_serve("fra")
+    (workload,) = (at for at in server.objects if at.endswith("statefulsets/fra-im"))
+    server.objects[workload]["status"]["readyReplicas"] = 0
+    assert target.gateways_serve("fra")
+    server.objects["/api/v1/namespaces/im-fra/pods/fra-im-2"]["status"] = {}
+    assert not target.gateways_serve("fra")
 
 
 def kept(target: Kubernetes, folder: Path, region: Path = REGION, **sites: Any) -> str:

@@ -90,6 +90,7 @@ GATEWAYS: dict[str, Any] = {
     "spec": {"idc": "fra", "replicas": 2},
 }
 ROUTES = GATEWAYS | {"kind": "RouteCluster"}
+CORES = GATEWAYS | {"kind": "IMCluster"}
 GEO_POLICY = REPLICATION | {"kind": "GeoPolicy", "metadata": {"name": "policy"}}
 
 
@@ -205,6 +206,9 @@ BAD_IDCS: dict[str, tuple[Edit, str]] = {
         "seconds: expected `effect: NoExecute` beside it",
     ),
     "no time to end": (put("spec.termination_grace_s", 0), "greater than or equal to 5"),
+    "several cores with gateways inside": (
+        put("spec.cores", "shared"), "cores: expected `gateways: apart` beside `shared`",
+    ),
 }  # fmt: skip
 
 BAD_OPERATIONS: dict[str, tuple[Edit, str]] = {
@@ -296,6 +300,21 @@ BAD_ROUTES: dict[str, tuple[Edit, str]] = {
     ),
 }  # fmt: skip
 
+BAD_CORES: dict[str, tuple[Edit, str]] = {
+    "another name": (
+        put("metadata.name", "edge"), "its IDC (`spec.idc`), which has one IMCluster",
+    ),
+    "no IDC": (put("spec.idc", None), "spec.idc: Required value"),
+    "too many": (put("spec.replicas", 9), "less than or equal to 8"),
+    "an autoscaler": (
+        put("spec.autoscaling", {"min": 1, "max": 2}), 'unknown field "spec.autoscaling"',
+    ),
+    "a size without sense": (put("spec.storage", {"size": "much"}), "should match"),
+    "a toleration of no key": (
+        put("spec.tolerations", [{"value": "x"}]), "key: expected one with `operator: Equal`",
+    ),
+}  # fmt: skip
+
 # (made as it is, then changed so)
 FIXED_IN_REGION: dict[str, tuple[Edit, str]] = {
     "partitions": (put("spec.partitions", 8), "partitions: not changeable on a live deployment"),
@@ -316,6 +335,9 @@ FIXED_IN_OPERATION: dict[str, tuple[Edit, str]] = {
 FIXED_IN_DRILL_RUN: dict[str, tuple[Edit, str]] = {
     "var": (put("spec.var", {"victim": "fra"}), "not changeable: another run is another DrillRun"),
     "drill": (put("spec.drill", "planned-switchover"), "not changeable"),
+}
+FIXED_IN_CORES: dict[str, tuple[Edit, str]] = {
+    "storage": (put("spec.storage", {"size": "1Gi"}), "storage: not changeable"),
 }
 FIXED_IN_IDC: dict[str, tuple[Edit, str]] = {
     "region": (put("spec.region", "other"), "region: not changeable"),
@@ -377,9 +399,19 @@ def test_bad_routes_are_refused_and_told_why(api_server: ApiServer, case: str) -
     assert why in refused(api_server, copy.deepcopy(ROUTES), edit)
 
 
+@pytest.mark.parametrize("case", BAD_CORES)
+def test_bad_cores_are_refused_and_told_why(api_server: ApiServer, case: str) -> None:
+    edit, why = BAD_CORES[case]
+    assert why in refused(api_server, copy.deepcopy(CORES), edit)
+
+
 @pytest.mark.parametrize(
     ("document", "kind", "short"),
-    [(GATEWAYS, "gatewaycluster", "imgw"), (ROUTES, "routecluster", "imrt")],
+    [
+        (GATEWAYS, "gatewaycluster", "imgw"),
+        (ROUTES, "routecluster", "imrt"),
+        (CORES, "imcluster", "imcore"),
+    ],
 )
 def test_they_are_scaled_by_kubectl(
     api_server: ApiServer, namespace: str, document: Any, kind: str, short: str
@@ -419,7 +451,7 @@ def test_what_a_live_deployment_cannot_change_is_refused(
 ) -> None:
     tables = (
         (region(), FIXED_IN_REGION), (IDC, FIXED_IN_IDC), (OPERATION, FIXED_IN_OPERATION),
-        (DRILL_RUN, FIXED_IN_DRILL_RUN),
+        (DRILL_RUN, FIXED_IN_DRILL_RUN), (CORES, FIXED_IN_CORES),
     )  # fmt: skip
     for document, cases in tables:
         apply(api_server, namespace, document)
@@ -472,6 +504,7 @@ def test_they_are_listed_together(api_server: ApiServer, namespace: str) -> None
         ("trafficoperation.spec.expect_epoch", "refuse unless the policy is at it"),
         ("trafficoperation.status.blockers", "all that stands against it"),
         ("gatewaycluster.spec.rollout.keep", "keep their former settings"),
+        ("imcluster.status.serving", "none of these, but the IDC's own"),
         ("routecluster.spec.autoscaling.cpu", "which it is to use on average"),
         ("geopolicy", "weights, fallbacks and safety rules stand in the Region"),
         ("drill.spec.blackouts", "when no run begins"),

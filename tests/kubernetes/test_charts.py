@@ -22,7 +22,7 @@ from imctl.testing import golden
 from imctl.testing.cluster import programs
 from imctl.testing.cluster.cluster import Cluster as ApiServer
 from imctl.testing.cluster.lab import operator_rights
-from tests.kubernetes.test_admission import GATEWAYS, IDC, OPERATION, ROUTES, apply
+from tests.kubernetes.test_admission import CORES, GATEWAYS, IDC, OPERATION, ROUTES, apply
 from tests.kubernetes.test_operator_live import SEEN_S, Operators, prepare, until
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +62,13 @@ CHARTS = {
         ["--set-file", f"regionFile={REGION}", "--set",
          "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
          "gateways.replicas=1,routes.autoscaling.min=2,routes.autoscaling.max=4,"
+         "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer"],
+    ),
+    "idc-with-cores": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "spec.idc=fra,spec.image=imctl:1,spec.certificates.secret=fra-certificate,"
+         "gateways.replicas=1,cores.replicas=2,"
          "monitoring.podMonitor.enabled=true,monitoring.podMonitor.certificate=viewer"],
     ),
     "idc-with-a-monitor": (
@@ -137,6 +144,9 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("witness", ["routes.replicas=2"], "a witness has none"),
         ("idc", ["routes.replicas=2"], "they need `gateways`"),
         ("idc", ["gateways.replicas=2,routes.replica=2"], "replica"),
+        ("witness", ["cores.replicas=2"], "a witness has none"),
+        ("idc", ["cores.replicas=2"], "they need `gateways`"),
+        ("idc", ["gateways.replicas=2,cores.replicas=9"], "cores.replicas"),
         ("operator", ["webhook.enabled=true"], "give either `issuer.name`"),
         ("operator", ["webhook.enabled=true,webhook.secret=x"], "the CA of the secret"),
         ("operator", ["monitoring.rules.labels.a=1"], "labels"),
@@ -205,8 +215,10 @@ def test_the_rights_of_the_chart_suffice(
 
             apply(api_server, namespace, GATEWAYS)
             apply(api_server, namespace, ROUTES)
+            apply(api_server, namespace, CORES)
             until(lambda: holds([FINALIZER]))
             until(lambda: "status" in admin.get("routecluster", "fra"))
+            until(lambda: "status" in admin.get("imcluster", "fra"))
             apply(api_server, namespace, IDC)
             until(lambda: holds(None))
             apply(api_server, namespace, OPERATION)

@@ -19,6 +19,7 @@ from imctl.reconcile.observed import Observed, Owner
 from imctl.target import sites
 from imctl.testing import golden
 from tests.unit.test_gateway_cluster import roomy
+from tests.unit.test_im_cluster import far
 from tests.unit.test_operator_objects import GOLDEN
 
 REGION = load_region(Path(__file__).parents[2] / "regions" / "two-idc.yaml")
@@ -209,6 +210,48 @@ def test_routes_come_with_the_image_of_their_idc(apart: dict[str, Any]) -> None:
     assert (made["kind"], made["metadata"]) == ("RouteCluster", {"name": "fra", "namespace": "im"})
     assert made["spec"] == {"idc": "fra", "image": "imctl:1", **ROUTES}
     RouteClusterSpec.model_validate(made["spec"])
+
+
+@pytest.mark.parametrize(
+    ("site", "why"),
+    [
+        ({"gateways": {}, "cores": {"replicas": 9}}, "cores.replicas: expected"),
+        ({"cores": {}}, "cores: expected `gateways` beside it, got none"),
+        (
+            {"gateways": {}, "cores": {}, "spec": {"cores": "own"}},
+            "spec.cores: expected shared beside `cores`, got own; remove it",
+        ),
+        ({"gateways": {}, "cores": {"idc": "dub"}}, "cores.idc: expected nothing, it is fra"),
+    ],
+)
+def test_wrong_cores_are_refused(site: dict[str, Any], why: str) -> None:
+    document = GOOD["sites"] | {"fra": {"namespace": "im"} | site}
+    with pytest.raises(BadInput) as refused:
+        sites.read(yaml.safe_dump(GOOD | {"sites": document}), far(), "sites.yaml")
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"sites.yaml: sites.fra.{why}")
+
+
+def test_cores_need_engines_that_they_reach() -> None:
+    fra = {"namespace": "im", "gateways": {}, "cores": {}}
+    document = GOOD | {"sites": GOOD["sites"] | {"fra": fra}}
+    with pytest.raises(BadInput) as refused:
+        read(document)
+    lines = str(refused.value).splitlines()
+    assert [line.partition("cores: ")[2].split()[0] for line in lines] == [
+        "engines.log", "engines.kv", "engines.registry",
+    ]  # fmt: skip
+    found = sites.read(yaml.safe_dump(document), far(), "sites.yaml")
+    spec = sites.spec_of("fra", found, far())
+    assert isinstance(spec, IdcSpec) and (spec.cores, spec.gateways) == ("shared", "apart")
+    cores = sites.beside("fra", found, far())[0]
+    assert (cores["kind"], cores["spec"]) == ("IMCluster", {"idc": "fra"})
+
+
+def test_a_witness_has_no_cores() -> None:
+    document = GOOD["sites"] | {"witness": {"namespace": "im", "cores": {}}}
+    with pytest.raises(BadInput, match=r"sites\.witness\.cores: expected nothing"):
+        read(GOOD | {"sites": document})
 
 
 def test_a_site_without_gateways_makes_none() -> None:

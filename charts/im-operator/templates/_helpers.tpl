@@ -17,12 +17,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What it needs where it works: to make its objects, and to see those that change. */ -}}
 {{- define "im-operator.rules" -}}
 - apiGroups: [imctl.dev]
-  resources: [regions, idcs, gatewayclusters, routeclusters, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
+  resources: [regions, idcs, imclusters, gatewayclusters, routeclusters, witnesses, trafficoperations, drills, drillruns, replications, geopolicies]
   verbs: [get, list, watch]
 - apiGroups: [imctl.dev]
   resources:
     - regions/status
     - idcs/status
+    - imclusters/status
     - gatewayclusters/status
     - routeclusters/status
     - witnesses/status
@@ -39,6 +40,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [imctl.dev]  # its objects block the deletion of their owner until they are gone
   resources:
     - idcs/finalizers
+    - imclusters/finalizers
     - gatewayclusters/finalizers
     - routeclusters/finalizers
     - witnesses/finalizers

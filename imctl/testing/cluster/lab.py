@@ -234,7 +234,7 @@ class Pods:
         """By its objects and its log, for whoever looks into a failure."""
         shown = []
         for asked in (
-            ("get", "idc,gatewaycluster,routecluster,witness,pods,services", "-o", "wide"),
+            ("get", "im,pods,services", "-o", "wide"),
             ("get", "events", "--sort-by=.lastTimestamp"),
             ("logs", f"{self.workload(part)}-0", "--tail=25"),
             ("logs", "--selector=app.kubernetes.io/component=gateway", "--tail=25", "--prefix"),
