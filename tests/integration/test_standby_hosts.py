@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
 from imcore import pki
 from imcore.runtime import SystemClock
@@ -37,7 +38,7 @@ class Host(Child):
 
     def __init__(self, folder: Path, number: int, name: str, admin_port: int) -> None:
         super().__init__(name, folder / f"{name}.log")
-        address = f"127.0.0.{number}"
+        address = self.address = f"127.0.0.{number}"
         self.url = f"https://{address}:{admin_port}/v1/messages"
         self._command = [
             sys.executable, "-m", "services.node", "--region", str(folder / "region.yaml"),
@@ -112,7 +113,8 @@ def folder(tmp_path: Path, etcd_program: Program, kafka_program: Program) -> Ite
         def edit(spec: dict[str, Any]) -> None:
             one_idc(spec)
             spec["limits"] = {"service_requests_per_s": 10_000}
-            spec["idcs"][0]["endpoints"]["admin"] = f"127.0.0.1:{free_port()}"
+            for name in ("admin", "metrics"):
+                spec["idcs"][0]["endpoints"][name] = f"127.0.0.1:{free_port()}"
             spec["idcs"][0]["engines"] = {
                 "registry": {"etcd": {"endpoints": [registry.server.address], **common}},
                 "log": {"kafka": {"brokers": [log.server.address], **common, **alone}},
@@ -120,6 +122,21 @@ def folder(tmp_path: Path, etcd_program: Program, kafka_program: Program) -> Ite
 
         lab_region(tmp_path, edit)
         yield tmp_path
+
+
+async def probed(folder: Path, host: Host) -> tuple[bool, bool]:
+    """As a kubelet does it: whether it is alive, and whether it is ready."""
+    ends = yaml.safe_load((folder / "region.yaml").read_text())["spec"]["idcs"][0]["endpoints"]
+    metrics, peer = (int(ends[name].rpartition(":")[2]) for name in ("metrics", "peer"))
+    url = f"https://{host.address}:{metrics}/livez"
+    async with aiohttp.ClientSession() as http, http.get(url, ssl=False) as answer:
+        lives = answer.status == 200
+    try:
+        _, writer = await asyncio.open_connection(host.address, peer)
+    except ConnectionRefusedError:
+        return lives, False
+    writer.close()
+    return lives, True
 
 
 @pytest.fixture
@@ -143,13 +160,15 @@ def hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
 
 
 async def test_a_core_elsewhere_takes_over_from_a_paused_one_which_does_no_harm_when_it_wakes(
-    hosts: tuple[Host, Host], operator: Operator
+    hosts: tuple[Host, Host], operator: Operator, folder: Path
 ) -> None:
     one, two = hosts
     one.start()
     await one.says(SERVES)
     two.start()
     await two.says(STANDS_BY)
+    assert await probed(folder, one) == (True, True)
+    assert await probed(folder, two) == (True, False)
     writers = [asyncio.create_task(operator.go_on(one, f"one.{n}")) for n in range(WRITERS)]
 
     async def well_begun() -> bool:
@@ -160,12 +179,14 @@ async def test_a_core_elsewhere_takes_over_from_a_paused_one_which_does_no_harm_
     before = list(operator.acked)
 
     await two.says(SERVES)
+    assert await probed(folder, two) == (True, True)
     for n in range(20):
         await operator.deliver(two, f"two-{n}")
 
     one.resume()
     await one.says("the lease of this core has ended, and another core has it")
     await one.says(STANDS_BY)
+    assert await probed(folder, one) == (True, False)
     await asyncio.gather(*writers)
     late = [key for key in operator.acked if key not in before and not key.startswith("two-")]
     for n in range(20, 40):  # what the other one wrote behind its back has cost it an epoch at most
