@@ -143,7 +143,8 @@ async def test_gateways_are_waited_for_apart_and_for_some_time_only(
     target.rolling = lambda name: None
     target.names = lambda: ["fra", "dub", "witness"]
     target.engine_names = list
-    target.fronts_of = target.ipconfs_of = target.apart_of = lambda name: []
+    target.fronts_of = target.ipconfs_of = lambda name: []
+    target.routes_of = target.apart_of = lambda name: []
     target.check_alive = lambda names: None
     await pods.serving(["dub"], touched)
     with pytest.raises(GatewaysLate, match=r"^not all gateways of fra are ready$"):
