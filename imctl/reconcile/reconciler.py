@@ -379,7 +379,9 @@ class Reconciler:
             document.get("status", {}),
         )
         cores: tuple[Core, ...] = ()
-        if isinstance(spec, IdcSpec) and (spec.cores == "shared" or (pod and pod.shares)):
+        # Its own pod, where there is one, tells whether it could have others.
+        alone = pod is not None and not pod.shares
+        if isinstance(spec, IdcSpec) and (spec.cores == "shared" or not alone):
             labels = f"{CORE_OF}={owner.name}"
             found = await self._cluster.list("v1", "Pod", owner.namespace, labels)
             cores = seen.cores_of(found, owner.name)

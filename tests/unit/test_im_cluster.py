@@ -409,6 +409,19 @@ async def test_an_idc_gets_a_core_of_its_own_once_the_others_are_gone(memory: Me
     assert memory.status()["outdated"]
 
 
+async def test_an_idc_that_is_made_anew_waits_for_the_cores_of_the_former_one(
+    memory: Memory,
+) -> None:
+    reconciler = reconciler_of(memory)
+    await started(memory, reconciler)
+    for kind, name in (("StatefulSet", "fra-idc"), ("Pod", "fra-idc-0")):
+        del memory.held[kind, "im-fra", name]
+    memory.held["IDC", "im-fra", "fra"]["spec"]["cores"] = "own"
+    await reconciler.reconcile(IDC_KEY)
+    assert memory.status()["phase"] == "Blocked"
+    assert ("StatefulSet", "im-fra", "fra-idc") not in memory.held
+
+
 @pytest.mark.parametrize("change", ["none", "paused", "deleted"])
 async def test_a_mark_of_a_drill_takes_them_away_until_its_time_is_over(
     memory: Memory, change: str
