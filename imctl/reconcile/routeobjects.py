@@ -26,9 +26,9 @@ from imctl.reconcile.objects import (
     taken_down,
 )
 from imctl.reconcile.observed import Object, Owner
+from services.node.roles import Roles
 
 FRONTS, MONITOR = 7445, 7444  # inside its pod
-ROLES = "route"
 
 
 class Routes(NamedTuple):
@@ -91,7 +91,7 @@ def _container(of: Routes, figures: Mapping[str, float]) -> Object:
         "command": ["python3", "-m", "services.node"],
         "args": [
             *ARGUMENTS,
-            "--idc", of.idc.idc, "--roles", ROLES, "--listen", "0.0.0.0",  # noqa: S104 - in a pod
+            "--idc", of.idc.idc, "--roles", ",".join(Roles.ROUTE.value), "--listen", "0.0.0.0",  # noqa: S104 - in a pod
             "--route-port", str(FRONTS), "--advertise", f"$(POD_IP):{FRONTS}",
             "--monitor-port", str(MONITOR),
         ],
