@@ -20,7 +20,7 @@ import grpc
 
 from imcore.attest import RegionKeys
 from imcore.convert import error_pb, origin_of, stamp_of, vector_of
-from imcore.errors import Code, ImError, Refused, Unavailable
+from imcore.errors import Code, Refused, Unavailable
 from imcore.limits import AWAY_MS_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
@@ -117,7 +117,7 @@ class CoreLink:
                 why = "the core closed it"
             except grpc.aio.AioRpcError as error:
                 why = str(error.details())
-            except ImError as error:
+            except Unavailable as error:
                 why = str(error)
             finally:
                 was = self.linked.is_set()

@@ -38,7 +38,7 @@ class Way(Protocol):
     """What ``CoreLink`` links by."""
 
     async def next(self) -> rpc.FrontAsyncStub:
-        """For one link. Raises Unavailable: not now."""
+        """For one link."""
         ...
 
     def ended(self, why: str) -> None:
@@ -94,7 +94,10 @@ class ByRoute:
     async def next(self) -> rpc.FrontAsyncStub:
         if self._waits and self._at is not None:
             return self._at[1]
-        chosen = choose(self._gateway, await self._live())
+        try:
+            chosen = choose(self._gateway, await self._live())
+        except ImError:  # an etcd may be away, and the core serves all the same
+            chosen = None
         if chosen is None:
             await self.close()
             return self._core
