@@ -204,6 +204,9 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
         clock = idc.get("clock", {})
         if clock.get("skewed"):
             said.append(f"its clock is {clock.get('offset_ms', 0):+.0f} ms off")
+        routes, fronts = idc.get("routes") or [], len(idc.get("gateways", []))
+        if routes and (by := sum(row["gateways"] for row in routes)) < fronts:
+            said.append(f"{fronts - by} of {fronts} gateways have no route instance")
         if rolling := document.get("rolling", {}).get(name):
             said.append(f"gateways are being rolled out: {rolling}")
         if said:

@@ -135,6 +135,17 @@ def test_gateways_in_processes_of_their_own_are_no_engines_and_say_what_they_wai
     assert "fra.gateway-2: gone" in said and "engines" not in said
 
 
+def test_gateways_without_a_route_instance_are_counted_where_there_are_some() -> None:
+    found = {name: answer(name, 4, ACTIVE) for name in ACTIVE}
+    gateways = [{"gateway": f"fra-gw{number}"} for number in (1, 2, 3)]
+    for idc, linked in (("fra", [1, 0]), ("iad", [3])):
+        rows = [{"route": f"r{n}", "gateways": n} for n in linked]
+        found[idc] |= {"gateways": gateways, "routes": rows}
+    said = shown(document_of(REGION, [], found, None))
+    assert "2 of 3 gateways have no route instance" in said
+    assert said.count("route instance") == 1
+
+
 def test_sessions_that_hang_in_a_move_are_counted_by_gateway() -> None:
     found = {name: answer(name, 5, ACTIVE) for name in ACTIVE}
     found["fra"]["moves"] = {"usual_ms": 3_400, "stuck": {"fra-gw1.1": 2}}
