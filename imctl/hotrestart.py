@@ -1,5 +1,5 @@
-"""Gateways that become their successors, and ipconfs, one after the other (``imctl restart``), and
-cores that change places."""
+"""Gateways that become their successors, route instances and ipconfs, one after the other (``imctl
+restart``), and cores that change places."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ async def restart_ipconfs(target: Local, idc: str, done: Callable[[int], None]) 
 
 async def _lives(target: Local, idc: str) -> dict[int, str]:
     return heard(target, idc, await admin.status(target, idc))
+
+
+async def restart_routes(target: Local, idc: str, done: Callable[[int], None]) -> None:
+    """All route instances of an IDC: each ends, and its gateways go to another one meanwhile.
+    Raises as ``restart``."""
+    for number in range(1, len(target.routes_of(idc)) + 1):
+        before = await _route(target, idc, number)
+        if not before:
+            raise Failed(f"route {number} of {idc} does not serve; `imctl start {idc}` starts it")
+        await asyncio.to_thread(target.renew_route, idc, number)
+
+        async def restarted(number: int = number, before: str = before) -> bool:
+            with contextlib.suppress(ImError):  # it did not answer in time
+                return await _route(target, idc, number) not in ("", before)
+            return False
+
+        await _until(restarted, _late(idc, "route", number))
+        done(number)
+
+
+async def _route(target: Local, idc: str, number: int) -> str:
+    """The name of its life, as the core knows it; empty: it is not linked."""
+    rows = (await admin.status(target, idc))["routes"]
+    names = [str(row["route"]) for row in rows]
+    return next((name for name in names if name.startswith(f"{idc}-route{number}.")), "")
 
 
 async def restart_core(target: Local, idc: str) -> None:

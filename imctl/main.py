@@ -118,7 +118,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "restart": (
         "imctl.commands.lifecycle",
         "restart",
-        "Restart an IDC's gateways and ipconfs, one at a time.",
+        "Restart an IDC's gateways, route instances and ipconfs, one at a time.",
     ),
     "kill": ("imctl.commands.lifecycle", "kill", "Kill the processes of an IDC (SIGKILL)."),
     "wipe": ("imctl.commands.lifecycle", "wipe", "Delete the data of a stopped IDC."),

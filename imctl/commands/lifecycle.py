@@ -184,14 +184,15 @@ def restart(
         typer.Option("--core", help="Restart the cores instead (after `up --split --standby`)."),
     ] = False,
 ) -> None:
-    """Restart an IDC's gateways and ipconfs, one at a time.
+    """Restart an IDC's gateways, route instances and ipconfs, one at a time.
 
     Use it to load newly installed code. Needs `up --split`, or on Kubernetes `gateways` in the
     sites file and the right to exec into pods. The process is replaced in place: its
     listener and its connections without TLS stay open. Clients over TLS are first moved to the
     IDC's other gateways, or told to reconnect if there are none. A gateway that could not start on
     the installed code keeps running as it is. So does an ipconf; else it stops listening until it
-    has started again, and clients ask the others.
+    has started again, and clients ask the others. A route instance ends, once its gateways have
+    gone to another one or straight to the core, and begins anew.
 
     With --core, the core that stands by is restarted first, takes over, and the other one is
     restarted to stand by. Connections stay open. A core that could not start on the installed code
@@ -216,6 +217,10 @@ def restart(
 
     async def restart_all(name: str) -> None:
         numbers = [gateway] if gateway else list(range(1, count + 1)) or [1]
+        if gateway is None:
+            await hotrestart.restart_routes(
+                target, name, lambda number: print(f"route instance {number} of {name} restarted")
+            )
         await hotrestart.restart(target, name, numbers, done)
         if gateway is None:
             await hotrestart.restart_ipconfs(

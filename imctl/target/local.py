@@ -725,6 +725,22 @@ class Local:
         self._demand_admin("Restarting ipconfs")
         self._succeed(name, f"{name}{IPCONF}{number}")
 
+    def renew_route(self, name: str, number: int) -> None:
+        """A route instance of an IDC ends, once its gateways have gone to others, and another one
+        begins, on what is installed now. Raises Failed; one that could not begin goes on."""
+        self._demand_admin("Restarting route instances")
+        unit = f"{name}{ROUTE}{number}"
+        if self._state(unit) == "gone":
+            raise Failed(f"{unit} is not running; `imctl start {name}` starts it")
+        command = [*self._command(unit), "--check"]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+        if tried.returncode:
+            said = (tried.stderr.splitlines() or ["it said nothing"])[-1]
+            raise Failed(f"{unit} could not start on what is installed, and goes on: {said}")
+        self._stop([unit])
+        self._reap()
+        self._spawn(unit)
+
     def _succeed(self, name: str, unit: str) -> None:
         identity = self._run.processes.get(unit)
         if identity is None or not process.send(identity, signal.SIGHUP):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from imcore.region.rules import ipconf_addresses
 from imctl import hotrestart, startup
+from imctl.errors import Failed
 from imctl.identity import token_for
 from imctl.testing.cast import Cast
 from imctl.testing.lab import Lab, row_of_ports, until
@@ -107,7 +109,9 @@ def lost_one(line: str) -> bool:
     return kind == "connection" and not gateway
 
 
-async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage, chat) -> None:
+async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(
+    stage, chat, monkeypatch
+) -> None:
     async with stage(edit=patient, split=True, routes=2) as (lab, cast):
         couples = await cast.couples(6, VICTIM, *OTHERS)
         assert {couple.here.idc for couple in couples} == {VICTIM}
@@ -143,7 +147,15 @@ async def test_each_process_of_an_idc_is_killed_alone_and_nothing_is_lost(stage,
             await asyncio.sleep(AFTER_S)
             assert changes(cast) != before
 
-            before = changes(cast)
+            before, restarted = changes(cast), list[int]()
+            await hotrestart.restart_routes(lab.target, VICTIM, restarted.append)
+            assert restarted == [1, 2] and changes(cast) == before
+            with monkeypatch.context() as newer:
+                command = [sys.executable, "-m", "services.node", "--of-another-release"]
+                newer.setattr(lab.target, "_command", lambda unit: command)
+                with pytest.raises(Failed, match="could not start on what is installed, and goes"):
+                    await asyncio.to_thread(lab.target.renew_route, VICTIM, 1)
+            assert len((await lab.status(VICTIM))["routes"]) == 2
             await hotrestart.restart(lab.target, VICTIM, [1, 2], lambda number, row: None)
             await asyncio.sleep(AFTER_S)
             lost = [line for line in changes(cast)[len(before) :] if lost_one(line)]
