@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from imcore.errors import ImError
 from imcore.hlc import Hlc
-from imcore.listener import Factory, Listen, Listener
+from imcore.listener import Factory, Listen, Listener, Listening
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
 from imcore.runtime import Clock
@@ -111,11 +111,16 @@ def _quic(config: NodeConfig) -> Callable[[], QuicConfiguration] | None:
 
 
 class FrontNode:
-    def __init__(self, config: NodeConfig, handover: Handover | None = None) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        handover: Handover | None = None,
+        outside: Outside | None = None,
+    ) -> None:
         self.config = config
         self._handover = handover  # of the predecessor whose hot restart this is
         self._restarts = handover.restarts if handover is not None else 0
-        self.outside: Outside = Machine(config.pki, config.idc.name)
+        self.outside: Outside = outside or Machine(config.pki, config.idc.name)
         self.clock = self.outside.clock
         self.hlc = Hlc(steady_ms=lambda: int(self.clock.now() * 1000))
         self.again = False  # the process is to start its roles again
@@ -127,7 +132,7 @@ class FrontNode:
         self._leaving = False
         self._goes = asyncio.Event()
         self._found: Collection[str] = ()  # gateways of this process that clients are sent to
-        self._listener: Listener
+        self._listener: Listening
 
     def restart(self) -> None:
         """Become a successor (``services.node.succession``), once all is ready for it."""
@@ -248,8 +253,11 @@ class FrontNode:
 
         def listen(
             factory: Factory, tls: ssl.SSLContext | None, handshake_s: float, shutdown_s: float
-        ) -> Listener:
-            self._listener = Listener(factory, tls, handshake_s, shutdown_s, inherited)
+        ) -> Listening:
+            if inherited:
+                self._listener = Listener(factory, tls, handshake_s, shutdown_s, inherited)
+            else:
+                self._listener = self.outside.listen(factory, tls, handshake_s, shutdown_s)
             return self._listener
 
         return listen
@@ -266,6 +274,7 @@ class FrontNode:
                 continue
             if not self.config.plain_clients:
                 await self._leave(link, registry, name)
+            assert isinstance(self._listener, Listener)  # of the real outside
             handover = await hand_over(
                 self.gateway, self._listener, self.state, link, self._restarts + 1
             )

@@ -52,6 +52,7 @@ class Faults:
         self._settled = settled
         self._rng = random.Random(f"faults {world.seed}")
         self._light_rng = random.Random(f"light faults {world.seed}")
+        self._beside_rng = random.Random(f"faults beside cores {world.seed}")
         self._cuts: Counter[tuple[str, str]] = Counter()  # by how many faults a way is cut
 
     @property
@@ -77,6 +78,8 @@ class Faults:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._run_light())
             group.create_task(self._run_heavy())
+            if self._world.layout.split:
+                group.create_task(self._run_beside())
 
     async def _run_heavy(self) -> None:
         kinds = {**LOSSES, **{name: kind for name, (_, kind) in KINDS.items()}}
@@ -94,6 +97,29 @@ class Faults:
             name = _drawn(LIGHT, self._light_rng)
             idc = self._light_rng.choice(self._world.layout.idcs)
             await self._make(name, LIGHT[name][1], idc)
+
+    async def _run_beside(self) -> None:
+        """One process after the other, of those that an IDC has beside its core."""
+        rng = self._beside_rng
+        while True:
+            await asyncio.sleep(rng.uniform(0.5, 4.0))
+            idc = rng.choice(self._world.layout.idcs)
+            each = rng.choice(self._world.machines[idc].beside)
+            owner = each.owner
+            if owner is None:  # its IDC is down
+                continue
+            name = rng.choice(("crash beside", "pause beside"))
+            self.counts[name] += 1
+            self._tell(idc, f"{name}: {owner.name}")
+            if name == "crash beside":
+                each.crash()
+            else:
+                self._world.loop.pause(owner)
+            await asyncio.sleep(rng.choice((0.2, 1.0, 5.0)) * rng.uniform(0.5, 1.5))
+            if name == "pause beside":
+                self._world.loop.resume(owner)
+            elif each.owner is None and self._world.machines[idc].running:
+                each.start()
 
     async def _make(self, name: str, fault: Fault, idc: str) -> None:
         self.counts[name] += 1
@@ -130,6 +156,11 @@ class Faults:
                 machine.start()
             elif machine.owner.paused:
                 world.loop.resume(machine.owner)
+            for each in machine.beside:
+                if each.owner is None:
+                    each.start()
+                elif each.owner.paused:
+                    world.loop.resume(each.owner)
 
     # ------------------------------------------------------------------------ the kinds
 
@@ -140,7 +171,8 @@ class Faults:
             self._world.machine(idc).start()
 
     async def crash(self, idc: str) -> None:
-        self._world.machine(idc).crash()
+        split = self._world.layout.split
+        self._world.machine(idc).crash(alone=split and self._beside_rng.random() < 0.5)
         await self._away(idc)
 
     async def power(self, idc: str) -> None:

@@ -23,6 +23,7 @@ _PLACES = {
 
 OPERATOR = "near-iad"  # where the operator sits
 WITNESS_EVERY = 4  # so many seeds, one has two IDCs and a witness
+SPLIT_FROM, SPLIT_EVERY = 1_000_000, 3  # of so many seeds one has roles that run apart
 ANTI_FLAP_MS = 8_000  # so that an IDC is emptied several times in a minute
 # So low that a burst meets them: some of it is refused, and what comes behind it is not.
 LIMITS = {
@@ -39,11 +40,14 @@ HUGE_ABOVE = 3
 
 class Layout(NamedTuple):
     """``witness``: the place of one, or empty. ``tight``: limits and anti-flap are such that a
-    minute of load meets them."""
+    minute of load meets them. ``split``: gateways are processes beside the core of their IDC, and
+    so are that many ``routes``."""
 
     idcs: tuple[str, ...] = PLACES
     witness: str = ""
     tight: bool = False
+    split: bool = False
+    routes: int = 0
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -58,9 +62,13 @@ class Layout(NamedTuple):
 
 
 def layout_of(seed: int) -> Layout:
+    layout = Layout(tight=True)
     if seed % WITNESS_EVERY == WITNESS_EVERY - 1:
-        return Layout(PLACES[:2], PLACES[2], tight=True)
-    return Layout(tight=True)
+        layout = Layout(PLACES[:2], PLACES[2], tight=True)
+    # Smaller ones are named in tests, and stay the worlds that they were.
+    if seed >= SPLIT_FROM and seed % SPLIT_EVERY == 0:
+        layout = layout._replace(split=True, routes=seed // SPLIT_EVERY % 3)
+    return layout
 
 
 def region(layout: Layout, gateways: int = 2) -> Region:

@@ -21,7 +21,9 @@ async def second_process(world: World, idc: str) -> None:
     node: list[Node] = []
 
     async def serve() -> None:
-        node.append(Node(world.config(idc, machine.folder), SimOutside(world, machine)))
+        node.append(
+            Node(world.config(idc, machine.folder, world.core_roles), SimOutside(world, machine))
+        )
         await node[0].run()
 
     task = world.spawn(owner, serve())

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +31,12 @@ from services.engines.registry_store import RegistryStore
 from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
+from services.node.front import FrontNode
 from services.node.node import Node
+from services.node.outside import Outside
 from services.node.posting import Poster
+from services.node.roles import Roles
+from services.node.route import RouteNode
 from services.sdk import Client, ConnectionChanged, Event, IpconfClient, NotConnected, Options
 from services.sdk.store import SqliteStore
 from services.sdk.transport import PlaintextDialer
@@ -45,6 +50,7 @@ from services.witness.witness import Witness
 EPOCH_MS = 1_800_000_000_000
 DURABLE = 0.3  # of the devices: so many keep their outbox in a file
 RESTART_S = 1.0  # until a process that ended by itself is started again
+ROUTES_ABOVE = 50  # the port of the peer endpoint
 LOOK_S = 0.2  # nothing computes for long here, so the loop is late only once a pause ends
 
 log = logging.getLogger("im.sim")
@@ -95,11 +101,13 @@ class SimClock(SystemClock):
 class SimOutside:
     """``Outside`` of one process of a machine."""
 
-    def __init__(self, world: World, machine: Machine) -> None:
+    def __init__(self, world: World, machine: Machine, process: str = "", lives: int = 0) -> None:
+        """``process``: beside the first one of its machine, in this life of it."""
         self.pid = machine.boots  # the real one would have more digits here and fewer there
         self.look_s = LOOK_S
         self.clock: SystemClock = machine.clock
-        self.rng = random.Random(f"{world.seed} {machine.name} {machine.boots}")
+        life = f"{process} {lives}" if process else f"{machine.boots}"
+        self.rng = random.Random(f"{world.seed} {machine.name} {life}")
         self.secret: Callable[[int], bytes] = self.rng.randbytes
         self.disk: Disk = machine.disk
         self.executor: Callable[[int, str], Executor] = world.loop.executor
@@ -134,8 +142,59 @@ class Posted:
         pass
 
 
+class Beside:
+    """A process beside the core of an IDC, a front or a route instance, at most one of it."""
+
+    def __init__(
+        self,
+        world: World,
+        machine: Machine,
+        name: str,
+        make: Callable[[Outside], FrontNode | RouteNode],
+    ) -> None:
+        self.owner: Owner | None = None
+        self._world = world
+        self._machine = machine
+        self._name = name
+        self._make = make
+        self._lives = 0
+
+    def start(self) -> None:
+        world, machine = self._world, self._machine
+        self._lives += 1
+        owner = self.owner = Owner(f"{machine.name}.{self._name}.{self._lives}")
+        world.net.sites[owner] = machine.name
+        world.spawn(owner, self._serve(owner))
+
+    async def _serve(self, owner: Owner) -> None:
+        again = True
+        while again:
+            node = self._make(SimOutside(self._world, self._machine, self._name, self._lives))
+            try:
+                await node.run()
+                again = node.again
+            except Exception as error:
+                log.exception("the process %s ended", owner.name)
+                self._world.unexpected(owner.name, error)
+                again = False
+        if self.owner is owner:
+            self.crash()
+            self._world.loop.call_later(RESTART_S, self._again)
+
+    def _again(self) -> None:
+        if self.owner is None and self._machine.running:
+            self.start()
+
+    def crash(self, silently: bool = False) -> None:
+        if self.owner is not None:
+            self._world.loop.crash(self.owner)
+            self._world.net.crash(self.owner, silently=silently)
+            self.owner = None
+
+
 class Machine:
-    """One IDC's: a disk, a clock, and at most one process with all roles."""
+    """One IDC's: a disk, a clock, and at most one process with all roles; or, where the layout is
+    split, one with those of the core, and ``beside`` it the others."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
@@ -147,6 +206,26 @@ class Machine:
         self.owner: Owner | None = None
         self.node: Node | None = None
         self._world = world
+        self.beside: list[Beside] = []
+        if world.layout.split and name in world.layout.idcs:
+            self._set_beside(world.region.idc(name).gateways, world.layout.routes)
+
+    def _set_beside(self, gateways: int, routes: int) -> None:
+        def front(number: int, outside: Outside) -> FrontNode:
+            folder = self.folder / f"gateway-{number}"
+            config = self._world.config(self.name, folder, Roles.FRONT, number)
+            return FrontNode(config, None, outside)
+
+        def route(number: int, outside: Outside) -> RouteNode:
+            port = self._world.route_port(self.name, number)
+            config = self._world.config(self.name, self.folder, Roles.ROUTE, number, port)
+            return RouteNode(config, outside)
+
+        for name, count, make in (("route", routes, route), ("gateway", gateways, front)):
+            self.beside += [
+                Beside(self._world, self, f"{name}-{number}", partial(make, number))
+                for number in range(1, count + 1)
+            ]
 
     @property
     def running(self) -> bool:
@@ -168,9 +247,12 @@ class Machine:
         owner = self.owner = Owner(f"{self.name}.{self.boots}")
         world.net.sites[owner] = self.name
         world.spawn(owner, self._serve(owner))
+        for each in self.beside:
+            if each.owner is None:
+                each.start()
 
     async def _serve(self, owner: Owner) -> None:
-        config = self._world.config(self.name, self.folder)
+        config = self._world.config(self.name, self.folder, self._world.core_roles)
         while True:
             node = self.node = Node(config, SimOutside(self._world, self))
             try:
@@ -183,9 +265,13 @@ class Machine:
                 self._world.ended(self, owner, None)
                 return
 
-    def crash(self, power: bool = False) -> None:
-        """At once, between two steps of its tasks. ``power``: the machine with it."""
+    def crash(self, power: bool = False, alone: bool = False) -> None:
+        """At once, between two steps of its tasks. ``power``: the machine with it. ``alone``: what
+        runs beside it goes on."""
         owner, world = self.owner, self._world
+        if not alone:
+            for each in self.beside:
+                each.crash(silently=power)
         if owner is None:
             return
         world.before_crash()
@@ -281,6 +367,8 @@ class World:
                 self._sites[f"{host}:{int(port) + number}"] = idc.name
             for address in (*ipconf_addresses(idc), idc.endpoints.peer):
                 self._sites[address] = idc.name
+            for number in range(1, self.layout.routes + 1):
+                self._sites[f"{host}:{self.route_port(idc.name, number)}"] = idc.name
             if idc.endpoints.admin is not None:
                 self._sites[idc.endpoints.admin] = idc.name
         self.witness: WitnessMachine | None = None
@@ -323,9 +411,29 @@ class World:
         path.chmod(0o600)
         pki.init(self.pki, {name: () for name in self.layout.voters}, pki.utc_now(EPOCH_MS))
 
-    def config(self, name: str, data: Path) -> NodeConfig:
+    @property
+    def core_roles(self) -> Roles:
+        """Of the first process of an IDC."""
+        return Roles.CORE if self.layout.split else Roles.ALL
+
+    def route_port(self, idc: str, number: int) -> int:
+        """Of a route instance, counted from 1."""
+        peer = self.region.idc(idc).endpoints.peer
+        return int(peer.rpartition(":")[2]) + ROUTES_ABOVE + number
+
+    def config(
+        self,
+        name: str,
+        data: Path,
+        roles: Roles = Roles.ALL,
+        instance: int = 1,
+        route_port: int = 0,
+    ) -> NodeConfig:
         keys = load_region_keys(self.pki)
-        return NodeConfig(self.region, self.region.idc(name), data, self.pki, keys, {}, True)
+        return NodeConfig(
+            self.region, self.region.idc(name), data, self.pki, keys, {}, True, roles=roles,
+            instance=instance, route_port=route_port,
+        )  # fmt: skip
 
     def token(self, uid: str, device: str, kind: str = "") -> str:
         """For a day."""
@@ -344,10 +452,15 @@ class World:
         """A process ended by itself: whoever runs it starts it again."""
         if machine.owner is not owner:
             return
-        if error is not None and not isinstance(error, ImError | OSError | TimeoutError):
-            self.failures.append(f"the process of {machine.name} ended: {error!r}")
-        machine.crash()
+        if error is not None:
+            self.unexpected(f"of {machine.name}", error)
+        machine.crash(alone=True)
         self.loop.call_later(RESTART_S, self._again, machine)
+
+    def unexpected(self, process: str, error: BaseException) -> None:
+        """A process may end by what is out of its hands, and by nothing else."""
+        if not isinstance(error, ImError | OSError | TimeoutError):
+            self.failures.append(f"the process {process} ended: {error!r}")
 
     def _again(self, machine: Machine) -> None:
         if not machine.running:

@@ -18,6 +18,7 @@ from services.sim.testing import Stage, play
 ROOT = Path(__file__).parents[2]
 SHORT_S = 6.0
 SEED = 7
+SPLIT_SEED = 1_000_005
 
 
 def _run(hash_seed: int, *options: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +37,7 @@ def _run(hash_seed: int, *options: str) -> subprocess.CompletedProcess[str]:
     [
         (SEED, SHORT_S),
         (10, 20.0),
+        (SPLIT_SEED, SHORT_S),
         # Whole ones, of three IDCs and of two with a witness.
         pytest.param(10, SECONDS, marks=pytest.mark.nightly),
         pytest.param(11, SECONDS, marks=pytest.mark.nightly),
@@ -44,7 +46,8 @@ def _run(hash_seed: int, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_seed_gives_the_same_trace_byte_for_byte(
     tmp_path: Path, seed: int, seconds: float
 ) -> None:
-    """In the second one an IDC votes against two others at once."""
+    """In the second one an IDC votes against two others at once; in the third one gateways and
+    route instances are processes of their own."""
 
     def digest(hash_seed: int) -> str:
         done = _run(
