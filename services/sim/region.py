@@ -36,18 +36,20 @@ LIMITS = {
     "group_signal_ms": 500,
 }
 HUGE_ABOVE = 3
+IPCONFS_ABOVE = 20  # the first port of an IDC, when there are several
 
 
 class Layout(NamedTuple):
     """``witness``: the place of one, or empty. ``tight``: limits and anti-flap are such that a
     minute of load meets them. ``split``: gateways are processes beside the core of their IDC, and
-    so are that many ``routes``."""
+    so are that many ``routes`` and ``ipconfs`` (0: ipconf runs in the core)."""
 
     idcs: tuple[str, ...] = PLACES
     witness: str = ""
     tight: bool = False
     split: bool = False
     routes: int = 0
+    ipconfs: int = 0
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -67,7 +69,8 @@ def layout_of(seed: int) -> Layout:
         layout = Layout(PLACES[:2], PLACES[2], tight=True)
     # Smaller ones are named in tests, and stay the worlds that they were.
     if seed >= SPLIT_FROM and seed % SPLIT_EVERY == 0:
-        layout = layout._replace(split=True, routes=seed // SPLIT_EVERY % 3)
+        number = seed // SPLIT_EVERY
+        layout = layout._replace(split=True, routes=number % 3, ipconfs=2 * (number % 2))
     return layout
 
 
@@ -76,7 +79,7 @@ def region(layout: Layout, gateways: int = 2) -> Region:
         port = 17_000 + 100 * number
         return {
             "gateway": f"127.0.0.1:{port + 10}",
-            "ipconf": f"127.0.0.1:{port + 1}",
+            "ipconf": f"127.0.0.1:{port + (IPCONFS_ABOVE if layout.ipconfs else 1)}",
             "peer": f"127.0.0.1:{port + 2}",
             "admin": f"127.0.0.1:{port + 3}",
         }
@@ -87,6 +90,7 @@ def region(layout: Layout, gateways: int = 2) -> Region:
             "place": _PLACES[name],
             "endpoints": endpoints(number + 1),
             "gateways": gateways,
+            "ipconfs": layout.ipconfs,
         }
         for number, name in enumerate(layout.idcs)
     ]

@@ -32,6 +32,7 @@ from services.loadgen.ports import Acked, Listener, Stood
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
 from services.node.front import FrontNode
+from services.node.ipconf import IpconfNode
 from services.node.node import Node
 from services.node.outside import Outside
 from services.node.posting import Poster
@@ -101,15 +102,15 @@ class SimClock(SystemClock):
 class SimOutside:
     """``Outside`` of one process of a machine."""
 
-    def __init__(self, world: World, machine: Machine, process: str = "", lives: int = 0) -> None:
-        """``process``: beside the first one of its machine, in this life of it."""
+    def __init__(self, world: World, machine: Machine, beside: Beside | None = None) -> None:
+        """``beside``: the process, if it is not the first one of its machine."""
         self.pid = machine.boots  # the real one would have more digits here and fewer there
         self.look_s = LOOK_S
         self.clock: SystemClock = machine.clock
-        life = f"{process} {lives}" if process else f"{machine.boots}"
+        life = f"{beside.name} {beside.lives}" if beside is not None else f"{machine.boots}"
         self.rng = random.Random(f"{world.seed} {machine.name} {life}")
         self.secret: Callable[[int], bytes] = self.rng.randbytes
-        self.disk: Disk = machine.disk
+        self.disk: Disk = beside.disk if beside is not None else machine.disk
         self.executor: Callable[[int, str], Executor] = world.loop.executor
         self.listen: Listen = SimListening
         self._world = world
@@ -143,33 +144,38 @@ class Posted:
 
 
 class Beside:
-    """A process beside the core of an IDC, a front or a route instance, at most one of it."""
+    """A process beside the core of an IDC, with a folder of its own on the disk of their machine;
+    at most one of it runs."""
+
+    disk: SimDisk
+    lives: int
 
     def __init__(
         self,
         world: World,
         machine: Machine,
         name: str,
-        make: Callable[[Outside], FrontNode | RouteNode],
+        make: Callable[[Outside], FrontNode | IpconfNode | RouteNode],
     ) -> None:
+        self.name = name
+        self.disk = SimDisk(machine.folder / name, f"{world.seed} {machine.name} {name}")
         self.owner: Owner | None = None
         self._world = world
         self._machine = machine
-        self._name = name
         self._make = make
-        self._lives = 0
+        self.lives = 0
 
     def start(self) -> None:
         world, machine = self._world, self._machine
-        self._lives += 1
-        owner = self.owner = Owner(f"{machine.name}.{self._name}.{self._lives}")
+        self.lives += 1
+        owner = self.owner = Owner(f"{machine.name}.{self.name}.{self.lives}")
         world.net.sites[owner] = machine.name
         world.spawn(owner, self._serve(owner))
 
     async def _serve(self, owner: Owner) -> None:
         again = True
         while again:
-            node = self._make(SimOutside(self._world, self._machine, self._name, self._lives))
+            node = self._make(SimOutside(self._world, self._machine, self))
             try:
                 await node.run()
                 again = node.again
@@ -185,11 +191,17 @@ class Beside:
         if self.owner is None and self._machine.running:
             self.start()
 
-    def crash(self, silently: bool = False) -> None:
-        if self.owner is not None:
-            self._world.loop.crash(self.owner)
-            self._world.net.crash(self.owner, silently=silently)
-            self.owner = None
+    def crash(self, power: bool = False) -> None:
+        """As of a ``Machine``."""
+        if self.owner is None:
+            return
+        self._world.loop.crash(self.owner)
+        self._world.net.crash(self.owner, silently=power)
+        self.owner = None
+        if power:
+            self.disk.lost_power()
+        else:
+            self.disk.crashed()
 
 
 class Machine:
@@ -208,9 +220,9 @@ class Machine:
         self._world = world
         self.beside: list[Beside] = []
         if world.layout.split and name in world.layout.idcs:
-            self._set_beside(world.region.idc(name).gateways, world.layout.routes)
+            self._set_beside()
 
-    def _set_beside(self, gateways: int, routes: int) -> None:
+    def _set_beside(self) -> None:
         def front(number: int, outside: Outside) -> FrontNode:
             folder = self.folder / f"gateway-{number}"
             config = self._world.config(self.name, folder, Roles.FRONT, number)
@@ -221,7 +233,15 @@ class Machine:
             config = self._world.config(self.name, self.folder, Roles.ROUTE, number, port)
             return RouteNode(config, outside)
 
-        for name, count, make in (("route", routes, route), ("gateway", gateways, front)):
+        def ipconf(number: int, outside: Outside) -> IpconfNode:
+            folder = self.folder / f"ipconf-{number}"
+            return IpconfNode(self._world.config(self.name, folder, Roles.IPCONF, number), outside)
+
+        idc, routes = self._world.region.idc(self.name), self._world.layout.routes
+        for name, count, make in (
+            ("route", routes, route), ("gateway", idc.gateways, front),
+            ("ipconf", idc.ipconfs, ipconf),
+        ):  # fmt: skip
             self.beside += [
                 Beside(self._world, self, f"{name}-{number}", partial(make, number))
                 for number in range(1, count + 1)
@@ -271,7 +291,7 @@ class Machine:
         owner, world = self.owner, self._world
         if not alone:
             for each in self.beside:
-                each.crash(silently=power)
+                each.crash(power)
         if owner is None:
             return
         world.before_crash()
@@ -289,6 +309,8 @@ class Machine:
     def wipe(self) -> None:
         self.damages += 1
         self.disk.wiped()
+        for each in self.beside:
+            each.disk.wiped()
 
     def _let_go(self) -> None:
         """The handles on real files that the kernel would have closed with a real process, those
@@ -414,7 +436,9 @@ class World:
     @property
     def core_roles(self) -> Roles:
         """Of the first process of an IDC."""
-        return Roles.CORE if self.layout.split else Roles.ALL
+        if not self.layout.split:
+            return Roles.ALL
+        return Roles.CORE_ALONE if self.layout.ipconfs else Roles.CORE
 
     def route_port(self, idc: str, number: int) -> int:
         """Of a route instance, counted from 1."""

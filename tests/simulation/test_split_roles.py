@@ -18,7 +18,7 @@ IDC = "fra"
 
 
 def named(machine: Machine, name: str) -> list[Beside]:
-    return [each for each in machine.beside if each._name.startswith(name)]
+    return [each for each in machine.beside if each.name.startswith(name)]
 
 
 def by_route(machine: Machine) -> int:
@@ -76,6 +76,7 @@ def test_of_fresh_seeds_one_in_three_has_roles_that_run_apart() -> None:
     split = [layout for layout in layouts if layout.split]
     assert len(split) == 36 // SPLIT_EVERY
     assert {layout.routes for layout in split} == {0, 1, 2}
+    assert {layout.ipconfs for layout in split} == {0, 2}
     assert any(layout.witness for layout in split)
     assert not any(layout_of(number).split for number in range(100))
 
