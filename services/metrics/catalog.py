@@ -154,7 +154,7 @@ METRICS = (
     ),
     _gauge("im_recent_bytes", "of last entries of conversations in memory"),
     _gauge("im_recent_conversations", "of which memory has the last entries"),
-    _gauge("im_route_gateways", "gateways that are linked to this route instance"),
+    _gauge("im_route_gateways", "gateways linked to this route instance; of a core, to any"),
     # ------------------------------------------------------------------------------- policy
     _gauge("im_policy_epoch", "newest committed policy that is known here"),
     _gauge("im_policy_stale", "1: no majority has confirmed the policy lately"),

@@ -179,6 +179,8 @@ class NodeCollector(Collector):
         ]
         yield family("im_gateway_connections", [((n,), len(gateway)) for n, gateway in gateways])
         yield from _transports([(n, one) for n, one in gateways if isinstance(one, Gateway)])
+        routes = node.fronts.routes if node.fronts is not None else ()
+        yield family("im_route_gateways", [((), sum(len(route.fronts) for route in routes))])
         yield family(
             "im_gateway_events_total",
             [

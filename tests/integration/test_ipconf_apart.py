@@ -362,7 +362,12 @@ def test_what_is_told_to_such_a_process_is_checked(tmp_path: Path) -> None:
     for idc, roles, more, why in (
         ("fra", Roles.IPCONF, {"instance": 3}, "1 to 2 .its ipconfs. with --roles ipconf"),
         ("fra", Roles.IPCONF, {"gateway_port": 9}, "only with --roles gateway,state"),
-        ("fra", Roles.CORE_ALONE, {"monitor_port": 9}, "only with --roles gateway,state or ipconf"),
+        (
+            "fra",
+            Roles.CORE_ALONE,
+            {"monitor_port": 9},
+            "only with --roles gateway,state, ipconf or r",
+        ),
         ("iad", Roles.IPCONF, {}, "--roles ipconf: expected `ipconfs` of 1 or more at iad"),
         ("iad", Roles.CORE_ALONE, {}, "--roles im,route,control: expected `ipconfs`"),
     ):

@@ -407,6 +407,7 @@ async def test_a_changed_region_and_another_image_are_deployed_while_everybody_t
         f"spec.idcs[{VICTIM}].endpoints.gateway": ("restart", [VICTIM]),
         f"sites.{OTHER}.spec.image": ("restart", [OTHER]),
         f"sites.{OTHER}.gateways.image": ("in place", [OTHER]),
+        f"sites.{OTHER}.routes.image": ("in place", [OTHER]),
     }
     async with pods.lab() as lab, Cast(lab, tmp_path, first=201) as cast:
         couples = await cast.couples(6, VICTIM, OTHER)
@@ -428,8 +429,7 @@ async def test_a_changed_region_and_another_image_are_deployed_while_everybody_t
         after = {part: pods.pod(part)["metadata"]["uid"] for part in pods.namespaces}
         assert {part for part in before if before[part] != after[part]} == {VICTIM, OTHER}
         assert not set(fronts.values()) & set(gateways_of(pods).values())
-        shown = pods.kubectl(OTHER, "get", "pods", "-o", "jsonpath={..spec.containers[*].image}")
-        assert set(shown.split()) == {NEXT}
+        assert images_of(pods, OTHER) == {NEXT}
         container = pods.operator()["status"]["containerStatuses"][0]
         assert container["restartCount"] == restarted + 1
     for asked in (wanted, wanted[:1]):  # the sites are known from then on
@@ -437,9 +437,10 @@ async def test_a_changed_region_and_another_image_are_deployed_while_everybody_t
 
 
 def images_of(pods: Pods, part: str) -> set[str]:
-    """Of all that runs of it."""
-    shown = pods.kubectl(part, "get", "pods", "-o", "jsonpath={..spec.containers[*].image}")
-    return set(shown.split())
+    """Of all that runs of it, and is to go on."""
+    shown = json.loads(pods.kubectl(part, "get", "pods", "-o", "json"))["items"]
+    stay = [each for each in shown if "deletionTimestamp" not in each["metadata"]]
+    return {one["image"] for each in stay for one in each["spec"]["containers"]}
 
 
 def files_of(pods: Pods, folder: Path, name: str, **changes: dict[str, Any]) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ def test_a_part_of_a_seed_with_roles_apart_meets_the_loss_of_each(tmp_path: Path
     seed = next(n for n in range(SPLIT_FROM, SPLIT_FROM + 99) if layout_of(n).routes == 2)
     outcome = run_seed(seed, 8.0)
     assert not outcome.violated
-    assert outcome.faults["crash beside"] and outcome.operations > 200
+    assert outcome.faults["crash beside"] + outcome.faults["pause beside"]
+    assert outcome.operations > 200
     told = "\n".join(outcome.trace)
     assert "the front fra-gw1" in told and "is linked by" in told
