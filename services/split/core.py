@@ -35,6 +35,7 @@ log = logging.getLogger("im.split")
 
 AGAIN_S = 0.1
 LOAD_S = 0.5
+FIRST_S = 2.0  # for the first word of whom it links to
 RETRY_MS = 100
 _CATCHING_UP = 16  # users at a time
 _CATCH_UP_AGAIN_S = 0.3
@@ -147,9 +148,17 @@ class CoreLink:
             pipe.put(front.Up(gone=gone))
         call = stub.Link(_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
+        batches = aiter(call)
         try:
-            async for batch in call:
+            # A process that stands still takes a connection, and then says nothing.
+            async with asyncio.timeout(FIRST_S):
+                first = await anext(batches, None)
+            if first is not None:
+                self._down(first)
+            async for batch in batches:
                 self._down(batch)
+        except TimeoutError:
+            raise Unavailable(f"it says nothing for {FIRST_S:g} s") from None
         finally:
             loads.cancel()
             pipe.close()

@@ -164,6 +164,7 @@ class Route(rpc.FrontServicer):
         try:
             async for items in pipe.batches():
                 yield front.DownBatch(items=items, stamp=self._stamp)
+            reading.cancel()  # or it would be told of the end as of an error
             if link.number not in self.fronts:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, NO_CORE)
         finally:

@@ -28,6 +28,7 @@ log = logging.getLogger("im.split")
 
 PREFIX = b"route/"  # in the registry of the IDC, with the lease of each
 SHUN_S = 3.0  # longer than the lease of one that is gone
+WAIT_S = 1.0  # since it last said that it has no link to the core
 ASK_S = 1.0
 LOOK_S, LOOK_MAX_S = 0.25, 2.0
 STEADY_S = 5.0  # for so long one is there, before a front with sessions leaves the core for it
@@ -78,7 +79,7 @@ class ByRoute:
         self._clock = clock
         self._rng = rng
         self._at: tuple[str, rpc.FrontAsyncStub, grpc.aio.Channel] | None = None  # None: the core
-        self._waits = False  # for the core, as the route instance does
+        self._waits_until = 0.0  # for the core, as the route instance does
         self._shunned: dict[str, float] = {}  # until when
 
     @property
@@ -92,7 +93,7 @@ class ByRoute:
             self._at = None
 
     async def next(self) -> rpc.FrontAsyncStub:
-        if self._waits and self._at is not None:
+        if self._at is not None and self._clock.now() < self._waits_until:
             return self._at[1]
         try:
             chosen = choose(self._gateway, await self._live())
@@ -110,9 +111,13 @@ class ByRoute:
         return self._at[1]
 
     def ended(self, why: str) -> None:
-        self._waits = self._at is not None and why == NO_CORE
-        if self._at is not None and not self._waits:
-            self._shunned[self._at[0]] = self._clock.now() + SHUN_S
+        now = self._clock.now()
+        if self._at is None:
+            return
+        if why == NO_CORE:
+            self._waits_until = now + WAIT_S
+        elif now >= self._waits_until:  # a call that is refused may end in other words, too
+            self._shunned[self._at[0]] = now + SHUN_S
 
     async def better(self, idle: Callable[[], bool]) -> None:
         """Returns when the link to the core had better be one to a route instance: they came

@@ -536,7 +536,7 @@ async def test_a_front_goes_from_route_to_route_and_is_never_without_its_core(
             await ann.send(CONVERSATION, b"4")
             waiting = three.route.fronts
             await real.stop_core()
-            assert three.not_ready() == ["it has no link to its core"]
+            await until(lambda: three.not_ready() == ["it has no link to its core"])
             core = await real.start_core()
             assert way() == three.route.name and three.route.fronts is not waiting
             await ann.send(CONVERSATION, b"5")

@@ -86,6 +86,10 @@ async def test_one_that_only_lost_the_core_is_waited_for_and_one_that_is_gone_is
     await registry.goes(first)  # its lease has ended with that of everybody
     way.ended(NO_CORE)
     assert await way.next() is stub and way.route == first
+    way.ended("Internal error from Core")  # of gRPC, for a call that it has refused
+    assert await way.next() is stub and way.route == first
+    monkeypatch.setattr(ways, "WAIT_S", 0.0)
+    way.ended(NO_CORE)
     way.ended("it does not answer")
     await registry.comes(first)  # by its lease it is still there
     await way.next()

@@ -13,6 +13,8 @@ from services.sim.region import SPLIT_EVERY, SPLIT_FROM, Layout, layout_of
 from services.sim.run import run_seed
 from services.sim.testing import Device, Stage, play
 from services.sim.world import Beside, Machine
+from services.split.core import FIRST_S
+from services.split.ways import PREFIX
 
 IDC = "fra"
 
@@ -69,6 +71,39 @@ def test_no_process_but_the_gateways_takes_a_connection_with_it(
         await says(b"at new gateways, or another IDC")
 
     play(tmp_path, script, layout=Layout(split=True, routes=routes))
+
+
+def test_a_route_instance_that_stands_still_is_no_way_for_longer_than_its_first_word(
+    tmp_path: Path,
+) -> None:
+    """Seed 1000020: by its lease it is still there, and a gateway that had left the core for it
+    waited until it went on."""
+
+    async def script(stage: Stage) -> None:
+        machine = stage.world.machines[IDC]
+        (route,) = named(machine, "route")
+        await stage.until(lambda: by_route(machine) == 2)
+        route.crash()
+        node = machine.node
+        assert node is not None and node.fronts is not None
+        await stage.until(lambda: by_route(machine) == 0 and len(node.gateways) == 2)
+        await asyncio.sleep(5)  # until its lease has ended, and gateways have stopped to look often
+        route.start()
+        fronts = node.fronts
+        store = machine.registry
+        assert store is not None
+        await stage.until(lambda: bool(fronts.routes and store._state.range(PREFIX)))
+        assert route.owner is not None and by_route(machine) < 2
+        stage.world.loop.pause(route.owner)
+        away_s = 0.0
+        for _ in range(60):
+            await asyncio.sleep(0.1)
+            away_s = away_s + 0.1 if len(node.gateways) < 2 else 0.0
+            assert away_s < FIRST_S + 1
+        stage.world.loop.resume(route.owner)
+        await stage.until(lambda: by_route(machine) == 2, 60)
+
+    play(tmp_path, script, layout=Layout(split=True, routes=1))
 
 
 def test_of_fresh_seeds_one_in_three_has_roles_that_run_apart() -> None:
