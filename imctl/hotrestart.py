@@ -59,28 +59,31 @@ async def _lives(target: Local, idc: str) -> dict[int, str]:
 
 
 async def restart_routes(target: Local, idc: str, done: Callable[[int], None]) -> None:
-    """All route instances of an IDC: each ends, and its gateways go to another one meanwhile.
-    Raises as ``restart``."""
+    """All route instances of an IDC: each ends, its gateways go to another one meanwhile, and it is
+    done when all of them have a link again. Raises as ``restart``."""
     for number in range(1, len(target.routes_of(idc)) + 1):
-        before = await _route(target, idc, number)
+        before, _ = await _route(target, idc, number)
         if not before:
             raise Failed(f"route {number} of {idc} does not serve; `imctl start {idc}` starts it")
         await asyncio.to_thread(target.renew_route, idc, number)
 
         async def restarted(number: int = number, before: str = before) -> bool:
             with contextlib.suppress(ImError):  # it did not answer in time
-                return await _route(target, idc, number) not in ("", before)
+                now, linked = await _route(target, idc, number)
+                return now not in ("", before) and linked >= len(target.fronts_of(idc))
             return False
 
         await _until(restarted, _late(idc, "route", number))
         done(number)
 
 
-async def _route(target: Local, idc: str, number: int) -> str:
-    """The name of its life, as the core knows it; empty: it is not linked."""
-    rows = (await admin.status(target, idc))["routes"]
-    names = [str(row["route"]) for row in rows]
-    return next((name for name in names if name.startswith(f"{idc}-route{number}.")), "")
+async def _route(target: Local, idc: str, number: int) -> tuple[str, int]:
+    """The name of its life, as the core knows it (empty: it is not linked), and how many gateways
+    are linked by whatever way."""
+    document = await admin.status(target, idc)
+    names = [str(row["route"]) for row in document["routes"]]
+    name = next((each for each in names if each.startswith(f"{idc}-route{number}.")), "")
+    return name, len(document["gateways"])
 
 
 async def restart_core(target: Local, idc: str) -> None:
