@@ -29,14 +29,16 @@ class EtcdProcess(Child):
         pki: Path,
         port: int,
         members: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         """``members``: name -> peer URL of every member of its cluster; the folder's name is its
-        own. None: it is the only one."""
+        own. None: it is the only one. ``host``: an address of this machine at which it is
+        reached."""
         self._binary = program.path
         self._members = members
         super().__init__("etcd", folder / "etcd.log")
         self.server = Server(
-            "fra", folder / "etcd", f"127.0.0.1:{port}", pki, "iad", "fra", QUOTA_BYTES
+            "fra", folder / "etcd", f"{host}:{port}", pki, "iad", "fra", QUOTA_BYTES
         )
 
     def settings(self, prefix: str, name: str = "fra") -> EtcdSettings:
@@ -127,9 +129,11 @@ class EtcdProcess(Child):
 
 
 @contextlib.contextmanager
-def running(program: Program, folder: Path, pki: Path) -> Iterator[EtcdProcess]:
+def running(
+    program: Program, folder: Path, pki: Path, host: str = "127.0.0.1"
+) -> Iterator[EtcdProcess]:
     folder.mkdir(parents=True, exist_ok=True)
-    with started(EtcdProcess(program, folder, pki, free_port())) as etcd:
+    with started(EtcdProcess(program, folder, pki, free_port(), host=host)) as etcd:
         yield etcd
 
 

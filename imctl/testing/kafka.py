@@ -21,10 +21,18 @@ USER, PASSWORD = "im", "s3cret"  # whom a cluster of three lets in by SCRAM-SHA-
 class KafkaProcess(Child):
     """TLS on, as the broker ``iad`` of a pki folder that serves the IDC ``fra``."""
 
-    def __init__(self, program: Program, folder: Path, pki: Path, flush: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        folder: Path,
+        pki: Path,
+        flush: bool = False,
+        host: str = "127.0.0.1",
+    ) -> None:
+        """``host``: an address of this machine at which it is reached."""
         self._lib = program.path
         super().__init__("kafka", folder / "kafka.log")
-        address, controller, remote, nowhere = (f"127.0.0.1:{port}" for port in free_ports(4))
+        address, controller, remote, nowhere = (f"{host}:{port}" for port in free_ports(4))
         # Nothing listens where it sends sin's clients: a test may.
         self.for_sin = Listener(remote, nowhere)
         self.server = Server(
@@ -79,11 +87,16 @@ class KafkaProcess(Child):
 
 @contextlib.contextmanager
 def running(
-    program: Program, folder: Path, pki: Path, data: Path | None = None, flush: bool = False
+    program: Program,
+    folder: Path,
+    pki: Path,
+    data: Path | None = None,
+    flush: bool = False,
+    host: str = "127.0.0.1",
 ) -> Iterator[KafkaProcess]:
     """``data``: where its storage lies, when not in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    kafka = KafkaProcess(program, folder, pki, flush)
+    kafka = KafkaProcess(program, folder, pki, flush, host)
     if data is not None:
         kafka.server = replace(kafka.server, data=data)
     with started(kafka):

@@ -21,8 +21,11 @@ _PROGRAMS = Literal["pd", "store"]
 
 
 class TikvProcesses:
-    def __init__(self, pd: Program, store: Program, folder: Path, on_disk: bool) -> None:
-        addresses = [f"127.0.0.1:{port}" for port in free_ports(4)]
+    def __init__(
+        self, pd: Program, store: Program, folder: Path, on_disk: bool, host: str = "127.0.0.1"
+    ) -> None:
+        """``host``: an address of this machine at which they are reached."""
+        addresses = [f"{host}:{port}" for port in free_ports(4)]
         self._binaries = {"pd": pd.path, "store": store.path}
         self.pd = Pd("pd", folder / "pd", addresses[0], addresses[1])
         data = folder / "store" if on_disk else None
@@ -102,11 +105,11 @@ class TikvProcesses:
 
 @contextlib.contextmanager
 def running(
-    pd: Program, store: Program, folder: Path, on_disk: bool = False
+    pd: Program, store: Program, folder: Path, on_disk: bool = False, host: str = "127.0.0.1"
 ) -> Iterator[TikvProcesses]:
     """``on_disk``: the mock finds its rows again after a restart."""
     folder.mkdir(parents=True, exist_ok=True)
-    processes = TikvProcesses(pd, store, folder, on_disk)
+    processes = TikvProcesses(pd, store, folder, on_disk, host)
     try:
         processes.start()
         yield processes

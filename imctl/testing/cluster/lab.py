@@ -26,9 +26,13 @@ import yaml
 from imcore.region.load import load_region
 from imctl.api.kinds import IDC, KINDS, WITNESS
 from imctl.errors import Failed
+from imctl.reconcile.coreobjects import FIRST
+from imctl.reconcile.objects import CORE_OF
+from imctl.reconcile.seen import is_ready, runs
 from imctl.target.local import Local
 from imctl.testing.cluster import image, settings
 from imctl.testing.cluster.cluster import Cluster
+from imctl.testing.cluster.engines import SECRET, Engines
 from imctl.testing.lab import Edit, Lab
 
 ROOT = Path(__file__).parents[3]
@@ -37,12 +41,14 @@ OPERATOR = ROOT / "charts" / "im-operator"
 # Of nodes, and as well the ports of the listeners: others dial the endpoints' own.
 FIRST_PORT = 30_100
 ENDS = {"gateway": 0, "ipconf": 1, "peer": 2}
+METRICS = 3  # the port of them, of an IDC whose cores are asked there whether they live
 APART, GATEWAYS = 5, 2  # the first port of gateways in pods of their own, and how many
 # All of a region on one small machine; the capacity model reckons for one that carries thousands.
 RESOURCES = {"cpu": "50m", "memory": "512Mi"}
 FRONT_RESOURCES = {"cpu": "50m", "memory": "256Mi"}
 READY_S = 240
 VIEWER = "imctl-viewer"
+NO_ENGINES: Mapping[str, Engines] = MappingProxyType({})
 LABEL = "pod-security.kubernetes.io/enforce=restricted"
 
 
@@ -52,9 +58,10 @@ def region_file(
     edit: Edit | None = None,
     apart: Sequence[str] = (),
     source: Path = TWO_IDCS,
+    shared: Mapping[str, Engines] = NO_ENGINES,
 ) -> Path:
     """A copy of ``source`` with ports of the node of each part (``layout_of``, by its name);
-    ``apart``: IDCs with several gateways."""
+    ``apart``: IDCs with several gateways; ``shared``: as of ``Pods``."""
     document = yaml.safe_load(source.read_text())
     spec = document["spec"]
     for number, idc in enumerate(spec["idcs"]):
@@ -65,6 +72,9 @@ def region_file(
             name: f"{layout.node_address}:{first + port}" for name, port in ends.items()
         }
         idc["gateways"] = GATEWAYS if idc["name"] in apart else 1
+        if idc["name"] in shared:
+            idc["endpoints"]["metrics"] = f"{layout.node_address}:{first + METRICS}"
+            idc["engines"] = shared[idc["name"]].spec()
     layouts = {layout_of(idc["name"]) for idc in spec["idcs"]}
     witness = load_region(source).spec.witness  # with its name, which has a default
     if witness is not None:
@@ -90,10 +100,13 @@ class Pods:
         suffix: str,
         apart: Sequence[str] = (),
         elsewhere: Mapping[str, Cluster] = MappingProxyType({}),
+        shared: Mapping[str, Engines] = NO_ENGINES,
     ) -> None:
         """``folder``: with its region file. ``apart``: IDCs whose gateways have pods of their
-        own. ``elsewhere``: parts that are in another cluster than ``cluster``, each in its own."""
+        own. ``elsewhere``: parts that are in another cluster than ``cluster``, each in its own.
+        ``shared``: those of ``apart`` of which another core stands by, with their engines."""
         self.apart = apart
+        self.shared = shared
         self._cluster = cluster
         self._elsewhere = elsewhere
         self._folder = folder
@@ -148,6 +161,10 @@ class Pods:
                 rollout = {"min_ready_s": 1}
                 sites[idc]["gateways"] = {"resources": resources, "rollout": rollout}
                 sites[idc]["routes"] = {"resources": FRONT_RESOURCES, "rollout": rollout}
+            if idc in self.shared:
+                sites[idc]["spec"]["secrets"] = [SECRET]
+                storage = spec["storage"]
+                sites[idc]["cores"] = {"replicas": 1, "resources": RESOURCES, "storage": storage}
         for part, name in images.items():
             sites[part].setdefault("spec", {})["image"] = name
         path.write_text(yaml.safe_dump({"sites": sites, "spec": spec}))
@@ -230,6 +247,35 @@ class Pods:
         except Failed as error:
             raise Failed(f"{error}\n{self.said(part)}") from error
 
+    def wait_cores(self, part: str, seconds: int = READY_S) -> None:
+        """Until one of them serves and the others stand by. Raises Failed with what they say."""
+        try:
+            for wanted in (
+                ("--for=jsonpath={.status.phase}=Serving", f"imcluster/{part}"),
+                ("--for=condition=Ready", f"idc/{part}"),
+            ):
+                self.kubectl(part, "wait", *wanted, f"--timeout={seconds}s")
+        except Failed as error:
+            raise Failed(f"{error}\n{self.said(part)}") from error
+
+    def cores(self, part: str) -> dict[str, bool]:
+        """Those that run, by the name of their pod, and whether each serves."""
+        shown = self.kubectl(part, "get", "pods", "-l", f"{CORE_OF}={part}", "-o", "json")
+        pods = [each for each in json.loads(shown)["items"] if runs(each)]
+        return {each["metadata"]["name"]: is_ready(each["status"]) for each in pods}
+
+    def lose(self, part: str, pod: str) -> float:
+        """As with its node: all that runs in it ends without a farewell, and no node takes the
+        next one before ``uncordon``. Returns when it ended."""
+        self.of(part).kubectl("cordon", settings.NODE)
+        self._sigkill(part, pod)
+        ended = time.monotonic()
+        self._forget(part, pod)
+        return ended
+
+    def uncordon(self, part: str) -> None:
+        self.of(part).kubectl("uncordon", settings.NODE)
+
     def said(self, part: str) -> str:
         """By its objects and its log, for whoever looks into a failure."""
         shown = []
@@ -237,7 +283,10 @@ class Pods:
             ("get", "im,pods,services", "-o", "wide"),
             ("get", "events", "--sort-by=.lastTimestamp"),
             ("logs", f"{self.workload(part)}-0", "--tail=25"),
-            ("logs", "--selector=app.kubernetes.io/component=gateway", "--tail=25", "--prefix"),
+            *(
+                ("logs", f"--selector=app.kubernetes.io/component={each}", "--tail=25", "--prefix")
+                for each in ("im", "gateway")
+            ),
         ):
             try:
                 shown.append(self.kubectl(part, *asked))
@@ -266,13 +315,19 @@ class Pods:
     def kill(self, part: str) -> None:
         """Its processes, without a farewell; the operator leaves it down until ``start``."""
         self._pause(part, True)
-        (container,) = self.pod(part)["status"]["containerStatuses"]
-        self.of(part).kill(container["containerID"])
+        self._sigkill(part, f"{self.workload(part)}-0")
         # The kubelet may have begun to start it again: that one ends before it serves.
         self.kubectl(part, "scale", "statefulset", self.workload(part), "--replicas=0")
+        self._forget(part, f"{self.workload(part)}-0")
+
+    def _sigkill(self, part: str, pod: str) -> None:
+        shown = self.kubectl(part, "get", "pod", pod, "-o", "json")
+        (container,) = json.loads(shown)["status"]["containerStatuses"]
+        self.of(part).kill(container["containerID"])
+
+    def _forget(self, part: str, pod: str) -> None:
         self.kubectl(
-            part, "delete", "pod", f"{self.workload(part)}-0", "--ignore-not-found",
-            "--force", "--grace-period=0",
+            part, "delete", "pod", pod, "--ignore-not-found", "--force", "--grace-period=0",
         )  # fmt: skip
 
     def operator(self) -> dict[str, Any]:
@@ -321,7 +376,7 @@ class Pods:
                 f"--timeout={seconds}s",
             )  # fmt: skip
         finally:
-            self.of(part).kubectl("uncordon", settings.NODE)
+            self.uncordon(part)
 
     @contextlib.asynccontextmanager
     async def lab(self) -> AsyncIterator[PodsLab]:
@@ -351,6 +406,14 @@ class PodsLab(Lab):
         """And at once another pod is made."""
         await asyncio.to_thread(self.pods.delete_pod, idc)
 
+    @contextlib.asynccontextmanager
+    async def lost(self, idc: str, pod: str) -> AsyncIterator[float]:
+        """One pod, with its node, while the block runs; since when."""
+        try:
+            yield await asyncio.to_thread(self.pods.lose, idc, pod)
+        finally:
+            await asyncio.to_thread(self.pods.uncordon, idc)
+
     async def start(self, idc: str, serving: bool = True) -> None:
         await asyncio.to_thread(self.pods.start, idc)
         if serving:
@@ -371,26 +434,32 @@ def running(
     apart: Sequence[str] = (),
     source: Path = TWO_IDCS,
     elsewhere: Mapping[str, Cluster] = MappingProxyType({}),
+    shared: Mapping[str, Engines] = NO_ENGINES,
 ) -> Iterator[Pods]:
     """By `imctl deploy`, until all of it serves. Its ports are those of every other: one at a time.
-    ``elsewhere``: as of ``Pods``. Raises Failed."""
+    ``elsewhere`` and ``shared``: as of ``Pods``. Raises Failed."""
 
     def layout_of(part: str) -> settings.Layout:
         return elsewhere.get(part, cluster).layout
 
-    own = region_file(folder, layout_of, edit, apart, source)
-    pods = Pods(cluster, folder, uuid4().hex[:6], apart, elsewhere)
+    own = region_file(folder, layout_of, edit, apart, source, shared)
+    pods = Pods(cluster, folder, uuid4().hex[:6], apart, elsewhere, shared)
     try:
         for part, namespace in pods.namespaces.items():
             pods.of(part).kubectl("create", "namespace", namespace)
             pods.of(part).kubectl("label", "namespace", namespace, LABEL)
             pods.of(part).volumes([(namespace, f"data-{pods.workload(part)}-0")])
+        for part, engines in shared.items():
+            pods.of(part).volumes([(pods.namespaces[part], f"data-{part}-im-{FIRST}")])
+            pods.apply(part, engines.secret())
         for one in pods.clusters.values():
             _install(one, pods)
         pods.imctl("deploy", str(own), "--sites", str(pods.sites_file()))
         for part in apart:
             pods.role_secret(part, VIEWER)
-        pods.wait_ready(*pods.namespaces)
+        pods.wait_ready(*(part for part in pods.namespaces if part not in shared))
+        for part in shared:
+            pods.wait_cores(part)
         for part in apart:
             pods.wait_gateways(part)
         yield pods
