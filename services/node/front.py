@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Collection, Coroutine
@@ -243,7 +242,7 @@ class FrontNode:
         stack.push_async_callback(self.gateway.stop)
         if handover is not None:
             await go_on(handover, self.gateway, state, link)
-        log.info("%s serves (pid %d)", name, os.getpid())
+        log.info("%s serves (pid %d)", name, self.outside.pid)
         async with asyncio.TaskGroup() as group:
             group.create_task(state.run())
             group.create_task(self._look_at_core(link))
