@@ -14,6 +14,8 @@ from imctl.reconcile.coreobjects import Cores, embedded, objects
 from imctl.reconcile.observed import Core, Object, Owner, Pod, Port
 from imctl.reconcile.steps import template_of
 
+TAKES_OVER_MS = 10_000  # at most, until gateways are linked to another core
+
 
 @dataclass(frozen=True, slots=True)
 class Seen(Around):
@@ -74,6 +76,7 @@ def _progress(of: Cores, seen: Seen, made: list[Object]) -> Decision:
         message += f"; {there - updated} with other settings than are wanted, until deleted"
     elif running >= wanted and there == wanted and rolled:
         phase = BesidePhase.SERVING
+        message += _too_late(of)
     else:
         phase = BesidePhase.UNREADY if seen.served else BesidePhase.STARTING
     if seen.trouble and phase not in (BesidePhase.SERVING, BesidePhase.DOWN):
@@ -85,6 +88,17 @@ def _progress(of: Cores, seen: Seen, made: list[Object]) -> Decision:
         keep.add(("ConfigMap", EVERY))
     ready = running >= wanted and phase is not BesidePhase.DOWN
     return _said(of.owner, seen, phase, message, [], made, rolled, ready, frozenset(keep), updated)
+
+
+def _too_late(of: Cores) -> str:
+    """For so long gateways keep clients without a core, and other IDCs declare none failed."""
+    hold_ms = of.region.spec.safety.hold_ms
+    if hold_ms >= TAKES_OVER_MS:
+        return ""
+    return (
+        f"; clients are sent away before one takes over: safety.hold_ms in Region {of.idc.region} "
+        f"is {hold_ms}, make it {TAKES_OVER_MS} or more"
+    )
 
 
 def _serving(seen: Seen) -> str:

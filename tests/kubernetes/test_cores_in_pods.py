@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from imctl.engines.binaries import Program
+from imctl.reconcile.cores import TAKES_OVER_MS
 from imctl.testing.cast import Cast, Couple
 from imctl.testing.cluster import engines
 from imctl.testing.cluster import lab as pods_lab
@@ -32,9 +33,9 @@ COMES_BACK_S = 120.0
 
 
 def patient(spec: dict[str, Any]) -> None:
-    """No IDC is declared failed while another core of it takes over, nor is a connection given up
-    because the machine is busy."""
-    spec["safety"] = {"hold_ms": 60_000}
+    """Clients are kept, and the IDC is not declared failed, for as long as another core of it may
+    take to take over. Nor is a connection given up because the machine is busy."""
+    spec["safety"] = {"hold_ms": TAKES_OVER_MS}
     spec["client"] = {"heartbeat_timeout_ms": 20_000}
 
 

@@ -20,6 +20,7 @@ from imctl.reconcile.objects import CORE_OF, DOWN_UNTIL
 from imctl.reconcile.objects import objects as idc_objects
 from imctl.reconcile.observed import Core, Object, Observed, Owner, Pod
 from imctl.reconcile.reconciler import SOON_S, Key, Reconciler
+from imctl.reconcile.steps import template_of
 from imctl.testing import golden
 from tests.unit.test_gateway_cluster import OUTSIDE, UNTIL
 from tests.unit.test_operator_objects import FIGURES, GOLDEN, IDC, region
@@ -47,6 +48,10 @@ FAR = {
     "registry": {"etcd": {"endpoints": ["etcd:2379"]}},
 }
 NOW = "2026-01-01T00:00:00Z"
+TOO_LATE = (
+    "; clients are sent away before one takes over: safety.hold_ms in Region two-idc is 3000, "
+    "make it 10000 or more"
+)
 KEY = Key(IM_CLUSTER.name, "im-fra", "fra")
 IDC_KEY = Key("IDC", "im-fra", "fra")
 OWN_POD = Pod("fra-idc-0", False, False, "", "", shares=True)
@@ -201,8 +206,8 @@ def test_files_have_to_be_reached_too() -> None:
 @pytest.mark.parametrize(
     ("stand", "phase", "message", "ready"),
     [
-        (cores("waits", "waits"), "Serving", "2 of 2 run", True),
-        (cores("waits", "serves"), "Serving", "2 of 2 run, and fra-im-3 serves", True),
+        (cores("waits", "waits"), "Serving", f"2 of 2 run{TOO_LATE}", True),
+        (cores("waits", "serves"), "Serving", f"2 of 2 run, and fra-im-3 serves{TOO_LATE}", True),
         (cores("waits"), "Starting", "1 of 2 run", False),
         (cores("waits", "ends"), "Starting", "1 of 2 run", False),
     ],
@@ -215,6 +220,17 @@ def test_one_that_stands_by_is_as_it_should_be(
     running = sum(each.runs for each in stand)
     assert (decision.status["ready"], decision.status["replicas"]) == (running, len(stand))
     assert decision.status["serving"] == ("fra-im-3" if "serves" in message else "")
+
+
+def test_one_that_would_take_over_too_late_says_so_until_it_would_not() -> None:
+    spec = spec_of() | {"safety": {"hold_ms": 10_000}}
+    patient = Region.model_validate(far().model_dump(mode="json") | {"spec": spec})
+    workload = objects(Cores(OWNER, SPEC, SHARED, patient), FIGURES)[-1]
+    templates = (template_of(workload),) * 2
+    decision = decided(
+        region=spec, workload=workload, templates=templates, cores=cores("waits", "waits")
+    )
+    assert (decision.reason, decision.message) == ("Serving", "2 of 2 run")
 
 
 def test_one_that_ran_and_does_not_any_more_is_unready() -> None:
