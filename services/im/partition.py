@@ -288,6 +288,11 @@ class Partition:
             done(Refused(Code.CID_CONFLICT, "this cid was used for other content"))
         return True
 
+    def knows(self, key: ClientKey) -> bool:
+        """Whether this cid is folded here, as far as its lane is in memory."""
+        lane = self.sequencer.lane(key[:4])
+        return lane is not None and key.cid in lane.known
+
     def _put_message(self, key: ClientKey, accept: Accept, done: Done) -> None:
         def durable(result: Record | Exception) -> None:
             outcome: Outcome

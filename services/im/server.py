@@ -365,9 +365,17 @@ class ImServer:
             done(Overloaded("too much at once in this conversation", retry_ms))
             return True
 
+        # Its place may have to be lowered, which takes a look into the KV. What its sender composed
+        # later must not be accepted before that, or it would be shown before it for a moment.
+        holds = submission.placed is not None and partition.knows(submission.key)
+        if holds:
+            self._queued[lane] = deque()
+
         def finished(outcome: Outcome) -> None:
             self.load.end(name)
             done(outcome)
+            if holds:
+                self._go_on(lane)
 
         partition.submit(submission, finished)
         return True
@@ -467,8 +475,16 @@ class ImServer:
             partition.sequencer.forget_idle_lanes(_LANES_KEPT)
         except Exception as error:
             log.warning("lane of %s could not be read: %s", lane.conversation, error)
-        for again in self._queued.pop(lane):
-            again()
+        self._go_on(lane)
+
+    def _go_on(self, lane: Lane) -> None:
+        """With those that wait for a lane, in order, until one of them holds it again."""
+        waiting = self._queued.pop(lane)
+        while waiting:
+            waiting.popleft()()
+            if lane in self._queued:
+                self._queued[lane].extend(waiting)
+                return
 
     def _sent(
         self,

@@ -124,3 +124,8 @@ def test_a_part_of_a_seed_with_roles_apart_meets_the_loss_of_each(tmp_path: Path
     assert outcome.operations > 200
     told = "\n".join(outcome.trace)
     assert "the front fra-gw1" in told and "is linked by" in told
+
+
+def test_what_was_composed_later_is_not_accepted_before_an_earlier_place_is_known() -> None:
+    """A device brings an outbox to an IDC that knows the first of its messages by a later place."""
+    assert not run_seed(1_000_083, 16.0).violated
