@@ -31,6 +31,7 @@ class Votes:
         self._clock = clock
         self._lease = 0
         self._cast: dict[str, Ballot] = {}
+        self._anew = True  # votes of a former life may stand in the own registry
 
     async def cast(self, ballots: Sequence[Ballot]) -> None:
         """Make the own registry hold exactly these votes. What cannot be written now is written
@@ -46,6 +47,8 @@ class Votes:
         self._cast = wanted
         registry = self._registries[self._own]
         try:
+            if self._anew:
+                await self._forget(registry, wanted)
             for accused in gone:
                 await registry.put(self._key(accused), None)
             if not wanted:
@@ -59,6 +62,15 @@ class Votes:
         except ImError as error:
             self._lease = 0
             log.warning("%s could not write its votes: %s", self._own, error)
+
+    async def _forget(self, registry: Registry, wanted: Mapping[str, Ballot]) -> None:
+        """A registry that starts again gives its leases their whole time once more: what a former
+        life saw, long ago perhaps, would count as seen now."""
+        for row in await registry.range(PREFIX):
+            accused, _, voter = row.key.removeprefix(PREFIX).decode().rpartition("/")
+            if voter == self._own and accused not in wanted:
+                await registry.put(row.key, None)
+        self._anew = False
 
     def seen(self, now_wall_ms: int) -> list[Vote]:
         """All live votes, with the time of each observation on the own wall clock."""
