@@ -66,9 +66,9 @@ class Votes:
     async def _forget(self, registry: Registry, wanted: Mapping[str, Ballot]) -> None:
         """A registry that starts again gives its leases their whole time once more: what a former
         life saw, long ago perhaps, would count as seen now."""
+        keep = {self._key(accused) for accused in wanted}
         for row in await registry.range(PREFIX):
-            accused, _, voter = row.key.removeprefix(PREFIX).decode().rpartition("/")
-            if voter == self._own and accused not in wanted:
+            if row.key.endswith(f"/{self._own}".encode()) and row.key not in keep:
                 await registry.put(row.key, None)
         self._anew = False
 

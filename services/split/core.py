@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
@@ -28,6 +28,7 @@ from imcore.runtime import Clock
 from imcore.words import Origin, Vector
 from services.ports import NO_BACKLOG, Backlog, Kicks, Pushes, Reply, Session
 from services.split.audiences import Named
+from services.split.links import up_batches
 from services.split.pipe import Pipe
 from services.split.ways import Way
 
@@ -146,7 +147,7 @@ class CoreLink:
             later_ms = round((self._clock.now() - ended_at) * 1000)
             gone.away_ms = min(gone.away_ms + later_ms, AWAY_MS_MAX)
             pipe.put(front.Up(gone=gone))
-        call = stub.Link(_batches(pipe), wait_for_ready=False)
+        call = stub.Link(up_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
         batches = aiter(call)
         try:
@@ -388,11 +389,6 @@ class CoreLink:
         asked = front.Ask(caller=_caller(session), request=request, catches_up=True)
         self._put_ask(asked, reply)
         return await answer
-
-
-async def _batches(pipe: Pipe[front.Up]) -> AsyncIterator[front.UpBatch]:
-    async for items in pipe.batches():
-        yield front.UpBatch(items=items)
 
 
 def _caller(session: Session) -> front.Caller:

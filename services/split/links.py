@@ -4,6 +4,7 @@ but for the pipes that it writes to."""
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 from imcore.proto import front_pb2 as front
@@ -144,6 +145,12 @@ class RouteLink:
 
 
 Way: TypeAlias = FrontLink | RouteLink
+
+
+async def up_batches(pipe: Pipe[front.Up]) -> AsyncIterator[front.UpBatch]:
+    """What waits there, as the stream to the core has it."""
+    async for items in pipe.batches():
+        yield front.UpBatch(items=items)
 
 
 def here_of(link: FrontLink, change: front.SessionChange) -> Here:

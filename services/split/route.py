@@ -23,7 +23,7 @@ from imcore.tls import caller_name
 from services.ports import Audience
 from services.split.audiences import Named
 from services.split.fronts import Context
-from services.split.links import FrontLink, here_of
+from services.split.links import FrontLink, here_of, up_batches
 from services.split.pipe import Pipe
 from services.split.where import Where
 
@@ -73,7 +73,7 @@ class Route(rpc.FrontServicer):
     async def _link(self) -> None:
         pipe = self._up = Pipe()
         pipe.put(front.Up(hello=front.Hello(route=self.name)))
-        call = self._stub.Link(_batches(pipe), wait_for_ready=False)
+        call = self._stub.Link(up_batches(pipe), wait_for_ready=False)
         try:
             async for batch in call:
                 if batch.stamp.hlc > self._stamp.hlc:
@@ -222,8 +222,3 @@ def _for_some(item: front.Down, kind: str, uids: Sequence[str]) -> front.Down:
     del body.uids[:]
     body.uids.extend(uids)
     return some
-
-
-async def _batches(pipe: Pipe[front.Up]) -> AsyncIterator[front.UpBatch]:
-    async for items in pipe.batches():
-        yield front.UpBatch(items=items)
