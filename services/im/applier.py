@@ -407,7 +407,7 @@ class Applier:
         if again:
             self._recalled_before |= effects.recalled()
         else:
-            later = Effects(effects.entries, effects.audience, effects.cursors)
+            later = Effects(effects.entries, effects.audience, effects.cursors, left=effects.left)
             later.moved.update(effects.entries)  # by the time at which it is told
             self._owed.append((origin, later))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -90,16 +90,20 @@ class Diffusion:
         partition: Partition,
         conversation: Conversation,
         said: Sequence[Entry],
-        left: Iterable[str],
+        partings: Mapping[int, Sequence[str]],
     ) -> None:
-        """A batch is committed: these entries of it, and who left with them."""
+        """A batch is committed: these entries of it, and who left with which of them."""
         group = self._group(partition, conversation)
         _leave_out_recalled(conversation.id, group.waiting, said)
+        begun = len(group.waiting)
         group.waiting += said
-        if gone := sorted(left):  # nothing that is said from now on is theirs
-            server, built = self._server, self._built(group)
-            stable = server.stable(partition)
-            server.pushes.push_entries(conversation.id, gone, built, group.heads, stable)
+        if partings:
+            pushes, built = self._server.pushes, self._built(group)
+            origin, stable = said[0].origin, self._server.stable(partition)
+            for seq, uids in partings.items():  # nothing that is said after it is theirs
+                theirs = built[: begun + sum(entry.op.seq <= seq for entry in said)]
+                heads = group.heads | {origin: seq}
+                pushes.push_entries(conversation.id, uids, theirs, heads, stable)
         now = self._server.clock.now()
         group.reached = self._server.pushes.reached(group.audience)
         level = group.heat.said(len(said), self._counted(group), now)

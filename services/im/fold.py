@@ -49,8 +49,7 @@ class Effects:
     """What the shell does once the batch is committed."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)  # by conversation
-    # Who is told: the members, and those who left with this batch.
-    audience: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    audience: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the members, after it
     cursors: list[tuple[str, str, Place]] = field(default_factory=list)  # uid, conversation, place
     routes: list[tuple[Origin, oplog.Op]] = field(default_factory=list)
     kicks: list[oplog.Op] = field(default_factory=list)
@@ -58,12 +57,20 @@ class Effects:
     friends: dict[str, tuple[oplog.FriendRow, oplog.FriendRow]] = field(default_factory=dict)
     keys: list[ClientKey] = field(default_factory=list)  # client keys that are known from now on
     moved: set[str] = field(default_factory=set)  # conversations of which earlier entries changed
-    left: dict[str, set[str]] = field(default_factory=dict)  # by conversation
+    # By conversation and user: the seq of the change with which he left. He is told no later one.
+    left: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def now_friends(self, name: str, before: oplog.FriendRow, after: oplog.FriendRow) -> None:
         """``before`` of the first time counts."""
         first, _ = self.friends.get(name, (before, after))
         self.friends[name] = (first, after)
+
+    def partings(self, name: str) -> dict[int, list[str]]:
+        """By the change with which they left the conversation: who did."""
+        found: dict[int, list[str]] = {}
+        for uid, seq in self.left.get(name, {}).items():
+            found.setdefault(seq, []).append(uid)
+        return found
 
     def recalled(self) -> set[ClientKey]:
         """By what stands in ``entries``."""
@@ -242,16 +249,14 @@ class Fold:
         for name in effects.entries:
             conversation = conversations[name]
             rows.put(keys.heads(self._partition, name), conversation.heads_row())
-            audience = members = conversation.members()
-            if left := effects.left.get(name):
-                audience = tuple(sorted(left.union(members)))
-            effects.audience[name] = audience
+            effects.audience[name] = members = conversation.members()
             # Of a group that has just shrunk to this size everybody: its membership alone named it
             # until now, and names it no more.
             # Those who left are named it once more, however large it is.
             small = len(members) <= self._timeline_members_max
             number = keys.number(timeline)
-            for uid in audience if small else effects.left.get(name, ()):
+            left = effects.left.get(name, ())
+            for uid in (*members, *left) if small else left:
                 rows.put(keys.timeline(self._partition, uid, name), number)
         return effects
 
@@ -415,10 +420,11 @@ class Fold:
         for uid, was in changed.items():
             if conversation.is_member(uid):
                 rows.put(keys.member(self._partition, uid, name), b"")
+                effects.left.get(name, {}).pop(uid, None)
             else:
                 rows.delete(keys.member(self._partition, uid, name))
                 if was:
-                    effects.left.setdefault(name, set()).add(uid)
+                    effects.left.setdefault(name, {})[uid] = op.seq
         given_to = [word.uid for word in given.roles if conversation.set_role(at, word)]
         for uid in dict.fromkeys((*changed, *given_to)):
             row = conversation.member_row(uid)

@@ -795,14 +795,19 @@ class ImServer:
             built = [entries.build(entry, self.keys) for entry in folded]
             self.pulls.folded(name, origin, built, conversation.heads)
             if name in self.diffusion or self._is_huge(conversation):
-                left = effects.left.get(name, ())
-                self.diffusion.told(partition, conversation, folded, left)
+                self.diffusion.told(partition, conversation, folded, effects.partings(name))
                 continue
             if origin == self.origin:
                 self.signal(name, effects.audience[name], origin, head)
             self.pushes.push_entries(
                 name, effects.audience[name], built, conversation.heads, stable
             )
+            for seq, uids in effects.partings(name).items():  # nothing after it is theirs
+                if origin == self.origin:
+                    self.signal(name, uids, origin, seq)
+                theirs = built[: sum(entry.op.seq <= seq for entry in folded)]
+                heads = conversation.heads | {origin: seq}
+                self.pushes.push_entries(name, uids, theirs, heads, stable)
         for name in effects.moved:
             self.pulls.recent.drop(name)
         for uid, name, place in effects.cursors:
