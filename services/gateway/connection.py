@@ -61,10 +61,16 @@ class Connection(asyncio.Protocol):
         self.reason = "closed"  # what the state role is told
         self.asked = False  # a whole request has come
         self.entered = False  # by a door already, as part of another connection
-        self.idle_ticks = gateway.ticks(config.idle_ms)  # without a frame: it only looks online
+        self.grant(standing.quiet_ms if standing is not None else 0)
         self.heard_tick = 0  # of the gateway's wheel, when the last frame came
         self.paused = False
         self._unanswered: dict[int, float] = {}  # request id -> since when, while that is measured
+
+    def grant(self, quiet_ms: int) -> None:
+        """It may be silent for so long beyond the usual time-out."""
+        self.quiet_ms = quiet_ms
+        # Without a frame for so many it only looks online.
+        self.idle_ticks = self._gateway.ticks(self._config.idle_ms + quiet_ms)
 
     # --------------------------------------------------------------------- asyncio.Protocol
 

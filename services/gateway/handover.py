@@ -17,17 +17,19 @@ from typing import NamedTuple
 from imcore.errors import BadInput
 
 VARIABLE = "IMCTL_HANDOVER"
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_QUIET = 1  # of a predecessor from before a connection's silence was handed on
 
 
 class Standing(NamedTuple):
-    """A connection: its socket and number, the session that it has, and what has come of a
-    message that is not whole yet."""
+    """A connection: its socket and number, the session that it has, what has come of a message
+    that is not whole yet, and how long beyond the usual time-out it may be silent."""
 
     fd: int
     number: int
     session: str
     unread: bytes
+    quiet_ms: int
 
 
 @dataclass(slots=True)
@@ -48,11 +50,11 @@ class Handover:
             "format": _FORMAT,
             "gateway": self.gateway,
             "origin": self.origin,
-            "since": base64.b64encode(self.since).decode(),
+            "since": _text(self.since),
             "restarts": self.restarts,
             "listeners": self.listeners,
             "standing": [
-                [one.fd, one.number, one.session, base64.b64encode(one.unread).decode()]
+                [one.fd, one.number, one.session, _text(one.unread), one.quiet_ms]
                 for one in self.standing
             ],
         }
@@ -74,7 +76,7 @@ def taken() -> Handover | None:
     os.lseek(kept, 0, os.SEEK_SET)
     with os.fdopen(kept, "rb") as file:
         document = json.load(file)
-    if document["format"] != _FORMAT:
+    if document["format"] not in (_FORMAT, _WITHOUT_QUIET):
         raise BadInput(f"{VARIABLE}: expected format {_FORMAT}, got {document['format']}")
     found = Handover(
         str(document["gateway"]),
@@ -83,10 +85,16 @@ def taken() -> Handover | None:
         int(document["restarts"]),
         [int(fd) for fd in document["listeners"]],
         [
-            Standing(int(fd), int(number), str(session), base64.b64decode(unread))
-            for fd, number, session, unread in document["standing"]
+            Standing(
+                int(fd), int(number), str(session), base64.b64decode(unread), int(*quiet_ms or [0])
+            )
+            for fd, number, session, unread, *quiet_ms in document["standing"]
         ],
     )
     for fd in (*found.listeners, *(one.fd for one in found.standing)):
         os.set_inheritable(fd, False)
     return found
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

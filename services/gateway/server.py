@@ -223,7 +223,8 @@ class Gateway:
             session = session_of(number)
             handed = connection.hand_on() if session is not None else None
             if session is not None and handed is not None:
-                standing.append(Standing(handed[0], number, session, handed[1]))
+                fd, unread = handed
+                standing.append(Standing(fd, number, session, unread, connection.quiet_ms))
         return standing
 
     async def adopt(self, standing: Standing, joined: Callable[[Standing], bool]) -> bool:
@@ -377,10 +378,9 @@ class Gateway:
 
     def quiet(self, connection: int, ms: int) -> None:
         found = self._connections.get(connection)
-        idle = self.ticks(self.config.idle_ms + ms)
-        if found is not None and found.idle_ticks != idle:
-            found.idle_ticks = idle
-            self.wheel.schedule(found, idle)
+        if found is not None and found.quiet_ms != ms:
+            found.grant(ms)
+            self.wheel.schedule(found, found.idle_ticks)
 
     def close(self, connection: int, reason: str, retry_after_ms: int = 0) -> None:
         found = self._connections.get(connection)

@@ -30,6 +30,7 @@ from services.sdk import Client, ConnectionChanged, IpconfClient, Message
 from services.sdk.core import passage
 
 CHAT = "d:ann:bob"
+SOON_IDLE = {"heartbeat_ms": 1_000, "heartbeat_timeout_ms": 1_000}
 START_S = 60.0
 ANSWER_S = 30.0  # also while a process becomes its successor
 
@@ -41,13 +42,20 @@ def _serves(log: Path) -> bool:
 class Idc:
     """One IDC: its core, and a process for each gateway."""
 
-    def __init__(self, folder: Path, gateways: int, plain: bool, quic: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        gateways: int,
+        plain: bool,
+        quic: bool,
+        client: dict[str, int] | None = None,
+    ) -> None:
         def edit(spec: dict[str, Any]) -> None:
             one_idc(spec)
             self.port = row_of_ports(spec, gateways)
             spec["idcs"][0]["gateways"] = gateways
             spec["idcs"][0]["endpoints"]["gateway"] = f"127.0.0.1:{self.port}"
-            spec["client"] = {**spec.get("client", {}), "quic": quic}
+            spec["client"] = {**spec.get("client", {}), "quic": quic, **(client or {})}
 
         self._region_file = lab_region(folder, edit)
         self.region = load_region(self._region_file)
@@ -172,6 +180,21 @@ async def test_plain_connections_survive_a_restart_in_the_middle_of_everything(i
     await where.says("restarts with 3 connections")
     assert (await ann.ask(sent(101), ANSWER_S)).HasField("send_ack")
     await shown(bob, 101)
+
+
+async def test_a_silence_that_was_granted_outlives_the_restart(tmp_path: Path) -> None:
+    """A client in the background is not looked for before its next heartbeat is due."""
+    with ExitStack() as stack:
+        where = Idc(tmp_path, 1, True, False, SOON_IDLE)
+        stack.callback(where.stop)
+        where.ready()
+        ann, bob = await joined(where, "ann"), await joined(where, "bob")
+        await ann.ask(pb.Request(heartbeat=pb.Heartbeat(next_ms=60_000)), ANSWER_S)
+        where.restart()
+        await where.says("2 of 2 connections stand after a restart")
+        await asyncio.wait_for(asyncio.shield(bob.closed), ANSWER_S)  # he asked for nothing
+        await asyncio.sleep(1)
+        assert not ann.closed.done()
 
 
 def client_of(where: Idc, uid: str) -> tuple[Client, list[Any], IpconfClient]:
