@@ -65,12 +65,12 @@ class Effects:
         first, _ = self.friends.get(name, (before, after))
         self.friends[name] = (first, after)
 
-    def partings(self, name: str) -> dict[int, list[str]]:
+    def partings(self, name: str) -> dict[int, tuple[str, ...]]:
         """By the change with which they left the conversation: who did."""
         found: dict[int, list[str]] = {}
         for uid, seq in self.left.get(name, {}).items():
             found.setdefault(seq, []).append(uid)
-        return found
+        return {seq: tuple(uids) for seq, uids in found.items()}
 
     def recalled(self) -> set[ClientKey]:
         """By what stands in ``entries``."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imcore.proto import oplog_pb2 as oplog
 from imcore.region.model import HookEvent, Webhook
+from services.im import keys
 from services.webhooks import events
 from services.webhooks.feed import Feed, Make
 
@@ -75,7 +76,20 @@ class Webhooks:
         if len(whom) > self._named_above:
             # To look at each of 10,000 members takes 15 ms of the loop a message.
             whom = [uid for uid in events.mentioned(op) if conversation.is_member(uid)]
-        return events.offline_push(op, whom, self._node.live, late)
+        away = events.away(op, whom, self._node.live, late)
+        return events.offline_push(op, await self._wanted(op, partition.number, away))
+
+    async def _wanted(self, op: oplog.Op, partition: int, uids: list[str]) -> list[str]:
+        """Without those who have muted the conversation, and are not mentioned."""
+        rows = await self._node.kv.get_many(
+            [keys.settings(partition, uid, op.conversation) for uid in uids]
+        )
+        named = events.mentioned(op)
+        return [
+            uid
+            for uid, row in zip(uids, rows, strict=True)
+            if uid in named or not oplog.SettingsRow.FromString(row or b"").muted.on
+        ]
 
     def alarms(self) -> list[str]:
         return [feed.problem for feed in self.feeds if feed.problem] + [

@@ -99,17 +99,19 @@ def presence(op: oplog.Op, routes: Routes) -> list[Event]:
     ]
 
 
-def offline_push(op: oplog.Op, members: Sequence[str], routes: Routes, late: bool) -> list[Event]:
-    """For those who had no connected device when the message was accepted, and have no session
-    now. A session outlives its connection by a grace: whose session ended before the message is
-    judged at once, whose ended later when the grace is over (``late``), so that nobody is told
-    twice and nobody is forgotten."""
-    if not op.HasField("message"):
-        return []
+def away(op: oplog.Op, members: Sequence[str], routes: Routes, late: bool) -> list[str]:
+    """Who had no connected device when the message was accepted, and has no session now. A session
+    outlives its connection by a grace: whose session ended before the message is judged at once,
+    whose ended later when the grace is over (``late``), so that nobody is told twice and nobody is
+    forgotten."""
     at_ms = op.hlc >> 16
-    uids = [
+    return [
         uid for uid in members if uid != op.message.key.uid and _is_away(routes, uid, at_ms, late)
     ]
+
+
+def offline_push(op: oplog.Op, uids: Sequence[str]) -> list[Event]:
+    """For those who are ``away`` and want to be told."""
     return [
         {
             "event": "offline_push",
@@ -117,7 +119,7 @@ def offline_push(op: oplog.Op, members: Sequence[str], routes: Routes, late: boo
             "conversation": op.conversation,
             "from": op.message.key.uid,
             "key": _key(op),
-            "accepted_ms": at_ms,
+            "accepted_ms": op.hlc >> 16,
         }
         for start in range(0, len(uids), PUSH_UIDS_MAX)
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imcore.region.model import HookEvent, Region, Webhook
+from services.sdk import GroupChanged
 from services.sim.testing import Stage, play
 
 
@@ -66,6 +67,35 @@ def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path)
         await ann.do(lambda client: client.send(chat, b"nobody is left"))
         await asyncio.sleep(20)
         assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"], ["bob"]]
+
+    play(tmp_path / "sim", script, hooked)
+
+
+def test_who_has_muted_a_conversation_is_pushed_only_what_mentions_him(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s")
+
+    def hooked(region: Region) -> Region:
+        events = [HookEvent.OFFLINE_PUSH]
+        hook = Webhook(name="all", url="http://hook", secret_file=str(secret), events=events)
+        client = region.spec.client.model_copy(update={"grace_ms": 1_000})
+        spec = region.spec.model_copy(update={"webhooks": [hook], "client": client})
+        return region.model_copy(update={"spec": spec})
+
+    async def script(stage: Stage) -> None:
+        ann, bob = await stage.device("ann", "p", "fra"), await stage.device("bob", "p", "iad")
+        group = await ann.do(lambda client: client.create_group(["bob", "eve"]))
+        await stage.until(lambda: len(bob.of(GroupChanged)) == 1, 5)
+        await bob.do(lambda client: client.mute(group))
+        await bob.close()
+        await asyncio.sleep(3)
+        await ann.do(lambda client: client.send(group, b"to all"))
+        await ann.do(lambda client: client.send(group, b"bob!", mentions=["bob"]))
+        await stage.until(lambda: len(told(stage, "offline_push")) == 2, 10)
+        assert [event["uids"] for event in told(stage, "offline_push")] == [
+            ["eve"],
+            ["bob", "eve"],
+        ]
 
     play(tmp_path / "sim", script, hooked)
 

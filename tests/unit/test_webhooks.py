@@ -45,10 +45,7 @@ def at(ms: int, gone: bool = False, away_ms: int = 0, origin: Origin = FRA) -> R
 
 def pushed(*devices: Route) -> tuple[bool, bool]:
     """At once, late."""
-    found = [
-        events.offline_push(sent(), ("ann", "bob"), Routes(*devices), late)
-        for late in (False, True)
-    ]
+    found = [events.away(sent(), ("ann", "bob"), Routes(*devices), late) for late in (False, True)]
     return bool(found[0]), bool(found[1])
 
 
@@ -71,7 +68,7 @@ def test_whoever_is_offline_gets_one_whenever_his_session_ends() -> None:
 
 def test_pushes_name_many_at_once_and_never_the_sender() -> None:
     members = ["ann", *(f"u{number:04}" for number in range(events.PUSH_UIDS_MAX + 1))]
-    first, second = events.offline_push(sent(), members, Routes(), False)
+    first, second = events.offline_push(sent(), events.away(sent(), members, Routes(), False))
     assert first["uids"] == members[1:-1] and second["uids"] == members[-1:]
     assert first["from"] == "ann" and "content_base64" not in first
 
