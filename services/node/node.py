@@ -645,7 +645,7 @@ class Node:
             self.gateways = gateways
             stack.push_async_callback(self._farewell, self.state)
         self.webhooks = Webhooks(self, stack)
-        for feed in self.webhooks.feeds:
+        for feed in self.webhooks.all():
             self._spawn(f"webhook {feed.name}", feed.run())
         self.media = open_media(self)
         if self.media is not None:

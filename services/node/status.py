@@ -58,6 +58,7 @@ class Status:
             "seals": {str(o): list(ends) for o, ends in node.seals.known().items()},
             "published_again": {str(o): count for o, count in node.seals.published.items()},
             "level": LEVEL,
+            "webhooks_told": node.webhooks.told() if node.webhooks is not None else {},
             "lag": self._lag() if started else {},
         }
 
@@ -69,6 +70,7 @@ class Status:
     def as_dict(self) -> dict[str, Any]:
         node, facts = self._node, self.facts()
         started = bool(node.partitions)
+        del facts["webhooks_told"]  # for the other IDCs only
         return {
             "idc": node.idc,
             "origin": facts.pop("origin"),

@@ -161,6 +161,8 @@ class Traffic:
         except grpc.RpcError as error:
             raise Unavailable(f"{name} does not tell its status") from error
         found: dict[str, Any] = json.loads(reply.json)
+        if self._node.webhooks is not None:
+            self._node.webhooks.heard(name, found.get("webhooks_told", {}))
         return found
 
     def _clock_offset(self, offset_ms: int) -> None:

@@ -1,9 +1,13 @@
-"""Delivers to one webhook what stands in the IDC's own log.
+"""Delivers to one webhook what stands in one IDC's log: the own, or that of another one, which is
+lost, from its copy.
 
 The log is the queue: what a position says is delivered is all that is stored beside it, in the
 IDC's registry, so a restart loses nothing. At least once: what was delivered since the position
 was last stored comes again. In the order of each partition; a delivery that fails holds up those
 behind it, and is tried again until it is taken or too much waits behind it.
+
+Each IDC tells the others how far it has come. When it is lost one of them goes on from there: what
+the lost one delivered after it last said so comes again, under the same ids.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ log = logging.getLogger("im.webhooks")
 EVENTS_MAX = 100  # in one delivery, and those of the record that reaches it
 LOOK_S = 0.5
 STORE_S = 1.0
+STAND_BY_S = 2.0  # between two looks whether another IDC is lost
+HEARD_STORE_S = 10.0  # what is heard of another one is stored so rarely
 AGAIN_S = 5.0
 BACKOFF_S = 0.5
 BACKOFF_MAX_S = 60.0
@@ -41,6 +47,10 @@ Applied = Callable[[Origin], dict[int, int]]
 Key = tuple[Origin, int]
 
 
+def always() -> bool:
+    return True
+
+
 class Post(Protocol):
     async def __call__(self, body: bytes, headers: Mapping[str, str]) -> int:
         """The status of the answer. Raises Unavailable."""
@@ -49,9 +59,10 @@ class Post(Protocol):
 
 @dataclass(slots=True)
 class Feed:
-    """``name``: under which its position is stored. ``make``: the events of an op. ``delay_ms``: an
-    op must be so old. ``waiting_max``: so many records of a partition may wait; beyond it the
-    oldest are left out, and counted."""
+    """``name``: under which its position is stored. ``idc``: whose log it is; ``teller``: who
+    tells; ``on_duty``: whether it is to, now. ``make``: the events of an op. ``delay_ms``: an op
+    must be so old. ``waiting_max``: so many records of a partition may wait; beyond it the oldest
+    are left out, and counted."""
 
     name: str
     idc: str
@@ -63,6 +74,8 @@ class Feed:
     registry: Registry
     clock: Clock
     rng: random.Random
+    teller: str = ""  # empty: the IDC whose log it is
+    on_duty: Callable[[], bool] = always
     delay_ms: int = 0
     waiting_max: int = 100_000
     delivered: int = 0  # events
@@ -77,6 +90,9 @@ class Feed:
         """Until cancelled."""
         while True:
             try:
+                if not self.on_duty():
+                    await self._stand_by()
+                    continue
                 if self._reached is None:
                     await self._load()
                 if not await self.turn():
@@ -89,6 +105,23 @@ class Feed:
                 self._say(f"the webhook {self.name} failed: {error!r}")
                 await asyncio.sleep(AGAIN_S)
 
+    async def _stand_by(self) -> None:
+        await asyncio.sleep(STAND_BY_S)
+        if self._reached is not None:
+            await self._save_now_and_then(HEARD_STORE_S)
+
+    def heard(self, told: Mapping[str, int]) -> None:
+        """The IDC whose log it is has told so much itself (as its ``told``)."""
+        if self._reached is None:
+            self._reached = {}
+        for key, lsn in _keys(told).items():
+            self._reached[key] = max(lsn, self._reached.get(key, 0))
+
+    def told(self) -> dict[str, int]:
+        """By origin and partition: up to which lsn nothing is owed."""
+        reached = self._reached or {}
+        return {f"{origin}/{partition}": lsn for (origin, partition), lsn in reached.items()}
+
     def _say(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.warning(problem)
@@ -100,11 +133,11 @@ class Feed:
         """A webhook that is new begins with what comes from now on."""
         row = await self.registry.get(PREFIX + self.name.encode())
         if row is not None and row.exists:
-            self._reached = _loaded(row.value)
+            self._reached = _keys(json.loads(row.value))
             return
         self._reached = {
             (origin, partition): source.end(partition).lsn
-            for origin, source in self._own_logs()
+            for origin, source in self._logs()
             for partition in range(source.partitions)
         }
         await self._save()
@@ -112,19 +145,18 @@ class Feed:
     async def _save(self) -> None:
         assert self._reached is not None
         reached = dict(self._reached)
-        row = {f"{origin}/{partition}": lsn for (origin, partition), lsn in reached.items()}
-        await self.registry.put(PREFIX + self.name.encode(), json.dumps(row).encode())
+        await self.registry.put(PREFIX + self.name.encode(), json.dumps(self.told()).encode())
         self._stored, self._stored_at = reached, self.clock.now()
 
-    async def _save_now_and_then(self) -> None:
-        if self._reached != self._stored and self.clock.now() - self._stored_at >= STORE_S:
+    async def _save_now_and_then(self, every_s: float = STORE_S) -> None:
+        if self._reached != self._stored and self.clock.now() - self._stored_at >= every_s:
             try:
                 await self._save()
             except ImError as error:  # then more comes again after a restart
                 log.info("where the webhook %s stands is not stored: %s", self.name, error)
 
-    def _own_logs(self) -> list[tuple[Origin, Log]]:
-        """Of all lives of this IDC, the oldest first: what an earlier one accepted is owed too."""
+    def _logs(self) -> list[tuple[Origin, Log]]:
+        """Of all lives of that IDC, the oldest first: what an earlier one accepted is owed too."""
         held = self.store.held().items()
         return sorted((origin, source) for origin, source in held if origin.idc == self.idc)
 
@@ -147,7 +179,7 @@ class Feed:
         events: list[Event] = []
         reached: dict[Key, int] = {}
         old_enough_ms = self.clock.wall_ms() - self.delay_ms
-        for origin, source in self._own_logs():
+        for origin, source in self._logs():
             applied = self.applied(origin)
             for partition in range(source.partitions):
                 if len(events) >= EVENTS_MAX:
@@ -178,7 +210,7 @@ class Feed:
         """The oldest, where too much waits. Whether there were any."""
         assert self._reached is not None
         before = self.left_out
-        for origin, source in self._own_logs():
+        for origin, source in self._logs():
             applied = self.applied(origin)
             for partition in range(source.partitions):
                 last = min(source.end(partition).lsn, applied.get(partition, 0))
@@ -196,7 +228,8 @@ class Feed:
     async def _deliver(self, events: list[Event]) -> bool:
         """Until it is taken. False: too much waits behind it, and the oldest are left out, perhaps
         some of these."""
-        body = json.dumps({"idc": self.idc, "events": events}, separators=(",", ":")).encode()
+        said = {"idc": self.teller or self.idc, "events": events}
+        body = json.dumps(said, separators=(",", ":")).encode()
         while why := await self._try(body):
             self._failed += 1
             self._say(f"the webhook {self.name} is not delivered: {why}")
@@ -238,9 +271,9 @@ def wait_s(failed: int, rng: random.Random) -> float:
     return longest * (0.5 + rng.random() / 2)
 
 
-def _loaded(value: bytes) -> dict[Key, int]:
+def _keys(told: Mapping[str, int]) -> dict[Key, int]:
     reached: dict[Key, int] = {}
-    for name, lsn in json.loads(value).items():
+    for name, lsn in told.items():
         origin, _, partition = name.rpartition("/")
         reached[parse_origin(origin), int(partition)] = int(lsn)
     return reached

@@ -71,6 +71,52 @@ def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path)
     play(tmp_path / "sim", script, hooked)
 
 
+def test_what_a_lost_idc_had_not_told_is_told_by_one_that_lives(tmp_path: Path) -> None:
+    """From where the lost one had come to, by one of the others, and without its presence."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s")
+
+    def hooked(region: Region) -> Region:
+        hook = Webhook(
+            name="all", url="http://hook", secret_file=str(secret), events=list(HookEvent)
+        )
+        return region.model_copy(
+            update={"spec": region.spec.model_copy(update={"webhooks": [hook]})}
+        )
+
+    async def script(stage: Stage) -> None:
+        ann = await stage.device("ann", "p", "fra")
+        chat = ann.client.direct("eve")
+        for number in range(5):
+            await ann.do(lambda client, n=number: client.send(chat, b"%d" % n))  # type: ignore[misc]
+        await stage.until(lambda: len(told(stage, "offline_push")) == 5, 20)
+        await asyncio.sleep(3)
+        stage.world.posted.status = 503
+        await ann.do(lambda client: client.send(chat, b"told by nobody yet"))
+        await asyncio.sleep(2)
+        before = len(stage.world.posted.bodies)
+        stage.world.machines["fra"].crash()
+        await stage.until(lambda: ann.idc != "fra", 30)
+        stage.world.posted.status = 200
+        await stage.until(lambda: len(told(stage, "message")) == 6, 20)
+        await stage.until(lambda: len(told(stage, "offline_push")) == 6, 20)
+        await asyncio.sleep(10)
+        after = [json.loads(body) for body, _ in stage.world.posted.bodies[before:]]
+        late = [
+            (event["event"], event["id"].partition("/")[0], each["idc"])
+            for each in after
+            for event in each["events"]
+            if event["event"] != "presence"
+        ]
+        assert sorted(late) == [("message", "fra.1", "iad"), ("offline_push", "fra.1", "iad")]
+        # It comes back with its disk, and tells it once more, under the same ids.
+        stage.world.machines["fra"].start()
+        await asyncio.sleep(20)
+        assert len(told(stage, "message")) == len(told(stage, "offline_push")) == 6
+
+    play(tmp_path / "sim", script, hooked)
+
+
 def test_who_has_muted_a_conversation_is_pushed_only_what_mentions_him(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"s")
