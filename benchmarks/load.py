@@ -33,6 +33,7 @@ from imcore.words import direct_conversation
 from services.loadgen.schedule import Text, size
 
 SETTLE_S = 10.0
+JUDGED_S = 60.0  # what is still under way when the history is to be judged may take so long
 RETRY_S = 0.2
 ACK_EVERY_S = 1.0
 QUIET_BEATS = 4  # a client without pushes says something every so many rounds
@@ -190,7 +191,8 @@ class Load:
         def answered(response: pb.Response) -> None:
             if not response.HasField("send_ack") or response.send_ack.outcome == pb.SendAck.WANT:
                 self._retries += 1
-                asyncio.get_running_loop().call_later(RETRY_S, send)
+                wait_s = max(RETRY_S, response.error.retry_after_ms / 1000)
+                asyncio.get_running_loop().call_later(wait_s, send)
                 return
             message.acked = now_us()
             client.unacked.pop(cid, None)
@@ -241,7 +243,13 @@ class Load:
     # ------------------------------------------------------------------------------- history
 
     async def judge(self) -> dict[str, Any]:
-        """Fresh logins at every IDC, then the history as a file."""
+        """Fresh logins at every IDC, then the history as a file. What too high a rate has left
+        waiting is waited for first: who was not told yet lacks nothing."""
+        deadline = now_us() + JUDGED_S * 1_000_000
+        while now_us() < deadline and not self._lost():  # noqa: ASYNC110
+            if all(each.acked and each.shown for each in self._messages):
+                break
+            await asyncio.sleep(0.1)
         writer = h.HistoryWriter(Path(self._spec.history), h.Header(1, "", "", "benchmark"))
         for client in self._clients:
             writer.write(h.Device(0, client.number, client.uid, client.device))
