@@ -246,7 +246,7 @@ class Load:
         """Fresh logins at every IDC, then the history as a file. What too high a rate has left
         waiting is waited for first: who was not told yet lacks nothing."""
         deadline = now_us() + JUDGED_S * 1_000_000
-        while now_us() < deadline and not self._lost():  # noqa: ASYNC110
+        while now_us() < deadline and not self._lost():
             if all(each.acked and each.shown for each in self._messages):
                 break
             await asyncio.sleep(0.1)
