@@ -32,6 +32,8 @@ class Client(asyncio.Protocol):
         self.lost: str | None = None
         self.next_cid = 1
         self.unacked: dict[int, None] = {}  # cids, ascending
+        self._refused: dict[int, Callable[[], None]] = {}  # by cid: sends it again
+        self._again_at = 0.0
         self._seen = pb.Stamp()
         self._heads: dict[str, dict[tuple[str, int], int]] = {}
         self._dirty: dict[str, None] = {}  # conversations with pushes to ack
@@ -89,6 +91,25 @@ class Client(asyncio.Protocol):
         if response.HasField("error"):
             raise ConnectionError(f"{response.error.code}: {response.error.message}")
         return response
+
+    def again(self, cid: int, send: Callable[[], None], wait_s: float) -> None:
+        """Later, with all others that were refused and in their order: behind one that is not
+        taken none is."""
+        self._refused[cid] = send
+        self._again_at = max(self._again_at, self._loop.time() + wait_s)
+        if len(self._refused) == 1:
+            self._loop.call_at(self._again_at, self._offer)
+
+    def is_refused(self) -> bool:
+        return bool(self._refused)
+
+    def _offer(self) -> None:
+        if self._loop.time() < self._again_at:
+            self._loop.call_at(self._again_at, self._offer)
+            return
+        refused, self._refused = self._refused, {}
+        for cid in sorted(refused):
+            refused[cid]()
 
     def ack_pushes(self) -> bool:
         """What an SDK does once a second; False: there is nothing to ack."""

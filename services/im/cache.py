@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from imcore.words import is_group
 from services.im import keys
@@ -18,6 +19,16 @@ from services.im.pair import pair_of
 from services.ports import Kv
 
 _SCANNED = 1_000  # members of a group, in one read
+
+
+@dataclass(slots=True)
+class Found:
+    """How often a conversation was asked for, by where it was."""
+
+    memory: int = 0
+    shared: int = 0  # a read of the KV that was under way
+    kv: int = 0
+    absent: int = 0  # read, and the KV has nothing of it: what penetrates a cache for nothing
 
 
 class ConversationCache:
@@ -34,6 +45,7 @@ class ConversationCache:
         self._loaded: OrderedDict[str, Conversation] = OrderedDict()
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._cleared = 0
+        self.found = Found()
         self._whole = asyncio.Event()
         self._whole.set()
 
@@ -42,17 +54,21 @@ class ConversationCache:
 
     async def load(self, name: str) -> Conversation:
         """As it is in the turn in which this returns. Raises Unavailable."""
+        asked = False
         while True:
             await self._whole.wait()
             loaded = self.get(name)
             if loaded is not None:
+                self.found.memory += not asked
                 return loaded
+            asked = True
             await self._read_in(name)
 
     async def load_all(self, names: Iterable[str]) -> dict[str, Conversation]:
         """For the applier, which also reads what is withheld."""
         found: dict[str, Conversation] = {}
         for name in names:
+            self.found.memory += name in self._loaded
             while (loaded := self._loaded.get(name)) is None:
                 await self._read_in(name)
             found[name] = loaded
@@ -88,7 +104,9 @@ class ConversationCache:
 
     async def _read_in(self, name: str) -> None:
         reading = self._reading.get(name)
-        if reading is None:
+        if reading is not None:
+            self.found.shared += 1
+        else:
             reading = self._reading[name] = asyncio.ensure_future(self._read(name))
             reading.add_done_callback(_looked_at)
         await asyncio.shield(reading)
@@ -109,6 +127,10 @@ class ConversationCache:
                     break
             last = rows[-1] if len(rows) > 1 else None
             named, friends = (last, None) if group else (None, last)
+            if members or any(row is not None for row in rows):
+                self.found.kv += 1
+            else:
+                self.found.absent += 1
             read = Conversation.from_rows(name, rows[0], named, members, friends)
             if name not in self._loaded:
                 self._put(name, read)

@@ -152,6 +152,12 @@ METRICS = (
         "The share of kv is what goes through to it",
         "source",
     ),
+    _counter(
+        "im_conversations_total",
+        "conversations asked for by requests and folds, by where they were: memory; shared (a read "
+        "that was under way); kv; absent (read, and not there: what goes through for nothing)",
+        "source",
+    ),
     _gauge("im_recent_bytes", "of last entries of conversations in memory"),
     _gauge("im_recent_conversations", "of which memory has the last entries"),
     _gauge("im_route_gateways", "gateways linked to this route instance; of a core, to any"),

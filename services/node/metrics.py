@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -210,6 +211,10 @@ class NodeCollector(Collector):
             pulls = node.im.pulls
             sources = asdict(pulls.counters).items()
             yield family("im_pulls_total", [((name,), count) for name, count in sources])
+            found: Counter[str] = Counter()
+            for partition in node.partitions:
+                found.update(asdict(partition.conversations.found))
+            yield family("im_conversations_total", [((name,), n) for name, n in found.items()])
             yield family("im_recent_bytes", [((), pulls.recent.bytes)])
             yield family("im_recent_conversations", [((), len(pulls.recent))])
             queues.append((("sends", ""), node.im.queued()))

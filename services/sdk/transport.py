@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
 from imcore import frame
+
+# What is sent and not acknowledged by the gateway's TCP for so long went nowhere: the kernel itself
+# would try for a quarter of an hour.
+USER_TIMEOUT_MS = 20_000
 
 OnFrame = Callable[[frame.Frame], None]
 OnClosed = Callable[[str], None]  # a reason: lost or protocol
@@ -66,6 +71,11 @@ class StreamWire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's TLS transport is none of asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None:  # with a class of its own in uvloop, and none in a simulation
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         self._transport.write(frame.client_preface())
 
     def data_received(self, data: bytes) -> None:

@@ -23,7 +23,7 @@ from services.linkproxy.model import LinkSpec
 from services.linkproxy.proxy import LinkProxy
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
-from services.sdk.transport import TlsDialer, Wire
+from services.sdk.transport import StreamWire, TlsDialer, Wire
 
 PARAMETERS = {"connect_timeout_ms": 3_000, "backoff_base_ms": 5, "backoff_max_ms": 40}
 
@@ -76,6 +76,16 @@ async def test_a_loser_costs_no_session(region, ca_file):
     finally:
         fra.port = port
         await proxy.close()
+
+
+async def test_what_nobody_acknowledges_is_not_sent_again_for_ever(region, ca_file):
+    dialer = TlsDialer(client_ssl_context(ca_file))
+    wire = await dialer.dial("127.0.0.1", region.idcs["fra"].port, 30.0, print, print)
+    assert isinstance(wire, StreamWire) and wire._transport is not None
+    raw = wire._transport.get_extra_info("socket")
+    assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+    wire.close()
 
 
 async def test_a_dial_that_is_given_up_in_its_last_step_leaves_no_connection(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast
 
 from imcore.words import Origin, Place
-from services.im.cache import ConversationCache
+from services.im import keys
+from services.im.cache import ConversationCache, Found
 from services.im.conversation import Conversation
 from services.ports import Kv
 
@@ -31,6 +33,22 @@ async def test_what_is_written_to_stays_and_what_nobody_used_goes() -> None:
     cache.trim()
     assert cache.get(busy) is first
     assert cache.get(idle) is None
+
+
+async def test_where_each_was_is_counted() -> None:
+    rows: dict[bytes, bytes] = {}
+
+    class Some(Empty):
+        async def get_many(self, wanted: Sequence[bytes]) -> list[bytes | None]:  # type: ignore[override]
+            await asyncio.sleep(0)
+            return [rows.get(key) for key in wanted]
+
+    cache = ConversationCache(cast(Kv, Some()), 0)
+    rows[keys.heads(0, "d:ann:bob")] = b""
+    await asyncio.gather(*(cache.load("d:ann:bob") for _ in range(3)))
+    await cache.load("d:ann:bob")
+    await cache.load_all(["d:ann:bob", "d:ann:cid"])
+    assert cache.found == Found(memory=2, shared=2, kv=1, absent=1)
 
 
 async def test_groups_weigh_as_much_as_they_have_members() -> None:
