@@ -447,6 +447,7 @@ class Client:
         refs = _refs(conversation, reply, mentions, media, sticker)
         _check(conversation, content, refs)
         durability = pb.DURABILITY_REPLICATED if replicated else pb.DURABILITY_STORED
+        self._typing_told.sent(conversation)
         trace = self._traces.begin()
         entry: Entry | None = None
         try:

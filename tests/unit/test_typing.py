@@ -14,6 +14,14 @@ def test_it_is_told_again_only_after_a_while() -> None:
     assert told.due("d:a:c", 1) and told.due("d:a:b", AGAIN_S)
 
 
+def test_after_a_message_it_is_told_at_once() -> None:
+    told = TypingTold()
+    assert told.due("d:a:b", 0)
+    told.sent("d:a:b")
+    told.sent("d:a:c")
+    assert told.due("d:a:b", 0.1)
+
+
 def test_it_expires_by_itself_and_with_the_message() -> None:
     seen = TypingSeen()
     assert seen.heard("d:a:b", "b", 6) and not seen.heard("d:a:b", "b", 8)

@@ -24,6 +24,10 @@ class TypingTold:
             self._told.popitem(last=False)
         return True
 
+    def sent(self, conversation: str) -> None:
+        """A message ends what the others are shown, so that what is typed next is told at once."""
+        self._told.pop(conversation, None)
+
 
 class TypingSeen:
     def __init__(self) -> None:
