@@ -134,7 +134,8 @@ def differs(status: Object, before: Object) -> bool:
 
 
 def status_object(owner: Owner, status: Object) -> Object:
-    metadata = {"name": owner.name, "namespace": owner.namespace}
+    """To be applied. By its uid it is refused when another object has the name by then."""
+    metadata = {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid}
     return {
         "apiVersion": API_VERSION, "kind": owner.kind, "metadata": metadata, "status": status,
     }  # fmt: skip

@@ -143,6 +143,27 @@ async def test_it_is_begun_once_and_judged(memory: Memory, beside: Beside) -> No
     assert [each["reason"] for each in memory.events] == ["Begun", "Pass"]
 
 
+async def test_a_verdict_does_not_go_to_another_object_of_its_name(
+    memory: Memory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own was given up (its finalizer by hand), and another one made, at that moment."""
+    first = operator(memory, beside)
+    await first.reconcile(KEY)
+    beside.end(0, outcome="pass")
+    done = beside.done
+
+    def late(uid: str) -> Done | None:
+        memory.parts.clear()
+        memory.put("DrillRun", "loss", spec=dict(SPEC))
+        memory.held["DrillRun", "im-fra", "loss"]["metadata"]["uid"] = "uid-later"
+        return done(uid)
+
+    monkeypatch.setattr(beside, "done", late)
+    with pytest.raises(Conflict):
+        await first.reconcile(KEY)
+    assert "status" not in memory.held["DrillRun", "im-fra", "loss"]
+
+
 @pytest.mark.parametrize("trouble", [Unavailable("429"), Conflict("another"), Rejected("full")])
 async def test_an_event_that_is_not_taken_stops_no_drill(
     memory: Memory, beside: Beside, monkeypatch: pytest.MonkeyPatch, trouble: Exception

@@ -12,7 +12,7 @@ from imcore.errors import Unavailable
 from imctl.api.kinds import API_VERSION
 from imctl.reconcile import reconciler as module
 from imctl.reconcile.applied import Name
-from imctl.reconcile.cluster import MANAGER, Cluster, Rejected
+from imctl.reconcile.cluster import MANAGER, Cluster, Conflict, Rejected
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.objects import DOWN_UNTIL, hash_of
 from imctl.reconcile.observed import Object
@@ -66,6 +66,9 @@ class Memory(Cluster):
             raise Rejected(f"{self.refuses} is refused")
         metadata = wanted["metadata"]
         key = wanted["kind"], metadata["namespace"], metadata["name"]
+        there = self.held.get(key, {}).get("metadata", {})
+        if "uid" in metadata and metadata["uid"] != there.get("uid"):
+            raise Conflict(f"{metadata['name']}: another one has its name, or it is gone")
         self.written.append(wanted["kind"])
         if status:
             self.parts[key, manager] = wanted["status"]

@@ -19,7 +19,7 @@ import yaml
 from imcore.errors import BadInput, OutcomeUnknown, Unavailable
 from imcore.region.model import Region
 from imctl.api.operation import TrafficOperationSpec
-from imctl.reconcile.cluster import MANAGER
+from imctl.reconcile.cluster import MANAGER, Conflict
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.peers import Mover, Peers
 from imctl.reconcile.reconciler import PEER_WORKERS, Key, Reconciler
@@ -194,6 +194,29 @@ async def test_looked_at_again_it_writes_nothing(memory: Memory, reconciler: Rec
     memory.written.clear()
     await reconciler.reconcile(KEY)
     assert memory.written == []
+
+
+async def test_an_answer_does_not_go_to_another_object_of_its_name(
+    memory: Memory, world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted and made anew while the answer was waited for: that one is another wish."""
+    submit = world.submit
+
+    async def slow(change: Change) -> Decision:
+        decision = await submit(change)
+        memory.parts.clear()
+        memory.put("TrafficOperation", "move", spec={**SPEC, "idc": "dub"})
+        memory.held["TrafficOperation", "im-fra", "move"]["metadata"]["uid"] = "uid-later"
+        return decision
+
+    monkeypatch.setattr(world, "submit", slow)
+    with pytest.raises(Conflict):
+        await reconciler.reconcile(KEY)
+    assert "status" not in memory.held["TrafficOperation", "im-fra", "move"]
+    monkeypatch.setattr(world, "submit", submit)
+    await reconciler.reconcile(KEY)
+    assert [each.idc for each in world.begun] == ["fra", "dub"]
+    assert status(memory)["operation"] == "drain-dub-3"
 
 
 class Dies(Exception):
