@@ -109,10 +109,17 @@ def status_of(decision: Decision, before: Object, now: str) -> Object:
 
 
 def condition(
-    kind: str, holds: bool, reason: str, message: str, before: Object, generation: int, now: str
+    kind: str,
+    holds: bool | None,
+    reason: str,
+    message: str,
+    before: Object,
+    generation: int,
+    now: str,
 ) -> Object:
-    """It keeps the time at which it last changed. ``before``: the status as it was."""
-    status = "True" if holds else "False"
+    """It keeps the time at which it last changed. ``holds``: None: nobody knows. ``before``: the
+    status as it was."""
+    status = "Unknown" if holds is None else str(holds)
     old: Object = next((each for each in before.get("conditions", ()) if each["type"] == kind), {})
     return {
         "type": kind,

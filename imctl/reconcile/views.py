@@ -9,7 +9,7 @@ from typing import Any
 
 from imcore.errors import BadInput
 from imcore.region.model import Region
-from imctl.api.kinds import REPLICATION
+from imctl.api.kinds import GEO_POLICY, REPLICATION
 from imctl.api.views import (
     FlowStatus,
     GeoPolicySpec,
@@ -29,6 +29,7 @@ from imctl.statusview import newest_policy
 
 LOOK_S = 5.0
 MIRRORED = "Mirrored"
+JUDGED = {REPLICATION.name: "WithinObjective", GEO_POLICY.name: "Served"}  # conditions
 BUILTIN, MIRRORMAKER2 = "builtin", "mirrormaker2"
 
 Answers = Mapping[str, dict[str, Any] | str]  # by IDC: its status document, or why there is none
@@ -53,37 +54,44 @@ class Views:
         kind: type[ReplicationSpec] | type[GeoPolicySpec]
         kind = ReplicationSpec if is_replication else GeoPolicySpec
         spec: ReplicationSpec | GeoPolicySpec = read(kind, document["spec"])
-        before = document.get("status", {})
+        before, looked = document.get("status", {}), False
         mirror = _said_of_mirror(before)
         try:
             region = await needs.region_of(self._cluster, owner, spec.region)
             if isinstance(spec, ReplicationSpec):
                 standing = await self._mirrors.bring(owner, spec.mirror, region, applied)
-                mirror = self._of_mirror(standing, owner, before)
+                mirror, looked = self._of_mirror(standing, owner, before), True
             answers = await self._ask(owner, spec, region)
         except BadInput as error:
             blocked: Object = {
                 "blocked_by": [str(error)], "observed_generation": owner.generation,
             }  # fmt: skip
+            # What they said last stays, and what was made of it holds no longer for sure.
             others = {name: part for name, part in before.items() if name != "mirror"}
-            judged = [each for each in before.get("conditions", ()) if each["type"] != MIRRORED]
+            if "conditions" in mirror and not looked:
+                mirror = mirror | {"conditions": [self._unknown(MIRRORED, owner, error, before)]}
+            judged = [self._unknown(JUDGED[owner.kind], owner, error, before)]
             await self._say(owner, _joined(others | blocked, judged, mirror), before)
             return LOOK_S
         said: ReplicationStatus | GeoPolicyStatus
         if isinstance(spec, ReplicationSpec):
-            name = "WithinObjective"
             said, why = replication(spec, region, answers)
         else:
-            name = "Served"
             said, why = geo_policy(region, answers)
         status: Object = said.model_dump(mode="json", exclude_none=True)
         status["observed_generation"] = owner.generation
         held = seen.condition(
-            name, not why, "Late" if why else "Holds", why or "all of it", before,
+            JUDGED[owner.kind], not why, "Late" if why else "Holds", why or "all of it", before,
             owner.generation, self._wall(),
         )  # fmt: skip
         await self._say(owner, _joined(status, [held], mirror), before)
         return LOOK_S
+
+    def _unknown(self, kind: str, owner: Owner, error: BadInput, before: Object) -> Object:
+        """A condition that cannot be judged now."""
+        return seen.condition(
+            kind, None, "Blocked", str(error), before, owner.generation, self._wall()
+        )
 
     def _of_mirror(self, standing: Standing | None, owner: Owner, before: Object) -> Object:
         """Its part of the status."""

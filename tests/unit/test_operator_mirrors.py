@@ -218,6 +218,8 @@ async def test_what_is_wrong_is_said_and_nothing_is_touched(
     del memory.held["Region", "im-fra", "two-idc"]
     await reconciler.reconcile(FLOWS)
     assert memory.mirrors() == before
+    unknown = "Region two-idc is not in this namespace"
+    assert memory.mirrored() == ("Unknown", "Blocked", unknown)
 
 
 async def test_it_needs_no_viewer(memory: WithKinds, reconciler: Reconciler) -> None:

@@ -124,3 +124,29 @@ async def test_what_is_missing_is_told_and_waited_for(
     memory.held["Secret", "im-fra", "imctl-viewer"] = secret
     await reconciler.reconcile(key)
     assert memory.status(key.kind, key.name)["blocked_by"] == []
+
+
+@pytest.mark.parametrize("key", [FLOWS, POLICY])
+@pytest.mark.parametrize("lacks", ["Secret", "Region", "valid Region"])
+async def test_what_nobody_can_judge_any_more_is_unknown(
+    memory: Memory, reconciler: Reconciler, key: Key, lacks: str
+) -> None:
+    await reconciler.reconcile(key)
+    shown = memory.status(key.kind, key.name)
+    assert condition(memory, key)[0] == "True"
+    if lacks == "Secret":
+        del memory.held["Secret", "im-fra", "imctl-viewer"]
+    elif lacks == "Region":
+        del memory.held["Region", "im-fra", "two-idc"]
+    else:
+        memory.held["Region", "im-fra", "two-idc"]["spec"].pop("witness")
+    await reconciler.reconcile(key)
+    status = memory.status(key.kind, key.name)
+    assert condition(memory, key) == ("Unknown", status["blocked_by"][0])
+    assert status["conditions"][0]["reason"] == "Blocked"
+    told = [name for name in ("flows", "epoch") if name in shown]
+    assert [status[name] for name in told] == [shown[name] for name in told]
+    written = len(memory.written)
+    await reconciler.reconcile(key)
+    assert len(memory.written) == written
+    assert [each["type"] for each in memory.events] == ["Normal", "Warning"]
