@@ -40,8 +40,9 @@ class Rollout(Model):
         default=90,
         ge=0,
         le=100,
-        description="percent of the clients that the IDC had before a pod was replaced that must "
-        "be there before the next one is; asked of an IDC with `role_certificate`",
+        description="percent of the clients that the IDC had before the first pod was replaced that "
+        "must be there before the next one is, and after the last one; asked of an IDC with "
+        "`role_certificate`",
     )
     max_unavailable: int = Field(
         default=1,
@@ -78,5 +79,5 @@ class GatewayClusterStatus(BesideStatus):
         default=None, description="clients of the IDC, as its object says; with `role_certificate`"
     )
     step_clients: int | None = Field(
-        default=None, description="of them when the pod that is replaced now was told to end"
+        default=None, description="of them before the rollout that is under way"
     )

@@ -75,7 +75,8 @@ def _lacks(of: Fronts, seen: Seen) -> Iterator[str]:
 def _progress(of: Fronts, seen: Seen, counts: Counts, step: Step, made: list[Object]) -> Decision:
     wanted, kept = of.replicas, min(of.spec.rollout.keep, of.replicas)
     same = template_of(seen.workload) == template_of(made[-1])
-    rolled = counts.current and same and step.partition <= kept and counts.updated >= wanted - kept
+    given = step.partition <= kept and not step.waits
+    rolled = counts.current and same and given and counts.updated >= wanted - kept
     before = seen.workload.get("status", {})
     revised = before.get("currentRevision") != before.get("updateRevision")
     if seen.down_until:
@@ -83,7 +84,7 @@ def _progress(of: Fronts, seen: Seen, counts: Counts, step: Step, made: list[Obj
         message = f"a drill keeps its IDC down, until {seen.down_until} at most"
     elif counts.ready >= wanted and counts.replicas == wanted and rolled:
         phase, message = BesidePhase.SERVING, f"{counts.ready} of {wanted} serve"
-    elif seen.workload and not rolled and (not same or revised or step.partition > kept):
+    elif seen.workload and not rolled and (not same or revised or not given):
         number = min(step.partition + 1, wanted)
         message = f"gateway {number} of {wanted} gets the settings that are wanted"
         message += f": {step.waits}" if step.waits else ""
@@ -149,8 +150,10 @@ def _said(
     ready: bool = False,
     keep: frozenset[tuple[str, str]] = frozenset(),
 ) -> Decision:
+    """With ``apply`` the rollout is judged anew; else it is left as it is, with what it is measured
+    by."""
     made = said(owner, counts, phase, message, blocked, apply, rolled, ready, keep)
-    clients = _clients(seen)
-    return (
-        made if clients is None else made._replace(status={**made.status, "connections": clients})
-    )
+    kept = {} if apply else {"step_clients": seen.step_clients}
+    more = {"connections": _clients(seen), **kept}
+    known = {name: value for name, value in more.items() if value is not None}
+    return made._replace(status=made.status | known)

@@ -1,6 +1,10 @@
 """How new settings come to gateways one by one, each after the clients of the one before are back.
 Pure.
 
+What is wanted back is measured by the count of before the whole rollout: by that of each step, ten
+percent could go with every one of them. The last pod is judged like the others: the rollout is over
+once its count is let go of.
+
 A StatefulSet gives its pods from number ``partition`` on (from 0) the settings that are wanted. The
 operator lowers it by one for each step; it stands in the StatefulSet, so whoever takes over goes on
 from there.
@@ -16,8 +20,8 @@ from imctl.reconcile.objects import TEMPLATE
 
 
 class Step(NamedTuple):
-    """``partition``: as many as there are: it has not begun. ``clients``: of the IDC when it began;
-    None: nobody said. ``waits``: for what, if it does."""
+    """``partition``: as many as there are: it has not begun. ``clients``: of the IDC when the
+    rollout began; None: nobody said, or it is over. ``waits``: for what, if it does."""
 
     partition: int
     clients: int | None = None
@@ -40,21 +44,25 @@ def step_of(
     unknown: str = "",
 ) -> Step:
     """``template``: the hash of the settings that are wanted; ``workload``: the StatefulSet, empty:
-    there is none. ``clients``: of the IDC now, ``before``: when the step began that is under way;
-    None: nobody is waited for. ``unknown``: why it is not known how many there are; empty: it
+    there is none. ``clients``: of the IDC now, ``before``: when the rollout began that is under
+    way; None: nobody is waited for. ``unknown``: why it is not known how many there are; empty: it
     is."""
     spec, keep = workload.get("spec", {}), min(rollout.keep, replicas)
     partition = replicas
     if spec and template_of(workload) == template:
         stands = spec["updateStrategy"]["rollingUpdate"].get("partition", 0)
         partition = min(stands, replicas)
-    if not spec or partition <= keep:
+    begun, last = partition < replicas, partition <= keep
+    if not spec or (last and not (begun and before is not None)):
         return Step(keep)
-    begun = partition < replicas
     waits = _waits(rollout, replicas, partition, workload, clients, before) if begun else ""
     if waits or unknown:
-        return Step(partition, before if begun else None, waits or unknown)
-    return Step(partition - 1, clients)
+        return Step(max(partition, keep), before if begun else None, waits or unknown)
+    if last:
+        return Step(keep)
+    # Of an IDC that is not active any more nobody comes back, whatever there was.
+    goes_on = begun and before is not None and clients is not None
+    return Step(partition - 1, before if goes_on else clients)
 
 
 def _waits(

@@ -555,10 +555,20 @@ def stands(template: str, partition: int, updated: int, available: int = 3) -> O
             stands("new", 2, 1), 44, 50,
             Step(2, 50, "44 of 50 clients are there, 90 % are wanted"),
         ),
-        (stands("new", 2, 1), 45, 50, Step(1, 45)),
+        (stands("new", 2, 1), 45, 50, Step(1, 50)),
+        (stands("new", 2, 1), 45, None, Step(1, 45)),
         (stands("new", 2, 1), None, None, Step(1)),
         (stands("new", 1, 2), 45, 45, Step(0, 45)),
-        (stands("new", 0, 2), 45, 45, Step(0)),
+        # The last one is judged, too.
+        (stands("new", 0, 2), 45, 45, Step(0, 45, "a pod is replaced")),
+        (stands("new", 0, 3, 2), 45, 45, Step(0, 45, "not all gateways are ready")),
+        (
+            stands("new", 0, 3), 44, 50,
+            Step(0, 50, "44 of 50 clients are there, 90 % are wanted"),
+        ),
+        (stands("new", 0, 3), 45, 50, Step(0)),
+        (stands("new", 0, 3), None, 50, Step(0)),
+        (stands("new", 0, 3, 2), 9, None, Step(0)),
         # Scaled down meanwhile.
         (stands("new", 5, 0), 45, 90, Step(2, 45)),
     ],
@@ -580,7 +590,8 @@ SILENT = "nobody says"
         # Whether those that it has are ready: the new settings may be what mends them.
         (stands("new", 3, 0, 1), None, Step(3, None, SILENT), Step(2, 50)),
         (stands("new", 2, 1), 50, Step(2, 50, SILENT), Step(1, 50)),
-        (stands("new", 0, 3), 50, Step(0), Step(0)),
+        (stands("new", 0, 3), 50, Step(0, 50, SILENT), Step(0)),
+        (stands("new", 0, 3), None, Step(0), Step(0)),
         ({}, None, Step(0), Step(0)),
     ],
 )  # fmt: skip
@@ -601,6 +612,48 @@ def test_those_that_are_kept_are_reached_when_they_are_not_kept_any_more() -> No
     assert step_of(kept, 3, "new", stands("old", 2, 3), 9, None).partition == 2
     assert step_of(kept, 3, "new", stands("new", 2, 1), 9, 9).partition == 2
     assert step_of(Rollout(), 3, "new", stands("new", 2, 1), 9, 9).partition == 1
+
+
+def test_a_rollout_does_not_lose_ten_percent_with_every_step() -> None:
+    stood, before = stands("new", 2, 1), 100
+    assert step_of(Rollout(), 3, "new", stood, 90, before) == Step(1, before)
+    lost = Step(1, before, "81 of 100 clients are there, 90 % are wanted")
+    assert step_of(Rollout(), 3, "new", stands("new", 1, 2), 81, before) == lost
+
+
+def test_the_last_of_those_that_are_not_kept_is_judged_too() -> None:
+    stood = stands("new", 1, 2)
+    waits = Step(1, 50, "44 of 50 clients are there, 90 % are wanted")
+    assert step_of(Rollout(keep=1), 3, "new", stood, 44, 50) == waits
+    assert step_of(Rollout(keep=1), 3, "new", stood, 45, 50) == Step(1)
+
+
+def test_it_has_not_rolled_before_the_last_one_is_judged() -> None:
+    spec = SPEC.model_copy(update={"replicas": 3})
+    stood = stands(template_of(made(spec)[-1]), 0, 3)
+
+    def judged(sessions: int) -> Decision:
+        process = {"state": "active", "sessions": sessions}
+        return decided(
+            spec, workload=stood, step_clients=50, idc=ASKED, idc_status={"process": process},
+            heard=True,
+        )  # fmt: skip
+
+    waits = judged(44)
+    assert (waits.reason, waits.rolled, waits.status["step_clients"]) == ("Rolling", False, 50)
+    assert waits.message.startswith("gateway 1 of 3 gets the settings that are wanted: 44 of 50 ")
+    done = judged(45)
+    assert (done.reason, done.rolled) == ("Serving", True)
+    assert "step_clients" not in done.status
+
+
+@pytest.mark.parametrize("why", ["paused", "blocked", "deleted"])
+def test_what_a_rollout_is_measured_by_outlasts_a_pause(why: str) -> None:
+    spec = SPEC.model_copy(update={"replicas": 3, "paused": why == "paused"})
+    seen: dict[str, Any] = {"region": None} if why == "blocked" else {}
+    found = Seen(**{"idc": ASKED, "step_clients": 50, **seen})
+    decision = decide(OWNER._replace(deleting=why == "deleted"), spec, found, FIGURES)
+    assert decision.apply == [] and decision.status["step_clients"] == 50
 
 
 def test_what_it_waits_for_is_said() -> None:
