@@ -72,6 +72,14 @@ class GatewayClusterSpec(BesideSpec):
     rollout: Rollout = Field(default=Rollout(), description="how new settings come to the pods")
 
 
+class RolloutStatus(Model):
+    """How far new settings are on their way."""
+
+    step: int = Field(description="gateways that were told to take them; 0: none was yet")
+    of: int = Field(description="gateways that are to have them in the end")
+    waiting_for: str = Field(default="", description="before the next step, or the end")
+
+
 class GatewayClusterStatus(BesideStatus):
     """How many there are, and how far new settings have come."""
 
@@ -80,4 +88,7 @@ class GatewayClusterStatus(BesideStatus):
     )
     step_clients: int | None = Field(
         default=None, description="of them before the rollout that is under way"
+    )
+    rollout: RolloutStatus | None = Field(
+        default=None, description="of new settings; unset: none are on their way"
     )

@@ -178,6 +178,8 @@ GATEWAY_CLUSTER = Kind(
         Column("Ready", ".status.ready", "integer"),
         Column("Updated", ".status.updated", "integer"),
         Column("Connections", ".status.connections", "integer"),
+        Column("Step", ".status.rollout.step", "integer", wide=True),
+        Column("Waits", ".status.rollout.waiting_for", wide=True),
         Column("Image", ".spec.image", wide=True),
         _AGE,
     ),

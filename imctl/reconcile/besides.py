@@ -139,7 +139,14 @@ class Besides:
         gone = {name for name in self._optional if name in before and name not in status}
         if gone or seen.differs(status, before):
             made = await self._cluster.apply(seen.status_object(owner, status), status=True)
-        if any(before.get(name) != status[name] for name in ("phase", "blocked_by")):
+        news = any(before.get(name) != status[name] for name in ("phase", "blocked_by"))
+        if news or _has_stepped(status, before):
             warning = decision.reason in (*_WARNINGS, "Rejected")
             await self._tell(seen.event(owner, decision.reason, decision.message, now, warning))
         return made
+
+
+def _has_stepped(status: Object, before: Object) -> bool:
+    """Whether a rollout has gone on. What it waits for changes with every look, and is no news."""
+    step = status.get("rollout", {}).get("step")
+    return step is not None and step != before.get("rollout", {}).get("step")

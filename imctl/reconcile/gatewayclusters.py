@@ -20,7 +20,7 @@ from imctl.reconcile.observed import Object, Owner, Tell
 PRUNED = (
     ("v1", "ConfigMap"), ("v1", "Service"), ("autoscaling/v2", "HorizontalPodAutoscaler"),
 )  # fmt: skip
-_OPTIONAL = ("connections", "step_clients")
+_OPTIONAL = ("connections", "step_clients", "rollout")
 
 
 class GatewayClusters:
@@ -79,10 +79,12 @@ class GatewayClusters:
         if found.idc is not None:
             told = await self._files.ends(owner, found.idc.idc, found.pods)
         deleted = document["metadata"].get("deletionTimestamp", "")
+        before = document.get("status", {})
         return replace(
             found,
             told=told,
-            step_clients=document.get("status", {}).get("step_clients"),
+            step_clients=before.get("step_clients"),
+            rollout=before.get("rollout"),
             held=look.idc is not None and process.is_held(look.idc),
             stay=bool(deleted) and process.keeps_gateways(look.idc, deleted, self._wall()),
             heard=self._heard(owner.namespace, spec.idc),

@@ -21,7 +21,7 @@ from imctl.reconcile.beside import (
 from imctl.reconcile.gatewayobjects import Ends, Fronts, from_pod, objects
 from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.process import state_of
-from imctl.reconcile.steps import Step, step_of, template_of
+from imctl.reconcile.steps import Step, partition_of, step_of, template_of
 from services.policy.document import IdcState
 
 
@@ -31,6 +31,7 @@ class Seen(Around):
 
     told: Mapping[int, Ends] = field(default_factory=dict)
     step_clients: int | None = None  # as the status of the GatewayCluster has it
+    rollout: Object | None = None  # the same
     held: bool = False  # their IDC is to be drained before it goes
     stay: bool = False  # that comes first, though they are deleted
     heard: bool = False  # the process of their IDC has just said what its status says of it
@@ -75,16 +76,17 @@ def _lacks(of: Fronts, seen: Seen) -> Iterator[str]:
 def _progress(of: Fronts, seen: Seen, counts: Counts, step: Step, made: list[Object]) -> Decision:
     wanted, kept = of.replicas, min(of.spec.rollout.keep, of.replicas)
     same = template_of(seen.workload) == template_of(made[-1])
-    given = step.partition <= kept and not step.waits
+    given = max(step.partition, partition_of(seen.workload)) <= kept and not step.waits
     rolled = counts.current and same and given and counts.updated >= wanted - kept
     before = seen.workload.get("status", {})
     revised = before.get("currentRevision") != before.get("updateRevision")
+    under_way = seen.workload and not rolled and (not same or revised or not given)
     if seen.down_until:
         phase = BesidePhase.DOWN
         message = f"a drill keeps its IDC down, until {seen.down_until} at most"
     elif counts.ready >= wanted and counts.replicas == wanted and rolled:
         phase, message = BesidePhase.SERVING, f"{counts.ready} of {wanted} serve"
-    elif seen.workload and not rolled and (not same or revised or not given):
+    elif under_way:
         number = min(step.partition + 1, wanted)
         message = f"gateway {number} of {wanted} gets the settings that are wanted"
         message += f": {step.waits}" if step.waits else ""
@@ -107,6 +109,10 @@ def _progress(of: Fronts, seen: Seen, counts: Counts, step: Step, made: list[Obj
     )  # fmt: skip
     if step.clients is not None:
         decision.status["step_clients"] = step.clients
+    if under_way:
+        decision.status["rollout"] = {
+            "step": wanted - step.partition, "of": wanted - kept, "waiting_for": step.waits,
+        }  # fmt: skip
     return decision
 
 
@@ -153,7 +159,8 @@ def _said(
     """With ``apply`` the rollout is judged anew; else it is left as it is, with what it is measured
     by."""
     made = said(owner, counts, phase, message, blocked, apply, rolled, ready, keep)
-    kept = {} if apply else {"step_clients": seen.step_clients}
+    stands = seen.rollout and seen.rollout | {"waiting_for": message}
+    kept = {} if apply else {"step_clients": seen.step_clients, "rollout": stands}
     more = {"connections": _clients(seen), **kept}
     known = {name: value for name, value in more.items() if value is not None}
     return made._replace(status=made.status | known)

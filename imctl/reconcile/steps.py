@@ -34,6 +34,12 @@ def template_of(workload: Mapping[str, Any]) -> str:
     return str(metadata.get("annotations", {}).get(TEMPLATE, ""))
 
 
+def partition_of(workload: Mapping[str, Any]) -> int:
+    """The number, from 0, of the first pod that gets the settings that are wanted."""
+    strategy = workload.get("spec", {}).get("updateStrategy", {})
+    return int(strategy.get("rollingUpdate", {}).get("partition", 0))
+
+
 def step_of(
     rollout: Rollout,
     replicas: int,
@@ -50,8 +56,7 @@ def step_of(
     spec, keep = workload.get("spec", {}), min(rollout.keep, replicas)
     partition = replicas
     if spec and template_of(workload) == template:
-        stands = spec["updateStrategy"]["rollingUpdate"].get("partition", 0)
-        partition = min(stands, replicas)
+        partition = min(partition_of(workload), replicas)
     begun, last = partition < replicas, partition <= keep
     if not spec or (last and not (begun and before is not None)):
         return Step(keep)

@@ -117,6 +117,10 @@ def rolling_of(own: Object | None, workload: Object | None, mark: str) -> Rollin
         return Rolling("they get the region file that is wanted", updated, more_s)
     if status.get("phase") == BesidePhase.SERVING:
         return None
+    if rollout := status.get("rollout"):
+        waits = f": {rollout['waiting_for']}" if rollout.get("waiting_for") else ""
+        why = f"step {rollout['step']} of {rollout['of']} of new settings{waits}"
+        return Rolling(why, updated, more_s)
     says = [each["message"] for each in status.get("conditions", ()) if each["status"] != "True"]
     return Rolling(says[0] if says else str(status.get("phase", "")), updated, more_s)
 

@@ -111,7 +111,16 @@ def gateways(**changes: Any) -> dict[str, Any]:
     ("changes", "mark", "rolling"),
     [
         ({}, "a", None),
-        ({"status": {"phase": "Rolling"}}, "a", Rolling("gateway 1 of 2 waits", "1", 30)),
+        # As when some are not ready; and of what knows no `rollout`.
+        ({"status": {"phase": "Unready"}}, "a", Rolling("gateway 1 of 2 waits", "1", 30)),
+        (
+            {"status": {"phase": "Rolling", "rollout": {"step": 1, "of": 2, "waiting_for": "x"}}},
+            "a", Rolling("step 1 of 2 of new settings: x", "1", 30),
+        ),
+        (
+            {"status": {"phase": "Rolling", "rollout": {"step": 2, "of": 2, "waiting_for": ""}}},
+            "a", Rolling("step 2 of 2 of new settings", "1", 30),
+        ),
         (
             {"metadata": {"generation": 3}}, "a",
             Rolling("the operator has not seen what is wanted yet", "", 30),

@@ -651,9 +651,12 @@ def test_it_has_not_rolled_before_the_last_one_is_judged() -> None:
 def test_what_a_rollout_is_measured_by_outlasts_a_pause(why: str) -> None:
     spec = SPEC.model_copy(update={"replicas": 3, "paused": why == "paused"})
     seen: dict[str, Any] = {"region": None} if why == "blocked" else {}
-    found = Seen(**{"idc": ASKED, "step_clients": 50, **seen})
+    rollout = {"step": 1, "of": 3, "waiting_for": "a pod is replaced"}
+    found = Seen(**{"idc": ASKED, "step_clients": 50, "rollout": rollout, **seen})
     decision = decide(OWNER._replace(deleting=why == "deleted"), spec, found, FIGURES)
     assert decision.apply == [] and decision.status["step_clients"] == 50
+    stands = {"step": 1, "of": 3, "waiting_for": decision.message}
+    assert decision.status["rollout"] == stands
 
 
 def test_what_it_waits_for_is_said() -> None:
@@ -668,6 +671,64 @@ def test_what_it_waits_for_is_said() -> None:
     assert decision.message == said + "are wanted"
     assert (decision.status["connections"], decision.status["step_clients"]) == (20, 50)
     assert decision.apply[-1]["spec"]["updateStrategy"]["rollingUpdate"] == {"partition": 2}
+    waits = "20 of 50 clients are there, 90 % are wanted"
+    assert decision.status["rollout"] == {"step": 1, "of": 3, "waiting_for": waits}
+
+
+def test_how_far_a_rollout_is() -> None:
+    def shown(workload: Object, **rollout: Any) -> Any:
+        spec = SPEC.model_copy(update={"replicas": 3, "rollout": Rollout(**rollout)})
+        return decided(spec, workload=workload).status.get("rollout")
+
+    def at(step: int, of: int, waits: str = "") -> Object:
+        return {"step": step, "of": of, "waiting_for": waits}
+
+    def mark(**rollout: Any) -> str:
+        spec = SPEC.model_copy(update={"replicas": 3, "rollout": Rollout(**rollout)})
+        return template_of(made(spec)[-1])
+
+    assert shown(stands("old", 0, 3)) == at(1, 3)
+    assert shown(stands(mark(), 2, 0)) == at(1, 3, "a pod is replaced")
+    assert shown(stands(mark(), 2, 1)) == at(2, 3)
+    assert shown(stands(mark(keep=1), 2, 1), keep=1) == at(2, 2)
+    assert shown(stands(mark(), 0, 3)) is None
+    assert shown({}) is None
+
+
+async def test_each_step_of_a_rollout_is_an_event_of_its_own(memory: Memory) -> None:
+    """And what it waits for, which is another thing at each look, is none."""
+    world = World()
+    world.said = {"sessions": 50, "policy": {"idcs": {"fra": {"state": "active"}}}}
+    memory.put("Secret", "imctl-viewer", data={})
+    memory.held["IDC", "im-fra", "fra"]["spec"]["role_certificate"] = "imctl-viewer"
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", world)
+    key = Key("GatewayCluster", "im-fra", "fra")
+
+    async def look(sessions: int, updated: int) -> Any:
+        held = memory.held["StatefulSet", "im-fra", "fra-gateway"]
+        generation = held["metadata"].setdefault("generation", 1)
+        held["status"] = {
+            "observedGeneration": generation, "replicas": 2, "readyReplicas": 2,
+            "availableReplicas": 2, "updatedReplicas": updated,
+        }  # fmt: skip
+        world.said["sessions"] = sessions
+        await reconciler.reconcile(Key("IDC", "im-fra", "fra", asks=True))
+        await reconciler.reconcile(key)
+        return memory.status("GatewayCluster").get("rollout")
+
+    await reconciler.reconcile(key)
+    await look(50, 2)
+    memory.held["GatewayCluster", "im-fra", "fra"]["spec"]["image"] = "imctl:2"
+    memory.events.clear()
+    waits = [(await look(sessions, 1))["waiting_for"] for sessions in (50, 20, 30, 40)]
+    assert waits == ["", *(f"{n} of 50 clients are there, 90 % are wanted" for n in (20, 30, 40))]
+    await look(50, 1)
+    assert (await look(40, 2))["step"] == 2
+    assert await look(50, 2) is None
+    told = [each["message"] for each in memory.events if each["involvedObject"]["kind"] == key.kind]
+    said = "gets the settings that are wanted"
+    assert told == [f"gateway 2 of 2 {said}", f"gateway 1 of 2 {said}", "2 of 2 serve"]
+    assert memory.status("GatewayCluster")["phase"] == "Serving"
 
 
 @pytest.mark.parametrize("state", ["drained", "draining", "recovering", "failed"])
