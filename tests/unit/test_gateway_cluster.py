@@ -425,6 +425,19 @@ async def test_a_gateway_is_found_where_its_pod_says_until_that_is_replaced(
     assert found(1) == {("TCP", 9000)} and "UDP" not in str(policy())
 
 
+@pytest.mark.parametrize("name", ["debug", "fra-gateway-x", "other-1", "fra-gateway-"])
+async def test_a_pod_that_somebody_made_by_hand_is_no_gateway(memory: Memory, name: str) -> None:
+    """With their labels, as a copy of one has them."""
+    reconciler = Reconciler(memory, FIGURES, lambda: "2026-01-01T00:00:00Z", Nobody())
+    key = Key(GATEWAY_CLUSTER.name, "im-fra", "fra")
+    await reconciler.reconcile(key)
+    pod_of(memory, 1)
+    held = memory.held["Pod", "im-fra", "fra-gateway-1"]
+    memory.held["Pod", "im-fra", name] = held | {"metadata": held["metadata"] | {"name": name}}
+    await reconciler.reconcile(key)
+    assert memory.status("GatewayCluster")["phase"] == "Starting"
+
+
 async def test_no_two_services_have_one_node_port_while_ports_are_shifted(memory: Memory) -> None:
     spec = memory.held["Region", "im-fra", "two-idc"]["spec"]
     spec["idcs"][0]["endpoints"]["gateway"] = "10.0.0.1:30002"
