@@ -96,7 +96,8 @@ def _now(spec: IdcSpec | WitnessSpec, observed: Observed) -> Now:
         listens=pod.ports if pod is not None else (),
         # One that knows of no others is found by itself, until it is replaced.
         shared=shares and (pod is None or pod.shares),
-        relieved=bool(standing) or (bool(_elsewhere(observed)) and pod is not None),
+        relieved=bool(standing) or (bool(_elsewhere(observed)) and pod is not None and pod.runs),
+        lives=observed.served_lately,
     )
 
 

@@ -99,13 +99,14 @@ class Now(NamedTuple):
     """What of an IDC's objects depends on how it is. ``down``: no pod is wanted now. ``carries``:
     it is known to have clients. ``listens``: where the pod does that there is; it is reached there
     until it is replaced. ``shared``: its pod has a core of several, or the next one will.
-    ``relieved``: another core stands by."""
+    ``relieved``: another core stands by. ``lives``: one serves, or has until a moment ago."""
 
     down: bool = False
     carries: bool = False
     listens: Sequence[Port] = ()
     shared: bool = False
     relieved: bool = False
+    lives: bool = False
 
 
 def part_of(spec: IdcSpec | WitnessSpec, region: Region, figures: Mapping[str, float]) -> Part:
@@ -279,16 +280,21 @@ class _Maker:
     def _budget(self) -> Object:
         """A node is not emptied of an IDC that has clients; after its drain it is. A pod that does
         not serve anyway is never kept. Of several cores the one that serves is let go while another
-        stands by."""
-        carries = self._now.carries
+        stands by, and one at a time: cores that stand by are not ready, so they would go for
+        nothing (AlwaysAllow), also beside the one that serves, and while one takes over. By
+        IfHealthyBudget each takes the one eviction that there is while one serves; while none does
+        there is none."""
+        carries, unready = self._now.carries, "AlwaysAllow"
         if self._now.shared:  # the others are not ready, so a number of those that are away is none
             room = {"minAvailable": 1 if carries and not self._now.relieved else 0}
+            if carries and self._now.lives:
+                unready = "IfHealthyBudget"
         else:
             room = {"maxUnavailable": 0 if carries else 1}
         spec = {
             "selector": {"matchLabels": self._served},
             **room,
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "unhealthyPodEvictionPolicy": unready,
         }
         return self._object("policy/v1", "PodDisruptionBudget", self._base, spec=spec)
 

@@ -34,6 +34,7 @@ class Pod:
     trouble: str = ""  # why a container waits or has ended, in a sentence
     ports: tuple[Port, ...] = ()  # where it listens
     shares: bool = False  # its core is one of several, of which one serves
+    runs: bool = False  # its container does, and is not told to end
 
 
 class Core(NamedTuple):
@@ -53,3 +54,4 @@ class Observed:
     state: str = ""  # of the IDC by the policy, as its process said last; empty: not known
     down_until: str = ""  # RFC 3339; until then at most a drill keeps it down; empty: none does
     cores: tuple[Core, ...] = ()
+    served_lately: bool = False  # it serves, or has until a moment ago

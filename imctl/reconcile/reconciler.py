@@ -348,8 +348,11 @@ class Reconciler:
         applied.note(said)
         # A drill's time is over by itself.
         down = bool(observed.down_until)
+        # Whether a core still stands by decides who may be evicted, and pods are not watched.
+        several = bool(observed.cores) and bool(observed.state) and bool(decision.apply)
         settled = decision.status["phase"] in (Phase.SERVING, Phase.PAUSED, Phase.DELETING)
-        return self._soon_of(key, settled and not down, said is not None or down)
+        at_once = said is not None or down or several
+        return self._soon_of(key, settled and not down and not several, at_once)
 
     def _soon_of(self, key: Key, settled: bool, changing: bool) -> float | None:
         """Seconds until what waits for something is looked at again; later while nothing of it
@@ -393,6 +396,7 @@ class Reconciler:
             process.state_of(document.get("status", {})),
             seen.down_until(document, self._wall()),
             cores,
+            seen.served_lately(document.get("status", {}), self._wall()),
         )
 
     async def _let_up(self, owner: Owner, observed: Observed) -> None:

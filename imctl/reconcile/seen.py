@@ -12,6 +12,8 @@ from imctl.reconcile.moments import passed_s
 from imctl.reconcile.objects import CORE_OF, DOWN_UNTIL, MANAGER, REGION_FILE, TEMPLATE
 from imctl.reconcile.observed import Core, Object, Owner, Pod, Port
 
+LATELY_S = 60.0  # another core takes over in less, and others declare failed an IDC that is away
+
 _SERVED = (Phase.SERVING, Phase.UNREADY)
 _WARNINGS = (Phase.BLOCKED, Phase.UNREADY, Phase.DOWN)
 
@@ -35,6 +37,7 @@ def pod_of(document: Object | None, before: Object) -> Pod | None:
         document["metadata"]["name"], ready, before.get("phase") in _SERVED,
         notes.get(TEMPLATE, ""), notes.get(REGION_FILE, ""), trouble_of(status),
         tuple(ports_of(document)), CORE_OF in document["metadata"].get("labels", {}),
+        runs(document),
     )  # fmt: skip
 
 
@@ -70,6 +73,15 @@ def ports_of(document: Object) -> Iterator[Port]:
     for container in document.get("spec", {}).get("containers", ()):
         for each in container.get("ports", ()) if container["name"] == own else ():
             yield each["name"], each["containerPort"], each.get("protocol", "TCP")
+
+
+def served_lately(status: Object, now: str) -> bool:
+    """Of an IDC object: by its condition Ready it serves, or has for a moment not done so. ``now``:
+    RFC 3339."""
+    for each in status.get("conditions", ()):
+        if each["type"] == "Ready":
+            return each["status"] == "True" or passed_s(each["lastTransitionTime"], now) < LATELY_S
+    return False
 
 
 def down_until(document: Object, now: str) -> str:

@@ -54,7 +54,7 @@ TOO_LATE = (
 )
 KEY = Key(IM_CLUSTER.name, "im-fra", "fra")
 IDC_KEY = Key("IDC", "im-fra", "fra")
-OWN_POD = Pod("fra-idc-0", False, False, "", "", shares=True)
+OWN_POD = Pod("fra-idc-0", False, False, "", "", shares=True, runs=True)
 
 
 def spec_of(metrics: bool = True, **engines: Any) -> Object:
@@ -308,6 +308,37 @@ def test_the_core_that_serves_may_be_evicted_while_another_stands_by(
     assert kept["maxUnavailable"] == (1 if state == "drained" else 0)
 
 
+def test_it_may_not_be_evicted_while_the_only_other_one_does_not_run() -> None:
+    """As when that one has been evicted itself, and is not back yet."""
+    away = OWN_POD.__class__("fra-idc-0", False, False, "", "", shares=True)
+    decision = decided_idc(cores=cores("serves"), pod=away, state="active")
+    assert of_kind(decision, "PodDisruptionBudget")["minAvailable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "lately", "unready"),
+    [
+        # Those that stand by go for one of the evictions that there are, which are one at a time,
+        # and for none while one takes over.
+        ("active", True, "IfHealthyBudget"),
+        # What has not served for long is never kept, nor what has no clients.
+        ("active", False, "AlwaysAllow"),
+        ("drained", True, "AlwaysAllow"),
+        ("", True, "AlwaysAllow"),
+    ],
+)
+@pytest.mark.parametrize("stand", [cores("waits"), cores("serves"), ()])
+def test_one_core_at_a_time_may_be_evicted(
+    stand: tuple[Core, ...], state: str, lately: bool, unready: str
+) -> None:
+    decision = decided_idc(cores=stand, state=state, served_lately=lately)
+    budget = of_kind(decision, "PodDisruptionBudget")
+    assert budget["unhealthyPodEvictionPolicy"] == unready
+    alone = decided_idc(OWN, cores=(), state=state, served_lately=lately)
+    kept = of_kind(alone, "PodDisruptionBudget")
+    assert kept["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_it_does_not_get_a_core_of_its_own_only_while_others_stand_by() -> None:
     decision = decided_idc(OWN, cores=cores("waits"))
     why = "cores: expected shared while fra-im-2 stand by, of which its own knew nothing"
@@ -379,6 +410,36 @@ async def test_they_stand_by_once_its_own_pod_is_there_and_one_takes_over(memory
     assert IDC_KEY in reconciler._waiting, "its status is about it, too"
     await reconciler.reconcile(IDC_KEY)
     assert (memory.status()["phase"], memory.status()["ready"]) == ("Serving", True)
+
+
+async def test_who_may_be_evicted_follows_whether_another_core_stands_by(memory: Memory) -> None:
+    """Pods are not watched, so it is looked at again and again."""
+    now = [NOW]
+    reconciler = reconciler_of(memory, now)
+    await started(memory, reconciler)
+    idc = memory.held["IDC", "im-fra", "fra"]
+    idc["status"] = idc["status"] | {"process": {"state": "active"}}
+    memory.parts[("IDC", "im-fra", "fra"), "looks"] = {"process": {"state": "active"}}
+
+    def budget() -> tuple[int, str]:
+        spec = memory.held["PodDisruptionBudget", "im-fra", "fra-idc"]["spec"]
+        return spec["minAvailable"], spec["unhealthyPodEvictionPolicy"]
+
+    assert [await reconciler.reconcile(IDC_KEY) for _ in range(3)] == [SOON_S] * 3
+    assert budget() == (0, "IfHealthyBudget")
+    for number in (2, 3):  # told to end, as by an eviction
+        memory.held["Pod", "im-fra", f"fra-im-{number}"]["metadata"]["deletionTimestamp"] = NOW
+    await reconciler.reconcile(IDC_KEY)
+    assert budget() == (1, "IfHealthyBudget")
+    pod(memory, "fra-im-2")
+    pod(memory, "fra-idc-0")  # it does not serve any more, and nobody does yet
+    await reconciler.reconcile(IDC_KEY)
+    now[0] = "2026-01-01T00:00:59Z"
+    await reconciler.reconcile(IDC_KEY)
+    assert budget() == (0, "IfHealthyBudget")
+    now[0] = "2026-01-01T00:01:00Z"
+    await reconciler.reconcile(IDC_KEY)
+    assert budget() == (0, "AlwaysAllow")
 
 
 @pytest.mark.parametrize("change", ["its IDC is gone", "one core", "an engine"])
