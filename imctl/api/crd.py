@@ -106,6 +106,17 @@ def values_schema() -> Schema:
         "properties": {
             "global": {"type": "object"},
             "regionFile": {"type": "string", "description": "A region file, word for word"},
+            "region": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "create": {
+                        "type": "boolean",
+                        "description": "Make the Region; false: another release of this namespace "
+                        "has",
+                    },
+                },
+            },
             "kind": {"enum": kinds, "description": "Which of them this is"},
             "spec": spec,
             "gateways": _beside(GATEWAY_CLUSTER),

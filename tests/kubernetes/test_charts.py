@@ -83,6 +83,12 @@ CHARTS = {
         ["--set-file", f"regionFile={REGION}", "--set",
          "kind=Witness,spec.image=imctl:1,spec.certificates.issuer.name=region-ca"],
     ),
+    "witness-beside-an-idc": (
+        "im-idc",
+        ["--set-file", f"regionFile={REGION}", "--set",
+         "kind=Witness,spec.image=imctl:1,spec.certificates.secret=witness-certificate,"
+         "region.create=false"],
+    ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("case", CHARTS)
 
@@ -125,6 +131,47 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
     )
 
 
+@pytest.mark.parametrize("case", ["idc-with-routes", "idc-with-cores", "witness", "operator"])
+@pytest.mark.parametrize("name", ["no", "on", "yes", "12"])
+def test_names_that_yaml_takes_for_other_things_stay_names(
+    helm: Helm, case: str, name: str
+) -> None:
+    chart, values = CHARTS[case]
+    where = ["template", name, str(ROOT / "charts" / chart), "--namespace", name]
+    for each in yaml.safe_load_all(helm(*where, *values)):
+        metadata = each["metadata"]
+        labels = metadata.get("labels", {})
+        found = [metadata["name"], metadata.get("namespace", name), *labels.values()]
+        found += [each["spec"]["idc"]] if "idc" in each.get("spec", {}) else []
+        assert all(isinstance(one, str) for one in found), each
+
+
+def test_a_monitor_of_an_idc_whose_name_yaml_takes_for_another_thing(
+    helm: Helm, tmp_path: Path
+) -> None:
+    region = tmp_path / "region.yaml"
+    text = REGION.read_text()
+    region.write_text(text.replace("fra:", '"no":').replace("name: fra", 'name: "no"'))
+    chart, values = CHARTS["idc-with-cores"]
+    made = ["--set-file", f"regionFile={region}", *values[2:], "--set-string", "spec.idc=no"]
+    text = helm("template", "no", str(ROOT / "charts" / chart), "--namespace", "on", *made)
+    monitors = [each for each in yaml.safe_load_all(text) if each["kind"] == "PodMonitor"]
+    assert len(monitors) == 3
+    for each in monitors:
+        assert each["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "no"
+        (end,) = each["spec"]["podMetricsEndpoints"]
+        assert {"targetLabel": "idc", "replacement": "no"} in end["relabelings"]
+        assert end["tlsConfig"]["serverName"] == "no.imctl.internal"
+
+
+def test_a_region_belongs_to_one_release_of_its_namespace(helm: Helm) -> None:
+    """Two that brought it could not be installed beside each other."""
+    made = [*yaml.safe_load_all(template(helm, "idc"))]
+    made += yaml.safe_load_all(template(helm, "witness-beside-an-idc"))
+    assert sorted(each["kind"] for each in made) == ["IDC", "Region", "Witness"]
+    assert made[-1]["spec"]["region"] == "two-idc"
+
+
 @pytest.mark.parametrize(
     ("case", "more", "why"),
     [
@@ -137,6 +184,7 @@ def test_the_idc_is_one_that_the_operator_takes(helm: Helm) -> None:
         ("idc", ["spec.certificate.secret=x"], "certificate"),
         ("idc", ["spec.service=ExternalName"], "service"),
         ("idc", ["kind=Gateway"], "kind"),
+        ("idc", ["region.make=false"], "make"),
         ("idc", ["monitoring.podMonitor.enabled=true"], "a viewer's certificate"),
         ("witness", ["monitoring.podMonitor.enabled=true"], "a witness has no metrics"),
         ("witness", ["gateways.replicas=2"], "a witness has none"),

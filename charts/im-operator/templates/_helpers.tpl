@@ -1,6 +1,6 @@
 {{- define "im-operator.match" -}}
 app.kubernetes.io/name: im-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 {{- define "im-operator.labels" -}}
 {{ include "im-operator.match" . }}
