@@ -40,8 +40,8 @@ class Rollout(Model):
         default=90,
         ge=0,
         le=100,
-        description="percent of the clients that the IDC had before the first pod was replaced that "
-        "must be there before the next one is, and after the last one; asked of an IDC with "
+        description="percent of the clients that the IDC had before the first pod was replaced "
+        "that must be there before the next one is, and after the last one; asked of an IDC with "
         "`role_certificate`",
     )
     max_unavailable: int = Field(

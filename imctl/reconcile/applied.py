@@ -1,12 +1,12 @@
-"""What was applied for one object and has not changed since, so that it need not be sent again. No
-I/O."""
+"""What was applied for one object and has not changed since, so that it need not be sent again; and
+whose an object is that has the name of one. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import NamedTuple
 
-from imctl.reconcile.objects import hash_of
+from imctl.reconcile.objects import MANAGED_BY, MANAGER, hash_of
 from imctl.reconcile.observed import Object
 
 
@@ -40,15 +40,33 @@ class Applied:
         self.kept: frozenset[Hashable] | None = None
         self.said = ""
         self._known: dict[Name, _Known] = {}
+        self._ours: set[Name] = set()  # as far as anything says: an object of the name is ours
 
     def stands(self, wanted: Object) -> bool:
         """Whether it was applied as it is wanted, and nothing says that it has changed."""
         known = self._known.get(_name(wanted))
         return known is not None and known.wanted == hash_of(wanted)
 
+    def is_ours(self, wanted: Object) -> bool:
+        """Whether what has its name is known to be, so that it need not be looked at."""
+        return _name(wanted) in self._ours
+
+    def saw(self, wanted: Object, found: Object | None) -> str:
+        """``found``: what has its name; None: nothing has. Why it is not written over: what is
+        theirs would go with an object of ours; empty: it may be."""
+        owners = {each["uid"] for each in wanted["metadata"].get("ownerReferences", ())}
+        if found is None or is_ours(found, owners):
+            self._ours.add(_name(wanted))
+            return ""
+        return (
+            f"{wanted['kind']} {wanted['metadata']['name']} is somebody else's: delete it, or "
+            f"label it {MANAGED_BY}={MANAGER} to have it taken over"
+        )
+
     def took(self, wanted: Object, made: Object) -> None:
         """``made``: the API server's answer."""
         version = str(made["metadata"].get("resourceVersion", ""))
+        self._ours.add(_name(wanted))
         self._known[_name(wanted)] = _Known(wanted["apiVersion"], hash_of(wanted), version)
 
     def forget(self, wanted: Object) -> None:
@@ -66,6 +84,8 @@ class Applied:
         if known is not None and version and known.version == version:
             return False
         self._known.pop(name, None)
+        if not version:  # what has the name next may be another's
+            self._ours.discard(name)
         return True
 
     def listed(self, place: Place, versions: Mapping[str, str]) -> bool:
@@ -76,6 +96,14 @@ class Applied:
     def places(self) -> Iterator[Place]:
         for name, known in self._known.items():
             yield Place(known.api, name.kind, name.namespace)
+
+
+def is_ours(found: Object, owners: Collection[str]) -> bool:
+    """Whether an object was made by an operator, or for one of these (uids)."""
+    metadata = found["metadata"]
+    if metadata.get("labels", {}).get(MANAGED_BY) == MANAGER:
+        return True
+    return any(each["uid"] in owners for each in metadata.get("ownerReferences", ()))
 
 
 def _name(document: Object) -> Name:

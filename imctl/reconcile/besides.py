@@ -11,7 +11,7 @@ from imctl.api.beside import BesidePhase
 from imctl.api.kinds import API_VERSION, IDC, REGION
 from imctl.api.model import IdcSpec
 from imctl.reconcile import seen
-from imctl.reconcile.applied import Applied
+from imctl.reconcile.applied import Applied, is_ours
 from imctl.reconcile.beside import EVERY, Around, Decision, rejected
 from imctl.reconcile.besideobjects import BESIDE, selector_of, workload_of
 from imctl.reconcile.cluster import LIFTER, Cluster, Rejected, read
@@ -61,6 +61,8 @@ class Besides:
             region = await self._cluster.get(API_VERSION, REGION.name, namespace, idc.region)
         kind = BESIDE[owner.kind].workload
         workload = await self._cluster.get("apps/v1", kind, namespace, workload_of(owner))
+        if workload is not None and not is_ours(workload, (owner.uid,)):
+            workload = None
         pods = await self._cluster.list("v1", "Pod", namespace, selector_of(owner))
         files = {
             each["metadata"]["name"]: each["metadata"].get("annotations", {}).get(REGION_FILE, "")

@@ -93,14 +93,26 @@ class Cluster:
         items: list[Object] = found["items"] if found else []
         return items
 
+    async def named(self, wanted: Object) -> Object | None:
+        """What has its kind and name. By a list: to get each of those is no right of an operator,
+        which has to list them all the same."""
+        namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+        path = _path(wanted["apiVersion"], wanted["kind"], namespace)
+        found = await self._call("GET", path, [("fieldSelector", f"metadata.name={name}")])
+        items: list[Object] = found["items"] if found else []
+        return items[0] if items else None
+
     async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         """By server-side apply: what is wanted is ours, whoever has written it meanwhile."""
         return await self._apply(wanted, "/status" if status else "", manager, [])
 
     async def apply_all(self, wanted: Iterable[Object], applied: Applied) -> None:
-        """In this order; what stands as it was applied is not sent again."""
+        """In this order; what stands as it was applied is not sent again. Raises Rejected for one
+        whose name an object of somebody else's has."""
         for each in wanted:
             if not applied.stands(each):
+                if not applied.is_ours(each) and (why := applied.saw(each, await self.named(each))):
+                    raise Rejected(why)
                 applied.forget(each)
                 applied.took(each, await self.apply(each))
 

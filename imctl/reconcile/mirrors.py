@@ -78,6 +78,7 @@ class Mirrors:
             found = await self._cluster.get(each["apiVersion"], kind, namespace, name)
             version = str(found["metadata"].get("resourceVersion", "")) if found else ""
             applied.changed(Name(kind, namespace, name), version)
+            applied.saw(each, found)
         runs = f"{kind} {name}"
         try:
             await self._cluster.apply_all(wanted, applied)

@@ -28,6 +28,7 @@ from imctl.reconcile.observed import Object, Owner, Port
 from services.node.roles import Roles
 
 MANAGER = "imctl-operator"
+MANAGED_BY = "app.kubernetes.io/managed-by"  # of all that it makes: MANAGER
 TEMPLATE = f"{GROUP}/template"
 REGION_FILE = f"{GROUP}/region-file"
 REGION_LABEL = f"{GROUP}/region"
@@ -471,7 +472,7 @@ def owned(
         "metadata": {
             "name": name,
             "namespace": owner.namespace,
-            "labels": {**labels, "app.kubernetes.io/managed-by": MANAGER},
+            "labels": {**labels, MANAGED_BY: MANAGER},
             "ownerReferences": [reference],
         },
         **body,

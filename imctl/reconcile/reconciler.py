@@ -44,7 +44,7 @@ from imctl.reconcile.gatewayclusters import GatewayClusters
 from imctl.reconcile.imclusters import ImClusters
 from imctl.reconcile.lease import NotLeading
 from imctl.reconcile.looks import Looks
-from imctl.reconcile.objects import CERT_MANAGER, CORE_OF, MANAGER, let_up
+from imctl.reconcile.objects import CERT_MANAGER, CORE_OF, MANAGED_BY, MANAGER, let_up
 from imctl.reconcile.observed import Core, Object, Observed, Owner
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.regions import Regions
@@ -237,7 +237,7 @@ class Reconciler:
                 await asyncio.sleep(SOON_S)
 
     async def _see(self, place: Place) -> None:
-        labels = f"app.kubernetes.io/managed-by={MANAGER}"
+        labels = f"{MANAGED_BY}={MANAGER}"
         found = await self._cluster.list(place.api, place.kind, place.namespace, labels)
         versions = {
             each["metadata"]["name"]: str(each["metadata"].get("resourceVersion", ""))

@@ -28,6 +28,7 @@ from imctl.reconcile.cluster import MANAGER, Cluster
 from imctl.reconcile.driller import Driller
 from imctl.reconcile.election import Election
 from imctl.reconcile.lease import Leadership, NotLeading
+from imctl.reconcile.objects import MANAGED_BY
 from imctl.reconcile.peers import Peers
 from imctl.reconcile.reconciler import OWNERS, Key, Reconciler
 
@@ -178,7 +179,7 @@ def _registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
     kopf.on.login(registry=registry)(_login)
     for kind in KINDS:
         kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(_changed(reconciler))
-    ours = {"app.kubernetes.io/managed-by": MANAGER}
+    ours = {MANAGED_BY: MANAGER}
     for group, version, plural in OWNED:
         kopf.on.event(group, version, plural, labels=ours, registry=registry)(_owned(reconciler))
     return registry

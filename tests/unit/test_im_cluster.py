@@ -466,6 +466,13 @@ async def test_none_is_left_that_could_serve_beside_its_own_and_they_come_back(
     assert wanted(memory) == 2
 
 
+async def test_the_pods_of_somebody_else_are_not_taken_away(memory: Memory) -> None:
+    memory.put("StatefulSet", "fra-im", spec={"replicas": 3})
+    memory.held["IDC", "im-fra", "fra"]["spec"]["cores"] = "own"
+    await reconciler_of(memory).reconcile(KEY)
+    assert (wanted(memory), memory.status("IMCluster")["phase"]) == (3, "Blocked")
+
+
 async def test_an_idc_gets_a_core_of_its_own_once_the_others_are_gone(memory: Memory) -> None:
     reconciler = reconciler_of(memory)
     await started(memory, reconciler)

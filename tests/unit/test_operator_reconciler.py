@@ -40,6 +40,7 @@ class Memory(Cluster):
         self.parts: dict[tuple[tuple[str, str, str], str], Object] = {}  # of statuses, by manager
         self.events: list[Object] = []
         self.written: list[str] = []
+        self.asked: list[str] = []  # whose an object of this kind is
         self.trouble: Exception | None = None
         self.refuses = ""  # this kind
 
@@ -58,6 +59,11 @@ class Memory(Cluster):
 
     async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
         return [each for (k, ns, _), each in self.held.items() if (k, ns) == (kind, namespace)]
+
+    async def named(self, wanted: Object) -> Object | None:
+        self.asked.append(wanted["kind"])
+        metadata = wanted["metadata"]
+        return self.held.get((wanted["kind"], metadata["namespace"], metadata["name"]))
 
     async def apply(self, wanted: Object, status: bool = False, manager: str = MANAGER) -> Object:
         if self.trouble is not None:
@@ -215,6 +221,54 @@ async def test_what_stands_is_not_sent_again(memory: Memory, reconciler: Reconci
     memory.held["IDC", "im-fra", "fra"]["spec"]["service"] = "LoadBalancer"
     await reconciler.reconcile(KEY)
     assert memory.written == ["Service", "Service", "StatefulSet"]
+
+
+@pytest.mark.parametrize("kind", ["Service", "ServiceAccount", "NetworkPolicy", "StatefulSet"])
+async def test_what_somebody_else_has_made_is_not_written_over(
+    memory: Memory, reconciler: Reconciler, kind: str
+) -> None:
+    name = "fra-idc-peer" if kind == "Service" else "fra-idc"
+    memory.put(kind, name, spec={"of": "theirs"})
+    theirs = memory.held[kind, "im-fra", name]
+    said = (
+        f"{kind} {name} is somebody else's: delete it, or label it "
+        "app.kubernetes.io/managed-by=imctl-operator to have it taken over"
+    )
+    for _ in range(2):
+        with pytest.raises(Rejected):
+            await reconciler.reconcile(KEY)
+        assert memory.status()["blocked_by"] == [said]
+        assert memory.held[kind, "im-fra", name] == theirs
+    theirs["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "imctl-operator"}
+    await reconciler.reconcile(KEY)
+    assert memory.status()["phase"] == "Starting"
+    assert memory.held[kind, "im-fra", name].get("spec") != {"of": "theirs"}
+
+
+async def test_whose_an_object_is_is_asked_once(memory: Memory, reconciler: Reconciler) -> None:
+    await reconciler.reconcile(KEY)
+    assert len(memory.asked) == len(memory.written) - 1  # the status
+    memory.asked.clear()
+    memory.held["IDC", "im-fra", "fra"]["spec"]["service"] = "LoadBalancer"
+    await reconciler.reconcile(KEY)
+    assert memory.asked == []
+    name = Name("Service", "im-fra", "fra-idc-peer")
+    memory.put("Service", "fra-idc-peer", spec={"of": "theirs"})
+    reconciler.owned(KEY, name, "")  # ours was deleted, and one made in its place
+    with pytest.raises(Rejected, match="Service fra-idc-peer is somebody else's"):
+        await reconciler.reconcile(KEY)
+    assert memory.asked == ["Service"]
+
+
+async def test_what_was_made_for_it_is_taken_by_another_operator(memory: Memory) -> None:
+    """Also when somebody has taken the label away."""
+    await Reconciler(memory, FIGURES, lambda: NOW, Nobody()).reconcile(KEY)
+    wanted = dict(memory.held)
+    held = memory.held["Service", "im-fra", "fra-idc-peer"]
+    mine = {name: held["metadata"][name] for name in ("name", "namespace", "ownerReferences")}
+    memory.held["Service", "im-fra", "fra-idc-peer"] = {**held, "metadata": mine}
+    await Reconciler(memory, FIGURES, lambda: NOW, Nobody()).reconcile(KEY)
+    assert memory.held == wanted
 
 
 async def test_what_does_not_change_is_looked_at_less_and_less_often(
