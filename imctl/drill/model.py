@@ -252,11 +252,26 @@ def _control_modules(document: Mapping[str, Any]) -> list[str]:
 
 
 def with_values(drill: Drill, given: Mapping[str, str]) -> dict[str, Any]:
-    """The variables' values for one run. Raises BadInput for a name that the drill lacks."""
+    """The variables' values for one run, each of the type that the drill gives it. Raises BadInput
+    for a name that the drill lacks, and a value of another type."""
     values = drill.variables
     for name, value in given.items():
         if name not in values:
             names = ", ".join(values) or "none"
             raise BadInput(f"--var {name}: the drill {drill.name} has these variables: {names}")
-        values[name] = type(values[name])(value) if isinstance(values[name], int) else value
+        values[name] = _typed(name, values[name], value)
     return values
+
+
+def _typed(name: str, standing: object, given: str) -> Any:
+    if isinstance(standing, bool):  # of any text but none bool() would make True
+        if given not in ("true", "false"):
+            raise BadInput(f"--var {name}: expected true or false, got {given!r}")
+        return given == "true"
+    for kind, expected in ((int, "a whole number"), (float, "a number")):
+        if isinstance(standing, kind):
+            try:
+                return kind(given)
+            except ValueError as error:
+                raise BadInput(f"--var {name}: expected {expected}, got {given!r}") from error
+    return given

@@ -12,6 +12,7 @@ import yaml
 from imctl.drill.model import (
     ACTIONS,
     CONTROL,
+    EXTENSION,
     FIGURES,
     PROBES,
     WITHOUT_FAULTS,
@@ -26,6 +27,8 @@ POSSIBLE = WITHOUT_FAULTS | {
     "kill_idc", "wipe_idc", "start_idc", "crash", "partition", "isolate", "split", "slow", "heal",
     "skew_clock", "fill_disk",
 }  # fmt: skip
+# A drill holds up all others meanwhile, and its load is made in the operator's own pod.
+FAULT_MAX_S, USERS_MAX = 3600, 500
 _BESIDE = "drills break the pods of IDCs only"
 _STILL = "its liveness probe would have a pod that stands still started again"
 WHY_NOT = {
@@ -70,8 +73,22 @@ def judged(text: str, name: str) -> tuple[Drill | None, list[str]]:
         return None, problems
     drill, problems = check_text(text, path)
     if drill is not None and not problems:
-        problems = [f"{name}: {problem}" for problem in impossible(drill)]
+        found = (*impossible(drill), *too_much(drill))
+        problems = [f"{name}: {problem}" for problem in found]
     return drill, problems
+
+
+def too_much(drill: Drill) -> Iterator[str]:
+    """A line for each setting that anybody may have written and the operator does not bear."""
+    bounds = {
+        "fault_max_s": (drill.settings.fault_max_s, FAULT_MAX_S),
+        "load.users": (drill.settings.load.users, USERS_MAX),
+    }
+    names = [row.get("name") for row in drill.experiment.get("extensions") or []]
+    for field, (value, most) in bounds.items():
+        if value > most:
+            place = f"extensions[{names.index(EXTENSION)}].{field}"
+            yield f"{place}: expected at most {most}, got {value:g}"
 
 
 def strange(drill: Drill) -> Iterator[str]:

@@ -39,8 +39,6 @@ def text_of(spec: DrillRunSpec, own: str) -> tuple[str, list[str]]:
             model.with_values(drill, spec.var)
     except BadInput as error:
         return "", [str(error)]
-    except ValueError as error:
-        return "", [f"spec.var: {error}"]
     return text, problems
 
 

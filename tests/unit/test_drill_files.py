@@ -125,3 +125,34 @@ def test_variables_are_set_by_name() -> None:
     assert "sin" in dict(drill.idcs_named(values)).values()
     with pytest.raises(BadInput, match="has these variables: victim"):
         model.with_values(drill, {"vctim": "sin"})
+
+
+TYPED = {"wiped": True, "times": 3, "share": 0.5, "victim": "fra"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("wiped", "false", False), ("wiped", "true", True), ("times", "4", 4),
+        ("share", "1", 1.0), ("victim", "true", "true"),
+    ],
+)  # fmt: skip
+def test_a_variable_keeps_its_type(name: str, given: str, value: object) -> None:
+    drill = model.Drill("x", Path("x.yaml"), {"configuration": dict(TYPED)})
+    found = model.with_values(drill, {name: given})[name]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("wiped", "no", "true or false"), ("wiped", "", "true or false"),
+        ("wiped", "False", "true or false"), ("times", "1.5", "a whole number"),
+        ("share", "half", "a number"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(name: str, given: str, expected: str) -> None:
+    drill = model.Drill("x", Path("x.yaml"), {"configuration": dict(TYPED)})
+    with pytest.raises(BadInput) as raised:
+        model.with_values(drill, {name: given})
+    assert str(raised.value) == f"--var {name}: expected {expected}, got {given!r}"

@@ -92,6 +92,24 @@ def test_what_pods_do_not_take_is_refused_with_its_reason(func: str, why: str) -
     assert [f"provider.func: {func}: {why}; expected one of" in each for each in problems] == [True]
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"fault_max_s": 3600, "load": {"users": 500}}, []),
+        ({"fault_max_s": 3601}, ["fault_max_s: expected at most 3600, got 3601"]),
+        ({"fault_max_s": float("inf")}, ["fault_max_s: expected at most 3600, got inf"]),
+        ({"load": {"users": 501}}, ["load.users: expected at most 500, got 501"]),
+    ],
+)
+def test_what_the_operator_does_not_bear(settings: dict[str, Any], why: list[str]) -> None:
+    document = yaml.safe_load((FOLDER / "idc-loss.yaml").read_text())
+    (own,) = document["extensions"]
+    own |= settings
+    drill, problems = onpods.judged(yaml.safe_dump(document), "mine")
+    assert problems == [f"mine: extensions[0].{each}" for each in why]
+    assert drill is not None, "what is under way already is undone by what its file says"
+
+
 def test_a_link_of_pods_is_cut_in_silence_only() -> None:
     text = (FOLDER / "wan-partition.yaml").read_text()
     document = yaml.safe_load(text)

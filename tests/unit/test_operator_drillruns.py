@@ -23,6 +23,7 @@ from tests.unit.test_operator_objects import FIGURES, region
 from tests.unit.test_operator_reconciler import NOW, Memory, Nobody
 
 PAUSES = model.find("idc-loss").read_text().replace("func: kill_idc", "func: pause_idc")
+USERS = model.find("idc-loss").read_text().replace("users: 18", "users: 501")
 KEY = Key("DrillRun", "im-fra", "loss", asks=True)
 SPEC: dict[str, Any] = {
     "region": "two-idc", "drill": "idc-loss", "certificate": "imctl-admin",
@@ -253,6 +254,10 @@ async def test_only_who_is_allowed_there_breaks_an_idc(
     [
         ({"var": {"foe": "dub"}}, "--var foe: the drill idc-loss has these variables: victim"),
         ({"drill": None, "experiment": PAUSES}, "which is what can be done to pods"),
+        (
+            {"drill": None, "experiment": USERS},
+            "loss: extensions[0].load.users: expected at most 500, got 501",
+        ),
         ({"drill": "nothing"}, "expected a drill file, or one of"),
         ({"drill": None, "experiment": "- 1"}, "loss: expected an experiment"),
         ({"namespaces": {"sin": "im-sin"}}, "spec.namespaces: expected some of"),
