@@ -241,6 +241,13 @@ class LagStatus(Model):
     records: int = Field(description="known to exist and not held here")
 
 
+class AppliedStatus(Model):
+    """How far the IDC has folded a log."""
+
+    origin: str = Field(description="whose log: an IDC and its incarnation")
+    lsns: list[int] = Field(description="the last lsn that is folded, by partition from 0 on")
+
+
 class ProcessStatus(Model):
     """What the process says of itself."""
 
@@ -249,6 +256,10 @@ class ProcessStatus(Model):
     serving: bool = Field(description="clients are taken")
     sessions: int = Field(description="clients that are connected")
     lag: list[LagStatus] = Field(description="by other IDC")
+    applied: list[AppliedStatus] = Field(
+        default_factory=list,
+        description="by origin; where nothing else changes it is up to 30 s old",
+    )
     alarms: list[str] = Field(description="empty when all is well")
 
 

@@ -14,6 +14,7 @@ from imctl.reconcile.observed import Object, Owner, Tell
 from imctl.reconcile.peers import SILENT, Peers
 
 LOOK_S = 5.0
+APPLIED_S = 30.0  # between writes of how far logs are folded, which every message changes
 LATE_S = 3 * LOOK_S  # what an IDC said before is not taken for what it says now
 
 
@@ -35,7 +36,9 @@ class Looks:
         self._wall = wall
         self._tell = tell
         self._held = held
-        self._heard: dict[tuple[str, str], str] = {}  # namespace and name of an IDC: when; RFC 3339
+        # By namespace and name of an IDC, when; RFC 3339.
+        self._heard: dict[tuple[str, str], str] = {}
+        self._written: dict[tuple[str, str], str] = {}
 
     @staticmethod
     def is_of_use(document: Object) -> bool:
@@ -103,9 +106,10 @@ class Looks:
             "Reachable", holds, reason, message, before, owner.generation, self._wall()
         )
         status = {**said, "conditions": [reachable]}
-        differs = seen.differs(status, before)
+        differs = seen.differs(status, before) and self._is_due(owner, status, before)
         if differs:
             await self._write(owner, status)
+            self._written[owner.namespace, owner.name] = self._wall()
         if holds:
             self._heard[owner.namespace, owner.name] = self._wall()
         else:
@@ -115,6 +119,15 @@ class Looks:
         old = [each for each in before.get("conditions", ()) if each["type"] == "Reachable"]
         if [each["status"] for each in old] != [reachable["status"]]:
             await self._tell(seen.event(owner, reason, message, self._wall(), not holds))
+
+    def _is_due(self, owner: Owner, status: Object, before: Object) -> bool:
+        """Whether a change is worth a write now: each is an event for all that stands beside it."""
+        was = before.get("process", {}).get("applied", [])
+        same = {**status.get("process", {}), "applied": was}
+        if seen.differs({**status, "process": same}, before):
+            return True
+        at = self._written.get((owner.namespace, owner.name))
+        return at is None or passed_s(at, self._wall()) >= APPLIED_S
 
     async def _write(self, owner: Owner, status: Object) -> None:
         await self._cluster.apply(seen.status_object(owner, status), status=True, manager=LOOKER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from imctl.api.model import IdcSpec, LagStatus, ProcessStatus
+from imctl.api.model import AppliedStatus, IdcSpec, LagStatus, ProcessStatus
 from imctl.reconcile.moments import passed_s
 from imctl.reconcile.observed import Owner
 from services.control.rules import Blocker, Change, Kind
@@ -37,6 +37,10 @@ def process_of(document: Mapping[str, Any], idc: str) -> ProcessStatus:
         serving=bool(document.get("serving")),
         sessions=int(document.get("sessions") or 0),
         lag=list(lags.values()),
+        applied=[
+            AppliedStatus(origin=origin, lsns=[int(lsn) for lsn in lsns])
+            for origin, lsns in sorted((document.get("applied") or {}).items())
+        ],
         alarms=[str(each) for each in document.get("alarms", ())],
     )
 

@@ -70,7 +70,8 @@ async def test_the_status_shows_what_the_process_says(
     assert await reconciler.reconcile(KEY) == LOOK_S
     assert memory.status()["process"] == {
         "state": "active", "epoch": 4, "serving": True, "sessions": 12,
-        "lag": [{"peer": "dub", "ms": 40, "records": 2}], "alarms": ["the disk is full"],
+        "lag": [{"peer": "dub", "ms": 40, "records": 2}], "applied": [],
+        "alarms": ["the disk is full"],
     }  # fmt: skip
     assert reachable(memory)[0] == "True"
     memory.written.clear()
@@ -101,6 +102,31 @@ async def test_one_that_falls_silent_keeps_what_it_said_last(
     assert reachable(memory) == ("False", "fra does not answer")
     assert memory.status()["process"]["sessions"] == 12
     assert [each["reason"] for each in memory.events] == ["Answers", "Silent"]
+
+
+async def test_how_far_logs_are_folded_stands_there_and_is_written_now_and_then(
+    memory: Memory, world: World
+) -> None:
+    now = [NOW]
+    reconciler = Reconciler(memory, FIGURES, lambda: now[0], world)
+
+    async def look(lsn: int, at: str, **more: Any) -> list[int]:
+        now[0] = f"2026-01-01T00:00:{at}Z"
+        applied = {"fra.1": [lsn, 7], "dub.2": [3, 4]}
+        world.said = {**SAID, "applied": applied, **more}
+        await reconciler.reconcile(KEY)
+        (dub, fra) = memory.status()["process"]["applied"]
+        assert dub == {"origin": "dub.2", "lsns": [3, 4]} and fra["origin"] == "fra.1"
+        return list(fra["lsns"])
+
+    assert await look(5, "00") == [5, 7]
+    written = len(memory.written)
+    assert await look(6, "05") == [5, 7]
+    assert len(memory.written) == written, "each message changes it"
+    assert await look(7, "29") == [5, 7]
+    assert await look(8, "30") == [8, 7]
+    assert await look(9, "35", sessions=13) == [9, 7]
+    assert await look(10, "40", sessions=13) == [9, 7]
 
 
 async def test_without_a_certificate_nobody_is_asked(
