@@ -402,9 +402,6 @@ def container(
     """With the process of an IDC or a witness. ``more``: arguments, beside the part's own."""
     # An event loop has one core at most; a witness nearly none.
     cpu = "1" if part.clients else "100m"
-    # Readiness: what listens last and first closes, so it is found and serves. Of several cores
-    # the one that serves is reached by others already while it starts: they may need its registry.
-    serves = part.peer if part.shared else part.clients.get("ipconf", part.peer)
     return {
         "name": name,
         "image": image,
@@ -420,7 +417,7 @@ def container(
         "resources": room(resources, cpu, part.memory_mib),
         "securityContext": deepcopy(CONTAINER_SECURITY),
         **_lives(part),
-        "readinessProbe": _probe(serves, 2, 2),
+        "readinessProbe": _serves(part),
         "volumeMounts": [*deepcopy(MOUNTS), *mounts],
     }
 
@@ -565,6 +562,18 @@ def _lives(part: Part) -> Object:
         return {} if part.shared else probes
     start = asked("/livez", part.metrics, 2, 150) if part.shared else _probe(part.peer, 2, 150)
     return {"startupProbe": start, "livenessProbe": asked("/livez", part.metrics, 10, 6)}
+
+
+def _serves(part: Part) -> Object:
+    """Readiness: what the process itself says, where it is asked: that a gateway of it is in
+    discovery. Where gateways are apart that would take ipconf and files away with the last of
+    them. There, and where nobody is asked: what listens last and first closes. Of several cores the
+    one that serves is reached by others already while it starts: they may need its registry."""
+    if part.shared:
+        return _probe(part.peer, 2, 2)
+    if part.metrics and "gateway-1" in part.clients:
+        return asked("/readyz", part.metrics, 2, 3)
+    return _probe(part.clients.get("ipconf", part.peer), 2, 2)
 
 
 def asked(path: str, port: int, period_s: int, failures: int) -> Object:

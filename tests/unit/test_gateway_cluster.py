@@ -82,6 +82,9 @@ def test_an_idc_with_its_gateways_apart_has_none_of_its_own() -> None:
     args = " ".join(container["args"])
     assert "--roles im,route,ipconf,control" in args
     assert [port["name"] for port in container["ports"]] == ["ipconf", "peer", "metrics"]
+    # Its ipconf answers without gateways too: by its own word it would be out of service with them.
+    ipconf = container["ports"][0]["containerPort"]
+    assert container["readinessProbe"]["tcpSocket"]["port"] == ipconf
     (clients,) = [each for each in whole if each["metadata"]["name"] == "fra-idc-clients"]
     assert [port["name"] for port in clients["spec"]["ports"]] == ["ipconf"]
 

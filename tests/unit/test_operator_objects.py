@@ -162,12 +162,14 @@ def test_a_process_that_hangs_is_told_by_its_own_answer_where_it_gives_one() -> 
     (metrics,) = [each for each in container["ports"] if each["name"] == "metrics"]
     asked = {"scheme": "HTTPS", "path": "/livez", "port": metrics["containerPort"]}
     assert container["livenessProbe"]["httpGet"] == asked
+    assert container["readinessProbe"]["httpGet"] == asked | {"path": "/readyz"}
     spec = region().spec
     ends = spec.idcs[0].endpoints.model_copy(update={"metrics": None})
     idcs = [spec.idcs[0].model_copy(update={"endpoints": ends}), *spec.idcs[1:]]
     without = region().model_copy(update={"spec": spec.model_copy(update={"idcs": idcs})})
     (container,) = pod_of("idc", without)["containers"]
     assert "tcpSocket" in container["livenessProbe"]
+    assert "tcpSocket" in container["readinessProbe"]
     assert "metrics" not in {each["name"] for each in container["ports"]}
 
 
