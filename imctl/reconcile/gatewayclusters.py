@@ -52,8 +52,11 @@ class GatewayClusters:
         found = await self._see(owner, spec, document)
         decision = decide(owner, spec, found, self._figures)
         before = await self._begin_step(owner, decision, before, applied)
+        if not owner.deleting:  # before there are any that could have clients
+            await self._hold(owner, document, found)
         settled, changing = await self._besides.bring(owner, decision, found, before, applied)
-        await self._hold(owner, document, found)
+        if owner.deleting:
+            await self._hold(owner, document, found)
         return settled and not found.stay, changing
 
     async def _begin_step(

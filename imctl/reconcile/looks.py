@@ -64,8 +64,8 @@ class Looks:
         if held and not process.is_kept(spec):
             await self._hold(owner, spec, document, [])
             held = False
-        elif process.is_kept(spec) and not held and not owner.deleting:
-            await self._hold(owner, spec, document, [process.FINALIZER])
+        else:
+            await self.secure(owner, spec, document)
         if owner.deleting:
             return await self._empty(owner, spec, document) if held else None
         await self._ask(owner, spec, document.get("status", {}))
@@ -78,6 +78,11 @@ class Looks:
             return None, {}
         assert spec.role_certificate is not None
         return region, await needs.secret_of(self._cluster, owner, spec.role_certificate)
+
+    async def secure(self, owner: Owner, spec: IdcSpec, document: Object) -> None:
+        """Before a pod of it is made: one whose object goes at once would go with its clients."""
+        if process.is_kept(spec) and not owner.deleting and not process.is_held(document):
+            await self._hold(owner, spec, document, [process.FINALIZER])
 
     async def _hold(self, owner: Owner, spec: IdcSpec, document: Object, by: list[str]) -> None:
         await self._cluster.finalizers(document, by)

@@ -333,6 +333,8 @@ class Reconciler:
         observed = await self._observe(owner, spec, document)
         decision = decide(owner, spec, observed, self._figures)
         applied = self._applied.setdefault(key, Applied())
+        if decision.apply and isinstance(spec, IdcSpec):
+            await self._looks.secure(owner, spec, document)
         try:
             await self._cluster.apply_all(decision.apply, applied)
         except Rejected as error:

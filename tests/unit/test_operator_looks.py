@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -155,6 +156,49 @@ async def test_it_is_drained_before_it_goes(
     assert await reconciler.reconcile(KEY) is None
     assert idc(memory)["metadata"]["finalizers"] == []
     assert [each["reason"] for each in memory.events] == ["Answers", "Kept", "LetGo"]
+
+
+@pytest.mark.parametrize("deletion", ["drain", "at_once"])
+async def test_no_pod_is_made_before_its_object_waits_for_its_drain(
+    memory: Memory, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, deletion: str
+) -> None:
+    """Another queue asks the processes, and may be late."""
+    keys = dict.fromkeys(("ca.crt", "tls.crt", "tls.key"), "")
+    memory.put("Secret", "fra-certificate", data=keys)
+    memory.put("Secret", "region-keys", data={"region-keys.json": ""})
+    idc(memory)["spec"]["deletion"] = deletion
+    workload = ("StatefulSet", "im-fra", "fra-idc")
+    with monkeypatch.context() as patch:
+
+        async def finalizers(document: Object, names: Sequence[str]) -> None:
+            assert workload not in memory.held
+            raise Unavailable("no answer")
+
+        patch.setattr(memory, "finalizers", finalizers)
+        if deletion == "drain":
+            with pytest.raises(Unavailable):
+                await reconciler.reconcile(KEY._replace(asks=False))
+            assert workload not in memory.held
+    await reconciler.reconcile(KEY._replace(asks=False))
+    assert workload in memory.held
+    held = [FINALIZER] if deletion == "drain" else []
+    assert idc(memory)["metadata"].get("finalizers", []) == held
+
+
+async def test_no_gateway_is_made_before_it_waits_for_the_drain(
+    memory: Memory, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idc(memory)["spec"]["gateways"] = "apart"
+    memory.put("GatewayCluster", "fra", spec={"idc": "fra", "replicas": 1})
+    await reconciler.reconcile(KEY)
+
+    async def finalizers(document: Object, names: Sequence[str]) -> None:
+        raise Unavailable("no answer")
+
+    monkeypatch.setattr(memory, "finalizers", finalizers)
+    with pytest.raises(Unavailable):
+        await reconciler.reconcile(GATEWAYS)
+    assert ("StatefulSet", "im-fra", "fra-gateway") not in memory.held
 
 
 async def test_what_stands_against_its_drain_is_told_and_not_asked_for(
