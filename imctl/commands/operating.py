@@ -45,6 +45,14 @@ def run(
             show_default=False,
         ),
     ] = "",
+    cluster_lease_namespace: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Without --namespace: namespace of the second Lease, which lets one operator work "
+            "in all namespaces. Must be the same for all operators of the cluster.",
+        ),
+    ] = "default",
     context: Annotated[
         str,
         typer.Option(
@@ -91,7 +99,8 @@ def run(
     It runs the pods of IDC, IMCluster, GatewayCluster, RouteCluster and Witness objects, moves
     traffic for TrafficOperation objects, runs drills for Drill and DrillRun objects (see --drills),
     and reports the status of Region, Replication and GeoPolicy objects. Of several operators only
-    the one that holds the Lease is active.
+    the one that holds the Lease is active. Without --namespace it also needs a second Lease, so
+    that only one in the cluster works in all namespaces.
 
     Exit status: 0 stopped, 1 the lease was lost or there is no cluster.
 
@@ -116,11 +125,11 @@ def run(
     figures = Figures.of(yaml.safe_load(text))
     clock = SystemClock()
     namespaces = namespace or []
-    asyncio.run(
-        run_operator(
-            identity, where, namespaces, figures, clock, audit, context, hook, drills, shown
-        )
-    )
+    running = run_operator(
+        identity, where, cluster_lease_namespace, namespaces, figures, clock, audit, context,
+        hook, drills, shown,
+    )  # fmt: skip
+    asyncio.run(running)
 
 
 @operator.command("crds")

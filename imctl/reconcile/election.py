@@ -36,8 +36,17 @@ class Leases(Protocol):
 
 
 class Election:
-    def __init__(self, leadership: Leadership, cluster: Leases, clock: Clock) -> None:
+    """``after``: another one, which has to be won first. What is meant to be alone in the cluster
+    holds two leases: that of its own kind, as replicas of one deployment have it, and one that all
+    of them have in common. None holds the second and waits for the first."""
+
+    def __init__(
+        self, leadership: Leadership, cluster: Leases, clock: Clock, after: Election | None = None
+    ) -> None:
         self.leadership = leadership
+        self._after = after
+        self._barred: float | None = None  # since when another's lease alone keeps it from leading
+        self._told = ""  # of which holder
         self.leads = asyncio.Event()
         self.renewed_ms = 0  # the time of day of the last renewal that was taken; 0: none was
         self._heard: float | None = None  # when the API server last answered for the lease
@@ -67,7 +76,7 @@ class Election:
             if self.leads.is_set():
                 self._demand(now)
                 soon = min(soon, one.left(now))
-            await asyncio.sleep(max(0.0, soon))
+            await self._pause(max(0.0, soon))
 
     async def _once(self) -> bool:
         one, lease = self.leadership, self._last
@@ -77,13 +86,40 @@ class Election:
             one.seen(lease, self._clock.now())
             self._heard = self._clock.now()
         now = self._clock.now()
-        if not one.may_take(now):
+        if self._after is not None and not self._after.leading():
             return False
+        if not one.may_take(now):
+            self._tell_of_other(now)
+            return False
+        self._barred = None
         body, limit_s = one.body(lease, _precise(self._clock)), self._limit_s()
         self._last = await self._cluster.write(body, limit_s)
         one.written(self._last, now)
         self._heard, self.renewed_ms = self._clock.now(), self._clock.wall_ms()
         return True
+
+    async def _pause(self, soon: float) -> None:
+        """Shorter when the lease that comes first is won."""
+        if self._after is None or self._after.leads.is_set():
+            await asyncio.sleep(soon)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(soon):
+                await self._after.leads.wait()
+
+    def _tell_of_other(self, now: float) -> None:
+        """Once for each: not of a predecessor, whose lease just has not ended yet."""
+        one = self.leadership
+        if self._after is None:
+            return
+        self._barred = now if self._barred is None else self._barred
+        if now - self._barred >= LEASE_S and self._told != one.holder:
+            self._told = one.holder
+            log.error(
+                "another operator works in all namespaces, too: %s holds the Lease %s/%s. This one "
+                "does nothing meanwhile; uninstall one of the two, or give them namespaces",
+                one.holder, one.namespace, one.name,
+            )  # fmt: skip
 
     def leading(self) -> bool:
         return self.leads.is_set() and self.leadership.left(self._clock.now()) > 0

@@ -34,6 +34,7 @@ from imctl.reconcile.reconciler import OWNERS, Key, Reconciler
 
 log = logging.getLogger("im.operator")
 KEEP_S = 1.0
+OF_ALL = f"{MANAGER}-of-all-namespaces"  # the Lease of the one that works in all of them
 OWNED = (
     ("apps", "v1", "statefulsets"), ("apps", "v1", "deployments"), ("", "v1", "services"),
 )  # fmt: skip
@@ -54,6 +55,7 @@ class Webhook(NamedTuple):
 async def run(
     identity: str,
     lease_namespace: str,
+    cluster_lease_namespace: str,
     namespaces: Sequence[str],
     figures: Mapping[str, float],
     clock: Clock,
@@ -63,7 +65,9 @@ async def run(
     drills: Path | None = None,
     metrics: Address | None = None,
 ) -> None:
-    """Until SIGTERM. ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
+    """Until SIGTERM. ``lease_namespace``: where replicas of one deployment elect the active one;
+    ``cluster_lease_namespace``: where all do that work in all namespaces, whoever deployed them.
+    ``namespaces``: those that it works in; none: all. ``audit``: a folder for the
     audit chains of what it asks of regions; ``drills``: for the drills that it runs; None: none.
     ``metrics``: where it serves them and its probes. Raises NotLeading when the lease is lost:
     nothing of this process may go on then; ImError without a cluster."""
@@ -72,12 +76,13 @@ async def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await connect(context)
-    leadership = Leadership(identity, lease_namespace, MANAGER)
+    leaderships = leaderships_of(identity, lease_namespace, cluster_lease_namespace, namespaces)
 
     def may_write_s() -> float:
-        left = leadership.left(clock.now())
-        if left <= 0:
-            raise NotLeading(f"the lease was not renewed in time; {leadership.holder} holds it")
+        now = clock.now()
+        shortest = min(leaderships, key=lambda each: each.left(now))
+        if (left := shortest.left(now)) <= 0:
+            raise NotLeading(f"the lease was not renewed in time; {shortest.holder} holds it")
         return left
 
     async with contextlib.AsyncExitStack() as stack:
@@ -85,7 +90,10 @@ async def run(
             await stack.enter_async_context(admission.serving(*webhook.at, webhook.certificate))
         api = await stack.enter_async_context(ApiClient())
         cluster = Cluster(api, may_write_s)
-        election = Election(leadership, cluster, clock)
+        elections: list[Election] = []
+        for one in leaderships:
+            elections.append(Election(one, cluster, clock, elections[-1] if elections else None))
+        election = elections[-1]  # who has won it has won them all
         peers = Peers(clock, audit)
         driller = Driller(drills, may_write_s, context) if drills is not None else None
         reconciler = Reconciler(
@@ -95,24 +103,36 @@ async def run(
             shown = monitor.OperatorCollector(election, reconciler, cluster.calls)
             serving = monitor.serving(*metrics, shown, election.not_ready)
             await stack.enter_async_context(serving)
-        lease = asyncio.ensure_future(election.run())
+        leases = [asyncio.ensure_future(each.run()) for each in elections]
         stopping = asyncio.ensure_future(stopped.wait())
         keeping = asyncio.ensure_future(_keep(driller))
         work = asyncio.ensure_future(_lead(election.leads, reconciler, namespaces))
         try:
             done, _ = await asyncio.wait(
-                (lease, stopping, work, keeping), return_when=asyncio.FIRST_COMPLETED
+                (*leases, stopping, work, keeping), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done - {stopping}:
                 task.result()
         finally:
-            for task in (work, stopping, lease, keeping):
+            tasks = (work, stopping, keeping, *leases)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(work, stopping, lease, keeping, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             if driller is not None:
                 driller.close()
-        if leadership.left(clock.now()) > 0:
-            await election.give_back()
+        for each in reversed(elections):
+            if each.leadership.left(clock.now()) > 0:
+                await each.give_back()
+
+
+def leaderships_of(
+    identity: str, namespace: str, cluster_namespace: str, namespaces: Sequence[str]
+) -> list[Leadership]:
+    """In the order of winning them."""
+    own = Leadership(identity, namespace, MANAGER)
+    if namespaces:
+        return [own]
+    return [own, Leadership(identity, cluster_namespace, OF_ALL)]
 
 
 async def _keep(driller: Driller | None) -> None:

@@ -12,6 +12,7 @@ from imcore.errors import Unavailable
 from imctl.reconcile.cluster import Conflict
 from imctl.reconcile.election import Election
 from imctl.reconcile.lease import RENEW_WITHIN_S, Leadership, NotLeading
+from imctl.reconcile.run import leaderships_of
 from services.sim.loop import SimLoop
 
 
@@ -84,6 +85,95 @@ def simulated(work: Coroutine[Any, Any, Any]) -> Any:
 
 def candidate(server: Any, name: str = "a") -> Election:
     return Election(Leadership(name, "ns", "op"), server, LoopClock())
+
+
+class Places:
+    """Leases by namespace."""
+
+    def __init__(self, *namespaces: str) -> None:
+        self.servers = {each: Server() for each in namespaces}
+
+    async def get(
+        self, api: str, kind: str, namespace: str, name: str, limit_s: float = 5.0
+    ) -> Any:
+        return await self.servers[namespace].get(api, kind, namespace, name, limit_s)
+
+    async def write(self, body: Any, limit_s: float) -> Any:
+        return await self.servers[body["metadata"]["namespace"]].write(body, limit_s)
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "leases"),
+    [
+        ([], [("a", "imctl-operator"), ("default", "imctl-operator-of-all-namespaces")]),
+        (["im-fra"], [("a", "imctl-operator")]),
+    ],
+)
+def test_who_works_in_all_namespaces_needs_a_lease_that_all_of_those_have_in_common(
+    namespaces: list[str], leases: list[tuple[str, str]]
+) -> None:
+    found = leaderships_of("one", "a", "default", namespaces)
+    assert [(each.namespace, each.name) for each in found] == leases
+
+
+class Release:
+    """A replica of one that works in all namespaces."""
+
+    def __init__(self, places: Places, namespace: str, name: str) -> None:
+        own = Election(Leadership(name, namespace, "op"), places, LoopClock())
+        every = Leadership(name, "default", "all")
+        self.last = Election(every, places, LoopClock(), own)
+        self.running = [asyncio.ensure_future(each.run()) for each in (own, self.last)]
+
+    def end(self) -> None:
+        for each in self.running:
+            each.cancel()
+
+
+def test_of_two_releases_that_work_in_all_namespaces_one_leads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work() -> None:
+        places = Places("a", "b", "default")
+        one = Release(places, "a", "one")
+        await one.last.leads.wait()
+        two = Release(places, "b", "two")
+        await asyncio.sleep(60)
+        assert one.last.leading() and not two.last.leading()
+        assert places.servers["b"].lease["spec"]["holderIdentity"] == "two"
+        told = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+        (said,) = told
+        assert "one holds the Lease default/all" in said
+        one.end()
+        began = LoopClock().now()
+        await two.last.leads.wait()
+        assert LoopClock().now() - began < 15
+        two.end()
+
+    simulated(work())
+
+
+@pytest.mark.parametrize("killed", [1.0, 3.7, 6.01])
+def test_a_replica_follows_as_soon_with_two_leases_as_with_one(
+    caplog: pytest.LogCaptureFixture, killed: float
+) -> None:
+    """And none holds the one while it waits for the other."""
+
+    async def work() -> float:
+        places = Places("a", "default")
+        first = Release(places, "a", "first")
+        await first.last.leads.wait()
+        second = Release(places, "a", "second")
+        await asyncio.sleep(killed)
+        assert places.servers["default"].lease["spec"]["holderIdentity"] == "first"
+        first.end()
+        began = LoopClock().now()
+        await second.last.leads.wait()
+        second.end()
+        return LoopClock().now() - began
+
+    assert simulated(work()) < 15
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
 async def leads_without_a_break(server: Server, seconds: float) -> float:
