@@ -19,7 +19,7 @@ from benchmarks.deployment import Consumer, one_idc, running
 from benchmarks.generator import Generator, generator
 
 LIMIT_MS = 10.0
-AIM_PER_S = 2000
+FLOOR_PER_S, AIM_PER_S = 5_000, 10_000  # durable messages, whatever the latency
 ACHIEVED = 0.97  # of what is offered
 START_PER_S = 400.0
 LOWEST_PER_S = 50.0
@@ -165,9 +165,10 @@ async def run(quick: bool) -> None:
         "TLS": await measure(False, seconds),
         "gateway apart": await measure(False, seconds, apart=True),
     }
-    print(f"highest rate with p99 of ack and receipt under {LIMIT_MS:g} ms (aim {AIM_PER_S}/s):")
+    print(f"highest rate with p99 of ack and receipt under {LIMIT_MS:g} ms:")
     _compare({name: each.in_time for name, each in found.items()})
-    print("highest rate that was kept up with, whatever the latency:")
+    bounds = f"floor {FLOOR_PER_S}/s, aim {AIM_PER_S}/s"
+    print(f"highest rate that was kept up with, whatever the latency ({bounds}):")
     _compare({name: each.kept_up for name, each in found.items()})
 
 
