@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
@@ -29,7 +30,9 @@ IPCONF_S = 5.0
 class Pages:
     """For one user's device. ``session``: what the page is told of itself, its token too."""
 
-    def __init__(self, session: dict[str, str], ipconf_urls: list[str], ca_file: Path) -> None:
+    def __init__(
+        self, session: Mapping[str, str | int], ipconf_urls: list[str], ca_file: Path
+    ) -> None:
         """Raises BadInput when the CA cannot be read."""
         self._session = session
         self._urls = ipconf_urls

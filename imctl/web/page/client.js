@@ -8,6 +8,11 @@ const WANT = 2n; // SendAck.outcome
 const CLAIMS_MAX = 64; // of what is shown, that a send names
 const PULL_LIMIT = 200n;
 const ASK_MS = 10_000;
+// Whoever comes back unasked would put the other one out; as the SDK has them.
+const FOR_GOOD = new Map([
+  ["replaced", "this device is connected elsewhere; reload the page to connect here"],
+  ["kicked", "the session of this device was ended; reload the page to sign in again"],
+]);
 
 const originKey = (origin) => `${origin.string(1)}.${origin.int(2)}`;
 
@@ -160,6 +165,7 @@ export class Client {
     this.store = new Store(session);
     this.conversations = new Map();
     this.status = "connecting";
+    this.stopped = ""; // why it does not connect again
     this.where = "";
     this.problem = "";
     this.acked = new Map(); // `conversation cid` -> {origin, partition, lsn}
@@ -188,7 +194,7 @@ export class Client {
   // ------------------------------------------------------------------------------- connecting
 
   async run() {
-    for (let wait = 250; ; ) {
+    for (let wait = 250; !this.stopped; ) {
       let again = 0;
       try {
         again = await this.#connection();
@@ -198,11 +204,14 @@ export class Client {
         again = Math.max(error.retryMs ?? 0, wait);
         wait = Math.min(wait * 2, 8000);
       }
-      if (this.status === "replaced") return;
+      if (this.stopped) break;
       this.status = "connecting";
       this.changed();
       await new Promise((done) => setTimeout(done, again * (1 + Math.random() / 2)));
     }
+    this.status = this.stopped;
+    this.problem = FOR_GOOD.get(this.stopped) ?? "";
+    this.changed();
   }
 
   async #connection() {
@@ -214,7 +223,7 @@ export class Client {
         return await this.#at(at, answer);
       } catch (error) {
         this.problem = error.message;
-        if (error instanceof Refused) throw error;
+        if (error instanceof Refused || this.stopped) throw error;
       }
     }
     throw new Error(this.problem || "no gateway answers");
@@ -230,7 +239,12 @@ export class Client {
     this.lastId = 0;
     this.again = 250;
     const decoder = new Decoder();
-    const ended = new Promise((done) => (socket.onclose = done));
+    const open = this.open;
+    const lose = () => {
+      for (const { no } of open.values()) no(new Error("the connection was lost"));
+      open.clear();
+    };
+    const ended = new Promise((done) => (socket.onclose = () => { lose(); done(); }));
     socket.onmessage = ({ data }) => {
       try {
         for (const frame of decoder.feed(new Uint8Array(data))) this.#received(frame);
@@ -256,8 +270,7 @@ export class Client {
     } finally {
       clearInterval(beating);
       socket.close();
-      for (const { no } of this.open.values()) no(new Error("the connection was lost"));
-      this.open.clear();
+      lose();
       this.sending.clear();
     }
   }
@@ -328,7 +341,7 @@ export class Client {
       const close = event.message(13);
       this.problem = `closed: ${close.string(1)}`;
       this.again = Math.max(Number(close.int(2)), 250);
-      if (close.string(1) === "replaced") this.status = "replaced";
+      if (FOR_GOOD.has(close.string(1))) this.stopped = close.string(1);
     } else if (event.has(14)) {
       const told = event.message(14), origin = originKey(told.message(1));
       this.store.drop(({ conversation, cid }) => {
