@@ -37,11 +37,12 @@ def web(
     Example: imctl web ann --no-browser
     """
     target = deployment.find(data)
-    session = {
+    session: dict[str, str | int] = {
         "uid": uid,
         "device": device,
         "token": token_for(target, uid, device, SystemClock()),
         "region": target.region.metadata.name,
+        "content_bytes_max": target.region.spec.messages.content_bytes_max,
     }
     pages = Pages(session, ipconf_urls(target), target.pki / "ca.pem")
     asyncio.run(_serve(pages, port, browser))

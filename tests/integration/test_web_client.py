@@ -82,7 +82,13 @@ class ScriptedPages(Pages):
 @asynccontextmanager
 async def scripted(folder: Path) -> AsyncIterator[ScriptedPages]:
     pki.init(folder / "pki", {}, datetime.now(UTC))
-    session: dict[str, str | int] = {"uid": "ann", "device": "web", "token": "t", "region": "lab"}
+    session: dict[str, str | int] = {
+        "uid": "ann",
+        "device": "web",
+        "token": "t",
+        "region": "lab",
+        "content_bytes_max": 1_000,
+    }
     pages = ScriptedPages(session, folder / "pki" / "ca.pem")
     await pages.start(0)
     try:

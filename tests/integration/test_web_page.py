@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
+from imcore.limits import CONTENT_BYTES_MAX
 from imcore.pki import load_region_keys
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
@@ -25,7 +27,13 @@ SHOWN = "[...document.querySelectorAll('#messages li')].map(li => li.firstChild.
 async def pages_of(node: Node, folder: Path, uid: str) -> AsyncIterator[Pages]:
     keys = load_region_keys(folder / "pki")
     token = mint(keys, Claims(uid, "web", SystemClock().wall_ms() + 600_000))
-    session = {"uid": uid, "device": "web", "token": token, "region": "lab"}
+    session: dict[str, str | int] = {
+        "uid": uid,
+        "device": "web",
+        "token": token,
+        "region": "lab",
+        "content_bytes_max": CONTENT_BYTES_MAX,
+    }
     ipconf = f"https://{node.config.idc.endpoints.ipconf}"
     pages = Pages(session, ["https://127.0.0.1:1", ipconf], folder / "pki" / "ca.pem")
     await pages.start(0)
@@ -84,6 +92,41 @@ async def test_two_people_chat_in_browsers_through_reload_and_restart(
             await browser.until(page, f"{SHOWN}.at(-1) === '<b>kept</b>'")
             assert await browser.run(page, SHOWN) == [*order, "<b>kept</b>"]
             assert await browser.run(page, "document.querySelector('b') === null")
+
+
+def largest(spec: dict[str, Any]) -> None:
+    spec["messages"] = {"content_bytes_max": CONTENT_BYTES_MAX}
+
+
+async def test_the_largest_content_arrives_and_larger_is_not_taken(
+    chromium: str, tmp_path: Path
+) -> None:
+    async with (
+        running(tmp_path, False, edit=largest) as node,
+        pages_of(node, tmp_path, "ann") as ann,
+        Driven(chromium, tmp_path / "profile") as browser,
+    ):
+        page = await browser.open(ann.url)
+        state = "document.getElementById('state')?.textContent.startsWith('connected')"
+        await browser.until(page, state)
+        await browser.run(
+            page,
+            "document.getElementById('with').value = 'bob';"
+            "document.getElementById('open').requestSubmit()",
+        )
+        most = "é" * (CONTENT_BYTES_MAX // 2)
+        await say(browser, page, most + "é")
+        why = await browser.run(page, "document.getElementById('why').textContent")
+        assert why == f"A message holds at most {len(most) * 2} bytes, not {len(most) * 2 + 2}."
+        assert await browser.run(page, "document.getElementById('text').value") == most + "é"
+
+        await say(browser, page, most)
+        await say(browser, page, "next")
+        await browser.until(page, "document.querySelectorAll('#messages li').length === 2")
+        notes = "[...document.querySelectorAll('#messages small')].map(e => e.textContent)"
+        await browser.until(page, f"!{notes}.includes('sending')")
+        assert await browser.run(page, SHOWN) == [most, "next"]
+        assert await browser.run(page, "document.getElementById('why').textContent") == ""
 
 
 async def test_only_who_knows_the_address_and_only_to_gateways(tmp_path: Path) -> None:

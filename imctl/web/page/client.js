@@ -2,7 +2,7 @@
 // reload, a lost connection or a lost IDC costs no message; what it shows is pulled again.
 "use strict";
 
-import { Decoder, EVENT, Message, PREFACE, REQUEST, encode, frames } from "./wire.js";
+import { Decoder, EVENT, Message, PREFACE, REQUEST, encode, frames, pieces } from "./wire.js";
 
 const WANT = 2n; // SendAck.outcome
 const CLAIMS_MAX = 64; // of what is shown, that a send names
@@ -49,10 +49,14 @@ class Store {
 
   add(conversation, content) {
     const cid = (this.kept.cids[conversation] = (this.kept.cids[conversation] ?? 0) + 1);
-    const message = { conversation, cid, content, composed: Date.now() };
-    this.kept.waiting.push(message);
-    this.save();
-    return message;
+    this.kept.waiting.push({ conversation, cid, content, composed: Date.now() });
+    try {
+      this.save();
+    } catch (error) {
+      this.kept.waiting.pop();
+      this.kept.cids[conversation] = cid - 1;
+      throw error;
+    }
   }
 
   of(conversation) { return this.kept.waiting.filter((one) => one.conversation === conversation); }
@@ -158,7 +162,8 @@ class Refused extends Error {
 }
 
 export class Client {
-  // changed(): something to show is different. session: {uid, device, token, region}.
+  // changed(): something to show is different. session: {uid, device, token, region,
+  // content_bytes_max}.
   constructor(session, changed) {
     this.session = session;
     this.changed = changed;
@@ -184,11 +189,19 @@ export class Client {
 
   waiting(name) { return this.store.of(name).filter((one) => !this.acked.has(`${name} ${one.cid}`)); }
 
+  // Why it is not taken; empty: it is in the outbox.
   send(name, content) {
+    const bytes = new TextEncoder().encode(content).length, most = this.session.content_bytes_max;
+    if (bytes > most) return `A message holds at most ${most} bytes, not ${bytes}.`;
     this.conversation(name);
-    this.store.add(name, content);
+    try {
+      this.store.add(name, content);
+    } catch (error) {
+      return `The browser cannot keep it: ${error.message}`;
+    }
     this.changed();
     this.#flush(name);
+    return "";
   }
 
   // ------------------------------------------------------------------------------- connecting
@@ -309,7 +322,7 @@ export class Client {
       const request = encode([[3, this.stamp?.bytes]]);
       // An empty body must be there all the same.
       const asked = Uint8Array.from([...request, ...(body.length ? encode([[field, body]]) : [(field << 3) | 2, 0])]);
-      socket.send(frames(REQUEST, id, asked));
+      for (const piece of pieces(frames(REQUEST, id, asked))) socket.send(piece);
     });
   }
 

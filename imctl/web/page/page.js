@@ -78,8 +78,11 @@ by("open").onsubmit = (event) => {
 by("send").onsubmit = (event) => {
   event.preventDefault();
   if (!current || !by("text").value) return;
-  client.send(current, by("text").value);
-  by("text").value = "";
+  const why = client.send(current, by("text").value);
+  by("why").textContent = why;
+  if (!why) by("text").value = "";
 };
+
+by("text").oninput = () => { by("why").textContent = ""; };
 
 changed();

@@ -78,6 +78,7 @@ export class Message {
 export const REQUEST = 1, RESPONSE = 2, EVENT = 3;
 export const PREFACE = Uint8Array.of(0x49, 0x4d, 0x43, 0x50, 1, 1); // IMCP, versions 1 to 1
 const BODY_MAX = 1392, HEADER = 8;
+const WEBSOCKET_MAX = 65_536; // what a gateway takes as one WebSocket message
 
 export function frames(type, id, body) {
   const out = [];
@@ -93,6 +94,13 @@ export function frames(type, id, body) {
     out.push(frame);
   }
   return joined(out);
+}
+
+// Of the bytes of frames: the gateway reads on over the borders of WebSocket messages.
+export function pieces(bytes) {
+  const out = [];
+  for (let at = 0; at < bytes.length; at += WEBSOCKET_MAX) out.push(bytes.subarray(at, at + WEBSOCKET_MAX));
+  return out;
 }
 
 function joined(parts) {
