@@ -97,6 +97,13 @@ async def scripted(folder: Path) -> AsyncIterator[ScriptedPages]:
         await pages.stop()
 
 
+async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def opened(browser: Driven, pages: Pages, whom: str = "bob") -> str:
     """A page that is connected and shows the conversation with them."""
     page = await browser.open(pages.url)
@@ -122,7 +129,147 @@ async def test_who_was_ended_for_good_does_not_come_back_unasked(
             assert pages.connects == 1
             assert (await browser.run(page, STATE)).startswith(f"{reason}: ")
             await browser.reload(page)  # a person may
-        async with asyncio.timeout(20):
-            while pages.connects < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await until(lambda: pages.connects >= 2)
         await browser.until(page, f"{STATE}.startsWith('connected')")
+
+
+class Outbox:
+    """A gateway's side of sends: ``refuse`` has errors by content; ``taken`` are the outbox ids,
+    cids and contents of what it accepted, and ``replicated``, whether another IDC has them too."""
+
+    def __init__(self, pages: ScriptedPages) -> None:
+        self._pages = pages
+        self.refuse: dict[str, pb.Error] = {}
+        self.taken: list[tuple[str, int, str]] = []
+        self.offered: list[str] = []
+        self.replicated = True
+        pages.answers["send"] = self._send
+
+    def _send(self, request: pb.Request) -> pb.Response:
+        send, content = request.send, request.send.content.decode()
+        self.offered.append(content)
+        if content in self.refuse:
+            return pb.Response(error=self.refuse[content])
+        # As an IDC does: the lowest cid at or above the floor that it does not know.
+        known = {cid for outbox, cid, _ in self.taken if outbox == send.outbox}
+        want = max(1, send.floor)
+        while want in known:
+            want += 1
+        if send.cid not in known and send.cid != want:
+            return pb.Response(send_ack=pb.SendAck(outcome=pb.SendAck.WANT, want=want))
+        if send.cid not in known:
+            self.taken.append((send.outbox, send.cid, content))
+        ack = pb.SendAck(partition=1, lsn=len(self.taken), replicated=self.replicated)
+        return pb.Response(send_ack=ack)
+
+
+async def say(browser: Driven, page: str, *texts: str) -> None:
+    for text in texts:
+        await browser.run(
+            page,
+            f"document.getElementById('text').value = {text!r};"
+            "document.getElementById('send').requestSubmit()",
+        )
+
+
+ROWS = (
+    "[...document.querySelectorAll('#messages li')]"
+    ".map(li => [li.firstChild.textContent, li.querySelector('small').firstChild.textContent])"
+)
+
+
+def press(what: str) -> str:
+    buttons = "[...document.querySelectorAll('#messages button')]"
+    return f"{buttons}.find(e => e.textContent === '{what}').click()"
+
+
+async def test_what_is_refused_is_shown_until_the_user_decides(
+    chromium: str, tmp_path: Path
+) -> None:
+    async with scripted(tmp_path) as pages, Driven(chromium, tmp_path / "profile") as browser:
+        outbox = Outbox(pages)
+        outbox.refuse["bad"] = pb.Error(code="blocked", message="bob has blocked you")
+        outbox.refuse["worse"] = pb.Error(code="encrypted_only", message="encrypt it")
+        page = await opened(browser, pages)
+        await say(browser, page, "bad", "good", "worse")
+        bad = ["bad", "not sent: blocked: bob has blocked you "]
+        worse = ["worse", "not sent: encrypted_only: encrypt it "]
+        await browser.until(page, f"JSON.stringify({ROWS}) === JSON.stringify({[bad, worse]})")
+        assert [content for _, _, content in outbox.taken] == ["good"]
+
+        await browser.run(page, "window.old = true")
+        await browser.reload(page)
+        named = (
+            "!window.old && "
+            "document.querySelector('#list button')?.textContent === 'bob (2 not sent)'"
+        )
+        await browser.until(page, named)
+        await browser.run(page, "document.querySelector('#list button').click()")
+        assert await browser.run(page, ROWS) == [bad, worse]
+        outbox.refuse.clear()
+        await browser.until(page, f"{STATE}.startsWith('connected')")
+        assert outbox.offered == ["bad", "good", "worse"]
+        await browser.run(page, press("Send again"))
+        await browser.until(page, f"JSON.stringify({ROWS}) === JSON.stringify({[worse]})")
+        await browser.run(page, press("Dismiss"))
+        await browser.until(page, f"{ROWS}.length === 0")
+        assert [content for _, _, content in outbox.taken] == ["good", "bad"]
+
+
+async def test_what_may_go_well_later_is_offered_again(chromium: str, tmp_path: Path) -> None:
+    """The errors name no time."""
+    async with scripted(tmp_path) as pages, Driven(chromium, tmp_path / "profile") as browser:
+        outbox = Outbox(pages)
+        page = await opened(browser, pages)
+        for code in ("unavailable", "deadline", "internal"):
+            outbox.refuse["m"] = pb.Error(code=code, message="not now")
+            await say(browser, page, "m")
+            outbox.offered.clear()
+            await until(lambda: len(outbox.offered) >= 2)
+            assert await browser.run(page, ROWS) == [["m", "sending"]]
+            outbox.refuse.clear()
+            await browser.until(page, f"{ROWS}.length === 0")
+        assert [content for _, _, content in outbox.taken] == ["m"] * 3
+
+
+async def test_what_stands_behind_a_refused_message_is_sent(chromium: str, tmp_path: Path) -> None:
+    """The IDC goes on wanting its cid, since the first message holds the floor below it."""
+    async with scripted(tmp_path) as pages, Driven(chromium, tmp_path / "profile") as browser:
+        outbox = Outbox(pages)
+        outbox.replicated = False
+        outbox.refuse["bad"] = pb.Error(code="forbidden", message="no")
+        page = await opened(browser, pages)
+        await say(browser, page, "first", "bad", "next", "last")
+        await until(lambda: len(outbox.taken) >= 3)
+        old, new = outbox.taken[0][0], outbox.taken[1][0]
+        assert outbox.taken == [(old, 1, "first"), (new, 1, "next"), (new, 2, "last")]
+        assert old != new
+        rows = "first bad next last"
+        await browser.until(page, f"{ROWS}.map(row => row[0]).join(' ') === '{rows}'")
+
+        # Under the same keys on the next connection, as another IDC would have to know them.
+        await pages.close("shutdown")
+        offered = len(outbox.offered)
+        await until(lambda: len(outbox.offered) >= offered + 3)
+        assert outbox.offered[offered:] == ["first", "next", "last"]
+        assert len(outbox.taken) == 3
+
+
+async def test_a_cid_that_was_used_for_something_else_costs_no_message(
+    chromium: str, tmp_path: Path
+) -> None:
+    async with scripted(tmp_path) as pages, Driven(chromium, tmp_path / "profile") as browser:
+        outbox = Outbox(pages)
+        accept = pages.answers["send"]
+        conflict = pb.Response(error=pb.Error(code="cid_conflict", message="other content"))
+        first: list[str] = []
+
+        def send(request: pb.Request) -> pb.Response:
+            first.append(request.send.outbox)
+            return conflict if request.send.outbox == first[0] else accept(request)
+
+        pages.answers["send"] = send
+        page = await opened(browser, pages)
+        await say(browser, page, "one", "two")
+        await until(lambda: len(outbox.taken) >= 2)
+        assert [(cid, content) for _, cid, content in outbox.taken] == [(1, "one"), (2, "two")]

@@ -7,7 +7,16 @@ import { Decoder, EVENT, Message, PREFACE, REQUEST, encode, frames, pieces } fro
 const WANT = 2n; // SendAck.outcome
 const CLAIMS_MAX = 64; // of what is shown, that a send names
 const PULL_LIMIT = 200n;
+const HEADS_MAX = 200; // outboxes that a connect names: it has to fit 64 KiB, and they are only a help
 const ASK_MS = 10_000;
+const AGAIN_MS = 1000; // when the service names no time
+// What may go well later. Any other word on a message is the last one.
+const LATER = new Set([
+  "overloaded", "unavailable", "deadline", "internal", "unauthenticated", "not_replicated",
+]);
+// Also said by an IDC that has not heard of the group, or of this member, yet.
+const MAY_LAG = new Set(["forbidden", "not_found"]);
+const LAG_MS = 8000;
 // Whoever comes back unasked would put the other one out; as the SDK has them.
 const FOR_GOOD = new Map([
   ["replaced", "this device is connected elsewhere; reload the page to connect here"],
@@ -19,6 +28,8 @@ const originKey = (origin) => `${origin.string(1)}.${origin.int(2)}`;
 function place(message) {
   return { hlc: message.int(1), origin: originKey(message.message(2)), seq: message.int(3) };
 }
+
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 export function before(a, b) {
   if (a.hlc !== b.hlc) return a.hlc < b.hlc;
@@ -32,11 +43,17 @@ function keyOf(key) {
 
 // ------------------------------------------------------------------------ what is on the disk
 
+// The messages that are not known to be safe, oldest first. One that was refused is `failed`, with
+// the reason, until the user has decided about it. `offered`: it may be known under its cid, which
+// it keeps then; `acked`: it is.
 class Store {
   constructor(session) {
     this.name = `im/${session.region}/${session.uid}/${session.device}`;
     const kept = JSON.parse(localStorage.getItem(this.name) ?? "null");
     this.kept = kept ?? { epoch: 0, outbox: crypto.randomUUID(), cids: {}, waiting: [] };
+    this.kept.outboxes ??= {}; // of conversations that have another one
+    for (const one of this.kept.waiting) // written before each named its own
+      if (!one.outbox) Object.assign(one, { outbox: this.kept.outbox, offered: true });
   }
 
   save() { localStorage.setItem(this.name, JSON.stringify(this.kept)); }
@@ -48,21 +65,48 @@ class Store {
   }
 
   add(conversation, content) {
-    const cid = (this.kept.cids[conversation] = (this.kept.cids[conversation] ?? 0) + 1);
-    this.kept.waiting.push({ conversation, cid, content, composed: Date.now() });
+    const message = { conversation, content, composed: Date.now() };
+    this.#number(message);
+    this.kept.waiting.push(message);
     try {
       this.save();
     } catch (error) {
       this.kept.waiting.pop();
-      this.kept.cids[conversation] = cid - 1;
+      this.kept.cids[conversation]--;
       throw error;
     }
   }
 
-  of(conversation) { return this.kept.waiting.filter((one) => one.conversation === conversation); }
+  #number(message) {
+    const { conversation } = message;
+    message.outbox = this.kept.outboxes[conversation] ?? this.kept.outbox;
+    message.cid = this.kept.cids[conversation] = (this.kept.cids[conversation] ?? 0) + 1;
+  }
+
+  all(conversation) { return this.kept.waiting.filter((one) => one.conversation === conversation); }
+  of(conversation) { return this.all(conversation).filter((one) => !one.failed); }
+
+  lane({ conversation, outbox }) { return this.of(conversation).filter((one) => one.outbox === outbox); }
+  floor(message) { return Math.min(...this.lane(message).map((one) => one.cid)); }
+
+  // A new outbox id. IDCs go on wanting the cid of a refused message, so what stands behind it goes
+  // on under the new one, as far as it was never offered; and so does `taken`, whose cid has come to
+  // be used for something else.
+  branch(conversation, taken) {
+    const left = this.of(conversation), moving = [];
+    while (left.length && (left.at(-1) === taken || !left.at(-1).offered)) moving.unshift(left.pop());
+    if (taken && !moving.includes(taken)) moving.unshift(taken);
+    this.kept.outboxes[conversation] = crypto.randomUUID();
+    this.kept.cids[conversation] = 0;
+    for (const one of moving) this.#number(one);
+    this.kept.waiting = [...this.kept.waiting.filter((one) => !moving.includes(one)), ...moving];
+    this.save();
+  }
 
   drop(which) {
-    this.kept.waiting = this.kept.waiting.filter((one) => !which(one));
+    const left = this.kept.waiting.filter((one) => !which(one));
+    if (left.length === this.kept.waiting.length) return;
+    this.kept.waiting = left;
     this.save();
   }
 }
@@ -173,12 +217,15 @@ export class Client {
     this.stopped = ""; // why it does not connect again
     this.where = "";
     this.problem = "";
-    this.acked = new Map(); // `conversation cid` -> {origin, partition, lsn}
-    this.sending = new Set();
+    this.acked = new Map(); // message of the outbox -> {origin, partition, lsn}, as it was answered
+    this.passed = new Set(); // that this IDC refuses, and another one has taken
+    this.lagUntil = 0; // the IDC that serves may not have heard of everything yet
+    this.sending = new Map(); // conversation -> the connection that it is sent on
     this.acks = new Set(); // conversations of which positions were not told yet
     this.tokens = new Map(); // origin -> sync token
     this.resume = undefined;
     this.stamp = undefined;
+    for (const one of this.store.kept.waiting) this.conversation(one.conversation);
     this.run();
   }
 
@@ -187,7 +234,29 @@ export class Client {
     return this.conversations.get(name);
   }
 
-  waiting(name) { return this.store.of(name).filter((one) => !this.acked.has(`${name} ${one.cid}`)); }
+  waiting(name) {
+    return this.store.of(name).filter((one) => !this.acked.has(one) && !this.passed.has(one));
+  }
+
+  // What of the outbox is not shown as a message yet.
+  unshown(name) {
+    const { uid, device } = this.session, { messages } = this.conversation(name);
+    return this.store.all(name).filter(
+      ({ outbox, cid }) => !messages.has([uid, device, outbox, cid].join("/")),
+    );
+  }
+
+  // A refused one, as a new message; answers as send() does.
+  resend(message) {
+    const why = this.send(message.conversation, message.content);
+    if (!why) this.dismiss(message);
+    return why;
+  }
+
+  dismiss(message) {
+    this.store.drop((one) => one === message);
+    this.changed();
+  }
 
   // Why it is not taken; empty: it is in the outbox.
   send(name, content) {
@@ -220,7 +289,7 @@ export class Client {
       if (this.stopped) break;
       this.status = "connecting";
       this.changed();
-      await new Promise((done) => setTimeout(done, again * (1 + Math.random() / 2)));
+      await sleep(again * (1 + Math.random() / 2));
     }
     this.status = this.stopped;
     this.problem = FOR_GOOD.get(this.stopped) ?? "";
@@ -276,7 +345,7 @@ export class Client {
       await this.#hello(at, answer);
       const beat = answer.parameters.heartbeat_ms;
       beating = setInterval(() => this.#heartbeat(), beat);
-      for (const name of new Set(this.store.kept.waiting.map((one) => one.conversation))) this.#flush(name);
+      for (const name of this.conversations.keys()) this.#flush(name);
       await this.#sync();
       await ended;
       return this.again;
@@ -284,24 +353,30 @@ export class Client {
       clearInterval(beating);
       socket.close();
       lose();
-      this.sending.clear();
     }
   }
 
   async #hello(at, answer) {
-    const heads = [...new Set(this.store.kept.waiting.map((one) => one.conversation))].map((name) => {
-      const cids = this.store.of(name).map((one) => one.cid);
-      return [6, encode([[1, name], [2, this.store.kept.outbox], [3, Math.min(...cids)], [4, Math.max(...cids)]])];
-    });
+    const lanes = new Map();
+    for (const one of this.store.kept.waiting.filter((each) => !each.failed)) {
+      const { conversation, outbox, cid } = one, name = `${conversation} ${outbox}`;
+      const { floor, top } = lanes.get(name) ?? { floor: cid, top: cid };
+      lanes.set(name, { conversation, outbox, floor: Math.min(floor, cid), top: Math.max(top, cid) });
+    }
+    const heads = [...lanes.values()].slice(0, HEADS_MAX).map(({ conversation, outbox, floor, top }) =>
+      [6, encode([[1, conversation], [2, outbox], [3, floor], [4, top]])]);
     const connect = encode([
       [1, this.session.token], [2, this.store.epoch()], [3, this.resume], [5, "unknown"],
       ...heads, [7, "web/1"], [9, answer.placement],
     ]);
     const ok = (await this.#ask(10, connect)).message(10);
     this.resume = ok.bytes(3).slice();
-    this.origin = originKey(ok.message(6));
+    const origin = originKey(ok.message(6));
+    if (this.origin && this.origin !== origin) this.lagUntil = Date.now() + LAG_MS;
+    this.origin = origin;
     this.gateway = ok.string(9);
     this.acked.clear();
+    this.passed.clear();
     this.where = `${at.idc}, ${this.gateway}`;
     this.status = "connected";
     this.problem = "";
@@ -357,8 +432,8 @@ export class Client {
       if (FOR_GOOD.has(close.string(1))) this.stopped = close.string(1);
     } else if (event.has(14)) {
       const told = event.message(14), origin = originKey(told.message(1));
-      this.store.drop(({ conversation, cid }) => {
-        const ack = this.acked.get(`${conversation} ${cid}`);
+      this.store.drop((one) => {
+        const ack = this.acked.get(one);
         return ack && ack.origin === origin && ack.partition === told.int(2) && ack.lsn <= told.int(3);
       });
     } else if (event.has(70)) { // huge groups, of which all members are told at once
@@ -379,40 +454,65 @@ export class Client {
 
   // One at a time and in order, so that the order of a sender is the order of its messages.
   async #flush(name) {
-    if (this.status !== "connected" || this.sending.has(name)) return;
-    this.sending.add(name);
     const socket = this.socket;
-    try {
-      for (let next; (next = this.waiting(name)[0]) && socket === this.socket; ) await this.#offer(name, next);
-    } catch (error) {
-      this.problem = error.message;
-      if (error.code && !error.retryMs) {
-        this.store.drop((one) => one === this.waiting(name)[0]); // it will never be taken
-        this.changed();
+    if (this.status !== "connected" || this.sending.get(name) === socket) return;
+    this.sending.set(name, socket);
+    for (let next; (next = this.waiting(name)[0]); ) {
+      let wait = AGAIN_MS;
+      try {
+        wait = await this.#offer(name, next);
+      } catch (error) {
+        this.problem = error.message;
+        if (error instanceof Refused) wait = this.#refused(name, next, error);
       }
-      setTimeout(() => { this.sending.delete(name); this.#flush(name); }, error.retryMs || 1000);
-      return;
+      if (wait) await sleep(wait * (1 + Math.random() / 2));
+      if (socket !== this.socket || this.status !== "connected") break;
     }
-    this.sending.delete(name);
+    if (this.sending.get(name) === socket) this.sending.delete(name);
   }
 
+  // How long to wait then, in ms.
   async #offer(name, next) {
-    const floor = this.store.of(name)[0].cid;
+    if (!next.offered) {
+      next.offered = true;
+      this.store.save();
+    }
     const claims = this.conversation(name).claims().map((bytes) => [7, bytes]);
     const send = encode([
-      [1, name], [2, this.store.kept.outbox], [3, next.cid], [4, floor],
+      [1, name], [2, next.outbox], [3, next.cid], [4, this.store.floor(next)],
       [5, next.content], ...claims, [9, next.composed],
     ]);
     const ack = (await this.#ask(12, send)).message(12);
     if (ack.int(1) === WANT) {
-      // It forgot what it had taken: from there on again.
-      for (const one of this.store.of(name))
-        if (BigInt(one.cid) >= ack.int(3)) this.acked.delete(`${name} ${one.cid}`);
-      return;
+      // It forgot what it had taken: from there on again. Where nothing of that is here, the floor
+      // will pass it.
+      for (const one of this.store.lane(next)) if (BigInt(one.cid) >= ack.int(3)) this.acked.delete(one);
+      return this.waiting(name)[0] === next ? AGAIN_MS : 0;
     }
-    this.acked.set(`${name} ${next.cid}`, { origin: this.origin, partition: ack.int(4), lsn: ack.int(5) });
-    if (ack.int(6)) this.store.drop((one) => one.conversation === name && one.cid === next.cid);
+    this.acked.set(next, { origin: this.origin, partition: ack.int(4), lsn: ack.int(5) });
+    next.acked = true;
+    if (ack.int(6)) this.store.drop((one) => one === next);
+    else this.store.save();
     this.changed();
+    return 0;
+  }
+
+  // The same.
+  #refused(name, next, error) {
+    const lags = MAY_LAG.has(error.code) && Date.now() < this.lagUntil;
+    if (error.retryMs || lags || LATER.has(error.code)) return error.retryMs || AGAIN_MS;
+    if (next.acked) {
+      this.passed.add(next); // the IDC that has taken it may come back
+      this.store.branch(name);
+    } else if (error.code === "cid_conflict") {
+      this.store.branch(name, next);
+    } else {
+      next.failed = `${error.code}: ${error.message}`;
+      if (this.store.floor(next) < next.cid) this.store.branch(name);
+      else this.store.save();
+    }
+    this.changed();
+    return 0;
   }
 
   // -------------------------------------------------------------------------------- receiving
@@ -453,6 +553,8 @@ export class Client {
     const conversation = this.conversation(name);
     const gap = entries.some((entry) => !conversation.take(entry));
     this.acks.add(name);
+    const unshown = this.unshown(name); // of one that was refused, another IDC may have known better
+    this.store.drop((one) => one.failed && one.conversation === name && !unshown.includes(one));
     if (gap && !pulled) this.#pull(name).catch(() => {});
     this.changed();
   }

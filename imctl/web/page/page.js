@@ -34,6 +34,21 @@ function row(tag, message, note) {
   return item;
 }
 
+// What was refused, until the user has decided about it.
+function refusedRow(message) {
+  const item = row("li", { uid: session.uid, text: message.content }, `not sent: ${message.failed} `);
+  item.classList.add("failed");
+  const button = (text, act) => {
+    const made = document.createElement("button");
+    made.textContent = text;
+    made.onclick = act;
+    item.lastChild.append(made, " ");
+  };
+  button("Send again", () => { by("why").textContent = client.resend(message); });
+  button("Dismiss", () => client.dismiss(message));
+  return item;
+}
+
 function draw() {
   const problem = client.status === "connected" ? "" : client.problem;
   by("state").textContent = client.status === "connected"
@@ -41,7 +56,8 @@ function draw() {
   const names = [...client.conversations.keys()].sort();
   by("list").replaceChildren(...names.map((name) => {
     const button = document.createElement("button");
-    button.textContent = peer(name);
+    const failed = client.unshown(name).filter((one) => one.failed).length;
+    button.textContent = peer(name) + (failed ? ` (${failed} not sent)` : "");
     if (name === current) button.setAttribute("aria-current", "true");
     button.onclick = () => { current = name; draw(); by("text").focus(); };
     return button;
@@ -53,11 +69,8 @@ function draw() {
   const shown = conversation.shown().map((one) => row("li", one,
     [one.uid === session.uid ? "" : one.uid, time(one.composed), one.edited ? "edited" : "", ...one.reactions]
       .filter(Boolean).join(" · ")));
-  const keys = new Set([...conversation.messages.keys()]);
-  const { outbox } = client.store.kept;
-  const waiting = client.store.of(current)
-    .filter(({ cid }) => !keys.has(`${session.uid}/${session.device}/${outbox}/${cid}`))
-    .map((one) => row("li", { uid: session.uid, text: one.content }, "sending"));
+  const waiting = client.unshown(current).map((one) => one.failed
+    ? refusedRow(one) : row("li", { uid: session.uid, text: one.content }, "sending"));
   const list = by("messages");
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
   list.replaceChildren(...shown, ...waiting);
