@@ -273,3 +273,40 @@ async def test_a_cid_that_was_used_for_something_else_costs_no_message(
         await say(browser, page, "one", "two")
         await until(lambda: len(outbox.taken) >= 2)
         assert [(cid, content) for _, cid, content in outbox.taken] == [(1, "one"), (2, "two")]
+
+
+async def test_one_tab_at_a_time_has_the_outbox(chromium: str, tmp_path: Path) -> None:
+    async with scripted(tmp_path) as pages, Driven(chromium, tmp_path / "profile") as browser:
+        outbox = Outbox(pages)
+        later = pb.Error(code="unavailable", message="not now", retry_after_ms=200)
+        outbox.refuse = {"one": later, "two": later, "three": later}
+        first = await opened(browser, pages)
+        await say(browser, first, "one")
+        second = await browser.open(pages.url)
+        elsewhere = f"{STATE} === 'open in another tab'"
+        await browser.until(second, elsewhere)
+        assert pages.connects == 1
+
+        take = "document.getElementById('take').click()"
+        for taker, other, text in ((second, first, "two"), (first, second, "three")):
+            await browser.run(taker, take)
+            await browser.until(taker, f"{STATE}.startsWith('connected')")
+            await browser.until(other, elsewhere)
+            await say(
+                browser, other, "nothing"
+            )  # its input field is locked; whoever asks all the same
+            why = "document.getElementById('why').textContent"
+            assert await browser.run(other, why) == "This device is open in another tab."
+            assert await browser.run(other, "document.getElementById('text').disabled")
+            await browser.until(taker, "document.querySelector('#list button') !== null")
+            await browser.run(taker, "document.querySelector('#list button').click()")
+            await say(browser, taker, text)
+        assert pages.connects == 3
+        outbox.refuse.clear()
+        await until(lambda: len(outbox.taken) >= 3)
+        assert [taken[1:] for taken in outbox.taken] == [(1, "one"), (2, "two"), (3, "three")]
+        assert len({outbox_id for outbox_id, _, _ in outbox.taken}) == 1
+
+        await browser.run(first, "location.href = 'about:blank'")
+        await browser.run(second, take)  # nobody has to be asked
+        await browser.until(second, f"{STATE}.startsWith('connected')")

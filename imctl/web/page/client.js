@@ -43,12 +43,15 @@ function keyOf(key) {
 
 // ------------------------------------------------------------------------ what is on the disk
 
+export const storeName = ({ region, uid, device }) => `im/${region}/${uid}/${device}`;
+
 // The messages that are not known to be safe, oldest first. One that was refused is `failed`, with
 // the reason, until the user has decided about it. `offered`: it may be known under its cid, which
 // it keeps then; `acked`: it is.
 class Store {
   constructor(session) {
-    this.name = `im/${session.region}/${session.uid}/${session.device}`;
+    this.name = storeName(session);
+    this.closed = false; // it is another tab's
     const kept = JSON.parse(localStorage.getItem(this.name) ?? "null");
     this.kept = kept ?? { epoch: 0, outbox: crypto.randomUUID(), cids: {}, waiting: [] };
     this.kept.outboxes ??= {}; // of conversations that have another one
@@ -56,7 +59,10 @@ class Store {
       if (!one.outbox) Object.assign(one, { outbox: this.kept.outbox, offered: true });
   }
 
-  save() { localStorage.setItem(this.name, JSON.stringify(this.kept)); }
+  save() {
+    if (this.closed) return;
+    localStorage.setItem(this.name, JSON.stringify(this.kept));
+  }
 
   epoch() {
     this.kept.epoch = Math.max(this.kept.epoch + 1, Date.now());
@@ -229,6 +235,13 @@ export class Client {
     this.run();
   }
 
+  // For good. From now on it writes nothing.
+  stop() {
+    this.store.closed = true;
+    this.status = this.stopped = "stopped";
+    this.socket?.close();
+  }
+
   conversation(name) {
     if (!this.conversations.has(name)) this.conversations.set(name, new Conversation());
     return this.conversations.get(name);
@@ -260,6 +273,7 @@ export class Client {
 
   // Why it is not taken; empty: it is in the outbox.
   send(name, content) {
+    if (this.store.closed) return "This device is open in another tab.";
     const bytes = new TextEncoder().encode(content).length, most = this.session.content_bytes_max;
     if (bytes > most) return `A message holds at most ${most} bytes, not ${bytes}.`;
     this.conversation(name);
@@ -313,6 +327,7 @@ export class Client {
 
   // Until the connection ends; how long to wait then, in ms.
   async #at(at, answer) {
+    if (this.stopped) throw new Error(this.stopped);
     const url = new URL(`connect?host=${at.host}&port=${at.port}`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
     const socket = (this.socket = new WebSocket(url));

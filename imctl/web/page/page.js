@@ -1,10 +1,12 @@
 "use strict";
 
-import { Client } from "./client.js";
+import { Client, storeName } from "./client.js";
+import { Tab } from "./tab.js";
 
 const by = (id) => document.getElementById(id);
 const session = await (await fetch("session")).json();
-let current = "", drawing = false;
+const OTHER = { asking: "waiting for another tab", elsewhere: "open in another tab" };
+let current = "", drawing = false, client = null;
 
 // Once a frame, however much has come.
 function changed() {
@@ -13,7 +15,13 @@ function changed() {
   setTimeout(() => { drawing = false; draw(); }, 30);
 }
 
-const client = new Client(session, changed);
+const tab = new Tab(
+  storeName(session),
+  () => { client = new Client(session, changed); },
+  () => client.stop(),
+  changed,
+);
+by("take").onclick = () => tab.take();
 by("me").textContent = `${session.uid} (${session.device})`;
 
 const peer = (name) => name.startsWith("d:")
@@ -50,9 +58,13 @@ function refusedRow(message) {
 }
 
 function draw() {
-  const problem = client.status === "connected" ? "" : client.problem;
-  by("state").textContent = client.status === "connected"
-    ? `connected to ${client.where}` : `${client.status}${problem ? `: ${problem}` : ""}`;
+  const here = tab.state === "here";
+  by("take").hidden = tab.state !== "elsewhere";
+  by("text").disabled = !current || !here;
+  if (!here) by("state").textContent = OTHER[tab.state];
+  else if (client.status === "connected") by("state").textContent = `connected to ${client.where}`;
+  else by("state").textContent = client.status + (client.problem ? `: ${client.problem}` : "");
+  if (!client) return;
   const names = [...client.conversations.keys()].sort();
   by("list").replaceChildren(...names.map((name) => {
     const button = document.createElement("button");
@@ -62,7 +74,6 @@ function draw() {
     button.onclick = () => { current = name; draw(); by("text").focus(); };
     return button;
   }));
-  by("text").disabled = !current;
   if (!current) return;
   const conversation = client.conversation(current);
   const time = (ms) => new Date(ms).toLocaleTimeString();
@@ -80,7 +91,7 @@ function draw() {
 by("open").onsubmit = (event) => {
   event.preventDefault();
   const who = by("with").value.trim();
-  if (!who) return;
+  if (!who || !client) return;
   current = conversationWith(who);
   client.conversation(current);
   by("with").value = "";
@@ -90,7 +101,7 @@ by("open").onsubmit = (event) => {
 
 by("send").onsubmit = (event) => {
   event.preventDefault();
-  if (!current || !by("text").value) return;
+  if (!current || !client || !by("text").value) return;
   const why = client.send(current, by("text").value);
   by("why").textContent = why;
   if (!why) by("text").value = "";
