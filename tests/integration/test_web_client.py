@@ -310,3 +310,77 @@ async def test_one_tab_at_a_time_has_the_outbox(chromium: str, tmp_path: Path) -
         await browser.run(first, "location.href = 'about:blank'")
         await browser.run(second, take)  # nobody has to be asked
         await browser.until(second, f"{STATE}.startsWith('connected')")
+
+
+EAST = pb.Origin(idc="east", incarnation=1)
+WEST = pb.Origin(idc="west", incarnation=1)
+FIRST = pb.ClientKey(uid="bob", device="phone", outbox="o", conversation=PAIR, cid=1)
+SECOND = pb.ClientKey(uid="bob", device="phone", outbox="o", conversation=PAIR, cid=2)
+
+
+def message(origin: pb.Origin, seq: int, key: pb.ClientKey, text: str) -> pb.Entry:
+    place = pb.Place(hlc=key.cid, origin=EAST, seq=key.cid)
+    placed = pb.Attested(key=key, origin=origin, seq=seq, place=place)
+    entry = pb.MessageEntry(placed=placed, content=text.encode(), composed_ms=1)
+    return pb.Entry(origin=origin, seq=seq, hlc=seq, message=entry)
+
+
+def edit(origin: pb.Origin, seq: int, text: str) -> pb.Entry:
+    order = pb.Order(hlc=seq, device="phone", number=seq)
+    change = pb.ChangeEntry(key=FIRST, actor="bob", order=order, edit=text.encode())
+    return pb.Entry(origin=origin, seq=seq, hlc=seq, change=change)
+
+
+async def test_what_stood_above_a_seal_is_forgotten(chromium: str, tmp_path: Path) -> None:
+    """An IDC is lost with an edit that the page was shown, and that no other IDC has."""
+    async with scripted(tmp_path) as pages, Driven(chromium, tmp_path / "profile") as browser:
+        idcs: dict[str, tuple[dict[str, int], pb.PullOk]] = {
+            "east": (
+                {"east": 4},
+                pb.PullOk(
+                    entries=[
+                        message(EAST, 1, FIRST, "as it was sent"),
+                        edit(EAST, 2, "an edit that is kept"),
+                        message(EAST, 3, SECOND, "published again"),
+                        edit(EAST, 4, "an edit that is lost"),
+                    ]
+                ),
+            ),
+            "west": (
+                {"east": 2},
+                pb.PullOk(
+                    entries=[message(WEST, 1, SECOND, "published again")],
+                    suspended=[pb.SuspendedOrigin(origin=EAST, end=2, sealed=True)],
+                ),
+            ),
+        }
+        pulls: list[dict[str, int]] = []
+
+        def sync(request: pb.Request) -> pb.Response:
+            heads = [
+                pb.Position(origin=pb.Origin(idc=idc, incarnation=1), seq=seq)
+                for idc, seq in idcs[pages.idc][0].items()
+            ]
+            row = pb.ConversationHeads(conversation=PAIR, heads=heads)
+            return pb.Response(sync_ok=pb.SyncOk(conversations=[row], token=b"t"))
+
+        def pull(request: pb.Request) -> pb.Response:
+            pulls.append({each.origin.idc: each.seq for each in request.pull.have})
+            return pb.Response(pull_ok=idcs[pages.idc][1])
+
+        pages.answers.update(sync=sync, pull=pull)
+        page = await opened(browser, pages)
+        shown = f"{ROWS}.map(row => row[0]).join(', ')"
+        await browser.until(page, f"{shown} === 'an edit that is lost, published again'")
+
+        pages.idc = "west"
+        await pages.close("shutdown")
+        await browser.until(page, f"{shown} === 'an edit that is kept, published again'")
+        # What still comes of it, late, counts for nothing; what comes after it elsewhere does.
+        third = pb.ClientKey(uid="bob", device="phone", outbox="o", conversation=PAIR, cid=3)
+        late = [edit(EAST, 3, "late"), message(WEST, 2, third, "next")]
+        await pages.tell(pb.Event(push=pb.Push(conversation=PAIR, entries=late)))
+        await browser.until(page, f"{shown} === 'an edit that is kept, published again, next'")
+        await pages.tell(pb.Event(signal=pb.Signal(conversation=PAIR)))
+        await until(lambda: len(pulls) >= 3)
+        assert pulls == [{}, {"east": 4}, {"east": 2, "west": 2}]

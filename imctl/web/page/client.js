@@ -122,9 +122,10 @@ class Store {
 class Conversation {
   constructor() {
     this.heads = new Map(); // origin -> {bytes, seq}: all up to here is known
+    this.seals = new Map(); // origin -> seq: what is above is void
     this.messages = new Map(); // client key -> what is shown
     this.places = new Map(); // client key -> the place that its class has come to
-    this.changes = new Map(); // client key -> {edit, order, recalled, reactions}
+    this.changes = new Map(); // client key -> [{origin, seq, change}]
     this.pulling = null;
   }
 
@@ -133,12 +134,42 @@ class Conversation {
     const origin = originKey(entry.message(1)), seq = entry.int(2);
     const known = this.heads.get(origin)?.seq ?? 0n;
     if (seq <= known) return true;
-    if (seq !== known + 1n) return false;
-    this.heads.set(origin, { bytes: entry.bytes(1), seq });
+    const sealed = seq > (this.seals.get(origin) ?? seq);
+    if (!sealed) {
+      if (seq !== known + 1n) return false;
+      this.heads.set(origin, { bytes: entry.bytes(1), seq });
+    }
     if (entry.has(4)) this.#message(entry.message(4));
     else if (entry.has(5)) this.#moved(keyOf(entry.message(5).message(1)), place(entry.message(5).message(2)));
-    else if (entry.has(8)) this.#changed(entry.message(8));
+    else if (entry.has(8) && !sealed) this.#change(origin, seq, entry.message(8));
     return true;
+  }
+
+  // Of origins that are out, as a pull tells. Above a seal nothing will ever come, and what was
+  // changed by something there no other IDC has. A message stays: it comes again from elsewhere,
+  // under the same key.
+  ends(suspended) {
+    for (const one of suspended.filter((each) => each.int(3))) {
+      const origin = originKey(one.message(1)), end = one.int(2), head = this.heads.get(origin);
+      this.seals.set(origin, end);
+      if (head?.seq > end) head.seq = end;
+      for (const [key, made] of this.changes)
+        this.changes.set(key, made.filter((each) => each.origin !== origin || each.seq <= end));
+    }
+  }
+
+  // Whether changes stand here that an IDC with these heads does not have: it may know of a seal
+  // below them, and tells that with a pull.
+  ahead(heads) {
+    const at = new Map(heads.map((head) => [originKey(head.message(1)), head.int(2)]));
+    return [...this.changes.values()].flat().some(({ origin, seq }) => seq > (at.get(origin) ?? 0n));
+  }
+
+  behind(heads) {
+    return heads.some((head) => {
+      const origin = originKey(head.message(1)), end = this.seals.get(origin) ?? head.int(2);
+      return (this.heads.get(origin)?.seq ?? 0n) < (head.int(2) < end ? head.int(2) : end);
+    });
   }
 
   #message(message) {
@@ -159,35 +190,43 @@ class Conversation {
     if (!now || before(to, now)) this.places.set(key, to);
   }
 
-  #changed(change) {
-    const key = keyOf(change.message(1)), order = change.message(3);
-    const at = [order.int(1), order.string(2), order.int(3)];
-    const known = this.changes.get(key) ?? { reactions: new Map() };
-    this.changes.set(key, known);
-    const later = (than) => !than || at[0] > than[0] ||
-      (at[0] === than[0] && (at[1] > than[1] || (at[1] === than[1] && at[2] > than[2])));
-    if (change.has(5)) known.recalled = true;
-    else if (change.has(4) && later(known.order)) {
-      known.edit = change.string(4);
-      known.order = at;
-    } else if (change.has(6)) {
-      const reaction = change.message(6), name = `${change.string(2)} ${reaction.string(1)}`;
-      if (later(known.reactions.get(name)?.order))
-        known.reactions.set(name, { order: at, code: reaction.string(1), on: reaction.int(2) !== 0n });
+  #change(origin, seq, change) {
+    const key = keyOf(change.message(1));
+    this.changes.set(key, [...(this.changes.get(key) ?? []), { origin, seq, change }]);
+  }
+
+  // What they have made of a message by now.
+  #changed(key) {
+    const known = { recalled: false, edit: undefined, order: undefined, reactions: new Map() };
+    for (const { change } of this.changes.get(key) ?? []) {
+      const order = change.message(3);
+      const at = [order.int(1), order.string(2), order.int(3)];
+      const later = (than) => !than || at[0] > than[0] ||
+        (at[0] === than[0] && (at[1] > than[1] || (at[1] === than[1] && at[2] > than[2])));
+      if (change.has(5)) known.recalled = true;
+      else if (change.has(4) && later(known.order)) {
+        known.edit = change.string(4);
+        known.order = at;
+      } else if (change.has(6)) {
+        const reaction = change.message(6), name = `${change.string(2)} ${reaction.string(1)}`;
+        if (later(known.reactions.get(name)?.order))
+          known.reactions.set(name, { order: at, code: reaction.string(1), on: reaction.int(2) !== 0n });
+      }
     }
+    return known;
   }
 
   // In the order that everybody ends with.
   shown() {
     const all = [...this.messages.values()].map((one) => {
-      const change = this.changes.get(one.key);
-      const reactions = [...(change?.reactions.values() ?? [])].filter((each) => each.on);
+      const change = this.#changed(one.key);
+      const reactions = [...change.reactions.values()].filter((each) => each.on);
       return {
         ...one,
         place: this.places.get(one.key),
-        text: change?.recalled ? "" : change?.edit ?? one.text,
-        recalled: Boolean(change?.recalled),
-        edited: change?.edit !== undefined,
+        text: change.recalled ? "" : change.edit ?? one.text,
+        recalled: change.recalled,
+        edited: change.edit !== undefined,
         reactions: reactions.map((each) => each.code),
       };
     });
@@ -537,9 +576,8 @@ export class Client {
     do {
       const ok = (await this.#ask(14, encode([[1, this.tokens.get(this.origin)], [3, page]]))).message(14);
       for (const row of ok.each(1)) {
-        const known = this.conversation(row.string(1)).heads;
-        const behind = row.each(2).some((at) => (known.get(originKey(at.message(1)))?.seq ?? 0n) < at.int(2));
-        if (behind) await this.#pull(row.string(1));
+        const conversation = this.conversation(row.string(1)), heads = row.each(2);
+        if (conversation.behind(heads) || conversation.ahead(heads)) await this.#pull(row.string(1));
       }
       token = ok.bytes(2).slice();
       page = ok.bytes(3).slice();
@@ -559,6 +597,7 @@ export class Client {
       const pull = encode([[1, name], ...conversation.positions(2), [3, PULL_LIMIT]]);
       const ok = (await this.#ask(13, pull)).message(13);
       const entries = ok.each(2);
+      conversation.ends(ok.each(5));
       this.#take(name, entries, true);
       more = ok.int(3) !== 0n && entries.length > 0;
     }
