@@ -32,7 +32,9 @@ def web(
     """Chat as a user in a browser.
 
     Serves a page on this machine until Ctrl-C. The page speaks the client protocol to the gateways
-    over WebSocket. Keep its address secret: anyone who opens it acts as this user.
+    over WebSocket. Keep its address secret: anyone who opens it acts as this user. One tab at a
+    time is connected. The browser keeps what was not sent yet for this port: give --port to find it
+    again.
 
     Example: imctl web ann --no-browser
     """
