@@ -39,6 +39,7 @@ TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.
 S3Endpoint = Annotated[
     str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.-]{1,253}(:\d{1,5})?$")
 ]
+WebOrigin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.-]{1,253}(:\d{1,5})?$")]
 Bucket = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
 S3Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 
@@ -629,6 +630,12 @@ class ClientParameters(Model):
     quic: bool = Field(
         default=False,
         description="gateways take QUIC too, by UDP at the same port, and clients try it first",
+    )
+    web_origins: list[WebOrigin] = Field(
+        default_factory=list,
+        max_length=32,
+        description="of pages in browsers that may ask ipconf and for files, such as "
+        "https://chat.example.com",
     )
     cellular: CellularParameters = Field(
         default=CellularParameters(), description="in place of those above on cellular networks"

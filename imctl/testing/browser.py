@@ -77,8 +77,8 @@ class Navigated(RuntimeError):
 class Driven:
     """A browser with pages, driven over the Chrome DevTools protocol. ``async with``."""
 
-    def __init__(self, chromium: str, profile: Path) -> None:
-        self._command = [chromium, *_FLAGS, f"--user-data-dir={profile}"]
+    def __init__(self, chromium: str, profile: Path, *flags: str) -> None:
+        self._command = [chromium, *_FLAGS, *flags, f"--user-data-dir={profile}"]
         self._profile = profile
         self._last = 0
 

@@ -34,6 +34,7 @@ from services.ipconf.reports import PER_REQUEST_MAX, Reports
 from services.ipconf.ticket import Ticket, mint
 from services.ipconf.timeouts import REPORTED_MS_MAX, Bounds, Timeouts
 from services.metrics.verbs import Verbs
+from services.origins import open_to
 from services.policy.holder import PolicyHolder
 
 TTL_MS = 30_000
@@ -120,6 +121,7 @@ class IpconfServer:
         app.router.add_post("/v1/reports", self._report)
         app.add_routes(self._routes)
         app.on_response_prepare.append(self._say_whose)
+        open_to(app, self._region.spec.client.web_origins)
         self._https = Https(app, self._listen, lambda address: listed(address, self._proxies))
         return await self._https.start(host, port, tls)
 
@@ -233,7 +235,7 @@ class IpconfServer:
 
 def _parameters(region: Region) -> dict[str, dict[str, Any]]:
     """What clients are told, by the kind of their network."""
-    common = region.spec.client.model_dump()
+    common = region.spec.client.model_dump(exclude={"web_origins"})
     common["transports"] = [*(["quic"] if common.pop("quic") else []), *TRANSPORTS]
     kinds = {"cellular": common.pop("cellular")}
     return {network: common | kinds.get(network, {}) for network in NETWORKS}

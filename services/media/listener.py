@@ -14,6 +14,7 @@ from imcore.region.model import Region
 from imcore.runtime import Clock
 from services.https import BODY_BYTES_MAX, Https, errors, measured
 from services.metrics.verbs import Verbs
+from services.origins import open_to
 
 
 class MediaListener:
@@ -32,6 +33,7 @@ class MediaListener:
             client_max_size=BODY_BYTES_MAX, middlewares=[measured(verbs, clock), errors]
         )
         app.add_routes(routes)
+        open_to(app, region.spec.client.web_origins)
         self._https = Https(app, listen, lambda address: listed(address, proxies))
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> int:
