@@ -87,12 +87,12 @@ async def test_only_origins_that_are_named_are_told_so(tmp_path: Path) -> None:
             assert before.headers["Access-Control-Allow-Headers"] == "authorization"
             other = {"Authorization": f"Bearer {token(tmp_path, 'bob')}"}
 
-            async def told() -> bool:
+            async def answered() -> bool:
                 answer = await (await http.get(url, headers=other)).json()
                 assert "web_origins" not in answer.get("parameters", ())
                 return "parameters" in answer
 
-            await until(told, 20, "ipconf names no gateway")
+            await until(answered, 20, "ipconf names no gateway")
 
 
 async def test_where_none_is_named_nothing_is_said_of_any(tmp_path: Path) -> None:
