@@ -102,6 +102,7 @@ class Gateway:
         self._listener: Listening | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
+        self._opened_at = 0.0
         self._accepting = True
         self._frozen = False
         self._doors: Doors
@@ -109,6 +110,10 @@ class Gateway:
 
     def __len__(self) -> int:
         return len(self._connections)
+
+    def age_s(self) -> float:
+        """Since it listens."""
+        return self.clock.now() - self._opened_at
 
     # --------------------------------------------------------------------------- life cycle
 
@@ -128,7 +133,7 @@ class Gateway:
         self._listener = listener
         if quic is not None:
             await self._start_quic(host, quic)
-        self._ticked_at = self.clock.now()
+        self._ticked_at = self._opened_at = self.clock.now()
         self._doors = Doors(self.config.connects_per_s, self.config.connects_per_s, self._ticked_at)
         self._tick_later()
         log.info("gateway %s listens on %s:%d", self.name, host, self.port)

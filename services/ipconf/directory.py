@@ -14,6 +14,9 @@ from services.ports import Versioned
 log = logging.getLogger("im.ipconf")
 
 PREFIX = b"gateway/"
+SLOW_START_S = (
+    30.0  # in which a gateway that has just begun comes to be taken for as empty as it is
+)
 
 
 class Gateway(NamedTuple):
@@ -23,6 +26,7 @@ class Gateway(NamedTuple):
     port: int
     connections: int
     capacity: int
+    age_s: float = SLOW_START_S  # since it listens, no further than it counts
 
     @property
     def load(self) -> float:
@@ -60,6 +64,7 @@ def _gateway(idc: str, row: Versioned) -> Gateway | None:
             int(document["port"]),
             int(document["connections"]),
             int(document["capacity"]),
+            float(document.get("age_s", SLOW_START_S)),  # of a program of before: long ago
         )
     except (ValueError, KeyError, TypeError):
         log.warning("the registry of %s holds an unreadable gateway %r", idc, row.key)

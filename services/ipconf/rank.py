@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from imcore.region.model import GatewayOrder, Region
-from services.ipconf.directory import Gateway
+from services.ipconf.directory import SLOW_START_S, Gateway
 from services.policy.document import IdcState, Policy
 from services.policy.placement import preference, share, takes
 
@@ -49,10 +49,16 @@ def rank(
 
 def by_load(uid: str, gateways: Sequence[Gateway]) -> list[Gateway]:
     """Least loaded first; loads within a tenth count as equal, and then each client has its own
-    order, so that not all of them run to the same one."""
-    return sorted(
-        gateways, key=lambda each: (int(each.load * 10), share(uid, each.name, b"gateway"))
-    )
+    order, so that not all of them run to the same one. One that has just begun counts as loaded as
+    the others at first and comes down from there (slow start): else all would run to it."""
+    loads, others = sum(each.load for each in gateways), max(1, len(gateways) - 1)
+
+    def key(each: Gateway) -> tuple[int, float]:
+        mean = (loads - each.load) / others
+        load = max(each.load, mean * (1 - each.age_s / SLOW_START_S))
+        return int(load * 10), share(uid, each.name, b"gateway")
+
+    return sorted(gateways, key=key)
 
 
 def by_hash(uid: str, gateways: Sequence[Gateway]) -> list[Gateway]:

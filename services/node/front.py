@@ -341,7 +341,7 @@ class FrontNode:
         gateway = self.gateway
         if gateway is None or self._leaving:
             return {}
-        return {gateway.name: describe(self.config.idc, gateway.name, self.port, len(gateway))}
+        return {gateway.name: describe(self.config.idc, gateway, self.port)}
 
     def _kept(self, names: Collection[str]) -> None:
         self._found = frozenset(names)

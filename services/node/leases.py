@@ -11,7 +11,8 @@ from typing import Any
 
 from imcore.errors import ImError
 from imcore.region.model import Idc
-from services.ipconf.directory import PREFIX
+from services.gateway.server import Gateway
+from services.ipconf.directory import PREFIX, SLOW_START_S
 from services.node.config import split_address
 from services.ports import Registry
 
@@ -51,12 +52,15 @@ async def keep_leases(
         await asyncio.sleep(REFRESH_S)
 
 
-def describe(idc: Idc, name: str, port: int, connections: int) -> dict[str, Any]:
+def describe(idc: Idc, gateway: Gateway, port: int) -> dict[str, Any]:
+    """``port``: where clients find it."""
     return {
         "idc": idc.name,
-        "gateway": name,
+        "gateway": gateway.name,
         "host": split_address(idc.endpoints.gateway)[0],
         "port": port,
-        "connections": connections,
+        "connections": len(gateway),
         "capacity": max(1, idc.capacity.sessions // idc.gateways),
+        # In whole seconds, and no further than it counts: else each refresh would be news.
+        "age_s": int(min(gateway.age_s(), SLOW_START_S)),
     }

@@ -23,6 +23,7 @@ from services.control.controller import Controller
 from services.control.levels import Levels, agreed
 from services.control.mover import Mover
 from services.control.voting import PREFIX as VOTES
+from services.gateway.server import Gateway
 from services.ipconf import ticket
 from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
@@ -177,7 +178,8 @@ class Traffic:
 
     def _described(self) -> dict[str, dict[str, Any]]:
         idc = self._node.config.idc
-        return {g.name: describe(idc, g.name, g.port, len(g)) for g in self._node.gateways}
+        own = [each for each in self._node.gateways if isinstance(each, Gateway)]
+        return {gateway.name: describe(idc, gateway, gateway.port) for gateway in own}
 
     def _level_agreed(self) -> int:
         retired = self.retired()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imcore.region.load import load_region
 from imcore.region.model import GatewayOrder
-from services.ipconf.directory import Gateway
+from services.ipconf.directory import SLOW_START_S, Gateway
 from services.ipconf.rank import by_hash, by_load, rank
 from services.policy.document import IdcPolicy, IdcState, Policy, initial
 from services.policy.placement import home_idc, preference, rendezvous
@@ -143,6 +143,19 @@ def test_less_loaded_gateways_come_first_and_equal_ones_are_spread() -> None:
         ("fra-gw-2", "fra-gw-3", "fra-gw-1"),
         ("fra-gw-3", "fra-gw-2", "fra-gw-1"),
     }
+
+
+def test_one_that_has_just_begun_gets_no_more_than_its_share_at_first() -> None:
+    def first(age_s: float) -> Counter[str]:
+        fresh = gateway("fra", 9, 0)._replace(age_s=age_s)
+        loaded = [gateway("fra", n, 80) for n in (1, 2, 3)]
+        return Counter(by_load(uid, [*loaded, fresh])[0].name for uid in UIDS)
+
+    assert max(first(0).values()) < 1.4 * len(UIDS) / 4 and len(first(0)) == 4
+    assert first(SLOW_START_S) == {"fra-gw-9": len(UIDS)}
+    # All of an IDC that begins are alike.
+    begun = [gateway("fra", n, 0)._replace(age_s=0) for n in (1, 2, 3)]
+    assert len({by_load(uid, begun)[0].name for uid in UIDS}) == 3
 
 
 # ------------------------------------------------------------------------------- by hash
