@@ -144,6 +144,7 @@ def test_no_secret_gets_out_of_a_deployment(tmp_path: Path, run: Run) -> None:
 
     sent = json.loads(run.ok("send", "ann", "bob", SAID, "-o", "json"))
     assert sent["durability"] == "stored"
+    run.ok("load", "--users", 6, "--rate", 10, "--seconds", 2)  # its history is one of the files
     run.ok("status")
     run.ok("status", "-o", "json")
     run.ok("ipconf", "lookup", "8.8.8.8")
@@ -184,22 +185,28 @@ def test_no_secret_gets_out_of_a_deployment(tmp_path: Path, run: Run) -> None:
         assert leaks(private, path.read_bytes(), path.name) == []
 
 
-def test_no_password_gets_out_of_a_deployment(tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("port", "engine", "where"),
+    [("registry", "etcd", "endpoints"), ("log", "kafka", "brokers")],
+    ids=["etcd", "kafka"],
+)
+def test_no_password_gets_out_of_a_deployment(
+    tmp_path: Path, run: Run, port: str, engine: str, where: str
+) -> None:
     """Of an engine that cannot be reached, so that every complaint about it is made."""
     secret = tmp_path / "secret" / "password"
     secret.parent.mkdir()
     secret.write_text(f"{PASSWORD}\n")
 
-    def on_etcd(spec: dict[str, Any]) -> None:
+    def away(spec: dict[str, Any]) -> None:
         one_idc(spec)
-        ca = str(run.data / "pki" / "ca.pem")
-        etcd = {
-            "endpoints": ["127.0.0.1:1"], "ca_file": ca,
+        settings = {
+            where: ["127.0.0.1:1"], "ca_file": str(run.data / "pki" / "ca.pem"),
             "username": "im", "password_file": str(secret),
         }  # fmt: skip
-        spec["idcs"][0].setdefault("engines", {})["registry"] = {"etcd": etcd}
+        spec["idcs"][0].setdefault("engines", {})[port] = {engine: settings}
 
-    region = lab_region(tmp_path, on_etcd)
+    region = lab_region(tmp_path, away)
     found = {"the password": [PASSWORD.encode(), base64.b64encode(PASSWORD.encode())]}
     run.ok("validate", region)
     run.ok("up", region, "--data", run.data, "--no-wait")
