@@ -111,7 +111,8 @@ def _progress(of: Fronts, seen: Seen, counts: Counts, step: Step, made: list[Obj
         decision.status["step_clients"] = step.clients
     if under_way:
         decision.status["rollout"] = {
-            "step": wanted - step.partition, "of": wanted - kept, "waiting_for": step.waits,
+            "step": wanted - step.partition, "of": wanted - kept,
+            "waiting_for": "; ".join(filter(None, (step.waits, seen.trouble))),
         }  # fmt: skip
     return decision
 

@@ -691,6 +691,17 @@ def test_what_it_waits_for_is_said() -> None:
     assert decision.status["rollout"] == {"step": 1, "of": 3, "waiting_for": waits}
 
 
+def test_why_a_pod_does_not_come_up_is_among_what_is_waited_for() -> None:
+    template = made(SPEC.model_copy(update={"replicas": 2}))[-1]
+    mark = template["spec"]["template"]["metadata"]["annotations"][TEMPLATE]
+    workload = stands(mark, 1, 1)
+    workload["status"]["availableReplicas"] = 1
+    trouble = "fra-gateway-2: ImagePullBackOff"
+    decision = decided(SPEC.model_copy(update={"replicas": 2}), workload=workload, trouble=trouble)
+    waits = f"not all gateways are ready; {trouble}"
+    assert decision.status["rollout"] == {"step": 1, "of": 2, "waiting_for": waits}
+
+
 def test_how_far_a_rollout_is() -> None:
     def shown(workload: Object, **rollout: Any) -> Any:
         spec = SPEC.model_copy(update={"replicas": 3, "rollout": Rollout(**rollout)})
