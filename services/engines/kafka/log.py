@@ -52,7 +52,7 @@ log = logging.getLogger("im.log")
 OWN, RELAY = 0, 1
 READ_BYTES = 512 * 1024
 _PLACES = 8  # of readers that read on, remembered
-_DRY_MAX = 4  # pages without anything, of both topics
+_SWITCHES_MAX = 4  # times from one topic to the other with nothing taken in between
 Done = Callable[[Sequence[Record] | Exception], None]
 
 
@@ -485,7 +485,7 @@ class KafkaLog:
         union = part.union
         place = part.places.pop(from_lsn, None) or _Place(union.index.before(from_lsn), [])
         scratch = Union(part.number, place.hint, union.cuts, Index(place.hint, 1 << 62))
-        found, source, dry = list(place.read), place.hint.source, 0
+        found, source, idle = list(place.read), place.hint.source, 0
         size = sum(len(record.payload) for record in found)
         while scratch.end.lsn < end and (not found or size < limit_bytes):
             offset = scratch.sources[source].offset
@@ -494,10 +494,12 @@ class KafkaLog:
                 if from_lsn <= record.lsn <= end:
                     found.append(record)
                     size += len(record.payload)
-            dry = 0 if taken else dry + 1
-            if not taken and (over or scratch.sources[source].offset == offset):
-                source = 1 - source
-                if dry > _DRY_MAX:
+            if taken:
+                idle = 0
+            elif over or scratch.sources[source].offset == offset:
+                # Pages of what is older may be many, and say nothing of the other topic.
+                source, idle = 1 - source, idle + 1
+                if idle > _SWITCHES_MAX:
                     break
         if not found and from_lsn <= part.union.end.lsn:
             if from_lsn < part.first:
