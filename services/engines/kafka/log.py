@@ -535,8 +535,8 @@ class KafkaLog:
 
     async def truncate_below(self, partition: int, lsn: int) -> None:
         part = self._parts[partition]
-        union = part.union
         async with part.changing:
+            union = part.union  # of now: it may have been cut while this waited
             if lsn > union.end.lsn:
                 hint = union.here()
                 index = Index(hint, part.step_bytes)

@@ -64,7 +64,7 @@ class KafkaLogStore:
         self._step_bytes = step_bytes
         self._tail = Tail(cluster)
         self._logs: dict[Origin, KafkaLog] = {}
-        self._noted: dict[tuple[Origin, int], int] = {}
+        self._noted: dict[tuple[Origin, int], int] = {}  # sizes
         self._opening = asyncio.Lock()
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -263,10 +263,13 @@ class KafkaLogStore:
 
     async def _keep(self, origin: Origin, partition: int, kept: Kept) -> None:
         await self._meta.put(_note(origin, partition, kept))
+        self._noted[origin, partition] = kept.hints[-1].size
 
     async def _put_store(self, changes: dict[str, Any]) -> None:
-        stored = self._meta.values.get(STORE, {})
-        await self._meta.put({STORE: {**stored, **changes}})
+        def changed() -> dict[str, Any]:
+            return {STORE: {**self._meta.values.get(STORE, {}), **changes}}
+
+        await self._meta.put_made(changed)
 
     async def _note_on(self) -> None:
         while True:
@@ -278,16 +281,22 @@ class KafkaLogStore:
 
     async def _note_down(self, least_bytes: int) -> None:
         """How far the logs have come: where a later opening begins to read."""
-        notes: dict[str, Any] = {}
-        for origin, held in self._logs.items():
-            for partition in range(self._partitions):
-                at = (origin, partition)
-                size = held.size(partition)
-                if size - self._noted.get(at, 0) >= least_bytes:
-                    notes |= _note(origin, partition, held.kept(partition))
-                    self._noted[at] = size
-        if notes:
-            await self._meta.put(notes)
+        sizes: dict[tuple[Origin, int], int] = {}
+
+        def notes() -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for origin, held in self._logs.items():
+                for partition in range(self._partitions):
+                    at, size = (origin, partition), held.size(partition)
+                    # Less than what was noted down: it has lost its end since.
+                    if not 0 <= size - self._noted.get(at, 0) < least_bytes:
+                        found |= _note(origin, partition, held.kept(partition))
+                        sizes[at] = size
+            return found
+
+        # Made when its turn has come: what a cut before it left is never put over that cut.
+        await self._meta.put_made(notes)
+        self._noted |= sizes
 
     async def confirm_boot(self) -> None:
         await self._put_store({"confirmed": self.boot_count, "clean": True})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from imcore.errors import StaleWriter, Unavailable
@@ -44,11 +44,19 @@ class Meta:
 
     async def put(self, values: Mapping[str, Any]) -> None:
         """All or none, durable. Raises StaleWriter, Unavailable, OutcomeUnknown."""
-        rows = [
-            json.dumps([key, value], separators=(",", ":")).encode()
-            for key, value in values.items()
-        ]
+        await self.put_made(lambda: values)
+
+    async def put_made(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        """What ``make`` gives when its turn has come: whoever put something before has gone on by
+        then, so that nothing older than that is put over it. Raises as ``put``."""
         async with self._writing:
+            values = make()
+            if not values:
+                return
+            rows = [
+                json.dumps([key, value], separators=(",", ":")).encode()
+                for key, value in values.items()
+            ]
             if not self._transactions.held:
                 await self._take()
             try:
