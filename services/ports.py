@@ -18,6 +18,10 @@ from imcore.words import Origin, Vector
 
 # ------------------------------------------------------------------------------------- KV
 
+# Of keys and values: whoever could write more in one batch makes several. A store may refuse what
+# is several times as large, as Unavailable.
+BATCH_BYTES_MAX = 1 << 20
+
 
 @dataclass(slots=True)
 class Batch:
@@ -32,6 +36,11 @@ class Batch:
     checkpoint: bytes
     puts: dict[bytes, bytes] = field(default_factory=dict)
     deletes: set[bytes] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        values = self.puts.values()
+        return sum(map(len, self.puts)) + sum(map(len, values)) + sum(map(len, self.deletes))
 
 
 class Kv(Protocol):

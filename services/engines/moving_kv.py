@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imcore.errors import Code, ImError, OutcomeUnknown, Refused, StaleWriter, Unavailable
-from services.ports import Batch, Kv
+from services.ports import BATCH_BYTES_MAX, Batch, Kv
 
 log = logging.getLogger("im.kv")
 
@@ -304,9 +304,10 @@ class Journal:
 
     def next(self, limit_bytes: int) -> tuple[int, list[Batch]]:
         """How many batches come next, up to about that many bytes, and one for each partition that
-        does what they do. The same again until ``advance``."""
+        does what they do, as large as a batch may be. The same again until ``advance``."""
         count = size = 0
         merged: dict[int, Batch] = {}
+        sizes: defaultdict[int, int] = defaultdict(int)
         self._reader.seek(self._played_to)
         while size < limit_bytes:
             head = self._reader.read(_LENGTH.size)
@@ -314,8 +315,12 @@ class Journal:
             data = self._reader.read(length)
             if not length or len(data) < length:
                 break
+            batch = _load(data)
+            sizes[batch.partition] += batch.size
+            if batch.partition in merged and sizes[batch.partition] > BATCH_BYTES_MAX:
+                break
             count, size = count + 1, size + _LENGTH.size + length
-            _merge(merged, _load(data))
+            _merge(merged, batch)
         self._next = self._played_to + size
         return count, list(merged.values())
 

@@ -29,7 +29,7 @@ from services.im.cache import ConversationCache
 from services.im.conversation import Conversation
 from services.im.fold import Effects, Fold, Rows, Taken, conversations_of, fits, needs
 from services.im.reader import Position, Verdict
-from services.ports import Batch, Kv, Log, LogStore
+from services.ports import BATCH_BYTES_MAX, Batch, Kv, Log, LogStore
 from services.tracing.spans import Tracing, wall_ns
 
 log = logging.getLogger("im.applier")
@@ -37,6 +37,7 @@ log = logging.getLogger("im.applier")
 _READ_BYTES = 256 * 1024
 _RETRY_S = 0.2
 _SLOW_S, _SMALL, _REST_MAX_S = 0.003, 256, 0.05
+_MOST = 1 << 20  # records of a batch; fewer while these make too many rows
 
 Told = Callable[[Origin, Effects], None]
 Seals = dict[Origin, int]  # of one partition: the last lsn that counts
@@ -99,6 +100,7 @@ class Applier:
         self._beginning = False  # a rebuild is under way, or has failed half way
         self._fenced: StaleWriter | None = None  # another applier has taken the partition over
         self._rest_s = 0.0  # before the next batch
+        self._most = _MOST  # records of the next batch
         self.begun = 0  # how often it was folded again
         self._encoded: dict[Origin, tuple[bytes, int, bytes]] = {}  # chain, closed, their bytes
         self._told_to: Vector = {}  # while it is folded again: what was told before
@@ -333,7 +335,7 @@ class Applier:
         records = await source.read(self.partition, position.lsn + 1, _READ_BYTES)
         taken: list[Taken] = []
         for record in records:
-            if record.lsn > end:
+            if record.lsn > end or len(taken) == self._most:
                 break
             verdict = position.judge(record)
             if verdict is Verdict.GAP:
@@ -349,11 +351,21 @@ class Applier:
                 taken.append(Taken(record, op))
         if not taken:
             return False
-        flying, rows = await self._folded(origin, position, taken, again)
+        self._most = min(2 * self._most, _MOST)
+        while True:
+            flying, rows = await self._folded(origin, position, taken, again)
+            batch = Batch(self.partition, self._epoch, b"", rows.puts, rows.deletes)
+            if batch.size <= BATCH_BYTES_MAX or len(taken) == 1:
+                break
+            # A message is a row for each member of its group: one page of messages may be more than
+            # a store takes at once.
+            self._most = max(1, len(taken) * BATCH_BYTES_MAX // (batch.size + 1))
+            del taken[self._most :]
+            position = replace(self._positions.get(origin, Position()))
+            for item in taken:
+                position.take(item.record)
         self._flying, self._spoiled = flying, True
-        batch = Batch(
-            self.partition, self._epoch, self._checkpoint(flying), rows.puts, rows.deletes
-        )
+        batch.checkpoint = self._checkpoint(flying)
         began = asyncio.get_running_loop().time()
         try:
             await self._kv.commit(batch)

@@ -14,7 +14,7 @@ from services.engines import moving_kv
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.moving_kv import Journal, MovingKv
-from services.ports import Batch, Kv
+from services.ports import BATCH_BYTES_MAX, Batch, Kv
 
 PARTITIONS = 3
 
@@ -260,6 +260,27 @@ async def test_an_old_store_that_cannot_be_closed_does_not_undo_the_move(
     await writer.open()
     await kv.move_to(target, tmp_path / "move", nothing)
     await writer.check(target)
+
+
+def test_a_journal_makes_no_batch_larger_than_a_store_takes(tmp_path: Path) -> None:
+    """Merged without a bound they were 8 MiB, which TiKV's client writes and cannot read back."""
+    journal = Journal(tmp_path / "journal")
+    value, count = bytes(60_000), 100
+    for number in range(count):
+        journal.add(Batch(number % 2, 9, b"%d" % number, {b"%03d" % number: value}))
+    played, checkpoints = 0, dict[int, bytes]()
+    while True:
+        taken, batches = journal.next(8 << 20)
+        if not taken:
+            break
+        assert all(batch.size <= BATCH_BYTES_MAX for batch in batches)
+        checkpoints |= {batch.partition: batch.checkpoint for batch in batches}
+        played += taken
+        journal.advance()
+    assert (played, checkpoints) == (count, {0: b"98", 1: b"99"})
+    journal.add(Batch(1, 9, b"large", {b"a": bytes(2 * BATCH_BYTES_MAX)}))
+    assert journal.next(8 << 20)[0] == 1  # one that cannot be less
+    journal.close()
 
 
 def test_a_journal_gives_the_same_until_it_is_told_to_go_on(tmp_path: Path) -> None:

@@ -346,6 +346,23 @@ async def test_a_snapshot_is_put_in_place_whole_though_pd_hears_late_of_half_a_r
         assert found == (await kv.scan(*bounds, 99, reverse=True))[::-1]
 
 
+async def test_a_batch_that_could_not_be_read_back_is_refused_before_it_is_written(
+    on_disk: TikvProcesses, opener: Opener
+) -> None:
+    """The client takes 4 MiB in one answer, and a batch stands in one row once more."""
+    kv = await opener(on_disk)
+    epoch, _ = await kv.open_partition(P)
+    rows = {key(f"b{n}"): bytes([n]) * (1 << 20) for n in range(1, 5)}
+    with pytest.raises(Unavailable, match=r"a batch of partition 1 has \d+ bytes in 5 rows"):
+        await kv.commit(Batch(P, epoch, b"too large", rows))
+    assert await kv.get(key("b1")) is None
+    large = dict(list(rows.items())[:2])
+    await kv.commit(Batch(P, epoch, b"large", large))  # twice what is said to be the most
+    again = await opener(on_disk)  # which reads the last batch back
+    assert (await again.open_partition(P))[1] == b"large"
+    assert await again.get_many(list(large)) == list(large.values())
+
+
 @hasty
 async def test_a_paused_store_holds_nothing_up_for_longer_than_the_deadline(
     on_disk: TikvProcesses, opener: Opener

@@ -18,10 +18,11 @@ from imcore.words import ClientKey, Origin
 from services.engines.disk import RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.log_store import SegmentLogStore
+from services.im import applier as applier_module
 from services.im import keys
 from services.im.applier import Applier
 from services.im.cache import ConversationCache
-from services.ports import Log, Record
+from services.ports import Batch, Log, Record
 
 FRA = Origin("fra", 1)
 CONVERSATION = "d:ann:bob"
@@ -62,6 +63,30 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield Bench(log, kv, disk, applier)
     await kv.close()
     await store.close()
+
+
+async def test_what_would_be_too_large_for_one_batch_is_several(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, count, batches = 3_000, 60, list[Batch]()
+    monkeypatch.setattr(applier_module, "BATCH_BYTES_MAX", limit)
+    commit = bench.kv.commit
+
+    async def seen(batch: Batch) -> None:
+        batches.append(batch)
+        await commit(batch)
+
+    monkeypatch.setattr(bench.kv, "commit", seen)
+    for seq in range(1, count + 1):
+        await bench.message(seq)
+    await bench.applier.drain()
+    assert await bench.folded() == count == bench.applier.lsn(FRA)
+    assert all(batch.size <= limit for batch in batches)
+    assert 2 < len(batches) < count / 2
+    monkeypatch.setattr(applier_module, "BATCH_BYTES_MAX", 1)
+    await bench.message(count + 1)  # one record is one batch, whatever it takes
+    await bench.applier.drain()
+    assert await bench.folded() == count + 1
 
 
 async def test_a_batch_that_could_not_be_committed_is_folded_by_whoever_drains_next(

@@ -330,10 +330,9 @@ class TikvKv:
                 there = parse(found.get(keys[batch.partition]))
                 try:
                     self._check_epoch(batch.partition, there, batch.applier_epoch)
-                except StaleWriter as error:
-                    refused[batch.partition] = error
-                else:
                     written[batch.partition] = self._written(batch, there)
+                except (StaleWriter, Unavailable) as error:
+                    refused[batch.partition] = error
             # First, so that these keys hold the primary: whoever meets locks of the batch asks
             # there.
             for partition, (meta, _) in written.items():
@@ -363,14 +362,22 @@ class TikvKv:
         return landed
 
     def _written(self, batch: Batch, there: Meta) -> _Written:
-        """The partition's own row and all others, the redo itself among them."""
+        """The partition's own row and all others, the redo itself among them. Raises Unavailable
+        for a batch that is too large."""
         meta = there._replace(checkpoint=batch.checkpoint, batch=there.batch + 1)
         place = batch.partition, meta.generation
         mark = self._marked(batch.partition, meta.batch)
         puts = (*self._stored(*place, batch.puts.items()), mark)
         deletes = tuple(key for row in batch.deletes for key in self._keys(place, row))
         last = redo.Redo(meta.batch, meta.generation, puts, deletes)
-        return meta, last.beside(self._layout.redo(batch.partition), last.packed())
+        packed = last.packed()
+        if len(packed) > redo.BYTES_MAX:
+            rows = len(last.puts) + len(last.deletes)
+            raise Unavailable(
+                f"{self._client}: a batch of partition {batch.partition} has {len(packed)} bytes "
+                f"in {rows} rows; it can have {redo.BYTES_MAX}"
+            )
+        return meta, last.beside(self._layout.redo(batch.partition), packed)
 
     async def _read_back(self, written: Mapping[int, _Written]) -> set[int]:
         """The partitions whose batches are there, every row of them. Raises Unavailable."""

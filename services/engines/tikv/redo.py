@@ -23,6 +23,9 @@ from services.engines.tikv.client import Pair
 _HEAD = struct.Struct(">QQI")  # batch, generation, number of puts
 _SIZES = struct.Struct(">HI")  # of a key and its value
 _SIZE = struct.Struct(">H")
+# Of the row. The client takes answers of 4 MiB from a store: what is larger it could write, and
+# never read again.
+BYTES_MAX = 3 << 20
 
 
 class Redo(NamedTuple):
