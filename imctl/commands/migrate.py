@@ -96,13 +96,17 @@ def kv(
         rows = asyncio.run(_cancel(target, names))
         target.end_kv(_embedded(rows))
     else:
-        if not yes and any(engine != to.value for engine in before.values()):
-            typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
         given = _addresses(target, pd or [])
         if given and to is not Engine.TIKV:
             raise BadInput("--pd: expected it together with --to tikv")
         for name in given.keys() - set(names):
             raise BadInput(f"--pd: {name} is not one of the IDCs to move")
+        if to is Engine.TIKV:
+            for name, engine in before.items():
+                if engine == Engine.TIKV.value:
+                    _demand_same_tikv(target, name, given.get(name, []))
+        if not yes and any(engine != to.value for engine in before.values()):
+            typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
         settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
         try:
             with _progress(names, output) as show:
@@ -129,6 +133,23 @@ def _addresses(target: Local, given: list[str]) -> dict[str, list[str]]:
         _known(target, name)
         found[name] = addresses.split(",")
     return found
+
+
+def _demand_same_tikv(target: Local, name: str, pd: list[str]) -> None:
+    """An IDC that is on TiKV stays on that one. To write another one's addresses into the region
+    file would let it begin there at its next start, with nothing. Raises Failed."""
+    tikv = target.region.idc(name).engines.kv.tikv
+    if tikv is None:
+        raise Failed(
+            f"the KV of {name} is on a TiKV that the deployment's region file does not name; "
+            "correct the file, or move it to the embedded engine first"
+        )
+    if pd and set(pd) != set(tikv.pd):
+        raise Failed(
+            f"the KV of {name} is on the TiKV behind PD {', '.join(tikv.pd)} already, and moves to "
+            "another TiKV by way of the embedded engine only: `imctl migrate kv "
+            f"{name} --to embedded` first"
+        )
 
 
 async def _engines(target: Local, names: list[str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ import yaml
 from imcore import logs, pki
 from imcore.errors import BadInput
 from imcore.region.load import check_text, load_region
-from imcore.region.model import Region
+from imcore.region.model import Idc, Region
 from imcore.region.problem import dotted
 from imcore.region.rules import listeners
 from imcore.roles import Role
@@ -584,11 +584,7 @@ class Local:
         if given and len(given) < len(pd):
             lacking = ", ".join(name for name in pd if name not in given)
             raise BadInput(f"--pd: expected it for all of these IDCs or for none; {lacking} lacks")
-        kv = {
-            name: {"tikv": {"pd": list(pd[name])} if given else wanted.tikv_of(idc, self._places)}
-            for name in pd
-            for idc in [self.region.idc(name)]
-        }
+        kv = {name: self._tikv_for(self.region.idc(name), pd[name]) for name in pd}
         if not given:
             if lacking := binaries.missing(wanted.programs([wanted.TIKV])):
                 raise Failed(lacking)
@@ -602,6 +598,14 @@ class Local:
                         self._spawn(one.name)
                     self._wait_for_engine(one.name)
         return kv
+
+    def _tikv_for(self, idc: Idc, pd: Sequence[str]) -> dict[str, Any]:
+        """``engines.kv`` of an IDC whose TiKV is there, or (none) beside it; with its prefix where
+        the region file names that TiKV already."""
+        there = idc.engines.kv.tikv
+        if pd and (there is None or set(there.pd) != set(pd)):
+            return {"tikv": {"pd": list(pd)}}
+        return {"tikv": wanted.tikv_of(idc, self._places)}
 
     def end_kv(self, names: Sequence[str]) -> None:
         """The KV of these IDCs is embedded, now or still: their TiKV needs not run any more, and

@@ -21,6 +21,7 @@ from imcore.errors import BadInput, Code, ImError, Refused
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import KvEngine
+from imcore.region.rules import kv_prefix
 from services.engines.disk import Disk
 from services.engines.moving_kv import Move, MovingKv
 from services.node.config import NodeConfig
@@ -104,10 +105,26 @@ class KvEngines:
                 raise Refused(Code.FORBIDDEN, "another move of this KV is under way")
             return
         if name_of(engine) == name_of(self.current):
+            self._check_same_store(engine)
             return
         self.problem, self._target, self._phase = None, engine, "open"
         self._moving = asyncio.ensure_future(self._move(engine))
         self._moving.add_done_callback(self._moved)
+
+    def _check_same_store(self, engine: KvEngine) -> None:
+        """Raises Refused for another TiKV than the one that the KV is on: to say that it is there
+        would be a lie, and at the next start that one, which is empty, would count."""
+        wanted, there = engine.tikv, self.current.tikv
+        if wanted is None or there is None:
+            return
+        usual = kv_prefix(self._config.region, self._config.idc)
+        same_prefix = (wanted.prefix or usual) == (there.prefix or usual)
+        if set(wanted.pd) != set(there.pd) or not same_prefix:
+            raise Refused(
+                Code.FORBIDDEN,
+                f"the KV is on the TiKV behind PD {', '.join(there.pd)} already, and moves to "
+                "another TiKV by way of the embedded engine only: move it there first",
+            )
 
     def _moved(self, task: asyncio.Task[None]) -> None:
         self._moving = None

@@ -91,6 +91,19 @@ async def test_after_a_move_the_note_counts_whatever_the_file_says(place: Place)
     await kv.close()
 
 
+async def test_from_one_tikv_to_another_is_refused_and_never_called_done(place: Place) -> None:
+    engines = place.engines("tikv")
+    kv = await engines.open()
+    before = (place.folder / "data" / NOTE).read_bytes()
+    for other in ('{"pd": ["127.0.0.1:1"]}', '{"pd": ["127.0.0.1:2379"], "prefix": "other"}'):
+        with pytest.raises(Refused, match=r"on the TiKV behind PD 127\.0\.0\.1:2379 already"):
+            engines.move_to(parse(f'{{"tikv": {other}}}'))
+    engines.move_to(TIKV)
+    assert not engines.moving and (_progress(engines).phase, engines.problem) == ("done", None)
+    assert (place.folder / "data" / NOTE).read_bytes() == before
+    await kv.close()
+
+
 async def test_a_move_that_fails_says_why_and_changes_nothing(place: Place) -> None:
     engines = place.engines("embedded")
     kv = await engines.open()
