@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +40,22 @@ class EngineUnit:
 
 
 class Beside:
-    """Those of a whole region."""
+    """Those of a whole region. ``tikv_elsewhere``: IDCs whose TiKV is none of them."""
 
     def __init__(
-        self, region: Region, folder: Path, pki: Path, engines: Sequence[str], places: Places
+        self,
+        region: Region,
+        folder: Path,
+        pki: Path,
+        engines: Sequence[str],
+        places: Places,
+        tikv_elsewhere: Collection[str] = (),
     ) -> None:
         self._region = region
         self._folder = folder
         self._pki = pki
         self._places = places
+        self._tikv_elsewhere = tikv_elsewhere
         found = [one for idc in region.spec.idcs for one in self._units(idc, engines)]
         self._found = {one.name: one for one in sorted(found, key=lambda one: one.stage)}
 
@@ -78,7 +85,8 @@ class Beside:
             yield self._kafka(idc)
             if idc.engines.mirror.mirrormaker2:
                 yield self._mm2(idc)
-        if TIKV in engines and idc.engines.kv.tikv:  # KVs are moved one IDC after the other
+        # KVs are moved one IDC after the other, and perhaps to a TiKV that runs already.
+        if TIKV in engines and idc.engines.kv.tikv and idc.name not in self._tikv_elsewhere:
             yield self._pd(idc)
             yield self._tikv(idc)
         if S3 in engines:

@@ -27,7 +27,7 @@ import yaml
 from imcore import logs, pki
 from imcore.errors import BadInput
 from imcore.region.load import check_text, load_region
-from imcore.region.model import Idc, Region
+from imcore.region.model import Region
 from imcore.region.problem import dotted
 from imcore.region.rules import listeners
 from imcore.roles import Role
@@ -76,7 +76,7 @@ class Local:
         self.pki = data / "pki"
         self._run = run
         self._places = places
-        self._beside = Beside(region, data, self.pki, run.engines, places)
+        self._beside = self._look_beside()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._regions: dict[str, Region] = {}
         self._name_cores()
@@ -186,6 +186,12 @@ class Local:
         """Raises BadInput when an IDC has the name that an engine's unit has."""
         for name in set(self.engine_names()) & set(self.names()):
             raise BadInput(f"an IDC is named {name}, as an engine of {self.engine(name).idc} is")
+
+    def _look_beside(self) -> Beside:
+        run = self._run
+        return Beside(
+            self.region, self.data, self.pki, run.engines, self._places, run.tikv_elsewhere
+        )
 
     def engine_names(self) -> list[str]:
         """The units that are engines of an IDC, in the order of starting: all but a MirrorMaker
@@ -569,7 +575,7 @@ class Local:
         with replacing(copy) as new:
             new.write_bytes(regions.path_of(self.data, region).read_bytes())
             self.region = load_region(new)
-        self._beside = Beside(self.region, self.data, self.pki, self._run.engines, self._places)
+        self._beside = self._look_beside()
 
     # ------------------------------------------------------------- from one engine to another
 
@@ -584,14 +590,21 @@ class Local:
         if given and len(given) < len(pd):
             lacking = ", ".join(name for name in pd if name not in given)
             raise BadInput(f"--pd: expected it for all of these IDCs or for none; {lacking} lacks")
-        kv = {name: self._tikv_for(self.region.idc(name), pd[name]) for name in pd}
-        if not given:
+        kv = {name: self._tikv_for(name, pd[name]) for name in pd}
+        on_tikv = {idc.name for idc in self.region.spec.idcs if idc.engines.kv.tikv}
+        elsewhere = on_tikv
+        if wanted.TIKV in self._run.engines:
+            elsewhere = on_tikv.intersection(self._run.tikv_elsewhere)
+        elsewhere = elsewhere.union(name for name in given if not self._names_tikv(name, pd[name]))
+        here = [] if given else [name for name in pd if name not in elsewhere]
+        if here:
             if lacking := binaries.missing(wanted.programs([wanted.TIKV])):
                 raise Failed(lacking)
             self._run.engines = [*dict.fromkeys([*self._run.engines, wanted.TIKV])]
             self._places.write()
+        self._run.tikv_elsewhere = sorted(elsewhere)
         self._rewrite(kv)
-        for name in () if given else kv:
+        for name in here:
             for one in self._beside.of(name):
                 if one.kind in beside.TIKV_KINDS:
                     if self._state(one.name) == "gone":
@@ -599,13 +612,17 @@ class Local:
                     self._wait_for_engine(one.name)
         return kv
 
-    def _tikv_for(self, idc: Idc, pd: Sequence[str]) -> dict[str, Any]:
+    def _names_tikv(self, name: str, pd: Sequence[str]) -> bool:
+        """Whether the region file says that the KV of this IDC is on that very TiKV."""
+        tikv = self.region.idc(name).engines.kv.tikv
+        return tikv is not None and set(tikv.pd) == set(pd)
+
+    def _tikv_for(self, name: str, pd: Sequence[str]) -> dict[str, Any]:
         """``engines.kv`` of an IDC whose TiKV is there, or (none) beside it; with its prefix where
         the region file names that TiKV already."""
-        there = idc.engines.kv.tikv
-        if pd and (there is None or set(there.pd) != set(pd)):
+        if pd and not self._names_tikv(name, pd):
             return {"tikv": {"pd": list(pd)}}
-        return {"tikv": wanted.tikv_of(idc, self._places)}
+        return {"tikv": wanted.tikv_of(self.region.idc(name), self._places)}
 
     def end_kv(self, names: Sequence[str]) -> None:
         """The KV of these IDCs is embedded, now or still: their TiKV needs not run any more, and
@@ -633,7 +650,7 @@ class Local:
             text = regions.path_of(self.data, known).read_text()
             self._run.regions[name] = regions.keep(self.data, wanted.with_kv(text, kv).encode())
         self._run.write(self.data)
-        self._beside = Beside(self.region, self.data, self.pki, self._run.engines, self._places)
+        self._beside = self._look_beside()
 
     def check_alive(self, names: Sequence[str]) -> None:
         """Raises Failed, with the last line of its log, for a unit that ended by itself."""

@@ -24,6 +24,8 @@ class RunFile:
     link_admin: str  # HOST:PORT of the link proxy's fault API
     processes: dict[str, Identity] = field(default_factory=dict)
     engines: list[str] = field(default_factory=list)  # those that run beside the IDCs
+    # IDCs whose TiKV is none of those: it runs somewhere else, at addresses that were given.
+    tikv_elsewhere: list[str] = field(default_factory=list)
     split: bool = False  # an IDC is a core, a front for each of its gateways, and its ipconfs
     standby: bool = False  # and a second core, which takes the place of the first
     routes: int = 0  # and so many route instances

@@ -12,6 +12,7 @@ from imcore.proto import peer_pb2 as pb
 from imcore.runtime import SystemClock
 from imctl import admin
 from imctl.commands.migrate import Engine, kv
+from imctl.engines import binaries
 from imctl.errors import Failed
 from imctl.options import Format
 from imctl.target.local import Local
@@ -48,6 +49,16 @@ def idcs(monkeypatch: pytest.MonkeyPatch) -> Idcs:
     monkeypatch.setattr(admin, "statuses", idcs.statuses)
     monkeypatch.setattr(admin, "move_kv", idcs.move_kv)
     return idcs
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Engines are said to be there at once; which ones were waited for."""
+    waited: list[str] = []
+    monkeypatch.setattr(binaries, "missing", lambda programs: "")
+    monkeypatch.setattr(Local, "_spawn", lambda target, name: None)
+    monkeypatch.setattr(Local, "_wait_for_engine", lambda target, name: waited.append(name))
+    return waited
 
 
 @pytest.fixture
@@ -88,3 +99,22 @@ def test_a_tikv_that_the_region_file_does_not_name_is_not_given_another_address(
         with pytest.raises(Failed, match="correct the file"):
             migrate(target, Engine.TIKV, "fra", pd=pd)
     assert pd_of(target, "fra") is None and idcs.asked == []
+
+
+def test_an_idc_whose_tikv_is_elsewhere_gets_none_beside_it(
+    target: Local, idcs: Idcs, waits: list[str]
+) -> None:
+    migrate(target, Engine.TIKV, "fra", pd=[f"fra={NEW}"])
+    migrate(target, Engine.TIKV, "iad")
+    found = Local.open(target.data)
+    assert found.engine_names() == ["iad-pd", "iad-tikv"] == waits
+    migrate(target, Engine.TIKV)  # fra's is there
+    assert Local.open(target.data).engine_names() == [
+        "iad-pd", "sin-pd", "iad-tikv", "sin-tikv"
+    ]  # fmt: skip
+    assert pd_of(target, "fra") == [NEW]
+    migrate(target, Engine.TIKV, "iad", pd=["iad=" + str(pd_of(target, "iad"))[2:-2]])
+    assert "iad-pd" in Local.open(target.data).engine_names()
+    migrate(target, Engine.EMBEDDED, "fra")
+    migrate(target, Engine.TIKV, "fra")
+    assert "fra-pd" in Local.open(target.data).engine_names()
