@@ -86,12 +86,12 @@ def kv(
     names = idcs or [idc.name for idc in target.region.spec.idcs]
     for name in names:
         _known(target, name)
-    before = asyncio.run(_engines(target, names))
+    rows = asyncio.run(_rows(target, names))
+    before = {row["idc"]: row["engine"] for row in rows}
     if from_ is not None:
         for name, engine in before.items():
             if engine not in (from_.value, to.value):
                 raise Failed(f"the KV of {name} is on {engine}, not on {from_.value}")
-    rows: list[dict[str, Any]] = []
     if cancel:
         rows = asyncio.run(_cancel(target, names))
         target.end_kv(_embedded(rows))
@@ -107,11 +107,11 @@ def kv(
                     _demand_same_tikv(target, name, given.get(name, []))
         if not yes and any(engine != to.value for engine in before.values()):
             typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
-        settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
         try:
+            settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
             with _progress(names, output) as show:
-                asyncio.run(_move(target, settings, before, show, rows))
-        finally:  # Ctrl-C too
+                asyncio.run(_move(target, settings, show, rows))
+        finally:  # Ctrl-C too, and a PD that did not start
             target.end_kv(_embedded(rows))
     emit({"kv": rows}, output, lambda: _table(rows))
     if any(row["problem"] for row in rows) and not cancel:
@@ -152,15 +152,20 @@ def _demand_same_tikv(target: Local, name: str, pd: list[str]) -> None:
         )
 
 
-async def _engines(target: Local, names: list[str]) -> dict[str, str]:
-    """On which one each is. Raises Unavailable for one that does not answer."""
+async def _rows(target: Local, names: list[str]) -> list[dict[str, Any]]:
+    """On which engine each is, before anything is done. Raises Unavailable for one that does not
+    answer."""
     found = await admin.statuses(target, names)
-    engines = {}
+    rows = []
     for name, status in found.items():
         if isinstance(status, ImError):
             raise status
-        engines[name] = str(status["kv"]["engine"])
-    return engines
+        kv = status["kv"]
+        phase = LOST if kv["move"] else "not begun"  # an earlier command's move goes on there
+        rows.append(
+            {"idc": name, "engine": kv["engine"], "phase": phase, "problem": "", "batches": 0}
+        )
+    return rows
 
 
 async def _cancel(target: Local, names: list[str]) -> list[dict[str, Any]]:
@@ -174,16 +179,11 @@ def _unseen(progress: pb.MoveKvProgress) -> None: ...
 async def _move(
     target: Local,
     settings: dict[str, Any],
-    before: dict[str, str],
     show: Show,
     rows: list[dict[str, Any]],
 ) -> None:
     """One after the other, and not the next before the last one is there. ``rows``: one for each
-    of them, also when it is cut short."""
-    rows += [
-        {"idc": name, "engine": before[name], "phase": "not begun", "problem": "", "batches": 0}
-        for name in settings
-    ]
+    of them, in the same order; what there is to tell of it by now."""
     for number, (name, engine) in enumerate(settings.items()):
 
         def seen(progress: pb.MoveKvProgress, name: str = name) -> None:

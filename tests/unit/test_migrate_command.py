@@ -26,10 +26,11 @@ class Idcs:
 
     def __init__(self) -> None:
         self.on = dict.fromkeys(("fra", "iad", "sin"), "embedded")
+        self.moves: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
 
     async def statuses(self, target: Local, names: Sequence[str]) -> dict[str, Any]:
-        return {name: {"kv": {"engine": self.on[name], "move": None}} for name in names}
+        return {n: {"kv": {"engine": self.on[n], "move": self.moves.get(n)}} for n in names}
 
     async def move_kv(
         self,
@@ -118,3 +119,39 @@ def test_an_idc_whose_tikv_is_elsewhere_gets_none_beside_it(
     migrate(target, Engine.EMBEDDED, "fra")
     migrate(target, Engine.TIKV, "fra")
     assert "fra-pd" in Local.open(target.data).engine_names()
+
+
+@pytest.mark.parametrize("error", [Failed("fra-pd did not serve within 120 s"), KeyboardInterrupt])
+def test_what_fails_before_the_move_leaves_the_region_file_as_it_was(
+    target: Local,
+    idcs: Idcs,
+    waits: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException | type[BaseException],
+) -> None:
+    ended: list[str] = []
+
+    def wait(target: Local, name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(Local, "_wait_for_engine", wait)
+    monkeypatch.setattr(Local, "_stop", lambda target, names: ended.extend(names))
+    with pytest.raises((Failed, KeyboardInterrupt)):
+        migrate(target, Engine.TIKV, "fra", "iad")
+    assert (pd_of(target, "fra"), pd_of(target, "iad"), idcs.asked) == (None, None, [])
+    assert sorted(ended) == ["fra-pd", "fra-tikv", "iad-pd", "iad-tikv"]
+
+
+def test_what_fails_beside_a_move_that_goes_on_leaves_that_its_tikv(
+    target: Local, idcs: Idcs, waits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.begin_kv("tikv", {"fra": []})
+    idcs.moves["fra"] = {"phase": "copy", "batches": 0, "played": 0}
+
+    def wait(target: Local, name: str) -> None:
+        raise Failed("fra-pd ended while starting")
+
+    monkeypatch.setattr(Local, "_wait_for_engine", wait)
+    with pytest.raises(Failed):
+        migrate(target, Engine.TIKV, "fra", "iad")
+    assert pd_of(target, "fra") is not None and pd_of(target, "iad") is None
