@@ -20,13 +20,15 @@ TIKV_KINDS = (PD, TIKV)
 class EngineUnit:
     """``stage``: 0 depends on nothing, 1 on the IDC's own others, 2 on those of other IDCs; each
     starts after all before it, and ends before them. ``data``: what a wipe deletes, with that of
-    the IDC's ``kin``, which is of no use without."""
+    the IDC's ``kin``, which is of no use without. ``marks``: words of its command by which its
+    process is known; they name its data, and so the deployment."""
 
     name: str
     idc: str
     kind: str
     stage: int
     data: Path
+    marks: tuple[str, ...]
     prepare: Callable[[], None]  # before each start; raises Failed
     command: Callable[[], list[str]]  # raises Failed
     healthy: Callable[[], bool]
@@ -100,7 +102,7 @@ class Beside:
         assert where is not None  # with_engines wrote it
         server = etcd.Server(idc.name, data, where.endpoints[0], self._pki, name, idc.name)
         return EngineUnit(
-            name, idc.name, ETCD, 0, data,
+            name, idc.name, ETCD, 0, data, (f"--data-dir={data}",),
             prepare=lambda: None,
             command=lambda: server.command(binaries.need("etcd").path),
             healthy=server.healthy,
@@ -130,7 +132,7 @@ class Beside:
         )
         mirrors = [source for source, target in named.pairs(self._region) if target == idc.name]
         return EngineUnit(
-            name, idc.name, KAFKA, 0, data,
+            name, idc.name, KAFKA, 0, data, ("kafka.Kafka", str(server.properties_file)),
             prepare=lambda: server.prepare(binaries.need("kafka").path),
             command=lambda: server.command(binaries.need("kafka").path),
             healthy=lambda: server.healthy() and _granted(where, idc.name, mirrors),
@@ -147,6 +149,7 @@ class Beside:
         maker = mm2.MirrorMaker(data, flows, credentials, pace=pace)
         return EngineUnit(
             unit(idc.name, MM2), idc.name, MM2, 2, data,
+            ("imctl.engines.mirror_keeper", str(maker.settings_file)),
             prepare=maker.prepare,
             command=lambda: maker.kept(binaries.need("kafka").path),
             healthy=lambda: True,
@@ -158,7 +161,7 @@ class Beside:
         assert where is not None
         server = tikv.Pd(idc.name, data, where.pd[0], self._places.at(f"{idc.name}-pd peer"))
         return EngineUnit(
-            unit(idc.name, PD), idc.name, PD, 0, data,
+            unit(idc.name, PD), idc.name, PD, 0, data, (f"--data-dir={data}",),
             prepare=lambda: None,
             command=lambda: server.command(binaries.need("pd").path),
             healthy=server.healthy,
@@ -172,7 +175,7 @@ class Beside:
         store = tikv.MockStore(where.pd[0], at(name), data, at(f"{name} control"))
         pd = tikv.Pd(idc.name, self._data(idc, PD), where.pd[0], at(f"{idc.name}-pd peer"))
         return EngineUnit(
-            name, idc.name, TIKV, 1, data,
+            name, idc.name, TIKV, 1, data, (f"-data={data}",),
             prepare=lambda: None,
             command=lambda: store.command(binaries.need("tikv-mock").path),
             healthy=lambda: pd.has_store(),
@@ -192,7 +195,7 @@ class Beside:
             where.region,
         )
         return EngineUnit(
-            name, idc.name, S3, 0, data,
+            name, idc.name, S3, 0, data, (f"--data={data}",),
             prepare=server.prepare,
             command=lambda: server.command(binaries.need("versitygw").path),
             healthy=server.healthy,

@@ -317,19 +317,17 @@ class Local:
         """Take in processes of ours that an `imctl` started and did not live to write down."""
         if self._run.elsewhere:
             return
-        ours = [*self.names(), *self.standby_names(), *self.apart_names()]
-        lost = [name for name in ours if self._state(name) == "gone"]
-        for name in lost:
-            running = [one for one in self._run.processes.values() if process.state(one) != "gone"]
-            known = {one.pid for one in running}
-            found = process.find(self._marks(name), known)
-            if found is None:
-                continue
-            identity, arguments = found
+        ours = [*self.names(), *self.standby_names(), *self.apart_names(), *self.engine_names()]
+        lost = {name: self._marks(name) for name in ours if self._state(name) == "gone"}
+        running = [one for one in self._run.processes.values() if process.state(one) != "gone"]
+        found = process.find(lost, {one.pid for one in running})
+        for name, (identity, arguments) in found.items():
             self._run.processes[name] = identity
-            told = Path(arguments[arguments.index("--region") + 1])
-            if told.parent == self.data / regions.FOLDER and name in self.names():
-                self._run.regions[name] = told.stem
+            if "--region" in arguments and name in self.names():
+                told = Path(arguments[arguments.index("--region") + 1])
+                if told.parent == self.data / regions.FOLDER:
+                    self._run.regions[name] = told.stem
+        if found:
             self._run.write(self.data)
         self._name_cores()
 
@@ -337,6 +335,8 @@ class Local:
         """By which a process of this unit is known: what it runs, and on whose data."""
         if name == LINKPROXY:
             return ["services.linkproxy", str(self._links_file())]
+        if name in self.engine_names():
+            return list(self._beside[name].marks)
         witness = self.region.spec.witness
         module = "services.witness" if witness and name == witness.name else "services.node"
         return [module, str(self.data / name.removesuffix(STANDBY) / "data")]

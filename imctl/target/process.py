@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,18 +31,26 @@ def identify(pid: int) -> Identity | None:
     return None if fields is None else Identity(pid, int(fields[19]), boot_id())
 
 
-def find(words: Sequence[str], known: Container[int] = ()) -> tuple[Identity, list[str]] | None:
-    """A process of ours with all of these among its arguments, and its arguments: one that was
-    started, and not written down before its parent was killed. ``known``: pids of others."""
+def find(
+    wanted: Mapping[str, Sequence[str]], known: Container[int] = ()
+) -> dict[str, tuple[Identity, list[str]]]:
+    """By name, a process of ours with all of its words among its arguments, and its arguments:
+    one that was started, and not written down before its parent was killed. ``known``: pids of
+    others."""
+    left, found = {name: set(words) for name, words in wanted.items()}, {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if path.stat().st_uid != os.getuid():
                 continue
             arguments = path.read_bytes().decode(errors="replace").split("\0")
             pid = int(path.parent.name)
-            if pid not in known and set(words) <= set(arguments) and (found := identify(pid)):
-                return found, arguments
-    return None
+            name = next((one for one, words in left.items() if words <= set(arguments)), None)
+            if name is not None and pid not in known and (identity := identify(pid)):
+                del left[name]
+                found[name] = identity, arguments
+        if not left:
+            break
+    return found
 
 
 def state(identity: Identity) -> str:

@@ -14,7 +14,7 @@ from imcore.runtime import SystemClock
 from imctl.engines.binaries import Program
 from imctl.engines.etcd import Server
 from imctl.errors import Failed
-from imctl.target import process
+from imctl.target import process, runfile
 from imctl.target.local import LINKPROXY, Local
 from imctl.testing.lab import lab_region
 
@@ -71,6 +71,19 @@ def test_an_etcd_starts_is_killed_paused_and_wiped_by_itself(target: Local) -> N
     assert found.log_file("fra-etcd").exists()
     with pytest.raises(Failed, match=r"fra-etcd ended while starting"):
         found.engine_serves("fra-etcd")
+
+
+def test_an_engine_that_was_not_written_down_is_found_again_and_ended(target: Local) -> None:
+    """`kill -9` of imctl between the start of an engine and the note of it."""
+    target.start(["fra-etcd"])
+    run = runfile.read(target.data)
+    assert run is not None
+    started = run.processes.pop("fra-etcd")
+    run.write(target.data)
+    later = Local.open(target.data)
+    assert later.units() == []
+    later.stop()
+    assert process.state(started) == "gone"
 
 
 def test_nobody_but_its_own_idc_is_let_in(target: Local) -> None:

@@ -12,6 +12,7 @@ import yaml
 from imcore.errors import BadInput
 from imcore.region.load import check_text
 from imcore.region.model import Region
+from imctl.engines.binaries import Program
 from imctl.errors import Failed
 from imctl.target import engines
 from imctl.target.beside import Beside
@@ -119,6 +120,22 @@ def test_mirrormakers_start_after_every_broker_and_end_before(tmp_path: Path) ->
     kin = {one.name for one in beside.wiped_with("fra-pd")}
     assert kin == {"fra-pd", "fra-tikv"} == {one.name for one in beside.wiped_with("fra-tikv")}
     assert [one.name for one in beside.wiped_with("fra-kafka")] == ["fra-kafka"]
+
+
+def test_every_unit_is_known_by_words_of_its_command_that_no_other_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program(Path("/opt/engine/lib"), "1")
+    monkeypatch.setattr("imctl.engines.binaries.need", lambda name: program)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    _, region, places = written(tmp_path, names=engines.KNOWN)
+    beside = Beside(region, tmp_path, tmp_path / "pki", engines.KNOWN, places)
+    commands = {name: set(beside[name].command()) for name in beside.names}
+    assert len(commands) == 18
+    for name in beside.names:
+        marks = set(beside[name].marks)
+        assert any(str(beside[name].data) in mark for mark in marks)
+        assert [one for one, words in commands.items() if marks <= words] == [name]
 
 
 def test_a_mirror_that_the_file_says_is_kept(tmp_path: Path) -> None:
