@@ -100,7 +100,9 @@ class MovingKv:
             epoch = self._inner(batch.partition, batch.applier_epoch)
             try:
                 await self._kv.commit(_with_epoch(batch, epoch))
-            except OutcomeUnknown:
+            except (StaleWriter, Unavailable, ValueError):
+                raise  # surely not done
+            except BaseException:  # cancelled, too: it may have been written, or still be
                 self._abort("a write of the old store has an unknown outcome")
                 raise
             if self._journal is not None:

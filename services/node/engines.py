@@ -102,8 +102,8 @@ async def open_blobs(
 async def open_kv(config: NodeConfig, disk: Disk, stack: contextlib.AsyncExitStack) -> KvEngines:
     """Open, and closed by ``stack``."""
     engines = KvEngines(config, disk, partial(_open_store, config, disk))
-    kv = await engines.open()
-    stack.push_async_callback(kv.close)
+    await engines.open()
+    stack.push_async_callback(engines.close)
     return engines
 
 

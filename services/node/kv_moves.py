@@ -142,6 +142,11 @@ class KvEngines:
             self._moving.cancel()
             await asyncio.gather(self._moving, return_exceptions=True)
 
+    async def close(self) -> None:
+        """With its node: a move that is under way ends first, and its new store with it."""
+        await self.cancel_move()
+        await self.kv.close()
+
     async def _move(self, engine: KvEngine) -> None:
         scratch = self._config.data / "kv-move"
         await asyncio.to_thread(shutil.rmtree, scratch, True)

@@ -153,6 +153,40 @@ async def test_a_partition_that_is_folded_again_makes_the_move_void(
     assert kv.move is None
 
 
+async def test_a_write_that_is_cancelled_makes_the_move_void(
+    old: LmdbKv, target: LmdbKv, tmp_path: Path
+) -> None:
+    """Whether it was done nobody knows, and the journal has not got it."""
+    begun = asyncio.Event()
+
+    class Held(Slow):
+        async def commit(self, batch: Batch) -> None:
+            await super().commit(batch)
+            if batch.checkpoint == b"held":
+                begun.set()
+                await asyncio.Event().wait()
+
+    kv = MovingKv(Held(old))
+    epoch, _ = await kv.open_partition(0)
+    copied = asyncio.Event()
+
+    class Waits(Slow):
+        async def restore(self, snapshot: Path) -> None:
+            await super().restore(snapshot)
+            await copied.wait()
+
+    moving = asyncio.ensure_future(kv.move_to(Waits(target), tmp_path / "move", nothing))
+    await asyncio.sleep(0.05)
+    writing = asyncio.ensure_future(kv.commit(Batch(0, epoch, b"held", {b"\0\0a": b"1"})))
+    await begun.wait()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    copied.set()
+    with pytest.raises(Refused, match="a write of the old store has an unknown outcome"):
+        await moving
+    assert await old.get(b"\0\0a") == b"1"
+
+
 class Slow(MovingKv):
     """A store that takes its time for each batch, and is not always sure."""
 

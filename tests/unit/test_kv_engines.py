@@ -142,6 +142,36 @@ async def test_a_move_says_that_it_opens_the_new_store_and_not_that_it_is_done(
     await kv.close()
 
 
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_move_ends_with_its_node(
+    place: Place, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    engines = place.engines("embedded")
+    await engines.open()
+    copying, ended = asyncio.Event(), list[str]()
+
+    async def restore(store: LmdbKv, snapshot: Path) -> None:
+        copying.set()
+        await asyncio.Event().wait()
+
+    close = LmdbKv.close
+
+    async def seen(store: LmdbKv) -> None:
+        ended.append(Path(store._folder).name)
+        await close(store)
+
+    monkeypatch.setattr(LmdbKv, "restore", restore)
+    monkeypatch.setattr(LmdbKv, "close", seen)
+    if not opened:
+        place.answers.clear()
+    engines.move_to(TIKV)
+    if opened:
+        await copying.wait()
+    await engines.close()
+    assert not engines.moving and ended == (["tikv", "kv"] if opened else ["kv"])
+    assert not (place.folder / "data" / "kv-move").exists()
+
+
 async def test_a_move_that_is_cancelled_after_its_switch_was_not_cancelled(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
