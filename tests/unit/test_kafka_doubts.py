@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from aiokafka.conn import AIOKafkaConnection
 
+from imcore.errors import Unavailable
 from services.engines.kafka import cluster as module
 from services.engines.kafka.cluster import WRITE, At, Cluster
 from services.engines.kafka.settings import KafkaSettings
@@ -34,6 +38,35 @@ class Watched(Cluster):
 
     def _drop(self, node: int, lane: str) -> None:
         self.dropped.append(node)
+
+
+class Silent(Cluster):
+    """Whose brokers take connections and say nothing, but for those that a test names."""
+
+    def __init__(self, brokers: int, deadline_s: float, *answer: int) -> None:
+        places = tuple(f"127.0.0.1:{number}" for number in range(1, brokers + 1))
+        super().__init__(KafkaSettings(places, "im", deadline_s=deadline_s), "fra")
+        self.answer = answer
+        self.tried: list[int] = []
+
+    async def _connect(self, host: str, port: int) -> AIOKafkaConnection:
+        self.tried.append(port)
+        if port not in self.answer:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._failed((host, port))
+        return cast(AIOKafkaConnection, Answering())
+
+    def _keep(self, key: tuple[int, str], new: AIOKafkaConnection) -> AIOKafkaConnection:
+        return new
+
+    def _close(self, connection: AIOKafkaConnection) -> None: ...
+
+
+class Answering:
+    async def send(self, request: object) -> SimpleNamespace:
+        return SimpleNamespace(brokers=[(7, "127.0.0.1", 1)], controller_id=7, topics=[])
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +110,20 @@ async def test_what_is_answered_in_time_is_not_doubted() -> None:
     await doubted(cluster, [LOG], DOUBT_S / 5)
     await asyncio.sleep(2 * DOUBT_S)
     assert cluster.looks == []
+
+
+async def test_a_look_up_has_one_deadline_however_many_brokers_are_silent_and_ask_at_once() -> None:
+    cluster, loop = Silent(4, 0.4), asyncio.get_running_loop()
+    began = loop.time()
+    asked = [cluster.look([]), cluster.leader(LOG), cluster.shapes(["log"]), cluster.bounds(LOG)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in found] == [Unavailable] * 4
+    assert loop.time() - began < 4 * 0.4
+    assert set(cluster.tried) == {1, 2, 3, 4}
+
+
+async def test_silent_brokers_leave_time_for_one_that_answers() -> None:
+    cluster = Silent(3, 1.0, 3)
+    async with asyncio.timeout(1.5):
+        await cluster.look([])
+    assert cluster.tried == [1, 2, 3] and cluster._nodes == {7: ("127.0.0.1", 1)}

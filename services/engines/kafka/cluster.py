@@ -386,8 +386,12 @@ class Cluster:
         """Learn the brokers, and the leaders of these topics (None: all). Returns those that
         exist. Raises Unavailable."""
         request = MetadataRequest(None if topics is None else list(topics), False)
-        async with self._looking:
-            reply = await self._metadata(request)
+        deadline = asyncio.get_running_loop().time() + self.settings.deadline_s
+        await self._turn_to_look(deadline)
+        try:
+            reply = await self._metadata(request, deadline)
+        finally:
+            self._looking.release()
         self._nodes = {node: (host, port) for node, host, port, *_ in reply.brokers}
         self._controller = reply.controller_id
         found = set()
@@ -410,7 +414,8 @@ class Cluster:
         """Partitions and replicas of those that exist. Raises Unavailable."""
         if not topics:
             return {}
-        reply = await self._metadata(MetadataRequest(list(topics), False))
+        deadline = asyncio.get_running_loop().time() + self.settings.deadline_s
+        reply = await self._metadata(MetadataRequest(list(topics), False), deadline)
         found: dict[str, tuple[int, int]] = {}
         for code, topic, _, partitions in reply.topics:
             if partitions:
@@ -419,22 +424,33 @@ class Cluster:
                 self.check(code, f"describe the topic {topic}")
         return found
 
-    async def _metadata(self, request: MetadataRequest) -> Any:
+    async def _turn_to_look(self, deadline: float) -> None:
+        """Takes ``_looking``. Raises Unavailable."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._looking.acquire()
+        except TimeoutError as error:
+            raise Unavailable(f"{self} does not say in time who leads") from error
+
+    async def _metadata(self, request: MetadataRequest, deadline: float) -> Any:
         """From a broker that is connected and answers soon; else from whichever lets itself be
-        reached first, those last that did not answer the last time."""
+        reached first, those last that did not answer the last time. All of them together have
+        until the deadline, each what the ones before it have left of its share."""
+        loop = asyncio.get_running_loop()
         for node, lane in list(self._connections):
             failed = self._place_of(node) in self._failed_at
             if lane == ADMIN and not (failed and self._has_others):
+                wait_s = _NEXT_S if self._has_others else math.inf
                 with contextlib.suppress(Unavailable, TimeoutError):
-                    async with asyncio.timeout(_NEXT_S if self._has_others else None):
+                    async with asyncio.timeout_at(min(loop.time() + wait_s, deadline)):
                         return await self.call(node, request, ADMIN)
         why: Exception = Unavailable(f"{self} names no brokers")
         places = [*self._nodes.values(), *(_place(broker) for broker in self.settings.brokers)]
-        for host, port in sorted(
-            dict.fromkeys(places), key=lambda place: self._failed_at.get(place, 0.0)
-        ):
+        likeliest = sorted(dict.fromkeys(places), key=lambda place: self._failed_at.get(place, 0.0))
+        for tried, (host, port) in enumerate(likeliest):
+            share_s = (deadline - loop.time()) / (len(likeliest) - tried)
             try:
-                async with asyncio.timeout(self.settings.deadline_s):
+                async with asyncio.timeout(share_s):
                     connection = await self._connect(host, port)
                     try:
                         reply = await connection.send(request)
