@@ -8,6 +8,7 @@ import asyncio
 import configparser
 import contextlib
 import logging
+import ssl
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from services.engines.kafka.cluster import Cluster
 from services.engines.kafka.log_store import KafkaLogStore
 from services.engines.kafka.mirror_lag import MirrorLag
 from services.engines.kafka.settings import KafkaSettings
+from services.engines.renewed import Renewed, load_pair
 from services.engines.s3.blobs import S3Blobs
 from services.engines.s3.client import S3Client, S3Settings
 from services.engines.s3.signing import Credentials
@@ -43,7 +45,11 @@ async def open_etcd(
     """Closed by ``stack``. Raises BadInput for a file that cannot be read, NotTrusted when etcd
     and this IDC do not accept each other."""
     prefix = registry_prefix(config.region, config.idc)
-    registry = EtcdRegistry(await asyncio.to_thread(etcd_settings, etcd, prefix), config.idc.name)
+    load = partial(etcd_settings, etcd, prefix)
+    settings = await asyncio.to_thread(Renewed, etcd_files(etcd), load)
+    registry = EtcdRegistry(
+        settings.value, config.idc.name, lambda: settings.value if settings.look() else None
+    )
     stack.push_async_callback(registry.close)
     await _wait_for(registry, config.idc.name, clock)
     return registry
@@ -176,7 +182,7 @@ def _credentials(path: str) -> Credentials:
 def etcd_settings(etcd: Etcd, prefix: str) -> EtcdSettings:
     """Reads the files that the region file names. Raises BadInput."""
     field = "registry.etcd"
-    return EtcdSettings(
+    settings = EtcdSettings(
         endpoints=tuple(etcd.endpoints),
         prefix=prefix,
         ca=_read(etcd.ca_file, field),
@@ -185,6 +191,15 @@ def etcd_settings(etcd: Etcd, prefix: str) -> EtcdSettings:
         username=etcd.username or "",
         password=_secret(etcd.password_file, field),
     )
+    if etcd.cert_file is not None:
+        # gRPC takes two that do not belong together, and fails in each handshake then.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        load_pair(context, Path(etcd.cert_file), _path(etcd.key_file), f"engines.{field}")
+    return settings
+
+
+def etcd_files(etcd: Etcd) -> list[Path]:
+    return [Path(path) for path in (etcd.ca_file, etcd.cert_file, etcd.key_file) if path]
 
 
 def _path(path: str | None) -> Path | None:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from imcore.channel import LOOK_S
 from imcore.errors import (
     Code,
     DiskFull,
@@ -75,6 +76,9 @@ class EtcdSettings:
     password: str = field(default="", repr=False)
 
 
+RenewedSettings = Callable[[], EtcdSettings | None]
+
+
 class Stubs:
     """One endpoint's channel and what can be called on it."""
 
@@ -97,18 +101,26 @@ class Stubs:
 class EtcdClient:
     """For use from one event loop. ``name`` says in errors whose etcd it is."""
 
-    def __init__(self, settings: EtcdSettings, name: str, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, settings: EtcdSettings, name: str, deadline_s: float = DEADLINE_S,
+        renewed: RenewedSettings = lambda: None,
+    ) -> None:  # fmt: skip
+        """``renewed``: other settings since it was asked last, if there are."""
         self._settings = settings
+        self._renewed = renewed
+        self._looked_at = 0.0
         self._name = name
         self._deadline_s = deadline_s
         self._stubs: dict[str, Stubs] = {}
+        # Watches stay where they are until they end (imcore.channel says why).
+        self._former: list[Stubs] = []
         self._current = 0
         self._token = ""
         self._closed = False
 
     async def close(self) -> None:
         self._closed = True
-        for stubs in self._stubs.values():
+        for stubs in (*self._former, *self._stubs.values()):
             await stubs.channel.close(None)
 
     # --------------------------------------------------------------------------- calls
@@ -232,6 +244,7 @@ class EtcdClient:
         """An endpoint whose connection is up, the current one first."""
         if self._closed:
             raise Unavailable(f"{self._name}'s etcd client is closed")
+        self._renew()
         count = len(self._settings.endpoints)
         for tried in range(count):
             stubs = self._endpoint(self._current)
@@ -241,6 +254,19 @@ class EtcdClient:
             if tried < count - 1:
                 self._rotate(stubs)
         raise await self._unreachable(stubs)
+
+    def _renew(self) -> None:
+        """gRPC's channels show the certificate that they were made with for as long as they live:
+        with another one there are others."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        settings = self._renewed()
+        if settings is not None:
+            self._settings = settings
+            self._former += self._stubs.values()
+            self._stubs = {}
 
     def _endpoint(self, number: int) -> Stubs:
         endpoint = self._settings.endpoints[number]

@@ -22,15 +22,17 @@ from collections.abc import AsyncIterator
 
 from imcore.errors import Code, DiskFull, ImError, OutcomeUnknown, Refused, Unavailable
 from services.engines.etcd import etcd_pb2 as pb
-from services.engines.etcd.client import EtcdClient, EtcdSettings, Stubs
+from services.engines.etcd.client import EtcdClient, EtcdSettings, RenewedSettings, Stubs
 from services.ports import Versioned, WatchEvents
 
 
 class EtcdRegistry:
     """The caller closes it. ``name`` says in errors whose registry it is."""
 
-    def __init__(self, settings: EtcdSettings, name: str) -> None:
-        self._client = EtcdClient(settings, name)
+    def __init__(
+        self, settings: EtcdSettings, name: str, renewed: RenewedSettings = lambda: None
+    ) -> None:
+        self._client = EtcdClient(settings, name, renewed=renewed)
         self._name = name
         prefix = settings.prefix.encode()
         self._store_key = prefix + b"store"

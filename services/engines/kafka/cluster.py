@@ -49,6 +49,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from imcore.errors import Damaged, NotTrusted, OutcomeUnknown, Unavailable
 from services.engines.kafka.batches import Fetched, decode
 from services.engines.kafka.settings import KafkaSettings
+from services.engines.renewed import Renewed
 
 # Of a broker that is away it says the same several times a second; our errors say it once.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -115,7 +116,7 @@ class Cluster:
     def __init__(self, settings: KafkaSettings, name: str) -> None:
         self.settings = settings
         self.name = name
-        self.ssl = settings.ssl_context()
+        self._tls = Renewed(settings.tls_files, settings.ssl_context)
         self._nodes: dict[int, tuple[str, int]] = {}
         self._leaders: dict[At, int] = {}
         self._controller = -1
@@ -305,14 +306,15 @@ class Cluster:
         if self._closed:
             raise Unavailable(f"the connections to {self} are closed")
         settings = self.settings
-        secure = "SSL" if self.ssl is not None else "PLAINTEXT"
+        self._tls.look()
+        secure = "SSL" if self._tls.value is not None else "PLAINTEXT"
         try:
             return await dial(
                 host,
                 port,
                 client_id="imctl",
                 request_timeout_ms=int(settings.deadline_s * 1000) + 1000,
-                ssl_context=self.ssl,
+                ssl_context=self._tls.value,
                 security_protocol=f"SASL_{secure}" if settings.username else secure,
                 sasl_mechanism="SCRAM-SHA-512" if settings.username else None,
                 sasl_plain_username=settings.username or None,
@@ -344,12 +346,12 @@ class Cluster:
         )
 
     async def _handshake(self, host: str, port: int) -> Exception | None:
-        if self.ssl is None:
+        if self._tls.value is None:
             return None
         try:
             async with asyncio.timeout(1.0):
                 reader, writer = await asyncio.open_connection(
-                    host, port, ssl=self.ssl, server_hostname=host
+                    host, port, ssl=self._tls.value, server_hostname=host
                 )
                 try:
                     await reader.read(1)

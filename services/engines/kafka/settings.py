@@ -9,6 +9,7 @@ from pathlib import Path
 from imcore.errors import BadInput
 from imcore.tls import client_ssl_context
 from imcore.words import Origin
+from services.engines.renewed import load_pair
 
 DEADLINE_S = 5.0
 REPLICATED, FLUSH = "replicated", "flush"
@@ -30,6 +31,10 @@ class KafkaSettings:
     durability: str = REPLICATED  # or FLUSH: every message is synced before it is acked
     deadline_s: float = DEADLINE_S  # of one call, connecting included
 
+    @property
+    def tls_files(self) -> list[Path]:
+        return [path for path in (self.ca_file, self.cert_file, self.key_file) if path is not None]
+
     def ssl_context(self) -> ssl.SSLContext | None:
         """Raises BadInput."""
         if self.ca_file is None:
@@ -38,13 +43,7 @@ class KafkaSettings:
             return None
         context = client_ssl_context(self.ca_file)
         if self.cert_file is not None:
-            try:
-                context.load_cert_chain(self.cert_file, self.key_file)
-            except (OSError, ssl.SSLError) as error:
-                raise BadInput(
-                    f"{self.cert_file} and {self.key_file}: expected a PEM certificate and its "
-                    f"key, got: {error} (engines.log.kafka)"
-                ) from error
+            load_pair(context, self.cert_file, self.key_file, "engines.log.kafka")
         return context
 
 
