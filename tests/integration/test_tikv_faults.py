@@ -411,7 +411,7 @@ async def test_a_store_that_lost_everything_is_another_one(
         kv = await opener(processes)
         epoch, _ = await kv.open_partition(P)
         await put(kv, epoch, 1)
-        last = await kv._redo_of(P, kv._seen[P])
+        last = await kv._redo_of(P, kv._seen[P], kv._client.deadline())
         processes.kill("store")
         await asyncio.to_thread(processes.start_store)
         # Never an answer that says "there is nothing", and never a write into the new one.
@@ -425,7 +425,7 @@ async def test_a_store_that_lost_everything_is_another_one(
             await kv.scan(key("o"), key("p"), 10)
         # Nor is a batch that was to be read back written into it: nobody would fold the rest again.
         with pytest.raises(StaleWriter, match="wiped, replaced or restored"):
-            await kv._made_whole(P, kv._seen[P], last)
+            await kv._made_whole(P, kv._seen[P], last, kv._client.deadline())
         for write in (put(kv, epoch, 2), kv.clear_partition(P, epoch, b""), kv.open_partition(P)):
             with pytest.raises(StaleWriter, match="wiped, replaced or restored"):
                 await write

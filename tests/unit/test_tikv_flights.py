@@ -21,7 +21,11 @@ class Sky:
         self.over = asyncio.Event()
         self.error: Exception | None = None
         self.refused: dict[int, Exception] = {}
-        self.flights: Flights[str] = Flights(self.fly)
+        self.patience_s = 60.0
+        self.flights: Flights[str] = Flights(self.fly, self.deadline)
+
+    def deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.patience_s
 
     async def fly(self, batches: Sequence[Batch]) -> Mapping[int, str | Exception]:
         self.off.set()
@@ -104,6 +108,18 @@ async def test_who_is_cancelled_before_does_not_fly(sky: Sky) -> None:
     sky.over.set()
     assert await sky.join(1) == "landed 1"
     assert sky.flown == [[1]]
+
+
+async def test_who_waits_too_long_does_not_fly_and_who_flies_goes_on(sky: Sky) -> None:
+    sky.patience_s = 0.1
+    first = sky.join(0)
+    await sky.until(1)
+    with pytest.raises(Unavailable, match="before it take too long"):
+        await sky.join(1)
+    sky.patience_s = 60.0
+    sky.over.set()
+    assert await first == "landed 0" and await sky.join(2) == "landed 2"
+    assert sky.flown == [[0], [2]]
 
 
 async def test_a_shared_flight_has_room_for_so_many_rows(sky: Sky) -> None:

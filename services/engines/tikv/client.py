@@ -69,7 +69,7 @@ Pair = tuple[bytes, bytes]
 @dataclass(frozen=True, slots=True)
 class TikvSettings:
     """``pd``: the members' addresses. ``prefix``: of all keys. ``deadline_s``: of one call of the
-    port, repetitions included."""
+    port, all that it reads and writes for it and repetitions included."""
 
     pd: tuple[str, ...]
     prefix: str
@@ -160,14 +160,21 @@ class TikvClient:
 
     # --------------------------------------------------------------------------- reads
 
-    async def read(self, work: Callable[[Snapshot], Awaitable[_T]]) -> _T:
-        """What ``work`` reads of the newest state; it may be called again. Raises Unavailable."""
+    def deadline(self, least_s: float = 0.0) -> float:
+        """Of what begins now, as a time of the loop: for calls that have one together."""
+        return asyncio.get_running_loop().time() + max(least_s, self._settings.deadline_s)
+
+    async def read(
+        self, work: Callable[[Snapshot], Awaitable[_T]], until: float | None = None
+    ) -> _T:
+        """What ``work`` reads of the newest state; it may be called again. ``until``: a deadline
+        of the caller's. Raises Unavailable."""
 
         async def attempt(client: Any) -> _T:
             timestamp = await client.current_timestamp()
             return await work(Snapshot(client.snapshot(timestamp, False), timestamp))
 
-        return await self._repeat(attempt, self._settings.deadline_s)
+        return await self._repeat(attempt, until)
 
     async def read_at(
         self, timestamp: int, work: Callable[[Snapshot], Awaitable[_T]], within_s: float
@@ -175,7 +182,7 @@ class TikvClient:
         async def attempt(client: Any) -> _T:
             return await work(Snapshot(client.snapshot(timestamp, False), timestamp))
 
-        return await self._repeat(attempt, within_s)
+        return await self._repeat(attempt, asyncio.get_running_loop().time() + within_s)
 
     async def timestamp(self) -> int:
         """Of now. Raises Unavailable."""
@@ -183,16 +190,16 @@ class TikvClient:
         async def attempt(client: Any) -> int:
             return int(await client.current_timestamp())
 
-        return await self._repeat(attempt, self._settings.deadline_s)
+        return await self._repeat(attempt)
 
     # --------------------------------------------------------------------------- writes
 
     async def write(
-        self, work: Callable[[Transaction], Awaitable[_T]], within_s: float | None = None
+        self, work: Callable[[Transaction], Awaitable[_T]], until: float | None = None
     ) -> _T:
         """One transaction; ``work`` reads, judges and writes, may be called again on a conflict,
-        and what it raises ends it without a trace. Raises Unavailable (surely not done),
-        OutcomeUnknown (perhaps done, or still to be)."""
+        and what it raises ends it without a trace. ``until`` as in ``read``. Raises Unavailable
+        (surely not done), OutcomeUnknown (perhaps done, or still to be)."""
 
         async def attempt(client: Any) -> _T:
             inner: Any = await self._begin(client)
@@ -215,7 +222,7 @@ class TikvClient:
                 # A traceback that is kept would keep it alive, and it renews its locks while it is.
                 inner = None
 
-        return await self._repeat(attempt, within_s or self._settings.deadline_s)
+        return await self._repeat(attempt, until)
 
     async def _commit(self, inner: Any) -> bool:
         """False: surely not done, because of another transaction. Raises OutcomeUnknown."""
@@ -266,7 +273,7 @@ class TikvClient:
         async def attempt(client: Any) -> None:
             await client.inner.gc(timestamp)
 
-        await self._repeat(attempt, within_s)
+        await self._repeat(attempt, asyncio.get_running_loop().time() + within_s)
 
     async def close(self) -> None:
         self._closed = True
@@ -277,10 +284,13 @@ class TikvClient:
 
     # ---------------------------------------------------------------------------- every call
 
-    async def _repeat(self, attempt: Callable[[Any], Awaitable[_T]], within_s: float) -> _T:
+    async def _repeat(
+        self, attempt: Callable[[Any], Awaitable[_T]], until: float | None = None
+    ) -> _T:
         """Until it succeeds, is judged, or the time is over."""
         loop = asyncio.get_running_loop()
-        deadline, pause, last = loop.time() + within_s, _PAUSE_S, "no answer in time"
+        deadline = self.deadline() if until is None else until
+        pause, last = _PAUSE_S, "no answer in time"
         while True:
             try:
                 async with asyncio.timeout_at(deadline) as timer:

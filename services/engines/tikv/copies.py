@@ -109,7 +109,7 @@ async def _put(client: TikvClient, pairs: list[Pair]) -> None:
             return await snapshot.get_many(list(wanted))
 
         try:
-            await client.write(put, _PAGE_S)
+            await client.write(put, client.deadline(_PAGE_S))
         except OutcomeUnknown:
             if not left:
                 raise

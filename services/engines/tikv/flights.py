@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from imcore.errors import ImError, OutcomeUnknown
+from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from services.ports import Batch
 
 log = logging.getLogger("im.kv")
@@ -31,12 +31,15 @@ class _Passenger(NamedTuple, Generic[_T]):
 
 class Flights(Generic[_T]):
     """``fly`` writes batches, at most one of a partition, and says what became of each; what it
-    raises became of all."""
+    raises became of all. ``deadline``: until when who comes now waits to fly."""
 
     def __init__(
-        self, fly: Callable[[Sequence[Batch]], Awaitable[Mapping[int, _T | Exception]]]
+        self,
+        fly: Callable[[Sequence[Batch]], Awaitable[Mapping[int, _T | Exception]]],
+        deadline: Callable[[], float],
     ) -> None:
         self._fly = fly
+        self._deadline = deadline
         self._waiting: list[_Passenger[_T]] = []
         self._aboard: list[_Passenger[_T]] = []
         self._running: asyncio.Task[None] | None = None
@@ -44,16 +47,18 @@ class Flights(Generic[_T]):
 
     async def join(self, batch: Batch) -> _T:
         """One call at a time for a partition. Who is cancelled while it flies ends the flight: the
-        others' outcome is unknown then, too."""
+        others' outcome is unknown then, too. Raises Unavailable when it does not fly in time."""
         if _rows(batch) > ROWS_MAX:
             # What is to catch up with costs by the row: to wait for each other would save nothing.
             outcome = (await self._fly([batch]))[batch.partition]
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
-        passenger: _Passenger[_T] = _Passenger(batch, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        passenger: _Passenger[_T] = _Passenger(batch, loop.create_future())
         self._waiting.append(passenger)
         self._run_on()
+        timer = loop.call_at(self._deadline(), self._too_late, passenger)
         try:
             return await passenger.landed
         except asyncio.CancelledError:
@@ -62,6 +67,14 @@ class Flights(Generic[_T]):
             elif passenger in self._aboard and self._running is not None:
                 self._running.cancel()
             raise
+        finally:
+            timer.cancel()
+
+    def _too_late(self, passenger: _Passenger[_T]) -> None:
+        """Those before it take too long. Once it flies, the flight has a deadline of its own."""
+        if passenger in self._waiting:
+            self._waiting.remove(passenger)
+            passenger.landed.set_exception(Unavailable("the transactions before it take too long"))
 
     async def close(self) -> None:
         if self._running is not None:

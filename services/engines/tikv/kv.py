@@ -99,7 +99,7 @@ class TikvKv:
         self._doubts = Doubts()
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by partition
         self._copying = asyncio.Lock()
-        self._flights = Flights(self._fly)
+        self._flights = Flights(self._fly, client.deadline)
         self.garbage = Garbage(client, layout)
 
     @classmethod
@@ -135,8 +135,10 @@ class TikvKv:
             return await copies.metas(snapshot, self._layout, 0, PARTITIONS_END - 1)
 
         for partition, meta in (await self._client.read(all_metas)).items():
+            until = self._client.deadline(_OPEN_S)
             try:
-                await self._made_whole(partition, meta, await self._redo_of(partition, meta))
+                last = await self._redo_of(partition, meta, until)
+                await self._made_whole(partition, meta, last, until)
             except StoreReplaced as error:  # this very moment: it is opened again
                 raise Unavailable(str(error)) from error
             except Damaged as error:
@@ -159,7 +161,8 @@ class TikvKv:
             await transaction.put([(keys[0], meta.packed()), *nothing.puts])
             return meta, nothing
 
-        await self._made_whole(partition, *await self._client.write(work))
+        until = self._client.deadline(_OPEN_S)
+        await self._made_whole(partition, *await self._client.write(work, until), until)
 
     def _marked(self, partition: int, batch: int) -> Pair:
         return self._layout.mark(partition), packed_mark(batch)
@@ -280,8 +283,9 @@ class TikvKv:
 
         async with self._turns[partition]:
             async with self._settling(partition):
-                meta = await self._client.write(work, _OPEN_S)
-                await self._settle_last(partition, meta)
+                until = self._client.deadline(_OPEN_S)
+                meta = await self._client.write(work, until)
+                await self._settle_last(partition, meta, until)
             self._unsettled.discard(partition)
             self._epochs[partition] = meta.epoch
             self._note(partition, meta)
@@ -290,15 +294,15 @@ class TikvKv:
         await self._remember()
         return meta.epoch, meta.checkpoint
 
-    async def _settle_last(self, partition: int, meta: Meta) -> None:
+    async def _settle_last(self, partition: int, meta: Meta, until: float) -> None:
         """The last batch, when its outcome was unknown here, or it was not read back here."""
         if partition in self._unsettled or self._whole.get(partition) != meta.batch:
             try:
-                last = await self._redo_of(partition, meta)
+                last = await self._redo_of(partition, meta, until)
             except Damaged as error:  # to be emptied, when the store is opened again
                 raise StoreReplaced(f"{self._client}: partition {partition}: {error}") from error
             try:
-                await self._made_whole(partition, meta, last)
+                await self._made_whole(partition, meta, last, until)
             except Unavailable as error:
                 raise OutcomeUnknown(str(error)) from error
         self._doubts.settle(partition, True)
@@ -318,7 +322,10 @@ class TikvKv:
             self._note(batch.partition, meta)
 
     async def _fly(self, batches: Sequence[Batch]) -> dict[int, _Landed | Exception]:
-        """In one transaction. One that may not be written leaves the others alone."""
+        """In one transaction. One that may not be written leaves the others alone. To write, to
+        read back and to write again what was left out have one deadline together: whoever opens
+        the partition goes on with what it cuts short."""
+        until = self._client.deadline()
         refused: dict[int, Exception] = {}
 
         async def work(transaction: Transaction) -> dict[int, _Written]:
@@ -342,9 +349,9 @@ class TikvKv:
             await transaction.delete(key for _, last in written.values() for key in last.deletes)
             return written
 
-        written = await self._client.write(work)
+        written = await self._client.write(work, until)
         try:
-            whole = await self._read_back(written) if written else set()
+            whole = await self._read_back(written, until) if written else set()
         except Unavailable as error:
             raise OutcomeUnknown(str(error)) from error
         landed: dict[int, _Landed | Exception] = {**refused}
@@ -354,7 +361,7 @@ class TikvKv:
                 self._whole[partition] = meta.batch
                 continue
             try:
-                landed[partition] = meta, await self._made_whole(partition, meta, last)
+                landed[partition] = meta, await self._made_whole(partition, meta, last, until)
             except Unavailable as error:
                 landed[partition] = OutcomeUnknown(str(error))
             except (OutcomeUnknown, StoreReplaced) as error:
@@ -379,7 +386,7 @@ class TikvKv:
             )
         return meta, last.beside(self._layout.redo(batch.partition), packed)
 
-    async def _read_back(self, written: Mapping[int, _Written]) -> set[int]:
+    async def _read_back(self, written: Mapping[int, _Written], until: float) -> set[int]:
         """The partitions whose batches are there, every row of them. Raises Unavailable."""
         keys = {partition: self._layout.meta(partition) for partition in written}
         rows = [key for _, last in written.values() for key in last.row_keys()]
@@ -387,7 +394,7 @@ class TikvKv:
         async def look(snapshot: Snapshot) -> dict[bytes, bytes]:
             return await snapshot.get_many([*keys.values(), *rows])
 
-        found = await self._client.read(look)
+        found = await self._client.read(look, until)
         return {
             partition
             for partition, (meta, last) in written.items()
@@ -461,7 +468,7 @@ class TikvKv:
 
     # --------------------------------------------------------------------- the last batch
 
-    async def _redo_of(self, partition: int, meta: Meta) -> redo.Redo:
+    async def _redo_of(self, partition: int, meta: Meta, until: float) -> redo.Redo:
         """Of the partition's last batch, its own row included. Raises Damaged when it cannot be
         had."""
         key, mark = self._layout.redo(partition), self._layout.mark(partition)
@@ -470,13 +477,13 @@ class TikvKv:
             found = await snapshot.get_many([key, mark])
             return found.get(key), parse_mark(found.get(mark))
 
-        row, number = await self._client.read(work)
+        row, number = await self._client.read(work, until)
         last = redo.Redo(0, 0, (), ()) if row is None else redo.parse(row)
         if not last.batch == meta.batch >= number:
             raise Damaged(f"batch {meta.batch} has the redo of {last.batch} and the mark {number}")
         return last if row is None else last.beside(key, row)
 
-    async def _made_whole(self, partition: int, meta: Meta, last: redo.Redo) -> bool:
+    async def _made_whole(self, partition: int, meta: Meta, last: redo.Redo, until: float) -> bool:
         """Read the batch (``last``: its own row included) back, and write what was left out, until
         nothing is. True when something was. Once there is another batch, whoever wrote that one
         has done it. Raises Unavailable, OutcomeUnknown, StoreReplaced."""
@@ -489,7 +496,7 @@ class TikvKv:
             return parse(found.get(key)), *last.left_out(found)
 
         while True:
-            there, puts, deletes = await self._client.read(look)
+            there, puts, deletes = await self._client.read(look, until)
             self._check_same_store(partition, there, meta)
             if _later(there, meta):
                 return changed
@@ -517,7 +524,7 @@ class TikvKv:
                     await transaction.put([(key, there.packed()), *puts])
                     await transaction.delete(deletes)
 
-            await self._client.write(write_again)
+            await self._client.write(write_again, until)
             changed = True
 
     def _check_same_store(self, partition: int, there: Meta, meta: Meta) -> None:
@@ -616,7 +623,7 @@ class TikvKv:
             for partition in sorted({*self._turns, *checkpoints}):
                 await stack.enter_async_context(self._turns[partition])
             self._epochs.clear()
-            while await self._client.write(fence, _OPEN_S):
+            while await self._client.write(fence, self._client.deadline(_OPEN_S)):
                 pass  # until all have been found to be there (redo.py)
             metas |= {
                 p: Meta(meta.epoch, meta.spare - 1, meta.spare, checkpoints.get(p), meta.batch)
@@ -627,7 +634,7 @@ class TikvKv:
                 if partition in checkpoints:
                     place = partition, meta.spare - 1
                     await copies.stage(self._client, snapshot, place, self._stored)
-            while await self._client.write(switch, _OPEN_S):
+            while await self._client.write(switch, self._client.deadline(_OPEN_S)):
                 pass
             for partition, meta in metas.items():
                 self._note(partition, meta)
