@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,7 +13,8 @@ from imcore.errors import ImError
 from imctl import admin
 from imctl.errors import Failed
 from imctl.target.base import IPCONF, idc_of
-from imctl.target.beside import MM2
+from imctl.target.beside import LAST_STAGE, MM2, EngineUnit
+from imctl.target.engines import KAFKA
 from imctl.target.local import LINKPROXY, Local
 
 MIRRORS_S = 120.0  # theirs take a core for some seconds to start
@@ -128,36 +129,70 @@ async def start_all(target: Local, progress: Progress, wait: bool = True) -> Non
             await _start(target, name, progress)
     if wait:
         await wait_serving(target, ours, progress)
-        await _wait_for_mirrors(target, progress)
+        await wait_for_mirrors(target, ours, progress)
 
 
-async def _wait_for_mirrors(target: Local, progress: Progress) -> None:
-    """Until every MirrorMaker that was started here shows a sign of life of each of its flows: the
-    IDC that it copies into sees it. Raises Failed."""
-    waiting = {target.engine(name).idc: name for name in _mm2(target)}
+async def wait_started(target: Local, name: str) -> None:
+    """Until one IDC or unit serves, and its MirrorMaker copies. Raises Failed."""
+    await wait_serving(target, [name], _unseen)
+    await wait_for_mirrors(target, [name], _unseen)
+
+
+def _unseen(name: str, serving: bool) -> None: ...
+
+
+async def wait_for_mirrors(target: Local, names: Sequence[str], progress: Progress) -> None:
+    """Until every MirrorMaker that was started here, of the units ``names`` or of IDCs among them,
+    has shown a sign of life of each of its flows: the IDC that it copies into sees it. One that
+    does not run sees nothing, and nothing is asked of a flow whose source does not run. Raises
+    Failed."""
+    mirrors = [one for one in _engines(target, MM2) if one.name in names or one.idc in names]
+    if not mirrors:
+        return
+    running = _running(target)
+    waiting = {one.idc: one.name for one in mirrors if one.idc in running}
+    away = {one.idc for one in _engines(target, KAFKA) if one.name not in running}
+    silent: dict[str, list[str]] = {}
     try:
         async with asyncio.timeout(MIRRORS_S):
             while waiting:
                 target.check_alive(list(waiting.values()))
                 found = await admin.statuses(target, list(waiting), timeout_s=2.0)
                 for idc, document in found.items():
-                    if not isinstance(document, ImError) and _flows(document):
+                    if isinstance(document, ImError):
+                        continue
+                    silent[idc] = _silent(document, target.age_s(waiting[idc]), away)
+                    if not silent[idc]:
                         progress(waiting.pop(idc), True)
-                await asyncio.sleep(POLL_S)
+                if waiting:
+                    await asyncio.sleep(POLL_S)
     except TimeoutError:
-        raise _late(target, list(waiting.values()), MIRRORS_S) from None
+        why = "".join(
+            f"; {idc} has seen no sign of life of its flow from {' and '.join(silent[idc])}"
+            for idc in waiting
+            if silent.get(idc)
+        )
+        raise _late(target, list(waiting.values()), MIRRORS_S, why) from None
 
 
 def _running(target: Local) -> set[str]:
     return {unit.name for unit in target.units() if unit.state != "gone"}
 
 
-def _mm2(target: Local) -> list[str]:
-    return [name for name in target.engine_names() if target.engine(name).kind == MM2]
+def _engines(target: Local, kind: str) -> list[EngineUnit]:
+    units = [target.engine(name) for name in target.engine_names()]
+    return [unit for unit in units if unit.kind == kind]
 
 
-def _flows(document: dict[str, Any]) -> bool:
-    return all(flow["worker_age_s"] is not None for flow in document["mirror"].values())
+def _silent(document: dict[str, Any], age_s: float, away: Container[str]) -> list[str]:
+    """The sources of the flows of a MirrorMaker that runs for so long which have not been heard of
+    since: what its Kafka has of an earlier one is no sign of this one's life."""
+    ages = {source: flow["worker_age_s"] for source, flow in document["mirror"].items()}
+    return [
+        source
+        for source, last_s in ages.items()
+        if source not in away and (last_s is None or last_s > age_s)
+    ]
 
 
 async def _start(target: Local, name: str, progress: Progress) -> None:
@@ -178,7 +213,8 @@ async def start_engines(target: Local, progress: Progress) -> None:
         await asyncio.gather(*(asyncio.to_thread(target.prepare_engine, one) for one in new))
         for name in new:
             target.start([name])
-        await _wait_for_engines(target, names, progress)
+        # Of what depends on other IDCs, MirrorMakers, they tell later whether it works.
+        await _wait_for_engines(target, names, progress if stage < LAST_STAGE else _unseen)
 
 
 async def _wait_for_engines(

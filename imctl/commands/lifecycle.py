@@ -168,7 +168,7 @@ def start(idc: IdcName, data: Data = None, wait: Wait = True) -> None:
     target = deployment.find(data)
     _audited(target, idc, "started", lambda name: target.start([name]))
     if wait:
-        asyncio.run(startup.wait_serving(target, [idc], lambda name, serving: None))
+        asyncio.run(startup.wait_started(target, idc))
     print(f"{idc} {'is serving' if wait else 'is starting'}")
 
 

@@ -14,6 +14,7 @@ from imctl.target.places import Places
 
 PD, MM2 = "pd", "mm2"
 TIKV_KINDS = (PD, TIKV)
+LAST_STAGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,8 @@ class Beside:
         )  # fmt: skip
 
     def _mm2(self, idc: Idc) -> EngineUnit:
-        """It has no port: that it runs is all that is waited for; its lag tells the rest."""
+        """It has no port: that it runs is all that can be asked of it. Its IDC sees its signs of
+        life, which imctl.startup waits for once that serves."""
         data = self._data(idc, MM2)
         flows = mm2_config.flows_into(self._region, idc.name)
         secrets = mm2.secrets_file(data)
@@ -148,7 +150,7 @@ class Beside:
         pace = mm2_config.SMALL_MACHINE
         maker = mm2.MirrorMaker(data, flows, credentials, pace=pace)
         return EngineUnit(
-            unit(idc.name, MM2), idc.name, MM2, 2, data,
+            unit(idc.name, MM2), idc.name, MM2, LAST_STAGE, data,
             ("imctl.engines.mirror_keeper", str(maker.settings_file)),
             prepare=maker.prepare,
             command=lambda: maker.kept(binaries.need("kafka").path),

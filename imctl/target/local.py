@@ -452,6 +452,10 @@ class Local:
         """Whether all that an IDC has in pods of their own are ready. Raises Failed."""
         return True
 
+    def age_s(self, name: str) -> float:
+        """Of a unit that runs: how long it has."""
+        return process.age_s(self._run.processes[name])
+
     def engine_serves(self, name: str) -> bool:
         """Raises Failed when it has ended."""
         self.check_alive([name])

@@ -53,6 +53,12 @@ def find(
     return found
 
 
+def age_s(identity: Identity) -> float:
+    """Since the kernel started it."""
+    started_s = identity.started / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+
+
 def state(identity: Identity) -> str:
     """ "running", "paused" or "gone"."""
     fields = _stat(identity.pid)

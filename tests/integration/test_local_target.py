@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def identity_of(child: subprocess.Popen[bytes]) -> process.Identity:
 def test_a_process_is_known_until_it_ends(child: subprocess.Popen[bytes]) -> None:
     identity = identity_of(child)
     assert process.state(identity) == "running"
+    before = process.age_s(identity)
+    time.sleep(0.1)
+    assert 0 <= before < process.age_s(identity) - 0.05
     child.kill()
     # Not yet reaped: its remains do not count.
     assert process.wait_gone([identity], 20.0) == []
