@@ -15,6 +15,13 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
+class By(StrEnum):
+    """Who asks the registries for a move."""
+
+    OPERATOR = "operator"
+    REGISTRIES = "registries"
+
+
 Data = Annotated[
     Path | None,
     typer.Option(

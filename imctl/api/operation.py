@@ -17,6 +17,14 @@ RuleId = Annotated[
 ]
 
 
+Asker = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\s,;()]*$"),  # it stands in sentences
+    Field(json_schema_extra={"maxLength": 253}),
+]
+Reason = Annotated[str, StringConstraints(max_length=1024)]
+
+
 class TrafficOperationSpec(Model):
     """What is asked for. A run does not change: another wish is another object."""
 
@@ -48,6 +56,12 @@ class TrafficOperationSpec(Model):
     rate: int = Field(
         default=0, ge=0, description="sessions a second to hand over; 0: the policy's own"
     )
+    asked_by: Asker = Field(
+        default="",
+        description="who wants it, as that one says; `imctl` names its user and machine. Nobody "
+        "checks it",
+    )
+    reason: Reason = Field(default="", description="why, for people")
 
 
 class RunPhase(StrEnum):

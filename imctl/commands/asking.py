@@ -24,11 +24,12 @@ from imctl.loss import Loss, estimate
 from imctl.loss import as_document as loss_document
 from imctl.moveplan import MOVES, plan_lines, question, refusal_lines
 from imctl.moveplan import as_document as plan_document
-from imctl.options import Format
+from imctl.options import By, Format
 from imctl.opwatch import conclude, until_ended, until_followed
 from imctl.output import emit, notes
 from imctl.statusview import idc_table
 from imctl.traffic import Control, Judged, document_of
+from imctl.ways import choose
 from services.control.divergence import Divergence, compare
 from services.control.divergence import as_document as divergence_document
 from services.control.evaluate import Decision, evaluate
@@ -70,6 +71,8 @@ class Asking:
     wait: bool | None = None  # None: what it begins ends at once
     timeout_s: float = 0.0
     hashes: bool = False  # compare the replicated state as well
+    by: By | None = None  # of a move: who asks for it
+    reason: str = ""
 
 
 class Preview(NamedTuple):
@@ -90,26 +93,33 @@ def run_change(change: Change, how: Asking) -> None:
         return await control.judge(change), control.permits(change)
 
     async def submit(control: Control) -> Decision:
-        decision = await control.submit(change)
-        _show(decision, None, how)
-        if decision.policy is not None and decision.operation and how.wait:
-            if change.kind == Kind.FAILOVER:  # ends by its commit
-                who = await until_followed(control, decision.policy.epoch, change, how.timeout_s)
-                typer.echo(f"{', '.join(who)} follow the new policy", err=True)
-            else:
-                ended = await until_ended(control, decision.operation, how.timeout_s, shown=1)
-                typer.echo(conclude(ended) + _against(change, preview), err=True)
+        async with way as asked:
+            decision = await asked.submit(control, change, judged.policy.epoch)
+            _show(decision, None, how)
+            if decision.policy is not None and decision.operation and how.wait:
+                if change.kind == Kind.FAILOVER:  # ends by its commit
+                    epoch = decision.policy.epoch
+                    who = await until_followed(control, epoch, change, how.timeout_s)
+                    await asked.settle()
+                    typer.echo(f"{', '.join(who)} follow the new policy", err=True)
+                else:
+                    ended = await until_ended(control, decision.operation, how.timeout_s, shown=1)
+                    await asked.settle()
+                    typer.echo(conclude(ended) + _against(change, preview), err=True)
         if decision.policy is not None and how.wait is not False:
             await _show_topology(change, how, (await control.policy()).epoch)
         return decision
 
     judged, permitted = with_control(how.data, judge)
     decision = judged.decision
+    way = choose(deployment.find(how.data), change, how.by, how.reason)
     preview = _preview(change, judged, how)
     _show_before(change, decision, preview, how)
     if how.dry_run:
         _show(decision, preview, how)
-    elif decision.policy is None or not permitted:
+    elif decision.policy is None and not way.asks_itself:
+        _show(decision, None, how)
+    elif way.asks_itself and (decision.policy is None or not permitted):
         # Asked for real as well, so that the refusal stands in the audit; it may even pass now.
         decision = with_control(how.data, submit)
     elif how.yes or typer.confirm(question(change, preview.forecast), abort=True, err=True):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from imctl.commands.asking import Asking, DryRun, Override, Yes, run_change
-from imctl.options import Data, Format, IdcName, Output
+from imctl.options import By, Data, Format, IdcName, Output
 from services.control.rules import Change, Kind
 from services.policy.document import MOVES_PER_S
 
@@ -45,6 +45,22 @@ Rate = Annotated[
         min=1,
         help="Sessions to hand over per second, capped by what the receiving IDCs admit "
         f"[default: {MOVES_PER_S}].",
+    ),
+]
+
+Asked = Annotated[
+    By | None,
+    typer.Option(
+        "--by",
+        help="Who asks the registries: imctl itself, or on Kubernetes the operator, told by a "
+        "TrafficOperation [default: operator where one is active that could, else registries].",
+        show_default=False,
+    ),
+]
+Reason = Annotated[
+    str,
+    typer.Option(
+        "--reason", metavar="TEXT", help="Why; kept in the TrafficOperation (--by operator)."
     ),
 ]
 
@@ -108,6 +124,8 @@ def drain(
     yes: Yes = False,
     wait: Wait = True,
     timeout: Timeout = WAIT_S,
+    by: Asked = None,
+    reason: Reason = "",
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
@@ -118,7 +136,7 @@ def drain(
     Example: imctl drain fra --rate 20
     """
     change = _change(Kind.DRAIN, idc, "", expect_epoch, override, max_lag, rate)
-    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout, by=by, reason=reason))
 
 
 def undrain(
@@ -152,6 +170,8 @@ def switchover(
     yes: Yes = False,
     wait: Wait = True,
     timeout: Timeout = WAIT_S,
+    by: Asked = None,
+    reason: Reason = "",
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
@@ -162,7 +182,7 @@ def switchover(
     Example: imctl switchover fra iad --max-lag 500
     """
     change = _change(Kind.SWITCHOVER, source, target, expect_epoch, override, max_lag, rate)
-    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout, by=by, reason=reason))
 
 
 def failover(
@@ -188,6 +208,8 @@ def failover(
         ),
     ] = True,
     timeout: Timeout = FOLLOWED_S,
+    by: Asked = None,
+    reason: Reason = "",
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
@@ -200,7 +222,7 @@ def failover(
     Example: imctl failover fra --dry-run
     """
     change = _change(Kind.FAILOVER, source, "", expect_epoch, override, max_lag)
-    run_change(change, Asking(dry_run, yes, output, data, wait, timeout))
+    run_change(change, Asking(dry_run, yes, output, data, wait, timeout, by=by, reason=reason))
 
 
 def failback(
@@ -214,6 +236,8 @@ def failback(
     wait: Wait = True,
     timeout: Timeout = WAIT_S,
     hashes: Hashes = False,
+    by: Asked = None,
+    reason: Reason = "",
     output: Output = Format.TABLE,
     data: Data = None,
 ) -> None:
@@ -225,7 +249,9 @@ def failback(
     Example: imctl failback fra --dry-run --hashes
     """
     change = _change(Kind.FAILBACK, idc, "", expect_epoch, override, max_lag, rate)
-    run_change(change, Asking(dry_run, yes, output, data, wait, timeout, hashes))
+    run_change(
+        change, Asking(dry_run, yes, output, data, wait, timeout, hashes, by=by, reason=reason)
+    )
 
 
 def retire(

@@ -87,6 +87,13 @@ class Cluster:
         found = await self._call("GET", _root(api)) or {}
         return any(each["kind"] == kind for each in found.get("resources", ()))
 
+    async def everywhere(self, api: str, kind: str, name: str) -> list[Object]:
+        """Of this name, in all namespaces."""
+        query = [("fieldSelector", f"metadata.name={name}")]
+        found = await self._call("GET", _path(api, kind, ""), query)
+        items: list[Object] = found["items"] if found else []
+        return items
+
     async def list(self, api: str, kind: str, namespace: str, labels: str = "") -> list[Object]:
         query = [("labelSelector", labels)] if labels else []
         found = await self._call("GET", _path(api, kind, namespace), query)

@@ -10,12 +10,14 @@ that the server was given and the operator no longer waits for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
 from imcore.errors import ImError
 
 Object = dict[str, Any]
+WORKS_IN = "imctl.dev/namespaces"  # of the Lease: where its operators work; empty: everywhere
 LEASE_S = 12
 RENEW_WITHIN_S = 9.0
 EVERY_S = 2.0  # between renewals, and between looks at another's
@@ -34,6 +36,7 @@ class Leadership:
     own: str  # the identity of this process, unique
     namespace: str
     name: str
+    namespaces: tuple[str, ...] = ()  # where it works, for those who look for an operator
     _version: str = ""
     _holder: str = ""
     _seen: float = 0.0  # when this version was first seen
@@ -59,7 +62,8 @@ class Leadership:
         ``wall``: RFC 3339 with microseconds, for people."""
         old = (lease or {}).get("spec", {})
         same = old.get("holderIdentity") == self.own
-        metadata = {"name": self.name, "namespace": self.namespace}
+        metadata: Object = {"name": self.name, "namespace": self.namespace}
+        metadata["annotations"] = {WORKS_IN: ",".join(self.namespaces)}
         if lease is not None:
             metadata["resourceVersion"] = lease["metadata"]["resourceVersion"]
         return {
@@ -87,3 +91,28 @@ class Leadership:
     @property
     def holder(self) -> str:
         return self._holder
+
+
+# ------------------------------------------------------------- as those see it who hold none
+
+
+def works_in(lease: Object, namespace: str) -> bool:
+    """Of an operator that does not say where it works, nobody knows that it does not."""
+    said = lease["metadata"].get("annotations", {}).get(WORKS_IN, "")
+    return not said or namespace in said.split(",")
+
+
+def holder_of(lease: Object) -> str:
+    """Empty: it was given back."""
+    return str(lease.get("spec", {}).get("holderIdentity") or "")
+
+
+def is_fresh(lease: Object, now_ms: int) -> bool:
+    """By the time of day, which is another machine's: what seems old may only be an hour that is
+    wrong, and is looked at once more."""
+    try:
+        renewed = datetime.fromisoformat(lease["spec"]["renewTime"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    passed = datetime.fromtimestamp(now_ms / 1000, UTC) - renewed.astimezone(UTC)
+    return abs(passed.total_seconds()) < LEASE_S

@@ -129,7 +129,7 @@ def leaderships_of(
     identity: str, namespace: str, cluster_namespace: str, namespaces: Sequence[str]
 ) -> list[Leadership]:
     """In the order of winning them."""
-    own = Leadership(identity, namespace, MANAGER)
+    own = Leadership(identity, namespace, MANAGER, tuple(namespaces))
     if namespaces:
         return [own]
     return [own, Leadership(identity, cluster_namespace, OF_ALL)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from imcore.errors import ImError
 from imcore.region.model import Region
+from imctl.api.kinds import TRAFFIC_OPERATION
 from imctl.api.operation import (
     IdcEvidence,
     RefusalStatus,
@@ -31,18 +32,28 @@ STEPS_MAX = 50
 Status = TrafficOperationStatus
 
 
+BY = f"{TRAFFIC_OPERATION.name} "
+FOR = ", for "  # before whom it was asked for
+
+
 def change_of(owner: Owner, spec: TrafficOperationSpec) -> Change:
+    asker = f"{FOR}{spec.asked_by}" if spec.asked_by else ""
     return Change(
         kind=spec.move,
         idc=spec.idc,
         request_id=owner.uid,
-        by=f"TrafficOperation {owner.namespace}/{owner.name}",
+        by=f"{BY}{owner.namespace}/{owner.name}{asker}",
         target=spec.target or "",
         expect_epoch=spec.expect_epoch,
         overrides=tuple(spec.overrides),
         max_lag_ms=spec.max_lag_ms,
         rate=spec.rate,
     )
+
+
+def object_of(by: str) -> str:
+    """NAMESPACE/NAME of the object by which an operation was asked for; empty: by none."""
+    return by.removeprefix(BY).partition(FOR)[0] if by.startswith(BY) else ""
 
 
 def misfits(spec: TrafficOperationSpec, region: Region) -> list[Blocker]:

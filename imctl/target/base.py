@@ -39,6 +39,13 @@ class Rolling(NamedTuple):
     more_s: float = 0.0
 
 
+class Place(NamedTuple):
+    """Where objects of a deployment are. ``context``: of the kubeconfig; empty: the current one."""
+
+    context: str
+    namespace: str
+
+
 class Target(Protocol):
     """All calls raise Failed or BadInput, with one clear line."""
 

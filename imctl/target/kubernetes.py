@@ -47,7 +47,7 @@ from imctl.target import (
     sitefiles,
     sites,
 )
-from imctl.target.base import FRONT, Rolling, Unit
+from imctl.target.base import FRONT, Place, Rolling, Unit
 from imctl.target.found import MANAGER, Found, found_of, grace_s, ours, rolling_of
 from imctl.target.local import COPY, Local, last_line, pki_names
 from imctl.target.places import Places
@@ -284,6 +284,18 @@ class Kubernetes(Local):
         for name in names:
             grouped.setdefault(self._sites.sites[name].context, []).append(name)
         return list(grouped.values())
+
+    def place_of(self, part: str) -> Place:
+        site = self._sites.sites[part]
+        return Place(site.context, site.namespace)
+
+    def drilled_from(self) -> dict[str, list[str]]:
+        """Of each IDC, as the sites file says it: from which namespaces it takes drills."""
+        found = {}
+        for idc in self.region.spec.idcs:
+            spec = sites.spec_of(idc.name, self._sites, self.region)
+            found[idc.name] = list(spec.drills_from) if isinstance(spec, IdcSpec) else []
+        return found
 
     # ---------------------------------------------------------------- breaking and mending
 

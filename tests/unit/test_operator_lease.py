@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imctl.reconcile.lease import EVERY_S, LEASE_S, RENEW_WITHIN_S, Leadership
+from imctl.reconcile.lease import (
+    EVERY_S,
+    LEASE_S,
+    RENEW_WITHIN_S,
+    Leadership,
+    holder_of,
+    is_fresh,
+    works_in,
+)
 
 WALL = "2026-01-01T00:00:00.000000Z"
 
@@ -120,3 +129,16 @@ def test_never_may_two_write(steps: list[tuple[str, float, float, bool]]) -> Non
             if written is not None and not lost:
                 one.written(written, sent)
         assert sum(each[who].left(now + start[who]) > 0 for who in each) <= 1
+
+
+def test_whoever_holds_none_sees_where_its_operators_work_and_how_old_it_is() -> None:
+    lease = Leadership("a", "ns", "op", ("im-fra", "im-dub")).body(None, WALL)
+    assert [works_in(lease, name) for name in ("im-fra", "im-lon")] == [True, False]
+    everywhere = Leadership("a", "ns", "op").body(None, WALL)
+    assert works_in(everywhere, "im-lon") and holder_of(everywhere) == "a"
+    del everywhere["metadata"]["annotations"]  # of an operator that does not say it
+    assert works_in(everywhere, "im-lon")
+    renewed_ms = int(datetime.fromisoformat(WALL).timestamp() * 1000)
+    ages = [is_fresh(lease, renewed_ms + seconds * 1000) for seconds in (0, LEASE_S - 1, LEASE_S)]
+    assert ages == [True, True, False]
+    assert not is_fresh({"spec": {"renewTime": None}}, renewed_ms)

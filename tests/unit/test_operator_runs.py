@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from imcore.errors import BadInput, OutcomeUnknown, Unavailable
 from imcore.region.model import Region
@@ -24,7 +25,7 @@ from imctl.reconcile.observed import Object, Owner
 from imctl.reconcile.peers import Mover, Peers
 from imctl.reconcile.reconciler import PEER_WORKERS, Key, Reconciler
 from imctl.reconcile.runs import FOLLOW_S, WAIT_S
-from imctl.reconcile.traffic import change_of
+from imctl.reconcile.traffic import change_of, object_of
 from imctl.testing import golden
 from imctl.traffic import Judged
 from services.control.evaluate import Decision
@@ -378,3 +379,14 @@ def test_what_is_asked_is_what_the_command_would_ask() -> None:
         kind="switchover", idc="fra", request_id="0a1b", by="TrafficOperation im-fra/move",
         target="dub", expect_epoch=3, overrides=("headroom",), max_lag_ms=7, rate=9,
     )  # fmt: skip
+
+
+def test_who_asked_is_said_and_the_object_is_found_by_it() -> None:
+    owner = Owner("TrafficOperation", "im-fra", "move", "0a1b", 1)
+    spec = TrafficOperationSpec.model_validate(SPEC | {"asked_by": "ada@laptop", "reason": "fans"})
+    by = change_of(owner, spec).by
+    assert by == "TrafficOperation im-fra/move, for ada@laptop"
+    assert object_of(by) == object_of("TrafficOperation im-fra/move") == "im-fra/move"
+    assert object_of("operator") == ""
+    with pytest.raises(ValidationError, match="asked_by"):
+        TrafficOperationSpec.model_validate(SPEC | {"asked_by": "ada, by TrafficOperation x"})
