@@ -13,6 +13,7 @@ from rich.text import Text
 
 from imcore.errors import ImError
 from imcore.region.model import Region
+from imctl.objectsview import table_of
 from imctl.target.base import Unit, idc_of
 
 COLOURS = {
@@ -104,6 +105,8 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     faulty = [link for link in document["links"] if _is_faulty(link)]
     if faulty:
         parts += [Text("\nlinks with a fault"), _links(faulty)]
+    if objects := document.get("objects"):
+        parts += [Text("\nobjects on Kubernetes (of moves and drills the last)"), table_of(objects)]
     for name, sentence in alarms(document):
         parts.append(Text(f"! {name}: {sentence}", style="red"))
     return Group(*parts)

@@ -18,6 +18,7 @@ from imctl.group import Commands
 from imctl.options import Data, Format, Output
 from imctl.opwatch import conclude, stuck_words, until_ended
 from imctl.output import emit, time_of_day
+from imctl.reconcile.traffic import object_of
 from imctl.traffic import Control
 from services.control.operations import Operation
 from services.control.rules import Change, Kind
@@ -69,6 +70,8 @@ def op_list(output: Output = Format.TABLE, data: Data = None) -> None:
 @op.command("show")
 def op_show(name: Name, output: Output = Format.TABLE, data: Data = None) -> None:
     """Show one operation: its steps, and the evidence behind each.
+
+    NAMESPACE/NAME of a TrafficOperation is an id, too.
 
     Example: imctl op show drain-fra-7
     """
@@ -195,6 +198,9 @@ async def _named(control: Control, name: str) -> str:
 
 async def _found(control: Control, name: str) -> Operation:
     found = await control.operation(name)
+    if found is None and "/" in name:  # of the object by which it was asked for
+        known = [each for each in await control.operations() if object_of(each.by) == name]
+        found = known[-1] if known else None
     if found is None:
         raise Failed(f"there is no operation {name}; see `imctl op list`")
     return found
@@ -212,6 +218,7 @@ def _names(slow: Iterable[Slow]) -> str:
 def _plain(operation: Operation, slow: Iterable[Slow]) -> dict[str, Any]:
     document = asdict(operation)
     document["state"] = str(operation.state)
+    document["object"] = object_of(operation.by)
     document["steps"] = [dict(step) for step in document["steps"]]
     document["slow"] = [
         {

@@ -194,6 +194,17 @@ async def test_the_operator_moves_as_imctl_does_and_both_are_read_back(
         assert f"{name} is done after" in done.errors
         assert not (tmp_path / "audit.jsonl").exists()  # it is the operator that has asked
 
+        shown = (await imctl(tmp_path, "op", "show", f"{NAMESPACE}/{own}")).document
+        assert (shown["id"], shown["object"]) == (name, f"{NAMESPACE}/{own}")
+        assert shown["by"] == f"TrafficOperation {NAMESPACE}/{own}, for {spec['asked_by']}"
+        (listed,) = (await imctl(tmp_path, "op", "list")).document
+        assert listed["object"] == f"{NAMESPACE}/{own}"
+        read = (await imctl(tmp_path, "status")).document["objects"]
+        assert [row["object"] for row in read["moves"]] == [f"{NAMESPACE}/{own}"]
+        assert (read["moves"][0]["operation"], read["moves"][0]["step"]) == (name, "drained")
+        seen = await imctl(tmp_path, "status", json_too=False)
+        assert f"imop {NAMESPACE}/{own}" in seen.document
+
 
 async def test_what_the_rules_refuse_is_not_written_and_what_the_policy_has_overtaken_is_refused(
     api: Objects, tmp_path: Path
