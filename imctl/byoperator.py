@@ -21,21 +21,19 @@ from imcore.errors import BadInput, ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock, SystemClock
 from imctl.api.kinds import API_VERSION, TRAFFIC_OPERATION
 from imctl.api.operation import FINAL, RunPhase, TrafficOperationSpec
-from imctl.errors import Failed, Guarded
-from imctl.reconcile.cluster import CALL_S, Cluster, Conflict, Rejected
+from imctl.errors import Failed
+from imctl.reconcile.cluster import Cluster
 from imctl.reconcile.observed import Object
 from imctl.target import operators
 from imctl.target.base import Place
 from imctl.target.kubernetes import Kubernetes
-from imctl.target.operators import LOOK_S, Operator, Silence
+from imctl.target.operators import GONE_S, LOOK_S, Operator, Silence
 from imctl.traffic import Control
 from services.control.evaluate import Decision
 from services.control.permit import role_for
 from services.control.rules import Blocker, Change, Kind
 
 POLL_S = 0.5
-TRIES = 3  # to make an object, whose API server does not answer
-GONE_S = 30.0  # another operator takes the Lease within 15 s, and lists what there is
 DECIDED_S = 60.0  # until it is asked for: a Secret or a majority may be missing
 SETTLE_S = 5.0  # an operator looks each second
 KIND = TRAFFIC_OPERATION.name
@@ -158,7 +156,7 @@ class ByOperator:
         place = self._operator.place
         body = object_of(change, self._region, place, epoch, asker(), self._reason)
         self._name = body["metadata"]["name"]
-        made = await self._create(body)
+        made = await operators.make(self._cluster, body)
         who = f" by the operator {self._operator.holder}" if self._operator.holder else ""
         typer.echo(f"asked for{who}: {self._called}", err=True)
         status = await self._decided()
@@ -169,25 +167,6 @@ class ByOperator:
             raise OutcomeUnknown(f"{self._called}: {status.get('outcome', '')}")
         self._watching = asyncio.create_task(self._watch())
         return await self._decision(control, made["metadata"]["uid"], status)
-
-    async def _create(self, body: Object) -> Object:
-        """Once, however often it is sent: nobody else's object has its name."""
-        why = ""
-        for _ in range(TRIES):
-            try:
-                return await self._cluster.write(body, CALL_S)
-            except Conflict as error:
-                if (found := await self._get()) is None:
-                    raise Failed(f"{self._called} was not made: {error}") from error
-                return found
-            except Rejected as error:
-                raise Guarded(f"{self._called} was not made: {error}") from error
-            except Unavailable as error:
-                why = str(error)
-                await asyncio.sleep(POLL_S)
-        raise OutcomeUnknown(
-            f"{self._called} may have been made, and is carried out then: {why}; {self._shown()}"
-        )
 
     async def _get(self) -> Object | None:
         return await self._cluster.get(
@@ -237,10 +216,6 @@ class ByOperator:
             f"changed by then. To do without: `kubectl -n {self._operator.place.namespace} delete "
             f"{TRAFFIC_OPERATION.short} {self._name}`, and the same again with --by registries"
         )
-
-    def _shown(self) -> str:
-        place = self._operator.place
-        return f"`kubectl -n {place.namespace} get {TRAFFIC_OPERATION.short} {self._name}` shows it"
 
     async def _decision(self, control: Control, uid: str, status: dict[str, Any]) -> Decision:
         """As the policy has it, which knows the object's uid as the request's id."""

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imcore.errors import BadInput
+from imcore.runtime import SystemClock
 from imctl import deployment, errors
 from imctl.drill import model, preflight, records, simulable, spread
 from imctl.drill.faults import FaultBook, RunLock
@@ -41,6 +44,12 @@ from imctl.target.local import Local
 
 FILES = ("report.html", "report.json", "report.md", "journal.json", "history.jsonl", "drill.log")
 ABORT_S = 240.0
+
+
+class Runner(StrEnum):
+    IMCTL = "imctl"
+    OPERATOR = "operator"
+
 
 drill = typer.Typer(
     cls=Commands,
@@ -215,8 +224,14 @@ def run(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Random seed of the clients and their messages.")
     ] = None,
+    by: Annotated[
+        Runner,
+        typer.Option(help="Who runs it: imctl itself, or on Kubernetes the operator (a DrillRun)."),
+    ] = Runner.IMCTL,
 ) -> None:
     """Run a drill on a deployment and judge the result.
+
+    With --by operator, the report is a ConfigMap of the cluster; --out copies it here.
 
     Exit status: 0 pass, 5 deviated, 4 inconclusive, 3 refused by the preflight checks, 6 aborted
     and everything undone.
@@ -226,7 +241,11 @@ def run(
     wanted = model.load_drill(model.find(name))
     values = model.with_values(wanted, _pairs(var or []))
     target = deployment.find(data)
-    _preflight(target, wanted, values)
+    ask = None
+    if by is Runner.OPERATOR:
+        ask = _by_operator(target, wanted, _pairs(var or []), seed)
+    if ask is None or dry_run:  # the operator makes these checks itself
+        _preflight(target, wanted, values)
     print(f"{wanted.name}: {wanted.title}")
     for name_, value in values.items():
         print(f"  {name_} = {value}")
@@ -237,6 +256,8 @@ def run(
         typer.confirm(
             f"Run {wanted.name} on {target.region.metadata.name}, under load?", abort=True
         )
+    if ask is not None:
+        raise typer.Exit(ask(out))
     report, folder = _run(target, wanted, values, out, seed)
     screen = console()
     style = "bold green" if report.ok else "bold red"
@@ -251,6 +272,41 @@ def run(
     if report.left:
         status = errors.DEVIATED
     raise typer.Exit(status)
+
+
+def _by_operator(
+    target: Local, wanted: Drill, given: dict[str, str], seed: int | None
+) -> Callable[[Path | None], int]:
+    """What asks for it and follows it; returns the command's status."""
+    if not target.on_pods:
+        raise BadInput(
+            "--by: expected imctl, got operator: imctl has not brought this deployment to "
+            "Kubernetes"
+        )
+    if seed is not None:
+        raise BadInput("--seed: a DrillRun has none; run it with --by imctl")
+    # A client of Kubernetes takes its time to load: only for those who have one.
+    from imctl.drill import asked
+    from imctl.target.kubernetes import Kubernetes
+
+    assert isinstance(target, Kubernetes)
+    wish = asked.prepare(target, wanted, given)
+
+    def ask(out: Path | None) -> int:
+        found = asyncio.run(asked.run(wish, out, SystemClock()))
+        said = found.said
+        print(f"{said.get('verdict')}: {said.get('reason')}")
+        if said.get("rto_s") is not None:
+            print(f"  RTO {said['rto_s']:.2f} s")
+        if said.get("lost") is not None:
+            print(f"  canary messages lost {said['lost']}, delayed {said.get('delayed', 0)}")
+        for each in said.get("left", ()):
+            print(f"  not undone: {each}")
+        if said.get("report"):
+            print(f"report: {out or 'ConfigMap ' + found.place.namespace + '/' + said['report']}")
+        return found.status
+
+    return ask
 
 
 def _pairs(given: list[str]) -> dict[str, str]:

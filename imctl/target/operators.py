@@ -11,17 +11,19 @@ from typing import NamedTuple
 from kubernetes_asyncio.client import ApiException
 from kubernetes_asyncio.config import ConfigException
 
-from imcore.errors import ImError, Unavailable
+from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.runtime import Clock
 from imctl.api.kinds import API_VERSION, Kind
-from imctl.errors import Failed
-from imctl.reconcile.cluster import CALL_S, MANAGER, Cluster, Rejected
+from imctl.errors import Failed, Guarded
+from imctl.reconcile.cluster import CALL_S, MANAGER, Cluster, Conflict, Rejected
 from imctl.reconcile.election import LEASE
 from imctl.reconcile.lease import EVERY_S, LEASE_S, holder_of, is_fresh, works_in
 from imctl.reconcile.observed import Object
 from imctl.target import calls
 from imctl.target.base import Place
 
+TRIES = 3  # to make an object, whose API server does not answer
+GONE_S = 30.0  # another operator takes the Lease within 15 s, and lists what there is
 LOOK_S = 2.0  # between two looks at its Lease
 
 
@@ -123,6 +125,28 @@ async def _renewed(cluster: Cluster, namespace: str, before: Sequence[Object]) -
         for each in now
         if holder_of(each) and each["metadata"]["resourceVersion"] not in versions
     ]
+
+
+async def make(cluster: Cluster, body: Object) -> Object:
+    """Once, however often it is sent: nobody else's object has its name. Raises Guarded where it
+    was not taken; OutcomeUnknown."""
+    metadata, why = body["metadata"], ""
+    where = metadata["namespace"], metadata["name"]
+    called = f"{body['kind']} {'/'.join(where)}"
+    for _ in range(TRIES):
+        try:
+            return await cluster.write(body, CALL_S)
+        except Conflict as error:
+            found = await cluster.get(body["apiVersion"], body["kind"], *where)
+            if found is None:
+                raise Failed(f"{called} was not made: {error}") from error
+            return found
+        except Rejected as error:
+            raise Guarded(f"{called} was not made: {error}") from error
+        except Unavailable as error:
+            why = str(error)
+            await asyncio.sleep(EVERY_S)
+    raise OutcomeUnknown(f"{called} may have been made, and is carried out then: {why}")
 
 
 class Silence:

@@ -132,7 +132,9 @@ async def deployed(api: Objects, folder: Path) -> AsyncIterator[Node]:
     async with running(folder, faults=False) as node:
         region = yaml.safe_load((folder / "region.yaml").read_text())
         api.objects[f"{API}/namespaces/{NAMESPACE}/regions/three-idc"] = {"spec": region["spec"]}
-        sites = {"sites": {"fra": {"namespace": NAMESPACE}}, "spec": {"image": "imctl:1"}}
+        site = {"namespace": NAMESPACE, "spec": {"drills_from": [NAMESPACE]}}
+        sites = {"sites": {"fra": site}, "spec": {"image": "imctl:1"}}
+        api.objects[f"/api/v1/namespaces/{NAMESPACE}/secrets/region-keys"] = {"data": {}}
         own = str(folder / "region.yaml")
         RunFile(own, False, "", elsewhere=True, sites=sites).write(folder)
         for role in ("operator", "admin"):
@@ -286,3 +288,52 @@ async def test_who_may_only_make_operations_moves_by_them(api: Objects, tmp_path
         assert done.status == 0, done
         refused = await imctl(tmp_path, "failback", "fra", "--yes", "--by", "registries")
         assert (refused.status, refused.document["blockers"][0]["rule"]) == (3, "role")
+
+
+async def test_the_operator_runs_a_drill_and_its_report_is_fetched(
+    api: Objects, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    asked = ("drill", "run", "idc-loss", "--by", "operator", "--yes")
+    report = f"/api/v1/namespaces/{NAMESPACE}/configmaps/loss-report"
+    api.objects[report] = {"data": {"report.md": "# idc-loss\n", "../evil": "x"}}
+
+    async def runs(*said: Object) -> None:
+        """The next one."""
+        before = len(api.posted)
+        await until(lambda: len(api.posted) > before)
+        for status in said:
+            api.objects[api.posted[-1]]["status"] = status
+            await asyncio.sleep(1.5)
+
+    ended = {"phase": "Ended", "verdict": "deviated", "reason": "too slow", "rto_s": 9.1, "lost": 0}
+    steps = (
+        {"phase": "Waiting", "blocked_by": ["DrillRun a/b is under way"]},
+        {"phase": "Running", "runner": "op-1"},
+        ended | {"report": "loss-report"},
+    )
+    async with deployed(api, tmp_path), operator(api, tmp_path):
+        lacking = await imctl(tmp_path, *asked, "--seed", 3, json_too=False)
+        assert lacking.status == 2 and "--seed" in lacking.errors
+        task = asyncio.create_task(runs(*steps))
+        done = await imctl(tmp_path, *asked, "--out", out, json_too=False)
+        await task
+        assert done.status == 5, done
+        assert "deviated: too slow" in done.document and "RTO 9.10 s" in done.document
+        for said in ("Waiting: DrillRun a/b is under way", "Running by op-1", "imctl.dev/stop=WHY"):
+            assert said in done.errors
+        assert (out / "report.md").exists() and not (tmp_path / "evil").exists()
+        spec = api.objects[api.posted[0]]["spec"]
+        assert spec == {
+            "region": "three-idc", "drill": "idc-loss", "certificate": "imctl-admin",
+            "region_keys": "region-keys", "begin_within_s": 300,
+        }  # fmt: skip
+        (row,) = (await imctl(tmp_path, "status")).document["objects"]["drills"]
+        assert (row["drill"], row["verdict"], row["report"]) == (
+            "idc-loss", "deviated", "loss-report",
+        )  # fmt: skip
+        refused = {"phase": "Refused", "verdict": "refused", "blockers": ["idcs-active: no"]}
+        task = asyncio.create_task(runs(refused))
+        no = await imctl(tmp_path, *asked, json_too=False)
+        await task
+        assert no.status == 3 and "\n  idcs-active: no" in no.errors
