@@ -53,10 +53,13 @@ class Objects(Server):
         super().__init__()
         self.kinds = {kind.name for kind in KINDS}
         self.posted: list[str] = []
+        self.movers_only = False  # all but the operator may make and get TrafficOperations
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, plurals = request.path, {kind.plural for kind in KINDS}
-        if self.forbids and self.forbids in path:
+        others = self.movers_only and request.headers["User-Agent"] != "operator"
+        may = (path == API or path.startswith(OPERATIONS)) and request.method in ("GET", "POST")
+        if (others and not may) or (request.method == "GET" and path == OPERATIONS and others):
             return web.json_response({"message": f"you may not {path}"}, status=403)
         if path == API:
             return web.json_response({"resources": [{"kind": each} for each in self.kinds]})
@@ -161,6 +164,7 @@ async def operator(api: Objects, folder: Path) -> AsyncIterator[None]:
             await asyncio.sleep(0.3)
 
     async with ApiClient(Configuration(host=api.url)) as client:
+        client.user_agent = "operator"
         cluster = Cluster(client, lambda: 5.0)
         peers = Peers(SystemClock(), folder / "operator")
         runs = Runs(cluster, peers, lambda: datetime.now(UTC).isoformat(), tell)
@@ -276,10 +280,10 @@ async def test_without_an_operator_it_asks_itself_and_one_that_dies_is_told_of(
 
 
 async def test_who_may_only_make_operations_moves_by_them(api: Objects, tmp_path: Path) -> None:
-    """No Lease may be looked at, and its own certificate is a viewer's."""
+    """Neither Leases nor Secrets nor pods are theirs to see, and the certificate is a viewer's."""
 
     async with deployed(api, tmp_path), operator(api, tmp_path):
-        api.forbids = "/leases"
+        api.movers_only = True
         unsure = await imctl(tmp_path, "drain", "fra", *OVER, "--dry-run")
         assert "its Lease may not be read" in unsure.errors
         for role in ("operator", "admin"):
