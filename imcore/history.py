@@ -282,10 +282,41 @@ class ViewSays(NamedTuple):
     reactions: list[str]
 
 
+class Word(NamedTuple):
+    """The application says something that stands until something else is said. ``kind``: friend,
+    pin or mute of its user, ``about`` a uid or a conversation; or name, announcement, role or
+    member of a group, ``about`` its id, for the last two with a space and the uid. ``ask``: unique
+    in the run."""
+
+    t: int
+    n: int
+    ask: int
+    kind: str
+    about: str
+    value: str
+
+
+class WordDone(NamedTuple):
+    """The service has answered that this word counts."""
+
+    t: int
+    ask: int
+
+
+class Stands(NamedTuple):
+    """Login n found that this stands, of its user or of a group."""
+
+    t: int
+    n: int
+    kind: str
+    about: str
+    value: str
+
+
 Event = (
     Device | Closed | Conversation | Member | Compose | Ack | Placed | SendFailed | Shown | Moved
     | Cursor | Connection | Phase | Fault | Quiet | Login | View | Looking | Policy | Replica
-    | Change | ChangeDone | Says | ViewSays | Read | ReadDone | Unread
+    | Change | ChangeDone | Says | ViewSays | Read | ReadDone | Unread | Word | WordDone | Stands
 )  # fmt: skip
 
 _KINDS: dict[str, type[Event]] = {
@@ -296,6 +327,7 @@ _KINDS: dict[str, type[Event]] = {
     "login": Login, "view": View, "looking": Looking, "policy": Policy, "replica": Replica,
     "change": Change, "change_done": ChangeDone, "says": Says, "view_says": ViewSays,
     "read": Read, "read_done": ReadDone, "unread": Unread,
+    "word": Word, "word_done": WordDone, "stands": Stands,
 }  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     name: tuple(get_origin(hint) or hint for hint in get_type_hints(kind).values())

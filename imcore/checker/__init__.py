@@ -36,6 +36,7 @@ def check_events(events: Iterable[h.Event], listeners: Iterable[Listener] = ()) 
     stream.writers.judge()
     stream.changes.judge()
     stream.unread.judge()
+    stream.words.judge()
     Final(stream.state, report).judge()
     return report
 

@@ -24,6 +24,7 @@ from imcore.checker.state import (
 )
 from imcore.checker.unread import Unread
 from imcore.checker.verdict import Kind, Report
+from imcore.checker.words import Words
 from imcore.checker.writers import Writers
 
 UNKNOWN_SENDER = -1
@@ -40,6 +41,7 @@ class Stream:
         self.writers = Writers(report)
         self.changes = Changes(self.state, report)
         self.unread = Unread(self.state, report)
+        self.words = Words(self.state, report)
         self._handlers: dict[type, Callable[[Any], None]] = {
             h.Device: self._device,
             h.Closed: self._closed,
@@ -55,7 +57,7 @@ class Stream:
             h.Login: self._login,
             h.View: self._view,
             h.Cursor: self._cursor,
-            h.Connection: self._sessions.connection,
+            h.Connection: self._connection,
             h.Fault: self._fault,
             h.Looking: self._sessions.looking,
             h.Policy: Policies(report).feed,
@@ -67,6 +69,9 @@ class Stream:
             h.Read: self.unread.read,
             h.ReadDone: self.unread.done,
             h.Unread: self.unread.unread,
+            h.Word: self.words.word,
+            h.WordDone: self.words.done,
+            h.Stands: self.words.stands,
         }
 
     def feed(self, event: h.Event) -> None:
@@ -112,6 +117,10 @@ class Stream:
         name = f"{event.uid}'s fresh login at {event.idc}"
         self.state.logins[event.n] = LoginState(name, event.uid, event.idc)
         self.report.counts.logins += 1
+
+    def _connection(self, event: h.Connection) -> None:
+        self._sessions.connection(event)
+        self.words.connection(event)
 
     def _fault(self, event: h.Fault) -> None:
         self._sessions.fault(event)

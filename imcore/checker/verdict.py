@@ -34,6 +34,9 @@ class Kind(StrEnum):
     CHANGES_DIFFER = "changes_differ"  # in the end, what edits, a recall, reactions made of one
     CHANGE_LOST = "change_lost"  # answered, and undone in the end by nothing that came after it
     CHANGE_PHANTOM = "change_phantom"  # nobody asked for it
+    WORDS_DIFFER = "words_differ"  # in the end, what stands of friends, settings, groups
+    WORD_LOST = "word_lost"  # answered, and what stands is neither it nor what may come after it
+    WORD_PHANTOM = "word_phantom"  # it stands, and nobody said it
     UNPROVEN = "unproven"  # no fresh login looked at this conversation in this IDC
 
 
@@ -53,6 +56,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
     "session_broken": (Kind.CURSOR_BACK, Kind.UNREAD_WRONG, Kind.OWN_UNSEEN),
     "replicas_differ": (Kind.REPLICAS_DIFFER,),
     "changes_wrong": (Kind.CHANGES_DIFFER, Kind.CHANGE_LOST, Kind.CHANGE_PHANTOM),
+    "words_wrong": (Kind.WORDS_DIFFER, Kind.WORD_LOST, Kind.WORD_PHANTOM),
     "unproven": (Kind.UNPROVEN,),
 }
 
@@ -79,6 +83,8 @@ class Counts:
     unread: int = 0  # unread counts that fresh logins were told, judged
     own_looked_for: int = 0  # own messages that had to be in a view or a look before the end
     changes: int = 0  # edits, recalls and reactions that were asked for
+    words: int = 0  # words that were said
+    stands: int = 0  # of what fresh logins found of them, judged
     replicas: int = 0  # whose states were hashed in the end
 
 

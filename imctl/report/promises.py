@@ -56,6 +56,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "session_broken": "Read cursors reverted, unread counts wrong, own messages unseen",
         "replicas_differ": "Replicas that differ at the end",
         "changes_wrong": "Edits, recalls or reactions lost or different",
+        "words_wrong": "Words on friends, settings or groups lost or different",
         "unproven": UNPROVEN,
     }
     counts = verdict.counts
@@ -65,6 +66,7 @@ def of_verdict(verdict: Verdict) -> list[Promise]:
         "session_broken": not counts.cursors + counts.unread + counts.own_looked_for,
         "replicas_differ": not counts.replicas,
         "changes_wrong": not counts.changes,
+        "words_wrong": not counts.stands,
     }
     promises = [
         _zero(text, verdict.total(group))

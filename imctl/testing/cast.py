@@ -28,7 +28,7 @@ from imctl.testing.broken import PromiseBroken
 from imctl.testing.lab import Lab, until
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Addresses, public_country
-from services.loadgen.ports import Session, Stood
+from services.loadgen.ports import Session, Standing, Stood
 from services.loadgen.recorder import Ear, Recorder
 from services.loadgen.sdk import SdkClients
 from services.loadgen.together import together
@@ -327,6 +327,7 @@ class _Views(Recorder):
         purpose: str,
         views: dict[str, list[Stood]],
         unread: Mapping[str, int],
+        standing: Iterable[Standing] = (),
     ) -> None:
         tags = self.found.setdefault(idc, set())
         for messages in views.values():

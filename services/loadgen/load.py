@@ -244,6 +244,11 @@ class Load:
     async def _said(self, member: Member, conversation: str, body: str) -> None:
         await self._send(member, conversation, body)
 
+    @property
+    def groups(self) -> list[str]:
+        """Their conversations."""
+        return [conversation for conversation, _ in self._groups]
+
     def devices_of(self, uid: str) -> list[Member]:
         return self._by_uid[uid]
 

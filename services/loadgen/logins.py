@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from imcore.errors import ImError, Unavailable
-from services.loadgen.ports import Connect, Stood
+from services.loadgen.ports import Connect, Standing, Stood
 from services.loadgen.recorder import Deaf, Recorder
 from services.loadgen.together import together
 
@@ -20,10 +20,12 @@ BACK_S = 8.0
 
 
 class Look(NamedTuple):
-    """One login: as whom, and at which conversations."""
+    """One login: as whom, at which conversations, and at what stands of which words (kind and
+    about, as in ``imcore.history.Word``)."""
 
     uid: str
     conversations: tuple[str, ...]
+    words: tuple[tuple[str, str], ...] = ()
 
 
 def covering(members: Mapping[str, Collection[str]]) -> list[Look]:
@@ -65,13 +67,13 @@ async def look(
                 n = recorder.looking(idc)
                 try:
                     async with asyncio.timeout_at(min(deadline, _now() + TIMEOUT_S)):
-                        views, unread = await _views(connect, wanted, idc, address, purpose)
+                        found = await _found(connect, wanted, idc, address, purpose)
                 except (ImError, TimeoutError) as error:
                     reason = str(error) or "no answer in time"
                     if _now() >= deadline:
                         break
                 else:
-                    recorder.login(n, wanted.uid, idc, purpose, views, unread)
+                    recorder.login(n, wanted.uid, idc, purpose, *found)
                     return
             failures.append(Failure(wanted.uid, idc, reason))
 
@@ -83,9 +85,13 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def _views(
-    connect: Connect, wanted: Look, idc: str, address: str, purpose: str
-) -> tuple[dict[str, list[Stood]], Mapping[str, int]]:
+class _Found(NamedTuple):
+    views: dict[str, list[Stood]]
+    unread: Mapping[str, int]
+    standing: list[Standing]
+
+
+async def _found(connect: Connect, wanted: Look, idc: str, address: str, purpose: str) -> _Found:
     session = connect(wanted.uid, f"{purpose}-{idc}", address, Deaf(), False)
     try:
         await session.open()
@@ -96,6 +102,8 @@ async def _views(
                 raise Unavailable(f"the login came to {session.idc or 'no IDC'}, not to {idc}")
             await asyncio.sleep(0.1)
         unread = await session.unread()
-        return {name: await session.history(name) for name in wanted.conversations}, unread
+        views = {name: await session.history(name) for name in wanted.conversations}
+        standing = await session.standing(wanted.words) if wanted.words else []
+        return _Found(views, unread, standing)
     finally:
         await session.close()

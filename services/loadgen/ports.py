@@ -52,6 +52,14 @@ class Stood(NamedTuple):
     reactions: Sequence[tuple[str, str]] = ()
 
 
+class Standing(NamedTuple):
+    """What stands of a word on friends, settings or groups: ``imcore.history.Word``."""
+
+    kind: str
+    about: str
+    value: str
+
+
 class Session(Protocol):
     """One application on one device."""
 
@@ -89,6 +97,10 @@ class Session(Protocol):
 
     async def history(self, conversation: str) -> list[Stood]:
         """The whole conversation, in order. Raises ImError."""
+        ...
+
+    async def standing(self, words: Sequence[tuple[str, str]]) -> list[Standing]:
+        """What stands of these (kind, about). Raises ImError."""
         ...
 
 

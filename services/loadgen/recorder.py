@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from imcore import history as h
 from imcore.words import is_group
-from services.loadgen.ports import Acked, Stood
+from services.loadgen.ports import Acked, Standing, Stood
 
 RECENT = 32  # messages that a device remembers, to do something with them
 
@@ -22,6 +22,7 @@ class Ear:
         self.seen: dict[str, int] = {}  # shown so far, by conversation
         # Conversation, key and uid of what was shown last, oldest first.
         self.recent: deque[tuple[str, str, str]] = deque(maxlen=RECENT)
+        self.connections = 0  # so often they have come and gone
         self._recorder = recorder
 
     def shown(
@@ -67,6 +68,7 @@ class Ear:
     def connection(self, idc: str, gateway: str) -> None:
         recorder = self._recorder
         recorder.where[self.n] = idc
+        self.connections += 1
         recorder.write(h.Connection(recorder.now_us(), self.n, idc, gateway))
 
 
@@ -196,8 +198,7 @@ class Recorder:
         return self._ask(ear, conversation, key, "react" if on else "unreact", code)
 
     def _ask(self, ear: Ear, conversation: str, key: str, what: str, value: str) -> int:
-        ask = self._asks
-        self._asks += 1
+        ask = self._next_ask()
         c, tag = self.conversation(conversation), self.tags[key]
         self.write(h.Change(self.now_us(), ear.n, c, tag, ask, what, value))
         return ask
@@ -207,14 +208,27 @@ class Recorder:
 
     def read(self, ear: Ear, conversation: str, key: str) -> int:
         """Its user has read up to this message; what is to be answered."""
-        ask = self._asks
-        self._asks += 1
+        ask = self._next_ask()
         c, tag = self.conversation(conversation), self.tags[key]
         self.write(h.Read(self.now_us(), ear.n, c, tag, ask))
         return ask
 
     def read_done(self, ask: int) -> None:
         self.write(h.ReadDone(self.now_us(), ask))
+
+    def word(self, ear: Ear, kind: str, about: str, value: str) -> int:
+        """What is said of friends, settings or groups (``imcore.history.Word``) and to be
+        answered."""
+        ask = self._next_ask()
+        self.write(h.Word(self.now_us(), ear.n, ask, kind, about, value))
+        return ask
+
+    def word_done(self, ask: int) -> None:
+        self.write(h.WordDone(self.now_us(), ask))
+
+    def _next_ask(self) -> int:
+        self._asks += 1
+        return self._asks - 1
 
     def ack(self, ear: Ear, conversation: str, tag: str, acked: Acked) -> None:
         now = self.now_us()
@@ -265,6 +279,7 @@ class Recorder:
         purpose: str,
         views: dict[str, list[Stood]],
         unread: Mapping[str, int],
+        standing: Iterable[Standing] = (),
     ) -> None:
         """What the fresh login of this number found, by conversation."""
         now = self.now_us()
@@ -279,3 +294,5 @@ class Recorder:
                     self.write(h.ViewSays(now, n, c, tag, says, reactions))
             if conversation in unread:
                 self.write(h.Unread(now, n, c, unread[conversation]))
+        for found in standing:
+            self.write(h.Stands(now, n, *found))

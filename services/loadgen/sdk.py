@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.loadgen.ports import Acked, Listener, Stood
+from services.loadgen.ports import Acked, Listener, Standing, Stood
+from services.loadgen.standing import standing
 from services.sdk import (
     Changed,
     Client,
@@ -81,6 +82,9 @@ class SdkSession:
         client = self._client
         shown = [message.key for message in client.view(conversation)]
         return [Stood(*client.changes(conversation, key)[1:5]) for key in shown]
+
+    async def standing(self, words: Sequence[tuple[str, str]]) -> list[Standing]:
+        return await standing(self._client, words)
 
 
 class SdkClients:

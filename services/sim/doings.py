@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
 
 from imcore.errors import ImError
 from services.loadgen.load import Load, Member
 from services.loadgen.logins import Look, covering
 from services.loadgen.recorder import Recorder
-from services.sim.world import SimSession
+from services.sim.busy import Busy
 
-PER_S = 6.0
 GROUPS_MAX = 12
 EMPTY_S = 10.0  # so long a device that is given up is waited for, until its outbox is empty
 BURST_S = 0.000_2  # at most, between two messages of a burst: a commit takes as long as a few
 CODES = ("+1", "heart", "wow")
-
-Doing: TypeAlias = Callable[["Doings"], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -40,63 +34,15 @@ class _Group:
     left: set[str] = field(default_factory=set)
 
 
-class Doings:
-    """``run`` until cancelled, then ``end``. ``counts``: what was begun, by kind."""
+class Doings(Busy):
+    per_s = 6.0
 
     def __init__(self, load: Load, recorder: Recorder, seed: int) -> None:
-        self.counts: Counter[str] = Counter()
-        self._load = load
-        self._recorder = recorder
-        self._rng = random.Random(f"doings {seed}")
+        super().__init__(load, recorder, seed, "doings")
         self._groups: list[_Group] = []
         self._changed: dict[tuple[str, str], None] = {}  # conversation and key
         self._unlike: list[tuple[str, str]] = []  # of them, those that devices showed differently
         self._devices = 0
-        self._tasks: dict[asyncio.Task[None], None] = {}
-        self._broken: BaseException | None = None
-
-    async def run(self) -> None:
-        names = list(KINDS)
-        weights = [KINDS[name][0] for name in names]
-        while True:
-            await asyncio.sleep(self._rng.expovariate(PER_S))
-            if self._broken is not None:
-                raise self._broken
-            name = self._rng.choices(names, weights)[0]
-            self.counts[name] += 1
-            self._spawn(cast(Coroutine[Any, Any, None], KINDS[name][1](self)))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._broken = self._broken or error
-
-    async def end(self, within_s: float) -> bool:
-        """Until all that was begun is over. Raises what was no ImError."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=within_s)
-        if self._broken is not None:
-            raise self._broken
-        return not self._tasks
-
-    # -------------------------------------------------------------------------------- who
-
-    def _session(self, member: Member) -> SimSession:
-        return cast(SimSession, member.session)
-
-    def _anybody(self) -> Member | None:
-        """A device whose application runs."""
-        running = [each for each in self._load.devices if self._session(each).running]
-        return self._rng.choice(running) if running else None
-
-    def _device_of(self, uid: str) -> Member | None:
-        devices = [each for each in self._load.devices_of(uid) if self._session(each).running]
-        return self._rng.choice(devices) if devices else None
 
     # ---------------------------------------------------------------------------- changes
 
@@ -290,13 +236,12 @@ class Doings:
             for group in self._groups
             if acked.get(group.conversation)
         }
-        for uid, conversations in [*self._load.looks(), *covering(groups)]:
+        for uid, conversations, _ in [*self._load.looks(), *covering(groups)]:
             wanted[uid] = wanted.get(uid, ()) + conversations
         return [Look(*each) for each in wanted.items()]
 
 
-# By name: how likely, against the others, and what it does.
-KINDS: dict[str, tuple[float, Doing]] = {
+Doings.kinds = {
     "edit": (1.2, Doings.edit),
     "recall": (0.3, Doings.recall),
     "react": (1.5, Doings.react),

@@ -21,19 +21,21 @@ from imcore import sometimes
 from imcore.checker import check_events
 from imcore.errors import ImError
 from services.loadgen.load import Load
-from services.loadgen.logins import look
+from services.loadgen.logins import Look, look
 from services.loadgen.population import make_population
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
 from services.policy.document import Policy
 from services.sim.apart import alone
+from services.sim.busy import Busy
 from services.sim.doings import Doings
 from services.sim.faults import Faults
 from services.sim.inside import DeadRoutes, lost_logs, mirrored_on, unfollowed, wrong_about_clocks
 from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
 from services.sim.region import COUNTRIES, Layout
+from services.sim.relations import Relations
 from services.sim.truth import Truth
 from services.sim.world import World
 
@@ -140,6 +142,8 @@ class _Run:
             for idc in layout.idcs
         }
         self._doings = Doings(self._load, self.recorder, world.seed)
+        self._relations = Relations(self._load, self.recorder, world.seed)
+        self._busy: list[Busy] = [self._doings, self._relations]
         self._operator = Operator(world)
         self._faults = Faults(
             world,
@@ -162,7 +166,7 @@ class _Run:
             outcome.violated.append(f"the run broke off: {error!r}")
         outcome.faults = self._faults.counts
         outcome.operations = self._operations()
-        outcome.doings = self._doings.counts
+        outcome.doings = sum((each.counts for each in self._busy), Counter())
         outcome.violated += self._world.failures
         outcome.violated += self._truth.safety.found
         report = check_events(self._history)
@@ -180,12 +184,13 @@ class _Run:
         world.spawn(self._operator.owner, self._operator.run())
         background = [watching, asyncio.ensure_future(load.run(RATES))]
         faults = asyncio.ensure_future(self._faults.run())
-        doings = asyncio.ensure_future(self._doings.run())
+        doings = [asyncio.ensure_future(each.run()) for each in self._busy]
         await asyncio.sleep(self._seconds)
         await self._enough()
         faults.cancel()
-        doings.cancel()
-        await asyncio.gather(faults, doings, return_exceptions=True)
+        for each in doings:
+            each.cancel()
+        await asyncio.gather(faults, *doings, return_exceptions=True)
         self._faults.heal()
         world.trace.add("faults are over")
         self._quiet_since = world.loop.time()  # votes that the last fault brought may stand yet
@@ -194,7 +199,7 @@ class _Run:
         await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")
         await self._until(self._settled, RECOVER_S, "the policy does not settle after the faults")
         world.trace.add("the policy has settled")
-        if not await self._doings.end(SETTLE_S):
+        if not all([await each.end(SETTLE_S) for each in self._busy]):
             self._outcome.violated.append("not every device is connected again")
         if not await load.settle(SETTLE_S):
             self._outcome.violated.append("not every send is answered, or not everything shown")
@@ -206,7 +211,7 @@ class _Run:
         failures = await look(
             world.connect,
             self.recorder,
-            self._doings.looks(),
+            self._looks(),
             self._addresses,
             "final",
             120.0,
@@ -216,8 +221,16 @@ class _Run:
         background[0].cancel()
         await load.close()
 
+    def _looks(self) -> list[Look]:
+        """What has to be looked at, by one login of each user."""
+        words = self._relations.words()
+        looks = self._doings.looks()
+        known = {each.uid for each in looks}
+        looks += [Look(uid, ()) for uid in words if uid not in known]
+        return [each._replace(words=words.get(each.uid, ())) for each in looks]
+
     def _operations(self) -> int:
-        asked = sum(isinstance(event, h.Cursor | h.Change) for event in self._history)
+        asked = sum(isinstance(event, h.Cursor | h.Change | h.Word) for event in self._history)
         return self.recorder.counts.composed + asked
 
     async def _enough(self) -> None:

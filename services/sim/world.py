@@ -28,7 +28,7 @@ from imcore.tokens import Claims, mint
 from services.engines.disk import Disk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.registry_store import RegistryStore
-from services.loadgen.ports import Acked, Listener, Stood
+from services.loadgen.ports import Acked, Listener, Standing, Stood
 from services.loadgen.sdk import SdkSession
 from services.node.config import NodeConfig
 from services.node.front import FrontNode
@@ -661,6 +661,9 @@ class SimSession:
 
     async def history(self, conversation: str) -> list[Stood]:
         return cast(list[Stood], await self.there(self._session.history(conversation)))
+
+    async def standing(self, words: Sequence[tuple[str, str]]) -> list[Standing]:
+        return cast(list[Standing], await self.there(self._session.standing(words)))
 
     async def join(self, conversation: str, uid: str) -> None:
         await self.there(self.client.join(conversation, [uid]))

@@ -38,6 +38,9 @@ ONE_OF_EACH: list[h.Event] = [
     h.ChangeDone(18, 0),
     h.Says(19, 0, 0, "1-ab", "3-ef", ["+1 bob"]),
     h.ViewSays(20, 0, 0, "1-ab", "", []),
+    h.Word(21, 0, 1, "role", "g:1 ann", "admin"),
+    h.WordDone(22, 1),
+    h.Stands(23, 0, "role", "g:1 ann", "admin"),
 ]
 
 

@@ -17,7 +17,7 @@ from imcore.words import Origin, Place, direct_conversation
 from services.loadgen.load import Load
 from services.loadgen.logins import Look, covering, look
 from services.loadgen.population import Client, Group, Population
-from services.loadgen.ports import Acked, Listener, Stood
+from services.loadgen.ports import Acked, Listener, Standing, Stood
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -119,6 +119,9 @@ class MemorySession:
     async def history(self, conversation: str) -> list[Stood]:
         log = self.world.messages.get(conversation, [])
         return [Stood(key, content) for key, _, content in log if key not in self.world.forget]
+
+    async def standing(self, words: Sequence[tuple[str, str]]) -> list[Standing]:
+        return []
 
 
 def population() -> Population:

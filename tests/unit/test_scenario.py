@@ -20,7 +20,7 @@ from imctl.report.live import Lines, Screen, View
 from imctl.scenario import Observed, Plan, Scenario
 from services.loadgen.load import Load
 from services.loadgen.population import Client, Group, Population
-from services.loadgen.ports import Acked, Listener, Stood
+from services.loadgen.ports import Acked, Listener, Standing, Stood
 from services.loadgen.recorder import Recorder
 from services.loadgen.schedule import Rates
 
@@ -151,6 +151,9 @@ class MemorySession:
 
     async def history(self, conversation: str) -> list[Stood]:
         return [Stood("", content) for _, content in self.world.logs.get(conversation, [])]
+
+    async def standing(self, words: Sequence[tuple[str, str]]) -> list[Standing]:
+        return []
 
 
 def population() -> Population:
