@@ -18,6 +18,7 @@ from services.sdk import (
     Message,
     Moved,
     Options,
+    Summary,
 )
 
 HISTORY_PAGE = 500
@@ -29,6 +30,7 @@ class SdkSession:
     def __init__(self, client: Client, listener: Listener) -> None:
         self._client = client
         self._listener = listener
+        self._listed: Sequence[Summary] | None = None  # what it was told last
         client.on(self._told)
 
     def _told(self, event: Event) -> None:
@@ -72,7 +74,7 @@ class SdkSession:
         await self._client.cursor(conversation, key)
 
     async def unread(self) -> dict[str, int]:
-        found = await self._client.conversation_list()
+        found = self._listed = await self._client.conversation_list()
         return {row.conversation: row.unread for row in found if not row.more_unread}
 
     async def history(self, conversation: str) -> list[Stood]:
@@ -84,7 +86,7 @@ class SdkSession:
         return [Stood(*client.changes(conversation, key)[1:5]) for key in shown]
 
     async def standing(self, words: Sequence[tuple[str, str]]) -> list[Standing]:
-        return await standing(self._client, words)
+        return await standing(self._client, words, self._listed)
 
 
 class SdkClients:

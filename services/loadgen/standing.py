@@ -8,8 +8,11 @@ from services.loadgen.ports import Standing
 from services.sdk import Client, Group, Summary
 
 
-async def standing(client: Client, words: Sequence[tuple[str, str]]) -> list[Standing]:
-    """Of each (kind, about) of ``imcore.history.Word``; empty: nothing stands. Raises ImError."""
+async def standing(
+    client: Client, words: Sequence[tuple[str, str]], listed: Sequence[Summary] | None = None
+) -> list[Standing]:
+    """Of each (kind, about) of ``imcore.history.Word``; empty: nothing stands. ``listed``: the list
+    of conversations where it was asked for already, which is not little work. Raises ImError."""
     kinds = {kind for kind, _ in words}
     friends: dict[str, str] = {}
     rows: dict[str, Summary] = {}
@@ -19,7 +22,8 @@ async def standing(client: Client, words: Sequence[tuple[str, str]]) -> list[Sta
         for state, uids in zip(("friend", "asked", "asking", "blocked"), told, strict=True):
             friends.update(dict.fromkeys(uids, state))
     if kinds & {"pin", "mute"}:
-        rows = {row.conversation: row for row in await client.conversation_list()}
+        listed = await client.conversation_list() if listed is None else listed
+        rows = {row.conversation: row for row in listed}
     found: list[Standing] = []
     for kind, about in words:
         name, _, uid = about.partition(" ")

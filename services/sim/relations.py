@@ -27,7 +27,7 @@ FITTING = {
 
 
 class Relations(Busy):
-    per_s = 0.6
+    per_s = 0.8
 
     def __init__(self, load: Load, recorder: Recorder, seed: int) -> None:
         super().__init__(load, recorder, seed, "relations")

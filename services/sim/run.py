@@ -36,6 +36,7 @@ from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
 from services.sim.region import COUNTRIES, Layout
 from services.sim.relations import Relations
+from services.sim.ruling import Ruling
 from services.sim.truth import Truth
 from services.sim.world import World
 
@@ -143,7 +144,8 @@ class _Run:
         }
         self._doings = Doings(self._load, self.recorder, world.seed)
         self._relations = Relations(self._load, self.recorder, world.seed)
-        self._busy: list[Busy] = [self._doings, self._relations]
+        self._ruling = Ruling(self._load, self.recorder, world.seed)
+        self._busy: list[Busy] = [self._doings, self._relations, self._ruling]
         self._operator = Operator(world)
         self._faults = Faults(
             world,
@@ -224,6 +226,8 @@ class _Run:
     def _looks(self) -> list[Look]:
         """What has to be looked at, by one login of each user."""
         words = self._relations.words()
+        for uid, ruled in self._ruling.words().items():
+            words[uid] = words.get(uid, ()) + ruled
         looks = self._doings.looks()
         known = {each.uid for each in looks}
         looks += [Look(uid, ()) for uid in words if uid not in known]
