@@ -28,6 +28,7 @@ from services.loadgen.schedule import Rates
 from services.node.convergence import partition_hash
 from services.policy.document import Policy
 from services.sim.apart import alone
+from services.sim.asking import Asking
 from services.sim.busy import Busy
 from services.sim.doings import Doings
 from services.sim.faults import Faults
@@ -145,7 +146,8 @@ class _Run:
         self._doings = Doings(self._load, self.recorder, world.seed)
         self._relations = Relations(self._load, self.recorder, world.seed)
         self._ruling = Ruling(self._load, self.recorder, world.seed)
-        self._busy: list[Busy] = [self._doings, self._relations, self._ruling]
+        self._asking = Asking(self._load, self.recorder, world.seed, world.connect)
+        self._busy: list[Busy] = [self._doings, self._relations, self._ruling, self._asking]
         self._operator = Operator(world)
         self._faults = Faults(
             world,
@@ -170,6 +172,7 @@ class _Run:
         outcome.operations = self._operations()
         outcome.doings = sum((each.counts for each in self._busy), Counter())
         outcome.violated += self._world.failures
+        outcome.violated += self._asking.wrong
         outcome.violated += self._truth.safety.found
         report = check_events(self._history)
         outcome.verdict = report.sentence()

@@ -1,0 +1,151 @@
+"""What clients ask for and what passes, while faults go on: search, who has read what, who is
+online, typing, and kicks of devices that are there for that alone.
+
+Nothing of it is to last but a kick: a device that was kicked is out. Answers are held against what
+they may be at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from imcore.errors import ImError
+from services.loadgen.load import Load
+from services.loadgen.ports import Connect
+from services.loadgen.recorder import Deaf, Recorder
+from services.sim.busy import Busy
+from services.sim.world import SimSession
+
+WORDS = ("burst", "edited", "those")  # that some messages say
+FOUND_MAX = 20  # then the application has seen enough
+WATCHED = 5
+OUT_S = 40.0  # so long after its answer a kick may take to come to another IDC, through faults
+LOOK_S = 0.5
+
+
+class Spare(Deaf):
+    """The application of a device that is to be kicked; how often its connection has changed."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    def connection(self, idc: str, gateway: str) -> None:
+        self.connections += 1
+
+
+class Asking(Busy):
+    """``wrong``: what no answer may be."""
+
+    per_s = 0.6
+
+    def __init__(self, load: Load, recorder: Recorder, seed: int, connect: Connect) -> None:
+        super().__init__(load, recorder, seed, "asking")
+        self.wrong: list[str] = []
+        self._connect = connect
+        self._spares = 0
+
+    async def search(self) -> None:
+        member, word = self._anybody(), self._rng.choice(WORDS)
+        if member is None:
+            return
+        client = self._session(member).client
+        found: list[bytes] = []
+
+        async def searched() -> None:
+            async for each in client.search(word):
+                found.append(each.content)
+                if len(found) == FOUND_MAX:
+                    return
+
+        with contextlib.suppress(ImError):
+            await self._session(member).there(searched())
+        if lacking := [each for each in found if word.encode() not in each]:
+            self.wrong.append(f"search: {word!r} was found in {lacking[0]!r}")
+
+    async def readers(self) -> None:
+        """Of a message that somebody was shown lately."""
+        member = self._anybody()
+        if member is None or not member.ear.recent:
+            return
+        conversation, key, sender = self._rng.choice(list(member.ear.recent))
+        client = self._session(member).client
+        with contextlib.suppress(ImError):
+            told = await self._session(member).there(client.readers(conversation, key))
+            if sender in (*told.read, *told.unread) or set(told.read) & set(told.unread):
+                self.wrong.append(f"readers: of {key} by {sender} there are {told}")
+
+    async def read_counts(self) -> None:
+        member = self._anybody()
+        if member is None or not member.ear.recent:
+            return
+        conversation, key, _ = self._rng.choice(list(member.ear.recent))
+        client = self._session(member).client
+        with contextlib.suppress(ImError):
+            told = await self._session(member).there(client.read_counts(conversation, key))
+            others = len({each.client.uid for each in self._load.devices}) - 1
+            if told.read + told.unread > others:
+                self.wrong.append(f"read_counts: of {key} there are {told} of {others}")
+
+    async def watch(self) -> None:
+        member = self._anybody()
+        if member is None:
+            return
+        uids = sorted({each.client.uid for each in self._load.devices})
+        watched = self._rng.sample(uids, WATCHED)
+        client = self._session(member).client
+        with contextlib.suppress(ImError):
+            told = await self._session(member).there(client.watch(watched))
+            if {each.uid for each in told} != set(watched):
+                self.wrong.append(f"watch: of {watched} it is told {told}")
+
+    async def typing(self) -> None:
+        member = self._anybody()
+        if member is None or not member.ear.recent:
+            return
+        conversation, client = member.ear.recent[-1][0], self._session(member).client
+
+        async def typed() -> None:
+            client.typing(conversation)
+
+        with contextlib.suppress(ImError):
+            await self._session(member).there(typed())
+
+    async def kick(self) -> None:
+        """A device that nobody else uses, by another one of its user."""
+        member = self._anybody()
+        if member is None:
+            return
+        self._spares += 1
+        name, told, client = f"spare-{self._spares}", Spare(), self._session(member).client
+        spare = self._connect(member.client.uid, name, member.client.address, told, False)
+        assert isinstance(spare, SimSession)
+        try:
+            with contextlib.suppress(ImError):
+                await spare.open()
+                connections = told.connections
+                await self._session(member).there(client.kick(name))
+                if not await self._out(spare, told, connections):
+                    self.wrong.append(f"kick: {spare.owner.name} is still in, its kick answered")
+        finally:
+            with contextlib.suppress(ImError):
+                await spare.close()
+
+    async def _out(self, spare: SimSession, told: Spare, connections: int) -> bool:
+        """Whether its connection came to an end; a kick does not meet one that comes after it."""
+        until = asyncio.get_running_loop().time() + OUT_S
+        while told.connections == connections:
+            if asyncio.get_running_loop().time() >= until:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
+
+Asking.kinds = {
+    "search": (0.1, Asking.search),
+    "readers": (0.6, Asking.readers),
+    "read counts": (0.6, Asking.read_counts),
+    "watch": (0.6, Asking.watch),
+    "typing": (1.5, Asking.typing),
+    "kick": (0.25, Asking.kick),
+}
