@@ -144,8 +144,8 @@ class Words:
             possible |= relations
         said = {
             _STATES[wants, wanted]
-            for wants in {False, any(each.value in WANTS for each in own)}
-            for wanted in {False, any(each.value in WANTS for each in others)}
+            for wants in (False, any(each.value in WANTS for each in own))
+            for wanted in (False, any(each.value in WANTS for each in others))
         }
         return said | ({"blocked"} if "block" in ever else set()), possible
 
@@ -179,12 +179,12 @@ def _flat(by_device: Mapping[int, list[Said]]) -> list[Said]:
     return [each for words in by_device.values() for each in words]
 
 
-def _wanting(words: Iterable[Said], ends: Sequence[Said]) -> set[bool]:
+def _wanting(words: Iterable[Said], ends: Sequence[Said]) -> list[bool]:
     """Whether one of these words to be friends may stand, or none. ``ends``: of either side."""
     wants = [each for each in words if each.value in WANTS]
-    found: set[bool] = set()
+    found: list[bool] = []
     if any(not any(end.sure and end.after(each) for end in ends) for each in wants):
-        found.add(True)
+        found.append(True)
     if not any(each.sure and all(each.after(end) for end in ends) for each in wants):
-        found.add(False)
+        found.append(False)
     return found

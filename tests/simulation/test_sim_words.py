@@ -65,7 +65,7 @@ def test_who_says_something_logs_in_afresh_anyway() -> None:
     """Else every word would cost a login in each IDC."""
     country_of = Layout().country_of
     population = make_population(USERS, COUNTRIES, random.Random(1), country_of)
-    members = {f"d:{a}:{b}": (a, b) for a, b in population.pairs}
+    members: dict[str, tuple[str, ...]] = {f"d:{a}:{b}": (a, b) for a, b in population.pairs}
     members |= {group.name: group.members for group in population.groups}
     looks = {look.uid for look in covering(members)}
     assert set(lookers(population)) <= looks
