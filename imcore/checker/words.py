@@ -5,7 +5,7 @@ two devices' words is the later one cannot be told from outside, so the last of 
 all that a device said after the last that it was answered. Words on friends and settings have the
 order that their device gave them, however often and wherever they are asked for. Those on groups
 have the place at which an IDC took them: one whose connection changed while it waited for its
-answer may be taken once more at any later time, by an IDC that it was asked of first.
+answer may be taken once more, for a while, by an IDC that it was asked of first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from imcore.checker.verdict import Kind, Report
 INITIAL = {"pin": "off", "mute": "off", "role": "member", "member": "out"}
 OWN = {"friend", "pin", "mute"}  # what each user has for himself; the rest is the group's
 BY_PLACE = {"name", "announcement", "role", "member"}
+LATE_US = 25_000_000  # what was asked so long ago waits in no IDC, nor in a paused one, any more
 WANTS = {"request", "accept"}
 ENDS = {"decline", "remove", "block"}
 BLOCKS = {"block", "unblock"}
@@ -44,6 +45,7 @@ class Said:
     answered, and what was asked is not under way any more."""
 
     n: int
+    t: int
     ask: int
     value: str
     connections: int
@@ -68,7 +70,7 @@ class Words:
 
     def word(self, event: h.Word) -> None:
         register = _register(event.kind, self._state.devices[event.n].uid, event.about)
-        said = Said(event.n, event.ask, event.value, self._connections.get(event.n, 0))
+        said = Said(event.n, event.t, event.ask, event.value, self._connections.get(event.n, 0))
         self._said.setdefault(register, {}).setdefault(event.n, []).append(said)
         self._asks[event.ask] = event.kind, said
         self._report.counts.words += 1
@@ -171,7 +173,8 @@ def _last(by_device: Iterable[list[Said]], by_place: bool) -> set[str]:
         sure = sure or words[last].sure
         possible.update(each.value for each in words[last:])
         if by_place:
-            possible.update(each.value for each in words[:last] if not each.sure)
+            late = words[last].t - LATE_US
+            possible.update(each.value for each in words[:last] if not each.sure and each.t > late)
     return possible if sure else set()
 
 

@@ -10,6 +10,7 @@ import pytest
 from imcore import history as h
 from imcore.checker import Kind, Report, check_events
 from imcore.checker.verdict import Counts
+from imcore.checker.words import LATE_US
 
 G = "g:1"
 PHONE, LAPTOP, BOB = 0, 1, 2  # of ann, ann and bob
@@ -140,7 +141,7 @@ def test_words_on_a_group_are_of_all_its_members() -> None:
 
 
 def test_what_waited_while_its_connection_changed_may_be_taken_once_more() -> None:
-    """By the IDC that was asked first, whatever was said and answered elsewhere since."""
+    """By the IDC that was asked first, though more was said and answered elsewhere since."""
     log: list[h.Event] = [
         h.Device(0, PHONE, "ann", "phone"),
         h.Word(10, PHONE, 1, "name", G, "one"),
@@ -153,6 +154,9 @@ def test_what_waited_while_its_connection_changed_may_be_taken_once_more() -> No
     ]
     assert check_events([*log, h.Stands(910, 0, "name", G, "one")]).clean
     assert check_events([*log, h.Stands(910, 0, "name", G, "two")]).clean
+    late = [log[0], *log[1:4], *(each._replace(t=LATE_US + 10) for each in log[4:])]
+    report = check_events([*late, h.Stands(2 * LATE_US, 0, "name", G, "one")])
+    assert report.violations == {Kind.WORD_LOST: 1}  # it was asked for too long ago
     del log[2]
     report = check_events([*log, h.Stands(910, 0, "name", G, "one")])
     assert report.violations == {Kind.WORD_LOST: 1}
