@@ -5,6 +5,7 @@ message, and all IDCs end with one state."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from imctl.engines.mm2_config import HEARTBEAT_S
+from imctl.target.local import Local
 from imctl.testing.cast import Cast
 from imctl.testing.lab import Lab, until
 
@@ -46,6 +48,17 @@ def child_of(lab: Lab, name: str) -> int:
     return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text())
 
 
+def fill(filler: Path) -> None:
+    """Until there is no room any more where it lies."""
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+
+
+async def gone(lab: Lab, name: str) -> bool:
+    return any(unit.name == name and unit.state == "gone" for unit in lab.target.units())
+
+
 async def works(lab: Lab) -> None:
     """Every IDC serves, whatever the automatic failover made of the faults."""
     await lab.all_active()
@@ -77,6 +90,44 @@ async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
             status = await lab.status(idc)
             assert status["log"]["durability"] == "flush" and status["kv"]["engine"] == "tikv"
             figures(f"lag into {idc}, ms", status["lag"])
+
+
+@pytest.mark.nightly  # four minutes on two cores
+async def test_links_are_cut_engines_freeze_and_a_brokers_disk_is_full_under_clients(
+    every_engine: None, tmp_path: Path, mount_tmpfs: Callable[[Path, str], None]
+) -> None:
+    """What the test above does not do to them, PD and a store killed with their data too."""
+
+    def small(target: Local) -> None:
+        mount_tmpfs(target.engine("fra-kafka").data, "400m")
+
+    async with (
+        Lab.up(tmp_path, engines=ENGINES, before_start=small) as lab,
+        Cast(lab, tmp_path) as cast,
+    ):
+        couples = await cast.couples(6, *lab.idcs)
+        async with cast.talking(couples):
+            await asyncio.sleep(2)
+            await lab.cut("iad", "sin")  # for its MirrorMakers too
+            await asyncio.sleep(8)
+            await lab.heal()
+            await works(lab)
+            await engine_freezes(lab, "iad-mm2", 5.0)
+            await engine_freezes(lab, "sin-etcd")
+            await engine_freezes(lab, "iad-kafka", 4.0)
+            await works(lab)
+            await engine_dies(lab, "sin-pd")
+            await engine_dies(lab, "sin-tikv")
+            await works(lab)
+
+            filler = lab.target.engine("fra-kafka").data / "filler"
+            await asyncio.to_thread(fill, filler)
+            await until(lambda: gone(lab, "fra-kafka"), 60, "the broker lives with a full disk")
+            filler.unlink()
+            await asyncio.to_thread(lab.target.start, ["fra-kafka"])
+            await works(lab)
+        await cast.judge()
+        await lab.converged(60)
 
 
 @pytest.mark.nightly
