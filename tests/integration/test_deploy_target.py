@@ -355,10 +355,8 @@ def test_a_kv_that_has_not_moved_leaves_the_region_file_as_it_was(
     it puts the file right."""
     until_its_kv(target, "serves", lambda kv: kv["move"] is None)
     (pd,) = free_ports(1)
-    at = f"fra=127.0.0.1:{pd}"
-    moving = begin(target.data, "migrate", "kv", "--to", "tikv", "--pd", at, "--yes")
+    moving = begun_move(target, pd)
     try:
-        until_its_kv(target, "moves", lambda kv: kv["move"] and kv["move"]["phase"] == "open")
         target.look_again()
         assert fields_of(target, target.keep_wanted(region)).changes
         if not stays:
@@ -378,15 +376,33 @@ def test_a_kv_whose_move_nobody_could_follow_keeps_what_was_asked_for(
     """It may go on there."""
     until_its_kv(target, "serves", lambda kv: kv["move"] is None)
     (pd,) = free_ports(1)
-    at = f"fra=127.0.0.1:{pd}"
-    moving = begin(target.data, "migrate", "kv", "--to", "tikv", "--pd", at, "--yes")
-    until_its_kv(target, "moves", lambda kv: kv["move"] and kv["move"]["phase"] == "open")
+    moving = begun_move(target, pd)
     target.kill("fra")
     moving.communicate()
     assert moving.returncode == 1
     target.look_again()
     kv = target.region.idc("fra").engines.kv.tikv
     assert kv is not None and kv.pd == [f"127.0.0.1:{pd}"]
+
+
+def begun_move(target: Local, pd: int) -> subprocess.Popen[str]:
+    """The command that waits for it. On a busy machine an IDC may not answer it in time, and then
+    it ends."""
+    command = ("migrate", "kv", "--to", "tikv", "--pd", f"fra=127.0.0.1:{pd}", "--yes")
+    said = ""
+    for _ in range(3):
+        moving = begin(target.data, *command)
+        until_its_kv(
+            target,
+            "moves",
+            lambda kv, moving=moving: (  # type: ignore[misc]
+                moving.poll() is not None or (kv["move"] and kv["move"]["phase"] == "open")
+            ),
+        )
+        if moving.poll() is None:
+            return moving
+        said, _ = moving.communicate()
+    raise AssertionError(said)
 
 
 def until_its_kv(target: Local, what: str, holds: Callable[[dict[str, Any]], object]) -> None:
