@@ -22,7 +22,6 @@ class GatewayConfig:
     idle_ms: int = 12_000  # no frame for this long: the client only looks online
     tick_ms: int = 100  # resolution of the timing wheels
     push_bytes_max: int = 256 * 1024  # unsent: beyond it pushes are dropped (the reader is slow)
-    kernel_bytes_max: int = 128 * 1024  # unsent in the kernel: beyond it bytes wait here, counted
     response_bytes_max: int = 2 * 1024 * 1024  # unsent: beyond it the connection is closed
     stuck_ms: int = 10_000  # over push_bytes_max for this long: closed, slow_consumer
     user_timeout_ms: int = 20_000  # unacknowledged by the peer's TCP for this long: it is gone

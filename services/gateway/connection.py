@@ -83,9 +83,6 @@ class Connection(asyncio.Protocol):
             # sent again for a quarter of an hour, or until its next heartbeat is overdue.
             timeout_ms = self._config.user_timeout_ms
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
-            # The kernel would take megabytes for a client that reads slowly, unseen.
-            unsent = self._config.kernel_bytes_max
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
         peer = transport.get_extra_info("peername")
         self.peer_address = str(peer[0]) if peer else ""
         self.entered = bool(transport.get_extra_info("entered"))

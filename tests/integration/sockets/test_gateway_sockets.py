@@ -65,7 +65,6 @@ async def test_a_connection_waits_for_nothing_and_not_for_ever_for_a_peer_that_i
         raw = connection._transport.get_extra_info("socket")
         assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
-        assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 128 * 1024
 
 
 async def test_large_bodies_go_in_chunks_both_ways(keys, tls):
