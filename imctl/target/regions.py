@@ -12,6 +12,7 @@ from pathlib import Path
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imctl.errors import Failed
+from imctl.target.replacing import replacing
 
 FOLDER = "regions"
 
@@ -37,12 +38,10 @@ def keep_as(path: Path, text: bytes) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        with temporary.open("wb") as file:
+        with replacing(path) as new, new.open("wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise Failed(f"cannot write in {path.parent}: {error.strerror}") from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from imctl.target import regions
 from imctl.target.replacing import replacing
 
 
@@ -32,3 +33,22 @@ def test_what_fails_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> N
         raise ValueError("no region")
     assert file.read_text() == "former"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_commands_keep_the_same_region_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One waits for a move of the KV, another one cancels it: both put the file right."""
+    real = os.fsync
+
+    def other_meanwhile(file: int) -> None:
+        real(file)
+        monkeypatch.setattr(os, "fsync", real)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            regions.keep(tmp_path, b"spec: 1\n")
+
+    monkeypatch.setattr(os, "fsync", other_meanwhile)
+    name = regions.keep(tmp_path, b"spec: 1\n")
+    assert regions.path_of(tmp_path, name).read_bytes() == b"spec: 1\n"
+    assert len(list((tmp_path / regions.FOLDER).iterdir())) == 1
