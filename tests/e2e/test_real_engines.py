@@ -92,7 +92,7 @@ async def test_every_engine_dies_or_freezes_and_an_idc_is_lost_with_its_own(
             figures(f"lag into {idc}, ms", status["lag"])
 
 
-@pytest.mark.nightly  # five minutes on two cores
+@pytest.mark.nightly  # two minutes on two cores
 async def test_links_are_cut_engines_freeze_and_a_brokers_disk_is_full_under_clients(
     every_engine: None, tmp_path: Path, mount_tmpfs: Callable[[Path, str], None]
 ) -> None:
