@@ -112,6 +112,8 @@ class Feed:
 
     def heard(self, told: Mapping[str, int]) -> None:
         """The IDC whose log it is has told so much itself (as its ``told``)."""
+        if not told:
+            return  # it does not know yet: from nothing on would be all that it ever accepted
         if self._reached is None:
             self._reached = {}
         for key, lsn in _keys(told).items():

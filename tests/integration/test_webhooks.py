@@ -169,6 +169,21 @@ async def test_what_is_accepted_is_told_signed_and_in_order_also_over_restarts(s
     assert len({event["id"] for event in stage.server.taken}) == 5
 
 
+async def test_who_stands_in_for_one_that_never_said_how_far_it_was_begins_with_what_comes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(feed, "STAND_BY_S", 0.01)
+    lost = False
+    await stage.say(1, 2)
+    async with stage.running(on_duty=lambda: lost) as standing:
+        standing.heard({})  # it was only starting
+        lost = True
+        await until(lambda: stage.kept.rows)
+        await stage.say(3, 4)
+        await until(lambda: len(stage.server.contents()) >= 2)
+        assert stage.server.contents() == [3, 4]
+
+
 async def test_what_was_not_taken_is_not_lost_by_a_restart(stage: Stage):
     async with stage.running():
         await until(lambda: stage.kept.rows)
