@@ -7,9 +7,9 @@ that all agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from imcore import history as h
 from imcore.checker.state import State
@@ -25,6 +25,11 @@ class Saying(NamedTuple):
     def sentence(self) -> str:
         said = f"says {self.content}" if self.content else "is recalled"
         return f"{said} with reactions {', '.join(self.reactions) or 'of nobody'}"
+
+
+class Word(Protocol):
+    value: str
+    answered: bool
 
 
 @dataclass(slots=True)
@@ -143,7 +148,7 @@ def _wrong(tag: str, changed: Changed, saying: Saying) -> Iterator[tuple[Kind, s
         yield Kind.CHANGE_PHANTOM, f"{tag} has the reaction {named}, and nobody asked for it."
     for named, by_device in changed.words.items():
         wanted = "react" if named in standing else "unreact"
-        possible = _last_words(by_device.values())
+        possible = last_words(by_device.values())
         if possible and wanted not in possible:
             stands = "stands" if named in standing else "does not stand"
             yield Kind.CHANGE_LOST, f"the reaction {named} of {tag} {stands} against its last word."
@@ -169,7 +174,7 @@ def _overridden(tag: str, edits: list[Ask]) -> dict[str, str]:
     return found
 
 
-def _last_words(by_device: Iterable[list[Ask]]) -> set[str]:
+def last_words(by_device: Iterable[Sequence[Word]]) -> set[str]:
     """One that was answered and all that came after it, of each device. Empty: none was answered,
     so anything may be."""
     possible: set[str] = set()

@@ -10,11 +10,12 @@ answer may be taken once more, for a while, by an IDC that it was asked of first
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from imcore import history as h
+from imcore.checker.changed import last_words
 from imcore.checker.state import State
 from imcore.checker.verdict import Kind, Report
 
@@ -41,15 +42,15 @@ class Register(NamedTuple):
 
 @dataclass(slots=True)
 class Said:
-    """``connections``: so often its device's had changed when it was said. ``sure``: it was
-    answered, and what was asked is not under way any more."""
+    """``connections``: so often its device's had changed when it was said. ``answered``:
+    and what was asked is not under way any more."""
 
     n: int
     t: int
     ask: int
     value: str
     connections: int
-    sure: bool = False
+    answered: bool = False
 
     def after(self, other: Said) -> bool:
         """For sure."""
@@ -78,7 +79,7 @@ class Words:
     def done(self, event: h.WordDone) -> None:
         kind, said = self._asks[event.ask]
         same = self._connections.get(said.n, 0) == said.connections
-        said.sure = same or kind not in BY_PLACE
+        said.answered = same or kind not in BY_PLACE
 
     def connection(self, event: h.Connection) -> None:
         self._connections[event.n] = self._connections.get(event.n, 0) + 1
@@ -164,18 +165,15 @@ def _register(kind: str, uid: str, about: str) -> Register:
     return Register(kind, uid if kind in OWN else "", about)
 
 
-def _last(by_device: Iterable[list[Said]], by_place: bool) -> set[str]:
+def _last(by_device: Collection[list[Said]], by_place: bool) -> set[str]:
     """What of it may stand. Empty: nothing is sure, so anything may."""
-    possible: set[str] = set()
-    sure = False
-    for words in by_device:
-        last = max((at for at, each in enumerate(words) if each.sure), default=0)
-        sure = sure or words[last].sure
-        possible.update(each.value for each in words[last:])
-        if by_place:
-            late = words[last].t - LATE_US
-            possible.update(each.value for each in words[:last] if not each.sure and each.t > late)
-    return possible if sure else set()
+    possible = last_words(by_device)
+    if possible and by_place:
+        for words in by_device:
+            sure = next((each for each in reversed(words) if each.answered), words[0])
+            late = (each for each in words if not each.answered and each.t > sure.t - LATE_US)
+            possible.update(each.value for each in late)
+    return possible
 
 
 def _flat(by_device: Mapping[int, list[Said]]) -> list[Said]:
@@ -186,8 +184,8 @@ def _wanting(words: Iterable[Said], ends: Sequence[Said]) -> list[bool]:
     """Whether one of these words to be friends may stand, or none. ``ends``: of either side."""
     wants = [each for each in words if each.value in WANTS]
     found: list[bool] = []
-    if any(not any(end.sure and end.after(each) for end in ends) for each in wants):
+    if any(not any(end.answered and end.after(each) for end in ends) for each in wants):
         found.append(True)
-    if not any(each.sure and all(each.after(end) for end in ends) for each in wants):
+    if not any(each.answered and all(each.after(end) for end in ends) for each in wants):
         found.append(False)
     return found

@@ -95,15 +95,11 @@ class Diffusion:
         """A batch is committed: these entries of it, and who left with which of them."""
         group = self._group(partition, conversation)
         _leave_out_recalled(conversation.id, group.waiting, said)
-        begun = len(group.waiting)
         group.waiting += said
         if partings:
-            pushes, built = self._server.pushes, self._built(group)
-            origin, stable = said[0].origin, self._server.stable(partition)
-            for seq, uids in partings.items():  # nothing that is said after it is theirs
-                theirs = built[: begun + sum(entry.op.seq <= seq for entry in said)]
-                heads = group.heads | {origin: seq}
-                pushes.push_entries(conversation.id, uids, theirs, heads, stable)
+            self._server.push_partings(
+                conversation, partings, said, self._built(group), self._server.stable(partition)
+            )
         now = self._server.clock.now()
         group.reached = self._server.pushes.reached(group.audience)
         level = group.heat.said(len(said), self._counted(group), now)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -802,12 +802,11 @@ class ImServer:
             self.pushes.push_entries(
                 name, effects.audience[name], built, conversation.heads, stable
             )
-            for seq, uids in effects.partings(name).items():  # nothing after it is theirs
-                if origin == self.origin:
+            partings = effects.partings(name)
+            if origin == self.origin:
+                for seq, uids in partings.items():
                     self.signal(name, uids, origin, seq)
-                theirs = built[: sum(entry.op.seq <= seq for entry in folded)]
-                heads = conversation.heads | {origin: seq}
-                self.pushes.push_entries(name, uids, theirs, heads, stable)
+            self.push_partings(conversation, partings, folded, built, stable)
         for name in effects.moved:
             self.pulls.recent.drop(name)
         for uid, name, place in effects.cursors:
@@ -823,6 +822,21 @@ class ImServer:
         for op in effects.kicks:
             self.kicked(op)
         self.applied_changed.set()
+
+    def push_partings(
+        self,
+        conversation: Conversation,
+        partings: Mapping[int, Sequence[str]],
+        said: Sequence[Entry],
+        built: Sequence[pb.Entry],
+        stable: int,
+    ) -> None:
+        """Who left is given all of ``built`` up to his leave, by its seq, and told of nothing after
+        it. ``said``: what a batch of one origin brought, with which ``built`` ends."""
+        for seq, uids in partings.items():
+            theirs = built[: len(built) - sum(entry.op.seq > seq for entry in said)]
+            heads = conversation.heads | {said[0].origin: seq}
+            self.pushes.push_entries(conversation.id, uids, theirs, heads, stable)
 
     def _is_huge(self, conversation: Conversation) -> bool:
         return len(conversation.members()) > self.policy.push_group_members_max

@@ -14,9 +14,7 @@ from services.ports import Versioned
 log = logging.getLogger("im.ipconf")
 
 PREFIX = b"gateway/"
-SLOW_START_S = (
-    30.0  # in which a gateway that has just begun comes to be taken for as empty as it is
-)
+SLOW_START_S = 30.0  # until one that has just begun is taken for as empty as it is
 
 
 class Gateway(NamedTuple):

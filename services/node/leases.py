@@ -7,14 +7,16 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imcore.errors import ImError
 from imcore.region.model import Idc
-from services.gateway.server import Gateway
 from services.ipconf.directory import PREFIX, SLOW_START_S
 from services.node.config import split_address
 from services.ports import Registry
+
+if TYPE_CHECKING:  # a route instance keeps a lease too, and has no gateway to load
+    from services.gateway.server import Gateway
 
 log = logging.getLogger("im.traffic")
 

@@ -393,7 +393,7 @@ class Node:
             self._behind,
             self._deliver,
             self._typed,
-            self.status.facts,
+            self.status.for_peers,
         )
         self.admin = AdminService(
             self.status.as_dict, self.stop, partitions, self.clock, self.disk.faults,

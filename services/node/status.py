@@ -58,9 +58,13 @@ class Status:
             "seals": {str(o): list(ends) for o, ends in node.seals.known().items()},
             "published_again": {str(o): count for o, count in node.seals.published.items()},
             "level": LEVEL,
-            "webhooks_told": node.webhooks.told() if node.webhooks is not None else {},
             "lag": self._lag() if started else {},
         }
+
+    def for_peers(self) -> dict[str, Any]:
+        """With what only the other IDCs have to know."""
+        webhooks = self._node.webhooks
+        return self.facts() | {"webhooks_told": webhooks.told() if webhooks is not None else {}}
 
     def _lag(self) -> dict[str, dict[str, int]]:
         """By the clock of most IDCs: by a slow one of its own what is cut off would not lag."""
@@ -70,7 +74,6 @@ class Status:
     def as_dict(self) -> dict[str, Any]:
         node, facts = self._node, self.facts()
         started = bool(node.partitions)
-        del facts["webhooks_told"]  # for the other IDCs only
         return {
             "idc": node.idc,
             "origin": facts.pop("origin"),
