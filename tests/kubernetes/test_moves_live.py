@@ -16,7 +16,7 @@ from imctl.testing.cluster.cluster import Cluster as ApiServer
 from imctl.testing.lab import lab_region
 from tests.kubernetes.test_admission import apply
 from tests.kubernetes.test_operator_live import Operators, until
-from tests.kubernetes.test_traffic_live import holds, status, view
+from tests.kubernetes.test_traffic_live import holds, keep_certificate, status, view
 
 
 def as_if_in_pods(data: Path, folder: Path, namespace: str) -> Path:
@@ -41,13 +41,7 @@ def test_imctl_moves_by_the_operator_and_reads_it_back(
     ok(data, "up", file, "--data", data)
     try:
         apply(api_server, namespace, yaml.safe_load(file.read_text()))
-        pki = data / "pki"
-        api_server.kubectl(
-            "create", "secret", "generic", "imctl-operator", "--namespace", namespace,
-            f"--from-file=ca.crt={pki / 'ca.pem'}",
-            f"--from-file=tls.crt={pki / 'operator.pem'}",
-            f"--from-file=tls.key={pki / 'operator.key'}",
-        )  # fmt: skip
+        keep_certificate(api_server, namespace, data / "pki")
         apply(api_server, namespace, view("GeoPolicy"))
         monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
         pods = as_if_in_pods(data, tmp_path / "pods", namespace)

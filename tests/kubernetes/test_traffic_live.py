@@ -34,6 +34,16 @@ def view(kind: str) -> dict[str, object]:
     return REPLICATION | {"kind": kind, "metadata": {"name": "shown"}, "spec": spec}
 
 
+def keep_certificate(api_server: ApiServer, namespace: str, pki: Path) -> None:
+    """The operator's, in the Secret that the objects of these tests name."""
+    api_server.kubectl(
+        "create", "secret", "generic", "imctl-operator", "--namespace", namespace,
+        f"--from-file=ca.crt={pki / 'ca.pem'}",
+        f"--from-file=tls.crt={pki / 'operator.pem'}",
+        f"--from-file=tls.key={pki / 'operator.key'}",
+    )  # fmt: skip
+
+
 @pytest.mark.e2e
 def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
     api_server: ApiServer, namespace: str, tmp_path: Path
@@ -43,13 +53,7 @@ def test_moves_are_begun_once_and_an_idc_is_drained_before_it_goes(
     ok(data, "up", file, "--data", data)
     try:
         apply(api_server, namespace, yaml.safe_load(file.read_text()))
-        pki = data / "pki"
-        api_server.kubectl(
-            "create", "secret", "generic", "imctl-operator", "--namespace", namespace,
-            f"--from-file=ca.crt={pki / 'ca.pem'}",
-            f"--from-file=tls.crt={pki / 'operator.pem'}",
-            f"--from-file=tls.key={pki / 'operator.key'}",
-        )  # fmt: skip
+        keep_certificate(api_server, namespace, data / "pki")
         apply(api_server, namespace, idc("iad"))
         for kind in ("Replication", "GeoPolicy"):
             apply(api_server, namespace, view(kind))

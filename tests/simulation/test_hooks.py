@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,26 @@ def told(stage: Stage, kind: str, idc: str = "") -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
+def hooked(
+    folder: Path, events: Sequence[HookEvent], **changed: dict[str, int]
+) -> Callable[[Region], Region]:
+    """The region with a webhook. ``changed``: fields of parts of its spec, by the part's name."""
+    secret = folder / "secret"
     secret.write_bytes(b"s")
+    hook = Webhook(name="all", url="http://hook", secret_file=str(secret), events=list(events))
 
-    def hooked(region: Region) -> Region:
-        hook = Webhook(
-            name="all", url="http://hook", secret_file=str(secret), events=list(HookEvent)
-        )
-        client = region.spec.client.model_copy(update={"grace_ms": 3_000, "heartbeat_ms": 1_000})
-        spec = region.spec.model_copy(update={"webhooks": [hook], "client": client})
+    def edit(region: Region) -> Region:
+        parts = {
+            name: getattr(region.spec, name).model_copy(update=fields)
+            for name, fields in changed.items()
+        }
+        spec = region.spec.model_copy(update={"webhooks": [hook], **parts})
         return region.model_copy(update={"spec": spec})
 
+    return edit
+
+
+def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path) -> None:
     async def script(stage: Stage) -> None:
         ann = await stage.device("ann", "p", "fra")
         there = await stage.device("bob", "p", "iad")  # online, and not where ann is
@@ -68,21 +77,12 @@ def test_offline_push_asks_every_idc_and_a_restart_loses_nothing(tmp_path: Path)
         await asyncio.sleep(20)
         assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"], ["bob"]]
 
-    play(tmp_path / "sim", script, hooked)
+    client = {"grace_ms": 3_000, "heartbeat_ms": 1_000}
+    play(tmp_path / "sim", script, hooked(tmp_path, list(HookEvent), client=client))
 
 
 def test_what_a_lost_idc_had_not_told_is_told_by_one_that_lives(tmp_path: Path) -> None:
     """From where the lost one had come to, by one of the others, and without its presence."""
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"s")
-
-    def hooked(region: Region) -> Region:
-        hook = Webhook(
-            name="all", url="http://hook", secret_file=str(secret), events=list(HookEvent)
-        )
-        return region.model_copy(
-            update={"spec": region.spec.model_copy(update={"webhooks": [hook]})}
-        )
 
     async def script(stage: Stage) -> None:
         ann = await stage.device("ann", "p", "fra")
@@ -114,20 +114,10 @@ def test_what_a_lost_idc_had_not_told_is_told_by_one_that_lives(tmp_path: Path) 
         await asyncio.sleep(20)
         assert len(told(stage, "message")) == len(told(stage, "offline_push")) == 6
 
-    play(tmp_path / "sim", script, hooked)
+    play(tmp_path / "sim", script, hooked(tmp_path, list(HookEvent)))
 
 
 def test_who_has_muted_a_conversation_is_pushed_only_what_mentions_him(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"s")
-
-    def hooked(region: Region) -> Region:
-        events = [HookEvent.OFFLINE_PUSH]
-        hook = Webhook(name="all", url="http://hook", secret_file=str(secret), events=events)
-        client = region.spec.client.model_copy(update={"grace_ms": 1_000})
-        spec = region.spec.model_copy(update={"webhooks": [hook], "client": client})
-        return region.model_copy(update={"spec": spec})
-
     async def script(stage: Stage) -> None:
         ann, bob = await stage.device("ann", "p", "fra"), await stage.device("bob", "p", "iad")
         group = await ann.do(lambda client: client.create_group(["bob", "eve"]))
@@ -143,24 +133,11 @@ def test_who_has_muted_a_conversation_is_pushed_only_what_mentions_him(tmp_path:
             ["bob", "eve"],
         ]
 
-    play(tmp_path / "sim", script, hooked)
+    client = {"grace_ms": 1_000}
+    play(tmp_path / "sim", script, hooked(tmp_path, [HookEvent.OFFLINE_PUSH], client=client))
 
 
 def test_of_a_huge_group_only_who_is_mentioned_is_pushed_to_when_offline(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"s")
-
-    def hooked(region: Region) -> Region:
-        hook = Webhook(
-            name="all",
-            url="http://hook",
-            secret_file=str(secret),
-            events=[HookEvent.OFFLINE_PUSH],
-        )
-        messages = region.spec.messages.model_copy(update={"push_group_members_max": 3})
-        spec = region.spec.model_copy(update={"webhooks": [hook], "messages": messages})
-        return region.model_copy(update={"spec": spec})
-
     async def script(stage: Stage) -> None:
         ann = await stage.device("ann", "p", "fra")
         members = ["bob", "cid", "dan", "eve"]
@@ -171,4 +148,5 @@ def test_of_a_huge_group_only_who_is_mentioned_is_pushed_to_when_offline(tmp_pat
         await asyncio.sleep(5)
         assert [event["uids"] for event in told(stage, "offline_push")] == [["eve"]]
 
-    play(tmp_path / "sim", script, hooked)
+    messages = {"push_group_members_max": 3}
+    play(tmp_path / "sim", script, hooked(tmp_path, [HookEvent.OFFLINE_PUSH], messages=messages))
