@@ -4,8 +4,9 @@ A word stands until a later one is said. One device's own words come one after t
 two devices' words is the later one cannot be told from outside, so the last of each may stand, and
 all that a device said after the last that it was answered. Words on friends and settings have the
 order that their device gave them, however often and wherever they are asked for. Those on groups
-have the place at which an IDC took them: one whose connection changed while it waited for its
-answer may be taken once more, for a while, by an IDC that it was asked of first.
+have the place at which an IDC took them: of two that waited for their answers together either may
+be the later one, and one whose connection changed while it waited may be taken once more, for a
+while, by an IDC that it was asked of first.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Said:
     value: str
     connections: int
     answered: bool = False
+    done: int = 0  # when it was answered
+
+    def taken_until(self) -> int:
+        """Where its place counts: what was said after that stands behind it."""
+        return self.done if self.answered else self.t + LATE_US
 
     def after(self, other: Said) -> bool:
         """For sure."""
@@ -79,7 +85,7 @@ class Words:
     def done(self, event: h.WordDone) -> None:
         kind, said = self._asks[event.ask]
         same = self._connections.get(said.n, 0) == said.connections
-        said.answered = same or kind not in BY_PLACE
+        said.answered, said.done = same or kind not in BY_PLACE, event.t
 
     def connection(self, event: h.Connection) -> None:
         self._connections[event.n] = self._connections.get(event.n, 0) + 1
@@ -167,13 +173,13 @@ def _register(kind: str, uid: str, about: str) -> Register:
 
 def _last(by_device: Collection[list[Said]], by_place: bool) -> set[str]:
     """What of it may stand. Empty: nothing is sure, so anything may."""
-    possible = last_words(by_device)
-    if possible and by_place:
-        for words in by_device:
-            sure = next((each for each in reversed(words) if each.answered), words[0])
-            late = (each for each in words if not each.answered and each.t > sure.t - LATE_US)
-            possible.update(each.value for each in late)
-    return possible
+    if not by_place:
+        return last_words(by_device)
+    possible: set[str] = set()
+    for words in by_device:
+        sure = max((each.t for each in words if each.answered), default=0)
+        possible.update(each.value for each in words if each.t >= sure or each.taken_until() > sure)
+    return possible if any(each.answered for words in by_device for each in words) else set()
 
 
 def _flat(by_device: Mapping[int, list[Said]]) -> list[Said]:

@@ -140,6 +140,27 @@ def test_words_on_a_group_are_of_all_its_members() -> None:
     assert "it is three or two" in report.examples[Kind.WORD_LOST][0]
 
 
+@pytest.mark.parametrize("stands", ["one", "two"])
+@pytest.mark.parametrize("together", [True, False])
+def test_of_words_that_waited_together_either_may_be_the_later_one(
+    together: bool, stands: str
+) -> None:
+    """Simulated seed 1364379840018: a group's IDC took the earlier one behind the later one. What
+    was answered before the next was said is out, and so are settings, which have an order."""
+    for kind in ("name", "pin"):
+        log: list[h.Event] = [
+            h.Device(0, PHONE, "ann", "phone"),
+            h.Word(10, PHONE, 1, kind, G, "one"),
+        ]
+        first, second = h.WordDone(30 if together else 15, 1), h.WordDone(31, 2)
+        log += [] if together else [first]
+        log += [h.Word(20, PHONE, 2, kind, G, "two"), *([first] if together else []), second]
+        log += [h.Quiet(900, ["fra"]), h.Login(910, 0, "ann", "fra", "final")]
+        report = check_events([*log, h.Stands(910, 0, kind, G, stands)])
+        right = stands == "two" or (together and kind == "name")
+        assert report.violations == ({} if right else {Kind.WORD_LOST: 1}), kind
+
+
 def test_what_waited_while_its_connection_changed_may_be_taken_once_more() -> None:
     """By the IDC that was asked first, though more was said and answered elsewhere since."""
     log: list[h.Event] = [
