@@ -29,6 +29,7 @@ UNHEARD_S = 0.4
 SKEW_MS = 400
 SKEWED = 0.4  # of the seeds: one clock is further off than HLCs may be
 SKEWED_MS = (600, 2_000)
+RESTARTED = 0.2  # how often it is the core, of the processes that faults beside cores meet
 
 Fault: TypeAlias = Callable[["Faults", str], Awaitable[None]]
 
@@ -99,12 +100,19 @@ class Faults:
             await self._make(name, LIGHT[name][1], idc)
 
     async def _run_beside(self) -> None:
-        """One process after the other, of those that an IDC has beside its core."""
+        """One process after the other, of those that an IDC has beside its core. Where another
+        core waits the first one is told to stop, too, as for a restart."""
         rng = self._beside_rng
         while True:
             await asyncio.sleep(rng.uniform(0.5, 4.0))
             idc = rng.choice(self._world.layout.idcs)
-            each = rng.choice(self._world.machines[idc].beside)
+            machine = self._world.machines[idc]
+            if machine.waits is not None and rng.random() < RESTARTED:
+                self.counts["core restarted"] += 1
+                self._tell(idc, "core restarted")
+                machine.stop()
+                continue
+            each = rng.choice(machine.beside)
             owner = each.owner
             if owner is None:  # its IDC is down
                 continue
@@ -152,23 +160,17 @@ class Faults:
             machine.disk.faults.full = False
             machine.disk.faults.fsync_delay_ms = 0
             machine.clock.offset_ms = 0
-            if machine.owner is None:
-                machine.start()
-            elif machine.owner.paused:
-                world.loop.resume(machine.owner)
-            for each in machine.beside:
-                if each.owner is None:
-                    each.start()
-                elif each.owner.paused:
-                    world.loop.resume(each.owner)
+            for owner in (machine.owner, *(each.owner for each in machine.beside)):
+                if owner is not None and owner.paused:
+                    world.loop.resume(owner)
+            machine.start()
 
     # ------------------------------------------------------------------------ the kinds
 
     async def _away(self, idc: str) -> None:
         """Sometimes so short that nobody notices, sometimes until after a failover."""
         await asyncio.sleep(self._rng.choice((0.3, 1.5, 4.0, 9.0)) * self._rng.uniform(0.5, 1.5))
-        if not self._world.machine(idc).running:
-            self._world.machine(idc).start()
+        self._world.machine(idc).start()
 
     async def crash(self, idc: str) -> None:
         split = self._world.layout.split
@@ -191,8 +193,7 @@ class Faults:
         self._world.machines[idc].crash(power=True)
         self._world.machines[idc].wipe()
         await asyncio.sleep(self._rng.uniform(5, 12))
-        if not self._world.machines[idc].running:
-            self._world.machines[idc].start()
+        self._world.machines[idc].start()
 
     async def two_losses(self, idc: str) -> None:
         """Another IDC is lost as soon as the first one is back."""

@@ -42,7 +42,8 @@ IPCONFS_ABOVE = 20  # the first port of an IDC, when there are several
 class Layout(NamedTuple):
     """``witness``: the place of one, or empty. ``tight``: limits and anti-flap are such that a
     minute of load meets them. ``split``: gateways are processes beside the core of their IDC, and
-    so are that many ``routes`` and ``ipconfs`` (0: ipconf runs in the core)."""
+    so are that many ``routes`` and ``ipconfs`` (0: ipconf runs in the core). ``standby``, of a
+    split one: a second core of each IDC waits until the first is gone."""
 
     idcs: tuple[str, ...] = PLACES
     witness: str = ""
@@ -50,6 +51,7 @@ class Layout(NamedTuple):
     split: bool = False
     routes: int = 0
     ipconfs: int = 0
+    standby: bool = False
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -70,7 +72,9 @@ def layout_of(seed: int) -> Layout:
     # Smaller ones are named in tests, and stay the worlds that they were.
     if seed >= SPLIT_FROM and seed % SPLIT_EVERY == 0:
         number = seed // SPLIT_EVERY
-        layout = layout._replace(split=True, routes=number % 3, ipconfs=2 * (number % 2))
+        layout = layout._replace(
+            split=True, routes=number % 3, ipconfs=2 * (number % 2), standby=number // 2 % 2 == 1
+        )
     return layout
 
 

@@ -21,9 +21,8 @@ async def second_process(world: World, idc: str) -> None:
     node: list[Node] = []
 
     async def serve() -> None:
-        node.append(
-            Node(world.config(idc, machine.folder, world.core_roles), SimOutside(world, machine))
-        )
+        config = world.config(idc, machine.folder, world.core_roles)
+        node.append(Node(config, SimOutside(world, machine, machine.boots)))
         await node[0].run()
 
     task = world.spawn(owner, serve())

@@ -102,12 +102,12 @@ class SimClock(SystemClock):
 class SimOutside:
     """``Outside`` of one process of a machine."""
 
-    def __init__(self, world: World, machine: Machine, beside: Beside | None = None) -> None:
-        """``beside``: the process, if it is not the first one of its machine."""
-        self.pid = machine.boots  # the real one would have more digits here and fewer there
+    def __init__(self, world: World, machine: Machine, boot: int, beside: Beside | None = None):
+        """``boot``: of the machine's core, or that of ``beside``, which is another process."""
+        self.pid = boot  # the real one would have more digits here and fewer there
         self.look_s = LOOK_S
         self.clock: SystemClock = machine.clock
-        life = f"{beside.name} {beside.lives}" if beside is not None else f"{machine.boots}"
+        life = f"{beside.name} {beside.lives}" if beside is not None else f"{boot}"
         self.rng = random.Random(f"{world.seed} {machine.name} {life}")
         self.secret: Callable[[int], bytes] = self.rng.randbytes
         self.disk: Disk = beside.disk if beside is not None else machine.disk
@@ -175,7 +175,8 @@ class Beside:
     async def _serve(self, owner: Owner) -> None:
         again = True
         while again:
-            node = self._make(SimOutside(self._world, self._machine, self))
+            outside = SimOutside(self._world, self._machine, self._machine.boots, self)
+            node = self._make(outside)
             try:
                 await node.run()
                 again = node.again
@@ -206,7 +207,8 @@ class Beside:
 
 class Machine:
     """One IDC's: a disk, a clock, and at most one process with all roles; or, where the layout is
-    split, one with those of the core, and ``beside`` it the others."""
+    split, one with those of the core, and ``beside`` it the others. ``waits``: a second core, which
+    stands by for it on the same folder; ``taken_over``: how often one has become the first."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
@@ -216,7 +218,9 @@ class Machine:
         self.boots = 0
         self.damages = 0  # of its disk: wiped, or bits of its files flipped
         self.owner: Owner | None = None
-        self.node: Node | None = None
+        self.waits: Owner | None = None
+        self.taken_over = 0
+        self._nodes: dict[Owner, Node] = {}
         self._world = world
         self.beside: list[Beside] = []
         if world.layout.split and name in world.layout.idcs:
@@ -248,6 +252,11 @@ class Machine:
             ]
 
     @property
+    def node(self) -> Node | None:
+        """Of the process that is to serve; None: it has not begun."""
+        return self._nodes.get(self.owner) if self.owner is not None else None
+
+    @property
     def running(self) -> bool:
         return self.owner is not None
 
@@ -261,20 +270,35 @@ class Machine:
         return getattr(self.node, "own_registry", None)
 
     def start(self) -> None:
-        world = self._world
-        self.boots += 1
-        world.net.down.discard(self.name)
-        owner = self.owner = Owner(f"{self.name}.{self.boots}")
-        world.net.sites[owner] = self.name
-        world.spawn(owner, self._serve(owner))
+        """What of it does not run."""
+        self._world.net.down.discard(self.name)
+        if self.owner is None:
+            self.owner = self._new_process()
+        if self._stands_by and self.waits is None:
+            self.waits = self._new_process()
         for each in self.beside:
             if each.owner is None:
                 each.start()
 
-    async def _serve(self, owner: Owner) -> None:
-        config = self._world.config(self.name, self.folder, self._world.core_roles)
+    @property
+    def _stands_by(self) -> bool:
+        layout = self._world.layout
+        return layout.standby and self.name in layout.idcs
+
+    def _new_process(self) -> Owner:
+        world = self._world
+        self.boots += 1
+        owner = Owner(f"{self.name}.{self.boots}")
+        world.net.sites[owner] = self.name
+        world.spawn(owner, self._serve(owner, self.boots))
+        return owner
+
+    async def _serve(self, owner: Owner, boot: int) -> None:
+        config = self._world.config(
+            self.name, self.folder, self._world.core_roles, standby=self._stands_by
+        )
         while True:
-            node = self.node = Node(config, SimOutside(self._world, self))
+            node = self._nodes[owner] = Node(config, SimOutside(self._world, self, boot))
             try:
                 await node.run()
             except Exception as error:
@@ -287,24 +311,44 @@ class Machine:
 
     def crash(self, power: bool = False, alone: bool = False) -> None:
         """At once, between two steps of its tasks. ``power``: the machine with it. ``alone``: what
-        runs beside it goes on."""
-        owner, world = self.owner, self._world
+        runs beside it goes on, and a core that waits takes its place."""
+        world = self._world
         if not alone:
             for each in self.beside:
                 each.crash(power)
-        if owner is None:
+            if self.waits is not None:
+                self._end(self.waits, power)
+                self.waits = None
+        if self.owner is None:
             return
         world.before_crash()
-        self.owner = None
-        world.loop.crash(owner)
-        world.net.crash(owner, silently=power)
+        self._end(self.owner, power)
+        self.owner, self.waits = self.waits, None
+        self.taken_over += self.owner is not None
         self._let_go()
-        self.node = None
         if power:
             world.net.down.add(self.name)
             self.disk.lost_power()
         else:
             self.disk.crashed()
+
+    def stop(self) -> None:
+        """Its core is told to, and says its farewell first. One that stands still hears it later."""
+        if self.owner is not None and self.node is not None:
+            self._world.spawn(self.owner, _stopped(self.node))
+
+    def lose(self, owner: Owner) -> None:
+        """One of its cores."""
+        if owner is self.waits:
+            self.waits = None
+            self._end(owner, power=False)
+        else:
+            self.crash(alone=True)
+
+    def _end(self, owner: Owner, power: bool) -> None:
+        self._world.loop.crash(owner)
+        self._world.net.crash(owner, silently=power)
+        self._nodes.pop(owner, None)
 
     def wipe(self) -> None:
         self.damages += 1
@@ -320,6 +364,10 @@ class Machine:
                 kv._release()
 
 
+async def _stopped(node: Node) -> None:
+    node.stop()
+
+
 class WitnessMachine(Machine):
     """Its process votes, and has no roles."""
 
@@ -333,8 +381,8 @@ class WitnessMachine(Machine):
     def registry(self) -> RegistryStore | None:
         return self._witness.store if self._witness is not None and self.running else None
 
-    async def _serve(self, owner: Owner) -> None:
-        witness = Witness(self._world.region, self.folder, {}, SimOutside(self._world, self))
+    async def _serve(self, owner: Owner, boot: int) -> None:
+        witness = Witness(self._world.region, self.folder, {}, SimOutside(self._world, self, boot))
         self._witness = witness
         try:
             await witness.run()
@@ -452,11 +500,12 @@ class World:
         roles: Roles = Roles.ALL,
         instance: int = 1,
         route_port: int = 0,
+        standby: bool = False,
     ) -> NodeConfig:
         keys = load_region_keys(self.pki)
         return NodeConfig(
             self.region, self.region.idc(name), data, self.pki, keys, {}, True, roles=roles,
-            instance=instance, route_port=route_port,
+            instance=instance, route_port=route_port, standby=standby,
         )  # fmt: skip
 
     def token(self, uid: str, device: str, kind: str = "") -> str:
@@ -474,11 +523,11 @@ class World:
 
     def ended(self, machine: Machine, owner: Owner, error: BaseException | None) -> None:
         """A process ended by itself: whoever runs it starts it again."""
-        if machine.owner is not owner:
+        if owner not in (machine.owner, machine.waits):
             return
         if error is not None:
             self.unexpected(f"of {machine.name}", error)
-        machine.crash(alone=True)
+        machine.lose(owner)
         self.loop.call_later(RESTART_S, self._again, machine)
 
     def unexpected(self, process: str, error: BaseException) -> None:
@@ -487,7 +536,7 @@ class World:
             self.failures.append(f"the process {process} ended: {error!r}")
 
     def _again(self, machine: Machine) -> None:
-        if not machine.running:
+        if machine.name not in self.net.down:
             machine.start()
 
     # ------------------------------------------------------------------------------ clients

@@ -1,0 +1,69 @@
+"""A second core of an IDC, which takes the place of the first: killed, told to stop, frozen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from services.sdk import ConnectionChanged, Message
+from services.sim.region import SPLIT_FROM, Layout, layout_of
+from services.sim.run import run_seed
+from services.sim.testing import Stage, play
+from services.sim.world import Machine
+
+IDC = "fra"
+
+
+def test_it_takes_over_and_no_client_loses_its_connection(tmp_path: Path) -> None:
+    async def script(stage: Stage) -> None:
+        machine = stage.world.machines[IDC]
+        ann = await stage.device("ann", "phone", IDC)
+        bob = await stage.device("bob", "phone", IDC)
+        chat, sent = ann.client.direct("bob"), list[bytes]()
+
+        async def says(text: bytes) -> None:
+            sent.append(text)
+            await ann.do(lambda client: client.send(chat, text))
+            await stage.until(lambda: [each.content for each in bob.of(Message)] == sent, 20)
+
+        await says(b"by the first")
+        killed: Callable[[Machine], None] = lambda machine: machine.crash(alone=True)  # noqa: E731
+        for number, ends in enumerate((killed, Machine.stop, killed)):
+            first, second = machine.owner, machine.waits
+            ends(machine)
+            await stage.until(lambda: machine.owner is second and machine.serving, 10)
+            await says(b"by the one that waited, %d" % number)
+            machine.start()
+            assert machine.waits not in (None, first, second)
+            await asyncio.sleep(1)
+        assert machine.taken_over == 3
+        assert machine.node is not None and machine.node.origin.incarnation == 1
+        for device in (ann, bob):
+            assert len(device.of(ConnectionChanged)) == 1
+
+    play(tmp_path, script, layout=Layout(split=True, standby=True))
+
+
+def test_it_waits_for_one_that_stands_still(tmp_path: Path) -> None:
+    """On segment files a lock held for life is the fence (rule 5)."""
+
+    async def script(stage: Stage) -> None:
+        machine = stage.world.machines[IDC]
+        first = machine.owner
+        assert first is not None
+        stage.world.loop.pause(first)
+        await asyncio.sleep(20)
+        assert machine.owner is first and machine.taken_over == 0
+        stage.world.loop.resume(first)
+        await asyncio.sleep(1)
+        assert machine.owner is first and machine.serving
+
+    play(tmp_path, script, layout=Layout(split=True, standby=True))
+
+
+def test_a_seed_has_some() -> None:
+    seed = next(n for n in range(SPLIT_FROM, SPLIT_FROM + 99) if layout_of(n).standby)
+    outcome = run_seed(seed, 8.0)
+    assert not outcome.violated
+    assert any("this one takes over" in line for line in outcome.trace)
