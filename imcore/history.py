@@ -284,9 +284,9 @@ class ViewSays(NamedTuple):
 
 class Word(NamedTuple):
     """The application says something that stands until something else is said. ``kind``: friend,
-    pin or mute of its user, ``about`` a uid or a conversation; or name, announcement, role or
-    member of a group, ``about`` its id, for the last two with a space and the uid. ``ask``: unique
-    in the run."""
+    pin or mute of its user, ``about`` a uid or a conversation; or name, announcement, owner, role
+    or member of a group, ``about`` its id, for the last two with a space and the uid. ``ask``:
+    unique in the run."""
 
     t: int
     n: int

@@ -22,7 +22,7 @@ from imcore.checker.verdict import Kind, Report
 
 INITIAL = {"pin": "off", "mute": "off", "role": "member", "member": "out"}
 OWN = {"friend", "pin", "mute"}  # what each user has for himself; the rest is the group's
-BY_PLACE = {"name", "announcement", "role", "member"}
+BY_PLACE = {"name", "announcement", "owner", "role", "member"}
 LATE_US = 25_000_000  # what was asked so long ago waits in no IDC, nor in a paused one, any more
 WANTS = {"request", "accept"}
 ENDS = {"decline", "remove", "block"}

@@ -66,8 +66,18 @@ class SdkSession:
     async def members(self, conversation: str) -> Sequence[str]:
         return await self._client.members(conversation)
 
-    async def send(self, conversation: str, content: bytes) -> Acked:
-        sent = await self._client.send(conversation, content)
+    async def send(
+        self,
+        conversation: str,
+        content: bytes,
+        *,
+        reply: str = "",
+        mentions: Sequence[str] = (),
+        sticker: str = "",
+    ) -> Acked:
+        sent = await self._client.send(
+            conversation, content, reply=reply, mentions=mentions, sticker=sticker
+        )
         return Acked("degraded" if sent.degraded else "stored", sent.place)
 
     async def read_up_to(self, conversation: str, key: str) -> None:

@@ -44,6 +44,8 @@ async def standing(
 def _of_group(group: Group, kind: str, uid: str) -> str:
     if kind == "name":
         return group.name
+    if kind == "owner":
+        return group.owner
     if kind == "announcement":
         return group.announcement.text if group.announcement is not None else ""
     if kind == "member":

@@ -1,5 +1,6 @@
 """What clients ask for and what passes, while faults go on: search, who has read what, who is
-online, typing, and kicks of devices that are there for that alone.
+online, own devices, typing, applications in the background, other networks, and kicks of devices
+that are there for that alone.
 
 Nothing of it is to last but a kick: a device that was kicked is out. Answers are held against what
 they may be at any time.
@@ -37,12 +38,13 @@ class Spare(Deaf):
 class Asking(Busy):
     """``wrong``: what no answer may be."""
 
-    per_s = 0.6
+    per_s = 1.1
 
     def __init__(self, load: Load, recorder: Recorder, seed: int, connect: Connect) -> None:
         super().__init__(load, recorder, seed, "asking")
         self.wrong: list[str] = []
         self._connect = connect
+        self._behind: dict[SimSession, None] = {}  # in the background
         self._spares = 0
 
     async def search(self) -> None:
@@ -111,6 +113,52 @@ class Asking(Busy):
         with contextlib.suppress(ImError):
             await self._session(member).there(typed())
 
+    async def devices(self) -> None:
+        member = self._anybody()
+        if member is None:
+            return
+        client = self._session(member).client
+        with contextlib.suppress(ImError):
+            told = await self._session(member).there(client.devices())
+            if len({each.device for each in told}) < len(told):
+                self.wrong.append(f"devices: {member.client.uid} is told {told}")
+
+    async def background(self) -> None:
+        """Its heartbeats come ever more seldom, until it is in the foreground again."""
+        member = self._anybody()
+        if member is None:
+            return
+        session = self._session(member)
+        on = session not in self._behind
+        with contextlib.suppress(ImError):
+            await session.there(_put(session, on))
+            if on:
+                self._behind[session] = None
+            else:
+                del self._behind[session]
+
+    async def network(self) -> None:
+        """The device is on another one: its connection may be gone, or stand as before."""
+        member = self._anybody()
+        if member is None:
+            return
+        kind, name = self._rng.choice(("wifi", "cellular")), self._rng.choice(("a", "b"))
+        client = self._session(member).client
+
+        async def changed() -> None:
+            client.network(kind, name)
+
+        with contextlib.suppress(ImError):
+            await self._session(member).there(changed())
+
+    async def end(self, within_s: float) -> bool:
+        """Who is in the background hears nothing of a dead connection for minutes: nobody is, when
+        all are to be there again."""
+        for session in self._behind:
+            with contextlib.suppress(ImError):
+                await session.there(_put(session, on=False))
+        return await super().end(within_s)
+
     async def kick(self) -> None:
         """A device that nobody else uses, by another one of its user."""
         member = self._anybody()
@@ -141,11 +189,18 @@ class Asking(Busy):
         return True
 
 
+async def _put(session: SimSession, on: bool) -> None:
+    session.client.background(on)
+
+
 Asking.kinds = {
     "search": (0.1, Asking.search),
     "readers": (0.6, Asking.readers),
     "read counts": (0.6, Asking.read_counts),
     "watch": (0.6, Asking.watch),
     "typing": (1.5, Asking.typing),
+    "devices": (0.4, Asking.devices),
+    "background": (0.8, Asking.background),
+    "network": (0.6, Asking.network),
     "kick": (0.25, Asking.kick),
 }

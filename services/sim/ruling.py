@@ -1,9 +1,11 @@
-"""Groups that are ruled, while faults go on: names, announcements, roles, who is put out and in.
+"""Groups that are ruled, while faults go on: names, announcements, roles, who is put out and in,
+who owns them.
 
-They are groups of their own, in which nothing is sent. The owner stays; one member is given the
-role of admin and loses it, another one is put out and in again, so that either is told of what was
-said of it alone. What is so already where it is asked for is left alone: an IDC that has not heard
-of the last word yet takes such a word for one that is asked for again.
+They are groups of their own, in which nothing is sent. Who made one stays; of every second one it
+hands it over to another member, and gets it back. One member is given the role of admin and loses
+it, another one is put out and in again, so that either is told of what was said of it alone. What
+is so already where it is asked for is left alone: an IDC that has not heard of the last word yet
+takes such a word for one that is asked for again.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from services.sdk import Group
 from services.sim.busy import Busy, lookers
 
 GROUPS_MAX = 3
-OTHERS_MAX = 2  # members that are let alone: a group of four and more is huge here
-BY_ADMIN = 0.2  # how often it is not the owner who rules
+OTHERS_MAX = (
+    2  # members that no word puts out or makes admin: a group of four and more is huge here
+)
+BY_ADMIN = 0.2  # how often it is neither maker nor heir who rules
 
 
 @dataclass(slots=True)
 class _Group:
     conversation: str
-    owner: str
+    maker: str
+    heir: str  # owner at times; empty: the maker stays it
     admin: str  # at times
     guest: str  # a member at times
 
@@ -39,11 +44,11 @@ class _Ruler(NamedTuple):
 
 
 class Ruling(Busy):
-    per_s = 0.8
+    per_s = 0.9
 
     def __init__(self, load: Load, recorder: Recorder, seed: int) -> None:
         super().__init__(load, recorder, seed, "ruling")
-        self._owners = lookers(load.population)
+        self._makers = lookers(load.population)
         self._groups: list[_Group] = []
         self._said = 0
 
@@ -52,9 +57,10 @@ class Ruling(Busy):
         found: dict[str, tuple[tuple[str, str], ...]] = {}
         for group in self._groups:
             name = group.conversation
-            found[group.owner] = (
-                *found.get(group.owner, ()),
+            found[group.maker] = (
+                *found.get(group.maker, ()),
                 ("name", name),
+                ("owner", name),
                 ("announcement", name),
                 ("role", f"{name} {group.admin}"),
                 ("member", f"{name} {group.guest}"),
@@ -67,24 +73,30 @@ class Ruling(Busy):
         return f"{what} {self._said}"
 
     async def create(self) -> None:
-        owner = self._rng.choice(self._owners)
-        member = self._device_of(owner)
+        maker = self._rng.choice(self._makers)
+        member = self._device_of(maker)
         if member is None or len(self._groups) >= GROUPS_MAX:
             return
-        uids = sorted({each.client.uid for each in self._load.devices} - {owner})
+        uids = sorted({each.client.uid for each in self._load.devices} - {maker})
         admin, guest, *others = self._rng.sample(uids, 2 + self._rng.randint(0, OTHERS_MAX))
+        heir = others[0] if others else ""
         name, ear, session = self._text("group"), member.ear, self._session(member)
         connections = ear.connections
         with contextlib.suppress(ImError):
             made = await session.create_group([admin, guest, *others], name)
             if ear.connections != connections:
                 return  # it may be made once more, and all of them come in again, at any time
-            for kind, about, value in (("name", made, name), ("member", f"{made} {guest}", "in")):
+            for kind, about, value in (
+                ("name", made, name), ("owner", made, maker), ("member", f"{made} {guest}", "in"),
+            ):  # fmt: skip
                 self._recorder.word_done(self._recorder.word(ear, kind, about, value))
-            self._groups.append(_Group(made, owner, admin, guest))
+            self._groups.append(_Group(made, maker, heir, admin, guest))
 
     async def _ruler(self, group: _Group, admins: float = BY_ADMIN) -> _Ruler | None:
-        uid = group.admin if self._rng.random() < admins else group.owner
+        if self._rng.random() < admins:
+            uid = group.admin
+        else:
+            uid = self._rng.choice(list(filter(None, (group.maker, group.heir))))
         member = self._device_of(uid)
         if member is None:
             return None
@@ -117,10 +129,22 @@ class Ruling(Busy):
         """Given and taken by the owner; an admin resigns."""
         if (group := self._group()) is None or (ruler := await self._ruler(group)) is None:
             return
+        if ruler.member.client.uid not in (ruler.group.owner, group.admin):
+            return
         name, uid = group.conversation, group.admin
         role = "member" if uid in ruler.group.admins else "admin"
         work = self._session(ruler.member).client.set_role(name, uid, role)
         await self._say(ruler.member, "role", f"{name} {uid}", role, work)
+
+    async def hand_over(self) -> None:
+        if (group := self._group()) is None or (ruler := await self._ruler(group, 0.0)) is None:
+            return
+        owner, name = ruler.group.owner, group.conversation
+        if not group.heir or ruler.member.client.uid != owner:
+            return
+        to = group.heir if owner == group.maker else group.maker
+        work = self._session(ruler.member).client.set_role(name, to, "owner")
+        await self._say(ruler.member, "owner", name, to, work)
 
     async def guest(self) -> None:
         """Put out or in, by the owner or an admin."""
@@ -138,4 +162,5 @@ Ruling.kinds = {
     "announce": (1.0, Ruling.announce),
     "role": (1.2, Ruling.role),
     "put out or in": (1.2, Ruling.guest),
+    "hand over": (0.8, Ruling.hand_over),
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from services.sdk import ConnectionChanged, Message
+from services.sim.loop import Owner
 from services.sim.region import SPLIT_FROM, Layout, layout_of
 from services.sim.run import run_seed
 from services.sim.testing import Stage, play
@@ -32,7 +34,7 @@ def test_it_takes_over_and_no_client_loses_its_connection(tmp_path: Path) -> Non
         for number, ends in enumerate((killed, Machine.stop, killed)):
             first, second = machine.owner, machine.waits
             ends(machine)
-            await stage.until(lambda: machine.owner is second and machine.serving, 10)
+            await stage.until(partial(_serves, machine, second), 10)
             await says(b"by the one that waited, %d" % number)
             machine.start()
             assert machine.waits not in (None, first, second)
@@ -43,6 +45,10 @@ def test_it_takes_over_and_no_client_loses_its_connection(tmp_path: Path) -> Non
             assert len(device.of(ConnectionChanged)) == 1
 
     play(tmp_path, script, layout=Layout(split=True, standby=True))
+
+
+def _serves(machine: Machine, core: Owner | None) -> bool:
+    return machine.owner is core and machine.serving
 
 
 def test_it_waits_for_one_that_stands_still(tmp_path: Path) -> None:

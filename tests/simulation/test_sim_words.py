@@ -34,6 +34,7 @@ async def _nothing(*what: object) -> None:
         (Ruling, ("create ruled group", "announce"), "announce", "word_lost: "),
         (Ruling, ("create ruled group", "role"), "set_role", "word_lost: "),
         (Ruling, ("create ruled group", "put out or in"), "remove", "word_lost: "),
+        (Ruling, ("create ruled group", "hand over"), "set_role", "word_lost: "),
         (Asking, ("kick",), "kick", "kick: "),
     ],
 )
@@ -54,8 +55,8 @@ def test_what_is_answered_and_not_done_is_found(
 
 def test_all_of_it_is_done_and_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for busy in (Relations, Ruling, Asking):
-        monkeypatch.setattr(busy, "per_s", 5.0)
-    outcome = run_seed(SEED, SECONDS)
+        monkeypatch.setattr(busy, "per_s", 6.0)
+    outcome = run_seed(SEED, 2 * SECONDS)
     assert not outcome.violated
     for busy in (Relations, Ruling, Asking):
         assert all(outcome.doings[kind] for kind in busy.kinds), outcome.doings
