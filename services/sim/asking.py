@@ -38,7 +38,7 @@ class Spare(Deaf):
 class Asking(Busy):
     """``wrong``: what no answer may be."""
 
-    per_s = 1.1
+    per_s = 1.2
 
     def __init__(self, load: Load, recorder: Recorder, seed: int, connect: Connect) -> None:
         super().__init__(load, recorder, seed, "asking")
@@ -194,7 +194,7 @@ async def _put(session: SimSession, on: bool) -> None:
 
 
 Asking.kinds = {
-    "search": (0.1, Asking.search),
+    "search": (0.3, Asking.search),
     "readers": (0.6, Asking.readers),
     "read counts": (0.6, Asking.read_counts),
     "watch": (0.6, Asking.watch),
