@@ -1,7 +1,8 @@
 """An IDC of which another core stands by, in pods, on a Kafka, a PD with the TiKV-protocol mock and
 an etcd that run beside the cluster: the core that serves is lost while clients talk across the
-IDCs, the other one takes its place, and then the same the other way round. No connection is lost,
-and no message."""
+IDCs, the other one takes its place, and then the same the other way round. Then the nodes of both
+are drained at once. No connection is lost, and no message.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from imctl.engines.binaries import Program
+from imctl.errors import Failed
 from imctl.reconcile.cores import TAKES_OVER_MS
 from imctl.testing.cast import Cast, Couple
-from imctl.testing.cluster import engines
+from imctl.testing.cluster import engines, settings
 from imctl.testing.cluster import lab as pods_lab
 from imctl.testing.cluster.cluster import Cluster
 from imctl.testing.cluster.lab import Pods, PodsLab
@@ -30,6 +32,7 @@ VICTIM, OTHER = "fra", "dub"
 OWN, BESIDE = f"{VICTIM}-idc-0", f"{VICTIM}-im-2"
 SAID_S = 60.0  # some 5 s where the machine does nothing else
 COMES_BACK_S = 120.0
+DRAIN_ASKS_S = 5.0  # `kubectl drain`, until an eviction is let pass
 
 
 def patient(spec: dict[str, Any]) -> None:
@@ -85,6 +88,35 @@ async def taken_over(lab: PodsLab, couple: Couple, lost: str, figures: Figures) 
     await holds(lambda: phases(pods) == whole, COMES_BACK_S, f"{lost} is not said to stand by")
 
 
+async def drained_at_once(lab: PodsLab) -> None:
+    """The nodes of both cores: whoever drains the second one asks again and again, and must wait
+    until the first core is back elsewhere."""
+    pods, cluster = lab.pods, lab.pods.of(VICTIM)
+    cores = await asyncio.to_thread(pods.cores, VICTIM)
+    (serving,) = (pod for pod, serves in cores.items() if serves)
+    (waiting,) = (pod for pod, serves in cores.items() if not serves)
+
+    def evict_serving() -> str:
+        """Why it is not evicted."""
+        try:
+            pods.evict(VICTIM, serving)
+        except Failed as error:
+            return str(error)
+        return ""
+
+    await asyncio.to_thread(cluster.kubectl, "cordon", settings.NODE)
+    try:
+        await asyncio.to_thread(pods.evict, VICTIM, waiting)
+        for _ in range(3):
+            await asyncio.sleep(DRAIN_ASKS_S)
+            assert "disruption budget" in await asyncio.to_thread(evict_serving)
+    finally:
+        await asyncio.to_thread(pods.uncordon, VICTIM)
+    await holds(lambda: not evict_serving(), COMES_BACK_S, f"{serving} is never evicted")
+    both = {serving: False, waiting: True}
+    await holds(lambda: pods.cores(VICTIM) == both, COMES_BACK_S, f"{serving} is not back")
+
+
 async def test_a_core_that_stands_by_takes_over_and_is_relieved_in_turn(
     cluster: Cluster,
     kafka_program: Program,
@@ -108,6 +140,7 @@ async def test_a_core_that_stands_by_takes_over_and_is_relieved_in_turn(
                 for lost in (first, BESIDE if first == OWN else OWN):
                     await taken_over(lab, couples[0], lost, figures)
                     await asyncio.sleep(2)
+                await drained_at_once(lab)
             assert connections(cast)[stood:] == [], "a connection did not survive"
             assert cast.refusals == []
             await cast.judge()
