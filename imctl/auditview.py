@@ -101,14 +101,14 @@ def merged(chains: Iterable[Chain], since_ms: int = 0, idc: str = "") -> list[di
     for chain in chains:
         at_ms = 0
         for row in chain.verdict.rows:
-            at_ms = max(at_ms, _at_ms(row))
+            at_ms = max(at_ms, time_ms(row))
             about = [row["writer"], row.get("idc"), row.get("target"), row.get("fault")]
             if at_ms >= since_ms and (not idc or idc in about):
                 found.append((at_ms, row))
     return [{**row, "at_ms": at_ms} for at_ms, row in sorted(found, key=lambda each: each[0])]
 
 
-def _at_ms(row: Mapping[str, Any]) -> int:
+def time_ms(row: Mapping[str, Any]) -> int:
     """0: a note of a torn line has no time of its own, nor has one that makes no sense."""
     at_ms = row.get("at_ms")
     return at_ms if isinstance(at_ms, int) and 0 <= at_ms <= LATEST_MS else 0

@@ -28,7 +28,7 @@ from imcore.history import VERSION, Header, HistoryWriter
 from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
-from imctl import startup
+from imctl import auditrules, startup
 from imctl.clients import sdk_clients
 from imctl.commands.load import home_countries
 from imctl.loop import new_event_loop
@@ -161,7 +161,8 @@ def demo(
                 asyncio.Runner(loop_factory=new_event_loop) as runner,
             ):
                 recorded = runner.run(_run(target, settings, view, clock))
-        report = _judge(settings, recorded, clock, began)
+        changes = auditrules.of_folder(data, target.region)
+        report = _judge(settings, recorded, changes, clock, began)
         if note:
             report.notes.append(note)
     finally:
@@ -343,7 +344,13 @@ def _collect_seldom() -> None:
 # -------------------------------------------------------------------------------- after
 
 
-def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: float) -> RunReport:
+def _judge(
+    settings: _Settings,
+    recorded: _Recorded,
+    changes: Sequence[auditrules.Judged],
+    clock: SystemClock,
+    began: float,
+) -> RunReport:
     latencies, availability = Latencies(), Availability()
     verdict = check_file(settings.history, [latencies, availability])
     scenario, population = recorded.scenario, recorded.population
@@ -372,6 +379,7 @@ def _judge(settings: _Settings, recorded: _Recorded, clock: SystemClock, began: 
     if recorded.broke_off:
         report.notes.append(f"The run ended early: {recorded.broke_off}.")
     report.promises = _promises(settings, scenario, verdict, report)
+    report.promises.append(promises.of_rules(changes))
     return report
 
 

@@ -13,7 +13,7 @@ from imcore.audit import EMPTY, Anchor
 from imcore.errors import ImError
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from imctl import auditview, deployment
+from imctl import auditrules, auditview, deployment
 from imctl.audit import own_writer
 from imctl.errors import ERROR
 from imctl.group import Commands
@@ -96,6 +96,28 @@ def verify(output: Output = Format.TABLE, data: Data = None) -> None:
     else:
         emit(rows, output, str)
     if not all(row["whole"] for row in rows):
+        raise typer.Exit(ERROR)
+
+
+@audit.command("rules")
+def rules(output: Output = Format.TABLE, data: Data = None) -> None:
+    """Check that every change of who serves whom kept the region's safety rules.
+
+    Judged from what the audit logs noted: the policy before and after each change, the votes, how
+    old the evidence was, and the replication lag. A rule that a change names as overridden is not
+    judged. The rules are those of the region file as it is now. The deployment may be down.
+
+    Exit status: 0 every change that was noted kept them, 1 one did not.
+
+    Example: imctl audit rules
+    """
+    folder = deployment.folder(data)
+    changes = auditrules.of_folder(folder, load_region(folder / "region.yaml"))
+    rows = [auditrules.as_row(each) for each in changes]
+    emit(rows, output, lambda: auditrules.table(changes))
+    if output is Format.TABLE:
+        print(auditrules.sentence(changes))
+    if any(each.broken for each in changes):
         raise typer.Exit(ERROR)
 
 

@@ -11,6 +11,7 @@ from imcore.checker import check_file
 from imcore.checker.availability import Availability, Move
 from imcore.checker.latency import Latencies
 from imcore.checker.ledger import Ledger
+from imctl.auditrules import Judged
 from imctl.drill import records
 from imctl.drill.model import Drill, Promised
 from imctl.drill.rto import Recovery, recovery
@@ -26,9 +27,15 @@ PRIVATE = ("node", "platform")
 
 
 def judge_run(
-    session: Session, drill: Drill, values: dict[str, Any], journal: dict[str, Any], runs: Path
+    session: Session,
+    drill: Drill,
+    values: dict[str, Any],
+    journal: dict[str, Any],
+    runs: Path,
+    changes: Sequence[Judged] | None = None,
 ) -> DrillReport:
-    """Raises BadInput when the history cannot be read."""
+    """``changes``: of the policy; None: the deployment's audit logs are not here. Raises BadInput
+    when the history cannot be read."""
     latencies, availability = Latencies(), Availability()
     ledger = Ledger(session.canaries)
     check = check_file(session.history, [latencies, availability, ledger])
@@ -56,6 +63,8 @@ def judge_run(
     )
     recoveries = _recoveries(session, availability)
     run.promises = promised(drill.settings.promised, run, recoveries)
+    if changes is not None:
+        run.promises.append(promises.of_rules(changes))
     entries = ledger.entries()
     observer = session.observer
     looks = looks_of(journal, session.load_began_s)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imcore.runtime import SystemClock
+from imctl import auditrules
 from imctl.drill import judging
 from imctl.drill.breakage import Breakage
 from imctl.drill.faults import FaultBook, RunLock
@@ -112,8 +113,10 @@ def end(journal: dict[str, Any]) -> None:
     assert current is not None
     run = current
     try:
+        session = stage.need()
+        changes = auditrules.of_folder(run.target.data, session.region, session.began_ms)
         run.report = judging.judge_run(
-            stage.need(), run.drill, run.values, journal, runs_folder(run.target)
+            session, run.drill, run.values, journal, runs_folder(run.target), changes
         )
         judging.publish(run.report, journal, run.out, runs_folder(run.target))
         if run.plain:

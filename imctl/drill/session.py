@@ -129,8 +129,8 @@ class Session:
         self.stopped_at = 0.0
         self.stop: Stop | None = None  # set: the drill is to end now
         self.load_average = os.getloadavg()[0]
-        self._began_ms = clock.wall_ms()
-        self.started = utc_now(self._began_ms).isoformat(timespec="seconds")
+        self.began_ms = clock.wall_ms()
+        self.started = utc_now(self.began_ms).isoformat(timespec="seconds")
         self.noticed: dict[str, str] = {}  # what a figure was about when it was last asked for
         self._ground = ground
         self._view = view
@@ -423,7 +423,7 @@ class Session:
         """Of the operations of this drill, against those before it; none if nobody can tell now."""
         with contextlib.suppress(Unavailable):
             known = await self.control.operations()
-            mine = [one for one in known if one.started_ms >= self._began_ms]
+            mine = [one for one in known if one.started_ms >= self.began_ms]
             return [
                 f"{one.id}: {slow.sentence()}."
                 for one in mine

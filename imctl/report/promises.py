@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, replace
 from imcore.checker import Report as Verdict
 from imcore.checker.availability import Availability, Move
 from imcore.region.model import Engines, Region
+from imctl.auditrules import Judged
 from imctl.report.model import Promise, Span
 from services.loadgen.stats import Sample
 
@@ -157,6 +158,13 @@ def of_rate(
             repeatable=True,
         ),
     ]
+
+
+def of_rules(changes: Sequence[Judged]) -> Promise:
+    """The safety rules, by the audit logs."""
+    bad = sum(bool(each.broken) for each in changes)
+    name, measured = "Policy changes that broke a safety rule", f"{bad} of {len(changes)}"
+    return Promise(name, "0", measured, not bad)
 
 
 def of_time(seconds: float, limits: Limits = EMBEDDED) -> Promise:

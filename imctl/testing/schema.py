@@ -40,7 +40,7 @@ def of(arguments: tuple[object, ...]) -> str:
     if words[0] == "op":
         return {"list": "operations", "show": "operation"}.get(words[1], "change")
     if words[0] == "audit":
-        return "audit_verify" if words[1:2] == ["verify"] else "audit"
+        return "_".join(["audit", *(word for word in words[1:2] if word in ("verify", "rules"))])
     if words[:2] == ["drill", "simulate"]:
         return "simulation"
     if words[0] == "scale":

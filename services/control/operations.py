@@ -276,9 +276,20 @@ def audit(change: Change, decision: Decision, evidence: Evidence, now_ms: int) -
                 "operation": decision.operation,
                 "blockers": [blocker._asdict() for blocker in decision.blockers],
                 "evidence": summary(change, decision, evidence, now_ms),
+                "policy": became(decision.policy) if decision.policy else None,
             }
         ),
     )
+
+
+def became(policy: Policy) -> dict[str, Any]:
+    """What stands in it, without what it remembers of former changes: those are noted too."""
+    operation = policy.operation
+    return {
+        "epoch": policy.epoch,
+        "idcs": {name: asdict(row) for name, row in policy.idcs.items()},
+        "operation": asdict(operation) if operation is not None else None,
+    }
 
 
 def audit_unknown(change: Change, error: ImError, now_ms: int) -> None:
@@ -318,7 +329,11 @@ def summary(change: Change, decision: Decision, evidence: Evidence, now_ms: int)
             for name, facts in evidence.idcs.items()
         },
         "votes": [
-            {"voter": vote.voter, "held_ms": vote.held_ms, "said": vote.sentence}
+            {
+                "voter": vote.voter,
+                "held_ms": vote.held_ms + now_ms - vote.at_ms,
+                "said": vote.sentence,
+            }
             for vote in evidence.votes
             if vote.accused == change.idc
         ],

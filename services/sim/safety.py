@@ -14,18 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import NamedTuple
 
 from imcore.region.model import Region
-from services.policy.document import (
-    IdcPolicy,
-    IdcState,
-    OperationRef,
-    OperationState,
-    Outcome,
-    Policy,
-)
+from services.policy import kept
+from services.policy.document import IdcState, OperationRef, Outcome, Policy
+from services.policy.kept import Broken, Row
 
 # Evidence is 2 s old at most, and from 500 ms ahead of a clock; a registry is asked for 1.5 s.
 WINDOW_S = 5.0
@@ -37,17 +31,6 @@ _LAST = 10  # looks
 Ends = tuple[int, ...]
 Pair = tuple[str, str]
 _S = IdcState
-_LEGAL = frozenset(
-    {
-        (_S.ACTIVE, _S.CORDONED), (_S.CORDONED, _S.ACTIVE), (_S.ACTIVE, _S.DRAINING),
-        (_S.CORDONED, _S.DRAINING), (_S.DRAINING, _S.ACTIVE), (_S.DRAINING, _S.DRAINED),
-        (_S.FAILED, _S.RECOVERING), (_S.DRAINED, _S.RECOVERING), (_S.RETIRED, _S.RECOVERING),
-        (_S.RECOVERING, _S.ACTIVE), (_S.FAILED, _S.RETIRED), (_S.DRAINED, _S.RETIRED),
-        *((state, _S.FAILED) for state in (
-            _S.ACTIVE, _S.CORDONED, _S.DRAINING, _S.DRAINED, _S.RECOVERING,
-        )),
-    }
-)  # fmt: skip
 _OVERRIDING = re.compile(r", overriding ([a-z-]+)")
 
 
@@ -101,20 +84,9 @@ class Change(NamedTuple):
         return _outcome(self.new)
 
     @property
-    def opened(self) -> OperationRef | None:
-        """The operation that begins, or goes on after a pause or an approval."""
-        before, now = self.old.operation, self.new.operation
-        if now is None or now.state is not OperationState.RUNNING:
-            return None
-        return now if before is None or before.id != now.id or before.state != now.state else None
-
-    def rows(self) -> list[tuple[str, IdcPolicy, IdcPolicy]]:
-        """Name, before and after of those that have changed."""
-        found = ((name, self.old.idcs.get(name, IdcPolicy()), row) for name, row in self._new())
-        return [each for each in found if each[1] != each[2]]
-
-    def _new(self) -> Iterable[tuple[str, IdcPolicy]]:
-        return self.new.idcs.items()
+    def step(self) -> kept.Step:
+        by = "controller" if (done := self.outcome) and "by controller" in done.sentence else ""
+        return kept.Step(self.old, self.new, by)
 
 
 class Safety:
@@ -220,11 +192,11 @@ class Safety:
     # ------------------------------------------------------------------------------ changes
 
     def _judge(self, change: Change) -> None:
-        window = self._window(change.asked)
-        broken = [*self._of_documents(change)]
-        for name, before, after in change.rows():
-            broken += self._of_row(change, name, before, after, window)
-        if (opened := change.opened) is not None:
+        window, step = self._window(change.asked), change.step
+        broken = [*kept.broken(step, self._region)]
+        for row in step.rows():
+            broken += self._of_row(change, row, window)
+        if (opened := step.opened) is not None:
             broken += self._of_move(change, opened, window)
         outcome = change.outcome
         said = outcome.sentence if outcome else f"epoch {change.new.epoch}, of an unknown request"
@@ -233,79 +205,37 @@ class Safety:
             if allowed is None or allowed[1] != rule:
                 self._say("unsafe", f"{rule}: {sentence} ({said})", change.asked)
 
-    def _of_documents(self, change: Change) -> Iterable[Pair]:
-        """What the two documents alone show."""
-        old, new = change.old.operation, change.new.operation
-        rows = change.rows()
-        if len(rows) > 1:
-            yield "transition", f"{' and '.join(name for name, *_ in rows)} change at once"
-        if old is not None and new is not None and old.id != new.id:
-            yield "one-move-at-a-time", f"{new.id} begins while {old.id} is under way"
-        begins = new is not None and (old is None or old.id != new.id)
-        awaited = new is not None and new.state is OperationState.AWAITING
-        if new is not None and begins and not awaited and new.kind in self._safety.approval:
-            yield "approval", f"{new.id} begins and nobody has approved it"
+    def _of_row(self, change: Change, row: Row, window: list[Look]) -> Iterable[Broken]:
+        if row.fails:
+            yield from self._of_failover(change, row.idc, window)
+        elif row.moved and row.after.state is _S.DRAINED:
+            yield from self._of_drained(change, row.idc, window)
+        elif row.gets:
+            yield from self._lags(change.old, row.idc, window)
+            if row.steps:
+                yield from self._of_step(change, row.idc, window)
 
-    def _of_row(
-        self, change: Change, name: str, before: IdcPolicy, after: IdcPolicy, window: list[Look]
-    ) -> Iterable[Pair]:
-        moved = before.state is not after.state
-        if moved and (before.state, after.state) not in _LEGAL:
-            yield "transition", f"{name} becomes {after.state}, and was {before.state}"
-        if not moved and before.ramp == after.ramp:
-            return
-        running = change.old.operation
-        other = running is not None and running.idc != name
-        gives = after.state in (_S.CORDONED, _S.DRAINING) and moved
-        gets = after.state is _S.ACTIVE
-        if running is not None and other and (gives or gets):
-            yield "one-move-at-a-time", f"{name} is {after.state} while {running.id} is under way"
-        if gives or (moved and after.state is _S.FAILED):
-            left = self._takers_but(name, change.old)
-            if len(left) < self._safety.active_idcs_min:
-                yield (
-                    "active-idcs-min",
-                    f"{len(left)} active IDCs are left of {self._safety.active_idcs_min}",
-                )
-        step = gets and (before.state is _S.RECOVERING or after.ramp > before.ramp)
-        if (gives or gets or after.state is _S.FAILED) and not step and self._frozen(after):
-            yield "freeze-window", f"{name} becomes {after.state} while no traffic may be moved"
-        if moved and after.state is _S.FAILED:
-            yield from self._of_failover(change, name, window)
-        elif moved and after.state is _S.DRAINED:
-            yield from self._of_drained(change, name, window)
-        elif gets:
-            yield from self._lags(change.old, name, window)
-            if step:
-                yield from self._of_step(change, name, window)
-
-    def _of_move(self, change: Change, opened: OperationRef, window: list[Look]) -> Iterable[Pair]:
+    def _of_move(
+        self, change: Change, opened: OperationRef, window: list[Look]
+    ) -> Iterable[Broken]:
         """What begins now: an IDC is emptied, or is to get its clients back."""
-        name, row, former = opened.idc, change.new.idcs[opened.idc], change.old.idcs[opened.idc]
+        name = opened.idc
         if opened.kind == "failback":
-            if self._frozen(row):
-                yield "freeze-window", f"{name} is to get clients while no traffic may be moved"
             looks = self._between(window[0].t - self._safety.hold_ms / 1000, change.asked)
             if all(len(self._accusers(look, name)) >= self._most for look in looks):
-                yield "not-accused", f"a majority accuses {name} all the time"
+                yield Broken("not-accused", f"a majority accuses {name} all the time")
             return
         yield from self._lags(change.old, name, window)
         yield from self._room(change, name, opened.target, window)
-        since_ms = row.since_ms - former.moved_ms
-        begins = change.old.operation is None
-        if begins and former.moved_ms and since_ms < self._safety.anti_flap_ms:
-            yield "anti-flap", f"clients of {name} were last moved {since_ms} ms before"
         for each in (name, *self._takers_but(name, change.old)):
             if not any(each in look.sites for look in window):
-                yield "serving", f"{each} is to give or take clients and does not serve"
+                sentence = f"{each} is to give or take clients and does not serve"
+                yield Broken("serving", sentence)
 
-    def _of_failover(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
-        by_controller = (done := change.outcome) is not None and "by controller" in done.sentence
-        if by_controller and not self._safety.automatic_failover:
-            yield "automatic-failover", f"{name} is failed by a controller"
+    def _of_failover(self, change: Change, name: str, window: list[Look]) -> Iterable[Broken]:
         most = max((self._accusers(look, name) for look in window), key=len, default=set[str]())
         if len(most) < self._most:
-            yield (
+            yield Broken(
                 "votes-majority",
                 f"of {len(self._voters)} voters {sorted(most) or 'none'} at most accused {name} "
                 f"within {change.asked - window[0].t:.1f} s",
@@ -316,27 +246,29 @@ class Safety:
         }
         if sum(longest >= hold_s - LATE_S for longest in troubled.values()) < self._most:
             said = ", ".join(f"{voter} {longest:.1f} s" for voter, longest in troubled.items())
-            yield "hold-time", f"{name} was away for {said}, and {hold_s:g} s are needed of most"
+            yield Broken(
+                "hold-time", f"{name} was away for {said}, and {hold_s:g} s are needed of most"
+            )
         yield from self._room(change, name, "", window)
         others = self._takers_but(name, change.old)
         for lost in self._region.spec.idcs:
             if lost.name == name or change.old.state(lost.name) is not _S.FAILED:
                 continue
             if not any(_agree(look, lost.name, others) for look in window):
-                yield "survivors-copies-agree", f"copies of {lost.name}'s log differ"
+                yield Broken("survivors-copies-agree", f"copies of {lost.name}'s log differ")
 
-    def _of_drained(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
+    def _of_drained(self, change: Change, name: str, window: list[Look]) -> Iterable[Broken]:
         """All that had its log when its last session had gone is applied by who takes them."""
         least = min((s.sessions if (s := look.sites.get(name)) else 0) for look in window)
         looks = self._between(change.former_at - WINDOW_S, change.asked)
         empty = self._empty(name, looks)
         if least or empty is None:
-            yield "log-applied-elsewhere", f"{name} had {least} sessions at least"
+            yield Broken("log-applied-elsewhere", f"{name} had {least} sessions at least")
             return
         for taker in self._takers_but(name, change.old):
             best = self._best(taker, looks, lambda site: site.applied.get(empty.origin, ()))
             if not _covers(best, empty.ends):
-                yield (
+                yield Broken(
                     "log-applied-elsewhere",
                     f"{taker} has applied {best} of {empty.origin}, whose ends were "
                     f"{empty.ends} when it had no session",
@@ -362,11 +294,8 @@ class Safety:
         sites = (look.sites.get(name) for look in reversed(self._looks) if look.t < t)
         return next(filter(None, sites), None)
 
-    def _of_step(self, change: Change, name: str, window: list[Look]) -> Iterable[Pair]:
+    def _of_step(self, change: Change, name: str, window: list[Look]) -> Iterable[Broken]:
         """A return's step: it has what the others had when the step before was made."""
-        running = change.old.operation
-        if running is None or running.kind != "failback" or running.idc != name:
-            yield "transition", f"{name} gets clients back and no failback of it is under way"
         then = self._before(change.former_at - WINDOW_S)
         if then is None:
             return
@@ -375,7 +304,7 @@ class Safety:
                 continue
             best = self._best(name, window, lambda own, o=site.origin: own.applied.get(o, ()))  # type: ignore[misc]
             if not _covers(best, site.ends):
-                yield (
+                yield Broken(
                     "caught-up",
                     f"{name} has applied {best} of {site.origin}, which had ended at {site.ends} "
                     f"at {then.t:.1f} s",
@@ -413,13 +342,15 @@ class Safety:
                 longest = max(longest, look.t - began)
         return longest
 
-    def _lags(self, policy: Policy, name: str, window: list[Look]) -> Iterable[Pair]:
+    def _lags(self, policy: Policy, name: str, window: list[Look]) -> Iterable[Broken]:
         """Each taker has applied what the IDC's log held some seconds ago, and the other way."""
         ago_s = self._safety.replication_lag_ms_max / 1000 + WINDOW_S
         for taker in self._takers_but(name, policy):
             for giver, getter in ((name, taker), (taker, name)):
                 if not any(self._is_near(look, giver, getter, ago_s) for look in window):
-                    yield "replication-lag", f"{getter} lags {giver} by more than {ago_s:.0f} s"
+                    yield Broken(
+                        "replication-lag", f"{getter} lags {giver} by more than {ago_s:.0f} s"
+                    )
 
     def _is_near(self, look: Look, giver: str, getter: str, ago_s: float) -> bool:
         """Who is away says nothing."""
@@ -429,7 +360,7 @@ class Safety:
             return True
         return now.origin != site.origin or _covers(here.applied.get(site.origin, ()), site.ends)
 
-    def _room(self, change: Change, name: str, target: str, window: list[Look]) -> Iterable[Pair]:
+    def _room(self, change: Change, name: str, target: str, window: list[Look]) -> Iterable[Broken]:
         """Whoever goes where: at some moment all of them had room in what takes them."""
         takers = [target] if target else self._takers_but(name, change.old)
         room = sum(
@@ -445,7 +376,9 @@ class Safety:
             for look in window
         ]
         if (least := moving + min(there, default=0)) > room:
-            yield "headroom", f"{', '.join(takers)} would have {least} sessions of {room:.0f}"
+            yield Broken(
+                "headroom", f"{', '.join(takers)} would have {least} sessions of {room:.0f}"
+            )
 
     def _best(self, name: str, looks: Iterable[Look], of: Callable[[Site], Ends]) -> Ends:
         """The furthest that it came."""
@@ -465,10 +398,6 @@ class Safety:
             if calm_s >= WINDOW_S:
                 break
         return found[::-1]
-
-    def _frozen(self, row: IdcPolicy) -> bool:
-        windows = self._safety.freeze
-        return any(_ms(each.start) <= row.since_ms < _ms(each.end) for each in windows)
 
     def _between(self, since: float, until: float) -> list[Look]:
         return [look for look in self._looks if since <= look.t <= until]
@@ -491,7 +420,3 @@ def _agree(look: Look, lost: str, survivors: Sequence[str]) -> bool:
         if site is not None
     }
     return None not in sites and len(copies) <= 1
-
-
-def _ms(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp() * 1000)

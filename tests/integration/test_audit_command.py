@@ -1,5 +1,5 @@
-"""`imctl audit` and `imctl audit verify` on the chains of a whole node, as it runs and as it is
-attacked."""
+"""`imctl audit`, `imctl audit verify` and `imctl audit rules` on the chains of a whole node, as it
+runs and as it is attacked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from imcore import auditfile
-from imcore.audit import verify
+from imcore.audit import EMPTY, Anchor, seal, verify
 from imcore.runtime import SystemClock
 from imctl.audit import own_writer, writer_of
 from imctl.target.local import Local
@@ -29,6 +29,7 @@ from services.node.node import Node
 from services.policy.document import IdcState
 
 SOON_S = 60.0
+SEALED = ("seq", "writer", "hash")  # what a chain adds to an event
 
 
 async def imctl(folder: Path, *arguments: object) -> tuple[int, str, str]:
@@ -104,6 +105,31 @@ async def test_who_did_what_and_whether_that_is_all(tmp_path: Path) -> None:
     (tmp_path / "run.json").unlink()
     status, out, _ = await imctl(tmp_path, "audit", "verify")
     assert (status, out.count("end not checked")) == (0, 2)
+
+
+async def test_whether_the_safety_rules_were_kept(tmp_path: Path) -> None:
+    async with with_decisions(tmp_path):
+        status, out, errors = await imctl(tmp_path, "audit", "rules", "-o", "json")
+        assert (status, errors) == (0, "")
+        assert [(row["epoch"], row["judged"], row["broken"]) for row in json.loads(out)] == [
+            (2, True, []), (3, True, []),
+        ]  # fmt: skip
+    status, out, _ = await imctl(tmp_path, "audit", "rules")
+    assert (status, out.splitlines()[-1]) == (0, "2 changes judged, none broke a rule")
+    assert max(map(len, out.splitlines())) <= 80
+
+    # As if the rule that the drain broke had not been overridden.
+    path, head, data = tmp_path / "audit.jsonl", EMPTY, b""
+    for line in path.read_text().splitlines():
+        event = {name: value for name, value in json.loads(line).items() if name not in SEALED}
+        event["evidence"]["overridden"] = []
+        data += (sealed := seal(event, own_writer(), head))
+        head = Anchor(json.loads(sealed)["seq"], json.loads(sealed)["hash"])
+    path.write_bytes(data)
+    status, out, _ = await imctl(tmp_path, "audit", "rules")
+    assert status == 1
+    assert "BROKEN active-idcs-min" in out
+    assert out.splitlines()[-1] == "2 changes judged, 1 broke a rule"
 
 
 async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_each_schema_is_some_commands() -> None:
     lines = [
         *((name,) for name in COMMANDS),
         ("op", "list"), ("op", "show"), ("op", "pause"), ("audit",), ("audit", "verify"),
+        ("audit", "rules"),
         ("drill", "simulate"), ("scale", "fra", "gateway=2"),
         ("scale", "fra", "gateway=2", "--dry-run"),
     ]  # fmt: skip
