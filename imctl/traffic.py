@@ -26,6 +26,7 @@ from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Vote, facts_from_status, mark_of
 from services.control.operations import (
+    Offered,
     Operation,
     as_known,
     audit_unknown,
@@ -173,10 +174,13 @@ class Steering(ABC):
         Unavailable (nothing happened) or OutcomeUnknown (even that gave no answer)."""
         if not self.permits(change):
             return self._forbidden(change)
+        offered: dict[str, Offered] = {}
         for attempt in range(RESOLVE_TRIES):
             try:
                 evidence = await self.evidence()
-                return await commit(self._proposer, self.region, change, evidence, self._clock)
+                return await commit(
+                    self._proposer, self.region, change, evidence, self._clock, offered
+                )
             except OutcomeUnknown as error:
                 if attempt == RESOLVE_TRIES - 1:
                     audit_unknown(change, error, self._clock.wall_ms())

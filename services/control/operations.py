@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -106,20 +106,36 @@ def with_step(current: bytes | None, opened: Operation, step: Step, state: Opera
     return replace(operation, steps=steps, state=state, ended_ms=ended).to_json()
 
 
+class Offered(NamedTuple):
+    """What one evaluation came to, and the policy that it was made on."""
+
+    before: Policy
+    decision: Decision
+
+
 async def commit(
-    proposer: Proposer, region: Region, change: Change, evidence: Evidence, clock: Clock
+    proposer: Proposer,
+    region: Region,
+    change: Change,
+    evidence: Evidence,
+    clock: Clock,
+    offered: dict[str, Offered] | None = None,
 ) -> Decision:
     """Judge and commit one change; the only way to change the policy. A refusal is a Decision
-    without a policy. Raises Unavailable, and OutcomeUnknown: then the same request id resolves."""
-    before: list[Policy] = []
+    without a policy. Raises Unavailable, and OutcomeUnknown: then the same request id resolves.
+    ``offered``: kept by who asks again then, so that what was committed meanwhile is known as its
+    own."""
+    offered = {} if offered is None else offered  # by its sentence, which names epoch and asker
     decided: list[Decision] = []
 
     def fn(current: bytes | None) -> bytes:
         policy = from_json(current) if current else initial(region, clock.wall_ms())
         decision = evaluate(policy, change, evidence, region, clock.wall_ms())
-        before[:], decided[:] = [policy], [decision]
+        decided[:] = [decision]
         if decision.policy is None:
             raise Blocked(decision)
+        if not decision.repeated:
+            offered[decision.sentence] = Offered(policy, decision)
         return decision.policy.to_json()
 
     try:
@@ -127,12 +143,15 @@ async def commit(
     except Blocked as error:
         audit(change, error.decision, evidence, clock.wall_ms())
         return error.decision
-    decision = decided[0]
+    # An offer of which no answer came may stand all the same: then a later round finds it there,
+    # as a request that was decided before, and its record is still to be written.
+    own = offered.get(decided[0].sentence)
+    decision = own.decision if own is not None else decided[0]
     audit(change, decision, evidence, clock.wall_ms())
-    if not decision.repeated:
+    if own is not None:
         if change.kind == Kind.FAILOVER:
             sometimes(FAILED_OVER)
-        await _record(proposer, change, before[0], decision, evidence, clock.wall_ms())
+        await _record(proposer, change, own.before, decision, evidence, clock.wall_ms())
     return decision
 
 

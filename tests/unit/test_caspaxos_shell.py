@@ -6,14 +6,21 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imcore.errors import Code, OutcomeUnknown, Refused, Unavailable
+from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from services.control import caspaxos
+from services.control import caspaxos, operations
 from services.control.acceptor import Ballot, accept, bucket_of, decode, encode, record_key
 from services.control.caspaxos import Proposer
+from services.control.evaluate import Decision
+from services.control.evidence import Evidence
+from services.control.rules import Change, Kind
+from services.policy.document import OperationState
 from services.ports import Versioned, WatchEvents
 
 
@@ -188,6 +195,50 @@ async def test_lost_replies_say_unknown_and_the_same_change_resolves_it(
         await fra.change("policy", swallow)
     registries["iad"].lose_replies = False
     assert await fra.change("policy", add("y")) == b'["x", "y"]'
+
+
+async def test_a_change_found_committed_by_its_own_lost_offer_has_its_record_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a later round of one call, and in a second call with the same request."""
+    monkeypatch.setattr(caspaxos, "PATIENCE_S", 0.1)
+    region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
+    registries, proposers = await formed()
+    registries["sin"].away = True
+    clock, offered = SystemClock(), dict[str, operations.Offered]()
+
+    async def ask(request: str, kind: str, losses: int) -> Decision:
+        monkeypatch.setattr(registries["iad"], "compare_and_swap", losing(registries, losses))
+        change = Change(kind, "fra", request, "operator", overrides=("evidence-age",))
+        return await operations.commit(proposers["fra"], region, change, Evidence(), clock, offered)
+
+    decision = await ask("1", Kind.DRAIN, 1)
+    assert decision.policy is not None and not decision.repeated, decision.sentence
+    with pytest.raises(OutcomeUnknown):
+        await ask("2", Kind.UNDRAIN, 1000)
+    assert not (await ask("2", Kind.UNDRAIN, 0)).repeated
+    record, _ = await proposers["iad"].read(operations.operation_key(decision.operation))
+    operation = operations.operation_from_json(record or b"")
+    assert [step.name for step in operation.steps] == ["drain", "undrain"]
+    assert operation.state is OperationState.ABORTED
+
+
+def losing(registries: Region, losses: int) -> Callable[..., Any]:
+    """The swap of a registry that loses so many of its replies to acceptances of a policy."""
+    left = losses
+
+    async def swap(
+        key: bytes, expected: int, value: bytes, lease: int = 0
+    ) -> tuple[bool, Versioned | None]:
+        nonlocal left
+        found = await Memory.compare_and_swap(registries["iad"], key, expected, value, lease)
+        slot = decode(value).slots.get("policy")
+        if found[0] and slot is not None and slot.accepted == slot.promised and left:
+            left -= 1
+            raise OutcomeUnknown("the reply was lost")
+        return found
+
+    return swap
 
 
 async def test_what_the_function_raises_passes_through() -> None:
