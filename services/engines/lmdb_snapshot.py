@@ -164,10 +164,13 @@ def restore(snapshot: Path, folder: Path, disk: Disk) -> None:
     lock = disk.lock(str(folder / "lock"), f"the KV {folder}")
     try:
         new = folder / "restored.mdb"
-        shutil.copyfile(snapshot / DATA, new)
-        if _synced_digest(new) != wanted:
-            new.unlink()
-            raise Damaged(f"the snapshot {snapshot} fails its check")
+        try:
+            shutil.copyfile(snapshot / DATA, new)
+            if _synced_digest(new) != wanted:
+                raise Damaged(f"the snapshot {snapshot} fails its check")
+        except BaseException:
+            new.unlink(missing_ok=True)  # a part of it takes the room that the next try needs
+            raise
         # The data file goes first: without one, the others are not looked at.
         for name in ("data.mdb", "lock.mdb", "steady", "running"):
             disk.remove(str(folder / name))

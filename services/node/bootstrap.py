@@ -155,11 +155,16 @@ class Bootstrap:
             description, checkpoints = await self._fetched(fetch, header)
         finally:
             fetch.cancel()
-        positions = folded(checkpoints, self._partitions).positions
-        anew = restarts(ranges_here(node.store), positions, source)
         older = [d.name for d in node.retention.shelf.kept]
-        await node.retention.shelf.put(description)
-        await self._restore(description.name)
+        try:
+            positions = folded(checkpoints, self._partitions).positions
+            anew = restarts(ranges_here(node.store), positions, source)
+            await node.retention.shelf.put(description)
+            await self._restore(description.name)
+        except BaseException:
+            # It is fetched anew each time: those of earlier tries would fill the disk.
+            await node.retention.shelf.drop(description.name)
+            raise
         for old in older:
             await node.retention.shelf.drop(old)
         await self._restart_copies(anew)

@@ -245,11 +245,16 @@ class Retention:
         except BaseException:
             await self.shelf.drop(name + ".new")  # what is left of it
             raise
-        checkpoints = await asyncio.to_thread(lmdb_snapshot.checked, path)
-        vector = folded(checkpoints, self._partitions).vector
-        own = self._store.own()
-        taken_by = str(own.origin) if own else self._idc
-        await self.shelf.put(Description(name, self._clock.wall_ms(), taken_by, vector, seals))
+        try:
+            checkpoints = await asyncio.to_thread(lmdb_snapshot.checked, path)
+            vector = folded(checkpoints, self._partitions).vector
+            own = self._store.own()
+            taken_by = str(own.origin) if own else self._idc
+            await self.shelf.put(Description(name, self._clock.wall_ms(), taken_by, vector, seals))
+        except BaseException:
+            # Nobody knows of it, and the next look takes another: these would fill the disk.
+            await self.shelf.drop(name)
+            raise
         log.info("the snapshot %s is taken and verified", name)
 
     # --------------------------------------------------------------------------- for a rebuild

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +15,11 @@ import pytest
 
 from imcore.attest import content_hash
 from imcore.convert import key_pb
-from imcore.errors import Damaged
+from imcore.errors import Damaged, DiskFull, Unavailable
 from imcore.hlc import Hlc
 from imcore.proto import oplog_pb2 as oplog
+from imcore.proto import peer_pb2 as peer
+from imcore.proto import peer_pb2_grpc
 from imcore.region.model import Retention as Settings
 from imcore.runtime import ManualClock
 from imcore.words import ClientKey, Origin
@@ -26,12 +30,15 @@ from services.engines.log_store import SegmentLogStore
 from services.im.applier import Applier
 from services.im.cache import ConversationCache
 from services.im.incarnation import Register, Seal
+from services.node import bootstrap
 from services.node.bootstrap import Bootstrap
 from services.node.convergence import partition_hash
 from services.node.retention import Retention, Shelf
 from services.node.seals import Seals
 from services.ports import Log, Record
 from services.retention.decide import SEAL_COMMIT_S
+from services.retention.shelf import DESCRIPTION
+from services.retention.start import Range
 
 FRA, IAD = Origin("fra", 1), Origin("iad", 1)
 CONVERSATION = "d:ann:bob"
@@ -231,10 +238,10 @@ async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_
             data=tmp_path, region=SimpleNamespace(spec=SimpleNamespace(partitions=1))
         ),
     )  # fmt: skip
-    bootstrap = Bootstrap(node)
-    assert bootstrap.timeline_life() == bench.store.log_id
-    assert await bootstrap.mend()
-    assert bootstrap.timeline_life() != bench.store.log_id
+    start = Bootstrap(node)
+    assert start.timeline_life() == bench.store.log_id
+    assert await start.mend()
+    assert start.timeline_life() != bench.store.log_id
     await bench.take_over()
     await bench.applier.drain()
     assert await state(bench.kv) == await folded_from_the_start(bench, tmp_path, theirs)
@@ -275,3 +282,103 @@ async def test_a_snapshot_that_rots_on_disk_is_thrown_away(bench: Bench, tmp_pat
     assert await bench.shelf.newest_safe() is None
     assert bench.shelf.kept == []
     assert bench.retention.alarms()
+
+
+async def test_a_snapshot_that_cannot_be_described_leaves_nothing_on_the_full_disk(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look takes another one, so what they left would take all the room that there is."""
+    await filled(bench, tmp_path)
+    write_whole = bench.disk.write_whole
+
+    def no_room(path: str, data: bytes) -> None:
+        if path.endswith(DESCRIPTION):
+            raise DiskFull(f"cannot write {path}: the disk is full")
+        write_whole(path, data)
+
+    monkeypatch.setattr(bench.disk, "write_whole", no_room)
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            await bench.look()
+    assert list((tmp_path / "snapshots").iterdir()) == []
+    monkeypatch.undo()
+    await bench.until_cut()
+
+
+class Given:
+    """In the place of ``Fetch``: gives the snapshot that lies in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def header(self) -> peer.SnapshotHeader:
+        text = (self._folder / DESCRIPTION).read_text()
+        digest = lmdb_snapshot.manifest_digest(self._folder)
+        return peer.SnapshotHeader(name="theirs", digest=digest, description=text)
+
+    async def into(self, path: Path, header: peer.SnapshotHeader) -> None:
+        shutil.copyfile(self._folder / lmdb_snapshot.DATA, path)
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def cut_off(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Bench, Bootstrap]]:
+    """A blank IDC, and what starts it from the snapshot of ``fra``."""
+    await filled(bench, tmp_path)
+    await bench.until_cut()
+    given = bench.shelf.path(bench.shelf.kept[-1].name)
+    ends = peer.EndsReply()
+    stub = SimpleNamespace(Ends=lambda request, timeout: asyncio.sleep(0, ends))
+    monkeypatch.setattr(peer_pb2_grpc, "LogsStub", lambda channel: stub)
+    monkeypatch.setattr(bootstrap, "Fetch", lambda channel, name: Given(given))
+    blank = Bench(tmp_path / "blank")
+    await blank.open()
+    node: Any = SimpleNamespace(
+        kv=blank.kv, disk=blank.disk, store=blank.store, idc="iad", channels={"fra": None},
+        retention=blank.retention, rng=random.Random(3),
+        config=SimpleNamespace(
+            data=tmp_path / "blank", region=SimpleNamespace(spec=SimpleNamespace(partitions=1))
+        ),
+    )  # fmt: skip
+    yield blank, Bootstrap(node)
+    await blank.close()
+
+
+async def test_a_start_from_a_snapshot_that_finds_no_room_leaves_nothing_of_each_try(
+    cut_off: tuple[Bench, Bootstrap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank, start = cut_off
+    shelf, kv = tmp_path / "blank" / "snapshots", tmp_path / "blank" / "kv"
+    copyfile = shutil.copyfile
+
+    def no_room(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if target.parent == kv:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", no_room)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            await start._from("fra")
+    assert list(shelf.iterdir()) == [] and blank.shelf.kept == []
+    assert not (kv / "restored.mdb").exists()
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(Unavailable, match="ahead of the own log"):  # that is of this bench
+        await start._from("fra")
+    assert len(list(shelf.iterdir())) == len(blank.shelf.kept) == 1
+
+
+async def test_a_start_that_waits_for_a_newer_snapshot_keeps_none_that_does_not_fit(
+    cut_off: tuple[Bench, Bootstrap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, start = cut_off
+    far = {(IAD, 0): Range(500, 600)}  # held here, and not by who gives the snapshot
+    monkeypatch.setattr(bootstrap, "ranges_here", lambda store: far)
+    for _ in range(2):
+        with pytest.raises(LookupError, match="held from 500"):
+            await start._from("fra")
+    assert list((tmp_path / "blank" / "snapshots").iterdir()) == []
