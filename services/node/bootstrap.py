@@ -70,16 +70,23 @@ class Bootstrap:
         """Start the roles again, if another IDC has a snapshot to give; else go on as it is."""
         if not await offers(self._node.channels, self._node.config.peer_idcs()):
             return False
-        log.warning("%s starts again from a snapshot: %s", self._node.idc, reason)
-        self._node.begin_again()
+        self._begin_again(reason)
         return True
 
+    def _begin_again(self, reason: str) -> None:
+        log.warning("%s starts again from a snapshot: %s", self._node.idc, reason)
+        self._node.begin_again()
+
     async def demand(self, reason: str) -> None:
-        """What is held here cannot be folded any more, although nothing is missing."""
-        disk, path = self._node.disk, str(self._demanded)
-        await asyncio.to_thread(disk.write_whole, path, reason.encode())
-        if not await self.ask_again(reason):
-            await asyncio.to_thread(disk.remove, path)
+        """What is held here cannot be folded any more, although nothing is missing. Raises
+        DiskFull and OutcomeUnknown when the disk does not take the demand.
+
+        Written down only once there is a snapshot to be had: a start that finds a demand takes
+        another incarnation and waits for one, and while nobody's logs are cut nobody has one."""
+        if not await offers(self._node.channels, self._node.config.peer_idcs()):
+            return
+        await asyncio.to_thread(self._node.disk.write_whole, str(self._demanded), reason.encode())
+        self._begin_again(reason)
 
     # --------------------------------------------------------------------------- own snapshot
 

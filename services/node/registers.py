@@ -74,7 +74,10 @@ async def _act(node: Node) -> bool:
     except ImError as error:
         node.seals.problem = f"acting on a seal has to wait: {error}"
         log.warning(node.seals.problem)
-        if isinstance(error, Damaged):
+        if not isinstance(error, Damaged):
+            return False
+        try:
             await node.bootstrap.demand(str(error))
-        return isinstance(error, Damaged)
+        except ImError as why:  # a full disk, say; it serves what it can, and the alarm stands
+            log.warning("a start from a snapshot has to wait: %s", why)
     return True

@@ -30,7 +30,7 @@ from services.engines.log_store import SegmentLogStore
 from services.im.applier import Applier
 from services.im.cache import ConversationCache
 from services.im.incarnation import Register, Seal
-from services.node import bootstrap
+from services.node import bootstrap, registers
 from services.node.bootstrap import Bootstrap
 from services.node.convergence import partition_hash
 from services.node.retention import Retention, Shelf
@@ -382,3 +382,52 @@ async def test_a_start_that_waits_for_a_newer_snapshot_keeps_none_that_does_not_
         with pytest.raises(LookupError, match="held from 500"):
             await start._from("fra")
     assert list((tmp_path / "blank" / "snapshots").iterdir()) == []
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Any:
+    """A node whose own log cannot be folded any more."""
+
+    async def act(store: object, partitions: object) -> None:
+        raise Damaged("fra.1 is sealed at 3, and that record is cut away here")
+
+    node: Any = SimpleNamespace(
+        idc="fra", channels={}, disk=RealDisk(), begun_again=0, partitions=[], store=None,
+        seals=SimpleNamespace(act=act, problem=None),
+        config=SimpleNamespace(
+            data=tmp_path, peer_idcs=lambda: ["iad"],
+            region=SimpleNamespace(spec=SimpleNamespace(partitions=1)),
+        ),
+    )  # fmt: skip
+    node.begin_again = lambda: setattr(node, "begun_again", node.begun_again + 1)
+    node.bootstrap = Bootstrap(node)
+    return node
+
+
+async def test_no_snapshot_is_demanded_before_another_idc_offers_one(
+    damaged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it asks, it would wait at its next start for what nobody has."""
+    demand = damaged.config.data / "snapshot-demanded"
+    has = False
+
+    async def asked(channels: object, names: object) -> bool:
+        assert not demand.exists()
+        return has
+
+    monkeypatch.setattr(bootstrap, "offers", asked)
+    await registers._act(damaged)
+    assert not demand.exists() and not damaged.begun_again
+    has = True
+    await registers._act(damaged)
+    assert demand.exists() and damaged.begun_again == 1
+
+
+async def test_a_demand_that_a_full_disk_does_not_take_ends_no_process(
+    damaged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "offers", lambda channels, names: asyncio.sleep(0, True))
+    damaged.disk.faults.full = True
+    assert await registers._act(damaged)
+    assert not damaged.begun_again
+    assert "cut away" in damaged.seals.problem
