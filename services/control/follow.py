@@ -25,8 +25,9 @@ class Marks:
 
     def take(self, policy: Policy, facts: Mapping[str, IdcFacts]) -> dict[str, Mark]:
         """A mark per IDC, taken at this policy epoch; that of a draining IDC is taken again until
-        it has no sessions. None of one that does not serve: it has no session and, until its log
-        is open, no end either, which everybody would have reached."""
+        it has no sessions, and once more when one has come back. None of one that does not serve:
+        it has no session and, until its log is open, no end either, which everybody would have
+        reached."""
         if self.epoch != policy.epoch:
             self.epoch, self.marks = policy.epoch, {}
         for name, seen in facts.items():
@@ -34,7 +35,7 @@ class Marks:
                 continue
             known = self.marks.get(name)
             draining = policy.state(name) is IdcState.DRAINING
-            left = known is not None and draining and known.sessions > 0
+            left = known is not None and draining and (known.sessions or seen.sessions) > 0
             if known is None or left or known.origin != seen.origin:
                 self.marks[name] = mark_of(seen)
         return dict(self.marks)

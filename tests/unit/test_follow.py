@@ -27,6 +27,14 @@ def test_a_mark_of_a_draining_idc_is_taken_again_until_the_last_session_has_left
     assert marks.take(draining, {"fra": facts(30, sessions=0)})["fra"].ends == (20, 20)
 
 
+def test_a_session_that_comes_back_to_a_draining_idc_moves_its_mark() -> None:
+    """What it sends before it goes again must be applied elsewhere too."""
+    marks, draining = Marks(), policy(Kind.DRAIN, IdcState.DRAINING)
+    assert marks.take(draining, {"fra": facts(20, sessions=0)})["fra"].ends == (20, 20)
+    assert marks.take(draining, {"fra": facts(30, sessions=1)})["fra"].sessions == 1
+    assert marks.take(draining, {"fra": facts(40, sessions=0)})["fra"].ends == (40, 40)
+
+
 def test_an_idc_that_is_only_starting_has_no_mark() -> None:
     """It answers without sessions and with an empty list of ends: a drained IDC, one would say."""
     marks, draining = Marks(), policy(Kind.DRAIN, IdcState.DRAINING)
