@@ -85,11 +85,19 @@ class RegistryStore:
 
     async def get(self, key: bytes) -> Versioned | None:
         self._check_open()
-        return self._state.values.get(key)
+        row = self._state.values.get(key)
+        return row if row is not None and not self._is_over(row) else None
 
     async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
         self._check_open()
-        return [row for each in (prefix, *more) for row in self._state.range(each)]
+        rows = [row for each in (prefix, *more) for row in self._state.range(each)]
+        return [row for row in rows if not self._is_over(row)]
+
+    def _is_over(self, row: Versioned) -> bool:
+        """Whether its lease has ended and it stands only until that is written down: on a full
+        disk, for as long as there is no room."""
+        lease = self._state.leases.get(row.lease)
+        return lease is not None and lease.deadline <= self._clock.now()
 
     async def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchEvents]:
         while True:
@@ -110,6 +118,9 @@ class RegistryStore:
     ) -> tuple[bool, Versioned | None]:
         def judge(draft: Draft) -> tuple[bool, Versioned | None]:
             current = draft.get(key)
+            if current is not None and self._is_over(current):  # readers do not see it any more
+                draft.end_lease(current.lease)
+                current = draft.get(key)
             if (current.mod_revision if current else 0) != expected_mod_revision:
                 return False, current
             _check_lease(draft, lease)

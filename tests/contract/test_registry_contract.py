@@ -373,3 +373,18 @@ async def test_a_full_disk_is_said_and_nothing_is_done(rig: Rig) -> None:
     await registry.put(b"k", b"3")
     async with rig.restart() as again:
         assert [v.value for v in await again.range(b"")] == [b"3"]
+
+
+async def test_a_lease_ends_for_who_reads_though_the_disk_is_full(rig: Rig) -> None:
+    """Else gateways that take nothing any more would be found, and votes stand, until there is
+    room."""
+    registry = rig.registry
+    lease = await registry.grant_lease(1000)
+    await registry.put(b"leased", b"1", lease)
+    await registry.put(b"k", b"1")
+    async with rig.full():
+        await rig.elapse(max(1, rig.lease_least_s) + rig.late_s)
+        assert await registry.get(b"leased") is None
+        assert [v.key for v in await registry.range(b"")] == [b"k"]
+    swapped, _ = await registry.compare_and_swap(b"leased", 0, b"2")
+    assert swapped
